@@ -1,0 +1,58 @@
+"""minigpt: from a file of questions and answers to a GPT that answers.
+
+The public names are loaded when they are first used, so that `import minigpt` loads no torch:
+
+    model = minigpt.load_model("output/best")
+    tokenizer = minigpt.load_tokenizer("output/best")
+    print(minigpt.generate(model, tokenizer, "四川省的省会是哪里？"))
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigpt.inference.generation import generate as generate
+    from minigpt.model import GPTConfig as GPTConfig
+    from minigpt.model import GPTLMHeadModel as GPTLMHeadModel
+    from minigpt.pretrained import load_model as load_model
+    from minigpt.pretrained import load_tokenizer as load_tokenizer
+    from minigpt.pretrained import save_pretrained as save_pretrained
+    from minigpt.tokenizer import Tokenizer as Tokenizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GPTConfig": "minigpt.model",
+    "GPTLMHeadModel": "minigpt.model",
+    "Tokenizer": "minigpt.tokenizer",
+    "generate": "minigpt.inference.generation",
+    "load_model": "minigpt.pretrained",
+    "load_tokenizer": "minigpt.pretrained",
+    "save_pretrained": "minigpt.pretrained",
+}
+__all__ = sorted(_HOME)
+
+
+class _Package(ModuleType):
+    """The package itself, with one name protected.
+
+    `minigpt/generate.py` is a door (a script), `minigpt.generate` the function. Importing the door would
+    make Python hang the module over the function; this setter declines.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _HOME:
+            return getattr(import_module(_HOME[name]), name)
+        raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "generate" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_HOME})
+
+
+sys.modules[__name__].__class__ = _Package

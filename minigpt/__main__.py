@@ -1,0 +1,64 @@
+"""`minigpt VERB ...`, or `python -m minigpt VERB ...`: a table from verb to door, and nothing else.
+
+A door is run as the script that it is, so that `minigpt train` and `python ./minigpt/train.py` are one thing.
+This module loads neither torch nor a door before a verb is known: `minigpt --help` answers at once.
+"""
+
+import runpy
+import sys
+
+DOORS = {
+    "vocab": ("minigpt.build_vocab", "build vocab.json: one token per character of your data"),
+    "split": ("minigpt.split_data", "split a JSONL file into train.jsonl and val.jsonl"),
+    "stats": ("minigpt.dataset_stats", "token lengths, what a max_length would cut, unknown characters"),
+    "train": ("minigpt.train", "train a GPT on questions and answers"),
+    "eval": ("minigpt.evaluate_model", "loss, perplexity, exact match and character F1 of a checkpoint"),
+    "generate": ("minigpt.generate", "ask a checkpoint: interactively, one question, or a file of them"),
+}
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<10}{text}" for verb, (_, text) in DOORS.items())
+    return (
+        "usage: minigpt VERB [--flag value ...]\n\n"
+        "From a file of questions and answers to a GPT that answers.\n\n"
+        f"verbs, in the order of the work:\n{verbs}\n\n"
+        "minigpt VERB --help lists a verb's flags."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the door that the first argument names; returns the process's exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "--version":
+        from minigpt import __version__
+
+        print(f"minigpt {__version__}")
+        return 0
+    if verb not in DOORS:
+        from minigpt.command_line import unknown_name
+
+        print(f"minigpt: error: {unknown_name('verb', verb, DOORS)}", file=sys.stderr)
+        return 2
+    before = sys.argv
+    sys.argv = [f"minigpt {verb}", *rest]
+    try:
+        runpy.run_module(DOORS[verb][0], run_name="__main__")
+    except SystemExit as stop:
+        if not isinstance(stop.code, int | None):
+            raise  # a text, which Python prints
+        return stop.code or 0
+    except KeyboardInterrupt:  # before the door had taken over, while its modules were loaded
+        print(f"minigpt {verb}: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        sys.argv = before
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""The frame of every door: flags from a dataclass, errors in one line, exit codes.
+
+A door declares a frozen dataclass of options (each field with one line of help below it) and a function
+`main(options) -> dict | None`, and calls `run`. Exit codes: 0 done, 2 bad input or usage, 130 interrupted by
+Ctrl-C, 143 by SIGTERM, 141 when the reader of its output went away (`| head`). With `--json` the dictionary
+that main returns is printed as the last line of stdout. A bug keeps its traceback and exits with 1.
+
+It knows nothing about models or data.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, TypeVar
+
+__all__ = ["DoorOptions", "InputError", "parse", "printable", "run", "unknown_name"]
+
+
+class InputError(ValueError):
+    """Bad input or usage. Its text is the one line that a user sees: what, where, what to do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoorOptions:
+    """What every door understands."""
+
+    json: bool = False
+    """also print the result as one JSON object on the last line, for machines"""
+
+
+Options = TypeVar("Options", bound=DoorOptions)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence about a flag, key or recipe that does not exist, with the nearest one that does.
+
+    >>> unknown_name("flag", "--n_layers", ["--n_layer", "--n_head"])
+    "unknown flag '--n_layers'; did you mean '--n_layer'?"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return f"unknown {kind} {name!r}; {hint}"
+
+
+def printable(text: str) -> str:
+    r"""Text that any stream can print in one line: escapes for line ends, terminal codes and lone surrogates.
+
+    >>> print(printable("四川\n\x1b[31m\udc80"))
+    四川\n\x1b[31m\udc80
+    """
+    unsafe = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+    return re.sub(unsafe, lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def parse(options: type[Options], argv: list[str], default: Options | None = None) -> Options:
+    """Options from the command line, the rest from `default` (or the dataclass's own defaults).
+
+    Raises:
+        InputError: for an unknown flag (naming the nearest), a missing or unreadable value.
+    """
+    import tyro  # here, not above: `minigpt --help` should not wait for it
+
+    _check_flags(options, argv)
+    # tyro wraps its messages in a box as wide as the terminal; we want the sentence, in one line
+    wide = contextlib.nullcontext() if {"-h", "--help"} & set(argv) else _columns(1_000_000)
+    said = io.StringIO()
+    try:
+        with wide, contextlib.redirect_stderr(said):
+            if default is None:
+                return tyro.cli(options, args=argv, use_underscores=True)
+            return tyro.cli(options, args=argv, use_underscores=True, default=default)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise InputError(_sentence(said.getvalue())) from None
+
+
+def _check_flags(options: type[DoorOptions], argv: list[str]) -> None:
+    switches = {field.name: field.type in (bool, "bool") for field in dataclasses.fields(options)}
+    opposites = {f"no_{name}" for name, is_switch in switches.items() if is_switch}
+    for argument in argv:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        flag, equals, _ = argument.partition("=")
+        name = flag[2:].replace("-", "_")
+        if name not in {*switches, *opposites, "help"}:
+            raise InputError(unknown_name("flag", flag, (f"--{known}" for known in switches)))
+        if equals and (name in opposites or switches.get(name)):
+            on = name.removeprefix("no_") if name in opposites else name
+            raise InputError(f"{flag} takes no value: write --{on} or --no_{on}")
+
+
+@contextlib.contextmanager
+def _columns(count: int) -> Iterator[None]:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+_PLAIN_WORDS = (  # tyro's and Python's, then ours; what is not listed stays as it is
+    (
+        r"Error parsing (--\w+): invalid literal for int\(\) with base 10: ",
+        r"\1 must be a whole number: got ",
+    ),
+    (r"Error parsing (--\w+): could not convert string to float: ", r"\1 must be a number: got "),
+    (r"Error parsing (?!--)\S+: ", ""),  # the name of our class, before a sentence of our own
+    (r"Missing value for argument '(--\w+)'.*", r"\1 needs a value (one that begins with '-': \1=VALUE)"),
+    (
+        r"invalid choice (.*) for argument '(--\w+)'\. Expected one of \((.*?),?\)\.",
+        r"\2 must be one of \3: got \1",
+    ),
+    (r"Unrecognized options: (.*)", r"unexpected argument: \1 (a value with spaces needs quotes around it)"),
+)
+
+
+def _sentence(box: str) -> str:
+    """What tyro says in the first part of its box, above the rule."""
+    colourless = re.sub(
+        r"\x1b\[[0-9;]*m", "", box
+    )  # it colours what goes to stderr when stdout is a terminal
+    lines = [re.sub(r"^│\s?|\s*│$", "", line).strip() for line in colourless.splitlines()]
+    body = [line for line in lines if line and not line.startswith(("╭", "╰"))]
+    rule = next((i for i, line in enumerate(body) if set(line) == {"─"}), len(body))
+    sentence = " ".join(body[:rule]) or "the flags could not be read; see --help"
+    for theirs, ours in _PLAIN_WORDS:
+        sentence = re.sub(f"^{theirs}", ours, sentence, flags=re.DOTALL)
+    return sentence
+
+
+def run(
+    options: type[Options],
+    main: Callable[[Options], dict[str, Any] | None],
+    *,
+    defaults: Callable[[list[str]], Options] | None = None,
+) -> NoReturn:
+    """Parse sys.argv, call main, print, exit.
+
+    Args:
+        defaults: makes the default options out of the raw arguments (a recipe's values, say).
+    """
+    program = sys.argv[0] if sys.argv[0].startswith("minigpt ") else Path(sys.argv[0]).name
+    argv = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # half a character in an answer must not end the program
+        sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)  # as an exception, so that temporary files are cleared away
+    code, complaint = 0, ""
+    try:
+        _check_flags(options, argv)  # before defaults, which may take a while or print
+        chosen = parse(options, argv, defaults(argv) if defaults else None)
+        result = main(chosen)
+        if chosen.json:
+            print(_json_line(result or {}))
+        sys.stdout.flush()
+    except InputError as error:
+        code, complaint = 2, f"error: {error}"
+    except KeyboardInterrupt:
+        code, complaint = 130, "interrupted"
+    except _Terminated:
+        code, complaint = 143, "terminated"
+    except BrokenPipeError:  # nobody is left to tell
+        code = 141
+    except OSError as error:
+        code, complaint = 2, f"error: {_os_error(error)}"
+    finally:
+        _empty(sys.stdout)
+    if complaint:
+        with contextlib.suppress(OSError):
+            print(printable(f"{program}: {' '.join(complaint.split())}"), file=sys.stderr)
+    _empty(sys.stderr)
+    sys.exit(code)
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came; like KeyboardInterrupt, it passes through `except Exception`."""
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise _Terminated(128 + signum)
+
+
+def _empty(stream: TextIO) -> None:
+    """Write out a stream's buffer; where that fails, into nothing, or Python would fail again at its exit."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _json_line(result: dict[str, Any]) -> str:
+    # Chinese stays readable where stdout can hold it; stdout itself escapes a lone surrogate, as JSON would
+    ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
+    return json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False)
+
+
+def _json_ready(value: object) -> object:
+    """The same with text for paths, and null for NaN and infinities, for which JSON has no words."""
+    match value:
+        case dict():
+            return {key: _json_ready(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_json_ready(item) for item in value]
+        case float():
+            return value if math.isfinite(value) else None
+        case Path():
+            return str(value)
+    return value
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror or str(error) or type(error).__name__}"

@@ -1,0 +1,1 @@
+"""Reading questions and answers, splitting them, their statistics, and the batches of training."""

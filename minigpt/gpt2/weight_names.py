@@ -1,0 +1,243 @@
+"""Our names for GPT-2's weights and settings, and Hugging Face's: tables, read in both directions.
+
+    minigpt.model.GPTLMHeadModel  <->  transformers.GPT2LMHeadModel (model.safetensors, config.json)
+
+It renames, transposes and checks. It opens no file: that is `minigpt.pretrained`.
+
+Two things differ besides names. Hugging Face's GPT-2 keeps the shapes of the original TensorFlow weights,
+(in, out) where torch's Linear has (out, in). And our `bias=False` variant lacks biases that GPT-2 always has:
+they are written as zeros, which changes no result, and dropped again on reading.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minigpt.command_line import InputError
+from minigpt.model import GPTConfig, GPTLMHeadModel
+
+__all__ = [
+    "WEIGHTS",
+    "config_from_hugging_face",
+    "config_to_hugging_face",
+    "from_hugging_face",
+    "to_hugging_face",
+]
+
+
+class Weight(NamedTuple):
+    """One row: `*` is the block's number; the transposed ones are Hugging Face's Conv1D, stored (in, out)."""
+
+    ours: str
+    theirs: str
+    transposed: bool = False
+
+
+WEIGHTS = (
+    Weight("transformer.wte.weight", "transformer.wte.weight"),  # also lm_head.weight, which is not written
+    Weight("transformer.wpe.weight", "transformer.wpe.weight"),
+    Weight("transformer.blocks.*.ln_1.weight", "transformer.h.*.ln_1.weight"),
+    Weight("transformer.blocks.*.ln_1.bias", "transformer.h.*.ln_1.bias"),
+    Weight(
+        "transformer.blocks.*.attn.qkv_proj.weight", "transformer.h.*.attn.c_attn.weight", transposed=True
+    ),
+    Weight("transformer.blocks.*.attn.qkv_proj.bias", "transformer.h.*.attn.c_attn.bias"),
+    Weight(
+        "transformer.blocks.*.attn.out_proj.weight", "transformer.h.*.attn.c_proj.weight", transposed=True
+    ),
+    Weight("transformer.blocks.*.attn.out_proj.bias", "transformer.h.*.attn.c_proj.bias"),
+    Weight("transformer.blocks.*.ln_2.weight", "transformer.h.*.ln_2.weight"),
+    Weight("transformer.blocks.*.ln_2.bias", "transformer.h.*.ln_2.bias"),
+    Weight("transformer.blocks.*.mlp.c_fc.weight", "transformer.h.*.mlp.c_fc.weight", transposed=True),
+    Weight("transformer.blocks.*.mlp.c_fc.bias", "transformer.h.*.mlp.c_fc.bias"),
+    Weight("transformer.blocks.*.mlp.c_proj.weight", "transformer.h.*.mlp.c_proj.weight", transposed=True),
+    Weight("transformer.blocks.*.mlp.c_proj.bias", "transformer.h.*.mlp.c_proj.bias"),
+    Weight("transformer.ln_f.weight", "transformer.ln_f.weight"),
+    Weight("transformer.ln_f.bias", "transformer.ln_f.bias"),
+)
+
+# Causal masks that old files carry as if they were weights.
+_MASK_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+
+# GPTConfig's fields that Hugging Face has one to one.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "block_size": "n_positions",
+    "n_embd": "n_embd",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # one number here
+_GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+_BIAS = "minigpt_bias"  # our own key; a file without it is a GPT-2, which has all biases
+
+# What a GPT-2 may vary elsewhere and not here. An absent key means Hugging Face's default, the same value.
+_FIXED: dict[str, Any] = {
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "quantization_config": None,
+}
+
+
+def config_to_hugging_face(
+    config: GPTConfig, eos_token_id: int | None = None, pad_token_id: int | None = None
+) -> dict[str, Any]:
+    """The contents of config.json."""
+    gelu = next(theirs for theirs, ours in _GELUS.items() if ours == config.gelu)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
+        "n_inner": None,
+        "activation_function": gelu,
+        **dict.fromkeys(_DROPOUTS, config.dropout),
+        "layer_norm_epsilon": _FIXED["layer_norm_epsilon"],
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,  # said aloud, because the default there is 50256
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        "dtype": "float32",
+        _BIAS: config.bias,
+    }
+
+
+def config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
+    """GPTConfig from the contents of config.json.
+
+    Raises:
+        InputError: naming the key, if the file describes a model that this one cannot be.
+    """
+    if values.get("model_type") != "gpt2":
+        raise InputError(f'model_type must be "gpt2": got {values.get("model_type")!r}')
+    for key, value in _FIXED.items():
+        if values.get(key, value) != value:
+            raise InputError(f"{key}={values[key]!r} is not supported, only {value!r}")
+    missing = [key for key in _SIZES.values() if key not in values]
+    if missing:
+        raise InputError(f"missing keys: {', '.join(missing)}")
+    dropouts = [values.get(key, 0.1) for key in _DROPOUTS]
+    if dropouts != dropouts[:1] * 3:
+        raise InputError(f"{', '.join(_DROPOUTS)} must be equal: got {', '.join(map(repr, dropouts))}")
+    gelu = values.get("activation_function", "gelu_new")
+    if gelu not in list(_GELUS):
+        raise InputError(f"activation_function must be one of {', '.join(_GELUS)}: got {gelu!r}")
+    bias = values.get(_BIAS, True)
+    if not isinstance(bias, bool):
+        raise InputError(f"{_BIAS} must be true or false: got {bias!r}")
+    sizes = {ours: values[theirs] for ours, theirs in _SIZES.items()}
+    try:
+        config = GPTConfig(**sizes, dropout=dropouts[0], bias=bias, gelu=_GELUS[gelu])
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from None
+    if values.get("n_inner") not in (None, 4 * config.n_embd):
+        raise InputError(
+            f"n_inner must be null or 4 * n_embd = {4 * config.n_embd}: got {values['n_inner']!r}"
+        )
+    return config
+
+
+def to_hugging_face(model: GPTLMHeadModel) -> dict[str, Tensor]:
+    """The model's weights under Hugging Face's names: float32 copies on the CPU.
+
+    Raises:
+        InputError: naming the tensor, if one holds NaN or infinity: nobody could load the file.
+    """
+    state, shapes = dict(model.named_parameters()), _shapes(model.config)
+    assert state.keys() == shapes.keys(), "a wrapped model: give the GPTLMHeadModel inside"
+    with_biases = _shapes(replace(model.config, bias=True))
+    written = {}
+    for ours, theirs, transposed in _rows(model.config):
+        tensor = state[ours].detach() if ours in shapes else torch.zeros(with_biases[ours])
+        _require_finite(ours, tensor)
+        tensor = tensor.t() if transposed else tensor
+        written[theirs] = tensor.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return written
+
+
+def from_hugging_face(
+    tensors: Mapping[str, Tensor], config: GPTConfig, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Weights under our names, copied to `dtype`, from those of a GPT2LMHeadModel or a GPT2Model.
+
+    The result has every parameter of GPTLMHeadModel(config) except lm_head.weight, which is wte's tensor.
+
+    Raises:
+        InputError: in one line, all that is missing, unexpected, or of the wrong shape or type; or the first
+            tensor with NaN, with a bias that config says does not exist, or with a head of its own.
+    """
+    found: dict[str, Tensor] = {}
+    unexpected = []
+    for name, tensor in tensors.items():
+        # a GPT2Model, without the head, has the same names less their first part
+        full_name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        if full_name in found:
+            unexpected.append(f"{name} twice, with and without its prefix")
+        elif not _MASK_BUFFER.fullmatch(full_name):
+            found[full_name] = tensor
+    head = found.pop("lm_head.weight", None)
+
+    rows = list(_rows(config))
+    ours_has, with_biases = _shapes(config), _shapes(replace(config, bias=True))
+    expected = {row.theirs: with_biases[row.ours][:: -1 if row.transposed else 1] for row in rows}
+    complaints = {
+        "missing": [row.theirs for row in rows if row.theirs not in found and row.ours in ours_has],
+        "unexpected": unexpected + sorted(found.keys() - expected.keys()),
+        "unfit": [
+            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, not float {tuple(shape)}"
+            for name, shape in expected.items()
+            if name in found and (found[name].shape != shape or not found[name].is_floating_point())
+        ],
+    }
+    if any(complaints.values()):
+        text = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in complaints.items() if names)
+        raise InputError(f"the weights do not fit the configuration; {text}")
+
+    read = {}
+    for ours, theirs, transposed in rows:
+        if theirs in found:
+            _require_finite(theirs, found[theirs])
+            if ours in ours_has:
+                tensor = found[theirs].t() if transposed else found[theirs]
+                read[ours] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+            elif found[theirs].any():
+                raise InputError(f"{theirs} is not zero, but {_BIAS} says that there is no such bias")
+    if head is not None and not torch.equal(head.to(dtype), read["transformer.wte.weight"]):
+        raise InputError(
+            "lm_head.weight differs from transformer.wte.weight: only tied weights are supported"
+        )
+    return read
+
+
+def _rows(config: GPTConfig) -> Iterator[Weight]:
+    """The table with each block's number filled in."""
+    for row in WEIGHTS:
+        if "*" not in row.ours:
+            yield row
+            continue
+        for block in map(str, range(config.n_layer)):
+            yield Weight(row.ours.replace("*", block), row.theirs.replace("*", block), row.transposed)
+
+
+def _shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    """Each parameter's shape, asked of the model itself; "meta" makes it without memory."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in GPTLMHeadModel(config).named_parameters()}
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{name} holds NaN or infinity: these weights are unusable")
+
+
+def _shortened(names: list[str], limit: int = 8) -> str:
+    """The names, or the first of very many: it shall stay one line."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

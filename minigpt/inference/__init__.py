@@ -1,0 +1,1 @@
+"""Answers: the key/value cache, sampling, and the loop that joins them."""

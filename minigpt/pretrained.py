@@ -1,0 +1,262 @@
+"""Model directories as Hugging Face's libraries write and read them.
+
+    model, tokenizer = load_model_and_tokenizer("output/best")
+    save_pretrained(model, tokenizer, "my-model")  # AutoModelForCausalLM.from_pretrained("my-model") reads it
+
+A directory holds config.json, model.safetensors, generation_config.json, tokenizer.json and
+tokenizer_config.json. Weights are read from safetensors only: a pickle can run code. Nothing is fetched from
+the network. Training state is `minigpt.training`'s affair, the manifest `minigpt.files`'s.
+"""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from minigpt.command_line import InputError
+from minigpt.files import MANIFEST, atomic_write, verify_manifest
+from minigpt.gpt2.weight_names import (
+    config_from_hugging_face,
+    config_to_hugging_face,
+    from_hugging_face,
+    to_hugging_face,
+)
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.tokenizer import Tokenizer
+
+__all__ = ["load_model", "load_model_and_tokenizer", "load_tokenizer", "load_weights", "save_pretrained"]
+
+CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> GPTLMHeadModel:
+    """The model of a directory, in eval mode.
+
+    Args:
+        path: a directory with config.json and model.safetensors, or a run's folder with such a `best` in it.
+        dtype: what to compute in; None is float32 whatever the file holds. (On most CPUs bfloat16 is slower.)
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    return _read_model(_checked_folder(path), device, dtype)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The character tokenizer of a directory (its tokenizer.json), or of a vocab.json file.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    return Tokenizer(path) if Path(path).is_file() else _read_tokenizer(_checked_folder(path))
+
+
+def load_model_and_tokenizer(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[GPTLMHeadModel, Tokenizer]:
+    """Both from one directory, checked to belong together.
+
+    Raises:
+        InputError: as `load_model`, and if the two vocabularies differ in size.
+    """
+    folder = _checked_folder(path)
+    model, tokenizer = _read_model(folder, device, dtype), _read_tokenizer(folder)
+    _require_same_vocabulary(model, tokenizer, f"{folder}: ")
+    return model, tokenizer
+
+
+def load_weights(model: GPTLMHeadModel, path: str | Path) -> None:
+    """Copy a directory's weights into a model that exists already, as training does when it resumes.
+
+    The parameters stay the same objects, on their device and in their dtype. Dropout may differ.
+
+    Raises:
+        InputError: as `load_model`, and if the directory's model is another one, naming what differs.
+    """
+    folder = _checked_folder(path)
+    config, expected = _read_config(folder), model.config
+    differing = [
+        f"{field.name}={getattr(config, field.name)!r} instead of {getattr(expected, field.name)!r}"
+        for field in fields(config)
+        if field.name != "dropout" and getattr(config, field.name) != getattr(expected, field.name)
+    ]
+    if differing:
+        raise InputError(f"{folder / CONFIG}: the weights are for another model, {', '.join(differing)}")
+    _fill(model, _read_weights(folder, expected, torch.float32), assign=False)
+
+
+def save_pretrained(model: GPTLMHeadModel, tokenizer: Tokenizer, directory: str | Path) -> None:
+    """Write a directory that transformers, and `load_model`, read. The same weights give the same bytes.
+
+    Each file is replaced as a whole. A directory that has a manifest, a finished checkpoint, is left alone.
+
+    Raises:
+        InputError: if the vocabularies differ in size, a weight is not finite, or a file cannot be written.
+    """
+    folder = Path(directory)
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
+    _require_same_vocabulary(model, tokenizer)
+    weights = safetensors.torch.save(to_hugging_face(model), metadata={"format": "pt"})
+    special_ids = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
+    settings = {
+        CONFIG: config_to_hugging_face(model.config, **special_ids),
+        GENERATION: special_ids,
+        TOKENIZER: _tokenizer_json(tokenizer),
+        TOKENIZER_CONFIG: _tokenizer_config(tokenizer, model.config.block_size),
+    }
+    try:
+        texts = {
+            name: (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+            for name, content in settings.items()
+        }
+    except UnicodeEncodeError as error:
+        raise InputError(f"an entry of the vocabulary is no character of Unicode: {error.reason}") from None
+    for name, text in texts.items():
+        atomic_write(folder / name, text)
+    atomic_write(folder / WEIGHTS, weights)
+
+
+def _require_same_vocabulary(model: GPTLMHeadModel, tokenizer: Tokenizer, where: str = "") -> None:
+    entries, rows = tokenizer.get_vocab_size(), model.config.vocab_size
+    if entries != rows:
+        raise InputError(
+            f"{where}model and tokenizer do not belong together: "
+            f"the model has vocab_size={rows}, the tokenizer {entries} entries"
+        )
+
+
+def _checked_folder(path: str | Path) -> Path:
+    """The model directory meant by a path, verified if it has a manifest."""
+    folder = Path(path)
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist: give a directory that `minigpt train` wrote")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: give the directory with {CONFIG} and {WEIGHTS}")
+    if not (folder / WEIGHTS).exists() and (folder / "best").is_dir():
+        folder = (folder / "best").resolve()  # resolved once: training may point `best` elsewhere meanwhile
+    if (folder / MANIFEST).exists():
+        verify_manifest(folder)
+    return folder
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {path.parent} is not a model directory") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
+    return content
+
+
+def _read_config(folder: Path) -> GPTConfig:
+    content = _read_json(folder / CONFIG)
+    try:
+        return config_from_hugging_face(content)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+
+
+def _read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{path} is missing: weights are read from this one file, never from a pickle")
+    try:
+        return from_hugging_face(safetensors.torch.load_file(path), config, dtype)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _fill(model: GPTLMHeadModel, weights: dict[str, Tensor], *, assign: bool) -> None:
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=assign)
+    assert (missing, unexpected) == (["lm_head.weight"], []), "from_hugging_face gives all but the tied head"
+    model.lm_head.weight = model.transformer.wte.weight  # assignment cuts the tie
+
+
+def _read_model(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> GPTLMHeadModel:
+    config = _read_config(folder)
+    weights = _read_weights(folder, config, dtype or torch.float32)
+    with torch.device("meta"):  # shapes only: neither memory nor time for initial weights
+        model = GPTLMHeadModel(config)
+    _fill(model, weights, assign=True)
+    return model.to(device).eval()
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The character vocabulary as the `tokenizers` library runs it: each code point is a word of its own."""
+    names = {index: word for word, index in tokenizer.word2id.items()}
+    specials = sorted({tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id})
+    sep = names[tokenizer.sep_token_id]
+    first, second, end = (
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 0}},
+        {"SpecialToken": {"id": sep, "type_id": 0}},
+    )
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": index, "content": names[index], **flags} for index in specials],
+        "normalizer": None,
+        # [\s\S] rather than a dot: a dot matches no newline
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": r"[\s\S]"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, end],
+            "pair": [first, end, second, end],
+            "special_tokens": {sep: {"id": sep, "ids": [tokenizer.sep_token_id], "tokens": [sep]}},
+        },
+        "decoder": {"type": "Fuse"},  # joins without spaces
+        "model": {
+            "type": "WordLevel",
+            "vocab": {names[index]: index for index in sorted(names)},
+            "unk_token": names[tokenizer.unk_token_id],
+        },
+    }
+
+
+def _tokenizer_config(tokenizer: Tokenizer, model_max_length: int) -> dict[str, Any]:
+    names = {index: word for word, index in tokenizer.word2id.items()}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model_max_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "pad_token": names[tokenizer.pad_token_id],
+        "unk_token": names[tokenizer.unk_token_id],
+        "sep_token": names[tokenizer.sep_token_id],
+        "eos_token": names[tokenizer.sep_token_id],
+        "split_special_tokens": True,  # "<sep>" typed by a user stays five characters
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / TOKENIZER
+    content = _read_json(path).get("model")
+    kind = content.get("type") if isinstance(content, dict) else None
+    vocabulary = content.get("vocab") if isinstance(content, dict) else None
+    if kind != "WordLevel" or not isinstance(vocabulary, dict):
+        raise InputError(f"{path} holds no character vocabulary: its model is {kind!r}, not 'WordLevel'")
+    try:
+        return Tokenizer.from_word2id(vocabulary)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,0 +1,180 @@
+"""The character tokenizer: one token per code point, and a vocabulary that fits in a JSON file.
+
+    >>> tokenizer = Tokenizer.from_word2id(build_vocabulary(["你好吗", "我很好"]))
+    >>> tokenizer.encode("你好", "很好", max_length=8)
+    ([3, 5, 2, 6, 5, 2, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0])
+
+Ids 0, 1, 2 are `<pad>`, `<unk>`, `<sep>`; the characters follow in code-point order. Text never becomes a
+special id: the five characters `<sep>` in a question are five characters. Encoding is one table look-up over
+the text's code points (NumPy), not a loop. It neither normalises text nor learns sub-words.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.command_line import InputError
+from minigpt.files import atomic_write
+
+__all__ = ["SPECIAL_TOKENS", "Tokenizer", "build_vocabulary"]
+
+SPECIAL_TOKENS = ("<pad>", "<unk>", "<sep>")
+
+
+def build_vocabulary(texts: Iterable[str]) -> dict[str, int]:
+    """The vocabulary of some texts: the special tokens, then every character in code-point order."""
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    return {token: i for i, token in enumerate((*SPECIAL_TOKENS, *sorted(characters)))}
+
+
+class Tokenizer:
+    """Characters <-> ids.
+
+    Args:
+        vocab_path: a vocab.json with `word2id` and `id2word`, as `minigpt vocab` writes it.
+
+    Raises:
+        InputError: if the file is no such vocabulary; the text says what is wrong with it.
+    """
+
+    def __init__(self, vocab_path: str | Path) -> None:
+        self._set(_read_vocabulary(Path(vocab_path)))
+
+    @classmethod
+    def from_word2id(cls, word2id: Mapping[str, int]) -> "Tokenizer":
+        """A tokenizer from a vocabulary in memory. Raises InputError as reading a file does."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._set(_checked(word2id, "the vocabulary"))
+        return tokenizer
+
+    def _set(self, word2id: dict[str, int]) -> None:
+        self.word2id = word2id
+        self.id2word = list(word2id)  # in the order of the ids
+        self.pad_token_id, self.unk_token_id, self.sep_token_id = (word2id[token] for token in SPECIAL_TOKENS)
+        characters = self.id2word[len(SPECIAL_TOKENS) :]
+        highest = max(map(ord, characters), default=0)
+        # one entry per code point up to the highest; the entry behind them stands for all that are higher
+        self._table = np.full(highest + 2, self.unk_token_id, dtype=np.int32)
+        self._table[[ord(c) for c in characters]] = np.arange(len(SPECIAL_TOKENS), len(word2id))
+
+    def get_vocab_size(self) -> int:
+        """Entries of the vocabulary, the special tokens included."""
+        return len(self.word2id)
+
+    def encode_array(self, text: str) -> npt.NDArray[np.int32]:
+        """The ids of a text's characters, (len(text),); unknown ones become <unk>."""
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        ids: npt.NDArray[np.int32] = self._table.take(points, mode="clip")
+        return ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text's characters, and nothing else."""
+        return self.encode_array(text).tolist()
+
+    def encode(
+        self, question: str, answer: str | None, max_length: int = 128, pad_to_max_length: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """Encode question <sep> answer <sep>, or with `answer=None` question <sep>, cut at max_length.
+
+        Returns: ids and attention mask (1: token, 0: padding), both of length max_length if padded.
+        """
+        if max_length < 1:
+            raise ValueError(f"max_length must be at least 1: got {max_length}")
+        ids = [*self.encode_text(question), self.sep_token_id]
+        if answer is not None:
+            ids += [*self.encode_text(answer), self.sep_token_id]
+        ids = ids[:max_length]
+        padding = max_length - len(ids) if pad_to_max_length else 0
+        return ids + [self.pad_token_id] * padding, [1] * len(ids) + [0] * padding
+
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        """The text of some ids. Skips <pad>; <unk> and <sep> are written out.
+
+        Raises:
+            ValueError: for an id outside the vocabulary, naming it, its position and the vocabulary's size.
+        """
+        words = []
+        for position, item in enumerate(ids):
+            try:
+                number = item.__index__()
+            except AttributeError:
+                raise ValueError(f"ids must be integers: got {item!r} at position {position}") from None
+            if not 0 <= number < len(self.id2word):
+                raise ValueError(
+                    f"id {number} at position {position} is outside the vocabulary of {len(self.id2word)} entries"
+                )
+            if number != self.pad_token_id:
+                words.append(self.id2word[number])
+        return "".join(words)
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """The distinct characters of a text that the vocabulary lacks, in order of appearance."""
+        return list(dict.fromkeys(c for c in text if c not in self.word2id))
+
+    def save(self, path: str | Path) -> None:
+        """Write vocab.json (atomically)."""
+        vocabulary = {"word2id": self.word2id, "id2word": dict(enumerate(self.id2word))}
+        atomic_write(path, json.dumps(vocabulary, ensure_ascii=False, indent=4))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the entries in order: equal vocabularies have equal fingerprints."""
+        return hashlib.sha256("\0".join(self.id2word).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.id2word == other.id2word
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist; make it with: minigpt vocab --data DATA --output {path}"
+        ) from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory; a vocab.json is needed") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); make it anew with `minigpt vocab`") from None
+    if not isinstance(content, dict) or not isinstance(content.get("word2id"), dict):
+        raise InputError(f"{path} has no object `word2id`; make it anew with `minigpt vocab`")
+    word2id = _checked(content["word2id"], str(path))
+    id2word = content.get("id2word")
+    if id2word is not None and id2word != {str(i): word for word, i in word2id.items()}:
+        raise InputError(f"{path}: word2id and id2word disagree; make it anew with `minigpt vocab`")
+    return word2id
+
+
+def _checked(word2id: Mapping[str, int], source: str) -> dict[str, int]:
+    """The vocabulary in the order of its ids, or an InputError."""
+    remedy = "make it anew with `minigpt vocab`"
+    for word, number in word2id.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise InputError(
+                f"{source}: the id of {word!r} is {number!r}, not a whole number of at least 0; {remedy}"
+            )
+    for number, token in enumerate(SPECIAL_TOKENS):
+        if word2id.get(token) != number:
+            raise InputError(
+                f"{source}: {token} must have id {number}, it has {word2id.get(token)}; {remedy}"
+            )
+    ordered = sorted(word2id, key=lambda word: word2id[word])
+    for number, word in enumerate(ordered):
+        if word2id[word] != number:
+            what = (
+                f"id {word2id[word]} is given twice" if word2id[word] < number else f"id {number} is missing"
+            )
+            raise InputError(f"{source}: {what}; {remedy}")
+        if len(word) != 1 and number >= len(SPECIAL_TOKENS):
+            raise InputError(f"{source}: entry {word!r} is not one character; {remedy}")
+    return {word: number for number, word in enumerate(ordered)}

@@ -1,0 +1,109 @@
+"""Train a GPT on questions and answers.
+
+    python ./minigpt/train.py                      # picks a recipe by device, says which and why
+    minigpt train --recipe qa-cpu --num_train_epochs 5
+    minigpt train --resume                         # after Ctrl-C or a crash: goes on to the same bits
+
+Reads data/train.jsonl, data/val.jsonl and data/vocab.json; writes output/ (see `--help` for every path).
+"""
+
+import sys
+from pathlib import Path
+
+if (
+    not __package__
+):  # run as a script: Python put this folder first on sys.path, where our names would shadow others
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import dataclasses
+import shutil
+from typing import Any
+
+from minigpt import command_line
+from minigpt.command_line import InputError
+from minigpt.terminal import seconds
+from minigpt.training.config import TrainConfig, read_recipe, read_run
+
+
+def defaults(argv: list[str]) -> TrainConfig:
+    """What the flags do not say: the recipe's values, or with --resume those of the run."""
+    first = _peek(argv)
+    if "--resume" in argv:
+        return read_run(Path(first.get("output", "output")))
+    if "recipe" in first:
+        return read_recipe(first["recipe"])
+    if "--help" in argv or "-h" in argv:
+        return read_recipe("qa-cpu")
+    from minigpt.training.loop import pick_device
+
+    device = pick_device(first.get("device", "auto"))
+    name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
+    print(f"recipe {name}: no --recipe was given and the device is {device.type}")
+    return read_recipe(name)
+
+
+def _peek(argv: list[str]) -> dict[str, str]:
+    """The values of --recipe, --output and --device, before the flags are parsed in full."""
+    found = {}
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in ("recipe", "output", "device"):
+            if not equals and index + 1 < len(argv):
+                value = argv[index + 1]
+            if value:
+                found[name] = value
+    return found
+
+
+def main(config: TrainConfig) -> dict[str, Any]:
+    """Read, build, estimate, train."""
+    from minigpt.training import checkpoint, report
+    from minigpt.training.loop import Stopped, Trainer, read_data
+
+    if not (config.resume or config.dry_run):
+        _make_way(config, bool(checkpoint.list_checkpoints(config.output)))
+    data = read_data(config)
+    trainer = Trainer(config, data)
+    print(
+        f"{len(data.train):,} pairs to learn from, {len(data.val):,} to measure on; "
+        f"{trainer.model.config.parameter_count():,} parameters on {trainer.device}"
+    )
+    if config.dry_run:
+        report.print_parameters(trainer)
+    elif config.resume:
+        folder = trainer.resume()
+        print(f"resumed from {folder}: {trainer.steps_done} of {trainer.total_steps} steps are done")
+    expected = report.estimate(trainer)
+    print(expected.sentence())
+    if config.dry_run:
+        return {"parameters": trainer.model.config.parameter_count(), **dataclasses.asdict(expected)}
+    try:
+        result = trainer.run()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.code)
+    print(
+        f"done: {result['steps']} steps in {seconds(result['seconds'])}; the best validation loss, "
+        f"{result['val_loss']:.4f}, was at step {result['best_step']}: {result['model']}"
+    )
+    return result
+
+
+def _make_way(config: TrainConfig, occupied: bool) -> None:
+    """Refuse to mix two runs in a folder; with --overwrite, move the old one aside."""
+    if not occupied:
+        return
+    if not config.overwrite:
+        raise InputError(
+            f"{config.output} holds a run already: --resume goes on with it, --overwrite moves it to "
+            f"{config.output}.previous and starts anew, --output FOLDER writes elsewhere"
+        )
+    previous = config.output.with_name(f"{config.output.name}.previous")
+    if previous.exists():
+        shutil.rmtree(previous)
+    config.output.rename(previous)
+    print(f"the earlier run is in {previous} now")
+
+
+if __name__ == "__main__":
+    command_line.run(TrainConfig, main, defaults=defaults)

@@ -1,0 +1,1 @@
+"""Training: configuration, schedule, optimiser, checkpoints, and the one loop."""

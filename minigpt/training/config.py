@@ -1,0 +1,257 @@
+"""Every knob of a training run, in one frozen dataclass; recipes are TOML files of the same keys.
+
+The command line's flags are these fields. Names follow Hugging Face's TrainingArguments and GPT2Config where
+those have one. This module holds no behaviour but validation and reading recipes.
+"""
+
+import dataclasses
+import json
+import math
+import tomllib
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from minigpt.command_line import DoorOptions, InputError, unknown_name
+
+if TYPE_CHECKING:
+    from minigpt.model import GPTConfig
+
+__all__ = ["RECIPES", "RUN_FILE", "TrainConfig", "read_recipe", "read_run"]
+
+RECIPES = Path(__file__).parent / "recipes"
+RUN_FILE = "run.json"  # in the output folder: the resolved configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DoorOptions):
+    """Train a GPT on questions and answers."""
+
+    recipe: str = ""
+    """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
+
+    # Where from, where to
+    train_data: Path = Path("data/train.jsonl")
+    """JSONL file to learn from, one {"question", "answer"} object a line"""
+    val_data: Path = Path("data/val.jsonl")
+    """JSONL file to measure on, never learned from"""
+    vocab_path: Path = Path("data/vocab.json")
+    """vocabulary, made by `minigpt vocab`"""
+    output: Path = Path("output")
+    """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
+    resume: bool = False
+    """go on from the newest whole checkpoint in the output folder, to the same bits"""
+    overwrite: bool = False
+    """start anew where the output folder holds a run; the old one is moved to OUTPUT.previous"""
+    dry_run: bool = False
+    """print the model's parts, the estimated memory and time, and start nothing"""
+    strict: bool = False
+    """stop at the first bad line of the data instead of skipping it"""
+
+    # The model
+    n_layer: int = 6
+    """blocks"""
+    n_embd: int = 768
+    """channels of a token's vector"""
+    n_head: int = 8
+    """attention heads; must divide n_embd"""
+    block_size: int = 256
+    """longest sequence that the model can read, in tokens"""
+    dropout: float = 0.1
+    """share of activations zeroed in training"""
+    bias: bool = False
+    """biases in every linear layer, as in GPT-2 (False: in qkv_proj alone)"""
+    gelu: Literal["exact", "tanh"] = "exact"
+    """GELU itself, or GPT-2's tanh approximation"""
+
+    # The batches
+    max_length: int = 128
+    """tokens of a pair (question, answer, two separators); longer ones are cut"""
+    batch_size: int = 32
+    """pairs of a batch, at most"""
+    tokens_per_batch: int = 0
+    """tokens of a batch including padding, at most; 0: no limit"""
+    gradient_accumulation_steps: int = 1
+    """batches whose gradients are added up before each step"""
+    by_length: bool = True
+    """batch pairs of like length together, so that little is padding"""
+    pad_to_max_length: bool = False
+    """pad every batch to max_length, as the textbook loop does, instead of to its own longest pair"""
+    loss_on: Literal["answer", "all"] = "answer"
+    """learn to predict the answer's tokens alone, or the question's too"""
+
+    # The steps
+    num_train_epochs: float = 15.0
+    """how often the training data is seen"""
+    max_steps: int = 0
+    """number of steps; overrides num_train_epochs; 0: as many as the epochs need"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest"""
+    learning_rate: float = 1e-4
+    """AdamW's highest learning rate"""
+    muon_learning_rate: float = 0.02
+    """Muon's highest learning rate"""
+    muon_weight_decay: float = 0.01
+    """Muon's decoupled decay"""
+    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
+    """what follows the warm-up: fall along a cosine to min_lr_ratio, or stay"""
+    min_lr_ratio: float = 0.1
+    """where the cosine ends, as a share of the highest learning rate"""
+    warmup_steps: int = 0
+    """steps over which the learning rate rises from 0"""
+    weight_decay: float = 0.01
+    """decoupled decay of matrices (vectors are never decayed)"""
+    adam_beta1: float = 0.9
+    """AdamW's memory of the gradient"""
+    adam_beta2: float = 0.999
+    """AdamW's memory of the squared gradient"""
+    max_grad_norm: float = 0.0
+    """longest gradient; longer ones are scaled down to it; 0: no limit"""
+
+    # Looking on
+    eval_steps: int = 0
+    """steps between evaluations on all of val_data (each also saves a checkpoint); 0: ten in the run"""
+    logging_steps: int = 10
+    """steps between lines of metrics.jsonl"""
+    save_total_limit: int = 2
+    """newest checkpoints to keep, besides the best"""
+
+    # The machine
+    seed: int = 42
+    """decides initial weights, order of the data, dropout: same seed, data and threads, same bits"""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto: the best that is there"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """arithmetic of the matrix products (bfloat16: for GPUs; CPUs without AMX are slower with it)"""
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores"""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "max_length",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "save_total_limit",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1: got {name}={getattr(self, name)}")
+        for name in ("max_steps", "warmup_steps", "eval_steps", "tokens_per_batch", "threads"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0: got {name}={getattr(self, name)}")
+        for name in (
+            "muon_learning_rate",
+            "muon_weight_decay",
+            "weight_decay",
+            "max_grad_norm",
+            "min_lr_ratio",
+            "learning_rate",
+            "num_train_epochs",
+        ):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} must be a finite number of at least 0: got {name}={value}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1: got {name}={getattr(self, name)}")
+        if not self.max_steps and not self.num_train_epochs:
+            raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be at least 0 and below 2**63: got seed={self.seed}")
+        if self.max_length < 3:
+            raise InputError(
+                f"max_length must hold a character and two separators: got max_length={self.max_length}"
+            )
+        if self.max_length - 1 > self.block_size:
+            raise InputError(
+                f"pairs of max_length={self.max_length} tokens do not fit into block_size={self.block_size}; "
+                "raise --block_size or lower --max_length"
+            )
+        if self.resume and self.overwrite:
+            raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
+
+    def model_config(self, vocab_size: int) -> "GPTConfig":
+        """The model that these knobs describe.
+
+        Raises:
+            InputError: for sizes that make no model (n_head must divide n_embd, ...).
+        """
+        from minigpt.model import GPTConfig  # here, not above: `minigpt train --help` needs no torch
+
+        shared = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
+        try:
+            return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in shared})
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values, paths as text."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def read_recipe(recipe: str) -> TrainConfig:
+    """Read a recipe by its name or by the path of a TOML file.
+
+    Raises:
+        InputError: for a recipe that does not exist, broken TOML, an unknown key (naming the nearest), or a
+            value of the wrong type.
+    """
+    path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
+    known = sorted(file.stem for file in RECIPES.glob("*.toml"))
+    if not recipe.endswith(".toml") and recipe not in known:
+        raise InputError(unknown_name("recipe", recipe, known))
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"recipe {path} does not exist; the built-in ones are {', '.join(known)}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} is no TOML: {error}") from None
+    return _checked({**values, "recipe": recipe}, f"recipe {path}")
+
+
+def read_run(output: Path) -> TrainConfig:
+    """The configuration that a run was started with, from its folder, to resume it.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    path = output / RUN_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except FileNotFoundError:
+        raise InputError(f"nothing to resume: {path} does not exist; start a run without --resume") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path} is damaged; give the flags of the run without --resume, or start anew"
+        ) from None
+    return _checked(
+        {**values, "output": str(output), "resume": True, "overwrite": False, "json": False}, str(path)
+    )
+
+
+def _checked(values: dict[str, Any], source: str) -> TrainConfig:
+    hints = typing.get_type_hints(TrainConfig)
+    for key, value in values.items():
+        if key not in hints:
+            raise InputError(f"{source}: {unknown_name('key', key, hints)}")
+        values[key] = _typed(source, key, value, hints[key])
+    return TrainConfig(**values)
+
+
+def _typed(source: str, key: str, value: object, hint: Any) -> object:
+    if typing.get_origin(hint) is Literal:
+        fits = value in typing.get_args(hint)
+    elif hint is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if fits else value  # type: ignore[arg-type]
+    elif hint is Path:
+        fits = isinstance(value, str)
+        value = Path(value) if isinstance(value, str) else value
+    else:
+        fits = type(value) is hint
+    if not fits:
+        want = hint.__name__ if isinstance(hint, type) else str(typing.get_args(hint))
+        raise InputError(f"{source}: {key} = {value!r}: expected {want}")
+    return value

@@ -1,0 +1,457 @@
+"""The one loop: batches in, steps, evaluation, checkpoints; resumes to the same bits.
+
+A step's content is a function of (seed, data, step) and of the state saved with a checkpoint: weights,
+optimiser, torch's random generator (dropout), the sums that the next line of metrics needs. Everything else
+(speed, time left) is only shown.
+"""
+
+import json
+import math
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Protocol
+
+import torch
+from torch.nn import functional as F
+
+import minigpt
+from minigpt.command_line import InputError
+from minigpt.data.batches import Batch, BatchPlan, EncodedPairs, encode_pairs
+from minigpt.data.reader import Pair, read_pairs
+from minigpt.evaluation.loss import LossReport, evaluate_loss
+from minigpt.files import atomic_write
+from minigpt.inference.generation import GenerationOptions, answer_questions
+from minigpt.model import GPTLMHeadModel
+from minigpt.pretrained import load_weights
+from minigpt.terminal import ProgressLine, seconds, warn
+from minigpt.tokenizer import Tokenizer
+from minigpt.training import checkpoint
+from minigpt.training.config import RUN_FILE, TrainConfig
+from minigpt.training.optimizer import load_state, make_optimizers, schedule, state_tensors
+
+__all__ = ["RunData", "Stopped", "Trainer", "pick_device", "read_data"]
+
+
+class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to stop, and has saved itself
+    """Training was interrupted by a signal, after saving. `code` is the exit code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from and is measured on."""
+
+    tokenizer: Tokenizer
+    train: EncodedPairs
+    val: EncodedPairs
+    val_pairs: list[Pair]
+
+
+def read_data(config: TrainConfig) -> RunData:
+    """Read vocabulary and both parts of the data, and say what was skipped or cut."""
+    tokenizer = Tokenizer(config.vocab_path)
+    encoded = []
+    pairs: list[Pair] = []
+    for path in (config.train_data, config.val_data):
+        pairs, report = read_pairs(path, strict=config.strict)
+        report.print_summary()
+        part = encode_pairs(pairs, tokenizer, config.max_length)
+        if part.n_cut:
+            lost = (
+                f", {part.n_without_answer} of them left out: no answer remained"
+                if part.n_without_answer
+                else ""
+            )
+            warn(
+                f"{path}: {part.n_cut} of {len(pairs)} pairs are longer than max_length={config.max_length} "
+                f"and were cut{lost}"
+            )
+        unknown = int((part.ids == tokenizer.unk_token_id).sum())
+        if unknown:
+            warn(f"{path}: {unknown} characters are not in {config.vocab_path} and became <unk>")
+        encoded.append(part)
+    return RunData(tokenizer, encoded[0], encoded[1], pairs)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `--device` names; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: for a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+class Trainer:
+    """A training run, step by step. `run()` is the whole of it; benchmarks call `step()` themselves."""
+
+    def __init__(self, config: TrainConfig, data: RunData) -> None:
+        self.config, self.data = config, data
+        self.device = pick_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if config.output.exists() and not config.output.is_dir():
+            raise InputError(f"{config.output} is a file; --output needs a folder")
+        torch.manual_seed(config.seed)
+        self.tokenizer = data.tokenizer
+        self.model = GPTLMHeadModel(config.model_config(self.tokenizer.get_vocab_size())).to(self.device)
+        self.optimizers = make_optimizers(self.model, config)
+        self.plan = BatchPlan(
+            data.train,
+            batch_size=config.batch_size,
+            tokens_per_batch=config.tokens_per_batch,
+            by_length=config.by_length,
+            seed=config.seed,
+        )
+        per_step = config.gradient_accumulation_steps
+        self.total_steps = config.max_steps or max(
+            1, math.ceil(config.num_train_epochs * len(self.plan) / per_step)
+        )
+        self.eval_steps = config.eval_steps or max(1, math.ceil(self.total_steps / 10))
+        self.steps_done = 0
+        self.tokens_seen = 0  # real tokens that went through the model
+        self.best_val_loss = math.inf
+        self.best_step = 0
+        self._loss_sum, self._loss_steps = 0.0, 0  # since the last line of metrics
+        self._train_seconds = 0.0
+
+    # -- one step -------------------------------------------------------------------------------------------
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Matrix products in bfloat16 where the configuration asks for it."""
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def batches(self, step: int) -> list[Batch]:
+        """The batches of a step, on the CPU."""
+        per_step = self.config.gradient_accumulation_steps
+        pad_to = self.config.max_length if self.config.pad_to_max_length else 0
+        numbers = range(step * per_step, (step + 1) * per_step)
+        return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Summed cross-entropy where the loss counts. No padding mask: padding lies in every token's future.
+
+        lm_head, the largest product of a small model, is computed at the counted positions only.
+        """
+        counted = batch.answer_mask if self.config.loss_on == "answer" else batch.token_mask  # (B, T)
+        with self.autocast():
+            hidden = self.model.transformer(batch.input_ids)  # (B, T, C)
+            logits = self.model.lm_head(hidden[counted])  # (positions, V)
+        return F.cross_entropy(logits.float(), batch.targets[counted], reduction="sum")
+
+    def step(self) -> dict[str, float]:
+        """Do one step; returns its loss per counted token, gradient norm and learning rate.
+
+        Raises:
+            InputError: if the loss or the gradient is not finite; the weights are then as before the step.
+        """
+        share = schedule(self.config, self.steps_done, self.total_steps)
+        rate = share * self.config.learning_rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = share * group["peak_lr"]
+        batches = self.batches(self.steps_done)
+        answers = self.config.loss_on == "answer"
+        counted = sum(int((b.answer_mask if answers else b.token_mask).sum()) for b in batches)
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.loss(batch.to(self.device)) / counted  # the mean over the whole step, not of means
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        limit = self.config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        mean, length = float(total), float(norm)
+        if not (math.isfinite(mean) and math.isfinite(length)):
+            self.model.zero_grad()
+            rows = ", ".join(str(line) for line in self.data.train.lines[batches[0].rows][:5])
+            raise InputError(
+                f"step {self.steps_done + 1}: loss {mean}, gradient norm {length}; weights untouched. "
+                f"Lower --learning_rate (now {rate:.2g}) or see lines {rows}, ... of {self.config.train_data}"
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad()
+        self.steps_done += 1
+        self.tokens_seen += sum(int(b.token_mask.sum()) for b in batches)
+        self._loss_sum += mean
+        self._loss_steps += 1
+        return {"loss": mean, "grad_norm": length, "learning_rate": rate}
+
+    def evaluate(self) -> LossReport:
+        """Loss over the whole validation part."""
+        return evaluate_loss(self.model, self.data.val.in_order(128), self.device)
+
+    # -- the run --------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, or until a signal asks to stop.
+
+        Returns: what `--json` prints: steps, best validation loss, seconds, where the best checkpoint lies.
+
+        Raises:
+            Stopped: after SIGINT or SIGTERM, once the state is saved.
+        """
+        output = self.config.output
+        output.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(
+            {"minigpt": minigpt.__version__, "config": self.config.as_dict()}, ensure_ascii=False, indent=2
+        )
+        atomic_write(output / RUN_FILE, text + "\n")
+        began, before = time.monotonic(), self._train_seconds
+        with (
+            _signals() as asked,
+            _Metrics(output, self.steps_done) as metrics,
+            ProgressLine("training", self.total_steps) as progress,
+        ):
+            first, tokens = self.steps_done, self.tokens_seen
+            evaluating = 0.0
+            val_loss = math.nan
+            while self.steps_done < self.total_steps:
+                numbers = self.step()
+                elapsed = time.monotonic() - began
+                speed = (self.tokens_seen - tokens) / max(elapsed - evaluating, 1e-9)
+                left = (self.total_steps - self.steps_done) * elapsed / (self.steps_done - first)
+                shown = "" if math.isnan(val_loss) else f"val {val_loss:.3f}  "
+                progress.update(
+                    self.steps_done,
+                    f"loss {numbers['loss']:.3f}  {shown}{speed:,.0f} tokens/s  {seconds(left)} left",
+                )
+                self._train_seconds = before + elapsed
+                if self.steps_done % self.config.logging_steps == 0:
+                    metrics.write(
+                        self.steps_done,
+                        train_loss=self._loss_sum / self._loss_steps,
+                        learning_rate=numbers["learning_rate"],
+                        grad_norm=numbers["grad_norm"],
+                        epoch=self.steps_done * self.config.gradient_accumulation_steps / len(self.plan),
+                        tokens_per_second=round(speed),
+                        seconds=round(self._train_seconds, 3),
+                    )
+                    self._loss_sum, self._loss_steps = 0.0, 0
+                stop = asked.signal is not None
+                if self.steps_done % self.eval_steps == 0 or self.steps_done == self.total_steps:
+                    start = time.monotonic()
+                    val_loss = self._evaluate_and_save(metrics, progress)
+                    evaluating += time.monotonic() - start
+                    stop = asked.signal is not None  # whatever came meanwhile: all is saved
+                elif stop:
+                    self._save()
+                if stop and self.steps_done < self.total_steps:
+                    raise self._stopped(asked)
+        self._train_seconds = before + time.monotonic() - began
+        return {
+            "steps": self.steps_done,
+            "val_loss": self.best_val_loss,
+            "best_step": self.best_step,
+            "seconds": round(self._train_seconds, 1),
+            "tokens": self.tokens_seen,
+            "model": str(output / "best"),
+        }
+
+    def _evaluate_and_save(self, metrics: "_Metrics", progress: ProgressLine) -> float:
+        report = self.evaluate()
+        counted = report.answer if self.config.loss_on == "answer" else report.all
+        metrics.write(
+            self.steps_done,
+            val_loss=counted.loss,
+            val_answer_loss=report.answer.loss,
+            val_all_loss=report.all.loss,
+        )
+        best = counted.loss < self.best_val_loss
+        if best:
+            self.best_val_loss, self.best_step = counted.loss, self.steps_done
+        self._save(best)
+        pair = self.data.val_pairs[(self.steps_done // self.eval_steps) % len(self.data.val_pairs)]
+        room = self.model.config.block_size - len(pair.question) - 1
+        sample = ""
+        if room > 0:
+            options = GenerationOptions(max_new_tokens=min(48, room))
+            answer = answer_questions(self.model, self.tokenizer, [pair.question], options)[0]
+            sample = f"  Q: {pair.question}  A: {answer.text}"
+        star = "*" if best else " "
+        progress.write(
+            f"step {self.steps_done:>6}  validation loss {counted.loss:.4f}{star} "
+            f"perplexity {counted.perplexity:.2f}{sample}"
+        )
+        return counted.loss
+
+    # -- state ----------------------------------------------------------------------------------------------
+
+    def _save(self, best: bool = False) -> None:
+        output = self.config.output
+        rng = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            "minigpt": minigpt.__version__,
+            "torch": torch.__version__,
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "steps_done": self.steps_done,
+            "total_steps": self.total_steps,
+            "tokens_seen": self.tokens_seen,
+            "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
+            "best_step": self.best_step,
+            "loss_sum": self._loss_sum,
+            "loss_steps": self._loss_steps,
+            "train_seconds": self._train_seconds,
+            "train_fingerprint": self.data.train.fingerprint,
+            "val_fingerprint": self.data.val.fingerprint,
+            "vocabulary_fingerprint": self.tokenizer.fingerprint,
+            "config": self.config.as_dict(),
+        }
+        tensors = state_tensors(self.model, self.optimizers)
+        folder = checkpoint.save(output, self.steps_done, self.model, self.tokenizer, tensors, rng, state)
+        checkpoint.set_link(output, "last", folder)
+        if best:
+            checkpoint.set_link(output, "best", folder)
+        checkpoint.prune(output, self.config.save_total_limit)
+
+    def resume(self) -> Path:
+        """Take the state of the newest checkpoint that verifies; returns its folder.
+
+        Raises:
+            InputError: if there is none, or the data, the vocabulary, the model or the run's length differ.
+        """
+        checkpoint.clear_leftovers(self.config.output)
+        snapshot, passed_over = checkpoint.read_newest(self.config.output)
+        for sentence in passed_over:
+            warn(sentence)
+        state = snapshot.state
+        for key, now, what in (
+            ("train_fingerprint", self.data.train.fingerprint, f"training data ({self.config.train_data})"),
+            ("val_fingerprint", self.data.val.fingerprint, f"validation data ({self.config.val_data})"),
+            ("vocabulary_fingerprint", self.tokenizer.fingerprint, f"vocabulary ({self.config.vocab_path})"),
+        ):
+            if state[key] != now:
+                raise InputError(
+                    f"{snapshot.folder} was made with another {what}; give that run's files, or train anew"
+                )
+        if state["threads"] != torch.get_num_threads():
+            warn(f"{state['threads']} threads before, {torch.get_num_threads()} now: sums round differently")
+        load_weights(self.model, snapshot.folder)
+        load_state(self.model, self.optimizers, snapshot.optimizer)
+        torch.set_rng_state(snapshot.rng["torch"])
+        if "cuda" in snapshot.rng and self.device.type == "cuda":
+            torch.cuda.set_rng_state(snapshot.rng["cuda"], self.device)
+        checkpoint.set_link(self.config.output, "last", snapshot.folder)
+        best = self.config.output / f"step-{state['best_step']:08d}"
+        if best.is_dir():  # a kill between saving and linking left the link behind
+            checkpoint.set_link(self.config.output, "best", best)
+        self.steps_done, self.tokens_seen = state["steps_done"], state["tokens_seen"]
+        self.best_val_loss = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
+        self.best_step = state["best_step"]
+        self._loss_sum, self._loss_steps = state["loss_sum"], state["loss_steps"]
+        self._train_seconds = state["train_seconds"]
+        if self.steps_done >= self.total_steps:
+            raise InputError(
+                f"{snapshot.folder}: the run is finished ({self.steps_done} steps); "
+                "raise --num_train_epochs or --max_steps to go on"
+            )
+        return snapshot.folder
+
+    def _stopped(self, asked: "_Asked") -> Stopped:
+        assert asked.signal is not None
+        name = signal.Signals(asked.signal).name
+        where = self.config.output / "last"
+        again = f"--output {self.config.output} --resume"
+        return Stopped(
+            128 + asked.signal, f"{name}: saved step {self.steps_done} in {where}; go on with {again}"
+        )
+
+
+class _Asked:
+    signal: int | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Asked]:
+    """SIGINT and SIGTERM are noted, and obeyed after the step; a second one stops at once."""
+    asked = _Asked()
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if asked.signal is not None:
+            sys.exit(128 + signum)
+        asked.signal = signum
+        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Writer(Protocol):
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Metrics:
+    """metrics.jsonl, one object a line, and the same numbers for TensorBoard where it is installed."""
+
+    def __init__(self, output: Path, steps_done: int) -> None:
+        self._path = output / "metrics.jsonl"
+        self._file: IO[str] | None = None
+        self._board: _Writer | None = None
+        self._steps_done = steps_done
+        self._folder = output / "tensorboard"
+
+    def __enter__(self) -> "_Metrics":
+        kept = ""
+        if self._steps_done and self._path.exists():  # lines behind the checkpoint will be written again
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+            kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
+        atomic_write(self._path, kept)
+        self._file = self._path.open("a", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            print("tensorboard is not installed: the curves are in metrics.jsonl alone", file=sys.stderr)
+        else:
+            purge = self._steps_done + 1 if self._steps_done else None
+            self._board = SummaryWriter(str(self._folder), purge_step=purge)
+        return self
+
+    def write(self, step: int, **values: float) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if self._board is not None and name != "seconds":
+                self._board.add_scalar(name, value, step)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line that was cut off while it was written
+        return math.inf

@@ -1,0 +1,152 @@
+"""The learning rate's schedule, AdamW, and Muon; and their state as plain named tensors.
+
+AdamW is torch's own, with decoupled weight decay (https://arxiv.org/abs/1711.05101) on matrices only: vectors
+(biases, norms) are few, and pulling them to zero only hurts. Muon (https://kellerjordan.github.io/posts/muon,
+https://arxiv.org/abs/2502.16982) updates the matrices inside the blocks; embeddings and vectors stay AdamW's.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.command_line import InputError
+from minigpt.training.config import TrainConfig
+
+__all__ = ["Muon", "load_state", "make_optimizers", "orthogonalize", "schedule", "state_tensors"]
+
+
+def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The learning rate of step number `step` (0 to total_steps - 1) as a share of the highest one.
+
+    Warm-up, then cosine or constant. The first step already moves: it has 1 / warmup_steps. The last step of
+    the cosine has min_lr_ratio.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.lr_scheduler_type == "constant":
+        return 1.0
+    span = max(1, total_steps - 1 - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / span)))
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """What updates which parameters; each group remembers its highest rate as `peak_lr`."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    by_muon = [p for name, p in named if config.optimizer == "muon" and ".blocks." in name and p.dim() == 2]
+    taken = {id(p) for p in by_muon}
+    rest = [p for _, p in named if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.adam_beta1, config.adam_beta2)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    ]
+    if by_muon:
+        decay = config.muon_weight_decay
+        optimizers.append(Muon(by_muon, lr=config.muon_learning_rate, weight_decay=decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+# The quintic that takes singular values from (0, 1] towards 1; steep at 0, so that few steps are enough. The
+# values end between about 0.7 and 1.2, which is as good as 1 for an update's direction.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
+    """Newton-Schulz iteration: (N, R, C) -> the nearest matrices with singular values of about 1.
+
+    With G = U S V^T, returns about U V^T. In single precision, since CPUs are slow at bfloat16. Three steps
+    bring values above about 0.03 of the Frobenius norm there; smaller ones are noise in a gradient.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x: Tensor = matrices.mT if tall else matrices  # (N, r, c), r <= c: the products below are then (N, r, r)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is above 1
+    for _ in range(steps):
+        gram = x @ x.mT  # (N, r, r)
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x  # (N, r, c)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: each update of a matrix moves all its directions by the same length.
+
+    A fused QKV projection (3C, C) is three matrices, one on top of the other, and is treated as such.
+    Matrices of one shape are stacked and orthogonalised together.
+
+    Args:
+        params: matrices.
+        lr: the length of a step, in units of a matrix's spectral norm (times sqrt(rows / columns) if tall).
+        momentum: how much of the old direction is kept (Nesterov's form).
+        weight_decay: decoupled, times lr.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}  # shape -> [(weights, direction)]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer = state["momentum_buffer"]
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                direction = p.grad.lerp(buffer, group["momentum"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                rows, columns = p.shape
+                parts = 3 if rows == 3 * columns else 1
+                for w, d in zip(p.chunk(parts), direction.chunk(parts)):
+                    stacks.setdefault((w.shape[0], w.shape[1]), []).append((w, d))
+            for (rows, columns), stack in stacks.items():
+                updates = orthogonalize(torch.stack([d for _, d in stack]))
+                length = group["lr"] * max(1.0, rows / columns) ** 0.5
+                for (w, _), update in zip(stack, updates):
+                    w.add_(update, alpha=-length)
+
+
+def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state under the parameters' names: `transformer.wte.weight.exp_avg` and so on."""
+    return {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Put `state_tensors` back.
+
+    Raises:
+        InputError: if they belong to another model or another optimiser.
+    """
+    remaining = dict(tensors)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        keys = ("momentum_buffer",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            for key in keys:
+                name = f"{names[parameter]}.{key}"
+                tensor = remaining.pop(name, None)
+                if tensor is None or (key != "step" and tensor.shape != parameter.shape):
+                    raise InputError(f"the optimiser's state does not fit the model: {name}")
+                # fused AdamW keeps its step count beside the parameter
+                optimizer.state[parameter][key] = tensor.to(parameter.device).clone()
+    if remaining:
+        raise InputError(f"the optimiser's state holds unknown tensors: {', '.join(sorted(remaining)[:3])}")

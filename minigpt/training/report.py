@@ -1,0 +1,120 @@
+"""Before a run: the model's parts, the memory that training will take, and how long, on this machine.
+
+Time is measured on a piece of a real batch and scaled by arithmetic; memory is counted, not measured.
+Nothing is trained: gradients are thrown away, weights and random state are as they were.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from minigpt.terminal import seconds, table
+from minigpt.training.loop import Trainer
+
+__all__ = ["Estimate", "estimate", "print_parameters"]
+
+
+def print_parameters(trainer: Trainer) -> None:
+    """Print the model's parts with their parameter counts, and check the sum against the closed formula."""
+    config = trainer.model.config
+    parts = trainer.model.parameter_table()
+    total = sum(count for _, count in parts)
+    rows = [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts]
+    table("model", ("part", "parameters", "share"), [*rows, ("sum", f"{total:,}", "")], numeric=(1, 2))
+    expected = config.parameter_count()
+    if total != expected:
+        raise AssertionError(f"the parts hold {total} parameters, the formula says {expected}")
+    print(f"the closed formula gives {expected:,}: equal")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take."""
+
+    steps: int
+    tokens_per_step: float  # padding included
+    flops_per_step: float
+    flops_per_second: float  # measured
+    seconds: float  # training and evaluation
+    memory_bytes: int  # weights, gradients, AdamW's two moments, activations, torch itself
+
+    def sentence(self) -> str:
+        """The estimate in one line."""
+        return (
+            f"{self.steps:,} steps of about {self.tokens_per_step:,.0f} tokens; this machine does "
+            f"{self.flops_per_second / 1e9:,.0f} GFLOP/s on them: about {seconds(self.seconds)}, "
+            f"{self.memory_bytes / 2**20:,.0f} MiB of memory"
+        )
+
+
+def estimate(trainer: Trainer) -> Estimate:
+    """Measure a piece of the first batch (about a second) and work out the rest."""
+    plan, config = trainer.plan, trainer.config
+    pad_to = config.max_length if config.pad_to_max_length else 0
+    lengths = trainer.data.train.lengths
+    shapes = [(len(rows), max(pad_to, int(lengths[rows].max()))) for rows in map(plan.rows, range(len(plan)))]
+    tokens = sum(rows * (width - 1) for rows, width in shapes) / len(shapes)
+    answer_share = _answer_share(trainer) if config.loss_on == "answer" else 1.0
+    flops = sum(_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
+    per_step = config.gradient_accumulation_steps
+    speed = _measure(trainer, answer_share)
+    evaluations = -(-trainer.total_steps // trainer.eval_steps)
+    val = trainer.data.val.lengths
+    val_flops = _flops(trainer, len(val), float(val.mean()), 1.0) / 3  # forward only
+    time_needed = (trainer.total_steps * flops * per_step + evaluations * val_flops) / speed
+    rows, width = max(shapes, key=lambda shape: shape[0] * shape[1])
+    return Estimate(
+        steps=trainer.total_steps,
+        tokens_per_step=tokens * per_step,
+        flops_per_step=flops * per_step,
+        flops_per_second=speed,
+        seconds=time_needed,
+        memory_bytes=_memory(trainer, rows * (width - 1), answer_share),
+    )
+
+
+def _answer_share(trainer: Trainer) -> float:
+    train = trainer.data.train
+    return float((train.lengths - train.answer_starts).sum() / (train.lengths - 1).sum())
+
+
+def _flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
+    """Forward and backward: 6 per weight and token, 12 L C T for attention, lm_head where the loss counts."""
+    config = trainer.model.config
+    C, L = config.n_embd, config.n_layer
+    per_token = 6 * 12 * L * C * C + 12 * L * C * T + counted * 6 * config.vocab_size * C
+    return rows * T * per_token
+
+
+def _measure(trainer: Trainer, answer_share: float) -> float:
+    """FLOP/s of forward and backward on at most about a hundred GFLOP of the first batch."""
+    config = trainer.config
+    rows = trainer.plan.rows(0)
+    pad_to = config.max_length if config.pad_to_max_length else 0
+    B, T = trainer.data.train.batch(rows, pad_to).input_ids.shape
+    keep = max(1, min(B, round(B * 1e11 / _flops(trainer, B, T, answer_share))))
+    piece = trainer.data.train.batch(rows[:keep], pad_to).to(trainer.device)
+    T = piece.input_ids.shape[1]
+    random_state = torch.get_rng_state()
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        trainer.loss(piece).backward()  # type: ignore[no-untyped-call]
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    trainer.model.zero_grad()
+    torch.set_rng_state(random_state)
+    return _flops(trainer, keep, T, answer_share) / best
+
+
+def _memory(trainer: Trainer, tokens: float, answer_share: float) -> int:
+    config = trainer.model.config
+    C, L, V = config.n_embd, config.n_layer, config.vocab_size
+    # per layer: both norms' inputs and outputs (4 C), q k v (3 C), attention's output twice (2 C), the MLP's
+    # two wide rows (8 C); dropout keeps three masks and their products
+    per_layer = 17 * C + (6 * C if config.dropout else 0)
+    activations = 4 * tokens * (per_layer * L + 3 * C + answer_share * 3 * V)
+    torch_itself = 350 * 2**20
+    return int(16 * config.parameter_count() + activations) + torch_itself
