@@ -71,17 +71,21 @@ def parse(options: type[Options], argv: list[str], default: Options | None = Non
     import tyro  # here, not above: `minigpt --help` should not wait for it
 
     _check_flags(options, argv)
-    # tyro wraps its messages in a box as wide as the terminal; we want the sentence, in one line
-    wide = contextlib.nullcontext() if {"-h", "--help"} & set(argv) else _columns(1_000_000)
+
+    def read() -> Options:
+        if default is None:
+            return tyro.cli(options, args=argv, use_underscores=True)
+        return tyro.cli(options, args=argv, use_underscores=True, default=default)
+
+    if {"-h", "--help"} & set(argv):
+        return read()
+    # tyro draws a coloured box, as wide as the terminal, around its messages; we want the sentence alone.
+    # With stdout taken away from it too, the box is the same everywhere: ASCII, without colours.
     said = io.StringIO()
     try:
-        with wide, contextlib.redirect_stderr(said):
-            if default is None:
-                return tyro.cli(options, args=argv, use_underscores=True)
-            return tyro.cli(options, args=argv, use_underscores=True, default=default)
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
+        with _columns(1_000_000), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            return read()
+    except SystemExit:
         raise InputError(_sentence(said.getvalue())) from None
 
 
@@ -130,14 +134,9 @@ _PLAIN_WORDS = (  # tyro's and Python's, then ours; what is not listed stays as 
 
 
 def _sentence(box: str) -> str:
-    """What tyro says in the first part of its box, above the rule."""
-    colourless = re.sub(
-        r"\x1b\[[0-9;]*m", "", box
-    )  # it colours what goes to stderr when stdout is a terminal
-    lines = [re.sub(r"^│\s?|\s*│$", "", line).strip() for line in colourless.splitlines()]
-    body = [line for line in lines if line and not line.startswith(("╭", "╰"))]
-    rule = next((i for i, line in enumerate(body) if set(line) == {"─"}), len(body))
-    sentence = " ".join(body[:rule]) or "the flags could not be read; see --help"
+    """What tyro says below its title, above the help that it adds."""
+    parts = re.split(r"^[ -]*---[ -]*$", box, flags=re.MULTILINE)
+    sentence = " ".join(parts[min(1, len(parts) - 1)].split()) or "the flags could not be read; see --help"
     for theirs, ours in _PLAIN_WORDS:
         sentence = re.sub(f"^{theirs}", ours, sentence, flags=re.DOTALL)
     return sentence

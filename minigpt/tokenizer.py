@@ -6,11 +6,13 @@
 
 Ids 0, 1, 2 are `<pad>`, `<unk>`, `<sep>`; the characters follow in code-point order. Text never becomes a
 special id: the five characters `<sep>` in a question are five characters. Encoding is one table look-up over
-the text's code points (NumPy), not a loop. It neither normalises text nor learns sub-words.
+the text's code points (NumPy), not a loop: benchmarks/tokenizer_speed.py. It neither normalises text nor
+learns sub-words.
 """
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +28,26 @@ __all__ = ["SPECIAL_TOKENS", "Tokenizer", "build_vocabulary"]
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<sep>")
 
+_REMEDY = "make it anew with: minigpt vocab --data DATA --output VOCAB"
+
 
 def build_vocabulary(texts: Iterable[str]) -> dict[str, int]:
-    """The vocabulary of some texts: the special tokens, then every character in code-point order."""
+    """The vocabulary of some texts: the special tokens, then every character in code-point order.
+
+    Half a character (a lone surrogate, which no UTF-8 file can hold) gets no id.
+
+    >>> build_vocabulary(["ba", "好"])
+    {'<pad>': 0, '<unk>': 1, '<sep>': 2, 'a': 3, 'b': 4, '好': 5}
+    """
     characters: set[str] = set()
     for text in texts:
         characters.update(text)
-    return {token: i for i, token in enumerate((*SPECIAL_TOKENS, *sorted(characters)))}
+    ordered = sorted(c for c in characters if not _is_surrogate(c))
+    return {token: i for i, token in enumerate((*SPECIAL_TOKENS, *ordered))}
+
+
+def _is_surrogate(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
 
 
 class Tokenizer:
@@ -77,7 +92,8 @@ class Tokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text's characters, and nothing else."""
-        return self.encode_array(text).tolist()
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
 
     def encode(
         self, question: str, answer: str | None, max_length: int = 128, pad_to_max_length: bool = True
@@ -85,6 +101,9 @@ class Tokenizer:
         """Encode question <sep> answer <sep>, or with `answer=None` question <sep>, cut at max_length.
 
         Returns: ids and attention mask (1: token, 0: padding), both of length max_length if padded.
+
+        Raises:
+            ValueError: if max_length is less than 1.
         """
         if max_length < 1:
             raise ValueError(f"max_length must be at least 1: got {max_length}")
@@ -96,7 +115,7 @@ class Tokenizer:
         return ids + [self.pad_token_id] * padding, [1] * len(ids) + [0] * padding
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of some ids. Skips <pad>; <unk> and <sep> are written out.
+        """The text of some ids (a list, array or tensor). Skips <pad>; <unk> and <sep> are written out.
 
         Raises:
             ValueError: for an id outside the vocabulary, naming it, its position and the vocabulary's size.
@@ -104,12 +123,13 @@ class Tokenizer:
         words = []
         for position, item in enumerate(ids):
             try:
-                number = item.__index__()
-            except AttributeError:
+                number = operator.index(item)
+            except TypeError:
                 raise ValueError(f"ids must be integers: got {item!r} at position {position}") from None
             if not 0 <= number < len(self.id2word):
                 raise ValueError(
-                    f"id {number} at position {position} is outside the vocabulary of {len(self.id2word)} entries"
+                    f"id {number} at position {position} is outside the vocabulary "
+                    f"of {len(self.id2word)} entries"
                 )
             if number != self.pad_token_id:
                 words.append(self.id2word[number])
@@ -120,7 +140,7 @@ class Tokenizer:
         return list(dict.fromkeys(c for c in text if c not in self.word2id))
 
     def save(self, path: str | Path) -> None:
-        """Write vocab.json (atomically)."""
+        """Write vocab.json: readable, one entry a line; the old file stays whole if that fails."""
         vocabulary = {"word2id": self.word2id, "id2word": dict(enumerate(self.id2word))}
         atomic_write(path, json.dumps(vocabulary, ensure_ascii=False, indent=4))
 
@@ -132,8 +152,6 @@ class Tokenizer:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.id2word == other.id2word
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
@@ -143,38 +161,47 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
             f"{path} does not exist; make it with: minigpt vocab --data DATA --output {path}"
         ) from None
     except IsADirectoryError:
-        raise InputError(f"{path} is a directory; a vocab.json is needed") from None
+        raise InputError(f"{path} is a directory; give the path of a vocab.json") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); make it anew with `minigpt vocab`") from None
+        raise InputError(f"{path} is not JSON in UTF-8 ({error}); {_REMEDY}") from None
     if not isinstance(content, dict) or not isinstance(content.get("word2id"), dict):
-        raise InputError(f"{path} has no object `word2id`; make it anew with `minigpt vocab`")
+        raise InputError(f"{path} has no object `word2id`; {_REMEDY}")
     word2id = _checked(content["word2id"], str(path))
-    id2word = content.get("id2word")
-    if id2word is not None and id2word != {str(i): word for word, i in word2id.items()}:
-        raise InputError(f"{path}: word2id and id2word disagree; make it anew with `minigpt vocab`")
+    if "id2word" in content:  # files of other programs may lack it; it says nothing new
+        _require_agreement(word2id, content["id2word"], path)
     return word2id
+
+
+def _require_agreement(word2id: dict[str, int], id2word: object, path: Path) -> None:
+    if not isinstance(id2word, dict):
+        raise InputError(f"{path}: `id2word` is not an object; {_REMEDY}")
+    expected = {str(number): word for word, number in word2id.items()}
+    for number in [*expected, *id2word]:
+        if id2word.get(number) != expected.get(number):
+            raise InputError(
+                f"{path}: word2id and id2word disagree about id {number}: "
+                f"{expected.get(number, 'no entry')!r} and {id2word.get(number, 'no entry')!r}; {_REMEDY}"
+            )
 
 
 def _checked(word2id: Mapping[str, int], source: str) -> dict[str, int]:
     """The vocabulary in the order of its ids, or an InputError."""
-    remedy = "make it anew with `minigpt vocab`"
     for word, number in word2id.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise InputError(
-                f"{source}: the id of {word!r} is {number!r}, not a whole number of at least 0; {remedy}"
+                f"{source}: the id of {word!r} is {number!r}, not a whole number of at least 0; {_REMEDY}"
             )
     for number, token in enumerate(SPECIAL_TOKENS):
         if word2id.get(token) != number:
-            raise InputError(
-                f"{source}: {token} must have id {number}, it has {word2id.get(token)}; {remedy}"
-            )
+            what = f"has id {word2id[token]}" if token in word2id else "is missing"
+            raise InputError(f"{source}: {token} must have id {number}, but {what}; {_REMEDY}")
     ordered = sorted(word2id, key=lambda word: word2id[word])
     for number, word in enumerate(ordered):
-        if word2id[word] != number:
-            what = (
-                f"id {word2id[word]} is given twice" if word2id[word] < number else f"id {number} is missing"
-            )
-            raise InputError(f"{source}: {what}; {remedy}")
-        if len(word) != 1 and number >= len(SPECIAL_TOKENS):
-            raise InputError(f"{source}: entry {word!r} is not one character; {remedy}")
+        if word2id[word] < number:
+            twice = f"{ordered[number - 1]!r} and {word!r}"
+            raise InputError(f"{source}: id {word2id[word]} is given twice, to {twice}; {_REMEDY}")
+        if word2id[word] > number:
+            raise InputError(f"{source}: id {number} is missing among {len(word2id)} entries; {_REMEDY}")
+        if number >= len(SPECIAL_TOKENS) and (len(word) != 1 or _is_surrogate(word)):
+            raise InputError(f"{source}: entry {word!r} (id {number}) is not one character; {_REMEDY}")
     return {word: number for number, word in enumerate(ordered)}

@@ -263,10 +263,11 @@ class _Batch:
             self.cache,
         )  # (n, T, C)
         logits = self.model.lm_head(hidden[:, -1]).float()  # (n, V)  only the last position is asked
-        if not logits.amax(dim=-1).isfinite().all():
+        likeliest = sampling.greedy(logits)  # (n,)  where there is a NaN or an infinity, it is that
+        if not logits.gather(-1, likeliest[:, None]).isfinite().all():
             raise InputError("the model's scores are not finite numbers: its weights are damaged or diverged")
         if self.uniform is None:
-            return sampling.greedy(logits)
+            return likeliest
         options = self.options
         logits = sampling.filtered(logits, options.temperature, options.top_k, options.top_p)
         return sampling.sample(logits, self.uniform[alive, step])

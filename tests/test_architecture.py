@@ -1,0 +1,413 @@
+"""The arrows between minigpt's rooms, and the house rules that a machine can check by reading the source."""
+
+import ast
+import fnmatch
+import functools
+import graphlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minigpt"
+
+# A module imports only from lines above its own. Within a room (a folder) modules may import each other, but
+# not in a circle; two entries of one line never do. A new module or room gets a place here.
+LEVELS = (
+    ("command_line",),
+    ("files", "terminal"),
+    ("model", "tokenizer"),
+    ("data", "gpt2"),
+    ("qa_dataset",),
+    ("pretrained",),
+    ("inference",),
+    ("evaluation",),
+    ("training",),
+    ("build_vocab", "split_data", "dataset_stats", "train", "generate", "evaluate_model"),  # doors
+    ("__main__",),  # knows doors by name only
+    ("__init__",),  # loads the public names when they are asked for
+)
+DOORS = LEVELS[-3]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+# What these may import besides the standard library (and, but for model.py, minigpt's lower levels).
+ONLY: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": set(),
+    "command_line": {"tyro"},
+    "files": set(),
+    "terminal": {"rich"},
+    "model": {"torch"},
+    "tokenizer": {"numpy"},
+    "data.reader": set(),
+    "data.split": {"numpy"},
+    "training.config": set(),
+}
+
+# Ways to run what was meant to be read. The weights of a model and the state of a run are data.
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "yaml",
+}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "import_module", "run_module", "run_path"}
+FORBIDDEN_ATTRIBUTES = {"torch.load", "torch.save", "np.load", "numpy.load", "yaml.load", "os.system"}
+ALLOWED = {
+    ("minigpt/__init__.py", "import_module"): "the public names, from a table in the same file",
+    ("minigpt/__main__.py", "run_module"): "the doors, from a table in the same file",
+}
+
+MODEL_LINES, LINES = 300, 400
+
+
+# -- reading the source ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Import:
+    name: str  # in full; of `from a import b`: a.b if that is one of our modules, else a
+    line: int
+    in_function: bool
+    is_relative: bool = False
+
+
+def name_of(path: Path) -> str:
+    """minigpt/data/reader.py: data.reader; minigpt/data/__init__.py: data; minigpt/__init__.py: __init__."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "__pycache__" not in path.parts}
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every import of a file: at the top, inside functions, under `if TYPE_CHECKING`."""
+
+    def visit(node: ast.AST, in_function: bool) -> Iterator[Import]:
+        match node:
+            case ast.Import(names=names):
+                for alias in names:
+                    yield Import(alias.name, node.lineno, in_function)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                for alias in names:
+                    longer = f"{module}.{alias.name}"
+                    ours = longer.removeprefix("minigpt.") in MODULES and longer.startswith("minigpt.")
+                    yield Import(longer if ours else module or ".", node.lineno, in_function, level > 0)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
+                in_function = True
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, in_function)
+
+    return visit(tree(path), False)
+
+
+def our_imports(module: str) -> Iterator[tuple[str, int]]:
+    """The modules of minigpt that a module imports, without the package's front."""
+    for item in imports(MODULES[module]):
+        if item.name.startswith("minigpt."):
+            yield item.name.removeprefix("minigpt."), item.line
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def where(module: str, line: int) -> str:
+    return f"{MODULES[module].relative_to(ROOT)}:{line}"
+
+
+@functools.cache
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def required(group: str | None = None) -> set[str]:
+    """The distributions that pyproject.toml requires, in one optional group or always."""
+    lines = project()["project"]["dependencies" if group is None else "optional-dependencies"]
+    return {re.split(r"[^\w-]", line)[0] for line in (lines if group is None else lines[group])}
+
+
+@functools.cache
+def tracked() -> list[Path]:
+    """What is, or is about to be, in the repository."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("this is no checkout: git does not say which files belong to it")
+    paths = [ROOT / name.decode() for name in listed.stdout.split(b"\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+# -- arrows ------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_a_level_and_every_level_its_modules() -> None:
+    assert {room(module) for module in MODULES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    if module == "__init__":
+        return  # the front may name everything; that it loads nothing is test_package.py's
+    for other, line in our_imports(module):
+        same_room = room(other) == room(module) and module != other
+        assert same_room or LEVEL[room(other)] < LEVEL[room(module)], f"{where(module, line)} imports {other}"
+
+
+def test_nobody_imports_a_door() -> None:
+    found = [
+        f"{where(module, line)}: {other}"
+        for module in MODULES
+        for other, line in our_imports(module)
+        if other in (*DOORS, "__main__") and module != "__init__"
+    ]
+    assert found == []
+
+
+def test_no_circles() -> None:
+    graph = {module: {other for other, _ in our_imports(module)} for module in MODULES}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # its CycleError names the circle
+    assert set(MODULES) <= set(order)
+
+
+def test_the_front_names_things_only_for_type_checkers() -> None:
+    top = [node for node in tree(MODULES["__init__"]).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert all("minigpt" not in ast.unparse(node) for node in top)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_of_the_front_only_the_version_is_used_inside(module: str) -> None:
+    # `minigpt.load_model` from inside would be an arrow that the table does not see
+    for node in ast.walk(tree(MODULES[module])):
+        match node:
+            case ast.ImportFrom(module="minigpt", names=names, lineno=line):
+                wrong = {alias.name for alias in names} - {*MODULES, "__version__"}
+                assert not wrong, f"{where(module, line)}: {wrong}"
+            case ast.Attribute(value=ast.Name(id="minigpt"), attr=name, lineno=line):
+                assert name == "__version__", f"{where(module, line)}: minigpt.{name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_are_absolute(module: str) -> None:
+    assert [item for item in imports(MODULES[module]) if item.is_relative] == []
+
+
+@pytest.mark.parametrize("module", ONLY)
+def test_imports_of_the_frugal(module: str) -> None:
+    allowed = {*ONLY[module], *sys.stdlib_module_names} | ({"minigpt"} if module != "model" else set())
+    wrong = {item.name for item in imports(MODULES[module]) if room(item.name) not in allowed}
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
+    providers = importlib.metadata.packages_distributions()
+    always, optional = required(), {*required("tensorboard"), *required("plot")}
+    for item in imports(MODULES[module]):
+        top = room(item.name)
+        if top in sys.stdlib_module_names or top == "minigpt":
+            continue
+        owners = {owner.lower() for owner in providers.get(top, [top])}
+        if item.name.startswith("torch.utils.tensorboard"):
+            owners = {"tensorboard"}
+        if owners & always:
+            continue
+        assert owners & optional, f"{where(module, item.line)}: pyproject.toml does not require {top}"
+        assert item.in_function, f"{where(module, item.line)}: {top} is optional; import it where it is used"
+
+
+def test_each_requirement_is_used() -> None:
+    providers = importlib.metadata.packages_distributions()
+    used = {
+        owner.lower()
+        for path in MODULES.values()
+        for item in imports(path)
+        for owner in providers.get(room(item.name), ())
+    }
+    assert required() <= used
+
+
+# -- names -------------------------------------------------------------------------------------------------
+
+
+def test_no_name_shadows_another_module() -> None:
+    """`python ./minigpt/train.py` puts minigpt/ first on sys.path; the same goes for a script in a room."""
+    foreign = set(importlib.metadata.packages_distributions()) - {"minigpt"}
+    names = {part for module in MODULES for part in module.split(".")} - {"__init__", "__main__"}
+    assert names & (sys.stdlib_module_names | foreign) == set()
+
+
+def test_no_module_for_odds_and_ends() -> None:
+    names = {part for module in MODULES for part in module.split(".")}
+    assert names & {"utils", "util", "common", "helpers", "helper", "misc", "tools", "core", "base"} == set()
+
+
+def test_every_room_is_a_package_and_is_shipped_whole() -> None:
+    for folder in {path.parent for path in MODULES.values()}:
+        assert (folder / "__init__.py").is_file(), f"{folder.relative_to(ROOT)} would not be installed"
+    patterns = project()["tool"]["setuptools"]["package-data"]["minigpt"]
+    inside = [path.relative_to(PACKAGE).as_posix() for path in tracked() if PACKAGE in path.parents]
+    others = [name for name in inside if not name.endswith(".py")]
+    assert others, "at least py.typed"
+    unshipped = [name for name in others if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    assert unshipped == []
+
+
+def test_names_are_ascii() -> None:
+    assert [str(path) for path in tracked() if not path.relative_to(ROOT).as_posix().isascii()] == []
+    for path in tracked():
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(tree(path)):
+            # of a name, a definition, an argument, an attribute, a keyword, an import's `as`
+            for field in ("id", "name", "arg", "attr", "asname"):
+                name = getattr(node, field, None)
+                assert not isinstance(name, str) or name.isascii(), f"{path.relative_to(ROOT)}: {name}"
+
+
+# -- size and words ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_is_read_in_one_sitting(module: str) -> None:
+    lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+    limit = MODEL_LINES if module == "model" else LINES
+    assert lines <= limit, f"{where(module, lines)}: which two things does it do?"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_public_says_what_it_is(module: str) -> None:
+    def silent(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -> Iterator[str]:
+        if not (ast.get_docstring(node) or "").strip():
+            yield name
+        for child in node.body if not isinstance(node, ast.FunctionDef) else []:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef) and not child.name.startswith("_"):
+                yield from silent(child, f"{name}.{child.name}")
+
+    assert list(silent(tree(MODULES[module]), module)) == []
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_repairs_the_path_before_it_imports(door: str) -> None:
+    """Docstring, `import sys`, pathlib, then at once `if not __package__: sys.path[0] = <the repository>`."""
+    docstring, *body = tree(MODULES[door]).body
+    assert isinstance(docstring, ast.Expr)
+    while isinstance(body[0], ast.Import | ast.ImportFrom):
+        first = body.pop(0)
+        assert ast.unparse(first) in ("import sys", "from pathlib import Path"), ast.unparse(first)
+    repair = body[0]
+    assert isinstance(repair, ast.If), f"{door}: {ast.unparse(repair)} stands before the repair of sys.path"
+    assert ast.unparse(repair.test) == "not __package__"
+    assert [ast.unparse(statement) for statement in repair.body] == [
+        "sys.path[0] = str(Path(__file__).resolve().parents[1])"
+    ]
+    last = body[-1]
+    assert isinstance(last, ast.If)
+    assert ast.unparse(last.test) == "__name__ == '__main__'", f"{door} must end in its call"
+    assert len(last.body) == 1
+    assert ast.unparse(last.body[0]).startswith("command_line.run("), f"{door} must end in command_line.run"
+
+
+# -- what is never done ------------------------------------------------------------------------------------
+
+
+def risky(path: Path) -> Iterator[str]:
+    for item in imports(path):
+        if room(item.name) in FORBIDDEN_MODULES:
+            yield room(item.name)
+    for node in ast.walk(tree(path)):
+        match node:
+            case ast.Call(func=ast.Name(id=name)) if name in FORBIDDEN_CALLS:
+                yield name
+            case ast.Call(func=ast.Attribute(value=value, attr=attr)):
+                name = f"{ast.unparse(value)}.{attr}"
+                if name in FORBIDDEN_ATTRIBUTES:
+                    yield name
+                elif attr in FORBIDDEN_CALLS and name.split(".")[0] in ("builtins", "importlib", "runpy"):
+                    yield attr
+            case ast.keyword(arg="allow_pickle" | "shell" | "trust_remote_code", value=value):
+                if not (isinstance(value, ast.Constant) and value.value is False):
+                    yield str(node.arg)
+            case ast.keyword(arg="weights_only", value=ast.Constant(value=False)):
+                yield "weights_only"
+
+
+def test_nothing_that_was_read_is_run() -> None:
+    found = {
+        (path.relative_to(ROOT).as_posix(), what)
+        for path in {*tracked(), *MODULES.values()}
+        if path.suffix == ".py" and ROOT / "tests" not in path.parents
+        for what in risky(path)
+    }
+    assert found - set(ALLOWED) == set()
+    assert set(ALLOWED) - found == set(), "the list allows what nobody does any more"
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("import pickle", "pickle"),
+        ("def f():\n  from pickle import load", "pickle"),
+        ("torch.load(x)", "torch.load"),
+        ("torch.save(x, y)", "torch.save"),
+        ("eval(x)", "eval"),
+        ("model.eval()", None),
+        ("builtins.exec(x)", "exec"),
+        ("re.compile(x)", None),
+        ("torch.compile(x)", None),
+        ("importlib.import_module(x)", "import_module"),
+        ("numpy.load(x)", "numpy.load"),
+        ("f(x, allow_pickle=True)", "allow_pickle"),
+        ("f(x, allow_pickle=False)", None),
+        ("subprocess.run(x, shell=True)", "shell"),
+    ],
+)
+def test_the_search_for_risky_calls_finds_them(tmp_path: Path, code: str, what: str | None) -> None:
+    path = tmp_path / "code.py"
+    path.write_text(code)
+    assert list(risky(path)) == ([] if what is None else [what])
+
+
+def test_no_file_knows_the_machine_it_was_written_on() -> None:
+    roots = "tmp|home|root|work|Users|private|var|mnt|opt"
+    absolute = re.compile(rf"(?<![\w.~*)])/(?:{roots})/[\w.]|\b[A-Z]:\\\\?Users\b|~/\.")
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # weights
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {match[0]}"
+            for number, line in enumerate(text.splitlines(), 1)
+            for match in absolute.finditer(line)
+        ]
+    assert found == []
+
+
+def test_text_files_end_in_one_newline_and_hold_no_tabs_or_returns() -> None:
+    for path in tracked():
+        if path.suffix in (".py", ".toml", ".md", ".json", ".jsonl") and (content := path.read_bytes()):
+            assert b"\r" not in content, path
+            assert content.endswith(b"\n"), f"{path} does not end in a newline"
+            assert not content.endswith(b"\n\n"), f"{path} ends in empty lines"
+            assert path.suffix != ".py" or b"\t" not in content, path

@@ -1,0 +1,397 @@
+"""The doors of the data rooms, given what people give them: one line that helps, and nothing destroyed.
+
+Most cases run a door inside this process, as Python runs a script; a few start a process of their own, where
+only that shows the whole (exit codes, a closed pipe, a full disk behind stdout).
+"""
+
+import gzip
+import itertools
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOORS = {"vocab": "build_vocab.py", "split": "split_data.py", "stats": "dataset_stats.py"}
+GOOD = '{"question": "你好", "answer": "我很好"}'
+OTHER = '{"question": "再见", "answer": "下次见"}'
+LINES = f"{GOOD}\n{OTHER}\n"
+VOCABULARY = {"<pad>": 0, "<unk>": 1, "<sep>": 2, **{c: i for i, c in enumerate("下次你再好很我见", 3)}}
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Door = Callable[..., Result]
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Door]:
+    """Run a door as a script, in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(verb: str, *arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", [f"./minigpt/{DOORS[verb]}", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "minigpt" / DOORS[verb]), run_name="__main__")
+        assert isinstance(stop.value.code, int)
+        return Result(stop.value.code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+class Workplace(NamedTuple):
+    """A folder with outputs of an earlier, good run."""
+
+    folder: Path
+    data: Path
+    vocab: Path
+
+    def arguments(self, verb: str) -> list[object]:
+        return {
+            "vocab": ["--data", self.data, "--output", self.vocab],
+            "split": ["--input", self.data, "--train_ratio", 0.5],
+            "stats": ["--train_data", self.data, "--vocab_path", self.vocab],
+        }[verb]
+
+    def contents(self) -> dict[str, bytes]:
+        return {entry.name: entry.read_bytes() for entry in self.folder.iterdir() if entry != self.data}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    for name in ("train.jsonl", "val.jsonl", "split.json", "stats.png"):
+        (tmp_path / name).write_text(f"old {name}")
+    data, vocab = tmp_path / "data.jsonl", tmp_path / "vocab.json"
+    data.write_text(LINES, encoding="utf-8")
+    vocab.write_text(json.dumps({"word2id": VOCABULARY}), encoding="utf-8")
+    return Workplace(tmp_path, data, vocab)
+
+
+def assert_refused(result: Result, verb: str, *fragments: str) -> None:
+    assert result.code == 2
+    assert result.err.count("\n") == 1, result.err
+    assert result.err.endswith("\n")
+    assert result.err.startswith(f"{DOORS[verb]}: error: ")
+    for fragment in fragments:
+        assert fragment in result.err
+
+
+def json_lines(*objects: object) -> str:
+    return "\n".join(json.dumps(item) for item in objects)
+
+
+WHOLE_FILES = {
+    "empty": (b"", "is empty; it needs one"),
+    "blank lines": (b"\n\n \r\n", "has only blank lines"),
+    "array on one line": (f"[{GOOD}, {OTHER}]", "JSON array, not one object a line; convert it: jq -c '.[]'"),
+    "array on many lines": (f"[\n{GOOD},\n{OTHER}\n]\n", "JSON array"),
+    "pretty-printed object": (json.dumps(json.loads(GOOD), indent=2), "spread over many lines"),
+    "utf-16": (LINES.encode("utf-16"), "UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
+    "utf-16 without a mark": (LINES.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
+    "gbk": (LINES.encode("gbk"), "looks like GBK/GB18030, not UTF-8; convert it: iconv -f GB18030 -t UTF-8"),
+    "gzip": (gzip.compress(LINES.encode()), "is compressed (gzip); convert it: gzip -dc"),
+    "binary": (b"\x7fELF\x02\x01\x01\0\0\n\0\xff", "is no text file"),
+    "lone CR": (LINES.replace("\n", "\r"), "lines that end with CR"),
+    "text": ("你好\n我很好\n", "holds no good pair; it needs one"),
+    "csv": ("question,answer\n你好,我很好\n", "broken JSON: Expecting value at column 1 (2 lines, first: 1)"),
+    "no question": (json_lines({"answer": "a"}, {"answer": "b"}), "`question` is missing: it has 'answer'"),
+    "null": (json_lines({"question": None, "answer": "a"}), "`question` is null, not text"),
+    "number": (json_lines({"question": "q", "answer": 42}), "`answer` is a number, not text"),
+    "list": (json_lines({"question": ["q"], "answer": "a"}), "`question` is a list, not text"),
+    "empty text": (json_lines({"question": "", "answer": "a"}), "`question` is empty (1 line, first: 1)"),
+    "white space": (json_lines({"question": "\u3000 \n", "answer": "a"}), "`question` is empty"),
+    "no objects": (json_lines("text", 1, None), "not an object: it is text (3 lines, first: 1)"),
+    "duplicate keys": ('{"question": "a", "question": "b", "answer": "c"}', "stands there more than once"),
+    "NaN": ('{"question": "a", "answer": NaN}', "NaN is no JSON value"),
+    "lone surrogate": ('{"question": "\\ud800", "answer": "c"}', "half a character (a lone surrogate)"),
+    "NUL": ('{"question": "\\u0000", "answer": "c"}', "`question` holds NUL"),
+    "invalid UTF-8": (b'{"question": "\xff", "answer": "c"}', "not UTF-8: byte 0xff at column 15"),
+}
+
+
+@pytest.mark.parametrize("verb", DOORS)
+@pytest.mark.parametrize(("content", "message"), WHOLE_FILES.values(), ids=WHOLE_FILES.keys())
+def test_files_that_are_refused(
+    door: Door, place: Workplace, verb: str, content: str | bytes, message: str
+) -> None:
+    place.data.write_bytes(content.encode() if isinstance(content, str) else content)
+    before = place.contents()
+    assert_refused(door(verb, *place.arguments(verb)), verb, str(place.data), message)
+    assert place.contents() == before
+
+
+BAD_LINES = [
+    ("{'question': 1}", "broken JSON"),
+    ('{"question": "a"}', "`answer` is missing"),
+    ('{"question": "a", "answer": ""}', "`answer` is empty"),
+    ("[]", "not an object"),
+]
+
+
+@pytest.mark.parametrize("verb", DOORS)
+def test_bad_lines_are_skipped_or_with_strict_refused(door: Door, place: Workplace, verb: str) -> None:
+    lines = [GOOD, *(line for line, _ in BAD_LINES), OTHER, *[BAD_LINES[0][0]] * 7]
+    place.data.write_text("\n".join(lines), encoding="utf-8")
+    before = place.contents()
+    strict = door(verb, *place.arguments(verb), "--strict")
+    assert_refused(strict, verb, f"{place.data}:2: broken JSON: ")
+    assert place.contents() == before
+
+    result = door(verb, *place.arguments(verb), "--json")
+    assert result.code == 0
+    warnings = result.err.splitlines()
+    assert len(warnings) == 5
+    assert all(line.startswith(f"warning: {place.data}: skipped ") for line in warnings)
+    assert "skipped 8: broken JSON (line 2, 7, 8, 9, 10, ...; line 2: " in warnings[0]
+    for number, (_, reason) in enumerate(BAD_LINES[1:], 3):
+        assert f"skipped 1: {reason} (line {number}" in result.err
+    assert warnings[-1].endswith("skipped 11 of 13 lines in all; --strict stops there")
+    report = json.loads(result.out.splitlines()[-1])
+    assert (report.get("read") or report["input"])["skipped"] == 11
+
+
+@pytest.mark.parametrize("verb", DOORS)
+@pytest.mark.parametrize("kind", ["missing", "a directory", "below a file"])
+def test_no_file_to_read(door: Door, place: Workplace, verb: str, kind: str) -> None:
+    before = place.contents()
+    place.data.unlink()
+    wrong = place.data
+    if kind == "a directory":
+        place.data.mkdir()
+    if kind == "below a file":
+        wrong = place.vocab / "data.jsonl"
+    arguments = [wrong if argument == place.data else argument for argument in place.arguments(verb)]
+    said = {"missing": "does not exist", "a directory": "is a directory", "below a file": "Not a directory"}
+    result = door(verb, *arguments)
+    assert_refused(result, verb, str(wrong), said[kind])
+    if kind == "a directory":
+        place.data.rmdir()
+    assert place.contents() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist; make it with: minigpt vocab"),
+        ("", "is not JSON in UTF-8"),
+        ("not JSON", "is not JSON in UTF-8"),
+        ("[]", "has no object `word2id`"),
+        ('{"id2word": {}}', "has no object `word2id`"),
+        (json.dumps({"word2id": {"a": 0}}), "<pad> must have id 0, but is missing"),
+        (json.dumps({"word2id": {**VOCABULARY, "<sep>": 99}}), "<sep> must have id 2, but has id 99"),
+        (json.dumps({"word2id": {**VOCABULARY, "x": 99}}), "id 11 is missing"),
+        (json.dumps({"word2id": {**VOCABULARY, "x": 3}}), "id 3 is given twice"),
+        (json.dumps({"word2id": {**VOCABULARY, "x": -3}}), "the id of 'x' is -3"),
+        (json.dumps({"word2id": {**VOCABULARY, "x": 11.0}}), "the id of 'x' is 11.0"),
+        (json.dumps({"word2id": {**VOCABULARY, "xy": 11}}), "entry 'xy' (id 11) is not one character"),
+        (
+            json.dumps({"word2id": VOCABULARY, "id2word": {"0": "?"}}),
+            "word2id and id2word disagree about id 0",
+        ),
+    ],
+)
+def test_bad_vocabularies(door: Door, place: Workplace, content: str | None, message: str) -> None:
+    place.vocab.unlink()
+    if content is not None:
+        place.vocab.write_text(content)
+    assert_refused(door("stats", *place.arguments("stats")), "stats", str(place.vocab), message)
+
+
+@pytest.mark.parametrize("ratio", ["0", "1", "-1", "1.0001", "nan", "inf", "0.999", "0.001"])
+def test_ratios_that_leave_nothing(door: Door, place: Workplace, ratio: str) -> None:
+    before = place.contents()
+    result = door("split", "--input", place.data, f"--train_ratio={ratio}")
+    assert_refused(result, "split", "--train_ratio")
+    assert place.contents() == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "message"),
+    [
+        ("split", ["--train_ratio", "most"], "--train_ratio"),
+        ("split", ["--train_ratios", "0.8"], "unknown flag '--train_ratios'; did you mean '--train_ratio'?"),
+        ("split", ["--seed", "1.5"], "--seed"),
+        ("split", ["data.jsonl"], "data.jsonl"),
+        ("vocab", ["--out", "v.json"], "unknown flag '--out'; did you mean '--output'?"),
+        ("vocab", ["--data"], "--data"),
+        ("stats", ["--max_length", "0"], "--max_length must be at least 1: got 0"),
+        ("stats", ["--max_length", "long"], "--max_length"),
+        ("stats", ["--vocab", "v.json"], "unknown flag '--vocab'; did you mean '--vocab_path'?"),
+        ("stats", ["--plot", "stats.doc"], "--plot stats.doc: .doc cannot be written"),
+    ],
+)
+def test_flags(door: Door, place: Workplace, verb: str, arguments: list[str], message: str) -> None:
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    before = place.contents()
+    assert_refused(door(verb, *place.arguments(verb), *arguments), verb, message)
+    assert place.contents() == before
+
+
+def test_an_input_is_never_overwritten(door: Door, place: Workplace) -> None:
+    before = place.data.read_bytes()
+    result = door("vocab", "--data", place.data, "--output", place.data)
+    assert_refused(result, "vocab", f"{place.data} is the data and would be overwritten")
+    train = place.data.rename(place.folder / "train.jsonl")
+    assert_refused(door("split", "--input", train), "split", str(train), "--train_ratio")
+    assert_refused(
+        door("split", "--input", train, "--train_ratio", 0.5),
+        "split",
+        str(train),
+        "choose another --output_dir",
+    )
+    assert train.read_bytes() == before
+
+
+def writing(place: Workplace, verb: str, goal: Path) -> list[object]:
+    """Arguments that make a door write to `goal` (split: into the folder)."""
+    if verb == "stats":
+        pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+        return [*place.arguments("stats"), "--plot", goal]
+    if verb == "vocab":
+        return ["--data", place.data, "--output", goal]
+    return [*place.arguments("split"), "--output_dir", goal]
+
+
+@pytest.mark.parametrize("verb", DOORS)
+def test_a_place_that_cannot_be_written(door: Door, place: Workplace, verb: str) -> None:
+    # below a regular file: not even root can write there
+    before = place.contents()
+    result = door(verb, *writing(place, verb, place.vocab / "x.png"))
+    assert_refused(result, verb, f"cannot write {place.vocab / 'x.png'}", "nothing was changed")
+    if verb != "split":
+        result = door(verb, *writing(place, verb, place.folder))
+        assert_refused(result, verb, f"cannot write {place.folder}", "is a directory")
+    assert place.contents() == before
+
+
+@pytest.mark.parametrize("verb", DOORS)
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_disk_that_fills_up(
+    door: Door, place: Workplace, monkeypatch: pytest.MonkeyPatch, verb: str, failing: int
+) -> None:
+    if verb != "split" and failing > 1:
+        pytest.skip("this door writes one file: its first flush is the only one before the old file goes")
+    before = place.contents()
+    calls = itertools.count(1)
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if next(calls) >= failing:
+            raise OSError(28, "No space left on device")
+        flush(descriptor)
+
+    goal = {"vocab": place.vocab, "split": place.folder, "stats": place.folder / "stats.png"}[verb]
+    arguments = writing(place, verb, goal)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert_refused(door(verb, *arguments), verb, "No space left on device")
+    assert place.contents() == before  # and no temporary file beside them
+
+
+def test_a_pair_that_needs_no_vocabulary_of_its_own(door: Door, place: Workplace) -> None:
+    """Odd but good: it is read, counted and kept."""
+    odd = json.dumps({"question": "a\u2028b", "answer": "很" * 50_000}, ensure_ascii=False)
+    place.data.write_bytes(b"\xef\xbb\xbf" + f"{odd}\r\n{GOOD}\r\n".encode())
+    result = door("stats", *place.arguments("stats"), "--json")
+    assert (result.code, result.err) == (0, "")
+    report = json.loads(result.out.splitlines()[-1])
+    assert report["tokens"]["answers"]["max"] == 50_000
+    assert [u["character"] for u in report["unknown_characters"]] == ["a", "\u2028", "b"]
+    assert door("split", *place.arguments("split")).code == 0
+    sides = (place.folder / "train.jsonl").read_bytes() + (place.folder / "val.jsonl").read_bytes()
+    assert sorted(sides.split(b"\n")) == sorted([b"", odd.encode(), GOOD.encode()])
+
+
+# Processes of their own
+
+
+def start(*command: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        stderr=subprocess.PIPE,
+        timeout=60,
+        cwd=ROOT,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def test_the_documents_commands_from_the_root(tmp_path: Path) -> None:
+    """As they stand in the documents, but with the data in another folder."""
+    data = tmp_path / "data.jsonl"
+    data.write_text(LINES * 2 + '{"question": "谁", "answer": "我"}\n', encoding="utf-8")
+    commands = [
+        ["./minigpt/build_vocab.py", "--data", data, "--output", tmp_path / "vocab.json"],
+        ["./minigpt/split_data.py", "--input", data, "--train_ratio", "0.8"],
+        [
+            "./minigpt/dataset_stats.py",
+            *("--train_data", tmp_path / "train.jsonl", "--vocab_path", tmp_path / "vocab.json"),
+        ],
+    ]
+    for command in commands:
+        done = start("-W", "error", *command, stdout=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout
+    assert len((tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert len((tmp_path / "val.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_a_verb_is_the_same_door_and_loads_no_torch(tmp_path: Path) -> None:
+    missing = tmp_path / "no such file.jsonl"
+    done = start("-m", "minigpt", "vocab", "--data", missing, stdout=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert done.stderr.decode().startswith(f"minigpt vocab: error: {missing} does not exist")
+    assert done.stderr.count(b"\n") == 1
+
+    done = start("-X", "importtime", "-m", "minigpt", "vocab", "--help", stdout=subprocess.PIPE)
+    assert done.returncode == 0
+    modules = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
+    assert b"minigpt.command_line" in modules
+    assert not modules & {b"torch", b"numpy", b"matplotlib"}
+
+
+def test_no_torch_behind_vocab_and_split(place: Workplace) -> None:
+    program = (
+        "import runpy, sys\n"
+        "for verb, arguments in {commands!r}:\n"
+        "    sys.argv = ['minigpt ' + verb, *arguments]\n"
+        "    try:\n"
+        "        runpy.run_module({{'vocab': 'minigpt.build_vocab', 'split': 'minigpt.split_data'}}[verb],"
+        " run_name='__main__')\n"
+        "    except SystemExit as stop:\n"
+        "        assert not stop.code, stop.code\n"
+        "assert not {{'torch', 'matplotlib'}} & sys.modules.keys()\n"
+    ).format(commands=[(verb, [*map(str, place.arguments(verb))]) for verb in ("vocab", "split")])
+    done = start("-c", program, stdout=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_dev_full(place: Workplace) -> None:
+    done = start(
+        "minigpt/build_vocab.py", "--data", place.data, "--output", "/dev/full", stdout=subprocess.PIPE
+    )
+    assert done.returncode == 2
+    assert b"/dev/full" in done.stderr
+    assert b"No space left on device" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    with Path("/dev/full").open("wb") as full:  # the disk that stdout goes to
+        done = start("minigpt/dataset_stats.py", *place.arguments("stats"), stdout=full)
+    assert done.returncode == 2
+    assert b"No space left on device" in done.stderr
+    assert done.stderr.count(b"\n") == 1

@@ -1,0 +1,32 @@
+"""Each benchmark runs at toy size and says what it measured; no absolute time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_chinese_qa(tmp_path: Path) -> None:
+    lines = (ROOT / "data" / "data.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "qa.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
+    command = [sys.executable, "benchmarks/chinese_qa.py", "--data", str(tmp_path / "qa.jsonl")]
+    command += [
+        "--budgets",
+        "0.5",
+        "2",
+        "--slice",
+        "0.5",
+        "--threads",
+        "1",
+        "--output",
+        str(tmp_path / "r.json"),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads(result.stdout.splitlines()[-1])
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    rows = numbers["rows"]
+    assert [row["arm"] for row in rows] == ["qa-cpu, 0.5 s", "qa-cpu, 2 s", "document", "document"]
+    assert all(row["answer_loss"] > 0 and row["seconds"] >= 0.5 for row in rows)

@@ -1,0 +1,228 @@
+"""The package's front: importing it loads nothing heavy, its names resolve, and the verbs answer at once."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import minigpt
+from minigpt import __main__ as verbs
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "numpy", "safetensors", "tokenizers", "rich", "tyro", "transformers", "matplotlib")
+PUBLIC = [
+    "GPTConfig",
+    "GPTLMHeadModel",
+    "Tokenizer",
+    "generate",
+    "load_model",
+    "load_tokenizer",
+    "save_pretrained",
+]
+
+
+def python(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which heavy modules a program has loaded at its end."""
+    done = python("-c", f"import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1])) & set(HEAVY)
+
+
+# -- importing ---------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by("import minigpt") == set()
+    assert loaded_by("import minigpt; dir(minigpt); minigpt.__version__; minigpt.__all__") == set()
+
+
+def test_the_measure_of_heaviness_works() -> None:
+    assert {"torch", "numpy"} <= loaded_by("import minigpt; minigpt.GPTConfig")
+
+
+@pytest.mark.parametrize("code", ["import minigpt.command_line, minigpt.files", "import minigpt.__main__"])
+def test_the_lowest_level_loads_nothing_heavy(code: str) -> None:
+    assert loaded_by(code) == set()
+
+
+@pytest.mark.parametrize("module", ["terminal", "tokenizer", "data.reader"])
+def test_what_needs_no_tensors_loads_no_torch(module: str) -> None:
+    assert "torch" not in loaded_by(f"import minigpt.{module}")
+
+
+def test_public_names() -> None:
+    assert minigpt.__all__ == PUBLIC
+    assert set(PUBLIC) <= set(dir(minigpt))
+    assert {"__version__", "__doc__", "__path__"} <= set(dir(minigpt))
+    assert dir(minigpt) == sorted(dir(minigpt))
+    for name in PUBLIC:
+        value = getattr(minigpt, name)
+        assert callable(value)
+        assert value.__name__ == name
+        assert value is getattr(minigpt, name)
+
+
+def test_a_star_gives_the_public_names() -> None:
+    namespace: dict[str, object] = {}
+    exec("from minigpt import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(PUBLIC)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'minigpt' has no attribute 'generat'"):
+        _ = minigpt.generat  # type: ignore[attr-defined]
+    assert not hasattr(minigpt, "__wrapped__")
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from minigpt import nothing")
+
+
+def test_the_version_is_the_distribution_s() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert minigpt.__version__ == project["version"]
+
+
+def test_generate_stays_the_function_when_the_door_is_imported() -> None:
+    # the door first, and after the function had been looked up
+    for order in ("import minigpt.generate", "from minigpt import generate; import minigpt.generate"):
+        done = python("-c", f"{order}\nprint(type(minigpt.generate).__name__, minigpt.generate.__module__)")
+        assert (done.stdout, done.stderr) == ("function minigpt.inference.generation\n", ""), order
+
+
+def test_the_door_behind_the_function_can_be_had() -> None:
+    door: object = importlib.import_module("minigpt.generate")
+    assert isinstance(door, ModuleType)
+    assert not isinstance(minigpt.generate, ModuleType)
+
+
+def test_other_attributes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minigpt, "generate", "mine")  # as a user's test would
+    assert vars(minigpt)["generate"] == "mine"
+    monkeypatch.undo()
+    assert minigpt.generate.__name__ == "generate"
+
+
+# -- verbs -------------------------------------------------------------------------------------------------
+
+
+def test_help_prints_every_verb_and_loads_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verbs.main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for verb, (_, text) in verbs.DOORS.items():
+        assert any(line.split(maxsplit=1) == [verb, text] for line in out.splitlines()), verb
+    assert loaded_by("import minigpt.__main__ as m; m.main(['--help'])") == set()
+
+
+def test_help_is_much_faster_than_loading_torch() -> None:
+    def fastest(*argv: str) -> float:
+        spent = []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert python(*argv).returncode == 0
+            spent.append(time.perf_counter() - start)
+        return min(spent)
+
+    # both in one run on one machine, so a ratio: about 0.03, and above 1 if the help loaded torch
+    assert fastest("-m", "minigpt", "--help") < 0.5 * fastest("-c", "import torch")
+
+
+def test_no_verb_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verbs.main([]) == 2
+    assert "usage: minigpt VERB" in capsys.readouterr().out
+
+
+def test_version() -> None:
+    done = python("-m", "minigpt", "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"minigpt {minigpt.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("verb", "hint"),
+    [
+        ("trian", "did you mean 'train'?"),
+        ("generat", "did you mean 'generate'?"),
+        ("Train", "did you mean 'train'?"),
+        ("xyzzy", "known: vocab, split, stats, train, eval, generate"),
+        ("--hlep", "known: vocab, split, stats, train, eval, generate"),
+        ("", "known: vocab, split, stats, train, eval, generate"),
+    ],
+)
+def test_an_unknown_verb(capsys: pytest.CaptureFixture[str], verb: str, hint: str) -> None:
+    assert verbs.main([verb]) == 2
+    assert capsys.readouterr() == ("", f"minigpt: error: unknown verb {verb!r}; {hint}\n")
+
+
+def test_a_strange_verb_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verbs.main(["a\n\x1b[31m\udc80"]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert r"a\n\x1b[31m\udc80" in err
+
+
+@pytest.mark.parametrize("verb", verbs.DOORS)
+def test_a_verb_is_the_script_behind_it(verb: str, tmp_path: Path) -> None:
+    module = verbs.DOORS[verb][0]
+    script = ROOT / Path(*module.split(".")).with_suffix(".py")
+    as_verb = python("-m", "minigpt", verb, "--no_such_flag", cwd=tmp_path)
+    as_script = python(str(script), "--no_such_flag", cwd=tmp_path)
+    as_module = python("-m", module, "--no_such_flag", cwd=tmp_path)
+    assert as_verb.returncode == as_script.returncode == as_module.returncode == 2
+    assert as_verb.stdout == as_script.stdout == as_module.stdout == ""
+    name, text = as_verb.stderr.split(": error: ")
+    assert name == f"minigpt {verb}"
+    assert text.startswith("unknown flag '--no_such_flag'; ")
+    assert as_script.stderr == as_module.stderr == f"{script.name}: error: {text}"
+    assert list(tmp_path.iterdir()) == []
+
+
+DOOR_CODES = {
+    "sys.exit()": 0,
+    "sys.exit(0)": 0,
+    "sys.exit(3)": 3,
+    "pass": 0,
+}
+
+
+@pytest.mark.parametrize("code", DOOR_CODES)
+def test_exit_codes_of_a_door_are_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    (tmp_path / "made_door.py").write_text(f"import sys\nprint(sys.argv)\n{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(verbs.DOORS, "try", ("made_door", ""))
+    before = list(sys.argv)
+    assert verbs.main(["try", "--flag"]) == DOOR_CODES[code]
+    assert sys.argv == before
+
+
+def test_a_door_that_exits_with_a_text_or_an_error_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for number, code in enumerate(["sys.exit('a text')", "raise KeyError('bug')", "raise KeyboardInterrupt"]):
+        (tmp_path / f"made_door_{number}.py").write_text(f"import sys\n{code}\n")
+        monkeypatch.setitem(verbs.DOORS, f"try{number}", (f"made_door_{number}", ""))
+    with pytest.raises(SystemExit, match="a text"):
+        verbs.main(["try0"])
+    with pytest.raises(KeyError, match="bug"):
+        verbs.main(["try1"])
+    assert verbs.main(["try2"]) == 130
+    assert capsys.readouterr().err == "minigpt try2: interrupted\n"
+
+
+def test_the_installed_command_is_this_main() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert scripts == {"minigpt": "minigpt.__main__:main"}
