@@ -28,7 +28,8 @@ from minigpt.data.split import split_pairs, write_split
 from minigpt.terminal import table
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import TrainConfig, read_recipe
-from minigpt.training.loop import RunData, Trainer, read_data
+from minigpt.training.loop import Trainer
+from minigpt.training.run_data import RunData, read_data
 
 
 class Arm:

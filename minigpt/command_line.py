@@ -161,7 +161,9 @@ def run(
     code, complaint = 0, ""
     try:
         _check_flags(options, argv)  # before defaults, which may take a while or print
-        chosen = parse(options, argv, defaults(argv) if defaults else None)
+        default = defaults(argv) if defaults else None
+        with _source_of(main):
+            chosen = parse(options, argv, default)
         result = main(chosen)
         if chosen.json:
             print(_json_line(result or {}))
@@ -185,6 +187,18 @@ def run(
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def _source_of(main: Callable[..., Any]) -> Iterator[None]:
+    """Let tyro find the help texts: it looks in __main__'s file, another one under `minigpt VERB`."""
+    module = sys.modules["__main__"]
+    before = getattr(module, "__file__", None)
+    module.__file__ = main.__code__.co_filename
+    try:
+        yield
+    finally:
+        module.__file__ = before
+
+
 class _Terminated(SystemExit):
     """SIGTERM came; like KeyboardInterrupt, it passes through `except Exception`."""
 
@@ -204,7 +218,9 @@ def _empty(stream: TextIO) -> None:
 def _json_line(result: dict[str, Any]) -> str:
     # Chinese stays readable where stdout can hold it; stdout itself escapes a lone surrogate, as JSON would
     ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
-    return json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False)
+    line = json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False)
+    # JSON may hold these, but to str.splitlines and others a line would end there
+    return line.translate({0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"})
 
 
 def _json_ready(value: object) -> object:

@@ -37,7 +37,7 @@ class Options(command_line.DoorOptions):
 def main(options: Options) -> dict[str, Any]:
     """Read, count, print, draw."""
     from minigpt.data.reader import read_pairs
-    from minigpt.data.statistics import compute_statistics, plot, print_statistics, require_plotting
+    from minigpt.data.survey import compute_statistics, plot, print_statistics, require_plotting
     from minigpt.tokenizer import Tokenizer
 
     if options.plot is not None:

@@ -3,8 +3,9 @@
     python ./minigpt/evaluate_model.py --model output/best --data data/val.jsonl
     minigpt eval --show 10 --json
 
-The loss is measured on all tokens and on the answers' alone; then every distinct question is answered greedily
-and compared with what the file says (exact match, character F1; several right answers: the best one counts).
+The loss is measured on all tokens and on the answers' alone; then every distinct question is answered
+greedily and compared with what the file says (exact match, character F1; of several right answers the best
+counts).
 """
 
 import sys
@@ -69,11 +70,11 @@ def main(options: Options) -> dict[str, Any]:
     import torch
 
     from minigpt.data.batches import encode_pairs
+    from minigpt.devices import pick_device
     from minigpt.evaluation.answers import answer_rows, by_question, score_answers
     from minigpt.inference.generation import GenerationOptions
     from minigpt.pretrained import load_model_and_tokenizer
     from minigpt.terminal import table
-    from minigpt.training.loop import pick_device
 
     asking = GenerationOptions(max_new_tokens=options.max_new_tokens)
     if options.threads:
@@ -101,9 +102,9 @@ def main(options: Options) -> dict[str, Any]:
     if encoded.n_cut:
         print(f"{encoded.n_cut:,} of {len(pairs):,} pairs were cut at {max_length} tokens for the loss")
     if n_too_long:
-        print(f"{n_too_long:,} questions are too long for block_size={limit}: counted as not answered")
+        print(f"too long for block_size={limit}, counted as not answered: {n_too_long:,} of the questions")
     if n_unknown:
-        print(f"{n_unknown:,} questions have characters that are not in the vocabulary")
+        print(f"with characters that are not in the vocabulary: {n_unknown:,} of the questions")
     if options.show:
         rows = answer_rows(questions, references, given, options.show)
         table("some of the questions", ("", "question", "expected", "given"), rows)

@@ -50,7 +50,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
             with Path(path).open("wb") as device:  # renaming a file over /dev/null would be a calamity
                 yield device
             return
-        goal.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(goal.parent)
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -86,7 +86,7 @@ def atomic_folder(goal: Path, fill: Callable[[Path], None]) -> None:
     with _explained(goal, goal, temporary):
         if os.path.lexists(goal):
             raise FileExistsError(errno.EEXIST, "exists already", str(goal))
-        goal.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(goal.parent)
         if temporary.exists():
             shutil.rmtree(temporary)
         try:
@@ -98,6 +98,14 @@ def atomic_folder(goal: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     _sync_entry(goal)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # "File exists" would leave people puzzled
+        text = f"{os.strerror(errno.ENOTDIR)}: {folder}"
+        raise NotADirectoryError(errno.ENOTDIR, text, str(folder)) from None
 
 
 def _temporary_name(goal: Path) -> Path:

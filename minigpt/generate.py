@@ -7,8 +7,8 @@ r"""Ask a trained model: in conversation, one question, or a file of them.
     cat questions.txt | minigpt generate --json                 # the same on stdout
 
 A file holds one question a line, or JSONL with "question" (told by its first character, "{"). A blank line
-gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count. So that
-an answer takes one line, line ends and control characters in it are written as escapes (\n); JSON has the
+gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count. Line
+ends and control characters in an answer are written as escapes (\n), so that it takes one line; JSON has the
 exact text.
 
 Answers are greedy unless --do_sample is given. With --seed, sampling is reproducible.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.DoorOptions):
-    """Ask a trained model: in conversation, one question (--question), or many (--file, or standard input)."""
+    """Ask a trained model: in conversation, one question (--question), or many (--file, standard input)."""
 
     model: Path = Path("output/best")
     """checkpoint folder, as `minigpt train` writes it"""
@@ -112,7 +112,8 @@ def main(options: Options) -> dict[str, Any] | None:
 
 
 def _json(record: dict[str, str]) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    line = json.dumps(record, ensure_ascii=False)
+    return line.encode("utf-8", "backslashreplace").decode()  # half a character: escaped, as JSON would
 
 
 def _warn_of_ignored(options: Options) -> None:
@@ -129,8 +130,8 @@ def _warn_of_ignored(options: Options) -> None:
 def _load(options: Options) -> "tuple[GPTLMHeadModel, Tokenizer]":
     import torch
 
+    from minigpt.devices import pick_device
     from minigpt.pretrained import load_model_and_tokenizer
-    from minigpt.training.loop import pick_device
 
     device = pick_device(options.device)
     if options.threads < 0:

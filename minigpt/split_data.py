@@ -48,15 +48,15 @@ def main(options: Options) -> dict[str, Any]:
     manifest = write_split(split, report, folder, train_ratio=options.train_ratio, seed=options.seed)
     if split.dropped:
         print(
-            f"dropped {len(split.dropped):,} of {len(pairs):,} pairs "
-            f"({len(split.dropped) / len(pairs):.1%}): their question and answer stand there before"
+            f"dropped as repeated: {len(split.dropped):,} of {len(pairs):,} pairs "
+            f"({len(split.dropped) / len(pairs):.1%})"
         )
         for pair, first in split.dropped[:3]:
             print(f"  line {pair.line} repeats line {first.line}: {_short(pair.question)}")
     if split.grouped:
         print(
-            f"kept together {sum(map(len, split.grouped)):,} pairs: "
-            f"{len(split.grouped):,} questions have several answers"
+            f"questions with several answers, each kept on one side: {len(split.grouped):,}, "
+            f"with {sum(map(len, split.grouped)):,} pairs"
         )
         for group in split.grouped[:3]:
             lines = ", ".join(str(pair.line) for pair in group[:5]) + (", ..." if len(group) > 5 else "")

@@ -34,7 +34,7 @@ def defaults(argv: list[str]) -> TrainConfig:
         return read_recipe(first["recipe"])
     if "--help" in argv or "-h" in argv:
         return read_recipe("qa-cpu")
-    from minigpt.training.loop import pick_device
+    from minigpt.devices import pick_device
 
     device = pick_device(first.get("device", "auto"))
     name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
@@ -58,7 +58,8 @@ def _peek(argv: list[str]) -> dict[str, str]:
 def main(config: TrainConfig) -> dict[str, Any]:
     """Read, build, estimate, train."""
     from minigpt.training import checkpoint, report
-    from minigpt.training.loop import Stopped, Trainer, read_data
+    from minigpt.training.loop import Stopped, Trainer
+    from minigpt.training.run_data import read_data
 
     if not (config.resume or config.dry_run):
         _make_way(config, bool(checkpoint.list_checkpoints(config.output)))

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "minigpt"
 LEVELS = (
     ("command_line",),
     ("files", "terminal"),
-    ("model", "tokenizer"),
+    ("devices", "model", "tokenizer"),
     ("data", "gpt2"),
     ("qa_dataset",),
     ("pretrained",),

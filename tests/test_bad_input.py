@@ -247,7 +247,6 @@ def test_an_input_is_never_overwritten(door: Door, place: Workplace) -> None:
     result = door("vocab", "--data", place.data, "--output", place.data)
     assert_refused(result, "vocab", f"{place.data} is the data and would be overwritten")
     train = place.data.rename(place.folder / "train.jsonl")
-    assert_refused(door("split", "--input", train), "split", str(train), "--train_ratio")
     assert_refused(
         door("split", "--input", train, "--train_ratio", 0.5),
         "split",
@@ -279,13 +278,12 @@ def test_a_place_that_cannot_be_written(door: Door, place: Workplace, verb: str)
     assert place.contents() == before
 
 
-@pytest.mark.parametrize("verb", DOORS)
-@pytest.mark.parametrize("failing", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("verb", "failing"), [("vocab", 1), ("stats", 1), ("split", 1), ("split", 2), ("split", 3)]
+)
 def test_a_disk_that_fills_up(
     door: Door, place: Workplace, monkeypatch: pytest.MonkeyPatch, verb: str, failing: int
 ) -> None:
-    if verb != "split" and failing > 1:
-        pytest.skip("this door writes one file: its first flush is the only one before the old file goes")
     before = place.contents()
     calls = itertools.count(1)
     flush = os.fsync
@@ -302,13 +300,12 @@ def test_a_disk_that_fills_up(
     assert place.contents() == before  # and no temporary file beside them
 
 
-def test_a_pair_that_needs_no_vocabulary_of_its_own(door: Door, place: Workplace) -> None:
-    """Odd but good: it is read, counted and kept."""
+def test_odd_but_good(door: Door, place: Workplace) -> None:
     odd = json.dumps({"question": "a\u2028b", "answer": "很" * 50_000}, ensure_ascii=False)
     place.data.write_bytes(b"\xef\xbb\xbf" + f"{odd}\r\n{GOOD}\r\n".encode())
     result = door("stats", *place.arguments("stats"), "--json")
     assert (result.code, result.err) == (0, "")
-    report = json.loads(result.out.splitlines()[-1])
+    report = json.loads(result.out.splitlines()[-1])  # no character of the data may look like a line's end
     assert report["tokens"]["answers"]["max"] == 50_000
     assert [u["character"] for u in report["unknown_characters"]] == ["a", "\u2028", "b"]
     assert door("split", *place.arguments("split")).code == 0
@@ -320,7 +317,7 @@ def test_a_pair_that_needs_no_vocabulary_of_its_own(door: Door, place: Workplace
 
 
 def start(*command: object, **options: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
         [sys.executable, *map(str, command)],
         stderr=subprocess.PIPE,
         timeout=60,
@@ -328,6 +325,7 @@ def start(*command: object, **options: object) -> subprocess.CompletedProcess[by
         check=False,
         **options,  # type: ignore[call-overload]
     )
+    return done
 
 
 def test_the_documents_commands_from_the_root(tmp_path: Path) -> None:
@@ -360,6 +358,7 @@ def test_a_verb_is_the_same_door_and_loads_no_torch(tmp_path: Path) -> None:
 
     done = start("-X", "importtime", "-m", "minigpt", "vocab", "--help", stdout=subprocess.PIPE)
     assert done.returncode == 0
+    assert b"the vocabulary to write" in done.stdout  # the help texts are found under a verb, too
     modules = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
     assert b"minigpt.command_line" in modules
     assert not modules & {b"torch", b"numpy", b"matplotlib"}

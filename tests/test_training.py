@@ -22,8 +22,9 @@ from minigpt.command_line import InputError
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training import checkpoint
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
-from minigpt.training.loop import Stopped, Trainer, read_data
+from minigpt.training.loop import Stopped, Trainer
 from minigpt.training.optimizer import make_optimizers, orthogonalize, schedule
+from minigpt.training.run_data import read_data
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {

@@ -134,12 +134,12 @@ def _read(file: io.BufferedReader, path: Path, strict: bool) -> tuple[list[Pair]
     _refuse_other_formats(head, path)
     report, pairs, digest = ReadReport(path), [], hashlib.sha256()
     size, done = os.fstat(file.fileno()).st_size, 0
-    with ProgressLine("reading, bytes", size, patience=2.0) as progress:
+    with ProgressLine("reading, MB", size // 1_000_000, patience=2.0) as progress:
         # bytes, because text files split at more than LF: U+2028 may stand inside an answer
         for number, line in enumerate(file, 1):
             digest.update(line)
             done += len(line)
-            progress.update(done)
+            progress.update(done // 1_000_000)
             line = line.removesuffix(b"\n").removesuffix(b"\r").removeprefix(_BOM)
             if not line.strip():
                 continue

@@ -142,12 +142,12 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
 
 def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
-    """The set bit nearest to target; in a tie, one that leaves no side empty, then the smaller."""
+    """The set bit nearest to target; in a tie, one that leaves no side empty, then the larger."""
     bits = f"{sums:b}"[::-1]
     middle = max(0, min(math.floor(target), len(bits) - 1))
     below, above = bits.rfind("1", 0, middle + 1), bits.find("1", middle + 1)
     candidates = [found for found in (below, above) if found >= 0]
-    return min(candidates, key=lambda found: (abs(found - target), found in empty, found))
+    return min(candidates, key=lambda found: (abs(found - target), found in empty, -found))
 
 
 def write_split(

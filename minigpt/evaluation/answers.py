@@ -4,8 +4,8 @@
     report = score_answers(given, list(references.values()))
     print(report.exact_match, report.character_f1, report.count)
 
-Each distinct question counts once. When a file has several answers to one question, the given answer is scored
-against each and the best score counts, as is usual for questions with several references.
+Each distinct question counts once. When a file has several answers to one question, the given answer is
+scored against each and the best score counts, as is usual for questions with several references.
 
 Nothing is generated here (see minigpt.inference.generation). Neither measure knows what a text means.
 """

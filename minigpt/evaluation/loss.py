@@ -96,7 +96,7 @@ def _add(report: LossReport, model: GPTLMHeadModel, batch: Batch) -> None:
     answers = batch.answer_mask[batch.token_mask].cpu()  # (P,)
     rows = max(1, _CHUNK // model.config.vocab_size)
     pieces = []
-    for some, goal in zip(hidden.split(rows), targets.split(rows)):
+    for some, goal in zip(torch.split(hidden, rows), torch.split(targets, rows)):
         logits = model.lm_head(some)  # (rows, V)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()

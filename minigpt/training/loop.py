@@ -9,34 +9,32 @@ import json
 import math
 import platform
 import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 import minigpt
 from minigpt.command_line import InputError
-from minigpt.data.batches import Batch, BatchPlan, EncodedPairs, encode_pairs
-from minigpt.data.reader import Pair, read_pairs
+from minigpt.data.batches import Batch, BatchPlan
+from minigpt.devices import pick_device
 from minigpt.evaluation.loss import LossReport, evaluate_loss
 from minigpt.files import atomic_write
 from minigpt.inference.generation import GenerationOptions, answer_questions
 from minigpt.model import GPTLMHeadModel
 from minigpt.pretrained import load_weights
 from minigpt.terminal import ProgressLine, seconds, warn
-from minigpt.tokenizer import Tokenizer
 from minigpt.training import checkpoint
 from minigpt.training.config import RUN_FILE, TrainConfig
+from minigpt.training.metrics import Metrics
 from minigpt.training.optimizer import load_state, make_optimizers, schedule, state_tensors
+from minigpt.training.run_data import RunData
+from minigpt.training.signals import StopRequest, stop_requests
 
-__all__ = ["RunData", "Stopped", "Trainer", "pick_device", "read_data"]
+__all__ = ["Stopped", "Trainer"]
 
 
 class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to stop, and has saved itself
@@ -45,58 +43,6 @@ class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to st
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
         self.code = code
-
-
-@dataclass(frozen=True)
-class RunData:
-    """What a run learns from and is measured on."""
-
-    tokenizer: Tokenizer
-    train: EncodedPairs
-    val: EncodedPairs
-    val_pairs: list[Pair]
-
-
-def read_data(config: TrainConfig) -> RunData:
-    """Read vocabulary and both parts of the data, and say what was skipped or cut."""
-    tokenizer = Tokenizer(config.vocab_path)
-    encoded = []
-    pairs: list[Pair] = []
-    for path in (config.train_data, config.val_data):
-        pairs, report = read_pairs(path, strict=config.strict)
-        report.print_summary()
-        part = encode_pairs(pairs, tokenizer, config.max_length)
-        if part.n_cut:
-            lost = (
-                f", {part.n_without_answer} of them left out: no answer remained"
-                if part.n_without_answer
-                else ""
-            )
-            warn(
-                f"{path}: {part.n_cut} of {len(pairs)} pairs are longer than max_length={config.max_length} "
-                f"and were cut{lost}"
-            )
-        unknown = int((part.ids == tokenizer.unk_token_id).sum())
-        if unknown:
-            warn(f"{path}: {unknown} characters are not in {config.vocab_path} and became <unk>")
-        encoded.append(part)
-    return RunData(tokenizer, encoded[0], encoded[1], pairs)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        InputError: for a name that torch does not know, or a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
 
 
 class Trainer:
@@ -219,8 +165,8 @@ class Trainer:
         atomic_write(output / RUN_FILE, text + "\n")
         began, before = time.monotonic(), self._train_seconds
         with (
-            _signals() as asked,
-            _Metrics(output, self.steps_done) as metrics,
+            stop_requests() as asked,
+            Metrics(output, self.steps_done) as metrics,
             ProgressLine("training", self.total_steps) as progress,
         ):
             first, tokens = self.steps_done, self.tokens_seen
@@ -268,7 +214,7 @@ class Trainer:
             "model": str(output / "best"),
         }
 
-    def _evaluate_and_save(self, metrics: "_Metrics", progress: ProgressLine) -> float:
+    def _evaluate_and_save(self, metrics: Metrics, progress: ProgressLine) -> float:
         report = self.evaluate()
         counted = report.answer if self.config.loss_on == "answer" else report.all
         metrics.write(
@@ -370,7 +316,7 @@ class Trainer:
             )
         return snapshot.folder
 
-    def _stopped(self, asked: "_Asked") -> Stopped:
+    def _stopped(self, asked: StopRequest) -> Stopped:
         assert asked.signal is not None
         name = signal.Signals(asked.signal).name
         where = self.config.output / "last"
@@ -378,80 +324,3 @@ class Trainer:
         return Stopped(
             128 + asked.signal, f"{name}: saved step {self.steps_done} in {where}; go on with {again}"
         )
-
-
-class _Asked:
-    signal: int | None = None
-
-
-@contextmanager
-def _signals() -> Iterator[_Asked]:
-    """SIGINT and SIGTERM are noted, and obeyed after the step; a second one stops at once."""
-    asked = _Asked()
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        if asked.signal is not None:
-            sys.exit(128 + signum)
-        asked.signal = signum
-        print("\nstopping after this step; once more stops at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Writer(Protocol):
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _Metrics:
-    """metrics.jsonl, one object a line, and the same numbers for TensorBoard where it is installed."""
-
-    def __init__(self, output: Path, steps_done: int) -> None:
-        self._path = output / "metrics.jsonl"
-        self._file: IO[str] | None = None
-        self._board: _Writer | None = None
-        self._steps_done = steps_done
-        self._folder = output / "tensorboard"
-
-    def __enter__(self) -> "_Metrics":
-        kept = ""
-        if self._steps_done and self._path.exists():  # lines behind the checkpoint will be written again
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
-        atomic_write(self._path, kept)
-        self._file = self._path.open("a", encoding="utf-8")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            print("tensorboard is not installed: the curves are in metrics.jsonl alone", file=sys.stderr)
-        else:
-            purge = self._steps_done + 1 if self._steps_done else None
-            self._board = SummaryWriter(str(self._folder), purge_step=purge)
-        return self
-
-    def write(self, step: int, **values: float) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if self._board is not None and name != "seconds":
-                self._board.add_scalar(name, value, step)
-
-    def __exit__(self, *_: object) -> None:
-        assert self._file is not None
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line that was cut off while it was written
-        return math.inf

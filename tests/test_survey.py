@@ -1,4 +1,4 @@
-"""Statistics: numbers against a slow count, what the terminal shows, and the picture."""
+"""The survey: numbers against a slow count, what the terminal shows, and the picture."""
 
 import importlib.util
 import json
@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.command_line import InputError
-from minigpt.data import statistics as room
+from minigpt.data import survey as room
 from minigpt.data.reader import Pair, read_pairs
-from minigpt.data.statistics import Unknown, compute_statistics, plot, print_statistics
+from minigpt.data.survey import Unknown, compute_statistics, plot, print_statistics
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -101,14 +101,14 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "100 <- yours" in out
     assert "33.33%" in out
     assert "\x1b[31m" not in out
-    assert r"\u2028 (U+2028, 1 times, first in line 30)" in out
-    assert r"\x1b (U+001B, 1 times, first in line 30)" in out
-    assert "unused: 2 of the vocabulary's 7 characters: d e\n" in out
-    assert "1 questions more than once" in out
+    assert r"\u2028 (U+2028, 1x, first in line 30)" in out
+    assert r"\x1b (U+001B, 1x, first in line 30)" in out
+    assert "unused characters of the vocabulary: 1 of 7: e\n" in out
+    assert "questions that come more than once: 1 " in out
     print_statistics(compute_statistics(make_pairs([("abcde你好", "a")]), TOKENIZER))
     out, _ = capsys.readouterr()
-    assert "unknown: none, the vocabulary has every character" in out
-    assert "unused: 0 of the vocabulary's 7 characters\n" in out
+    assert "unknown characters: none" in out
+    assert "unused characters of the vocabulary: 0 of 7\n" in out
 
 
 @quick

@@ -5,6 +5,7 @@
     plot(statistics, Path("stats.png"), title="train.jsonl")  # needs matplotlib
 
 A pair counts as it is encoded: question, <sep>, answer, <sep>. Nothing is changed or written but the picture.
+(The module is not called statistics: that is the name of one of Python's own.)
 """
 
 import importlib.util
@@ -201,26 +202,26 @@ def print_statistics(statistics: Statistics) -> None:
     print(_unknown_sentence(statistics))
     characters = statistics.vocab_size - len(SPECIAL_TOKENS)
     print(
-        f"unused: {len(statistics.unused):,} of the vocabulary's {characters:,} characters"
+        f"unused characters of the vocabulary: {len(statistics.unused):,} of {characters:,}"
         f"{_listed(statistics.unused)}"
     )
     print(
-        f"repeated: {statistics.repeated_pairs:,} pairs stand there before, "
-        f"{statistics.repeated_questions:,} questions more than once (`minigpt split` keeps these together)"
+        f"repeated pairs: {statistics.repeated_pairs:,} (`minigpt split` drops them); "
+        f"questions that come more than once: {statistics.repeated_questions:,} (it keeps them together)"
     )
 
 
 def _unknown_sentence(statistics: Statistics) -> str:
     unknown = statistics.unknown
     if not unknown:
-        return "unknown: none, the vocabulary has every character"
+        return "unknown characters: none, the vocabulary has them all"
     shown = ", ".join(
-        f"{printable(u.character)} (U+{ord(u.character):04X}, {u.count:,} times, first in line {u.line})"
+        f"{printable(u.character)} (U+{ord(u.character):04X}, {u.count:,}x, first in line {u.line})"
         for u in unknown[:_SHOWN]
     )
     times = sum(u.count for u in unknown)
     return (
-        f"unknown: {len(unknown):,} characters that the vocabulary lacks, {times:,} times: {shown}"
+        f"unknown characters, which the vocabulary lacks: {len(unknown):,}, in {times:,} places: {shown}"
         f"{', ...' if len(unknown) > _SHOWN else ''}"
     )
 

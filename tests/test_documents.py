@@ -1,0 +1,533 @@
+"""The documents are true: each block of code in them is run, and prints what stands below it.
+
+    python tests/test_documents.py         # after a change of a message or of the corpus: writes the blocks anew
+
+A document is gone through from top to bottom in an empty folder with `minigpt/`, `data/` and the Makefile in it:
+
+- ```bash: each command is run, by the door itself and in this process; `make demo` by its lines in the Makefile;
+- ```python: run in one namespace a document, as a reader would paste it into one session;
+- ```text: what the block above it prints (`...` stands for anything); compared;
+- ```jsonl NAME, ```toml NAME, ```text NAME: the reader makes a file NAME with this content;
+- ```tree: what lies in minigpt/, a file a line; compared with what does.
+
+Training is shortened (TO_SHORTEN): what such a block prints is compared without its numbers and answers. Numbers
+that a person measured are therefore not checked, only that the lines still look like that.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import random
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import textwrap
+import tokenize
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = {  # the one that is run: its translation, with the same blocks
+    "README.zh-CN.md": "README.md",
+    "docs/guide.zh-CN.md": "docs/guide.en.md",
+    "data/README.md": "",  # both languages in one file
+}
+FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
+PLACE = "DEMO-OUTPUT-HERE"  # stands where what `make demo` and `make test` print is to be pasted
+
+THE_TUTORIAL_S_COMMANDS = [
+    "python ./minigpt/build_vocab.py --data ./data/data.jsonl --output ./data/vocab.json",
+    "python ./minigpt/split_data.py --input ./data/data.jsonl --train_ratio 0.8",
+    "python ./minigpt/dataset_stats.py --train_data ./data/train.jsonl --vocab_path ./data/vocab.json",
+    "python ./minigpt/train.py",
+    "python ./minigpt/generate.py",
+]
+
+_TINY = "--n_layer 1 --n_embd 32 --n_head 2 --eval_steps 2 --logging_steps 1"
+TO_SHORTEN = {  # door -> flags that the tests add
+    "train.py": f"{_TINY} --max_steps 4",
+    "evaluate_model.py": "--max_new_tokens 4",
+    "generate.py": "--max_new_tokens 4",
+}
+TO_GO_ON = f"{_TINY} --max_steps 6"  # with --resume: beyond the four steps that were done
+NOT_RUN = {  # command -> why
+    "make test": "this is it",
+    "make check": "it reads sources; nothing in the documents depends on it",
+    ". .venv/bin/activate": "changes the reader's shell",
+    "python -m pip install -e .": "changes the environment that the tests run in",
+    "tensorboard --logdir output": "a server that only Ctrl-C ends",
+}
+TYPED = {  # command -> what the reader types at its prompt, as on a terminal
+    "python ./minigpt/generate.py": "四川的省会是哪里？\n你好\n\n",
+}
+
+
+# -- reading a document ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Block:
+    language: str
+    name: str  # of the file that the reader makes, if that is what the block is for
+    text: str
+    line: int  # of its first line of text, from 1
+    output: "Block | None" = None  # what it prints, according to the document
+
+    @property
+    def is_output(self) -> bool:
+        return self.language == "text" and not self.name
+
+
+def read_blocks(document: str) -> list[Block]:
+    """All blocks of a document, fenced or indented; an output hangs on the block above it, too."""
+    blocks: list[Block] = []
+    lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        if fence := re.fullmatch(r"(`{3,})(\S*) ?(\S*)", line):
+            end = lines.index(fence[1], number + 1)
+            blocks.append(Block(fence[2], fence[3], "\n".join(lines[number + 1 : end]), number + 2))
+            number = end
+        elif line.startswith("    ") and not lines[number - 1]:
+            end = number
+            while end < len(lines) and (lines[end].startswith("    ") or not lines[end]):
+                end += 1
+            text = textwrap.dedent("\n".join(lines[number:end])).rstrip()
+            blocks.append(Block("jsonl" if text.startswith("{") else "bash", "", text, number + 1))
+            number = end
+        elif "```" in line:
+            raise AssertionError(f"{document}:{number + 1}: a fence that cannot be read: {line}")
+        number += 1
+    for before, block in zip(blocks, blocks[1:]):
+        if block.is_output:
+            assert before.language in ("bash", "python"), f"{document}:{block.line}: the output of what?"
+            before.output = block
+    return blocks
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a bash block, without comments; a backslash joins lines."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def without_comments(block: Block) -> str:
+    """What must be the same in both languages."""
+    if block.language == "bash":
+        return "\n".join(commands(block))
+    if block.language == "python":
+        tokens = tokenize.generate_tokens(io.StringIO(block.text).readline)
+        layout = (tokenize.COMMENT, tokenize.NL)
+        return "\n".join(token.string for token in tokens if token.type not in layout)
+    if block.language == "tree":
+        return "\n".join(paths_of(block))
+    if block.language == "toml":
+        return re.sub(r"\s*#.*", "", block.text)
+    return block.text
+
+
+def paths_of(tree: Block) -> dict[str, str]:
+    """Path -> description. Indentation by two is depth; two spaces or more separate the description."""
+    found: dict[str, str] = {}
+    parents: list[str] = []
+    for line in tree.text.splitlines():
+        entry = re.fullmatch(r"( *)(\S+)(?:  +(\S.*))?", line)
+        assert entry, f"not an entry of a tree: {line}"
+        depth, name = len(entry[1]) // 2, entry[2]
+        path = "".join(parents[:depth]) + name
+        assert path not in found, f"{path} stands there twice"
+        found[path] = entry[3] or ""
+        parents[depth:] = [name]
+    return found
+
+
+# -- running it --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Reader:
+    """Somebody who follows a document in `folder`."""
+
+    document: str
+    folder: Path
+    namespace: dict[str, Any] = dataclasses.field(default_factory=lambda: {"__name__": "__main__"})
+    shortened: bool = False  # the last block had a command that was shortened
+
+    def follow(self, block: Block) -> str | None:
+        """Do what a block says; returns what it printed, None if there is nothing to be run."""
+        self.shortened = False
+        if block.name:
+            path = self.folder / block.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text + "\n", encoding="utf-8")
+            return None
+        match block.language:
+            case "bash":
+                given = commands(block)
+                printed = ""
+                for command in given:
+                    last = command == given[-1] and block.output is not None
+                    fails = last and block.output is not None and ": error: " in block.output.text
+                    printed += self.command(command, code=2 if fails else 0)
+                return printed
+            case "python":
+                printed_by_python = io.StringIO()
+                code = compile("\n" * (block.line - 1) + block.text, self.document, "exec")
+                with contextlib.redirect_stdout(printed_by_python):
+                    exec(code, self.namespace)
+                return printed_by_python.getvalue()
+            case "jsonl":
+                given_lines = (ROOT / "data/data.jsonl").read_text(encoding="utf-8").splitlines()
+                assert set(block.text.splitlines()) <= set(given_lines), "not of the built-in corpus"
+            case "tree":
+                check_tree(block)
+            case "text":
+                pass  # compared with what the block above it printed
+            case other:
+                raise AssertionError(f"nobody knows how to check a block of {other!r}")
+        return None
+
+    def command(self, command: str, code: int) -> str:
+        """Run one command line, which must end with `code`; returns stdout and stderr together."""
+        words = shlex.split(command)
+        if command in NOT_RUN:
+            assert words[0] != "make" or words[1] in makefile()
+            return ""
+        if words[0] == "make":
+            return "".join(map(self._recipe_line, makefile()[words[1]]))
+        from minigpt.__main__ import DOORS
+
+        if words[0] == "minigpt":
+            door = f"{DOORS[words[1]][0].removeprefix('minigpt.')}.py" if words[1] in DOORS else ""
+        else:
+            assert words[0] == "python", f"nobody knows how to run: {command}"
+            door = Path(words[1]).name
+        if extra := TO_SHORTEN.get(door):
+            self.shortened = True
+            words += shlex.split(TO_GO_ON if "--resume" in words else extra)
+        return self._run(words, code, TYPED.get(command))
+
+    def _recipe_line(self, line: str) -> str:
+        """A line of a Makefile's recipe: `echo TEXT` and commands, separated by semicolons."""
+        printed = ""
+        for part in line.split(";"):
+            words = shlex.split(part)
+            printed += f"{' '.join(words[1:])}\n" if words[0] == "echo" else self.command(part.strip(), 0)
+        return printed
+
+    def _run(self, words: list[str], code: int, typed: str | None) -> str:
+        from minigpt.__main__ import main
+
+        printed = io.StringIO()
+        stdin = _Terminal() if typed is None else _Terminal(typed)
+        before = sys.argv, sys.path[:], sys.stdin, signal.getsignal(signal.SIGTERM)
+        sys.stdin = stdin
+        try:
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), _doors_may_run_twice():
+                if words[0] == "minigpt":
+                    got: object = main(words[1:])
+                else:
+                    sys.argv = words[1:]
+                    sys.path.insert(0, str(Path(words[1]).parent))  # as Python does; doors replace it
+                    try:
+                        runpy.run_path(words[1], run_name="__main__")
+                        got = 0
+                    except SystemExit as stop:
+                        got = stop.code or 0
+        finally:
+            sys.argv, sys.path[:], sys.stdin = before[:3]
+            signal.signal(signal.SIGTERM, before[3])
+        assert got == code, f"{shlex.join(words)} ended with {got}, not {code}:\n{printed.getvalue()}"
+        return printed.getvalue()
+
+
+class _Terminal(io.StringIO):
+    """What `input()` reads when a person types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def _doors_may_run_twice() -> Iterator[None]:
+    with warnings.catch_warnings():  # of runpy, when another test has imported the door
+        warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package")
+        yield
+
+
+def makefile() -> dict[str, list[str]]:
+    """Target -> its lines, with the variables that stand in them filled in."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    values = {"BIN": "", "DEMO": ""}
+    for name in values:
+        found = re.search(rf"^{name} := (.*)$", text, re.MULTILINE)
+        assert found
+        values[name] = found[1]
+    targets: dict[str, list[str]] = {}
+    for target, body in re.findall(r"^([\w-]+):.*\n((?:\t.*\n)*)", text, re.MULTILINE):
+        for name, value in values.items():
+            body = body.replace(f"$({name})", value)
+        lines = [line.strip().removeprefix("@") for line in body.splitlines()]
+        targets[target] = [re.sub(rf"(^|; *){values['BIN']}/", r"\1", line) for line in lines]
+    return targets
+
+
+def check_tree(tree: Block) -> None:
+    """Each file of minigpt/ is listed; a folder's line stands for its __init__.py. What is listed exists."""
+    listed = paths_of(tree)
+    inside = {path for path in listed if path.startswith("minigpt/")} - {"minigpt/"}
+    there = set()
+    for path in (ROOT / "minigpt").rglob("*"):
+        relative = path.relative_to(ROOT).as_posix()
+        if "__pycache__" in relative:
+            continue
+        if path.is_dir():
+            there.add(f"{relative}/")
+        elif not (path.name == "__init__.py" and path.parent != ROOT / "minigpt"):
+            there.add(relative)
+    assert inside == there
+    for path, description in listed.items():
+        assert (ROOT / path).exists(), f"{path} is listed, but does not exist"
+        assert (ROOT / path).is_dir() == path.endswith("/"), path
+        assert description, f"{path} needs a word about it"
+
+
+# -- comparing ---------------------------------------------------------------------------------------------
+
+_DECIMAL = re.compile(r"(?<![\w.])-?[\d,]*\d\.\d+")
+
+
+def differs(documented: str, printed: str) -> str:
+    """Why two outputs are not the same; "" if they are. `...` in the document stands for anything."""
+    ours, theirs = (
+        "\n".join(map(str.rstrip, text.strip("\n").splitlines())) for text in (documented, printed)
+    )
+    masked = [_DECIMAL.sub("0.0", text) for text in (ours, theirs)]
+    pattern = re.escape(masked[0]).replace(r"\.\.\.", ".*")
+    if not re.fullmatch(pattern, masked[1], re.DOTALL):
+        return f"the document says:\n{ours}\nbut this was printed:\n{theirs}"
+    if "..." in ours:
+        return ""
+    for said, got in zip(_DECIMAL.findall(ours), _DECIMAL.findall(theirs), strict=True):
+        # Sums are rounded differently by other CPUs and thread counts: one unit of the last digit shown.
+        unit = 10.0 ** -len(said.partition(".")[2])
+        if abs(float(said.replace(",", "")) - float(got.replace(",", ""))) > 1.01 * unit:
+            return f"the document says {said} where {got} was printed:\n{theirs}"
+    return ""
+
+
+def shape(printed: str) -> list[str]:
+    """Lines without what depends on how long was trained: numbers, durations, answers."""
+    shapes: list[str] = []
+    for line in printed.splitlines():
+        line = re.sub(r"^│ [✓✗] │.*", "│ a question │", line)
+        line = re.sub(r"A: .*", "A:", line)
+        line = re.sub(r"Q: .*A:", "Q: A:", line)
+        line = re.sub(r"\d+ h \d+ min|\d+ min \d+ s|\d+(\.\d+)? s\b", "T", line)
+        line = re.sub(r"[\d,]*\d(\.\d+)?", "0", line)
+        line = re.sub(r"val 0 |(?<=validation loss 0)\*", "", line)
+        line = re.sub(r"[━─]+", "━", line)
+        line = re.sub(r"[┳┬╇┴┃│]━?", "|", line)
+        line = " ".join(line.split())
+        if line and (not shapes or shapes[-1] != line):
+            shapes.append(line)
+    return shapes
+
+
+def lacks(documented: str, printed: str) -> str:
+    """The first documented line that was not printed in this shape and order; "" if there is none."""
+    lines = iter(shape(printed))
+    for line in shape("\n".join(line for line in documented.splitlines() if not line.startswith("# "))):
+        if line != "..." and line not in lines:
+            return f"no line (any more) of the shape {line!r} in:\n{printed}"
+    return ""
+
+
+# -- the tests ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to follow a document in."""
+    with at_desk(tmp_path):
+        yield tmp_path
+
+
+@contextlib.contextmanager
+def at_desk(folder: Path) -> Iterator[None]:
+    import torch
+
+    (folder / "minigpt").symlink_to(ROOT / "minigpt")
+    (folder / "Makefile").symlink_to(ROOT / "Makefile")
+    (folder / "data").mkdir()
+    for name in ("data.jsonl", "make_corpus.py", "README.md"):
+        shutil.copy(ROOT / "data" / name, folder / "data")
+    shutil.copytree(ROOT / "data/facts", folder / "data/facts")
+    threads, state, here = torch.get_num_threads(), torch.get_rng_state(), Path.cwd()
+    environment = {name: os.environ.get(name) for name in ("COLUMNS", "FORCE_COLOR", "CUDA_VISIBLE_DEVICES")}
+    os.environ |= {"COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}  # the documents' reader has no GPU
+    os.environ.pop("FORCE_COLOR", None)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_a_document_says_is_so(document: str, desk: Path) -> None:
+    reader = Reader(document, desk)
+    for block in read_blocks(document):
+        where = f"{document}:{block.line}"
+        try:
+            printed = reader.follow(block)
+        except (AssertionError, Exception, SystemExit) as error:
+            raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
+        if printed is None or PLACE in (block.output.text if block.output else ""):
+            continue
+        if block.output is None:
+            # a command may say more than a document repeats; a snippet without a print has nothing to show
+            assert block.language == "bash" or not printed, f"{where} prints, but no output follows:\n{printed}"
+        elif set(commands(block) if block.language == "bash" else ["python"]) - set(NOT_RUN):
+            compare = lacks if reader.shortened else differs
+            complaint = compare(block.output.text, printed)
+            assert not complaint, f"{document}:{block.output.line}: {complaint}"
+
+
+@pytest.mark.parametrize(("one", "other"), [pair for pair in DOCUMENTS.items() if pair[1]])
+def test_both_languages_have_the_same_blocks(one: str, other: str) -> None:
+    first, second = read_blocks(one), read_blocks(other)
+    for ours, theirs in zip(first, second):
+        where = f"{one}:{ours.line} and {other}:{theirs.line}"
+        assert (ours.language, ours.name) == (theirs.language, theirs.name), where
+        assert without_comments(ours) == without_comments(theirs), where
+    assert len(first) == len(second)
+    sections = [re.findall(r"^#+", (ROOT / name).read_text("utf-8"), re.MULTILINE) for name in (one, other)]
+    assert sections[0] == sections[1], "the same sections, in the same order"
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_tutorial_s_commands_stand_in_the_readme(readme: str) -> None:
+    lines = [line for block in read_blocks(readme) if block.language == "bash" for line in block.text.splitlines()]
+    assert [line for line in lines if line in THE_TUTORIAL_S_COMMANDS] == THE_TUTORIAL_S_COMMANDS
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_demo_s_output_was_pasted(readme: str) -> None:
+    assert PLACE not in (ROOT / readme).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", FILES)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    for link in links:
+        assert "#" not in link, f"{link}: headings change, and nobody notices"
+        assert link.startswith("https://") or (path.parent / link).exists(), f"{document}: {link}"
+
+
+def _inline_code(document: str) -> list[str]:
+    text = re.sub(r"^(`{3,}).*?^\1$", "", (ROOT / document).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+@pytest.mark.parametrize("document", FILES)
+def test_paths_in_the_text_exist(document: str) -> None:
+    made_by_commands = {"data/vocab.json", "data/train.jsonl", "data/val.jsonl", "data/split.json"}
+    for code in _inline_code(document):
+        if re.fullmatch(r"(minigpt|tests|docs|data|benchmarks)/[\w./-]*", code) and code not in made_by_commands:
+            assert (ROOT / code).exists(), f"{document}: {code}"
+
+
+@pytest.mark.parametrize("document", FILES)
+def test_flags_in_the_text_exist(document: str) -> None:
+    from minigpt.__main__ import DOORS
+    from minigpt.training.config import TrainConfig
+
+    options = [getattr(importlib.import_module(module), "Options", TrainConfig) for module, _ in DOORS.values()]
+    known = {field.name for one in options for field in dataclasses.fields(one)} | {"help", "version", "check"}
+    for code in _inline_code(document):
+        for flag in re.findall(r"(?<!\S)--(\w+)", code):
+            assert flag in known, f"{document}: --{flag}"
+
+
+def test_no_exception_is_stale() -> None:
+    given = {line for name in FILES for block in read_blocks(name) if block.language == "bash" for line in commands(block)}
+    assert set(NOT_RUN) | set(TYPED) <= given
+
+
+@pytest.mark.parametrize(
+    ("documented", "printed", "same"),
+    [
+        ("a 1.25\n", "a 1.26  \n", True),
+        ("a 1.25", "a 1.27", False),
+        ("a 125", "a 126", False),
+        ("a\n...\nd", "a\nb\nc\nd", True),
+        ("a\n...\nd", "a\nb\nc\ne", False),
+        ("(a+b)*", "(a+b)*", True),
+        ("1,024.5", "1,024.6", True),
+    ],
+)
+def test_outputs_are_compared(documented: str, printed: str, same: bool) -> None:
+    assert (not differs(documented, printed)) is same
+
+
+def test_shapes_are_compared() -> None:
+    printed = "recipe x\ntraining 1/20 loss 7.2  2 s left\ntraining 2/20 loss 7.1  val 7.3  1 s left\ndone: 20 steps\n"
+    assert not lacks("training 700/1,000 loss 0.1  val 0.22  1 min 02 s left\ndone: 1,000 steps", printed)
+    assert "finished" in lacks("finished: 1,000 steps", printed)
+    assert lacks("done: 1 steps\nrecipe x", printed), "in this order"
+    # what a person pasted may begin with a note
+    assert not lacks("# two cores\nrecipe x\n...\ndone: 3 steps", printed)
+
+
+def test_the_tree_must_be_whole() -> None:
+    with pytest.raises(AssertionError):
+        check_tree(Block("tree", "", "minigpt/  the package\n  model.py  the model", 1))
+
+
+# -- writing the blocks anew -------------------------------------------------------------------------------
+
+
+def write_anew() -> None:
+    """Replace each exactly compared output by what is printed now, in both languages."""
+    random.seed(0)
+    for document, translation in DOCUMENTS.items():
+        with tempfile.TemporaryDirectory() as folder, at_desk(Path(folder)):
+            reader = Reader(document, Path(folder))
+            found = []
+            for block in read_blocks(document):
+                printed = reader.follow(block)
+                exact = block.output is not None and not reader.shortened and printed is not None
+                if exact and block.output is not None and printed and "..." not in block.output.text:
+                    text = "\n".join(map(str.rstrip, printed.strip("\n").splitlines()))
+                    found.append((read_blocks(document).index(block.output), text))
+        for name in filter(None, (document, translation)):
+            lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+            blocks = read_blocks(name)
+            for index, text in reversed(found):
+                start = blocks[index].line - 1
+                lines[start : start + len(blocks[index].text.splitlines())] = text.splitlines()
+            (ROOT / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_anew()

@@ -1,0 +1,323 @@
+"""Evaluation: sums that depend on nothing but model and data, scores that a hand can check, and its door."""
+
+import json
+import math
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minigpt
+from minigpt.command_line import InputError
+from minigpt.data.batches import EncodedPairs, encode_pairs
+from minigpt.data.reader import Pair
+from minigpt.evaluation import loss as loss_module
+from minigpt.evaluation.answers import (
+    answer_rows,
+    by_question,
+    character_f1,
+    exact_match,
+    score_answers,
+)
+from minigpt.evaluation.loss import LossSum, evaluate_loss
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.tokenizer import Tokenizer, build_vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIRS = [
+    Pair(question, answer, line, "")
+    for line, (question, answer) in enumerate(
+        [("天是什么？", "天。"), ("地", "大地很大"), ("山高吗？", "高"), ("水", "水是水，水不是山"), ("月", "月月")], 1
+    )
+]  # fmt: skip
+TOKENIZER = Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in PAIRS))
+V = TOKENIZER.get_vocab_size()
+
+
+def make_model(**changes: Any) -> GPTLMHeadModel:
+    config = {"n_embd": 16, "n_head": 2, "n_layer": 2, "block_size": 16, "vocab_size": V, "dropout": 0.0}
+    torch.manual_seed(0)
+    return GPTLMHeadModel(GPTConfig(**{**config, **changes})).double().eval()
+
+
+def encoded() -> EncodedPairs:
+    return encode_pairs(PAIRS, TOKENIZER, 16)
+
+
+# -- loss ---------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def written_out(model: GPTLMHeadModel) -> tuple[list[float], list[float]]:
+    """The slow twin, from the texts: -log p of all tokens but each first one, and of the answers'."""
+    every, answers = [], []
+    for pair in PAIRS:
+        text = [*TOKENIZER.encode_text(pair.question), 2, *TOKENIZER.encode_text(pair.answer), 2]
+        for i in range(1, len(text)):
+            nll = -float(model(torch.tensor([text[:i]]))[0, -1].log_softmax(-1)[text[i]])
+            every.append(nll)
+            if i > len(pair.question):
+                answers.append(nll)
+    return every, answers
+
+
+def test_sums_are_those_written_out() -> None:
+    model = make_model()
+    every, answers = written_out(model)
+    report = evaluate_loss(model, encoded().in_order(3))
+    assert (report.all.count, report.answer.count) == (len(every), len(answers))
+    # double precision throughout: sums of some dozen terms in another order
+    assert report.all.nll == pytest.approx(math.fsum(every), rel=1e-13)
+    assert report.answer.nll == pytest.approx(math.fsum(answers), rel=1e-13)
+    assert report.answer.loss == pytest.approx(math.fsum(answers) / len(answers), rel=1e-13)
+
+
+def test_a_model_that_knows_nothing_has_the_entropy_of_the_vocabulary() -> None:
+    model = make_model()
+    model.transformer.ln_f.weight.data[:] = 0  # all scores are 0
+    for part in vars(evaluate_loss(model, encoded().in_order(2))).values():
+        assert part.loss == pytest.approx(math.log(V), rel=1e-14)
+        assert part.perplexity == pytest.approx(V, rel=1e-13)
+        assert part.bits_per_character == pytest.approx(math.log2(V), rel=1e-14)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+@pytest.mark.parametrize("pad_to", [0, 16])
+def test_neither_batch_size_nor_padding_matters(batch_size: int, pad_to: int) -> None:
+    model, data = make_model(), encoded()
+    rows = [np.arange(first, min(first + batch_size, 5)) for first in range(0, 5, batch_size)]
+    report = evaluate_loss(model, (data.batch(some, pad_to) for some in rows))
+    expected = evaluate_loss(model, data.in_order(1))
+    # sums in double precision in another order
+    assert report.all.nll == pytest.approx(expected.all.nll, rel=1e-14)
+    assert report.answer.nll == pytest.approx(expected.answer.nll, rel=1e-14)
+    assert (report.all.count, report.answer.count) == (expected.all.count, expected.answer.count)
+
+
+def test_logits_are_computed_in_pieces_and_only_where_tokens_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = make_model(), encoded()
+    expected = evaluate_loss(model, data.in_order(5))
+    pieces: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, inputs, output: pieces.append(len(inputs[0])))
+    monkeypatch.setattr(loss_module, "_CHUNK", 7 * V)
+    report = evaluate_loss(model, data.in_order(5))
+    assert report.all.nll == pytest.approx(expected.all.nll, rel=1e-14)
+    assert sum(pieces) == report.all.count  # neither padding nor anything twice
+    assert max(pieces) == 7
+
+
+def test_a_half_precision_model_is_summed_in_more() -> None:
+    exact = evaluate_loss(make_model(), encoded().in_order(5))
+    report = evaluate_loss(make_model().bfloat16(), encoded().in_order(5))
+    # bfloat16 has 8 bits: each logit is some 2^-8 off; a sum in bfloat16 itself would be as coarse as 1
+    assert report.all.loss == pytest.approx(exact.all.loss, rel=2e-2)
+    assert report.all.nll != round(report.all.nll)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training: bool) -> None:
+    model = make_model(dropout=0.5).train(training)
+    measured = evaluate_loss(model, encoded().in_order(5)).all.nll
+    assert measured == evaluate_loss(make_model(), encoded().in_order(5)).all.nll  # without dropout
+    assert all(module.training is training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_mode_is_restored_after_an_error() -> None:
+    model = make_model(block_size=4).train()
+    with pytest.raises(ValueError, match="block_size is 4"):
+        evaluate_loss(model, encoded().in_order(5))
+    assert model.training
+
+
+def test_nothing_to_measure_is_an_error() -> None:
+    with pytest.raises(InputError, match="nothing to measure the loss on"):
+        evaluate_loss(make_model(), [])
+
+
+def test_what_is_not_finite_is_no_number_in_json() -> None:
+    assert LossSum().as_dict() == {"loss": None, "perplexity": None, "bits_per_character": None, "tokens": 0}
+    diverged = LossSum(nll=2000.0, count=2)
+    assert diverged.perplexity == math.inf
+    assert diverged.as_dict()["perplexity"] is None
+    assert diverged.as_dict()["loss"] == 1000
+
+
+# -- answers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same", "f1"),
+    [
+        ("成都。", "成都。", True, 1.0),
+        (" 成都。\n", "成都。", True, 1.0),
+        ("成 都。", "成都。", False, 1.0),  # white space inside: no exact match, but no character is wrong
+        ("成都", "成都。", False, 2 * 1 * (2 / 3) / (1 + 2 / 3)),
+        ("都成。", "成都。", False, 1.0),  # F1 knows no order
+        ("人人人", "人", False, 2 * (1 / 3) * 1 / (1 / 3 + 1)),  # a character counts as often as both have it
+        ("人", "人人人", False, 2 * (1 / 3) * 1 / (1 / 3 + 1)),
+        ("山", "水", False, 0.0),
+        ("", "水", False, 0.0),
+        ("水", "", False, 0.0),
+        ("", "", True, 1.0),
+        (" ", "\n", True, 1.0),
+    ],
+)
+def test_scores_by_hand(ours: str, theirs: str, same: bool, f1: float) -> None:
+    assert exact_match(ours, theirs) is same
+    assert character_f1(ours, theirs) == pytest.approx(f1, rel=1e-15)
+
+
+TEXT = st.text("甲乙丙 \n。", max_size=12)
+
+
+@settings(deadline=None, derandomize=True)
+@given(TEXT, TEXT)
+def test_f1_is_a_symmetric_share_and_one_for_equal_texts(a: str, b: str) -> None:
+    assert 0 <= character_f1(a, b) <= 1
+    assert character_f1(a, b) == character_f1(b, a)
+    assert character_f1(a, b[::-1]) == character_f1(a, b)
+    if exact_match(a, b):
+        assert character_f1(a, b) == 1
+
+
+def test_a_question_with_several_answers_counts_once_and_the_best_of_them_counts() -> None:
+    rows = [("问", "甲乙"), ("另", "丙"), ("问", "丁"), ("问", "甲乙")]
+    references = by_question(Pair(q, a, i, "") for i, (q, a) in enumerate(rows))
+    assert references == {"问": ["甲乙", "丁"], "另": ["丙"]}
+    right = list(references.values())
+    assert score_answers(["丁", "丙"], right).as_dict() == {"exact_match": 1.0, "character_f1": 1.0, "count": 2}
+    half = score_answers(["甲丁", "无"], right)  # against 甲乙: 1/2; against 丁: 1 of 2 given, 1 of 1: 2/3
+    assert (half.exact_match, half.character_f1) == (0.0, pytest.approx((2 / 3 + 0) / 2))
+
+
+def test_each_question_needs_one_answer() -> None:
+    for answers, references in (([], []), (["a"], [["a"], ["b"]])):
+        with pytest.raises(InputError, match=f"got {len(answers)} answers, {len(references)} questions"):
+            score_answers(answers, references)
+
+
+def test_rows_of_the_table() -> None:
+    questions, answers = [f"问{i}" for i in range(10)], [f"答{i}" for i in range(10)]
+    references = [["无", f"答{i} "] if i % 2 == 0 else [f"对{i}"] for i in range(10)]
+    rows = answer_rows(questions, references, answers, 4)
+    assert rows == [
+        ("✓", "问0", "答0 ", "答0"),
+        ("✓", "问2", "答2 ", "答2"),
+        ("✗", "问5", "对5", "答5"),
+        ("✗", "问7", "对7", "答7"),
+    ]
+    assert len(answer_rows(questions, references, answers, 99)) == 10
+    assert answer_rows(questions, references, answers, 0) == []
+
+
+# -- the door -----------------------------------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Door = Callable[..., Result]
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Door]:
+    """`python ./minigpt/evaluate_model.py`, in this process and an empty folder."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["./minigpt/evaluate_model.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "minigpt" / "evaluate_model.py"), run_name="__main__")
+        assert isinstance(stop.value.code, int)
+        return Result(stop.value.code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    minigpt.save_pretrained(make_model().float(), TOKENIZER, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def write(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    lines = (json.dumps({"question": q, "answer": a}, ensure_ascii=False) + "\n" for q, a in pairs)
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def test_the_door_prints_what_the_rooms_measure(door: Door, model_folder: Path) -> None:
+    data = write(Path("val.jsonl"), [(p.question, p.answer) for p in PAIRS])
+    result = door("--model", model_folder, "--data", data, "--json", "--show", 2, "--device", "cpu")
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out.splitlines()[-1])
+    model, tokenizer = minigpt.load_model(model_folder), minigpt.load_tokenizer(model_folder)
+    expected = evaluate_loss(model, encoded().in_order(64))
+    assert found["all"] == expected.all.as_dict()
+    assert found["answer"] == expected.answer.as_dict()
+    given_answers = [minigpt.generate(model, tokenizer, pair.question) for pair in PAIRS]
+    scores = score_answers(given_answers, [[pair.answer] for pair in PAIRS])
+    assert {key: found[key] for key in scores.as_dict()} == scores.as_dict()
+    counts = ("pairs", "skipped", "cut", "too_long", "unknown_characters")
+    assert [found[key] for key in counts] == [5, 0, 0, 0, 0]
+    for text in (f"{expected.answer.loss:.4f}", f"{expected.all.bits_per_character:.3f}", "of 5 questions"):
+        assert text in result.out
+    assert sum("✗" in line or "✓" in line for line in result.out.splitlines()) == 2
+
+
+def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path) -> None:
+    pairs = [("天是什么？", "天" * 20), ("水" * 30, "水"), ("😀", "天"), ("水", "水"), ("水", "地")]
+    data = write(Path("val.jsonl"), pairs)
+    with data.open("a", encoding="utf-8") as file:
+        file.write("nonsense\n")
+    result = door("--model", model_folder, "--data", data, "--json", "--show", 0)
+    assert result.code == 0
+    found = json.loads(result.out.splitlines()[-1])
+    counts = ("pairs", "count", "skipped", "cut", "too_long", "unknown_characters")
+    assert [found[key] for key in counts] == [5, 4, 1, 2, 1, 1]
+    assert "2 of 5 pairs were cut at 16 tokens" in result.out
+    assert "too long for block_size=16, counted as not answered: 1 of" in result.out
+    assert "with characters that are not in the vocabulary: 1 of" in result.out
+    assert door("--model", model_folder, "--data", data, "--strict").code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nowhere"], "nowhere does not exist: train a model first (`minigpt train`; or `make demo`"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl does not exist"),
+        (["--max_length", "18"], "--max_length 18 does not fit the model's block_size=16: at most 17"),
+        (["--max_length", "2"], "no pair has an answer left after cutting at max_length=2"),
+        (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
+        (["--show", "-1"], "show must be at least 0: got show=-1"),
+        (["--max_new_tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--modle", "x"], "unknown flag '--modle'; did you mean '--model'?"),
+    ],
+)
+def test_the_door_refuses_in_one_line(
+    door: Door, model_folder: Path, arguments: list[str], message: str
+) -> None:
+    data = write(Path("val.jsonl"), [(p.question, p.answer) for p in PAIRS])
+    result = door("--model", model_folder, "--data", data, *arguments)
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert result.err.startswith("evaluate_model.py: error: ")
+    assert message in result.err

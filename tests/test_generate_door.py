@@ -1,0 +1,372 @@
+"""`minigpt generate`: a conversation, one question, many; and one line that helps for each bad input."""
+
+import io
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import minigpt
+from minigpt.data.batches import encode_pairs
+from minigpt.data.reader import Pair
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.tokenizer import Tokenizer, build_vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
+ANSWERS = {"天？": "黑。", "地是什么？": "黄的", "月": "白\n又白\\", "山呢": "青\u2028", "水": "蓝"}
+QUESTIONS = list(ANSWERS)
+PRINTED = ["黑。", "黄的", "白\\n又白\\", "青\\u2028", "蓝"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model that has learned five pairs by heart."""
+    pairs = [Pair(q, a, 0, "") for q, a in ANSWERS.items()]
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(q + a for q, a in ANSWERS.items()))
+    torch.manual_seed(0)
+    size = tokenizer.get_vocab_size()
+    net = GPTLMHeadModel(
+        GPTConfig(n_embd=32, n_head=2, n_layer=2, block_size=20, vocab_size=size, dropout=0.0)
+    )
+    batch = encode_pairs(pairs, tokenizer, 20).batch(np.arange(len(pairs)))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(100):
+        loss = F.cross_entropy(net(batch.input_ids)[batch.answer_mask], batch.targets[batch.answer_mask])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("generate") / "model"
+    minigpt.save_pretrained(net, tokenizer, folder)
+    return folder
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Door = Callable[..., Result]
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Door]:
+    """`python ./minigpt/generate.py` in this process, in an empty folder; standard input is no terminal."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["./minigpt/generate.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "minigpt" / "generate.py"), run_name="__main__")
+        assert isinstance(stop.value.code, int)
+        return Result(stop.value.code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def lines(*texts: str) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
+def jsonl(*questions: str) -> bytes:
+    return lines(*(json.dumps({"question": q, "answer": "?"}, ensure_ascii=False) for q in questions))
+
+
+# -- answers ------------------------------------------------------------------------------------------------
+
+
+def test_one_question(door: Door, model: Path) -> None:
+    assert door("--model", model, "--question", "地是什么？") == (0, "黄的\n", "")
+    result = door("--model", model, "--question", "月", "--json")
+    assert json.loads(result.out) == {"question": "月", "answer": ANSWERS["月"], "stop_reason": "eos"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_standard_input_gives_a_line_for_each_line(door: Door, model: Path, batch_size: int) -> None:
+    result = door("--model", model, "--batch_size", batch_size, stdin=lines(*QUESTIONS))
+    assert (result.code, result.err) == (0, "")
+    assert result.out.split("\n") == [*PRINTED, ""]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lines(*QUESTIONS),
+        lines(*QUESTIONS).replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbf" + lines(*QUESTIONS).removesuffix(b"\n"),
+        jsonl(*QUESTIONS),
+        b"\xef\xbb\xbf" + jsonl(*QUESTIONS).replace(b"\n", b"\n\n"),
+    ],
+    ids=["text", "CRLF", "byte order mark, no last line end", "JSONL", "JSONL with blank lines"],
+)
+def test_a_file_of_questions(door: Door, model: Path, content: bytes) -> None:
+    Path("questions").write_bytes(content)
+    result = door("--model", model, "--file", "questions")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.split("\n") == [*PRINTED, ""]
+
+
+def test_a_blank_line_gets_a_blank_answer(door: Door, model: Path) -> None:
+    result = door("--model", model, stdin=lines("天？", "", " ", "水"))
+    assert (result.code, result.out) == (0, "黑。\n\n\n蓝\n")
+    assert result.err == "warning: 2 of 4 lines are blank: their answers are too\n"
+
+
+def test_jsonl_out(door: Door, model: Path) -> None:
+    expected = [{"question": q, "answer": a, "stop_reason": "eos"} for q, a in ANSWERS.items()]
+    printed = door("--model", model, "--json", stdin=lines(*QUESTIONS))
+    assert [json.loads(line) for line in printed.out.strip("\n").split("\n")] == expected
+    Path("answers.jsonl").write_text("old")
+    written = door("--model", model, "--output", "answers.jsonl", stdin=lines(*QUESTIONS))
+    assert written == (0, "5 answers written to answers.jsonl\n", "")
+    content = Path("answers.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line) for line in content.removesuffix("\n").split("\n")] == expected
+    assert [entry.name for entry in Path().iterdir()] == ["answers.jsonl"]  # no temporary file
+    summary = door("--model", model, "--output", "answers.jsonl", "--json", stdin=lines(*QUESTIONS))
+    assert json.loads(summary.out.splitlines()[-1]) == {"questions": 5, "output": "answers.jsonl"}
+
+
+def test_unknown_characters_are_named_once(door: Door, model: Path) -> None:
+    result = door("--model", model, stdin=lines("天😀？", "月", "😀㐀"))
+    assert result.code == 0
+    assert len(result.out.split("\n")) == 4
+    warnings = [line for line in result.err.splitlines() if "vocabulary" in line]
+    assert warnings == ["warning: not in the vocabulary, read as <unk>: '😀' '㐀'; in 2 of 3 questions"]
+
+
+def test_half_a_character_is_no_crash(door: Door, model: Path) -> None:
+    """As Linux hands over a --question whose bytes are not UTF-8."""
+    result = door("--model", model, "--question", "水\udcff", "--output", "answers.jsonl")
+    assert result.code == 0
+    assert "\\udcff" in result.err
+    assert json.loads(Path("answers.jsonl").read_text(encoding="utf-8"))["question"] == "水\udcff"
+
+
+def test_answers_that_were_cut_short_are_said_to_be(door: Door, model: Path) -> None:
+    result = door("--model", model, "--max_new_tokens", 1, stdin=lines("天？", "水"))
+    assert result.out == "黑\n蓝\n"
+    assert result.err == "warning: 2 of 2 answers were cut short: 2 at --max_new_tokens 1\n"
+
+
+def test_sampling(door: Door, model: Path) -> None:
+    sampled = ("--model", model, "--do_sample", "--temperature", 3, "--top_k", 9, "--top_p", 0.99)
+    stdin = lines(*QUESTIONS * 4)
+    first, again, other = (door(*sampled, "--seed", seed, stdin=stdin).out for seed in (1, 1, 2))
+    assert first == again != other
+    assert door(*sampled, "--seed", 1, "--no_use_cache", "--batch_size", 3, stdin=stdin).out == first
+
+
+def test_greedy_says_once_that_it_ignores_the_temperature(door: Door, model: Path) -> None:
+    result = door("--model", model, "--temperature", 0.5, "--top_k", 3, stdin=lines("水", "水"))
+    assert (result.code, result.out) == (0, "蓝\n蓝\n")
+    assert result.err.count("\n") == 1
+    assert "without --do_sample" in result.err
+    assert "--temperature, --top_k change" in result.err
+
+
+def test_the_verb_is_the_script(door: Door, model: Path) -> None:
+    command = [sys.executable, "-m", "minigpt", "generate", "--model", str(model), "--question", "水"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "蓝\n", b"")
+
+
+# -- what is refused ----------------------------------------------------------------------------------------
+
+
+def assert_refused(result: Result, *fragments: str) -> None:
+    assert result.code == 2, result
+    assert result.out == ""
+    assert result.err.count("\n") == 1, result.err
+    assert result.err.startswith("generate.py: error: ")
+    for fragment in fragments:
+        assert fragment in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temprature", "1"], "unknown flag '--temprature'; did you mean '--temperature'?"),
+        (["--temperature", "nan"], "temperature must be a finite number"),
+        (["--temperature", "0", "--do_sample"], "got temperature=0.0"),
+        (["--top_k", "-1"], "top_k must be a whole number of at least 0: got top_k=-1"),
+        (["--top_p", "0"], "top_p must be above 0 and at most 1: got top_p=0.0"),
+        (["--max_new_tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
+        (["--max_new_tokens", "many"], "--max_new_tokens must be a whole number: got 'many'"),
+        (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
+        (["--threads", "-1"], "threads must be at least 0: got threads=-1"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--model", "nowhere"], "nowhere does not exist: train a model first (`minigpt train`; or `make demo`"),
+        (["--file", "questions.txt"], "--question asks one question, --file many: give one of them"),
+        (["--question", " "], "--question is empty"),
+        (["--question", "水" * 20], "has 21 tokens; the model reads block_size=20, answer included: at most 19"),
+    ],
+)
+def test_bad_flags(door: Door, model: Path, arguments: list[str], message: str) -> None:
+    given = arguments if "--question" in arguments else [*arguments, "--question", "水"]
+    given = given if "--model" in given else [*given, "--model", str(model)]
+    assert_refused(door(*given), message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no question: one a line, or JSONL"),
+        (b"\n \r\n", "holds no question"),
+        ("你好\n再见\n".encode("gbk"), ":1: not UTF-8 (byte 0xc4 at column 1); convert it"),
+        ("水\n月\n".encode("utf-16"), ":1: not UTF-8 (byte 0xff at column 1)"),
+        (lines("水") + b"abc\xff\n", ":2: not UTF-8 (byte 0xff at column 4)"),
+        (b'{"question": "a"}\n{"question": \n', ":2: broken JSON"),
+        (b'{"question": "a"}\n{"answer": "b"}\n', ':2: no object with "question"'),
+        (b'{"question": "a"}\n["b"]\n', ':2: no object with "question"'),
+        (b'{"question": 5}', ':1: "question" must be text that is not empty: got 5'),
+        (b'{"question": " "}', ':1: "question" must be text that is not empty'),
+        (lines("天", "水" * 30), "question 2 ('水水水"),
+    ],
+)
+def test_bad_questions(door: Door, model: Path, content: bytes, message: str) -> None:
+    Path("questions").write_bytes(content)
+    assert_refused(door("--model", model, "--file", "questions"), message)
+    assert_refused(door("--model", model, stdin=content), message)
+
+
+def test_files_that_cannot_be_read(door: Door, model: Path) -> None:
+    assert_refused(door("--model", model, "--file", "nothing.txt"), "nothing.txt", "No such file")
+    assert_refused(door("--model", model, "--file", "."), "Is a directory")
+
+
+def test_an_output_that_cannot_be_written(door: Door, model: Path) -> None:
+    Path("folder").mkdir()
+    result = door("--model", model, "--question", "水", "--output", "folder")
+    assert_refused(result, "cannot write folder", "is a directory")
+
+
+def test_model_folders_that_are_none(door: Door, model: Path) -> None:
+    for name, message in (
+        ("tokenizer.json", "tokenizer.json is missing"),
+        ("config.json", "config.json is missing"),
+        ("model.safetensors", "model.safetensors is missing"),
+    ):
+        folder = Path(f"without-{name}")
+        shutil.copytree(model, folder)
+        (folder / name).unlink()
+        assert_refused(door("--model", folder, "--question", "水"), message)
+    shutil.copytree(model, "cut")
+    weights = Path("cut/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert_refused(door("--model", "cut", "--question", "水"), "model.safetensors")
+    assert_refused(door("--model", weights, "--question", "水"), "is a file")
+
+
+# -- a conversation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+class TestConversation:
+    """The door on a pseudo-terminal, as a person meets it."""
+
+    @pytest.fixture
+    def talk(self, model: Path) -> Iterator["Talk"]:
+        talk = Talk("--model", str(model))
+        yield talk
+        talk.close()
+
+    def test_until_an_empty_line(self, talk: "Talk") -> None:
+        talk.until("Q: ")
+        assert "A: 黄的\r\n" in talk.say("地是什么？").until("Q: ")
+        shown = talk.say("水" * 30).until("Q: ")
+        assert "has 31 tokens" in shown  # and it goes on
+        shown = talk.say("水😀").until("Q: ")
+        assert "not in the vocabulary, read as <unk>: '😀'" in shown
+        assert "A: 白\\n又白\\\r\n" in talk.say("  月 ").until("Q: ")
+        talk.say("")
+        assert talk.exit_code() == 0
+
+    def test_until_ctrl_d_or_ctrl_c(self, talk: "Talk", model: Path) -> None:
+        talk.until("Q: ")
+        talk.press("\x04")
+        assert talk.exit_code() == 0
+        other = Talk("--model", str(model))
+        other.until("Q: ")
+        other.press("\x03")
+        assert other.exit_code() == 130
+        assert "Traceback" not in other.close()
+
+
+class Talk:
+    """A process of its own on a pseudo-terminal."""
+
+    def __init__(self, *arguments: str) -> None:
+        import pty
+
+        self.terminal, inner = pty.openpty()
+        command = [sys.executable, "./minigpt/generate.py", *arguments]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
+            preexec_fn=take_terminal, env={**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"},
+        )  # fmt: skip
+        os.close(inner)
+        self.seen = b""
+
+    def until(self, text: str) -> str:
+        """What is shown until `text` comes."""
+        shown = b""
+        while text.encode() not in shown:
+            try:
+                piece = os.read(self.terminal, 4096)
+            except OSError:  # so Linux says that nobody holds the other end any more
+                piece = b""
+            assert piece, f"it ended without {text!r}: {(self.seen + shown).decode(errors='replace')}"
+            shown += piece
+        self.seen += shown
+        return shown.decode()
+
+    def say(self, text: str) -> "Talk":
+        self.press(text + "\n")
+        self.until("\n")  # the terminal's echo
+        return self
+
+    def press(self, keys: str) -> None:
+        os.write(self.terminal, keys.encode())
+
+    def exit_code(self) -> int:
+        return self.process.wait(timeout=60)
+
+    def close(self) -> str:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        rest = b""
+        while self.terminal >= 0:
+            try:
+                piece = os.read(self.terminal, 4096)
+            except OSError:
+                piece = b""
+            if not piece:
+                os.close(self.terminal)
+                self.terminal = -1
+            rest += piece
+        return (self.seen + rest).decode(errors="replace")
+
+
+def take_terminal() -> None:
+    """In the child: make standard input the controlling terminal, so that Ctrl-C becomes a signal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
