@@ -40,7 +40,9 @@ def test_reading_in_pieces_is_reading_at_once(pieces: list[int]) -> None:
     model = GPTLMHeadModel(CONFIG).double().eval()
     ids = torch.randint(40, (3, 10), generator=torch.Generator().manual_seed(1))
     cache = KeyValueCache(CONFIG, batch_size=3, max_length=10, dtype=torch.float64)
-    logits = torch.cat([model(piece, past_key_values=cache) for piece in ids.split(pieces, dim=1)], dim=1)
+    logits = torch.cat(
+        [model(piece, past_key_values=cache) for piece in torch.split(ids, pieces, dim=1)], dim=1
+    )
     assert cache.length == 10
     # the same sums in double precision, in another order: some hundred roundings of 1e-16
     torch.testing.assert_close(logits, model(ids), rtol=0, atol=1e-13)

@@ -32,12 +32,8 @@ from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
-PAIRS = [
-    Pair(question, answer, line, "")
-    for line, (question, answer) in enumerate(
-        [("天是什么？", "天。"), ("地", "大地很大"), ("山高吗？", "高"), ("水", "水是水，水不是山"), ("月", "月月")], 1
-    )
-]  # fmt: skip
+TEXTS = {"天是什么？": "天。", "地": "大地很大", "山高吗？": "高", "水": "水是水，水不是山", "月": "月月"}
+PAIRS = [Pair(question, answer, line, "") for line, (question, answer) in enumerate(TEXTS.items(), 1)]
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in PAIRS))
 V = TOKENIZER.get_vocab_size()
 
@@ -194,9 +190,14 @@ def test_a_question_with_several_answers_counts_once_and_the_best_of_them_counts
     references = by_question(Pair(q, a, i, "") for i, (q, a) in enumerate(rows))
     assert references == {"问": ["甲乙", "丁"], "另": ["丙"]}
     right = list(references.values())
-    assert score_answers(["丁", "丙"], right).as_dict() == {"exact_match": 1.0, "character_f1": 1.0, "count": 2}
+    assert score_answers(["丁", "丙"], right).as_dict() == {
+        "exact_match": 1.0,
+        "character_f1": 1.0,
+        "count": 2,
+    }
     half = score_answers(["甲丁", "无"], right)  # against 甲乙: 1/2; against 丁: 1 of 2 given, 1 of 1: 2/3
-    assert (half.exact_match, half.character_f1) == (0.0, pytest.approx((2 / 3 + 0) / 2))
+    assert half.exact_match == 0
+    assert half.character_f1 == pytest.approx((2 / 3 + 0) / 2)
 
 
 def test_each_question_needs_one_answer() -> None:
@@ -232,7 +233,9 @@ Door = Callable[..., Result]
 
 
 @pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Door]:
+def door(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Door]:
     """`python ./minigpt/evaluate_model.py`, in this process and an empty folder."""
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
@@ -301,7 +304,10 @@ def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "nowhere"], "nowhere does not exist: train a model first (`minigpt train`; or `make demo`"),
+        (
+            ["--model", "nowhere"],
+            "nowhere does not exist: train a model first (`minigpt train`; or `make demo`",
+        ),
         (["--data", "nothing.jsonl"], "nothing.jsonl does not exist"),
         (["--max_length", "18"], "--max_length 18 does not fit the model's block_size=16: at most 17"),
         (["--max_length", "2"], "no pair has an answer left after cutting at max_length=2"),

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import runpy
+import select
 import shutil
 import signal
 import subprocess
@@ -61,7 +62,9 @@ Door = Callable[..., Result]
 
 
 @pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Door]:
+def door(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Door]:
     """`python ./minigpt/generate.py` in this process, in an empty folder; standard input is no terminal."""
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
@@ -211,10 +214,16 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
         (["--threads", "-1"], "threads must be at least 0: got threads=-1"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
-        (["--model", "nowhere"], "nowhere does not exist: train a model first (`minigpt train`; or `make demo`"),
+        (
+            ["--model", "nowhere"],
+            "nowhere does not exist: train a model first (`minigpt train`; or `make demo`",
+        ),
         (["--file", "questions.txt"], "--question asks one question, --file many: give one of them"),
         (["--question", " "], "--question is empty"),
-        (["--question", "水" * 20], "has 21 tokens; the model reads block_size=20, answer included: at most 19"),
+        (
+            ["--question", "水" * 20],
+            "has 21 tokens; the model reads block_size=20, answer included: at most 19",
+        ),
     ],
 )
 def test_bad_flags(door: Door, model: Path, arguments: list[str], message: str) -> None:
@@ -321,20 +330,27 @@ class Talk:
             preexec_fn=take_terminal, env={**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"},
         )  # fmt: skip
         os.close(inner)
-        self.seen = b""
+        self.shown = b""  # and not asked for yet
+        self.all = b""
 
     def until(self, text: str) -> str:
-        """What is shown until `text` comes."""
-        shown = b""
-        while text.encode() not in shown:
-            try:
-                piece = os.read(self.terminal, 4096)
-            except OSError:  # so Linux says that nobody holds the other end any more
-                piece = b""
-            assert piece, f"it ended without {text!r}: {(self.seen + shown).decode(errors='replace')}"
-            shown += piece
-        self.seen += shown
-        return shown.decode()
+        """What is shown until `text` has come, with it."""
+        while text.encode() not in self.shown:
+            assert self.read(), f"it ended, or waits, without {text!r}: {self.all.decode(errors='replace')}"
+        before, found, self.shown = self.shown.partition(text.encode())
+        return (before + found).decode()
+
+    def read(self) -> bool:
+        """Take what the process writes next; False if it has ended, or is silent for a minute."""
+        if not select.select([self.terminal], [], [], 60)[0]:
+            return False
+        try:
+            piece = os.read(self.terminal, 4096)
+        except OSError:  # so Linux says that nobody holds the other end any more
+            piece = b""
+        self.shown += piece
+        self.all += piece
+        return bool(piece)
 
     def say(self, text: str) -> "Talk":
         self.press(text + "\n")
@@ -348,20 +364,14 @@ class Talk:
         return self.process.wait(timeout=60)
 
     def close(self) -> str:
+        """All that it has shown."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        rest = b""
-        while self.terminal >= 0:
-            try:
-                piece = os.read(self.terminal, 4096)
-            except OSError:
-                piece = b""
-            if not piece:
-                os.close(self.terminal)
-                self.terminal = -1
-            rest += piece
-        return (self.seen + rest).decode(errors="replace")
+        while self.read():
+            pass
+        os.close(self.terminal)
+        return self.all.decode(errors="replace")
 
 
 def take_terminal() -> None:

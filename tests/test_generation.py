@@ -129,15 +129,15 @@ def test_why_it_stopped() -> None:
 
 def test_finished_rows_leave_the_batch_and_one_position_is_scored() -> None:
     model, prompts = random_model(1), random_prompts(1)
-    shapes: list[tuple[torch.Size, torch.Size]] = []
-    inner: list[torch.Size] = []
-    model.transformer.register_forward_hook(lambda _, inputs, output: inner.append(inputs[0].shape))
-    model.lm_head.register_forward_hook(lambda _, inputs, output: shapes.append(inputs[0].shape))
+    scored: list[tuple[int, ...]] = []
+    inner: list[tuple[int, ...]] = []
+    model.transformer.register_forward_hook(lambda _, inputs, output: inner.append(tuple(inputs[0].shape)))
+    model.lm_head.register_forward_hook(lambda _, inputs, output: scored.append(tuple(inputs[0].shape)))
     found = generate_ids(model, prompts, GenerationOptions(max_new_tokens=15), EOS)
     # a row takes part in a step for each token that it says, and in one for the eos that ends it
     steps = [len(ids) + (reason == "eos") for ids, reason in found]
     alive = [sum(count > step for count in steps) for step in range(max(steps))]
-    assert [shape for shape in shapes] == [(rows, 16) for rows in alive]
+    assert scored == [(rows, 16) for rows in alive]
     assert inner[1:] == [(rows, 1) for rows in alive[1:]]  # with a cache, one column a step
     assert alive[0] == len(prompts) > alive[-1]
 
@@ -227,7 +227,7 @@ def test_the_likeliest_of_one_is_greedy() -> None:
     model, prompts = random_model(5), random_prompts(5)
     greedy = generate_ids(model, prompts, GenerationOptions(max_new_tokens=8), EOS)
     for narrow in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}):
-        options = GenerationOptions(max_new_tokens=8, do_sample=True, seed=1, **narrow)  # type: ignore[arg-type]
+        options = GenerationOptions(max_new_tokens=8, do_sample=True, seed=1, **narrow)
         assert generate_ids(model, prompts, options, EOS) == greedy
 
 
@@ -259,7 +259,9 @@ def test_options_are_checked_before_anything_is_computed(values: dict[str, Any],
 
 def test_prompts_that_leave_no_room_are_named_with_both_numbers() -> None:
     model = random_model(0)
-    with pytest.raises(InputError, match=f"prompt 2 has {BLOCK} tokens; .*block_size={BLOCK}.*at most {BLOCK - 1}"):
+    with pytest.raises(
+        InputError, match=f"prompt 2 has {BLOCK} tokens; .*block_size={BLOCK}.*at most {BLOCK - 1}"
+    ):
         generate_ids(model, [[3], [3] * BLOCK], GenerationOptions(), EOS)
     with pytest.raises(InputError, match="prompt 1 is empty"):
         generate_ids(model, [[]], GenerationOptions(), EOS)
@@ -278,12 +280,14 @@ def test_damaged_weights_are_noticed(do_sample: bool, value: float) -> None:
 
 # -- questions and answers ----------------------------------------------------------------------------------
 
-PAIRS = [
-    Pair(question, answer, line, "")
-    for line, (question, answer) in enumerate(
-        [("天？", "天是黑色。"), ("大地呢？", "黄。"), ("月", "月是白的"), ("山是什么颜色？", "青"), ("水", "水蓝蓝，很蓝")], 1
-    )
-]  # fmt: skip
+LEARNED = {
+    "天？": "天是黑色。",
+    "大地呢？": "黄。",
+    "月": "月是白的",
+    "山是什么颜色？": "青",
+    "水": "水蓝蓝，很蓝",
+}
+PAIRS = [Pair(question, answer, line, "") for line, (question, answer) in enumerate(LEARNED.items(), 1)]
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +343,9 @@ def test_an_unknown_option_names_the_nearest(trained: tuple[GPTLMHeadModel, Toke
         generate(*trained, "水", temprature=0.5)
 
 
-def test_the_cache_is_used(trained: tuple[GPTLMHeadModel, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_used(
+    trained: tuple[GPTLMHeadModel, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     widths: dict[bool, list[int]] = {True: [], False: []}
     original = nn.Module.__call__
 
