@@ -103,7 +103,7 @@ WHOLE_FILES = {
     "utf-16": (LINES.encode("utf-16"), "UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
     "utf-16 without a mark": (LINES.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
     "gbk": (LINES.encode("gbk"), "looks like GBK/GB18030, not UTF-8; convert it: iconv -f GB18030 -t UTF-8"),
-    "gzip": (gzip.compress(LINES.encode()), "is compressed (gzip); convert it: gzip -dc"),
+    "gzip": (gzip.compress(LINES.encode(), mtime=0), "is compressed (gzip); convert it: gzip -dc"),
     "binary": (b"\x7fELF\x02\x01\x01\0\0\n\0\xff", "is no text file"),
     "lone CR": (LINES.replace("\n", "\r"), "lines that end with CR"),
     "text": ("你好\n我很好\n", "holds no good pair; it needs one"),

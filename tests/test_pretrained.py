@@ -378,7 +378,7 @@ def test_another_kind_of_tokenizer_is_refused(model: object, saved: Path) -> Non
 
 
 def test_a_manifest_is_verified_and_never_made_stale(saved: Path) -> None:
-    (saved / "manifest.json").write_text('{"files": {}}')
+    (saved / "manifest.json").write_text('{"format": 1, "files": {}}')
     for action in (load_model, load_tokenizer, load_model_and_tokenizer):
         with pytest.raises(InputError, match="not listed in manifest"):
             action(saved)

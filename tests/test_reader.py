@@ -228,7 +228,7 @@ ARRAY = [json.loads(GOOD)] * 2
         (LINES.encode("gbk"), ["looks like GBK/GB18030", "iconv -f GB18030 -t UTF-8"]),
         ((LINES + '{"question": "𠮷", "answer": "㐀"}').encode("gb18030"), ["looks like GBK/GB18030"]),
         (b'{"question": "a", "answer": "b"}\n' + LINES.encode("gbk"), ["looks like GBK/GB18030"]),
-        (gzip.compress(LINES.encode()), ["compressed (gzip)", "gzip -dc"]),
+        (gzip.compress(LINES.encode(), mtime=0), ["compressed (gzip)", "gzip -dc"]),
         (b"PK\x03\x04" + bytes(100), ["a zip or Excel file", "export it as text"]),
         (b"\x7fELF\0\0\0", ["is no text file"]),
         ("question,answer\n你好,我很好\n", ["holds no good pair", "broken JSON"]),
@@ -247,7 +247,7 @@ def test_whole_files_of_another_kind(
 
 
 def test_a_conversion_quotes_the_name(tmp_path: Path) -> None:
-    path = write(tmp_path / "my data.jsonl", gzip.compress(b"x"))
+    path = write(tmp_path / "my data.jsonl", gzip.compress(b"x", mtime=0))
     assert f"gzip -dc '{path}' > new.jsonl" in refusal(path)
 
 
