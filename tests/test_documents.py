@@ -301,10 +301,10 @@ def check_tree(tree: Block) -> None:
         elif not (path.name == "__init__.py" and path.parent != ROOT / "minigpt"):
             there.add(relative)
     assert inside == there
-    for path, description in listed.items():
-        assert (ROOT / path).exists(), f"{path} is listed, but does not exist"
-        assert (ROOT / path).is_dir() == path.endswith("/"), path
-        assert description, f"{path} needs a word about it"
+    for name, description in listed.items():
+        assert (ROOT / name).exists(), f"{name} is listed, but does not exist"
+        assert (ROOT / name).is_dir() == name.endswith("/"), name
+        assert description, f"{name} needs a word about it"
 
 
 # -- comparing ---------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def shapes(printed: str) -> list[str]:
     for line in printed.splitlines():
         if line.startswith("# ") or line == "..." or re.match(r"(measuring|answering)\b.* \d+/\d+$", line):
             continue  # a note, an omission, and progress that only a slow machine has time to show
-        line = re.sub(r"^│ [✓✗] │.*", "│ a question │", line)
+        line = re.sub(r"^│ [✓✗ ] │.*", "│ a question │", line)
         line = re.sub(r"A: .*", "A:", line)
         line = re.sub(r"Q: .*A:", "Q: A:", line)
         line = re.sub(r"\d+ h \d+ min|\d+ min \d+ s|\d+(\.\d+)? s\b", "T", line)
