@@ -107,7 +107,8 @@ def main(options: Options) -> dict[str, Any]:
         print(f"with characters that are not in the vocabulary: {n_unknown:,} of the questions")
     if options.show:
         rows = answer_rows(questions, references, given, options.show)
-        table("some of the questions", ("", "question", "expected", "given"), rows)
+        shown = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
+        table("some of the questions", ("", "question", "expected", "given"), shown)
     return {
         "all": losses.all.as_dict(),
         "answer": losses.answer.as_dict(),
@@ -118,6 +119,10 @@ def main(options: Options) -> dict[str, Any]:
         "too_long": n_too_long,
         "unknown_characters": n_unknown,
     }
+
+
+def _shortened(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _loss(model: "GPTLMHeadModel", encoded: "EncodedPairs", batch_size: int) -> "LossReport":

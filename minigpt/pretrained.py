@@ -25,6 +25,7 @@ from minigpt.gpt2.weight_names import (
     config_to_hugging_face,
     from_hugging_face,
     to_hugging_face,
+    unfilled,
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer
@@ -189,8 +190,7 @@ def _fill(model: GPTLMHeadModel, weights: dict[str, Tensor], *, assign: bool) ->
 def _read_model(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> GPTLMHeadModel:
     config = _read_config(folder)
     weights = _read_weights(folder, config, dtype or torch.float32)
-    with torch.device("meta"):  # shapes only: neither memory nor time for initial weights
-        model = GPTLMHeadModel(config)
+    model = unfilled(config)
     _fill(model, weights, assign=True)
     return model.to(device).eval()
 

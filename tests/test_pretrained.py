@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from minigpt.tokenizer import Tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from minigpt.pretrained import (
     load_weights,
     save_pretrained,
 )
+from minigpt.tokenizer import Tokenizer
 
 FILES = [
     "config.json",

@@ -395,6 +395,18 @@ def test_a_bad_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
         read_recipe(str(tmp_path / "mine.toml"))
 
 
+def test_a_recipe_may_stand_on_another(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('base = "qa-cpu"\nn_layer = 9\nvocab_path = "v.json"', encoding="utf-8")
+    expected = dataclasses.replace(
+        read_recipe("qa-cpu"), recipe=str(mine), n_layer=9, vocab_path=Path("v.json")
+    )
+    assert read_recipe(str(mine)) == expected
+    mine.write_text(f'base = "{mine}"', encoding="utf-8")
+    with pytest.raises(InputError, match="expected the name of another recipe"):
+        read_recipe(str(mine))
+
+
 def test_a_recipe_that_is_not_there_names_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown recipe 'qa-cpus'; did you mean 'qa-cpu'"):
         read_recipe("qa-cpus")

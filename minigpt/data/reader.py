@@ -78,7 +78,8 @@ class ReadReport:
             return
         for reason, lines in self.by_reason().items():
             numbers = ", ".join(map(str, lines[:_SHOWN])) + (", ..." if len(lines) > _SHOWN else "")
-            detail = f"; line {lines[0]}: {self.details[reason]}" if self.details.get(reason) else ""
+            first = "" if len(lines) == 1 else f"; line {lines[0]}"
+            detail = f"{first}: {self.details[reason]}" if self.details.get(reason) else ""
             warn(f"{self.path}: skipped {len(lines):,}: {reason} (line {numbers}{detail})")
         warn(
             f"{self.path}: skipped {len(self.skipped):,} of {self.lines:,} lines in all; --strict stops there"

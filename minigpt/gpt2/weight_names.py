@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from minigpt.command_line import InputError
 from minigpt.model import GPTConfig, GPTLMHeadModel
@@ -226,10 +227,28 @@ def _rows(config: GPTConfig) -> Iterator[Weight]:
             yield Weight(row.ours.replace("*", block), row.theirs.replace("*", block), row.transposed)
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Skips torch.nn.init."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def unfilled(config: GPTConfig) -> GPTLMHeadModel:
+    """The model's shapes, on "meta": neither memory nor time for weights.
+
+    Drawing random numbers on "meta" would draw nothing, but load torch._dynamo, which takes most of a second.
+    """
+    with torch.device("meta"), _NothingDrawn():
+        return GPTLMHeadModel(config)
+
+
 def _shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """Each parameter's shape, asked of the model itself; "meta" makes it without memory."""
-    with torch.device("meta"):
-        return {name: parameter.shape for name, parameter in GPTLMHeadModel(config).named_parameters()}
+    """Each parameter's shape, asked of the model itself."""
+    return {name: parameter.shape for name, parameter in unfilled(config).named_parameters()}
 
 
 def _require_finite(name: str, tensor: Tensor) -> None:

@@ -194,6 +194,8 @@ class TrainConfig(DoorOptions):
 def read_recipe(recipe: str) -> TrainConfig:
     """Read a recipe by its name or by the path of a TOML file.
 
+    A file may begin with `base = "qa-cpu"`: what it does not say is then that recipe's, not this module's.
+
     Raises:
         InputError: for a recipe that does not exist, broken TOML, an unknown key (naming the nearest), or a
             value of the wrong type.
@@ -208,7 +210,11 @@ def read_recipe(recipe: str) -> TrainConfig:
         raise InputError(f"recipe {path} does not exist; the built-in ones are {', '.join(known)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} is no TOML: {error}") from None
-    return _checked({**values, "recipe": recipe}, f"recipe {path}")
+    base = values.pop("base", "")
+    if base == recipe or not isinstance(base, str):
+        raise InputError(f"recipe {path}: base = {base!r}: expected the name of another recipe")
+    inherited = read_recipe(base).as_dict() if base else {}
+    return _checked({**inherited, **values, "recipe": recipe}, f"recipe {path}")
 
 
 def read_run(output: Path) -> TrainConfig:
