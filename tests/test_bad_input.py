@@ -8,15 +8,15 @@ import gzip
 import itertools
 import json
 import os
-import runpy
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from tests.doors import Result, RunDoor
 
 ROOT = Path(__file__).resolve().parents[1]
 DOORS = {"vocab": "build_vocab.py", "split": "split_data.py", "stats": "dataset_stats.py"}
@@ -26,31 +26,13 @@ LINES = f"{GOOD}\n{OTHER}\n"
 VOCABULARY = {"<pad>": 0, "<unk>": 1, "<sep>": 2, **{c: i for i, c in enumerate("下次你再好很我见", 3)}}
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 Door = Callable[..., Result]
 
 
 @pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Door]:
-    """Run a door as a script, in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(verb: str, *arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", [f"./minigpt/{DOORS[verb]}", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "minigpt" / DOORS[verb]), run_name="__main__")
-        assert isinstance(stop.value.code, int)
-        return Result(stop.value.code, *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+def door(run_door: RunDoor) -> Door:
+    """Run the door of a verb."""
+    return lambda verb, *arguments: run_door(DOORS[verb], *arguments)
 
 
 class Workplace(NamedTuple):

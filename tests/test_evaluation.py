@@ -2,12 +2,10 @@
 
 import json
 import math
-import runpy
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +29,7 @@ from minigpt.evaluation.answers import (
 from minigpt.evaluation.loss import LossSum, evaluate_loss
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from tests.doors import Result, RunDoor
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {"天是什么？": "天。", "地": "大地很大", "山高吗？": "高", "水": "水是水，水不是山", "月": "月月"}
@@ -230,35 +229,15 @@ def test_rows_of_the_table() -> None:
 # -- the door -----------------------------------------------------------------------------------------------
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 Door = Callable[..., Result]
 
 
 @pytest.fixture
-def door(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Door]:
-    """`python ./minigpt/evaluate_model.py`, in this process and an empty folder."""
-    handler = signal.getsignal(signal.SIGTERM)
+def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+    """`python ./minigpt/evaluate_model.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["./minigpt/evaluate_model.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "minigpt" / "evaluate_model.py"), run_name="__main__")
-        assert isinstance(stop.value.code, int)
-        return Result(stop.value.code, *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+    return partial(run_door, "evaluate_model.py")
 
 
 @pytest.fixture

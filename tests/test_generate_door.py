@@ -1,17 +1,14 @@
 """`minigpt generate`: a conversation, one question, many; and one line that helps for each bad input."""
 
-import io
 import json
 import os
-import runpy
 import select
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ from minigpt.data.batches import encode_pairs
 from minigpt.data.reader import Pair
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from tests.doors import Result, RunDoor
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWERS = {"天？": "黑。", "地是什么？": "黄的", "月": "白\n又白\\", "山呢": "青\u2028", "水": "蓝"}
@@ -52,35 +50,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 Door = Callable[..., Result]
 
 
 @pytest.fixture
-def door(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Door]:
-    """`python ./minigpt/generate.py` in this process, in an empty folder; standard input is no terminal."""
-    handler = signal.getsignal(signal.SIGTERM)
+def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+    """`python ./minigpt/generate.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "argv", ["./minigpt/generate.py", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "minigpt" / "generate.py"), run_name="__main__")
-        assert isinstance(stop.value.code, int)
-        return Result(stop.value.code, *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+    return partial(run_door, "generate.py")
 
 
 def lines(*texts: str) -> bytes:

@@ -1,0 +1,33 @@
+"""Fixtures that several test files use."""
+
+import io
+import runpy
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.doors import Result, RunDoor
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run_door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[RunDoor]:
+    """Run a door as a script, in this process; standard input is no terminal."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(script: str, *arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", [f"./minigpt/{script}", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "minigpt" / script), run_name="__main__")
+        assert isinstance(stop.value.code, int)
+        return Result(stop.value.code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
