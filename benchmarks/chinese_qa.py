@@ -84,10 +84,9 @@ def main() -> None:
         [[row[c] for c in columns] for row in numbers["rows"]],
         (1, 2, 3, 4),
     )
-    text = json.dumps(numbers, ensure_ascii=False)
+    print(json.dumps(numbers, ensure_ascii=False), flush=True)  # first: the file may be refused
     if options.output:
         options.output.write_text(json.dumps(numbers, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    print(text)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

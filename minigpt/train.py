@@ -22,14 +22,24 @@ from typing import Any
 from minigpt import command_line
 from minigpt.command_line import InputError
 from minigpt.terminal import seconds
-from minigpt.training.config import TrainConfig, read_recipe, read_run
+from minigpt.training.config import RUN_FILE, TrainConfig, read_recipe, read_run
 
 
 def defaults(argv: list[str]) -> TrainConfig:
-    """What the flags do not say: the recipe's values, or with --resume those of the run."""
+    """What the flags do not say: the recipe's values, or with --resume those of the run.
+
+    Raises:
+        InputError: for a recipe or a run that cannot be read; for a run that began with another recipe.
+    """
     first = _peek(argv)
     if "--resume" in argv:
-        return read_run(Path(first.get("output", "output")))
+        run = read_run(Path(first.get("output", "output")))
+        if first.get("recipe", run.recipe) != run.recipe:
+            raise InputError(
+                f"the run in {run.output} began with --recipe {run.recipe}, got --recipe {first['recipe']}: "
+                "--resume keeps the run's; change single values by their flags"
+            )
+        return run
     if "recipe" in first:
         return read_recipe(first["recipe"])
     if "--help" in argv or "-h" in argv:
@@ -61,8 +71,12 @@ def main(config: TrainConfig) -> dict[str, Any]:
     from minigpt.training.loop import Stopped, Trainer
     from minigpt.training.run_data import read_data
 
-    if not (config.resume or config.dry_run):
-        _make_way(config, bool(checkpoint.list_checkpoints(config.output)))
+    occupied = not (config.resume or config.dry_run) and bool(checkpoint.list_checkpoints(config.output))
+    if occupied and not config.overwrite:
+        raise InputError(
+            f"{config.output} holds a run already: --resume goes on with it, --overwrite moves it to "
+            f"{config.output}.previous and starts anew, --output FOLDER writes elsewhere"
+        )
     data = read_data(config)
     trainer = Trainer(config, data)
     print(
@@ -78,6 +92,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
     print(expected.sentence())
     if config.dry_run:
         return {"parameters": trainer.model.config.parameter_count(), **dataclasses.asdict(expected)}
+    if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
+        _move_aside(config.output)
     try:
         result = trainer.run()
     except Stopped as stopped:
@@ -90,20 +106,17 @@ def main(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def _make_way(config: TrainConfig, occupied: bool) -> None:
-    """Refuse to mix two runs in a folder; with --overwrite, move the old one aside."""
-    if not occupied:
-        return
-    if not config.overwrite:
-        raise InputError(
-            f"{config.output} holds a run already: --resume goes on with it, --overwrite moves it to "
-            f"{config.output}.previous and starts anew, --output FOLDER writes elsewhere"
-        )
-    previous = config.output.with_name(f"{config.output.name}.previous")
+def _move_aside(output: Path) -> None:
+    """Move a run to OUTPUT.previous, in place of a run that lies there."""
+    previous = output.absolute().with_name(f"{output.absolute().name}.previous")
     if previous.exists():
+        if not (previous / RUN_FILE).exists():
+            raise InputError(
+                f"{output}.previous is in the way and is no run: move it away, or choose another --output"
+            )
         shutil.rmtree(previous)
-    config.output.rename(previous)
-    print(f"the earlier run is in {previous} now")
+    output.rename(previous)
+    print(f"the earlier run is in {output}.previous now")
 
 
 if __name__ == "__main__":

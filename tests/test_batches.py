@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minigpt.command_line import InputError
@@ -40,16 +40,25 @@ def test_a_batch_says_what_the_tokenizer_says(items: list[tuple[str, str]], pad_
     items=pair_lists,
     batch_size=st.integers(1, 9),
     tokens=st.sampled_from([0, 20, 60]),
+    pad_to=st.sampled_from([0, 15]),
     by_length=st.booleans(),
     seed=st.integers(0, 5),
 )
+@example(items=[("天", "地")] * 6, batch_size=9, tokens=20, pad_to=15, by_length=True, seed=0)
 def test_an_epoch_is_a_partition_and_pure(
-    items: list[tuple[str, str]], batch_size: int, tokens: int, by_length: bool, seed: int
+    items: list[tuple[str, str]], batch_size: int, tokens: int, pad_to: int, by_length: bool, seed: int
 ) -> None:
     data = encoded(items)
 
     def new_plan() -> BatchPlan:
-        return BatchPlan(data, batch_size=batch_size, tokens_per_batch=tokens, by_length=by_length, seed=seed)
+        return BatchPlan(
+            data,
+            batch_size=batch_size,
+            tokens_per_batch=tokens,
+            pad_to=pad_to,
+            by_length=by_length,
+            seed=seed,
+        )
 
     plan = new_plan()
     for epoch in range(3):
@@ -57,7 +66,8 @@ def test_an_epoch_is_a_partition_and_pure(
         assert sorted(np.concatenate(batches).tolist()) == list(range(len(items)))
         for rows in batches:
             assert len(rows) <= batch_size
-            assert not tokens or len(rows) == 1 or len(rows) * data.lengths[rows].max() <= tokens
+            width = max(pad_to, data.lengths[rows].max())
+            assert not tokens or len(rows) == 1 or len(rows) * width <= tokens
     backwards = new_plan()
     for number in reversed(range(3 * len(plan))):
         assert (

@@ -19,12 +19,15 @@ from torch.nn import functional as F
 
 import minigpt
 from minigpt.command_line import InputError
+from minigpt.devices import random_state, set_random_state
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.training import checkpoint
+from minigpt.train import defaults
+from minigpt.training import checkpoint, report
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.loop import Stopped, Trainer
 from minigpt.training.optimizer import make_optimizers, orthogonalize, schedule
 from minigpt.training.run_data import read_data
+from tests.doors import RunDoor
 
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {
@@ -36,8 +39,8 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a tiny data set: eight colours of eight things."""
-    things, colours = "天地日月山水花草", "黑黄红白青蓝紫绿"
+    """A folder with a tiny data set: eight colours of eight things, in answers of unlike lengths."""
+    things, colours = "天地日月山水花草", ("黑", "土黄", "红", "雪白", "青", "天蓝", "淡淡的紫", "绿")
     pairs = [(f"{t}是什么颜色？", f"{t}是{c}色。") for t, c in zip(things, colours)]
     lines = "".join(json.dumps({"question": q, "answer": a}, ensure_ascii=False) + "\n" for q, a in pairs)
     (tmp_path / "train.jsonl").write_text(lines, encoding="utf-8")
@@ -160,6 +163,12 @@ def test_padding_does_not_change_the_loss(folder: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_the_limit_of_tokens_counts_all_padding(folder: Path) -> None:
+    run = trainer(config(folder, tokens_per_batch=70, pad_to_max_length=True))
+    assert len(run.plan) == 4  # eight pairs: two rows of 32 fit into 70
+    assert {run.batches(step)[0].input_ids.shape for step in range(4)} == {(2, 31)}
+
+
 def test_accumulation_equals_one_large_batch(folder: Path) -> None:
     losses = []
     for accumulate in (1, 2, 4):  # eight pairs: all of them are one step in each case
@@ -224,6 +233,21 @@ def identical(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
 
 
+def stop_at(run: Trainer, step: int) -> None:
+    """Run, with a Ctrl-C during step number `step`."""
+    one_step = run.step
+
+    def stopping() -> dict[str, float]:
+        if run.steps_done == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return one_step()
+
+    run.step = stopping  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match=f"saved step {step} ") as stopped:
+        run.run()
+    assert stopped.value.code == 130
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
@@ -234,19 +258,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 )
 def test_a_resumed_run_ends_on_the_same_bits(folder: Path, stop_after: int, optimizer: Any) -> None:
     trainer(config(folder, "straight", dropout=0.1, optimizer=optimizer)).run()
-    run = trainer(config(folder, "stopped", dropout=0.1, optimizer=optimizer))
-    step = run.step
-
-    def stopping() -> dict[str, float]:
-        if run.steps_done == stop_after - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step()
-
-    run.step = stopping  # type: ignore[method-assign]
-    with pytest.raises(Stopped) as stopped:
-        run.run()
-    assert stopped.value.code == 130
-    assert f"saved step {stop_after}" in str(stopped.value)
+    stop_at(trainer(config(folder, "stopped", dropout=0.1, optimizer=optimizer)), stop_after)
     again = trainer(read_run(folder / "stopped"))
     torch.manual_seed(999)  # whatever happened to the generator since must not matter
     assert again.resume().name == f"step-{stop_after:08d}"
@@ -262,28 +274,24 @@ def test_killed_at_any_time_it_resumes_to_the_same_bits(folder: Path) -> None:
             command += [f"--{name}", str(value)]
     command += ["--val_data", str(folder / "val.jsonl"), "--vocab_path", str(folder / "vocab.json")]
 
-    def run(output: str, *more: str) -> subprocess.Popen[str]:
+    def run(output: str, *more: str) -> subprocess.Popen[bytes]:  # pytest shows its stderr if the test fails
         return subprocess.Popen(
-            [*command, "--output", str(folder / output), *more],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [*command, "--output", str(folder / output), *more], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
 
-    straight = run("straight")
-    killed = run("killed")
+    def newest() -> str:
+        return max((path.name for path in (folder / "killed").glob("step-*")), default="")
+
+    straight, killed, kills = run("straight"), run("killed"), 0
     for _ in range(3):
-        newest = max((p.name for p in (folder / "killed").glob("step-*")), default="")
-        while killed.poll() is None:  # until at least one checkpoint has come since the start
-            now = max((p.name for p in (folder / "killed").glob("step-*")), default="")
-            if now > newest:
-                break
+        before = newest()
+        while killed.poll() is None and newest() == before:  # until a checkpoint has come since the start
             time.sleep(0.01)
         killed.kill()
-        killed.communicate()
-        killed = run("killed", "--resume") if killed.returncode else killed
-    assert killed.wait() == 0, killed.stderr
-    assert straight.wait() == 0
-    for process in (straight, killed):
-        process.communicate()
+        if killed.wait() == -signal.SIGKILL:
+            killed, kills = run("killed", "--resume"), kills + 1
+    assert (straight.wait(), killed.wait()) == (0, 0)
+    assert kills > 0
     identical(folder / "straight", folder / "killed")
 
 
@@ -314,6 +322,97 @@ def test_resume_refuses_what_does_not_belong_together(folder: Path) -> None:
         trainer(dataclasses.replace(longer, train_data=folder / "other.jsonl")).resume()
     with pytest.raises(InputError, match=r"n_embd|shape|size"):
         trainer(dataclasses.replace(longer, n_embd=16)).resume()
+
+
+def test_resume_says_what_will_change_the_bits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(config(folder)).run()
+    trainer(config(folder, max_steps=20)).resume()
+    assert "before, is" not in capsys.readouterr().err
+    trainer(config(folder, max_steps=20, threads=2)).resume()
+    assert "threads was 1 before, is 2 now" in capsys.readouterr().err
+
+
+def test_a_best_checkpoint_that_is_gone_is_not_the_best(folder: Path) -> None:
+    stop_at(trainer(config(folder)), 8)
+    assert (folder / "run" / "best").resolve().name == "step-00000006"
+    shutil.rmtree(folder / "run" / "step-00000006")
+    again = trainer(read_run(folder / "run"))
+    assert again.resume().name == "step-00000008"
+    assert (again.best_val_loss, again.best_step) == (math.inf, 0)
+    again.run()
+    assert (folder / "run" / "best").resolve().name == "step-00000012"
+
+
+def test_a_link_left_behind_is_set_again(folder: Path) -> None:
+    """As after a kill between saving a checkpoint and linking it."""
+    stop_at(trainer(config(folder)), 8)
+    (folder / "run" / "best").unlink()
+    checkpoint.set_link(folder / "run", "last", folder / "run" / "step-00000006")
+    trainer(read_run(folder / "run")).resume()
+    assert (folder / "run" / "best").resolve().name == "step-00000006"
+    assert (folder / "run" / "last").resolve().name == "step-00000008"
+
+
+def test_a_run_clears_away_what_a_killed_one_was_writing(folder: Path) -> None:
+    for name in (".step-00000006.tmp-7", ".step-00000006.tmp-7.mine", ".notes.tmp-7"):
+        (folder / "run" / name).mkdir(parents=True)
+    trainer(config(folder)).run()
+    assert sorted(path.name for path in (folder / "run").glob(".*")) == [
+        ".notes.tmp-7",
+        ".step-00000006.tmp-7.mine",
+    ]
+
+
+def test_a_link_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = tmp_path / "step-00000001"
+    step.mkdir()
+    (tmp_path / "last").mkdir()  # as a copy that follows links makes it
+    with pytest.raises(InputError, match=r"last cannot be made a link to it: .*irectory; remove what"):
+        checkpoint.set_link(tmp_path, "last", step)
+
+    def refuse(path: Path, target: str) -> None:
+        raise OSError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(InputError, match=r"best cannot be made a link to it: Operation not permitted"):
+        checkpoint.set_link(tmp_path, "best", step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "step-00000001"]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_device_keeps_its_own_random_state(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """On a stand-in for the device: dropout there draws from a generator that is not the CPU's."""
+    states = [torch.tensor([7])]
+    monkeypatch.setattr(getattr(torch, kind), "get_rng_state", lambda *_: states[-1])
+    monkeypatch.setattr(getattr(torch, kind), "set_rng_state", lambda state, *_: states.append(state))
+    device = torch.device(kind)
+    saved = random_state(device)
+    expected = torch.rand(3)
+    states.append(torch.tensor([8]))
+    set_random_state(torch.device("cpu"), saved)
+    assert states[-1].item() == 8
+    set_random_state(device, saved)
+    assert states[-1].item() == 7
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_estimate_is_of_what_is_left_and_changes_nothing(folder: Path) -> None:
+    run = trainer(config(folder, dropout=0.1))
+    whole = report.estimate(run)
+    for _ in range(9):
+        run.step()
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    random = random_state(run.device)["torch"]
+    assert (whole.steps, report.estimate(run).steps) == (12, 3)
+    assert torch.equal(random_state(run.device)["torch"], random)
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+def test_a_part_without_answers_is_named(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.jsonl: no pair has an answer left.*max_length=5"):
+        read_data(config(folder, max_length=5))
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(folder: Path) -> None:
@@ -403,7 +502,7 @@ def test_a_recipe_may_stand_on_another(tmp_path: Path) -> None:
     )
     assert read_recipe(str(mine)) == expected
     mine.write_text(f'base = "{mine}"', encoding="utf-8")
-    with pytest.raises(InputError, match="expected the name of another recipe"):
+    with pytest.raises(InputError, match=r"base = .*: expected one of document, qa-cpu, qa-gpu"):
         read_recipe(str(mine))
 
 
@@ -414,6 +513,26 @@ def test_a_recipe_that_is_not_there_names_the_nearest() -> None:
         read_recipe("missing.toml")
 
 
+def test_a_resumed_run_keeps_its_recipe_and_not_the_calls_flags(folder: Path) -> None:
+    trainer(config(folder, recipe="qa-cpu", overwrite=True, strict=True, json=True)).run()
+    resume = ["--resume", "--output", str(folder / "run")]
+    inherited = config(folder, recipe="qa-cpu", strict=True, resume=True)
+    assert defaults(resume) == defaults([*resume, "--recipe=qa-cpu"]) == inherited
+    with pytest.raises(InputError, match="began with --recipe qa-cpu, got --recipe document"):
+        defaults([*resume, "--recipe", "document"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": [1]}'])
+def test_a_damaged_run_file_can_be_replaced_as_its_error_says(folder: Path, content: str) -> None:
+    trainer(config(folder)).run()
+    path = folder / "run" / "run.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"run\.json is damaged: copy .*last.training_state\.json over it"):
+        read_run(folder / "run")
+    shutil.copy(folder / "run" / "last" / "training_state.json", path)
+    assert read_run(folder / "run") == config(folder, resume=True)
+
+
 def test_sizes_that_make_no_model(folder: Path) -> None:
     with pytest.raises(InputError, match="n_head must divide n_embd: got n_head=5, n_embd=32"):
         trainer(config(folder, n_head=5))
@@ -422,11 +541,16 @@ def test_sizes_that_make_no_model(folder: Path) -> None:
 # -- the door -----------------------------------------------------------------------------------------------
 
 
+def given(folder: Path, **values: Any) -> list[str]:
+    """The flags of `config(folder)`."""
+    paths = {"train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl"}
+    paths |= {"vocab_path": folder / "vocab.json", "output": folder / "run"}
+    settings = {**TINY, **paths, **values}
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
 def door(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    values = {**TINY, "train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl"}
-    values |= {"vocab_path": folder / "vocab.json", "output": folder / "run"}
-    given = [part for name, value in values.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "minigpt/train.py", *given, *flags]
+    command = [sys.executable, "minigpt/train.py", *given(folder), *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -444,6 +568,20 @@ def test_the_door_trains_refuses_to_mix_runs_and_moves_the_old_one(folder: Path)
     assert third.returncode == 0, third.stderr
     assert (folder / "run.previous" / "best" / "model.safetensors").exists()
     identical(folder / "run", folder / "run.previous")
+
+
+def test_overwrite_moves_a_run_only_for_one_that_starts(folder: Path, run_door: RunDoor) -> None:
+    trainer(config(folder)).run()
+    for wrong in ({"n_head": 5}, {"val_data": folder / "missing.jsonl"}):
+        assert run_door("train.py", *given(folder, **wrong), "--overwrite").code == 2
+    strange = folder / "run.previous" / "notes.txt"
+    strange.parent.mkdir()
+    strange.write_text("mine", encoding="utf-8")
+    refused = run_door("train.py", *given(folder), "--overwrite")
+    assert refused.code == 2
+    assert "run.previous is in the way and is no run" in refused.err
+    assert strange.exists()
+    assert minigpt.load_model(folder / "run")  # the old run is where it was
 
 
 def test_dry_run_reports_and_starts_nothing(folder: Path) -> None:

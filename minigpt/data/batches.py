@@ -33,13 +33,14 @@ class Batch(NamedTuple):
     rows: npt.NDArray[np.int64]  # (B,): which pairs these are
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device; the copy overlaps with computing where memory is pinned."""
+        """The same batch on another device; to a CUDA device the copy overlaps with computing."""
         if device.type == "cpu":
             return self
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
-            pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-            return pinned.to(device, non_blocking=True)
+            if device.type == "cuda":
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor.to(device)  # without pinned memory the source might be gone before it is read
 
         ids, targets, tokens, answers = self.input_ids, self.targets, self.token_mask, self.answer_mask
         return Batch(moved(ids), moved(targets), moved(tokens), moved(answers), self.rows)
@@ -143,6 +144,7 @@ class BatchPlan:
         data: the encoded pairs.
         batch_size: rows of a batch, at most.
         tokens_per_batch: padded tokens of a batch, at most; 0: no limit.
+        pad_to: the fixed row length that `EncodedPairs.batch` will be given; 0: the longest row's.
         by_length: False shuffles the rows only, as the textbook loop does.
         seed: with the data's fingerprint and the epoch it decides the order.
     """
@@ -153,6 +155,7 @@ class BatchPlan:
         *,
         batch_size: int,
         tokens_per_batch: int = 0,
+        pad_to: int = 0,
         by_length: bool = True,
         seed: int = 0,
     ) -> None:
@@ -160,6 +163,7 @@ class BatchPlan:
         self._by_length = by_length
         self._entropy = (seed, int(data.fingerprint[:16], 16))
         widths = np.sort(self._lengths) if by_length else np.full(len(data), self._lengths.max())
+        widths = np.maximum(widths, pad_to)
         cuts = [0]
         for i, width in enumerate(widths):  # sorted: the row that comes last is the longest
             rows = i - cuts[-1] + 1

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from minigpt.command_line import InputError
-from minigpt.files import MANIFEST, atomic_folder, verify_manifest
+from minigpt.files import atomic_folder, verify_manifest
 from minigpt.model import GPTLMHeadModel
 from minigpt.pretrained import save_pretrained
 from minigpt.tokenizer import Tokenizer
@@ -81,11 +81,22 @@ def save(
 
 
 def set_link(output: Path, name: str, folder: Path) -> None:
-    """Point `output/name` at a checkpoint, atomically."""
+    """Point `output/name` at a checkpoint, atomically.
+
+    Raises:
+        InputError: if something else has that name, or links cannot be made there.
+    """
     temporary = output / f".{name}.tmp-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name)
-    temporary.replace(output / name)
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder.name)
+        temporary.replace(output / name)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{folder} is whole, but {output / name} cannot be made a link to it: {error.strerror or error}; "
+            "remove what has that name, or use a file system with symbolic links (Windows: developer mode)"
+        ) from None
 
 
 def clear_leftovers(output: Path) -> None:
@@ -103,9 +114,7 @@ def prune(output: Path, keep: int) -> None:
     linked = {(output / name).resolve() for name in ("best", "last") if (output / name).is_symlink()}
     for folder in list_checkpoints(output)[keep:]:
         if folder.resolve() not in linked:
-            # first the manifest: a folder that was half deleted must never look whole
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            shutil.rmtree(folder)  # half deleted, it does not verify: the manifest names every file
 
 
 def read_newest(output: Path) -> tuple[Snapshot, list[str]]:
@@ -119,13 +128,11 @@ def read_newest(output: Path) -> tuple[Snapshot, list[str]]:
         try:
             verify_manifest(folder)
             state = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
-            optimizer, rng = (
-                safetensors.torch.load_file(folder / "optimizer.safetensors"),
-                safetensors.torch.load_file(folder / "rng.safetensors"),
-            )
+            optimizer = safetensors.torch.load_file(folder / "optimizer.safetensors")
+            rng = safetensors.torch.load_file(folder / "rng.safetensors")
         except (InputError, OSError, ValueError) as error:
             passed_over.append(f"{folder.name} passed over: {error}")
             continue
         return Snapshot(folder, optimizer, rng, state), passed_over
-    reasons = "; ".join(passed_over) or "there is no folder named step-NNNNNNNN"
+    reasons = "; ".join(passed_over) or "no checkpoint was written yet; start without --resume"
     raise InputError(f"nothing to resume in {output}: {reasons}")

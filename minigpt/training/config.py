@@ -43,7 +43,7 @@ class TrainConfig(DoorOptions):
     resume: bool = False
     """go on from the newest whole checkpoint in the output folder, to the same bits"""
     overwrite: bool = False
-    """start anew where the output folder holds a run; the old one is moved to OUTPUT.previous"""
+    """start anew in a folder that holds a run, which is moved to OUTPUT.previous, in place of an older one"""
     dry_run: bool = False
     """print the model's parts, the estimated memory and time, and start nothing"""
     strict: bool = False
@@ -119,7 +119,7 @@ class TrainConfig(DoorOptions):
 
     # The machine
     seed: int = 42
-    """decides initial weights, order of the data, dropout: same seed, data and threads, same bits"""
+    """decides initial weights, order of data, dropout: on a CPU, same seed, data and threads, same bits"""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best that is there"""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -211,8 +211,8 @@ def read_recipe(recipe: str) -> TrainConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} is no TOML: {error}") from None
     base = values.pop("base", "")
-    if base == recipe or not isinstance(base, str):
-        raise InputError(f"recipe {path}: base = {base!r}: expected the name of another recipe")
+    if base and base not in known:
+        raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")
     inherited = read_recipe(base).as_dict() if base else {}
     return _checked({**inherited, **values, "recipe": recipe}, f"recipe {path}")
 
@@ -225,16 +225,16 @@ def read_run(output: Path) -> TrainConfig:
     """
     path = output / RUN_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))["config"]
+        values = {**json.loads(path.read_text(encoding="utf-8"))["config"]}
     except FileNotFoundError:
         raise InputError(f"nothing to resume: {path} does not exist; start a run without --resume") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{path} is damaged; give the flags of the run without --resume, or start anew"
+            f"{path} is damaged: copy {output / 'last' / 'training_state.json'} over it, which holds the "
+            "settings too, or start anew with --overwrite"
         ) from None
-    return _checked(
-        {**values, "output": str(output), "resume": True, "overwrite": False, "json": False}, str(path)
-    )
+    flags = dict.fromkeys(("overwrite", "dry_run", "json"), False)  # of that call, not of the run
+    return _checked({**values, **flags, "output": str(output), "resume": True}, str(path))
 
 
 def _checked(values: dict[str, Any], source: str) -> TrainConfig:

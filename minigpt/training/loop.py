@@ -2,7 +2,8 @@
 
 A step's content is a function of (seed, data, step) and of the state saved with a checkpoint: weights,
 optimiser, torch's random generator (dropout), the sums that the next line of metrics needs. Everything else
-(speed, time left) is only shown.
+(speed, time left) is only shown. On a GPU, where sums in attention's gradient have no fixed order, two runs
+agree to rounding, not to the bit.
 """
 
 import json
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.command_line import InputError
 from minigpt.data.batches import Batch, BatchPlan
-from minigpt.devices import pick_device
+from minigpt.devices import pick_device, random_state, set_random_state
 from minigpt.evaluation.loss import LossReport, evaluate_loss
 from minigpt.files import atomic_write
 from minigpt.inference.generation import GenerationOptions, answer_questions
@@ -63,6 +64,7 @@ class Trainer:
             data.train,
             batch_size=config.batch_size,
             tokens_per_batch=config.tokens_per_batch,
+            pad_to=config.max_length if config.pad_to_max_length else 0,
             by_length=config.by_length,
             seed=config.seed,
         )
@@ -159,6 +161,7 @@ class Trainer:
         """
         output = self.config.output
         output.mkdir(parents=True, exist_ok=True)
+        checkpoint.clear_leftovers(output)
         text = json.dumps(
             {"minigpt": minigpt.__version__, "config": self.config.as_dict()}, ensure_ascii=False, indent=2
         )
@@ -243,16 +246,21 @@ class Trainer:
 
     # -- state ----------------------------------------------------------------------------------------------
 
+    def _surroundings(self) -> dict[str, Any]:
+        """What the bits depend on besides the configuration and the data."""
+        return {
+            "torch": str(torch.__version__),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+        }
+
     def _save(self, best: bool = False) -> None:
         output = self.config.output
-        rng = {"torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        rng = random_state(self.device)
         state = {
             "minigpt": minigpt.__version__,
-            "torch": torch.__version__,
             "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
+            **self._surroundings(),
             "steps_done": self.steps_done,
             "total_steps": self.total_steps,
             "tokens_seen": self.tokens_seen,
@@ -279,7 +287,6 @@ class Trainer:
         Raises:
             InputError: if there is none, or the data, the vocabulary, the model or the run's length differ.
         """
-        checkpoint.clear_leftovers(self.config.output)
         snapshot, passed_over = checkpoint.read_newest(self.config.output)
         for sentence in passed_over:
             warn(sentence)
@@ -293,20 +300,21 @@ class Trainer:
                 raise InputError(
                     f"{snapshot.folder} was made with another {what}; give that run's files, or train anew"
                 )
-        if state["threads"] != torch.get_num_threads():
-            warn(f"{state['threads']} threads before, {torch.get_num_threads()} now: sums round differently")
+        for key, value in self._surroundings().items():
+            if state.get(key, value) != value:
+                warn(f"{key} was {state[key]} before, is {value} now: sums are rounded differently")
         load_weights(self.model, snapshot.folder)
         load_state(self.model, self.optimizers, snapshot.optimizer)
-        torch.set_rng_state(snapshot.rng["torch"])
-        if "cuda" in snapshot.rng and self.device.type == "cuda":
-            torch.cuda.set_rng_state(snapshot.rng["cuda"], self.device)
+        set_random_state(self.device, snapshot.rng)
         checkpoint.set_link(self.config.output, "last", snapshot.folder)
-        best = self.config.output / f"step-{state['best_step']:08d}"
-        if best.is_dir():  # a kill between saving and linking left the link behind
-            checkpoint.set_link(self.config.output, "best", best)
         self.steps_done, self.tokens_seen = state["steps_done"], state["tokens_seen"]
         self.best_val_loss = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
         self.best_step = state["best_step"]
+        best = self.config.output / f"step-{self.best_step:08d}"
+        if best.is_dir():  # a kill between saving and linking left the link behind
+            checkpoint.set_link(self.config.output, "best", best)
+        else:  # none yet; or it gave way to a newer one, which was damaged: the next one is the best there is
+            self.best_val_loss, self.best_step = math.inf, 0
         self._loss_sum, self._loss_steps = state["loss_sum"], state["loss_steps"]
         self._train_seconds = state["train_seconds"]
         if self.steps_done >= self.total_steps:

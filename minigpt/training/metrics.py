@@ -39,8 +39,7 @@ class Metrics:
         except ImportError:
             print("tensorboard is not installed: the curves are in metrics.jsonl alone", file=sys.stderr)
         else:
-            purge = self._steps_done + 1 if self._steps_done else None
-            self._board = SummaryWriter(str(self._folder), purge_step=purge)
+            self._board = SummaryWriter(str(self._folder), purge_step=self._steps_done + 1)
         return self
 
     def write(self, step: int, **values: float) -> None:

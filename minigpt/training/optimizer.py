@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.command_line import InputError
+from minigpt.model import GPTLMHeadModel
 from minigpt.training.config import TrainConfig
 
 __all__ = ["Muon", "load_state", "make_optimizers", "orthogonalize", "schedule", "state_tensors"]
@@ -33,12 +34,12 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
 
 
-def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPTLMHeadModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """What updates which parameters; each group remembers its highest rate as `peak_lr`."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    by_muon = [p for name, p in named if config.optimizer == "muon" and ".blocks." in name and p.dim() == 2]
+    matrices = [p for p in model.transformer.blocks.parameters() if p.dim() == 2]
+    by_muon = matrices if config.optimizer == "muon" else []
     taken = {id(p) for p in by_muon}
-    rest = [p for _, p in named if id(p) not in taken]
+    rest = [p for p in model.parameters() if id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},

@@ -1,16 +1,19 @@
 """Before a run: the model's parts, the memory that training will take, and how long, on this machine.
 
 Time is measured on a piece of a real batch and scaled by arithmetic; memory is counted, not measured.
-Nothing is trained: gradients are thrown away, weights and random state are as they were.
+Nothing is trained: gradients are thrown away, weights and random states are as they were.
 """
 
+import copy
 import time
 from dataclasses import dataclass
 
 import torch
 
+from minigpt.devices import random_state, set_random_state
 from minigpt.terminal import seconds, table
 from minigpt.training.loop import Trainer
+from minigpt.training.optimizer import make_optimizers
 
 __all__ = ["Estimate", "estimate", "print_parameters"]
 
@@ -30,7 +33,7 @@ def print_parameters(trainer: Trainer) -> None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take."""
+    """What a run, or what is left of it, will take."""
 
     steps: int
     tokens_per_step: float  # padding included
@@ -59,13 +62,15 @@ def estimate(trainer: Trainer) -> Estimate:
     flops = sum(_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
     per_step = config.gradient_accumulation_steps
     speed = _measure(trainer, answer_share)
-    evaluations = -(-trainer.total_steps // trainer.eval_steps)
+    steps = trainer.total_steps - trainer.steps_done
+    evaluations = -(-trainer.total_steps // trainer.eval_steps) - trainer.steps_done // trainer.eval_steps
     val = trainer.data.val.lengths
     val_flops = _flops(trainer, len(val), float(val.mean()), 1.0) / 3  # forward only
-    time_needed = (trainer.total_steps * flops * per_step + evaluations * val_flops) / speed
+    time_needed = (steps * flops * per_step + evaluations * val_flops) / speed
+    time_needed += steps * _optimizer_seconds(trainer)
     rows, width = max(shapes, key=lambda shape: shape[0] * shape[1])
     return Estimate(
-        steps=trainer.total_steps,
+        steps=steps,
         tokens_per_step=tokens * per_step,
         flops_per_step=flops * per_step,
         flops_per_second=speed,
@@ -96,17 +101,32 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
     keep = max(1, min(B, round(B * 1e11 / _flops(trainer, B, T, answer_share))))
     piece = trainer.data.train.batch(rows[:keep], pad_to).to(trainer.device)
     T = piece.input_ids.shape[1]
-    random_state = torch.get_rng_state()
+    before = random_state(trainer.device)
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
         trainer.loss(piece).backward()  # type: ignore[no-untyped-call]
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize()
+        if trainer.device.type != "cpu":
+            torch.accelerator.synchronize(trainer.device)
         best = min(best, time.perf_counter() - start)
     trainer.model.zero_grad()
-    torch.set_rng_state(random_state)
+    set_random_state(trainer.device, before)
     return _flops(trainer, keep, T, answer_share) / best
+
+
+def _optimizer_seconds(trainer: Trainer) -> float:
+    """What updating the weights takes, measured on a copy: nothing of it depends on the batch."""
+    model = copy.deepcopy(trainer.model)
+    optimizers = make_optimizers(model, trainer.config)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for _ in range(2):  # the first time allocates
+        start = time.perf_counter()
+        for optimizer in optimizers:
+            optimizer.step()
+        if trainer.device.type != "cpu":
+            torch.accelerator.synchronize(trainer.device)
+    return time.perf_counter() - start
 
 
 def _memory(trainer: Trainer, tokens: float, answer_share: float) -> int:

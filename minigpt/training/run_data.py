@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from minigpt.command_line import InputError
 from minigpt.data.batches import EncodedPairs, encode_pairs
 from minigpt.data.reader import Pair, read_pairs
 from minigpt.terminal import warn
@@ -22,14 +23,21 @@ class RunData:
 
 
 def read_data(config: TrainConfig) -> RunData:
-    """Read vocabulary and both parts of the data, and say what was skipped or cut."""
+    """Read vocabulary and both parts of the data, and say what was skipped or cut.
+
+    Raises:
+        InputError: naming the file, if one cannot be read or holds nothing to learn from.
+    """
     tokenizer = Tokenizer(config.vocab_path)
     encoded = []
     pairs: list[Pair] = []
     for path in (config.train_data, config.val_data):
         pairs, report = read_pairs(path, strict=config.strict)
         report.print_summary()
-        part = encode_pairs(pairs, tokenizer, config.max_length)
+        try:
+            part = encode_pairs(pairs, tokenizer, config.max_length)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         if part.n_cut:
             lost = (
                 f", {part.n_without_answer} of them left out: no answer remained"
