@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from minigpt.tokenizer import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from minigpt.gpt2.weight_names import (
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.pretrained import load_model, load_model_and_tokenizer, save_pretrained
+from minigpt.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
 
