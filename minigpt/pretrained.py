@@ -42,7 +42,7 @@ def load_model(
     """The model of a directory, in eval mode.
 
     Args:
-        path: a directory with config.json and model.safetensors, or a run's folder with such a `best` in it.
+        path: a directory with config.json and model.safetensors, or a run's folder with such a `best` (or else `last`).
         dtype: what to compute in; None is float32 whatever the file holds. (On most CPUs bfloat16 is slower.)
 
     Raises:
@@ -142,8 +142,11 @@ def _checked_folder(path: str | Path) -> Path:
         raise InputError(f"{folder} does not exist: give a directory that `minigpt train` wrote")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give the directory with {CONFIG} and {WEIGHTS}")
-    if not (folder / WEIGHTS).exists() and (folder / "best").is_dir():
-        folder = (folder / "best").resolve()  # resolved once: training may point `best` elsewhere meanwhile
+    if not (folder / WEIGHTS).exists():
+        for name in ("best", "last"):  # a run that was stopped before it was ever measured has no `best`
+            if (folder / name).is_dir():
+                folder = (folder / name).resolve()  # at once: training may point it elsewhere meanwhile
+                break
     if (folder / MANIFEST).exists():
         verify_manifest(folder)
     return folder
