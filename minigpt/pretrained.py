@@ -42,7 +42,8 @@ def load_model(
     """The model of a directory, in eval mode.
 
     Args:
-        path: a directory with config.json and model.safetensors, or a run's folder with such a `best` (or else `last`).
+        path: a directory with config.json and model.safetensors, or a run's folder with such a `best`, or
+            else such a `last`, in it.
         dtype: what to compute in; None is float32 whatever the file holds. (On most CPUs bfloat16 is slower.)
 
     Raises:
