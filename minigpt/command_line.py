@@ -159,7 +159,7 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)  # as an exception, so that temporary files are cleared away
     # Torch's threads wait for each other by spinning. Where another program holds a core, 300,000 turns (the
-    # OpenMP library's own number) cost five sixths of the speed; 10,000 cost 2 to 5 % where none does.
+    # OpenMP library's own number) cost up to five sixths of the speed; 10,000 cost 2 to 5 % where none does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     code, complaint = 0, ""
     try:
