@@ -24,7 +24,7 @@ from minigpt.command_line import InputError
 if TYPE_CHECKING:
     from minigpt.data.batches import Batch, EncodedPairs
     from minigpt.evaluation.loss import LossReport
-    from minigpt.model import GPTLMHeadModel
+    from minigpt.families import LanguageModel
     from minigpt.tokenizer import Tokenizer
 
 
@@ -80,7 +80,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.threads:
         torch.set_num_threads(options.threads)
     model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
-    limit = model.config.block_size
+    limit = model.config.max_position_embeddings
     if options.max_length > limit + 1:  # a pair's last token is predicted, not read
         raise InputError(
             f"--max_length {options.max_length} does not fit the model's block_size={limit}: "
@@ -125,7 +125,7 @@ def _shortened(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _loss(model: "GPTLMHeadModel", encoded: "EncodedPairs", batch_size: int) -> "LossReport":
+def _loss(model: "LanguageModel", encoded: "EncodedPairs", batch_size: int) -> "LossReport":
     from minigpt.evaluation.loss import evaluate_loss
     from minigpt.terminal import ProgressLine
 
@@ -138,17 +138,17 @@ def _loss(model: "GPTLMHeadModel", encoded: "EncodedPairs", batch_size: int) -> 
                 done += len(batch.rows)
                 progress.update(done)
 
-        return evaluate_loss(model, watched(), model.transformer.wte.weight.device)
+        return evaluate_loss(model, watched(), next(model.parameters()).device)
 
 
 def _answers(
-    model: "GPTLMHeadModel", tokenizer: "Tokenizer", questions: list[str], asking: Any, batch_size: int
+    model: "LanguageModel", tokenizer: "Tokenizer", questions: list[str], asking: Any, batch_size: int
 ) -> tuple[list[str], int]:
     """Answers, "" where a question fills the whole model, and how many of these there are."""
     from minigpt.inference.generation import answer_questions
     from minigpt.terminal import ProgressLine
 
-    room = model.config.block_size - 2  # for the question's <sep> and a token of the answer
+    room = model.config.max_position_embeddings - 2  # for the question's <sep> and a token of the answer
     short = [question for question in questions if len(question) <= room]
     with ProgressLine("answering", len(short), patience=2.0) as progress:
         found = iter(

@@ -29,8 +29,8 @@ from minigpt import command_line
 from minigpt.command_line import InputError, printable
 
 if TYPE_CHECKING:
+    from minigpt.families import LanguageModel
     from minigpt.inference.generation import Answer, GenerationOptions
-    from minigpt.model import GPTLMHeadModel
     from minigpt.tokenizer import Tokenizer
 
 
@@ -127,7 +127,7 @@ def _warn_of_ignored(options: Options) -> None:
         warn(f"without --do_sample the likeliest token is taken: {flags} changes nothing")
 
 
-def _load(options: Options) -> "tuple[GPTLMHeadModel, Tokenizer]":
+def _load(options: Options) -> "tuple[LanguageModel, Tokenizer]":
     import torch
 
     from minigpt.devices import pick_device
@@ -197,7 +197,7 @@ def _json_question(text: str, where: str) -> str:
 
 
 def _answer(
-    model: "GPTLMHeadModel",
+    model: "LanguageModel",
     tokenizer: "Tokenizer",
     questions: list[str],
     chosen: "GenerationOptions",
@@ -219,7 +219,9 @@ def _answer(
     unfinished = [answer.stop_reason for answer in answers if answer.stop_reason != "eos"]
     if unfinished:
         context = unfinished.count("context")
-        why = [f"{context} at the model's block_size={model.config.block_size}"] if context else []
+        why = (
+            [f"{context} at the model's block_size={model.config.max_position_embeddings}"] if context else []
+        )
         if context < len(unfinished):
             why.insert(0, f"{len(unfinished) - context} at --max_new_tokens {options.max_new_tokens}")
         warn(f"{len(unfinished)} of {len(asked)} answers were cut short: {', '.join(why)}")
@@ -239,7 +241,7 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
 # -- a conversation -----------------------------------------------------------------------------------------
 
 
-def _converse(model: "GPTLMHeadModel", tokenizer: "Tokenizer", chosen: "GenerationOptions") -> int:
+def _converse(model: "LanguageModel", tokenizer: "Tokenizer", chosen: "GenerationOptions") -> int:
     """Ask and answer until an empty line or the end of input; returns the number of questions."""
     from minigpt.inference.generation import answer_questions
 

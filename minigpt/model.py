@@ -14,7 +14,6 @@ C = n_embd channels, H = n_head heads, D = C / H channels of one head, V = vocab
 """
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -47,6 +46,12 @@ class GPTConfig:
             raise ValueError(f"dropout must be at least 0 and below 1: got dropout={self.dropout!r}")
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
+
+    # What every family's configuration answers to, under the names that Hugging Face has for all.
+    num_hidden_layers = property(lambda self: self.n_layer)
+    num_key_value_heads = property(lambda self: self.n_head)
+    head_dim = property(lambda self: self.n_embd // self.n_head)
+    max_position_embeddings = property(lambda self: self.block_size)
 
     def parameter_count(self) -> int:
         """How many values training sets, by formula. lm_head is wte's tensor and counts once."""
@@ -267,6 +272,9 @@ class GPTLMHeadModel(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
         self.lm_head.weight = self.transformer.wte.weight
 
+    base_model = property(lambda self: self.transformer)  # ids -> hidden vectors, as Hugging Face calls it
+    blocks = property(lambda self: self.transformer.blocks)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -290,11 +298,3 @@ class GPTLMHeadModel(nn.Module):
         weights: list[Tensor] = []
         self.transformer(input_ids, attention_mask, attentions=weights)
         return weights
-
-    def parameter_table(self) -> list[tuple[str, int]]:
-        """The parts and how many values each holds in all blocks; their sum is config.parameter_count()."""
-        counts: dict[str, int] = {}
-        for name, parameter in self.named_parameters():  # a tied tensor comes once, under its first name
-            part = re.sub(r"\.\d+\.", ".*.", name).removeprefix("transformer.").rpartition(".")[0]
-            counts[part] = counts.get(part, 0) + parameter.numel()
-        return list(counts.items())

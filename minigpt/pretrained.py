@@ -19,15 +19,8 @@ import torch
 from torch import Tensor
 
 from minigpt.command_line import InputError
+from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.files import MANIFEST, atomic_write, verify_manifest
-from minigpt.gpt2.weight_names import (
-    config_from_hugging_face,
-    config_to_hugging_face,
-    from_hugging_face,
-    to_hugging_face,
-    unfilled,
-)
-from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer
 
 __all__ = ["load_model", "load_model_and_tokenizer", "load_tokenizer", "load_weights", "save_pretrained"]
@@ -38,7 +31,7 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 def load_model(
     path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> GPTLMHeadModel:
+) -> LanguageModel:
     """The model of a directory, in eval mode.
 
     Args:
@@ -63,7 +56,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def load_model_and_tokenizer(
     path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> tuple[GPTLMHeadModel, Tokenizer]:
+) -> tuple[LanguageModel, Tokenizer]:
     """Both from one directory, checked to belong together.
 
     Raises:
@@ -75,7 +68,7 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-def load_weights(model: GPTLMHeadModel, path: str | Path) -> None:
+def load_weights(model: LanguageModel, path: str | Path) -> None:
     """Copy a directory's weights into a model that exists already, as training does when it resumes.
 
     The parameters stay the same objects, on their device and in their dtype. Dropout may differ.
@@ -92,10 +85,11 @@ def load_weights(model: GPTLMHeadModel, path: str | Path) -> None:
     ]
     if differing:
         raise InputError(f"{folder / CONFIG}: the weights are for another model, {', '.join(differing)}")
-    _fill(model, _read_weights(folder, expected, torch.float32), assign=False)
+    weights = _read_weights(folder, expected, torch.float32)
+    naming_of(expected).fill(model, weights, assign=False)
 
 
-def save_pretrained(model: GPTLMHeadModel, tokenizer: Tokenizer, directory: str | Path) -> None:
+def save_pretrained(model: LanguageModel, tokenizer: Tokenizer, directory: str | Path) -> None:
     """Write a directory that transformers, and `load_model`, read. The same weights give the same bytes.
 
     Each file is replaced as a whole. A directory that has a manifest, a finished checkpoint, is left alone.
@@ -107,13 +101,15 @@ def save_pretrained(model: GPTLMHeadModel, tokenizer: Tokenizer, directory: str 
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
     _require_same_vocabulary(model, tokenizer)
-    weights = safetensors.torch.save(to_hugging_face(model), metadata={"format": "pt"})
+    weights = safetensors.torch.save(
+        naming_of(model.config).to_hugging_face(model), metadata={"format": "pt"}
+    )
     special_ids = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
     settings = {
-        CONFIG: config_to_hugging_face(model.config, **special_ids),
+        CONFIG: naming_of(model.config).config_to_hugging_face(model.config, **special_ids),
         GENERATION: special_ids,
         TOKENIZER: _tokenizer_json(tokenizer),
-        TOKENIZER_CONFIG: _tokenizer_config(tokenizer, model.config.block_size),
+        TOKENIZER_CONFIG: _tokenizer_config(tokenizer, model.config.max_position_embeddings),
     }
     try:
         texts = {
@@ -127,7 +123,7 @@ def save_pretrained(model: GPTLMHeadModel, tokenizer: Tokenizer, directory: str 
     atomic_write(folder / WEIGHTS, weights)
 
 
-def _require_same_vocabulary(model: GPTLMHeadModel, tokenizer: Tokenizer, where: str = "") -> None:
+def _require_same_vocabulary(model: LanguageModel, tokenizer: Tokenizer, where: str = "") -> None:
     entries, rows = tokenizer.get_vocab_size(), model.config.vocab_size
     if entries != rows:
         raise InputError(
@@ -165,37 +161,33 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(folder: Path) -> GPTConfig:
+def _read_config(folder: Path) -> ModelConfig:
     content = _read_json(folder / CONFIG)
     try:
-        return config_from_hugging_face(content)
+        config: ModelConfig = naming(content).config_from_hugging_face(content)
+        return config
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
-def _read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise InputError(f"{path} is missing: weights are read from this one file, never from a pickle")
     try:
-        return from_hugging_face(safetensors.torch.load_file(path), config, dtype)
+        return naming_of(config).from_hugging_face(safetensors.torch.load_file(path), config, dtype)
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _fill(model: GPTLMHeadModel, weights: dict[str, Tensor], *, assign: bool) -> None:
-    missing, unexpected = model.load_state_dict(weights, strict=False, assign=assign)
-    assert (missing, unexpected) == (["lm_head.weight"], []), "from_hugging_face gives all but the tied head"
-    model.lm_head.weight = model.transformer.wte.weight  # assignment cuts the tie
-
-
-def _read_model(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> GPTLMHeadModel:
+def _read_model(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> LanguageModel:
     config = _read_config(folder)
     weights = _read_weights(folder, config, dtype or torch.float32)
-    model = unfilled(config)
-    _fill(model, weights, assign=True)
+    names = naming_of(config)
+    model: LanguageModel = names.unfilled(config)
+    names.fill(model, weights, assign=True)
     return model.to(device).eval()
 
 

@@ -26,7 +26,7 @@ LEVELS = (
     ("files", "terminal"),
     ("devices", "model", "tokenizer"),
     ("data", "gpt2"),
-    ("qa_dataset",),
+    ("qa_dataset", "families"),
     ("pretrained",),
     ("inference",),
     ("evaluation",),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minigpt.families import parameter_table
 from minigpt.model import (
     CausalSelfAttention,
     GPTConfig,
@@ -325,7 +326,7 @@ def test_the_parameter_formula_counts_what_is_there(sizes: tuple[int, int, int, 
     config = tiny_config(n_embd, n_head, n_layer, block_size, bias)
     model = GPTLMHeadModel(config)
     assert config.parameter_count() == sum(parameter.numel() for parameter in model.parameters())
-    assert config.parameter_count() == sum(count for _, count in model.parameter_table())
+    assert config.parameter_count() == sum(count for _, count in parameter_table(model))
 
 
 @pytest.mark.parametrize("name", GPT2_SIZES)
@@ -347,7 +348,7 @@ def test_the_documents_model_has_46_4_million_parameters() -> None:
 
 def test_the_parameter_table_lists_the_parts() -> None:
     C, V, T, L = 16, 29, 16, 2
-    assert GPTLMHeadModel(tiny_config()).parameter_table() == [
+    assert parameter_table(GPTLMHeadModel(tiny_config())) == [
         ("wte", V * C),
         ("wpe", T * C),
         ("blocks.*.ln_1", L * 2 * C),

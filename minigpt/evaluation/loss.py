@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
-from minigpt.model import GPTLMHeadModel
+from minigpt.families import LanguageModel
 
 __all__ = ["LossReport", "LossSum", "evaluate_loss"]
 
@@ -68,7 +68,7 @@ class LossReport:
 
 @torch.inference_mode()
 def evaluate_loss(
-    model: GPTLMHeadModel, batches: Iterable[Batch], device: torch.device | str = "cpu"
+    model: LanguageModel, batches: Iterable[Batch], device: torch.device | str = "cpu"
 ) -> LossReport:
     """Measure a model on batches. Dropout is off meanwhile; the model is left in the mode that it was in.
 
@@ -90,8 +90,8 @@ def evaluate_loss(
     return report
 
 
-def _add(report: LossReport, model: GPTLMHeadModel, batch: Batch) -> None:
-    hidden = model.transformer(batch.input_ids)[batch.token_mask]  # (B, T, C) -> (P, C)
+def _add(report: LossReport, model: LanguageModel, batch: Batch) -> None:
+    hidden = model.base_model(batch.input_ids)[batch.token_mask]  # (B, T, C) -> (P, C)
     targets = batch.targets[batch.token_mask]  # (P,)
     answers = batch.answer_mask[batch.token_mask].cpu()  # (P,)
     rows = max(1, _CHUNK // model.config.vocab_size)

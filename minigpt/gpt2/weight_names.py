@@ -25,8 +25,10 @@ __all__ = [
     "WEIGHTS",
     "config_from_hugging_face",
     "config_to_hugging_face",
+    "fill",
     "from_hugging_face",
     "to_hugging_face",
+    "unfilled",
 ]
 
 
@@ -215,6 +217,13 @@ def from_hugging_face(
             "lm_head.weight differs from transformer.wte.weight: only tied weights are supported"
         )
     return read
+
+
+def fill(model: GPTLMHeadModel, weights: dict[str, Tensor], *, assign: bool) -> None:
+    """Put what `from_hugging_face` returned into a model: copied, or (assign) taken as they are."""
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=assign)
+    assert (missing, unexpected) == (["lm_head.weight"], []), "from_hugging_face gives all but the tied head"
+    model.lm_head.weight = model.transformer.wte.weight  # assignment cuts the tie
 
 
 def _rows(config: GPTConfig) -> Iterator[Weight]:

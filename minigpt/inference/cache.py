@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minigpt.command_line import InputError
-from minigpt.model import GPTConfig
+from minigpt.families import ModelConfig
 
 __all__ = ["KeyValueCache"]
 
@@ -27,14 +27,14 @@ class KeyValueCache:
 
     def __init__(
         self,
-        config: GPTConfig,
+        config: ModelConfig,
         batch_size: int,
         max_length: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        channels = config.n_embd // config.n_head
-        shape = (config.n_layer, batch_size, config.n_head, max_length, channels)  # (L, B, H, T_max, D)
+        heads, channels = config.num_key_value_heads, config.head_dim
+        shape = (config.num_hidden_layers, batch_size, heads, max_length, channels)  # (L, B, H, T_max, D)
         # Not zeroed: what was not written is never read, and the system gives memory only where it is used.
         self._keys = torch.empty(shape, device=device, dtype=dtype)
         self._values = torch.empty(shape, device=device, dtype=dtype)

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from minigpt.command_line import InputError, unknown_name
+from minigpt.families import LanguageModel
 from minigpt.inference import sampling
 from minigpt.inference.cache import KeyValueCache
-from minigpt.model import GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer
 
 __all__ = ["Answer", "Completion", "GenerationOptions", "answer_questions", "generate", "generate_ids"]
@@ -83,7 +83,7 @@ class Answer(NamedTuple):
     unknown_characters: list[str]  # the question's characters that are not in the vocabulary
 
 
-def generate(model: GPTLMHeadModel, tokenizer: Tokenizer, prompt: str, **options: Any) -> str:
+def generate(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **options: Any) -> str:
     """The answer to one question; the model reads it followed by <sep> and writes until the next <sep>.
 
     Args:
@@ -101,7 +101,7 @@ def generate(model: GPTLMHeadModel, tokenizer: Tokenizer, prompt: str, **options
 
 
 def answer_questions(
-    model: GPTLMHeadModel,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     questions: Sequence[str],
     options: GenerationOptions | None = None,
@@ -132,8 +132,8 @@ def answer_questions(
     ]
 
 
-def _check_room(name: str, prompt: Sequence[int], model: GPTLMHeadModel) -> None:
-    limit = model.config.block_size
+def _check_room(name: str, prompt: Sequence[int], model: LanguageModel) -> None:
+    limit = model.config.max_position_embeddings
     if len(prompt) > limit - 1:
         raise InputError(
             f"{name} has {len(prompt)} tokens; the model reads block_size={limit}, answer included: "
@@ -145,7 +145,7 @@ def _check_room(name: str, prompt: Sequence[int], model: GPTLMHeadModel) -> None
 
 @torch.inference_mode()
 def generate_ids(
-    model: GPTLMHeadModel,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     options: GenerationOptions,
     eos_token_id: int,
@@ -192,16 +192,18 @@ class _Batch:
 
     def __init__(
         self,
-        model: GPTLMHeadModel,
+        model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         eos_token_id: int,
     ) -> None:
         self.model, self.options, self.eos_token_id = model, options, eos_token_id
-        weight = model.transformer.wte.weight
+        weight = next(model.parameters())
         self.device = weight.device
         lengths = [len(prompt) for prompt in prompts]
-        limits = [min(options.max_new_tokens, model.config.block_size - length) for length in lengths]
+        limits = [
+            min(options.max_new_tokens, model.config.max_position_embeddings - length) for length in lengths
+        ]
         B, self.width, self.steps = len(prompts), max(lengths), max(limits)
         ids = torch.zeros(B, self.width + self.steps, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
@@ -256,7 +258,7 @@ class _Batch:
     def _next(self, alive: Tensor, step: int, end: int) -> Tensor:
         """One token for each row that is alive, from the columns before `end`."""
         start = 0 if self.cache is None else self.cache.length
-        hidden = self.model.transformer(
+        hidden = self.model.base_model(
             self.ids[alive, start:end],
             None if self.mask is None else self.mask[alive, :end],
             None if self.positions is None else self.positions[alive, start:end],

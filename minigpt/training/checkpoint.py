@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 
 from minigpt.command_line import InputError
+from minigpt.families import LanguageModel
 from minigpt.files import atomic_folder, verify_manifest
-from minigpt.model import GPTLMHeadModel
 from minigpt.pretrained import save_pretrained
 from minigpt.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ def list_checkpoints(output: Path) -> list[Path]:
 def save(
     output: Path,
     step: int,
-    model: GPTLMHeadModel,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     optimizer: dict[str, torch.Tensor],
     rng: dict[str, torch.Tensor],

@@ -23,9 +23,9 @@ from minigpt.command_line import InputError
 from minigpt.data.batches import Batch, BatchPlan
 from minigpt.devices import pick_device, random_state, set_random_state
 from minigpt.evaluation.loss import LossReport, evaluate_loss
+from minigpt.families import new_model
 from minigpt.files import atomic_write
 from minigpt.inference.generation import GenerationOptions, answer_questions
-from minigpt.model import GPTLMHeadModel
 from minigpt.pretrained import load_weights
 from minigpt.terminal import ProgressLine, seconds, warn
 from minigpt.training import checkpoint
@@ -58,7 +58,7 @@ class Trainer:
             raise InputError(f"{config.output} is a file; --output needs a folder")
         torch.manual_seed(config.seed)
         self.tokenizer = data.tokenizer
-        self.model = GPTLMHeadModel(config.model_config(self.tokenizer.get_vocab_size())).to(self.device)
+        self.model = new_model(config.model_config(self.tokenizer.get_vocab_size())).to(self.device)
         self.optimizers = make_optimizers(self.model, config)
         self.plan = BatchPlan(
             data.train,
@@ -102,7 +102,7 @@ class Trainer:
         """
         counted = batch.answer_mask if self.config.loss_on == "answer" else batch.token_mask  # (B, T)
         with self.autocast():
-            hidden = self.model.transformer(batch.input_ids)  # (B, T, C)
+            hidden = self.model.base_model(batch.input_ids)  # (B, T, C)
             logits = self.model.lm_head(hidden[counted])  # (positions, V)
         return F.cross_entropy(logits.float(), batch.targets[counted], reduction="sum")
 
@@ -231,7 +231,7 @@ class Trainer:
             self.best_val_loss, self.best_step = counted.loss, self.steps_done
         self._save(best)
         pair = self.data.val_pairs[(self.steps_done // self.eval_steps) % len(self.data.val_pairs)]
-        room = self.model.config.block_size - len(pair.question) - 1
+        room = self.model.config.max_position_embeddings - len(pair.question) - 1
         sample = ""
         if room > 0:
             options = GenerationOptions(max_new_tokens=min(48, room))

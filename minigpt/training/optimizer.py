@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.command_line import InputError
-from minigpt.model import GPTLMHeadModel
+from minigpt.families import LanguageModel
 from minigpt.training.config import TrainConfig
 
 __all__ = ["Muon", "load_state", "make_optimizers", "orthogonalize", "schedule", "state_tensors"]
@@ -34,11 +34,16 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
 
 
-def make_optimizers(model: GPTLMHeadModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """What updates which parameters; each group remembers its highest rate as `peak_lr`."""
-    matrices = [p for p in model.transformer.blocks.parameters() if p.dim() == 2]
-    by_muon = matrices if config.optimizer == "muon" else []
-    taken = {id(p) for p in by_muon}
+    # a fused projection of queries, keys and values is three matrices
+    stacked: dict[int, list[nn.Parameter]] = {1: [], 3: []}
+    if config.optimizer == "muon":
+        for name, p in model.blocks.named_parameters():
+            if p.dim() == 2:
+                stacked[3 if name.endswith("qkv_proj.weight") else 1].append(p)
+    by_muon = [{"params": some, "parts": parts} for parts, some in stacked.items() if some]
+    taken = {id(p) for some in stacked.values() for p in some}
     rest = [p for p in model.parameters() if id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
@@ -80,20 +85,21 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: each update of a matrix moves all its directions by the same length.
 
-    A fused QKV projection (3C, C) is three matrices, one on top of the other, and is treated as such.
-    Matrices of one shape are stacked and orthogonalised together.
+    A group's `parts` says how many matrices each parameter is, one on top of the other: 3 for a fused QKV
+    projection (3C, C). Matrices of one shape are stacked and orthogonalised together.
 
     Args:
-        params: matrices.
+        params: matrices, or groups of them, each with its `parts`.
         lr: the length of a step, in units of a matrix's spectral norm (times sqrt(rows / columns) if tall).
         momentum: how much of the old direction is kept (Nesterov's form).
         weight_decay: decoupled, times lr.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+        self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -110,9 +116,7 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 direction = p.grad.lerp(buffer, group["momentum"])
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                rows, columns = p.shape
-                parts = 3 if rows == 3 * columns else 1
-                for w, d in zip(p.chunk(parts), direction.chunk(parts)):
+                for w, d in zip(p.chunk(group["parts"]), direction.chunk(group["parts"])):
                     stacks.setdefault((w.shape[0], w.shape[1]), []).append((w, d))
             for (rows, columns), stack in stacks.items():
                 updates = orthogonalize(torch.stack([d for _, d in stack]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from minigpt.devices import random_state, set_random_state
+from minigpt.families import parameter_table
 from minigpt.terminal import seconds, table
 from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
@@ -21,7 +22,7 @@ __all__ = ["Estimate", "estimate", "print_parameters"]
 def print_parameters(trainer: Trainer) -> None:
     """Print the model's parts with their parameter counts, and check the sum against the closed formula."""
     config = trainer.model.config
-    parts = trainer.model.parameter_table()
+    parts = parameter_table(trainer.model)
     total = sum(count for _, count in parts)
     rows = [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts]
     table("model", ("part", "parameters", "share"), [*rows, ("sum", f"{total:,}", "")], numeric=(1, 2))

@@ -1,0 +1,90 @@
+"""The model families side by side: what each must have, and a table from a name to its room.
+
+    names = naming_of(model.config)          # the weight-name table of the model's family
+    model = new_model(GPTConfig(n_embd=64))  # a model of whatever family the configuration is of
+
+A family is a folder (`gpt2`, `qwen3`) with the same file names and functions. Everything above this level
+works on either: it asks a model for `config`, `base_model` (ids -> hidden vectors), `blocks` and `lm_head`,
+and a configuration for Hugging Face's common names (`num_hidden_layers`, `max_position_embeddings`, ...).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from minigpt.command_line import InputError, unknown_name
+from minigpt.gpt2 import weight_names as gpt2_names
+from minigpt.model import GPTConfig, GPTLMHeadModel
+
+__all__ = ["FAMILIES", "LanguageModel", "ModelConfig", "naming", "naming_of", "new_model", "parameter_table"]
+
+LanguageModel = GPTLMHeadModel
+ModelConfig = GPTConfig
+
+
+class Naming(Protocol):
+    """What a family's `weight_names` module has; M is its model, C its configuration."""
+
+    def config_from_hugging_face(self, values: Mapping[str, Any], /) -> Any:
+        """C from the contents of a config.json; InputError naming the key."""
+
+    def config_to_hugging_face(
+        self, config: Any, /, *, eos_token_id: int | None, pad_token_id: int | None
+    ) -> dict[str, Any]:
+        """The contents of config.json."""
+
+    def from_hugging_face(
+        self, tensors: Mapping[str, Tensor], config: Any, dtype: torch.dtype = ..., /
+    ) -> dict[str, Tensor]:
+        """Weights under our names; InputError naming what is missing, unexpected or unfit."""
+
+    def to_hugging_face(self, model: Any, /) -> dict[str, Tensor]:
+        """Weights under Hugging Face's names: copies on the CPU."""
+
+    def fill(self, model: Any, weights: dict[str, Tensor], /, *, assign: bool) -> None:
+        """Put what `from_hugging_face` returned into a model."""
+
+    def unfilled(self, config: Any, /) -> Any:
+        """M on "meta": shapes without memory."""
+
+
+# config.json's model_type -> the room's table of weight names, which also reads and writes config.json
+FAMILIES: dict[str, Naming] = {"gpt2": gpt2_names}
+_CLASSES: dict[type[ModelConfig], tuple[str, type[LanguageModel]]] = {GPTConfig: ("gpt2", GPTLMHeadModel)}
+
+
+def naming(values: Mapping[str, Any]) -> Naming:
+    """The family that the contents of a config.json are of.
+
+    Raises:
+        InputError: if there is no such family here.
+    """
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
+        raise InputError(f"model_type must be one of {', '.join(FAMILIES)}: got {model_type!r}")
+    if model_type not in FAMILIES:
+        raise InputError(unknown_name("model_type", model_type, FAMILIES))
+    return FAMILIES[model_type]
+
+
+def naming_of(config: ModelConfig) -> Naming:
+    """The family of a configuration in memory."""
+    return FAMILIES[_CLASSES[type(config)][0]]
+
+
+def new_model(config: ModelConfig) -> LanguageModel:
+    """A model with freshly drawn weights, from torch's random generator."""
+    return _CLASSES[type(config)][1](config)
+
+
+def parameter_table(model: LanguageModel) -> list[tuple[str, int]]:
+    """The parts and how many values each holds in all blocks; their sum is config.parameter_count()."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():  # a tied tensor comes once, under its first name
+        part = re.sub(r"\.\d+\.", ".*.", name).removeprefix("transformer.").removeprefix("model.")
+        part = part.rpartition(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return list(counts.items())
