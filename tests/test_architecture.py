@@ -24,6 +24,7 @@ PACKAGE = ROOT / "minigpt"
 LEVELS = (
     ("command_line",),
     ("files", "terminal"),
+    ("reference",),  # stands apart: NumPy and JAX, no torch
     ("devices", "model", "tokenizer"),
     ("data", "gpt2"),
     ("qa_dataset", "families"),
@@ -218,10 +219,24 @@ def test_imports_of_the_frugal(module: str) -> None:
     assert wrong == set()
 
 
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) == "reference"])
+def test_the_reference_stands_apart(module: str) -> None:
+    foreign = {room(item.name) for item in imports(MODULES[module])} - sys.stdlib_module_names
+    assert foreign <= {"numpy", "jax", "minigpt"}
+    assert {room(name) for name, _ in our_imports(module)} <= {"reference", "command_line", "files"}
+
+
+def test_only_doors_may_import_the_reference() -> None:
+    users = {
+        room(module) for module in MODULES for name, _ in our_imports(module) if room(name) == "reference"
+    }
+    assert users <= {"reference", *DOORS}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
     providers = importlib.metadata.packages_distributions()
-    always, optional = required(), {*required("tensorboard"), *required("plot")}
+    always, optional = required(), {*required("tensorboard"), *required("plot"), *required("jax")}
     for item in imports(MODULES[module]):
         top = room(item.name)
         if top in sys.stdlib_module_names or top == "minigpt":
