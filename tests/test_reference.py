@@ -165,7 +165,7 @@ GOOD_CONFIG: dict[Any, dict[str, Any]] = {
         (qwen3, {"rope_theta": -1}),
         (qwen3, {"rms_norm_eps": "1e-6"}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else value.__name__.rpartition(".")[2],
 )
 def test_configurations_of_other_models(family: Any, wrong: dict[str, Any]) -> None:
     family.settings(GOOD_CONFIG[family])
@@ -512,6 +512,7 @@ def entry(begin: int = 0, stop: int = 8, dtype: Any = "F32", shape: Any = (2,)) 
         (file_of({"a": entry()}, b"x" * 9), "1 bytes belong to no weight"),
         (file_of(b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2), b"x" * 8), "comes twice"),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
 )  # fmt: skip
 def test_damaged_files(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"

@@ -72,14 +72,9 @@ def mlp_forward(x: Array, c_fc: names.Tree, c_proj: names.Tree, gelu: str, np: A
 
 
 def attention_forward(
-    x: Array,
-    c_attn: names.Tree,
-    c_proj: names.Tree,
-    n_head: int,
-    positions: Array,
-    cache: Any = None,
-    np: Any = numpy,
-) -> tuple[Array, Any]:
+    x: Array, c_attn: names.Tree, c_proj: names.Tree,
+    n_head: int, positions: Array, cache: Any = None, np: Any = numpy,
+) -> tuple[Array, Any]:  # fmt: skip
     """(T, C) -> (T, C), and the layer's cache: each token gathers from itself and from those before it."""
     T, C = x.shape
     qkv = linear(x, **c_attn).reshape(T, 3, n_head, C // n_head)  # (T, C) -> (T, 3C) -> (T, 3, H, D)
@@ -89,21 +84,12 @@ def attention_forward(
 
 
 def block(
-    x: Array,
-    ln_1: names.Tree,
-    attn: names.Tree,
-    ln_2: names.Tree,
-    mlp: names.Tree,
-    *,
-    n_head: int,
-    gelu: str,
-    positions: Array,
-    cache: Any = None,
-    np: Any = numpy,
-) -> tuple[Array, Any]:
+    x: Array, ln_1: names.Tree, attn: names.Tree, ln_2: names.Tree, mlp: names.Tree, *,
+    n_head: int, gelu: str, positions: Array, cache: Any = None, np: Any = numpy,
+) -> tuple[Array, Any]:  # fmt: skip
     """(T, C) -> (T, C), and the layer's cache: attention, then MLP, each added to a stream."""
-    mixed, cache = attention_forward(layer_norm(x, **ln_1, np=np), **attn, n_head=n_head, positions=positions,
-                                     cache=cache, np=np)  # fmt: skip
+    normed = layer_norm(x, **ln_1, np=np)  # (T, C)
+    mixed, cache = attention_forward(normed, **attn, n_head=n_head, positions=positions, cache=cache, np=np)
     x = x + mixed  # (T, C)
     return x + mlp_forward(layer_norm(x, **ln_2, np=np), **mlp, gelu=gelu, np=np), cache  # (T, C)
 

@@ -74,20 +74,10 @@ def mlp_forward(
 
 
 def attention_forward(
-    x: Array,
-    q_proj: names.Tree,
-    k_proj: names.Tree,
-    v_proj: names.Tree,
-    o_proj: names.Tree,
-    q_norm: names.Tree,
-    k_norm: names.Tree,
-    *,
-    positions: Array,
-    turn: tuple[Array, Array],
-    eps: float,
-    cache: Any = None,
-    np: Any = numpy,
-) -> tuple[Array, Any]:
+    x: Array, q_proj: names.Tree, k_proj: names.Tree, v_proj: names.Tree, o_proj: names.Tree,
+    q_norm: names.Tree, k_norm: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
+    cache: Any = None, np: Any = numpy,
+) -> tuple[Array, Any]:  # fmt: skip
     """(T, C) -> (T, C), and the layer's cache. `turn` is `rotation`'s cosine and sine."""
     T, D = x.shape[0], q_norm["weight"].shape[0]
     q = linear(x, **q_proj).reshape(T, -1, D)  # (T, C) -> (T, H * D) -> (T, H, D)
@@ -101,18 +91,10 @@ def attention_forward(
 
 
 def layer_forward(
-    x: Array,
-    input_layernorm: names.Tree,
-    self_attn: names.Tree,
-    post_attention_layernorm: names.Tree,
-    mlp: names.Tree,
-    *,
-    positions: Array,
-    turn: tuple[Array, Array],
-    eps: float,
-    cache: Any = None,
-    np: Any = numpy,
-) -> tuple[Array, Any]:
+    x: Array, input_layernorm: names.Tree, self_attn: names.Tree, post_attention_layernorm: names.Tree,
+    mlp: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
+    cache: Any = None, np: Any = numpy,
+) -> tuple[Array, Any]:  # fmt: skip
     """(T, C) -> (T, C), and the layer's cache: attention, then MLP, each added to a stream."""
     normed = rms_norm(x, **input_layernorm, eps=eps, np=np)  # (T, C)
     mixed, cache = attention_forward(

@@ -108,17 +108,17 @@ def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
             return sampling.sample(scores, uniform, np).astype(np.int32)
 
         def unfinished(state: Any) -> Array:
-            count, written, _, _ = state
+            count, written, _ = state
             return (count < n_tokens_to_generate) & (written[count - 1] != eos_token_id)
 
         def one_more(state: Any) -> Any:
-            count, written, cache, params = state
+            count, written, cache = state
             logits, cache = step(written[count - 1][None], cache, params, **settings, np=np)
-            return count + 1, written.at[count].set(choose(logits, count)), cache, params
+            return count + 1, written.at[count].set(choose(logits, count)), cache
 
         logits, cache = step(ids, cache, params, **settings, np=np)
         written = np.full(n_tokens_to_generate, eos_token_id, np.int32)
         written = written.at[0].set(choose(logits, np.int32(0)))
-        return jax.lax.while_loop(unfinished, one_more, (np.int32(1), written, cache, params))[1]
+        return jax.lax.while_loop(unfinished, one_more, (np.int32(1), written, cache))[1]
 
     return loop  # type: ignore[no-any-return]
