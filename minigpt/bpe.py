@@ -3,7 +3,7 @@
     >>> tokenizer = BpeTokenizer.train(["low lower lowest", "new newer newest"] * 2, vocab_size=265)
     >>> ids = tokenizer.encode_text("lowest 你")
     >>> [tokenizer.token_bytes(index) for index in ids[:3]]
-    [b'lo', b'w', b'est']
+    [b'lo', b'we', b'st']
     >>> tokenizer.decode(ids)
     'lowest 你'
 
@@ -89,7 +89,11 @@ class BpeTokenizer:
         Raises:
             InputError: naming the file, what is wrong with it, and what to do.
         """
-        return cls(read_folder(Path(path), kind))
+        definition = read_folder(Path(path), kind)
+        try:
+            return cls(definition)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
     @classmethod
     def train(

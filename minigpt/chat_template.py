@@ -13,13 +13,13 @@ A template is a program from strangers: minigpt/template_sandbox.py runs it. Too
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol
 
 from jinja2 import nodes
 
 from minigpt.command_line import InputError
-from minigpt.template_sandbox import render
+from minigpt.template_sandbox import SandboxedTemplate
 
 __all__ = ["ROLES", "ChatTokenizer", "encode_chat", "render_chat"]
 
@@ -66,7 +66,7 @@ def render_chat(
         named_tokens: the template's variables bos_token, eos_token and so on.
 
     Raises:
-        InputError: for a message that is none, and for a template that fails (see `template_sandbox.render`).
+        InputError: for a message that is none, and for a template that fails (see `SandboxedTemplate`).
     """
     return _Conversation(messages, add_generation_prompt, enable_thinking).rendered(
         template, named_tokens or {}
@@ -86,8 +86,8 @@ def encode_chat(
     Args: as `render_chat`; a template of None is the tokenizer's own.
 
     Raises:
-        InputError: as `render_chat`; without a template; for half a character in a message; and for a
-            template whose special tokens cannot be told from what users type.
+        InputError: as `render_chat`; without a template; and for a template
+            whose special tokens cannot be told from what users type.
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -140,13 +140,16 @@ class _Conversation:
     ) -> str:
         """The text; with stand-ins for the special tokens that the template writes, if any are given."""
         messages = [dict(message) for message in self.messages]
-        return render(
-            template,
+        return _prepared(template, tuple((stand_ins or {}).items())).render(
             {**named_tokens, **self.options, "messages": messages},
             steps=_STEPS + _STEPS_PER_MESSAGE * len(messages),
             characters=_CHARACTERS + _CHARACTERS_PER_CHARACTER * sum(map(len, self.texts)),
-            rewrite=None if stand_ins is None else partial(_mark, partial(_marked_text, stand_ins)),
         )
+
+
+@lru_cache(maxsize=8)  # translating takes longer than rendering
+def _prepared(template: str, stand_ins: tuple[tuple[str, str], ...]) -> SandboxedTemplate:
+    return SandboxedTemplate(template, partial(_mark, partial(_marked_text, dict(stand_ins))))
 
 
 def _require_message(message: object, name: str) -> None:
@@ -159,6 +162,11 @@ def _require_message(message: object, name: str) -> None:
     for key, value in message.items():
         if type(key) is not str or type(value) is not str:
             raise InputError(f"{name}: {key!r} must be text: got {value!r}")
+        if half := re.search("[\ud800-\udfff]", value):
+            raise InputError(
+                f"{name}: {key!r}, position {half.start()}: U+{ord(half[0]):04X} is half a character "
+                f"(a lone surrogate); remove it"
+            )
     if message["role"] not in ROLES:
         raise InputError(f"{name}: role must be one of {', '.join(ROLES)}: got {message['role']!r}")
 

@@ -10,20 +10,21 @@ keep the processor busy in a single step: use templates of people from whom you 
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from minigpt.command_line import InputError
 
-__all__ = ["render"]
+__all__ = ["SandboxedTemplate"]
 
 _SOURCE = 1_000_000  # characters; published templates have some ten thousand
 _ITEMS = 10_000  # of one range()
@@ -37,37 +38,51 @@ _FILTERS = (
 _METHODS = {"format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs", "translate", "encode"}
 
 
-def render(
-    template: str,
-    variables: Mapping[str, Any],
-    *,
-    steps: int,
-    characters: int,
-    rewrite: Callable[[nodes.Template], None] | None = None,
-) -> str:
-    """The text that a template makes of some variables.
+class SandboxedTemplate:
+    """A template, ready to be rendered any number of times, in any thread.
 
     Args:
-        template: in Jinja's language.
-        variables: numbers, text, lists and dictionaries of these; nothing that has methods of its own.
-        steps: how many lines of code it may run, those of Jinja's runtime included.
-        characters: how many it may put together, those that it throws away again included.
-        rewrite: changes the parsed template, in place, before it runs.
+        source: in Jinja's language.
+        rewrite: changes the parsed template, in place, before it is translated.
 
     Raises:
-        InputError: for a template that is not Jinja's language, refuses its variables (raise_exception),
-            fails, reaches for what it must not, or oversteps a bound.
+        InputError: for a source that is not Jinja's language.
     """
-    if len(template) > _SOURCE:
-        raise InputError(f"the chat template has {len(template):,} characters, more than {_SOURCE:,}")
-    sandbox = _Sandbox(characters)
+
+    def __init__(self, source: str, rewrite: Callable[[nodes.Template], None] | None = None) -> None:
+        if len(source) > _SOURCE:
+            raise InputError(f"the chat template has {len(source):,} characters, more than {_SOURCE:,}")
+        self._sandbox = _Sandbox()
+        with _explained():
+            self._sandbox.left.characters = _SOURCE  # what consists of constants is put together here
+            parsed = self._sandbox.parse(source)
+            if rewrite is not None:
+                rewrite(parsed)
+            self._template = self._sandbox.from_string(_Measured().visit(parsed))
+
+    def render(self, variables: Mapping[str, Any], *, steps: int, characters: int) -> str:
+        """The text that the template makes of some variables.
+
+        Args:
+            variables: numbers, text, lists and dictionaries of these; nothing that has methods of its own.
+            steps: how many lines of code it may run, those of Jinja's runtime included.
+            characters: how many it may put together, those that it throws away again included.
+
+        Raises:
+            InputError: for a template that refuses its variables (raise_exception), fails, reaches for what
+                it must not, or oversteps a bound.
+        """
+        with _explained():
+            self._sandbox.left.characters = characters
+            with _bounded_steps(steps):
+                return self._template.render(variables)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Whatever a template brings about, as an InputError."""
     try:
-        parsed = sandbox.parse(template)
-        if rewrite is not None:
-            rewrite(parsed)
-        runnable = sandbox.from_string(_Measured().visit(parsed))
-        with _bounded_steps(steps):
-            return runnable.render(variables)
+        yield
     except jinja2.TemplateSyntaxError as error:
         raise InputError(
             f"the chat template, line {error.lineno}, is not understood: {error.message}"
@@ -93,10 +108,12 @@ class _RefusalError(Exception):
 
 
 class _Measured(NodeTransformer):
-    """`a ~ b` as a call that is counted; of Jinja's operators it alone cannot be intercepted."""
+    """What Jinja would not count otherwise: `a ~ b` as a call, plain text as something that is printed."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         node = super().visit(node, *args, **kwargs)
+        if isinstance(node, nodes.TemplateData):
+            return nodes.Const(node.data, lineno=node.lineno, environment=node.environment)
         if not isinstance(node, nodes.Concat):
             return node
         parts = nodes.List(node.nodes, lineno=node.lineno, environment=node.environment)
@@ -105,12 +122,18 @@ class _Measured(NodeTransformer):
         )
 
 
+class _Left(threading.local):
+    """What the rendering of this thread may still put together."""
+
+    characters = 0
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox with fewer tools, which count what they put together."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
-    def __init__(self, characters: int) -> None:
+    def __init__(self) -> None:
         super().__init__(
             trim_blocks=True,  # these two: every published template was written for them
             lstrip_blocks=True,
@@ -118,7 +141,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             finalize=self.printed,
             cache_size=0,
         )
-        self.left = characters
+        self.left = _Left()
         self.filters = {name: self.filters[name] for name in _FILTERS} | {
             "join": self.joined,
             "replace": self.replaced,
@@ -133,21 +156,33 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def charge(self, amount: int) -> None:
         """Count characters, or entries of a list."""
-        self.left -= amount
-        if self.left < 0:
+        self.left.characters -= amount
+        if self.left.characters < 0:
             raise _OverstepError("puts together too much text")
 
-    def printed(self, value: Any) -> Any:
-        """Each value of `{{ }}` passes here."""
+    @pass_context  # without it, Jinja would print constants while it translates, and count them once
+    def printed(self, context: Any, value: Any) -> Any:
+        """Each piece of the text passes here."""
+        return self.counted(value)
+
+    def counted(self, value: Any) -> Any:
+        """A value that becomes text."""
         if isinstance(value, list | tuple | dict):
             # Python's way to write a list is no prompt; and one that holds itself many times never ends
             raise SecurityError(f"to print a {type(value).__name__}")
         self.charge(len(value) if isinstance(value, str) else 1)
         return value
 
+    def wrap_str_format(self, value: Any) -> None:
+        """Jinja would offer its own `format` here: safe, but as wide as one likes."""
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may look at an attribute."""
         return attr not in _METHODS and super().is_safe_attribute(obj, attr, value)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Jinja would go on with nothing in its place."""
+        raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__}")
 
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Each call passes here."""
@@ -155,7 +190,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and name == "join":
             return self.joined(args[0], owner)
         if isinstance(owner, str) and name == "replace":
-            return self.replaced(owner, *args, **kwargs)
+            return self.replaced(owner, *args)
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -172,7 +207,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def text(self, value: Any) -> str:
         """The filter `string`."""
-        return str(self.printed(value))
+        return str(self.counted(value))
 
     def joined(self, value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
         """The filter and method `join`, and `~`. The names of its arguments are Jinja's."""
@@ -206,7 +241,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             separators=separators,
             sort_keys=sort_keys,
         )
-        for piece in encoder.iterencode(value):  # piece by piece, for the same reason as in `printed`
+        for piece in encoder.iterencode(value):  # piece by piece, for the same reason as in `counted`
             self.charge(len(piece))
             pieces.append(piece)
         return "".join(pieces)
@@ -220,7 +255,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def refuse(self, message: object = "") -> None:
         """The function `raise_exception`."""
-        raise _RefusalError(str(self.printed(message)))
+        raise _RefusalError(str(self.counted(message)))
 
 
 @contextmanager
