@@ -293,7 +293,7 @@ def _assembled(
     names |= {token["id"]: text for text, token in tokens.items() if isinstance(token.get("id"), int)}
     for key in ("eos_token", "pad_token"):
         if (index := config.pop(f"{key}_id", None)) is not None:
-            if index not in names:
+            if not isinstance(index, int) or index not in names:
                 raise InputError(
                     f"{path.parent / 'generation_config.json'}: {key}_id {index!r} is no token's id"
                 )
@@ -320,6 +320,8 @@ def _roles(config: dict[str, Any], path: Path) -> Iterable[tuple[str, str]]:
             yield key, _text(config[key], path, key)
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = config.get(key) or []
+        if not isinstance(more, list | dict):
+            raise InputError(f"{path}: {key} must be a list of tokens: got {more!r}")
         for token in more.values() if isinstance(more, dict) else more:
             yield key, _text(token, path, key)
 

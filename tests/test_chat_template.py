@@ -65,7 +65,7 @@ def system(text: str) -> dict[str, str]:
         ([{"role": "<|im_end|>", "content": "x"}], "role must be one of"),
         ([{"role": 1, "content": "x"}], "message 1: 'role' must be text: got 1"),
         ([{**user("x"), "tool_calls": [{}]}], r"message 1: 'tool_calls' must be text: got \[{}\]"),
-        ([{**user("x"), 3: "x"}], "message 1: 3 must be text"),
+        ([{"role": "user", "content": "x", 3: "x"}], "message 1: 3 must be text"),
         ([user("ab\ud800")], r"message 1: 'content', position 2: U\+D800 is half a character"),
     ],
 )
@@ -361,7 +361,7 @@ def test_what_users_type_stays_text_in_qwen3(pair: tuple[BpeTokenizer, Any], tok
         with_token, with_word = ([dict(message) for message in messages] for _ in range(2))
         with_token[place]["content"] = messages[place]["content"].replace("@", token)
         with_word[place]["content"] = messages[place]["content"].replace("@", "word").replace(token, "word")
-        options = {"add_generation_prompt": True, "enable_thinking": False}
+        options: dict[str, Any] = {"add_generation_prompt": True, "enable_thinking": False}
         typed = encode_chat(ours, with_token, **options)
         plain = encode_chat(ours, with_word, **options)
         assert [i for i in typed if i in ours.special_ids] == [i for i in plain if i in ours.special_ids]
