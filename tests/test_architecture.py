@@ -55,6 +55,10 @@ ONLY: dict[str, set[str]] = {
     "template_sandbox": {"jinja2"},
     "data.reader": set(),
     "data.split": {"numpy"},
+    "gpt2.download": set(),
+    "gpt2.openai_checkpoint": {"numpy"},
+    "gpt2.presets": set(),
+    "gpt2.tensor_bundle": {"google_crc32c", "numpy"},
     "training.config": set(),
 }
 
