@@ -24,6 +24,7 @@ __all__ = [
     "unfilled",
 ]
 
+_LAYERS = 1000
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -100,18 +101,18 @@ def require_fit(
 
 
 def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> None:
-    """Before so many layers are even listed: a configuration may ask for a billion.
+    """A configuration may ask for a billion layers: better said before they are listed one by one.
 
     Args:
         names: the tensors'; those of layer i begin with prefix, i and a dot.
         count: layers that the configuration has, under `key`.
 
     Raises:
-        InputError: if the weights end before.
+        InputError: if these are more than the weights have, and more than any model has.
     """
     numbers = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
     there = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
-    if count > there:
+    if count > max(there, _LAYERS):
         raise InputError(f"{key}={count}, but the highest layer in the weights is number {there}")
 
 

@@ -242,7 +242,7 @@ def test_a_json_file_that_is_none_is_named(name: str, content: bytes, saved: Pat
     ("change", "text"),
     [
         ({"model_type": "llama"}, "unknown model_type 'llama'"),
-        ({"model_type": None}, "model_type must be one of gpt2: got None"),
+        ({"model_type": None}, "model_type must be one of gpt2, qwen3: got None"),
         ({"n_inner": 100}, "n_inner must be null or 4 * n_embd = 64: got 100"),
         (
             {"activation_function": "relu"},

@@ -93,7 +93,7 @@ class TrainConfig(DoorOptions):
     intermediate_size: int = 0
     """qwen3: channels inside the MLP; 0: 8/3 n_embd, where its three matrices are as large as gpt's two"""
     rope_theta: float = 10_000.0
-    """qwen3: RoPE's base (10,000, the paper's, does for some thousand tokens; the published models have 1e6)"""
+    """qwen3: RoPE's base (10,000, the paper's, does for some thousand tokens; published models have 1e6)"""
     tie_word_embeddings: bool = True
     """qwen3: one matrix reads and predicts tokens; --no_tie_word_embeddings: two"""
 

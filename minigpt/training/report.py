@@ -141,8 +141,9 @@ def _memory(trainer: Trainer, rows: int, T: int, answer_share: float) -> int:
     config, width = trainer.model.config, trainer.model.lm_head.in_features
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
-    # one row more: what does not grow with the batch (weights, and autocast's copies of them) drops out
-    per_row = _kept_bytes(trainer, row.repeat(2, 1)) - _kept_bytes(trainer, row)
+    # a third row: what does not grow with the batch (weights, and autocast's copies of them) drops out; not a
+    # second one, because of one row alone no part has to be copied to be reshaped
+    per_row = _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
     set_random_state(trainer.device, before)
     # at each counted position: its hidden vector and that one's gradient; the logits, their log-softmax, and
     # its gradient
