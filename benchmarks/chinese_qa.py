@@ -13,7 +13,7 @@ the loss per answer character (its closing <sep> counts as one) over the whole v
 import sys
 from pathlib import Path
 
-# ruff: noqa: E402 -- a script finds this checkout's minigpt, and the file beside it, before it imports
+# run as a script: this checkout's minigpt, and the file beside this one
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 

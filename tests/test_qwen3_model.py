@@ -38,6 +38,7 @@ TINY = Qwen3Config(
     max_position_embeddings=16,
     rope_theta=100.0,
 )
+HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 PUBLISHED = {  # parameters of the published weights, a tied head counted once
     "0.6B": 596_049_920,
     "1.7B": 1_720_574_976,
@@ -323,7 +324,8 @@ def test_swiglu_by_hand() -> None:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("sizes", [(16, 24, 2, 4, 2, 6), (24, 10, 1, 6, 1, 2), (8, 8, 7, 3, 3, 16)], ids=str)
 def test_the_parameter_formula_counts_what_is_there(sizes: tuple[int, ...], tied: bool) -> None:
-    config = Qwen3Config(29, *sizes, max_position_embeddings=9, tie_word_embeddings=tied)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", *HEADS)
+    config = replace(TINY, tie_word_embeddings=tied, **dict(zip(names, sizes, strict=True)))  # type: ignore[arg-type]
     model = new_model(config)
     assert isinstance(model, Qwen3ForCausalLM)
     assert config.parameter_count() == sum(parameter.numel() for parameter in model.parameters())

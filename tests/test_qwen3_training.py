@@ -69,7 +69,7 @@ def test_knobs_become_a_qwen3(folder: Path) -> None:
     made = config(folder, rope_theta=500.0, tie_word_embeddings=False).model_config(99)
     # 8/3 * 32 = 85.3: the nearest multiple of 8 is 88
     assert made == Qwen3Config(99, 32, 88, 2, 4, 2, 8, 32, 1e-6, 500.0, False)
-    knobs = {"num_key_value_heads": 0, "head_dim": 10, "intermediate_size": 17, "n_head": 5}
+    knobs: dict[str, Any] = {"num_key_value_heads": 0, "head_dim": 10, "intermediate_size": 17, "n_head": 5}
     assert config(folder, **knobs).model_config(99) == Qwen3Config(
         99, 32, 17, 2, 5, 5, 10, 32, 1e-6, 1e4, True
     )
