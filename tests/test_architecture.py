@@ -24,8 +24,10 @@ PACKAGE = ROOT / "minigpt"
 LEVELS = (
     ("command_line",),
     ("files", "terminal"),
-    ("devices", "model", "strict_loading", "tokenizer"),
-    ("data", "gpt2", "qwen3"),
+    ("reference",),  # stands apart: NumPy and JAX, no torch
+    ("devices", "model", "strict_loading", "tokenizer", "bpe_files", "template_sandbox"),
+    ("bpe",),
+    ("data", "gpt2", "qwen3", "chat_template"),
     ("qa_dataset", "families"),
     ("pretrained",),
     ("inference",),
@@ -48,6 +50,10 @@ ONLY: dict[str, set[str]] = {
     "model": {"torch"},
     "qwen3.model": {"torch"},
     "tokenizer": {"numpy"},
+    "bpe_files": set(),
+    "bpe": {"numpy", "tokenizers"},
+    "chat_template": {"jinja2"},
+    "template_sandbox": {"jinja2"},
     "data.reader": set(),
     "data.split": {"numpy"},
     "training.config": set(),
@@ -225,10 +231,24 @@ def test_a_family_s_model_builds_on_the_first_one_alone() -> None:
             assert {other for other, _ in our_imports(module)} <= {"model"}, module
 
 
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) == "reference"])
+def test_the_reference_stands_apart(module: str) -> None:
+    foreign = {room(item.name) for item in imports(MODULES[module])} - sys.stdlib_module_names
+    assert foreign <= {"numpy", "jax", "minigpt"}
+    assert {room(name) for name, _ in our_imports(module)} <= {"reference", "command_line", "files"}
+
+
+def test_only_doors_may_import_the_reference() -> None:
+    users = {
+        room(module) for module in MODULES for name, _ in our_imports(module) if room(name) == "reference"
+    }
+    assert users <= {"reference", *DOORS}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
     providers = importlib.metadata.packages_distributions()
-    always, optional = required(), {*required("tensorboard"), *required("plot")}
+    always, optional = required(), {*required("tensorboard"), *required("plot"), *required("jax")}
     for item in imports(MODULES[module]):
         top = room(item.name)
         if top in sys.stdlib_module_names or top == "minigpt":

@@ -1,6 +1,7 @@
 """Each benchmark runs at toy size and says what it measured; no absolute time is asserted."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,15 @@ def test_families(tmp_path: Path) -> None:
     for mean in numbers["means"]:
         of_gpt = [r["answer_loss"] for r in rows if r["family"] == "gpt" and r["budget"] == mean["seconds"]]
         assert abs(mean["gpt"] - sum(of_gpt) / 2) < 1e-4
+
+
+def test_reference_speed() -> None:
+    # in this process: the cache must pay even at toy size, where it computes some fifty times less
+    module = runpy.run_path(str(ROOT / "benchmarks" / "reference_speed.py"))
+    result = module["measure"]("toy", prompt=8, tokens=100, rounds=2)
+    assert result["ratio"] > 1
+    command = [sys.executable, "benchmarks/reference_speed.py", "--toy", "--tokens", "5", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert (numbers["tokens"], numbers["rounds"], numbers["threads"]) == (5, 1, "2")

@@ -1,0 +1,39 @@
+"""Adam, https://arxiv.org/abs/1412.6980, algorithm 1: a function of trees, for NumPy and JAX."""
+
+from typing import Any
+
+from minigpt.reference.names import Tree, map_tree
+
+__all__ = ["adam", "adam_state"]
+
+
+def adam_state(params: Tree) -> dict[str, Any]:
+    """No step done; both moments zero."""
+    zeros = map_tree(lambda p: p * 0, params)
+    return {"steps": 0, "first": zeros, "second": zeros}
+
+
+def adam(
+    params: Tree,
+    gradients: Tree,
+    state: dict[str, Any],
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    eps: float = 1e-8,
+) -> tuple[Tree, dict[str, Any]]:
+    """One step: new params and the new state; nothing is changed in place.
+
+    Each weight moves by about the learning rate, whatever the size of its gradients: the mean of its last
+    gradients, divided by the root of the mean of their squares.
+    """
+    beta1, beta2 = betas
+    steps = state["steps"] + 1
+    first = map_tree(lambda m, g: beta1 * m + (1 - beta1) * g, state["first"], gradients)
+    second = map_tree(lambda v, g: beta2 * v + (1 - beta2) * (g * g), state["second"], gradients)
+    # Both began at zero, and lean towards it; the divisions take that out again.
+    lean1, lean2 = 1 - beta1**steps, 1 - beta2**steps
+
+    def moved(p: Any, m: Any, v: Any) -> Any:
+        return p - learning_rate * (m / lean1) / ((v / lean2) ** 0.5 + eps)
+
+    return map_tree(moved, params, first, second), {"steps": steps, "first": first, "second": second}

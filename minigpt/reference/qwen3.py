@@ -1,0 +1,293 @@
+"""Qwen3 (the dense models), all of it, as pure functions over a tree of arrays.
+
+    config, params = weights.load("Qwen3-0.6B")
+    logits = forward(ids, params, **settings(config))                                     # (T,) -> (T, V)
+    new_ids = generate(ids, params, **settings(config), n_tokens_to_generate=20)          # a list
+
+It reads like `gpt2.py`; what is new: RMSNorm instead of LayerNorm, rotated queries and keys (RoPE) instead of
+learned positions, a norm on queries and keys, fewer heads for keys and values, SwiGLU instead of GELU, and no
+biases. Weights are (out, in), as torch's Linear has them.
+
+The architecture: https://arxiv.org/abs/2505.09388 (Qwen3 Technical Report), section 2.
+
+Letters in shapes: T tokens given now, S tokens in all (`attention.py`), C = hidden_size channels, H heads of
+the queries, G heads of keys and values, D channels of one head (H * D need not be C), F = intermediate_size,
+V entries of the vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+
+from minigpt.command_line import InputError
+from minigpt.reference import generation, names
+from minigpt.reference.attention import Array, attend, new_cache, remember
+
+__all__ = ["cache_for", "forward", "generate", "params_from_names", "settings", "shapes", "step"]
+
+
+# -- the model ---------------------------------------------------------------------------------------------
+
+
+def linear(x: Array, weight: Array) -> Array:
+    """(T, in) -> (T, out). Turning the weights around moves no number: BLAS reads them in either order."""
+    return x @ weight.T
+
+
+def rms_norm(x: Array, weight: Array, eps: float, np: Any = numpy) -> Array:
+    """(..., C) -> (..., C): divided by the root of the mean square. https://arxiv.org/abs/1910.07467."""
+    return weight * (x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps))
+
+
+def silu(x: Array, np: Any = numpy) -> Array:
+    """x * sigmoid(x), by way of tanh: exp(-x) would overflow."""
+    return x * (0.5 + 0.5 * np.tanh(0.5 * x))
+
+
+def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = numpy) -> tuple[Array, Array]:
+    """Cosine and sine, (T, D/2) each, of position * rope_theta^(-2i/D), for the pairs of channels i.
+
+    In the precision of the weights, as the published model does it.
+    """
+    frequencies = 1 / rope_theta ** (np.arange(0, D, 2).astype(dtype) / D)  # (D/2,)
+    angles = positions[:, None].astype(dtype) * frequencies  # (T, D/2)
+    return np.cos(angles), np.sin(angles)
+
+
+def rotate(x: Array, cos: Array, sin: Array, np: Any = numpy) -> Array:
+    """(H, T, D) -> (H, T, D): channels i and i + D/2 turned as one point by their position's angle.
+
+    So q and k of two tokens meet at an angle that tells how far apart they are.
+    https://arxiv.org/abs/2104.09864 (RoFormer), section 3.2; there the pairs are neighbours, here halves.
+    """
+    a, b = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]  # (H, T, D/2) each
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # (H, T, D)
+
+
+def mlp_forward(
+    x: Array, gate_proj: names.Tree, up_proj: names.Tree, down_proj: names.Tree, np: Any = numpy
+) -> Array:
+    """(T, C) -> (T, C): SwiGLU, https://arxiv.org/abs/2002.05202."""
+    a = silu(linear(x, **gate_proj), np) * linear(x, **up_proj)  # (T, C) -> (T, F)
+    return linear(a, **down_proj)  # (T, F) -> (T, C)
+
+
+def attention_forward(
+    x: Array, q_proj: names.Tree, k_proj: names.Tree, v_proj: names.Tree, o_proj: names.Tree,
+    q_norm: names.Tree, k_norm: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
+    cache: Any = None, np: Any = numpy,
+) -> tuple[Array, Any]:  # fmt: skip
+    """(T, C) -> (T, C), and the layer's cache. `turn` is `rotation`'s cosine and sine."""
+    T, D = x.shape[0], q_norm["weight"].shape[0]
+    q = linear(x, **q_proj).reshape(T, -1, D)  # (T, C) -> (T, H * D) -> (T, H, D)
+    k = linear(x, **k_proj).reshape(T, -1, D)  # (T, C) -> (T, G * D) -> (T, G, D)
+    v = linear(x, **v_proj).reshape(T, -1, D).transpose(1, 0, 2)  # (T, C) -> (T, G, D) -> (G, T, D)
+    # The norms keep the scores small whatever the weights grow to; each head's D channels by themselves.
+    q = rotate(rms_norm(q, **q_norm, eps=eps, np=np).transpose(1, 0, 2), *turn, np)  # (H, T, D)
+    k = rotate(rms_norm(k, **k_norm, eps=eps, np=np).transpose(1, 0, 2), *turn, np)  # (G, T, D)
+    k, v, cache = remember(cache, k, v, positions, np)  # (G, S, D) each; k is kept as rotated
+    return linear(attend(q, k, v, positions, np), **o_proj), cache  # (T, H * D) -> (T, C)
+
+
+def layer_forward(
+    x: Array, input_layernorm: names.Tree, self_attn: names.Tree, post_attention_layernorm: names.Tree,
+    mlp: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
+    cache: Any = None, np: Any = numpy,
+) -> tuple[Array, Any]:  # fmt: skip
+    """(T, C) -> (T, C), and the layer's cache: attention, then MLP, each added to a stream."""
+    normed = rms_norm(x, **input_layernorm, eps=eps, np=np)  # (T, C)
+    mixed, cache = attention_forward(
+        normed, **self_attn, positions=positions, turn=turn, eps=eps, cache=cache, np=np
+    )
+    x = x + mixed  # (T, C)
+    normed = rms_norm(x, **post_attention_layernorm, eps=eps, np=np)  # (T, C)
+    return x + mlp_forward(normed, **mlp, np=np), cache  # (T, C)
+
+
+def transformer(
+    ids: Array,
+    embed_tokens: names.Tree,
+    layers: list[names.Tree],
+    norm: names.Tree,
+    lm_head: names.Tree | None = None,
+    *,
+    rope_theta: float,
+    eps: float = 1e-6,
+    cache: Any = None,
+    np: Any = numpy,
+) -> tuple[Array, Any]:
+    """ids (T,) -> hidden vectors (T, C), and the cache with these tokens in it. (lm_head is `forward`'s.)"""
+    ids = np.asarray(ids)
+    past = 0 if cache is None else cache["length"]
+    positions = past + np.arange(ids.shape[0])  # (T,)
+    x = embed_tokens["weight"][ids]  # (T, C)
+    D = layers[0]["self_attn"]["q_norm"]["weight"].shape[0]
+    turn = rotation(positions, D, rope_theta, x.dtype, np)  # (T, D/2) each, the same for all layers
+    updated = []
+    for i, weights in enumerate(layers):
+        of_layer = None if cache is None else cache["layers"][i]
+        x, of_layer = layer_forward(
+            x, **weights, positions=positions, turn=turn, eps=eps, cache=of_layer, np=np
+        )
+        updated.append(of_layer)
+    if cache is not None:
+        cache = {"length": cache["length"] + np.int32(ids.shape[0]), "layers": updated}
+    return rms_norm(x, **norm, eps=eps, np=np), cache  # (T, C)
+
+
+def head(params: names.Tree) -> Array:
+    """(V, C): what turns a hidden vector into scores; small models tie it to the embedding."""
+    return params["lm_head" if "lm_head" in params else "embed_tokens"]["weight"]
+
+
+def forward(
+    ids: Array, params: names.Tree, *, rope_theta: float, eps: float = 1e-6, np: Any = numpy
+) -> Array:
+    """ids (T,) -> logits (T, V): at each position, scores of the token that follows."""
+    x, _ = transformer(ids, **params, rope_theta=rope_theta, eps=eps, np=np)  # (T, C)
+    return x @ head(params).T  # (T, V)
+
+
+def step(
+    ids: Array, cache: Any, params: names.Tree, *, rope_theta: float, eps: float = 1e-6, np: Any = numpy
+) -> tuple[Array, Any]:
+    """The next ids (T,) after those in the cache -> logits of the last one (V,), and the new cache.
+
+    NumPy's cache is written in place: go on with the one that is returned, the one given is used up.
+    """
+    x, cache = transformer(ids, **params, rope_theta=rope_theta, eps=eps, cache=cache, np=np)  # (T, C)
+    return head(params) @ x[-1], cache  # (V, C) @ (C,) -> (V,)
+
+
+def cache_for(params: names.Tree, size: int, *, np: Any = numpy) -> Any:
+    """An empty cache for `size` tokens of this model: G heads of keys and values, not H."""
+    attention = params["layers"][0]["self_attn"]
+    D = attention["q_norm"]["weight"].shape[0]
+    k_proj = attention["k_proj"]["weight"]  # (G * D, C)
+    return new_cache(len(params["layers"]), k_proj.shape[0] // D, size, D, k_proj.dtype, np)
+
+
+def generate(
+    ids: list[int],
+    params: names.Tree,
+    *,
+    rope_theta: float,
+    n_tokens_to_generate: int,
+    eps: float = 1e-6,
+    eos_token_id: int | list[int] | None = None,
+    use_cache: bool = True,
+    np: Any = numpy,
+    **sampling: Any,
+) -> list[int]:
+    """The ids that the model goes on with; arguments and errors as `gpt2.generate`.
+
+    No number of positions ends it; beyond max_position_embeddings of config.json it was not trained.
+    """
+    generation.check_ids(ids, params["embed_tokens"]["weight"].shape[0], n_tokens_to_generate)
+    return generation.generate(
+        ids,
+        params,
+        step=step,
+        forward=forward,
+        cache=lambda size: cache_for(params, size, np=np),
+        settings={"rope_theta": rope_theta, "eps": eps},
+        n_tokens_to_generate=n_tokens_to_generate,
+        eos_token_id=eos_token_id,
+        use_cache=use_cache,
+        np=np,
+        **sampling,
+    )
+
+
+# -- its files ---------------------------------------------------------------------------------------------
+
+
+def shapes(
+    vocab_size: int, hidden_size: int, intermediate_size: int, num_hidden_layers: int,
+    num_attention_heads: int, num_key_value_heads: int, head_dim: int, tie_word_embeddings: bool = True,
+) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """Every weight's name, without `model.`, and its shape."""
+    C, F, D = hidden_size, intermediate_size, head_dim
+    H, G = num_attention_heads, num_key_value_heads
+    of_layer = {
+        "input_layernorm.weight": (C,),
+        "self_attn.q_proj.weight": (H * D, C),
+        "self_attn.k_proj.weight": (G * D, C),
+        "self_attn.v_proj.weight": (G * D, C),
+        "self_attn.o_proj.weight": (C, H * D),
+        "self_attn.q_norm.weight": (D,),
+        "self_attn.k_norm.weight": (D,),
+        "post_attention_layernorm.weight": (C,),
+        "mlp.gate_proj.weight": (F, C),
+        "mlp.up_proj.weight": (F, C),
+        "mlp.down_proj.weight": (C, F),
+    }
+    return {
+        "embed_tokens.weight": (vocab_size, C),
+        **{f"layers.{i}.{name}": shape for i in range(num_hidden_layers) for name, shape in of_layer.items()},
+        "norm.weight": (C,),
+        **({} if tie_word_embeddings else {"lm_head.weight": (vocab_size, C)}),
+    }
+
+
+def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
+    """The tree of a Qwen3ForCausalLM's (or a Qwen3Model's) weights under their names.
+
+    All sizes are read off the weights. A head that equals the embedding is kept as it is: nothing is copied.
+
+    Raises:
+        InputError: naming what is missing, unexpected or of the wrong shape.
+    """
+    found = {name.removeprefix("model."): array for name, array in tensors.items()}
+    if len(found) < len(tensors):
+        raise InputError("a weight comes twice, with and without `model.` before its name")
+    first = "layers.0."
+    needed = {
+        "embed_tokens.weight": 2,
+        f"{first}self_attn.q_norm.weight": 1,
+        f"{first}self_attn.q_proj.weight": 2,
+        f"{first}self_attn.k_proj.weight": 2,
+        f"{first}mlp.gate_proj.weight": 2,
+    }
+    for name, dimensions in needed.items():
+        if name not in found or len(found[name].shape) != dimensions:
+            raise InputError(f"these are not Qwen3's weights: {name} with {dimensions} dimensions is missing")
+    (V, C), (D,), (HD, _), (GD, _), (F, _) = (found[name].shape for name in needed)
+    if not D or HD % D or GD % D or not GD or HD % GD:
+        raise InputError(
+            f"q_proj's {HD} rows must be heads of q_norm's {D} channels, and a multiple of k_proj's {GD}"
+        )
+    tied, layers = "lm_head.weight" not in found, names.layer_count(found, "layers.")
+    names.check_names(found, shapes(V, C, F, layers, HD // D, GD // D, D, tied))
+    return names.tree(found)
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `forward` and `generate` need besides the weights, from config.json.
+
+    Raises:
+        InputError: naming the key, if the file describes a model that this one is not.
+    """
+    fixed = {
+        "model_type": "qwen3",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "rope_scaling": None,
+        "quantization_config": None,
+    }
+    for key, value in fixed.items():
+        if config.get(key, value) != value:
+            raise InputError(f"{key}={config[key]!r} is not supported, only {value!r}")
+    rope = config.get("rope_parameters") or {}  # where transformers 5 writes what was rope_theta before
+    if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
+        raise InputError(f'rope_parameters={rope!r} is not supported, only rope_type "default"')
+    values = {
+        "rope_theta": config.get("rope_theta", rope.get("rope_theta", 10000.0)),
+        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
+    }
+    for key, value in values.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise InputError(f"{key} must be a number above 0: got {value!r}")
+    return {"rope_theta": float(values["rope_theta"]), "eps": float(values["rms_norm_eps"])}

@@ -1,0 +1,46 @@
+"""Train a tiny GPT on a text with JAX: the gradients come from the forward pass by themselves.
+
+    pip install "minigpt[jax]"
+    python -m minigpt.reference.train_jax --text poems.txt --steps 1000
+
+The pure functions of `gpt2.py` go through jax.vmap (a batch), jax.value_and_grad (the gradients) and jax.jit
+(one compiled step). Text, first weights, batches, Adam and printing are those of `train_numpy.py`, so that
+with one seed both print the same losses, but for rounding.
+"""
+
+from typing import Any
+
+from minigpt import command_line
+from minigpt.reference import gpt2
+from minigpt.reference.adam import adam
+from minigpt.reference.names import Tree
+from minigpt.reference.train_numpy import Options, Step
+from minigpt.reference.train_numpy import main as train_and_sample
+from minigpt.reference.transforms import batch_loss, imported_jax
+
+__all__ = ["main", "step"]
+
+
+def step(options: Options) -> Step:
+    """One step of training, compiled: (params, batch, state, rate) -> loss, params, state."""
+    jax = imported_jax()
+
+    @jax.jit  # type: ignore[untyped-decorator]
+    def one(params: Tree, batch: Any, state: dict[str, Any], rate: float) -> Any:
+        def loss_of(params: Tree) -> Any:
+            every_token = jax.numpy.ones_like(batch[:, 1:])  # (B, T)
+            return batch_loss(params, batch, every_token, forward=gpt2.forward, n_head=options.n_head)
+
+        loss, gradients = jax.value_and_grad(loss_of)(params)
+        return loss, *adam(params, gradients, state, rate)
+
+    return one  # type: ignore[no-any-return]
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Train on the text, print losses and a sample."""
+    return train_and_sample(options, step)
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

@@ -1,0 +1,146 @@
+"""Train a tiny GPT on a text with nothing but NumPy: gradients written out (`backward.py`), Adam by hand.
+
+    python -m minigpt.reference.train_numpy --text poems.txt --steps 300
+
+Each character of the text is a token. It prints losses (the first is near the log of the vocabulary's size: a
+guess) and a sample. It is there to be read and tried: `minigpt train` is for work. The same with JAX, which
+finds the gradients by itself: `minigpt.reference.train_jax`.
+
+Letters in shapes: B rows of the batch, T tokens of a row.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from minigpt import command_line
+from minigpt.command_line import InputError
+from minigpt.reference import gpt2, names
+from minigpt.reference.adam import adam, adam_state
+from minigpt.reference.backward import loss_and_gradients
+
+__all__ = ["Options", "initial_weights", "main", "random_batch", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.DoorOptions):
+    """Train a tiny GPT, character by character, on a text."""
+
+    text: Path
+    """a text file, UTF-8"""
+    steps: int = 300
+    """steps of Adam"""
+    batch_size: int = 8
+    """rows of a batch"""
+    block_size: int = 32
+    """tokens of a row; the model sees no further back"""
+    n_embd: int = 64
+    """channels of a token's vector"""
+    n_head: int = 4
+    """attention heads"""
+    n_layer: int = 2
+    """blocks"""
+    learning_rate: float = 3e-3
+    """the first one; it falls to a tenth along a cosine"""
+    seed: int = 0
+    """of the weights, the batches and the sample: same seed, same run"""
+    sample: int = 200
+    """characters to write at the end"""
+
+
+def initial_weights(rng: numpy.random.Generator, shapes: dict[str, tuple[int, ...]]) -> names.Tree:
+    """As GPT-2 begins: normal(0, 0.02), less for what adds to the stream; biases 0, norms' weights 1."""
+    n_layer = names.layer_count(shapes, "h.")
+    arrays = {}
+    for name, shape in shapes.items():
+        scale = 0.02 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 0.02
+        drawn = rng.normal(0, scale, shape) if len(shape) == 2 else numpy.full(shape, "ln_" in name)
+        arrays[name] = drawn.astype(numpy.float32)
+        if name.endswith(".bias"):
+            arrays[name] = numpy.zeros(shape, numpy.float32)
+    return names.tree(arrays)
+
+
+def random_batch(rng: numpy.random.Generator, ids: Any, B: int, T: int) -> Any:
+    """B pieces of the text (B, T+1): T tokens to read, and the ones that follow each of them."""
+    starts = rng.integers(0, len(ids) - T, B)  # (B,)
+    return ids[starts[:, None] + numpy.arange(T + 1)]  # (B, T+1)
+
+
+def batch_loss_and_gradients(params: names.Tree, batch: Any, n_head: int) -> tuple[float, names.Tree]:
+    """The means over the rows of a batch (B, T+1)."""
+    losses, gradients = zip(*(loss_and_gradients(params, row, n_head=n_head) for row in batch), strict=True)
+    return sum(losses) / len(batch), names.map_tree(lambda *rows: sum(rows) / len(batch), *gradients)
+
+
+Step = Callable[[names.Tree, Any, dict[str, Any], float], tuple[float, names.Tree, dict[str, Any]]]
+
+
+def step(options: Options) -> Step:
+    """One step of training, as NumPy does it: (params, batch, state, rate) -> loss, params, state."""
+
+    def one(params: names.Tree, batch: Any, state: dict[str, Any], rate: float) -> Any:
+        loss, gradients = batch_loss_and_gradients(params, batch, options.n_head)
+        return loss, *adam(params, gradients, state, rate)
+
+    return one
+
+
+def train(options: Options, step: Step, ids: Any, V: int) -> Iterator[tuple[float, names.Tree]]:
+    """Yields the loss before each step and the weights after it."""
+    rng = numpy.random.default_rng(options.seed)
+    shapes = gpt2.shapes(V, options.block_size, options.n_embd, options.n_layer)
+    params = initial_weights(rng, shapes)
+    state = adam_state(params)
+    for number in range(options.steps):
+        rate = options.learning_rate * (0.55 + 0.45 * math.cos(math.pi * number / options.steps))
+        batch = random_batch(rng, ids, options.batch_size, options.block_size)  # (B, T+1)
+        loss, params, state = step(params, batch, state, rate)
+        yield float(loss), params
+
+
+def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[str, Any]:
+    """Read the text, train, print losses and a sample."""
+    for name in ("steps", "batch_size", "block_size", "n_embd", "n_head", "n_layer"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} must be at least 1: got {getattr(options, name)}")
+    if options.n_embd % options.n_head:
+        raise InputError(f"--n_head must divide --n_embd: got {options.n_head}, {options.n_embd}")
+    try:
+        text = options.text.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{options.text} is not UTF-8") from None
+    if len(text) <= options.block_size:
+        raise InputError(f"{options.text} has {len(text)} characters: more than --block_size are needed")
+    characters = sorted(set(text))
+    index = {character: number for number, character in enumerate(characters)}
+    ids = numpy.array([index[character] for character in text])
+    print(f"{len(text):,} characters, {len(characters):,} different ones")
+    losses, params = [], names.tree({})
+    for loss, params in train(options, make_step(options), ids, len(characters)):  # noqa: B007 -- the last ones
+        losses.append(loss)
+        number = len(losses)
+        if number % max(1, options.steps // 10) == 0 or number == 1:
+            print(f"step {number:6}  loss {loss:.4f}", flush=True)
+    params = names.map_tree(numpy.asarray, params)
+    written = [index.get("\n", 0)]
+    rng = numpy.random.default_rng(options.seed)
+    while len(written) <= options.sample:  # the model's positions end at block_size: go on from the last half
+        context = written[-max(1, options.block_size // 2) :]
+        room = min(options.block_size - len(context), options.sample + 1 - len(written))
+        if room < 1:
+            break
+        written += gpt2.generate(
+            context, params, n_head=options.n_head, n_tokens_to_generate=room, rng=rng, temperature=0.8
+        )
+    sample = "".join(characters[i] for i in written[1:])
+    print("\n".join(map(command_line.printable, sample.split("\n"))))
+    return {"losses": losses, "sample": sample}
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

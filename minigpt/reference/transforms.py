@@ -1,0 +1,124 @@
+"""What JAX does with the pure functions: compile them, differentiate them, run them on a batch.
+
+    logits = compiled(gpt2.forward, n_head=12)(ids, params)                       # (T,) -> (T, V), compiled
+    logits = batched(gpt2.forward, n_head=12)(ids, params)                        # (B, T) -> (B, T, V)
+    loss, gradients = loss_and_gradients(gpt2.forward, n_head=12)(params, ids, mask)
+    new_ids = decode(gpt2.step, n_head=12)(ids, cache, params, key, n_tokens_to_generate=20)
+
+JAX is optional: pip install "minigpt[jax]". The functions know nothing of it; they are given `np=jax.numpy`.
+What differs from NumPy: JAX arrays are float32 unless `jax.enable_x64(True)` is on, and a compiled function
+is compiled anew for each new shape.
+
+Letters in shapes: B rows of the batch, T tokens, V entries of the vocabulary.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from minigpt.command_line import InputError
+from minigpt.reference import sampling
+from minigpt.reference.attention import Array
+from minigpt.reference.loss import next_token_losses
+from minigpt.reference.names import Tree
+
+__all__ = ["batch_loss", "batched", "compiled", "decode", "imported_jax", "loss_and_gradients"]
+
+
+def imported_jax() -> Any:
+    """The module jax.
+
+    Raises:
+        InputError: saying what to install.
+    """
+    try:
+        import jax
+    except ImportError:
+        raise InputError('this needs JAX, which is optional: pip install "minigpt[jax]"') from None
+    return jax
+
+
+# `cache`: jax.jit remembers what it compiled for each function object, so ask for the same object again
+@functools.cache
+def compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """A model's function with its settings fixed (they decide shapes), compiled by jax.jit."""
+    jax = imported_jax()
+    return jax.jit(functools.partial(function, **settings, np=jax.numpy))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def batched(forward: Callable[..., Any], **settings: Any) -> Callable[[Array, Tree], Array]:
+    """ids (B, T), params -> logits (B, T, V), compiled. Right padding, being in the future, needs no mask."""
+    jax = imported_jax()
+    one = functools.partial(forward, **settings, np=jax.numpy)
+    return jax.jit(jax.vmap(one, in_axes=(0, None)))  # type: ignore[no-any-return]  # params: the same for all
+
+
+def batch_loss(
+    params: Tree, ids: Array, mask: Array, *, forward: Callable[..., Any], **settings: Any
+) -> Array:
+    """Mean loss in nats over the tokens that count.
+
+    Args:
+        ids: (B, T+1).
+        mask: (B, T), 1 where the token of ids[:, 1:] is to be learned, 0 at padding.
+    """
+    jax = imported_jax()
+    one = functools.partial(forward, **settings, np=jax.numpy)
+    logits = jax.vmap(one, in_axes=(0, None))(ids[:, :-1], params)  # (B, T, V)
+    losses = next_token_losses(logits, ids[:, 1:], jax.numpy)  # (B, T)
+    return (losses * mask).sum() / mask.sum()
+
+
+@functools.cache
+def loss_and_gradients(
+    forward: Callable[..., Any], **settings: Any
+) -> Callable[[Tree, Array, Array], tuple[Array, Tree]]:
+    """params, ids (B, T+1), mask (B, T) -> the loss and its gradients, a tree like params. Compiled."""
+    jax = imported_jax()
+    loss = functools.partial(batch_loss, forward=forward, **settings)
+    return jax.jit(jax.value_and_grad(loss))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
+    """The whole loop of generation, compiled as one: no Python between two tokens.
+
+    The result is a function of ids (T,), an empty cache with room for all, params and jax.random.key(seed),
+    and by keyword n_tokens_to_generate, do_sample=False (then the key is ignored), temperature=1.0, top_k=0,
+    top_p=1.0 and eos_token_id=-1. It returns (n_tokens_to_generate,) ids; from the end token on all are that.
+    It is compiled anew for another length of ids, another cache size, n_tokens_to_generate, top_k or top_p.
+    """
+    jax = imported_jax()
+    np = jax.numpy
+
+    @functools.partial(jax.jit, static_argnames=("n_tokens_to_generate", "do_sample", "top_k", "top_p"))
+    def loop(
+        ids: Array, cache: Any, params: Tree, key: Array, *, n_tokens_to_generate: int,
+        do_sample: bool = False, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+        eos_token_id: int = -1,
+    ) -> Array:  # fmt: skip
+        def choose(logits: Array, count: Array) -> Array:
+            if not do_sample:
+                return sampling.greedy(logits, np).astype(np.int32)
+            uniform = jax.random.uniform(
+                jax.random.fold_in(key, count)
+            )  # token `count` has a number of its own
+            scores = sampling.filtered(logits, temperature, top_k, top_p, np)
+            return sampling.sample(scores, uniform, np).astype(np.int32)
+
+        def unfinished(state: Any) -> Array:
+            count, written, _ = state
+            return (count < n_tokens_to_generate) & (written[count - 1] != eos_token_id)
+
+        def one_more(state: Any) -> Any:
+            count, written, cache = state
+            logits, cache = step(written[count - 1][None], cache, params, **settings, np=np)
+            return count + 1, written.at[count].set(choose(logits, count)), cache
+
+        logits, cache = step(ids, cache, params, **settings, np=np)
+        written = np.full(n_tokens_to_generate, eos_token_id, np.int32)
+        written = written.at[0].set(choose(logits, np.int32(0)))
+        return jax.lax.while_loop(unfinished, one_more, (np.int32(1), written, cache))[1]
+
+    return loop  # type: ignore[no-any-return]
