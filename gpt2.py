@@ -170,7 +170,7 @@ def _with_torch(folder: Path) -> Model:
 
     def go_on(ids: list[int], count: int) -> list[int]:
         # no token ends it: like the others, it writes on behind <|endoftext|>
-        return generate_ids(model, [ids], GenerationOptions(max_new_tokens=count), eos_token_id=-1)[0].ids
+        return generate_ids(model, [ids], GenerationOptions(max_new_tokens=count), eos_token_id=None)[0].ids
 
     return Model(model.config.vocab_size, model.config.block_size, go_on)
 

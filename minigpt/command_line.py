@@ -131,6 +131,10 @@ _PLAIN_WORDS = (  # tyro's and Python's, then ours; what is not listed stays as 
         r"Error parsing (--\w+): invalid literal for int\(\) with base 10: ",
         r"\1 must be a whole number: got ",
     ),
+    (  # of a flag that may be left out
+        r"Error parsing (--\w+): no type matching \{None\}\|INT .*invalid literal for int\(\) with base 10: ",
+        r"\1 must be a whole number: got ",
+    ),
     (r"Error parsing (--\w+): could not convert string to float: ", r"\1 must be a number: got "),
     (r"Error parsing (?!--)\S+: ", ""),  # the name of our class, before a sentence of our own
     (r"Missing value for argument '(--\w+)'.*", r"\1 needs a value (one that begins with '-': \1=VALUE)"),
