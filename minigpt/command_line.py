@@ -2,8 +2,9 @@
 
 A door declares a frozen dataclass of options (each field with one line of help below it) and a function
 `main(options) -> dict | None`, and calls `run`. Exit codes: 0 done, 2 bad input or usage, 130 interrupted by
-Ctrl-C, 143 by SIGTERM, 141 when the reader of its output went away (`| head`). With `--json` the dictionary
-that main returns is printed as the last line of stdout. A bug keeps its traceback and exits with 1.
+Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1, 141 when the reader of its output went away (`| head`). With `--json`
+the dictionary that main returns is printed as the last line of stdout. A bug keeps its traceback and exits
+with 1.
 
 It knows nothing about models or data.
 """
@@ -175,7 +176,9 @@ def run(
     argv = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # half a character in an answer must not end the program
         sys.stdout.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)  # as an exception, so that temporary files are cleared away
+    for name in ("SIGTERM", "SIGUSR1"):  # as an exception, so that temporary files are cleared away
+        if hasattr(signal, name):  # Windows has no SIGUSR1
+            signal.signal(getattr(signal, name), _terminate)
     # Torch's threads wait for each other by spinning. Where another program holds a core, 300,000 turns (the
     # OpenMP library's own number) cost up to five sixths of the speed; 10,000 cost 2 to 5 % where none does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -193,8 +196,8 @@ def run(
         code, complaint = 2, f"error: {error}"
     except KeyboardInterrupt:
         code, complaint = 130, "interrupted"
-    except _Terminated:
-        code, complaint = 143, "terminated"
+    except _Terminated as stop:
+        code, complaint = stop.code, "terminated"
     except BrokenPipeError:  # nobody is left to tell
         code = 141
     except OSError as error:
@@ -221,7 +224,9 @@ def _source_of(main: Callable[..., Any]) -> Iterator[None]:
 
 
 class _Terminated(SystemExit):
-    """SIGTERM came; like KeyboardInterrupt, it passes through `except Exception`."""
+    """SIGTERM or SIGUSR1 came; like KeyboardInterrupt, it passes through `except Exception`."""
+
+    code: int
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

@@ -1,10 +1,13 @@
-"""Which device to compute on, and the state of its random generators."""
+"""Which device to compute on, and the state of every random generator that a program may draw from."""
 
+import random
+
+import numpy as np
 import torch
 
 from minigpt.command_line import InputError
 
-__all__ = ["pick_device", "random_state", "set_random_state"]
+__all__ = ["pick_device", "random_state", "seed_everything", "set_random_state"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -23,9 +26,28 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch, devices included."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # it takes no more
+    torch.manual_seed(seed)
+
+
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of torch's generators: the CPU's, and the device's own, from which dropout there draws."""
-    state = {"torch": torch.get_rng_state()}
+    """The states of the generators: Python's, NumPy's, torch's on the CPU, and the device's own.
+
+    Dropout on a device draws from the device's. Python's and NumPy's are Mersenne twisters: 624 words and a
+    position, as int64, and the spare number of the normal distribution, which comes in pairs.
+    """
+    _, words, spare = random.getstate()
+    _, keys, position, has_spare, numpy_spare = np.random.get_state(legacy=True)
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor([*words, spare is not None]),  # (626,) int64
+        "python_spare": torch.tensor([spare or 0.0], dtype=torch.float64),
+        "numpy": torch.tensor([*map(int, keys), position, has_spare]),  # (626,) int64
+        "numpy_spare": torch.tensor([numpy_spare], dtype=torch.float64),
+    }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
@@ -34,8 +56,21 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(device: torch.device, state: dict[str, torch.Tensor]) -> None:
-    """Put `random_state` back; what another kind of device left behind is passed over."""
+    """Put `random_state` back; what another kind of device, or an earlier version, left is passed over."""
     torch.set_rng_state(state["torch"])
+    if "python" in state:
+        *words, has_spare = state["python"].tolist()
+        random.setstate((3, tuple(words), state["python_spare"].item() if has_spare else None))
+    if "numpy" in state:
+        *keys, position, has_spare = state["numpy"].tolist()
+        twister = (
+            "MT19937",
+            np.array(keys, dtype=np.uint32),
+            position,
+            has_spare,
+            state["numpy_spare"].item(),
+        )
+        np.random.set_state(twister)
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:

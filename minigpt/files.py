@@ -22,12 +22,29 @@ __all__ = [
     "atomic_folder",
     "atomic_open",
     "atomic_write",
+    "make_folder",
+    "reached",
     "sha256",
+    "step_hook",
     "sync_folder",
     "verify_manifest",
 ]
 
 MANIFEST = "manifest.json"
+
+
+def _nothing(point: str) -> None:
+    """No hook."""
+
+
+# Called with the name of each point that writing passes ("model.safetensors: flushed"). The harness that
+# kills a run at every one of them, or lets the disk fail there, puts a function of its own here; nobody else.
+step_hook: Callable[[str], None] = _nothing
+
+
+def reached(point: str) -> None:
+    """Say that writing has come to a named point, for `step_hook`."""
+    step_hook(point)
 
 
 @contextlib.contextmanager
@@ -53,12 +70,16 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
         _make_folder(goal.parent)
         try:
             with temporary.open("wb") as file:
+                reached(f"{goal.name}: opened")
                 yield file
                 file.flush()
+                reached(f"{goal.name}: written")
                 os.fsync(file.fileno())
+            reached(f"{goal.name}: flushed")
             if goal.exists():
                 shutil.copymode(goal, temporary)
             temporary.replace(goal)
+            reached(f"{goal.name}: renamed")
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -72,40 +93,64 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
         file.write(data)
 
 
-def atomic_folder(goal: Path, fill: Callable[[Path], None]) -> None:
+def atomic_folder(
+    goal: Path, fill: Callable[[Path], None], before_rename: Callable[[], None] | None = None
+) -> None:
     """Make the new folder `goal`: filled under a temporary name, with a manifest, flushed, then renamed.
 
     Args:
-        goal: must not exist.
+        goal: must not exist when the folder is to be renamed.
         fill: writes the files into the folder that it is given.
+        before_rename: called when the new folder is whole and on the disk; may move an old `goal` away.
 
     Raises:
         InputError: if the folder cannot be written; nothing is left behind.
     """
     temporary = _temporary_name(goal)
     with _explained(goal, goal, temporary):
-        if os.path.lexists(goal):
+        if os.path.lexists(goal) and before_rename is None:
             raise FileExistsError(errno.EEXIST, "exists already", str(goal))
         _make_folder(goal.parent)
         if temporary.exists():
             shutil.rmtree(temporary)
         try:
+            reached("folder: begun")
             temporary.mkdir()
+            reached("folder: made")
             fill(temporary)
+            reached("folder: filled")
             _write_manifest(temporary)
+            reached("folder: flushed")
+            if before_rename is not None:
+                before_rename()
             temporary.rename(goal)
+            reached("folder: renamed")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     _sync_entry(goal)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that a power cut takes none of them away; or let it be.
+
+    Raises:
+        InputError: if it cannot be made; the text names the path, the reason and the free bytes.
+    """
+    with _explained(folder, folder, folder):
+        _make_folder(folder)
+
+
 def _make_folder(folder: Path) -> None:
+    new = [level for level in (folder, *folder.parents) if not level.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # "File exists" would leave people puzzled
         text = f"{os.strerror(errno.ENOTDIR)}: {folder}"
         raise NotADirectoryError(errno.ENOTDIR, text, str(folder)) from None
+    for level in new:
+        with contextlib.suppress(PermissionError):  # a parent that may be passed through but not read
+            sync_folder(level.parent)
 
 
 def _temporary_name(goal: Path) -> Path:
@@ -136,6 +181,7 @@ def _sync_entry(goal: Path) -> None:
     """Make a rename last. What was renamed is whole by now: the complaint is another one."""
     try:
         sync_folder(goal.parent)
+        reached(f"{goal.name if goal.is_file() else 'folder'}: parent flushed")
     except OSError as error:
         raise InputError(
             f"{goal} is written, but may be lost in a power cut: {_reason(error, goal)}"
@@ -168,12 +214,16 @@ def _write_manifest(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         with path.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            reached(f"{path.name}: hashed")
             os.fsync(file.fileno())
         files[path.name] = {"size": path.stat().st_size, "sha256": digest}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        reached("manifest: opened")
         json.dump({"format": 1, "files": files}, file, indent=2)
         file.flush()
+        reached("manifest: written")
         os.fsync(file.fileno())
+    reached("manifest: flushed")
     sync_folder(folder)
 
 

@@ -17,12 +17,15 @@ if (
 
 import dataclasses
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt import command_line
 from minigpt.command_line import InputError
 from minigpt.terminal import seconds
 from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig, read_recipe, read_run
+
+if TYPE_CHECKING:
+    from minigpt.training.lock import FolderLock
 
 
 def defaults(argv: list[str]) -> TrainConfig:
@@ -79,11 +82,22 @@ def _peek(argv: list[str]) -> dict[str, str]:
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Read, build, estimate, train."""
+    from minigpt.training.lock import FolderLock
+
+    with FolderLock() as lock:
+        return _main(config, lock)
+
+
+def _main(config: TrainConfig, lock: "FolderLock") -> dict[str, Any]:
     from minigpt.training import checkpoint, report
     from minigpt.training.loop import Stopped, Trainer
     from minigpt.training.run_data import read_data
 
-    occupied = not (config.resume or config.dry_run) and bool(checkpoint.list_checkpoints(config.output))
+    if config.output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
+        lock.acquire(config.output)
+        checkpoint.clear_leftovers(config.output)
+    has_checkpoint = bool(checkpoint.list_checkpoints(config.output))
+    occupied = has_checkpoint and not (config.resume or config.dry_run)
     if occupied and not config.overwrite:
         raise InputError(
             f"{config.output} holds a run already: --resume goes on with it, --overwrite moves it to "
@@ -97,6 +111,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
     )
     if config.dry_run:
         report.print_parameters(trainer)
+    elif config.resume and not has_checkpoint:
+        print(f"{config.output} holds no checkpoint yet: the run starts from the beginning")
     elif config.resume:
         folder = trainer.resume()
         print(f"resumed from {folder}: {trainer.steps_done} of {trainer.total_steps} steps are done")
@@ -106,6 +122,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         return {"parameters": trainer.model.config.parameter_count(), **dataclasses.asdict(expected)}
     if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
         _move_aside(config.output)
+    lock.acquire(config.output)
     try:
         result = trainer.run()
     except Stopped as stopped:

@@ -223,6 +223,18 @@ def test_a_new_file_follows_the_umask(tmp_path: Path, umask: int) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
 
 
+def test_new_folders_are_flushed_into_their_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", flushed.append)
+    files.make_folder(tmp_path / "a" / "b")
+    assert sorted(flushed) == [tmp_path, tmp_path / "a"]
+    files.make_folder(tmp_path / "a" / "b")
+    assert len(flushed) == 2
+    (tmp_path / "file").write_bytes(OLD)
+    with pytest.raises(InputError, match=r"cannot write .*file: Not a directory: .* bytes free"):
+        files.make_folder(tmp_path / "file")
+
+
 def test_an_old_file_keeps_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(OLD)

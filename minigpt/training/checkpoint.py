@@ -2,30 +2,56 @@
 
 Each is a Hugging Face model folder; beside the model lie `optimizer.safetensors`, `rng.safetensors` and
 `training_state.json`, which a resume needs, and `manifest.json`, against which the folder is verified first.
-No pickle anywhere.
+No pickle anywhere. Each step of the writing is announced to `files.step_hook`, so that tests can kill there.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
-from minigpt.files import atomic_folder, verify_manifest
+from minigpt.files import atomic_folder, reached, sync_folder, verify_manifest
 from minigpt.pretrained import save_pretrained
 from minigpt.tokenizer import Tokenizer
 
-__all__ = ["Snapshot", "clear_leftovers", "list_checkpoints", "prune", "read_newest", "save", "set_link"]
+__all__ = [
+    "Contents",
+    "Snapshot",
+    "clear_leftovers",
+    "list_checkpoints",
+    "prune",
+    "read_newest",
+    "save",
+    "set_link",
+    "verifies",
+]
 
 _NAME = re.compile(r"step-\d{8}")
 _LEFTOVER = re.compile(r"\.(step-\d{8}|best|last|metrics\.jsonl|run\.json)\.tmp-\d+")
+_SET_ASIDE = re.compile(r"\.(step-\d{8})\.old-\d+")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one checkpoint is made of. Nobody may change the tensors until it is written."""
+
+    step: int
+    model: LanguageModel
+    tokenizer: Tokenizer
+    optimizer: dict[str, torch.Tensor]
+    rng: dict[str, torch.Tensor]
+    state: dict[str, Any]
 
 
 @dataclass
@@ -50,34 +76,51 @@ def list_checkpoints(output: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
-def save(
-    output: Path,
-    step: int,
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    optimizer: dict[str, torch.Tensor],
-    rng: dict[str, torch.Tensor],
-    state: dict[str, Any],
-) -> Path:
-    """Write checkpoint `step` atomically and return its folder.
+def save(output: Path, contents: Contents) -> Path:
+    """Write a checkpoint atomically and return its folder.
+
+    A checkpoint of the same step (one that was found damaged, or saved before its evaluation) gives way only
+    when the new one is whole and on the disk.
 
     Raises:
         InputError: if it cannot be written; earlier checkpoints are untouched.
     """
-    folder = output / f"step-{step:08d}"
+    folder = output / f"step-{contents.step:08d}"
+    aside = output / f".{folder.name}.old-{os.getpid()}"
 
     def fill(temporary: Path) -> None:
-        save_pretrained(model, tokenizer, temporary)
+        save_pretrained(contents.model, contents.tokenizer, temporary)
         # through bytes: safetensors' own save_file makes files that only their owner may read
-        (temporary / "optimizer.safetensors").write_bytes(safetensors.torch.save(optimizer))
-        (temporary / "rng.safetensors").write_bytes(safetensors.torch.save(rng))
-        text = json.dumps(state, ensure_ascii=False, indent=2, allow_nan=False)
-        (temporary / "training_state.json").write_text(text, encoding="utf-8")
+        _write(temporary / "optimizer.safetensors", safetensors.torch.save(contents.optimizer))
+        _write(temporary / "rng.safetensors", safetensors.torch.save(contents.rng))
+        text = json.dumps(contents.state, ensure_ascii=False, indent=2, allow_nan=False)
+        _write(temporary / "training_state.json", text.encode())
 
-    if folder.exists():  # written before, found damaged, and reached again
-        shutil.rmtree(folder)
-    atomic_folder(folder, fill)
+    def set_aside() -> None:
+        if folder.is_dir() and not folder.is_symlink():
+            if aside.exists():
+                shutil.rmtree(aside)
+            folder.rename(aside)
+            reached("old one: set aside")
+
+    try:
+        atomic_folder(folder, fill, set_aside)
+    except BaseException:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        raise
+    if aside.exists():
+        with contextlib.suppress(OSError):  # the new one is in its place; the next start clears this away
+            shutil.rmtree(aside)
+            reached("old one: deleted")
     return folder
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file inside the temporary folder, which is flushed with its manifest."""
+    reached(f"{path.name}: begun")
+    path.write_bytes(content)
+    reached(f"{path.name}: written")
 
 
 def set_link(output: Path, name: str, folder: Path) -> None:
@@ -88,9 +131,12 @@ def set_link(output: Path, name: str, folder: Path) -> None:
     """
     temporary = output / f".{name}.tmp-{os.getpid()}"
     try:
+        reached(f"{name}: begun")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(folder.name)
+        reached(f"{name}: made")
         temporary.replace(output / name)
+        reached(f"{name}: renamed")
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise InputError(
@@ -100,7 +146,17 @@ def set_link(output: Path, name: str, folder: Path) -> None:
 
 
 def clear_leftovers(output: Path) -> None:
-    """Remove what a killed process was still writing under a temporary name."""
+    """Remove what a killed process was still writing, and put back what it had set aside.
+
+    Only for who holds the folder's lock: another run's work in progress looks the same.
+    """
+    for path in output.glob(".step-*"):
+        match = _SET_ASIDE.fullmatch(path.name)
+        if match and path.is_dir() and not path.is_symlink():
+            if (output / match[1]).exists():
+                shutil.rmtree(path)
+            else:  # killed between the two renames
+                path.rename(output / match[1])
     for path in output.glob(".*.tmp-*"):
         if _LEFTOVER.fullmatch(path.name):
             if path.is_dir() and not path.is_symlink():
@@ -110,15 +166,54 @@ def clear_leftovers(output: Path) -> None:
 
 
 def prune(output: Path, keep: int) -> None:
-    """Delete old checkpoints, but neither the newest `keep` nor what `best` and `last` point at."""
+    """Delete old checkpoints, but neither the newest `keep` nor what `best` and `last` point at.
+
+    Nor the last one that verifies: before anything is deleted, one of those that stay is read and compared
+    with its manifest; if all of them are damaged, the newest older one that is whole stays too.
+
+    Raises:
+        InputError: if a folder cannot be removed.
+    """
     linked = {(output / name).resolve() for name in ("best", "last") if (output / name).is_symlink()}
-    for folder in list_checkpoints(output)[keep:]:
-        if folder.resolve() not in linked:
-            shutil.rmtree(folder)  # half deleted, it does not verify: the manifest names every file
+    folders = list_checkpoints(output)
+    staying = [f for number, f in enumerate(folders) if number < keep or f.resolve() in linked]
+    going = [folder for folder in folders if folder not in staying]
+    if not going:
+        return
+    if not any(map(verifies, staying)):
+        going = going[next((n for n, folder in enumerate(going) if verifies(folder)), len(going) - 1) + 1 :]
+    reached("pruning: begun")
+    try:
+        sync_folder(output)  # the links, before what they pointed at goes
+        for folder in going:
+            doomed = output / f".{folder.name}.tmp-{os.getpid()}"
+            folder.rename(doomed)  # half deleted, it must not look like a checkpoint
+            reached("pruning: renamed")
+            shutil.rmtree(doomed)
+            reached("pruning: deleted")
+    except OSError as error:
+        raise InputError(
+            f"{output}: an old checkpoint cannot be removed: {error.strerror or error}"
+        ) from None
 
 
-def read_newest(output: Path) -> tuple[Snapshot, list[str]]:
+def verifies(folder: Path) -> bool:
+    """Whether a checkpoint is what its manifest says; reads all of it."""
+    try:
+        verify_manifest(folder)
+    except (InputError, OSError):
+        return False
+    return True
+
+
+def read_newest(
+    output: Path, acceptable: Callable[[dict[str, Any]], bool] = lambda state: True
+) -> tuple[Snapshot, list[str]]:
     """The newest checkpoint that verifies, and one sentence for each newer one that does not.
+
+    Args:
+        output: the run's folder.
+        acceptable: of a checkpoint's training state, whether it will do.
 
     Raises:
         InputError: if there is none.
@@ -130,9 +225,10 @@ def read_newest(output: Path) -> tuple[Snapshot, list[str]]:
             state = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
             optimizer = safetensors.torch.load_file(folder / "optimizer.safetensors")
             rng = safetensors.torch.load_file(folder / "rng.safetensors")
-        except (InputError, OSError, ValueError) as error:
+        except (InputError, OSError, ValueError, safetensors.SafetensorError) as error:
             passed_over.append(f"{folder.name} passed over: {error}")
             continue
-        return Snapshot(folder, optimizer, rng, state), passed_over
+        if acceptable(state):
+            return Snapshot(folder, optimizer, rng, state), passed_over
     reasons = "; ".join(passed_over) or "no checkpoint was written yet; start without --resume"
     raise InputError(f"nothing to resume in {output}: {reasons}")

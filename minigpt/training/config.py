@@ -18,10 +18,11 @@ from minigpt.command_line import DoorOptions, InputError, unknown_name
 if TYPE_CHECKING:
     from minigpt.families import ModelConfig
 
-__all__ = ["FOREIGN_KNOBS", "RECIPES", "RUN_FILE", "TrainConfig", "read_recipe", "read_run"]
+__all__ = ["FOREIGN_KNOBS", "PER_CALL", "RECIPES", "RUN_FILE", "TrainConfig", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
+PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags of one call, not of the run
 
 # Knobs that a family does not have, each with the value that asks for nothing. Another one is an error: to
 # ignore it would train something else than what was asked for.
@@ -62,6 +63,8 @@ class TrainConfig(DoorOptions):
     """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
     resume: bool = False
     """go on from the newest whole checkpoint in the output folder, to the same bits"""
+    allow_changed_data: bool = False
+    """with --resume: go on although the data is not the data that the run began with"""
     overwrite: bool = False
     """start anew in a folder that holds a run, which is moved to OUTPUT.previous, in place of an older one"""
     dry_run: bool = False
@@ -148,6 +151,12 @@ class TrainConfig(DoorOptions):
     """steps between lines of metrics.jsonl"""
     save_total_limit: int = 2
     """newest checkpoints to keep, besides the best"""
+    save_async: bool = False
+    """write checkpoints in the background, while training goes on"""
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """a checkpoint cannot be written (disk full, ...): warn and try again at the next one, or stop"""
+    max_bad_steps: int = 3
+    """steps in a row without a finite loss and gradient, after which the last checkpoint is gone back to"""
 
     # The machine
     seed: int = 42
@@ -166,6 +175,7 @@ class TrainConfig(DoorOptions):
             "gradient_accumulation_steps",
             "logging_steps",
             "save_total_limit",
+            "max_bad_steps",
         )
         for name in positive:
             if getattr(self, name) < 1:
@@ -298,7 +308,7 @@ def read_run(output: Path) -> TrainConfig:
             f"{path} is damaged: copy {output / 'last' / 'training_state.json'} over it, which holds the "
             "settings too, or start anew with --overwrite"
         ) from None
-    flags = dict.fromkeys(("overwrite", "dry_run", "json"), False)  # of that call, not of the run
+    flags = dict.fromkeys(PER_CALL, False)
     return _checked({**values, **flags, "output": str(output), "resume": True}, str(path))
 
 

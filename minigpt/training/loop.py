@@ -1,39 +1,35 @@
-"""The one loop: batches in, steps, evaluation, checkpoints; resumes to the same bits.
+"""The one loop: steps, evaluation, checkpoints, signals; resumes to the same bits.
 
-A step's content is a function of (seed, data, step) and of the state saved with a checkpoint: weights,
-optimiser, torch's random generator (dropout), the sums that the next line of metrics needs. Everything else
-(speed, time left) is only shown. On a GPU, where sums in attention's gradient have no fixed order, two runs
-agree to rounding, not to the bit.
+Everything that decides the rest of a run is in its checkpoints; speed and time left are only shown.
+
+The cursor is one integer, `steps_done`. A step whose loss or gradient is not finite counts but leaves no
+trace; after several in a row the last checkpoint's weights come back and the cursor stays where it is, so
+that the data in between is passed over, as PaLM's training did (https://arxiv.org/abs/2204.02311, 5.1).
 """
 
 import json
 import math
-import platform
 import signal
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn import functional as F
-
 import minigpt
 from minigpt.command_line import InputError
-from minigpt.data.batches import Batch, BatchPlan
-from minigpt.devices import pick_device, random_state, set_random_state
-from minigpt.evaluation.loss import LossReport, evaluate_loss
-from minigpt.families import new_model
-from minigpt.files import atomic_write
+from minigpt.devices import random_state, set_random_state
+from minigpt.files import atomic_write, make_folder
 from minigpt.inference.generation import GenerationOptions, answer_questions
 from minigpt.pretrained import load_weights
 from minigpt.terminal import ProgressLine, seconds, warn
 from minigpt.training import checkpoint
-from minigpt.training.config import RUN_FILE, TrainConfig
+from minigpt.training.config import RUN_FILE
+from minigpt.training.guard import first_non_finite, shown_lines
 from minigpt.training.metrics import Metrics
-from minigpt.training.optimizer import load_state, make_optimizers, schedule, state_tensors
-from minigpt.training.run_data import RunData
-from minigpt.training.signals import StopRequest, stop_requests
+from minigpt.training.optimizer import load_state, schedule, state_tensors
+from minigpt.training.saving import Saver, copied
+from minigpt.training.signals import StopNow, stop_requests
+from minigpt.training.state import Progress, changes, described
+from minigpt.training.step import Stepper
 
 __all__ = ["Stopped", "Trainer"]
 
@@ -46,108 +42,8 @@ class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to st
         self.code = code
 
 
-class Trainer:
-    """A training run, step by step. `run()` is the whole of it; benchmarks call `step()` themselves."""
-
-    def __init__(self, config: TrainConfig, data: RunData) -> None:
-        self.config, self.data = config, data
-        self.device = pick_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        if config.output.exists() and not config.output.is_dir():
-            raise InputError(f"{config.output} is a file; --output needs a folder")
-        torch.manual_seed(config.seed)
-        self.tokenizer = data.tokenizer
-        self.model = new_model(config.model_config(self.tokenizer.get_vocab_size())).to(self.device)
-        self.optimizers = make_optimizers(self.model, config)
-        self.plan = BatchPlan(
-            data.train,
-            batch_size=config.batch_size,
-            tokens_per_batch=config.tokens_per_batch,
-            pad_to=config.max_length if config.pad_to_max_length else 0,
-            by_length=config.by_length,
-            seed=config.seed,
-        )
-        per_step = config.gradient_accumulation_steps
-        self.total_steps = config.max_steps or max(
-            1, math.ceil(config.num_train_epochs * len(self.plan) / per_step)
-        )
-        self.eval_steps = config.eval_steps or max(1, math.ceil(self.total_steps / 10))
-        self.steps_done = 0
-        self.tokens_seen = 0  # real tokens that went through the model
-        self.best_val_loss = math.inf
-        self.best_step = 0
-        self._loss_sum, self._loss_steps = 0.0, 0  # since the last line of metrics
-        self._train_seconds = 0.0
-
-    # -- one step -------------------------------------------------------------------------------------------
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Matrix products in bfloat16 where the configuration asks for it."""
-        if self.config.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def batches(self, step: int) -> list[Batch]:
-        """The batches of a step, on the CPU."""
-        per_step = self.config.gradient_accumulation_steps
-        pad_to = self.config.max_length if self.config.pad_to_max_length else 0
-        numbers = range(step * per_step, (step + 1) * per_step)
-        return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Summed cross-entropy where the loss counts. No padding mask: padding lies in every token's future.
-
-        lm_head, the largest product of a small model, is computed at the counted positions only.
-        """
-        counted = batch.answer_mask if self.config.loss_on == "answer" else batch.token_mask  # (B, T)
-        with self.autocast():
-            hidden = self.model.base_model(batch.input_ids)  # (B, T, C)
-            logits = self.model.lm_head(hidden[counted])  # (positions, V)
-        return F.cross_entropy(logits.float(), batch.targets[counted], reduction="sum")
-
-    def step(self) -> dict[str, float]:
-        """Do one step; returns its loss per counted token, gradient norm and learning rate.
-
-        Raises:
-            InputError: if the loss or the gradient is not finite; the weights are then as before the step.
-        """
-        share = schedule(self.config, self.steps_done, self.total_steps)
-        rate = share * self.config.learning_rate
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = share * group["peak_lr"]
-        batches = self.batches(self.steps_done)
-        answers = self.config.loss_on == "answer"
-        counted = sum(int((b.answer_mask if answers else b.token_mask).sum()) for b in batches)
-        self.model.train()
-        total = torch.zeros((), device=self.device)
-        for batch in batches:
-            loss = self.loss(batch.to(self.device)) / counted  # the mean over the whole step, not of means
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        limit = self.config.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        mean, length = float(total), float(norm)
-        if not (math.isfinite(mean) and math.isfinite(length)):
-            self.model.zero_grad()
-            rows = ", ".join(str(line) for line in self.data.train.lines[batches[0].rows][:5])
-            raise InputError(
-                f"step {self.steps_done + 1}: loss {mean}, gradient norm {length}; weights untouched. "
-                f"Lower --learning_rate (now {rate:.2g}) or see lines {rows}, ... of {self.config.train_data}"
-            )
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.model.zero_grad()
-        self.steps_done += 1
-        self.tokens_seen += sum(int(b.token_mask.sum()) for b in batches)
-        self._loss_sum += mean
-        self._loss_steps += 1
-        return {"loss": mean, "grad_norm": length, "learning_rate": rate}
-
-    def evaluate(self) -> LossReport:
-        """Loss over the whole validation part."""
-        return evaluate_loss(self.model, self.data.val.in_order(128), self.device)
+class Trainer(Stepper):
+    """A training run: `run()` is the whole of it, `resume()` before it goes on with an earlier one."""
 
     # -- the run --------------------------------------------------------------------------------------------
 
@@ -157,80 +53,102 @@ class Trainer:
         Returns: what `--json` prints: steps, best validation loss, seconds, where the best checkpoint lies.
 
         Raises:
-            Stopped: after SIGINT or SIGTERM, once the state is saved.
+            Stopped: after SIGINT, SIGTERM or SIGUSR1, once the state is saved.
+            InputError: if the last checkpoint cannot be written; if training has gone back once and again
+                meets numbers that are not finite.
         """
-        output = self.config.output
-        output.mkdir(parents=True, exist_ok=True)
+        config, output = self.config, self.config.output
+        make_folder(output)
         checkpoint.clear_leftovers(output)
         text = json.dumps(
-            {"minigpt": minigpt.__version__, "config": self.config.as_dict()}, ensure_ascii=False, indent=2
+            {"minigpt": minigpt.__version__, "config": config.as_dict()}, ensure_ascii=False, indent=2
         )
         atomic_write(output / RUN_FILE, text + "\n")
-        began, before = time.monotonic(), self._train_seconds
         with (
-            stop_requests() as asked,
-            Metrics(output, self.steps_done) as metrics,
-            ProgressLine("training", self.total_steps) as progress,
+            stop_requests() as self.asked,
+            Metrics(output, self.steps_done) as self._metrics,
+            Saver(output, config.save_total_limit, config.save_async, config.on_save_error) as self._saver,
+            ProgressLine("training", self.total_steps) as self._progress,
         ):
-            first, tokens = self.steps_done, self.tokens_seen
-            evaluating = 0.0
-            val_loss = math.nan
-            while self.steps_done < self.total_steps:
-                numbers = self.step()
-                elapsed = time.monotonic() - began
-                speed = (self.tokens_seen - tokens) / max(elapsed - evaluating, 1e-9)
-                left = (self.total_steps - self.steps_done) * elapsed / (self.steps_done - first)
-                shown = "" if math.isnan(val_loss) else f"val {val_loss:.3f}  "
-                progress.update(
-                    self.steps_done,
-                    f"loss {numbers['loss']:.3f}  {shown}{speed:,.0f} tokens/s  {seconds(left)} left",
-                )
-                self._train_seconds = before + elapsed
-                if self.steps_done % self.config.logging_steps == 0:
-                    metrics.write(
-                        self.steps_done,
-                        train_loss=self._loss_sum / self._loss_steps,
-                        learning_rate=numbers["learning_rate"],
-                        grad_norm=numbers["grad_norm"],
-                        epoch=self.steps_done * self.config.gradient_accumulation_steps / len(self.plan),
-                        tokens_per_second=round(speed),
-                        seconds=round(self._train_seconds, 3),
-                    )
-                    self._loss_sum, self._loss_steps = 0.0, 0
-                stop = asked.signal is not None
-                if self.steps_done % self.eval_steps == 0 or self.steps_done == self.total_steps:
-                    start = time.monotonic()
-                    val_loss = self._evaluate_and_save(metrics, progress)
-                    evaluating += time.monotonic() - start
-                    stop = asked.signal is not None  # whatever came meanwhile: all is saved
-                elif stop:
-                    self._save()
-                if stop and self.steps_done < self.total_steps:
-                    raise self._stopped(asked)
-        self._train_seconds = before + time.monotonic() - began
+            self._confirmed = (self.at.best_val_loss, self.at.best_step)
+            self._clock = _Clock(self.at)
+            try:
+                while not self.is_finished():
+                    if self._evaluation_is_due():
+                        self._evaluate_and_save()
+                    else:
+                        self._train()
+                    if self.asked.signal is not None and not self.is_finished():
+                        raise StopNow
+            except StopNow:
+                raise self._saved_and_stopped() from None
         return {
             "steps": self.steps_done,
-            "val_loss": self.best_val_loss,
-            "best_step": self.best_step,
-            "seconds": round(self._train_seconds, 1),
+            "val_loss": self.at.best_val_loss,
+            "best_step": self.at.best_step,
+            "seconds": round(self.at.train_seconds, 1),
             "tokens": self.tokens_seen,
             "model": str(output / "best"),
         }
 
-    def _evaluate_and_save(self, metrics: Metrics, progress: ProgressLine) -> float:
+    def is_finished(self) -> bool:
+        """All steps are done, and the last evaluation."""
+        return self.steps_done >= self.total_steps and self.at.evaluated
+
+    def _evaluation_is_due(self) -> bool:
+        due = self.steps_done % self.eval_steps == 0 or self.steps_done >= self.total_steps
+        return due and not self.at.evaluated
+
+    def _train(self) -> None:
+        """One step, and what is to be said about it."""
+        numbers, at = self.step(), self.at
+        speed, left = self._clock.tick(at, self.total_steps)
+        val = "" if math.isnan(self._clock.val_loss) else f"val {self._clock.val_loss:.3f}  "
+        shown = f"loss {numbers['loss']:.3f}  {val}{speed:,.0f} tokens/s  {seconds(left)} left"
+        self._progress.update(at.steps_done, shown)
+        event = "skipped" if at.bad_steps else "spike" if numbers["loss"] > numbers["spike_above"] else ""
+        if event:
+            lines = self.lines([at.steps_done - 1])
+            above = f", above {numbers['spike_above']:.4g}" if event == "spike" else ""
+            self._progress.write(
+                f"step {at.steps_done:>6}  {event}: loss {numbers['loss']:.4g}{above}, gradient norm "
+                f"{numbers['grad_norm']:.4g}; {shown_lines(lines)} of {self.config.train_data}"
+            )
+            measured = {key: numbers[key] for key in ("loss", "grad_norm")}
+            self._metrics.write(at.steps_done, event=event, **measured, lines=lines)
+        if at.steps_done % self.config.logging_steps == 0 and at.loss_steps:
+            self._metrics.write(
+                at.steps_done,
+                train_loss=at.loss_sum / at.loss_steps,
+                learning_rate=numbers["learning_rate"],
+                grad_norm=numbers["grad_norm"],
+                epoch=at.steps_done * self.config.gradient_accumulation_steps / len(self.plan),
+                tokens_per_second=round(speed),
+                seconds=round(at.train_seconds, 3),
+            )
+            at.loss_sum, at.loss_steps = 0.0, 0
+        if at.bad_steps >= self.config.max_bad_steps:
+            self._roll_back(f"{at.bad_steps} steps in a row without a finite loss and gradient")
+
+    def _evaluate_and_save(self) -> None:
+        start, at = time.monotonic(), self.at
+        if self._rolled_back_from_bad_weights():  # there is nothing to measure; next time round there is
+            return
         report = self.evaluate()
         counted = report.answer if self.config.loss_on == "answer" else report.all
-        metrics.write(
-            self.steps_done,
+        self._metrics.write(
+            at.steps_done,
             val_loss=counted.loss,
             val_answer_loss=report.answer.loss,
             val_all_loss=report.all.loss,
         )
-        best = counted.loss < self.best_val_loss
+        self._settle()  # a save in the background may have lost the best one
+        best = counted.loss < at.best_val_loss
         if best:
-            self.best_val_loss, self.best_step = counted.loss, self.steps_done
-        self._save(best)
-        pair = self.data.val_pairs[(self.steps_done // self.eval_steps) % len(self.data.val_pairs)]
+            at.best_val_loss, at.best_step = counted.loss, at.steps_done
+        at.evaluated = True
+        self._save(best, final=self.is_finished())
+        pair = self.data.val_pairs[(at.steps_done // self.eval_steps) % len(self.data.val_pairs)]
         room = self.model.config.max_position_embeddings - len(pair.question) - 1
         sample = ""
         if room > 0:
@@ -238,97 +156,151 @@ class Trainer:
             answer = answer_questions(self.model, self.tokenizer, [pair.question], options)[0]
             sample = f"  Q: {pair.question}  A: {answer.text}"
         star = "*" if best else " "
-        progress.write(
-            f"step {self.steps_done:>6}  validation loss {counted.loss:.4f}{star} "
+        self._progress.write(
+            f"step {at.steps_done:>6}  validation loss {counted.loss:.4f}{star} "
             f"perplexity {counted.perplexity:.2f}{sample}"
         )
-        return counted.loss
+        self._clock.val_loss = counted.loss
+        self._clock.evaluating += time.monotonic() - start
+
+    # -- numbers that are not finite ------------------------------------------------------------------------
+
+    def _rolled_back_from_bad_weights(self) -> bool:
+        """Look at weights and optimiser; where a number is not finite, go back."""
+        state = state_tensors(self.model, self.optimizers)
+        name = first_non_finite({**dict(self.model.named_parameters()), **state})
+        if name:
+            self._roll_back(f"{name} holds numbers that are not finite")
+        return bool(name)
+
+    def _roll_back(self, why: str) -> None:
+        """Weights, optimiser and random state of the last good checkpoint; data in between is passed over.
+
+        Raises:
+            InputError: the second time, or where there is nothing to go back to.
+        """
+        at, config = self.at, self.config
+        self._settle()
+        lines = self.lines(range(max(0, at.steps_done - max(1, at.bad_steps)), at.steps_done))
+        rate = schedule(config, at.steps_done - 1, self.total_steps) * config.learning_rate
+        advice = (
+            f"lower --learning_rate (now {rate:.2g}) or see {shown_lines(lines)} of {config.train_data}, "
+            "which came last"
+        )
+        if at.rollbacks:
+            raise InputError(f"step {at.steps_done}: {why}, after going back once already; {advice}")
+        try:
+            snapshot, _ = checkpoint.read_newest(config.output, lambda state: not state.get("bad_steps"))
+        except InputError:
+            raise InputError(
+                f"step {at.steps_done}: {why}, and no checkpoint to go back to; {advice}"
+            ) from None
+        self._load(snapshot)
+        went_to = int(snapshot.state["steps_done"])
+        at.skip(went_to + 1, at.steps_done)
+        at.rollbacks, at.bad_steps, at.loss_sum, at.loss_steps = at.rollbacks + 1, 0, 0.0, 0
+        self._metrics.write(at.steps_done, event="rollback", reason=why, to_step=went_to, lines=lines)
+        warn(
+            f"step {at.steps_done}: {why}; back to the weights of step {went_to}, and on with the data of "
+            f"step {at.steps_done + 1}"
+        )
+        self._save()
 
     # -- state ----------------------------------------------------------------------------------------------
 
-    def _surroundings(self) -> dict[str, Any]:
-        """What the bits depend on besides the configuration and the data."""
-        return {
-            "torch": str(torch.__version__),
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
-        }
+    def _save(self, best: bool = False, final: bool = False) -> None:
+        """A checkpoint of this step; a failure is fatal, or taken back, as the configuration says."""
+        try:
+            self._metrics.flush()  # no checkpoint is ahead of its metrics
+        except InputError as error:
+            saved = self._saver.fail(error, final)
+        else:
+            background = self.config.save_async
+            optimizer = state_tensors(self.model, self.optimizers)
+            contents = checkpoint.Contents(
+                step=self.steps_done,
+                model=copied(self.model) if background else self.model,
+                tokenizer=self.tokenizer,
+                optimizer={k: v.clone() for k, v in optimizer.items()} if background else optimizer,
+                rng=random_state(self.device),
+                state=described(self.config, self.data, self.device, self.total_steps, self.at),
+            )
+            saved = self._saver.save(contents, best, final)
+        self._take_back_unless(saved)
 
-    def _save(self, best: bool = False) -> None:
-        output = self.config.output
-        rng = random_state(self.device)
-        state = {
-            "minigpt": minigpt.__version__,
-            "platform": platform.platform(),
-            **self._surroundings(),
-            "steps_done": self.steps_done,
-            "total_steps": self.total_steps,
-            "tokens_seen": self.tokens_seen,
-            "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
-            "best_step": self.best_step,
-            "loss_sum": self._loss_sum,
-            "loss_steps": self._loss_steps,
-            "train_seconds": self._train_seconds,
-            "train_fingerprint": self.data.train.fingerprint,
-            "val_fingerprint": self.data.val.fingerprint,
-            "vocabulary_fingerprint": self.tokenizer.fingerprint,
-            "config": self.config.as_dict(),
-        }
-        tensors = state_tensors(self.model, self.optimizers)
-        folder = checkpoint.save(output, self.steps_done, self.model, self.tokenizer, tensors, rng, state)
-        checkpoint.set_link(output, "last", folder)
-        if best:
-            checkpoint.set_link(output, "best", folder)
-        checkpoint.prune(output, self.config.save_total_limit)
+    def _settle(self, final: bool = False) -> None:
+        """Wait for a save in the background."""
+        self._take_back_unless(self._saver.wait(final))
+
+    def _take_back_unless(self, saved: bool) -> None:
+        at = self.at
+        if saved:
+            self._confirmed = (at.best_val_loss, at.best_step)
+        else:  # what is on the disk is the best
+            at.best_val_loss, at.best_step = self._confirmed
+
+    def _load(self, snapshot: checkpoint.Snapshot) -> None:
+        load_weights(self.model, snapshot.folder)
+        load_state(self.model, self.optimizers, snapshot.optimizer)
+        set_random_state(self.device, snapshot.rng)
 
     def resume(self) -> Path:
         """Take the state of the newest checkpoint that verifies; returns its folder.
 
         Raises:
-            InputError: if there is none, or the data, the vocabulary, the model or the run's length differ.
+            InputError: if there is none; if data, vocabulary or model differ; if nothing is left to do.
         """
-        snapshot, passed_over = checkpoint.read_newest(self.config.output)
+        config, output = self.config, self.config.output
+        checkpoint.clear_leftovers(output)
+        snapshot, passed_over = checkpoint.read_newest(output)
         for sentence in passed_over:
             warn(sentence)
-        state = snapshot.state
-        for key, now, what in (
-            ("train_fingerprint", self.data.train.fingerprint, f"training data ({self.config.train_data})"),
-            ("val_fingerprint", self.data.val.fingerprint, f"validation data ({self.config.val_data})"),
-            ("vocabulary_fingerprint", self.tokenizer.fingerprint, f"vocabulary ({self.config.vocab_path})"),
-        ):
-            if state[key] != now:
-                raise InputError(
-                    f"{snapshot.folder} was made with another {what}; give that run's files, or train anew"
-                )
-        for key, value in self._surroundings().items():
-            if state.get(key, value) != value:
-                warn(f"{key} was {state[key]} before, is {value} now: sums are rounded differently")
-        load_weights(self.model, snapshot.folder)
-        load_state(self.model, self.optimizers, snapshot.optimizer)
-        set_random_state(self.device, snapshot.rng)
-        checkpoint.set_link(self.config.output, "last", snapshot.folder)
-        self.steps_done, self.tokens_seen = state["steps_done"], state["tokens_seen"]
-        self.best_val_loss = math.inf if state["best_val_loss"] is None else state["best_val_loss"]
-        self.best_step = state["best_step"]
-        best = self.config.output / f"step-{self.best_step:08d}"
-        if best.is_dir():  # a kill between saving and linking left the link behind
-            checkpoint.set_link(self.config.output, "best", best)
-        else:  # none yet; or it gave way to a newer one, which was damaged: the next one is the best there is
-            self.best_val_loss, self.best_step = math.inf, 0
-        self._loss_sum, self._loss_steps = state["loss_sum"], state["loss_steps"]
-        self._train_seconds = state["train_seconds"]
-        if self.steps_done >= self.total_steps:
+        found = changes(snapshot.state, config, self.data, self.device, self.total_steps, snapshot.folder)
+        self._load(snapshot)
+        for sentence in found.rounding:
+            warn(sentence)
+        for sentence in found.settings:
+            print(f"changed on resume: {sentence}")
+        self.at = at = Progress.from_dict(snapshot.state)
+        checkpoint.set_link(output, "last", snapshot.folder)
+        best = output / f"step-{at.best_step:08d}"
+        if at.best_step and not found.validation_data and checkpoint.verifies(best):
+            checkpoint.set_link(output, "best", best)  # a kill between saving and linking left it behind
+        else:  # none yet, none that is whole, or measured on other data: the next one is the best there is
+            at.best_val_loss, at.best_step = math.inf, 0
+        if self.is_finished():
             raise InputError(
                 f"{snapshot.folder}: the run is finished ({self.steps_done} steps); "
                 "raise --num_train_epochs or --max_steps to go on"
             )
         return snapshot.folder
 
-    def _stopped(self, asked: StopRequest) -> Stopped:
-        assert asked.signal is not None
-        name = signal.Signals(asked.signal).name
+    def _saved_and_stopped(self) -> Stopped:
+        assert self.asked.signal is not None
+        self._rolled_back_from_bad_weights()
+        if self._saver.newest != self.steps_done:
+            self._save(final=True)
+        self._settle(final=True)
+        name = signal.Signals(self.asked.signal).name
         where = self.config.output / "last"
         again = f"--output {self.config.output} --resume"
         return Stopped(
-            128 + asked.signal, f"{name}: saved step {self.steps_done} in {where}; go on with {again}"
+            128 + self.asked.signal, f"{name}: saved step {self.steps_done} in {where}; go on with {again}"
         )
+
+
+class _Clock:
+    """Speed and time left; nothing of it decides anything."""
+
+    def __init__(self, at: Progress) -> None:
+        self._began, self._before = time.monotonic(), at.train_seconds
+        self._first, self._tokens = at.steps_done, at.tokens_seen
+        self.evaluating = 0.0  # seconds
+        self.val_loss = math.nan  # the last one measured
+
+    def tick(self, at: Progress, total_steps: int) -> tuple[float, float]:
+        """After a step: tokens per second, and seconds left."""
+        elapsed = time.monotonic() - self._began
+        at.train_seconds = self._before + elapsed
+        speed = (at.tokens_seen - self._tokens) / max(elapsed - self.evaluating, 1e-9)
+        return speed, (total_steps - at.steps_done) * elapsed / (at.steps_done - self._first)

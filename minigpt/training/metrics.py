@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
+from minigpt.command_line import InputError
 from minigpt.files import atomic_write
+from minigpt.terminal import warn
 
 __all__ = ["Metrics"]
 
@@ -18,11 +21,18 @@ class _Writer(Protocol):
 
 
 class Metrics:
-    """metrics.jsonl, one object a line, and the same numbers for TensorBoard where it is installed."""
+    """metrics.jsonl, one object a line, and the same numbers for TensorBoard where it is installed.
+
+    A full disk costs no line: what cannot be written is kept and tried again with the next line, and at the
+    end. `flush` says whether all is on the disk, so that no checkpoint is ever ahead of its metrics.
+    """
 
     def __init__(self, output: Path, steps_done: int) -> None:
         self._path = output / "metrics.jsonl"
-        self._file: IO[str] | None = None
+        self._descriptor = -1
+        self._length = 0  # bytes of whole lines
+        self._pending = b""
+        self._warned = False
         self._board: _Writer | None = None
         self._steps_done = steps_done
         self._folder = output / "tensorboard"
@@ -30,10 +40,11 @@ class Metrics:
     def __enter__(self) -> "Metrics":
         kept = ""
         if self._steps_done and self._path.exists():  # lines behind the checkpoint will be written again
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
         atomic_write(self._path, kept)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._length = os.fstat(self._descriptor).st_size
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -42,18 +53,58 @@ class Metrics:
             self._board = SummaryWriter(str(self._folder), purge_step=self._steps_done + 1)
         return self
 
-    def write(self, step: int, **values: float) -> None:
-        """One line: the step and what was measured at it."""
-        assert self._file is not None
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if self._board is not None and name != "seconds":
-                self._board.add_scalar(name, value, step)
+    def write(self, step: int, **values: object) -> None:
+        """One line: the step and what was measured at it, or what happened (text and lists: no curve).
+
+        NaN and infinities, for which JSON has no words, become null.
+        """
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._pending += (json.dumps({"step": step, **finite}, allow_nan=False) + "\n").encode()
+        self._write_pending()
+        for name, value in values.items() if "event" not in values else ():
+            if self._board is not None and name != "seconds" and isinstance(value, int | float):
+                self._curve(name, value, step)
+
+    def _curve(self, name: str, value: float, step: int) -> None:
+        assert self._board is not None
+        try:
+            self._board.add_scalar(name, value, step)
+        except OSError as error:  # its own thread could not write: the curves are in metrics.jsonl too
+            warn(f"{self._folder}: {error.strerror or error}; TensorBoard gets no more numbers of this run")
+            self._board = None
+
+    def _write_pending(self) -> OSError | None:
+        try:
+            while self._pending:
+                written = os.write(self._descriptor, self._pending)
+                self._length += written
+                self._pending = self._pending[written:]
+        except OSError as error:
+            if not self._warned:
+                warn(f"cannot write {self._path}: {error.strerror or error}; its lines are kept in memory")
+            self._warned = True
+            return error
+        self._warned = False
+        return None
+
+    def flush(self) -> None:
+        """See that every line is on the disk.
+
+        Raises:
+            InputError: if one is not; it is kept and tried again.
+        """
+        error = self._write_pending()
+        try:
+            if error is None:
+                os.fsync(self._descriptor)
+                return
+        except OSError as failure:
+            error = failure
+        raise InputError(f"cannot write {self._path}: {error.strerror or error}")
 
     def __exit__(self, *_: object) -> None:
-        assert self._file is not None
-        self._file.close()
+        self._write_pending()
+        os.close(self._descriptor)
         if self._board is not None:
             self._board.close()
 

@@ -1,0 +1,50 @@
+"""Numbers that must not reach the weights or the disk: NaN, infinities; and losses that stand out.
+
+What happens to a bad step is the loop's affair. This module only judges.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+
+__all__ = ["RECENT", "first_non_finite", "shown_lines", "spike_threshold"]
+
+RECENT = 64  # losses that the next one is compared with
+_LEAST = 16  # fewer say little about what is usual
+_SIGMAS = 6.0  # of a normal distribution one value in a billion lies beyond
+_FLOOR = 0.02  # of the median: once a loss hardly moves at all, its noise must not count as spikes
+
+
+def spike_threshold(losses: Sequence[float]) -> float:
+    """Above which loss a step stands out from the recent ones: median + 6 sigma, sigma from the median too.
+
+    Mean and standard deviation would be pulled up by the very spikes that they are to find; the median and
+    the median distance from it (times 1.4826: sigma, for normal noise) are not. A falling loss widens it.
+
+    >>> spike_threshold([2.0, 2.2] * 8)  # 2.1 + 6 * 1.4826 * 0.1
+    2.98956
+    >>> spike_threshold([2.0] * 3)
+    inf
+    """
+    if len(losses) < _LEAST:
+        return math.inf
+    middle = statistics.median(losses)
+    sigma = 1.4826 * statistics.median(abs(loss - middle) for loss in losses)
+    return round(middle + _SIGMAS * max(sigma, _FLOOR * abs(middle)), 9)
+
+
+def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The name of the first tensor that holds NaN or an infinity; "" if none does."""
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
+
+
+def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
+    """Line numbers for a message: the first ones.
+
+    >>> shown_lines([3, 1, 4])
+    'lines 3, 1, 4'
+    """
+    more = ", ..." if len(lines) > limit else ""
+    return f"lines {', '.join(map(str, lines[:limit]))}{more}"

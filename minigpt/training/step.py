@@ -1,0 +1,163 @@
+"""One step of training: batches in, loss, gradient, update; and the loss on the validation part.
+
+A step's content is a function of (seed, data, step) and of the state saved with a checkpoint: weights,
+optimiser, the random generators (dropout), and `state.Progress`. On a GPU, where sums in attention's gradient
+have no fixed order, two runs agree to rounding, not to the bit. Nothing here touches a disk.
+"""
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from minigpt.command_line import InputError
+from minigpt.data.batches import Batch, BatchPlan
+from minigpt.devices import pick_device, random_state, seed_everything, set_random_state
+from minigpt.evaluation.loss import LossReport, evaluate_loss
+from minigpt.families import new_model
+from minigpt.training.config import TrainConfig
+from minigpt.training.guard import spike_threshold
+from minigpt.training.optimizer import make_optimizers, schedule
+from minigpt.training.run_data import RunData
+from minigpt.training.signals import StopNow, StopRequest
+from minigpt.training.state import Progress
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """A model, its data and its optimisers: `step()` by `step()`, and `evaluate()`."""
+
+    def __init__(self, config: TrainConfig, data: RunData) -> None:
+        self.config, self.data = config, data
+        self.device = pick_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if config.output.exists() and not config.output.is_dir():
+            raise InputError(f"{config.output} is a file; --output needs a folder")
+        seed_everything(config.seed)
+        self.tokenizer = data.tokenizer
+        self.model = new_model(config.model_config(self.tokenizer.get_vocab_size())).to(self.device)
+        self.optimizers = make_optimizers(self.model, config)
+        self.plan = BatchPlan(
+            data.train,
+            batch_size=config.batch_size,
+            tokens_per_batch=config.tokens_per_batch,
+            pad_to=config.max_length if config.pad_to_max_length else 0,
+            by_length=config.by_length,
+            seed=config.seed,
+        )
+        per_step = config.gradient_accumulation_steps
+        self.total_steps = config.max_steps or max(
+            1, math.ceil(config.num_train_epochs * len(self.plan) / per_step)
+        )
+        self.eval_steps = config.eval_steps or max(1, math.ceil(self.total_steps / 10))
+        self.at = Progress()
+        self.asked = StopRequest()  # nobody's, until `run` listens to signals
+
+    @property
+    def steps_done(self) -> int:
+        """Steps up to now; those that were skipped count."""
+        return self.at.steps_done
+
+    @property
+    def tokens_seen(self) -> int:
+        """Real tokens that went through the model and reached the weights."""
+        return self.at.tokens_seen
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Matrix products in bfloat16 where the configuration asks for it."""
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def batches(self, step: int) -> list[Batch]:
+        """The batches of a step, on the CPU."""
+        per_step = self.config.gradient_accumulation_steps
+        pad_to = self.config.max_length if self.config.pad_to_max_length else 0
+        numbers = range(step * per_step, (step + 1) * per_step)
+        return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Summed cross-entropy where the loss counts. No padding mask: padding lies in every token's future.
+
+        lm_head, the largest product of a small model, is computed at the counted positions only.
+        """
+        counted = batch.answer_mask if self.config.loss_on == "answer" else batch.token_mask  # (B, T)
+        with self.autocast():
+            hidden = self.model.base_model(batch.input_ids)  # (B, T, C)
+            logits = self.model.lm_head(hidden[counted])  # (positions, V)
+        return F.cross_entropy(logits.float(), batch.targets[counted], reduction="sum")
+
+    def step(self) -> dict[str, float]:
+        """Do one step; returns its loss per counted token, gradient norm and learning rate.
+
+        Where loss or gradient is not finite, weights and optimiser stay as they are, and `at.bad_steps`
+        counts. `spike_above`, also returned, is the loss above which the step stands out from those before.
+
+        Raises:
+            StopNow: when a signal comes while the gradient is computed; all is then as before the step.
+        """
+        share = schedule(self.config, self.steps_done, self.total_steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = share * group["peak_lr"]
+        batches = self.batches(self.steps_done)
+        random = random_state(self.device)
+        try:
+            with self.asked.at_once():
+                loss, norm = self._gradient(batches)
+        except StopNow:
+            self.model.zero_grad()
+            set_random_state(self.device, random)
+            raise
+        at = self.at
+        numbers = {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": share * self.config.learning_rate,
+            "spike_above": spike_threshold(at.recent_losses),
+        }
+        at.steps_done += 1
+        at.evaluated = False
+        if math.isfinite(loss) and math.isfinite(norm):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            at.tokens_seen += sum(int(b.token_mask.sum()) for b in batches)
+            at.add_loss(loss)
+            at.bad_steps = 0
+        else:
+            at.bad_steps += 1
+            at.skip(at.steps_done, at.steps_done)
+        self.model.zero_grad()
+        return numbers
+
+    def _gradient(self, batches: list[Batch]) -> tuple[float, float]:
+        """The loss of a step, and the length of its gradient before clipping."""
+        answers = self.config.loss_on == "answer"
+        counted = sum(int((b.answer_mask if answers else b.token_mask).sum()) for b in batches)
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.loss(batch.to(self.device)) / counted  # the mean over the whole step, not of means
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        limit = self.config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return float(total), float(norm)
+
+    def evaluate(self) -> LossReport:
+        """Loss over the whole validation part.
+
+        Raises:
+            StopNow: when a signal comes meanwhile.
+        """
+        with self.asked.at_once():
+            return evaluate_loss(self.model, self.data.val.in_order(128), self.device)
+
+    def lines(self, steps: Iterable[int]) -> list[int]:
+        """The lines of the training data that the batches of some steps (from 0) come from."""
+        return [int(n) for s in steps for batch in self.batches(s) for n in self.data.train.lines[batch.rows]]

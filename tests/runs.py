@@ -1,0 +1,91 @@
+"""Tiny training runs that several test files use: their data, their configuration, and how two compare."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.training.config import TrainConfig
+from minigpt.training.loop import Stopped, Trainer
+from minigpt.training.run_data import read_data
+
+TINY: dict[str, Any] = {
+    "n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "max_length": 32, "batch_size": 4,
+    "learning_rate": 1e-2, "max_steps": 12, "eval_steps": 6, "logging_steps": 2, "threads": 1,
+    "device": "cpu",
+}  # fmt: skip
+
+
+def write_data(folder: Path) -> None:
+    """A tiny data set: eight colours of eight things, in answers of unlike lengths."""
+    things, colours = "天地日月山水花草", ("黑", "土黄", "红", "雪白", "青", "天蓝", "淡淡的紫", "绿")
+    pairs = [(f"{t}是什么颜色？", f"{t}是{c}色。") for t, c in zip(things, colours)]
+    lines = "".join(json.dumps({"question": q, "answer": a}, ensure_ascii=False) + "\n" for q, a in pairs)
+    (folder / "train.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "val.jsonl").write_text("".join(lines.splitlines(keepends=True)[:3]), encoding="utf-8")
+    Tokenizer.from_word2id(build_vocabulary(q + a for q, a in pairs)).save(folder / "vocab.json")
+
+
+def paths(folder: Path, output: str = "run") -> dict[str, Path]:
+    """Where the data of `write_data` lies, and where a run goes."""
+    return {
+        "train_data": folder / "train.jsonl",
+        "val_data": folder / "val.jsonl",
+        "vocab_path": folder / "vocab.json",
+        "output": folder / output,
+    }
+
+
+def config(folder: Path, output: str = "run", **values: Any) -> TrainConfig:
+    """A tiny run on the data in `folder`."""
+    return TrainConfig(**{**paths(folder, output), **TINY, **values})
+
+
+def given(folder: Path, **values: Any) -> list[str]:
+    """The flags of `config(folder)`."""
+    settings = {**TINY, **paths(folder), **values}
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def trainer(settings: TrainConfig) -> Trainer:
+    """A run that has read its data."""
+    return Trainer(settings, read_data(settings))
+
+
+def identical(a: Path, b: Path) -> None:
+    """Weights, optimiser, random state and metrics of two runs, bit for bit (times excepted)."""
+    for name in ("model", "optimizer", "rng"):
+        left = load_file(a / "last" / f"{name}.safetensors")
+        right = load_file(b / "last" / f"{name}.safetensors")
+        assert left.keys() == right.keys()
+        for key in left:
+            assert torch.equal(left[key], right[key]), (name, key)
+    assert metrics(a) == metrics(b)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without what the clock decides."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+
+
+def stop_at(run: Trainer, step: int, number: signal.Signals = signal.SIGINT) -> None:
+    """Run, with a signal right after step number `step`."""
+    one_step = run.step
+
+    def stopping() -> dict[str, float]:
+        numbers = one_step()
+        if run.steps_done == step:
+            os.kill(os.getpid(), number)
+        return numbers
+
+    run.step = stopping  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match=f"saved step {step} ") as stopped:
+        run.run()
+    assert stopped.value.code == 128 + number

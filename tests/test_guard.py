@@ -1,0 +1,174 @@
+"""Numbers that are not finite leave no trace; losses that stand out are named."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt.command_line import InputError
+from minigpt.training import checkpoint
+from minigpt.training.guard import first_non_finite, shown_lines, spike_threshold
+from minigpt.training.loop import Trainer
+from minigpt.training.state import Progress
+from tests.runs import config, identical, metrics, stop_at, trainer, write_data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a tiny data set."""
+    write_data(tmp_path)
+    return tmp_path
+
+
+def poison(run: Trainer, steps: set[int], factor: float = math.nan) -> Trainer:
+    """Multiply the loss of some steps (from 0)."""
+    loss = run.loss
+    run.loss = lambda batch: loss(batch) * (factor if run.steps_done in steps else 1.0)  # type: ignore[method-assign]
+    return run
+
+
+def infinite_gradient(run: Trainer) -> None:
+    parameter = next(run.model.parameters())
+    parameter.register_hook(lambda gradient: gradient * math.inf)  # type: ignore[no-untyped-call]
+
+
+def nothing_counts(run: Trainer) -> None:
+    batches = run.batches
+    empty = [b._replace(answer_mask=torch.zeros_like(b.answer_mask)) for b in batches(0)]
+    run.batches = lambda step: empty  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("spoil", [lambda run: poison(run, {0}), infinite_gradient, nothing_counts])
+def test_a_bad_step_leaves_no_trace(folder: Path, spoil: Callable[[Trainer], object]) -> None:
+    run = trainer(config(folder, dropout=0.0))
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    spoil(run)
+    numbers = run.step()
+    assert not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]))
+    assert (run.at.bad_steps, run.at.skipped, run.at.loss_steps) == (1, [[1, 1]], 0)
+    assert all(not optimizer.state for optimizer in run.optimizers)
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+def test_skipped_steps_are_named_and_the_run_goes_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = poison(trainer(config(folder)), {2, 3})
+    lines = run.lines([2])
+    assert run.run()["steps"] == 12
+    assert (
+        f"step      3  skipped: loss nan, gradient norm nan; {shown_lines(lines)} of"
+        in capsys.readouterr().out
+    )
+    events = [line for line in metrics(folder / "run") if "event" in line]
+    assert events[0] == {"step": 3, "event": "skipped", "loss": None, "grad_norm": None, "lines": lines}
+    assert [line["step"] for line in events] == [3, 4]
+    assert run.at.skipped == [[3, 4]]
+
+
+def test_several_in_a_row_go_back_and_pass_over_the_data(folder: Path) -> None:
+    run = poison(trainer(config(folder, max_steps=18)), {8, 9, 10})
+    run.run()
+    assert (run.at.rollbacks, run.at.skipped) == (1, [[7, 11]])
+    (event,) = [line for line in metrics(folder / "run") if line.get("event") == "rollback"]
+    assert (event["step"], event["to_step"]) == (11, 6)
+    # the slow twin: the first six steps, then, with the learning rates and the data of 12 to 18, the rest
+    twin = trainer(config(folder, "twin", max_steps=18))
+    for _ in range(6):
+        twin.step()
+    state = torch.get_rng_state()
+    twin.at.steps_done = 11
+    torch.set_rng_state(state)
+    for _ in range(7):
+        twin.step()
+    for (name, ours), (_, theirs) in zip(run.model.named_parameters(), twin.model.named_parameters()):
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("stop_after", [10, 11, 12])
+def test_a_rollback_is_resumed_to_the_same_bits(folder: Path, stop_after: int) -> None:
+    bad = {8, 9, 10}
+    poison(trainer(config(folder, "straight", max_steps=18, dropout=0.1)), bad).run()
+    stop_at(poison(trainer(config(folder, max_steps=18, dropout=0.1)), bad), stop_after)
+    again = poison(trainer(config(folder, max_steps=18, dropout=0.1)), bad)
+    again.resume()
+    again.run()
+    identical(folder / "run", folder / "straight")
+    assert again.at.skipped == [[7, 11]]
+
+
+def test_a_second_time_it_stops_and_names_the_lines(folder: Path) -> None:
+    run = poison(trainer(config(folder, max_steps=30)), {8, 9, 10, 14, 15, 16})
+    lines = shown_lines(run.lines([14, 15, 16]))
+    with pytest.raises(
+        InputError, match=rf"step 17: 3 steps in a row .* once already; .*{lines} of .*train\.jsonl"
+    ):
+        run.run()
+    (state,) = [json.loads(p.read_bytes()) for p in (folder / "run").glob("last/training_state.json")]
+    assert (state["steps_done"], state["rollbacks"]) == (12, 1)
+
+
+def test_with_nothing_to_go_back_to_it_stops(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"step 3: .*no checkpoint to go back to; lower --learning_rate"):
+        poison(trainer(config(folder)), {0, 1, 2}).run()
+    assert checkpoint.list_checkpoints(folder / "run") == []
+
+
+@pytest.mark.parametrize("where", ["weights", "optimizer"])
+def test_weights_that_are_not_finite_are_never_saved(folder: Path, where: str) -> None:
+    run = trainer(config(folder, eval_steps=3))
+    step = run.step
+
+    def spoiled() -> dict[str, float]:
+        numbers = step()
+        if run.steps_done == 6 and not run.at.rollbacks:
+            parameter = next(run.model.parameters())
+            state: Any = run.optimizers[0].state[parameter]["exp_avg_sq"]
+            (parameter.data if where == "weights" else state)[0] = math.inf
+        return numbers
+
+    run.step = spoiled  # type: ignore[method-assign]
+    run.run()
+    assert (run.at.rollbacks, run.at.skipped) == (1, [[4, 6]])
+    (event,) = [line for line in metrics(folder / "run") if line.get("event") == "rollback"]
+    assert "holds numbers that are not finite" in event["reason"]
+    assert [line["step"] for line in metrics(folder / "run") if "val_loss" in line] == [3, 6, 9, 12]
+
+
+def test_a_spike_is_named(folder: Path) -> None:
+    run = poison(trainer(config(folder, max_steps=24, dropout=0.0)), {20}, factor=9.0)
+    lines = run.lines([20])
+    run.run()
+    (event,) = [line for line in metrics(folder / "run") if line.get("event") == "spike"]
+    assert (event["step"], event["lines"]) == (21, lines)
+
+
+def test_a_steady_loss_has_no_spikes_and_one_spike_hides_no_other() -> None:
+    noise = torch.Generator().manual_seed(0)
+    losses = (3 + 0.1 * torch.randn(400, generator=noise)).tolist()
+    above = [x for n, x in enumerate(losses) if x > spike_threshold(losses[max(0, n - 64) : n])]
+    assert above == []
+    usual = losses[:60]
+    # 6 sigma of 0.1 above 3; from 60 values the median distance is right to about a fifth
+    assert 3.4 < spike_threshold(usual) < 3.8
+    assert spike_threshold([*usual, 100.0, 1e6]) == pytest.approx(spike_threshold(usual), rel=0.02)
+
+
+def test_the_first_tensor_that_is_not_finite() -> None:
+    good = {"a": torch.ones(3), "step": torch.tensor(7)}
+    assert first_non_finite(good) == ""
+    assert first_non_finite({**good, "b": torch.tensor([1.0, math.inf]), "c": torch.tensor(math.nan)}) == "b"
+
+
+def test_skipped_windows_join() -> None:
+    progress = Progress()
+    for first, last in ((3, 3), (5, 5), (6, 6), (5, 9), (20, 20)):
+        progress.skip(first, last)
+    assert progress.skipped == [[3, 3], [5, 9], [20, 20]]
+    assert Progress.from_dict(json.loads(json.dumps(progress.as_dict()))) == progress

@@ -1,0 +1,352 @@
+"""A run that is stopped, killed or damaged goes on, to the same bits; or says why it cannot."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import minigpt
+from minigpt import files
+from minigpt.command_line import InputError
+from minigpt.devices import random_state, set_random_state
+from minigpt.tokenizer import Tokenizer
+from minigpt.train import defaults
+from minigpt.training import checkpoint, run_data
+from minigpt.training.config import read_run
+from minigpt.training.lock import LOCK_FILE, FolderLock
+from minigpt.training.loop import Stopped
+from tests.doors import RunDoor
+from tests.runs import config, given, identical, stop_at, trainer, write_data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a tiny data set."""
+    write_data(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("stop_after", "optimizer"), [(1, "adamw"), (5, "muon"), (6, "adamw"), (11, "adamw")]
+)
+def test_a_resumed_run_ends_on_the_same_bits(folder: Path, stop_after: int, optimizer: Any) -> None:
+    trainer(config(folder, "straight", dropout=0.1, optimizer=optimizer)).run()
+    stop_at(trainer(config(folder, "stopped", dropout=0.1, optimizer=optimizer)), stop_after)
+    minigpt.load_model(folder / "stopped")  # also where there is no `best` yet
+    again = trainer(read_run(folder / "stopped"))
+    torch.manual_seed(999)  # whatever happened to the generator since must not matter
+    assert again.resume().name == f"step-{stop_after:08d}"
+    again.run()
+    identical(folder / "straight", folder / "stopped")
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(config(folder)).run()
+    newest = folder / "run" / "step-00000012" / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-5] ^= 1
+    newest.write_bytes(content)
+    run = trainer(config(folder))
+    assert run.resume().name == "step-00000006"
+    assert "step-00000012 passed over" in capsys.readouterr().err
+    run.run()
+    trainer(config(folder, "straight")).run()
+    identical(folder / "run", folder / "straight")
+
+
+def test_resume_refuses_what_does_not_belong_together(folder: Path) -> None:
+    settings = config(folder)
+    with pytest.raises(InputError, match="nothing to resume"):
+        trainer(settings).resume()
+    trainer(settings).run()
+    with pytest.raises(InputError, match="is finished"):
+        trainer(settings).resume()
+    longer = dataclasses.replace(settings, max_steps=20)
+    shutil.copy(folder / "val.jsonl", folder / "other.jsonl")
+    with pytest.raises(InputError, match=r"training data.*other\.jsonl"):
+        trainer(dataclasses.replace(longer, train_data=folder / "other.jsonl")).resume()
+    with pytest.raises(InputError, match=r"n_embd|shape|size"):
+        trainer(dataclasses.replace(longer, n_embd=16)).resume()
+
+
+def test_resume_says_what_will_change_the_bits(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(config(folder)).run()
+    trainer(config(folder, max_steps=20)).resume()
+    assert "before, is" not in capsys.readouterr().err
+    trainer(config(folder, max_steps=20, threads=2)).resume()
+    assert "threads was 1 before, is 2 now" in capsys.readouterr().err
+
+
+def test_a_best_checkpoint_that_is_gone_is_not_the_best(folder: Path) -> None:
+    stop_at(trainer(config(folder)), 8)
+    assert (folder / "run" / "best").resolve().name == "step-00000006"
+    shutil.rmtree(folder / "run" / "step-00000006")
+    again = trainer(read_run(folder / "run"))
+    assert again.resume().name == "step-00000008"
+    assert (again.at.best_val_loss, again.at.best_step) == (math.inf, 0)
+    again.run()
+    assert (folder / "run" / "best").resolve().name == "step-00000012"
+
+
+def test_a_link_left_behind_is_set_again(folder: Path) -> None:
+    """As after a kill between saving a checkpoint and linking it."""
+    stop_at(trainer(config(folder)), 8)
+    (folder / "run" / "best").unlink()
+    checkpoint.set_link(folder / "run", "last", folder / "run" / "step-00000006")
+    trainer(read_run(folder / "run")).resume()
+    assert (folder / "run" / "best").resolve().name == "step-00000006"
+    assert (folder / "run" / "last").resolve().name == "step-00000008"
+
+
+def test_a_run_clears_away_what_a_killed_one_was_writing(folder: Path) -> None:
+    for name in (".step-00000006.tmp-7", ".step-00000006.tmp-7.mine", ".notes.tmp-7"):
+        (folder / "run" / name).mkdir(parents=True)
+    trainer(config(folder)).run()
+    assert sorted(path.name for path in (folder / "run").glob(".*")) == [
+        ".notes.tmp-7",
+        ".step-00000006.tmp-7.mine",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_device_keeps_its_own_random_state(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """On a stand-in for the device: dropout there draws from a generator that is not the CPU's."""
+    states = [torch.tensor([7])]
+    monkeypatch.setattr(getattr(torch, kind), "get_rng_state", lambda *_: states[-1])
+    monkeypatch.setattr(getattr(torch, kind), "set_rng_state", lambda state, *_: states.append(state))
+    device = torch.device(kind)
+    saved = random_state(device)
+    expected = torch.rand(3)
+    states.append(torch.tensor([8]))
+    set_random_state(torch.device("cpu"), saved)
+    assert states[-1].item() == 8
+    set_random_state(device, saved)
+    assert states[-1].item() == 7
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_resumed_run_keeps_its_recipe_and_not_the_calls_flags(folder: Path) -> None:
+    trainer(config(folder, recipe="qa-cpu", overwrite=True, strict=True, json=True)).run()
+    resume = ["--resume", "--output", str(folder / "run")]
+    inherited = config(folder, recipe="qa-cpu", strict=True, resume=True)
+    assert defaults(resume) == defaults([*resume, "--recipe=qa-cpu"]) == inherited
+    with pytest.raises(InputError, match="began with --recipe qa-cpu, got --recipe document"):
+        defaults([*resume, "--recipe", "document"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": [1]}'])
+def test_a_damaged_run_file_can_be_replaced_as_its_error_says(folder: Path, content: str) -> None:
+    trainer(config(folder)).run()
+    path = folder / "run" / "run.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"run\.json is damaged: copy .*last.training_state\.json over it"):
+        read_run(folder / "run")
+    shutil.copy(folder / "run" / "last" / "training_state.json", path)
+    assert read_run(folder / "run") == config(folder, resume=True)
+
+
+# -- what may change between the stop and the resume, and what may not --------------------------------------
+
+
+def test_each_changed_setting_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop_at(trainer(config(folder)), 8)
+    changed: dict[str, Any] = {
+        "seed": 7,
+        "batch_size": 2,
+        "by_length": False,
+        "loss_on": "all",
+        "max_steps": 20,
+    }
+    capsys.readouterr()
+    trainer(config(folder, **changed)).resume()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed on resume: ")]
+    assert [line.removeprefix("changed on resume: ") for line in said] == [
+        "batch_size 4 -> 2",
+        "by_length True -> False",
+        "loss_on answer -> all",
+        "max_steps 12 -> 20",
+        "seed 42 -> 7",
+        "total_steps 12 -> 20 (the learning rate's schedule is another one)",
+    ]
+
+
+def test_what_changes_nothing_is_not_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop_at(trainer(config(folder)), 8)
+    capsys.readouterr()
+    trainer(config(folder, save_async=True, on_save_error="stop", save_total_limit=5)).resume()
+    assert "changed" not in capsys.readouterr().out
+
+
+def test_changed_data_needs_to_be_allowed_and_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(trainer(config(folder)), 8)
+    for name in ("train", "val"):
+        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (folder / f"{name}.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"another training data .*--allow_changed_data"):
+        trainer(config(folder)).resume()
+    capsys.readouterr()
+    run = trainer(config(folder, allow_changed_data=True))
+    run.resume()
+    out = capsys.readouterr().out
+    assert "changed on resume: the training data" in out
+    assert "the order is that of the new data" in out
+    assert run.at.best_val_loss == math.inf  # measured on other data
+    fresh = trainer(config(folder, "other"))
+    assert run.lines([8, 9]) == fresh.lines([8, 9])
+
+
+def test_another_vocabulary_is_refused_whatever_is_allowed(folder: Path) -> None:
+    stop_at(trainer(config(folder)), 8)
+    words = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["word2id"]
+    first, second = list(words)[3:5]
+    words[first], words[second] = words[second], words[first]
+    Tokenizer.from_word2id(words).save(folder / "vocab.json")
+    with pytest.raises(InputError, match="another vocabulary"):
+        trainer(config(folder, allow_changed_data=True)).resume()
+
+
+def test_metrics_behind_the_checkpoint_are_written_anew(folder: Path) -> None:
+    trainer(config(folder, "straight")).run()
+    stop_at(trainer(config(folder)), 8)
+    with (folder / "run" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 10, "train_loss": 1.0}\n{"step": 12, "train')  # as a killed run leaves it
+    again = trainer(read_run(folder / "run"))
+    again.resume()
+    again.run()
+    identical(folder / "run", folder / "straight")
+
+
+def test_the_generators_of_python_and_numpy_are_kept() -> None:
+    device = torch.device("cpu")
+    random.gauss(0, 1)  # of a pair; its spare is part of the state
+    np.random.normal()
+    state = random_state(device)
+    drawn = [(random.gauss(0, 1), random.random(), np.random.normal(), np.random.random()) for _ in range(3)]
+    random.seed(1)
+    np.random.seed(1)
+    set_random_state(device, state)
+    again = [(random.gauss(0, 1), random.random(), np.random.normal(), np.random.random()) for _ in range(3)]
+    assert drawn == again
+
+
+# -- signals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_the_exit_code_says_which_signal_it_was(folder: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    stop_at(trainer(config(folder)), 3, number)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("where", ["in a gradient", "in the evaluation", "in a save"])
+def test_a_signal_in_the_midst_of_something_costs_no_bit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    trainer(config(folder, "straight", dropout=0.1)).run()
+    run = trainer(config(folder, dropout=0.1))
+    calls = 0
+
+    def strike() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if where == "in a save":
+        monkeypatch.setattr(files, "step_hook", lambda point: strike() if point == "folder: filled" else None)
+    else:  # the second batch: the second step, or the middle of the first evaluation
+        layer = run.model.transformer.ln_f
+        training = where == "in a gradient"
+        layer.register_forward_hook(lambda m, *_: strike() if m.training == training else None)
+    saved = {"in a gradient": 1, "in the evaluation": 6, "in a save": 12}[where]
+    if where == "in a save":  # of the last checkpoint: nothing is left to stop
+        run.run()
+    else:
+        with pytest.raises(Stopped, match=f"SIGTERM: saved step {saved} "):
+            run.run()
+        monkeypatch.undo()
+        again = trainer(read_run(folder / "run"))
+        assert again.resume().name == f"step-{saved:08d}"
+        again.run()
+    identical(folder / "run", folder / "straight")
+
+
+def test_a_second_signal_stops_at_once(folder: Path) -> None:
+    run = trainer(config(folder))
+    evaluate = run.evaluate
+
+    def impatient() -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate()
+
+    run.evaluate = impatient  # type: ignore[method-assign]
+    with pytest.raises(SystemExit) as stopped:
+        run.run()
+    assert stopped.value.code == 143
+    assert checkpoint.list_checkpoints(folder / "run") == []
+
+
+def test_before_training_there_is_nothing_to_save(
+    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run_data.read_data
+
+    def reading(settings: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return real(settings)
+
+    monkeypatch.setattr(run_data, "read_data", reading)
+    result = run_door("train.py", *given(folder))
+    assert (result.code, result.err) == (138, "train.py: terminated\n")
+    assert not (folder / "run").exists()
+
+
+# -- two at once --------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_in_the_folder_says_who_holds_it(folder: Path, run_door: RunDoor) -> None:
+    with FolderLock() as lock:
+        lock.acquire(folder / "run")
+        lock.acquire(folder / "run")  # twice is once
+        for flags in ([], ["--overwrite"]):
+            result = run_door("train.py", *given(folder), *flags)
+            assert result.code == 2
+            assert f"run is in use by another run, process {os.getpid()} on " in result.err
+    assert run_door("train.py", *given(folder)).code == 0  # the file is there, its lock is not
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
+def test_a_stale_lock_file_locks_nothing(folder: Path, text: str) -> None:
+    (folder / LOCK_FILE).write_text(text, encoding="utf-8")
+    with FolderLock() as lock:
+        lock.acquire(folder)
+        assert json.loads((folder / LOCK_FILE).read_text(encoding="utf-8"))["pid"] == os.getpid()
+        (folder / LOCK_FILE).write_text(text, encoding="utf-8")
+        with FolderLock() as other, pytest.raises(InputError, match="whose process is not known yet"):
+            other.acquire(folder)
+
+
+def test_resume_before_the_first_checkpoint_starts_from_the_beginning(
+    folder: Path, run_door: RunDoor
+) -> None:
+    run_door("train.py", *given(folder, output=folder / "straight"))
+    (folder / "run").mkdir()
+    settings = (folder / "straight" / "run.json").read_text(encoding="utf-8")
+    (folder / "run" / "run.json").write_text(settings, encoding="utf-8")  # killed right after it wrote this
+    result = run_door("train.py", "--resume", "--output", folder / "run")
+    assert result.code == 0, result.err
+    assert "holds no checkpoint yet: the run starts from the beginning" in result.out
+    identical(folder / "run", folder / "straight")
