@@ -1,7 +1,7 @@
 """The survival harness at toy size: everything that is promised holds every time.
 
 What it does is in benchmarks/survival.py. It runs as a process of its own: its children are forks, and a fork
-of a process that has computed gradients with torch cannot.
+of a process that has computed gradients with torch cannot compute any.
 """
 
 import json
@@ -14,38 +14,34 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAST = {  # part -> trials at least; each counts only if the run then ends on the same bits
-    "kill": 69 + 20,  # the points' number is what the writer passes: fewer would mean that a hook was lost
+    "kill": 60 + 10 + 20,  # the number of points is what the writer passes: fewer would mean a lost hook
     "signal": 7 + 20,
     "damage": 1000 + 50,
-    "disk": 69,
+    "disk": 40,
     "numbers": 100,
     "order": 1000,
     "cost": 1,
 }
 
 
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON object that the harness prints."""
+    folder = tmp_path_factory.mktemp("survival")
+    command = [sys.executable, "-m", "benchmarks.survival", "--toy", "--folder", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    assert result.returncode in (0, 1), result.stdout[-3000:] + result.stderr[-6000:]
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    assert result.returncode == bool(found["failed"]), "1 if a single trial did not hold"
+    if found["failed"]:
+        print(result.stderr[-6000:])
+    assert list(folder.iterdir()) == []
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [["kill"], ["signal"], ["disk"], ["damage", "numbers", "order", "cost"]])
-def test_everything_survives(parts: list[str], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.survival",
-        "--toy",
-        "--folder",
-        str(tmp_path),
-        "--only",
-        *parts,
-    ]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
-    numbers: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    assert numbers["failed"] == []
-    for part in parts:
-        rows = [row for row in numbers["rows"] if row["part"] == part]
-        assert all(row["held"] == row["trials"] for row in rows)
-        assert sum(row["trials"] for row in rows) >= LEAST[part]
-    for row in numbers["rows"]:
-        if "killed_in_time" in row:  # the others had finished before the signal came
-            assert row["killed_in_time"] >= row["trials"] // 2
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("part", LEAST)
+def test_everything_survives(part: str, numbers: dict[str, Any]) -> None:
+    rows = [row for row in numbers["rows"] if row["part"] == part]
+    assert [row["what"] for row in rows if row["held"] != row["trials"]] == []
+    assert sum(row["trials"] for row in rows) >= LEAST[part]
