@@ -267,6 +267,7 @@ def test_a_signal_in_the_midst_of_something_costs_no_bit(
     if where == "in a save":
         monkeypatch.setattr(files, "step_hook", lambda point: strike() if point == "folder: filled" else None)
     else:  # the second batch: the second step, or the middle of the first evaluation
+        assert isinstance(run.model, minigpt.GPTLMHeadModel)
         layer = run.model.transformer.ln_f
         training = where == "in a gradient"
         layer.register_forward_hook(lambda m, *_: strike() if m.training == training else None)
