@@ -19,6 +19,7 @@ from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
 from minigpt.training.run_data import read_data
 from tests.doors import RunDoor
+from tests.runs import stop_at
 
 TINY: dict[str, Any] = {
     "family": "qwen3", "dropout": 0.0, "n_layer": 2, "n_embd": 32, "n_head": 4, "num_key_value_heads": 2,
@@ -162,12 +163,7 @@ def identical(a: Path, b: Path) -> None:
 def test_a_resumed_run_ends_on_the_same_bits(folder: Path, optimizer: Any, tied: bool) -> None:
     knobs = {"optimizer": optimizer, "tie_word_embeddings": tied}
     trainer(config(folder, "straight", **knobs)).run()
-    first = trainer(config(folder, "stopped", **knobs))
-    while first.steps_done < 5:
-        first.step()
-    first.config.output.mkdir()
-    (first.config.output / "run.json").write_text(json.dumps({"config": first.config.as_dict()}))
-    first._save()
+    stop_at(trainer(config(folder, "stopped", **knobs)), 5)
     again = trainer(read_run(folder / "stopped"))
     torch.manual_seed(999)  # whatever happened to the generator since must not matter
     assert again.resume().name == "step-00000005"
