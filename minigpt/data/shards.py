@@ -31,10 +31,11 @@ from minigpt.data.processes import run_in_processes
 from minigpt.data.tokens import MANIFEST, Tokens, read_manifest, report
 from minigpt.files import atomic_open, atomic_write, sha256
 from minigpt.terminal import ProgressLine
-from minigpt.tokenizer import Tokenizer
+from minigpt.tokenizer import Tokenizer, build_vocabulary
 
-__all__ = ["TextTokenizer", "collect_characters", "end_of_text", "prepare"]
+__all__ = ["TextTokenizer", "characters_of", "collect_characters", "end_of_text", "prepare"]
 
+VOCABULARY = "vocab.json"  # of --tokenizer char
 PIECE = 16 << 20  # bytes of text that one shard is made from, about
 CHUNK = 1 << 19  # characters that are encoded in one go
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
@@ -211,6 +212,22 @@ def collect_characters(path: Path, workers: int = 0) -> set[str]:
     for result in work:
         found.update(result["characters"])
     return found
+
+
+def characters_of(path: Path, folder: Path, *, workers: int = 0) -> Tokenizer:
+    """The character tokenizer of a corpus: that of the shards in the folder if they fit, else made anew.
+
+    Raises:
+        InputError: as `collect_characters`; if `folder`/vocab.json cannot be written.
+    """
+    sources, old = find_sources(path), read_manifest(folder)
+    if old and (folder / VOCABULARY).is_file() and _same_sources(sources, old["sources"]):
+        tokenizer = Tokenizer(folder / VOCABULARY)
+        if tokenizer.fingerprint == old["tokenizer"]:
+            return tokenizer
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(collect_characters(path, workers)))
+    tokenizer.save(folder / VOCABULARY)
+    return tokenizer
 
 
 def prepare(path: Path, folder: Path, tokenizer: TextTokenizer, *, workers: int = 0) -> Tokens:

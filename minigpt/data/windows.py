@@ -71,6 +71,21 @@ class TextPart:
         mask = torch.from_numpy(np.arange(1, width) < lengths[:, None])  # (B, T)
         return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), mask, mask, rows)
 
+    @property
+    def rows(self) -> int:
+        """Windows of an evaluation."""
+        return -(-(len(self) - 1) // self.block_size)
+
+    @property
+    def answer_share(self) -> float:
+        """Everything counts. (EncodedPairs has this and the next one, for estimates.)"""
+        return 1.0
+
+    @property
+    def mean_targets(self) -> float:
+        """Tokens to predict of a window of `in_order`, on average."""
+        return (len(self) - 1) / self.rows
+
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every token but the first as a target once, for evaluation."""
         size = max(1, min(batch_size, _MEASURED // self.block_size))
@@ -116,7 +131,7 @@ class WindowPlan:
         first, last = (self.windows * p // len(self) for p in (position, position + 1))
         return self._offset + self._width * permuted(np.arange(first, last), self.windows, self._keys)
 
-    def shapes(self, data: TextPart, pad_to: int) -> list[tuple[int, int]]:
+    def shapes(self, data: TextPart, pad_to: int = 0) -> list[tuple[int, int]]:
         """Rows and tokens (targets and one more) of typical batches, to estimate time and memory from."""
         rows = -(-self.windows // len(self))
         return [(rows, min(self._width + 1, len(data)))]

@@ -19,8 +19,7 @@ import torch
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.files import atomic_folder, verify_manifest
-from minigpt.pretrained import save_pretrained
-from minigpt.tokenizer import Tokenizer
+from minigpt.pretrained import AnyTokenizer, save_pretrained
 
 __all__ = ["Snapshot", "clear_leftovers", "list_checkpoints", "prune", "read_newest", "save", "set_link"]
 
@@ -54,7 +53,7 @@ def save(
     output: Path,
     step: int,
     model: LanguageModel,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     optimizer: dict[str, torch.Tensor],
     rng: dict[str, torch.Tensor],
     state: dict[str, Any],

@@ -16,23 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 import minigpt
 from minigpt.command_line import InputError
-from minigpt.data.batches import Batch, BatchPlan
+from minigpt.data.batches import Batch
 from minigpt.devices import pick_device, random_state, set_random_state
 from minigpt.evaluation.loss import LossReport, evaluate_loss
 from minigpt.families import new_model
 from minigpt.files import atomic_write
-from minigpt.inference.generation import GenerationOptions, answer_questions
 from minigpt.pretrained import load_weights
 from minigpt.terminal import ProgressLine, seconds, warn
 from minigpt.training import checkpoint
+from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import RUN_FILE, TrainConfig
 from minigpt.training.metrics import Metrics
 from minigpt.training.optimizer import load_state, make_optimizers, schedule, state_tensors
-from minigpt.training.run_data import RunData
+from minigpt.training.run_data import RunData, TextData
 from minigpt.training.signals import StopRequest, stop_requests
 
 __all__ = ["Stopped", "Trainer"]
@@ -49,7 +48,7 @@ class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to st
 class Trainer:
     """A training run, step by step. `run()` is the whole of it; benchmarks call `step()` themselves."""
 
-    def __init__(self, config: TrainConfig, data: RunData) -> None:
+    def __init__(self, config: TrainConfig, data: RunData | TextData) -> None:
         self.config, self.data = config, data
         self.device = pick_device(config.device)
         if config.threads:
@@ -60,14 +59,7 @@ class Trainer:
         self.tokenizer = data.tokenizer
         self.model = new_model(config.model_config(self.tokenizer.get_vocab_size())).to(self.device)
         self.optimizers = make_optimizers(self.model, config)
-        self.plan = BatchPlan(
-            data.train,
-            batch_size=config.batch_size,
-            tokens_per_batch=config.tokens_per_batch,
-            pad_to=config.max_length if config.pad_to_max_length else 0,
-            by_length=config.by_length,
-            seed=config.seed,
-        )
+        self.plan = data.plan(config)
         per_step = config.gradient_accumulation_steps
         self.total_steps = config.max_steps or max(
             1, math.ceil(config.num_train_epochs * len(self.plan) / per_step)
@@ -102,9 +94,8 @@ class Trainer:
         """
         counted = batch.answer_mask if self.config.loss_on == "answer" else batch.token_mask  # (B, T)
         with self.autocast():
-            hidden = self.model.base_model(batch.input_ids)  # (B, T, C)
-            logits = self.model.lm_head(hidden[counted])  # (positions, V)
-        return F.cross_entropy(logits.float(), batch.targets[counted], reduction="sum")
+            hidden = self.model.base_model(batch.input_ids)[counted]  # (B, T, C) -> (positions, C)
+            return summed_cross_entropy(self.model.lm_head, hidden, batch.targets[counted])
 
     def step(self) -> dict[str, float]:
         """Do one step; returns its loss per counted token, gradient norm and learning rate.
@@ -131,10 +122,10 @@ class Trainer:
         mean, length = float(total), float(norm)
         if not (math.isfinite(mean) and math.isfinite(length)):
             self.model.zero_grad()
-            rows = ", ".join(str(line) for line in self.data.train.lines[batches[0].rows][:5])
             raise InputError(
                 f"step {self.steps_done + 1}: loss {mean}, gradient norm {length}; weights untouched. "
-                f"Lower --learning_rate (now {rate:.2g}) or see lines {rows}, ... of {self.config.train_data}"
+                f"Lower --learning_rate (now {rate:.2g}) or see "
+                f"{self.data.where(batches[0], self.config)}"
             )
         for optimizer in self.optimizers:
             optimizer.step()
@@ -230,13 +221,7 @@ class Trainer:
         if best:
             self.best_val_loss, self.best_step = counted.loss, self.steps_done
         self._save(best)
-        pair = self.data.val_pairs[(self.steps_done // self.eval_steps) % len(self.data.val_pairs)]
-        room = self.model.config.max_position_embeddings - len(pair.question) - 1
-        sample = ""
-        if room > 0:
-            options = GenerationOptions(max_new_tokens=min(48, room))
-            answer = answer_questions(self.model, self.tokenizer, [pair.question], options)[0]
-            sample = f"  Q: {pair.question}  A: {answer.text}"
+        sample = self.data.sample(self.model, self.steps_done // self.eval_steps)
         star = "*" if best else " "
         progress.write(
             f"step {self.steps_done:>6}  validation loss {counted.loss:.4f}{star} "
@@ -291,10 +276,11 @@ class Trainer:
         for sentence in passed_over:
             warn(sentence)
         state = snapshot.state
+        train, val, vocabulary = self.data.names(self.config)
         for key, now, what in (
-            ("train_fingerprint", self.data.train.fingerprint, f"training data ({self.config.train_data})"),
-            ("val_fingerprint", self.data.val.fingerprint, f"validation data ({self.config.val_data})"),
-            ("vocabulary_fingerprint", self.tokenizer.fingerprint, f"vocabulary ({self.config.vocab_path})"),
+            ("train_fingerprint", self.data.train.fingerprint, f"training data ({train})"),
+            ("val_fingerprint", self.data.val.fingerprint, f"validation data ({val})"),
+            ("vocabulary_fingerprint", self.tokenizer.fingerprint, f"vocabulary ({vocabulary})"),
         ):
             if state[key] != now:
                 raise InputError(
