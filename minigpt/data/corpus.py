@@ -338,7 +338,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
 
 
 def read_texts(path: Path, strict: bool = False, chunk: int = 1 << 19) -> Iterator[str]:
-    """All texts of a corpus, long ones in chunks cut as for byte-pair encoding; bad lines are left out.
+    """All texts of a corpus, long ones in chunks cut as for byte-pair encoding; bad lines give a warning.
 
     Raises:
         InputError: as `find_sources` and `read_document`; with `strict` also for the first bad line.
@@ -348,8 +348,15 @@ def read_texts(path: Path, strict: bool = False, chunk: int = 1 << 19) -> Iterat
         if source.kind == "text":
             yield from read_document(source, whole, chunk, any_place=False)
             continue
+        skipped = 0
         for line, text in read_lines(source, whole):
             if isinstance(text, str):
                 yield text
             elif strict:
                 raise InputError(f"{source.path}:{line}: {text}")
+            else:
+                skipped += 1
+                if skipped == 1:
+                    warn(f"{source.path}:{line}: skipped: {text}")
+        if skipped > 1:
+            warn(f"{source.path}: skipped {skipped:,} lines in all")

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from minigpt.command_line import InputError, printable
 from minigpt.data.corpus import Piece, Source, find_sources, plan_pieces, read_document, read_lines
 from minigpt.data.processes import run_in_processes
-from minigpt.data.tokens import MANIFEST, Tokens, read_manifest, report
+from minigpt.data.tokens import MANIFEST, Tokens, read_manifest, report, write_manifest
 from minigpt.files import atomic_open, atomic_write, sha256
 from minigpt.terminal import ProgressLine
 from minigpt.tokenizer import Tokenizer, build_vocabulary
@@ -277,7 +277,7 @@ def prepare(path: Path, folder: Path, tokenizer: TextTokenizer, *, workers: int 
     manifest = _manifest(tokenizer, described, [records[job.number] for job in jobs], jobs)
     if not manifest["tokens"] - manifest["documents"]:
         raise InputError(f"{path} holds no text to learn from")
-    atomic_write(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    write_manifest(folder, manifest)
     for job in jobs:
         (folder / f"shard-{job.number:05d}.json").unlink()
     tokens = Tokens(folder, manifest)

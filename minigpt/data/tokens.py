@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.command_line import InputError, printable
-from minigpt.files import sha256
+from minigpt.files import atomic_write, sha256
 from minigpt.terminal import ProgressLine, warn
 
-__all__ = ["MANIFEST", "Tokens", "read_manifest", "report"]
+__all__ = ["MANIFEST", "Tokens", "read_manifest", "report", "write_manifest"]
 
 MANIFEST = "shards.json"
 _SHOWN = 5
@@ -24,9 +24,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What shards.json says; None where there is none, or one that is damaged: then all is made anew."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        return manifest if isinstance(manifest, dict) and manifest.get("format") == 1 else None
-    except (OSError, ValueError):
+        is_whole = manifest.pop("own_sha256") == _digest(manifest) and manifest["format"] == 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    return manifest if is_whole else None
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write shards.json, with its own SHA-256 in it: from now on the shards count as finished."""
+    content = {**manifest, "own_sha256": _digest(manifest)}
+    atomic_write(folder / MANIFEST, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def report(manifest: dict[str, Any], path: Path) -> None:
@@ -50,6 +61,9 @@ class Tokens:
     Args:
         folder: where the shards lie.
         manifest: the content of its shards.json.
+
+    Raises:
+        InputError: naming the first shard that is missing or of another size, and what to do.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -57,7 +71,8 @@ class Tokens:
         self._starts = [0]
         for shard in manifest["shards"]:
             self._starts.append(self._starts[-1] + shard["tokens"])
-        self._maps: dict[int, npt.NDArray[Any]] = {}
+        # all at once: the inodes stay ours, even if another program puts other shards in their place
+        self._maps = [self._map(shard) for shard in manifest["shards"]]
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -75,10 +90,10 @@ class Tokens:
         return hashlib.sha256("\0".join(decisive).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Check every shard against size and SHA-256.
+        """Check every shard against its SHA-256.
 
         Raises:
-            InputError: naming the first shard that is missing or differs, and what to do.
+            InputError: naming the first shard that differs, and what to do.
         """
         size = sum(shard["size"] for shard in self.manifest["shards"]) // 1_000_000
         done = 0
@@ -86,15 +101,8 @@ class Tokens:
             for shard in self.manifest["shards"]:
                 progress.update(done // 1_000_000)
                 path = self.folder / shard["name"]
-                if (
-                    not path.is_file()
-                    or path.stat().st_size != shard["size"]
-                    or sha256(path) != shard["sha256"]
-                ):
-                    raise InputError(
-                        f"{path} is missing or does not match {MANIFEST}: damaged; remove "
-                        f"{self.folder / MANIFEST} and run the command again to make it anew"
-                    )
+                if sha256(path) != shard["sha256"]:
+                    raise self._damaged(path)
                 done += shard["size"]
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
@@ -104,13 +112,22 @@ class Tokens:
         while count:
             number = bisect_right(self._starts, start) - 1
             inside = start - self._starts[number]
-            part = self._map(number)[inside : inside + count]
+            part = self._maps[number][inside : inside + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, dtype=np.int64)
 
-    def _map(self, number: int) -> npt.NDArray[Any]:
-        if number not in self._maps:
-            path = self.folder / self.manifest["shards"][number]["name"]
-            self._maps[number] = np.memmap(path, dtype=self.manifest["dtype"], mode="r")
-        return self._maps[number]
+    def _map(self, shard: dict[str, Any]) -> npt.NDArray[Any]:
+        path = self.folder / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["size"]:
+            raise self._damaged(path)
+        dtype = np.dtype(self.manifest["dtype"])
+        if not shard["tokens"]:  # skipped lines only; nothing cannot be mapped
+            return np.empty(0, dtype=dtype)
+        return np.memmap(path, dtype=dtype, mode="r", shape=(shard["tokens"],))
+
+    def _damaged(self, path: Path) -> InputError:
+        return InputError(
+            f"{path} is missing or does not match {MANIFEST}: damaged; remove {self.folder / MANIFEST} and "
+            "run the command again to make it anew"
+        )
