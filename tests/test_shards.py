@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 ALPHABET = "ab'st1 \n\r\t/.，。好你\u0301\u00a0\u2028\ufeff𠮷-"
 TRAINING = ["it's a test, a best 12 / 1", "你好。好你，你 好！", "a\n\nb  a\r\nst 's\t\t好"] * 3
 CHARACTERS = Tokenizer.from_word2id(build_vocabulary(ALPHABET))
-TOKENIZERS = {
+TOKENIZERS: dict[str, shards.TextTokenizer] = {
     "char": CHARACTERS,
     "gpt2": BpeTokenizer.train(TRAINING, 300, min_frequency=1),
     "qwen2": BpeTokenizer.train(TRAINING, 300, kind="qwen2", min_frequency=1),
@@ -35,7 +35,7 @@ TOKENIZERS = {
 
 
 def ids_of(tokens: Tokens) -> list[int]:
-    return tokens.read(0, len(tokens)).tolist()
+    return [int(index) for index in tokens.read(0, len(tokens))]
 
 
 def expected(tokenizer: shards.TextTokenizer, *texts: str) -> list[int]:
