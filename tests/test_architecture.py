@@ -241,7 +241,8 @@ def test_only_doors_may_import_the_reference() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
     providers = importlib.metadata.packages_distributions()
-    always, optional = required(), {*required("tensorboard"), *required("plot"), *required("jax")}
+    groups = ("tensorboard", "plot", "jax", "datasets")
+    always, optional = required(), {name for group in groups for name in required(group)}
     for item in imports(MODULES[module]):
         top = room(item.name)
         if top in sys.stdlib_module_names or top == "minigpt":

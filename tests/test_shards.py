@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from minigpt.bpe import BpeTokenizer
 from minigpt.command_line import InputError
 from minigpt.data import corpus, shards
+from minigpt.data.processes import run_in_processes
 from minigpt.data.shards import characters_of, collect_characters, end_of_text, prepare
 from minigpt.data.tokens import Tokens
 from minigpt.tokenizer import Tokenizer, build_vocabulary
@@ -121,6 +122,24 @@ def test_processes_make_the_same_files(tmp_path: Path, monkeypatch: pytest.Monke
         prepare(tmp_path / "t.txt", folders[-1], TOKENIZERS["qwen2"], workers=workers)
     assert content(folders[0]) == content(folders[1])
     assert len(content(folders[0])) > 5
+
+
+def test_what_goes_wrong_in_a_process_is_said_by_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "PIECE", 4096)
+    (tmp_path / "t.txt").write_bytes(b"it's a test\n" * 3000 + b"\xff" + b"it's a test\n" * 3000)
+    with pytest.raises(InputError, match=r"t\.txt:3001: not UTF-8: byte 0xff at column 1"):
+        prepare(tmp_path / "t.txt", tmp_path / "s", CHARACTERS, workers=2)
+    assert not [name for name in content(tmp_path / "s") if "tmp" in name]
+    with pytest.raises(InputError, match="a process was killed"):
+        list(run_in_processes(die, None, [0, 1, 2], [1, 1, 1], workers=2, title="dying"))
+
+
+def die(shared: None, number: int) -> int:
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -337,6 +356,7 @@ def test_a_text_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
 MEMORY = """
 import resource, sys
 from pathlib import Path
+from minigpt.data.processes import run_in_processes
 from minigpt.data.shards import prepare
 from minigpt.tokenizer import Tokenizer
 
@@ -406,7 +426,7 @@ def test_rubbish_is_refused(tmp_path: Path, data: bytes, message: str, small: No
 def test_no_folder_no_files(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "none", tmp_path / "s")
     (tmp_path / "books").mkdir()
-    assert "holds no .txt, .md, .jsonl file" in refusal(tmp_path / "books", tmp_path / "s")
+    assert "holds no .txt, .md, .jsonl, .parquet file" in refusal(tmp_path / "books", tmp_path / "s")
     (tmp_path / "books" / "a.txt").touch()
     assert "a.txt is empty" in refusal(tmp_path / "books", tmp_path / "s")
     (tmp_path / "books" / "b.txt").touch()

@@ -5,8 +5,8 @@
         for document in read_piece(sources[piece.source], piece, 1 << 19, any_place=True):
             for chunk in document: ...
 
-What a document is: a .txt or .md file is one; in a .jsonl file each line's "text" is one. Files of a folder
-come in the order of their paths. A byte order mark and the CR of CRLF are no part of the text, as in
+What a document is: a .txt or .md file is one; in a .jsonl or .parquet file each "text" is one. Files of a
+folder come in the order of their paths. A byte order mark and the CR of CRLF are no part of the text, as in
 minigpt/data/reader.py; nothing else is changed.
 
 Where a text may be cut: byte-pair encoding first cuts a text into words, and a cut at a border between two
@@ -29,11 +29,13 @@ from typing import BinaryIO, Literal, NamedTuple
 from minigpt.command_line import InputError
 from minigpt.data.formats import BOM, refuse_gb18030, refuse_other_formats
 from minigpt.data.records import BadLine, parse_line, shape_of, text_of
+from minigpt.data.tables import parquet_rows
 from minigpt.terminal import warn
 
 __all__ = ["Piece", "Source", "find_sources", "plan_pieces", "read_document", "read_lines", "read_texts"]
 
-SUFFIXES = {".txt": "text", ".md": "text", ".jsonl": "jsonl"}
+Kind = Literal["text", "jsonl", "parquet"]
+SUFFIXES: dict[str, Kind] = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 _WANTED = "a text in UTF-8"
 _BLOCK = 1 << 20  # bytes read at a time
 _LONGEST = 1 << 26  # bytes without a place to cut that are still held in memory
@@ -46,7 +48,7 @@ class Source(NamedTuple):
 
     path: Path
     name: str  # below the corpus's folder, with "/"
-    kind: Literal["text", "jsonl"]
+    kind: Kind
     size: int  # bytes
     mtime_ns: int
 
@@ -68,8 +70,7 @@ def find_sources(path: Path) -> list[Source]:
     if not path.exists():
         raise InputError(f"{path} does not exist (looked for it from {Path.cwd()})")
     if path.is_file():
-        kind: Literal["text", "jsonl"] = "jsonl" if path.suffix == ".jsonl" else "text"
-        files = [(path, path.name, kind)]
+        files = [(path, path.name, SUFFIXES.get(path.suffix, "text"))]
     elif path.is_dir():
         files = _files_below(path)
     else:
@@ -83,22 +84,23 @@ def find_sources(path: Path) -> list[Source]:
             head = opened.read(4096)
         if not head:
             raise InputError(f"{file} is empty; it needs {_WANTED}")
-        refuse_other_formats(head, file, _WANTED, "new.txt")
+        if kind != "parquet":
+            refuse_other_formats(head, file, _WANTED, "new.txt")
         sources.append(Source(file, name, kind, status.st_size, status.st_mtime_ns))
     if not sources:
         raise InputError(f"{path} holds no text: every file in it is empty")
     return sources
 
 
-def _files_below(folder: Path) -> list[tuple[Path, str, Literal["text", "jsonl"]]]:
-    found: list[tuple[str, Path, Literal["text", "jsonl"]]] = []
+def _files_below(folder: Path) -> list[tuple[Path, str, Kind]]:
+    found: list[tuple[str, Path, Kind]] = []
     others: dict[str, int] = {}
     for path in folder.rglob("*"):
         relative = path.relative_to(folder)
         if any(part.startswith(".") for part in relative.parts) or not path.is_file():
             continue
         if path.suffix in SUFFIXES:
-            found.append((relative.as_posix(), path, "jsonl" if path.suffix == ".jsonl" else "text"))
+            found.append((relative.as_posix(), path, SUFFIXES[path.suffix]))
         else:
             others[path.suffix or "without a suffix"] = others.get(path.suffix or "without a suffix", 0) + 1
     kinds = ", ".join(SUFFIXES)
@@ -133,7 +135,7 @@ def plan_pieces(
     for number, source in enumerate(sources):
         start = 0
         with source.path.open("rb") as file:
-            while source.size - start > size * 3 // 2:
+            while source.kind != "parquet" and source.size - start > size * 3 // 2:
                 if source.kind == "jsonl":
                     file.seek(start + size)
                     file.readline()
@@ -310,11 +312,18 @@ def _place(path: Path, offset: int) -> tuple[int, int]:
 
 
 def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLine]]:
-    """The texts of a piece of a JSONL file, each with its line's number within the piece, from 1.
+    """The texts of a piece of a JSONL or Parquet file, each with its number within the piece, from 1.
 
     Raises:
         InputError: if the first object of the piece is a question and answer: those have another way in.
     """
+    if source.kind == "parquet":
+        for number, row in enumerate(parquet_rows(source.path), 1):
+            try:
+                yield number, text_of(row, "text").replace("\r\n", "\n")
+            except BadLine as bad:
+                yield number, bad
+        return
     is_known = False
     with source.path.open("rb") as file:
         file.seek(piece.start)

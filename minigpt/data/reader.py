@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 from minigpt.command_line import InputError
 from minigpt.data.formats import BOM, refuse_gb18030, refuse_other_formats, to_convert
 from minigpt.data.records import NOT_UTF8, ONLY_CR, BadLine, Shape, pairs_of, parse_line, shape_of
+from minigpt.data.tables import parquet_rows
 from minigpt.terminal import ProgressLine, warn
 
 __all__ = ["Pair", "ReadReport", "read_pairs"]
@@ -85,12 +87,12 @@ class ReadReport:
 
 
 def read_pairs(
-    path: Path | str, strict: bool = False, every_turn: bool = False
+    path: Path | str | Iterable[Mapping[str, Any]], strict: bool = False, every_turn: bool = False
 ) -> tuple[list[Pair], ReadReport]:
-    """Read a JSONL file of questions and answers.
+    """Read questions and answers from a JSONL file, a .parquet file, or rows in memory (a datasets.Dataset).
 
     Args:
-        path: the file; lines end with LF or CRLF, blank ones do not count.
+        path: the file; lines end with LF or CRLF, blank ones do not count. Rows count as lines, from 1.
         strict: make the first bad line an error instead of skipping it.
         every_turn: of a conversation, one pair for each thing that the assistant says, all with the same
             line; False: the last only, which holds the whole conversation, so that a line is one pair.
@@ -98,7 +100,11 @@ def read_pairs(
     Raises:
         InputError: for a file that cannot be read, has another format or encoding, or holds no good pair.
     """
+    if not isinstance(path, Path | str):
+        return _read_rows(path, Path("the data set"), strict, every_turn)
     path = Path(path)
+    if path.suffix == ".parquet" and path.is_file():
+        return _read_rows(parquet_rows(path), path, strict, every_turn)
     try:
         with path.open("rb") as file:
             return _read(file, path, strict, every_turn)
@@ -106,6 +112,56 @@ def read_pairs(
         raise InputError(f"{path} does not exist (looked for it from {Path.cwd()})") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a directory; give a JSONL file, one {EXAMPLE} a line") from None
+
+
+def _read_rows(
+    rows: Iterable[Mapping[str, Any]], path: Path, strict: bool, every_turn: bool
+) -> tuple[list[Pair], ReadReport]:
+    """As `_read`, with one object after the other; each is written out as the line that it would be."""
+    lines = (
+        json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") for row in rows
+    )
+    report, digest = ReadReport(path), hashlib.sha256()
+    pairs: list[Pair] = []
+    taking = _Taking(path, every_turn)
+    for number, line in enumerate(lines, 1):
+        digest.update(line + b"\n")
+        report.lines += 1
+        try:
+            pairs += taking.pairs(line, number)
+        except BadLine as bad:
+            if strict:
+                raise InputError(f"{path}:{number}: {bad}") from None
+            report.skipped.append((number, bad.reason))
+            report.details.setdefault(bad.reason, bad.detail)
+    report.pairs, report.sha256 = len(pairs), digest.hexdigest()
+    if not pairs:
+        why = "; ".join(f"{reason} ({len(rows)} rows)" for reason, rows in report.by_reason().items())
+        raise InputError(
+            f"{path} holds no good pair; a row needs a question and an answer: {why or 'no rows'}"
+        )
+    return pairs, report
+
+
+class _Taking:
+    """Takes pairs out of lines; the first line whose fields are known decides for all."""
+
+    def __init__(self, path: Path, every_turn: bool) -> None:
+        self.path, self.every_turn = path, every_turn
+        self.shape: Shape | None = None
+
+    def pairs(self, line: bytes, number: int) -> list[Pair]:
+        """The pairs of one line. Raises BadLine, or InputError if the file holds texts."""
+        text, item = parse_line(line)
+        if self.shape is None and (shape := shape_of(item)):
+            if shape == "text":
+                raise InputError(
+                    f"{self.path}:{number} holds a text, no question and answer; to learn from texts: "
+                    f"minigpt train --text {self.path}"
+                )
+            self.shape = shape
+        found = pairs_of(item, self.shape or "question")
+        return [Pair(*pair, number, text) for pair in (found if self.every_turn else found[-1:])]
 
 
 def _read(
@@ -117,7 +173,7 @@ def _read(
     refuse_other_formats(head, path, f"one {EXAMPLE} a line", "new.jsonl", ("question", "answer"))
     report, digest = ReadReport(path), hashlib.sha256()
     pairs: list[Pair] = []
-    shape: Shape | None = None  # the first line's that has one is the file's
+    taking = _Taking(path, every_turn)
     size, done = os.fstat(file.fileno()).st_size, 0
     with ProgressLine("reading, MB", size // 1_000_000, patience=2.0) as progress:
         # bytes, because text files split at more than LF: U+2028 may stand inside an answer
@@ -130,14 +186,7 @@ def _read(
                 continue
             report.lines += 1
             try:
-                text, item = parse_line(line)
-                if shape is None and (shape := shape_of(item)) == "text":
-                    raise InputError(
-                        f"{path}:{number} holds a text, no question and answer; to learn from texts: "
-                        f"minigpt train --text {path}"
-                    )
-                found = pairs_of(item, shape or "question")
-                pairs += [Pair(*pair, number, text) for pair in (found if every_turn else found[-1:])]
+                pairs += taking.pairs(line, number)
             except BadLine as bad:
                 if report.lines == 1:
                     _refuse_other_json(line, path)

@@ -124,7 +124,7 @@ def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> I
     for index, piece in enumerate(job.pieces):
         source = job.sources[piece.source]
         counts.lines.append(0)
-        if source.kind == "jsonl":
+        if source.kind != "text":
             for line, text in read_lines(source, piece):
                 counts.lines[-1] = line
                 if isinstance(text, str):
