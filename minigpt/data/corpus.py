@@ -2,7 +2,7 @@
 
     sources = find_sources(Path("books"))
     for piece in plan_pieces(sources, 16 << 20, any_place=True):
-        for document in read_piece(sources[piece.source], piece, 1 << 19, any_place=True):
+        for document in read_piece(sources[piece.source], piece, 1 << 16, any_place=True):
             for chunk in document: ...
 
 What a document is: a .txt or .md file is one; in a .jsonl or .parquet file each "text" is one. Files of a
@@ -346,7 +346,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
                 yield number, bad
 
 
-def read_texts(path: Path, strict: bool = False, chunk: int = 1 << 19) -> Iterator[str]:
+def read_texts(path: Path, strict: bool = False, chunk: int = 1 << 16) -> Iterator[str]:
     """All texts of a corpus, long ones in chunks cut as for byte-pair encoding; bad lines give a warning.
 
     Raises:

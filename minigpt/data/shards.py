@@ -37,7 +37,7 @@ __all__ = ["TextTokenizer", "characters_of", "collect_characters", "end_of_text"
 
 VOCABULARY = "vocab.json"  # of --tokenizer char
 PIECE = 16 << 20  # bytes of text that one shard is made from, about
-CHUNK = 1 << 19  # characters that are encoded in one go
+CHUNK = 1 << 16  # characters that are encoded in one go: the library keeps some hundred bytes for each token
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
 
 
