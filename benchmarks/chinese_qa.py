@@ -10,57 +10,23 @@ threads, so that a busy neighbour slows all of them alike. Time counts steps onl
 the loss per answer character (its closing <sep> counts as one) over the whole validation part.
 """
 
+import sys
+from pathlib import Path
+
+# run as a script: this checkout's minigpt, and the file beside this one
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from minigpt.data.reader import read_pairs
-from minigpt.data.split import split_pairs, write_split
+from benchmarks.turns import Arm, prepared_data, surroundings, take_turns
 from minigpt.terminal import table
-from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.training.config import TrainConfig, read_recipe
-from minigpt.training.loop import Trainer
-from minigpt.training.run_data import RunData, read_data
-
-
-class Arm:
-    """One training run that can be continued for a while."""
-
-    def __init__(self, name: str, config: TrainConfig, data: RunData, budgets: list[float]) -> None:
-        self.name, self.budgets = name, budgets
-        self.fitted = config.lr_scheduler_type == "cosine"
-        self.trainer = Trainer(config, data)
-        self.trainer.total_steps = 10**9
-        self.seconds = 0.0
-        self.rows: list[dict[str, Any]] = []
-
-    def run(self, slice_seconds: float) -> bool:
-        """Train for a slice, measuring at each budget that is reached; False once the last one is."""
-        turn = self.seconds + slice_seconds
-        while self.seconds < turn and len(self.rows) < len(self.budgets):
-            trainer, goal = self.trainer, self.budgets[len(self.rows)]
-            if self.fitted and trainer.steps_done >= 5:  # the schedule's end is where the time will be up
-                left = (goal - self.seconds) * trainer.steps_done / self.seconds
-                trainer.total_steps = trainer.steps_done + max(1, round(left))
-            start = time.perf_counter()
-            trainer.step()
-            self.seconds += time.perf_counter() - start
-            if self.seconds >= goal:
-                report = trainer.evaluate()
-                row = {"arm": self.name, "seconds": round(self.seconds, 1), "steps": trainer.steps_done}
-                row |= {"tokens": trainer.tokens_seen, "answer_loss": round(report.answer.loss, 4)}
-                self.rows.append(row)
-                print(row, flush=True)
-        return len(self.rows) < len(self.budgets)
+from minigpt.training.config import read_recipe
+from minigpt.training.run_data import read_data
 
 
 def main() -> None:
@@ -91,14 +57,8 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Split the data, build the arms, let them take turns."""
-    pairs, report = read_pairs(options.data)
-    Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in pairs)).save(folder / "vocab.json")
-    split = split_pairs(pairs, 0.8, options.seed)
-    write_split(split, report, folder, train_ratio=0.8, seed=options.seed)
-    paths: dict[str, Any] = {
-        "train_data": folder / "train.jsonl",
-        "val_data": folder / "val.jsonl",
-        "vocab_path": folder / "vocab.json",
+    paths = {
+        **prepared_data(options.data, folder, options.seed),
         "threads": options.threads,
         "seed": options.seed,
         "device": "cpu",
@@ -112,28 +72,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     arms.append(Arm("document", document, read_data(document), budgets))
     # both arms are measured on the same characters: what `qa-cpu` reads, uncut at its max_length
     arms[-1].trainer.data = dataclasses.replace(arms[-1].trainer.data, val=data.val)
-    running = list(arms)
-    while running:
-        running = [arm for arm in running if arm.run(options.slice)]
+    rows = take_turns(arms, options.slice)
     return {
-        "benchmark": "chinese_qa",
-        "data": options.data.parent.name + "/" + options.data.name,
+        **surroundings("chinese_qa", options.data, options.threads),
         "pairs": {"train": len(data.train), "val": len(data.val)},
         "parameters": ours.model_config(data.tokenizer.get_vocab_size()).parameter_count(),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {_processor()}",
-        "threads": options.threads,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "rows": [row for arm in arms for row in arm.rows],
+        "rows": rows,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

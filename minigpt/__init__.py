@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from minigpt.pretrained import load_model as load_model
     from minigpt.pretrained import load_tokenizer as load_tokenizer
     from minigpt.pretrained import save_pretrained as save_pretrained
+    from minigpt.qwen3.model import Qwen3Config as Qwen3Config
+    from minigpt.qwen3.model import Qwen3ForCausalLM as Qwen3ForCausalLM
     from minigpt.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -26,6 +28,8 @@ __version__ = "0.1.0"
 _HOME = {
     "GPTConfig": "minigpt.model",
     "GPTLMHeadModel": "minigpt.model",
+    "Qwen3Config": "minigpt.qwen3.model",
+    "Qwen3ForCausalLM": "minigpt.qwen3.model",
     "Tokenizer": "minigpt.tokenizer",
     "generate": "minigpt.inference.generation",
     "load_model": "minigpt.pretrained",

@@ -90,10 +90,19 @@ def parse(options: type[Options], argv: list[str], default: Options | None = Non
 
 
 def _check_flags(options: type[DoorOptions], argv: list[str]) -> None:
-    switches = {field.name: field.type in (bool, "bool") for field in dataclasses.fields(options)}
+    from tyro.conf import Positional
+
+    marker = Positional[str].__metadata__[0]  # type: ignore[attr-defined]  # a value without a flag before it
+    switches = {
+        field.name: field.type in (bool, "bool")
+        for field in dataclasses.fields(options)
+        if marker not in getattr(field.type, "__metadata__", ())
+    }
     opposites = {f"no_{name}" for name, is_switch in switches.items() if is_switch}
     for argument in argv:
-        if not argument.startswith("--") or argument == "--":
+        if argument == "--":
+            break  # what follows is no flag, whatever it looks like
+        if not argument.startswith("--"):
             continue
         flag, equals, _ = argument.partition("=")
         name = flag[2:].replace("-", "_")
@@ -122,9 +131,18 @@ _PLAIN_WORDS = (  # tyro's and Python's, then ours; what is not listed stays as 
         r"Error parsing (--\w+): invalid literal for int\(\) with base 10: ",
         r"\1 must be a whole number: got ",
     ),
+    (  # of a flag that may be left out
+        r"Error parsing (--\w+): no type matching \{None\}\|INT .*invalid literal for int\(\) with base 10: ",
+        r"\1 must be a whole number: got ",
+    ),
     (r"Error parsing (--\w+): could not convert string to float: ", r"\1 must be a number: got "),
     (r"Error parsing (?!--)\S+: ", ""),  # the name of our class, before a sentence of our own
     (r"Missing value for argument '(--\w+)'.*", r"\1 needs a value (one that begins with '-': \1=VALUE)"),
+    (r"Missing from \S+: ([A-Z_]+) .*", r"\1 is missing: see --help"),
+    (
+        r"Missing value for argument '(\w+)'.*",
+        r"\1 is missing (one that begins with '-' is written at the end, after --)",
+    ),
     (
         r"invalid choice (.*) for argument '(--\w+)'\. Expected one of \((.*?),?\)\.",
         r"\2 must be one of \3: got \1",

@@ -40,8 +40,8 @@ class Options(command_line.DoorOptions):
     """pairs measured, and questions answered, at once"""
     max_length: int = 0
     """tokens of a pair that the loss is measured on; longer ones are cut; 0: the model's block_size"""
-    max_new_tokens: int = 128
-    """tokens of an answer, at most"""
+    max_new_tokens: int | None = None
+    """tokens of an answer, at most; left out: up to 128, fewer if the model has no room for more"""
     show: int = 10
     """questions to show with expected and given answers"""
     strict: bool = False

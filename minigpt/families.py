@@ -9,7 +9,7 @@ and a configuration for Hugging Face's common names (`num_hidden_layers`, `max_p
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor
 from minigpt.command_line import InputError, unknown_name
 from minigpt.gpt2 import weight_names as gpt2_names
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.qwen3 import weight_names as qwen3_names
+from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 
 __all__ = ["FAMILIES", "LanguageModel", "ModelConfig", "naming", "naming_of", "new_model", "parameter_table"]
 
-LanguageModel = GPTLMHeadModel
-ModelConfig = GPTConfig
+LanguageModel = GPTLMHeadModel | Qwen3ForCausalLM
+ModelConfig = GPTConfig | Qwen3Config
 
 
 class Naming(Protocol):
@@ -52,8 +54,11 @@ class Naming(Protocol):
 
 
 # config.json's model_type -> the room's table of weight names, which also reads and writes config.json
-FAMILIES: dict[str, Naming] = {"gpt2": gpt2_names}
-_CLASSES: dict[type[ModelConfig], tuple[str, type[LanguageModel]]] = {GPTConfig: ("gpt2", GPTLMHeadModel)}
+FAMILIES: dict[str, Naming] = {"gpt2": gpt2_names, "qwen3": qwen3_names}
+_CLASSES: dict[type[ModelConfig], tuple[str, Callable[[Any], LanguageModel]]] = {
+    GPTConfig: ("gpt2", GPTLMHeadModel),
+    Qwen3Config: ("qwen3", Qwen3ForCausalLM),
+}
 
 
 def naming(values: Mapping[str, Any]) -> Naming:

@@ -5,6 +5,7 @@ r"""Ask a trained model: in conversation, one question, or a file of them.
     minigpt generate --file questions.txt > answers.txt         # an answer a line, in the questions' order
     minigpt generate --file val.jsonl --output answers.jsonl    # {"question": ..., "answer": ...} a line
     cat questions.txt | minigpt generate --json                 # the same on stdout
+    minigpt generate --question 四川省的省会是哪里？ --stream   # the answer while it is being written
 
 A file holds one question a line, or JSONL with "question" (told by its first character, "{"). A blank line
 gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count. Line
@@ -21,6 +22,7 @@ if not __package__:  # run as a script: Python put this folder first, where our 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from minigpt.command_line import InputError, printable
 if TYPE_CHECKING:
     from minigpt.families import LanguageModel
     from minigpt.inference.generation import Answer, GenerationOptions
+    from minigpt.inference.output import StopReason
     from minigpt.tokenizer import Tokenizer
 
 
@@ -46,8 +49,10 @@ class Options(command_line.DoorOptions):
     """answer the questions of this file: one a line, or JSONL with "question" """
     output: Path | None = None
     """write question and answer as JSONL to this file instead of answers to stdout"""
-    max_new_tokens: int = 128
-    """tokens of an answer, at most"""
+    max_new_tokens: int | None = None
+    """tokens of an answer, at most; left out: up to 128, fewer if the model has no room for more"""
+    min_new_tokens: int = 0
+    """tokens of an answer, at least"""
     do_sample: bool = False
     """draw each token at random instead of taking the likeliest"""
     temperature: float = 1.0
@@ -56,10 +61,32 @@ class Options(command_line.DoorOptions):
     """with --do_sample: draw among the k likeliest tokens only; 0: among all"""
     top_p: float = 1.0
     """with --do_sample: draw among the likeliest tokens whose probabilities add up to this"""
+    min_p: float = 0.0
+    """with --do_sample: draw among the tokens at least this times as likely as the likeliest; 0: off"""
+    typical_p: float = 1.0
+    """with --do_sample: draw among the least surprising tokens whose probabilities add up to this"""
+    repetition_penalty: float = 1.0
+    """above 1: tokens that the question or the answer has become less likely"""
+    no_repeat_ngram_size: int = 0
+    """that many tokens in a row never come twice, question included; 0: off"""
+    presence_penalty: float = 0.0
+    """taken from the score of each token that the answer has"""
+    frequency_penalty: float = 0.0
+    """the same, times how often the answer has it"""
+    stop_strings: tuple[str, ...] = ()
+    """texts that end an answer, and do not belong to it: one or several"""
+    num_beams: int = 1
+    """above 1: beam search, which follows that many beginnings at once"""
+    length_penalty: float = 1.0
+    """with --num_beams: above 1 favours long answers, below 1 short ones"""
+    early_stopping: bool = False
+    """with --num_beams: stop as soon as that many answers are finished"""
     seed: int | None = None
     """with --do_sample: same seed, same answers"""
     use_cache: bool = True
     """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
+    stream: bool = False
+    """show an answer while it is being written; with --question, or in conversation"""
     batch_size: int = 64
     """questions answered at once"""
     device: str = "auto"
@@ -78,20 +105,17 @@ def main(options: Options) -> dict[str, Any] | None:
         )
     from minigpt.inference.generation import GenerationOptions
 
-    chosen = GenerationOptions(
-        max_new_tokens=options.max_new_tokens,
-        do_sample=options.do_sample,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-        use_cache=options.use_cache,
-    )
-    if not options.do_sample:
-        _warn_of_ignored(options)
+    # The flags that are options of generation have their names.
+    names = [field.name for field in dataclasses.fields(GenerationOptions) if hasattr(options, field.name)]
+    chosen = GenerationOptions(**{name: getattr(options, name) for name in names})
+    _warn_of_ignored(options)
     model, tokenizer = _load(options)
     if questions is None:
-        return {"questions": _converse(model, tokenizer, chosen)}
+        return {"questions": _converse(model, tokenizer, chosen, options.stream)}
+    if options.stream:
+        reason = _write(model, tokenizer, questions[0], chosen)
+        _warn_of_unfinished([reason], model, chosen)
+        return None
     answers = _answer(model, tokenizer, questions, chosen, options)
     records = [
         {"question": question, "answer": answer.text, "stop_reason": answer.stop_reason}
@@ -119,12 +143,14 @@ def _json(record: dict[str, str]) -> str:
 def _warn_of_ignored(options: Options) -> None:
     from minigpt.terminal import warn
 
-    ignored = [
-        name for name in ("temperature", "top_k", "top_p") if getattr(options, name) != getattr(Options, name)
-    ]
-    if ignored:
-        flags = ", ".join(f"--{name}" for name in ignored)
+    def given(*names: str) -> str:
+        changed = [name for name in names if getattr(options, name) != getattr(Options, name)]
+        return ", ".join(f"--{name}" for name in changed)
+
+    if not options.do_sample and (flags := given("temperature", "top_k", "top_p", "min_p", "typical_p")):
         warn(f"without --do_sample the likeliest token is taken: {flags} changes nothing")
+    if options.num_beams == 1 and (flags := given("length_penalty", "early_stopping")):
+        warn(f"without --num_beams one beginning is followed: {flags} changes nothing")
 
 
 def _load(options: Options) -> "tuple[LanguageModel, Tokenizer]":
@@ -148,6 +174,10 @@ def _questions(options: Options) -> list[str] | None:
     """The questions that the flags or standard input give; None: a person will ask them."""
     if options.question is not None and options.file is not None:
         raise InputError("--question asks one question, --file many: give one of them")
+    if options.stream and (options.json or options.output is not None):
+        raise InputError("--stream shows text while it is being written: leave out --json and --output")
+    if options.stream and options.question is None and (options.file is not None or not sys.stdin.isatty()):
+        raise InputError("--stream shows one answer: give --question, or ask in conversation")
     if options.question is not None:
         if not options.question.strip():
             raise InputError("--question is empty")
@@ -216,16 +246,25 @@ def _answer(
     if blank := len(questions) - len(asked):
         warn(f"{blank} of {len(questions)} lines are blank: their answers are too")
     _warn_of_unknown([answer.unknown_characters for answer in answers])
-    unfinished = [answer.stop_reason for answer in answers if answer.stop_reason != "eos"]
+    written = [answer for question, answer in zip(questions, answers) if question.strip()]
+    _warn_of_unfinished([answer.stop_reason for answer in written], model, chosen)
+    return answers
+
+
+def _warn_of_unfinished(
+    reasons: "list[StopReason]", model: "LanguageModel", chosen: "GenerationOptions"
+) -> None:
+    from minigpt.terminal import warn
+
+    unfinished = [reason for reason in reasons if reason in ("length", "context")]
     if unfinished:
         context = unfinished.count("context")
         why = (
             [f"{context} at the model's block_size={model.config.max_position_embeddings}"] if context else []
         )
         if context < len(unfinished):
-            why.insert(0, f"{len(unfinished) - context} at --max_new_tokens {options.max_new_tokens}")
-        warn(f"{len(unfinished)} of {len(asked)} answers were cut short: {', '.join(why)}")
-    return answers
+            why.insert(0, f"{len(unfinished) - context} at --max_new_tokens {chosen.wanted}")
+        warn(f"{len(unfinished)} of {len(reasons)} answers were cut short: {', '.join(why)}")
 
 
 def _warn_of_unknown(unknown: list[list[str]]) -> None:
@@ -238,10 +277,39 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
         warn(f"not in the vocabulary, read as <unk>: {shown}{where}")
 
 
+# -- one answer, while it is being written ------------------------------------------------------------------
+
+
+def _write(
+    model: "LanguageModel",
+    tokenizer: "Tokenizer",
+    question: str,
+    chosen: "GenerationOptions",
+    before: str = "",
+) -> "StopReason":
+    """Print an answer piece by piece; returns why it ended."""
+    from minigpt.inference.generation import prompt_ids
+    from minigpt.inference.streaming import stream_ids
+
+    pieces = stream_ids(model, tokenizer, prompt_ids(tokenizer, question), chosen)
+    _warn_of_unknown([tokenizer.unknown_characters(question)])
+    print(before, end="", flush=True)
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            print()
+            reason: StopReason = end.value
+            return reason
+        print(printable(piece), end="", flush=True)
+
+
 # -- a conversation -----------------------------------------------------------------------------------------
 
 
-def _converse(model: "LanguageModel", tokenizer: "Tokenizer", chosen: "GenerationOptions") -> int:
+def _converse(
+    model: "LanguageModel", tokenizer: "Tokenizer", chosen: "GenerationOptions", in_pieces: bool
+) -> int:
     """Ask and answer until an empty line or the end of input; returns the number of questions."""
     from minigpt.inference.generation import answer_questions
 
@@ -262,12 +330,14 @@ def _converse(model: "LanguageModel", tokenizer: "Tokenizer", chosen: "Generatio
             return count
         count += 1
         try:
-            answer = answer_questions(model, tokenizer, [question], chosen)[0]
+            if in_pieces:
+                _write(model, tokenizer, question, chosen, before="A: ")
+            else:
+                answer = answer_questions(model, tokenizer, [question], chosen)[0]
+                _warn_of_unknown([answer.unknown_characters])
+                print(f"A: {printable(answer.text)}")
         except InputError as error:  # too long: the next one may be shorter
             print(f"   ({error})", file=sys.stderr)
-            continue
-        _warn_of_unknown([answer.unknown_characters])
-        print(f"A: {printable(answer.text)}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class GPTConfig:
 
     # What every family's configuration answers to, under the names that Hugging Face has for all.
     num_hidden_layers = property(lambda self: self.n_layer)
-    num_key_value_heads = property(lambda self: self.n_head)
+    num_attention_heads = num_key_value_heads = property(lambda self: self.n_head)
     head_dim = property(lambda self: self.n_embd // self.n_head)
     max_position_embeddings = property(lambda self: self.block_size)
 
@@ -75,6 +75,26 @@ class KeyValueCache(Protocol):
 
     def advance(self, tokens: int) -> None:
         """All layers are updated: `length` grows by `tokens`."""
+
+
+def check_inputs(
+    ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
+) -> None:
+    """ValueError where an embedding, SDPA or CUDA would fail later and say less; `past`: tokens cached."""
+    if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
+    (B, T), width = ids.shape, past + ids.shape[1]
+    # A mask of floats is probably additive, 0 and -inf, which means the opposite of ours.
+    if mask is not None and (mask.shape != (B, width) or mask.is_floating_point()):
+        raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
+    if positions is not None and positions.shape != (B, T):
+        raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
+    # Left padding may make a row longer than its last position: only the values tell. To look at them stalls
+    # a GPU and breaks a compiled graph, so a GPU looks only if the width alone is too large.
+    if positions is not None and (ids.device.type == "cpu" or width > limit):
+        width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
+    if width > limit:
+        raise ValueError(f"the model's {name} is {limit} tokens: got a sequence of {width} tokens")
 
 
 def visible_keys(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
@@ -226,7 +246,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """(B, T) -> (B, T, C). Arguments as GPTLMHeadModel.forward; `attentions` as CausalSelfAttention."""
         past = 0 if past_key_values is None else past_key_values.length
-        self._check(past, input_ids, attention_mask, position_ids)
+        check_inputs(input_ids, attention_mask, position_ids, past, self.config.block_size, "block_size")
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
@@ -238,26 +258,6 @@ class Transformer(nn.Module):
             past_key_values.advance(T)
         hidden: Tensor = self.ln_f(x)  # (B, T, C)
         return hidden
-
-    def _check(self, past: int, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> None:
-        """Raise ValueError where an embedding, SDPA or CUDA would fail later and say less."""
-        if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
-        (B, T), longest, limit = ids.shape, past + ids.shape[1], self.config.block_size
-        # A mask of floats is probably additive, 0 and -inf, which means the opposite of ours.
-        if mask is not None and (mask.shape != (B, longest) or mask.is_floating_point()):
-            got = f"{mask.dtype} {tuple(mask.shape)}"
-            raise ValueError(f"attention_mask must be bool or int {B, longest}: got {got}")
-        if positions is not None and positions.shape != (B, T):
-            raise ValueError(
-                f"position_ids must have the shape of input_ids, {B, T}: got {tuple(positions.shape)}"
-            )
-        # Left padding may make a row longer than its last position: only the values tell. To look at them
-        # stalls a GPU and breaks a compiled graph, so a GPU looks only if the width alone is too large.
-        if positions is not None and (ids.device.type == "cpu" or longest > limit):
-            longest = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
-        if longest > limit:
-            raise ValueError(f"the model's block_size is {limit} tokens: got a sequence of {longest} tokens")
 
 
 class GPTLMHeadModel(nn.Module):

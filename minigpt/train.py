@@ -24,7 +24,7 @@ from typing import Any
 from minigpt import command_line
 from minigpt.command_line import InputError
 from minigpt.terminal import seconds
-from minigpt.training.config import RUN_FILE, TrainConfig, read_recipe, read_run
+from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig, read_recipe, read_run
 
 
 def defaults(argv: list[str]) -> TrainConfig:
@@ -43,7 +43,7 @@ def defaults(argv: list[str]) -> TrainConfig:
             )
         return run
     if "recipe" in first:
-        return read_recipe(first["recipe"])
+        return _of_family(read_recipe(first["recipe"]), first.get("family"))
     if "--help" in argv or "-h" in argv:
         return read_recipe("qa-cpu")
     from minigpt.devices import pick_device
@@ -51,15 +51,27 @@ def defaults(argv: list[str]) -> TrainConfig:
     device = pick_device(first.get("device", "auto"))
     name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
     print(f"recipe {name}: no --recipe was given and the device is {device.type}")
-    return read_recipe(name)
+    return _of_family(read_recipe(name), first.get("family"))
+
+
+def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
+    """A recipe with the family of the command line, less the knobs of its own family, which are named."""
+    if family is None or family == recipe.family or family not in FOREIGN_KNOBS:  # the parser says which
+        return recipe
+    nothing = FOREIGN_KNOBS[family]
+    dropped = [f"{name}={value}" for name in nothing if (value := getattr(recipe, name)) != nothing[name]]
+    if dropped:
+        print(f"family {family} has no such knobs, the recipe's values do not count: {', '.join(dropped)}")
+    values: dict[str, Any] = {**nothing, "family": family}
+    return dataclasses.replace(recipe, **values)
 
 
 def _peek(argv: list[str]) -> dict[str, str]:
-    """The values of --recipe, --output and --device, before the flags are parsed in full."""
+    """The values of some flags, before all of them are parsed in full."""
     found = {}
     for index, argument in enumerate(argv):
         name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in ("recipe", "output", "device"):
+        if argument.startswith("--") and name in ("recipe", "output", "device", "family"):
             if not equals and index + 1 < len(argv):
                 value = argv[index + 1]
             if value:

@@ -33,6 +33,28 @@ def test_chinese_qa(tmp_path: Path) -> None:
     assert all(row["answer_loss"] > 0 and row["seconds"] >= 0.5 for row in rows)
 
 
+def test_families(tmp_path: Path) -> None:
+    lines = (ROOT / "data" / "data.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "qa.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
+    command = [sys.executable, "benchmarks/families.py", "--data", str(tmp_path / "qa.jsonl")]
+    command += ["--budgets", "0.3", "0.6", "--slice", "0.2", "--threads", "1", "--seeds", "1", "2"]
+    command += ["--n_embd", "128", "--num_key_value_heads", "2", "--output", str(tmp_path / "r.json")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads(result.stdout.splitlines()[-1])
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    gpt, qwen3 = numbers["parameters"]["gpt"], numbers["parameters"]["qwen3"]
+    assert abs(gpt - qwen3) <= 0.01 * gpt
+    rows = numbers["rows"]
+    assert [(row["seed"], row["budget"], row["family"]) for row in rows] == [
+        (seed, budget, family) for seed in (1, 2) for budget in (0.3, 0.6) for family in ("gpt", "qwen3")
+    ]
+    assert all(row["answer_loss"] > 0 and row["seconds"] >= row["budget"] for row in rows)
+    for mean in numbers["means"]:
+        of_gpt = [r["answer_loss"] for r in rows if r["family"] == "gpt" and r["budget"] == mean["seconds"]]
+        assert abs(mean["gpt"] - sum(of_gpt) / 2) < 1e-4
+
+
 def test_reference_speed() -> None:
     # in this process: the cache must pay even at toy size, where it computes some fifty times less
     module = runpy.run_path(str(ROOT / "benchmarks" / "reference_speed.py"))

@@ -152,12 +152,46 @@ def test_sampling(door: Door, model: Path) -> None:
     assert door(*sampled, "--seed", 1, "--no_use_cache", "--batch_size", 3, stdin=stdin).out == first
 
 
+def test_the_other_options(door: Door, model: Path) -> None:
+    ask = ("--model", model, "--question", "水")
+    assert door(*ask, "--num_beams", 3, "--length_penalty", 0.5, "--early_stopping").out == "蓝\n"
+    assert door(*ask, "--stop_strings", "黄", "蓝").out == "\n"
+    stopped = door("--model", model, "--question", "月", "--stop_strings", "\n", "--json")
+    assert json.loads(stopped.out) == {"question": "月", "answer": "白", "stop_reason": "stop_string"}
+    assert stopped.err == ""  # it ended where it should: it was not cut short
+    lengths = ("--min_new_tokens", 4, "--max_new_tokens", 4)
+    apart = ("--repetition_penalty", 1.1, "--presence_penalty", 9, "--frequency_penalty", 9)
+    for flags in (("--no_repeat_ngram_size", 1), apart):
+        shown = door(*ask, *lengths, *flags).out.removesuffix("\n")
+        assert shown.startswith("蓝")
+        assert shown.count("蓝") == 1
+    sampled = ("--do_sample", "--seed", 1, "--min_p", 0.01, "--typical_p", 0.9)
+    assert door(*ask, *sampled).out == door(*ask, *sampled).out
+
+
+def test_a_streamed_answer_is_the_answer(door: Door, model: Path) -> None:
+    for question, answer in zip(QUESTIONS, PRINTED):
+        streamed = door("--model", model, "--question", question, "--stream")
+        assert (streamed.code, streamed.out, streamed.err) == (0, f"{answer}\n", "")
+    cut = door("--model", model, "--question", "天😀？", "--stream", "--max_new_tokens", 1)
+    assert len(cut.out) == 2
+    assert cut.err.splitlines() == [
+        "warning: not in the vocabulary, read as <unk>: '😀'",
+        "warning: 1 of 1 answers were cut short: 1 at --max_new_tokens 1",
+    ]
+
+
 def test_greedy_says_once_that_it_ignores_the_temperature(door: Door, model: Path) -> None:
     result = door("--model", model, "--temperature", 0.5, "--top_k", 3, stdin=lines("水", "水"))
     assert (result.code, result.out) == (0, "蓝\n蓝\n")
     assert result.err.count("\n") == 1
     assert "without --do_sample" in result.err
     assert "--temperature, --top_k change" in result.err
+    beams = door("--model", model, "--length_penalty", 0.5, "--early_stopping", stdin=lines("水"))
+    assert beams.err == (
+        "warning: without --num_beams one beginning is followed: --length_penalty, --early_stopping "
+        "changes nothing\n"
+    )
 
 
 def test_the_verb_is_the_script(door: Door, model: Path) -> None:
@@ -188,6 +222,14 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--top_p", "0"], "top_p must be above 0 and at most 1: got top_p=0.0"),
         (["--max_new_tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
         (["--max_new_tokens", "many"], "--max_new_tokens must be a whole number: got 'many'"),
+        (["--max_new_tokens", "10000000"], "max_new_tokens=10000000 can never be reached: the model reads"),
+        (["--min_new_tokens", "9", "--max_new_tokens", "8"], "min_new_tokens must be at most max_new_tokens"),
+        (["--stop_strings", ""], "stop_strings must be texts of at least one character: got ''"),
+        (["--num_beams", "0"], "num_beams must be a whole number of at least 1: got num_beams=0"),
+        (["--num_beams", "2", "--do_sample"], "num_beams=2 follows the likeliest beginnings"),
+        (["--num_beams", "2", "--stream"], "num_beams=2 cannot be streamed"),
+        (["--seed", "x"], "--seed must be a whole number: got 'x'"),
+        (["--stream", "--json"], "--stream shows text while it is being written"),
         (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
         (["--threads", "-1"], "threads must be at least 0: got threads=-1"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
@@ -229,6 +271,13 @@ def test_bad_questions(door: Door, model: Path, content: bytes, message: str) ->
     Path("questions").write_bytes(content)
     assert_refused(door("--model", model, "--file", "questions"), message)
     assert_refused(door("--model", model, stdin=content), message)
+
+
+def test_many_answers_cannot_be_streamed(door: Door, model: Path) -> None:
+    Path("questions").write_bytes(lines("水"))
+    for flags in (["--file", "questions"], []):
+        result = door("--model", model, "--stream", *flags, stdin=lines("水"))
+        assert_refused(result, "--stream shows one answer: give --question, or ask in conversation")
 
 
 def test_files_that_cannot_be_read(door: Door, model: Path) -> None:
@@ -282,6 +331,16 @@ class TestConversation:
         assert "A: 白\\n又白\\\r\n" in talk.say("  月 ").until("Q: ")
         talk.say("")
         assert talk.exit_code() == 0
+
+    def test_in_pieces(self, model: Path) -> None:
+        talk = Talk("--model", str(model), "--stream")
+        talk.until("Q: ")
+        assert "A: 黄的\r\n" in talk.say("地是什么？").until("Q: ")
+        assert "has 31 tokens" in talk.say("水" * 30).until("Q: ")
+        assert "A: 白\\n又白\\\r\n" in talk.say("月").until("Q: ")
+        talk.say("")
+        assert talk.exit_code() == 0
+        talk.close()
 
     def test_until_ctrl_d_or_ctrl_c(self, talk: "Talk", model: Path) -> None:
         talk.until("Q: ")

@@ -23,6 +23,7 @@ from minigpt.inference.generation import (
     answer_questions,
     generate,
     generate_ids,
+    generate_output,
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer, build_vocabulary
@@ -122,9 +123,8 @@ def test_why_it_stopped() -> None:
     expected = [([5] * 4, "length"), ([5] * 4, "length"), ([5] * 3, "context"), ([5], "context")]
     assert generate_ids(model, prompts, GenerationOptions(max_new_tokens=4), EOS) == expected
     assert generate_ids(model, prompts, GenerationOptions(max_new_tokens=4), 5) == [([], "eos")] * 4
-    # as many tokens as anybody may ask for take no more memory than the model's block_size
-    endless = GenerationOptions(max_new_tokens=10**12)
-    assert generate_ids(model, prompts[:1], endless, EOS) == [([5] * (BLOCK - 4), "context")]
+    # without a number, as many as there is room for
+    assert generate_ids(model, prompts[:1], GenerationOptions(), EOS) == [([5] * (BLOCK - 4), "context")]
 
 
 def test_finished_rows_leave_the_batch_and_one_position_is_scored() -> None:
@@ -193,7 +193,7 @@ def test_the_same_prompt_draws_anew_at_each_place() -> None:
     options = GenerationOptions(max_new_tokens=2, do_sample=True, seed=5)
     with torch.inference_mode():
         right = model(torch.tensor([[4, 7]]))[0, -1].softmax(-1)
-    found = generate_ids(model, [[4, 7]] * n, options, eos_token_id=-1, batch_size=1000)
+    found = generate_ids(model, [[4, 7]] * n, options, eos_token_id=None, batch_size=1000)
     counts = torch.tensor([completion.ids[0] for completion in found]).bincount(minlength=V)
     chi_square = float(((counts - n * right) ** 2 / (n * right)).sum())
     # beyond this bound once in a million seeds (Laurent and Massart 2000, lemma 1; see test_sampling.py)
@@ -231,6 +231,143 @@ def test_the_likeliest_of_one_is_greedy() -> None:
         assert generate_ids(model, prompts, options, EOS) == greedy
 
 
+# -- options that look back ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_batch_says_what_each_prompt_says_alone_whatever_the_options(seed: int, do_sample: bool) -> None:
+    """Penalties and prohibitions look at the prompt: not at its padding, nor at its neighbours."""
+    model, prompts = random_model(seed), random_prompts(seed, longest=14)
+    options = GenerationOptions(
+        max_new_tokens=9, min_new_tokens=3, do_sample=do_sample, temperature=1.4, min_p=0.01, typical_p=0.95,
+        repetition_penalty=1.3, no_repeat_ngram_size=2, presence_penalty=0.4, frequency_penalty=0.3,
+        logit_bias={0: 1.0, 5: -0.5}, bad_words_ids=[[4], [6, 7], [8, 8, 8]], seed=3,
+    )  # fmt: skip
+    together = generate_ids(model, prompts, options, [EOS, 1])
+    for batch_size, use_cache in itertools.product((1, 5), (True, False)):
+        changed = dataclasses.replace(options, use_cache=use_cache)
+        assert generate_ids(model, prompts, changed, [EOS, 1], batch_size) == together
+    assert together != generate_ids(model, prompts, dataclasses.replace(options, repetition_penalty=1.0), EOS)
+    for prompt, (ids, reason) in zip(prompts, together):
+        assert not {EOS, 1, 4} & set(ids)
+        if reason == "eos":
+            assert len(ids) >= 3
+        all_ids = prompt + ids
+        pairs = list(itertools.pairwise(all_ids))
+        for place in range(len(prompt) - 1, len(pairs)):  # those that generation completed
+            assert pairs[place] not in pairs[:place]
+            assert pairs[place] != (6, 7)
+
+
+def test_several_ends_and_the_callers_own() -> None:
+    for seed in range(6):
+        model, prompts = random_model(seed), random_prompts(seed)
+        options = GenerationOptions(max_new_tokens=15)
+        endless = generate_ids(model, prompts, options, None)
+        for eos in ([EOS], [3, EOS, 7], []):
+            expected = []
+            for ids, reason in endless:
+                met = [place for place, token in enumerate(ids) if token in eos]
+                expected.append(Completion(ids[: met[0]], "eos") if met else Completion(ids, reason))
+            assert generate_ids(model, prompts, options, eos) == expected
+            own = dataclasses.replace(options, eos_token_id=eos)
+            assert generate_ids(model, prompts, own, 9) == expected
+
+
+def test_beams_are_the_same_in_any_company() -> None:
+    model, prompts = random_model(3), random_prompts(3)
+    options = GenerationOptions(max_new_tokens=8, num_beams=3, num_return_sequences=2)
+    together = generate_ids(model, prompts, options, EOS)
+    assert len(together) == 2 * len(prompts)
+    seen: list[int] = []
+    for place, prompt in enumerate(prompts):
+        assert (
+            generate_ids(model, [prompt], options, EOS, 1, seen.append) == together[2 * place : 2 * place + 2]
+        )
+    assert set(seen) == {2}
+    likelier = 0
+    for prompt, best in zip(prompts, together[::2]):
+        greedy = generate_ids(model, [prompt], GenerationOptions(max_new_tokens=8), EOS)[0]
+        mine, theirs = (log_probability(model, prompt, one) for one in (best, greedy))
+        assert mine >= theirs - 1e-5  # single precision; length_penalty 1 makes both means over their tokens
+        likelier += mine > theirs + 1e-3
+    assert likelier >= 3
+
+
+@torch.inference_mode()
+def log_probability(model: GPTLMHeadModel, prompt: list[int], completion: Completion) -> float:
+    """The mean log-probability of the new tokens, eos included: what beams are ranked by."""
+    ids = completion.ids + [EOS] * (completion.stop_reason == "eos")
+    log_p = model(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return float(log_p.gather(-1, torch.tensor(ids)[:, None]).mean())
+
+
+def test_each_of_several_sequences_has_its_own_draws() -> None:
+    model, prompts = random_model(3), random_prompts(3)
+    one = generate_ids(model, prompts, SAMPLED, EOS)
+    four = generate_ids(model, prompts, dataclasses.replace(SAMPLED, num_return_sequences=4), EOS, 7)
+    assert four[::4] == one  # the first is the same, however many follow
+    various = [len({tuple(found.ids) for found in four[i : i + 4]}) for i in range(0, len(four), 4)]
+    assert sum(count > 2 for count in various) > len(various) / 2  # of some prompts the model is too sure
+
+
+# -- outputs ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_was_not_asked_for_is_there_or_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import minigpt.model
+
+    monkeypatch.setattr(
+        minigpt.model, "written_out_attention", lambda *_: pytest.fail("weights were computed")
+    )
+    model, prompts = random_model(1), random_prompts(1)
+    found = generate_output(model, prompts, GenerationOptions(max_new_tokens=15), EOS)
+    assert found.completions == generate_ids(model, prompts, GenerationOptions(max_new_tokens=15), EOS)
+    for field in dataclasses.fields(found):
+        assert (getattr(found, field.name) is None) == (field.name not in ("completions", "sequences"))
+
+
+def test_outputs_leave_no_hooks_behind() -> None:
+    model = random_model(1)
+    options = GenerationOptions(max_new_tokens=3, output_hidden_states=True, output_attentions=True)
+    found = generate_output(model, [[3, 4]], options, None)
+    assert found.hidden_states is not None
+    assert found.attentions is not None
+    assert [len(step) for step in found.hidden_states] == [3, 3, 3]  # embeddings and two layers
+    assert [len(step) for step in found.attentions] == [2, 2, 2]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_log_probabilities_are_the_model_s_own() -> None:
+    model, prompts = random_model(4), [[3, 4, 5], [6, 7, 8], [9, 3, 3]]
+    options = dataclasses.replace(SAMPLED, logprobs=3, num_return_sequences=2)
+    found = generate_output(model, prompts, options, None)
+    assert found.logprobs is not None
+    assert found.top_logprobs is not None
+    assert found.top_ids is not None
+    assert found.logprobs.shape == (6, 8)
+    assert found.top_ids.shape == found.top_logprobs.shape == (6, 8, 3)
+    with torch.inference_mode():
+        log_p = model(found.sequences)[:, 2:-1].float().log_softmax(-1)  # (B, steps, V)
+    chosen = log_p.gather(-1, found.sequences[:, 3:, None])[..., 0]
+    # a few roundings of single precision, of sums in another order
+    torch.testing.assert_close(found.logprobs, chosen, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.top_logprobs, log_p.topk(3).values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.top_logprobs, log_p.gather(-1, found.top_ids), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_at_the_end_of_the_context_wait_for_the_others() -> None:
+    model = random_model(2)
+    prompts = [[3] * (BLOCK - 1), [4, 5], [6] * (BLOCK - 3)]
+    options = GenerationOptions(max_new_tokens=15, output_logits=True, output_attentions=True)
+    for use_cache in (True, False):
+        found = generate_output(model, prompts, dataclasses.replace(options, use_cache=use_cache), None)
+        assert found.completions == generate_ids(model, prompts, GenerationOptions(max_new_tokens=15), None)
+        assert found.sequences.shape == (3, BLOCK - 1 + 15)
+        assert [len(completion.ids) for completion in found.completions] == [1, 15, 3]
+
+
 # -- what is refused ----------------------------------------------------------------------------------------
 
 
@@ -250,6 +387,42 @@ def test_the_likeliest_of_one_is_greedy() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1: got max_new_tokens=0"),
         ({"max_new_tokens": True}, "got max_new_tokens=True"),
         ({"seed": -1}, "seed must be a whole number of at least 0: got seed=-1"),
+        ({"typical_p": 0.0}, "typical_p must be above 0 and at most 1: got typical_p=0.0"),
+        ({"min_p": -0.1}, "min_p must be at least 0 and at most 1: got min_p=-0.1"),
+        ({"min_p": math.nan}, "got min_p=nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be a finite number above 0: got .*=0.0"),
+        ({"repetition_penalty": math.inf}, "got repetition_penalty=inf"),
+        (
+            {"presence_penalty": math.nan},
+            "presence_penalty must be a finite number: got presence_penalty=nan",
+        ),
+        ({"frequency_penalty": "1"}, "frequency_penalty must be a finite number: got frequency_penalty='1'"),
+        ({"length_penalty": math.inf}, "length_penalty must be a finite number"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be a whole number of at least 0"),
+        ({"min_new_tokens": 5, "max_new_tokens": 4}, "got min_new_tokens=5 and max_new_tokens=4"),
+        ({"num_beams": 0}, "num_beams must be a whole number of at least 1: got num_beams=0"),
+        (
+            {"num_beams": 2, "do_sample": True},
+            "num_beams=2 follows the likeliest beginnings and draws nothing",
+        ),
+        ({"num_beams": 2, "output_logits": True}, "output_logits is not available with num_beams=2"),
+        ({"early_stopping": "always"}, """early_stopping must be True, False or "never": got .*='always'"""),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 needs do_sample, or at least as many beams"),
+        ({"num_return_sequences": 4, "num_beams": 3}, "num_return_sequences=4 needs .*num_beams=3"),
+        ({"logit_bias": {3: math.nan}}, "logit_bias must give finite numbers .*: got 3: nan"),
+        ({"logit_bias": {"3": 1.0}}, "got '3': 1.0"),
+        ({"logit_bias": [3]}, r"logit_bias must be a dictionary, id -> number: got logit_bias=\[3\]"),
+        ({"bad_words_ids": [3]}, "bad_words_ids must be a list of lists of ids"),
+        ({"bad_words_ids": [[3], []]}, r"none of them empty: got bad_words_ids=\[\[3\], \[\]\]"),
+        ({"bad_words_ids": ["ab"]}, "bad_words_ids must be a list of lists of ids"),
+        ({"eos_token_id": 1.5}, "eos_token_id must be an id or a list of ids: got eos_token_id=1.5"),
+        ({"eos_token_id": [-1]}, r"got eos_token_id=\[-1\]"),
+        ({"stop_strings": ""}, "stop_strings must be texts of at least one character: got ''"),
+        ({"stop_strings": ["a", ""]}, "got ''"),
+        ({"stop_strings": [3]}, "got 3"),
+        ({"stop_strings": 3}, "stop_strings must be a text or a list of texts: got stop_strings=3"),
+        ({"output_scores": 1}, "output_scores must be True or False: got output_scores=1"),
+        ({"logprobs": -1}, "logprobs must be a whole number of at least 0: got logprobs=-1"),
     ],
 )
 def test_options_are_checked_before_anything_is_computed(values: dict[str, Any], message: str) -> None:
@@ -267,6 +440,58 @@ def test_prompts_that_leave_no_room_are_named_with_both_numbers() -> None:
         generate_ids(model, [[]], GenerationOptions(), EOS)
     with pytest.raises(InputError, match="batch_size must be at least 1: got batch_size=0"):
         generate_ids(model, [[3]], GenerationOptions(), EOS, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"max_new_tokens": 10_000_000},
+            "max_new_tokens=10000000 can never be reached: .*block_size=24 .*most 23",
+        ),
+        ({"max_new_tokens": BLOCK}, "max_new_tokens=24 can never be reached"),
+        ({"min_new_tokens": BLOCK}, "min_new_tokens=24 can never be reached"),
+        ({"logit_bias": {V: 1.0}}, "logit_bias has the id 12: the vocabulary's are 0 to 11"),
+        ({"bad_words_ids": [[3], [4, 99]]}, "bad_words_ids has the id 99"),
+        ({"eos_token_id": [3, V]}, "eos_token_id has the id 12"),
+        ({"stop_strings": "a"}, "stop_strings need the tokenizer"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_it_runs(values: dict[str, Any], message: str) -> None:
+    model = random_model(0)
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    model.base_model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    for ask in (generate_ids, generate_output):
+        with pytest.raises(InputError, match=message):
+            ask(model, [[3]], GenerationOptions(**values), EOS)
+    GenerationOptions(max_new_tokens=BLOCK - 1).check_model(V, BLOCK)  # one less is possible
+
+
+@pytest.mark.parametrize("token", [-1, V, 10**6])
+def test_ids_outside_the_vocabulary_are_refused(token: int) -> None:
+    with pytest.raises(InputError, match=f"prompt 2 has the id {token}: the vocabulary's are 0 to 11"):
+        generate_ids(random_model(0), [[3], [4, token]], GenerationOptions(), EOS)
+    with pytest.raises(InputError, match=f"eos_token_id has the id {token}"):
+        generate_ids(random_model(0), [[3]], GenerationOptions(), [EOS, token])
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_options_that_leave_no_token_are_refused(num_beams: int) -> None:
+    options = GenerationOptions(bad_words_ids=[[token] for token in range(V)], num_beams=num_beams)
+    with pytest.raises(InputError, match="the options forbid every token: allow some in logit_bias"):
+        generate_ids(random_model(0), [[3]], options, None)
+    # transformers: what ends an answer is no bad word
+    assert generate_ids(random_model(0), [[3]], options, EOS) == [([], "eos")]
+
+
+def test_reports_need_a_function_that_returns_them() -> None:
+    for values in ({"output_scores": True}, {"logprobs": 0}):
+        with pytest.raises(InputError, match="needs return_dict_in_generate=True, or generate_output"):
+            generate_ids(random_model(0), [[3]], GenerationOptions(**values), EOS)
+    with pytest.raises(InputError, match="logprobs must be at most 12, the vocabulary: got 13"):
+        generate_output(random_model(0), [[3]], GenerationOptions(logprobs=V + 1), EOS)
+    with pytest.raises(InputError, match="prompts are empty"):
+        generate_output(random_model(0), [], GenerationOptions(), EOS)
 
 
 @pytest.mark.parametrize("do_sample", [True, False])
@@ -336,6 +561,51 @@ def test_a_question_that_is_too_long_is_named(trained: tuple[GPTLMHeadModel, Tok
         answer_questions(*trained, ["水", longest + "水"])
     with pytest.raises(InputError, match=r"question 1 \('山{20}\.\.\.'\) .* has 301 tokens"):
         generate(*trained, "山" * 300)
+
+
+def test_all_outputs_of_one_answer(trained: tuple[GPTLMHeadModel, Tokenizer]) -> None:
+    model, tokenizer = trained
+    found = generate(
+        model,
+        tokenizer,
+        "天？",
+        return_dict_in_generate=True,
+        output_scores=True,
+        logprobs=1,
+        eos_token_id=None,
+    )
+    assert tokenizer.decode(found.completions[0].ids) == LEARNED["天？"]
+    assert found.logprobs is not None
+    assert (found.logprobs > math.log(0.5)).all()  # it knows its answers by heart
+    for values in ({"output_scores": True}, {"num_return_sequences": 2, "do_sample": True}):
+        with pytest.raises(InputError, match="needs return_dict_in_generate=True"):
+            generate(model, tokenizer, "天？", **values)
+    with pytest.raises(InputError, match="did you mean 'return_dict_in_generate'"):
+        generate(model, tokenizer, "天？", return_dict=True)
+
+
+def test_several_answers_to_each_question(trained: tuple[GPTLMHeadModel, Tokenizer]) -> None:
+    options = GenerationOptions(num_beams=2, num_return_sequences=2)
+    found = answer_questions(*trained, ["水", "月😀"], options)
+    assert found[0].text == LEARNED["水"]
+    assert [answer.unknown_characters for answer in found] == [[], [], ["😀"], ["😀"]]
+
+
+def test_a_stop_string_is_no_part_of_the_answer(trained: tuple[GPTLMHeadModel, Tokenizer]) -> None:
+    assert generate(*trained, "水", stop_strings="，") == "水蓝蓝"
+    assert generate(*trained, "水", stop_strings=["很蓝", "蓝，"]) == "水蓝"
+    (answer,) = answer_questions(*trained, ["水"], GenerationOptions(stop_strings="，"))
+    assert answer.stop_reason == "stop_string"
+
+
+def test_penalties_count_characters(trained: tuple[GPTLMHeadModel, Tokenizer]) -> None:
+    model, tokenizer = trained
+    assert generate(model, tokenizer, "水") == "水蓝蓝，很蓝"
+    for values in ({"no_repeat_ngram_size": 1}, {"presence_penalty": 50.0}, {"frequency_penalty": 50.0}):
+        options = GenerationOptions(max_new_tokens=7, **values)
+        prompt = [*tokenizer.encode_text("水"), tokenizer.sep_token_id]
+        (completion,) = generate_ids(model, [prompt], options, None)
+        assert len(set(completion.ids)) == 7
 
 
 def test_an_unknown_option_names_the_nearest(trained: tuple[GPTLMHeadModel, Tokenizer]) -> None:

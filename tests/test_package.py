@@ -21,6 +21,8 @@ HEAVY = ("torch", "numpy", "safetensors", "tokenizers", "rich", "tyro", "transfo
 PUBLIC = [
     "GPTConfig",
     "GPTLMHeadModel",
+    "Qwen3Config",
+    "Qwen3ForCausalLM",
     "Tokenizer",
     "generate",
     "load_model",

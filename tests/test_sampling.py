@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from minigpt.inference.sampling import (
+    apply_min_p,
     apply_temperature,
     apply_top_k,
     apply_top_p,
+    apply_typical_p,
     filtered,
     greedy,
     sample,
@@ -34,8 +36,21 @@ def theirs() -> Any:
     )
 
 
+def all_but_one_forbidden(seed: int, B: int = 5, V: int = 60) -> Tensor:
+    logits = torch.full((B, V), -INF)
+    logits[torch.arange(B), torch.randint(0, V, (B,), generator=torch.Generator().manual_seed(seed))] = 2.0
+    return logits
+
+
+def flat_logits(seed: int, B: int = 5, V: int = 60) -> Tensor:
+    return torch.full((B, V), float(seed))
+
+
 NO_IDS = torch.empty(5, 0, dtype=torch.int64)
-BOTH = pytest.mark.parametrize("logits", [*map(random_logits, range(5)), *map(logits_with_ties, range(5))])
+CASES = [
+    *map(random_logits, range(5)), *map(logits_with_ties, range(5)), all_but_one_forbidden(0), flat_logits(3),
+]  # fmt: skip
+BOTH = pytest.mark.parametrize("logits", CASES)
 
 
 @BOTH
@@ -58,13 +73,28 @@ def test_top_p_is_transformers(theirs: Any, logits: Tensor, top_p: float) -> Non
 
 
 @BOTH
+@pytest.mark.parametrize("min_p", [1e-9, 0.05, 0.3, 1.0])
+def test_min_p_is_transformers(theirs: Any, logits: Tensor, min_p: float) -> None:
+    assert torch.equal(apply_min_p(logits, min_p), theirs.MinPLogitsWarper(min_p)(NO_IDS, logits))
+
+
+@BOTH
+@pytest.mark.parametrize("typical_p", [1e-9, 0.1, 0.5, 0.9, 0.999999])
+def test_typical_p_is_transformers(theirs: Any, logits: Tensor, typical_p: float) -> None:
+    expected = theirs.TypicalLogitsWarper(typical_p)(NO_IDS, logits)
+    assert torch.equal(apply_typical_p(logits, typical_p), expected)
+
+
+@BOTH
 def test_all_together_in_transformers_order(theirs: Any, logits: Tensor) -> None:
     expected = logits
     for warper in (
-        theirs.TemperatureLogitsWarper(0.6), theirs.TopKLogitsWarper(9), theirs.TopPLogitsWarper(0.8),
+        theirs.TemperatureLogitsWarper(0.6), theirs.TopKLogitsWarper(30), theirs.TopPLogitsWarper(0.9),
+        theirs.MinPLogitsWarper(0.03), theirs.TypicalLogitsWarper(0.8),
     ):  # fmt: skip
         expected = warper(NO_IDS, expected)
-    assert torch.equal(filtered(logits, temperature=0.6, top_k=9, top_p=0.8), expected)
+    found = filtered(logits, temperature=0.6, top_k=30, top_p=0.9, min_p=0.03, typical_p=0.8)
+    assert torch.equal(found, expected)
     assert filtered(logits) is logits  # the defaults change nothing
 
 
@@ -74,6 +104,11 @@ def test_filters_by_hand() -> None:
     # 0.4 + 0.3 reach 0.6; 0.4 alone does not
     assert apply_top_p(logits, 0.6).isfinite().tolist() == [[False, True, False, True]]
     assert apply_top_p(logits, 0.75).isfinite().tolist() == [[False, True, True, True]]
+    # half of the likeliest one's 0.4 is 0.2: a little more than half is more than the third has
+    assert apply_min_p(logits, 0.501).isfinite().tolist() == [[False, True, False, True]]
+    # The entropy is 1.28; -log p are 2.3, 0.92, 1.61, 1.2: nearest is 0.3, then 0.2, then 0.4.
+    assert apply_typical_p(logits, 0.2).isfinite().tolist() == [[False, False, False, True]]
+    assert apply_typical_p(logits, 0.45).isfinite().tolist() == [[False, False, True, True]]
     tied = torch.tensor([[1.0, 2.0, 1.0, 0.0]])
     assert apply_top_k(tied, 2).isfinite().tolist() == [[True, True, True, False]]  # both that tie stay
 
@@ -81,7 +116,7 @@ def test_filters_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_one_token_always_stays(seed: int) -> None:
     for logits in (random_logits(seed), torch.zeros(5, 60)):
-        kept = filtered(logits, temperature=1e-6, top_k=1, top_p=1e-12).isfinite().sum(dim=-1)
+        kept = filtered(logits, 1e-6, top_k=1, top_p=1e-12, min_p=1.0, typical_p=1e-12).isfinite().sum(dim=-1)
         assert (kept >= 1).all()
 
 

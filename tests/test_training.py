@@ -419,6 +419,7 @@ def test_a_part_without_answers_is_named(folder: Path) -> None:
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(folder: Path) -> None:
     run = trainer(config(folder, dropout=0.0))
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    assert isinstance(run.model, minigpt.GPTLMHeadModel)
     run.model.transformer.ln_f.register_forward_hook(lambda module, given, out: out * math.inf)
     with pytest.raises(InputError, match=r"step 1: loss nan.*weights untouched.*lines"):
         run.step()
@@ -468,7 +469,7 @@ def test_every_recipe_is_read_and_makes_a_model() -> None:
     names = {path.stem for path in RECIPES.glob("*.toml")}
     assert {"document", "qa-cpu", "qa-gpu"} <= names
     for name in names:
-        assert read_recipe(name).model_config(vocab_size=100).n_layer > 0
+        assert read_recipe(name).model_config(vocab_size=100).num_hidden_layers > 0
     document = read_recipe("document")
     # the tutorial's model: "about 46.4M parameters" at a vocabulary of 4,825
     assert round(document.model_config(vocab_size=4825).parameter_count() / 1e6, 1) == 46.4

@@ -16,10 +16,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from minigpt import strict_loading
 from minigpt.command_line import InputError
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.strict_loading import (
+    completed_names,
+    parameter_shapes,
+    require_finite,
+    require_fit,
+    require_fixed,
+    require_keys,
+    require_layers,
+)
 
 __all__ = [
     "WEIGHTS",
@@ -120,12 +129,8 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
     """
     if values.get("model_type") != "gpt2":
         raise InputError(f'model_type must be "gpt2": got {values.get("model_type")!r}')
-    for key, value in _FIXED.items():
-        if values.get(key, value) != value:
-            raise InputError(f"{key}={values[key]!r} is not supported, only {value!r}")
-    missing = [key for key in _SIZES.values() if key not in values]
-    if missing:
-        raise InputError(f"missing keys: {', '.join(missing)}")
+    require_fixed(values, _FIXED)
+    require_keys(values, _SIZES.values())
     dropouts = [values.get(key, 0.1) for key in _DROPOUTS]
     if dropouts != dropouts[:1] * 3:
         raise InputError(f"{', '.join(_DROPOUTS)} must be equal: got {', '.join(map(repr, dropouts))}")
@@ -159,7 +164,7 @@ def to_hugging_face(model: GPTLMHeadModel) -> dict[str, Tensor]:
     written = {}
     for ours, theirs, transposed in _rows(model.config):
         tensor = state[ours].detach() if ours in shapes else torch.zeros(with_biases[ours])
-        _require_finite(ours, tensor)
+        require_finite(ours, tensor)
         tensor = tensor.t() if transposed else tensor
         written[theirs] = tensor.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
     return written
@@ -176,37 +181,20 @@ def from_hugging_face(
         InputError: in one line, all that is missing, unexpected, or of the wrong shape or type; or the first
             tensor with NaN, with a bias that config says does not exist, or with a head of its own.
     """
-    found: dict[str, Tensor] = {}
-    unexpected = []
-    for name, tensor in tensors.items():
-        # a GPT2Model, without the head, has the same names less their first part
-        full_name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-        if full_name in found:
-            unexpected.append(f"{name} twice, with and without its prefix")
-        elif not _MASK_BUFFER.fullmatch(full_name):
-            found[full_name] = tensor
+    found, unexpected = completed_names(tensors, "transformer.", "lm_head.")
+    found = {name: tensor for name, tensor in found.items() if not _MASK_BUFFER.fullmatch(name)}
     head = found.pop("lm_head.weight", None)
-
+    require_layers(found, "transformer.h.", config.n_layer, "n_layer")
     rows = list(_rows(config))
     ours_has, with_biases = _shapes(config), _shapes(replace(config, bias=True))
     expected = {row.theirs: with_biases[row.ours][:: -1 if row.transposed else 1] for row in rows}
-    complaints = {
-        "missing": [row.theirs for row in rows if row.theirs not in found and row.ours in ours_has],
-        "unexpected": unexpected + sorted(found.keys() - expected.keys()),
-        "unfit": [
-            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, not float {tuple(shape)}"
-            for name, shape in expected.items()
-            if name in found and (found[name].shape != shape or not found[name].is_floating_point())
-        ],
-    }
-    if any(complaints.values()):
-        text = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in complaints.items() if names)
-        raise InputError(f"the weights do not fit the configuration; {text}")
+    optional = [row.theirs for row in rows if row.ours not in ours_has]
+    require_fit(found, expected, unexpected, optional)
 
     read = {}
     for ours, theirs, transposed in rows:
         if theirs in found:
-            _require_finite(theirs, found[theirs])
+            require_finite(theirs, found[theirs])
             if ours in ours_has:
                 tensor = found[theirs].t() if transposed else found[theirs]
                 read[ours] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
@@ -236,36 +224,10 @@ def _rows(config: GPTConfig) -> Iterator[Weight]:
             yield Weight(row.ours.replace("*", block), row.theirs.replace("*", block), row.transposed)
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Skips torch.nn.init."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
 def unfilled(config: GPTConfig) -> GPTLMHeadModel:
-    """The model's shapes, on "meta": neither memory nor time for weights.
-
-    Drawing random numbers on "meta" would draw nothing, but load torch._dynamo, which takes most of a second.
-    """
-    with torch.device("meta"), _NothingDrawn():
-        return GPTLMHeadModel(config)
+    """The model's shapes, on "meta": neither memory nor time for weights."""
+    return strict_loading.unfilled(lambda: GPTLMHeadModel(config))
 
 
 def _shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """Each parameter's shape, asked of the model itself."""
-    return {name: parameter.shape for name, parameter in unfilled(config).named_parameters()}
-
-
-def _require_finite(name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise InputError(f"{name} holds NaN or infinity: these weights are unusable")
-
-
-def _shortened(names: list[str], limit: int = 8) -> str:
-    """The names, or the first of very many: it shall stay one line."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return parameter_shapes(unfilled(config))

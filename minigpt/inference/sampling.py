@@ -1,8 +1,9 @@
 """From scores to the next token: pure functions on logits (B, V), with Hugging Face's names and meanings.
 
-`filtered` applies temperature, then top_k, then top_p, in that order, as transformers' `generate` does; what
-is filtered out becomes -inf. Then `greedy` or `sample` chooses. Nothing here keeps a state or draws a number:
-the uniform numbers that `sample` uses come from the caller, who so decides what is reproducible.
+`filtered` applies temperature, top_k, top_p, min_p, typical_p, in that order, as transformers' `generate`
+does; what is filtered out becomes -inf. Then `greedy` or `sample` chooses. Nothing here keeps a state or
+draws a number: the uniform numbers of `sample` come from the caller, who so decides what is reproducible.
+What depends on the text so far is minigpt.inference.penalties' work.
 
 Letters in shapes: B rows, V entries of the vocabulary.
 """
@@ -12,7 +13,16 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["apply_temperature", "apply_top_k", "apply_top_p", "filtered", "greedy", "sample"]
+__all__ = [
+    "apply_min_p",
+    "apply_temperature",
+    "apply_top_k",
+    "apply_top_p",
+    "apply_typical_p",
+    "filtered",
+    "greedy",
+    "sample",
+]
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -38,13 +48,50 @@ def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(tail.scatter(-1, order, tail), -math.inf)
 
 
-def filtered(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Apply temperature (1: off), top_k (0: off) and top_p (1: off), in this order."""
+def apply_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Keep the tokens whose probability is at least min_p times the highest one.
+
+    https://arxiv.org/abs/2407.01082 (Min-p sampling), section 3.
+    """
+    probabilities = logits.softmax(dim=-1)  # (B, V)
+    least = min_p * probabilities.amax(dim=-1, keepdim=True)  # (B, 1)
+    return logits.masked_fill(probabilities < least, -math.inf)
+
+
+def apply_typical_p(logits: Tensor, typical_p: float) -> Tensor:
+    """Keep the tokens about as surprising as expected, until their probabilities add up to typical_p.
+
+    https://arxiv.org/abs/2202.00666 (Locally typical sampling), section 4. Surprise is -log p, and what is to
+    be expected is its mean, the entropy; so the likeliest token may go. Those equally far from it stay or go
+    together.
+    """
+    log_p = logits.log_softmax(dim=-1)  # (B, V)
+    entropy = -(log_p * log_p.exp()).nansum(dim=-1, keepdim=True)  # (B, 1)  0 * -inf is nothing
+    distance = (-log_p - entropy).abs()  # (B, V)
+    ascending, order = torch.sort(distance)  # (B, V) each
+    below = logits.gather(-1, order).softmax(dim=-1).cumsum(dim=-1) < typical_p  # (B, V)
+    last = below.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)  # (B, 1)  the one that reaches it
+    return logits.masked_fill(distance > ascending.gather(-1, last), -math.inf)
+
+
+def filtered(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+) -> Tensor:
+    """Apply temperature (1: off), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order."""
     if temperature != 1:
         logits = apply_temperature(logits, temperature)
     if top_k:
         logits = apply_top_k(logits, top_k)
-    return apply_top_p(logits, top_p) if top_p < 1 else logits
+    if top_p < 1:
+        logits = apply_top_p(logits, top_p)
+    if min_p:
+        logits = apply_min_p(logits, min_p)
+    return apply_typical_p(logits, typical_p) if typical_p < 1 else logits
 
 
 def greedy(logits: Tensor) -> Tensor:

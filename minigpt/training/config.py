@@ -16,12 +16,32 @@ from typing import TYPE_CHECKING, Any, Literal
 from minigpt.command_line import DoorOptions, InputError, unknown_name
 
 if TYPE_CHECKING:
-    from minigpt.model import GPTConfig
+    from minigpt.families import ModelConfig
 
-__all__ = ["RECIPES", "RUN_FILE", "TrainConfig", "read_recipe", "read_run"]
+__all__ = ["FOREIGN_KNOBS", "RECIPES", "RUN_FILE", "TrainConfig", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
+
+# Knobs that a family does not have, each with the value that asks for nothing. Another one is an error: to
+# ignore it would train something else than what was asked for.
+FOREIGN_KNOBS: dict[str, dict[str, Any]] = {
+    "gpt": {
+        "head_dim": 0,
+        "num_key_value_heads": 0,
+        "intermediate_size": 0,
+        "rope_theta": 10_000.0,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"dropout": 0.0, "bias": False, "gelu": "exact"},
+}
+_OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size")
+_KNOBS = {  # Qwen3Config's sizes that have one knob for both families
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "block_size",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +80,32 @@ class TrainConfig(DoorOptions):
     """stop at the first bad line of the data instead of skipping it"""
 
     # The model
+    family: Literal["gpt", "qwen3"] = "gpt"
+    """architecture: the GPT of the documents, or Qwen3 (RMSNorm, RoPE, grouped queries, SwiGLU)"""
     n_layer: int = 6
     """blocks"""
     n_embd: int = 768
     """channels of a token's vector"""
     n_head: int = 8
-    """attention heads; must divide n_embd"""
+    """attention heads; must divide n_embd, unless head_dim is given"""
     block_size: int = 256
     """longest sequence that the model can read, in tokens"""
     dropout: float = 0.1
-    """share of activations zeroed in training"""
+    """gpt: share of activations zeroed in training"""
     bias: bool = False
-    """biases in every linear layer, as in GPT-2 (False: in qkv_proj alone)"""
+    """gpt: biases in every linear layer, as in GPT-2 (False: in qkv_proj alone)"""
     gelu: Literal["exact", "tanh"] = "exact"
-    """GELU itself, or GPT-2's tanh approximation"""
+    """gpt: GELU itself, or GPT-2's tanh approximation"""
+    num_key_value_heads: int = 0
+    """qwen3: heads of keys and values; must divide n_head; 0: n_head, nothing is shared"""
+    head_dim: int = 0
+    """qwen3: channels of a head, even; 0: n_embd / n_head"""
+    intermediate_size: int = 0
+    """qwen3: channels inside the MLP; 0: 8/3 n_embd, where its three matrices are as large as gpt's two"""
+    rope_theta: float = 10_000.0
+    """qwen3: RoPE's base (10,000, the paper's, does for some thousand tokens; published models have 1e6)"""
+    tie_word_embeddings: bool = True
+    """qwen3: one matrix reads and predicts tokens; --no_tie_word_embeddings: two"""
 
     # The batches
     max_length: int = 128
@@ -148,7 +180,7 @@ class TrainConfig(DoorOptions):
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1: got {name}={getattr(self, name)}")
-        for name in ("max_steps", "warmup_steps", "eval_steps", "tokens_per_batch", "threads"):
+        for name in ("max_steps", "warmup_steps", "eval_steps", "tokens_per_batch", "threads", *_OPTIONAL):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0: got {name}={getattr(self, name)}")
         for name in (
@@ -187,10 +219,14 @@ class TrainConfig(DoorOptions):
                 f"pairs of max_length={self.max_length} tokens do not fit into block_size={self.block_size}; "
                 "raise --block_size or lower --max_length"
             )
+        for name, nothing in FOREIGN_KNOBS[self.family].items():
+            if getattr(self, name) != nothing:
+                got = f"{name}={getattr(self, name)}"
+                raise InputError(f"family {self.family} has no {name}: got {got}; it must be {nothing} here")
         if self.resume and self.overwrite:
             raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
 
-    def model_config(self, vocab_size: int) -> "GPTConfig":
+    def model_config(self, vocab_size: int) -> "ModelConfig":
         """The model that these knobs describe.
 
         Raises:
@@ -198,11 +234,40 @@ class TrainConfig(DoorOptions):
         """
         from minigpt.model import GPTConfig  # here, not above: `minigpt train --help` needs no torch
 
+        if self.family == "qwen3":
+            return self._qwen3_config(vocab_size)
         shared = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
         try:
             return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in shared})
         except ValueError as error:
             raise InputError(str(error)) from None
+
+    def _qwen3_config(self, vocab_size: int) -> "ModelConfig":
+        from minigpt.qwen3.model import Qwen3Config
+
+        if not self.head_dim and (self.n_head < 1 or self.n_embd % self.n_head):
+            raise InputError(
+                f"n_head must divide n_embd: got n_head={self.n_head}, n_embd={self.n_embd}; "
+                "or give --head_dim"
+            )
+        # 3 C I = 2 C 4C values; to the nearest multiple of 8, which is a vector of floats on a CPU (AVX2)
+        # and what a GPU's bfloat16 matrix units want
+        same_size = max(8, round(self.n_embd / 3) * 8)
+        try:
+            return Qwen3Config(
+                vocab_size=vocab_size,
+                **{theirs: getattr(self, ours) for theirs, ours in _KNOBS.items()},
+                num_key_value_heads=self.num_key_value_heads or self.n_head,
+                head_dim=self.head_dim or self.n_embd // self.n_head,
+                intermediate_size=self.intermediate_size or same_size,
+                rope_theta=self.rope_theta,
+                tie_word_embeddings=self.tie_word_embeddings,
+            )
+        except ValueError as error:
+            text = str(error)
+            for theirs, ours in _KNOBS.items():  # the user knows them by our names
+                text = text.replace(theirs, ours)
+            raise InputError(text) from None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values, paths as text."""

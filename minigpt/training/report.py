@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from minigpt.devices import random_state, set_random_state
 from minigpt.families import parameter_table
@@ -75,16 +76,21 @@ def estimate(trainer: Trainer) -> Estimate:
         flops_per_step=flops * per_step,
         flops_per_second=speed,
         seconds=time_needed,
-        memory_bytes=_memory(trainer, rows * (width - 1), answer_share),
+        memory_bytes=_memory(trainer, rows, width - 1, answer_share),
     )
 
 
 def _flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
-    """Forward and backward: 6 per weight and token, 12 L C T for attention, lm_head where the loss counts."""
-    config = trainer.model.config
-    C, L = config.n_embd, config.n_layer
-    per_token = 6 * 12 * L * C * C + 12 * L * C * T + counted * 6 * config.vocab_size * C
-    return rows * T * per_token
+    """Forward and backward: 6 per weight of a matrix and token, and attention; lm_head where the loss counts.
+
+    Attention has two products of each query with T keys or values of D channels, in each head and layer:
+    4 T D forward, twice that backward. (Half of it lies in the future; usually that is counted, too.)
+    """
+    model, config = trainer.model, trainer.model.config
+    matrices = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * T
+    per_token = 6 * matrices + attention + counted * 6 * model.lm_head.weight.numel()
+    return float(rows * T * per_token)
 
 
 def _measure(trainer: Trainer, answer_share: float) -> float:
@@ -124,12 +130,35 @@ def _optimizer_seconds(trainer: Trainer) -> float:
     return time.perf_counter() - start
 
 
-def _memory(trainer: Trainer, tokens: float, answer_share: float) -> int:
-    config = trainer.model.config
-    C, L, V = config.n_embd, config.n_layer, config.vocab_size
-    # per layer: both norms' inputs and outputs (4 C), q k v (3 C), attention's output twice (2 C), the MLP's
-    # two wide rows (8 C); dropout keeps three masks and their products
-    per_layer = 17 * C + (6 * C if config.dropout else 0)
-    activations = 4 * tokens * (per_layer * L + 3 * C + answer_share * 3 * V)
+def _memory(trainer: Trainer, rows: int, T: int, answer_share: float) -> int:
+    """Weights, gradients and AdamW's two moments, what the backward pass keeps of a batch, torch itself."""
+    config, width = trainer.model.config, trainer.model.lm_head.in_features
+    row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
+    before = random_state(trainer.device)
+    # a third row: what does not grow with the batch (weights, and autocast's copies of them) drops out; not a
+    # second one, because of one row alone no part has to be copied to be reshaped
+    per_row = _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
+    set_random_state(trainer.device, before)
+    # at each counted position: its hidden vector and that one's gradient; the logits, their log-softmax, and
+    # its gradient
+    head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
     torch_itself = 350 * 2**20
-    return int(16 * config.parameter_count() + activations) + torch_itself
+    return int(16 * config.parameter_count() + per_row * rows + head) + torch_itself
+
+
+def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
+    """What autograd keeps of the blocks' forward pass until the backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    was_training = trainer.model.training
+    trainer.model.train()  # dropout's masks are kept, too
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), trainer.autocast():
+        hidden = trainer.model.base_model(ids)  # alive until all is counted: no address is used twice
+    trainer.model.train(was_training)
+    del hidden
+    return sum(kept.values())

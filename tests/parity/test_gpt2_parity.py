@@ -167,6 +167,7 @@ def test_a_published_style_gpt2_directory_is_read(tmp_path: Path) -> None:
     random_weights(theirs)
     theirs.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
+    assert isinstance(ours.config, GPTConfig)
     assert (ours.config.bias, ours.config.gelu) == (True, "tanh")
     ids = torch.randint(31, (2, 8), generator=torch.Generator().manual_seed(8))
     torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)  # float32, see above

@@ -1,0 +1,218 @@
+"""The loop of generation: prompts of one batch, written on together, token by token, each until its own end.
+
+Prompts of unlike length share a batch: the shorter ones are padded on the left, so that all rows end in the
+same column and each step adds one. Padding has attention weight 0 and takes no position; a batch without any
+takes the path without a mask. (Batches of equal lengths only would need no padding, but there are too many,
+too small ones of them.) So a row's result is the one that it has alone, up to the rounding of floating-point
+sums, which depends on a batch's shape in every library.
+
+It answers no questions and checks no options: that is minigpt.inference.generation's work.
+
+Letters in shapes: B rows, S columns so far, n rows not finished yet, T columns read now, V the vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.command_line import InputError
+from minigpt.families import LanguageModel
+from minigpt.inference import sampling
+from minigpt.inference.cache import KeyValueCache
+from minigpt.inference.options import GenerationOptions
+from minigpt.inference.output import Completion, Recorder, StopReason
+from minigpt.inference.penalties import NO_TOKEN, Processor, make_processors
+from minigpt.inference.stopping import TextSoFar
+
+__all__ = ["Batch", "Request", "check_scores", "evaluating", "new_cache"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a request asks for besides its options, or was made of them, once for all its prompts."""
+
+    eos: list[int]  # ids that end an answer
+    decode: Callable[[list[int]], str] | None = None  # ids -> text, where there are stop strings
+    constraint: Callable[[], Processor] | None = None  # makes a batch's minigpt.inference.constraints
+
+    def processors(
+        self, options: GenerationOptions, vocab_size: int, device: torch.device
+    ) -> list[Processor]:
+        """What changes a batch's scores, in order."""
+        return make_processors(options, self.eos, vocab_size, device, self.constraint)
+
+
+@contextmanager
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Switch dropout off; the model is left in the mode (train or eval) that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def new_cache(model: LanguageModel, rows: int, columns: int) -> KeyValueCache:
+    """A cache of this model's sizes, on its device, in its precision."""
+    weight = next(model.parameters())
+    return KeyValueCache(model.config, rows, columns, weight.device, weight.dtype)
+
+
+def check_scores(logits: Tensor, scores: Tensor) -> None:
+    """Raise InputError where the model's logits (n, V) are no numbers, or the options leave no token."""
+    # Where there is a NaN or an infinity, it is the highest.
+    if not logits.amax(dim=-1).isfinite().all():
+        raise InputError("the model's scores are not finite numbers: its weights are damaged or diverged")
+    if scores is not logits and not scores.amax(dim=-1).isfinite().all():
+        raise InputError(
+            "the options forbid every token: allow some in logit_bias, bad_words_ids, "
+            "no_repeat_ngram_size or min_new_tokens; or the vocabulary lacks what a constraint needs"
+        )
+
+
+class Batch:
+    """Prompts that are written on together; B rows, S columns so far, n rows not finished yet.
+
+    Args:
+        request: what was made of the options: ids that end a row, stop strings' decoder, a constraint.
+        recorder: gets every step's outputs. Rows then stay to the end, so that all steps have B rows.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        request: Request,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.model, self.options, self.recorder = model, options, recorder
+        self.device = next(model.parameters()).device
+        context = model.config.max_position_embeddings
+        lengths = [len(prompt) for prompt in prompts]
+        limits = [options.limit(length, context) for length in lengths]
+        B, self.width, self.steps = len(prompts), max(lengths), max(limits)
+        self.pad = next(iter(request.eos), 0)
+        ids = torch.full((B, self.width + self.steps), self.pad, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, self.width - len(prompt) : self.width] = torch.tensor(prompt)
+        self.ids = ids.to(self.device)  # (B, S_max)  the prompts, padded on the left; then what follows
+        self.limits = torch.tensor(limits, device=self.device)  # (B,)  new tokens, at most
+        self.mask: Tensor | None = None  # (B, S_max)  True: token, False: padding
+        self.positions: Tensor | None = None  # (B, S_max)
+        if min(lengths) < self.width:
+            column = torch.arange(self.width + self.steps, device=self.device)  # (S_max,)
+            place = column - (self.width - torch.tensor(lengths, device=self.device))[:, None]  # (B, S_max)
+            self.mask = place >= 0
+            self.positions = place.clamp(0, context - 1)  # what lies beyond belongs to finished rows
+        self.eos = torch.tensor(request.eos, dtype=torch.int64, device=self.device)
+        decode = request.decode
+        self.texts = [TextSoFar(decode, options.stops) for _ in prompts] if decode else None
+        self.processors = request.processors(options, model.config.vocab_size, self.device)
+        self.counts = torch.zeros_like(self.limits)  # (B,)  new tokens of finished rows, without eos
+        self.done, self.met_eos, self.met_text = torch.zeros(3, B, dtype=torch.bool, device=self.device)
+        self.uniform: Tensor | None = None
+        # the last token is never read: one column less
+        columns = self.width + self.steps - 1
+        self.cache = new_cache(model, B, columns) if options.use_cache else None
+
+    def draw(self, seeds: Sequence[Sequence[int]]) -> None:
+        """Draw all numbers that sampling will use, each row's from its own generator."""
+        drawn = np.stack([np.random.default_rng(list(seed)).random(self.steps) for seed in seeds])
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
+        self.uniform = torch.from_numpy(drawn).to(self.device, dtype)  # (B, steps)
+
+    def run(self) -> Iterator[int]:
+        """Generate to the end; yields the number of finished rows after each step."""
+        alive = torch.arange(len(self.ids), device=self.device)  # (n,)  which row the cache's rows are
+        n_done = 0
+        for step in range(self.steps):
+            end = self.width + step
+            tokens = self._next(alive, step, end)  # (n,)
+            if self.recorder:
+                tokens = torch.where(self.done, self.pad, tokens)
+            self.ids[alive, end] = tokens
+            ended = torch.isin(tokens, self.eos)  # (n,)
+            stopped = self._stopped(alive, tokens, ended)  # (n,)
+            finished = (ended | stopped | (self.limits[alive] == step + 1)) & ~self.done[alive]  # (n,)
+            now = int(finished.sum())
+            if now:
+                rows = alive[finished]
+                self.done[rows] = True
+                self.met_eos[rows], self.met_text[rows] = ended[finished], stopped[finished]
+                self.counts[rows] = step + 1 - ended[finished].long()
+                n_done += now
+            yield n_done
+            if n_done == len(self.ids):
+                return
+            if now and not self.recorder:
+                alive = self._drop(alive, finished)
+
+    def _drop(self, alive: Tensor, finished: Tensor) -> Tensor:
+        """The rows that stay. Holes are filled from the end, so that the cache moves as few as possible."""
+        staying = (~finished).nonzero()[:, 0]  # (n,)
+        n = len(staying)
+        rows = torch.arange(n, device=self.device)
+        rows[finished[:n]] = staying[staying >= n]
+        if self.cache is not None:
+            self.cache.select(rows)
+        return alive[rows]
+
+    def _stopped(self, alive: Tensor, tokens: Tensor, ended: Tensor) -> Tensor:
+        """Which rows' texts have met a stop string, (n,)."""
+        stopped = torch.zeros_like(ended)
+        if self.texts is not None:
+            for place, (row, token) in enumerate(zip(alive.tolist(), tokens.tolist())):
+                text = self.texts[row]
+                if not (ended[place] or self.done[row]):
+                    text.push(token)
+                    stopped[place] = text.stopped
+        return stopped
+
+    def _next(self, alive: Tensor, step: int, end: int) -> Tensor:
+        """One token for each row that is alive, from the columns before `end`."""
+        start = 0 if self.cache is None else self.cache.length
+        hidden = self.model.base_model(
+            self.ids[alive, start:end],
+            None if self.mask is None else self.mask[alive, :end],
+            None if self.positions is None else self.positions[alive, start:end],
+            self.cache,
+            self.recorder.begin_step() if self.recorder else None,
+        )  # (n, T, C)
+        logits = self.model.lm_head(hidden[:, -1]).float()  # (n, V)  only the last position is asked
+        scores = logits
+        if self.processors:
+            ids = self.ids[alive, :end]  # (n, S)
+            if self.mask is not None:
+                ids = ids.where(self.mask[alive, :end], NO_TOKEN)
+            for process in self.processors:
+                scores = process(scores, ids, step)
+        check_scores(logits, scores)
+        if self.uniform is None:
+            tokens = sampling.greedy(scores)  # (n,)
+        else:
+            o = self.options
+            scores = sampling.filtered(scores, o.temperature, o.top_k, o.top_p, o.min_p, o.typical_p)
+            tokens = sampling.sample(scores, self.uniform[alive, step])  # (n,)
+        if self.recorder:
+            self.recorder.end_step(logits, scores, tokens)
+        return tokens
+
+    def completions(self) -> list[Completion]:
+        """What every row has become."""
+        result = []
+        counts = self.counts.tolist()
+        for row, ids in enumerate(self.ids.tolist()):
+            full = counts[row] == self.options.wanted
+            reason: StopReason = "length" if full else "context"
+            if self.met_eos[row]:
+                reason = "eos"
+            elif self.met_text[row]:
+                reason = "stop_string"
+            result.append(Completion(ids[self.width : self.width + counts[row]], reason))
+        return result
