@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.turns import Arm, prepared_data, surroundings, take_turns
 from minigpt.terminal import table
 from minigpt.training.config import read_recipe
-from minigpt.training.run_data import read_data
+from minigpt.training.run_data import RunData, read_data
 
 
 def main() -> None:
@@ -68,10 +68,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     document = dataclasses.replace(read_recipe("document"), **paths, **size)
     budgets = sorted(options.budgets)
     data = read_data(ours)
+    assert isinstance(data, RunData)
     arms = [Arm(f"qa-cpu, {budget:g} s", ours, data, [budget]) for budget in budgets]
     arms.append(Arm("document", document, read_data(document), budgets))
     # both arms are measured on the same characters: what `qa-cpu` reads, uncut at its max_length
-    arms[-1].trainer.data = dataclasses.replace(arms[-1].trainer.data, val=data.val)
+    peer = arms[-1].trainer
+    assert isinstance(peer.data, RunData)
+    peer.data = dataclasses.replace(peer.data, val=data.val)
     rows = take_turns(arms, options.slice)
     return {
         **surroundings("chinese_qa", options.data, options.threads),

@@ -631,6 +631,7 @@ class Survival:
         """Batches after a resume are those of the run that went on; each sample comes once an epoch."""
         config = self.runs.config("order")
         data = run_data.read_data(config)
+        assert isinstance(data, run_data.RunData)
 
         def plan() -> BatchPlan:
             return BatchPlan(data.train, batch_size=5, by_length=config.by_length, seed=config.seed)

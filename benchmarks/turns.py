@@ -18,7 +18,7 @@ from minigpt.data.split import split_pairs, write_split
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import TrainConfig
 from minigpt.training.loop import Trainer
-from minigpt.training.run_data import RunData
+from minigpt.training.run_data import RunData, TextData
 
 __all__ = ["Arm", "prepared_data", "surroundings", "take_turns"]
 
@@ -30,7 +30,7 @@ class Arm:
     """
 
     def __init__(
-        self, name: str, config: TrainConfig, data: RunData, budgets: list[float], **labels: Any
+        self, name: str, config: TrainConfig, data: RunData | TextData, budgets: list[float], **labels: Any
     ) -> None:
         self.name, self.budgets, self.labels = name, budgets, labels
         self.fitted = config.lr_scheduler_type == "cosine"

@@ -11,19 +11,29 @@ the network. Training state is `minigpt.training`'s affair, the manifest `minigp
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from minigpt.bpe import BpeTokenizer
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.tokenizer import Tokenizer
 
-__all__ = ["load_model", "load_model_and_tokenizer", "load_tokenizer", "load_weights", "save_pretrained"]
+__all__ = [
+    "AnyTokenizer",
+    "load_model",
+    "load_model_and_tokenizer",
+    "load_tokenizer",
+    "load_weights",
+    "save_pretrained",
+]
+
+AnyTokenizer: TypeAlias = Tokenizer | BpeTokenizer
 
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -45,8 +55,8 @@ def load_model(
     return _read_model(_checked_folder(path), device, dtype)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The character tokenizer of a directory (its tokenizer.json), or of a vocab.json file.
+def load_tokenizer(path: str | Path) -> AnyTokenizer:
+    """The tokenizer of a directory, characters or byte-level BPE, or of a vocab.json file.
 
     Raises:
         InputError: naming the file and what is wrong with it.
@@ -60,10 +70,12 @@ def load_model_and_tokenizer(
     """Both from one directory, checked to belong together.
 
     Raises:
-        InputError: as `load_model`, and if the two vocabularies differ in size.
+        InputError: as `load_model`, if the two vocabularies differ in size, or for byte-level tokens.
     """
     folder = _checked_folder(path)
     model, tokenizer = _read_model(folder, device, dtype), _read_tokenizer(folder)
+    if not isinstance(tokenizer, Tokenizer):
+        raise InputError(f"{folder}: a model of plain text with byte-level tokens answers no questions")
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return model, tokenizer
 
@@ -89,7 +101,7 @@ def load_weights(model: LanguageModel, path: str | Path) -> None:
     naming_of(expected).fill(model, weights, assign=False)
 
 
-def save_pretrained(model: LanguageModel, tokenizer: Tokenizer, directory: str | Path) -> None:
+def save_pretrained(model: LanguageModel, tokenizer: AnyTokenizer, directory: str | Path) -> None:
     """Write a directory that transformers, and `load_model`, read. The same weights give the same bytes.
 
     Each file is replaced as a whole. A directory that has a manifest, a finished checkpoint, is left alone.
@@ -104,13 +116,17 @@ def save_pretrained(model: LanguageModel, tokenizer: Tokenizer, directory: str |
     weights = safetensors.torch.save(
         naming_of(model.config).to_hugging_face(model), metadata={"format": "pt"}
     )
-    special_ids = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
-    settings = {
+    end = tokenizer.eos_token_id if isinstance(tokenizer, BpeTokenizer) else tokenizer.sep_token_id
+    special_ids = {"eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
+    settings: dict[str, Any] = {
         CONFIG: naming_of(model.config).config_to_hugging_face(model.config, **special_ids),
-        GENERATION: special_ids,
-        TOKENIZER: _tokenizer_json(tokenizer),
-        TOKENIZER_CONFIG: _tokenizer_config(tokenizer, model.config.max_position_embeddings),
+        GENERATION: {key: index for key, index in special_ids.items() if index is not None},
     }
+    if isinstance(tokenizer, BpeTokenizer):
+        tokenizer.save(folder)
+    else:
+        settings[TOKENIZER] = _tokenizer_json(tokenizer)
+        settings[TOKENIZER_CONFIG] = _tokenizer_config(tokenizer, model.config.max_position_embeddings)
     try:
         texts = {
             name: (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
@@ -123,7 +139,7 @@ def save_pretrained(model: LanguageModel, tokenizer: Tokenizer, directory: str |
     atomic_write(folder / WEIGHTS, weights)
 
 
-def _require_same_vocabulary(model: LanguageModel, tokenizer: Tokenizer, where: str = "") -> None:
+def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, where: str = "") -> None:
     entries, rows = tokenizer.get_vocab_size(), model.config.vocab_size
     if entries != rows:
         raise InputError(
@@ -245,11 +261,13 @@ def _tokenizer_config(tokenizer: Tokenizer, model_max_length: int) -> dict[str, 
     }
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
+def _read_tokenizer(folder: Path) -> AnyTokenizer:
     path = folder / TOKENIZER
     content = _read_json(path).get("model")
     kind = content.get("type") if isinstance(content, dict) else None
     vocabulary = content.get("vocab") if isinstance(content, dict) else None
+    if kind == "BPE":
+        return BpeTokenizer.from_folder(folder)
     if kind != "WordLevel" or not isinstance(vocabulary, dict):
         raise InputError(f"{path} holds no character vocabulary: its model is {kind!r}, not 'WordLevel'")
     try:

@@ -1,10 +1,12 @@
-"""Train a GPT on questions and answers.
+"""Train a GPT on questions and answers, or on plain text.
 
     python ./minigpt/train.py                      # picks a recipe by device, says which and why
     minigpt train --recipe qa-cpu --num_train_epochs 5
+    minigpt train --text book.txt --recipe shakespeare-cpu
     minigpt train --resume                         # after Ctrl-C or a crash: goes on to the same bits
 
-Reads data/train.jsonl, data/val.jsonl and data/vocab.json; writes output/ (see `--help` for every path).
+Reads data/train.jsonl, data/val.jsonl and data/vocab.json, or what --text names; writes output/ (see `--help`
+for every path).
 """
 
 import sys
@@ -105,10 +107,7 @@ def _main(config: TrainConfig, lock: "FolderLock") -> dict[str, Any]:
         )
     data = read_data(config)
     trainer = Trainer(config, data)
-    print(
-        f"{len(data.train):,} pairs to learn from, {len(data.val):,} to measure on; "
-        f"{trainer.model.config.parameter_count():,} parameters on {trainer.device}"
-    )
+    print(f"{data.sentence}; {trainer.model.config.parameter_count():,} parameters on {trainer.device}")
     if config.dry_run:
         report.print_parameters(trainer)
     elif config.resume and not has_checkpoint:
@@ -145,6 +144,9 @@ def _move_aside(output: Path) -> None:
             )
         shutil.rmtree(previous)
     output.rename(previous)
+    if (previous / "shards").exists():  # the encoded text is not the run's: it is used again
+        output.mkdir()
+        (previous / "shards").rename(output / "shards")
     print(f"the earlier run is in {output}.previous now")
 
 

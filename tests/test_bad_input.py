@@ -158,6 +158,8 @@ def test_no_file_to_read(door: Door, place: Workplace, verb: str, kind: str) -> 
         wrong = place.vocab / "data.jsonl"
     arguments = [wrong if argument == place.data else argument for argument in place.arguments(verb)]
     said = {"missing": "does not exist", "a directory": "is a directory", "below a file": "Not a directory"}
+    if verb == "vocab":  # which also takes a folder of texts
+        said["a directory"] = "holds no .txt"
     result = door(verb, *arguments)
     assert_refused(result, verb, str(wrong), said[kind])
     if kind == "a directory":

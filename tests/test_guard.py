@@ -60,7 +60,7 @@ def test_skipped_steps_are_named_and_the_run_goes_on(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = poison(trainer(config(folder)), {2, 3})
-    lines = run.lines([2])
+    lines = run.places([2])
     assert run.run()["steps"] == 12
     assert (
         f"step      3  skipped: loss nan, gradient norm nan; {shown_lines(lines)} of"
@@ -105,7 +105,7 @@ def test_a_rollback_is_resumed_to_the_same_bits(folder: Path, stop_after: int) -
 
 def test_a_second_time_it_stops_and_names_the_lines(folder: Path) -> None:
     run = poison(trainer(config(folder, max_steps=30)), {8, 9, 10, 14, 15, 16})
-    lines = shown_lines(run.lines([14, 15, 16]))
+    lines = shown_lines(run.places([14, 15, 16]))
     with pytest.raises(
         InputError, match=rf"step 17: 3 steps in a row .* once already; .*{lines} of .*train\.jsonl"
     ):
@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_are_never_saved(folder: Path, where: str) -
 
 def test_a_spike_is_named(folder: Path) -> None:
     run = poison(trainer(config(folder, max_steps=24, dropout=0.0)), {20}, factor=9.0)
-    lines = run.lines([20])
+    lines = run.places([20])
     run.run()
     (event,) = [line for line in metrics(folder / "run") if line.get("event") == "spike"]
     assert (event["step"], event["lines"]) == (21, lines)

@@ -203,7 +203,7 @@ def test_changed_data_needs_to_be_allowed_and_is_said(
     assert "the order is that of the new data" in out
     assert run.at.best_val_loss == math.inf  # measured on other data
     fresh = trainer(config(folder, "other"))
-    assert run.lines([8, 9]) == fresh.lines([8, 9])
+    assert run.places([8, 9]) == fresh.places([8, 9])
 
 
 def test_another_vocabulary_is_refused_whatever_is_allowed(folder: Path) -> None:

@@ -18,7 +18,7 @@ from minigpt.devices import random_state
 from minigpt.training import report
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.optimizer import make_optimizers, orthogonalize, schedule
-from minigpt.training.run_data import read_data
+from minigpt.training.run_data import RunData, read_data
 from tests.doors import RunDoor
 from tests.runs import config, given, identical, trainer, write_data
 
@@ -146,6 +146,7 @@ def test_accumulation_equals_one_large_batch(folder: Path) -> None:
         )
         run = trainer(settings)
         assert run.tokens_seen == 0
+        assert isinstance(run.data, RunData)
         losses.append([run.step()["loss"] for _ in range(5)])
         assert run.tokens_seen == 5 * int((run.data.train.lengths - 1).sum())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -90,6 +90,21 @@ class EncodedPairs:
             rows=rows,
         )
 
+    @property
+    def rows(self) -> int:
+        """Rows of an evaluation."""
+        return len(self)
+
+    @property
+    def answer_share(self) -> float:
+        """Of the tokens that have one before them, those that belong to answers."""
+        return float((self.lengths - self.answer_starts).sum() / (self.lengths - 1).sum())
+
+    @property
+    def mean_targets(self) -> float:
+        """Tokens to predict of a row, on average."""
+        return float(self.lengths.mean()) - 1
+
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, by length, for evaluation."""
         order = np.argsort(self.lengths, kind="stable")
@@ -191,3 +206,8 @@ class BatchPlan:
             self._epoch = epoch
         first = self._shuffled[position]
         return self._order[self._cuts[first] : self._cuts[first + 1]]
+
+    def shapes(self, data: EncodedPairs, pad_to: int = 0) -> list[tuple[int, int]]:
+        """Rows and tokens of the longest row, of all batches of an epoch."""
+        every = map(self.rows, range(len(self)))
+        return [(len(rows), max(pad_to, int(data.lengths[rows].max()))) for rows in every]

@@ -22,8 +22,7 @@ import torch
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.files import atomic_folder, reached, sync_folder, verify_manifest
-from minigpt.pretrained import save_pretrained
-from minigpt.tokenizer import Tokenizer
+from minigpt.pretrained import AnyTokenizer, save_pretrained
 
 __all__ = [
     "Contents",
@@ -48,7 +47,7 @@ class Contents:
 
     step: int
     model: LanguageModel
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     optimizer: dict[str, torch.Tensor]
     rng: dict[str, torch.Tensor]
     state: dict[str, Any]

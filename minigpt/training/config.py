@@ -47,7 +47,7 @@ _KNOBS = {  # Qwen3Config's sizes that have one knob for both families
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DoorOptions):
-    """Train a GPT on questions and answers."""
+    """Train a GPT on questions and answers, or with --text on plain text."""
 
     recipe: str = ""
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
@@ -59,6 +59,16 @@ class TrainConfig(DoorOptions):
     """JSONL file to measure on, never learned from"""
     vocab_path: Path = Path("data/vocab.json")
     """vocabulary, made by `minigpt vocab`"""
+    text: Path | None = None
+    """plain text to learn from instead of train_data: a file, or a folder of .txt, .md, .jsonl ({"text"})"""
+    val_text: Path | None = None
+    """text to measure on, never learned from; without it, the last val_fraction of --text"""
+    val_fraction: float = 0.1
+    """share of --text, at its end, that is measured on where there is no --val_text"""
+    tokenizer: str = "char"
+    """of --text: char (one token a character), or path of a vocab.json or a folder with a tokenizer.json"""
+    shards: Path | None = None
+    """folder for the encoded --text, used again while that is the same; without it, shards in the output"""
     output: Path = Path("output")
     """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
     resume: bool = False
@@ -104,7 +114,7 @@ class TrainConfig(DoorOptions):
     max_length: int = 128
     """tokens of a pair (question, answer, two separators); longer ones are cut"""
     batch_size: int = 32
-    """pairs of a batch, at most"""
+    """pairs of a batch, at most; of --text: windows of block_size tokens"""
     tokens_per_batch: int = 0
     """tokens of a batch including padding, at most; 0: no limit"""
     gradient_accumulation_steps: int = 1
@@ -206,7 +216,15 @@ class TrainConfig(DoorOptions):
             raise InputError(
                 f"max_length must hold a character and two separators: got max_length={self.max_length}"
             )
-        if self.max_length - 1 > self.block_size:
+        if not 0 < self.val_fraction < 1:
+            raise InputError(
+                f"val_fraction must be above 0 and below 1: got val_fraction={self.val_fraction}"
+            )
+        if self.text is None and (self.val_text or self.tokenizer != "char"):
+            raise InputError(
+                "--val_text and --tokenizer belong to --text; for questions and answers: --val_data"
+            )
+        if self.text is None and self.max_length - 1 > self.block_size:
             raise InputError(
                 f"pairs of max_length={self.max_length} tokens do not fit into block_size={self.block_size}; "
                 "raise --block_size or lower --max_length"
@@ -327,12 +345,15 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         value = float(value) if fits else value  # type: ignore[arg-type]
-    elif hint is Path:
+    elif hint == Path | None and value is None:
+        fits = True
+    elif hint in (Path, Path | None):
         fits = isinstance(value, str)
         value = Path(value) if isinstance(value, str) else value
     else:
         fits = type(value) is hint
     if not fits:
         want = hint.__name__ if isinstance(hint, type) else str(typing.get_args(hint))
+        want = "a path" if hint == Path | None else want
         raise InputError(f"{source}: {key} = {value!r}: expected {want}")
     return value

@@ -18,12 +18,11 @@ import minigpt
 from minigpt.command_line import InputError
 from minigpt.devices import random_state, set_random_state
 from minigpt.files import atomic_write, make_folder
-from minigpt.inference.generation import GenerationOptions, answer_questions
 from minigpt.pretrained import load_weights
 from minigpt.terminal import ProgressLine, seconds, warn
 from minigpt.training import checkpoint
 from minigpt.training.config import RUN_FILE
-from minigpt.training.guard import first_non_finite, shown_lines
+from minigpt.training.guard import first_non_finite
 from minigpt.training.metrics import Metrics
 from minigpt.training.optimizer import load_state, schedule, state_tensors
 from minigpt.training.saving import Saver, copied
@@ -108,14 +107,14 @@ class Trainer(Stepper):
         self._progress.update(at.steps_done, shown)
         event = "skipped" if at.bad_steps else "spike" if numbers["loss"] > numbers["spike_above"] else ""
         if event:
-            lines = self.lines([at.steps_done - 1])
+            places = self.places([at.steps_done - 1])
             above = f", above {numbers['spike_above']:.4g}" if event == "spike" else ""
             self._progress.write(
                 f"step {at.steps_done:>6}  {event}: loss {numbers['loss']:.4g}{above}, gradient norm "
-                f"{numbers['grad_norm']:.4g}; {shown_lines(lines)} of {self.config.train_data}"
+                f"{numbers['grad_norm']:.4g}; {self.data.where(places, self.config)}"
             )
             measured = {key: numbers[key] for key in ("loss", "grad_norm")}
-            self._metrics.write(at.steps_done, event=event, **measured, lines=lines)
+            self._metrics.write(at.steps_done, event=event, **measured, **{self.data.unit: places})
         if at.steps_done % self.config.logging_steps == 0 and at.loss_steps:
             self._metrics.write(
                 at.steps_done,
@@ -148,13 +147,7 @@ class Trainer(Stepper):
             at.best_val_loss, at.best_step = counted.loss, at.steps_done
         at.evaluated = True
         self._save(best, final=self.is_finished())
-        pair = self.data.val_pairs[(at.steps_done // self.eval_steps) % len(self.data.val_pairs)]
-        room = self.model.config.max_position_embeddings - len(pair.question) - 1
-        sample = ""
-        if room > 0:
-            options = GenerationOptions(max_new_tokens=min(48, room))
-            answer = answer_questions(self.model, self.tokenizer, [pair.question], options)[0]
-            sample = f"  Q: {pair.question}  A: {answer.text}"
+        sample = self.data.sample(self.model, at.steps_done // self.eval_steps)
         star = "*" if best else " "
         self._progress.write(
             f"step {at.steps_done:>6}  validation loss {counted.loss:.4f}{star} "
@@ -181,12 +174,10 @@ class Trainer(Stepper):
         """
         at, config = self.at, self.config
         self._settle()
-        lines = self.lines(range(max(0, at.steps_done - max(1, at.bad_steps)), at.steps_done))
+        places = self.places(range(max(0, at.steps_done - max(1, at.bad_steps)), at.steps_done))
         rate = schedule(config, at.steps_done - 1, self.total_steps) * config.learning_rate
-        advice = (
-            f"lower --learning_rate (now {rate:.2g}) or see {shown_lines(lines)} of {config.train_data}, "
-            "which came last"
-        )
+        last = self.data.where(places, config)
+        advice = f"lower --learning_rate (now {rate:.2g}) or see {last}, which came last"
         if at.rollbacks:
             raise InputError(f"step {at.steps_done}: {why}, after going back once already; {advice}")
         try:
@@ -199,7 +190,9 @@ class Trainer(Stepper):
         went_to = int(snapshot.state["steps_done"])
         at.skip(went_to + 1, at.steps_done)
         at.rollbacks, at.bad_steps, at.loss_sum, at.loss_steps = at.rollbacks + 1, 0, 0.0, 0
-        self._metrics.write(at.steps_done, event="rollback", reason=why, to_step=went_to, lines=lines)
+        self._metrics.write(
+            at.steps_done, event="rollback", reason=why, to_step=went_to, **{self.data.unit: places}
+        )
         warn(
             f"step {at.steps_done}: {why}; back to the weights of step {went_to}, and on with the data of "
             f"step {at.steps_done + 1}"

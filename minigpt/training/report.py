@@ -57,17 +57,16 @@ def estimate(trainer: Trainer) -> Estimate:
     """Measure a piece of the first batch (about a second) and work out the rest."""
     plan, config = trainer.plan, trainer.config
     pad_to = config.max_length if config.pad_to_max_length else 0
-    lengths = trainer.data.train.lengths
-    shapes = [(len(rows), max(pad_to, int(lengths[rows].max()))) for rows in map(plan.rows, range(len(plan)))]
+    shapes = trainer.data.shapes(plan, pad_to)
     tokens = sum(rows * (width - 1) for rows, width in shapes) / len(shapes)
-    answer_share = _answer_share(trainer) if config.loss_on == "answer" else 1.0
+    answer_share = trainer.data.train.answer_share if config.loss_on == "answer" else 1.0
     flops = sum(_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
     per_step = config.gradient_accumulation_steps
     speed = _measure(trainer, answer_share)
     steps = trainer.total_steps - trainer.steps_done
     evaluations = -(-trainer.total_steps // trainer.eval_steps) - trainer.steps_done // trainer.eval_steps
-    val = trainer.data.val.lengths
-    val_flops = _flops(trainer, len(val), float(val.mean()), 1.0) / 3  # forward only
+    val = trainer.data.val
+    val_flops = _flops(trainer, val.rows, val.mean_targets, 1.0) / 3  # forward only
     time_needed = (steps * flops * per_step + evaluations * val_flops) / speed
     time_needed += steps * _optimizer_seconds(trainer)
     rows, width = max(shapes, key=lambda shape: shape[0] * shape[1])
@@ -79,11 +78,6 @@ def estimate(trainer: Trainer) -> Estimate:
         seconds=time_needed,
         memory_bytes=_memory(trainer, rows, width - 1, answer_share),
     )
-
-
-def _answer_share(trainer: Trainer) -> float:
-    train = trainer.data.train
-    return float((train.lengths - train.answer_starts).sum() / (train.lengths - 1).sum())
 
 
 def _flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:

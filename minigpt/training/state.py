@@ -17,7 +17,7 @@ import minigpt
 from minigpt.command_line import InputError
 from minigpt.training.config import PER_CALL, TrainConfig
 from minigpt.training.guard import RECENT
-from minigpt.training.run_data import RunData
+from minigpt.training.run_data import RunData, TextData
 
 __all__ = ["Progress", "changes", "described"]
 
@@ -74,7 +74,7 @@ class Progress:
 
 
 def described(
-    config: TrainConfig, data: RunData, device: torch.device, total_steps: int, progress: Progress
+    config: TrainConfig, data: RunData | TextData, device: torch.device, total_steps: int, progress: Progress
 ) -> dict[str, Any]:
     """The contents of training_state.json."""
     return {
@@ -93,11 +93,12 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
 
 
-def _fingerprints(config: TrainConfig, data: RunData) -> list[tuple[str, str, str]]:
+def _fingerprints(config: TrainConfig, data: RunData | TextData) -> list[tuple[str, str, str]]:
+    train, val, vocabulary = data.names(config)
     return [
-        ("train_fingerprint", data.train.fingerprint, f"training data ({config.train_data})"),
-        ("val_fingerprint", data.val.fingerprint, f"validation data ({config.val_data})"),
-        ("vocabulary_fingerprint", data.tokenizer.fingerprint, f"vocabulary ({config.vocab_path})"),
+        ("train_fingerprint", data.train.fingerprint, f"training data ({train})"),
+        ("val_fingerprint", data.val.fingerprint, f"validation data ({val})"),
+        ("vocabulary_fingerprint", data.tokenizer.fingerprint, f"vocabulary ({vocabulary})"),
     ]
 
 
@@ -113,7 +114,7 @@ class Changes:
 def changes(
     state: dict[str, Any],
     config: TrainConfig,
-    data: RunData,
+    data: RunData | TextData,
     device: torch.device,
     total_steps: int,
     folder: Path,

@@ -11,17 +11,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from minigpt.command_line import InputError
-from minigpt.data.batches import Batch, BatchPlan
+from minigpt.data.batches import Batch
 from minigpt.devices import pick_device, random_state, seed_everything, set_random_state
 from minigpt.evaluation.loss import LossReport, evaluate_loss
 from minigpt.families import new_model
+from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import TrainConfig
 from minigpt.training.guard import spike_threshold
 from minigpt.training.optimizer import make_optimizers, schedule
-from minigpt.training.run_data import RunData
+from minigpt.training.run_data import RunData, TextData
 from minigpt.training.signals import StopNow, StopRequest
 from minigpt.training.state import Progress
 
@@ -31,7 +31,7 @@ __all__ = ["Stepper"]
 class Stepper:
     """A model, its data and its optimisers: `step()` by `step()`, and `evaluate()`."""
 
-    def __init__(self, config: TrainConfig, data: RunData) -> None:
+    def __init__(self, config: TrainConfig, data: RunData | TextData) -> None:
         self.config, self.data = config, data
         self.device = pick_device(config.device)
         if config.threads:
@@ -42,14 +42,7 @@ class Stepper:
         self.tokenizer = data.tokenizer
         self.model = new_model(config.model_config(self.tokenizer.get_vocab_size())).to(self.device)
         self.optimizers = make_optimizers(self.model, config)
-        self.plan = BatchPlan(
-            data.train,
-            batch_size=config.batch_size,
-            tokens_per_batch=config.tokens_per_batch,
-            pad_to=config.max_length if config.pad_to_max_length else 0,
-            by_length=config.by_length,
-            seed=config.seed,
-        )
+        self.plan = data.plan(config)
         per_step = config.gradient_accumulation_steps
         self.total_steps = config.max_steps or max(
             1, math.ceil(config.num_train_epochs * len(self.plan) / per_step)
@@ -88,9 +81,8 @@ class Stepper:
         """
         counted = batch.answer_mask if self.config.loss_on == "answer" else batch.token_mask  # (B, T)
         with self.autocast():
-            hidden = self.model.base_model(batch.input_ids)  # (B, T, C)
-            logits = self.model.lm_head(hidden[counted])  # (positions, V)
-        return F.cross_entropy(logits.float(), batch.targets[counted], reduction="sum")
+            hidden = self.model.base_model(batch.input_ids)[counted]  # (B, T, C) -> (positions, C)
+            return summed_cross_entropy(self.model.lm_head, hidden, batch.targets[counted])
 
     def step(self) -> dict[str, float]:
         """Do one step; returns its loss per counted token, gradient norm and learning rate.
@@ -158,6 +150,6 @@ class Stepper:
         with self.asked.at_once():
             return evaluate_loss(self.model, self.data.val.in_order(128), self.device)
 
-    def lines(self, steps: Iterable[int]) -> list[int]:
-        """The lines of the training data that the batches of some steps (from 0) come from."""
-        return [int(n) for s in steps for batch in self.batches(s) for n in self.data.train.lines[batch.rows]]
+    def places(self, steps: Iterable[int]) -> list[int]:
+        """Where the batches of some steps (from 0) stand in the training data: see `data.unit`."""
+        return [place for s in steps for batch in self.batches(s) for place in self.data.places(batch)]

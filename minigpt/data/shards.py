@@ -1,0 +1,358 @@
+"""A corpus as token ids on disk: encoded once, in parallel, in files that are mapped into memory.
+
+    tokens = prepare(Path("books"), Path("output/shards"), tokenizer)
+    tokens.read(1_000_000, 65)  # 65 ids, (65,) int64
+
+The folder holds `shard-00000.bin`, ...: ids as little-endian uint16 (uint32 for more than 65,536 entries),
+document behind document, each followed by the tokenizer's end-of-text id. `shards.json` lists them with size
+and SHA-256, and the sources with size, time and SHA-256; it comes last. Each shard is made from its own
+piece of the corpus (minigpt/data/corpus.py), so that any number of processes can work, and none holds more
+than a few megabytes. A shard is first written under a temporary name; its `shard-00000.json` says that it is
+whole. After a kill, such shards are verified and kept.
+
+Reading is only by position. What a window is, and in which order they come, is minigpt/data/windows.py's.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.command_line import InputError, printable
+from minigpt.data.corpus import Piece, Source, find_sources, plan_pieces, read_document, read_lines
+from minigpt.data.processes import run_in_processes
+from minigpt.data.tokens import MANIFEST, Tokens, read_manifest, report, write_manifest
+from minigpt.files import atomic_open, atomic_write, sha256
+from minigpt.terminal import ProgressLine
+from minigpt.tokenizer import Tokenizer, build_vocabulary
+
+__all__ = ["TextTokenizer", "characters_of", "collect_characters", "end_of_text", "prepare"]
+
+VOCABULARY = "vocab.json"  # of --tokenizer char
+PIECE = 16 << 20  # bytes of text that one shard is made from, about
+CHUNK = 1 << 16  # characters that are encoded in one go: the library keeps some hundred bytes for each token
+_OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
+
+
+class TextTokenizer(Protocol):
+    """What a corpus needs of a tokenizer: the character Tokenizer has it, and BpeTokenizer."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal tokenizers have equal ones."""
+
+    def get_vocab_size(self) -> int:
+        """Entries of the vocabulary."""
+
+    def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
+        """The ids of a text and nothing else."""
+
+
+def end_of_text(tokenizer: TextTokenizer) -> int:
+    """The id that ends a document: `eos_token_id`, or the character vocabulary's <sep>.
+
+    Raises:
+        InputError: if the tokenizer has neither.
+    """
+    for name in ("eos_token_id", "sep_token_id"):
+        if (index := getattr(tokenizer, name, None)) is not None:
+            return int(index)
+    raise InputError("the tokenizer has no end-of-text token (eos_token) to put between documents")
+
+
+@dataclass
+class _Counts:
+    """What was met in a piece of the corpus."""
+
+    documents: int = 0
+    tokens: int = 0
+    characters: int = 0
+    text_bytes: int = 0  # in UTF-8
+    unknown: dict[str, int] = field(default_factory=dict)  # character -> how often the vocabulary lacked it
+    lines: list[int] = field(default_factory=list)  # of JSONL, for each piece
+    skipped: list[tuple[int, int, str]] = field(default_factory=list)  # piece, line within it, why
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to make, or one piece to look through."""
+
+    number: int
+    sources: list[Source]
+    pieces: list[Piece]
+    key: str  # changes with whatever would change the shard
+
+
+def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
+    """Neighbouring pieces, a folder of small files say, share a shard until it is full."""
+    groups: list[list[Piece]] = [[]]
+    filled = 0
+    for piece in pieces:
+        size = piece.stop - piece.start
+        if filled + size > PIECE * 3 // 2:
+            groups.append([])
+            filled = 0
+        groups[-1].append(piece)
+        filled += size
+    jobs = []
+    for number, group in enumerate(filter(None, groups)):
+        used = sorted({piece.source for piece in group})  # a million files are not sent to everybody
+        place = {index: i for i, index in enumerate(used)}
+        own = [piece._replace(source=place[piece.source]) for piece in group]
+        jobs.append(_Job(number, [sources[index] for index in used], own, key))
+    return jobs
+
+
+def _size(job: _Job) -> int:
+    return sum(piece.stop - piece.start for piece in job.pieces)
+
+
+# -- what a process does -----------------------------------------------------------------------------------
+
+
+def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> Iterator[tuple[str, bool]]:
+    """The texts of a job in chunks, and whether a document ends behind each."""
+    any_place = tokenizer is None or isinstance(tokenizer, Tokenizer)
+    check = partial(_joins, tokenizer)
+    for index, piece in enumerate(job.pieces):
+        source = job.sources[piece.source]
+        counts.lines.append(0)
+        if source.kind != "text":
+            for line, text in read_lines(source, piece):
+                counts.lines[-1] = line
+                if isinstance(text, str):
+                    yield text, True
+                else:
+                    counts.skipped.append((index, line, str(text)))
+        else:
+            for text in read_document(source, piece, CHUNK, any_place=any_place, check=check):
+                yield text, False
+            if piece.stop == source.size:
+                yield "", True
+
+
+def _joins(tokenizer: TextTokenizer | None, left: str, right: str) -> bool:
+    """Whether a cut changes no id, tried on its surroundings: the rules in corpus.py cover known families."""
+    if tokenizer is None or isinstance(tokenizer, Tokenizer):
+        return True
+    parts = np.concatenate([tokenizer.encode_array(left), tokenizer.encode_array(right)])
+    return np.array_equal(tokenizer.encode_array(left + right), parts)
+
+
+def _make(shared: tuple[Path, TextTokenizer], job: _Job) -> dict[str, Any]:
+    """Write one shard and what there is to say about it."""
+    folder, tokenizer = shared
+    end, dtype = end_of_text(tokenizer), _dtype(tokenizer)
+    counts, digest = _Counts(), hashlib.sha256()
+    name = f"shard-{job.number:05d}"
+    with atomic_open(folder / f"{name}.bin") as file:
+        for text, is_end in _documents(job, counts, tokenizer):
+            ids = tokenizer.encode_array(text)
+            if isinstance(tokenizer, Tokenizer):
+                _count_unknown(text, ids, tokenizer, counts)
+            if is_end:
+                ids = np.append(ids, np.int32(end))
+                counts.documents += 1
+            data = ids.astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            counts.tokens += len(ids)
+            counts.characters += len(text)
+            counts.text_bytes += len(text.encode())
+    record = {
+        "name": f"{name}.bin",
+        "size": counts.tokens * np.dtype(dtype).itemsize,
+        "sha256": digest.hexdigest(),
+        "key": job.key,
+        **asdict(counts),
+    }
+    atomic_write(folder / f"{name}.json", json.dumps(record, ensure_ascii=False))
+    return record
+
+
+def _count_unknown(text: str, ids: npt.NDArray[np.int32], tokenizer: Tokenizer, counts: _Counts) -> None:
+    for position in np.flatnonzero(ids == tokenizer.unk_token_id).tolist():
+        character = text[position]
+        counts.unknown[character] = counts.unknown.get(character, 0) + 1
+
+
+def _look(shared: None, job: _Job) -> dict[str, Any]:
+    """The characters of a piece."""
+    characters: set[str] = set()
+    for text, _ in _documents(job, _Counts(), None):
+        characters.update(text)
+    return {"characters": "".join(sorted(characters))}
+
+
+def _dtype(tokenizer: TextTokenizer) -> str:
+    return "<u2" if tokenizer.get_vocab_size() <= 1 << 16 else "<u4"
+
+
+# -- what the parent does ----------------------------------------------------------------------------------
+
+
+def collect_characters(path: Path, workers: int = 0) -> set[str]:
+    """All characters of a corpus, read in parallel.
+
+    Raises:
+        InputError: as `find_sources`, and for bytes that are no text.
+    """
+    sources = find_sources(path)
+    jobs = _jobs(sources, plan_pieces(sources, PIECE, any_place=True), "")
+    found: set[str] = set()
+    sizes = [_size(job) for job in jobs]
+    work = run_in_processes(_look, None, jobs, sizes, workers=workers, title="looking for characters")
+    for result in work:
+        found.update(result["characters"])
+    return found
+
+
+def characters_of(path: Path, folder: Path, *, workers: int = 0) -> Tokenizer:
+    """The character tokenizer of a corpus: that of the shards in the folder if they fit, else made anew.
+
+    Raises:
+        InputError: as `collect_characters`; if `folder`/vocab.json cannot be written.
+    """
+    sources, old = find_sources(path), read_manifest(folder)
+    if old and (folder / VOCABULARY).is_file() and _same_sources(sources, old["sources"]):
+        tokenizer = Tokenizer(folder / VOCABULARY)
+        if tokenizer.fingerprint == old["tokenizer"]:
+            return tokenizer
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(collect_characters(path, workers)))
+    tokenizer.save(folder / VOCABULARY)
+    return tokenizer
+
+
+def prepare(path: Path, folder: Path, tokenizer: TextTokenizer, *, workers: int = 0) -> Tokens:
+    """The ids of a corpus: what the folder holds if it fits, else encoded anew. Says which in one line.
+
+    Args:
+        path: a text file, or a folder of them.
+        folder: where the shards lie, or will.
+        workers: processes; 0: one a core. The shards do not depend on it.
+
+    Raises:
+        InputError: for a corpus that cannot be read, or holds nothing; if the shards cannot be written.
+    """
+    sources = find_sources(path)
+    old = read_manifest(folder)
+    if old and old["tokenizer"] == tokenizer.fingerprint and _same_sources(sources, old["sources"]):
+        tokens = Tokens(folder, old)
+        tokens.verify()
+        print(f"{path}: {tokens.sentence}, as prepared in {folder}")
+        report(old, path)
+        return tokens
+    folder.mkdir(parents=True, exist_ok=True)
+    described = _described(sources)
+    any_place = isinstance(tokenizer, Tokenizer)
+    pieces = plan_pieces(sources, PIECE, any_place=any_place, check=partial(_joins, tokenizer))
+    key = hashlib.sha256(
+        json.dumps([1, tokenizer.fingerprint, [(s["name"], s["sha256"]) for s in described], pieces]).encode()
+    ).hexdigest()
+    jobs = _jobs(sources, pieces, key)
+    (folder / MANIFEST).unlink(missing_ok=True)  # from here on it would list what is being replaced
+    records = {job.number: record for job in jobs if (record := _finished(folder, job))}
+    if records:
+        print(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")
+    _clear(folder, {name for r in records.values() for name in _names(r)})
+    left = [job for job in jobs if job.number not in records]
+    try:
+        sizes, title = [_size(job) for job in left], f"encoding {printable(path.name)}"
+        for record in run_in_processes(_make, (folder, tokenizer), left, sizes, workers=workers, title=title):
+            records[int(record["name"][6:-4])] = record
+    except BaseException:
+        _clear(folder, {name for r in records.values() for name in _names(r)}, temporary_only=True)
+        raise
+    for source in sources:
+        status = source.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (source.size, source.mtime_ns):
+            raise InputError(f"{source.path} was changed while it was read; run the command again")
+    manifest = _manifest(tokenizer, described, [records[job.number] for job in jobs], jobs)
+    if not manifest["tokens"] - manifest["documents"]:
+        raise InputError(f"{path} holds no text to learn from")
+    write_manifest(folder, manifest)
+    for job in jobs:
+        (folder / f"shard-{job.number:05d}.json").unlink()
+    tokens = Tokens(folder, manifest)
+    print(f"{path}: {tokens.sentence}; prepared in {folder}")
+    report(manifest, path)
+    return tokens
+
+
+def _described(sources: list[Source]) -> list[dict[str, Any]]:
+    result = []
+    with ProgressLine("hashing, files", len(sources), patience=2.0) as progress:
+        for number, source in enumerate(sources):
+            progress.update(number)
+            entry = {"name": source.name, "size": source.size, "mtime_ns": source.mtime_ns}
+            result.append({**entry, "sha256": sha256(source.path)})
+    return result
+
+
+def _same_sources(sources: list[Source], described: list[dict[str, Any]]) -> bool:
+    """By name, size and time; where only the time differs, the content decides."""
+    if [(s.name, s.size) for s in sources] != [(d["name"], d["size"]) for d in described]:
+        return False
+    return all(
+        s.mtime_ns == d["mtime_ns"] or sha256(s.path) == d["sha256"] for s, d in zip(sources, described)
+    )
+
+
+def _names(record: dict[str, Any]) -> tuple[str, str]:
+    return record["name"], record["name"][:-3] + "json"
+
+
+def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
+    """Remove what a killed process was writing, and shards of another text; nothing with another name."""
+    for path in folder.iterdir():
+        is_ours = _OURS.fullmatch(path.name) and path.name not in keep and path.is_file()
+        if is_ours and (path.name.startswith(".") or not temporary_only):
+            path.unlink(missing_ok=True)
+
+
+def _finished(folder: Path, job: _Job) -> dict[str, Any] | None:
+    """The record of a shard that was made for this very job and is whole, or None."""
+    try:
+        record: dict[str, Any] = json.loads((folder / f"shard-{job.number:05d}.json").read_bytes())
+        path = folder / f"shard-{job.number:05d}.bin"
+        if record["key"] == job.key and path.stat().st_size == record["size"]:
+            return record if sha256(path) == record["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _manifest(
+    tokenizer: TextTokenizer, sources: list[dict[str, Any]], records: list[dict[str, Any]], jobs: list[_Job]
+) -> dict[str, Any]:
+    unknown: dict[str, int] = {}
+    for record in records:
+        for character, count in record["unknown"].items():
+            unknown[character] = unknown.get(character, 0) + count
+    before: dict[str, int] = {}  # source -> lines of it that earlier pieces had
+    skipped = []
+    for job, record in zip(jobs, records):
+        base = []
+        for piece, lines in zip(job.pieces, record["lines"]):
+            name = job.sources[piece.source].name
+            base.append((name, before.get(name, 0)))
+            before[name] = base[-1][1] + lines
+        skipped += [(base[index][0], base[index][1] + line, why) for index, line, why in record["skipped"]]
+    return {
+        "format": 1,
+        "tokenizer": tokenizer.fingerprint,
+        "dtype": _dtype(tokenizer),
+        "end_of_text": end_of_text(tokenizer),
+        **{key: sum(r[key] for r in records) for key in ("documents", "tokens", "characters", "text_bytes")},
+        "unknown": dict(sorted(unknown.items(), key=lambda item: -item[1])),
+        "skipped": skipped,
+        "sources": sources,
+        "shards": [{key: r[key] for key in ("name", "tokens", "size", "sha256")} for r in records],
+    }
