@@ -413,7 +413,7 @@ def refusal(path: Path, folder: Path, tokenizer: shards.TextTokenizer = CHARACTE
         (b"\xed\xa0\x80", ":1: not UTF-8"),
         ("你好，世界。\n".encode("gb18030") * 3, "looks like GBK/GB18030, not UTF-8; convert it: iconv"),
         ("ab".encode("utf-16"), "is UTF-16, not UTF-8; convert it: iconv"),
-        (gzip.compress(b"ab"), "compressed (gzip)"),
+        (gzip.compress(b"ab", mtime=0), "compressed (gzip)"),
         (b"%PDF-1.7", "is a PDF file"),
         (b"PAR1", "is a Parquet file"),
     ],
