@@ -23,6 +23,7 @@ from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.inference import sampling
 from minigpt.inference.cache import KeyValueCache
+from minigpt.inference.native import native_step
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, Recorder, StopReason
 from minigpt.inference.penalties import NO_TOKEN, Processor, make_processors
@@ -95,6 +96,7 @@ class Batch:
         self.device = next(model.parameters()).device
         context = model.config.max_position_embeddings
         lengths = [len(prompt) for prompt in prompts]
+        self.first = max(lengths) - torch.tensor(lengths, device=self.device)  # (B,)  columns of padding
         limits = [options.limit(length, context) for length in lengths]
         B, self.width, self.steps = len(prompts), max(lengths), max(limits)
         self.pad = next(iter(request.eos), 0)
@@ -107,7 +109,7 @@ class Batch:
         self.positions: Tensor | None = None  # (B, S_max)
         if min(lengths) < self.width:
             column = torch.arange(self.width + self.steps, device=self.device)  # (S_max,)
-            place = column - (self.width - torch.tensor(lengths, device=self.device))[:, None]  # (B, S_max)
+            place = column - self.first[:, None]  # (B, S_max)
             self.mask = place >= 0
             self.positions = place.clamp(0, context - 1)  # what lies beyond belongs to finished rows
         self.eos = torch.tensor(request.eos, dtype=torch.int64, device=self.device)
@@ -120,6 +122,7 @@ class Batch:
         # the last token is never read: one column less
         columns = self.width + self.steps - 1
         self.cache = new_cache(model, B, columns) if options.use_cache else None
+        self.native = native_step(model) if options.use_cache and recorder is None else None
 
     def draw(self, seeds: Sequence[Sequence[int]]) -> None:
         """Draw all numbers that sampling will use, each row's from its own generator."""
@@ -176,15 +179,7 @@ class Batch:
 
     def _next(self, alive: Tensor, step: int, end: int) -> Tensor:
         """One token for each row that is alive, from the columns before `end`."""
-        start = 0 if self.cache is None else self.cache.length
-        hidden = self.model.base_model(
-            self.ids[alive, start:end],
-            None if self.mask is None else self.mask[alive, :end],
-            None if self.positions is None else self.positions[alive, start:end],
-            self.cache,
-            self.recorder.begin_step() if self.recorder else None,
-        )  # (n, T, C)
-        logits = self.model.lm_head(hidden[:, -1]).float()  # (n, V)  only the last position is asked
+        logits = self._logits(alive, end)  # (n, V)
         scores = logits
         if self.processors:
             ids = self.ids[alive, :end]  # (n, S)
@@ -202,6 +197,24 @@ class Batch:
         if self.recorder:
             self.recorder.end_step(logits, scores, tokens)
         return tokens
+
+    def _logits(self, alive: Tensor, end: int) -> Tensor:
+        """What the model says after the columns before `end`, (n, V), of which the cache holds the first."""
+        start = 0 if self.cache is None else self.cache.length
+        ids = self.ids[alive, start:end]  # (n, T)
+        if self.native and self.cache and self.native.takes(ids.numel()):
+            first = self.first[alive]  # (n,)
+            places = torch.arange(start, end) - first[:, None]  # (n, T)
+            return self.native(ids, places.clamp_(min=0), first, self.cache)
+        hidden = self.model.base_model(
+            ids,
+            None if self.mask is None else self.mask[alive, :end],
+            None if self.positions is None else self.positions[alive, start:end],
+            self.cache,
+            self.recorder.begin_step() if self.recorder else None,
+        )  # (n, T, C)
+        logits: Tensor = self.model.lm_head(hidden[:, -1]).float()  # (n, V)  only the last position is asked
+        return logits
 
     def completions(self) -> list[Completion]:
         """What every row has become."""

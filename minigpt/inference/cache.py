@@ -76,6 +76,10 @@ class KeyValueCache:
         self._values[layer, : self._rows, :, S : S + T] = v
         return self._keys[layer, : self._rows, :, : S + T], self._values[layer, : self._rows, :, : S + T]
 
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The whole memory of a layer's keys and of its values, (B, H, T_max, D) each, used or not."""
+        return self._keys[layer], self._values[layer]
+
     def advance(self, tokens: int) -> None:
         """All layers were updated with `tokens` more: they count from now on."""
         self._length += tokens

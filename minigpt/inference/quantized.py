@@ -1,0 +1,117 @@
+"""Weights in fewer bits, for decoding on a CPU, which waits for memory: float16 or int8 instead of float32.
+
+    quantize(model, "int8")     # in place: the weights of every product; embeddings and norms stay
+
+int8: each row of a matrix (one output channel) is stored as whole numbers from -127 to 127 times one scale.
+The input is rounded in the same way, with a scale for each 64 neighbours of a token, so that one large value
+costs only its neighbours precision, and no token depends on another. float16: rounded weights alone.
+
+Here this is arithmetic on floats, the slow twin; `minigpt.inference.native` multiplies the whole numbers.
+Training a quantised model is not possible.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt.command_line import InputError
+from minigpt.families import LanguageModel
+
+__all__ = [
+    "GROUP",
+    "PRECISIONS",
+    "Precision",
+    "QuantizedLinear",
+    "quantize",
+    "rounded_groups",
+    "rounded_rows",
+]
+
+Precision = Literal["float32", "float16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+GROUP = 64  # neighbours of an input that share a scale; as in native.c
+
+
+def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 (N, K) and scales (N,) with weight about int8 * scale: off by at most half a scale.
+
+    The largest value of a row becomes 127 or -127; -128 is not used, which keeps sums of two products within
+    16 bits for the fastest instructions of older CPUs.
+    """
+    scale = weight.abs().amax(dim=1) / 127  # (N,)
+    steps = weight / scale.clamp(min=torch.finfo(scale.dtype).tiny)[:, None]
+    return steps.round().clamp(-127, 127).to(torch.int8), scale
+
+
+def rounded_groups(x: Tensor) -> Tensor:
+    """(..., K) -> the same shape: each GROUP of neighbours rounded to 255 steps from -max to max."""
+    K = x.shape[-1]
+    groups = F.pad(x, (0, -K % GROUP)).reshape(*x.shape[:-1], -1, GROUP)  # (..., K / GROUP, GROUP)
+    largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., K / GROUP, 1)
+    steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()  # all zeros stay zeros
+    rounded: Tensor = (steps * (largest / 127)).flatten(-2)[..., :K]
+    return rounded
+
+
+class QuantizedLinear(nn.Module):
+    """What stands for an nn.Linear: the same product, from weights in float16 or int8.
+
+    Args:
+        weight: (N, K) float16 or int8.
+        scale: (N,) float32 for int8, None for float16.
+        bias: (N,) float32 or None.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
+        super().__init__()
+        assert (weight.dtype == torch.int8) == (scale is not None), "int8 needs scales, float16 has none"
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self.weight: Tensor
+        self.scale: Tensor | None
+        self.bias: Tensor | None
+
+    @classmethod
+    def of(cls, linear: nn.Linear, precision: Precision) -> "QuantizedLinear":
+        """Quantise a linear layer."""
+        weight = linear.weight.detach().float()
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        if precision == "float16":
+            return cls(weight.half(), None, bias)
+        return cls(*rounded_rows(weight), bias)
+
+    def dequantized(self) -> Tensor:
+        """The weights (N, K) that the stored ones stand for, float32."""
+        weight = self.weight.float()
+        return weight if self.scale is None else weight * self.scale[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N), in the dtype of x."""
+        if self.scale is not None:
+            x = rounded_groups(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.dequantized().to(x.dtype), bias)
+
+
+def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
+    """Replace every nn.Linear of a model, lm_head included, in place; returns the model, in eval mode.
+
+    A tied lm_head gets weights of its own: the embedding it was tied to is only looked up, and stays float32.
+
+    Raises:
+        InputError: for an unknown precision, or a model that is quantised already.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise InputError("the model is quantised already: load it anew to choose another precision")
+    if precision != "float32":
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, QuantizedLinear.of(child, precision))
+    return model.eval()

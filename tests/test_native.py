@@ -1,0 +1,234 @@
+"""One call of C against the PyTorch modules: both families, three precisions, padding, batches, prompts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from minigpt.command_line import InputError
+from minigpt.families import LanguageModel
+from minigpt.inference import native
+from minigpt.inference.cache import KeyValueCache
+from minigpt.inference.generation import GenerationOptions, generate_ids
+from minigpt.inference.native import NativeStep, native_step
+from minigpt.inference.quantized import (
+    GROUP,
+    PRECISIONS,
+    Precision,
+    QuantizedLinear,
+    quantize,
+    rounded_groups,
+    rounded_rows,
+)
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+
+V, LONGEST = 83, 48
+# widths that are no multiples of a vector, of four rows, of a group of 64; several tiles of tokens
+MODELS: dict[str, Callable[[], LanguageModel]] = {
+    "gpt": lambda: GPTLMHeadModel(GPTConfig(72, 3, 2, 0.0, LONGEST, V)),
+    "gpt2": lambda: GPTLMHeadModel(GPTConfig(76, 2, 2, 0.0, LONGEST, V, bias=True, gelu="tanh")),
+    "one-head": lambda: GPTLMHeadModel(GPTConfig(5, 1, 1, 0.0, LONGEST, V)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(V, 68, 100, 2, 6, 2, 16, LONGEST)),
+    "qwen3-untied": lambda: Qwen3ForCausalLM(
+        Qwen3Config(V, 64, 33, 1, 2, 2, 10, LONGEST, tie_word_embeddings=False)
+    ),
+}
+compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
+
+
+def make(name: str, precision: Precision = "float32") -> LanguageModel:
+    """Weights so large that attention and norms have something to do."""
+    torch.manual_seed(3)
+    model = MODELS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return quantize(model, precision)
+
+
+def ids(rows: int, length: int) -> Tensor:
+    return torch.randint(V, (rows, length), generator=torch.Generator().manual_seed(length))
+
+
+def step_of(model: LanguageModel) -> NativeStep:
+    step = native_step(model)
+    assert step is not None
+    return step
+
+
+def far(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+# float sums of some hundred terms in another order differ by about 1e-6 of the largest; an input that falls
+# on the edge between two whole numbers may round the other way, one step of 127: hence int8's
+CLOSE = {"float32": 1e-5, "float16": 1e-5, "int8": 2e-2}
+
+
+@compiled
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_token_by_token_and_at_once_equal_the_modules(name: str, precision: Precision) -> None:
+    model, given = make(name, precision), ids(3, 21)
+    expected = model(given)  # (3, 21, V)
+    step, cache = step_of(model), KeyValueCache(model.config, 3, 21)
+    for t in range(9):
+        assert far(step(given[:, t : t + 1], t, 0, cache), expected[:, t]) < CLOSE[precision]
+    assert far(step(given[:, 9:], torch.arange(9, 21), 0, cache), expected[:, -1]) < CLOSE[precision]
+    assert cache.length == 21
+
+
+@compiled
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_alone_and_in_a_padded_batch(name: str, precision: Precision) -> None:
+    model, lengths, width = make(name, precision), (4, 17, 9), 17
+    rows = torch.zeros(3, width + 1, dtype=torch.int64)
+    first = width - torch.tensor(lengths)
+    for row, length in enumerate(lengths):
+        rows[row, width - length :] = ids(1, length + 1)[0]
+    places = (torch.arange(width + 1) - first[:, None]).clamp(min=0)
+    step, cache = step_of(model), KeyValueCache(model.config, 3, width + 1)
+    prompt = step(rows[:, :-1], places[:, :-1], first, cache).clone()
+    after = step(rows[:, -1:], places[:, -1:], first, cache).clone()
+    for row, length in enumerate(lengths):
+        alone = KeyValueCache(model.config, 1, length + 1)
+        given = rows[row : row + 1, width - length :]
+        assert torch.equal(step(given[:, :-1], torch.arange(length), 0, alone)[0], prompt[row])
+        assert torch.equal(step(given[:, -1:], length, 0, alone)[0], after[row])
+
+
+@compiled
+@pytest.mark.parametrize("precision", PRECISIONS)
+@torch.inference_mode()
+def test_torch_reads_the_cache_that_it_wrote(precision: Precision) -> None:
+    model, given = make("qwen3", precision), ids(2, 12)
+    cache = KeyValueCache(model.config, 2, 12)
+    step_of(model)(given[:, :8], torch.arange(8), 0, cache)
+    logits = model(given[:, 8:], past_key_values=cache)
+    assert far(logits[:, -1], model(given)[:, -1]) < CLOSE[precision]
+
+
+@compiled
+@torch.inference_mode()
+def test_generation_takes_it_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [ids(1, n)[0].tolist() for n in (1, 5, 11, 30)]
+    options = GenerationOptions(max_new_tokens=12)
+    calls: list[int] = []
+    original = NativeStep.__call__
+
+    def counting(self: NativeStep, *arguments: Tensor) -> Tensor:
+        calls.append(len(arguments[0]))
+        return original(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(NativeStep, "__call__", counting)
+    for name in MODELS:
+        model = make(name).eval()
+        calls.clear()
+        fast = generate_ids(model, prompts, options, None)
+        assert max(calls) == 4
+        monkeypatch.setattr(native, "library", lambda: None)
+        calls.clear()
+        assert generate_ids(model, prompts, options, None) == fast, name
+        assert not calls
+        monkeypatch.undo()
+        monkeypatch.setattr(NativeStep, "__call__", counting)
+
+
+@compiled
+@torch.inference_mode()
+def test_values_that_training_changed_are_seen() -> None:
+    model, given = make("gpt"), ids(1, 6)
+    step = step_of(model)
+    next(model.parameters()).mul_(1.5)  # the embedding
+    got = step(given, torch.arange(6), 0, KeyValueCache(model.config, 1, 6))
+    assert far(got, model(given)[:, -1]) < CLOSE["float32"]
+
+
+@compiled
+@pytest.mark.parametrize("precision", PRECISIONS)
+@torch.inference_mode()
+def test_a_damaged_weight_does_not_look_whole(precision: Precision) -> None:
+    model, given = make("gpt", precision), ids(1, 6)
+    next(model.parameters())[int(given[0, 2])] = float("nan")  # the embedding of a token
+    got = step_of(model)(given, torch.arange(6), 0, KeyValueCache(model.config, 1, 6))
+    assert not got.isfinite().any()
+
+
+@compiled
+@torch.inference_mode()
+def test_a_cache_that_does_not_fit_is_refused() -> None:
+    model = make("gpt")
+    cache = KeyValueCache(model.config, 2, 4)
+    with pytest.raises(ValueError, match="the cache has 2 rows and room for 4 tokens: got 3, 1"):
+        step_of(model)(ids(3, 1), 0, 0, cache)
+    with pytest.raises(ValueError, match="the cache has 2 rows and room for 4 tokens: got 2, 5"):
+        step_of(model)(ids(2, 5), torch.arange(5), 0, cache)
+    assert cache.length == 0
+
+
+@pytest.mark.parametrize("why", ["no compiler", "broken compiler", "float64"])
+def test_without_it_torch_does_the_work(why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = make("gpt")
+    if why == "float64":
+        model = model.double()
+    else:
+        compiler = tmp_path / "cc"
+        compiler.write_text("#!/bin/sh\nexit 1\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CC", str(compiler))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        if why == "no compiler":
+            monkeypatch.delenv("CC")
+            monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+        native.library.cache_clear()
+    try:
+        assert native_step(model) is None
+        assert len(generate_ids(model, [[1, 2]], GenerationOptions(max_new_tokens=3), None)[0].ids) == 3
+    finally:
+        native.library.cache_clear()
+
+
+# -- the numbers themselves ----------------------------------------------------------------------------------
+
+
+def test_rows_are_off_by_half_a_step_at_most() -> None:
+    weight = torch.randn(7, 50) * torch.tensor([1e-6, 1, 1e6, 1, 1, 0, 1])[:, None]
+    whole, scale = rounded_rows(weight)
+    assert whole.dtype == torch.int8
+    assert int(whole.min()) >= -127
+    off = (whole * scale[:, None] - weight).abs()
+    assert bool((off <= scale[:, None] * 0.5001).all())
+    assert torch.equal(whole[5], torch.zeros(50, dtype=torch.int8))
+
+
+def test_a_large_value_costs_only_its_own_group_precision() -> None:
+    x = torch.randn(2, GROUP + 9)
+    calm = rounded_groups(x)
+    assert float((calm - x).abs().max()) <= float(x.abs().max()) / 127 * 0.5001
+    x[0, 3] = 1e4
+    assert torch.equal(rounded_groups(x)[0, GROUP:], calm[0, GROUP:])
+    assert torch.equal(rounded_groups(x)[1], calm[1])
+    assert torch.equal(rounded_groups(torch.zeros(1, 5)), torch.zeros(1, 5))
+
+
+def test_quantizing_replaces_products_and_keeps_the_rest() -> None:
+    model = make("gpt2")
+    before = next(model.parameters()).clone()  # the embedding
+    quantize(model, "int8")
+    kinds = {type(module) for module in model.modules()}
+    assert torch.nn.Linear not in kinds
+    assert QuantizedLinear in kinds
+    assert torch.equal(next(model.parameters()), before)
+    with pytest.raises(InputError, match="quantised already"):
+        quantize(model, "float16")
+    with pytest.raises(InputError, match="precision must be one of float32, float16, int8: got 'int4'"):
+        quantize(make("gpt"), "int4")  # type: ignore[arg-type]
