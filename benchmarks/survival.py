@@ -48,7 +48,7 @@ from minigpt import command_line, files, train
 from minigpt.data.batches import BatchPlan
 from minigpt.terminal import table
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.training import checkpoint, loop, report, run_data, step
+from minigpt.training import checkpoint, report, run_data, step
 from minigpt.training.config import TrainConfig
 from minigpt.training.loop import Trainer
 
@@ -152,7 +152,7 @@ def watched(strike: str = "") -> None:
     wrap(Trainer, "_gradient", "training")
     wrap(step, "evaluate_loss", "evaluating")
     wrap(checkpoint, "save", "saving")
-    wrap(loop, "answer_questions", "answering")
+    wrap(run_data.RunData, "sample", "answering")
 
 
 def replace(name: str, method: Callable[..., Any]) -> None:

@@ -136,11 +136,13 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
 
 
 def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put `state_tensors` back.
+    """Put `state_tensors` back. Before the first update there are none: the optimisers stay as they are.
 
     Raises:
         InputError: if they belong to another model or another optimiser.
     """
+    if not tensors:
+        return
     remaining = dict(tensors)
     names = {parameter: name for name, parameter in model.named_parameters()}
     for optimizer in optimizers:

@@ -137,7 +137,7 @@ def test_greedy_ids_are_hugging_faces(index: int) -> None:
         eos_token_id=config.vocab_size,  # never
         pad_token_id=0,
     )[:, 3:]
-    here = generate_ids(ours, prompts.tolist(), GenerationOptions(max_new_tokens=10), eos_token_id=-1)
+    here = generate_ids(ours, prompts.tolist(), GenerationOptions(max_new_tokens=10), eos_token_id=None)
     assert [completion.ids for completion in here] == there.tolist()
 
 
