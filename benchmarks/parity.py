@@ -105,7 +105,7 @@ def oracle(family: str, shape: tuple[Any, ...], dtype: torch.dtype, scale: float
 def loss_gradients(model: Any, logits: Callable[[Any], Tensor], ids: Tensor) -> dict[str, Tensor]:
     """Gradients of the mean loss, under the model's own names."""
     model.zero_grad()
-    F.cross_entropy(logits(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+    F.cross_entropy(logits(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
