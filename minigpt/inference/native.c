@@ -11,14 +11,14 @@
 // values, D channels of a head.
 
 #include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #else
 static int omp_get_thread_num(void) { return 0; }
-static int omp_get_num_threads(void) { return 1; }
 #endif
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
@@ -287,38 +287,75 @@ static inline float activated(float x, int act) {
     return x;
 }
 
-// A thread's share of 0 ... count, in multiples of `unit` so that rows of weights are taken in fours.
-static void share(int64_t count, int64_t unit, int64_t *begin, int64_t *end) {
-    int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-    int64_t units = (count + unit - 1) / unit;
-    *begin = units * me / threads * unit;
-    *end = units * (me + 1) / threads * unit;
+// ---- sharing the work --------------------------------------------------------------------------------------
+
+// Threads take pieces of a phase until none is left, and wait for the pieces that others are at, not for the
+// others themselves: one that the system has put to sleep holds nobody up, unless in the middle of a piece.
+typedef struct {
+    atomic_int taken, done;
+} Phase;
+
+enum { AT_ONCE = 4 };                        // phases that may run without waiting for each other
+
+typedef struct {
+    Phase *phases;                           // all of the call; every thread goes through them in order
+    int at, waited, threads;                 // the phase this thread is in; those before `waited` are done
+    int pieces[AT_ONCE];                     // of the phases since then
+} Worker;
+
+// Starts a phase over 0 ... count: a few pieces for each thread, but none smaller than `least`.
+static void begin_phase(Worker *me, int64_t count, int64_t least) {
+    int64_t pieces = count / least, most = 4 * (int64_t)me->threads;
+    if (pieces > most) pieces = most;
+    me->pieces[me->at - me->waited] = me->threads == 1 || pieces < 1 ? 1 : (int)pieces;
+}
+
+// The next piece that nobody has, cut at multiples of `unit`; returns 0 if all are taken.
+static int take(Worker *me, int64_t count, int64_t unit, int64_t *begin, int64_t *end) {
+    int64_t pieces = me->pieces[me->at - me->waited], units = (count + unit - 1) / unit;
+    int64_t piece = atomic_fetch_add_explicit(&me->phases[me->at].taken, 1, memory_order_relaxed);
+    if (piece >= pieces) return 0;
+    *begin = units * piece / pieces * unit;
+    *end = units * (piece + 1) / pieces * unit;
     if (*end > count) *end = count;
+    return 1;
+}
+
+static void finished(Worker *me) {
+    atomic_fetch_add_explicit(&me->phases[me->at].done, 1, memory_order_release);
+}
+
+static void end_phase(Worker *me, int wait) {
+    me->at++;
+    if (!wait && me->at - me->waited < AT_ONCE) return;
+    for (int i = 0; me->waited < me->at; me->waited++, i++)
+        for (int spins = 0;
+             atomic_load_explicit(&me->phases[me->waited].done, memory_order_acquire) < me->pieces[i]; spins++)
+            if (spins > 2000) sched_yield();
 }
 
 // Few tokens: every thread prepares the input for itself, which costs less than to wait for one that does it
-// for all. Many: each prepares its share, and all wait.
+// for all. Many: they share that, too.
 enum { FEW = 4, BLOCK = 128 };
 
-static void product(const Operation *op, const Token *tokens, int n, float *x, int8_t *q, float *scales) {
-    int64_t N = op->n_out, K = op->n_in, groups = (K + GROUP - 1) / GROUP, begin = 0, end = n;
-    int shared = n > FEW, wanted = 0;
-    if (shared) share(n, 1, &begin, &end);
-    for (int t = 0; t < n; t++) {
-        int place = t;
-        if (op->wanted) {                    // the last product: not every token's logits are asked for
-            if (!tokens[t].wanted) continue;
-            place = wanted++;
-        }
-        if (t < begin || t >= end) continue;
-        normed(op, op->in + t * K, x + place * K);
-        if (op->dtype == I8) to_int8(x + place * K, K, q + place * K, scales + place * groups);
+static void prepare_input(const Operation *op, const Token *tokens, int64_t begin, int64_t end, float *x,
+                          int8_t *q, float *scales) {
+    int64_t K = op->n_in, groups = (K + GROUP - 1) / GROUP;
+    int place = 0;                           // in the last product: not every token's logits are asked for
+    for (int64_t t = 0; t < end; t++) {
+        int64_t to = op->wanted ? place : t;
+        if (op->wanted && !tokens[t].wanted) continue;
+        place++;
+        if (t < begin) continue;
+        normed(op, op->in + t * K, x + to * K);
+        if (op->dtype == I8) to_int8(x + to * K, K, q + to * K, scales + to * groups);
     }
-    if (op->wanted) n = wanted;
-    if (shared) {
-#pragma omp barrier
-    }
-    share(N, ROWS, &begin, &end);
+}
+
+// Rows begin ... end of the weights times all inputs.
+static void multiply(const Operation *op, int n, int64_t begin, int64_t end, const float *x, const int8_t *q,
+                     const float *scales) {
+    int64_t K = op->n_in, groups = (K + GROUP - 1) / GROUP;
     for (int block = 0; block < n; block += BLOCK)  // a block's inputs stay in a core's second cache
         for (int64_t i = begin; i < end; i += ROWS) {
             int rows = end - i < ROWS ? (int)(end - i) : ROWS, last = block + BLOCK < n ? block + BLOCK : n;
@@ -348,11 +385,29 @@ static void product(const Operation *op, const Token *tokens, int n, float *x, i
         }
 }
 
+static void product(const Operation *op, const Token *tokens, int n, Worker *me, float *x, int8_t *q,
+                    float *scales) {
+    int64_t begin, end;
+    int shared = n > FEW, ready = shared, rows = n;
+    if (op->wanted)
+        for (int t = 0; t < n; t++) rows -= !tokens[t].wanted;
+    if (shared) {
+        for (begin_phase(me, n, 4); take(me, n, 1, &begin, &end); finished(me))
+            prepare_input(op, tokens, begin, end, x, q, scales);
+        end_phase(me, 1);
+    }
+    for (begin_phase(me, op->n_out, 4 * ROWS); take(me, op->n_out, ROWS, &begin, &end); finished(me)) {
+        if (!ready) prepare_input(op, tokens, 0, n, x, q, scales);
+        ready = 1;
+        multiply(op, rows, begin, end, x, q, scales);
+    }
+    end_phase(me, op->wait || shared);
+}
+
 // ---- embedding and attention -------------------------------------------------------------------------------
 
-static void embed(const Operation *op, const Token *tokens, int n) {
-    int64_t C = op->n_out, begin, end;
-    share(n, 1, &begin, &end);
+static void embed(const Operation *op, const Token *tokens, int64_t begin, int64_t end) {
+    int64_t C = op->n_out;
     for (int64_t t = begin; t < end; t++) {
         const float *row = (const float *)op->weight + tokens[t].id * C;
         for (int64_t c = 0; c < C; c++) op->out[t * C + c] = row[c];
@@ -386,10 +441,9 @@ static float *cached(const Operation *op, float *cache, int64_t columns, const T
 }
 
 // in: n rows of H query heads, G key heads, G value heads. Keys and values go into the cache, queries stay.
-static void remember(const Operation *op, const Token *tokens, int n, int64_t columns) {
+static void remember(const Operation *op, const Token *tokens, int64_t begin, int64_t end, int64_t columns) {
     int H = op->heads, G = op->kv_heads, D = op->head_dim;
-    int64_t width = (int64_t)(H + 2 * G) * D, begin, end;
-    share((int64_t)n * (H + 2 * G), 1, &begin, &end);
+    int64_t width = (int64_t)(H + 2 * G) * D;
     for (int64_t task = begin; task < end; task++) {
         int head = (int)(task % (H + 2 * G));
         const Token *t = tokens + task / (H + 2 * G);
@@ -401,11 +455,11 @@ static void remember(const Operation *op, const Token *tokens, int n, int64_t co
     }
 }
 
-static void attend(const Operation *op, const Token *tokens, int n, int64_t columns, float *scores) {
+static void attend(const Operation *op, const Token *tokens, int64_t begin, int64_t end, int64_t columns,
+                   float *scores) {
     int H = op->heads, G = op->kv_heads, D = op->head_dim;
-    int64_t width = (int64_t)(H + 2 * G) * D, begin, end;
+    int64_t width = (int64_t)(H + 2 * G) * D;
     float factor = 1.0f / sqrtf((float)D);
-    share((int64_t)n * H, 1, &begin, &end);
     for (int64_t task = begin; task < end; task++) {
         int head = (int)(task % H), g = head / (H / G);
         const Token *t = tokens + task / H;
@@ -432,33 +486,43 @@ static void attend(const Operation *op, const Token *tokens, int n, int64_t colu
     }
 }
 
-// `scratch`: minigpt_scratch bytes, aligned as floats.
-int64_t minigpt_scratch(int n, int64_t columns, int64_t widest, int threads) {
+// ---- the step ----------------------------------------------------------------------------------------------
+
+// Bytes of scratch memory, aligned as floats, that a step needs.
+int64_t minigpt_scratch(int count, int n, int64_t columns, int64_t widest, int threads) {
     int64_t groups = (widest + GROUP - 1) / GROUP, copies = n > FEW ? 1 : threads;
-    return copies * n * ((widest + groups) * sizeof(float) + (widest + 3) / 4 * 4) +
+    return 2 * count * sizeof(Phase) + copies * n * ((widest + groups) * sizeof(float) + (widest + 3) / 4 * 4) +
            threads * (columns + ROWS) * sizeof(float);
 }
 
 void minigpt_step(const Operation *operations, int count, const Token *tokens, int n, int64_t columns,
-                  int64_t widest, int threads, float *scratch) {
+                  int64_t widest, int threads, void *scratch) {
+    Phase *phases = scratch;
+    memset(phases, 0, 2 * count * sizeof(Phase));
 #pragma omp parallel num_threads(threads)
     {
-        int64_t groups = (widest + GROUP - 1) / GROUP, me = omp_get_thread_num(), copy = n > FEW ? 0 : me;
-        int64_t size = n * (widest + groups + (widest + 3) / 4);
-        float *x = scratch + copy * size, *scales = x + n * widest;
+        int64_t groups = (widest + GROUP - 1) / GROUP, number = omp_get_thread_num(), begin, end;
+        int64_t size = n * (widest + groups + (widest + 3) / 4), copy = n > FEW ? 0 : number;
+        float *notes = (float *)(phases + 2 * count), *x = notes + copy * size, *scales = x + n * widest;
         int8_t *q = (int8_t *)(scales + n * groups);
-        float *scores = scratch + (n > FEW ? 1 : threads) * size + me * (columns + ROWS);
+        float *scores = notes + (n > FEW ? 1 : threads) * size + number * (columns + ROWS);
+        Worker me = {.phases = phases, .threads = threads};
         for (int i = 0; i < count; i++) {
             const Operation *op = operations + i;
-            if (op->kind == EMBED) embed(op, tokens, n);
-            if (op->kind == PRODUCT) product(op, tokens, n, x, q, scales);
-            if (op->kind == ATTENTION) {
-                remember(op, tokens, n, columns);
-#pragma omp barrier
-                attend(op, tokens, n, columns, scores);
+            int64_t heads = (int64_t)n * (op->heads + 2 * op->kv_heads), queries = (int64_t)n * op->heads;
+            if (op->kind == PRODUCT) product(op, tokens, n, &me, x, q, scales);
+            if (op->kind == EMBED) {
+                for (begin_phase(&me, n, 4); take(&me, n, 1, &begin, &end); finished(&me))
+                    embed(op, tokens, begin, end);
+                end_phase(&me, 1);
             }
-            if (op->wait || n > FEW) {
-#pragma omp barrier
+            if (op->kind == ATTENTION) {
+                for (begin_phase(&me, heads, 4); take(&me, heads, 1, &begin, &end); finished(&me))
+                    remember(op, tokens, begin, end, columns);
+                end_phase(&me, 1);
+                for (begin_phase(&me, queries, 1); take(&me, queries, 1, &begin, &end); finished(&me))
+                    attend(op, tokens, begin, end, columns, scores);
+                end_phase(&me, 1);
             }
         }
     }

@@ -184,7 +184,7 @@ class NativeStep:
     def _run(self, tokens: Any, columns: int) -> None:
         n, threads = ctypes.c_int(tokens.size), ctypes.c_int(torch.get_num_threads())
         sizes = (ctypes.c_int64(columns), ctypes.c_int64(self._widest))
-        needed = self._library.minigpt_scratch(n, *sizes, threads)
+        needed = self._library.minigpt_scratch(len(self._operations), n, *sizes, threads)
         if self._notes.nbytes < needed:
             self._notes = torch.empty(needed // 4 + 1)
         self._library.minigpt_step(
