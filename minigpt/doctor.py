@@ -104,7 +104,8 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
     labels = _LABELS[language]
     rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
-    table(title, labels["columns"], rows)
+    print(printable(title))  # not as the table's title, which would be folded to the table's width
+    table("", labels["columns"], rows)
     for found in findings:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")
         if advice := found.advice(language):

@@ -22,7 +22,7 @@ Point = TypeVar("Point", TrainPoint, ValPoint)
 # Fresh weights guess almost evenly: ln(V) nats. Half a nat more means that steps went in a bad direction.
 FIRST_ABOVE = 0.5
 # One step cannot teach much: the first one's loss below 0.7 ln(V) was not learned in this run. A first line
-# that is a mean over several steps may lie anywhere down to the loss of single characters, about half of ln(V).
+# that is a mean over several steps may lie as low as the loss of single characters, about half of ln(V).
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
 # Real text is never predicted with certainty from the first line of metrics on.
 NOTHING = 1e-3
@@ -37,8 +37,9 @@ GRADIENT_TIMES = 5.0
 # Falling in a straight line, a third of the steps brings a third of the fall; a curve that is nearly done
 # brings under a tenth.
 STEEP_SHARE, STEEP_NATS = 0.2, 0.1
-# At the end of a cosine the rate is small: 3 % between two evaluations says that much was still to come.
-STILL_FALLING = 0.03
+# At the end of a cosine the rate is small: 3 % between two evaluations says that much was still to come. But
+# 0.02 nats are nothing, whatever their percentage: nearly every token is certain already.
+STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # Evaluations on a thousand pairs differ by chance by less than 1 %; below 0.02 nats nobody sees a difference.
 OVERFIT_SHARE, OVERFIT_NATS = 0.01, 0.02
 # A third of the time for half a per cent is not worth it.
@@ -206,7 +207,7 @@ def still_falling(record: RunRecord) -> Finding | None:
         return None
     before, last = val[-2].loss, val[-1].loss
     share = (before - last) / before
-    if share < STILL_FALLING:
+    if share < STILL_FALLING_SHARE or before - last < STILL_FALLING_NATS:
         return None
     return finding(
         "still_falling", before=before, last=last, share=share, epochs=record.config.num_train_epochs

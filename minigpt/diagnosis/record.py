@@ -154,7 +154,7 @@ def _settings(folder: Path, state: dict[str, Any]) -> TrainConfig:
     What this version does not know is passed over, what has another type has its default: a doctor asks less
     than a resume, which must be exact.
     """
-    written = _json_object(folder / RUN_FILE).get("config") or state.get("config")
+    written = _json_object(folder / RUN_FILE).get("config", state.get("config"))
     if not isinstance(written, dict):
         if (folder.parent / RUN_FILE).is_file():
             raise InputError(f"{folder} is a checkpoint; give its run's folder: {folder.parent}")

@@ -117,7 +117,9 @@ class Trackers:
         return self
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
-        """Show what was measured at a step. Text, lists, and numbers that are not finite are no curve."""
+        """Show what was measured at a step. Text, lists, numbers that are not finite, events are no curve."""
+        if "event" in values:
+            return
         numbers = {
             name: value
             for name, value in values.items()
