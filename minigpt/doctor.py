@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Options(command_line.DoorOptions):
     """Say in plain words what looks wrong with a training run, and what to try."""
 
-    run: Annotated[Path, tyro.conf.Positional] = Path("output")
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path("output")
     """folder of the run, as `minigpt train --output` made it"""
     deep: bool = False
     """also load the best checkpoint and ask it some held-out questions"""

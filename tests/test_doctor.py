@@ -68,10 +68,10 @@ def run(
 
 def with_points(record: RunRecord, **values: Callable[[int], float]) -> RunRecord:
     """The same run with other values in its lines of training, given by functions of the step."""
-    points = [
-        dataclasses.replace(point, **{name: value(point.step) for name, value in values.items()})
-        for point in record.train
-    ]
+    points = []
+    for point in record.train:
+        changed: dict[str, Any] = {name: value(point.step) for name, value in values.items()}
+        points.append(dataclasses.replace(point, **changed))
     return dataclasses.replace(record, train=points)
 
 
