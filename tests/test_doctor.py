@@ -328,7 +328,7 @@ ANSWERS: dict[str, tuple[list[Answer], list[Answer]]] = {
 
 @pytest.mark.parametrize("code", ANSWERS)
 def test_answers_that_have_it_and_answers_that_nearly_have_it(code: str) -> None:
-    has, nearly = ({one.code for one in judge_answers(given, 128)} for given in ANSWERS[code])
+    has, nearly = ({one.code for one in judge_answers(given, 64, 128)} for given in ANSWERS[code])
     assert code in has
     assert code not in nearly
 
@@ -451,7 +451,7 @@ def all_findings(tmp_path: Path) -> list[Finding]:
     read = read_curve(reference(tmp_path))
     every = [one for record, _ in RUNS.values() for check in CHECKS if (one := check(record))]
     every += [one for record, _ in DATA.values() for check in DATA_CHECKS if (one := check(record))]
-    every += [one for given, _ in ANSWERS.values() for one in judge_answers(given, 128)]
+    every += [one for given, _ in ANSWERS.values() for one in judge_answers(given, 64, 128)]
     every += [
         compare(run(), read),
         compare(run(held_out=lambda step: 5.0), read),
@@ -574,6 +574,15 @@ def test_folders_that_hold_no_run(tmp_path: Path, run_door: RunDoor) -> None:
 def test_settings_of_another_version_are_no_obstacle(tmp_path: Path, settings: dict[str, Any]) -> None:
     record = read_record(write_run(tmp_path / "run", [], settings))
     assert record.config.learning_rate == TrainConfig().learning_rate
+
+
+def test_a_run_on_plain_text_is_examined_without_its_data(tmp_path: Path) -> None:
+    settings = {**TrainConfig().as_dict(), "text": str(tmp_path / "poems.txt")}
+    record = read_record(write_run(tmp_path / "run", ['{"step": 3, "train_loss": 1}'], settings))
+    assert record.config.text == tmp_path / "poems.txt"
+    codes = {one.code for one in examine(record, deep=True)}
+    assert {"text_run", "no_questions"} <= codes
+    assert "no_data" not in codes
 
 
 def test_settings_come_from_the_checkpoint_where_run_json_is_lost(tmp_path: Path) -> None:

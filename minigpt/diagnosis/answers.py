@@ -1,6 +1,9 @@
 """Does the model answer as one that has learned its data would? A few held-out questions, asked greedily.
 
-findings = judge_answers(ask(record, pairs), max_length=256)
+    answers, limit = ask(record, pairs)
+    findings = judge_answers(answers, limit, max_length=256)
+
+Only this part of a diagnosis loads weights.
 """
 
 from collections import Counter
@@ -25,8 +28,10 @@ SAME_SHARE = 0.5
 EMPTY_SHARE = 0.1
 
 
-def ask(record: RunRecord, pairs: Sequence[Pair]) -> list[Answer]:
+def ask(record: RunRecord, pairs: Sequence[Pair]) -> tuple[list[Answer], int]:
     """The best checkpoint's answers to some of the questions, evenly spread over those that fit.
+
+    Returns: the answers, and how many tokens one may have.
 
     Raises:
         InputError: if there is no checkpoint that can be read, or no question fits.
@@ -43,17 +48,17 @@ def ask(record: RunRecord, pairs: Sequence[Pair]) -> list[Answer]:
         raise InputError(f"no question fits the model's block_size={room + 2}")
     count = min(QUESTIONS, len(questions))
     chosen = [questions[i * len(questions) // count] for i in range(count)]
-    return answer_questions(model, tokenizer, chosen, GenerationOptions(max_new_tokens=MAX_NEW_TOKENS))
+    limit = min(MAX_NEW_TOKENS, room + 1)
+    return answer_questions(model, tokenizer, chosen, GenerationOptions(max_new_tokens=limit)), limit
 
 
-def judge_answers(answers: Sequence[Answer], max_length: int) -> list[Finding]:
+def judge_answers(answers: Sequence[Answer], limit: int, max_length: int) -> list[Finding]:
     """Do they end, do they differ, do they say something? (At least one answer.)"""
     count, found = len(answers), []
     ended = sum(answer.stop_reason == "eos" for answer in answers) / count
     if ended >= END_SHARE:
         found.append(finding("answers_end", share=ended, count=count))
     else:
-        limit = MAX_NEW_TOKENS
         found.append(finding("no_end_learned", share=ended, count=count, limit=limit, max_length=max_length))
     texts = [answer.text.strip() for answer in answers]
     empty = texts.count("") / count

@@ -1,7 +1,7 @@
 """Is something wrong with the data that a run learned from? Pure functions, DataRecord -> Finding or None.
 
     data = read_data_record(record)
-    found = [data] if isinstance(data, Finding) else [found for check in DATA_CHECKS for found in check(data)]
+    found = [data] if isinstance(data, Finding) else [check(data) for check in DATA_CHECKS]
 
 The files are those that run.json names, if they are still there and still what the run saw.
 """

@@ -44,6 +44,7 @@ def _answers(record: RunRecord, data: DataRecord | Finding) -> list[Finding]:
     from minigpt.diagnosis.answers import ask, judge_answers  # loads the inference room
 
     try:
-        return judge_answers(ask(record, data.val), record.config.max_length)
+        answers, limit = ask(record, data.val)
+        return judge_answers(answers, limit, record.config.max_length)
     except InputError as error:
         return [finding("deep_impossible", reason=printable(str(error)))]

@@ -10,6 +10,7 @@ of JSON, no weights. A number that is missing or no number is nan, so that no ch
 import dataclasses
 import json
 import math
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,15 +161,16 @@ def _settings(folder: Path, state: dict[str, Any]) -> TrainConfig:
             raise InputError(f"{folder} is a checkpoint; give its run's folder: {folder.parent}")
         what = "is damaged" if (folder / RUN_FILE).exists() else f"holds no {RUN_FILE}"
         raise InputError(f"{folder} {what}: not a run that `minigpt train` began, or not any more")
-    usual = TrainConfig()
+    usual, hints = TrainConfig(), typing.get_type_hints(TrainConfig)
     values: dict[str, Any] = {}
     for item in dataclasses.fields(TrainConfig):
         value, default = written.get(item.name), getattr(usual, item.name)
-        if isinstance(default, Path) or (default is None and isinstance(value, str)):
-            value = Path(value) if isinstance(value, str) else default
+        if isinstance(value, str) and hints[item.name] in (Path, Path | None):
+            value = Path(value)
         elif type(default) is float and type(value) is int:
             value = float(value)
-        if type(value) is type(default) or isinstance(value, Path):
+        of_its_type = type(value) is type(default) or type(value) in typing.get_args(hints[item.name])
+        if of_its_type or isinstance(value, Path):
             values[item.name] = value
     try:
         return TrainConfig(**{**values, "resume": False, "overwrite": False, "output": folder})
