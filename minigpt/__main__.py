@@ -13,6 +13,7 @@ DOORS = {
     "stats": ("minigpt.dataset_stats", "token lengths, what a max_length would cut, unknown characters"),
     "train": ("minigpt.train", "train a GPT on questions and answers"),
     "eval": ("minigpt.evaluate_model", "loss, perplexity, exact match and character F1 of a checkpoint"),
+    "doctor": ("minigpt.doctor", "what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: interactively, one question, or a file of them"),
 }
 

@@ -33,7 +33,8 @@ LEVELS = (
     ("inference",),
     ("evaluation",),
     ("training",),
-    ("build_vocab", "split_data", "dataset_stats", "train", "generate", "evaluate_model"),  # doors
+    ("diagnosis",),  # of a run, from what training wrote
+    ("build_vocab", "split_data", "dataset_stats", "train", "generate", "evaluate_model", "doctor"),  # doors
     ("__main__",),  # knows doors by name only
     ("__init__",),  # loads the public names when they are asked for
 )
@@ -252,7 +253,7 @@ def test_only_doors_may_import_the_reference() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
     providers = importlib.metadata.packages_distributions()
-    groups = ("tensorboard", "plot", "jax", "constrained", "datasets")
+    groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "wandb")
     always, optional = required(), {name for group in groups for name in required(group)}
     for item in imports(MODULES[module]):
         top = room(item.name)

@@ -504,10 +504,12 @@ def test_help_of_every_door(verb: str, tmp_path: Path) -> None:
         if options.__doc__ is None or options.__doc__.splitlines()[0] not in done.stdout:
             continue  # another door's options, which this one imports
         shown = " ".join(" ".join(text).replace("│", " ").split())
+        by_place = {
+            field.name for field in dataclasses.fields(options) if hasattr(field.type, "__metadata__")
+        }
         for name, words in documented(options).items():
-            assert re.search(rf"--{name}\b[^(]* {re.escape(words)}", shown), (
-                f"--{name} or its help is missing"
-            )
+            flag = name.upper() if name in by_place else f"--{name}"
+            assert re.search(rf"{flag}\b[^(]* {re.escape(words)}", shown), f"--{name} or its help is missing"
         break
     else:
         pytest.fail("the help begins with no options' docstring")

@@ -167,6 +167,8 @@ class TrainConfig(DoorOptions):
     """a checkpoint cannot be written (disk full, ...): warn and try again at the next one, or stop"""
     max_bad_steps: int = 3
     """steps in a row without a finite loss and gradient, after which the last checkpoint is gone back to"""
+    report_to: Literal["none", "tensorboard", "wandb", "all"] = "tensorboard"
+    """what else shows the numbers of metrics.jsonl, if it is installed (wandb: WANDB_PROJECT, WANDB_MODE)"""
 
     # The machine
     seed: int = 42

@@ -65,7 +65,7 @@ class Trainer(Stepper):
         atomic_write(output / RUN_FILE, text + "\n")
         with (
             stop_requests() as self.asked,
-            Metrics(output, self.steps_done) as self._metrics,
+            Metrics(output, self.steps_done, config.report_to, config.as_dict()) as self._metrics,
             Saver(output, config.save_total_limit, config.save_async, config.on_save_error) as self._saver,
             ProgressLine("training", self.total_steps) as self._progress,
         ):

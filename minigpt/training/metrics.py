@@ -1,41 +1,41 @@
-"""What a run writes down about itself: metrics.jsonl, and the same numbers for TensorBoard."""
+"""What a run writes down about itself: metrics.jsonl, and the same numbers for the trackers asked for."""
 
 import json
 import math
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from minigpt.command_line import InputError
 from minigpt.files import atomic_write
 from minigpt.terminal import warn
+from minigpt.training.trackers import ReportTo, Trackers
 
 __all__ = ["Metrics"]
 
 
-class _Writer(Protocol):
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Metrics:
-    """metrics.jsonl, one object a line, and the same numbers for TensorBoard where it is installed.
+    """metrics.jsonl, one object a line, and the same numbers for TensorBoard and Weights & Biases.
 
     A full disk costs no line: what cannot be written is kept and tried again with the next line, and at the
     end. `flush` says whether all is on the disk, so that no checkpoint is ever ahead of its metrics.
     """
 
-    def __init__(self, output: Path, steps_done: int) -> None:
+    def __init__(
+        self,
+        output: Path,
+        steps_done: int,
+        report_to: ReportTo = "tensorboard",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._path = output / "metrics.jsonl"
         self._descriptor = -1
         self._length = 0  # bytes of whole lines
         self._pending = b""
         self._warned = False
-        self._board: _Writer | None = None
         self._steps_done = steps_done
-        self._folder = output / "tensorboard"
+        self._trackers = Trackers(output, steps_done, report_to, settings)
 
     def __enter__(self) -> "Metrics":
         kept = ""
@@ -45,12 +45,7 @@ class Metrics:
         atomic_write(self._path, kept)
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         self._length = os.fstat(self._descriptor).st_size
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            print("tensorboard is not installed: the curves are in metrics.jsonl alone", file=sys.stderr)
-        else:
-            self._board = SummaryWriter(str(self._folder), purge_step=self._steps_done + 1)
+        self._trackers.__enter__()
         return self
 
     def write(self, step: int, **values: object) -> None:
@@ -61,17 +56,7 @@ class Metrics:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._pending += (json.dumps({"step": step, **finite}, allow_nan=False) + "\n").encode()
         self._write_pending()
-        for name, value in values.items() if "event" not in values else ():
-            if self._board is not None and name != "seconds" and isinstance(value, int | float):
-                self._curve(name, value, step)
-
-    def _curve(self, name: str, value: float, step: int) -> None:
-        assert self._board is not None
-        try:
-            self._board.add_scalar(name, value, step)
-        except OSError as error:  # its own thread could not write: the curves are in metrics.jsonl too
-            warn(f"{self._folder}: {error.strerror or error}; TensorBoard gets no more numbers of this run")
-            self._board = None
+        self._trackers.write(step, values)
 
     def _write_pending(self) -> OSError | None:
         try:
@@ -105,8 +90,7 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self._write_pending()
         os.close(self._descriptor)
-        if self._board is not None:
-            self._board.close()
+        self._trackers.close()
 
 
 def _step_of(line: str) -> float:

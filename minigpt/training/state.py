@@ -26,6 +26,7 @@ _OF_NO_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", "t
     "save_async",
     "on_save_error",
     "save_total_limit",
+    "report_to",
 }
 
 

@@ -1,0 +1,71 @@
+"""Does the model answer as one that has learned its data would? A few held-out questions, asked greedily.
+
+    answers, limit = ask(record, pairs)
+    findings = judge_answers(answers, limit, max_length=256)
+
+Only this part of a diagnosis loads weights.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from minigpt.command_line import InputError, printable
+from minigpt.data.reader import Pair
+from minigpt.diagnosis.findings import Finding, finding
+from minigpt.diagnosis.record import RunRecord
+from minigpt.inference.generation import Answer, GenerationOptions, answer_questions
+from minigpt.pretrained import load_model_and_tokenizer
+
+__all__ = ["MAX_NEW_TOKENS", "QUESTIONS", "ask", "judge_answers"]
+
+QUESTIONS = 32  # enough to tell "most" from "few", and seconds on a CPU
+MAX_NEW_TOKENS = 128  # as `minigpt eval` and `minigpt generate` have it
+# Nine in ten answers end in every healthy run; a few questions always make a model ramble.
+END_SHARE = 0.9
+# Half of all questions with one answer: the question has no say.
+SAME_SHARE = 0.5
+# An answer of no character is never right, for the data has none.
+EMPTY_SHARE = 0.1
+
+
+def ask(record: RunRecord, pairs: Sequence[Pair]) -> tuple[list[Answer], int]:
+    """The best checkpoint's answers to some of the questions, evenly spread over those that fit.
+
+    Returns: the answers, and how many tokens one may have.
+
+    Raises:
+        InputError: if there is no checkpoint that can be read, or no question fits.
+    """
+    folder = record.folder / "best"
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist: no evaluation has been done yet")
+    model, tokenizer = load_model_and_tokenizer(folder)
+    room = model.config.max_position_embeddings - 2  # for the question's <sep> and a token of the answer
+    questions = list(
+        dict.fromkeys(p.question for p in pairs if len(tokenizer.encode_text(p.question)) <= room)
+    )
+    if not questions:
+        raise InputError(f"no question fits the model's block_size={room + 2}")
+    count = min(QUESTIONS, len(questions))
+    chosen = [questions[i * len(questions) // count] for i in range(count)]
+    limit = min(MAX_NEW_TOKENS, room + 1)
+    return answer_questions(model, tokenizer, chosen, GenerationOptions(max_new_tokens=limit)), limit
+
+
+def judge_answers(answers: Sequence[Answer], limit: int, max_length: int) -> list[Finding]:
+    """Do they end, do they differ, do they say something? (At least one answer.)"""
+    count, found = len(answers), []
+    ended = sum(answer.stop_reason == "eos" for answer in answers) / count
+    if ended >= END_SHARE:
+        found.append(finding("answers_end", share=ended, count=count))
+    else:
+        found.append(finding("no_end_learned", share=ended, count=count, limit=limit, max_length=max_length))
+    texts = [answer.text.strip() for answer in answers]
+    empty = texts.count("") / count
+    if empty > EMPTY_SHARE:
+        found.append(finding("answers_empty", share=empty, count=count))
+    ((answer, times),) = Counter(texts).most_common(1)
+    if answer and count > 1 and times / count > SAME_SHARE:
+        shown = printable(answer) if len(answer) <= 40 else f"{printable(answer[:39])}…"
+        found.append(finding("same_answer_given", share=times / count, count=count, answer=shown))
+    return found

@@ -1,0 +1,199 @@
+"""Reference curves: what a finished run's losses were, after how many tokens of which data.
+
+    save_curve(record, Path("minigpt/training/recipes/curves/qa-cpu.jsonl"))
+    found = compare(record, read_curve(path))
+
+A curve is a JSONL file. Its first line says whose it is: recipe, SHA-256 of the encoded data and of the
+vocabulary, settings, steps, tokens. Every further line is a point: step, share (of the run's steps), tokens
+(seen by then), and train_loss or val_loss. Two runs are compared after the same number of tokens, and only
+where data and vocabulary are the same: a loss on other data says nothing.
+"""
+
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import minigpt
+from minigpt.command_line import InputError
+from minigpt.diagnosis.findings import Finding, finding
+from minigpt.diagnosis.record import RunRecord
+from minigpt.files import atomic_write
+from minigpt.training.config import RECIPES
+
+__all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]
+
+# Another seed or machine ends a little higher or lower; 15 % and 0.02 nats is a difference that has a reason.
+BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
+# A schedule that falls over a longer run is behind a shorter one half way, without anything being wrong.
+UNLIKE_LENGTH = 1.25
+
+_FORMAT = 1
+_SETTINGS = (  # what moves a loss; the rest (paths, looking on, the machine) does not
+    *("n_layer", "n_embd", "n_head", "dropout", "bias", "gelu", "max_length", "batch_size"),
+    *(
+        "tokens_per_batch",
+        "gradient_accumulation_steps",
+        "by_length",
+        "loss_on",
+        "num_train_epochs",
+        "max_steps",
+    ),
+    *("optimizer", "learning_rate", "muon_learning_rate", "muon_weight_decay", "lr_scheduler_type"),
+    *(
+        "min_lr_ratio",
+        "warmup_steps",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "max_grad_norm",
+        "precision",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A finished run's losses."""
+
+    recipe: str
+    fingerprints: dict[str, str]
+    settings: dict[str, Any]
+    tokens: int  # of the whole run
+    val: list[tuple[float, float]]  # tokens seen, validation loss; in order
+
+    def loss_at(self, tokens: float) -> float:
+        """The validation loss after so many tokens, on a straight line between two evaluations.
+
+        nan before the first evaluation, the last one's after the last.
+        """
+        if tokens < self.val[0][0]:
+            return math.nan
+        for (left, before), (right, after) in itertools.pairwise(self.val):
+            if tokens <= right:
+                return before + (after - before) * (tokens - left) / (right - left)
+        return self.val[-1][1]
+
+
+def _tokens_per_step(record: RunRecord) -> float:
+    """Tokens of a step, on average; nan without a checkpoint."""
+    tokens, steps = record.state.get("tokens_seen"), record.state.get("steps_done")
+    if not (isinstance(tokens, int) and isinstance(steps, int) and tokens > 0 and steps > 0):
+        return math.nan
+    return tokens / steps
+
+
+def save_curve(record: RunRecord, path: Path) -> int:
+    """Write a finished run's curve; returns its number of points.
+
+    Raises:
+        InputError: if the run is not finished or has no evaluation, or the file cannot be written.
+    """
+    per_step, total = _tokens_per_step(record), record.total_steps
+    if not record.is_finished or not math.isfinite(per_step):
+        raise InputError(
+            f"{record.folder} is no finished run (step {record.steps_done} of {total or 'unknown'}): only a "
+            "finished one's curve can be a reference"
+        )
+    points: list[dict[str, float]] = [
+        {"step": point.step, "train_loss": point.loss} for point in record.train if math.isfinite(point.loss)
+    ]
+    points += [
+        {"step": point.step, "val_loss": point.loss} for point in record.val if math.isfinite(point.loss)
+    ]
+    if not any("val_loss" in point for point in points):
+        raise InputError(f"{record.folder / 'metrics.jsonl'} has no evaluation: nothing to compare with")
+    head = {
+        "format": _FORMAT,
+        "minigpt": minigpt.__version__,
+        "recipe": record.config.recipe,
+        "fingerprints": record.fingerprints,
+        "settings": {name: record.config.as_dict()[name] for name in _SETTINGS},
+        "total_steps": total,
+        "tokens": round(per_step * total),
+    }
+    for point in points:
+        point["share"] = round(point["step"] / total, 6)
+        point["tokens"] = round(point["step"] * per_step)
+    points.sort(key=lambda point: point["step"])  # stable: training first
+    lines = [json.dumps(line, ensure_ascii=False) for line in (head, *points)]
+    atomic_write(path, "".join(f"{line}\n" for line in lines))
+    return len(points)
+
+
+def read_curve(path: Path) -> Curve:
+    """Read what `save_curve` wrote.
+
+    Raises:
+        InputError: if it cannot be read or is something else.
+    """
+    try:
+        head, *points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if head["format"] != _FORMAT:
+            raise InputError(f"{path} has format {head['format']!r}; this minigpt knows {_FORMAT}")
+        val = [(float(p["tokens"]), float(p["val_loss"])) for p in points if "val_loss" in p]
+        fingerprints = {str(name): str(value) for name, value in head["fingerprints"].items()}
+        curve = Curve(str(head["recipe"]), fingerprints, dict(head["settings"]), int(head["tokens"]), val)
+        increasing = all(left < right for (left, _), (right, _) in itertools.pairwise(val))
+        if not val or not increasing or not all(loss > 0 for _, loss in val):
+            raise ValueError
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist; `minigpt doctor RUN --save_curve FILE` writes one"
+        ) from None
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path} is no reference curve as `minigpt doctor --save_curve` writes it") from None
+    return curve
+
+
+def compare_with_recipe(record: RunRecord, folder: Path = RECIPES / "curves") -> Finding:
+    """Compare with the curve that comes with the run's recipe, if there is one.
+
+    Raises:
+        InputError: if that curve is damaged.
+    """
+    recipe = record.config.recipe
+    path = folder / f"{recipe}.jsonl"
+    if not recipe or recipe.endswith(".toml") or not path.is_file():
+        return finding("no_reference", recipe=recipe)
+    return compare(record, read_curve(path))
+
+
+def compare(record: RunRecord, curve: Curve) -> Finding:
+    """A run's validation loss against a curve's, after the same number of tokens."""
+    if not record.fingerprints:  # no checkpoint, which would say what data the run is on
+        return finding("reference_too_early", steps=record.steps_done)
+    if record.fingerprints != curve.fingerprints:
+        return finding("reference_other_data")
+    val = [point for point in record.val if math.isfinite(point.loss)]
+    per_step = _tokens_per_step(record)
+    if not val or not math.isfinite(per_step):
+        return finding("reference_too_early", steps=record.steps_done)
+    longer = per_step * record.total_steps / curve.tokens
+    if not record.is_finished and not 1 / UNLIKE_LENGTH <= longer <= UNLIKE_LENGTH:
+        return finding("reference_too_early", steps=record.steps_done)
+    # finished: the best counts, which is what is kept; under way: where it stands
+    point = min(val, key=lambda one: one.loss) if record.is_finished else val[-1]
+    tokens = round(per_step * (record.total_steps if record.is_finished else point.step))
+    reference = curve.loss_at(tokens)
+    if math.isnan(reference):
+        return finding("reference_too_early", steps=record.steps_done)
+    numbers = {"tokens": tokens, "loss": point.loss, "reference": reference}
+    if point.loss <= max(BEHIND_TIMES * reference, reference + BEHIND_NATS):
+        return finding("near_reference", **numbers)
+    ours = record.config.as_dict()
+    different = [
+        f"{name} {ours[name]} (reference {theirs})"
+        for name, theirs in curve.settings.items()
+        if name in ours and ours[name] != theirs
+    ]
+    return finding(
+        "behind_reference",
+        **numbers,
+        times=point.loss / reference,
+        differences=", ".join(different) or "none",
+    )
