@@ -15,6 +15,8 @@ DOORS = {
     "eval": ("minigpt.evaluate_model", "loss, perplexity, exact match and character F1 of a checkpoint"),
     "doctor": ("minigpt.doctor", "what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: interactively, one question, or a file of them"),
+    "import": ("minigpt.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),
+    "convert": ("minigpt.convert", "turn a checkpoint folder into a GGUF file, for llama.cpp"),
 }
 
 

@@ -153,6 +153,11 @@ class BpeTokenizer:
         definition = Definition(learned["vocab"], learned["merges"], names, frame, config)
         return cls(checked(definition, "the trained tokenizer"))
 
+    @property
+    def definition(self) -> Definition:
+        """What decides the ids, as the files have it: for writing it in another format."""
+        return self._definition
+
     def _named(self, key: str) -> int | None:
         return self.special_tokens[self.named_tokens[key]] if key in self.named_tokens else None
 

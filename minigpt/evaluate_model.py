@@ -75,11 +75,14 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.inference.generation import GenerationOptions
     from minigpt.pretrained import load_model_and_tokenizer
     from minigpt.terminal import table
+    from minigpt.tokenizer import Tokenizer
 
     asking = GenerationOptions(max_new_tokens=options.max_new_tokens)
     if options.threads:
         torch.set_num_threads(options.threads)
     model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
+    if not isinstance(tokenizer, Tokenizer):
+        raise InputError(f"{options.model} has no <sep>: only models of questions and answers are measured")
     limit = model.config.max_position_embeddings
     if options.max_length > limit + 1:  # a pair's last token is predicted, not read
         raise InputError(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from minigpt.families import LanguageModel
     from minigpt.inference.generation import Answer, GenerationOptions
     from minigpt.inference.output import StopReason
-    from minigpt.tokenizer import Tokenizer
+    from minigpt.pretrained import AnyTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def _warn_of_ignored(options: Options) -> None:
         warn(f"without --num_beams one beginning is followed: {flags} changes nothing")
 
 
-def _load(options: Options) -> "tuple[LanguageModel, Tokenizer]":
+def _load(options: Options) -> "tuple[LanguageModel, AnyTokenizer]":
     import torch
 
     from minigpt.devices import pick_device
@@ -228,7 +228,7 @@ def _json_question(text: str, where: str) -> str:
 
 def _answer(
     model: "LanguageModel",
-    tokenizer: "Tokenizer",
+    tokenizer: "AnyTokenizer",
     questions: list[str],
     chosen: "GenerationOptions",
     options: Options,
@@ -282,7 +282,7 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
 
 def _write(
     model: "LanguageModel",
-    tokenizer: "Tokenizer",
+    tokenizer: "AnyTokenizer",
     question: str,
     chosen: "GenerationOptions",
     before: str = "",
@@ -308,7 +308,7 @@ def _write(
 
 
 def _converse(
-    model: "LanguageModel", tokenizer: "Tokenizer", chosen: "GenerationOptions", in_pieces: bool
+    model: "LanguageModel", tokenizer: "AnyTokenizer", chosen: "GenerationOptions", in_pieces: bool
 ) -> int:
     """Ask and answer until an empty line or the end of input; returns the number of questions."""
     from minigpt.inference.generation import answer_questions

@@ -3,9 +3,9 @@
     model, tokenizer = load_model_and_tokenizer("output/best")
     save_pretrained(model, tokenizer, "my-model")  # AutoModelForCausalLM.from_pretrained("my-model") reads it
 
-A directory holds config.json, model.safetensors, generation_config.json, tokenizer.json and
-tokenizer_config.json. Weights are read from safetensors only: a pickle can run code. Nothing is fetched from
-the network. Training state is `minigpt.training`'s affair, the manifest `minigpt.files`'s.
+A directory holds config.json, model.safetensors (or shards of it), generation_config.json and a tokenizer's
+files: characters, or byte-level BPE. Weights are read from safetensors only: a pickle can run code. Nothing
+is fetched from the network. Training state is `minigpt.training`'s affair, the manifest `minigpt.files`'s.
 """
 
 import json
@@ -13,8 +13,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -23,6 +21,14 @@ from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.tokenizer import Tokenizer
+from minigpt.weight_files import (
+    WEIGHTS,
+    WeightFiles,
+    has_weights,
+    parse_size,
+    read_json_object,
+    write_weights,
+)
 
 __all__ = [
     "AnyTokenizer",
@@ -30,13 +36,16 @@ __all__ = [
     "load_model_and_tokenizer",
     "load_tokenizer",
     "load_weights",
+    "model_folder",
     "save_pretrained",
 ]
 
 AnyTokenizer: TypeAlias = Tokenizer | BpeTokenizer
 
-CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+_STORED = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 def load_model(
@@ -45,37 +54,41 @@ def load_model(
     """The model of a directory, in eval mode.
 
     Args:
-        path: a directory with config.json and model.safetensors, or a run's folder with such a `best`, or
-            else such a `last`, in it.
+        path: a directory with config.json and model.safetensors or its shards, or a run's folder with such a
+            `best`, or else such a `last`, in it.
         dtype: what to compute in; None is float32 whatever the file holds. (On most CPUs bfloat16 is slower.)
+
+    It takes the model's memory and, for a moment, one tensor's as the file has it.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    return _read_model(_checked_folder(path), device, dtype)
+    return _read_model(model_folder(path), device, dtype)
 
 
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
-    """The tokenizer of a directory, characters or byte-level BPE, or of a vocab.json file.
+    """The tokenizer of a directory, or the character tokenizer of a vocab.json file.
+
+    Which of the two a directory has is written in its tokenizer.json; without one, vocab.json and merges.txt
+    are byte-level BPE, as in GPT-2's and Qwen's folders.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    return Tokenizer(path) if Path(path).is_file() else _read_tokenizer(_checked_folder(path))
+    return Tokenizer(path) if Path(path).is_file() else _read_tokenizer(model_folder(path))
 
 
 def load_model_and_tokenizer(
     path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> tuple[LanguageModel, Tokenizer]:
+) -> tuple[LanguageModel, AnyTokenizer]:
     """Both from one directory, checked to belong together.
 
     Raises:
-        InputError: as `load_model`, if the two vocabularies differ in size, or for byte-level tokens.
+        InputError: as `load_model`, and if the model's vocabulary has not the tokenizer's size. (For
+            byte-level BPE the model may have more rows: Qwen3 has 151,936 for 151,669 tokens.)
     """
-    folder = _checked_folder(path)
+    folder = model_folder(path)
     model, tokenizer = _read_model(folder, device, dtype), _read_tokenizer(folder)
-    if not isinstance(tokenizer, Tokenizer):
-        raise InputError(f"{folder}: a model of plain text with byte-level tokens answers no questions")
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return model, tokenizer
 
@@ -88,7 +101,7 @@ def load_weights(model: LanguageModel, path: str | Path) -> None:
     Raises:
         InputError: as `load_model`, and if the directory's model is another one, naming what differs.
     """
-    folder = _checked_folder(path)
+    folder = model_folder(path)
     config, expected = _read_config(folder), model.config
     differing = [
         f"{field.name}={getattr(config, field.name)!r} instead of {getattr(expected, field.name)!r}"
@@ -101,30 +114,40 @@ def load_weights(model: LanguageModel, path: str | Path) -> None:
     naming_of(expected).fill(model, weights, assign=False)
 
 
-def save_pretrained(model: LanguageModel, tokenizer: AnyTokenizer, directory: str | Path) -> None:
+def save_pretrained(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    directory: str | Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write a directory that transformers, and `load_model`, read. The same weights give the same bytes.
 
     Each file is replaced as a whole. A directory that has a manifest, a finished checkpoint, is left alone.
 
+    Args:
+        max_shard_size: bytes, or "500MB"; weights that take more are written in several files and an index.
+        dtype: what to write, torch.float32, float16 or bfloat16; None is what the model has. (A float64
+            model, or one of several dtypes, is written in float32.)
+
     Raises:
-        InputError: if the vocabularies differ in size, a weight is not finite, or a file cannot be written.
+        InputError: if the vocabularies do not fit, a weight is not finite, or a file cannot be written.
     """
     folder = Path(directory)
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
+    parse_size(max_shard_size)  # its complaint comes before anything is written
     _require_same_vocabulary(model, tokenizer)
-    weights = safetensors.torch.save(
-        naming_of(model.config).to_hugging_face(model), metadata={"format": "pt"}
-    )
-    end = tokenizer.eos_token_id if isinstance(tokenizer, BpeTokenizer) else tokenizer.sep_token_id
-    special_ids = {"eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
-    settings: dict[str, Any] = {
-        CONFIG: naming_of(model.config).config_to_hugging_face(model.config, **special_ids),
-        GENERATION: {key: index for key, index in special_ids.items() if index is not None},
+    stored = _stored_dtype(model, dtype)
+    weights = _converted(naming_of(model.config).to_hugging_face(model), stored)
+    special_ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = naming_of(model.config).config_to_hugging_face(model.config, **special_ids)
+    settings = {
+        CONFIG: {**config, "dtype": _STORED[stored]},
+        GENERATION: {name: index for name, index in special_ids.items() if index is not None},
     }
-    if isinstance(tokenizer, BpeTokenizer):
-        tokenizer.save(folder)
-    else:
+    if isinstance(tokenizer, Tokenizer):
         settings[TOKENIZER] = _tokenizer_json(tokenizer)
         settings[TOKENIZER_CONFIG] = _tokenizer_config(tokenizer, model.config.max_position_embeddings)
     try:
@@ -136,26 +159,50 @@ def save_pretrained(model: LanguageModel, tokenizer: AnyTokenizer, directory: st
         raise InputError(f"an entry of the vocabulary is no character of Unicode: {error.reason}") from None
     for name, text in texts.items():
         atomic_write(folder / name, text)
-    atomic_write(folder / WEIGHTS, weights)
+    if isinstance(tokenizer, BpeTokenizer):
+        tokenizer.save(folder)
+    write_weights(folder, weights, max_shard_size)
+
+
+def _stored_dtype(model: LanguageModel, dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is not None and dtype not in _STORED:
+        raise InputError(f"dtype must be one of {', '.join(_STORED.values())}: got {dtype}")
+    present = {parameter.dtype for parameter in model.parameters()}
+    own = present.pop() if len(present) == 1 else torch.float32
+    return dtype or (own if own in _STORED else torch.float32)
+
+
+def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same in another dtype, each tensor freed as soon as it is converted."""
+    if dtype != torch.float32:
+        for name in weights:
+            weights[name] = weights[name].to(dtype)
+            if not torch.isfinite(weights[name]).all():  # float16 ends at 65,504
+                raise InputError(f"{name} holds values too large for {_STORED[dtype]}: choose another dtype")
+    return weights
 
 
 def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, where: str = "") -> None:
     entries, rows = tokenizer.get_vocab_size(), model.config.vocab_size
-    if entries != rows:
+    if entries > rows or (entries < rows and isinstance(tokenizer, Tokenizer)):
         raise InputError(
             f"{where}model and tokenizer do not belong together: "
             f"the model has vocab_size={rows}, the tokenizer {entries} entries"
         )
 
 
-def _checked_folder(path: str | Path) -> Path:
-    """The model directory meant by a path, verified if it has a manifest."""
+def model_folder(path: str | Path) -> Path:
+    """The model directory meant by a path, a run's folder perhaps, verified if it has a manifest.
+
+    Raises:
+        InputError: if there is none, or a file does not match the manifest.
+    """
     folder = Path(path)
     if not folder.exists():
         raise InputError(f"{folder} does not exist: give a directory that `minigpt train` wrote")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give the directory with {CONFIG} and {WEIGHTS}")
-    if not (folder / WEIGHTS).exists():
+    if not has_weights(folder):
         for name in ("best", "last"):  # a run that was stopped before it was ever measured has no `best`
             if (folder / name).is_dir():
                 folder = (folder / name).resolve()  # at once: training may point it elsewhere meanwhile
@@ -165,20 +212,8 @@ def _checked_folder(path: str | Path) -> Path:
     return folder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: {path.parent} is not a model directory") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
-    return content
-
-
 def _read_config(folder: Path) -> ModelConfig:
-    content = _read_json(folder / CONFIG)
+    content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
     try:
         config: ModelConfig = naming(content).config_from_hugging_face(content)
         return config
@@ -187,15 +222,12 @@ def _read_config(folder: Path) -> ModelConfig:
 
 
 def _read_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise InputError(f"{path} is missing: weights are read from this one file, never from a pickle")
+    weights = WeightFiles(folder)
     try:
-        return naming_of(config).from_hugging_face(safetensors.torch.load_file(path), config, dtype)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
+        return naming_of(config).from_hugging_face(weights, config, dtype)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        where = "" if str(error).startswith(str(folder)) else f"{weights.path}: "
+        raise InputError(f"{where}{error}") from None
 
 
 def _read_model(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> LanguageModel:
@@ -263,13 +295,18 @@ def _tokenizer_config(tokenizer: Tokenizer, model_max_length: int) -> dict[str, 
 
 def _read_tokenizer(folder: Path) -> AnyTokenizer:
     path = folder / TOKENIZER
-    content = _read_json(path).get("model")
+    if not path.exists() and (folder / "merges.txt").exists():
+        return BpeTokenizer.from_folder(folder)
+    content = read_json_object(path, f"{folder} has no tokenizer").get("model")
     kind = content.get("type") if isinstance(content, dict) else None
-    vocabulary = content.get("vocab") if isinstance(content, dict) else None
     if kind == "BPE":
         return BpeTokenizer.from_folder(folder)
+    vocabulary = content.get("vocab") if isinstance(content, dict) else None
     if kind != "WordLevel" or not isinstance(vocabulary, dict):
-        raise InputError(f"{path} holds no character vocabulary: its model is {kind!r}, not 'WordLevel'")
+        raise InputError(
+            f"{path} holds no character vocabulary ('WordLevel' with its vocab) and no byte-level 'BPE': "
+            f"its model is {kind!r}"
+        )
     try:
         return Tokenizer.from_word2id(vocabulary)
     except ValueError as error:

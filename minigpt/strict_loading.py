@@ -52,21 +52,19 @@ def require_keys(values: Mapping[str, Any], keys: Collection[str]) -> None:
 # -- tensors -----------------------------------------------------------------------------------------------
 
 
-def completed_names(
-    tensors: Mapping[str, Tensor], prefix: str, head: str
-) -> tuple[dict[str, Tensor], list[str]]:
+def completed_names(names: Iterable[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
     """Names with the first part that a file of the model without its head leaves out: wte is transformer.wte.
 
-    Returns: the tensors under full names, and complaints about those that were there under both.
+    Returns: full name -> name in the file, and complaints about those that were there under both.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, str] = {}
     twice = []
-    for name, tensor in tensors.items():
+    for name in names:
         full_name = name if name.startswith((prefix, head)) else f"{prefix}{name}"
         if full_name in found:
             twice.append(f"{name} twice, with and without its prefix")
         else:
-            found[full_name] = tensor
+            found[full_name] = name
     return found, twice
 
 

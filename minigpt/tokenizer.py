@@ -80,6 +80,11 @@ class Tokenizer:
         self._table = np.full(highest + 2, self.unk_token_id, dtype=np.int32)
         self._table[[ord(c) for c in characters]] = np.arange(len(SPECIAL_TOKENS), len(word2id))
 
+    @property
+    def eos_token_id(self) -> int:
+        """The id that ends a text: <sep>. Each tokenizer here has one under this name, or None."""
+        return self.sep_token_id
+
     def get_vocab_size(self) -> int:
         """Entries of the vocabulary, the special tokens included."""
         return len(self.word2id)

@@ -29,6 +29,7 @@ from minigpt.strict_loading import (
     require_keys,
     require_layers,
 )
+from minigpt.weight_files import described
 
 __all__ = [
     "WEIGHTS",
@@ -175,15 +176,17 @@ def from_hugging_face(
 ) -> dict[str, Tensor]:
     """Weights under our names, copied to `dtype`, from those of a GPT2LMHeadModel or a GPT2Model.
 
-    The result has every parameter of GPTLMHeadModel(config) except lm_head.weight, which is wte's tensor.
+    The result has every parameter of GPTLMHeadModel(config) except lm_head.weight, which is wte's tensor. Of
+    `WeightFiles`, one tensor at a time is held besides it.
 
     Raises:
         InputError: in one line, all that is missing, unexpected, or of the wrong shape or type; or the first
             tensor with NaN, with a bias that config says does not exist, or with a head of its own.
     """
-    found, unexpected = completed_names(tensors, "transformer.", "lm_head.")
-    found = {name: tensor for name, tensor in found.items() if not _MASK_BUFFER.fullmatch(name)}
-    head = found.pop("lm_head.weight", None)
+    name_of, unexpected = completed_names(tensors, "transformer.", "lm_head.")
+    head = name_of.pop("lm_head.weight", None)
+    forms = described(tensors)
+    found = {full: forms[name] for full, name in name_of.items() if not _MASK_BUFFER.fullmatch(full)}
     require_layers(found, "transformer.h.", config.n_layer, "n_layer")
     rows = list(_rows(config))
     ours_has, with_biases = _shapes(config), _shapes(replace(config, bias=True))
@@ -194,13 +197,15 @@ def from_hugging_face(
     read = {}
     for ours, theirs, transposed in rows:
         if theirs in found:
-            require_finite(theirs, found[theirs])
+            tensor = tensors[name_of[theirs]]  # files are read here, each tensor once
+            require_finite(theirs, tensor)
             if ours in ours_has:
-                tensor = found[theirs].t() if transposed else found[theirs]
+                tensor = tensor.t() if transposed else tensor
                 read[ours] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
-            elif found[theirs].any():
+            elif tensor.any():
                 raise InputError(f"{theirs} is not zero, but {_BIAS} says that there is no such bias")
-    if head is not None and not torch.equal(head.to(dtype), read["transformer.wte.weight"]):
+            del tensor  # before the next one is read
+    if head is not None and not torch.equal(tensors[head].to(dtype), read["transformer.wte.weight"]):
         raise InputError(
             "lm_head.weight differs from transformer.wte.weight: only tied weights are supported"
         )

@@ -29,6 +29,7 @@ from minigpt.strict_loading import (
     require_keys,
     require_layers,
 )
+from minigpt.weight_files import described
 
 __all__ = [
     "config_from_hugging_face",
@@ -99,7 +100,8 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from None
     kinds = values.get("layer_types")
-    if kinds is not None and kinds != ["full_attention"] * config.num_hidden_layers:
+    is_list = isinstance(kinds, list) and len(kinds) == config.num_hidden_layers  # which may be a billion
+    if kinds is not None and not (is_list and set(map(str, kinds)) == {"full_attention"}):
         raise InputError(
             'layer_types must be null or "full_attention" for each of the '
             f"{config.num_hidden_layers} layers: got {_shown(kinds)}"
@@ -152,14 +154,19 @@ def from_hugging_face(
         InputError: in one line, all that is missing, unexpected, or of the wrong shape or type; or the first
             tensor with NaN; or a head of its own where config says that it is tied.
     """
-    found, unexpected = completed_names(tensors, "model.", "lm_head.")
-    head = found.pop(_HEAD, None) if config.tie_word_embeddings else None
+    name_of, unexpected = completed_names(tensors, "model.", "lm_head.")
+    head = name_of.pop(_HEAD, None) if config.tie_word_embeddings else None
+    forms = described(tensors)
+    found = {full_name: forms[name] for full_name, name in name_of.items()}
     require_layers(found, "model.layers.", config.num_hidden_layers, "num_hidden_layers")
     require_fit(found, _shapes(config), unexpected)
-    for name, tensor in found.items():
-        require_finite(name, tensor)
-    read = {name: _copied(tensor, dtype) for name, tensor in found.items()}
-    if head is not None and not torch.equal(head.to(dtype), read[_EMBEDDING]):
+    read = {}
+    for full_name, name in name_of.items():
+        tensor = tensors[name]  # files are read here, each tensor once
+        require_finite(full_name, tensor)
+        read[full_name] = _copied(tensor, dtype)
+        del tensor  # before the next one is read
+    if head is not None and not torch.equal(tensors[head].to(dtype), read[_EMBEDDING]):
         raise InputError(f"{_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings says that they are one")
     return read
 

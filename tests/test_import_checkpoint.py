@@ -1,0 +1,342 @@
+"""`minigpt import`: the documents' .pth becomes a folder; nothing in it is run, nothing doubtful read."""
+
+import io
+import json
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minigpt.command_line import InputError
+from minigpt.families import LanguageModel
+from minigpt.gpt2.pth_reader import read_pth
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.pretrained import load_model_and_tokenizer
+from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
+from tests.doors import RunDoor
+
+VOCABULARY = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *"你好吗 abc"])}
+PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+
+
+def make_model(bias: bool = False, n_layer: int = 2) -> GPTLMHeadModel:
+    torch.manual_seed(1)
+    model = GPTLMHeadModel(GPTConfig(16, 8, n_layer, 0.1, 12, len(VOCABULARY), bias, "exact")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def document_checkpoint(model: GPTLMHeadModel) -> dict[str, Any]:
+    """As the documents' training script saves it, after a step of its optimiser."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    model(torch.tensor([[3, 4, 5]])).sum().backward()
+    optimizer.step()
+    model.load_state_dict(before)
+    state = {"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    return {"epoch": 7, **state}
+
+
+@pytest.fixture
+def vocab(tmp_path: Path) -> Path:
+    Tokenizer.from_word2id(VOCABULARY).save(tmp_path / "vocab.json")
+    return tmp_path / "vocab.json"
+
+
+def message(action: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as error:
+        action()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def refused(content: object, tmp_path: Path) -> str:
+    torch.save(content, tmp_path / "x.pth")
+    line = message(lambda: read_pth(tmp_path / "x.pth"))
+    assert line.startswith(str(tmp_path / "x.pth"))
+    return line
+
+
+def assert_same(model: LanguageModel, expected: GPTLMHeadModel) -> None:
+    assert model.config == expected.config
+    for (name, parameter), other in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+    assert model.lm_head.weight is model.get_parameter("transformer.wte.weight")
+
+
+# ------------------------------------------------------------------------------------------------------- door
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_documents_checkpoint_becomes_a_folder(
+    bias: bool, tmp_path: Path, vocab: Path, run_door: RunDoor
+) -> None:
+    model = make_model(bias)
+    torch.save(document_checkpoint(model), tmp_path / "best_model.pth")
+    result = run_door("import_checkpoint.py", tmp_path / "best_model.pth", "--vocab", vocab, "--json")
+    assert (result.code, result.err) == (0, "")
+    assert f"{model.config.parameter_count():,} parameters of epoch 7" in result.out
+    assert json.loads(result.out.splitlines()[-1])["output"] == str(tmp_path / "best_model")
+    back, tokenizer = load_model_and_tokenizer(tmp_path / "best_model")  # which has a manifest
+    assert_same(back, model)
+    assert isinstance(tokenizer, Tokenizer)
+    assert tokenizer.word2id == VOCABULARY
+    again = run_door("import_checkpoint.py", tmp_path / "best_model.pth", "--vocab", vocab)
+    assert again.code == 2
+    assert "exists already" in again.err
+
+
+def test_vocabulary_and_model_must_belong_together(tmp_path: Path, vocab: Path, run_door: RunDoor) -> None:
+    torch.save(make_model().state_dict(), tmp_path / "m.pth")
+    Tokenizer.from_word2id({**VOCABULARY, "d": len(VOCABULARY)}).save(vocab)
+    result = run_door("import_checkpoint.py", tmp_path / "m.pth", "--vocab", vocab)
+    assert result.code == 2
+    assert "is not this model's vocabulary: it has 11 entries, the model 10" in result.err
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["nowhere.pth"], "nowhere.pth does not exist: give the .pth"),
+        (["m.pth", "--vocab", "nowhere.json"], "nowhere.json does not exist"),
+        (["m.pth", "--n_head", "5"], "n_head must divide n_embd: got n_head=5, n_embd=16"),
+        (["m.pth", "--n_head", "0"], "n_head must be a whole number of at least 1"),
+        (["m.pth", "--gelu", "relu"], "--gelu must be one of 'exact', 'tanh': got 'relu'"),
+        (["bare"], "has no suffix to leave out: name the folder to make with --output"),
+        (["m.pth", "--output", "vocab.json"], "exists already"),
+        (["."], "must be a file"),
+        (["m.pth", "other.pth"], "unexpected argument: other.pth"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    flags: list[str],
+    text: str,
+    tmp_path: Path,
+    vocab: Path,
+    run_door: RunDoor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.save(make_model().state_dict(), tmp_path / "m.pth")
+    (tmp_path / "bare").write_bytes((tmp_path / "m.pth").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    standard = [] if "--vocab" in flags else ["--vocab", vocab]
+    standard += ["--output", "new"] if flags == ["."] else []
+    result = run_door("import_checkpoint.py", *flags, *standard)
+    assert result.code == 2
+    assert text in result.err
+    assert result.err.count("\n") == 1
+
+
+# ----------------------------------------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("bare", [False, True])
+def test_wrappers_leave_no_trace(prefix: str, bare: bool, tmp_path: Path) -> None:
+    model = make_model()
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save(OrderedDict(state) if bare else {"epoch": 3, "model_state_dict": state}, tmp_path / "m.pth")
+    back, epoch = read_pth(tmp_path / "m.pth")
+    assert_same(back, model)
+    assert epoch == (None if bare else 3)
+    assert not back.training
+
+
+def test_other_precisions_and_a_missing_head_are_read(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in make_model().state_dict().items()}
+    del state["lm_head.weight"]
+    torch.save(state, tmp_path / "m.pth")
+    back, _ = read_pth(tmp_path / "m.pth", gelu="tanh")
+    assert back.config.gelu == "tanh"
+    for name, tensor in state.items():
+        assert torch.equal(back.get_parameter(name), tensor.float())
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(12, 12).tril(),
+        torch.ones(12, 12, dtype=torch.bool).tril()[None, None],
+        torch.ones(12, 12, dtype=torch.bool).triu(1),
+        torch.full((12, 12), -torch.inf).triu(1),
+        torch.tensor(-1e4),
+    ],
+    ids=["tril", "bool", "triu", "additive", "number"],
+)
+@pytest.mark.parametrize("name", ["mask", "bias"])
+def test_masks_beside_the_weights_are_left_out(name: str, mask: Tensor, tmp_path: Path) -> None:
+    state = make_model().state_dict()
+    state |= {f"transformer.blocks.{block}.attn.{name}": mask for block in range(2)}
+    torch.save(state, tmp_path / "m.pth")
+    assert_same(read_pth(tmp_path / "m.pth")[0], make_model())
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(12, 12).triu(), torch.rand(12, 12), torch.ones(16), torch.ones(3, 4)]
+)
+def test_what_only_has_the_name_of_a_mask_is_unexpected(tensor: Tensor, tmp_path: Path) -> None:
+    state = {**make_model().state_dict(), "transformer.blocks.0.attn.bias": tensor}
+    assert "unexpected: transformer.blocks.0.attn.bias" in refused(state, tmp_path)
+
+
+# -------------------------------------------------------------------------------------------- what is refused
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+class Evaluate:
+    def __init__(self, path: Path) -> None:
+        self.code = f"__import__('pathlib').Path({str(path)!r}).touch()"
+
+    def __reduce__(self) -> Any:
+        return (eval, (self.code,))
+
+
+@pytest.mark.parametrize("trap", [Touch, Evaluate])
+@pytest.mark.parametrize("place", ["whole", "epoch", "optimizer", "name"])
+def test_no_code_is_run(trap: Any, place: str, tmp_path: Path) -> None:
+    bomb, content = trap(tmp_path / "gotcha"), document_checkpoint(make_model())
+    if place == "whole":
+        content = bomb
+    elif place == "epoch":
+        content["epoch"] = bomb
+    elif place == "optimizer":
+        content["optimizer_state_dict"]["state"][0] = bomb
+    else:
+        content["model_state_dict"] = {**content["model_state_dict"], "x": bomb}
+    line = refused(content, tmp_path)
+    assert re.search(r"it asks for [\w.]+, and nothing but tensors is read; nothing was run", line), line
+    assert not (tmp_path / "gotcha").exists()
+    torch.load(tmp_path / "x.pth", weights_only=False)  # it is a trap indeed: this springs it
+    assert (tmp_path / "gotcha").exists()
+
+
+def test_a_plain_pickle_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(Touch(tmp_path / "gotcha")))
+    assert "it is no zip archive" in message(lambda: read_pth(tmp_path / "x.pth"))
+    torch.save(make_model().state_dict(), tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    assert "it is no zip archive" in message(lambda: read_pth(tmp_path / "x.pth"))
+    assert not (tmp_path / "gotcha").exists()
+
+
+def test_truncated_and_foreign_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(document_checkpoint(make_model()), path)
+    content = path.read_bytes()
+    for length in (0, 1, 100, len(content) // 2, len(content) - 30, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert str(path) in message(lambda: read_pth(path))
+    for other in (b"", b"hello", b"PK\x03\x04" + bytes(100)):
+        path.write_bytes(other)
+        assert "no file of torch.save" in message(lambda: read_pth(path))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "no weights")
+    assert f"{path} cannot be read as weights" in message(lambda: read_pth(path))
+
+
+def test_damage_anywhere_gives_a_line_or_weights(tmp_path: Path) -> None:
+    """Torch looks at no checksum of a .pth: a flipped bit of a weight cannot be noticed, a crash can."""
+    path = tmp_path / "x.pth"
+    buffer = io.BytesIO()
+    torch.save(make_model(n_layer=1).state_dict(), buffer)
+    content = buffer.getvalue()
+    lines = []
+    for position in range(0, len(content), len(content) // 150):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x41
+        path.write_bytes(damaged)
+        try:
+            read_pth(path)
+        except InputError as error:
+            lines.append(str(error))
+    assert lines
+    assert [line for line in lines if "\n" in line] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        {},
+        5,
+        torch.ones(2),
+        {"epoch": 1},
+        {"model_state_dict": {}},
+        {"model_state_dict": [torch.ones(2)]},
+        {"state": {"a": torch.ones(1)}},
+        {"a": torch.ones(1), "b": 2},
+    ],
+    ids=str,
+)
+def test_a_file_with_something_else_in_it(content: object, tmp_path: Path) -> None:
+    assert "holds no model_state_dict of tensors, but " in refused(content, tmp_path)
+
+
+def test_another_kind_of_model_is_told(tmp_path: Path) -> None:
+    assert "there is no matrix transformer.wte.weight, but weight, bias" in refused(
+        torch.nn.Linear(3, 4).state_dict(), tmp_path
+    )
+    assert "whose name is no text" in refused({3: torch.ones(1)}, tmp_path)
+
+
+def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
+    state = make_model().state_dict()
+    del state["transformer.blocks.1.ln_1.bias"]
+    state["transformer.blocks.0.attn.rotary"] = torch.ones(3)
+    state["transformer.blocks.0.mlp.c_fc.weight"] = torch.ones(16, 64)
+    state["transformer.ln_f.bias"] = torch.ones(16, dtype=torch.int64)
+    line = refused(state, tmp_path)
+    assert "missing: transformer.blocks.1.ln_1.bias; " in line
+    assert "unexpected: transformer.blocks.0.attn.rotary; " in line
+    assert "transformer.blocks.0.mlp.c_fc.weight is torch.float32 (16, 64), not float (64, 16)" in line
+    assert "transformer.ln_f.bias is torch.int64 (16,), not float (16,)" in line
+
+
+def test_blocks_must_follow_one_another(tmp_path: Path) -> None:
+    state = make_model().state_dict()
+    state["transformer.blocks.999999999.ln_1.bias"] = torch.ones(16)  # nor may it cost a billion blocks
+    assert "unexpected: transformer.blocks.999999999.ln_1.bias" in refused(state, tmp_path)
+    state = {name.replace(".1.", ".5."): tensor for name, tensor in make_model().state_dict().items()}
+    line = refused(state, tmp_path)
+    assert "missing: transformer.blocks.1." in line
+    assert "unexpected: transformer.blocks.5." in line
+
+
+def test_untied_and_broken_weights_are_refused(tmp_path: Path) -> None:
+    state = make_model().state_dict()
+    state["lm_head.weight"] = state["lm_head.weight"] + 1
+    assert "lm_head.weight differs from transformer.wte.weight" in refused(state, tmp_path)
+    state = make_model().state_dict()
+    state["transformer.ln_f.weight"][2] = torch.nan
+    assert "transformer.ln_f.weight holds NaN or infinity" in refused(state, tmp_path)
+    state = dict(make_model().state_dict())
+    state["transformer.wpe.weight"] = torch.ones(0, 16)
+    assert "block_size must be a whole number of at least 1" in refused(state, tmp_path)
+
+
+def test_tensors_that_are_less_or_more_than_their_bytes_are_refused(tmp_path: Path) -> None:
+    for odd in (torch.ones(4, 16).to_sparse(), torch.ones(4, 16, device="meta")):
+        state = {**make_model().state_dict(), "transformer.wpe.weight": odd}
+        assert "transformer.wpe.weight is no plain tensor" in refused(state, tmp_path)
+    for name, shape in (("wpe.weight", (10**9, 16)), ("blocks.0.attn.mask", (10**6, 10**6))):
+        state = {**make_model().state_dict(), f"transformer.{name}": torch.ones(1, 1).expand(shape)}
+        assert f"transformer.{name} claims more bytes than the file has" in refused(state, tmp_path)
