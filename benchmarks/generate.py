@@ -1,0 +1,316 @@
+"""Tokens a second on a CPU at batch 1, greedy: minigpt beside transformers, CTranslate2 and llama.cpp.
+
+    python benchmarks/generate.py --shape char                 # 4 layers x 256, beside transformers
+    python benchmarks/generate.py --shape gpt2 --tokenizer DIR --output benchmarks/results/NAME.json
+    python benchmarks/generate.py --shape qwen3 --tokenizer DIR             # the 0.6B shape; 8 GiB of memory
+    python benchmarks/generate.py --shape toy --rounds 1                    # in seconds
+
+Weights are random; nothing is downloaded. DIR holds a GPT-2 or Qwen3 tokenizer's files, which the peers'
+formats want. Peers are what is installed: transformers, ctranslate2, and xllamacpp (llama.cpp as a Python
+package); one that is missing is left out, and named. Each measurement is a process of its own, so that no
+library's threads disturb another's; the arms take turns, so that a busy neighbour slows all of them alike.
+
+Decoding: (N - 1) tokens / (time for N tokens - time for 1), after a prompt of 32. Prefill: a prompt of 512
+and one token. Cold: a fresh process from its start to its first token, beside `import torch` and reading the
+weights once. Greedy tokens are compared: minigpt's must be those of transformers. The last line is JSON.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROMPT, PREFILL, NEW = 32, 512, 128
+SHAPES: dict[str, dict[str, Any]] = {
+    "toy": {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 300, "block_size": 640},
+    "char": {"n_embd": 256, "n_head": 4, "n_layer": 4, "vocab_size": 4825, "block_size": 640},
+    "gpt2": {"n_embd": 768, "n_head": 12, "n_layer": 12, "bias": True, "gelu": "tanh"}
+    | {"vocab_size": 50257, "block_size": 1024},
+    "qwen3": {},  # the 0.6B preset
+}
+ARMS = {  # name -> package that it needs
+    "minigpt float32": "minigpt",
+    "minigpt float16": "minigpt",
+    "minigpt int8": "minigpt",
+    "transformers float32": "transformers",
+    "ctranslate2 int8": "ctranslate2",
+    "llama.cpp f32": "xllamacpp",
+    "llama.cpp f16": "xllamacpp",
+    "llama.cpp q8_0": "xllamacpp",
+}
+
+
+def prompt_ids(length: int) -> list[int]:
+    """A prompt of some tokens that every vocabulary here has."""
+    return [3 + i * 7 % 250 for i in range(length)]
+
+
+# -- what the peers need -------------------------------------------------------------------------------------
+
+
+def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
+    """Write the model in every format that an installed peer reads; returns the arms that can run."""
+    import torch
+
+    from minigpt.bpe import BpeTokenizer
+    from minigpt.model import GPTConfig, GPTLMHeadModel
+    from minigpt.pretrained import AnyTokenizer, save_pretrained
+    from minigpt.qwen3.model import Qwen3ForCausalLM
+    from minigpt.qwen3.presets import preset
+    from minigpt.tokenizer import Tokenizer
+
+    torch.manual_seed(0)
+    chosen: AnyTokenizer
+    if shape == "qwen3":
+        model: Any = Qwen3ForCausalLM(preset("0.6B").config())
+    else:
+        model = GPTLMHeadModel(GPTConfig(dropout=0.0, **SHAPES[shape]))
+    if tokenizer is None:
+        rest = map(chr, range(0x4E00, 0x4E00 + model.config.vocab_size - 3))
+        chosen = Tokenizer.from_word2id({w: i for i, w in enumerate(["<pad>", "<unk>", "<sep>", *rest])})
+    else:
+        chosen = BpeTokenizer.from_folder(tokenizer)
+    folder = work / "model"
+    save_pretrained(model, chosen, folder)
+    arms = [name for name, package in ARMS.items() if importlib.util.find_spec(package)]
+    if tokenizer is None:  # llama.cpp and CTranslate2 have no character vocabularies
+        return [name for name in arms if name.startswith(("minigpt", "transformers"))]
+    for dtype in ("f32", "f16", "q8_0"):
+        if f"llama.cpp {dtype}" in arms:
+            command = ["-m", "minigpt", "convert", "--model", folder, "--dtype", dtype]
+            command += ["--output", work / f"{dtype}.gguf"]
+            subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    if "ctranslate2 int8" in arms:
+        if shape == "gpt2":
+            import ctranslate2
+
+            ctranslate2.converters.TransformersConverter(str(folder)).convert(
+                str(work / "ctranslate2"), quantization="int8", force=True
+            )
+        else:
+            arms.remove("ctranslate2 int8")
+    return arms
+
+
+# -- one measurement, in a process of its own ----------------------------------------------------------------
+
+
+def writer(arm: str, work: Path, threads: int) -> Callable[[list[int], int], list[int]]:
+    """A function (prompt, new tokens) -> ids, ready to be timed."""
+    kind, _, precision = arm.partition(" ")
+    if kind == "llama.cpp":
+        return _llama(work / f"{precision}.gguf", threads)
+    if kind == "ctranslate2":
+        return _ctranslate2(work / "ctranslate2", threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    if kind == "transformers":
+        return _transformers(work / "model")
+    from minigpt.inference.generation import GenerationOptions, generate_ids
+    from minigpt.inference.quantized import quantize
+    from minigpt.pretrained import load_model
+
+    model = quantize(load_model(work / "model"), precision)  # type: ignore[arg-type]
+    return lambda ids, new: generate_ids(model, [ids], GenerationOptions(max_new_tokens=new), None)[0].ids
+
+
+def _transformers(folder: Path) -> Callable[[list[int], int], list[int]]:
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+
+    def write(ids: list[int], new: int) -> list[int]:
+        given = torch.tensor([ids])
+        out = model.generate(
+            given, attention_mask=torch.ones_like(given), max_new_tokens=new, do_sample=False, pad_token_id=0
+        )
+        written: list[int] = out[0, len(ids) :].tolist()
+        return written
+
+    return write
+
+
+def _ctranslate2(folder: Path, threads: int) -> Callable[[list[int], int], list[int]]:
+    import ctranslate2
+
+    model = ctranslate2.Generator(str(folder), intra_threads=threads, compute_type="int8")
+    tokens = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+
+    def write(ids: list[int], new: int) -> list[int]:
+        result = model.generate_batch(
+            [[tokens[i] for i in ids]], max_length=new, min_length=new, include_prompt_in_result=False
+        )
+        written: list[int] = result[0].sequences_ids[0]
+        return written
+
+    return write
+
+
+def _llama(file: Path, threads: int) -> Callable[[list[int], int], list[int]]:
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel, settings.verbosity = str(file), 1024, 1, 0
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(settings)
+
+    def write(ids: list[int], new: int) -> list[int]:
+        server.handle_completions(
+            {"prompt": ids, "n_predict": new, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+        )
+        return []
+
+    return write
+
+
+def measure(arm: str, work: Path, threads: int) -> dict[str, Any]:
+    """Time one arm."""
+    write = writer(arm, work, threads)
+
+    def timed(length: int, new: int) -> float:
+        start = time.perf_counter()
+        write(prompt_ids(length), new)
+        return time.perf_counter() - start
+
+    timed(PROMPT, 4)
+    one, all_of_them = timed(PROMPT, 1), timed(PROMPT, NEW)
+    return {
+        "decode_per_second": (NEW - 1) / (all_of_them - one),
+        "prefill_seconds": timed(PREFILL, 1),
+        "ids": write(prompt_ids(PROMPT), 48),
+    }
+
+
+COLD = "import torch; {}"  # then reads the weights' bytes once
+READ = "from pathlib import Path; Path({!r}).read_bytes()"
+
+
+def cold(work: Path, threads: int) -> dict[str, float]:
+    """Seconds of a fresh process: `minigpt generate` to its first token; `import torch` and reading once."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    weights = str(work / "model" / "model.safetensors")
+    commands = {
+        "first_token": ["-m", "minigpt", "generate", "--model", str(work / "model"), "--question", "一"],
+        "torch_and_reading": ["-c", COLD.format(READ.format(weights))],
+    }
+    commands["first_token"] += ["--max_new_tokens", "1", "--threads", str(threads)]
+    taken = {}
+    for name, command in commands.items():
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, env=environment, capture_output=True)
+        taken[name] = time.perf_counter() - start
+    return taken
+
+
+# -- all of them, in turns -----------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Prepare, take turns, print."""
+    arms = prepare(options.shape, options.tokenizer, work)
+    missing = [name for name in ARMS if name not in arms]
+    if missing:
+        print(f"left out (not installed, or not for this shape): {', '.join(missing)}")
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    started: list[dict[str, float]] = []
+    for number in range(options.rounds):
+        for arm in arms:
+            command = [sys.executable, __file__, "--arm", arm, "--work", str(work)]
+            command += ["--threads", str(options.threads)]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "GOMP_SPINCOUNT": "10000"}
+            done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+            found[arm].append(json.loads(done.stdout.splitlines()[-1]))
+        started.append(cold(work, options.threads))
+        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+    rows = [row_of(arm, runs) for arm, runs in found.items()]
+    same = found["minigpt float32"][0]["ids"] == found.get("transformers float32", [{}])[0].get("ids")
+    print(
+        f"\n{options.shape}, {options.threads} threads, median of {options.rounds} rounds (least to most)\n"
+    )
+    print("| | tokens/s | prefill of 512, s |\n|---|---|---|")
+    for row in rows:
+        cells = [
+            "{median:.4g} ({least:.4g} to {most:.4g})".format(**row[key]) for key in ("decode", "prefill")
+        ]
+        print(f"| {row['arm']} | {' | '.join(cells)} |")
+    first = {key: spread([one[key] for one in started]) for key in started[0]}
+    print(f"\ngreedy tokens equal transformers': {same}")
+    print(f"cold: first token {first['first_token']['median']:.2f} s, import torch and reading the weights "
+          f"{first['torch_and_reading']['median']:.2f} s")  # fmt: skip
+    packages = {"torch", "transformers", "ctranslate2", "xllamacpp", "numpy"}
+    return {
+        "benchmark": "generate",
+        "shape": options.shape,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "rows": rows,
+        "same_ids": same,
+        "cold": first,
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {name: version(name) for name in sorted(packages) if version(name)},
+    }
+
+
+def row_of(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The spread of an arm's rounds."""
+    return {
+        "arm": arm,
+        "decode": spread([one["decode_per_second"] for one in runs]),
+        "prefill": spread([one["prefill_seconds"] for one in runs]),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def version(package: str) -> str:
+    """An installed package's version, or nothing."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def main() -> None:
+    """Read the flags; measure one arm, or all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="toy")
+    parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's or Qwen3's tokenizer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="folder for the models; default: a temporary one")
+    parser.add_argument("--output", type=Path, help="also write the JSON object here")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        print(json.dumps(measure(options.arm, options.work, options.threads)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        result = run(options, options.work or Path(temporary))
+    text = json.dumps(result, ensure_ascii=False)
+    if options.output:
+        options.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
