@@ -66,6 +66,10 @@ NOT_RUN = {  # command -> why
     "make test": "this is it",
     ". .venv/bin/activate": "changes the reader's shell",
     "tensorboard --logdir output": "a server that only Ctrl-C ends",
+    'python gpt2.py "Alan Turing theorized that computers would one day become" --n_tokens_to_generate 40': (
+        "fetches 500 MB; tests/test_gpt2_door.py runs it on a small model"
+    ),
+    "python benchmarks/parity.py --gpt2_124m": "takes minutes; tests/parity/ compares the same at tiny sizes",
 }
 TYPED = {  # command -> what the reader types at its prompt, as on a terminal
     "python ./minigpt/generate.py": "四川的省会是哪里？\n你好\n\n",
