@@ -233,6 +233,26 @@ def start_several(
     return [start(argv, log, known(rank)) for rank, log in enumerate(logs)]
 
 
+def stopped(children: list[int], patience: float = 5.0) -> list[int]:
+    """Wait for processes of which one may be gone; then end them, as torchrun does. Their exit codes.
+
+    Who had met the others notices at once; who was still waiting for the dead one waits for minutes.
+    """
+    codes: dict[int, int] = {}
+    end = math.inf
+    while len(codes) < len(children):
+        for child in set(children) - codes.keys():
+            if (done := os.waitpid(child, os.WNOHANG)) != (0, 0):
+                codes[child] = os.waitstatus_to_exitcode(done[1])
+                end = time.monotonic() + patience
+        if time.monotonic() > end:
+            for child in set(children) - codes.keys():
+                os.kill(child, signal.SIGKILL)
+            end = math.inf
+        time.sleep(0.02)
+    return [codes[child] for child in children]
+
+
 def at_step(number: int, act: Callable[[], None]) -> None:
     """In a child: act right before a step is computed."""
     real = Trainer._gradient
@@ -706,9 +726,7 @@ class Survival:
             codes = self.several(whole, size, **more)
             assert codes == [0] * size, self.runs.said()
             output, kills, starts = self.runs.folder / f"{size}-killed", 0, 0
-            first = self.runs.argv(
-                output.name, **more
-            )  # the same flags each time: a launcher knows no others
+            first = self.runs.argv(output.name, **more)  # a launcher has the same flags each time
             while not self.is_done(output) and starts < 3 * self.options.lost + 3:
                 victim, after = self.random.randrange(size), self.random.uniform(0.3, self.seconds)
                 logs = [self.runs.log] * size
@@ -721,8 +739,7 @@ class Survival:
                         kills += 1
                     else:
                         children.pop(victim)
-                for child in children:
-                    finished(child)
+                stopped(children)
             held = self.is_done(output) and digest(output) == digest(whole)
             what = f"{size} processes, one killed at random: complete, the same bits"
             self.table.add("processes", what, kills, kills if held else 0, starts=starts)
