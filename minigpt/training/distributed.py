@@ -202,19 +202,16 @@ def is_restarted() -> bool:
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
-def restart_advice() -> str:
-    """What to say where torchrun's next restart may fail; empty if nothing.
+def _store(rank: int, size: int) -> dist.Store:
+    """Where processes leave their addresses for each other, under a name of this start's own.
 
-    Its processes share one store of addresses by default, and those of the dead spoil the next meeting. The
-    launcher itself reads the variable: here it is too late to set it.
+    torchrun's processes share one store over all restarts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; in
+    torch's own place for them (2.13) those started anew wait for ever for the addresses of the dead.
     """
-    shares = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not (shares and _number("TORCHELASTIC_MAX_RESTARTS", 0)):
-        return ""
-    return (
-        "restarts may meet the addresses of dead processes: start with "
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun ..."
-    )
+    host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
+    is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(host, port, size, is_server, wait_for_workers=False, multi_tenant=True)
+    return dist.PrefixStore(f"minigpt-{_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 @contextmanager
@@ -236,13 +233,11 @@ def joined() -> Iterator[World]:
         raise InputError(
             f"WORLD_SIZE={size} needs {' and '.join(missing)} in the environment: use a launcher"
         )
-    advice = restart_advice()
-    if advice and rank == 0:
-        print(f"warning: {advice}", file=sys.stderr)
     if torch.cuda.is_available():
         torch.cuda.set_device(_number("LOCAL_RANK", rank) % torch.cuda.device_count())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"process {rank} cannot meet the others: {str(error).splitlines()[0]}") from None

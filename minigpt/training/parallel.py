@@ -101,7 +101,6 @@ class Parallel:
             self._loss = DistributedDataParallel(
                 self._loss,
                 device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False,
             )
             self._settle_messages(device)
 
