@@ -221,7 +221,12 @@ def start_several(
 
     def known(rank: int) -> Prepare:
         def set_environment() -> None:
-            here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(logs), "MASTER_PORT": port}
+            here: dict[str, Any] = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": len(logs),
+                "MASTER_PORT": port,
+            }
             here |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": restart}
             os.environ.update({name: str(value) for name, value in here.items()})
             os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)

@@ -4,6 +4,7 @@ Not the tests' own process: a fork of one that has computed gradients with torch
 a job (JSON) a line from standard input and answers with the exit codes.
 """
 
+import functools
 import json
 import os
 import signal
@@ -45,9 +46,8 @@ def main() -> None:
         logs = [Path(f"{job['log']}-{rank}") for rank in range(job["size"])]
         for log in logs:
             log.unlink(missing_ok=True)
-        children = survival.start_several(
-            job["argv"], logs, lambda rank, job=job: prepared(job, rank), job.get("restart", 0)
-        )
+        prepare = functools.partial(prepared, job)
+        children = survival.start_several(job["argv"], logs, prepare, job.get("restart", 0))
         print(json.dumps(survival.stopped(children, 20.0)), flush=True)
 
 

@@ -202,7 +202,7 @@ def is_restarted() -> bool:
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
-def _store(rank: int, size: int) -> dist.Store:
+def _store(rank: int, size: int) -> Any:
     """Where processes leave their addresses for each other, under a name of this start's own.
 
     torchrun's processes share one store over all restarts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; in
@@ -210,8 +210,11 @@ def _store(rank: int, size: int) -> dist.Store:
     """
     host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
     is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(host, port, size, is_server, wait_for_workers=False, multi_tenant=True)
-    return dist.PrefixStore(f"minigpt-{_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, size, is_server, wait_for_workers=False, multi_tenant=True
+    )
+    name = f"minigpt-{_number('TORCHELASTIC_RESTART_COUNT', 0)}"
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
 
 
 @contextmanager
