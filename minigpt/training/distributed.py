@@ -250,6 +250,7 @@ def joined() -> Iterator[World]:
     try:
         yield World(rank, size, _number("LOCAL_RANK", rank), group)
     except (_KnownError, SystemExit, KeyboardInterrupt):
+        dist.destroy_process_group()  # its threads would abort the process at its end
         raise
     except InputError:
         sys.stderr = stderr
