@@ -29,6 +29,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import struct
 import sys
 import tempfile
@@ -58,7 +59,7 @@ with contextlib.suppress(ImportError):  # or every child would import it again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LIMIT = 5.0  # seconds from a signal to the exit
 EVERY = 2  # steps between checkpoints
-PARTS = ("kill", "signal", "damage", "disk", "numbers", "order", "cost")
+PARTS = ("kill", "signal", "damage", "disk", "numbers", "order", "cost", "processes", "sharded")
 COUNTS = {  # part -> how many trials: --toy, --full
     "kills": (20, 500),
     "signals": (20, 200),
@@ -66,6 +67,7 @@ COUNTS = {  # part -> how many trials: --toy, --full
     "bad_steps": (100, 100),
     "resumes": (1000, 1000),
     "megabytes": (16, 1024),
+    "lost": (2, 20),  # processes of several that are killed
 }
 
 Prepare = Callable[[], None]
@@ -197,6 +199,77 @@ def finished(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def start_several(
+    argv: list[str], logs: list[Path], prepare: Callable[[int], None] | None = None, restart: int = 0
+) -> list[int]:
+    """`minigpt train ARGV` in several children that know of each other, as torchrun starts them.
+
+    Args:
+        logs: one a process.
+        prepare: called in each child first, with its rank.
+        restart: how often they have been started before.
+    """
+    port = free_port()
+
+    def known(rank: int) -> Prepare:
+        def set_environment() -> None:
+            here: dict[str, Any] = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": len(logs),
+                "MASTER_PORT": port,
+            }
+            here |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": restart}
+            os.environ.update({name: str(value) for name, value in here.items()})
+            os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+            if prepare is not None:
+                prepare(rank)
+
+        return set_environment
+
+    return [start(argv, log, known(rank)) for rank, log in enumerate(logs)]
+
+
+def stopped(children: list[int], patience: float = 5.0) -> list[int]:
+    """Wait for processes of which one may be gone; then end them, as torchrun does. Their exit codes.
+
+    Who had met the others notices at once; who was still waiting for the dead one waits for minutes.
+    """
+    codes: dict[int, int] = {}
+    end = math.inf
+    while len(codes) < len(children):
+        for child in set(children) - codes.keys():
+            if (done := os.waitpid(child, os.WNOHANG)) != (0, 0):
+                codes[child] = os.waitstatus_to_exitcode(done[1])
+                end = time.monotonic() + patience
+        if time.monotonic() > end:
+            for child in set(children) - codes.keys():
+                os.kill(child, signal.SIGKILL)
+            end = math.inf
+        time.sleep(0.02)
+    return [codes[child] for child in children]
+
+
+def at_step(number: int, act: Callable[[], None]) -> None:
+    """In a child: act right before a step is computed."""
+    real = Trainer._gradient
+
+    def acting(self: Trainer, batches: list[Any]) -> tuple[float, float]:
+        if self.steps_done == number:
+            act()
+        return real(self, batches)
+
+    replace("_gradient", acting)
+
+
 class Runs:
     """A folder with a tiny data set, and runs on it."""
 
@@ -245,8 +318,8 @@ def digest(output: Path) -> str:
     """SHA-256 over all that a run ends with and that no clock decides."""
     last, total = output / "last", hashlib.sha256()
     files.verify_manifest(last)
-    for name in ("model", "optimizer", "rng"):
-        total.update((last / f"{name}.safetensors").read_bytes())
+    for path in sorted(last.glob("*.safetensors")):
+        total.update(path.read_bytes())
     state = json.loads((last / "training_state.json").read_text(encoding="utf-8"))
     for key in ("train_seconds", "config"):
         del state[key]
@@ -649,6 +722,58 @@ class Survival:
         each = list(range(len(data.train)))
         held = sum(sorted(itertools.chain.from_iterable(rows)) == each for rows in per_epoch)
         self.table.add("order", "epochs with each sample exactly once", epochs, held)
+
+    def processes(self) -> None:
+        """Of 2 (in full also of 4) processes one is killed, again and again; they are started anew."""
+        for size in (2, 4) if self.options.full else (2,):
+            more: dict[str, Any] = {"gradient_accumulation_steps": 3}  # no multiple: rows are dealt
+            whole = self.runs.folder / f"{size}-whole"
+            codes = self.several(whole, size, **more)
+            assert codes == [0] * size, self.runs.said()
+            output, kills, starts = self.runs.folder / f"{size}-killed", 0, 0
+            first = self.runs.argv(output.name, **more)  # a launcher has the same flags each time
+            while not self.is_done(output) and starts < 3 * self.options.lost + 3:
+                victim, after = self.random.randrange(size), self.random.uniform(0.3, self.seconds)
+                logs = [self.runs.log] * size
+                children = start_several(first, logs, restart=starts)
+                starts += 1
+                if kills < self.options.lost:
+                    time.sleep(after)
+                    if os.waitpid(children[victim], os.WNOHANG) == (0, 0):
+                        os.kill(children[victim], signal.SIGKILL)
+                        kills += 1
+                    else:
+                        children.pop(victim)
+                stopped(children)
+            held = self.is_done(output) and digest(output) == digest(whole)
+            what = f"{size} processes, one killed at random: complete, the same bits"
+            self.table.add("processes", what, kills, kills if held else 0, starts=starts)
+
+    def several(self, output: Path, size: int, **more: Any) -> list[int]:
+        """A run of several processes; their exit codes."""
+        children = start_several(self.runs.argv(output.name, **more), [self.runs.log] * size)
+        return [finished(child) for child in children]
+
+    def sharded(self) -> None:
+        """FSDP2 and DDP on 2 processes, and one process, compute the same losses."""
+        more: dict[str, Any] = {
+            "gradient_accumulation_steps": 2,
+            "dropout": 0.0,
+            "max_steps": 20,
+            "optimizer": "adamw",
+        }
+        found = []
+        for name, size, kind in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("fsdp", 2, "fsdp")):
+            output = self.runs.folder / f"losses-{name}"
+            codes = self.several(output, size, parallel=kind, **more)
+            assert codes == [0] * size, self.runs.said()
+            lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            found.append([v["train_loss"] for v in map(json.loads, lines) if "train_loss" in v])
+        for name, losses in zip(("DDP", "FSDP2"), found[1:]):
+            worst = [abs(a - b) for a, b in zip(found[0], losses, strict=True)]
+            what = f"{name} on 2 processes: losses as of one process, within 1e-5"
+            held = sum(difference <= 1e-5 for difference in worst)
+            self.table.add("sharded", what, len(worst), held, largest_difference=max(worst))
 
     def cost(self) -> None:
         """What verification takes."""

@@ -18,6 +18,7 @@ if (
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import dataclasses
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from minigpt.terminal import seconds
 from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig, read_recipe, read_run
 
 if TYPE_CHECKING:
+    from minigpt.training.distributed import World
     from minigpt.training.lock import FolderLock
 
 
@@ -36,6 +38,7 @@ def defaults(argv: list[str]) -> TrainConfig:
     Raises:
         InputError: for a recipe or a run that cannot be read; for a run that began with another recipe.
     """
+    _hush()
     first = _peek(argv)
     if "--resume" in argv:
         run = read_run(Path(first.get("output", "output")))
@@ -55,6 +58,12 @@ def defaults(argv: list[str]) -> TrainConfig:
     name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
     print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     return _of_family(read_recipe(name), first.get("family"))
+
+
+def _hush() -> None:
+    """Of several processes only the first one prints results; see minigpt.training.distributed."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
 
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
@@ -84,29 +93,38 @@ def _peek(argv: list[str]) -> dict[str, str]:
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Read, build, estimate, train."""
+    from minigpt.training.distributed import is_restarted, joined
     from minigpt.training.lock import FolderLock
 
-    with FolderLock() as lock:
-        return _main(config, lock)
+    if is_restarted():  # by torchrun, after a process died: with the flags that the run began with
+        config = dataclasses.replace(config, resume=True, overwrite=False)
+    with FolderLock() as lock, joined() as world:
+        return _main(config, lock, world)
 
 
-def _main(config: TrainConfig, lock: "FolderLock") -> dict[str, Any]:
+def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, Any]:
     from minigpt.training import checkpoint, report
     from minigpt.training.loop import Stopped, Trainer
     from minigpt.training.run_data import read_data
 
-    if config.output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
-        lock.acquire(config.output)
-        checkpoint.clear_leftovers(config.output)
-    has_checkpoint = bool(checkpoint.list_checkpoints(config.output))
+    def look() -> bool:
+        if config.output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
+            lock.acquire(config.output)
+            checkpoint.clear_leftovers(config.output)
+        return bool(checkpoint.list_checkpoints(config.output))
+
+    if config.dry_run and world.size > 1:
+        raise InputError("--dry_run looks at the machine that it runs on: run it as one process")
+    has_checkpoint = world.decided(look)
     occupied = has_checkpoint and not (config.resume or config.dry_run)
     if occupied and not config.overwrite:
         raise InputError(
             f"{config.output} holds a run already: --resume goes on with it, --overwrite moves it to "
             f"{config.output}.previous and starts anew, --output FOLDER writes elsewhere"
         )
-    data = read_data(config)
-    trainer = Trainer(config, data)
+    data = world.first(lambda: read_data(config))
+    world.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
+    trainer = Trainer(config, data, world)
     print(f"{data.sentence}; {trainer.model.config.parameter_count():,} parameters on {trainer.device}")
     if config.dry_run:
         report.print_parameters(trainer)
@@ -115,13 +133,23 @@ def _main(config: TrainConfig, lock: "FolderLock") -> dict[str, Any]:
     elif config.resume:
         folder = trainer.resume()
         print(f"resumed from {folder}: {trainer.steps_done} of {trainer.total_steps} steps are done")
-    expected = report.estimate(trainer)
-    print(expected.sentence())
-    if config.dry_run:
-        return {"parameters": trainer.model.config.parameter_count(), **dataclasses.asdict(expected)}
-    if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
-        _move_aside(config.output)
-    lock.acquire(config.output)
+    if world.size == 1:
+        expected = report.estimate(trainer)
+        print(expected.sentence())
+        if config.dry_run:
+            return {"parameters": trainer.model.config.parameter_count(), **dataclasses.asdict(expected)}
+    else:
+        print(
+            f"{world.size} processes, {config.parallel}: {trainer.total_steps - trainer.steps_done:,} steps"
+        )
+
+    def take() -> bool:
+        if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
+            _move_aside(config.output)
+        lock.acquire(config.output)
+        return True
+
+    world.decided(take)
     try:
         result = trainer.run()
     except Stopped as stopped:

@@ -21,6 +21,8 @@ LEAST = {  # part -> trials at least; each counts only if the run then ends on t
     "numbers": 100,
     "order": 1000,
     "cost": 1,
+    "processes": 2,
+    "sharded": 40,
 }
 
 

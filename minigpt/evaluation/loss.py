@@ -11,7 +11,7 @@ Letters in shapes: B rows, T tokens, C channels, V entries of the vocabulary, P 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -68,12 +68,18 @@ class LossReport:
 
 @torch.inference_mode()
 def evaluate_loss(
-    model: LanguageModel, batches: Iterable[Batch], device: torch.device | str = "cpu"
+    model: LanguageModel,
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    finish: Callable[[LossReport], None] | None = None,
 ) -> LossReport:
     """Measure a model on batches. Dropout is off meanwhile; the model is left in the mode that it was in.
 
     lm_head, the largest product of a small model, is computed only at positions that count, in pieces, so
     that the memory stays bounded whatever the vocabulary.
+
+    Args:
+        finish: called with the sums: where each of several processes has some of the batches, it adds up.
 
     Raises:
         InputError: if no token counts.
@@ -85,6 +91,8 @@ def evaluate_loss(
             _add(report, model, batch.to(device))
     finally:
         model.train(was_training)
+    if finish is not None:
+        finish(report)
     if not report.all.count:
         raise InputError("there is nothing to measure the loss on: the batches hold no token that counts")
     return report

@@ -2,6 +2,8 @@
 
 Each is a Hugging Face model folder; beside the model lie `optimizer.safetensors`, `rng.safetensors` and
 `training_state.json`, which a resume needs, and `manifest.json`, against which the folder is verified first.
+Where several processes train, `rng-rank-00001.safetensors` and so on are the others'; where each has a piece
+of the model, the optimiser's state lies in `shard-00001-*.safetensors`, a file a process.
 No pickle anywhere. Each step of the writing is announced to `files.step_hook`, so that tests can kill there.
 """
 
@@ -10,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ __all__ = [
     "clear_leftovers",
     "list_checkpoints",
     "prune",
+    "read",
     "read_newest",
     "save",
     "set_link",
@@ -38,6 +41,7 @@ __all__ = [
 
 _NAME = re.compile(r"step-\d{8}")
 _LEFTOVER = re.compile(r"\.(step-\d{8}|best|last|metrics\.jsonl|run\.json)\.tmp-\d+")
+_OPTIMIZER = "optimizer.safetensors"
 _SET_ASIDE = re.compile(r"\.(step-\d{8})\.old-\d+")
 
 
@@ -51,6 +55,8 @@ class Contents:
     optimizer: dict[str, torch.Tensor]
     rng: dict[str, torch.Tensor]
     state: dict[str, Any]
+    other_rngs: Sequence[bytes] = ()  # of the processes from number 1 on, as safetensors
+    shards: Callable[[Path], None] | None = None  # writes the optimiser's state instead of `optimizer`
 
 
 @dataclass
@@ -58,8 +64,8 @@ class Snapshot:
     """What a resume needs besides the weights, which lie in the folder's model.safetensors."""
 
     folder: Path
-    optimizer: dict[str, torch.Tensor]
-    rng: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor] | None  # None: it lies in shards
+    rng: dict[str, torch.Tensor]  # empty: there was no such process
     state: dict[str, Any]
 
 
@@ -90,8 +96,13 @@ def save(output: Path, contents: Contents) -> Path:
     def fill(temporary: Path) -> None:
         save_pretrained(contents.model, contents.tokenizer, temporary)
         # through bytes: safetensors' own save_file makes files that only their owner may read
-        _write(temporary / "optimizer.safetensors", safetensors.torch.save(contents.optimizer))
-        _write(temporary / "rng.safetensors", safetensors.torch.save(contents.rng))
+        if contents.shards is None:
+            _write(temporary / _OPTIMIZER, safetensors.torch.save(contents.optimizer))
+        else:
+            contents.shards(temporary)
+        _write(temporary / _rng(0), safetensors.torch.save(contents.rng))
+        for rank, content in enumerate(contents.other_rngs, 1):
+            _write(temporary / _rng(rank), content)
         text = json.dumps(contents.state, ensure_ascii=False, indent=2, allow_nan=False)
         _write(temporary / "training_state.json", text.encode())
 
@@ -113,6 +124,10 @@ def save(output: Path, contents: Contents) -> Path:
             shutil.rmtree(aside)
             reached("old one: deleted")
     return folder
+
+
+def _rng(rank: int) -> str:
+    return f"rng-rank-{rank:05d}.safetensors" if rank else "rng.safetensors"
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -205,6 +220,20 @@ def verifies(folder: Path) -> bool:
     return True
 
 
+def read(folder: Path, rank: int = 0) -> Snapshot:
+    """A checkpoint that was verified, for the process number `rank`.
+
+    Raises:
+        OSError, ValueError, safetensors.SafetensorError: if it is none.
+    """
+    state = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+    path = folder / _rng(rank)
+    rng = safetensors.torch.load_file(path) if rank == 0 or path.exists() else {}
+    is_whole = (folder / _OPTIMIZER).exists() or not any(folder.glob("shard-*.safetensors"))
+    optimizer = safetensors.torch.load_file(folder / _OPTIMIZER) if is_whole else None
+    return Snapshot(folder, optimizer, rng, state)
+
+
 def read_newest(
     output: Path, acceptable: Callable[[dict[str, Any]], bool] = lambda state: True
 ) -> tuple[Snapshot, list[str]]:
@@ -221,13 +250,11 @@ def read_newest(
     for folder in list_checkpoints(output):
         try:
             verify_manifest(folder)
-            state = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
-            optimizer = safetensors.torch.load_file(folder / "optimizer.safetensors")
-            rng = safetensors.torch.load_file(folder / "rng.safetensors")
+            snapshot = read(folder)
         except (InputError, OSError, ValueError, safetensors.SafetensorError) as error:
             passed_over.append(f"{folder.name} passed over: {error}")
             continue
-        if acceptable(state):
-            return Snapshot(folder, optimizer, rng, state), passed_over
+        if acceptable(snapshot.state):
+            return snapshot, passed_over
     reasons = "; ".join(passed_over) or "no checkpoint was written yet; start without --resume"
     raise InputError(f"nothing to resume in {output}: {reasons}")

@@ -179,6 +179,8 @@ class TrainConfig(DoorOptions):
     """arithmetic of the matrix products (bfloat16: for GPUs; CPUs without AMX are slower with it)"""
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """of several processes: each has the whole model (ddp), or a piece (fsdp: for one that does not fit)"""
 
     def __post_init__(self) -> None:
         positive = (
@@ -235,6 +237,9 @@ class TrainConfig(DoorOptions):
             if getattr(self, name) != nothing:
                 got = f"{name}={getattr(self, name)}"
                 raise InputError(f"family {self.family} has no {name}: got {got}; it must be {nothing} here")
+        if self.parallel == "fsdp" and (self.optimizer == "muon" or self.save_async):
+            got = "optimizer=muon (it needs whole matrices)" if self.optimizer == "muon" else "save_async"
+            raise InputError(f"parallel=fsdp cuts the weights into pieces and does not go with {got}")
         if self.resume and self.overwrite:
             raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
 

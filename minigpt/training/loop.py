@@ -11,20 +11,23 @@ import json
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import safetensors.torch
 
 import minigpt
 from minigpt.command_line import InputError
 from minigpt.devices import random_state, set_random_state
 from minigpt.files import atomic_write, make_folder
-from minigpt.pretrained import load_weights
 from minigpt.terminal import ProgressLine, seconds, warn
 from minigpt.training import checkpoint
 from minigpt.training.config import RUN_FILE
 from minigpt.training.guard import first_non_finite
 from minigpt.training.metrics import Metrics
-from minigpt.training.optimizer import load_state, schedule, state_tensors
+from minigpt.training.optimizer import blank_state, load_state, schedule, state_tensors
+from minigpt.training.parallel import ShardedSave, local_tensors, read_shards
 from minigpt.training.saving import Saver, copied
 from minigpt.training.signals import StopNow, stop_requests
 from minigpt.training.state import Progress, changes, described
@@ -57,15 +60,12 @@ class Trainer(Stepper):
                 meets numbers that are not finite.
         """
         config, output = self.config, self.config.output
-        make_folder(output)
-        checkpoint.clear_leftovers(output)
-        text = json.dumps(
-            {"minigpt": minigpt.__version__, "config": config.as_dict()}, ensure_ascii=False, indent=2
-        )
-        atomic_write(output / RUN_FILE, text + "\n")
+        self.world.decided(self._begin)
         with (
-            stop_requests() as self.asked,
-            Metrics(output, self.steps_done, config.report_to, config.as_dict()) as self._metrics,
+            stop_requests(alone=self.world.size == 1) as self.asked,
+            Metrics(
+                output, self.steps_done, config.report_to, config.as_dict(), enabled=self.world.is_main
+            ) as self._metrics,
             Saver(output, config.save_total_limit, config.save_async, config.on_save_error) as self._saver,
             ProgressLine("training", self.total_steps) as self._progress,
         ):
@@ -77,7 +77,7 @@ class Trainer(Stepper):
                         self._evaluate_and_save()
                     else:
                         self._train()
-                    if self.asked.signal is not None and not self.is_finished():
+                    if self.asked.agreed is not None and not self.is_finished():
                         raise StopNow
             except StopNow:
                 raise self._saved_and_stopped() from None
@@ -89,6 +89,16 @@ class Trainer(Stepper):
             "tokens": self.tokens_seen,
             "model": str(output / "best"),
         }
+
+    def _begin(self) -> bool:
+        output = self.config.output
+        make_folder(output)
+        checkpoint.clear_leftovers(output)
+        text = json.dumps(
+            {"minigpt": minigpt.__version__, "config": self.config.as_dict()}, ensure_ascii=False, indent=2
+        )
+        atomic_write(output / RUN_FILE, text + "\n")
+        return True
 
     def is_finished(self) -> bool:
         """All steps are done, and the last evaluation."""
@@ -147,7 +157,9 @@ class Trainer(Stepper):
             at.best_val_loss, at.best_step = counted.loss, at.steps_done
         at.evaluated = True
         self._save(best, final=self.is_finished())
-        sample = self.data.sample(self.model, at.steps_done // self.eval_steps)
+        sample = ""
+        if self.world.is_main and not self.parallel.is_sharded:
+            sample = self.data.sample(self.model, at.steps_done // self.eval_steps)
         star = "*" if best else " "
         self._progress.write(
             f"step {at.steps_done:>6}  validation loss {counted.loss:.4f}{star} "
@@ -161,10 +173,11 @@ class Trainer(Stepper):
     def _rolled_back_from_bad_weights(self) -> bool:
         """Look at weights and optimiser; where a number is not finite, go back."""
         state = state_tensors(self.model, self.optimizers)
-        name = first_non_finite({**dict(self.model.named_parameters()), **state})
-        if name:
-            self._roll_back(f"{name} holds numbers that are not finite")
-        return bool(name)
+        name = first_non_finite(local_tensors({**dict(self.model.named_parameters()), **state}))
+        is_bad = self.world.any(bool(name))
+        if is_bad:
+            self._roll_back(f"{name or 'another process'} holds numbers that are not finite")
+        return is_bad
 
     def _roll_back(self, why: str) -> None:
         """Weights, optimiser and random state of the last good checkpoint; data in between is passed over.
@@ -181,7 +194,7 @@ class Trainer(Stepper):
         if at.rollbacks:
             raise InputError(f"step {at.steps_done}: {why}, after going back once already; {advice}")
         try:
-            snapshot, _ = checkpoint.read_newest(config.output, lambda state: not state.get("bad_steps"))
+            snapshot = self._newest(lambda state: not state.get("bad_steps"))
         except InputError:
             raise InputError(
                 f"step {at.steps_done}: {why}, and no checkpoint to go back to; {advice}"
@@ -203,27 +216,39 @@ class Trainer(Stepper):
 
     def _save(self, best: bool = False, final: bool = False) -> None:
         """A checkpoint of this step; a failure is fatal, or taken back, as the configuration says."""
-        try:
-            self._metrics.flush()  # no checkpoint is ahead of its metrics
-        except InputError as error:
-            saved = self._saver.fail(error, final)
-        else:
+        rng, model = random_state(self.device), self.parallel.whole()
+        rngs = self.world.gathered(safetensors.torch.save(rng))
+        optimizer = state_tensors(self.model, self.optimizers)
+        shards = ShardedSave(self.world, optimizer) if self.parallel.is_sharded else None
+
+        def write() -> bool:
+            try:
+                self._metrics.flush()  # no checkpoint is ahead of its metrics
+            except InputError as error:
+                return self._saver.fail(error, final)
             background = self.config.save_async
-            optimizer = state_tensors(self.model, self.optimizers)
             contents = checkpoint.Contents(
                 step=self.steps_done,
-                model=copied(self.model) if background else self.model,
+                model=copied(model) if background else model,
                 tokenizer=self.tokenizer,
                 optimizer={k: v.clone() for k, v in optimizer.items()} if background else optimizer,
-                rng=random_state(self.device),
-                state=described(self.config, self.data, self.device, self.total_steps, self.at),
+                rng=rng,
+                state=self._described(),
+                other_rngs=rngs[1:],
+                shards=shards,
             )
-            saved = self._saver.save(contents, best, final)
-        self._take_back_unless(saved)
+            return self._saver.save(contents, best, final)
+
+        if shards is not None and not self.world.is_main:
+            shards.follow()
+        self._take_back_unless(self.world.decided(write, shards.end if shards else None))
+
+    def _described(self) -> dict[str, Any]:
+        return described(self.config, self.data, self.device, self.total_steps, self.at, self.world.size)
 
     def _settle(self, final: bool = False) -> None:
         """Wait for a save in the background."""
-        self._take_back_unless(self._saver.wait(final))
+        self._take_back_unless(self.world.decided(lambda: self._saver.wait(final)))
 
     def _take_back_unless(self, saved: bool) -> None:
         at = self.at
@@ -232,10 +257,32 @@ class Trainer(Stepper):
         else:  # what is on the disk is the best
             at.best_val_loss, at.best_step = self._confirmed
 
+    def _newest(self, acceptable: Callable[[dict[str, Any]], bool] = lambda _: True) -> checkpoint.Snapshot:
+        """Process 0 chooses and verifies; the others read the same one."""
+        found: list[checkpoint.Snapshot] = []
+
+        def choose() -> bool:
+            snapshot, passed_over = checkpoint.read_newest(self.config.output, acceptable)
+            for sentence in passed_over:
+                warn(sentence)
+            found.append(snapshot)
+            return True
+
+        self.world.decided(choose)
+        folder = self.config.output / self.world.told(found[0].folder.name if found else "")
+        return found[0] if found else checkpoint.read(folder, self.world.rank)
+
     def _load(self, snapshot: checkpoint.Snapshot) -> None:
-        load_weights(self.model, snapshot.folder)
-        load_state(self.model, self.optimizers, snapshot.optimizer)
-        set_random_state(self.device, snapshot.rng)
+        self.world.together(lambda: self.parallel.load(snapshot.folder))
+        optimizer = snapshot.optimizer
+        if optimizer is None:
+            optimizer = blank_state(self.model, self.optimizers)
+            read_shards(snapshot.folder, optimizer)
+        self.world.together(lambda: load_state(self.model, self.optimizers, optimizer))
+        if snapshot.rng:
+            set_random_state(self.device, snapshot.rng)
+        else:  # there were fewer processes
+            self.world.seed(self.config.seed, int(snapshot.state["steps_done"]))
 
     def resume(self) -> Path:
         """Take the state of the newest checkpoint that verifies; returns its folder.
@@ -244,22 +291,29 @@ class Trainer(Stepper):
             InputError: if there is none; if data, vocabulary or model differ; if nothing is left to do.
         """
         config, output = self.config, self.config.output
-        checkpoint.clear_leftovers(output)
-        snapshot, passed_over = checkpoint.read_newest(output)
-        for sentence in passed_over:
-            warn(sentence)
-        found = changes(snapshot.state, config, self.data, self.device, self.total_steps, snapshot.folder)
+        if self.world.is_main:
+            checkpoint.clear_leftovers(output)
+        snapshot = self._newest()
+        now = (config, self.data, self.device, self.total_steps, snapshot.folder, self.world.size)
+        found = self.world.together(lambda: changes(snapshot.state, *now))
         self._load(snapshot)
         for sentence in found.rounding:
             warn(sentence)
         for sentence in found.settings:
             print(f"changed on resume: {sentence}")
         self.at = at = Progress.from_dict(snapshot.state)
-        checkpoint.set_link(output, "last", snapshot.folder)
         best = output / f"step-{at.best_step:08d}"
-        if at.best_step and not found.validation_data and checkpoint.verifies(best):
+
+        def link() -> bool:
+            checkpoint.set_link(output, "last", snapshot.folder)
+            if not (at.best_step and not found.validation_data and checkpoint.verifies(best)):
+                return False
             checkpoint.set_link(output, "best", best)  # a kill between saving and linking left it behind
-        else:  # none yet, none that is whole, or measured on other data: the next one is the best there is
+            return True
+
+        if not self.world.decided(
+            link
+        ):  # none yet, none that is whole, or measured on other data: the next one is the best there is
             at.best_val_loss, at.best_step = math.inf, 0
         if self.is_finished():
             raise InputError(
@@ -269,17 +323,16 @@ class Trainer(Stepper):
         return snapshot.folder
 
     def _saved_and_stopped(self) -> Stopped:
-        assert self.asked.signal is not None
+        number = self.asked.agreed
+        assert number is not None
         self._rolled_back_from_bad_weights()
-        if self._saver.newest != self.steps_done:
+        if not self.world.decided(lambda: self._saver.newest == self.steps_done):
             self._save(final=True)
         self._settle(final=True)
-        name = signal.Signals(self.asked.signal).name
+        name = signal.Signals(number).name
         where = self.config.output / "last"
         again = f"--output {self.config.output} --resume"
-        return Stopped(
-            128 + self.asked.signal, f"{name}: saved step {self.steps_done} in {where}; go on with {again}"
-        )
+        return Stopped(128 + number, f"{name}: saved step {self.steps_done} in {where}; go on with {again}")
 
 
 class _Clock:

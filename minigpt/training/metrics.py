@@ -20,6 +20,9 @@ class Metrics:
 
     A full disk costs no line: what cannot be written is kept and tried again with the next line, and at the
     end. `flush` says whether all is on the disk, so that no checkpoint is ever ahead of its metrics.
+
+    Args:
+        enabled: False: nothing is written; of several processes only one writes.
     """
 
     def __init__(
@@ -28,7 +31,9 @@ class Metrics:
         steps_done: int,
         report_to: ReportTo = "tensorboard",
         settings: Mapping[str, Any] | None = None,
+        enabled: bool = True,
     ) -> None:
+        self._enabled = enabled
         self._path = output / "metrics.jsonl"
         self._descriptor = -1
         self._length = 0  # bytes of whole lines
@@ -38,6 +43,8 @@ class Metrics:
         self._trackers = Trackers(output, steps_done, report_to, settings)
 
     def __enter__(self) -> "Metrics":
+        if not self._enabled:
+            return self
         kept = ""
         if self._steps_done and self._path.exists():  # lines behind the checkpoint will be written again
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -53,6 +60,8 @@ class Metrics:
 
         NaN and infinities, for which JSON has no words, become null.
         """
+        if not self._enabled:
+            return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._pending += (json.dumps({"step": step, **finite}, allow_nan=False) + "\n").encode()
         self._write_pending()
@@ -89,8 +98,9 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self._write_pending()
-        os.close(self._descriptor)
-        self._trackers.close()
+        if self._enabled:
+            os.close(self._descriptor)
+            self._trackers.close()
 
 
 def _step_of(line: str) -> float:

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2502.16982) updates the matrices inside the blocks; embedd
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,8 +15,17 @@ from torch import Tensor, nn
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.training.config import TrainConfig
+from minigpt.training.parallel import cut_like, is_piece
 
-__all__ = ["Muon", "load_state", "make_optimizers", "orthogonalize", "schedule", "state_tensors"]
+__all__ = [
+    "Muon",
+    "blank_state",
+    "load_state",
+    "make_optimizers",
+    "orthogonalize",
+    "schedule",
+    "state_tensors",
+]
 
 
 def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
@@ -126,13 +135,35 @@ class Muon(torch.optim.Optimizer):
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' state under the parameters' names: `transformer.wte.weight.exp_avg` and so on."""
+    """The optimisers' state under the parameters' names: `transformer.wte.weight.exp_avg` and so on.
+
+    On the CPU; of a model in pieces, this process's pieces where they are.
+    """
     return {
-        f"{name}.{key}": value.detach().cpu().contiguous()
+        f"{name}.{key}": value.detach() if is_piece(value) else value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def blank_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Zeros in the place of each of `state_tensors`, to read a checkpoint into."""
+    return {
+        name: torch.zeros(()) if key == "step" else torch.zeros_like(parameter.detach())
+        for name, _, parameter, key in _entries(model, optimizers)
+    }
+
+
+def _entries(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor, str]]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        keys = ("momentum_buffer",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            for key in keys:
+                yield f"{names[parameter]}.{key}", optimizer, parameter, key
 
 
 def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
@@ -144,16 +175,12 @@ def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensor
     if not tensors:
         return
     remaining = dict(tensors)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for optimizer in optimizers:
-        keys = ("momentum_buffer",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            for key in keys:
-                name = f"{names[parameter]}.{key}"
-                tensor = remaining.pop(name, None)
-                if tensor is None or (key != "step" and tensor.shape != parameter.shape):
-                    raise InputError(f"the optimiser's state does not fit the model: {name}")
-                # fused AdamW keeps its step count beside the parameter
-                optimizer.state[parameter][key] = tensor.to(parameter.device).clone()
+    for name, optimizer, parameter, key in _entries(model, optimizers):
+        tensor = remaining.pop(name, None)
+        if tensor is None or (key != "step" and tensor.shape != parameter.shape):
+            raise InputError(f"the optimiser's state does not fit the model: {name}")
+        # fused AdamW keeps its step count beside the parameter
+        like = tensor if key == "step" else parameter
+        optimizer.state[parameter][key] = cut_like(like, tensor).to(parameter.device)
     if remaining:
         raise InputError(f"the optimiser's state holds unknown tensors: {', '.join(sorted(remaining)[:3])}")

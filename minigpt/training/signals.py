@@ -6,7 +6,7 @@ The exit code says which it was: 130, 143, 138 (128 and the signal's number).
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,20 +20,37 @@ class StopNow(BaseException):
 class StopRequest:
     """The signal that asked the run to stop, if one has."""
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
+    def __init__(self, alone: bool = True) -> None:
+        self.signal: int | None = None  # that came here
+        self._alone = alone
+        self._agreed: int | None = None
         self._at_once = False
+
+    @property
+    def agreed(self) -> int | None:
+        """The signal that is to be obeyed: of several processes, all have the same one at the same point."""
+        return self.signal if self._alone else self._agreed
+
+    def marks(self) -> list[float]:
+        """What came here, as numbers that may be added up over the processes."""
+        return [float(self.signal == number) for number in _numbers()]
+
+    def agree(self, sums: Sequence[float]) -> None:
+        """Take the sums of everyone's `marks`."""
+        self._agreed = next((number for number, count in zip(_numbers(), sums) if count), None)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Work that may be broken off anywhere, since it leaves no trace: gradients, evaluation, compiling.
 
+        Not where other processes do their part of it, and would wait for ever: they agree when it is done.
+
         Raises:
             StopNow: when a signal comes meanwhile, or has come before.
         """
-        self._at_once = True
+        self._at_once = self._alone
         try:
-            if self.signal is not None:
+            if self._alone and self.signal is not None:
                 raise StopNow
             yield
         finally:
@@ -51,14 +68,20 @@ class StopRequest:
             raise StopNow
 
 
+def _numbers() -> list[signal.Signals]:
+    usual = [signal.SIGINT, signal.SIGTERM]
+    return [*usual, signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else usual  # not on Windows
+
+
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """SIGINT, SIGTERM and SIGUSR1 are noted, and obeyed between steps; a second one stops at once."""
-    asked = StopRequest()
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGUSR1"):  # not on Windows
-        numbers.append(signal.SIGUSR1)
-    before = {number: signal.signal(number, asked.note) for number in numbers}
+def stop_requests(alone: bool = True) -> Iterator[StopRequest]:
+    """SIGINT, SIGTERM and SIGUSR1 are noted, and obeyed between steps; a second one stops at once.
+
+    Args:
+        alone: False: several processes must agree on it.
+    """
+    asked = StopRequest(alone)
+    before = {number: signal.signal(number, asked.note) for number in _numbers()}
     try:
         yield asked
     finally:

@@ -75,13 +75,18 @@ class Progress:
 
 
 def described(
-    config: TrainConfig, data: RunData | TextData, device: torch.device, total_steps: int, progress: Progress
+    config: TrainConfig,
+    data: RunData | TextData,
+    device: torch.device,
+    total_steps: int,
+    progress: Progress,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """The contents of training_state.json."""
     return {
         "minigpt": minigpt.__version__,
         "platform": platform.platform(),
-        **surroundings(device),
+        **surroundings(device, processes),
         "total_steps": total_steps,
         **progress.as_dict(),
         **{key: fingerprint for key, fingerprint, _ in _fingerprints(config, data)},
@@ -89,9 +94,10 @@ def described(
     }
 
 
-def surroundings(device: torch.device) -> dict[str, Any]:
+def surroundings(device: torch.device, processes: int = 1) -> dict[str, Any]:
     """What the bits depend on besides the configuration and the data."""
-    return {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
+    here = {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
+    return {**here, "processes": processes}
 
 
 def _fingerprints(config: TrainConfig, data: RunData | TextData) -> list[tuple[str, str, str]]:
@@ -119,6 +125,7 @@ def changes(
     device: torch.device,
     total_steps: int,
     folder: Path,
+    processes: int = 1,
 ) -> Changes:
     """Compare a checkpoint's training_state.json with the run that is to go on from it.
 
@@ -140,6 +147,7 @@ def changes(
             )
         order = "; from here on the order is that of the new data" if key == "train_fingerprint" else ""
         named.append(f"the {what} is another one (--allow_changed_data){order}")
+    was = {"processes": 1, **state}
     now = {**config.as_dict(), "total_steps": total_steps}
     before = {**state["config"], "total_steps": state["total_steps"]}
     for key in [key for key in now if key in before and key not in _OF_NO_EFFECT]:
@@ -149,9 +157,14 @@ def changes(
     return Changes(
         settings=named,
         rounding=[
-            f"{key} was {state[key]} before, is {value} now: sums are rounded differently"
-            for key, value in surroundings(device).items()
-            if state.get(key, value) != value
+            f"{key} was {was[key]} before, is {value} now: sums are rounded differently"
+            + (
+                ", dropout draws other numbers; the order of the data is the same"
+                if key == "processes"
+                else ""
+            )
+            for key, value in surroundings(device, processes).items()
+            if was.get(key, value) != value
         ],
         validation_data=any(key == "val_fingerprint" for key, _ in changed),
     )

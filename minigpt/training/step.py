@@ -6,7 +6,7 @@ have no fixed order, two runs agree to rounding, not to the bit. Nothing here to
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,10 +17,11 @@ from minigpt.data.batches import Batch
 from minigpt.devices import pick_device, random_state, seed_everything, set_random_state
 from minigpt.evaluation.loss import LossReport, evaluate_loss
 from minigpt.families import new_model
-from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import TrainConfig
+from minigpt.training.distributed import ALONE, World
 from minigpt.training.guard import spike_threshold
 from minigpt.training.optimizer import make_optimizers, schedule
+from minigpt.training.parallel import Parallel, share, whole_tensor
 from minigpt.training.run_data import RunData, TextData
 from minigpt.training.signals import StopNow, StopRequest
 from minigpt.training.state import Progress
@@ -31,17 +32,20 @@ __all__ = ["Stepper"]
 class Stepper:
     """A model, its data and its optimisers: `step()` by `step()`, and `evaluate()`."""
 
-    def __init__(self, config: TrainConfig, data: RunData | TextData) -> None:
-        self.config, self.data = config, data
-        self.device = pick_device(config.device)
+    def __init__(self, config: TrainConfig, data: RunData | TextData, world: World = ALONE) -> None:
+        self.config, self.data, self.world = config, data, world
+        self.device = world.together(lambda: pick_device(world.device(config.device)))
         if config.threads:
             torch.set_num_threads(config.threads)
         if config.output.exists() and not config.output.is_dir():
             raise InputError(f"{config.output} is a file; --output needs a folder")
         seed_everything(config.seed)
         self.tokenizer = data.tokenizer
-        self.model = new_model(config.model_config(self.tokenizer.get_vocab_size())).to(self.device)
+        size = self.tokenizer.get_vocab_size()
+        self.model = world.together(lambda: new_model(config.model_config(size)).to(self.device))
+        self.parallel = Parallel(self.model, world, config.parallel, self.device)
         self.optimizers = make_optimizers(self.model, config)
+        world.seed(config.seed)
         self.plan = data.plan(config)
         per_step = config.gradient_accumulation_steps
         self.total_steps = config.max_steps or max(
@@ -49,7 +53,7 @@ class Stepper:
         )
         self.eval_steps = config.eval_steps or max(1, math.ceil(self.total_steps / 10))
         self.at = Progress()
-        self.asked = StopRequest()  # nobody's, until `run` listens to signals
+        self.asked = StopRequest(alone=world.size == 1)  # nobody's, until `run` listens to signals
 
     @property
     def steps_done(self) -> int:
@@ -68,21 +72,17 @@ class Stepper:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def batches(self, step: int) -> list[Batch]:
-        """The batches of a step, on the CPU."""
+        """The batches of a step, on the CPU: those of all processes, however many these are."""
         per_step = self.config.gradient_accumulation_steps
         pad_to = self.config.max_length if self.config.pad_to_max_length else 0
         numbers = range(step * per_step, (step + 1) * per_step)
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Summed cross-entropy where the loss counts. No padding mask: padding lies in every token's future.
-
-        lm_head, the largest product of a small model, is computed at the counted positions only.
-        """
+        """Summed cross-entropy where the loss counts. No padding mask: padding is every token's future."""
         counted = batch.answer_mask if self.config.loss_on == "answer" else batch.token_mask  # (B, T)
         with self.autocast():
-            hidden = self.model.base_model(batch.input_ids)[counted]  # (B, T, C) -> (positions, C)
-            return summed_cross_entropy(self.model.lm_head, hidden, batch.targets[counted])
+            return self.parallel.loss(batch, counted)
 
     def step(self) -> dict[str, float]:
         """Do one step; returns its loss per counted token, gradient norm and learning rate.
@@ -130,16 +130,25 @@ class Stepper:
     def _gradient(self, batches: list[Batch]) -> tuple[float, float]:
         """The loss of a step, and the length of its gradient before clipping."""
         answers = self.config.loss_on == "answer"
+        # every process has all batches, and so knows without a message how many tokens count
         counted = sum(int((b.answer_mask if answers else b.token_mask).sum()) for b in batches)
         self.model.train()
         total = torch.zeros((), device=self.device)
-        for batch in batches:
-            loss = self.loss(batch.to(self.device)) / counted  # the mean over the whole step, not of means
-            loss.backward()  # type: ignore[no-untyped-call]
+        mine, size = self.parallel.share(batches), self.world.size
+        for number, batch in enumerate(mine, 1):
+            with self.parallel.synchronizing(number == len(mine)):
+                # the mean over the whole step, not of means; DDP and FSDP divide the processes' sum by `size`
+                loss = self.loss(batch.to(self.device)) * size / counted
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         limit = self.config.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        return float(total), float(norm)
+        norm = whole_tensor(norm)
+        if size == 1:
+            return float(total), float(norm)
+        loss_sum, *asked = self.world.sums([float(total), *self.asked.marks()])
+        self.asked.agree(asked)
+        return loss_sum / size, float(norm)
 
     def evaluate(self) -> LossReport:
         """Loss over the whole validation part.
@@ -147,8 +156,30 @@ class Stepper:
         Raises:
             StopNow: when a signal comes meanwhile.
         """
+        batches = self.data.val.in_order(128)
         with self.asked.at_once():
-            return evaluate_loss(self.model, self.data.val.in_order(128), self.device)
+            if self.world.size == 1:
+                return evaluate_loss(self.model, batches, self.device)
+            try:
+                return evaluate_loss(self.parallel.measured, self._mine(batches), self.device, self._over_all)
+            finally:
+                self.parallel.rest()
+
+    def _mine(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """This process's rows; all have as many batches, and stop together."""
+        for number, batch in enumerate(batches):
+            if number % 8 == 0:
+                self.asked.agree(self.world.sums(self.asked.marks()))
+                if self.asked.agreed is not None:
+                    raise StopNow
+            yield share(batch, self.world)
+
+    def _over_all(self, report: LossReport) -> None:
+        """The sums of one process become those of all."""
+        parts = (report.all, report.answer)
+        sums = self.world.sums([value for part in parts for value in (part.nll, part.count)])
+        for part, nll, count in zip(parts, sums[::2], sums[1::2]):
+            part.nll, part.count = nll, int(count)
 
     def places(self, steps: Iterable[int]) -> list[int]:
         """Where the batches of some steps (from 0) stand in the training data: see `data.unit`."""

@@ -1,0 +1,55 @@
+"""A process that starts runs of several processes: it has imported torch, so that each fork is quick.
+
+Not the tests' own process: a fork of one that has computed gradients with torch cannot compute any. It reads
+a job (JSON) a line from standard input and answers with the exit codes.
+"""
+
+import functools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import survival
+from minigpt.command_line import InputError
+from minigpt.training import checkpoint
+
+
+def prepared(job: dict[str, Any], rank: int) -> None:
+    """In a child: what is to go wrong there."""
+    if job.get("rank") != rank:
+        return
+
+    def act() -> None:
+        match job["what"]:
+            case "error":
+                raise ZeroDivisionError("on purpose")
+            case name:
+                os.kill(os.getpid(), signal.Signals[name])
+
+    if job["what"] == "save":
+
+        def failing(*_: object) -> None:
+            raise InputError("the disk is full")
+
+        checkpoint.save = failing  # type: ignore[assignment]
+    else:
+        survival.at_step(job["step"], act)
+
+
+def main() -> None:
+    """Job by job, until standard input ends."""
+    for line in sys.stdin:
+        job = json.loads(line)
+        logs = [Path(f"{job['log']}-{rank}") for rank in range(job["size"])]
+        for log in logs:
+            log.unlink(missing_ok=True)
+        prepare = functools.partial(prepared, job)
+        children = survival.start_several(job["argv"], logs, prepare, job.get("restart", 0))
+        print(json.dumps(survival.stopped(children, 20.0)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

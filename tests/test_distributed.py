@@ -1,0 +1,312 @@
+"""Several processes: the same losses, the same end; signals, errors and dead processes are everyone's.
+
+Processes are forks of one that has imported torch (tests/processes.py); one test starts them by torchrun.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import minigpt
+from minigpt.command_line import InputError
+from minigpt.data.batches import Batch
+from minigpt.files import verify_manifest
+from minigpt.training.config import TrainConfig, read_run
+from minigpt.training.distributed import ALONE, World, is_restarted, joined
+from minigpt.training.parallel import Parallel, share
+from tests.runs import config, given, metrics, trainer, write_data
+
+ROOT = Path(__file__).parents[1]
+NO_CHANCE: dict[str, Any] = {"dropout": 0.0, "logging_steps": 1}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a tiny data set."""
+    write_data(tmp_path)
+    return tmp_path
+
+
+class Ended(NamedTuple):
+    """How several processes ended, and what each said (standard output and errors)."""
+
+    codes: list[int]
+    said: list[str]
+
+
+class Launch(Protocol):
+    """`launch(folder, 2, ["--output", ...], rank=1, what="SIGKILL", step=3)`."""
+
+    def __call__(self, folder: Path, size: int, argv: Sequence[object], **job: Any) -> Ended: ...
+
+
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Launch]:
+    """`minigpt train` in several processes."""
+    command = [sys.executable, "-m", "tests.processes"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as server:
+
+        def start(folder: Path, size: int, argv: Sequence[object], **job: Any) -> Ended:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            log = folder / "log"
+            whole = {"argv": list(map(str, argv)), "size": size, "log": str(log), **job}
+            server.stdin.write(json.dumps(whole) + "\n")
+            server.stdin.flush()
+            codes = json.loads(server.stdout.readline())
+            return Ended(codes, [Path(f"{log}-{rank}").read_text(encoding="utf-8") for rank in range(size)])
+
+        yield start
+
+
+def flags(folder: Path, output: str, **values: Any) -> list[str]:
+    """The flags of a tiny run; what they do not say is as in `config(folder)`."""
+    (folder / "plain.toml").touch()
+    return given(folder, output=folder / output, recipe=folder / "plain.toml", **values)
+
+
+def resume(folder: Path, output: str = "run") -> list[object]:
+    """The flags that go on with it."""
+    return ["--output", folder / output, "--resume"]
+
+
+def losses(run: Path) -> list[float]:
+    """What was logged."""
+    return [line["train_loss"] for line in metrics(run) if "train_loss" in line]
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    """All that two checkpoints hold: weights, optimiser, the random state of each process."""
+    names = sorted(path.name for path in a.glob("*.safetensors"))
+    assert names == sorted(path.name for path in b.glob("*.safetensors"))
+    pairs = [(load_file(a / name), load_file(b / name)) for name in names]
+    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
+
+
+# -- who gets what ------------------------------------------------------------------------------------------
+
+
+def batch_of(rows: int) -> Batch:
+    """Row i holds i + 1 everywhere."""
+    ids = torch.arange(1, rows + 1)[:, None].repeat(1, 5)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return Batch(ids, ids, mask, mask, np.arange(rows))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_each_row_is_dealt_once_and_nobody_gets_nothing(rows: int, size: int) -> None:
+    parts = [share(batch_of(rows), World(rank, size)) for rank in range(size)]
+    assert sorted(int(row) for part in parts for row in part.rows) == list(range(rows))
+    counted = [int(i) for part in parts for i in part.input_ids[part.token_mask]]
+    assert sorted(counted) == sorted(i + 1 for i in range(rows) for _ in range(5))
+    assert all(len(part.input_ids) > 0 for part in parts)
+
+
+@pytest.mark.parametrize(("batches", "size"), [(1, 2), (3, 2), (4, 2), (4, 4), (6, 4)])
+def test_the_processes_share_a_step(batches: int, size: int) -> None:
+    step = [batch_of(5) for _ in range(batches)]
+    dealt = []
+    for rank in range(size):
+        parallel = Parallel.__new__(Parallel)  # only its `share`, which needs to know no model
+        parallel._world = World(rank, size)
+        dealt.append(parallel.share(step))
+    assert len({len(part) for part in dealt}) == 1, "who waits for whom"
+    rows = sorted(int(row) for part in dealt for batch in part for row in batch.rows)
+    assert rows == sorted(list(range(5)) * batches)
+
+
+# -- the environment ----------------------------------------------------------------------------------------
+
+
+def test_one_process_makes_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in ("", "1"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        with joined() as world:
+            assert world is ALONE
+            assert not torch.distributed.is_initialized()
+    assert world.told("text") == "text"
+    assert world.gathered(b"x") == [b"x"]
+    assert world.sums([1.5]) == [1.5]
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number: got 'two'"),
+        ({"WORLD_SIZE": "2"}, "needs a RANK from 0 to 1"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "needs a RANK from 0 to 1: got 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "needs MASTER_ADDR and MASTER_PORT"),
+    ],
+)
+def test_an_environment_that_says_too_little(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], text: str
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=text), joined():
+        pass
+
+
+def test_a_restart_is_known_by_torchrun_s_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    assert not is_restarted()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert is_restarted()
+
+
+@pytest.mark.parametrize("more", [{"optimizer": "muon"}, {"save_async": True}])
+def test_pieces_do_not_go_with_everything(more: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"parallel=fsdp .* does not go with "):
+        TrainConfig(parallel="fsdp", **more)
+
+
+# -- the same run -------------------------------------------------------------------------------------------
+
+# Sums of float32 in another order: a relative 1e-7 each, which twelve steps of Adam (whose first steps divide
+# a gradient by its own size) may make a hundred times larger.
+CLOSE = 1e-5
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "steps", "optimizer"),
+    [(2, "ddp", 1, "muon"), (2, "ddp", 3, "adamw"), (4, "ddp", 2, "adamw"), (2, "fsdp", 2, "adamw")],
+)
+def test_several_processes_compute_what_one_does(
+    folder: Path, launch: Launch, size: int, kind: str, steps: int, optimizer: str
+) -> None:
+    more = {"gradient_accumulation_steps": steps, "optimizer": optimizer, "max_grad_norm": 0.5, **NO_CHANCE}
+    trainer(config(folder, "one", **more)).run()
+    ended = launch(folder, size, flags(folder, "several", parallel=kind, **more))
+    assert ended.codes == [0] * size, ended.said
+    assert ended.said[1:] == [""] * (size - 1), "process 0 alone talks"
+    one, several = metrics(folder / "one"), metrics(folder / "several")
+    assert [line.keys() for line in one] == [line.keys() for line in several]
+    for a, b in zip(one, several):
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=CLOSE, abs=CLOSE), (a["step"], key)
+    expected = minigpt.load_model(folder / "one")
+    found = minigpt.load_model(folder / "several")
+    ids = torch.arange(10)[None]
+    # a weight's last digits may flip an update's sign where the gradient is all but zero: 12 steps of 1e-2
+    torch.testing.assert_close(found(ids), expected(ids), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("size", "kind"), [(2, "ddp"), (2, "fsdp"), (4, "ddp")])
+def test_a_stopped_run_ends_on_the_same_bits(folder: Path, launch: Launch, size: int, kind: str) -> None:
+    more = {"parallel": kind, "dropout": 0.1}
+    assert launch(folder, size, flags(folder, "straight", **more)).codes == [0] * size
+    ended = launch(folder, size, flags(folder, "run", **more), rank=size - 1, what="SIGTERM", step=4)
+    assert ended.codes == [143] * size, ended.said
+    assert "SIGTERM: saved step 5 in " in ended.said[0]
+    last = folder / "run" / "last"
+    verify_manifest(last)
+    assert len(list(last.glob("rng*.safetensors"))) == size
+    assert len(list(last.glob("shard-*.safetensors"))) == (size if kind == "fsdp" else 0)
+    ended = launch(folder, size, resume(folder))
+    assert ended.codes == [0] * size, ended.said
+    assert "resumed from" in ended.said[0]
+    assert same_tensors(folder / "straight" / "last", folder / "run" / "last")
+    assert metrics(folder / "straight") == metrics(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("before", "kind", "after", "then"), [(2, "fsdp", 1, "ddp"), (1, "ddp", 2, "fsdp"), (2, "ddp", 4, "ddp")]
+)
+def test_another_number_of_processes_goes_on_with_the_same_data(
+    folder: Path, launch: Launch, before: int, kind: str, after: int, then: str
+) -> None:
+    trainer(config(folder, "straight", **NO_CHANCE)).run()
+    first = flags(folder, "run", parallel=kind, **NO_CHANCE)
+    assert launch(folder, before, first, rank=0, what="SIGINT", step=4).codes == [130] * before
+    ended = launch(folder, after, [*resume(folder), "--parallel", then])
+    assert ended.codes == [0] * after, ended.said
+    assert f"processes was {before} before, is {after} now: sums are rounded differently" in ended.said[0]
+    assert losses(folder / "run") == pytest.approx(losses(folder / "straight"), abs=CLOSE)
+    assert read_run(folder / "run").parallel == then
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------
+
+
+def test_a_dead_process_ends_all_and_a_restart_goes_on(folder: Path, launch: Launch) -> None:
+    more = {"dropout": 0.1}
+    assert launch(folder, 2, flags(folder, "straight", **more)).codes == [0, 0]
+    ended = launch(folder, 2, flags(folder, "run", **more), rank=1, what="SIGKILL", step=8)
+    assert ended.codes == [1, -9]
+    assert "process 0: another process has died" in ended.said[0]
+    ended = launch(folder, 2, flags(folder, "run", **more), restart=1)  # torchrun knows no other flags
+    assert ended.codes == [0, 0], ended.said
+    assert "resumed from" in ended.said[0]
+    assert same_tensors(folder / "straight" / "last", folder / "run" / "last")
+
+
+def test_an_error_names_its_process(folder: Path, launch: Launch) -> None:
+    ended = launch(folder, 2, flags(folder, "run"), rank=1, what="error", step=2)
+    assert ended.codes == [1, 1]
+    assert "process 1: on purpose" in ended.said[1]
+    assert "ZeroDivisionError" not in ended.said[0]
+
+
+def test_a_save_that_fails_stops_all(folder: Path, launch: Launch) -> None:
+    ended = launch(folder, 2, flags(folder, "run", on_save_error="stop"), rank=0, what="save")
+    assert ended.codes == [2, 2]
+    assert "error: the disk is full" in ended.said[0]
+    assert ended.said[1] == ""
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_failed_save_may_also_be_passed_over(folder: Path, launch: Launch, kind: str) -> None:
+    ended = launch(folder, 2, flags(folder, "run", parallel=kind), rank=0, what="save")
+    assert ended.codes == [2, 2], "the last one must not fail"
+    assert "the disk is full; training goes on" in ended.said[0]
+
+
+def test_bad_input_is_said_once(folder: Path, launch: Launch) -> None:
+    ended = launch(folder, 2, flags(folder, "run", train_data=folder / "absent.jsonl"))
+    assert ended.codes == [2, 2]
+    assert "absent.jsonl" in ended.said[0]
+    assert ended.said[1] == ""
+    assert not (folder / "run").exists()
+
+
+# -- the real launcher --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_torchrun_starts_anew_after_a_kill(folder: Path, launch: Launch) -> None:
+    steps = {"max_steps": 150, "eval_steps": 10}
+    assert launch(folder, 2, flags(folder, "straight", **steps)).codes == [0, 0]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max_restarts=1", "-m", "minigpt", "train", *flags(folder, "run", **steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", None)  # the harder case: see distributed._store
+    output = folder / "run"
+    with (
+        (folder / "said").open("w", encoding="utf-8") as log,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as launcher,
+    ):
+        end = time.monotonic() + 120
+        while not (output / "last").exists() and launcher.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        assert launcher.poll() is None, (folder / "said").read_text(encoding="utf-8")[-3000:]
+        holder = json.loads((output / ".lock").read_text(encoding="utf-8"))["pid"]
+        os.kill(holder, 9)
+        code = launcher.wait(120)
+    said = (folder / "said").read_text(encoding="utf-8")
+    assert code == 0, said[-3000:]
+    assert "resumed from" in said
+    assert same_tensors(folder / "straight" / "last", output / "last")
