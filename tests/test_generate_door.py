@@ -144,6 +144,60 @@ def test_the_other_options(door: Door, model: Path) -> None:
     assert door(*ask, *sampled).out == door(*ask, *sampled).out
 
 
+def test_the_answer_is_one_of_some(door: Door, model: Path) -> None:
+    ask = ("--model", model, "--question", "水")
+    assert door(*ask, "--choices", "黄", "白").out in ("黄\n", "白\n")
+    assert door(*ask, "--regex", "[黑白]{2}").out.strip() in ("黑黑", "黑白", "白黑", "白白")
+    assert "蓝" not in door(*ask, "--bad_words", "蓝").out
+
+
+def test_several_answers_to_each_question(door: Door, model: Path) -> None:
+    flags = ("--do_sample", "--temperature", 3, "--seed", 1, "--num_return_sequences", 3)
+    result = door("--model", model, *flags, stdin=lines("天？", "", "水"))
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 9
+    assert result.out.splitlines()[3:6] == ["", "", ""]
+    records = door("--model", model, *flags, "--json", stdin=lines("天？", "水")).out.splitlines()
+    assert [json.loads(record)["question"] for record in records] == ["天？"] * 3 + ["水"] * 3
+    assert [json.loads(record)["answer"] for record in records[:3]] == [
+        text.replace("\\n", "\n") for text in result.out.splitlines()[:3]
+    ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_weights_in_fewer_bits(door: Door, model: Path, precision: str) -> None:
+    result = door("--model", model, "--precision", precision, stdin=lines(*QUESTIONS))
+    assert result.out.split("\n") == [*PRINTED, ""]  # learned by heart: rounding changes no choice
+
+
+def test_writing_on_from_a_prompt(door: Door, model: Path) -> None:
+    net, tokenizer = minigpt.load_model(model), minigpt.load_tokenizer(model)
+    ids = tokenizer.encode_text("地是")  # and no <sep>
+    options = GenerationOptions(max_new_tokens=5)
+    text = tokenizer.decode(generate_ids(net, [ids], options, tokenizer.sep_token_id)[0].ids)
+    flags = ("--model", model, "--prompt", "地是", "--max_new_tokens", 5)
+    assert door(*flags).out == f"{text}\n"
+    assert door(*flags, "--stream").out == f"{text}\n"
+    found = json.loads(door(*flags, "--json").out)
+    assert (found["prompt"], found["text"]) == ("地是", text)
+
+
+def test_a_model_of_bytes_writes_on(door: Door) -> None:
+    tokenizer = BpeTokenizer.train(["天地玄黄"] * 3, 270)
+    torch.manual_seed(0)
+    size = tokenizer.get_vocab_size()
+    config = GPTConfig(n_embd=16, n_head=2, n_layer=1, block_size=32, vocab_size=size + 5, dropout=0.0)
+    net = GPTLMHeadModel(config)
+    minigpt.save_pretrained(net, tokenizer, "bytes")
+    options = GenerationOptions(max_new_tokens=8, min_new_tokens=8)
+    ids = generate_ids(minigpt.load_model("bytes"), [tokenizer.encode_text("天")], options, 1)[0].ids
+    if max(ids) < size:  # rows of the embedding without a token could be chosen by such a model
+        flags = ("--model", "bytes", "--max_new_tokens", 8, "--min_new_tokens", 8, "--json")
+        for name in ("prompt", "question"):  # without a template, a question is a text to write on from
+            found = json.loads(door(*flags, f"--{name}", "天").out)
+            assert found["text" if name == "prompt" else "answer"] == tokenizer.decode(ids)
+
+
 def test_a_streamed_answer_is_the_answer(door: Door, model: Path) -> None:
     for question, answer in zip(QUESTIONS, PRINTED):
         streamed = door("--model", model, "--question", question, "--stream")
@@ -204,6 +258,12 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--num_beams", "2", "--do_sample"], "num_beams=2 follows the likeliest beginnings"),
         (["--num_beams", "2", "--stream"], "num_beams=2 cannot be streamed"),
         (["--seed", "x"], "--seed must be a whole number: got 'x'"),
+        (["--prompt", "x"], "--prompt is no question: leave out --question and --file, or --prompt"),
+        (["--bad_words", ""], "--bad_words must be texts of at least one character"),
+        (["--num_return_sequences", "2"], "num_return_sequences=2 needs do_sample"),
+        (["--choices", "a", "--regex", "b"], "choices and regex both say what the answer is"),
+        (["--json_schema", "{"], "json_schema is not understood"),
+        (["--precision", "int3"], "--precision"),
         (["--stream", "--json"], "--stream shows text while it is being written"),
         (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
         (["--threads", "-1"], "threads must be at least 0: got threads=-1"),

@@ -54,7 +54,7 @@ def _set(name: str, talk: Conversation, value: str) -> str:
         else:
             drawn = options.do_sample or name in _DRAWING
             options = dataclasses.replace(options, **dict[str, Any]({name: number, "do_sample": drawn}))
-        talk.options = options
+        talk.choose(options)
     how = "drawn at random" if options.do_sample else "always the likeliest token: /temperature 1 draws"
     shown = getattr(options, name)
     if name == "max_new_tokens":

@@ -61,7 +61,7 @@ class Conversation:
     """See the module.
 
     Attributes:
-        options: how to choose tokens; may be replaced between turns.
+        options: how to choose tokens; see `choose`.
         system: what a chat model is told before the first turn; "" for nothing.
         thinking: whether a chat model may think before it answers; None leaves it to its template.
         turns: all that was said, also what the model does not read any more.
@@ -86,19 +86,14 @@ class Conversation:
         self.system = ""
         self.thinking: bool | None = None
         self.saved: set[Path] = set()
-        self.options = options
+        self.choose(options)
         self.reset()
 
-    @property
-    def options(self) -> GenerationOptions:
-        """How to choose tokens."""
-        return self._options
-
-    @options.setter
-    def options(self, options: GenerationOptions) -> None:
+    def choose(self, options: GenerationOptions) -> None:
+        """Go on with other options. Raises InputError for what the model cannot do."""
         config = self.model.config
         options.check_model(config.vocab_size, config.max_position_embeddings)
-        self._options = options
+        self.options = options
 
     @property
     def can_think(self) -> bool:
@@ -119,7 +114,7 @@ class Conversation:
         """
         prompt = self._fitting(text)
         ids: list[int] = []
-        pieces = stream_ids(self.model, self.tokenizer, prompt, self._options, ids)
+        pieces = stream_ids(self.model, self.tokenizer, prompt, self.options, ids)
         return self._answer(text, prompt, ids, pieces)
 
     def _answer(
@@ -150,7 +145,7 @@ class Conversation:
     def _fitting(self, text: str) -> list[int]:
         """The prompt, of as many turns as leave room: for max_new_tokens, but no more than a quarter."""
         context = self.model.config.max_position_embeddings
-        room = context - max(1, min(self._options.wanted, context // 4))
+        room = context - max(1, min(self.options.wanted, context // 4))
         while True:
             prompt = self._prompt(self.turns[self.forgotten :], text)
             if len(prompt) <= room or self.forgotten == len(self.turns) or not self._keeps_turns:
