@@ -63,9 +63,9 @@ class Talk:
         before, found, self.shown = self.shown.partition(text.encode())
         return (before + found).decode()
 
-    def read(self) -> bool:
-        """Take what the process writes next; False if it has ended, or is silent for a minute."""
-        if not select.select([self.terminal], [], [], 60)[0]:
+    def read(self, patience: float = 60.0) -> bool:
+        """Take what the process writes next; False if it has ended, or is silent for so many seconds."""
+        if not select.select([self.terminal], [], [], patience)[0]:
             return False
         try:
             piece = os.read(self.terminal, 4096)
@@ -82,6 +82,13 @@ class Talk:
 
     def press(self, keys: str) -> None:
         os.write(self.terminal, keys.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C at the prompt; again if it is lost: right before Python's input() waits it wakes nobody."""
+        for _ in range(12):
+            self.press("\x03")
+            if self.read(5) or self.process.poll() is not None:
+                return
 
     def exit_code(self) -> int:
         return self.process.wait(timeout=60)

@@ -9,7 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+import minigpt
+from minigpt.bpe import BpeTokenizer
+from minigpt.inference.generation import GenerationOptions, generate_ids
+from minigpt.model import GPTConfig, GPTLMHeadModel
 from tests.doors import Result, RunDoor
 from tests.talking import Talk, learn_by_heart
 
@@ -383,6 +388,6 @@ class TestConversation:
         assert talk.exit_code() == 0
         other = Talk("generate.py", "--model", str(model))
         other.until("Q: ")
-        other.press("\x03")
+        other.interrupt()
         assert other.exit_code() == 130
         assert "Traceback" not in other.close()
