@@ -77,7 +77,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.threads < 0:
         raise InputError(f"threads must be at least 0: got threads={options.threads}")
     talk = _conversation(options)
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if sys.stdin.isatty():
         _talk(talk)
     else:
         _answer_lines(talk)
