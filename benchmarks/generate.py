@@ -118,8 +118,8 @@ def writer(arm: str, work: Path, threads: int) -> Callable[[list[int], int], lis
     if kind == "transformers":
         return _transformers(work / "model")
     from minigpt.inference.generation import GenerationOptions, generate_ids
-    from minigpt.inference.quantized import quantize
     from minigpt.pretrained import load_model
+    from minigpt.quantized import quantize
 
     model = quantize(load_model(work / "model"), precision)  # type: ignore[arg-type]
     return lambda ids, new: generate_ids(model, [ids], GenerationOptions(max_new_tokens=new), None)[0].ids

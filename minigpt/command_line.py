@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
-__all__ = ["DoorOptions", "InputError", "parse", "printable", "run", "unknown_name"]
+__all__ = ["DoorOptions", "InputError", "parse", "printable", "printable_lines", "run", "unknown_name"]
 
 
 class InputError(ValueError):
@@ -61,6 +61,16 @@ def printable(text: str) -> str:
     """
     unsafe = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
     return re.sub(unsafe, lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_lines(text: str) -> str:
+    r"""As `printable`, but line ends and tabs stay: for texts that may take several lines.
+
+    >>> print(printable_lines("四川\n\x1b[31m"))
+    四川
+    \x1b[31m
+    """
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def parse(options: type[Options], argv: list[str], default: Options | None = None) -> Options:

@@ -1,11 +1,13 @@
-"""Measure a checkpoint on questions and answers: loss, perplexity, bits per character, right answers.
+"""Measure a checkpoint on questions and answers, or on a text: loss, perplexity, bits, right answers.
 
     python ./minigpt/evaluate_model.py --model output/best --data data/val.jsonl
     minigpt eval --show 10 --json
+    minigpt eval --precision float32 int8      # what weights in fewer bits cost
+    minigpt eval --model my-gpt2 --text novel.txt
 
 The loss is measured on all tokens and on the answers' alone; then every distinct question is answered
 greedily and compared with what the file says (exact match, character F1; of several right answers the best
-counts).
+counts). A text is measured per token, and per byte and character, which does not depend on the vocabulary.
 """
 
 import sys
@@ -16,15 +18,17 @@ if not __package__:  # run as a script: Python put this folder first, where our 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt import command_line
 from minigpt.command_line import InputError
 
 if TYPE_CHECKING:
     from minigpt.data.batches import Batch, EncodedPairs
+    from minigpt.evaluation.answers import AnswerReport
     from minigpt.evaluation.loss import LossReport
     from minigpt.families import LanguageModel
+    from minigpt.pretrained import AnyTokenizer
     from minigpt.tokenizer import Tokenizer
 
 
@@ -36,10 +40,14 @@ class Options(command_line.DoorOptions):
     """checkpoint folder, as `minigpt train` writes it"""
     data: Path = Path("data/val.jsonl")
     """questions and answers to measure on (JSONL)"""
+    text: Path | None = None
+    """a plain text to measure on instead, for a model of any vocabulary"""
+    precision: tuple[Literal["float32", "float16", "int8"], ...] = ()
+    """store the weights so: one, or several to compare; left out: as the folder has them"""
     batch_size: int = 64
     """pairs measured, and questions answered, at once"""
     max_length: int = 0
-    """tokens of a pair that the loss is measured on; longer ones are cut; 0: the model's block_size"""
+    """tokens of a pair that the loss is measured on, or of a window of --text; 0: the model's block_size"""
     max_new_tokens: int | None = None
     """tokens of an answer, at most; left out: up to 128, fewer if the model has no room for more"""
     show: int = 10
@@ -62,41 +70,59 @@ def main(options: Options) -> dict[str, Any]:
             f"{options.model} does not exist: train a model first (`minigpt train`; or `make demo`, then "
             "--model output/demo/best), or name its folder with --model"
         )
-    from minigpt.data.reader import read_pairs
-
-    pairs, reading = read_pairs(options.data, strict=options.strict)
-    reading.print_summary()
-
+    if len({*options.precision}) < len(options.precision):
+        raise InputError(f"--precision names one twice: got {' '.join(options.precision)}")
     import torch
 
-    from minigpt.data.batches import encode_pairs
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return _measure_pairs(options) if options.text is None else _measure_text(options, options.text)
+
+
+def _load(options: Options, precision: Any) -> "tuple[LanguageModel, AnyTokenizer]":
+    """The model, its weights stored with this precision; anew each time, since rounding is for good."""
     from minigpt.devices import pick_device
+    from minigpt.pretrained import load_model_and_tokenizer
+    from minigpt.quantized import at_precision
+
+    model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
+    return at_precision(model, precision), tokenizer
+
+
+def _measure_pairs(options: Options) -> dict[str, Any]:
+    from minigpt.data.batches import encode_pairs
+    from minigpt.data.reader import read_pairs
     from minigpt.evaluation.answers import answer_rows, by_question, score_answers
     from minigpt.inference.generation import GenerationOptions
-    from minigpt.pretrained import load_model_and_tokenizer
     from minigpt.terminal import table
     from minigpt.tokenizer import Tokenizer
 
+    pairs, reading = read_pairs(options.data, strict=options.strict)
+    reading.print_summary()
     asking = GenerationOptions(max_new_tokens=options.max_new_tokens)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
-    if not isinstance(tokenizer, Tokenizer):
-        raise InputError(f"{options.model} has no <sep>: only models of questions and answers are measured")
-    limit = model.config.max_position_embeddings
-    if options.max_length > limit + 1:  # a pair's last token is predicted, not read
-        raise InputError(
-            f"--max_length {options.max_length} does not fit the model's block_size={limit}: "
-            f"at most {limit + 1} tokens are possible"
-        )
-    max_length = options.max_length or limit
-    encoded = encode_pairs(pairs, tokenizer, max_length)
-    losses = _loss(model, encoded, options.batch_size)
-
     right = by_question(pairs)
     questions, references = list(right), list(right.values())
-    given, n_too_long = _answers(model, tokenizer, questions, asking, options.batch_size)
-    scores = score_answers(given, references)
+    results: list[tuple[LossReport, AnswerReport]] = []
+    shown: list[str] = []
+    for precision in options.precision or (None,):
+        model, tokenizer = _load(options, precision)
+        if not isinstance(tokenizer, Tokenizer):
+            raise InputError(
+                f"{options.model} has no <sep> between question and answer: measure it with --text FILE"
+            )
+        limit = model.config.max_position_embeddings
+        if options.max_length > limit + 1:  # a pair's last token is predicted, not read
+            raise InputError(
+                f"--max_length {options.max_length} does not fit the model's block_size={limit}: "
+                f"at most {limit + 1} tokens are possible"
+            )
+        max_length = options.max_length or limit
+        encoded = encode_pairs(pairs, tokenizer, max_length)
+        losses = _loss(model, encoded, options.batch_size)
+        given, n_too_long = _answers(model, tokenizer, questions, asking, options.batch_size)
+        results.append((losses, score_answers(given, references)))
+        shown = shown or given
+    losses, scores = results[0]
     n_unknown = sum(bool(tokenizer.unknown_characters(question)) for question in questions)
 
     _print_losses(losses)
@@ -108,19 +134,108 @@ def main(options: Options) -> dict[str, Any]:
         print(f"too long for block_size={limit}, counted as not answered: {n_too_long:,} of the questions")
     if n_unknown:
         print(f"with characters that are not in the vocabulary: {n_unknown:,} of the questions")
+    found = [
+        {"all": one.all.as_dict(), "answer": one.answer.as_dict(), **marks.as_dict()}
+        for one, marks in results
+    ]
+    more = _compare(
+        options.precision,
+        {
+            "all": [one.all.perplexity for one, _ in results],
+            "answers": [a.answer.perplexity for a, _ in results],
+        },
+        {
+            "exact match": [f"{marks.exact_match:.1%}" for _, marks in results],
+            "F1": [f"{marks.character_f1:.3f}" for _, marks in results],
+        },
+        found,
+    )
     if options.show:
-        rows = answer_rows(questions, references, given, options.show)
-        shown = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
-        table("some of the questions", ("", "question", "expected", "given"), shown)
+        rows = answer_rows(questions, references, shown, options.show)
+        cells = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
+        table("some of the questions", ("", "question", "expected", "given"), cells)
     return {
-        "all": losses.all.as_dict(),
-        "answer": losses.answer.as_dict(),
-        **scores.as_dict(),
+        **found[0],
         "pairs": len(pairs),
         "skipped": len(reading.skipped),
         "cut": encoded.n_cut,
         "too_long": n_too_long,
         "unknown_characters": n_unknown,
+        **more,
+    }
+
+
+def _measure_text(options: Options, text: Path) -> dict[str, Any]:
+    from minigpt.data.corpus import read_texts
+    from minigpt.evaluation.text import TextReport, evaluate_text
+    from minigpt.terminal import ProgressLine, table, warn
+
+    if not text.is_file():
+        raise InputError(
+            f"--text {text} must be a file: {'it is a folder' if text.exists() else 'not found'}"
+        )
+    pieces = list(read_texts(text, strict=options.strict))
+    reports: list[TextReport] = []
+    for precision in options.precision or (None,):
+        model, tokenizer = _load(options, precision)
+        if not reports:
+            unknown = list(dict.fromkeys(c for piece in pieces for c in tokenizer.unknown_characters(piece)))
+            if unknown:
+                warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")
+        with ProgressLine("characters measured", sum(map(len, pieces)), patience=2.0) as progress:
+            reports.append(evaluate_text(model, tokenizer, pieces, options.max_length, progress.update))
+    report = reports[0]
+    rows = [
+        ("loss (nats)", f"{report.loss.loss:.4f}"),
+        ("perplexity", f"{report.loss.perplexity:.2f}"),
+        ("bits per byte", f"{report.bits_per_byte:.4f}"),
+        ("bits per character", f"{report.bits_per_character:.4f}"),
+        ("tokens", f"{report.loss.count:,}"),
+        ("characters", f"{report.characters:,}"),
+        ("bytes", f"{report.bytes:,}"),
+    ]
+    table("how well the text is predicted", ("", str(text)), rows, numeric=(1,))
+    found = [one.as_dict() for one in reports]
+    bits = {"bits per byte": [f"{one.bits_per_byte:.4f}" for one in reports]}
+    perplexities = {"text": [one.loss.perplexity for one in reports]}
+    return {**found[0], **_compare(options.precision, perplexities, bits, found)}
+
+
+def _compare(
+    precisions: tuple[str, ...],
+    perplexities: dict[str, list[float]],
+    others: dict[str, list[str]],
+    found: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Print what each precision gives beside the first; returns it for JSON. Of one there is nothing to say.
+
+    Args:
+        perplexities: what was measured on -> one for each precision.
+        others: title of a column -> one cell for each precision.
+        found: what else JSON is to hold of each precision.
+    """
+    from minigpt.terminal import table
+
+    if len(precisions) < 2:
+        return {}
+    rows: list[list[object]] = [[name] for name in precisions]
+    columns = ["precision"]
+    changes: list[dict[str, float]] = [{} for _ in precisions]
+    for part, values in perplexities.items():
+        columns.append(f"perplexity ({part})")
+        for row, change, value in zip(rows, changes, values):
+            change[part] = 100 * (value / values[0] - 1)
+            row.append(f"{value:.4f}" + ("" if row is rows[0] else f" {change[part]:+8.3f} %"))
+    for title, cells in others.items():
+        columns.append(title)
+        for row, cell in zip(rows, cells):
+            row.append(cell)
+    table("what it costs to store the weights in fewer bits", columns, rows, range(1, len(columns)))
+    return {
+        "precisions": {
+            name: {**numbers, "perplexity_change_percent": change}
+            for name, numbers, change in zip(precisions, found, changes)
+        }
     }
 
 

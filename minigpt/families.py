@@ -49,6 +49,9 @@ class Naming(Protocol):
     def fill(self, model: Any, weights: dict[str, Tensor], /, *, assign: bool) -> None:
         """Put what `from_hugging_face` returned into a model."""
 
+    def weight_table(self, config: Any, /) -> dict[str, tuple[str, bool]]:
+        """Our name of each weight, lm_head's too -> Hugging Face's, and whether that is (in, out)."""
+
     def unfilled(self, config: Any, /) -> Any:
         """M on "meta": shapes without memory."""
 

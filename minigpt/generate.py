@@ -6,13 +6,16 @@ r"""Ask a trained model: in conversation, one question, or a file of them.
     minigpt generate --file val.jsonl --output answers.jsonl    # {"question": ..., "answer": ...} a line
     cat questions.txt | minigpt generate --json                 # the same on stdout
     minigpt generate --question 四川省的省会是哪里？ --stream   # the answer while it is being written
+    minigpt generate --model gpt2 --prompt "Once upon a time"   # how a text goes on: no question, no <sep>
+    minigpt generate --question 1+1等于几？ --choices 2 3 4     # the answer is one of these
 
 A file holds one question a line, or JSONL with "question" (told by its first character, "{"). A blank line
 gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count. Line
 ends and control characters in an answer are written as escapes (\n), so that it takes one line; JSON has the
 exact text.
 
-Answers are greedy unless --do_sample is given. With --seed, sampling is reproducible.
+How a model is asked, its folder says: question <sep>, or by the chat template of its tokenizer, or as plain
+text. Answers are greedy unless --do_sample is given. With --seed, sampling is reproducible.
 """
 
 import sys
@@ -25,13 +28,14 @@ import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt import command_line
-from minigpt.command_line import InputError, printable
+from minigpt.command_line import InputError, printable, printable_lines
 
 if TYPE_CHECKING:
     from minigpt.families import LanguageModel
+    from minigpt.inference.advice import Form
     from minigpt.inference.generation import Answer, GenerationOptions
     from minigpt.inference.output import StopReason
     from minigpt.pretrained import AnyTokenizer
@@ -45,6 +49,8 @@ class Options(command_line.DoorOptions):
     """checkpoint folder, as `minigpt train` writes it"""
     question: str | None = None
     """answer this question and stop"""
+    prompt: str | None = None
+    """write on from this text and stop: no question, nothing is added to it"""
     file: Path | None = None
     """answer the questions of this file: one a line, or JSONL with "question" """
     output: Path | None = None
@@ -75,6 +81,16 @@ class Options(command_line.DoorOptions):
     """the same, times how often the answer has it"""
     stop_strings: tuple[str, ...] = ()
     """texts that end an answer, and do not belong to it: one or several"""
+    bad_words: tuple[str, ...] = ()
+    """texts that must not come, as long as they are made of the tokens that encoding them gives"""
+    choices: tuple[str, ...] = ()
+    """the answer is one of these texts"""
+    regex: str | None = None
+    """the answer is a text that this regular expression matches as a whole"""
+    json_schema: str | None = None
+    """the answer is JSON that fits this JSON Schema"""
+    num_return_sequences: int = 1
+    """with --do_sample or --num_beams: that many answers to each question, a line each"""
     num_beams: int = 1
     """above 1: beam search, which follows that many beginnings at once"""
     length_penalty: float = 1.0
@@ -87,6 +103,8 @@ class Options(command_line.DoorOptions):
     """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
     stream: bool = False
     """show an answer while it is being written; with --question, or in conversation"""
+    precision: Literal["float32", "float16", "int8"] | None = None
+    """store the weights so, which is faster on a CPU; left out: as the folder has them"""
     batch_size: int = 64
     """questions answered at once"""
     device: str = "auto"
@@ -109,17 +127,20 @@ def main(options: Options) -> dict[str, Any] | None:
     names = [field.name for field in dataclasses.fields(GenerationOptions) if hasattr(options, field.name)]
     chosen = GenerationOptions(**{name: getattr(options, name) for name in names})
     _warn_of_ignored(options)
-    model, tokenizer = _load(options)
+    model, tokenizer, form, eos = _load(options)
+    asked = _Asked(model, tokenizer, form, _completed(chosen, options, tokenizer, eos))
     if questions is None:
-        return {"questions": _converse(model, tokenizer, chosen, options.stream)}
+        return {"questions": _converse(asked, options.stream)}
     if options.stream:
-        reason = _write(model, tokenizer, questions[0], chosen)
-        _warn_of_unfinished([reason], model, chosen)
+        reason = _write(asked, questions[0])
+        _warn_of_unfinished([reason], asked)
         return None
-    answers = _answer(model, tokenizer, questions, chosen, options)
+    answers = _answer(asked, questions, options.batch_size)
+    keys = ("question", "answer") if options.prompt is None else ("prompt", "text")
+    copies = options.num_return_sequences
     records = [
-        {"question": question, "answer": answer.text, "stop_reason": answer.stop_reason}
-        for question, answer in zip(questions, answers)
+        {keys[0]: question, keys[1]: answer.text, "stop_reason": answer.stop_reason}
+        for question, answer in zip((one for one in questions for _ in range(copies)), answers)
     ]
     if options.output is not None:
         from minigpt.files import atomic_write
@@ -128,7 +149,8 @@ def main(options: Options) -> dict[str, Any] | None:
         print(f"{len(records)} answers written to {options.output}")
         return {"questions": len(records), "output": options.output}
     if not options.json:
-        print("\n".join(printable(answer.text) for answer in answers))
+        shown = printable if options.prompt is None else printable_lines
+        print("\n".join(shown(answer.text) for answer in answers))
         return None
     for record in records[:-1]:
         print(_json(record))
@@ -153,18 +175,54 @@ def _warn_of_ignored(options: Options) -> None:
         warn(f"without --num_beams one beginning is followed: {flags} changes nothing")
 
 
-def _load(options: Options) -> "tuple[LanguageModel, AnyTokenizer]":
+@dataclass(frozen=True)
+class _Asked:
+    """Who is asked, and how."""
+
+    model: "LanguageModel"
+    tokenizer: "AnyTokenizer"
+    form: "Form"
+    options: "GenerationOptions"
+
+    def ids(self, question: str) -> list[int]:
+        """What the model reads."""
+        from minigpt.inference.conversation import question_ids
+
+        return question_ids(self.tokenizer, self.form, question)
+
+
+def _completed(
+    chosen: "GenerationOptions", options: Options, tokenizer: "AnyTokenizer", eos: list[int] | None
+) -> "GenerationOptions":
+    """With what only the model's folder knows: the ids of words, and those that end an answer."""
+    words = []
+    for word in options.bad_words:
+        if not word:
+            raise InputError("--bad_words must be texts of at least one character: got ''")
+        words += [tokenizer.encode_text(word), tokenizer.encode_text(f" {word}")]
+    return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
+
+
+def _load(options: Options) -> "tuple[LanguageModel, AnyTokenizer, Form, list[int] | None]":
+    """Model, tokenizer, how to ask, and the ids that end an answer, where the folder names them."""
     import torch
 
     from minigpt.devices import pick_device
-    from minigpt.pretrained import load_model_and_tokenizer
+    from minigpt.inference.advice import advice, form_of
+    from minigpt.inference.options import id_list
+    from minigpt.pretrained import load_model_and_tokenizer, model_folder
+    from minigpt.quantized import at_precision
 
     device = pick_device(options.device)
     if options.threads < 0:
         raise InputError(f"threads must be at least 0: got threads={options.threads}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    return load_model_and_tokenizer(options.model, device)
+    folder = model_folder(options.model)
+    model, tokenizer = load_model_and_tokenizer(folder, device)
+    form = "text" if options.prompt is not None else form_of(folder, tokenizer)
+    eos = id_list(advice(folder).get("eos_token_id")) or None
+    return at_precision(model, options.precision), tokenizer, form, eos
 
 
 # -- many questions -----------------------------------------------------------------------------------------
@@ -172,10 +230,18 @@ def _load(options: Options) -> "tuple[LanguageModel, AnyTokenizer]":
 
 def _questions(options: Options) -> list[str] | None:
     """The questions that the flags or standard input give; None: a person will ask them."""
+    from minigpt.data.questions import parse_questions
+
     if options.question is not None and options.file is not None:
         raise InputError("--question asks one question, --file many: give one of them")
+    if options.prompt is not None and (options.question is not None or options.file is not None):
+        raise InputError("--prompt is no question: leave out --question and --file, or --prompt")
     if options.stream and (options.json or options.output is not None):
         raise InputError("--stream shows text while it is being written: leave out --json and --output")
+    if options.prompt is not None:
+        if not options.prompt:
+            raise InputError("--prompt is empty: there is nothing to write on from")
+        return [options.prompt]
     if options.stream and options.question is None and (options.file is not None or not sys.stdin.isatty()):
         raise InputError("--stream shows one answer: give --question, or ask in conversation")
     if options.question is not None:
@@ -183,87 +249,58 @@ def _questions(options: Options) -> list[str] | None:
             raise InputError("--question is empty")
         return [options.question]
     if options.file is not None:
-        return _parse(options.file.read_bytes(), str(options.file))
+        return parse_questions(options.file.read_bytes(), str(options.file))
     if sys.stdin.isatty():
         if options.output is not None:
             raise InputError("--output needs questions: give --question, --file, or lines on standard input")
         return None
-    return _parse(sys.stdin.buffer.read(), "standard input")
+    return parse_questions(sys.stdin.buffer.read(), "standard input")
 
 
-def _parse(content: bytes, source: str) -> list[str]:
-    """The questions of a text or JSONL file."""
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    if not content.strip():
-        raise InputError(f'{source} holds no question: one a line, or JSONL with "question"')
-    lines = content.removesuffix(b"\n").split(b"\n")  # bytes: U+2028 may stand inside a question
-    is_jsonl = content.lstrip().startswith(b"{")
-    questions = []
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{source}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}); "
-                "convert it, from GBK for instance: iconv -f GB18030 -t UTF-8 OLD > NEW"
-            ) from None
-        if not is_jsonl:
-            questions.append(text)
-        elif text:
-            questions.append(_json_question(text, f"{source}:{number}"))
-    return questions
-
-
-def _json_question(text: str, where: str) -> str:
-    try:
-        question = json.loads(text)["question"]
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: broken JSON ({error})") from None
-    except (KeyError, TypeError):
-        raise InputError(f'{where}: no object with "question"') from None
-    if not isinstance(question, str) or not question.strip():
-        raise InputError(f'{where}: "question" must be text that is not empty: got {question!r}')
-    return question
-
-
-def _answer(
-    model: "LanguageModel",
-    tokenizer: "AnyTokenizer",
-    questions: list[str],
-    chosen: "GenerationOptions",
-    options: Options,
-) -> "list[Answer]":
+def _answer(asked: _Asked, questions: list[str], batch_size: int) -> "list[Answer]":
     """Answer all questions that are not blank, and say what a reader of the answers should know."""
-    from minigpt.inference.generation import Answer, answer_questions
+    from minigpt.inference.generation import Answer, answer_questions, eos_of, generate_ids
+    from minigpt.inference.stopping import cut
     from minigpt.terminal import ProgressLine, warn
 
-    asked = [question for question in questions if question.strip()]
-    with ProgressLine("answering", len(asked), patience=2.0) as progress:
-        found = iter(
-            answer_questions(model, tokenizer, asked, chosen, options.batch_size, on_progress=progress.update)
-        )
-    answers = [next(found) if question.strip() else Answer("", "eos", []) for question in questions]
-    if blank := len(questions) - len(asked):
+    model, tokenizer, options = asked.model, asked.tokenizer, asked.options
+    copies = options.num_return_sequences
+    written = [question for question in questions if question.strip() or asked.form == "text"]
+    with ProgressLine("answering", len(written) * copies, patience=2.0) as progress:
+        if asked.form == "question":
+            answers = answer_questions(model, tokenizer, written, options, batch_size, progress.update)
+        else:
+            prompts = [asked.ids(question) for question in written]
+            eos = eos_of(tokenizer)
+            completions = generate_ids(model, prompts, options, eos, batch_size, progress.update, tokenizer)
+            answers = [
+                Answer(cut(tokenizer.decode(ids), options.stops), reason, []) for ids, reason in completions
+            ]
+    if blank := len(questions) - len(written):
         warn(f"{blank} of {len(questions)} lines are blank: their answers are too")
-    _warn_of_unknown([answer.unknown_characters for answer in answers])
-    written = [answer for question, answer in zip(questions, answers) if question.strip()]
-    _warn_of_unfinished([answer.stop_reason for answer in written], model, chosen)
-    return answers
+    _warn_of_unknown([tokenizer.unknown_characters(question) for question in questions])
+    _warn_of_unfinished([answer.stop_reason for answer in answers], asked)
+    found = iter(answers)
+    return [
+        next(found) if question.strip() or asked.form == "text" else Answer("", "eos", [])
+        for question in questions
+        for _ in range(copies)
+    ]
 
 
-def _warn_of_unfinished(
-    reasons: "list[StopReason]", model: "LanguageModel", chosen: "GenerationOptions"
-) -> None:
+def _warn_of_unfinished(reasons: "list[StopReason]", asked: _Asked) -> None:
     from minigpt.terminal import warn
 
     unfinished = [reason for reason in reasons if reason in ("length", "context")]
     if unfinished:
         context = unfinished.count("context")
         why = (
-            [f"{context} at the model's block_size={model.config.max_position_embeddings}"] if context else []
+            [f"{context} at the model's block_size={asked.model.config.max_position_embeddings}"]
+            if context
+            else []
         )
         if context < len(unfinished):
-            why.insert(0, f"{len(unfinished) - context} at --max_new_tokens {chosen.wanted}")
+            why.insert(0, f"{len(unfinished) - context} at --max_new_tokens {asked.options.wanted}")
         warn(f"{len(unfinished)} of {len(reasons)} answers were cut short: {', '.join(why)}")
 
 
@@ -280,19 +317,13 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
 # -- one answer, while it is being written ------------------------------------------------------------------
 
 
-def _write(
-    model: "LanguageModel",
-    tokenizer: "AnyTokenizer",
-    question: str,
-    chosen: "GenerationOptions",
-    before: str = "",
-) -> "StopReason":
+def _write(asked: _Asked, question: str, before: str = "") -> "StopReason":
     """Print an answer piece by piece; returns why it ended."""
-    from minigpt.inference.generation import prompt_ids
     from minigpt.inference.streaming import stream_ids
 
-    pieces = stream_ids(model, tokenizer, prompt_ids(tokenizer, question), chosen)
-    _warn_of_unknown([tokenizer.unknown_characters(question)])
+    pieces = stream_ids(asked.model, asked.tokenizer, asked.ids(question), asked.options)
+    _warn_of_unknown([asked.tokenizer.unknown_characters(question)])
+    shown = printable_lines if asked.form == "text" else printable
     print(before, end="", flush=True)
     while True:
         try:
@@ -301,18 +332,14 @@ def _write(
             print()
             reason: StopReason = end.value
             return reason
-        print(printable(piece), end="", flush=True)
+        print(shown(piece), end="", flush=True)
 
 
 # -- a conversation -----------------------------------------------------------------------------------------
 
 
-def _converse(
-    model: "LanguageModel", tokenizer: "AnyTokenizer", chosen: "GenerationOptions", in_pieces: bool
-) -> int:
+def _converse(asked: _Asked, in_pieces: bool) -> int:
     """Ask and answer until an empty line or the end of input; returns the number of questions."""
-    from minigpt.inference.generation import answer_questions
-
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 -- gives input() line editing and a history, where there is one
     print("An empty line ends the conversation.")
@@ -331,11 +358,9 @@ def _converse(
         count += 1
         try:
             if in_pieces:
-                _write(model, tokenizer, question, chosen, before="A: ")
+                _write(asked, question, before="A: ")
             else:
-                answer = answer_questions(model, tokenizer, [question], chosen)[0]
-                _warn_of_unknown([answer.unknown_characters])
-                print(f"A: {printable(answer.text)}")
+                print(f"A: {printable(_answer(asked, [question], 1)[0].text)}")
         except InputError as error:  # too long: the next one may be shorter
             print(f"   ({error})", file=sys.stderr)
 

@@ -20,6 +20,8 @@ from minigpt.bpe import BpeTokenizer
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.files import MANIFEST, atomic_write, verify_manifest
+from minigpt.quantized import precision_of
+from minigpt.quantized_files import is_quantized, read_quantized
 from minigpt.tokenizer import Tokenizer
 from minigpt.weight_files import (
     WEIGHTS,
@@ -135,6 +137,8 @@ def save_pretrained(
         InputError: if the vocabularies do not fit, a weight is not finite, or a file cannot be written.
     """
     folder = Path(directory)
+    if precision_of(model) != "float32":
+        raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
     parse_size(max_shard_size)  # its complaint comes before anything is written
@@ -231,6 +235,11 @@ def _read_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict
 
 
 def _read_model(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> LanguageModel:
+    content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
+    if is_quantized(content):
+        if dtype not in (None, torch.float32):
+            raise InputError(f"{folder} is quantised and computes in float32: got dtype={dtype}")
+        return read_quantized(folder, content).to(device)
     config = _read_config(folder)
     weights = _read_weights(folder, config, dtype or torch.float32)
     names = naming_of(config)

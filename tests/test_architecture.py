@@ -29,6 +29,8 @@ LEVELS = (
     ("bpe",),
     ("data", "gpt2", "qwen3", "chat_template"),
     ("qa_dataset", "families"),
+    ("quantized",),
+    ("quantized_files",),
     ("pretrained",),
     ("inference", "gguf_file"),
     ("evaluation",),
@@ -36,7 +38,7 @@ LEVELS = (
     ("diagnosis",),  # of a run, from what training wrote
     (  # doors
         *("build_vocab", "split_data", "dataset_stats", "train", "generate", "evaluate_model", "doctor"),
-        *("import_checkpoint", "convert"),
+        *("import_checkpoint", "convert", "chat", "quantize"),
     ),
     ("__main__",),  # knows doors by name only
     ("__init__",),  # loads the public names when they are asked for

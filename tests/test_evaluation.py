@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import minigpt
+from minigpt.bpe import BpeTokenizer
 from minigpt.command_line import InputError
 from minigpt.data.batches import EncodedPairs, encode_pairs
 from minigpt.data.reader import Pair
@@ -27,9 +28,12 @@ from minigpt.evaluation.answers import (
     score_answers,
 )
 from minigpt.evaluation.loss import LossSum, evaluate_loss
+from minigpt.evaluation.text import evaluate_text
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.quantized import quantize
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from tests.doors import Result, RunDoor
+from tests.talking import learn_by_heart
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {"天是什么？": "天。", "地": "大地很大", "山高吗？": "高", "水": "水是水，水不是山", "月": "月月"}
@@ -151,6 +155,59 @@ def test_what_is_not_finite_is_no_number_in_json() -> None:
     assert diverged.perplexity == math.inf
     assert diverged.as_dict()["perplexity"] is None
     assert diverged.as_dict()["loss"] == 1000
+
+
+# -- texts --------------------------------------------------------------------------------------------------
+
+
+BYTES = BpeTokenizer.train(["天是什么？天。大地很大"] * 3, 290)
+NOVEL = "天是什么？天。地\n大地很大，水是水！" * 3
+
+
+def bytes_model() -> GPTLMHeadModel:
+    return make_model(vocab_size=BYTES.get_vocab_size())
+
+
+@torch.inference_mode()
+def written_out_text(model: GPTLMHeadModel, start: int, ids: list[int], window: int) -> float:
+    """The slow twin: -log p of each token, from those before it in its window, summed."""
+    every, total = [start, *ids], 0.0
+    for place in range(1, len(every)):
+        first = (place - 1) // window * window
+        scores = model(torch.tensor([every[first:place]]))[0, -1]
+        total -= float(scores.log_softmax(-1)[every[place]])
+    return total
+
+
+@pytest.mark.parametrize("window", [0, 5, 16])
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+def test_each_token_of_a_text_is_predicted_once(kind: str, window: int) -> None:
+    model, tokenizer = (make_model(), TOKENIZER) if kind == "characters" else (bytes_model(), BYTES)
+    ids = tokenizer.encode_text(NOVEL)
+    assert tokenizer.eos_token_id is not None
+    expected = written_out_text(model, tokenizer.eos_token_id, ids, window or 16)
+    report = evaluate_text(model, tokenizer, NOVEL, window)
+    assert report.loss.count == len(ids)
+    assert report.loss.nll == pytest.approx(expected, rel=1e-12)  # double precision, in another order
+    assert (report.characters, report.bytes) == (len(NOVEL), len(NOVEL.encode()))
+    assert report.bits_per_byte == pytest.approx(expected / math.log(2) / len(NOVEL.encode()), rel=1e-12)
+    assert report.bits_per_character == pytest.approx(expected / math.log(2) / len(NOVEL), rel=1e-12)
+    pieces = evaluate_text(model, tokenizer, [NOVEL[:9], NOVEL[9:]], window)
+    assert (pieces.characters, pieces.bytes) == (report.characters, report.bytes)
+
+
+def test_bits_of_a_model_that_knows_nothing_depend_on_the_vocabulary_alone() -> None:
+    for model, tokenizer in ((make_model(), TOKENIZER), (bytes_model(), BYTES)):
+        model.transformer.ln_f.weight.data[:] = 0  # all scores are 0
+        report = evaluate_text(model, tokenizer, NOVEL)
+        bits = len(tokenizer.encode_text(NOVEL)) * math.log2(tokenizer.get_vocab_size())
+        assert report.bits_per_byte == pytest.approx(bits / len(NOVEL.encode()), rel=1e-12)
+
+
+@pytest.mark.parametrize(("text", "window", "message"), [("", 0, "the text is empty"), ("天", 17, "1 to 16")])
+def test_texts_that_cannot_be_measured(text: str, window: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate_text(make_model(), TOKENIZER, text, window)
 
 
 # -- answers ------------------------------------------------------------------------------------------------
@@ -301,6 +358,10 @@ def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path)
         (["--show", "-1"], "show must be at least 0: got show=-1"),
         (["--max_new_tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--precision", "float32", "float32"], "--precision names one twice"),
+        (["--precision", "int4"], "--precision"),
+        (["--text", "nothing.txt"], "--text nothing.txt must be a file: not found"),
+        (["--text", "."], "--text . must be a file: it is a folder"),
         (["--modle", "x"], "unknown flag '--modle'; did you mean '--model'?"),
     ],
 )
@@ -313,3 +374,47 @@ def test_the_door_refuses_in_one_line(
     assert result.err.count("\n") == 1
     assert result.err.startswith("evaluate_model.py: error: ")
     assert message in result.err
+
+
+def test_the_door_measures_a_text(door: Door, model_folder: Path) -> None:
+    Path("novel.txt").write_text(NOVEL + "😀", encoding="utf-8")
+    result = door("--model", model_folder, "--text", "novel.txt", "--json", "--precision", "float32", "int8")
+    assert (result.code, result.err) == (
+        0,
+        "warning: not in the vocabulary, read as <unk>: '\\n' '！' '😀'\n",
+    )
+    found = json.loads(result.out.splitlines()[-1])
+    expected = evaluate_text(minigpt.load_model(model_folder), TOKENIZER, NOVEL + "😀")
+    assert {key: found[key] for key in expected.as_dict()} == expected.as_dict()
+    small = quantize(minigpt.load_model(model_folder), "int8")
+    assert found["precisions"]["int8"]["loss"] == evaluate_text(small, TOKENIZER, NOVEL + "😀").loss.loss
+    for text in (f"{expected.bits_per_byte:.4f}", "what it costs", "int8"):
+        assert text in result.out
+
+
+def test_a_model_of_bytes_answers_no_questions(door: Door) -> None:
+    minigpt.save_pretrained(bytes_model().float(), BYTES, "bytes")
+    write(Path("val.jsonl"), [("天", "地")])
+    Path("novel.txt").write_text(NOVEL, encoding="utf-8")
+    refused = door("--model", "bytes", "--data", "val.jsonl")
+    assert refused.code == 2
+    assert "has no <sep> between question and answer: measure it with --text FILE" in refused.err
+    assert door("--model", "bytes", "--text", "novel.txt").code == 0
+
+
+def test_rounding_costs_a_trained_model_little(door: Door, tmp_path: Path) -> None:
+    """What `minigpt eval --precision` is for, on some of the built-in corpus: promises, not measurements."""
+    lines = (ROOT / "data" / "data.jsonl").read_text(encoding="utf-8").splitlines()[:64]
+    answers = {item["question"]: item["answer"] for item in map(json.loads, lines)}
+    folder = learn_by_heart(answers, tmp_path / "learned", block_size=48)
+    data = write(tmp_path / "val.jsonl", list(answers.items()))
+    flags = ("--precision", "float32", "float16", "int8", "--show", 0, "--max_new_tokens", 1, "--json")
+    result = door("--model", folder, "--data", data, *flags)
+    assert result.code == 0, result.err
+    found = json.loads(result.out.splitlines()[-1])["precisions"]
+    assert found["float32"]["perplexity_change_percent"] == {"all": 0, "answers": 0}
+    assert found["float32"]["answer"]["perplexity"] < 10  # of some 300 characters: it has learned something
+    for name, most in (("float16", 0.05), ("int8", 1.0)):
+        for part, change in found[name]["perplexity_change_percent"].items():
+            assert change != 0  # it was rounded at all
+            assert abs(change) < most, (name, part)

@@ -1,8 +1,6 @@
 """`minigpt generate`: a conversation, one question, many; and one line that helps for each bad input."""
 
 import json
-import os
-import select
 import shutil
 import subprocess
 import sys
@@ -10,17 +8,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 import minigpt
-from minigpt.data.batches import encode_pairs
-from minigpt.data.reader import Pair
+from minigpt.bpe import BpeTokenizer
+from minigpt.inference.generation import GenerationOptions, generate_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.tokenizer import Tokenizer, build_vocabulary
 from tests.doors import Result, RunDoor
+from tests.talking import Talk, learn_by_heart
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWERS = {"天？": "黑。", "地是什么？": "黄的", "月": "白\n又白\\", "山呢": "青\u2028", "水": "蓝"}
@@ -31,23 +27,7 @@ PRINTED = ["黑。", "黄的", "白\\n又白\\", "青\\u2028", "蓝"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model that has learned five pairs by heart."""
-    pairs = [Pair(q, a, 0, "") for q, a in ANSWERS.items()]
-    tokenizer = Tokenizer.from_word2id(build_vocabulary(q + a for q, a in ANSWERS.items()))
-    torch.manual_seed(0)
-    size = tokenizer.get_vocab_size()
-    net = GPTLMHeadModel(
-        GPTConfig(n_embd=32, n_head=2, n_layer=2, block_size=20, vocab_size=size, dropout=0.0)
-    )
-    batch = encode_pairs(pairs, tokenizer, 20).batch(np.arange(len(pairs)))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
-    for _ in range(100):
-        loss = F.cross_entropy(net(batch.input_ids)[batch.answer_mask], batch.targets[batch.answer_mask])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    folder = tmp_path_factory.mktemp("generate") / "model"
-    minigpt.save_pretrained(net, tokenizer, folder)
-    return folder
+    return learn_by_heart(ANSWERS, tmp_path_factory.mktemp("generate") / "model")
 
 
 Door = Callable[..., Result]
@@ -169,6 +149,60 @@ def test_the_other_options(door: Door, model: Path) -> None:
     assert door(*ask, *sampled).out == door(*ask, *sampled).out
 
 
+def test_the_answer_is_one_of_some(door: Door, model: Path) -> None:
+    ask = ("--model", model, "--question", "水")
+    assert door(*ask, "--choices", "黄", "白").out in ("黄\n", "白\n")
+    assert door(*ask, "--regex", "[黑白]{2}").out.strip() in ("黑黑", "黑白", "白黑", "白白")
+    assert "蓝" not in door(*ask, "--bad_words", "蓝").out
+
+
+def test_several_answers_to_each_question(door: Door, model: Path) -> None:
+    flags = ("--do_sample", "--temperature", 3, "--seed", 1, "--num_return_sequences", 3)
+    result = door("--model", model, *flags, stdin=lines("天？", "", "水"))
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 9
+    assert result.out.splitlines()[3:6] == ["", "", ""]
+    records = door("--model", model, *flags, "--json", stdin=lines("天？", "水")).out.splitlines()
+    assert [json.loads(record)["question"] for record in records] == ["天？"] * 3 + ["水"] * 3
+    assert [json.loads(record)["answer"] for record in records[:3]] == [
+        text.replace("\\n", "\n") for text in result.out.splitlines()[:3]
+    ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_weights_in_fewer_bits(door: Door, model: Path, precision: str) -> None:
+    result = door("--model", model, "--precision", precision, stdin=lines(*QUESTIONS))
+    assert result.out.split("\n") == [*PRINTED, ""]  # learned by heart: rounding changes no choice
+
+
+def test_writing_on_from_a_prompt(door: Door, model: Path) -> None:
+    net, tokenizer = minigpt.load_model(model), minigpt.load_tokenizer(model)
+    ids = tokenizer.encode_text("地是")  # and no <sep>
+    options = GenerationOptions(max_new_tokens=5)
+    text = tokenizer.decode(generate_ids(net, [ids], options, tokenizer.sep_token_id)[0].ids)
+    flags = ("--model", model, "--prompt", "地是", "--max_new_tokens", 5)
+    assert door(*flags).out == f"{text}\n"
+    assert door(*flags, "--stream").out == f"{text}\n"
+    found = json.loads(door(*flags, "--json").out)
+    assert (found["prompt"], found["text"]) == ("地是", text)
+
+
+def test_a_model_of_bytes_writes_on(door: Door) -> None:
+    tokenizer = BpeTokenizer.train(["天地玄黄"] * 3, 270)
+    torch.manual_seed(0)
+    size = tokenizer.get_vocab_size()
+    config = GPTConfig(n_embd=16, n_head=2, n_layer=1, block_size=32, vocab_size=size + 5, dropout=0.0)
+    net = GPTLMHeadModel(config)
+    minigpt.save_pretrained(net, tokenizer, "bytes")
+    options = GenerationOptions(max_new_tokens=8, min_new_tokens=8)
+    ids = generate_ids(minigpt.load_model("bytes"), [tokenizer.encode_text("天")], options, 1)[0].ids
+    if max(ids) < size:  # rows of the embedding without a token could be chosen by such a model
+        flags = ("--model", "bytes", "--max_new_tokens", 8, "--min_new_tokens", 8, "--json")
+        for name in ("prompt", "question"):  # without a template, a question is a text to write on from
+            found = json.loads(door(*flags, f"--{name}", "天").out)
+            assert found["text" if name == "prompt" else "answer"] == tokenizer.decode(ids)
+
+
 def test_a_streamed_answer_is_the_answer(door: Door, model: Path) -> None:
     for question, answer in zip(QUESTIONS, PRINTED):
         streamed = door("--model", model, "--question", question, "--stream")
@@ -229,6 +263,12 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--num_beams", "2", "--do_sample"], "num_beams=2 follows the likeliest beginnings"),
         (["--num_beams", "2", "--stream"], "num_beams=2 cannot be streamed"),
         (["--seed", "x"], "--seed must be a whole number: got 'x'"),
+        (["--prompt", "x"], "--prompt is no question: leave out --question and --file, or --prompt"),
+        (["--bad_words", ""], "--bad_words must be texts of at least one character"),
+        (["--num_return_sequences", "2"], "num_return_sequences=2 needs do_sample"),
+        (["--choices", "a", "--regex", "b"], "choices and regex both say what the answer is"),
+        (["--json_schema", "{"], "json_schema is not understood"),
+        (["--precision", "int3"], "--precision"),
         (["--stream", "--json"], "--stream shows text while it is being written"),
         (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
         (["--threads", "-1"], "threads must be at least 0: got threads=-1"),
@@ -316,12 +356,12 @@ class TestConversation:
     """The door on a pseudo-terminal, as a person meets it."""
 
     @pytest.fixture
-    def talk(self, model: Path) -> Iterator["Talk"]:
-        talk = Talk("--model", str(model))
+    def talk(self, model: Path) -> Iterator[Talk]:
+        talk = Talk("generate.py", "--model", str(model))
         yield talk
         talk.close()
 
-    def test_until_an_empty_line(self, talk: "Talk") -> None:
+    def test_until_an_empty_line(self, talk: Talk) -> None:
         talk.until("Q: ")
         assert "A: 黄的\r\n" in talk.say("地是什么？").until("Q: ")
         shown = talk.say("水" * 30).until("Q: ")
@@ -333,7 +373,7 @@ class TestConversation:
         assert talk.exit_code() == 0
 
     def test_in_pieces(self, model: Path) -> None:
-        talk = Talk("--model", str(model), "--stream")
+        talk = Talk("generate.py", "--model", str(model), "--stream")
         talk.until("Q: ")
         assert "A: 黄的\r\n" in talk.say("地是什么？").until("Q: ")
         assert "has 31 tokens" in talk.say("水" * 30).until("Q: ")
@@ -342,77 +382,12 @@ class TestConversation:
         assert talk.exit_code() == 0
         talk.close()
 
-    def test_until_ctrl_d_or_ctrl_c(self, talk: "Talk", model: Path) -> None:
+    def test_until_ctrl_d_or_ctrl_c(self, talk: Talk, model: Path) -> None:
         talk.until("Q: ")
         talk.press("\x04")
         assert talk.exit_code() == 0
-        other = Talk("--model", str(model))
+        other = Talk("generate.py", "--model", str(model))
         other.until("Q: ")
-        other.press("\x03")
+        other.interrupt()
         assert other.exit_code() == 130
         assert "Traceback" not in other.close()
-
-
-class Talk:
-    """A process of its own on a pseudo-terminal."""
-
-    def __init__(self, *arguments: str) -> None:
-        import pty
-
-        self.terminal, inner = pty.openpty()
-        command = [sys.executable, "./minigpt/generate.py", *arguments]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
-            preexec_fn=take_terminal, env={**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"},
-        )  # fmt: skip
-        os.close(inner)
-        self.shown = b""  # and not asked for yet
-        self.all = b""
-
-    def until(self, text: str) -> str:
-        """What is shown until `text` has come, with it."""
-        while text.encode() not in self.shown:
-            assert self.read(), f"it ended, or waits, without {text!r}: {self.all.decode(errors='replace')}"
-        before, found, self.shown = self.shown.partition(text.encode())
-        return (before + found).decode()
-
-    def read(self) -> bool:
-        """Take what the process writes next; False if it has ended, or is silent for a minute."""
-        if not select.select([self.terminal], [], [], 60)[0]:
-            return False
-        try:
-            piece = os.read(self.terminal, 4096)
-        except OSError:  # so Linux says that nobody holds the other end any more
-            piece = b""
-        self.shown += piece
-        self.all += piece
-        return bool(piece)
-
-    def say(self, text: str) -> "Talk":
-        self.press(text + "\n")
-        self.until("\n")  # the terminal's echo
-        return self
-
-    def press(self, keys: str) -> None:
-        os.write(self.terminal, keys.encode())
-
-    def exit_code(self) -> int:
-        return self.process.wait(timeout=60)
-
-    def close(self) -> str:
-        """All that it has shown."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        while self.read():
-            pass
-        os.close(self.terminal)
-        return self.all.decode(errors="replace")
-
-
-def take_terminal() -> None:
-    """In the child: make standard input the controlling terminal, so that Ctrl-C becomes a signal."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -13,7 +13,8 @@ from minigpt.inference import native
 from minigpt.inference.cache import KeyValueCache
 from minigpt.inference.generation import GenerationOptions, generate_ids
 from minigpt.inference.native import NativeStep, native_step
-from minigpt.inference.quantized import (
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.quantized import (
     GROUP,
     PRECISIONS,
     Precision,
@@ -22,7 +23,6 @@ from minigpt.inference.quantized import (
     rounded_groups,
     rounded_rows,
 )
-from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 
 V, LONGEST = 83, 48

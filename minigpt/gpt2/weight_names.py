@@ -39,6 +39,7 @@ __all__ = [
     "from_hugging_face",
     "to_hugging_face",
     "unfilled",
+    "weight_table",
 ]
 
 
@@ -217,6 +218,12 @@ def fill(model: GPTLMHeadModel, weights: dict[str, Tensor], *, assign: bool) -> 
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=assign)
     assert (missing, unexpected) == (["lm_head.weight"], []), "from_hugging_face gives all but the tied head"
     model.lm_head.weight = model.transformer.wte.weight  # assignment cuts the tie
+
+
+def weight_table(config: GPTConfig) -> dict[str, tuple[str, bool]]:
+    """Our name of each weight -> Hugging Face's, and whether it lies there as (in, out)."""
+    table = {row.ours: (row.theirs, row.transposed) for row in _rows(config)}
+    return {**table, "lm_head.weight": ("lm_head.weight", False)}
 
 
 def _rows(config: GPTConfig) -> Iterator[Weight]:

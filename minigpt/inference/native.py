@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from minigpt.families import LanguageModel
 from minigpt.inference.cache import KeyValueCache
-from minigpt.inference.quantized import QuantizedLinear
 from minigpt.model import GPTLMHeadModel
+from minigpt.quantized import QuantizedLinear
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM, rope_tables
 
 __all__ = ["NativeStep", "native_step"]

@@ -47,9 +47,17 @@ def stream(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, **option
 
 
 def stream_ids(
-    model: LanguageModel, tokenizer: TextTokenizer, prompt: Sequence[int], options: GenerationOptions
+    model: LanguageModel,
+    tokenizer: TextTokenizer,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    taken: list[int] | None = None,
 ) -> Generator[str, None, StopReason]:
-    """As `stream`, from ids. The generator returns (StopIteration's value) why it stopped."""
+    """As `stream`, from ids. The generator returns (StopIteration's value) why it stopped.
+
+    Args:
+        taken: a list that gets each id when it is chosen, the eos that ends the text too.
+    """
     if options.num_beams > 1 or options.num_return_sequences > 1:
         name = "num_beams" if options.num_beams > 1 else "num_return_sequences"
         raise InputError(
@@ -58,18 +66,19 @@ def stream_ids(
     if options.reports:
         raise InputError(f"{options.reports[0]} cannot be streamed: pieces are text; use generate")
     request = check_request(model, [prompt], options, eos_of(tokenizer), tokenizer)
-    return _pieces(Batch(model, [prompt], options, request), tokenizer)
+    return _pieces(Batch(model, [prompt], options, request), tokenizer, [] if taken is None else taken)
 
 
 @torch.inference_mode()
-def _pieces(batch: Batch, tokenizer: TextTokenizer) -> Generator[str, None, StopReason]:
+def _pieces(batch: Batch, tokenizer: TextTokenizer, taken: list[int]) -> Generator[str, None, StopReason]:
     options = batch.options
     if (seed := base_seed(options)) is not None:
         batch.draw([row_seed(seed, 0, 0)])
     text = TextSoFar(tokenizer.decode, options.stops)
     with evaluating(batch.model):
         for step, _ in enumerate(batch.run()):
-            if not batch.met_eos[0] and (piece := text.push(int(batch.ids[0, batch.width + step]))):
+            taken.append(int(batch.ids[0, batch.width + step]))
+            if not batch.met_eos[0] and (piece := text.push(taken[-1])):
                 yield piece
         if piece := text.finish():
             yield piece

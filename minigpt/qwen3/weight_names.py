@@ -38,6 +38,7 @@ __all__ = [
     "from_hugging_face",
     "to_hugging_face",
     "unfilled",
+    "weight_table",
 ]
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -182,6 +183,12 @@ def fill(model: Qwen3ForCausalLM, weights: dict[str, Tensor], *, assign: bool) -
     assert (missing, unexpected) == ([_HEAD] if tied else [], []), "from_hugging_face gives all the rest"
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight  # assignment cuts the tie
+
+
+def weight_table(config: Qwen3Config) -> dict[str, tuple[str, bool]]:
+    """Our name of each weight -> Hugging Face's, and whether it lies there as (in, out): all as they are."""
+    names = [*parameter_shapes(unfilled(config)), _HEAD]
+    return {name: (name, False) for name in names}
 
 
 def unfilled(config: Qwen3Config) -> Qwen3ForCausalLM:

@@ -24,7 +24,10 @@ __all__ = [
     "PRECISIONS",
     "Precision",
     "QuantizedLinear",
+    "at_precision",
+    "precision_of",
     "quantize",
+    "quantized_modules",
     "rounded_groups",
     "rounded_rows",
 ]
@@ -107,11 +110,38 @@ def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+    if precision_of(model) != "float32":
         raise InputError("the model is quantised already: load it anew to choose another precision")
     if precision != "float32":
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, QuantizedLinear.of(child, precision))
+        quantized_modules(model, precision)
     return model.eval()
+
+
+def quantized_modules(model: LanguageModel, precision: Precision) -> None:
+    """Put a QuantizedLinear in every nn.Linear's place. Works on "meta", too: shapes without values."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, QuantizedLinear.of(child, precision))
+
+
+def precision_of(model: LanguageModel) -> Precision:
+    """What the weights of a model's products are stored in; "float32" for any that is not quantised."""
+    head = model.lm_head
+    if not isinstance(head, QuantizedLinear):
+        return "float32"
+    return "float16" if head.scale is None else "int8"
+
+
+def at_precision(model: LanguageModel, precision: Precision | None) -> LanguageModel:
+    """The model, quantised unless it is so already. None: as it is.
+
+    Raises:
+        InputError: if it is quantised in another way: what rounding took away does not come back.
+    """
+    there = precision_of(model)
+    if precision is None or precision == there:
+        return model
+    if there != "float32":
+        raise InputError(f"the model is stored in {there}: take its unquantised folder for {precision}")
+    return quantize(model, precision)

@@ -1,0 +1,49 @@
+"""Questions to be answered: one a line, or JSONL with "question", told by its first character."""
+
+import json
+
+from minigpt.command_line import InputError
+
+__all__ = ["parse_questions"]
+
+
+def parse_questions(content: bytes, source: str) -> list[str]:
+    """The questions of a text or JSONL file; of text each line, blank ones too.
+
+    Args:
+        source: what a message calls the file.
+
+    Raises:
+        InputError: with source and line, for what is not UTF-8 or has no question; or if there is none.
+    """
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if not content.strip():
+        raise InputError(f'{source} holds no question: one a line, or JSONL with "question"')
+    lines = content.removesuffix(b"\n").split(b"\n")  # bytes: U+2028 may stand inside a question
+    is_jsonl = content.lstrip().startswith(b"{")
+    questions = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{source}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1}); "
+                "convert it, from GBK for instance: iconv -f GB18030 -t UTF-8 OLD > NEW"
+            ) from None
+        if not is_jsonl:
+            questions.append(text)
+        elif text:
+            questions.append(_json_question(text, f"{source}:{number}"))
+    return questions
+
+
+def _json_question(text: str, where: str) -> str:
+    try:
+        question = json.loads(text)["question"]
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: broken JSON ({error})") from None
+    except (KeyError, TypeError):
+        raise InputError(f'{where}: no object with "question"') from None
+    if not isinstance(question, str) or not question.strip():
+        raise InputError(f'{where}: "question" must be text that is not empty: got {question!r}')
+    return question

@@ -1,0 +1,114 @@
+"""How well a model predicts a text: loss per token, and bits per byte and character, whatever the tokens are.
+
+    report = evaluate_text(model, tokenizer, text)
+    print(report.loss.perplexity, report.bits_per_byte)
+
+Losses per token of two vocabularies cannot be compared: longer tokens are fewer. Bits for the whole text can,
+divided by its bytes or characters, whoever cut it into tokens. The text is read in windows of `window` tokens
+that do not overlap; the first follows an end-of-text token, as if another document had ended before it, so
+that each token of the text is predicted exactly once.
+
+Letters in shapes: B rows, T tokens of a window.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from minigpt.command_line import InputError
+from minigpt.data.batches import Batch
+from minigpt.data.shards import end_of_text
+from minigpt.evaluation.loss import LossSum, evaluate_loss
+from minigpt.families import LanguageModel
+from minigpt.pretrained import AnyTokenizer
+
+__all__ = ["TextReport", "evaluate_text"]
+
+_MEASURED = 1 << 13  # tokens of a batch, at most, but for a single window
+
+
+@dataclass(frozen=True)
+class TextReport:
+    """What a text costs a model."""
+
+    loss: LossSum  # per token
+    characters: int  # of the text
+    bytes: int  # of the text in UTF-8
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits for the whole text, by its bytes in UTF-8."""
+        return self.loss.nll / math.log(2) / self.bytes
+
+    @property
+    def bits_per_character(self) -> float:
+        """Bits for the whole text, by its characters (code points)."""
+        return self.loss.nll / math.log(2) / self.characters
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; what is not finite is None."""
+        bits = {"bits_per_byte": self.bits_per_byte, "bits_per_character": self.bits_per_character}
+        shown = {name: value if math.isfinite(value) else None for name, value in bits.items()}
+        return {**self.loss.as_dict(), **shown, "characters": self.characters, "bytes": self.bytes}
+
+
+def evaluate_text(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    text: str | Iterable[str],
+    window: int = 0,
+    on_progress: Callable[[int], None] | None = None,
+) -> TextReport:
+    """Measure a model on a text.
+
+    Args:
+        text: whole, or in pieces that may be encoded one by one (minigpt.data.corpus cuts so).
+        window: tokens that the model reads at once; 0: as many as it can, but 1,024 at most.
+        on_progress: called with about how many characters are measured.
+
+    Raises:
+        InputError: if the text is empty, the window does not fit, or the tokenizer has no end-of-text token.
+    """
+    limit = model.config.max_position_embeddings
+    if not 0 <= window <= limit:
+        raise InputError(f"window must be 1 to {limit}, what the model reads, or 0: got window={window}")
+    pieces = [np.array([end_of_text(tokenizer)], dtype=np.int32)]
+    characters = n_bytes = 0
+    for piece in [text] if isinstance(text, str) else text:
+        pieces.append(tokenizer.encode_array(piece))
+        characters, n_bytes = characters + len(piece), n_bytes + len(piece.encode("utf-8", "surrogatepass"))
+    ids = np.concatenate(pieces).astype(np.int64)
+    if len(ids) < 2:
+        raise InputError("the text is empty: there is nothing to measure")
+    windows = _watched(_windows(ids, window or min(limit, 1024)), characters / (len(ids) - 1), on_progress)
+    return TextReport(evaluate_loss(model, windows, next(model.parameters()).device).all, characters, n_bytes)
+
+
+def _watched(
+    batches: Iterator[Batch], characters_per_token: float, on_progress: Callable[[int], None] | None
+) -> Iterator[Batch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += int(batch.token_mask.sum())
+        if on_progress:
+            on_progress(int(done * characters_per_token))
+
+
+def _windows(ids: npt.NDArray[np.int64], T: int) -> Iterator[Batch]:
+    n, rows = len(ids) - 1, max(1, _MEASURED // T)
+    starts = np.arange(0, n, T)
+    for first in range(0, len(starts), rows):
+        some = starts[first : first + rows]  # (B,)
+        lengths = np.minimum(n - some, T)  # (B,)
+        width = int(lengths.max())
+        column = np.arange(width)  # (T,)
+        real = column < lengths[:, None]  # (B, T)
+        place = np.where(real, some[:, None] + column, 0)  # (B, T)
+        mask = torch.from_numpy(real)
+        yield Batch(torch.from_numpy(ids[place]), torch.from_numpy(ids[place + 1]), mask, mask, some)

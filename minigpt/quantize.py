@@ -1,0 +1,106 @@
+"""Write a model down in fewer bits: int8, a quarter of float32's bytes for every product, or float16, half.
+
+    minigpt quantize --model output/best --output output/int8 --precision int8
+    minigpt generate --model output/int8 --question 四川省的省会是哪里？
+    minigpt eval --model output/best --precision float32 int8          # what it costs, before you do it
+
+An int8 folder is read by minigpt alone (minigpt/quantized_files.py says how it looks; other programs refuse
+it), and gives the same numbers, bit for bit, as quantising when the model is loaded (`--precision int8`). A
+float16 folder is one that every program reads; here it is computed in float32, from the rounded weights.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from minigpt import command_line
+from minigpt.command_line import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What a model's folder has besides its weights and config.json; what only training needs stays behind.
+COPIED = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "encoder.json", "vocab.bpe"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.DoorOptions):
+    """Write a model down in fewer bits: int8 or float16."""
+
+    model: Path = Path("output/best")
+    """checkpoint folder, as `minigpt train` writes it"""
+    output: Path
+    """the new folder; must not exist yet"""
+    precision: Literal["int8", "float16"] = "int8"
+    """int8: read by minigpt alone; float16: read by every program"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Read, round, write, and say what it saves."""
+    if options.output.exists():
+        raise InputError(f"{options.output} exists already: choose another folder with --output")
+    import safetensors.torch
+    import torch
+
+    from minigpt.families import naming_of
+    from minigpt.files import atomic_folder
+    from minigpt.pretrained import load_model_and_tokenizer, model_folder
+    from minigpt.quantized import precision_of, quantize
+    from minigpt.quantized_files import WEIGHTS, quantized_config, quantized_weights
+
+    folder = model_folder(options.model)
+    model, _ = load_model_and_tokenizer(folder)
+    if precision_of(model) != "float32":
+        raise InputError(f"{folder} is quantised already: give the folder that it was made from")
+    config = json.loads((folder / "config.json").read_bytes())
+    weights: dict[str, Tensor]
+    name_of_weights = "model.safetensors"
+    if options.precision == "int8":
+        config = quantized_config(config)
+        name_of_weights, weights = WEIGHTS, quantized_weights(quantize(model, "int8"))
+    else:
+        config = {**config, "dtype": "float16"}
+        config.pop("torch_dtype", None)  # the key's older name
+        weights = {
+            name: tensor.half() for name, tensor in naming_of(model.config).to_hugging_face(model).items()
+        }
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{folder}: {name} has values beyond 65,504, float16's largest: take int8")
+
+    def fill(goal: Path) -> None:
+        for name in COPIED:
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, goal / name)
+        text = json.dumps(config, ensure_ascii=False, indent=2)
+        (goal / "config.json").write_text(f"{text}\n", encoding="utf-8")
+        safetensors.torch.save_file(weights, goal / name_of_weights, metadata={"format": "pt"})
+
+    atomic_folder(options.output, fill)
+    before, after = _size(folder), _size(options.output)
+    print(
+        f"{options.output}: {after:,} bytes of weights in {options.precision}, {after / before:.0%} of "
+        f"{folder}'s {before:,}"
+    )
+    return {"output": options.output, "precision": options.precision, "before": before, "after": after}
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a folder's weights."""
+    return sum(
+        path.stat().st_size for path in (*folder.glob("model*.safetensors"), *folder.glob("int8.safetensors"))
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

@@ -1,0 +1,112 @@
+"""A model that has learned answers by heart, and a door on a pseudo-terminal, as a person meets it."""
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+import minigpt
+from minigpt.data.batches import encode_pairs
+from minigpt.data.reader import Pair
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.tokenizer import Tokenizer, build_vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def learn_by_heart(answers: Mapping[str, str], folder: Path, block_size: int = 20) -> Path:
+    """Train a tiny model on some questions and answers until it knows them, and save it."""
+    pairs = [Pair(q, a, 0, "") for q, a in answers.items()]
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(q + a for q, a in answers.items()))
+    torch.manual_seed(0)
+    size = tokenizer.get_vocab_size()
+    net = GPTLMHeadModel(
+        GPTConfig(n_embd=32, n_head=2, n_layer=2, block_size=block_size, vocab_size=size, dropout=0.0)
+    )
+    batch = encode_pairs(pairs, tokenizer, block_size).batch(np.arange(len(pairs)))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    for _ in range(100):
+        loss = F.cross_entropy(net(batch.input_ids)[batch.answer_mask], batch.targets[batch.answer_mask])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    minigpt.save_pretrained(net, tokenizer, folder)
+    return folder
+
+
+class Talk:
+    """A process of its own on a pseudo-terminal."""
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        import pty
+
+        self.terminal, inner = pty.openpty()
+        command = [sys.executable, f"./minigpt/{script}", *arguments]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
+            preexec_fn=take_terminal, env={**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"},
+        )  # fmt: skip
+        os.close(inner)
+        self.shown = b""  # and not asked for yet
+        self.all = b""
+
+    def until(self, text: str) -> str:
+        """What is shown until `text` has come, with it."""
+        while text.encode() not in self.shown:
+            assert self.read(), f"it ended, or waits, without {text!r}: {self.all.decode(errors='replace')}"
+        before, found, self.shown = self.shown.partition(text.encode())
+        return (before + found).decode()
+
+    def read(self, patience: float = 60.0) -> bool:
+        """Take what the process writes next; False if it has ended, or is silent for so many seconds."""
+        if not select.select([self.terminal], [], [], patience)[0]:
+            return False
+        try:
+            piece = os.read(self.terminal, 4096)
+        except OSError:  # so Linux says that nobody holds the other end any more
+            piece = b""
+        self.shown += piece
+        self.all += piece
+        return bool(piece)
+
+    def say(self, text: str) -> "Talk":
+        self.press(text + "\n")
+        self.until("\n")  # the terminal's echo
+        return self
+
+    def press(self, keys: str) -> None:
+        os.write(self.terminal, keys.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C at the prompt; again if it is lost: right before Python's input() waits it wakes nobody."""
+        for _ in range(12):
+            self.press("\x03")
+            if self.read(5) or self.process.poll() is not None:
+                return
+
+    def exit_code(self) -> int:
+        return self.process.wait(timeout=60)
+
+    def close(self) -> str:
+        """All that it has shown."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        while self.read():
+            pass
+        os.close(self.terminal)
+        return self.all.decode(errors="replace")
+
+
+def take_terminal() -> None:
+    """In the child: make standard input the controlling terminal, so that Ctrl-C becomes a signal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
