@@ -22,11 +22,12 @@ from torch import Tensor
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.inference import sampling
-from minigpt.inference.cache import KeyValueCache
+from minigpt.inference.cache import KeyValueCache, cache_bytes, check_memory
 from minigpt.inference.native import native_step
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, Recorder, StopReason
 from minigpt.inference.penalties import NO_TOKEN, Processor, make_processors
+from minigpt.inference.quantized_cache import QuantizedCache, quantized_bytes
 from minigpt.inference.stopping import TextSoFar
 
 __all__ = ["Batch", "Request", "check_scores", "evaluating", "new_cache"]
@@ -58,10 +59,24 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def new_cache(model: LanguageModel, rows: int, columns: int) -> KeyValueCache:
-    """A cache of this model's sizes, on its device, in its precision."""
-    weight = next(model.parameters())
-    return KeyValueCache(model.config, rows, columns, weight.device, weight.dtype)
+def new_cache(
+    model: LanguageModel, rows: int, columns: int, options: GenerationOptions | None = None
+) -> KeyValueCache:
+    """A cache of this model's sizes, on its device, in its precision or the one that the options ask for.
+
+    Raises:
+        InputError: if it takes more than max_cache_mib; before it is taken.
+    """
+    weight, options = next(model.parameters()), options or GenerationOptions()
+    is_quantized = options.cache_implementation == "quantized"
+    needed = (
+        quantized_bytes(model.config, rows, columns)
+        if is_quantized
+        else cache_bytes(model.config, rows, columns, weight.dtype)
+    )
+    check_memory(needed, options.max_cache_mib, f"a cache of {rows} rows of {columns} tokens")
+    make = QuantizedCache if is_quantized else KeyValueCache
+    return make(model.config, rows, columns, weight.device, weight.dtype)
 
 
 def check_scores(logits: Tensor, scores: Tensor) -> None:
@@ -121,8 +136,9 @@ class Batch:
         self.uniform: Tensor | None = None
         # the last token is never read: one column less
         columns = self.width + self.steps - 1
-        self.cache = new_cache(model, B, columns) if options.use_cache else None
-        self.native = native_step(model) if options.use_cache and recorder is None else None
+        self.cache = new_cache(model, B, columns, options) if options.use_cache else None
+        is_plain = type(self.cache) is KeyValueCache  # C reads floats
+        self.native = native_step(model) if is_plain and recorder is None else None
 
     def draw(self, seeds: Sequence[Sequence[int]]) -> None:
         """Draw all numbers that sampling will use, each row's from its own generator."""
