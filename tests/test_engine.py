@@ -380,6 +380,8 @@ def test_the_end_cancels_what_is_not_finished() -> None:
     assert reasons[1:] == ["cancelled", "cancelled"]
     assert engine.is_idle
     assert engine.cache.free == 1
+    with pytest.raises(InputError, match="the engine takes no more requests: it was closed"):
+        engine.submit([3])
 
 
 def test_a_failure_reaches_everybody_and_a_timeout_only_one() -> None:
@@ -399,7 +401,7 @@ def test_a_failure_reaches_everybody_and_a_timeout_only_one() -> None:
         for handle in handles:
             with pytest.raises(RuntimeError, match="out of memory"):
                 handle.result(timeout=60)
-        with pytest.raises(InputError, match="the engine has failed: out of memory"):
+        with pytest.raises(InputError, match="the engine takes no more requests: out of memory"):
             engine.submit([3])
 
 

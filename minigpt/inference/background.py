@@ -16,7 +16,7 @@ __all__ = ["Background"]
 
 
 class Background:
-    """Drives an engine between `with` and its end, which cancels what is not finished.
+    """Drives an engine between `with` and its end, which cancels what is not finished, and closes the engine.
 
     If a step fails, all requests end with its error, and no more are taken.
     """
@@ -51,7 +51,7 @@ class Background:
                 with engine.changed:
                     engine.changed.wait_for(lambda: self._is_closing or not engine.is_idle)
                 if self._is_closing:
-                    engine.cancel_all()
+                    engine.close()
                     return
                 engine.step()
         except Exception as error:

@@ -12,7 +12,7 @@ Letters in shapes: B rows, S columns so far, n rows not finished yet, T columns 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.inference import sampling
 from minigpt.inference.cache import KeyValueCache, cache_bytes, check_memory
+from minigpt.inference.embeddings import replaced_embeddings
 from minigpt.inference.native import native_step
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, Recorder, StopReason
@@ -97,6 +98,7 @@ class Batch:
     Args:
         request: what was made of the options: ids that end a row, stop strings' decoder, a constraint.
         recorder: gets every step's outputs. Rows then stay to the end, so that all steps have B rows.
+        embeds: what prompts are, (tokens, C) each, where they are no ids: then `prompts` holds placeholders.
     """
 
     def __init__(
@@ -106,7 +108,9 @@ class Batch:
         options: GenerationOptions,
         request: Request,
         recorder: Recorder | None = None,
+        embeds: Sequence[Tensor] | None = None,
     ) -> None:
+        self.embeds = embeds
         self.model, self.options, self.recorder = model, options, recorder
         self.device = next(model.parameters()).device
         context = model.config.max_position_embeddings
@@ -201,6 +205,8 @@ class Batch:
             ids = self.ids[alive, :end]  # (n, S)
             if self.mask is not None:
                 ids = ids.where(self.mask[alive, :end], NO_TOKEN)
+            if self.embeds is not None:
+                ids[:, : self.width] = NO_TOKEN
             for process in self.processors:
                 scores = process(scores, ids, step)
         check_scores(logits, scores)
@@ -218,17 +224,19 @@ class Batch:
         """What the model says after the columns before `end`, (n, V), of which the cache holds the first."""
         start = 0 if self.cache is None else self.cache.length
         ids = self.ids[alive, start:end]  # (n, T)
-        if self.native and self.cache and self.native.takes(ids.numel()):
+        embeds = self.embeds if start == 0 else None  # all rows are alive, and there is a cache: only once
+        if self.native and self.cache and embeds is None and self.native.takes(ids.numel()):
             first = self.first[alive]  # (n,)
             places = torch.arange(start, end) - first[:, None]  # (n, T)
             return self.native(ids, places.clamp_(min=0), first, self.cache)
-        hidden = self.model.base_model(
-            ids,
-            None if self.mask is None else self.mask[alive, :end],
-            None if self.positions is None else self.positions[alive, start:end],
-            self.cache,
-            self.recorder.begin_step() if self.recorder else None,
-        )  # (n, T, C)
+        with nullcontext() if embeds is None else replaced_embeddings(self.model, embeds):
+            hidden = self.model.base_model(
+                ids,
+                None if self.mask is None else self.mask[alive, :end],
+                None if self.positions is None else self.positions[alive, start:end],
+                self.cache,
+                self.recorder.begin_step() if self.recorder else None,
+            )  # (n, T, C)
         logits: Tensor = self.model.lm_head(hidden[:, -1]).float()  # (n, V)  only the last position is asked
         return logits
 

@@ -227,7 +227,7 @@ class Engine:
             copy: draw as generate_ids does for this one of num_return_sequences.
 
         Raises:
-            QueueFullError: if max_waiting requests wait already.
+            QueueFullError: if max_waiting requests wait already: try later.
             InputError: as generate_ids does; for beams and reports; for a prompt that, with max_new_tokens,
                 is longer than max_length.
         """
@@ -255,7 +255,7 @@ class Engine:
         handle = Handle(self, row)
         with self.changed:
             if self._failure is not None:
-                raise InputError(f"the engine has failed: {self._failure}")
+                raise InputError(f"the engine takes no more requests: {self._failure}")
             # those that will get a free slot at the next step do not count
             if len(self._waiting) >= self.max_waiting + self.cache.slots - len(self._running):
                 raise QueueFullError(
@@ -277,9 +277,10 @@ class Engine:
                 self._finish(handle, Completion([], "cancelled"))
             self.changed.notify_all()
 
-    def cancel_all(self) -> None:
-        """Stop all requests, at once. From the thread that steps."""
+    def close(self) -> None:
+        """Stop all requests, at once; no others are taken. From the thread that steps."""
         with self.changed:
+            self._failure = InputError("it was closed")  # first: nobody may come in between and wait for ever
             handles = [*self._waiting, *self._running]
         for handle in handles:
             self.cancel(handle)
