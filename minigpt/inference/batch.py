@@ -12,7 +12,7 @@ Letters in shapes: B rows, S columns so far, n rows not finished yet, T columns 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,13 @@ from torch import Tensor
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.inference import sampling
-from minigpt.inference.cache import KeyValueCache
+from minigpt.inference.cache import KeyValueCache, cache_bytes, check_memory
+from minigpt.inference.embeddings import replaced_embeddings
 from minigpt.inference.native import native_step
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, Recorder, StopReason
 from minigpt.inference.penalties import NO_TOKEN, Processor, make_processors
+from minigpt.inference.quantized_cache import QuantizedCache, quantized_bytes
 from minigpt.inference.stopping import TextSoFar
 
 __all__ = ["Batch", "Request", "check_scores", "evaluating", "new_cache"]
@@ -58,10 +60,24 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def new_cache(model: LanguageModel, rows: int, columns: int) -> KeyValueCache:
-    """A cache of this model's sizes, on its device, in its precision."""
-    weight = next(model.parameters())
-    return KeyValueCache(model.config, rows, columns, weight.device, weight.dtype)
+def new_cache(
+    model: LanguageModel, rows: int, columns: int, options: GenerationOptions | None = None
+) -> KeyValueCache:
+    """A cache of this model's sizes, on its device, in its precision or the one that the options ask for.
+
+    Raises:
+        InputError: if it takes more than max_cache_mib; before it is taken.
+    """
+    weight, options = next(model.parameters()), options or GenerationOptions()
+    is_quantized = options.cache_implementation == "quantized"
+    needed = (
+        quantized_bytes(model.config, rows, columns)
+        if is_quantized
+        else cache_bytes(model.config, rows, columns, weight.dtype)
+    )
+    check_memory(needed, options.max_cache_mib, f"a cache of {rows} rows of {columns} tokens")
+    make = QuantizedCache if is_quantized else KeyValueCache
+    return make(model.config, rows, columns, weight.device, weight.dtype)
 
 
 def check_scores(logits: Tensor, scores: Tensor) -> None:
@@ -82,6 +98,7 @@ class Batch:
     Args:
         request: what was made of the options: ids that end a row, stop strings' decoder, a constraint.
         recorder: gets every step's outputs. Rows then stay to the end, so that all steps have B rows.
+        embeds: what prompts are, (tokens, C) each, where they are no ids: then `prompts` holds placeholders.
     """
 
     def __init__(
@@ -91,7 +108,9 @@ class Batch:
         options: GenerationOptions,
         request: Request,
         recorder: Recorder | None = None,
+        embeds: Sequence[Tensor] | None = None,
     ) -> None:
+        self.embeds = embeds
         self.model, self.options, self.recorder = model, options, recorder
         self.device = next(model.parameters()).device
         context = model.config.max_position_embeddings
@@ -121,8 +140,9 @@ class Batch:
         self.uniform: Tensor | None = None
         # the last token is never read: one column less
         columns = self.width + self.steps - 1
-        self.cache = new_cache(model, B, columns) if options.use_cache else None
-        self.native = native_step(model) if options.use_cache and recorder is None else None
+        self.cache = new_cache(model, B, columns, options) if options.use_cache else None
+        is_plain = type(self.cache) is KeyValueCache  # C reads floats
+        self.native = native_step(model) if is_plain and recorder is None else None
 
     def draw(self, seeds: Sequence[Sequence[int]]) -> None:
         """Draw all numbers that sampling will use, each row's from its own generator."""
@@ -185,6 +205,8 @@ class Batch:
             ids = self.ids[alive, :end]  # (n, S)
             if self.mask is not None:
                 ids = ids.where(self.mask[alive, :end], NO_TOKEN)
+            if self.embeds is not None:
+                ids[:, : self.width] = NO_TOKEN
             for process in self.processors:
                 scores = process(scores, ids, step)
         check_scores(logits, scores)
@@ -202,17 +224,19 @@ class Batch:
         """What the model says after the columns before `end`, (n, V), of which the cache holds the first."""
         start = 0 if self.cache is None else self.cache.length
         ids = self.ids[alive, start:end]  # (n, T)
-        if self.native and self.cache and self.native.takes(ids.numel()):
+        embeds = self.embeds if start == 0 else None  # all rows are alive, and there is a cache: only once
+        if self.native and self.cache and embeds is None and self.native.takes(ids.numel()):
             first = self.first[alive]  # (n,)
             places = torch.arange(start, end) - first[:, None]  # (n, T)
             return self.native(ids, places.clamp_(min=0), first, self.cache)
-        hidden = self.model.base_model(
-            ids,
-            None if self.mask is None else self.mask[alive, :end],
-            None if self.positions is None else self.positions[alive, start:end],
-            self.cache,
-            self.recorder.begin_step() if self.recorder else None,
-        )  # (n, T, C)
+        with nullcontext() if embeds is None else replaced_embeddings(self.model, embeds):
+            hidden = self.model.base_model(
+                ids,
+                None if self.mask is None else self.mask[alive, :end],
+                None if self.positions is None else self.positions[alive, start:end],
+                self.cache,
+                self.recorder.begin_step() if self.recorder else None,
+            )  # (n, T, C)
         logits: Tensor = self.model.lm_head(hidden[:, -1]).float()  # (n, V)  only the last position is asked
         return logits
 

@@ -58,7 +58,7 @@ def beam_search(
     device = next(model.parameters()).device
     limit = options.limit(len(prompt), model.config.max_position_embeddings)
     processors = request.processors(options, V, device)
-    cache = new_cache(model, K, len(prompt) + limit - 1) if options.use_cache else None
+    cache = new_cache(model, K, len(prompt) + limit - 1, options) if options.use_cache else None
     ids = torch.tensor(prompt, device=device).expand(K, -1)  # (K, S)
     totals = torch.full((K,), NO_SCORE, device=device)  # (K,)  log-probability of each beam's new tokens
     totals[0] = 0

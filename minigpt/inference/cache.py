@@ -13,7 +13,33 @@ from torch import Tensor
 from minigpt.command_line import InputError
 from minigpt.families import ModelConfig
 
-__all__ = ["KeyValueCache"]
+__all__ = ["KeyValueCache", "cache_bytes", "check_memory"]
+
+MIB = 2**20
+
+
+def cache_bytes(config: ModelConfig, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> int:
+    """Memory that keys and values of rows * columns tokens take, in bytes."""
+    numbers = config.num_hidden_layers * rows * config.num_key_value_heads * columns * config.head_dim
+    return 2 * numbers * dtype.itemsize
+
+
+def check_memory(needed: int, max_cache_mib: float | None, what: str) -> None:
+    """Refuse a cache that is larger than the caller allows, before anything is taken.
+
+    Args:
+        needed: bytes.
+        max_cache_mib: MiB (2**20 bytes); None: no limit.
+        what: names the cache's sizes, for the message.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if max_cache_mib is not None and needed > max_cache_mib * MIB:
+        raise InputError(
+            f"max_cache_mib={max_cache_mib:g} is too little: {what} takes {needed / MIB:.2f} MiB of keys and "
+            "values; allow more, or fewer rows or tokens"
+        )
 
 
 class KeyValueCache:
@@ -38,6 +64,7 @@ class KeyValueCache:
         # Not zeroed: what was not written is never read, and the system gives memory only where it is used.
         self._keys = torch.empty(shape, device=device, dtype=dtype)
         self._values = torch.empty(shape, device=device, dtype=dtype)
+        self._tensors: tuple[Tensor, ...] = (self._keys, self._values)
         self._rows = batch_size
         self._length = 0
 
@@ -59,7 +86,7 @@ class KeyValueCache:
     @property
     def bytes(self) -> int:
         """Memory taken, whether it is in use yet or not."""
-        return self._keys.nbytes + self._values.nbytes
+        return sum(tensor.nbytes for tensor in self._tensors)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v (B, H, T, D) to a layer; returns views of all that it holds, (B, H, S + T, D) each.
@@ -84,6 +111,12 @@ class KeyValueCache:
         """All layers were updated with `tokens` more: they count from now on."""
         self._length += tokens
 
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`, in each row: what comes next is written over them."""
+        if not 0 <= length <= self._length:
+            raise InputError(f"the cache holds {self._length} tokens: cannot keep {length}")
+        self._length = length
+
     def select(self, rows: Tensor) -> None:
         """Keep these rows (n,), in this order; the others' place is free, but not given back.
 
@@ -93,6 +126,6 @@ class KeyValueCache:
         places = torch.arange(len(rows), device=rows.device)
         moved = rows != places
         to, source, S = places[moved], rows[moved], self._length
-        for tensor in (self._keys, self._values):  # the right side is a copy: rows may also change places
+        for tensor in self._tensors:  # the right side is a copy: rows may also change places
             tensor[:, to, :, :S] = tensor[:, source, :, :S]
         self._rows = len(rows)

@@ -20,6 +20,7 @@ from minigpt.families import LanguageModel
 from minigpt.inference.batch import Batch, Request, evaluating
 from minigpt.inference.beam import Finished, beam_search
 from minigpt.inference.constraints import make_constraint
+from minigpt.inference.embeddings import placeholders
 from minigpt.inference.options import GenerationOptions, check_ids, id_list
 from minigpt.inference.output import Completion, GenerateOutput, Recorder, StopReason
 from minigpt.inference.stopping import cut
@@ -187,6 +188,7 @@ def generate_ids(
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int], None] | None = None,
     tokenizer: TextTokenizer | None = None,
+    inputs_embeds: Sequence[torch.Tensor] = (),
 ) -> list[Completion]:
     """Write on from each prompt; returns the completions in the prompts' order, num_return_sequences of each.
 
@@ -199,6 +201,8 @@ def generate_ids(
         batch_size: rows written at once, at most. Beam search writes num_beams rows for one prompt.
         on_progress: called with the number of completions that are finished.
         tokenizer: needed for the options stop_strings, choices, regex and json_schema.
+        inputs_embeds: prompts as vectors (tokens, C), instead of ids; `prompts` is then empty. Penalties and
+            prohibitions see the new ids alone.
 
     Raises:
         InputError: if a prompt is empty, leaves no room for a token, or has an id that the vocabulary lacks;
@@ -208,6 +212,8 @@ def generate_ids(
         raise InputError(f"batch_size must be at least 1: got batch_size={batch_size}")
     if options.reports:
         raise InputError(f"{options.reports[0]} needs return_dict_in_generate=True, or generate_output")
+    if inputs_embeds:
+        prompts = _embedded(model, prompts, inputs_embeds, options)
     request = check_request(model, prompts, options, eos_token_id, tokenizer)
     if options.num_beams > 1:
         found = _search(model, prompts, options, request, on_progress)
@@ -219,7 +225,9 @@ def generate_ids(
     with evaluating(model):
         for first in range(0, n_rows, batch_size):
             rows = order[first : first + batch_size]
-            batch = Batch(model, [prompts[row // copies] for row in rows], options, request)
+            embeds = [inputs_embeds[row // copies] for row in rows] if inputs_embeds else None
+            given = [prompts[row // copies] for row in rows]
+            batch = Batch(model, given, options, request, embeds=embeds)
             if seed is not None:
                 batch.draw([row_seed(seed, *divmod(row, copies)) for row in rows])
             before = 0
@@ -238,12 +246,17 @@ def generate_output(
     options: GenerationOptions,
     eos_token_id: int | Sequence[int] | None,
     tokenizer: TextTokenizer | None = None,
+    inputs_embeds: Sequence[torch.Tensor] = (),
 ) -> GenerateOutput:
     """As generate_ids, with the outputs that the options ask for; all prompts are one batch.
+
+    With inputs_embeds, the sequences hold the new ids alone, as in Hugging Face.
 
     Memory grows with what is asked for: scores and logits are steps * rows * vocabulary numbers each,
     attention weights layers * heads * rows * length ** 2.
     """
+    if inputs_embeds:
+        prompts = _embedded(model, prompts, inputs_embeds, options)
     request = check_request(model, prompts, options, eos_token_id, tokenizer)
     if not prompts:
         raise InputError("prompts are empty: outputs need at least one")
@@ -257,12 +270,14 @@ def generate_output(
             [one.completion() for one in found], _padded(rows, [one.ids for one in found], pad), scores
         )
     recorder, seed = Recorder(options), base_seed(options)
-    batch = Batch(model, rows, options, request, recorder)
+    embeds = [vectors for vectors in inputs_embeds for _ in range(copies)]
+    batch = Batch(model, rows, options, request, recorder, embeds or None)
     if seed is not None:
         batch.draw([row_seed(seed, *divmod(row, copies)) for row in range(len(rows))])
     with evaluating(model), recorder.watching(model):
         steps = sum(1 for _ in batch.run())
-    return recorder.output(batch.completions(), batch.ids[:, : batch.width + steps])
+    start = batch.width if inputs_embeds else 0
+    return recorder.output(batch.completions(), batch.ids[:, start : batch.width + steps])
 
 
 def check_request(
@@ -309,6 +324,18 @@ def base_seed(options: GenerationOptions) -> int | None:
 def row_seed(seed: int, prompt: int, copy: int) -> list[int]:
     """The seed of one row's generator: the first answer to a prompt is the same, however many follow."""
     return [seed, prompt, copy] if copy else [seed, prompt]
+
+
+def _embedded(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    inputs_embeds: Sequence[torch.Tensor],
+    options: GenerationOptions,
+) -> list[list[int]]:
+    if options.num_beams > 1 or not options.use_cache:
+        name = "num_beams" if options.num_beams > 1 else "use_cache"
+        raise InputError(f"{name}={getattr(options, name)} does not go with inputs_embeds")
+    return placeholders(model, prompts, inputs_embeds)
 
 
 def _search(

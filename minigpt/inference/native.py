@@ -2,13 +2,14 @@
 
     step = native_step(model)          # None where there is no compiler, or a model that it does not know
     logits = step(ids, positions, first, cache)                                        # (B, T) -> (B, V)
+    logits = step.ragged([[5, 7], [3]], [0, 4], slots)      # rows of different lengths; see .slots
 
 `native.c` executes a list of three kinds of operations; this module writes the list from a model's own
 modules and weights, which it neither copies nor changes. So there is no second model that could drift from
 the first: the PyTorch modules are the twin, and the tests hold both together. The library is compiled at
 first use (about two seconds) with the system's C compiler, into the user's cache folder.
 
-A row's logits have the same bits whatever other rows are in the batch.
+A token's logits have the same bits whatever else is in the call: other rows, or tokens of its own row.
 
 Letters in shapes: B rows, T tokens of each given now, V entries of the vocabulary.
 """
@@ -21,7 +22,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from minigpt.families import LanguageModel
 from minigpt.inference.cache import KeyValueCache
+from minigpt.inference.slots import SlotCache
 from minigpt.model import GPTLMHeadModel
 from minigpt.quantized import QuantizedLinear
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM, rope_tables
@@ -144,7 +146,7 @@ class NativeStep:
         self._keep: list[Tensor] = []  # C sees addresses only: somebody must hold the tensors
         self._scratch: dict[str, Tensor] = {}
         self._notes = torch.zeros(0)
-        self._bound: KeyValueCache | None = None
+        self._bound: KeyValueCache | SlotCache | None = None
         model = self._model
         operations = list(_gpt(self, model) if isinstance(model, GPTLMHeadModel) else _qwen3(self, model))
         operations[-1].wanted = 1
@@ -153,7 +155,12 @@ class NativeStep:
         self._widest = max(operation.n_in for operation in operations)
 
     def __call__(
-        self, ids: Tensor, positions: Tensor | int, first: Tensor | int, cache: KeyValueCache
+        self,
+        ids: Tensor,
+        positions: Tensor | int,
+        first: Tensor | int,
+        cache: KeyValueCache,
+        wanted: int = 1,
     ) -> Tensor:
         """The next T tokens of each row -> logits of the last one, (B, V), to be used before the next call.
 
@@ -161,8 +168,10 @@ class NativeStep:
             ids: (B, T); they are added to the cache.
             positions: (B, T) or a number: each token's place in its text.
             first: (B,) or a number: the first column of the cache that is no padding.
+            wanted: of each row's last n tokens the logits are returned, (B * n, V), row by row.
         """
         (B, T), past = ids.shape, cache.length
+        assert 1 <= wanted <= T, "logits of tokens that are not given"
         if cache.rows != B or past + T > cache.max_length:
             raise ValueError(
                 f"the cache has {cache.rows} rows and room for {cache.max_length - past} tokens: got {B}, {T}"
@@ -176,10 +185,40 @@ class NativeStep:
         tokens["slot"] = np.arange(B)[:, None]
         tokens["column"] = np.arange(past, past + T)
         tokens["first"] = first if isinstance(first, int) else first[:, None]
-        tokens["wanted"][:, -1] = 1
+        tokens["wanted"][:, -wanted:] = 1
         self._run(tokens, cache.max_length)
         cache.advance(T)
-        return self._scratch["logits"][:B]
+        return self._scratch["logits"][: B * wanted]
+
+    def ragged(
+        self, ids: Sequence[Sequence[int]], slots: Sequence[int], cache: SlotCache, wanted: int = 1
+    ) -> Tensor:
+        """The next tokens of rows of different lengths, which need not be given equally many.
+
+        Args:
+            ids: of each row, at least `wanted`; they are added to the cache.
+            slots: (n,) which slot of the cache each row has.
+            wanted: of each row's last tokens that many rows of logits are returned, (n * wanted, V), to be
+                used before the next call.
+        """
+        counts = [len(row) for row in ids]
+        starts = [cache.claim(slot, count) for slot, count in zip(slots, counts)]
+        assert min(counts) >= wanted >= 1, "logits of tokens that are not given"
+        if self._n < sum(counts):
+            self._room_for(sum(counts))
+        if self._bound is not cache:
+            self._bind(cache)
+        tokens = np.zeros(sum(counts), _TOKEN)
+        ends = np.cumsum(counts)
+        tokens["id"] = [token for row in ids for token in row]
+        tokens["slot"] = np.repeat(slots, counts)
+        tokens["column"] = np.arange(len(tokens)) + np.repeat(np.array(starts) - ends + counts, counts)
+        tokens["position"] = tokens["column"]
+        tokens["wanted"][(ends[:, None] - np.arange(wanted) - 1).ravel()] = 1
+        self._run(tokens, cache.max_length)
+        for slot, count in zip(slots, counts):
+            cache.advance(slot, count)
+        return self._scratch["logits"][: len(counts) * wanted]
 
     def _run(self, tokens: Any, columns: int) -> None:
         n, threads = ctypes.c_int(tokens.size), ctypes.c_int(torch.get_num_threads())
@@ -192,7 +231,7 @@ class NativeStep:
             ctypes.c_void_p(self._notes.data_ptr()),
         )  # fmt: skip
 
-    def _bind(self, cache: KeyValueCache) -> None:
+    def _bind(self, cache: KeyValueCache | SlotCache) -> None:
         for layer, operation in enumerate(self._attentions):
             keys, values = cache.layer(layer)
             operation.cached_keys, operation.cached_values = keys.data_ptr(), values.data_ptr()
@@ -209,7 +248,9 @@ class NativeStep:
     def _room(self, name: str, width: int) -> Tensor:
         """Scratch memory (n, width) of this name."""
         if name not in self._scratch:
-            self._scratch[name] = torch.zeros(self._n, width)
+            # of many tokens' logits few are wanted: what is not touched takes no memory
+            make = torch.empty if name == "logits" else torch.zeros
+            self._scratch[name] = make(self._n, width)
         return self._scratch[name]
 
     def _operation(self, kind: int, **values: Any) -> _Operation:

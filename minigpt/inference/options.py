@@ -53,6 +53,10 @@ class GenerationOptions:
     num_return_sequences: int = 1  # answers to each prompt
     seed: int | None = None  # decides what is drawn; None: torch's global generator does
     use_cache: bool = True  # False computes all positions anew for each token: slow, for comparison
+    cache_implementation: Literal["static", "quantized"] = (
+        "static"  # quantized: int8, a quarter of the memory
+    )
+    max_cache_mib: float | None = None  # refuse a batch whose keys and values take more MiB; None: no limit
     output_scores: bool = False  # report the scores that a token was chosen by, as all of the above made them
     output_logits: bool = False  # report the model's own scores
     output_hidden_states: bool = False  # report what each layer hands on
@@ -93,6 +97,14 @@ class GenerationOptions:
         early = self.early_stopping
         if not (isinstance(early, bool) or early == "never"):
             raise InputError(f'early_stopping must be True, False or "never": got early_stopping={early!r}')
+        if self.cache_implementation not in _CACHES:
+            raise InputError(
+                f"cache_implementation must be one of {', '.join(_CACHES)}: got "
+                f"cache_implementation={self.cache_implementation!r}"
+            )
+        limit = self.max_cache_mib
+        if limit is not None and not (_is_number(limit) and 0 < limit < math.inf):
+            raise InputError(f"max_cache_mib must be a finite number above 0: got max_cache_mib={limit!r}")
         self._check_ids()
         self._check_stop_strings()
         self._check_constraint()
@@ -219,6 +231,7 @@ _WHOLE = {  # name -> the least value
     "max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0, "no_repeat_ngram_size": 0, "num_beams": 1,
     "num_return_sequences": 1, "seed": 0, "logprobs": 0,
 }  # fmt: skip
+_CACHES = ("static", "quantized")
 _CONSTRAINTS = ("choices", "regex", "json_schema")
 _MAY_BE_NONE = ("max_new_tokens", "seed", "logprobs")
 _SWITCHES = (

@@ -20,8 +20,9 @@ from minigpt.inference.options import GenerationOptions
 
 __all__ = ["Completion", "GenerateOutput", "Recorder", "StopReason"]
 
-# "eos" came; a "stop_string" came; "length": max_new_tokens; "context": the model can read no further
-StopReason = Literal["eos", "stop_string", "length", "context"]
+# "eos" came; a "stop_string" came; "length": max_new_tokens; "context": the model can read no further;
+# "cancelled": nobody wants the rest (minigpt.inference.engine)
+StopReason = Literal["eos", "stop_string", "length", "context", "cancelled"]
 
 
 class Completion(NamedTuple):

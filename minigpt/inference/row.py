@@ -1,0 +1,121 @@
+"""One sequence that is being written: what it may choose next, and when it ends.
+
+A `Row` is what minigpt.inference.batch keeps of each of its rows, for those who write rows one by one: the
+engine, speculation, the sliding window. It reads nothing: logits come from the caller. From the same logits
+it chooses what a batch chooses, from the same drawn numbers.
+
+Letters in shapes: V entries of the vocabulary, S tokens so far.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.command_line import InputError
+from minigpt.inference import sampling
+from minigpt.inference.batch import Request, check_scores
+from minigpt.inference.options import GenerationOptions
+from minigpt.inference.output import Completion, StopReason
+from minigpt.inference.stopping import TextSoFar
+
+__all__ = ["Row", "check_single"]
+
+
+def check_single(options: GenerationOptions, where: str) -> None:
+    """Refuse options that do not make one sequence of ids of one prompt, or do without a cache.
+
+    Raises:
+        InputError: naming the option, and `where` it does not go.
+    """
+    plain_values = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+    for name, plain in plain_values.items():
+        if (value := getattr(options, name)) != plain:
+            raise InputError(f"{name}={value} does not go with {where}: use generate_ids")
+    if options.reports:
+        raise InputError(f"{options.reports[0]} does not go with {where}: use generate_output")
+
+
+class Row:
+    """The new tokens of one prompt.
+
+    Args:
+        limit: new tokens, at most.
+        seed: what its drawn numbers begin with (minigpt.inference.generation.row_seed); None: the likeliest.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        limit: int,
+        options: GenerationOptions,
+        request: Request,
+        vocab_size: int,
+        device: torch.device,
+        seed: Sequence[int] | None,
+    ) -> None:
+        self.prompt, self.limit = list(prompt), limit
+        self.ids: list[int] = []  # the new ones, without the eos that ended them
+        self.stop_reason: StopReason | None = None  # why it has ended; None: it has not
+        self._options, self._request = options, request
+        self._processors = request.processors(options, vocab_size, device)
+        self._all = torch.zeros(1, len(prompt) + limit, dtype=torch.int64, device=device)  # (1, S_max)
+        self._all[0, : len(prompt)] = torch.tensor(self.prompt, device=device)
+        self._text = TextSoFar(request.decode, options.stops) if request.decode else None
+        self._uniform: Tensor | None = None  # (limit,)
+        if seed is not None:
+            drawn = torch.from_numpy(np.random.default_rng(list(seed)).random(limit))
+            dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+            self._uniform = drawn.to(device, dtype)
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, the prompt's included."""
+        return len(self.prompt) + len(self.ids)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """What the options make of the logits behind the last token, (1, V): -inf is what cannot come.
+
+        Raises:
+            InputError: if the logits are not numbers, or no token is left.
+        """
+        scores = logits
+        for process in self._processors:
+            scores = process(scores, self._all[:, : self.length], len(self.ids))
+        check_scores(logits, scores)
+        return scores
+
+    def filtered(self, scores: Tensor) -> Tensor:
+        """Scores (n, V) after temperature, top_k, top_p, min_p and typical_p: their softmax is drawn from."""
+        o = self._options
+        return sampling.filtered(scores, o.temperature, o.top_k, o.top_p, o.min_p, o.typical_p)
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token, from the logits behind the last one, (1, V)."""
+        scores = self.scores(logits)
+        if self._uniform is None:
+            return int(sampling.greedy(scores))
+        return int(sampling.sample(self.filtered(scores), self._uniform[len(self.ids)][None]))
+
+    def push(self, token: int) -> bool:
+        """Take the next token; returns whether it is one of the new ids: all but the ending eos are."""
+        assert self.stop_reason is None, "the row has ended"
+        if token in self._request.eos:
+            self.stop_reason = "eos"
+            return False
+        self._all[0, self.length] = token
+        self.ids.append(token)
+        if self._text is not None:
+            self._text.push(token)
+            if self._text.stopped:
+                self.stop_reason = "stop_string"
+                return True
+        if len(self.ids) == self.limit:
+            self.stop_reason = "length" if self.limit == self._options.wanted else "context"
+        return True
+
+    def completion(self) -> Completion:
+        """What the row has become."""
+        assert self.stop_reason is not None, "the row has not ended"
+        return Completion(list(self.ids), self.stop_reason)

@@ -1,0 +1,108 @@
+"""Texts longer than the model can read: it goes on with the last part of them, if the caller asks for that.
+
+    slide_ids(model, prompt, options, eos_token_id, Window(tokens=512, sinks=4))
+
+Nothing slides by itself: generate_ids refuses what does not fit, and stops with "context" at the end. Here,
+each time that the context is full, the model reads the window anew: the first `sinks` tokens of the text and
+the last ones, `tokens` in all, as if they stood alone, at positions 0, 1, 2 ... What is written from there on
+is what generate_ids writes behind that window. The rest is forgotten.
+
+To keep the old keys and values instead would be cheaper, and something else: they were made with what has
+been dropped in view, and a learned position, as GPT-2's, is part of them. Reading anew costs `tokens` tokens
+each time that context - tokens new ones have come.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from minigpt.command_line import InputError
+from minigpt.families import LanguageModel
+from minigpt.inference.batch import evaluating, new_cache
+from minigpt.inference.generation import TextTokenizer, base_seed, check_request, row_seed
+from minigpt.inference.options import GenerationOptions, check_ids
+from minigpt.inference.output import Completion
+from minigpt.inference.reading import Reader
+from minigpt.inference.row import Row, check_single
+
+__all__ = ["Window", "slide_ids"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is kept of a text when the context is full.
+
+    Raises:
+        InputError: if no place is left for the last tokens.
+    """
+
+    tokens: int  # in all
+    # the first so many of them are the text's first: trained models look there whatever stands there,
+    # https://arxiv.org/abs/2309.17453 (attention sinks); a system prompt fits, too
+    sinks: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sinks < self.tokens:
+            raise InputError(
+                f"sinks must be at least 0 and fewer than the window's tokens: got sinks={self.sinks}, "
+                f"tokens={self.tokens}"
+            )
+
+    def of(self, ids: Sequence[int]) -> list[int]:
+        """What is kept of these.
+
+        >>> Window(tokens=5, sinks=2).of([10, 11, 12, 13, 14, 15, 16, 17])
+        [10, 11, 15, 16, 17]
+        """
+        if len(ids) <= self.tokens:
+            return list(ids)
+        return [*ids[: self.sinks], *ids[len(ids) - self.tokens + self.sinks :]]
+
+
+@torch.inference_mode()
+def slide_ids(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    eos_token_id: int | Sequence[int] | None,
+    window: Window,
+    tokenizer: TextTokenizer | None = None,
+) -> Completion:
+    """Write on from a prompt of any length, up to max_new_tokens of any number; arguments as generate_ids.
+
+    Penalties and prohibitions look at the whole text. A text that fits is what generate_ids makes of it.
+
+    Raises:
+        InputError: as generate_ids does, but not for lengths; for beams and reports; for a window that leaves
+            no place for a new token.
+    """
+    config = model.config
+    context = config.max_position_embeddings
+    check_single(options, "a sliding window")
+    if window.tokens >= context:
+        raise InputError(
+            f"the window's tokens must be fewer than the model reads, block_size={context}: got "
+            f"tokens={window.tokens}"
+        )
+    # the two lengths that need not fit
+    shorter = dataclasses.replace(options, max_new_tokens=None, min_new_tokens=0)
+    request = check_request(model, [prompt[:1]], shorter, eos_token_id, tokenizer)
+    check_ids("prompt 1", prompt, config.vocab_size)
+    base = base_seed(options)
+    seed = None if base is None else row_seed(base, 0, 0)
+    with evaluating(model):
+        reader = Reader(model)
+        row = Row(prompt, options.wanted, options, request, config.vocab_size, reader.device, seed)
+        held = list(prompt) if len(prompt) < context else window.of(prompt)  # what the model has in view
+        cache = new_cache(model, 1, min(context, len(held) + row.limit - 1), options)
+        new = held
+        while True:
+            row.push(token := row.choose(reader.read(new, cache)))
+            if row.stop_reason is not None:
+                return row.completion()
+            held, new = [*held, token], [token]
+            if len(held) == context:
+                held = new = window.of([*row.prompt, *row.ids])
+                cache.truncate(0)

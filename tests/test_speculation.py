@@ -1,0 +1,296 @@
+"""Speculation: guesses change how often the model is asked, not what is written."""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.command_line import InputError
+from minigpt.families import LanguageModel
+from minigpt.inference import native
+from minigpt.inference.generation import GenerationOptions, generate_ids
+from minigpt.inference.row import Row
+from minigpt.inference.speculation import (
+    Draft,
+    Drafter,
+    ModelDrafter,
+    NgramDrafter,
+    Speculated,
+    accept,
+    speculate_ids,
+)
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.quantized import quantize
+from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+
+V, BLOCK, EOS = 14, 64, 2
+compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
+
+
+def gpt(seed: int, scale: float = 0.3, block: int = BLOCK, vocab_size: int = V) -> LanguageModel:
+    torch.manual_seed(seed)
+    model = GPTLMHeadModel(GPTConfig(24, 2, 2, 0.1, block, vocab_size))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, scale)
+    return model.eval()
+
+
+def qwen3(seed: int) -> LanguageModel:
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(Qwen3Config(V, 24, 40, 2, 4, 2, 8, BLOCK))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.3)
+    return model.eval()
+
+
+def near(model: LanguageModel, noise: float) -> LanguageModel:
+    """A model that says about what another says."""
+    torch.manual_seed(99)
+    other = gpt(0)
+    other.load_state_dict(model.state_dict())
+    for parameter in other.parameters():
+        parameter.data += noise * torch.randn_like(parameter)
+    return other
+
+
+def prompts_of(seed: int, count: int) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(3, V) for _ in range(draw.randint(1, 12))] for _ in range(count)]
+
+
+class Wild:
+    """Guesses anything, also the end, also nothing."""
+
+    def begin(self, model: LanguageModel, row: Row, seed: Sequence[int] | None) -> None:
+        self._random = random.Random(7)
+
+    def draft(self, count: int) -> Draft:
+        return Draft([self._random.randrange(V) for _ in range(self._random.randint(0, count))])
+
+
+# -- the same ids -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_torch", [False, True])
+@pytest.mark.parametrize("family", ["gpt", "qwen3"])
+@pytest.mark.parametrize("drafter", ["ngram", "model", "itself", "wild"])
+def test_the_likeliest_tokens_are_the_same(
+    drafter: str, family: str, in_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_torch:
+        monkeypatch.setattr(native, "library", lambda: None)
+    accepted = steps = 0
+    for seed in range(3):
+        model = gpt(seed) if family == "gpt" else qwen3(seed)
+        if in_torch:  # where several tokens are rounded in another order than one
+            model = model.double()
+        guesser: Drafter
+        if drafter in ("model", "itself"):
+            guesser = ModelDrafter(model if drafter == "itself" else gpt(seed + 1))
+        else:
+            guesser = NgramDrafter() if drafter == "ngram" else Wild()
+        for number, prompt in enumerate(prompts_of(seed, 4)):
+            options = GenerationOptions(max_new_tokens=25)
+            found = speculate_ids(model, prompt, options, EOS, guesser, 1 + number)
+            assert found.completion == generate_ids(model, [prompt], options, EOS)[0]
+            assert 0 <= found.accepted <= found.drafted
+            accepted, steps = accepted + found.accepted, steps + found.steps
+            if drafter == "itself" and found.completion.stop_reason != "eos":
+                assert found.accepted == found.drafted
+                new = len(found.completion.ids)
+                assert found.steps == 1 + math.ceil((new - 1) / (2 + number))
+    if drafter != "model":
+        assert accepted > 0
+
+
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_guesses_that_are_no_draws_leave_the_drawn_ids_as_they_are(
+    in_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_torch:
+        monkeypatch.setattr(native, "library", lambda: None)
+    model = gpt(3, 0.2).double() if in_torch else gpt(3, 0.2)
+    options = GenerationOptions(
+        max_new_tokens=30, do_sample=True, temperature=0.9, top_p=0.9, repetition_penalty=0.8, seed=5,
+        no_repeat_ngram_size=4, min_new_tokens=3, presence_penalty=-0.2,
+    )  # fmt: skip
+    accepted = 0
+    for number, prompt in enumerate(prompts_of(4, 10)):
+        for drafter in (NgramDrafter(), Wild()):
+            found = speculate_ids(model, prompt, options, EOS, drafter, 3)
+            assert found.completion == generate_ids(model, [prompt], options, EOS)[0], number
+            accepted += found.accepted
+    assert accepted > 0
+
+
+@compiled
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_quantised_weights_too(precision: Any) -> None:
+    model = quantize(qwen3(1), precision)
+    options = GenerationOptions(max_new_tokens=25)
+    for prompt in prompts_of(5, 6):
+        found = speculate_ids(model, prompt, options, EOS, NgramDrafter(), 6)
+        assert found.completion == generate_ids(model, [prompt], options, EOS)[0]
+
+
+@pytest.mark.parametrize("length", [1, BLOCK - 9, BLOCK - 2, BLOCK - 1])
+def test_up_to_the_last_place_of_the_context(length: int) -> None:
+    model, prompt = gpt(5), [3 + i % 3 for i in range(length)]
+    for options in (GenerationOptions(eos_token_id=[]), GenerationOptions(max_new_tokens=1)):
+        for drafter in (NgramDrafter(), ModelDrafter(model), ModelDrafter(gpt(6, block=BLOCK // 2))):
+            found = speculate_ids(model, prompt, options, EOS, drafter, 5)
+            assert found.completion == generate_ids(model, [prompt], options, EOS)[0]
+
+
+def test_what_repeats_is_guessed_right() -> None:
+    model = gpt(0)
+    for name, parameter in model.named_parameters():  # a model that says what it has just read, plus one
+        parameter.data.zero_()
+        if name.endswith("ln_f.weight"):
+            parameter.data.fill_(1)
+    assert isinstance(model, GPTLMHeadModel)
+    model.transformer.wte.weight.data[:, :V] = torch.eye(V)
+    shifted = torch.eye(V, 24).roll(-1, dims=0)
+    model.lm_head.weight = torch.nn.Parameter(shifted)  # untied: token t says the one whose row is t's
+    options = GenerationOptions(max_new_tokens=40)
+    plain = generate_ids(model, [[3]], options, None)[0]
+    found = speculate_ids(model, [3], options, None, NgramDrafter(), 6)
+    assert found.completion == plain
+    assert len(set(plain.ids)) == V  # it goes through the vocabulary, again and again
+    assert found.acceptance_rate == 1
+    assert found.steps == V + math.ceil((40 - V) / 7)  # once round, then seven tokens a step
+
+
+def test_the_rate_without_guesses() -> None:
+    found = speculate_ids(gpt(0), [3], GenerationOptions(max_new_tokens=1), None, NgramDrafter())
+    assert found == Speculated(found.completion, 0, 0, 1)
+    assert found.acceptance_rate == 0
+
+
+# -- the same distribution ----------------------------------------------------------------------------------
+
+
+def chi_square_is_small(counts: torch.Tensor, right: torch.Tensor) -> bool:
+    """Would a true sample exceed this once in a million seeds (Laurent and Massart 2000, lemma 1)?"""
+    n, possible = int(counts.sum()), right > 0
+    assert int(counts[~possible].sum()) == 0
+    expected = n * right[possible]
+    chi_square = float(((counts[possible] - expected) ** 2 / expected).sum())
+    d, t = int(possible.sum()) - 1, math.log(1e6)
+    return chi_square < d + 2 * math.sqrt(d * t) + 2 * t
+
+
+@pytest.mark.parametrize("case", ["near", "far", "disjoint", "same", "one"])
+def test_the_rule_draws_from_p_whatever_q(case: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    p, q = torch.rand((2, 8), generator=generator, dtype=torch.float64)
+    if case == "near":
+        q = p + 0.1 * q
+    if case == "disjoint":
+        p[:4], q[4:] = 0, 0
+    if case == "one":
+        q[:] = 0
+        q[2] = 1
+    if case == "same":
+        q = p
+    p, q = p / p.sum(), q / q.sum()
+    draw, n = np.random.default_rng(2), 20000
+    guesses = draw.choice(8, size=n, p=q.numpy())
+    numbers = draw.random((n, 2))
+    found = torch.tensor([accept(p, q, int(guess), *pair) for guess, pair in zip(guesses, numbers.tolist())])
+    assert chi_square_is_small(found.bincount(minlength=8), p)
+    kept = float((found.numpy() == guesses).mean())
+    # kept with probability sum(min(p, q)), or redrawn by chance, never: what is redrawn has q < p
+    share = float(torch.minimum(p, q).sum())
+    assert abs(kept - share) <= 5 * math.sqrt(0.25 / n)  # five standard deviations of a share of n
+
+
+def test_the_comparison_above_notices_a_wrong_rule() -> None:
+    right = torch.tensor([0.5, 0.3, 0.2])
+    assert chi_square_is_small(torch.tensor([10000, 6000, 4000]), right)
+    assert not chi_square_is_small(torch.tensor([10500, 5700, 3800]), right)
+    with pytest.raises(AssertionError):
+        chi_square_is_small(torch.tensor([9999, 1]), torch.tensor([1.0, 0.0]))
+
+
+@torch.inference_mode()
+def test_texts_with_a_drawn_draft_are_distributed_as_without() -> None:
+    """All texts of three tokens from a vocabulary of four, against their exact probabilities."""
+    model, prompt, n = gpt(1, 0.25, vocab_size=4), [1, 3], 500
+    filters: dict[str, Any] = {"do_sample": True, "temperature": 1.2, "top_k": 3}
+    drafter = ModelDrafter(gpt(2, 0.25, vocab_size=4))
+    right = torch.zeros(4, 4, 4, dtype=torch.float64)
+
+    def distribution(ids: list[int]) -> torch.Tensor:
+        scores: torch.Tensor = model(torch.tensor([ids]))[0, -1].double() / 1.2
+        return scores.masked_fill(scores < scores.topk(3).values[-1], -math.inf).softmax(-1)
+
+    for a in range(4):
+        for b in range(4):
+            right[a, b] = distribution([*prompt, a, b])
+            right[a, b] *= distribution([*prompt, a])[b] * distribution(prompt)[a]
+    counts = torch.zeros(64, dtype=torch.int64)
+    drafted = accepted = 0
+    for seed in range(n):
+        options = GenerationOptions(max_new_tokens=3, seed=seed, **filters)
+        found = speculate_ids(model, prompt, options, None, drafter, 2)
+        a, b, c = found.completion.ids
+        counts[16 * a + 4 * b + c] += 1
+        drafted, accepted = drafted + found.drafted, accepted + found.accepted
+    assert chi_square_is_small(counts, right.flatten())
+    assert 0.1 < accepted / drafted < 0.95  # some were right, some were not: both ways were taken
+
+
+def test_a_drawn_draft_by_the_model_itself_is_always_right() -> None:
+    model = gpt(3)
+    options = GenerationOptions(max_new_tokens=20, do_sample=True, seed=1, eos_token_id=[])
+    found = speculate_ids(model, [3, 4], options, None, ModelDrafter(model), 4)
+    assert found.accepted == found.drafted == 15
+    near_by = speculate_ids(model, [3, 4], options, None, ModelDrafter(near_gpt(model)), 4)
+    assert 0 < near_by.acceptance_rate <= 1
+    assert speculate_ids(model, [3, 4], options, None, ModelDrafter(model), 4) == found  # a seed decides
+
+
+def near_gpt(model: LanguageModel) -> LanguageModel:
+    return near(model, 0.01)
+
+
+def test_what_looks_back_is_obeyed_whatever_the_draft_guesses() -> None:
+    model = gpt(4, 0.2)
+    options = GenerationOptions(
+        max_new_tokens=12, do_sample=True, temperature=1.5, seed=3, no_repeat_ngram_size=1, eos_token_id=[],
+        bad_words_ids=[[5]],
+    )  # fmt: skip
+    for prompt in ([3], [4]):
+        ids = speculate_ids(model, prompt, options, None, ModelDrafter(model), 3).completion.ids
+        assert len({*prompt, *ids}) == 13
+        assert 5 not in ids
+
+
+# -- what is refused ----------------------------------------------------------------------------------------
+
+
+def test_bad_input() -> None:
+    model, options = gpt(0), GenerationOptions(max_new_tokens=3)
+    with pytest.raises(
+        InputError, match="the assistant model has vocab_size=9, the model 14: both must have"
+    ):
+        speculate_ids(model, [3], options, None, ModelDrafter(gpt(0, vocab_size=9)))
+    with pytest.raises(
+        InputError, match="num_assistant_tokens must be at least 1: got num_assistant_tokens=0"
+    ):
+        speculate_ids(model, [3], options, None, NgramDrafter(), 0)
+    with pytest.raises(InputError, match="max_matching_ngram_size must be at least 1: got 0"):
+        NgramDrafter(0)
+    with pytest.raises(InputError, match="num_beams=2 does not go with speculation"):
+        speculate_ids(model, [3], GenerationOptions(num_beams=2), None, NgramDrafter())
+    with pytest.raises(InputError, match="logprobs does not go with speculation"):
+        speculate_ids(model, [3], GenerationOptions(logprobs=1), None, NgramDrafter())
+    with pytest.raises(InputError, match="prompt 1 is empty"):
+        speculate_ids(model, [], options, None, NgramDrafter())
