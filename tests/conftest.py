@@ -6,12 +6,29 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from minigpt.terminal import ProgressLine
 from tests.doors import Result, RunDoor
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_progress_because_of_a_busy_machine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress that waits for two seconds, waits for ever: what a test sees must not depend on the clock."""
+    if request.path.name == "test_terminal.py":
+        return
+    original = ProgressLine.__init__
+
+    def patient(self: ProgressLine, *values: Any, patience: float = 0.0, **named: Any) -> None:
+        original(self, *values, patience=patience and 1e9, **named)
+
+    monkeypatch.setattr(ProgressLine, "__init__", patient)
 
 
 @pytest.fixture
