@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,8 +24,10 @@ def no_progress_because_of_a_busy_machine(
         return
     original = ProgressLine.__init__
 
-    def patient(self: ProgressLine, *values: Any, patience: float = 0.0, **named: Any) -> None:
-        original(self, *values, patience=patience and 1e9, **named)
+    def patient(
+        self: ProgressLine, title: str, total: int, interval: float = 10.0, patience: float = 0.0
+    ) -> None:
+        original(self, title, total, interval, 1e9 if patience else 0.0)
 
     monkeypatch.setattr(ProgressLine, "__init__", patient)
 
