@@ -482,7 +482,8 @@ class Survival:
             kept = newest_step(output) == max(steps, before)  # no step is lost
             held = kept and seconds <= LIMIT and code in (128 + number, 0)
             if not held:
-                print(f"signal {number}: {code}, {seconds:.1f} s, {phase}, {steps}", file=sys.stderr)
+                said = self.runs.said()[-400:]
+                print(f"signal {number}: {code}, {seconds:.1f} s, {phase}, {steps}; {said}", file=sys.stderr)
             return held
 
         def anywhere(output: Path, trial: tuple[float, signal.Signals]) -> bool:

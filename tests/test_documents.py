@@ -66,7 +66,7 @@ NOT_RUN = {  # command -> why
     "make test": "this is it",
     ". .venv/bin/activate": "changes the reader's shell",
     "tensorboard --logdir output": "a server that only Ctrl-C ends",
-    'python gpt2.py "Alan Turing theorized that computers would one day become" --n_tokens_to_generate 40': (
+    "python gpt2.py 'Alan Turing theorized that computers would one day become' --n_tokens_to_generate 40": (
         "fetches 500 MB; tests/test_gpt2_door.py runs it on a small model"
     ),
     "python benchmarks/parity.py --gpt2_124m": "takes minutes; tests/parity/ compares the same at tiny sizes",
@@ -483,6 +483,7 @@ def test_flags_in_the_text_exist(document: str) -> None:
     options = [
         getattr(importlib.import_module(module), "Options", TrainConfig) for module, _ in DOORS.values()
     ]
+    options.append(importlib.import_module("gpt2").Options)
     known = {field.name for one in options for field in dataclasses.fields(one)} | {
         "help",
         "version",

@@ -255,7 +255,7 @@ def test_a_json_file_that_is_none_is_named(name: str, content: bytes, saved: Pat
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 is not supported, only 1e-05"),
         ({"add_cross_attention": True}, "add_cross_attention=True is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config names the method None: only 'minigpt'"),
         ({"attn_pdrop": 0.3}, "resid_pdrop, embd_pdrop, attn_pdrop must be equal: got 0.1, 0.1, 0.3"),
         ({"minigpt_bias": "no"}, "minigpt_bias must be true or false: got 'no'"),
         ({"n_head": 5}, "n_head must divide n_embd: got n_head=5, n_embd=16"),
