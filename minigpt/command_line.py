@@ -96,6 +96,8 @@ def parse(options: type[Options], argv: list[str], default: Options | None = Non
     try:
         with _columns(1_000_000), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             return read()
+    except _Terminated:  # a signal while the flags are read is no wrong flag
+        raise
     except SystemExit:
         raise InputError(_sentence(said.getvalue())) from None
 

@@ -513,3 +513,22 @@ def test_help_of_every_door(verb: str, tmp_path: Path) -> None:
         break
     else:
         pytest.fail("the help begins with no options' docstring")
+
+
+def test_a_signal_while_the_flags_are_read_is_no_wrong_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tyro
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def struck(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(tyro, "cli", struck)
+    monkeypatch.setattr(sys, "argv", ["door.py"])
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run(DoorOptions, lambda options: None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stopped.value.code == 143
