@@ -32,6 +32,7 @@ enum { F32, F16, I8 };                       // what weights are stored in
 enum { NO_NORM, LAYER_NORM, RMS_NORM };      // before a product
 enum { NO_ACT, GELU_TANH, GELU_EXACT, SWIGLU };  // after it
 enum { GROUP = 64 };                         // neighbours of an input that share a scale when it becomes int8
+enum { STRIP = 64, BLOCK = 64 };             // rows of weights, and inputs, whose products are taken in one go
 
 typedef struct {
     int32_t kind, dtype, norm, act;
@@ -89,32 +90,38 @@ static inline float total(__m256 v) {
 }
 #endif
 
-// R rows of weights with one vector: out[r] = w[r] . x. Several rows at once hide the latency of an addition.
-#define ROWS 4
+// R rows of weights with one vector: out[r] = w[r] . x. A row after the other, as they lie in memory: its
+// prefetchers follow one long stream further than several short ones, and AHEAD, in bytes, helps them over the
+// ends of pages. Four sums hide the latency of an addition.
+enum { AHEAD = 2048 };
 
-static void dots_f32(const float *w, int64_t K, const float *x, float *out, int rows) {
 #if FAST
-    if (rows == ROWS) {
-        __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0;
-        const float *w1 = w + K, *w2 = w1 + K, *w3 = w2 + K;
-        int64_t k = 0;
-        for (; k + 8 <= K; k += 8) {
-            __m256 v = _mm256_loadu_ps(x + k);
-            a0 = _mm256_fmadd_ps(_mm256_loadu_ps(w + k), v, a0);
-            a1 = _mm256_fmadd_ps(_mm256_loadu_ps(w1 + k), v, a1);
-            a2 = _mm256_fmadd_ps(_mm256_loadu_ps(w2 + k), v, a2);
-            a3 = _mm256_fmadd_ps(_mm256_loadu_ps(w3 + k), v, a3);
-        }
-        out[0] = total(a0), out[1] = total(a1), out[2] = total(a2), out[3] = total(a3);
-        for (; k < K; k++)
-            for (int r = 0; r < ROWS; r++) out[r] += w[r * K + k] * x[k];
-        return;
-    }
+#define FLOATS(p) _mm256_loadu_ps(p)
+#define HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+// The sum over the first multiple of 8 values, and k there.
+#define ROW_OF(LOAD)                                                               \
+    __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0;                    \
+    for (; k + 32 <= K; k += 32) {                                                 \
+        for (size_t line = 0; line < 32 * sizeof *w; line += 64)                   \
+            _mm_prefetch((const char *)(w + k) + AHEAD + line, _MM_HINT_T0);       \
+        a0 = _mm256_fmadd_ps(LOAD(w + k), _mm256_loadu_ps(x + k), a0);             \
+        a1 = _mm256_fmadd_ps(LOAD(w + k + 8), _mm256_loadu_ps(x + k + 8), a1);     \
+        a2 = _mm256_fmadd_ps(LOAD(w + k + 16), _mm256_loadu_ps(x + k + 16), a2);   \
+        a3 = _mm256_fmadd_ps(LOAD(w + k + 24), _mm256_loadu_ps(x + k + 24), a3);   \
+    }                                                                              \
+    for (; k + 8 <= K; k += 8) a0 = _mm256_fmadd_ps(LOAD(w + k), _mm256_loadu_ps(x + k), a0); \
+    s = total(_mm256_add_ps(_mm256_add_ps(a0, a1), _mm256_add_ps(a2, a3)));
+#else
+#define ROW_OF(LOAD)
 #endif
-    for (int r = 0; r < rows; r++) {
+
+static void dots_f32(const float *w, int64_t K, const float *x, float *out, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++, w += K) {
         float s = 0;
+        int64_t k = 0;
+        ROW_OF(FLOATS)
 #pragma omp simd reduction(+ : s)
-        for (int64_t k = 0; k < K; k++) s += w[r * K + k] * x[k];
+        for (int64_t j = k; j < K; j++) s += w[j] * x[j];
         out[r] = s;
     }
 }
@@ -133,33 +140,21 @@ static float half_to_float(uint16_t h) {     // only where there is no instructi
     return f;
 }
 
-static void dots_f16(const uint16_t *w, int64_t K, const float *x, float *out, int rows) {
-    for (int r = 0; r < rows; r++) out[r] = 0;
-    int64_t k = 0;
-#if FAST
-    if (rows == ROWS) {
-        __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0;
-        const uint16_t *w1 = w + K, *w2 = w1 + K, *w3 = w2 + K;
-#define HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
-        for (; k + 8 <= K; k += 8) {
-            __m256 v = _mm256_loadu_ps(x + k);
-            a0 = _mm256_fmadd_ps(HALVES(w + k), v, a0);
-            a1 = _mm256_fmadd_ps(HALVES(w1 + k), v, a1);
-            a2 = _mm256_fmadd_ps(HALVES(w2 + k), v, a2);
-            a3 = _mm256_fmadd_ps(HALVES(w3 + k), v, a3);
-        }
-        out[0] = total(a0), out[1] = total(a1), out[2] = total(a2), out[3] = total(a3);
+static void dots_f16(const uint16_t *w, int64_t K, const float *x, float *out, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++, w += K) {
+        float s = 0;
+        int64_t k = 0;
+        ROW_OF(HALVES)
+        for (; k < K; k++) s += half_to_float(w[k]) * x[k];
+        out[r] = s;
     }
-#endif
-    for (int r = 0; r < rows; r++)
-        for (int64_t j = k; j < K; j++) out[r] += half_to_float(w[r * K + j]) * x[j];
 }
 
 // Both sides are int8: weights with a scale for each row, the input with one for each GROUP.
 static void dots_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x, const float *scales,
-                    float *out, int rows) {
+                    float *out, int64_t rows) {
     int64_t groups = (K + GROUP - 1) / GROUP, whole = K / GROUP;
-    for (int r = 0; r < rows; r++, w += K) {
+    for (int64_t r = 0; r < rows; r++, w += K) {
         float s = 0;
         int64_t g = 0;
 #if FAST
@@ -192,51 +187,58 @@ static void dots_i8(const int8_t *w, const float *row_scales, int64_t K, const i
 // and preparing a vector then pays for eight products, which is what makes a prompt of many tokens fast.
 enum { TILE = 4 };
 
+#if FAST
+// total() of eight vectors, with the same additions in the same order, but side by side.
+static inline __m256 totals(const __m256 *v) {
+    __m256 half[4], quarter[2];
+    for (int i = 0; i < 4; i++)              // of v[i] and v[i + 4]
+        half[i] = _mm256_add_ps(_mm256_permute2f128_ps(v[i], v[i + 4], 0x20),
+                                _mm256_permute2f128_ps(v[i], v[i + 4], 0x31));
+    for (int i = 0; i < 2; i++) {
+        __m256d a = _mm256_castps_pd(half[2 * i]), b = _mm256_castps_pd(half[2 * i + 1]);
+        quarter[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                                   _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    return _mm256_add_ps(_mm256_shuffle_ps(quarter[0], quarter[1], 0x88),
+                         _mm256_shuffle_ps(quarter[0], quarter[1], 0xdd));
+}
+#endif
+
 static void tile_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x, const float *scales,
-                    float out[TILE][ROWS], int row) {
+                    float *out, int64_t stride) {
     int64_t groups = (K + GROUP - 1) / GROUP, whole = K / GROUP;
-    float s[2][TILE] = {{0}};
+    float s[2 * TILE] = {0};                 // row 0 with each input, then row 1
     int64_t g = 0;
-    w += row * K;
 #if FAST
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256 acc[2][TILE];
-    for (int r = 0; r < 2; r++)
-        for (int t = 0; t < TILE; t++) acc[r][t] = _mm256_setzero_ps();
+    __m256 acc[2 * TILE];
+    for (int i = 0; i < 2 * TILE; i++) acc[i] = _mm256_setzero_ps();
     for (; g < whole; g++) {
-        __m256i sum[2][TILE];
-        for (int half = 0; half < 2; half++) {
-            int64_t at = g * GROUP + half * 32;
-            __m256i w0 = _mm256_loadu_si256((const __m256i *)(w + at));
-            __m256i w1 = _mm256_loadu_si256((const __m256i *)(w + K + at));
-            __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
-            for (int t = 0; t < TILE; t++) {
-                __m256i b = _mm256_loadu_si256((const __m256i *)(x + t * K + at));
-                __m256i p0 = _mm256_madd_epi16(_mm256_maddubs_epi16(a0, _mm256_sign_epi8(b, w0)), ones);
-                __m256i p1 = _mm256_madd_epi16(_mm256_maddubs_epi16(a1, _mm256_sign_epi8(b, w1)), ones);
-                sum[0][t] = half ? _mm256_add_epi32(sum[0][t], p0) : p0;
-                sum[1][t] = half ? _mm256_add_epi32(sum[1][t], p1) : p1;
-            }
-        }
+        const __m256i *at = (const __m256i *)(w + g * GROUP), *below = (const __m256i *)(w + K + g * GROUP);
+        __m256i w0 = _mm256_loadu_si256(at), w1 = _mm256_loadu_si256(at + 1);
+        __m256i u0 = _mm256_loadu_si256(below), u1 = _mm256_loadu_si256(below + 1);
         for (int t = 0; t < TILE; t++) {
+            const __m256i *input = (const __m256i *)(x + t * K + g * GROUP);
+            __m256i b0 = _mm256_loadu_si256(input), b1 = _mm256_loadu_si256(input + 1);
+#define PRODUCTS(w, b) _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(b, w)), ones)
+            __m256i sum0 = _mm256_add_epi32(PRODUCTS(w0, b0), PRODUCTS(w1, b1));
+            __m256i sum1 = _mm256_add_epi32(PRODUCTS(u0, b0), PRODUCTS(u1, b1));
             __m256 scale = _mm256_set1_ps(scales[t * groups + g]);
-            for (int r = 0; r < 2; r++) acc[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][t]), scale, acc[r][t]);
+            acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum0), scale, acc[t]);
+            acc[TILE + t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum1), scale, acc[TILE + t]);
         }
     }
-    for (int r = 0; r < 2; r++)
-        for (int t = 0; t < TILE; t++) s[r][t] = total(acc[r][t]);
+    _mm256_storeu_ps(s, totals(acc));
 #endif
     for (; g < groups; g++) {
         int64_t end = (g + 1) * GROUP < K ? (g + 1) * GROUP : K;
-        for (int r = 0; r < 2; r++)
-            for (int t = 0; t < TILE; t++) {
-                int32_t sum = 0;
-                for (int64_t k = g * GROUP; k < end; k++) sum += (int32_t)w[r * K + k] * x[t * K + k];
-                s[r][t] += (float)sum * scales[t * groups + g];
-            }
+        for (int i = 0; i < 2 * TILE; i++) {
+            int32_t sum = 0, t = i % TILE, r = i / TILE;
+            for (int64_t k = g * GROUP; k < end; k++) sum += (int32_t)w[r * K + k] * x[t * K + k];
+            s[i] += (float)sum * scales[t * groups + g];
+        }
     }
-    for (int r = 0; r < 2; r++)
-        for (int t = 0; t < TILE; t++) out[t][row + r] = s[r][t] * row_scales[row + r];
+    for (int i = 0; i < 2 * TILE; i++) out[i % TILE * stride + i / TILE] = s[i] * row_scales[i / TILE];
 }
 
 // ---- what stands around a product --------------------------------------------------------------------------
@@ -278,13 +280,25 @@ static void to_int8(const float *x, int64_t K, int8_t *q, float *scales) {
     }
 }
 
-static inline float activated(float x, int act) {
-    if (act == GELU_TANH) {
-        // tanh by way of exp: 0.5 (1 + tanh u) = 1 / (1 + exp(-2u))
-        return x / (1.0f + exponential(-2.0f * 0.7978845608028654f * (x + 0.044715f * x * x * x)));
+// What follows a product, for a row of sums: out = or += activation(sums + bias).
+static void finish(const Operation *op, int64_t begin, int count, const float *sums, const float *values,
+                   float *out) {
+    float y[STRIP];
+    for (int r = 0; r < count; r++) y[r] = sums[r] + (op->bias ? op->bias[begin + r] : 0);
+    switch (op->act) {
+    case GELU_TANH:                          // tanh by way of exp: 0.5 (1 + tanh u) = 1 / (1 + exp(-2u))
+        for (int r = 0; r < count; r++)
+            y[r] /= 1.0f + exponential(-2.0f * 0.7978845608028654f * (y[r] + 0.044715f * y[r] * y[r] * y[r]));
+        break;
+    case GELU_EXACT:
+        for (int r = 0; r < count; r++) y[r] = 0.5f * y[r] * (1.0f + erff(y[r] * 0.70710678118654752f));
+        break;
+    case SWIGLU:
+        for (int r = 0; r < count; r++) y[r] = y[r] / (1.0f + exponential(-y[r])) * values[r];
     }
-    if (act == GELU_EXACT) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    return x;
+    if (op->add)
+        for (int r = 0; r < count; r++) out[r] += y[r];
+    else memcpy(out, y, count * sizeof(float));
 }
 
 // ---- sharing the work --------------------------------------------------------------------------------------
@@ -336,7 +350,7 @@ static void end_phase(Worker *me, int wait) {
 
 // Few tokens: every thread prepares the input for itself, which costs less than to wait for one that does it
 // for all. Many: they share that, too.
-enum { FEW = 4, BLOCK = 128 };
+enum { FEW = 4 };
 
 static void prepare_input(const Operation *op, const Token *tokens, int64_t begin, int64_t end, float *x,
                           int8_t *q, float *scales) {
@@ -352,36 +366,40 @@ static void prepare_input(const Operation *op, const Token *tokens, int64_t begi
     }
 }
 
+// `count` rows of one matrix, from row `begin` on, times `n` inputs: sums (n, STRIP).
+static void strip(const Operation *op, int side, int64_t begin, int count, int n, const float *x, const int8_t *q,
+                  const float *scales, float *sums) {
+    int64_t K = op->n_in, groups = (K + GROUP - 1) / GROUP;
+    const void *matrix = side ? op->values : op->weight;
+    const int8_t *w8 = (const int8_t *)matrix + begin * K;
+    const float *w32 = (const float *)matrix + begin * K;
+    const uint16_t *w16 = (const uint16_t *)matrix + begin * K;
+    const float *row_scales = (side ? op->value_scale : op->scale) + begin;
+    int tiled = op->dtype == I8 ? n / TILE * TILE : 0, even = tiled ? count / 2 * 2 : 0;
+    for (int r = 0; r < even; r += 2)
+        for (int t = 0; t < tiled; t += TILE)
+            tile_i8(w8 + r * K, row_scales + r, K, q + t * K, scales + t * groups, sums + t * STRIP + r, STRIP);
+    for (int t = 0; t < n; t++) {
+        int r = t < tiled ? even : 0;
+        float *out = sums + t * STRIP + r;
+        if (op->dtype == I8) dots_i8(w8 + r * K, row_scales + r, K, q + t * K, scales + t * groups, out, count - r);
+        else if (op->dtype == F32) dots_f32(w32 + r * K, K, x + t * K, out, count - r);
+        else dots_f16(w16 + r * K, K, x + t * K, out, count - r);
+    }
+}
+
 // Rows begin ... end of the weights times all inputs.
 static void multiply(const Operation *op, int n, int64_t begin, int64_t end, const float *x, const int8_t *q,
                      const float *scales) {
     int64_t K = op->n_in, groups = (K + GROUP - 1) / GROUP;
-    for (int block = 0; block < n; block += BLOCK)  // a block's inputs stay in a core's second cache
-        for (int64_t i = begin; i < end; i += ROWS) {
-            int rows = end - i < ROWS ? (int)(end - i) : ROWS, last = block + BLOCK < n ? block + BLOCK : n;
-            for (int t = block, step; t < last; t += step) {
-                float sums[2][TILE][ROWS];
-                int tile = op->dtype == I8 && rows == ROWS && last - t >= TILE;
-                step = tile ? TILE : 1;
-                for (int side = 0; side <= (op->act == SWIGLU); side++) {
-                    const void *w = side ? op->values : op->weight;
-                    const float *ws = side ? op->value_scale : op->scale, *xs = scales + t * groups;
-                    const int8_t *w8 = (const int8_t *)w + i * K, *x8 = q + t * K;
-                    if (tile)
-                        for (int r = 0; r < ROWS; r += 2) tile_i8(w8, ws + i, K, x8, xs, sums[side], r);
-                    else if (op->dtype == I8) dots_i8(w8, ws + i, K, x8, xs, sums[side][0], rows);
-                    else if (op->dtype == F32) dots_f32((const float *)w + i * K, K, x + t * K, sums[side][0], rows);
-                    else dots_f16((const uint16_t *)w + i * K, K, x + t * K, sums[side][0], rows);
-                }
-                for (int j = 0; j < step; j++) {
-                    float *out = op->out + (int64_t)(t + j) * op->stride + i;
-                    for (int r = 0; r < rows; r++) {
-                        float y = sums[0][j][r] + (op->bias ? op->bias[i + r] : 0);
-                        y = op->act == SWIGLU ? y / (1.0f + exponential(-y)) * sums[1][j][r] : activated(y, op->act);
-                        out[r] = op->add ? out[r] + y : y;
-                    }
-                }
-            }
+    float sums[2][BLOCK * STRIP];
+    for (int t = 0; t < n; t += BLOCK)       // a block's inputs stay in a core's second cache
+        for (int64_t i = begin; i < end; i += STRIP) {
+            int inputs = n - t < BLOCK ? n - t : BLOCK, rows = end - i < STRIP ? (int)(end - i) : STRIP;
+            for (int side = 0; side <= (op->act == SWIGLU); side++)
+                strip(op, side, i, rows, inputs, x + t * K, q + t * K, scales + t * groups, sums[side]);
+            for (int j = 0; j < inputs; j++)
+                finish(op, i, rows, sums[0] + j * STRIP, sums[1] + j * STRIP, op->out + (int64_t)(t + j) * op->stride + i);
         }
 }
 
@@ -396,7 +414,7 @@ static void product(const Operation *op, const Token *tokens, int n, Worker *me,
             prepare_input(op, tokens, begin, end, x, q, scales);
         end_phase(me, 1);
     }
-    for (begin_phase(me, op->n_out, 4 * ROWS); take(me, op->n_out, ROWS, &begin, &end); finished(me)) {
+    for (begin_phase(me, op->n_out, 16); take(me, op->n_out, 4, &begin, &end); finished(me)) {
         if (!ready) prepare_input(op, tokens, 0, n, x, q, scales);
         ready = 1;
         multiply(op, rows, begin, end, x, q, scales);
@@ -455,6 +473,16 @@ static void remember(const Operation *op, const Token *tokens, int64_t begin, in
     }
 }
 
+// out += weights (4,) times rows (4, D), one after the other: `out` is read and written once for the four.
+static inline void add_four(float *restrict out, const float *restrict rows, int64_t D, const float *weights) {
+    for (int64_t d = 0; d < D; d++) {
+        float sum = out[d] + weights[0] * rows[d];
+        sum += weights[1] * rows[D + d];
+        sum += weights[2] * rows[2 * D + d];
+        out[d] = sum + weights[3] * rows[3 * D + d];
+    }
+}
+
 static void attend(const Operation *op, const Token *tokens, int64_t begin, int64_t end, int64_t columns,
                    float *scores) {
     int H = op->heads, G = op->kv_heads, D = op->head_dim;
@@ -469,8 +497,7 @@ static void attend(const Operation *op, const Token *tokens, int64_t begin, int6
         float *out = op->out + (t - tokens) * (int64_t)H * D + (int64_t)head * D;
         int64_t S = t->column - t->first + 1;  // below 1: padding, of which nothing is asked
         float largest = -INFINITY, sum = 0;
-        for (int64_t s = 0; s < S; s += ROWS)
-            dots_f32(k + s * D, D, q, scores + s, S - s < ROWS ? (int)(S - s) : ROWS);
+        if (S > 0) dots_f32(k, D, q, scores, S);
 #pragma omp simd reduction(max : largest)
         for (int64_t s = 0; s < S; s++) {
             scores[s] *= factor;
@@ -478,11 +505,12 @@ static void attend(const Operation *op, const Token *tokens, int64_t begin, int6
         }
 #pragma omp simd reduction(+ : sum)
         for (int64_t s = 0; s < S; s++) sum += scores[s] = exponential(scores[s] - largest);
+        for (int64_t s = 0; s < S; s++) scores[s] /= sum;
         memset(out, 0, D * sizeof(float));
-        for (int64_t s = 0; s < S; s++) {
-            float weight = scores[s] / sum;
-            for (int d = 0; d < D; d++) out[d] += weight * v[s * D + d];
-        }
+        int64_t s = 0;
+        for (; s + 4 <= S; s += 4) add_four(out, v + s * D, D, scores + s);
+        for (; s < S; s++)
+            for (int d = 0; d < D; d++) out[d] += scores[s] * v[s * D + d];
     }
 }
 
@@ -492,7 +520,7 @@ static void attend(const Operation *op, const Token *tokens, int64_t begin, int6
 int64_t minigpt_scratch(int count, int n, int64_t columns, int64_t widest, int threads) {
     int64_t groups = (widest + GROUP - 1) / GROUP, copies = n > FEW ? 1 : threads;
     return 2 * count * sizeof(Phase) + copies * n * ((widest + groups) * sizeof(float) + (widest + 3) / 4 * 4) +
-           threads * (columns + ROWS) * sizeof(float);
+           threads * columns * sizeof(float);
 }
 
 void minigpt_step(const Operation *operations, int count, const Token *tokens, int n, int64_t columns,
@@ -505,7 +533,7 @@ void minigpt_step(const Operation *operations, int count, const Token *tokens, i
         int64_t size = n * (widest + groups + (widest + 3) / 4), copy = n > FEW ? 0 : number;
         float *notes = (float *)(phases + 2 * count), *x = notes + copy * size, *scales = x + n * widest;
         int8_t *q = (int8_t *)(scales + n * groups);
-        float *scores = notes + (n > FEW ? 1 : threads) * size + number * (columns + ROWS);
+        float *scores = notes + (n > FEW ? 1 : threads) * size + number * columns;
         Worker me = {.phases = phases, .threads = threads};
         for (int i = 0; i < count; i++) {
             const Operation *op = operations + i;
