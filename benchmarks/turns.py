@@ -26,14 +26,14 @@ __all__ = ["Arm", "prepared_data", "surroundings", "take_turns"]
 class Arm:
     """One training run that can be continued for a while, measured at each budget of seconds.
 
-    With a cosine the schedule is fitted to the last budget, so give such a run one budget.
+    With cosine or wsd the schedule is fitted to the last budget, so give such a run one budget.
     """
 
     def __init__(
         self, name: str, config: TrainConfig, data: RunData | TextData, budgets: list[float], **labels: Any
     ) -> None:
         self.name, self.budgets, self.labels = name, budgets, labels
-        self.fitted = config.lr_scheduler_type == "cosine"
+        self.fitted = config.lr_scheduler_type != "constant"
         self.trainer = Trainer(config, data)
         self.trainer.total_steps = 10**9
         self.seconds = 0.0

@@ -50,6 +50,46 @@ def test_constant_schedule() -> None:
     assert {schedule(settings, step, 100) for step in range(100)} == {1.0}
 
 
+def test_wsd_by_hand() -> None:
+    settings = TrainConfig(warmup_steps=4, min_lr_ratio=0.1, lr_scheduler_type="wsd", decay_ratio=0.25)
+    rates = [schedule(settings, step, total_steps=20) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:15] == [1.0] * 11
+    assert rates[15:] == pytest.approx([0.82, 0.64, 0.46, 0.28, 0.1])  # five steps, a line from 1 to 0.1
+    assert schedule(settings, 20, total_steps=20) == pytest.approx(0.1)  # not below, also past the end
+
+
+def test_wsd_that_only_falls() -> None:
+    settings = TrainConfig(min_lr_ratio=0.0, lr_scheduler_type="wsd", decay_ratio=1.0)
+    rates = [schedule(settings, step, total_steps=4) for step in range(4)]
+    assert rates == [0.75, 0.5, 0.25, 0.0]
+    short = TrainConfig(min_lr_ratio=0.0, lr_scheduler_type="wsd", decay_ratio=0.01)
+    assert [schedule(short, step, total_steps=3) for step in range(3)] == [1.0, 1.0, 0.0]  # one step at least
+
+
+def test_adamw_against_a_written_out_update(folder: Path) -> None:
+    """https://arxiv.org/abs/1711.05101, algorithm 2, on each parameter, in double precision."""
+    settings = config(folder, learning_rate=0.01, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95)
+    run = trainer(settings)
+    run.model.double()
+    (optimizer,) = make_optimizers(run.model, run.config)
+    parameters = list(run.model.parameters())
+    random = torch.Generator().manual_seed(1)
+    expected = [p.detach().clone() for p in parameters]
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for step in range(1, 4):
+        for i, p in enumerate(parameters):
+            p.grad = torch.randn(p.shape, generator=random, dtype=torch.float64)
+            first[i] = 0.8 * first[i] + 0.2 * p.grad
+            second[i] = 0.95 * second[i] + 0.05 * p.grad**2
+            root = (second[i] / (1 - 0.95**step)).sqrt() + 1e-8
+            decay = 0.1 if p.dim() == 2 else 0.0
+            expected[i] = expected[i] * (1 - 0.01 * decay) - 0.01 * first[i] / (1 - 0.8**step) / root
+        optimizer.step()
+    for p, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.detach(), value, atol=1e-12, rtol=0)
+
+
 def test_only_matrices_decay(folder: Path) -> None:
     run = trainer(config(folder, weight_decay=0.5, learning_rate=0.1))
     (optimizer,) = make_optimizers(run.model, run.config)
@@ -104,6 +144,33 @@ def test_muon_against_a_written_out_update(folder: Path) -> None:
         muon.step()
     for p in by_muon:
         torch.testing.assert_close(p.detach(), expected[p], atol=1e-12, rtol=0)
+
+
+def test_muon_against_torchs(folder: Path) -> None:
+    """torch has one of its own, of single matrices, with bfloat16 inside."""
+    run = trainer(config(folder, optimizer="muon", dropout=0.0, muon_weight_decay=0.1))
+    _, muon = make_optimizers(run.model, run.config)
+    by_muon = [p for group in muon.param_groups for p in group["params"]]
+    pieces = {  # a copy of each matrix, three of a fused QKV projection
+        p: [torch.nn.Parameter(piece.clone()) for piece in p.detach().split(32 if p.shape[0] == 96 else 128)]
+        for p in by_muon
+    }
+    singles = [piece for some in pieces.values() for piece in some]
+    theirs = torch.optim.Muon(singles, lr=0.02, weight_decay=0.1, momentum=0.95, ns_steps=3)
+    random = torch.Generator().manual_seed(1)
+    before = {p: p.detach().clone() for p in by_muon}
+    for _ in range(3):
+        for p, some in pieces.items():
+            p.grad = torch.randn(p.shape, generator=random)
+            for piece, gradient in zip(some, p.grad.split(len(some[0])), strict=True):
+                piece.grad = gradient.clone()
+        muon.step()
+        theirs.step()  # type: ignore[no-untyped-call]
+    for p, some in pieces.items():
+        ours, other = p.detach() - before[p], torch.cat([piece.detach() for piece in some]) - before[p]
+        # bfloat16 has 8 bits: some ten roundings in a row, 2^-9 each, at singular values that the iteration
+        # moves by up to 3.4 times in each of its three steps
+        assert (ours - other).norm() < 0.05 * other.norm()
 
 
 # -- fast paths and their slow twins ------------------------------------------------------------------------
@@ -236,6 +303,9 @@ def test_every_recipe_is_read_and_makes_a_model() -> None:
         ("n_layer = ", "is no TOML"),
         ("batch_size = 0", "batch_size must be at least 1"),
         ("learning_rate = nan", "learning_rate must be a finite number"),
+        ("lr_scheduler_type = 'linear'", "lr_scheduler_type = 'linear': expected"),
+        ("decay_ratio = 0.0", "decay_ratio must be above 0 and at most 1: got decay_ratio=0.0"),
+        ("decay_ratio = nan", "decay_ratio must be above 0 and at most 1: got decay_ratio=nan"),
         ("max_length = 500", "max_length=500 tokens do not fit into block_size=256"),
     ],
 )

@@ -190,7 +190,7 @@ def gradient_grows(record: RunRecord) -> Finding | None:
 def rate_too_low(record: RunRecord) -> Finding | None:
     """A constant rate, and the curve is still steep at the end."""
     config, train = record.config, _finite(record.train)
-    falls = config.lr_scheduler_type == "cosine" and config.min_lr_ratio < 0.5
+    falls = config.lr_scheduler_type != "constant" and config.min_lr_ratio < 0.5
     if not record.is_finished or falls or len(train) < ENOUGH_LINES:
         return None
     smooth = _smoothed(train)

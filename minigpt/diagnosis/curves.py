@@ -41,7 +41,14 @@ _SETTINGS = (  # what moves a loss; the rest (paths, looking on, the machine) do
         "num_train_epochs",
         "max_steps",
     ),
-    *("optimizer", "learning_rate", "muon_learning_rate", "muon_weight_decay", "lr_scheduler_type"),
+    *(
+        "optimizer",
+        "learning_rate",
+        "muon_learning_rate",
+        "muon_weight_decay",
+        "lr_scheduler_type",
+        "decay_ratio",
+    ),
     *(
         "min_lr_ratio",
         "warmup_steps",

@@ -139,10 +139,12 @@ class TrainConfig(DoorOptions):
     """Muon's highest learning rate"""
     muon_weight_decay: float = 0.01
     """Muon's decoupled decay"""
-    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
-    """what follows the warm-up: fall along a cosine to min_lr_ratio, or stay"""
+    lr_scheduler_type: Literal["cosine", "wsd", "constant"] = "cosine"
+    """what follows the warm-up: fall along a cosine to min_lr_ratio; stay, then fall in a line; or stay"""
     min_lr_ratio: float = 0.1
-    """where the cosine ends, as a share of the highest learning rate"""
+    """where cosine and wsd end, as a share of the highest learning rate"""
+    decay_ratio: float = 0.2
+    """wsd: share of the steps, at the end, over which the learning rate falls"""
     warmup_steps: int = 0
     """steps over which the learning rate rises from 0"""
     weight_decay: float = 0.01
@@ -212,6 +214,8 @@ class TrainConfig(DoorOptions):
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and below 1: got {name}={getattr(self, name)}")
+        if not 0 < self.decay_ratio <= 1:
+            raise InputError(f"decay_ratio must be above 0 and at most 1: got decay_ratio={self.decay_ratio}")
         if not self.max_steps and not self.num_train_epochs:
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
         if not 0 <= self.seed < 2**63:

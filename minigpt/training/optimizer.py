@@ -31,13 +31,20 @@ __all__ = [
 def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
     """The learning rate of step number `step` (0 to total_steps - 1) as a share of the highest one.
 
-    Warm-up, then cosine or constant. The first step already moves: it has 1 / warmup_steps. The last step of
-    the cosine has min_lr_ratio.
+    Warm-up, then cosine, "wsd" or constant. The first step already moves: it has 1 / warmup_steps. The last
+    step of cosine and wsd has min_lr_ratio.
+
+    Wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392) stays at the top and falls in a line over
+    the last `decay_ratio` of the steps: only the end depends on how long the run is.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.lr_scheduler_type == "constant":
         return 1.0
+    if config.lr_scheduler_type == "wsd":
+        falling = max(1, round(config.decay_ratio * total_steps))
+        share = max(0.0, min(1.0, (total_steps - 1 - step) / falling))
+        return config.min_lr_ratio + (1 - config.min_lr_ratio) * share
     span = max(1, total_steps - 1 - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - config.warmup_steps) / span)))
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
