@@ -62,6 +62,11 @@ _CLASSES: dict[type[ModelConfig], tuple[str, Callable[[Any], LanguageModel]]] = 
     GPTConfig: ("gpt2", GPTLMHeadModel),
     Qwen3Config: ("qwen3", Qwen3ForCausalLM),
 }
+# what ends attention and MLP: these are added to the stream
+_STREAM_PROJECTIONS = {
+    "gpt2": ("attn.out_proj.weight", "mlp.c_proj.weight"),
+    "qwen3": ("self_attn.o_proj.weight", "mlp.down_proj.weight"),
+}
 
 
 def naming(values: Mapping[str, Any]) -> Naming:
@@ -83,9 +88,29 @@ def naming_of(config: ModelConfig) -> Naming:
     return FAMILIES[_CLASSES[type(config)][0]]
 
 
-def new_model(config: ModelConfig) -> LanguageModel:
-    """A model with freshly drawn weights, from torch's random generator."""
-    return _CLASSES[type(config)][1](config)
+def new_model(config: ModelConfig, *, zero_projections: bool = False) -> LanguageModel:
+    """A model with freshly drawn weights, from torch's random generator.
+
+    Args:
+        zero_projections: then zero the projections that end attention and MLP in each block, and an lm_head
+            of its own. Each block begins by adding nothing (https://arxiv.org/abs/1901.09321), and the first
+            guess is that all tokens are equally likely (https://arxiv.org/abs/2203.03466). The blocks' other
+            matrices get a gradient from the second step on: only for rates that are high enough to leave.
+    """
+    family, model_class = _CLASSES[type(config)]
+    model = model_class(config)
+    if zero_projections:
+        ends = [
+            parameter
+            for name, parameter in model.blocks.named_parameters()
+            if name.endswith(_STREAM_PROJECTIONS[family])
+        ]
+        if all(parameter is not model.lm_head.weight for parameter in model.base_model.parameters()):
+            ends.append(model.lm_head.weight)  # not tied
+        with torch.no_grad():
+            for parameter in ends:
+                parameter.zero_()
+    return model
 
 
 def parameter_table(model: LanguageModel) -> list[tuple[str, int]]:

@@ -259,3 +259,18 @@ def test_memory_of_a_batch_is_what_autograd_keeps_of_it(folder: Path, family: st
     head = 4 * 7 * 12 * 0.5 * (2 * C + 3 * run.tokenizer.get_vocab_size())
     expected = 16 * run.model.config.parameter_count() + 7 * per_row + int(head) + 350 * 2**20
     assert report._memory(run, 7, 12, 0.5) == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_zero_projections_begin_with_equal_chances_and_learn(folder: Path, tied: bool) -> None:
+    run = trainer(config(folder, zero_projections=True, tie_word_embeddings=tied, optimizer="muon"))
+    assert isinstance(run.model, Qwen3ForCausalLM)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    embedded = run.model.model.norm(run.model.model.embed_tokens(ids))  # (B, T, C)
+    torch.testing.assert_close(run.model(ids), run.model.lm_head(embedded), rtol=0, atol=0)
+    assert bool((run.model(ids) == 0).all()) is not tied
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    for _ in range(4):  # the head moves first, then the projections, then what is before them
+        run.step()
+    for name, parameter in run.model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.command_line import InputError
 from minigpt.devices import random_state
+from minigpt.model import GPTLMHeadModel
 from minigpt.training import report
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.optimizer import make_optimizers, orthogonalize, schedule
@@ -234,6 +235,19 @@ def test_first_loss_is_that_of_guessing(folder: Path) -> None:
     run = trainer(config(folder, dropout=0.0))
     # initial logits have a standard deviation of about 0.02 * sqrt(32): guessing, to a few hundredths
     assert run.step()["loss"] == pytest.approx(math.log(run.tokenizer.get_vocab_size()), abs=0.1)
+
+
+def test_zero_projections_leave_the_embedding_as_it_is(folder: Path) -> None:
+    run = trainer(config(folder, dropout=0.0, zero_projections=True))
+    assert isinstance(run.model, GPTLMHeadModel)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    stem = run.model.transformer
+    embedded = stem.wte(ids) + stem.wpe(torch.arange(5))  # (B, T, C)
+    torch.testing.assert_close(run.model(ids), run.model.lm_head(stem.ln_f(embedded)), rtol=0, atol=0)
+    plain = dict(trainer(config(folder, "plain", dropout=0.0)).model.named_parameters())
+    for name, parameter in run.model.named_parameters():
+        ends = name.endswith(("out_proj.weight", "mlp.c_proj.weight"))
+        assert torch.equal(parameter, torch.zeros_like(parameter) if ends else plain[name]), name
 
 
 # -- the run ------------------------------------------------------------------------------------------------

@@ -109,6 +109,8 @@ class TrainConfig(DoorOptions):
     """qwen3: RoPE's base (10,000, the paper's, does for some thousand tokens; published models have 1e6)"""
     tie_word_embeddings: bool = True
     """qwen3: one matrix reads and predicts tokens; --no_tie_word_embeddings: two"""
+    zero_projections: bool = False
+    """begin with blocks that add nothing: zeros in what ends attention and MLP, and in an untied lm_head"""
 
     # The batches
     max_length: int = 128

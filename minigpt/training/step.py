@@ -42,7 +42,8 @@ class Stepper:
         seed_everything(config.seed)
         self.tokenizer = data.tokenizer
         size = self.tokenizer.get_vocab_size()
-        self.model = world.together(lambda: new_model(config.model_config(size)).to(self.device))
+        model_config, zero = config.model_config(size), config.zero_projections
+        self.model = world.together(lambda: new_model(model_config, zero_projections=zero).to(self.device))
         self.parallel = Parallel(self.model, world, config.parallel, self.device)
         self.optimizers = make_optimizers(self.model, config)
         world.seed(config.seed)
