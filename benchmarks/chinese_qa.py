@@ -6,13 +6,13 @@
 
 Each budget is a training time in seconds. `qa-cpu` is run once for each budget and seed, its cosine fitted to
 it; the `document` arm (AdamW, 1e-4 constant, batch 32, padded to 128, loss on all positions, dropout 0.1) has
-no schedule and is one run a seed of `--peer_seconds`, measured at every budget and at its end. All arms of a
-seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows all of them alike. Time
-counts steps only, not evaluation. Printed is the loss per answer character (its closing <sep> counts as one)
+no schedule and is one run a seed of `--peer_seconds`, measured at every budget and at its end. All arms of
+a seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows all of them alike.
+Time counts steps only, not evaluation. Printed is the loss per answer character (its closing <sep> counts as one)
 over the whole validation part.
 
-The ratio: the peer's seconds over those of `qa-cpu`'s shortest run whose loss is not above the peer's last. A
-seed decides initial weights and order; the split is the same for all. The last line is JSON.
+The ratio: the peer's seconds over those of `qa-cpu`'s shortest run whose loss is not above the peer's last. A seed
+decides initial weights and order; the split is the same for all. The last line is JSON.
 """
 
 import sys
@@ -34,6 +34,7 @@ from benchmarks.turns import (
     finish,
     first_to_reach,
     prepared_data,
+    shown_spread,
     spread,
     surroundings,
     take_turns,
@@ -65,10 +66,7 @@ def main() -> None:
     options.budgets = sorted(set(options.budgets))
     with tempfile.TemporaryDirectory() as folder:
         numbers = measure(options, Path(folder))
-    shown = [
-        (arm["arm"], f"{arm['seconds']:g}", "{median} ({least} to {most})".format(**arm["loss"]))
-        for arm in numbers["summary"]
-    ]
+    shown = [(arm["arm"], f"{arm['seconds']:g}", shown_spread(arm["loss"])) for arm in numbers["summary"]]
     title = f"loss per answer character, median of the seeds (least to most); {len(options.seeds)} seeds"
     table(title, ("arm", "seconds", "loss"), shown, (1, 2))
     if numbers["ratio"]:
@@ -87,9 +85,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "threads": options.threads,
         "device": "cpu",
     }
+    if options.toy:
+        paths |= {"n_layer": 1, "n_embd": 32, "n_head": 2}
     ours = dataclasses.replace(read_recipe("qa-cpu"), **paths)
     size = {name: getattr(ours, name) for name in ("n_layer", "n_embd", "n_head", "block_size")}
-    document = dataclasses.replace(read_recipe("document"), **paths, **size)
+    document = dataclasses.replace(read_recipe("document"), **{**paths, **size})
     data, textbook = read_data(ours), read_data(document)
     assert isinstance(data, RunData)
     assert isinstance(textbook, RunData)
@@ -126,13 +126,11 @@ def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str
     those that there are.
     """
     of_peer = [row for row in rows if row["arm"] == "document"]
-    asked = sorted({*options.budgets, options.peer_seconds})  # a row is just beyond the time asked for
-    wanted = {id(row): max(t for t in asked if t <= row["seconds"] + 0.05) for row in rows}
     found: dict[tuple[str, float], list[float]] = {}
     for row in rows:
-        key = ("document" if row["arm"] == "document" else "qa-cpu", wanted[id(row)])
+        key = ("document" if row["arm"] == "document" else "qa-cpu", row["budget"])
         found.setdefault(key, []).append(row["answer_loss"])
-    last = [row for row in of_peer if wanted[id(row)] == options.peer_seconds]
+    last = [row for row in of_peer if row["budget"] == options.peer_seconds]
     goals = {row["seed"]: row["answer_loss"] for row in last}
     usual = statistics.median(goals.values()) if goals else None
     reached = []

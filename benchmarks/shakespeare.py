@@ -36,6 +36,7 @@ from benchmarks.turns import (
     finish,
     first_to_reach,
     seconds_to,
+    shown_spread,
     spread,
     surroundings,
     take_turns,
@@ -78,8 +79,10 @@ def main() -> None:
         options.every, options.slice = 20, 0.2
     with tempfile.TemporaryDirectory() as folder:
         numbers = measure(options, Path(folder))
-    shown = [(s["arm"], *(f"{s[k]['median']} ({s[k]['least']} to {s[k]['most']})" if s[k] else "not reached"
-                          for k in ("seconds_to_target", "loss_at_budget"))) for s in numbers["summary"]]  # fmt: skip
+    shown = [
+        (arm["arm"], shown_spread(arm["seconds_to_target"]), shown_spread(arm["loss_at_budget"]))
+        for arm in numbers["summary"]
+    ]
     title = f"median of {len(options.seeds)} seeds (least to most)"
     table(title, ("", f"seconds to {options.target}", f"loss after {options.budget:g} s"), shown, (1, 2))
     if numbers["left_out"]:

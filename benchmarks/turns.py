@@ -34,6 +34,7 @@ __all__ = [
     "first_to_reach",
     "prepared_data",
     "seconds_to",
+    "shown_spread",
     "spread",
     "surroundings",
     "take_turns",
@@ -84,7 +85,7 @@ class Arm:
             trainer.step()
             self.seconds += time.perf_counter() - start
             if self.seconds >= goal:
-                row = {"arm": self.name, **self.labels, "seconds": round(self.seconds, 1)}
+                row = {"arm": self.name, **self.labels, "budget": goal, "seconds": round(self.seconds, 1)}
                 row |= {"steps": trainer.steps_done, "tokens": trainer.tokens_seen}
                 row |= self.measure(trainer)
                 self.rows.append(row)
@@ -117,6 +118,11 @@ def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     """Median, least and most, to so many digits that count."""
     found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     return {name: float(f"{value:.{digits}g}") for name, value in found.items()}
+
+
+def shown_spread(values: dict[str, float] | None, nothing: str = "not reached") -> str:
+    """A spread for a table."""
+    return "{median:g} ({least:g} to {most:g})".format(**values) if values else nothing
 
 
 def seconds_to(goal: float, curve: Sequence[tuple[float, float]]) -> float | None:
