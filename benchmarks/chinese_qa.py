@@ -1,19 +1,18 @@
 """Chinese questions and answers on a CPU: the recipe `qa-cpu` beside the tutorial's loop, at one model size.
 
     python benchmarks/chinese_qa.py --data QA.jsonl --output benchmarks/results/NAME.json
-    python benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1      # the peer is run for the first seed only
+    python benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1   # the peer: first seed only
     python benchmarks/chinese_qa.py --data data/data.jsonl --toy
 
 Each budget is a training time in seconds. `qa-cpu` is run once for each budget and seed, its cosine fitted to
 it; the `document` arm (AdamW, 1e-4 constant, batch 32, padded to 128, loss on all positions, dropout 0.1) has
-no schedule and is one run a seed of `--peer_seconds`, measured at every budget and at its end. All arms of
-a seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows all of them alike.
-Time counts steps only, not evaluation. Printed is the loss per answer character (its closing <sep> counts as one)
-over the whole validation part.
+no schedule and is one run a seed of `--peer_seconds`, measured at every budget and at its end. All arms of a
+seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows all of them alike.
+Time counts steps only, not evaluation. Printed is the loss per answer character (its closing <sep> counts as
+one) over the whole validation part.
 
-The ratio: the peer's seconds over those of `qa-cpu`'s shortest run whose loss is not above the peer's last. A seed
-decides initial weights and order; the split is the same for all. The last line is JSON.
-"""
+The ratio: the peer's seconds over those of `qa-cpu`'s shortest run whose loss is not above the peer's last. A
+seed decides initial weights and order; the split is the same for all. The last line is JSON."""
 
 import sys
 from pathlib import Path

@@ -2,11 +2,11 @@
 
     python benchmarks/nanogpt.py EVERY SEED VAL.bin train.py's arguments
 
-That is what `NanoGPT` starts, in a temporary folder with the checkout's files; not for people. train.py prints
-a line after each iteration; its `print` is replaced by one that keeps the time, that measures the loss over the
-whole validation part after every EVERY iterations, and that waits for its next turn when one is over. Training's
-time runs from one such line to the next: neither the measurement nor the waiting counts. A turn is a line
-"SECONDS" on standard input; what was measured goes to standard output, one JSON object a line.
+That is what `NanoGPT` starts, in a temporary folder with the checkout's files; not for people. train.py
+prints a line after each iteration; its `print` is replaced by one that keeps the time, that measures the loss
+over the whole validation part after every EVERY iterations, and that waits for its next turn when one is
+over. Training's time runs from one such line to the next: neither the measurement nor the waiting counts. A
+turn is a line "SECONDS" on standard input; what was measured goes to standard output, one JSON object a line.
 
 It imports nothing of minigpt. The same function measures both: `loss_over`.
 """
