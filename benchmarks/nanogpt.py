@@ -199,10 +199,11 @@ class Watch:
         elif found := re.match(r"iter (\d+): loss", line):
             assert self.began is not None, "train.py's first evaluation did not come"
             self.seconds += now - self.began
-            done, last = int(found[1]) + 1, int(found[1]) >= names["max_iters"]
+            number = int(found[1])
+            last = number >= names["max_iters"]
             self.first = self.first or self.seconds
-            if done % self.every == 0 or last:
-                self.measure(done, names)
+            if (number and number % self.every == 0) or last:
+                self.measure(number + 1, names)
             if self.seconds >= self.turn and not last:
                 self.tell(event="turn", seconds=self.seconds)
                 self.wait()

@@ -53,7 +53,7 @@ class Runner(Protocol):
 class Arm:
     """One training run that can be continued for a while, measured at each budget of seconds.
 
-    With a cosine the schedule is fitted to the last budget, so give such a run one budget.
+    With cosine or wsd the schedule is fitted to the last budget, so give such a run one budget.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Arm:
     ) -> None:
         self.name, self.budgets, self.labels = name, budgets, labels
         self.measure = measure or (lambda run: {"answer_loss": round(run.evaluate().answer.loss, 4)})
-        self.fitted = config.lr_scheduler_type == "cosine"
+        self.fitted = config.lr_scheduler_type != "constant"
         self.trainer = Trainer(config, data)
         self.trainer.total_steps = 10**9
         self.seconds = 0.0
