@@ -1,14 +1,18 @@
 """Chinese questions and answers on a CPU: the recipe `qa-cpu` beside the tutorial's loop, at one model size.
 
     python benchmarks/chinese_qa.py --data QA.jsonl --output benchmarks/results/NAME.json
-    python benchmarks/chinese_qa.py --data data/data.jsonl --budgets 2 4 --slice 1      # toy size
+    python benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1   # the peer: first seed only
+    python benchmarks/chinese_qa.py --data data/data.jsonl --toy
 
-Each budget is a training time in seconds. `qa-cpu` is run once for each budget, its cosine fitted to it; the
-`document` arm (AdamW, 1e-4 constant, batch 32, padded to 128, loss on all positions, dropout 0.1) has no
-schedule and is one run, measured at every budget. All arms take turns of `--slice` seconds on the same
-threads, so that a busy neighbour slows all of them alike. Time counts steps only, not evaluation. Printed is
-the loss per answer character (its closing <sep> counts as one) over the whole validation part.
-"""
+Each budget is a training time in seconds. `qa-cpu` is run once for each budget and seed, its cosine fitted to
+it; the `document` arm (AdamW, 1e-4 constant, batch 32, padded to 128, loss on all positions, dropout 0.1) has
+no schedule and is one run a seed of `--peer_seconds`, measured at every budget and at its end. All arms of a
+seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows all of them alike.
+Time counts steps only, not evaluation. Printed is the loss per answer character (its closing <sep> counts as
+one) over the whole validation part.
+
+The ratio: the peer's seconds over those of `qa-cpu`'s shortest run whose loss is not above the peer's last. A
+seed decides initial weights and order; the split is the same for all. The last line is JSON."""
 
 import sys
 from pathlib import Path
@@ -19,13 +23,23 @@ if not __package__:
 
 import argparse
 import dataclasses
-import json
+import statistics
 import tempfile
 from typing import Any
 
-from benchmarks.turns import Arm, prepared_data, surroundings, take_turns
+from benchmarks.turns import (
+    Arm,
+    add_flags,
+    finish,
+    first_to_reach,
+    prepared_data,
+    shown_spread,
+    spread,
+    surroundings,
+    take_turns,
+)
 from minigpt.terminal import table
-from minigpt.training.config import read_recipe
+from minigpt.training.config import TrainConfig, read_recipe
 from minigpt.training.run_data import RunData, read_data
 
 
@@ -35,52 +49,104 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="JSONL file of questions and answers")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[60, 180, 600], help="training seconds")
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=[30, 40, 60, 300], help="training seconds of qa-cpu"
+    )
+    parser.add_argument("--peer_seconds", type=float, default=1200, help="training seconds of document")
     parser.add_argument("--slice", type=float, default=15, help="seconds of a turn")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=42, help="of the split and of the training")
-    parser.add_argument("--output", type=Path, help="also write the JSON object here")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the training")
+    parser.add_argument("--peer_seeds", type=int, help="run document for so many of the seeds only")
+    parser.add_argument("--split_seed", type=int, default=42)
+    add_flags(parser)
     options = parser.parse_args()
+    if options.toy:
+        options.budgets, options.peer_seconds, options.slice = [0.5, 2.0], 2.0, 0.5
+        options.seeds = options.seeds[:1]
+    options.budgets = sorted(set(options.budgets))
     with tempfile.TemporaryDirectory() as folder:
         numbers = measure(options, Path(folder))
-    columns = ("arm", "seconds", "steps", "tokens", "answer_loss")
-    table(
-        "loss per answer character",
-        columns,
-        [[row[c] for c in columns] for row in numbers["rows"]],
-        (1, 2, 3, 4),
-    )
-    print(json.dumps(numbers, ensure_ascii=False), flush=True)  # first: the file may be refused
-    if options.output:
-        options.output.write_text(json.dumps(numbers, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    shown = [(arm["arm"], f"{arm['seconds']:g}", shown_spread(arm["loss"])) for arm in numbers["summary"]]
+    title = f"loss per answer character, median of the seeds (least to most); {len(options.seeds)} seeds"
+    table(title, ("arm", "seconds", "loss"), shown, (1, 2))
+    if numbers["ratio"]:
+        print(
+            "times as fast to document's last loss: {median} ({least} to {most})".format(**numbers["ratio"])
+        )
+    else:
+        print("qa-cpu reaches document's last loss in none of the budgets")
+    finish(numbers, options.output)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Split the data, build the arms, let them take turns."""
+    """Split the data, build the arms, let them take turns, seed by seed."""
     paths = {
-        **prepared_data(options.data, folder, options.seed),
+        **prepared_data(options.data, folder, options.split_seed),
         "threads": options.threads,
-        "seed": options.seed,
         "device": "cpu",
     }
+    if options.toy:
+        paths |= {"n_layer": 1, "n_embd": 32, "n_head": 2}
     ours = dataclasses.replace(read_recipe("qa-cpu"), **paths)
     size = {name: getattr(ours, name) for name in ("n_layer", "n_embd", "n_head", "block_size")}
-    document = dataclasses.replace(read_recipe("document"), **paths, **size)
-    budgets = sorted(options.budgets)
-    data = read_data(ours)
+    document = dataclasses.replace(read_recipe("document"), **{**paths, **size})
+    data, textbook = read_data(ours), read_data(document)
     assert isinstance(data, RunData)
-    arms = [Arm(f"qa-cpu, {budget:g} s", ours, data, [budget]) for budget in budgets]
-    arms.append(Arm("document", document, read_data(document), budgets))
+    assert isinstance(textbook, RunData)
     # both arms are measured on the same characters: what `qa-cpu` reads, uncut at its max_length
-    peer = arms[-1].trainer
-    assert isinstance(peer.data, RunData)
-    peer.data = dataclasses.replace(peer.data, val=data.val)
-    rows = take_turns(arms, options.slice)
+    textbook = dataclasses.replace(textbook, val=data.val)
+    rows: list[dict[str, Any]] = []
+    for number, seed in enumerate(options.seeds):
+        arms = [run_of(ours, data, seed, f"qa-cpu, {budget:g} s", [budget]) for budget in options.budgets]
+        if options.peer_seeds is None or number < options.peer_seeds:
+            times = sorted({*options.budgets, options.peer_seconds})
+            times = [t for t in times if t <= options.peer_seconds]
+            arms.append(run_of(document, textbook, seed, "document", times))
+        rows += take_turns(arms, options.slice)
     return {
         **surroundings("chinese_qa", options.data, options.threads),
+        "toy": options.toy,
+        "seeds": options.seeds,
         "pairs": {"train": len(data.train), "val": len(data.val)},
         "parameters": ours.model_config(data.tokenizer.get_vocab_size()).parameter_count(),
+        **summary(rows, options),
         "rows": rows,
+    }
+
+
+def run_of(config: TrainConfig, data: RunData, seed: int, name: str, budgets: list[float]) -> Arm:
+    """One arm of a seed."""
+    return Arm(name, dataclasses.replace(config, seed=seed), data, budgets, seed=seed)
+
+
+def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Losses over the seeds, and how many times as fast `qa-cpu` is.
+
+    Each seed is compared with the peer's run of the same seed, or where there is none with the median of
+    those that there are.
+    """
+    of_peer = [row for row in rows if row["arm"] == "document"]
+    found: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        key = ("document" if row["arm"] == "document" else "qa-cpu", row["budget"])
+        found.setdefault(key, []).append(row["answer_loss"])
+    last = [row for row in of_peer if row["budget"] == options.peer_seconds]
+    goals = {row["seed"]: row["answer_loss"] for row in last}
+    usual = statistics.median(goals.values()) if goals else None
+    reached = []
+    for seed in options.seeds:
+        runs = [
+            (r["seconds"], r["answer_loss"]) for r in rows if r["seed"] == seed and r["arm"] != "document"
+        ]
+        goal = goals.get(seed, usual)
+        if goal is not None and (seconds := first_to_reach(goal, runs)):
+            reached.append(options.peer_seconds / seconds)
+    return {
+        "summary": [
+            {"arm": arm, "seconds": seconds, "seeds": len(losses), "loss": spread(losses)}
+            for (arm, seconds), losses in sorted(found.items(), key=lambda item: (item[0][1], item[0][0]))
+        ],
+        "ratio": spread(reached) if reached else None,
+        "reached": len(reached),  # seeds
     }
 
 

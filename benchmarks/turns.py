@@ -4,12 +4,18 @@ What the benchmarks of training share: the split of the data, a run that can be 
 what a result says about the machine. Time counts steps only, not evaluation.
 """
 
+import argparse
 import datetime
+import itertools
+import json
 import os
 import platform
+import statistics
 import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,7 +26,28 @@ from minigpt.training.config import TrainConfig
 from minigpt.training.loop import Trainer
 from minigpt.training.run_data import RunData, TextData
 
-__all__ = ["Arm", "prepared_data", "surroundings", "take_turns"]
+__all__ = [
+    "Arm",
+    "Runner",
+    "add_flags",
+    "finish",
+    "first_to_reach",
+    "prepared_data",
+    "seconds_to",
+    "shown_spread",
+    "spread",
+    "surroundings",
+    "take_turns",
+]
+
+
+class Runner(Protocol):
+    """What can take turns: one of our runs, or a peer's."""
+
+    rows: list[dict[str, Any]]
+
+    def run(self, slice_seconds: float) -> bool:
+        """Train for a slice; False once there is nothing left to do."""
 
 
 class Arm:
@@ -30,9 +57,16 @@ class Arm:
     """
 
     def __init__(
-        self, name: str, config: TrainConfig, data: RunData | TextData, budgets: list[float], **labels: Any
+        self,
+        name: str,
+        config: TrainConfig,
+        data: RunData | TextData,
+        budgets: list[float],
+        measure: Callable[[Trainer], dict[str, float]] | None = None,
+        **labels: Any,
     ) -> None:
         self.name, self.budgets, self.labels = name, budgets, labels
+        self.measure = measure or (lambda run: {"answer_loss": round(run.evaluate().answer.loss, 4)})
         self.fitted = config.lr_scheduler_type != "constant"
         self.trainer = Trainer(config, data)
         self.trainer.total_steps = 10**9
@@ -51,16 +85,15 @@ class Arm:
             trainer.step()
             self.seconds += time.perf_counter() - start
             if self.seconds >= goal:
-                report = trainer.evaluate()
-                row = {"arm": self.name, **self.labels, "seconds": round(self.seconds, 1)}
+                row = {"arm": self.name, **self.labels, "budget": goal, "seconds": round(self.seconds, 1)}
                 row |= {"steps": trainer.steps_done, "tokens": trainer.tokens_seen}
-                row |= {"answer_loss": round(report.answer.loss, 4)}
+                row |= self.measure(trainer)
                 self.rows.append(row)
                 print(row, flush=True)
         return len(self.rows) < len(self.budgets)
 
 
-def take_turns(arms: list[Arm], slice_seconds: float) -> list[dict[str, Any]]:
+def take_turns(arms: Sequence[Runner], slice_seconds: float) -> list[dict[str, Any]]:
     """Run all arms to their ends, a slice each in turn; returns their rows, arm by arm."""
     running = list(arms)
     while running:
@@ -81,15 +114,70 @@ def prepared_data(data: Path, folder: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def surroundings(benchmark: str, data: Path, threads: int) -> dict[str, Any]:
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """Median, least and most, to so many digits that count."""
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: float(f"{value:.{digits}g}") for name, value in found.items()}
+
+
+def shown_spread(values: dict[str, float] | None, nothing: str = "not reached") -> str:
+    """A spread for a table."""
+    return "{median:g} ({least:g} to {most:g})".format(**values) if values else nothing
+
+
+def seconds_to(goal: float, curve: Sequence[tuple[float, float]]) -> float | None:
+    """When a curve of (seconds, loss) first reaches a loss: on the straight line between two points.
+
+    >>> seconds_to(2.0, [(10, 3.0), (20, 2.5), (30, 1.5)])
+    25.0
+    >>> seconds_to(1.0, [(10, 3.0), (20, 2.5)])  # None: it does not
+    """
+    for (before, above), (after, below) in itertools.pairwise(curve):
+        if above > goal >= below:
+            return before + (after - before) * (above - goal) / (above - below)
+    return curve[0][0] if curve and curve[0][1] <= goal else None
+
+
+def first_to_reach(goal: float, runs: Sequence[tuple[float, float]]) -> float | None:
+    """The shortest of several runs, (seconds, loss), each with a schedule of its own, that reaches a loss."""
+    return min((seconds for seconds, loss in runs if loss <= goal), default=None)
+
+
+def add_flags(parser: argparse.ArgumentParser, threads: int = 2) -> None:
+    """What every benchmark of training has."""
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that it runs: in seconds")
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--output", type=Path, help="also write the JSON object here")
+
+
+def finish(numbers: dict[str, Any], output: Path | None) -> None:
+    """Where and with what it was measured, and the last line; then the file, which may be refused."""
+    versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
+    print(f"{numbers['machine']}, {numbers['threads']} threads, {versions}, {numbers['date']}")
+    print(json.dumps(numbers, ensure_ascii=False), flush=True)
+    if output:
+        output.write_text(json.dumps(numbers, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def surroundings(
+    benchmark: str, data: Path | None, threads: int, packages: Sequence[str] = ()
+) -> dict[str, Any]:
     """What a result must say to be compared: which benchmark, which data, when, where, with what."""
     return {
         "benchmark": benchmark,
-        "data": data.parent.name + "/" + data.name,
+        **({"data": data.resolve().parent.name + "/" + data.name} if data else {}),
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {_processor()}",
         "threads": threads,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {package: _version(package) for package in packages},
     }
 
 

@@ -17,7 +17,9 @@ from minigpt.terminal import seconds, table
 from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
 
-__all__ = ["Estimate", "estimate", "print_parameters"]
+__all__ = ["TORCH_ITSELF", "Estimate", "estimate", "print_parameters"]
+
+TORCH_ITSELF = 350 * 2**20  # what a process holds that has imported all that training needs, bytes
 
 
 def print_parameters(trainer: Trainer) -> None:
@@ -142,8 +144,7 @@ def _memory(trainer: Trainer, rows: int, T: int, answer_share: float) -> int:
     # at each counted position: its hidden vector and that one's gradient; the logits, their log-softmax, and
     # its gradient
     head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
-    torch_itself = 350 * 2**20
-    return int(16 * config.parameter_count() + per_row * rows + head) + torch_itself
+    return int(16 * config.parameter_count() + per_row * rows + head) + TORCH_ITSELF
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:

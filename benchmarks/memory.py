@@ -1,0 +1,147 @@
+"""Memory of `minigpt train`: the most that a run held, beside what `--dry_run` says and what arithmetic says.
+
+    python benchmarks/memory.py --output benchmarks/results/NAME.json             # 124M: 6 GiB of memory
+    python benchmarks/memory.py --toy
+
+Each run is a process of its own, the command that users type, of a few steps with an evaluation and two
+checkpoints, on random text with `--tokens` tokens a step. `peak` is the most that the system saw in it at any
+time (ru_maxrss), Python, torch and all, from start to end: nothing is taken off. `import` is the same of a
+process that imports what training needs and ends. `parts` is 16 bytes a parameter (weights, gradients and
+AdamW's two moments in float32; with Muon 12 for the blocks' matrices) and what is kept for the backward pass:
+--dry_run's estimate without torch itself. `error` is how far the estimate is from the peak. The last line is
+JSON."""
+
+import sys
+from pathlib import Path
+
+# run as a script: this checkout's minigpt, and the file beside this one
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from typing import Any
+
+from benchmarks.sizes import SIZES, write_text
+from benchmarks.turns import add_flags, finish, spread, surroundings
+from minigpt.terminal import table
+
+# Started by a process that is small itself: before a new program begins, its process counts as large as the
+# one that it was forked from.
+LAUNCHER = """
+import json, os, sys
+pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[1:]])
+_, status, usage = os.wait4(pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss]), file=sys.stderr)
+"""
+IMPORT = "import minigpt.train, minigpt.training.report, minigpt.training.loop, minigpt.training.run_data"
+
+
+def main() -> None:
+    """Measure every size; print the table, the machine, and one JSON object."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", choices=SIZES, default=[size for size in SIZES if size != "toy"]
+    )
+    parser.add_argument("--length", type=int, default=256, help="T; 124M has 1,024")
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step; at least one sequence")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    add_flags(parser)
+    options = parser.parse_args()
+    if options.toy:
+        options.sizes, options.rounds, options.tokens, options.length = ["toy"], 1, 64, 16
+    rows = []
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(size, options, Path(folder)))
+        print(rows[-1], flush=True)
+    numbers = {
+        **surroundings("memory", None, options.threads),
+        "toy": options.toy,
+        "optimizer": options.optimizer,
+        "rounds": options.rounds,
+        "tokens_per_step": options.tokens,
+        "rows": rows,
+    }
+    columns = ("size", "parameters", "import", "parts", "estimate", "peak", "error")
+    shown = []
+    for r in rows:
+        cells = [r["import"]["median"], r["parts"], r["estimate"], r["peak"]["median"], f"{r['error']:+.1%}"]
+        shown.append([r["size"], f"{r['parameters']:,}", *cells])
+    title = f"MiB, {options.optimizer}, median of {options.rounds} rounds"
+    table(title, columns, shown, (1, 2, 3, 4, 5, 6))
+    finish(numbers, options.output)
+
+
+def measure(size: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The rounds of one size."""
+    flags = command(size, options, folder)
+    told, _ = run([*flags, "--output", str(folder / "dry"), "--dry_run"], options.threads)
+    estimate = json.loads(told.splitlines()[-1])
+    peaks, imports = [], []
+    for number in range(options.rounds):
+        imports.append(run(["-c", IMPORT], options.threads)[1])
+        output = folder / f"run-{number}"
+        peaks.append(run([*flags, "--output", str(output)], options.threads)[1])
+    peak, expected = spread(peaks, 5), estimate["memory_bytes"] / 2**20
+    return {
+        "size": size,
+        "parameters": estimate["parameters"],
+        "tokens_per_step": estimate["tokens_per_step"],
+        "import": spread(imports, 5),
+        "parts": round(expected - torch_itself()),
+        "estimate": round(expected),
+        "peak": peak,
+        "error": round(expected / peak["median"] - 1, 4),
+    }
+
+
+def torch_itself() -> float:
+    """What the estimate takes for Python and torch, MiB."""
+    from minigpt.training.report import TORCH_ITSELF
+
+    return TORCH_ITSELF / 2**20
+
+
+def command(size: str, options: argparse.Namespace, folder: Path) -> list[str]:
+    """The user's command, without --output."""
+    shape = {"block_size": options.length, **SIZES[size]}
+    paths = write_text(folder, shape.pop("vocab_size"))
+    values = {**shape, **paths, "shards": folder / "shards", "optimizer": options.optimizer}
+    values |= {"dropout": 0.0, "batch_size": max(1, options.tokens // shape["block_size"]), "device": "cpu"}
+    values |= {"max_steps": options.steps, "eval_steps": options.steps, "threads": options.threads}
+    values |= {"loss_on": "all", "report_to": "none", "val_fraction": 0.05, "max_length": shape["block_size"]}
+    flags = [f"--{name}={value}" for name, value in values.items() if not isinstance(value, bool)]
+    flags += [f"--{name}" for name, value in values.items() if value is True]
+    return ["-m", "minigpt", "train", "--recipe", "shakespeare-cpu", *flags, "--json"]
+
+
+def run(arguments: list[str], threads: int) -> tuple[str, float]:
+    """Standard output of a Python process, and the most memory it held, MiB.
+
+    Raises:
+        SystemExit: if it fails, with what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *arguments],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    code, most = json.loads(done.stderr.splitlines()[-1])
+    if code:
+        raise SystemExit(f"{' '.join(arguments)}: exit code {code}\n{done.stderr}")
+    return done.stdout, most / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Writes the tables of docs/performance.md and its translation from benchmarks/results/: no digit is typed.
+
+    python benchmarks/tables.py            # writes both pages anew
+    python benchmarks/tables.py --check    # changes nothing; exit code 1 if a page is not what it would write
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`. Of each benchmark (and shape) the newest result
+counts whose size is no toy's: by the date in it, then the file's name. Without one the table says "not yet
+measured".
+"""
+
+import sys
+from pathlib import Path
+
+# run as a script: this checkout's minigpt, and the file beside this one
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"en": ROOT / "docs" / "performance.md", "zh": ROOT / "docs" / "performance.zh-CN.md"}
+NOTHING = {"en": "not yet measured", "zh": "尚未测量"}
+CHINESE = {
+    "arm": "程序",
+    "tokens/s": "token/秒",
+    "prefill of 512, s": "读入 512 个 token，秒",
+    "seconds to the target": "达到目标损失的秒数",
+    "loss at the budget": "预算时间后的损失",
+    "times as fast": "快几倍",
+    "seconds": "秒",
+    "loss per answer character": "每个答案字的损失",
+    "size": "规模",
+    "parameters": "参数",
+    "of sgemm": "占 sgemm",
+    "MiB at most": "最多 MiB",
+    "estimate": "估计",
+    "error": "误差",
+    "import alone, MiB": "仅导入，MiB",
+    "seconds an epoch": "每轮秒数",
+    "last loss": "最后的损失",
+    "seconds to transformers' loss": "达到 transformers 最后损失的秒数",
+    "GPUs": "GPU 数",
+    "of n times one": "占单卡的 n 倍",
+    "not reached": "未达到",
+}
+Table = tuple[list[str], list[list[str]]]
+
+
+def spread_of(values: dict[str, float] | None, nothing: str = "not reached") -> str:
+    """Median (least to most)."""
+    return "{median:g} ({least:g} to {most:g})".format(**values) if values else nothing
+
+
+def generate(result: dict[str, Any]) -> Table:
+    """Decoding."""
+    rows = [
+        [
+            row["arm"],
+            *("{median:.4g} ({least:.4g} to {most:.4g})".format(**row[k]) for k in ("decode", "prefill")),
+        ]
+        for row in result["rows"]
+    ]
+    return ["arm", "tokens/s", "prefill of 512, s"], rows
+
+
+def shakespeare(result: dict[str, Any]) -> Table:
+    """Seconds to a loss."""
+    rows = [
+        [row["arm"], spread_of(row["seconds_to_target"]), spread_of(row["loss_at_budget"]), ""]
+        for row in result["summary"]
+    ]
+    for row in rows:
+        row[-1] = spread_of(result["ratio"], "") if row[0] == "minigpt" else ""
+    return ["arm", "seconds to the target", "loss at the budget", "times as fast"], rows
+
+
+def chinese_qa(result: dict[str, Any]) -> Table:
+    """Loss after seconds."""
+    rows = [[row["arm"], f"{row['seconds']:g}", spread_of(row["loss"]), ""] for row in result["summary"]]
+    if rows:
+        rows[-1][-1] = spread_of(result["ratio"], "not reached")
+    return ["arm", "seconds", "loss per answer character", "times as fast"], rows
+
+
+def arithmetic(result: dict[str, Any]) -> Table:
+    """Share of sgemm."""
+    columns = ["size", "parameters", "T", "GFLOP/s", "of sgemm"]
+    return columns, [
+        [r["size"], f"{r['parameters']:,}", f"{r['T']:,}", spread_of(r["gflops"]), spread_of(r["ratio"])]
+        for r in result["rows"]
+    ]
+
+
+def memory(result: dict[str, Any]) -> Table:
+    """The most that a run holds."""
+    columns = ["size", "parameters", "MiB at most", "estimate", "error", "import alone, MiB"]
+    rows = []
+    for r in result["rows"]:
+        cells = [
+            spread_of(r["peak"]),
+            f"{r['estimate']:,}",
+            f"{r['error']:+.1%}",
+            f"{r['import']['median']:g}",
+        ]
+        rows.append([r["size"], f"{r['parameters']:,}", *cells])
+    return columns, rows
+
+
+def fine_tuning(result: dict[str, Any]) -> Table:
+    """Epochs beside transformers."""
+    columns = ["arm", "seconds an epoch", "last loss", "seconds to transformers' loss", "times as fast"]
+    rows = []
+    for row in result["summary"]:
+        cells = [spread_of(row[key]) for key in ("seconds_an_epoch", "last_loss", "seconds_to_equal")]
+        rows.append([row["arm"], *cells, spread_of(result["ratio"].get(row["arm"]), "")])
+    return columns, rows
+
+
+def gpu_speed(result: dict[str, Any]) -> Table:
+    """One GPU."""
+    rows = [[r["arm"], spread_of(r["tokens_per_second"]), spread_of(r["mfu"], "")] for r in result["speed"]]
+    return ["arm", "tokens/s", "MFU"], rows
+
+
+def gpu_loss(result: dict[str, Any]) -> Table:
+    """Seconds to a loss on one GPU."""
+    rows = [
+        [r["arm"], spread_of(r["seconds_to_target"]), spread_of(r["last_loss"])]
+        for r in result["loss"]["summary"]
+    ]
+    return ["arm", "seconds to the target", "last loss"], rows
+
+
+def gpu_scaling(result: dict[str, Any]) -> Table:
+    """Several GPUs."""
+    rows = [
+        [str(r["devices"]), spread_of(r["tokens_per_second"]), f"{r['share_of_ideal']:.1%}"]
+        for r in result["scaling"]
+    ]
+    return ["GPUs", "tokens/s", "of n times one"], rows
+
+
+# name in the pages -> benchmark, what its result must hold, and how it is shown
+TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]] = {
+    "generate-char": ("generate", {"shape": "char"}, generate),
+    "generate-gpt2": ("generate", {"shape": "gpt2"}, generate),
+    "generate-qwen3": ("generate", {"shape": "qwen3"}, generate),
+    "shakespeare": ("shakespeare", {"summary": ...}, shakespeare),
+    "chinese_qa": ("chinese_qa", {"summary": ...}, chinese_qa),
+    "arithmetic": ("arithmetic", {"fit": ...}, arithmetic),
+    "memory": ("memory", {"optimizer": "adamw"}, memory),
+    "fine_tuning": ("fine_tuning", {"summary": ...}, fine_tuning),
+    "gpu-speed": ("training_gpu", {"speed": ...}, gpu_speed),
+    "gpu-loss": ("training_gpu", {"loss": ...}, gpu_loss),
+    "gpu-scaling": ("training_gpu", {"scaling": ...}, gpu_scaling),
+}
+
+
+def newest(folder: Path, benchmark: str, wanted: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The file's name and the result that counts."""
+    found = []
+    for path in folder.glob("*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        fits = all(key in result and value in (..., result[key]) for key, value in wanted.items())
+        if fits and result.get("benchmark") == benchmark and not result.get("toy"):
+            found.append((result["date"], path.name, result))
+    return max(found, key=lambda one: one[:2])[1:] if found else None
+
+
+def rendered(name: str, language: str, folder: Path) -> str:
+    """A table as Markdown, and below it where its numbers come from."""
+    benchmark, wanted, show = TABLES[name]
+    found = newest(folder, benchmark, wanted)
+    if found is None:
+        return NOTHING[language]
+    file, result = found
+    columns, rows = show(result)
+
+    def text(cell: str) -> str:
+        if language == "en":
+            return cell
+        return CHINESE.get(cell, cell.replace(" to ", " 至 "))
+
+    lines = [columns, ["---"] * len(columns), *rows]
+    table = "\n".join("| " + " | ".join(map(text, line)) + " |" for line in lines)
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    device = f"{result['device']}; " if "device" in result else ""
+    left_out = "; ".join(result.get("left_out", ()))
+    threads, dot = ("threads", ".") if language == "en" else ("线程", "。")
+    where = f"{device}{result['machine']}, {result['threads']} {threads}, {versions}, {result['date']}"
+    missing = f"; {left_out}" if left_out else ""
+    return f"{table}\n\n{where}{missing}: `benchmarks/results/{file}`{dot}"
+
+
+def page(text: str, language: str, folder: Path) -> str:
+    """A page with its tables written anew.
+
+    Raises:
+        SystemExit: for a table that does not exist.
+    """
+
+    def written(match: re.Match[str]) -> str:
+        if match[1] not in TABLES:
+            raise SystemExit(f"there is no table {match[1]!r}; there are {', '.join(TABLES)}")
+        return f"<!-- {match[1]} -->\n\n{rendered(match[1], language, folder)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->\n(?:(?!<!--)[\s\S])*<!-- end -->", written, text)
+
+
+def main() -> None:
+    """Write both pages, or compare them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; say which page is out of date")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    stale = False
+    for language, path in PAGES.items():
+        before = path.read_text(encoding="utf-8")
+        after = page(before, language, options.results)
+        if after != before:
+            stale = True
+            print(f"{path.name}: {'is out of date' if options.check else 'written anew'}")
+            if not options.check:
+                path.write_text(after, encoding="utf-8")
+    sys.exit(1 if stale and options.check else 0)
+
+
+if __name__ == "__main__":
+    main()
