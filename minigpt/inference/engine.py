@@ -101,7 +101,12 @@ class Engine:
     ) -> None:
         context = model.config.max_position_embeddings
         length = context if max_length is None else max_length
-        for name, value in {"max_rows": max_rows, "max_length": length, "chunk": chunk, "window": window}.items():
+        for name, value in {
+            "max_rows": max_rows,
+            "max_length": length,
+            "chunk": chunk,
+            "window": window,
+        }.items():
             if value < 1:
                 raise InputError(f"{name} must be at least 1: got {name}={value}")
         if max_waiting < 0 or prefix_mib < 0:

@@ -72,7 +72,7 @@ class SlotCache:
         return self._keys.nbytes + self._values.nbytes
 
     def take(self) -> int:
-        """A free slot, empty: the lowest, since a static step computes all slots up to the last one in use."""
+        """A free slot, empty: the lowest, since a static step computes all up to the last one in use."""
         slot = min(self._free)
         self._free.remove(slot)
         self._lengths[slot] = 0

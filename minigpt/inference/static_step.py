@@ -1,4 +1,4 @@
-"""One decoding step on memory that never moves: on a GPU a single CUDA graph, on a CPU the same code in eager.
+"""One decoding step on memory that never moves: on a GPU a single CUDA graph, on a CPU the same, eagerly.
 
     step = StaticStep(model, cache)                       # cache: minigpt.inference.slots
     step.start(slot, Start(token, length, end, eos), options, drawn)
@@ -100,7 +100,7 @@ class Start:
 
 
 class _Columns:
-    """What the model takes for its past_key_values: the first B slots, always as if they held S - 1 tokens."""
+    """What the model takes for its past_key_values: the first B slots, as if they held S - 1 tokens."""
 
     def __init__(self, cache: SlotCache, places: Tensor, rows: int, columns: int) -> None:
         self._cache, self._rows, self._columns = cache, rows, columns
@@ -174,7 +174,8 @@ class Graphs:
     def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
         """See Backend."""
         if key not in self._graphs:
-            aside = torch.cuda.Stream()  # libraries set themselves up at first use, which no graph may hold
+            # libraries set themselves up at first use, which no graph may hold
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 prepare()
@@ -197,11 +198,11 @@ class Window:
         self._host = host.view(-1)[: written.numel()].view(written.shape)
         self._host.copy_(written.contiguous(), non_blocking=True)
         if written.is_cuda:
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def tokens(self) -> list[list[int]]:
-        """Of each step, an id of each row, or NOTHING or DAMAGED. Waits. To be asked before it is overwritten."""
+        """Of each step, an id of each row, or NOTHING or DAMAGED. Waits; good until two windows later."""
         if self._event is not None:
             self._event.synchronize()
         ids: list[list[int]] = self._host.tolist()
@@ -250,7 +251,9 @@ class StaticStep:
         self._eos = whole(slots, MAX_EOS, fill=NOTHING)
         self._samples = torch.zeros(slots, dtype=torch.bool, device=device)
         self._values = {
-            name: torch.full((slots, 1), off, dtype=torch.int64 if name == "top_k" else torch.float32).to(device)
+            name: torch.full((slots, 1), off, dtype=torch.int64 if name == "top_k" else torch.float32).to(
+                device
+            )
             for name, off in _FILTERS.items()
         }
         dtype = torch.float32 if device.type == "mps" else torch.float64  # as minigpt.inference.batch draws
@@ -259,7 +262,8 @@ class StaticStep:
         self._tick = whole(1)  # which step of the window comes next
         # One is being filled while the one before is being read.
         self._hosts = deque(
-            torch.empty((window, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
+            torch.empty((window, slots), dtype=torch.int64, pin_memory=device.type == "cuda")
+            for _ in range(3)
         )
         self._uses: dict[int, frozenset[str]] = {}  # slot -> what choosing its tokens takes
         # What was never written is masked, but has to be a number: 0 * NaN is NaN.
@@ -373,7 +377,7 @@ class StaticStep:
         if "sample" not in uses:
             return likeliest
         B = len(logits)
-        values = {name: self._values[name][:B] for name in _FILTERS if name in uses}
+        values: dict[str, Any] = {name: self._values[name][:B] for name in _FILTERS if name in uses}
         place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)  # (B,)
         uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
