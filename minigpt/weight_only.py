@@ -127,11 +127,13 @@ class Int4Linear(nn.Module):
         numbers = torch.stack([self.weight >> 4, self.weight & 15], dim=-1)  # (N, K / 2, 2)
         groups = numbers.view(self.out_features, -1, GROUP).to(self.scales.dtype) - 8  # (N, G, GROUP)
         scale, offset = self.scales.permute(2, 1, 0)[..., None]  # (N, G, 1) each
-        return (groups * scale + offset).flatten(1)
+        whole: Tensor = (groups * scale + offset).flatten(1)  # (N, K)
+        return whole
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), in the dtype of x; bfloat16 where the kernel reads."""
         x = F.pad(x, (0, -self.in_features % GROUP))
+        out: Tensor
         if self.uses_kernel:
             rows = x.reshape(-1, x.shape[-1])
             out = torch._weight_int4pack_mm(rows, self.weight, GROUP, self.scales)
@@ -159,7 +161,7 @@ def stored_as(model: LanguageModel, precision: AnyPrecision | None) -> LanguageM
     there, on_gpu = precision_of(model), next(model.parameters()).device.type == "cuda"
     is_rounded = (precision or there) == "int8" and on_gpu
     if not is_rounded and (precision in (None, "float32", "int8") or (precision == "float16" and not on_gpu)):
-        return at_precision(model, precision)  # type: ignore[arg-type]
+        return at_precision(model, precision)
     if there not in ("float32", precision or there):
         raise InputError(f"the model is stored in {there}: take its unquantised folder for {precision}")
     if is_rounded:

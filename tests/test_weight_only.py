@@ -100,7 +100,7 @@ def test_a_model_in_fewer_bits_says_about_the_same(name: str) -> None:
     exact = make(name)(ids).detach().log_softmax(dim=-1)
     distance = {}
     for precision in ("bfloat16", "int4"):
-        model = stored_as(make(name), precision)  # type: ignore[arg-type]
+        model = stored_as(make(name), precision)
         assert next(model.parameters()).dtype == torch.bfloat16
         found = model(ids).detach().float().log_softmax(dim=-1)
         distance[precision] = float((exact.exp() * (exact - found)).sum(dim=-1).mean())  # KL divergence
@@ -122,6 +122,6 @@ def test_int4_writes_alone_and_in_an_engine(name: str) -> None:
 def test_the_precisions_of_a_cpu_are_those_of_quantized() -> None:
     ids = torch.arange(10)[None]
     for precision in ("float16", "int8"):
-        expected = quantize(make("gpt"), precision)(ids)  # type: ignore[arg-type]
-        assert torch.equal(stored_as(make("gpt"), precision)(ids), expected)  # type: ignore[arg-type]
+        expected = quantize(make("gpt"), precision)(ids)
+        assert torch.equal(stored_as(make("gpt"), precision)(ids), expected)
     assert stored_as(model := make("gpt"), None) is model
