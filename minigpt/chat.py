@@ -59,7 +59,7 @@ class Options(command_line.DoorOptions):
     """draw among the likeliest tokens whose probabilities add up to this; left out: as the folder advises"""
     seed: int | None = None
     """same seed, same answers"""
-    precision: Literal["float32", "float16", "int8"] | None = None
+    precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
     """store the weights so, which is faster on a CPU; left out: as the folder has them"""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best that is there"""
@@ -93,14 +93,14 @@ def _conversation(options: Options) -> "Conversation":
     from minigpt.inference.conversation import Conversation
     from minigpt.inference.options import GenerationOptions
     from minigpt.pretrained import load_model_and_tokenizer, model_folder
-    from minigpt.quantized import at_precision
+    from minigpt.weight_only import stored_as
 
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = model_folder(options.model)
     model, tokenizer = load_model_and_tokenizer(folder, device)
-    model = at_precision(model, options.precision)
+    model = stored_as(model, options.precision)
     form = form_of(folder, tokenizer) if options.form == "auto" else options.form
     wanted = options.max_new_tokens
     if wanted is None and form == "chat":

@@ -42,7 +42,7 @@ class Options(command_line.DoorOptions):
     """questions and answers to measure on (JSONL)"""
     text: Path | None = None
     """a plain text to measure on instead, for a model of any vocabulary"""
-    precision: tuple[Literal["float32", "float16", "int8"], ...] = ()
+    precision: tuple[Literal["float32", "float16", "bfloat16", "int8", "int4"], ...] = ()
     """store the weights so: one, or several to compare; left out: as the folder has them"""
     batch_size: int = 64
     """pairs measured, and questions answered, at once"""
@@ -83,10 +83,10 @@ def _load(options: Options, precision: Any) -> "tuple[LanguageModel, AnyTokenize
     """The model, its weights stored with this precision; anew each time, since rounding is for good."""
     from minigpt.devices import pick_device
     from minigpt.pretrained import load_model_and_tokenizer
-    from minigpt.quantized import at_precision
+    from minigpt.weight_only import stored_as
 
     model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
-    return at_precision(model, precision), tokenizer
+    return stored_as(model, precision), tokenizer
 
 
 def _measure_pairs(options: Options) -> dict[str, Any]:

@@ -30,7 +30,7 @@ LEVELS = (
     ("data", "gpt2", "qwen3", "chat_template"),
     ("qa_dataset", "families"),
     ("quantized",),
-    ("quantized_files",),
+    ("quantized_files", "weight_only"),
     ("pretrained",),
     ("inference", "gguf_file"),
     ("evaluation",),

@@ -84,3 +84,39 @@ def test_soak() -> None:
     requests = numbers["requests"]
     assert min(requests[name] for name in ("finished", "cancelled", "compared")) > 0
     assert numbers["tokens"]["reused"] > 0
+
+
+def test_generate_gpu_through_the_script_that_runs_all(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/on_a_gpu.py", "--output", str(tmp_path / "new"), "--toy"]
+    done = subprocess.run(
+        [*command, "--only", "generate"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])["done"]["generate_gpu"]
+    numbers = json.loads((tmp_path / "new" / outcome["file"]).read_text(encoding="utf-8"))
+    assert numbers["toy"]
+    assert {row["kind"] for row in numbers["single"]} >= {"graph", "neither"}
+    assert [row["batch"] for row in numbers["sweep"]] == [1, 2, 4]
+    for row in [*numbers["single"], *numbers["sweep"]]:
+        assert 0 < row["first_token"] < row["seconds"]
+        assert min(row["per_token"], row["bytes"], row["flops"]) > 0
+    mixed = numbers["mixed"]
+    assert mixed["requests"] == 8
+    # of every token that was written: not more in a second than in all the time
+    assert abs(mixed["tokens_per_second"] * mixed["seconds"] / mixed["written"] - 1) < 0.5
+
+
+def test_the_bytes_and_products_of_a_step_are_those_of_the_formula() -> None:
+    module = runpy.run_path(str(ROOT / "benchmarks" / "generate_gpu.py"))
+    config = module["TOY"]
+    C, D, wide, V = config.hidden_size, config.head_dim, config.intermediate_size, config.vocab_size
+    heads, shared = config.num_attention_heads, config.num_key_value_heads
+    block = C * heads * D * 2 + C * shared * D * 2 + 3 * C * wide
+    count = config.num_hidden_layers * block + V * C
+    model = module["build"](config, "float32", module["torch"].device("cpu"))
+    size, found = module["weights_of"](model)
+    assert found == count
+    norms = config.num_hidden_layers * (2 * C + 2 * D) + C
+    assert size == 4 * (count + norms)
+    int8 = module["build"](config, "int8", module["torch"].device("cpu"))
+    assert count < module["weights_of"](int8)[0] < 1.2 * count  # one byte each, scales and norms besides

@@ -31,7 +31,9 @@ from minigpt.inference.penalties import NO_TOKEN, Processor, make_processors
 from minigpt.inference.quantized_cache import QuantizedCache, quantized_bytes
 from minigpt.inference.stopping import TextSoFar
 
-__all__ = ["Batch", "Request", "check_scores", "evaluating", "new_cache"]
+__all__ = ["NOT_FINITE", "Batch", "Request", "check_scores", "evaluating", "new_cache"]
+
+NOT_FINITE = "the model's scores are not finite numbers: its weights are damaged or diverged"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def check_scores(logits: Tensor, scores: Tensor) -> None:
     """Raise InputError where the model's logits (n, V) are no numbers, or the options leave no token."""
     # Where there is a NaN or an infinity, it is the highest.
     if not logits.amax(dim=-1).isfinite().all():
-        raise InputError("the model's scores are not finite numbers: its weights are damaged or diverged")
+        raise InputError(NOT_FINITE)
     if scores is not logits and not scores.amax(dim=-1).isfinite().all():
         raise InputError(
             "the options forbid every token: allow some in logit_bias, bad_words_ids, "

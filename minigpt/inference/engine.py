@@ -16,26 +16,34 @@ in the same chunks whoever is there, and (in C, see .reading) a token is compute
 company. Only a prompt of several chunks is rounded in another order than by generate_ids, which reads it at
 once; a prefix that is reused changes nothing, as it ends where a chunk does.
 
+On a GPU the tokens of running rows are written by minigpt.inference.static_step, some steps at a time, and
+read while the next are computed: a step of the engine then gives a row no token or several. While a request
+is there whose scores depend on its text (penalties, constraints), all rows are written without it, slowly.
+
 Memory is bounded and taken at the start: max_rows * max_length tokens of keys and values, and prefix_mib for
 beginnings that prompts share (.prefixes). More requests than rows wait in a queue, which is bounded too.
 """
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
+from minigpt.inference.batch import NOT_FINITE
 from minigpt.inference.generation import TextTokenizer, base_seed, check_request, row_seed
+from minigpt.inference.handle import Handle
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion
+from minigpt.inference.pipeline import Pipeline
 from minigpt.inference.prefixes import PrefixStore
 from minigpt.inference.reading import Reader
 from minigpt.inference.row import Row, check_single
 from minigpt.inference.slots import SlotCache
+from minigpt.inference.static_step import DAMAGED, StaticStep, can_choose, capacity
 
 __all__ = ["Engine", "Handle", "QueueFullError", "Statistics"]
 
@@ -57,90 +65,6 @@ class Statistics:
     steps: int = 0  # in which something was computed
 
 
-class Handle:
-    """One request: its tokens as they come, its result, the way to stop it. Several threads may use it."""
-
-    def __init__(self, engine: "Engine", row: Row) -> None:
-        self._engine, self._row = engine, row
-        self._changed = threading.Condition()
-        self._tokens: list[int] = []
-        self._completion: Completion | None = None
-        self._error: Exception | None = None
-        self._is_cancelled = False
-        self._slot: int | None = None
-
-    @property
-    def done(self) -> bool:
-        """Has it ended, in whatever way?"""
-        return self._completion is not None or self._error is not None
-
-    @property
-    def tokens(self) -> list[int]:
-        """The new tokens so far."""
-        return list(self._tokens)
-
-    def __iter__(self) -> Iterator[int]:
-        """The new tokens from the first on, each as soon as it is there.
-
-        Raises:
-            InputError: if the request fails; and what the engine fails with.
-        """
-        place = 0
-        while True:
-            self._await(place + 1)
-            if place == len(self._tokens):
-                break
-            yield self._tokens[place]
-            place += 1
-        if self._error is not None:
-            raise self._error
-
-    def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the end; of a cancelled request, what had come by then.
-
-        Args:
-            timeout: seconds; it counts where a thread drives the engine.
-
-        Raises:
-            TimeoutError: if it has not ended by then. It goes on.
-            InputError: if the request failed; and what the engine failed with.
-        """
-        self._await(None, timeout)
-        if self._error is not None:
-            raise self._error
-        assert self._completion is not None
-        return self._completion
-
-    def cancel(self) -> None:
-        """Nobody wants the rest: the slot is free at the next token. No effect on what has ended."""
-        self._engine.cancel(self)
-
-    def _await(self, tokens: int | None, timeout: float | None = None) -> None:
-        """Until there are so many tokens, or all."""
-
-        def is_there() -> bool:
-            return self.done or (tokens is not None and len(self._tokens) >= tokens)
-
-        while not is_there() and not self._engine.is_driven:
-            self._engine.step()
-        with self._changed:
-            if not self._changed.wait_for(is_there, timeout):
-                raise TimeoutError(f"the request has not ended after {timeout} seconds")
-
-    def _give(self, token: int) -> None:
-        with self._changed:
-            self._tokens.append(token)
-            self._changed.notify_all()
-
-    def _end(self, outcome: Completion | Exception) -> None:
-        with self._changed:
-            if isinstance(outcome, Completion):
-                self._completion = outcome
-            else:
-                self._error = outcome
-            self._changed.notify_all()
-
-
 class Engine:
     """A running batch of one model, which is put into eval mode.
 
@@ -153,6 +77,9 @@ class Engine:
         chunk: tokens of prompts that are read in one step, about.
         prefix_mib: MiB for beginnings that prompts share; 0: none are kept.
         max_cache_mib: refuse to take more for rows' keys and values; None: no limit.
+        static: write with a StaticStep; None: on CUDA alone.
+        window: its steps between two looks at what was written.
+        compiled: see StaticStep.
 
     Raises:
         InputError: for sizes that make no sense, or memory beyond max_cache_mib.
@@ -168,10 +95,18 @@ class Engine:
         chunk: int = 64,
         prefix_mib: float = 0.0,
         max_cache_mib: float | None = None,
+        static: bool | None = None,
+        window: int = 8,
+        compiled: bool = False,
     ) -> None:
         context = model.config.max_position_embeddings
         length = context if max_length is None else max_length
-        for name, value in {"max_rows": max_rows, "max_length": length, "chunk": chunk}.items():
+        for name, value in {
+            "max_rows": max_rows,
+            "max_length": length,
+            "chunk": chunk,
+            "window": window,
+        }.items():
             if value < 1:
                 raise InputError(f"{name} must be at least 1: got {name}={value}")
         if max_waiting < 0 or prefix_mib < 0:
@@ -181,9 +116,13 @@ class Engine:
         weight = next(model.parameters())
         self.model, self.chunk, self.max_waiting = model.eval(), chunk, max_waiting
         self.max_length = length
+        is_static = weight.device.type == "cuda" if static is None else static
         # the last token of a request is never read: one column less
-        columns = max(1, length - 1)
+        columns = capacity(length, context) if is_static else max(1, length - 1)
         self.cache = SlotCache(model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib)
+        self.pipeline: Pipeline | None = None
+        if is_static:
+            self.pipeline = Pipeline(StaticStep(model, self.cache, length, window, compiled=compiled))
         self.prefixes = PrefixStore(self.cache, chunk, prefix_mib) if prefix_mib else None
         self.statistics = Statistics()
         self.is_driven = False  # a thread calls step: nobody else must
@@ -195,8 +134,9 @@ class Engine:
 
     @property
     def bytes(self) -> int:
-        """Memory of keys and values, whether it is in use yet or not."""
-        return self.cache.bytes + (self.prefixes.bytes if self.prefixes else 0)
+        """Memory of keys, values and a StaticStep's buffers, whether it is in use yet or not."""
+        buffers = self.pipeline.step.bytes if self.pipeline else 0
+        return self.cache.bytes + buffers + (self.prefixes.bytes if self.prefixes else 0)
 
     @property
     def waiting(self) -> int:
@@ -295,6 +235,8 @@ class Engine:
     def step(self) -> bool:
         """One token for each running row, some of the joining prompts' tokens; returns whether more is left.
 
+        With a StaticStep: what has arrived, none or several.
+
         A request that cannot go on (its options forbid every token) fails alone.
         """
         self._drop_cancelled()
@@ -327,23 +269,50 @@ class Engine:
             self._leave(handle, Completion(handle.tokens, "cancelled"))
 
     def _write(self) -> None:
-        """One more token for each row whose prompt is read."""
-        writing = [handle for handle in self._running if handle._row.ids]
-        if not writing:
-            return
-        slots = [_slot(handle) for handle in writing]
-        logits = self._reader.read_rows([handle._row.ids[-1] for handle in writing], slots, self.cache)
-        for place, handle in enumerate(writing):
-            self._choose(handle, logits[place : place + 1])
+        """One more token for each row whose prompt is read; or more, or those of an earlier step."""
+        writing = {_slot(handle): handle for handle in self._running if self._is_read(handle)}
+        rows = {slot: handle._row for slot, handle in writing.items()}
+        if self.pipeline:
+            if rows and all(can_choose(row.options, row.eos) for row in rows.values()):
+                held = max(self.cache.length(_slot(handle)) for handle in self._running)
+                self._take(writing, self.pipeline.write(rows, held))
+                return
+            while self.pipeline.ahead:
+                self._take(writing, self.pipeline.drain())
+            self.pipeline.drain()
+            rows = {slot: row for slot, row in rows.items() if row.stop_reason is None}
+        if rows:
+            logits = self._reader.read_rows([row.last for row in rows.values()], list(rows), self.cache)
+            for place, slot in enumerate(rows):
+                self._choose(writing[slot], logits[place : place + 1])
+
+    def _take(self, writing: dict[int, Handle], come: list[tuple[int, Row, list[int]]]) -> None:
+        """Give rows the tokens that a StaticStep has written; what came behind a row's end is dropped."""
+        for slot, row, tokens in come:
+            handle = writing.get(slot)
+            for token in tokens:
+                if handle is None or handle._row is not row or handle.done:
+                    break
+                if token == DAMAGED:
+                    self._leave(handle, InputError(NOT_FINITE))
+                else:
+                    self.cache.advance(slot, 1)
+                    self._push(handle, token)
+
+    def _is_read(self, handle: Handle) -> bool:
+        """Is there nothing left of the prompt? A StaticStep reads the last token: so it gives the first."""
+        row = handle._row
+        return bool(row.ids) or (self.pipeline is not None and self.cache.length(_slot(handle)) == row.first)
 
     def _read_prompts(self) -> None:
         """Whole chunks of joining prompts, in the order in which they came, while they are few tokens."""
         left = self.chunk
-        for handle in [handle for handle in self._running if not handle._row.ids]:
+        for handle in [handle for handle in self._running if not self._is_read(handle)]:
             slot, prompt = _slot(handle), handle._row.prompt
-            while left > 0 and (start := self.cache.length(slot)) < len(prompt):
+            end = handle._row.first if self.pipeline else len(prompt)
+            while left > 0 and (start := self.cache.length(slot)) < end:
                 # A chunk is never cut to what is left: where it ends decides how it is rounded.
-                piece = prompt[start : start + self.chunk]
+                piece = prompt[start : min(start + self.chunk, end)]
                 if len(piece) > left and left < self.chunk:
                     return
                 logits = self._reader.read_slot(piece, slot, self.cache)
@@ -356,14 +325,14 @@ class Engine:
                     break
 
     def _choose(self, handle: Handle, logits: torch.Tensor) -> None:
-        row = handle._row
         try:
-            token = row.choose(logits)
-            is_new = row.push(token)
+            self._push(handle, handle._row.choose(logits))
         except InputError as error:
             self._leave(handle, error)
-            return
-        if is_new:
+
+    def _push(self, handle: Handle, token: int) -> None:
+        row = handle._row
+        if row.push(token):
             self.statistics.tokens_written += 1
             handle._give(token)
         if row.stop_reason is not None:

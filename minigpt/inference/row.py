@@ -58,21 +58,43 @@ class Row:
         self.prompt, self.limit = list(prompt), limit
         self.ids: list[int] = []  # the new ones, without the eos that ended them
         self.stop_reason: StopReason | None = None  # why it has ended; None: it has not
-        self._options, self._request = options, request
+        self.options, self._request = options, request
         self._processors = request.processors(options, vocab_size, device)
-        self._all = torch.zeros(1, len(prompt) + limit, dtype=torch.int64, device=device)  # (1, S_max)
-        self._all[0, : len(prompt)] = torch.tensor(self.prompt, device=device)
+        self._all: Tensor | None = None  # (1, S_max)  where scores depend on what was said
+        if self._processors:
+            self._all = torch.zeros(1, len(prompt) + limit, dtype=torch.int64, device=device)
+            self._all[0, : len(prompt)] = torch.tensor(self.prompt, device=device)
         self._text = TextSoFar(request.decode, options.stops) if request.decode else None
-        self._uniform: Tensor | None = None  # (limit,)
+        self.uniform: Tensor | None = None  # (limit,)  a drawn number for each new token
         if seed is not None:
             drawn = torch.from_numpy(np.random.default_rng(list(seed)).random(limit))
             dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-            self._uniform = drawn.to(device, dtype)
+            self.uniform = drawn.to(device, dtype)
 
     @property
     def length(self) -> int:
         """Tokens so far, the prompt's included."""
         return len(self.prompt) + len(self.ids)
+
+    @property
+    def last(self) -> int:
+        """The last token so far."""
+        return self.ids[-1] if self.ids else self.prompt[-1]
+
+    @property
+    def first(self) -> int:
+        """Tokens before the one that is read when the first new token is chosen."""
+        return len(self.prompt) - 1
+
+    @property
+    def end(self) -> int:
+        """Tokens that have been read when the last new token is chosen, at most."""
+        return self.first + self.limit
+
+    @property
+    def eos(self) -> list[int]:
+        """Ids that end the row."""
+        return self._request.eos
 
     def scores(self, logits: Tensor) -> Tensor:
         """What the options make of the logits behind the last token, (1, V): -inf is what cannot come.
@@ -82,21 +104,22 @@ class Row:
         """
         scores = logits
         for process in self._processors:
+            assert self._all is not None, "kept for them"
             scores = process(scores, self._all[:, : self.length], len(self.ids))
         check_scores(logits, scores)
         return scores
 
     def filtered(self, scores: Tensor) -> Tensor:
         """Scores (n, V) after temperature, top_k, top_p, min_p and typical_p: their softmax is drawn from."""
-        o = self._options
+        o = self.options
         return sampling.filtered(scores, o.temperature, o.top_k, o.top_p, o.min_p, o.typical_p)
 
     def choose(self, logits: Tensor) -> int:
         """The next token, from the logits behind the last one, (1, V)."""
         scores = self.scores(logits)
-        if self._uniform is None:
+        if self.uniform is None:
             return int(sampling.greedy(scores))
-        return int(sampling.sample(self.filtered(scores), self._uniform[len(self.ids)][None]))
+        return int(sampling.sample(self.filtered(scores), self.uniform[len(self.ids)][None]))
 
     def push(self, token: int) -> bool:
         """Take the next token; returns whether it is one of the new ids: all but the ending eos are."""
@@ -104,7 +127,8 @@ class Row:
         if token in self._request.eos:
             self.stop_reason = "eos"
             return False
-        self._all[0, self.length] = token
+        if self._all is not None:
+            self._all[0, self.length] = token
         self.ids.append(token)
         if self._text is not None:
             self._text.push(token)
@@ -112,7 +136,7 @@ class Row:
                 self.stop_reason = "stop_string"
                 return True
         if len(self.ids) == self.limit:
-            self.stop_reason = "length" if self.limit == self._options.wanted else "context"
+            self.stop_reason = "length" if self.limit == self.options.wanted else "context"
         return True
 
     def completion(self) -> Completion:

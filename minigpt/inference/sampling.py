@@ -5,6 +5,8 @@ does; what is filtered out becomes -inf. Then `greedy` or `sample` chooses. Noth
 draws a number: the uniform numbers of `sample` come from the caller, who so decides what is reproducible.
 What depends on the text so far is minigpt.inference.penalties' work.
 
+Numbers may be given row by row, as tensors (B, 1), where a batch holds requests of several kinds.
+
 Letters in shapes: B rows, V entries of the vocabulary.
 """
 
@@ -25,18 +27,26 @@ __all__ = [
 ]
 
 
-def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """Divide by the temperature: below 1 the likely tokens gain, above 1 they lose."""
     return logits / temperature
 
 
-def apply_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Keep the top_k highest scores, and those equal to the lowest of them: no tie is broken by chance."""
-    kth = torch.topk(logits, min(top_k, logits.shape[-1])).values[..., -1:]  # (B, 1)
+def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
+    """Keep the top_k highest scores, and those equal to the lowest of them: no tie is broken by chance.
+
+    In a tensor of top_k, int64 (B, 1), 0 keeps all.
+    """
+    V = logits.shape[-1]
+    if isinstance(top_k, Tensor):
+        place = (V - top_k).clamp(min=0) % V  # (B, 1)  of the lowest that stays, from the lowest on
+        kth = logits.sort(dim=-1).values.gather(-1, place)  # (B, 1)
+    else:
+        kth = torch.topk(logits, min(top_k, V)).values[..., -1:]  # (B, 1)
     return logits.masked_fill(logits < kth, -math.inf)
 
 
-def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
+def apply_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
     """Keep the smallest set of likeliest tokens whose probabilities add up to top_p; at least one token.
 
     https://arxiv.org/abs/1904.09751 (nucleus sampling), section 3.1.
@@ -48,7 +58,7 @@ def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(tail.scatter(-1, order, tail), -math.inf)
 
 
-def apply_min_p(logits: Tensor, min_p: float) -> Tensor:
+def apply_min_p(logits: Tensor, min_p: float | Tensor) -> Tensor:
     """Keep the tokens whose probability is at least min_p times the highest one.
 
     https://arxiv.org/abs/2407.01082 (Min-p sampling), section 3.
@@ -76,20 +86,24 @@ def apply_typical_p(logits: Tensor, typical_p: float) -> Tensor:
 
 def filtered(
     logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
     typical_p: float = 1.0,
 ) -> Tensor:
-    """Apply temperature (1: off), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order."""
-    if temperature != 1:
+    """Apply temperature (1: off), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order.
+
+    Tensors (B, 1) are applied whatever they hold: to ask them would make a GPU wait. "Off" changes nothing
+    in a row, but that top_p's takes away what has probability 0 in single precision.
+    """
+    if isinstance(temperature, Tensor) or temperature != 1:
         logits = apply_temperature(logits, temperature)
-    if top_k:
+    if isinstance(top_k, Tensor) or top_k:
         logits = apply_top_k(logits, top_k)
-    if top_p < 1:
+    if isinstance(top_p, Tensor) or top_p < 1:
         logits = apply_top_p(logits, top_p)
-    if min_p:
+    if isinstance(min_p, Tensor) or min_p:
         logits = apply_min_p(logits, min_p)
     return apply_typical_p(logits, typical_p) if typical_p < 1 else logits
 

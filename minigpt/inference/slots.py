@@ -49,7 +49,7 @@ class SlotCache:
         self._keys = torch.empty(shape, device=device, dtype=dtype)  # (L, slots, H, S_max, D)
         self._values = torch.empty(shape, device=device, dtype=dtype)
         self._lengths = [0] * slots
-        self._free = list(range(slots))[::-1]
+        self._free = list(range(slots))
 
     @property
     def max_length(self) -> int:
@@ -72,8 +72,9 @@ class SlotCache:
         return self._keys.nbytes + self._values.nbytes
 
     def take(self) -> int:
-        """A free slot, empty."""
-        slot = self._free.pop()
+        """A free slot, empty: the lowest, since a static step computes all up to the last one in use."""
+        slot = min(self._free)
+        self._free.remove(slot)
         self._lengths[slot] = 0
         return slot
 

@@ -1,0 +1,244 @@
+"""Generation on one GPU: a single answer, batches of 1 to 256, and 256 requests of mixed length at once.
+
+    python benchmarks/generate_gpu.py --output benchmarks/results/NAME.json      # Qwen3-0.6B's shape
+    python benchmarks/generate_gpu.py --only single --precision bfloat16 int4
+    python benchmarks/generate_gpu.py --toy                                      # in seconds, anywhere
+
+Weights are random; nothing is downloaded. All of it goes through minigpt.inference.engine, as in a server.
+
+single: one request; the step as a CUDA graph, with torch.compile before that, and without either.
+sweep: B requests of one length, submitted at once. Time to first token is that of the last of them. Time per
+    token counts from there until the first one ends. Bytes: the weights once for each step, and the keys and
+    values that rows hold, on average; operations: 2 for each weight and row, and attention's. Both beside
+    what the maker promises for the device, where it is known here.
+mixed: 256 requests, prompts and answers of 100 to 1,024 tokens each; as many rows as fit the memory.
+
+Without a CUDA device all of it runs at toy size on the CPU, and says so. The last line is JSON.
+"""
+
+import argparse
+import datetime
+import json
+import random
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt.families import LanguageModel, new_model
+from minigpt.inference.cache import cache_bytes
+from minigpt.inference.engine import Engine
+from minigpt.inference.handle import Handle
+from minigpt.inference.options import GenerationOptions
+from minigpt.qwen3.model import Qwen3Config
+from minigpt.qwen3.presets import preset
+from minigpt.weight_only import ANY_PRECISION, stored_as
+
+PARTS = ("single", "sweep", "mixed")
+TOY = Qwen3Config(300, 64, 96, 2, 4, 2, 16, 256)
+# TFLOP/s of products with 16-bit inputs, without sparsity, and TB/s of memory, as the maker's data sheets say
+# (nvidia.com/en-us/data-center, .../geforce), by the name that torch gives the device.
+PEAKS = {
+    r"NVIDIA H200": (989.0, 4.8),
+    r"NVIDIA H100 80GB HBM3": (989.0, 3.35),
+    r"NVIDIA H100 PCIe": (756.0, 2.0),
+    r"NVIDIA A100-SXM4-80GB": (312.0, 2.039),
+    r"NVIDIA A100-(SXM4|PCIE)-40GB": (312.0, 1.555),
+    r"NVIDIA L40S": (362.0, 0.864),
+    r"NVIDIA L4": (121.0, 0.3),
+    r"NVIDIA A10": (125.0, 0.6),
+    r"NVIDIA GeForce RTX 4090": (165.0, 1.008),
+    r"NVIDIA GeForce RTX 3090": (71.0, 0.936),
+    r"Tesla T4": (65.0, 0.32),
+}
+
+
+def build(config: Qwen3Config, precision: str, device: torch.device) -> LanguageModel:
+    """A model of random weights, on its device."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = new_model(config)
+    return stored_as(model, precision)  # type: ignore[arg-type]
+
+
+def weights_of(model: LanguageModel) -> tuple[int, int]:
+    """Bytes that a step reads of the weights, and weights that multiply. An embedding is looked up only."""
+    held = {id(tensor): tensor for module in model.modules() for tensor in module._buffers.values()
+            if tensor is not None}  # fmt: skip
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and not isinstance(module, nn.Embedding):
+                held[id(parameter)] = parameter
+    products: list[Any] = [module for module in model.modules() if hasattr(module, "in_features")]
+    count = sum(module.in_features * module.out_features for module in products)
+    return sum(tensor.nbytes for tensor in held.values()), count
+
+
+def wait(device: torch.device) -> float:
+    """Now, when the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def run(engine: Engine, prompts: list[list[int]], new: list[int]) -> dict[str, float]:
+    """Submit all, write all: seconds to the last one's first token, per token from there, and in all."""
+    start = wait(engine.cache.layer(0)[0].device)
+    handles: list[Handle] = [
+        engine.submit(prompt, GenerationOptions(max_new_tokens=n)) for prompt, n in zip(prompts, new)
+    ]
+    first = end = 0.0
+    at_first = at_end = 0
+    goes_on = True
+    while goes_on:
+        goes_on = engine.step()
+        written = [len(handle._tokens) for handle in handles]
+        if not first and min(written):
+            first, at_first = time.perf_counter(), sum(written)
+        if first and not end and any(handle.done for handle in handles):
+            end, at_end = time.perf_counter(), sum(written)
+    total = time.perf_counter() - start
+    found = {"seconds": total, "tokens_per_second": sum(new) / total}
+    if first and at_end > at_first:
+        found["first_token"] = first - start
+        found["per_token"] = (end - first) / ((at_end - at_first) / len(handles))
+    return found
+
+
+def prompts_of(count: int, lengths: tuple[int, int], vocab_size: int) -> list[list[int]]:
+    """Prompts of random ids, with lengths in a range."""
+    draw = random.Random(0)
+    return [[draw.randrange(vocab_size) for _ in range(draw.randint(*lengths))] for _ in range(count)]
+
+
+def median(rounds: list[dict[str, float]]) -> dict[str, float]:
+    """Of each number; the first round, which records graphs, is not among them."""
+    return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+
+
+class Bench:
+    """The parts, with what they have in common."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.is_toy = options.toy or self.device.type == "cpu"
+        self.config = TOY if self.is_toy else preset("0.6B").config()
+        self.prompt, self.new = (16, 24) if self.is_toy else (512, 256)
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
+        self.name = name
+        self.peaks = next((peak for pattern, peak in PEAKS.items() if re.fullmatch(pattern, name)), None)
+
+    def measure(
+        self, model: LanguageModel, prompts: list[list[int]], new: list[int], **more: Any
+    ) -> dict[str, float]:
+        """Median of the rounds, after one to warm up."""
+        engine = Engine(model, max_waiting=len(prompts), **{"static": True, **more})
+        run(engine, prompts, new)
+        found = median([run(engine, prompts, new) for _ in range(self.options.rounds)])
+        return {**found, "cache_mib": engine.bytes / 2**20}
+
+    def single(self) -> list[dict[str, Any]]:
+        """One request, in each precision and way."""
+        rows = []
+        prompts = prompts_of(1, (self.prompt, self.prompt), self.config.vocab_size)
+        kinds: dict[str, dict[str, Any]] = {"graph": {}, "neither": {"static": False}}
+        if self.device.type == "cuda":
+            kinds["graph, compiled"] = {"compiled": True}
+        for precision in self.options.precision:
+            model = build(self.config, precision, self.device)
+            for kind, more in kinds.items():
+                size = {"max_rows": 1, "max_length": self.prompt + self.new, "chunk": self.prompt}
+                found = self.measure(model, prompts, [self.new], **size, **more)
+                rows.append({"precision": precision, "kind": kind, **found, **self.use(model, 1, found)})
+                print(f"{precision}, {kind}: {1 / found['per_token']:.1f} tokens/s", flush=True)
+        return rows
+
+    def use(self, model: LanguageModel, rows: int, found: dict[str, float]) -> dict[str, float]:
+        """Bytes and operations of a step, each second, and what part of the promised they are."""
+        held = self.prompt + self.new / 2  # tokens of a row, on average
+        size, count = weights_of(model)
+        dtype = next(model.parameters()).dtype
+        moved = size + rows * held * cache_bytes(self.config, 1, 1, dtype)
+        c = self.config
+        operations = rows * (2 * count + 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * held)
+        per_second = {"bytes": moved / found["per_token"], "flops": operations / found["per_token"]}
+        if self.peaks:
+            flops, width = self.peaks
+            per_second["flop_utilisation"] = per_second["flops"] / (flops * 1e12)
+            per_second["bandwidth_utilisation"] = per_second["bytes"] / (width * 1e12)
+        return per_second
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """Batches of one length."""
+        model, rows = build(self.config, self.options.precision[0], self.device), []
+        for B in (1, 2, 4) if self.is_toy else (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            prompts = prompts_of(B, (self.prompt, self.prompt), self.config.vocab_size)
+            size = {"max_rows": B, "max_length": self.prompt + self.new, "chunk": B * self.prompt}
+            found = self.measure(model, prompts, [self.new] * B, **size)
+            rows.append({"batch": B, **found, **self.use(model, B, found)})
+            print(f"batch {B}: first token {found['first_token']:.4f} s, {1000 * found['per_token']:.3f} ms "
+                  f"per token, {B / found['per_token']:.0f} tokens/s", flush=True)  # fmt: skip
+        return rows
+
+    def mixed(self) -> dict[str, Any]:
+        """Requests of unlike lengths; those that have no row wait."""
+        count, lengths = (8, (4, 24)) if self.is_toy else (256, (100, 1024))
+        model = build(self.config, self.options.precision[0], self.device)
+        prompts = prompts_of(count, lengths, self.config.vocab_size)
+        draw = random.Random(1)
+        new = [draw.randint(*lengths) for _ in prompts]
+        length, rows = 2 * lengths[1], count
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info()
+            row = cache_bytes(self.config, 1, length, next(model.parameters()).dtype)
+            rows = min(count, max(1, int(0.85 * free / row)))
+        size = {"max_rows": rows, "max_length": length, "chunk": 4096}
+        found = self.measure(model, prompts, new, **size)
+        found.pop("per_token", None)  # from the last first token on: says nothing here
+        found.pop("first_token", None)
+        print(f"mixed: {count} requests in {rows} rows, {found['tokens_per_second']:.0f} new tokens/s")
+        return {"requests": count, "rows": rows, "read": sum(map(len, prompts)), "written": sum(new), **found}
+
+
+def main() -> None:
+    """Read the flags, run the parts, print the object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
+    parser.add_argument("--precision", nargs="+", choices=ANY_PRECISION, default=None,
+                        help="of single; the first one for the rest")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--toy", action="store_true", help="toy size, whatever the device")
+    parser.add_argument("--output", type=Path, help="also write the JSON object here")
+    options = parser.parse_args()
+    bench = Bench(options)
+    if options.precision is None:
+        options.precision = ["float32"] if bench.device.type == "cpu" else ["bfloat16", "int8", "int4"]
+    if bench.device.type == "cpu":
+        print("no CUDA device: toy size on the CPU, without graphs")
+    result = {
+        "benchmark": "generate_gpu",
+        "device": bench.name,
+        "toy": bench.is_toy,
+        "shape": "toy" if bench.is_toy else "Qwen3-0.6B",
+        "prompt": bench.prompt,
+        "new": bench.new,
+        "rounds": options.rounds,
+        "precision": options.precision,
+        "peak_tflops_and_tb_per_second": bench.peaks,
+        **{part: getattr(bench, part)() for part in options.only},
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+    }
+    text = json.dumps(result)
+    if options.output:
+        options.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

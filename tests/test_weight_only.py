@@ -1,0 +1,127 @@
+"""Weights alone in fewer bits: what is stored, what reads it, and what a model says from them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minigpt.command_line import InputError
+from minigpt.families import LanguageModel
+from minigpt.inference.engine import Engine
+from minigpt.inference.generation import GenerationOptions, generate_ids
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.quantized import QuantizedLinear, quantize
+from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.weight_only import GROUP, Int4Linear, Int8Linear, rounded_to_int4, stored_as
+
+
+def make(name: str) -> LanguageModel:
+    torch.manual_seed(0)
+    model: LanguageModel = (
+        GPTLMHeadModel(GPTConfig(32, 2, 2, 0.0, 32, 40, bias=True))
+        if name == "gpt"
+        else Qwen3ForCausalLM(Qwen3Config(40, 32, 88, 2, 4, 2, 8, 32))
+    )
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        (None, "int3", "precision must be one of float32, float16, bfloat16, int8, int4: got 'int3'"),
+        ("int8", "int4", "the model is stored in int8: take its unquantised folder for int4"),
+        ("float16", "bfloat16", "the model is stored in float16"),
+        ("int4", "float32", "rounded already"),
+        ("int4", "int4", "rounded already"),
+    ],
+)
+def test_what_is_refused(first: Any, then: Any, message: str) -> None:
+    model = stored_as(make("gpt"), first)
+    with pytest.raises(InputError, match=message):
+        stored_as(model, then)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_int4_is_off_by_half_a_step(offset: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(24, 3 * GROUP) + offset
+    weight[0] = 0.0
+    weight[1] = 0.25
+    numbers, scales = rounded_to_int4(weight)
+    assert (int(numbers.min()), int(numbers.max())) == (0, 15)
+    scale, zero = scales.float().permute(2, 1, 0).repeat_interleave(GROUP, dim=-1)  # (N, K) each
+    found = (numbers.float() - 8) * scale + zero
+    # half a step; and the ends move by what bfloat16's 8 bits make of offset and scale
+    allowed = 0.501 * scale + (zero.abs() + 15 * scale) / 2**8
+    assert ((found - weight).abs() <= allowed).all()
+    torch.testing.assert_close(found[:2], weight[:2], rtol=2**-7, atol=1e-6)
+
+
+def test_int4_reads_as_torch_s_own_kernel_does() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(2 * GROUP, 32).bfloat16()
+    x = torch.randn(3, 5, 2 * GROUP).bfloat16()
+    layer = Int4Linear.of(linear)
+    numbers, scales = rounded_to_int4(linear.weight)
+    packed = torch._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
+    kernel = torch._weight_int4pack_mm_for_cpu(x.view(15, -1), packed, GROUP, scales).view(3, 5, 32)
+    # the kernel multiplies out in float32, we in bfloat16: 8 bits of each of 128 products
+    torch.testing.assert_close(layer(x), kernel + linear.bias, rtol=0.03, atol=0.1)
+    assert torch.equal(layer.dequantized().view(32, -1), layer.dequantized())
+    assert layer.weight.nbytes == 32 * GROUP  # two in a byte
+
+
+@pytest.mark.parametrize("width", [GROUP, 40])  # 40: padded
+def test_int4_is_the_product_with_what_is_stored(width: int) -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(width, 12), torch.randn(4, width)
+    layer = Int4Linear.of(linear)
+    expected = F.linear(x, layer.dequantized()[:, :width].float(), linear.bias)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_int8_has_the_whole_numbers_of_a_folder() -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(40, 12), torch.randn(4, 40)
+    folder = QuantizedLinear.of(linear, "int8")
+    for layer in (Int8Linear.of(linear), Int8Linear.of(folder)):
+        assert torch.equal(layer.weight, folder.weight)
+        torch.testing.assert_close(layer(x), F.linear(x, folder.dequantized(), linear.bias))
+        assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["gpt", "qwen3"])
+def test_a_model_in_fewer_bits_says_about_the_same(name: str) -> None:
+    ids = torch.randint(0, 40, (4, 30), generator=torch.Generator().manual_seed(1))
+    exact = make(name)(ids).detach().log_softmax(dim=-1)
+    distance = {}
+    for precision in ("bfloat16", "int4"):
+        model = stored_as(make(name), precision)
+        assert next(model.parameters()).dtype == torch.bfloat16
+        found = model(ids).detach().float().log_softmax(dim=-1)
+        distance[precision] = float((exact.exp() * (exact - found)).sum(dim=-1).mean())  # KL divergence
+    # less than a tenth of what two unrelated models of this kind are apart; and bits cost something
+    other = (exact.exp() * (exact - exact.roll(1, dims=0))).sum(dim=-1).mean()
+    assert 0 < distance["bfloat16"] < distance["int4"] < float(other) / 10
+
+
+@pytest.mark.parametrize("name", ["gpt", "qwen3"])
+def test_int4_writes_alone_and_in_an_engine(name: str) -> None:
+    model, options = stored_as(make(name), "int4"), GenerationOptions(max_new_tokens=12)
+    alone = generate_ids(model, [[5, 6, 7]], options, None)[0]
+    for static in (False, True):
+        found = Engine(model, max_rows=1, static=static).submit([5, 6, 7], options).result()
+        # bfloat16: near ties may fall otherwise in another order of sums; the first token hardly can
+        assert (found.ids[0], len(found.ids)) == (alone.ids[0], 12)
+
+
+def test_the_precisions_of_a_cpu_are_those_of_quantized() -> None:
+    ids = torch.arange(10)[None]
+    for precision in ("float16", "int8"):
+        expected = quantize(make("gpt"), precision)(ids)
+        assert torch.equal(stored_as(make("gpt"), precision)(ids), expected)
+    assert stored_as(model := make("gpt"), None) is model
