@@ -185,7 +185,7 @@ def _read_pairs(config: TrainConfig) -> RunData:
 def _read_text(config: TrainConfig, text: Path) -> TextData:
     folder = config.output / SHARDS if config.shards is None else config.shards
     tokenizer = _text_tokenizer(config, text, folder)
-    tokens = prepare(text, folder, tokenizer)
+    tokens = prepare(text, folder, tokenizer, workers=config.workers)
     if config.strict:
         _require_no_skipped(text, tokens)
     T = config.block_size
@@ -193,7 +193,10 @@ def _read_text(config: TrainConfig, text: Path) -> TextData:
         first = len(tokens) - int(len(tokens) * config.val_fraction)
         val = (tokens, first, len(tokens))
     else:
-        first, others = len(tokens), prepare(config.val_text, folder / "val", tokenizer)
+        first, others = (
+            len(tokens),
+            prepare(config.val_text, folder / "val", tokenizer, workers=config.workers),
+        )
         if others.manifest["sources"] == tokens.manifest["sources"]:
             warn("--val_text is --text: the validation loss will say nothing about other texts")
         val = (others, 0, len(others))
@@ -217,7 +220,7 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
 
 def _text_tokenizer(config: TrainConfig, text: Path, folder: Path) -> AnyTokenizer:
     if config.tokenizer == "char":
-        return characters_of(text, folder)
+        return characters_of(text, folder, workers=config.workers)
     path = Path(config.tokenizer)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
         return BpeTokenizer.from_folder(path)  # GPT-2's and Qwen's own files
