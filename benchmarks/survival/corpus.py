@@ -79,7 +79,7 @@ def prepared(bench: Bench, text: Path, size: int, tokenizer: str, what: str) -> 
     shards = text.with_name(f"shards-{Path(tokenizer).name}")
     command = [sys.executable, "-m", "minigpt", "train", "--recipe", "songci-cpu", "--dry_run"]
     command += ["--text", str(text), "--tokenizer", tokenizer, "--shards", str(shards)]
-    command += "--n_layer 1 --n_embd 16 --n_head 2 --block_size 64 --batch_size 4 --threads 1".split()
+    command += ["--n_layer", "1", "--n_embd", "16", "--n_head", "2", "--block_size", "64", "--batch_size", "4", "--threads", "1"]
     command += ["--output", str(text.with_name("run")), "--workers", str(bench.options.workers)]
     began = time.monotonic()
     with bench.runs.log.open("ab") as log:

@@ -86,7 +86,9 @@ def signals(bench: Bench) -> None:
         nonlocal slowest
         phase, steps, _ = WATCH.get()
         slowest = max(slowest, seconds)
-        kept = newest_step(output) == max(steps, before)  # no step is lost
+        newest = newest_step(output)
+        # no step is lost; before the first one, step 0 may be saved or not
+        kept = newest == max(steps, before) or (newest, max(steps, before)) == (0, -1)
         held = kept and seconds <= LIMIT and (code == 128 + number or (code == 0 and bench.is_done(output)))
         if not held:
             said = bench.runs.said()[-400:]
