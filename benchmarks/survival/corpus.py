@@ -1,9 +1,9 @@
 """Part corpus: gigabytes of text become shards, by `minigpt train --text` itself, in how much memory?
 
-The text is made here: lines of Chinese characters, as frequent as Zipf has it, all of one length, so that it
-is known which characters stand where. Memory is that of all processes together: for each the most that it
-ever held (VmHWM in /proc), added up. That is more than was held at any one time, and counts what several
-share as often as they are.
+The text is made here: lines of Chinese characters with punctuation, as frequent as Zipf has it, all of one
+length, so that it is known which characters stand where. Memory is that of all processes together: for each
+the most that it ever held (VmHWM in /proc), added up. That is more than was held at any one time, and counts
+what several share as often as they are.
 """
 
 import contextlib
@@ -56,6 +56,8 @@ def write_text(path: Path, size: int, seed: int) -> int:
     draw = np.random.default_rng(seed)
     ranks = 1 / np.arange(1, 4001)
     drawn = draw.choice(4000, size=(POOL, LINE - 1), p=ranks / ranks.sum()) + 0x4E00
+    drawn[:, 9::10] = ord("，")  # words as long as a line would be no Chinese
+    drawn[:, -1] = ord("。")
     encoded = np.empty((POOL, LINE - 1, 3), dtype=np.uint8)  # UTF-8, by hand: a table, not POOL strings
     encoded[..., 0], encoded[..., 1], encoded[..., 2] = (
         0xE0 | drawn >> 12, 0x80 | drawn >> 6 & 0x3F, 0x80 | drawn & 0x3F
@@ -79,7 +81,8 @@ def prepared(bench: Bench, text: Path, size: int, tokenizer: str, what: str) -> 
     shards = text.with_name(f"shards-{Path(tokenizer).name}")
     command = [sys.executable, "-m", "minigpt", "train", "--recipe", "songci-cpu", "--dry_run"]
     command += ["--text", str(text), "--tokenizer", tokenizer, "--shards", str(shards)]
-    command += ["--n_layer", "1", "--n_embd", "16", "--n_head", "2", "--block_size", "64", "--batch_size", "4", "--threads", "1"]
+    tiny = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 64, "batch_size": 4, "threads": 1}
+    command += [part for name, value in tiny.items() for part in (f"--{name}", str(value))]
     command += ["--output", str(text.with_name("run")), "--workers", str(bench.options.workers)]
     began = time.monotonic()
     with bench.runs.log.open("ab") as log:

@@ -185,10 +185,10 @@ def _count_unknown(text: str, ids: npt.NDArray[np.int32], tokenizer: Tokenizer, 
 
 def _look(shared: None, job: _Job) -> dict[str, Any]:
     """The characters of a piece."""
-    characters: set[str] = set()
+    met = np.zeros(0x110000, dtype=np.bool_)  # a set would make an object of each character: six times slower
     for text, _ in _documents(job, _Counts(), None):
-        characters.update(text)
-    return {"characters": "".join(sorted(characters))}
+        met[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")] = True
+    return {"characters": "".join(map(chr, np.flatnonzero(met).tolist()))}
 
 
 def _dtype(tokenizer: TextTokenizer) -> str:
