@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import survival
+from benchmarks.survival import children
 from minigpt.command_line import InputError
 from minigpt.training import checkpoint
 
@@ -36,7 +36,7 @@ def prepared(job: dict[str, Any], rank: int) -> None:
 
         checkpoint.save = failing  # type: ignore[assignment]
     else:
-        survival.at_step(job["step"], act)
+        children.at_step(job["step"], act)
 
 
 def main() -> None:
@@ -47,8 +47,8 @@ def main() -> None:
         for log in logs:
             log.unlink(missing_ok=True)
         prepare = functools.partial(prepared, job)
-        children = survival.start_several(job["argv"], logs, prepare, job.get("restart", 0))
-        print(json.dumps(survival.stopped(children, 20.0)), flush=True)
+        started = children.start_several(job["argv"], logs, prepare, job.get("restart", 0))
+        print(json.dumps(children.stopped(started, 20.0)), flush=True)
 
 
 if __name__ == "__main__":

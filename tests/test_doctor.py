@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import string
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from minigpt.diagnosis.record import Event, RunRecord, TrainPoint, ValPoint, rea
 from minigpt.doctor import chosen_language
 from minigpt.inference.generation import Answer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.training.config import TrainConfig
+from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from tests.doors import RunDoor
 
+ROOT = Path(__file__).parents[1]
 STEPS = 300  # of a made-up run: 30 lines of metrics, 10 evaluations
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
@@ -405,6 +407,34 @@ def test_the_recipe_s_curve_is_found_by_its_name(tmp_path: Path) -> None:
     reference(tmp_path).rename(tmp_path / "qa-cpu.jsonl")
     assert compare_with_recipe(run(config={"recipe": "qa-cpu"}), tmp_path).code == "near_reference"
     assert compare_with_recipe(run(config={"recipe": "x/qa-cpu.toml"}), tmp_path).code == "no_reference"
+
+
+def test_curves_that_come_with_minigpt_are_those_of_its_recipes() -> None:
+    """There may be none: they are made by hand, with `minigpt doctor RUN --save_curve`."""
+    curves = RECIPES / "curves"
+    for path in sorted(curves.iterdir()) if curves.is_dir() else ():
+        recipe, read = read_recipe(path.stem), read_curve(path)  # its name is a recipe's, and it is a curve
+        assert (path.suffix, read.recipe) == (".jsonl", path.stem)
+        # of the recipe as it is now: who changes one makes its curve anew
+        settings = {name: recipe.as_dict()[name] for name in read.settings}
+        assert read.settings == settings, path
+        assert read.val[-1][0] == pytest.approx(read.tokens, abs=1), "up to the end"
+        head = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+        own = {**head["fingerprints"], "total_steps": head["total_steps"], "steps_done": head["total_steps"]}
+        per_step = read.tokens / head["total_steps"]
+        val = [ValPoint(round(tokens / per_step), loss, loss) for tokens, loss in read.val]
+        record = run(config=dataclasses.asdict(recipe), val=val, state=state(**own, tokens_seen=read.tokens))
+        assert compare_with_recipe(record).code == "near_reference"  # found by the recipe's name
+        assert compare_with_recipe(run(config=dataclasses.asdict(recipe))).code == "reference_other_data"
+
+
+def test_recipes_and_their_curves_are_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["minigpt"]
+    package = RECIPES.parents[1]
+    installed = {path for pattern in patterns for path in package.glob(pattern)}
+    assert {path for path in RECIPES.rglob("*") if path.is_file()} <= installed
+    assert "training/recipes/curves/*.jsonl" in patterns
 
 
 def test_only_a_finished_run_gives_a_curve(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or damaged goes on, to the same bits; or says why it cannot."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -7,11 +8,14 @@ import os
 import random
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 import minigpt
@@ -313,6 +317,51 @@ def test_before_training_there_is_nothing_to_save(
     result = run_door("train.py", *given(folder))
     assert (result.code, result.err) == (138, "train.py: terminated\n")
     assert not (folder / "run").exists()
+
+
+def swallowed(work: Callable[..., Any], error: Exception | None) -> Callable[..., Any]:
+    """What a library in C may make of a signal's exception: another one, or nothing."""
+
+    def wrapper(*arguments: Any) -> Any:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)  # it comes at once
+        if error is not None:
+            raise error
+        return work(*arguments)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "error", [None, TypeError("no shape"), safetensors.SafetensorError("could not determine the shape")]
+)
+def test_a_signal_that_a_library_swallows_is_no_damage(
+    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    stop_at(trainer(config(folder)), 3)
+    before = [path.name for path in checkpoint.list_checkpoints(folder / "run")]
+    monkeypatch.setattr(checkpoint, "read", swallowed(checkpoint.read, error))
+    result = run_door("train.py", "--output", folder / "run", "--resume")
+    assert (result.code, result.err) == (143, "train.py: terminated\n")
+    assert [path.name for path in checkpoint.list_checkpoints(folder / "run")] == before
+    monkeypatch.undo()
+    assert run_door("train.py", "--output", folder / "run", "--resume").code == 0  # nothing is remembered
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("of torch")])
+def test_a_step_in_which_a_signal_was_swallowed_is_done_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    trainer(config(folder, "straight", dropout=0.1)).run()
+    run = trainer(config(folder, dropout=0.1))
+    monkeypatch.setattr(run, "loss", swallowed(run.loss, error))
+    with pytest.raises(Stopped, match="SIGTERM: saved step 0 "):
+        run.run()
+    again = trainer(read_run(folder / "run"))
+    again.resume()
+    again.run()
+    identical(folder / "run", folder / "straight")
 
 
 # -- two at once --------------------------------------------------------------------------------------------

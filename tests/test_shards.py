@@ -117,10 +117,10 @@ def test_processes_make_the_same_files(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(shards, "PIECE", 4096)
     (tmp_path / "t.txt").write_text("it's a test, 你好。\n" * 2000, encoding="utf-8")
     folders = []
-    for workers in (1, 2):
+    for workers in (1, 2, 3):
         folders.append(tmp_path / str(workers))
         prepare(tmp_path / "t.txt", folders[-1], TOKENIZERS["qwen2"], workers=workers)
-    assert content(folders[0]) == content(folders[1])
+    assert content(folders[0]) == content(folders[1]) == content(folders[2])
     assert len(content(folders[0])) > 5
 
 

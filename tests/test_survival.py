@@ -1,6 +1,6 @@
 """The survival harness at toy size: everything that is promised holds every time.
 
-What it does is in benchmarks/survival.py. It runs as a process of its own: its children are forks, and a fork
+What it does is in benchmarks/survival/. It runs as a process of its own: its children are forks, and a fork
 of a process that has computed gradients with torch cannot compute any.
 """
 
@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.survival.bench import Table
+
 ROOT = Path(__file__).parents[1]
 LEAST = {  # part -> trials at least; each counts only if the run then ends on the same bits
     "kill": 60 + 10 + 20,  # the number of points is what the writer passes: fewer would mean a lost hook
-    "signal": 7 + 20,
+    "signal": 7 + 24,
     "damage": 1000 + 50,
     "disk": 40,
     "numbers": 100,
@@ -23,6 +25,7 @@ LEAST = {  # part -> trials at least; each counts only if the run then ends on t
     "cost": 1,
     "processes": 2,
     "sharded": 40,
+    "corpus": 1001 + 2,
 }
 
 
@@ -31,7 +34,7 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON object that the harness prints."""
     folder = tmp_path_factory.mktemp("survival")
     command = [sys.executable, "-m", "benchmarks.survival", "--toy", "--folder", str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
     assert result.returncode in (0, 1), result.stdout[-3000:] + result.stderr[-6000:]
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     assert result.returncode == bool(found["failed"]), "1 if a single trial did not hold"
@@ -47,3 +50,28 @@ def test_everything_survives(part: str, numbers: dict[str, Any]) -> None:
     rows = [row for row in numbers["rows"] if row["part"] == part]
     assert [row["what"] for row in rows if row["held"] != row["trials"]] == []
     assert sum(row["trials"] for row in rows) >= LEAST[part]
+
+
+def test_results_are_in_the_file_after_each_row_and_parts_keep_each_other_s(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+
+    def rows() -> list[tuple[str, str, int, str]]:
+        found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return [(row["part"], row["what"], row["held"], row["size"]) for row in found]
+
+    first = Table(path, "toy", 0)
+    first.add("kill", "a", 2, 2)
+    assert rows() == [("kill", "a", 2, "toy")]
+    first.add("kill", "b", 2, 2)
+    first.add("signal", "c", 1, 1)
+    second = Table(path, "full", 0)
+    second.add("kill", "b", 9, 8)
+    # until the part is through, what it has not come to yet is as it was
+    assert rows() == [("kill", "a", 2, "toy"), ("signal", "c", 1, "toy"), ("kill", "b", 8, "full")]
+    second.ended("kill")
+    assert rows() == [("signal", "c", 1, "toy"), ("kill", "b", 8, "full")]
+    assert json.loads(path.read_text(encoding="utf-8"))["failed"] == ["b"]
+    other = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**other, "machine": "another"}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="another machine"):
+        Table(path, "toy", 0)

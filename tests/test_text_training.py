@@ -5,6 +5,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.bpe import BpeTokenizer
 from minigpt.command_line import InputError
+from minigpt.data import shards
 from minigpt.data.shards import prepare
-from minigpt.data.tokens import Tokens
+from minigpt.data.tokens import Tokens, read_manifest
 from minigpt.data.windows import TextPart, WindowPlan, permuted
 from minigpt.evaluation.loss import evaluate_loss
 from minigpt.families import new_model
@@ -30,6 +33,7 @@ from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training import report
 from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import TrainConfig, read_recipe, read_run
+from minigpt.training.lock import LOCK_FILE, FolderLock
 from minigpt.training.loop import Stopped, Trainer
 from minigpt.training.run_data import TextData, read_data
 from tests.doors import RunDoor
@@ -381,3 +385,83 @@ def test_vocabularies_of_texts(tmp_path: Path, run_door: RunDoor, kind: str) -> 
     assert run_door("build_vocab.py", *bpe, f"--output={tmp_path / 'v.json'}").code == 2
     refused = run_door("build_vocab.py", *bpe, "--vocab_size=9", f"--output={tmp_path / 'bpe'}")
     assert "--vocab_size must be at least 259" in refused.err
+
+
+# -- several processes --------------------------------------------------------------------------------------
+
+READING = """
+import sys
+from pathlib import Path
+from minigpt.data import shards
+from minigpt.training.config import TrainConfig
+from minigpt.training.run_data import read_data
+
+text, folder, output = map(Path, sys.argv[1:])
+shards.PIECE = 300  # many shards, so that two processes would get into each other's way
+read_data(TrainConfig(text=text, shards=folder, output=output, block_size=16, workers=1))
+"""
+
+
+def reading(tmp_path: Path, name: str) -> "subprocess.Popen[str]":
+    """A process that prepares the text in tmp_path, in the folder `shards` there, or uses what it finds."""
+    arguments = [str(tmp_path / part) for part in ("t.txt", "shards", name)]
+    command = [sys.executable, "-c", READING, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_who_finds_shards_being_made_waits_for_them(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    with FolderLock() as lock:
+        lock.acquire(tmp_path / "shards")
+        process = reading(tmp_path, "run")
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert f"shards is in use by another run, process {os.getpid()} on " in line
+        assert line.endswith(": waiting until it is done\n")
+        assert [path.name for path in (tmp_path / "shards").iterdir()] == [LOCK_FILE]
+    out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out.count("\n")) == (0, 1)
+    assert "; prepared in " in out
+    again = reading(tmp_path, "run")  # nobody has to wait for what is there, whoever has the lock
+    with FolderLock() as lock:
+        lock.acquire(tmp_path / "shards")
+        out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert ", as prepared in " in out
+    assert "waiting" not in out
+
+
+@pytest.mark.slow
+def test_two_that_make_the_same_shards_at_once_make_them_once(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(TEXT * 40, encoding="utf-8")
+    processes = [reading(tmp_path, name) for name in ("one", "two")]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sum("; prepared in " in out for out in said) == 1, said
+    assert sum(", as prepared in " in out for out in said) == 1, said
+    tokenizer = Tokenizer(tmp_path / "shards" / "vocab.json")
+    alone = prepare(tmp_path / "t.txt", tmp_path / "alone", tokenizer, workers=1)
+    manifest = read_manifest(tmp_path / "shards")
+    assert manifest is not None
+    assert len(manifest["shards"]) > 10
+    assert np.array_equal(
+        Tokens(tmp_path / "shards", manifest).read(0, len(alone)), alone.read(0, len(alone))
+    )
+
+
+def test_the_number_of_workers_reaches_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
+    seen = []
+    real = shards.run_in_processes
+
+    def counting(*arguments: Any, workers: int, **more: Any) -> Any:
+        seen.append(workers)
+        return real(*arguments, workers=1, **more)
+
+    monkeypatch.setattr(shards, "run_in_processes", counting)
+    flags: dict[str, Any] = {"text": tmp_path / "t.txt", "val_text": tmp_path / "t.txt", **TINY}
+    read_data(TrainConfig(output=tmp_path / "run", workers=3, **flags))
+    assert seen == [3, 3, 3]  # characters, text, val_text
+    with pytest.raises(InputError, match="workers must be at least 0: got workers=-1"):
+        TrainConfig(workers=-1)

@@ -32,8 +32,11 @@ UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
 _SETTINGS = (  # what moves a loss; the rest (paths, looking on, the machine) does not
-    *("n_layer", "n_embd", "n_head", "dropout", "bias", "gelu", "max_length", "batch_size"),
+    *("family", "n_layer", "n_embd", "n_head", "block_size", "dropout", "bias", "gelu"),
+    *("num_key_value_heads", "head_dim", "intermediate_size", "rope_theta", "tie_word_embeddings"),
     *(
+        "max_length",
+        "batch_size",
         "tokens_per_batch",
         "gradient_accumulation_steps",
         "by_length",

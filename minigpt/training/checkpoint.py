@@ -25,6 +25,7 @@ from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.files import atomic_folder, reached, sync_folder, verify_manifest
 from minigpt.pretrained import AnyTokenizer, save_pretrained
+from minigpt.training.signals import obey_swallowed
 
 __all__ = [
     "Contents",
@@ -252,6 +253,7 @@ def read_newest(
             verify_manifest(folder)
             snapshot = read(folder)
         except (InputError, OSError, ValueError, safetensors.SafetensorError) as error:
+            obey_swallowed()
             passed_over.append(f"{folder.name} passed over: {error}")
             continue
         if acceptable(snapshot.state):

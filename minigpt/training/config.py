@@ -183,6 +183,8 @@ class TrainConfig(DoorOptions):
     """arithmetic of the matrix products (bfloat16: for GPUs; CPUs without AMX are slower with it)"""
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
+    workers: int = 0
+    """processes that encode --text; 0: one a core; the shards are the same whatever their number"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """of several processes: each has the whole model (ddp), or a piece (fsdp: for one that does not fit)"""
 
@@ -198,7 +200,15 @@ class TrainConfig(DoorOptions):
         for name in positive:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1: got {name}={getattr(self, name)}")
-        for name in ("max_steps", "warmup_steps", "eval_steps", "tokens_per_batch", "threads", *_OPTIONAL):
+        for name in (
+            "max_steps",
+            "warmup_steps",
+            "eval_steps",
+            "tokens_per_batch",
+            "threads",
+            "workers",
+            *_OPTIONAL,
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0: got {name}={getattr(self, name)}")
         for name in (

@@ -1,4 +1,4 @@
-"""One run a folder: a lock that dies with its process.
+"""One run a folder, and one that makes shards in it: a lock that dies with its process.
 
 The lock is the kernel's (flock), on OUTPUT/.lock. What the file says, which process on which machine, is only
 for the error's text: a file that a killed process left behind locks nothing.
@@ -33,8 +33,11 @@ class FolderLock:
     def __enter__(self) -> "FolderLock":
         return self
 
-    def acquire(self, folder: Path) -> None:
+    def acquire(self, folder: Path, wait: bool = False) -> None:
         """Take the folder's lock; of one that is held already nothing changes. Makes the folder.
+
+        Args:
+            wait: if another run holds it, say so in a line, and wait.
 
         Raises:
             InputError: if another run holds it, naming process and machine; if the folder cannot be made.
@@ -57,12 +60,16 @@ class FolderLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = _described(file.read())
-            file.close()
-            raise InputError(
-                f"{folder} is in use by another run, {holder}: wait for it, stop it, or choose another "
-                "--output"
-            ) from None
+            held = f"{folder} is in use by another run, {_described(file.read())}"
+            if not wait:
+                file.close()
+                raise InputError(f"{held}: wait for it, stop it, or choose another --output") from None
+            print(f"{held}: waiting until it is done", flush=True)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except BaseException:  # a signal
+                file.close()
+                raise
         except OSError as error:  # a file system without locks
             warn(f"{path} cannot be locked ({error.strerror or error}): see that no second run writes there")
         file.seek(0)

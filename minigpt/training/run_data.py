@@ -4,9 +4,10 @@ The loop asks both for the same: a plan (which rows stand in batch m), batches o
 from, and a sample to print at an evaluation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from minigpt.bpe import BpeTokenizer
 from minigpt.command_line import InputError
@@ -22,6 +23,7 @@ from minigpt.terminal import warn
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
 from minigpt.training.guard import shown_lines
+from minigpt.training.lock import FolderLock
 
 __all__ = ["RunData", "TextData", "read_data"]
 
@@ -182,10 +184,21 @@ def _read_pairs(config: TrainConfig) -> RunData:
     return RunData(tokenizer, encoded[0], encoded[1], pairs)
 
 
+class _Making(TypedDict):
+    """How shards are made."""
+
+    workers: int
+    lock: Callable[[Path], None]
+
+
 def _read_text(config: TrainConfig, text: Path) -> TextData:
     folder = config.output / SHARDS if config.shards is None else config.shards
-    tokenizer = _text_tokenizer(config, text, folder)
-    tokens = prepare(text, folder, tokenizer)
+    with FolderLock() as held:
+        settings: _Making = {"workers": config.workers, "lock": lambda where: held.acquire(where, wait=True)}
+        tokenizer = _text_tokenizer(config, text, folder, settings)
+        tokens = prepare(text, folder, tokenizer, **settings)
+        if config.val_text is not None:
+            others = prepare(config.val_text, folder / "val", tokenizer, **settings)
     if config.strict:
         _require_no_skipped(text, tokens)
     T = config.block_size
@@ -193,7 +206,7 @@ def _read_text(config: TrainConfig, text: Path) -> TextData:
         first = len(tokens) - int(len(tokens) * config.val_fraction)
         val = (tokens, first, len(tokens))
     else:
-        first, others = len(tokens), prepare(config.val_text, folder / "val", tokenizer)
+        first = len(tokens)
         if others.manifest["sources"] == tokens.manifest["sources"]:
             warn("--val_text is --text: the validation loss will say nothing about other texts")
         val = (others, 0, len(others))
@@ -215,9 +228,9 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
         raise InputError(f"{text if text.is_file() else text / name}:{line}: {why}")
 
 
-def _text_tokenizer(config: TrainConfig, text: Path, folder: Path) -> AnyTokenizer:
+def _text_tokenizer(config: TrainConfig, text: Path, folder: Path, settings: _Making) -> AnyTokenizer:
     if config.tokenizer == "char":
-        return characters_of(text, folder)
+        return characters_of(text, folder, **settings)
     path = Path(config.tokenizer)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
         return BpeTokenizer.from_folder(path)  # GPT-2's and Qwen's own files

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["StopNow", "StopRequest", "stop_requests"]
+__all__ = ["StopNow", "StopRequest", "obey_swallowed", "remembered_signals", "stop_requests"]
+
+_remembered: list[int] = []  # that came inside `remembered_signals`
 
 
 class StopNow(BaseException):
@@ -53,6 +55,12 @@ class StopRequest:
             if self._alone and self.signal is not None:
                 raise StopNow
             yield
+            if self._alone and self.signal is not None:  # a library swallowed StopNow: what it did is unknown
+                raise StopNow
+        except Exception:
+            if self._alone and self.signal is not None:  # or made another error of it
+                raise StopNow from None
+            raise
         finally:
             self._at_once = False
 
@@ -71,6 +79,39 @@ class StopRequest:
 def _numbers() -> list[signal.Signals]:
     usual = [signal.SIGINT, signal.SIGTERM]
     return [*usual, signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else usual  # not on Windows
+
+
+@contextmanager
+def remembered_signals() -> Iterator[None]:
+    """For what comes before the loop: signals raise what they raised before, and are remembered.
+
+    Libraries written in C may swallow the exception, or make another one of it: a KeyboardInterrupt while
+    safetensors and torch read a file became "could not determine the shape of object type ...", and a
+    checkpoint that was whole was passed over. `obey_swallowed` then raises it again.
+    """
+    before = {number: signal.getsignal(number) for number in _numbers()}
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        _remembered.append(signum)
+        handler = before[signal.Signals(signum)]
+        assert callable(handler), signum
+        handler(signum, frame)
+
+    noted = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor fatal
+    for number in noted:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number in noted:
+            signal.signal(number, before[number])
+        _remembered.clear()
+
+
+def obey_swallowed() -> None:
+    """Raise again what a signal raised inside `remembered_signals`, if it did not get through."""
+    if _remembered:
+        signal.raise_signal(_remembered[0])
 
 
 @contextmanager

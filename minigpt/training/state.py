@@ -22,7 +22,7 @@ from minigpt.training.run_data import RunData, TextData
 __all__ = ["Progress", "changes", "described"]
 
 # fields that change nothing about the training itself: not worth a line when they differ
-_OF_NO_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", "threads"} | {
+_OF_NO_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", "threads", "workers"} | {
     "save_async",
     "on_save_error",
     "save_total_limit",

@@ -1,0 +1,83 @@
+"""The command line; what it does is in benchmarks/survival/__init__.py."""
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import survival
+from benchmarks.survival.bad_numbers import numbers, order
+from benchmarks.survival.bench import Bench, Table
+from benchmarks.survival.corpus import corpus
+from benchmarks.survival.cost import cost
+from benchmarks.survival.damage import damage, disk
+from benchmarks.survival.interruptions import kill, signals
+from benchmarks.survival.several import processes, sharded
+from minigpt.terminal import table
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "kill": kill,
+    "signal": signals,
+    "damage": damage,
+    "disk": disk,
+    "numbers": numbers,
+    "order": order,
+    "processes": processes,
+    "sharded": sharded,
+    "corpus": corpus,
+    "cost": cost,
+}
+COUNTS = {  # how many trials, or how much data: --toy, --full
+    "kills": (20, 500),
+    "signals": (24, 200),
+    "flips": (1000, 1000),
+    "bad_steps": (100, 100),
+    "resumes": (1000, 1000),
+    "lost": (2, 20),  # processes of several that are killed
+    "gigabytes": (0.05, 5.0),  # of text
+    "bpe_gigabytes": (0.02, 0.5),  # of it, with byte-pair encoding
+    "megabytes": (16, 1024),  # of a checkpoint that is verified
+}
+
+
+def main() -> None:
+    """Run the parts, print the table and one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.survival",
+        description=survival.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--toy", action="store_true", help="small counts (the default)")
+    size.add_argument("--full", action="store_true", help="large counts, and every point everywhere")
+    for name, (toy, full) in COUNTS.items():
+        parser.add_argument(f"--{name}", type=type(full), help=f"{toy} with --toy, {full} with --full")
+    parser.add_argument("--steps", type=int, default=60, help="of the run that is disturbed")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
+    parser.add_argument("--demo", action="store_true", help="also train the demo, for the share of its time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="of the part corpus; 0: one a core")
+    parser.add_argument("--folder", type=Path, help="where to work: on the disk that is to be examined")
+    parser.add_argument("--output", type=Path, help="write the JSON object here, after each row")
+    options = parser.parse_args()
+    for name, (toy, full) in COUNTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, full if options.full else toy)
+    results = Table(options.output, "full" if options.full else "toy", options.seed)
+    gc.freeze()  # children share these objects' memory as long as nobody counts them
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:  # on the disk that is to be examined
+        bench = Bench(Path(folder), options, results)
+        for part in options.only:
+            PARTS[part](bench)
+            results.ended(part)
+    shown = [[row["part"], row["what"], row["trials"], row["held"]] for row in results.new]
+    table("what was promised, and what held", ("part", "promise", "trials", "held"), shown, numeric=(2, 3))
+    print(json.dumps(results.numbers(), ensure_ascii=False), flush=True)
+    sys.exit(any(row["held"] != row["trials"] for row in results.new))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What all parts share: the table of results, the undisturbed run, chains of runs that are disturbed."""
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.survival.runs import Runs, digest, flip, void
+from minigpt import files
+from minigpt.training import checkpoint
+
+__all__ = ["Bench", "Table"]
+
+
+class Table:
+    """What was promised, how often it was tried, how often it held; in a file after each row.
+
+    Args:
+        path: of the file; None: there is none. Rows of other parts that stand in it are kept.
+        size: "toy" or "full", written into each row.
+
+    Raises:
+        SystemExit: if the file holds something else, or results of another machine or version.
+    """
+
+    def __init__(self, path: Path | None, size: str, seed: int) -> None:
+        self.path, self.size, self.seed = path, size, seed
+        self.rows: list[dict[str, Any]] = []
+        self.new: list[dict[str, Any]] = []  # of this call
+        self._began = time.monotonic()
+        cpu = _processor()
+        self.head = {
+            "benchmark": "survival",
+            "machine": f"{os.cpu_count()} cores, {cpu}, {platform.system()} {platform.release()}",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+        if path is not None and path.exists():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            if {name: old.get(name) for name in self.head} != self.head:
+                sys.exit(f"{path} holds results of another machine or version: give another --output")
+            self.rows = old["rows"]
+
+    def add(self, part: str, what: str, trials: int, held: int, **more: Any) -> None:
+        """One row, in place of an earlier one of the same name."""
+        took, self._began = round(time.monotonic() - self._began, 1), time.monotonic()
+        row = {"part": part, "what": what, "trials": trials, "held": held, **more}
+        row |= {"size": self.size, "seed": self.seed, "seconds": took, "date": f"{datetime.now(UTC):%F}"}
+        print(f"  {part}: {what}: {held} of {trials} {more or ''} ({took} s)", file=sys.stderr, flush=True)
+        self.new.append(row)
+        self.rows = [old for old in self.rows if (old["part"], old["what"]) != (part, what)] + [row]
+        self.write()
+
+    def ended(self, part: str) -> None:
+        """Rows of this part that an earlier call wrote, and this one did not, are gone."""
+        self.rows = [row for row in self.rows if row["part"] != part or row in self.new]
+        self.write()
+
+    def numbers(self) -> dict[str, Any]:
+        """The JSON object: machine, versions, rows, and what did not hold."""
+        failed = [row["what"] for row in self.rows if row["held"] != row["trials"]]
+        return {**self.head, "failed": failed, "rows": self.rows}
+
+    def write(self) -> None:
+        """Into the file, whole or not at all."""
+        if self.path is not None:
+            files.atomic_write(self.path, json.dumps(self.numbers(), ensure_ascii=False, indent=2) + "\n")
+
+
+def _processor() -> str:
+    """The processor's name where Linux says it, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+class Reference(NamedTuple):
+    """The undisturbed run."""
+
+    end: str  # as a hash
+    seconds: float
+    points: list[str]  # that writing passes
+
+
+class Bench:
+    """What a part is given: options, the table, random numbers, and runs in a folder of their own."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace, table: Table) -> None:
+        self.options, self.table = options, table
+        self.random = random.Random(options.seed)
+        self.runs = Runs(folder / "runs", options.steps)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The undisturbed run, in the folder `reference`: made when a part first asks for it."""
+        record = self.runs.folder / "points"
+
+        def recording() -> None:
+            descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            files.step_hook = lambda point: void(os.write(descriptor, f"{point}\n".encode()))
+
+        began = time.monotonic()
+        code = self.runs.run("reference", recording)
+        assert code == 0, self.runs.said()
+        seconds = time.monotonic() - began
+        seen = dict.fromkeys(record.read_text(encoding="utf-8").splitlines())
+        # passed only where a checkpoint of the same step is there already
+        points = [*seen, "old one: set aside", "old one: deleted"]
+        points.sort(key=lambda point: not point.startswith("best"))  # while the loss still falls
+        print(f"  reference: {seconds:.1f} s, {len(points)} points", file=sys.stderr, flush=True)
+        return Reference(digest(self.runs.folder / "reference"), seconds, points)
+
+    def chain(
+        self, name: str, trials: list[Any], one: Callable[[Path, Any], bool | None], **more: Any
+    ) -> int:
+        """Disturb runs until all trials are through; each run must end as the reference did.
+
+        A trial that says None came too late, when the run had ended: it is tried again, in half the time if
+        it is a number of seconds.
+
+        Returns: how many trials held. Those of a run that ends otherwise did not.
+        """
+        held, in_this, number = 0, 0, 0
+        queue = list(trials)
+        expected = self.reference.end
+        while queue:
+            output = self.runs.folder / f"{name}-{number}"
+            number += 1
+            while queue and not self.is_done(output):
+                result = one(output, queue[0])
+                if result is None:
+                    queue[0] = queue[0] / 2 if isinstance(queue[0], float) else queue[0]
+                else:
+                    in_this += result
+                    queue.pop(0)
+            code = 0 if self.is_done(output) else self.runs.run(output.name, **more)
+            same = code == 0 and digest(output) == expected
+            if not same:
+                print(f"{output.name}: exit {code}, differs: {self.runs.said()}", file=sys.stderr)
+            held += in_this if same else 0
+            in_this = 0
+            shutil.rmtree(output, ignore_errors=True)
+        return held
+
+    def is_done(self, output: Path) -> bool:
+        """The run has reached its end."""
+        path = output / f"step-{self.options.steps:08d}" / "training_state.json"
+        return path.exists() and bool(json.loads(path.read_bytes())["evaluated"])
+
+    def damage_newest(self, output: Path) -> None:
+        """So that its step is reached, and saved, once more."""
+        folders = checkpoint.list_checkpoints(output)
+        if len(folders) > 1 and checkpoint.verifies(folders[1]):
+            flip(folders[0] / "rng.safetensors", 4000)

@@ -1,0 +1,261 @@
+"""`minigpt train` in forks of this process, alone or several, and what disturbs them there."""
+
+import contextlib
+import math
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # the optimisers load it, the door loads tyro: every child would anew
+import tyro  # noqa: F401
+
+from minigpt import command_line, files, train
+from minigpt.training import checkpoint, report, run_data, step
+from minigpt.training.config import TrainConfig
+from minigpt.training.loop import Trainer
+
+with contextlib.suppress(ImportError):  # or every child would import it again
+    import torch.utils.tensorboard
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+Prepare = Callable[[], None]
+
+
+class Watch:
+    """Memory that parent and child share: the child's phase, its last step, when it was signalled."""
+
+    PHASES = (
+        "elsewhere",
+        "reading",
+        "resuming",
+        "estimating",
+        "training",
+        "evaluating",
+        "saving",
+        "answering",
+    )
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 4096)
+        self.set(0, -1, 0.0)
+
+    def set(self, phase: int, steps: int, signalled: float) -> None:
+        """From both sides; nothing here needs a lock, since one side only writes at a time."""
+        self._memory[:24] = struct.pack("qqd", phase, steps, signalled)
+
+    def get(self) -> tuple[int, int, float]:
+        """Phase, steps done (-1: none by this process), when a child signalled itself (0: it did not)."""
+        phase, steps, signalled = struct.unpack("qqd", self._memory[:24])
+        return phase, steps, signalled
+
+
+WATCH = Watch()
+
+
+def watched(strike: str = "") -> None:
+    """In a child: note phases and steps in WATCH; on entering the phase `strike`, send SIGTERM to itself."""
+
+    def wrap(owner: Any, name: str, phase: str) -> None:
+        real = getattr(owner, name)
+        number = Watch.PHASES.index(phase)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            before, steps, signalled = WATCH.get()
+            if phase == strike and not signalled:
+                signalled = time.monotonic()
+                WATCH.set(number, steps, signalled)
+                os.kill(os.getpid(), signal.SIGTERM)
+            WATCH.set(number, steps, signalled)
+            result = real(*args, **kwargs)
+            _, steps, signalled = WATCH.get()
+            WATCH.set(before, steps, signalled)
+            return result
+
+        setattr(owner, name, wrapper)
+
+    real_step = Trainer.step
+
+    def counted(self: Trainer) -> dict[str, float]:
+        numbers = real_step(self)
+        WATCH.set(WATCH.get()[0], self.steps_done, WATCH.get()[2])
+        return numbers
+
+    replace("step", counted)
+    wrap(run_data, "read_data", "reading")
+    wrap(Trainer, "resume", "resuming")
+    wrap(report, "estimate", "estimating")
+    wrap(Trainer, "_gradient", "training")
+    wrap(step, "evaluate_loss", "evaluating")
+    wrap(checkpoint, "save", "saving")
+    wrap(run_data.RunData, "sample", "answering")
+
+
+def replace(name: str, method: Callable[..., Any]) -> None:
+    """In a child: another method for Trainer."""
+    setattr(Trainer, name, method)
+
+
+def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
+    """`minigpt train ARGV` in a child; returns its process id. `prepare` is called in the child first."""
+    WATCH.set(0, -1, 0.0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child can answer
+    child = os.fork()
+    if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return child
+    code = 1
+    try:
+        for number in SIGNALS:  # before the door has its own: nothing is lost
+            signal.signal(number, lambda signum, _: os._exit(128 + signum))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.argv = ["minigpt train", *argv]
+        if prepare is not None:
+            prepare()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        command_line.run(TrainConfig, train.main, defaults=train.defaults)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def finished(child: int) -> int:
+    """Wait for a child; its exit code, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def start_several(
+    argv: list[str], logs: list[Path], prepare: Callable[[int], None] | None = None, restart: int = 0
+) -> list[int]:
+    """`minigpt train ARGV` in several children that know of each other, as torchrun starts them.
+
+    Args:
+        logs: one a process.
+        prepare: called in each child first, with its rank.
+        restart: how often they have been started before.
+    """
+    port = free_port()
+
+    def known(rank: int) -> Prepare:
+        def set_environment() -> None:
+            here: dict[str, Any] = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": len(logs),
+                "MASTER_PORT": port,
+            }
+            here |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RESTART_COUNT": restart}
+            os.environ.update({name: str(value) for name, value in here.items()})
+            os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+            if prepare is not None:
+                prepare(rank)
+
+        return set_environment
+
+    return [start(argv, log, known(rank)) for rank, log in enumerate(logs)]
+
+
+def stopped(children: list[int], patience: float = 5.0) -> list[int]:
+    """Wait for processes of which one may be gone; then end them, as torchrun does. Their exit codes.
+
+    Who had met the others notices at once; who was still waiting for the dead one waits for minutes.
+    """
+    codes: dict[int, int] = {}
+    end = math.inf
+    while len(codes) < len(children):
+        for child in set(children) - codes.keys():
+            if (done := os.waitpid(child, os.WNOHANG)) != (0, 0):
+                codes[child] = os.waitstatus_to_exitcode(done[1])
+                end = time.monotonic() + patience
+        if time.monotonic() > end:
+            for child in set(children) - codes.keys():
+                os.kill(child, signal.SIGKILL)
+            end = math.inf
+        time.sleep(0.02)
+    return [codes[child] for child in children]
+
+
+def at_step(number: int, act: Callable[[], None]) -> None:
+    """In a child: act right before a step is computed."""
+    real = Trainer._gradient
+
+    def acting(self: Trainer, batches: list[Any]) -> tuple[float, float]:
+        if self.steps_done == number:
+            act()
+        return real(self, batches)
+
+    replace("_gradient", acting)
+
+
+def at_point(point: str, act: Callable[[], None]) -> Prepare:
+    """In a child: act the first time that writing passes a named point."""
+
+    def prepare() -> None:
+        def hook(name: str) -> None:
+            if name == point:
+                files.step_hook = lambda name: None
+                act()
+
+        files.step_hook = hook
+
+    return prepare
+
+
+def die() -> None:
+    """As a power cut does, but for the disk's cache."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def poisoned(bad: dict[int, str]) -> None:
+    """In a child: steps (from 0) whose loss, gradient or data makes NaN."""
+    real_step, real_loss, real_batches = Trainer.step, Trainer.loss, Trainer.batches
+
+    def one_step(self: Trainer) -> dict[str, float]:
+        hook = None
+        if bad.get(self.steps_done) == "gradient":
+            parameter = next(self.model.parameters())
+            hook = parameter.register_hook(lambda g: g * math.inf)  # type: ignore[no-untyped-call]
+        numbers = real_step(self)
+        if hook is not None:
+            hook.remove()
+        return numbers
+
+    def loss(self: Trainer, batch: Any) -> torch.Tensor:
+        return real_loss(self, batch) * (math.nan if bad.get(self.steps_done) == "loss" else 1.0)
+
+    def batches(self: Trainer, number: int) -> list[Any]:
+        found = real_batches(self, number)
+        if bad.get(number) == "data":  # nothing of it counts: 0 / 0
+            empty = torch.zeros_like(found[0].token_mask)
+            found = [b._replace(token_mask=empty, answer_mask=empty) for b in found[:1]]
+        return found
+
+    replace("step", one_step)
+    replace("loss", loss)
+    replace("batches", batches)

@@ -1,0 +1,167 @@
+"""Part corpus: gigabytes of text become shards, by `minigpt train --text` itself, in how much memory?
+
+The text is made here: lines of Chinese characters with punctuation, as frequent as Zipf has it, all of one
+length, so that it is known which characters stand where. Memory is that of all processes together: for each
+the most that it ever held (VmHWM in /proc), added up. That is more than was held at any one time, and counts
+what several share as often as they are.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.survival.bench import Bench
+from minigpt.bpe import BpeTokenizer
+from minigpt.data.tokens import Tokens, read_manifest
+from minigpt.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 10**9  # bytes of memory
+LINE = 60  # characters, one of which is the line's end
+POOL = 200_000  # different lines
+LOOKS = 1000  # places where ids are compared with the text
+
+
+def corpus(bench: Bench) -> None:
+    """Prepare shards for a character vocabulary, and from a part of the text for byte-pair encoding."""
+    if not Path("/proc/self/status").exists():
+        print("  corpus: left out: memory is read from /proc, which is Linux's", file=sys.stderr)
+        return
+    folder = bench.runs.folder / "corpus"
+    folder.mkdir()
+    text = folder / "text.txt"
+    size = write_text(text, round(bench.options.gigabytes * 1e9), bench.options.seed)
+    prepared(bench, text, size, "char", "one token a character")
+    size = min(size, round(bench.options.bpe_gigabytes * 1e9) // line_bytes() * line_bytes())
+    os.truncate(text, size)
+    sample = text.open(encoding="utf-8").read(2_000_000)
+    BpeTokenizer.train([sample], 8000).save(folder / "bpe")
+    prepared(bench, text, size, str(folder / "bpe"), "byte-pair encoding")
+    shutil.rmtree(folder)
+
+
+def line_bytes() -> int:
+    """Bytes of a line: each character has three, the line's end one."""
+    return 3 * (LINE - 1) + 1
+
+
+def write_text(path: Path, size: int, seed: int) -> int:
+    """Write about `size` bytes; returns how many."""
+    draw = np.random.default_rng(seed)
+    ranks = 1 / np.arange(1, 4001)
+    drawn = draw.choice(4000, size=(POOL, LINE - 1), p=ranks / ranks.sum()) + 0x4E00
+    drawn[:, 9::10] = ord("，")  # words as long as a line would be no Chinese
+    drawn[:, -1] = ord("。")
+    encoded = np.empty((POOL, LINE - 1, 3), dtype=np.uint8)  # UTF-8, by hand: a table, not POOL strings
+    encoded[..., 0], encoded[..., 1], encoded[..., 2] = (
+        0xE0 | drawn >> 12, 0x80 | drawn >> 6 & 0x3F, 0x80 | drawn & 0x3F
+    )  # fmt: skip
+    lines = np.full((POOL, line_bytes()), ord("\n"), dtype=np.uint8)
+    lines[:, :-1] = encoded.reshape(POOL, -1)
+    left = written = max(1, size // line_bytes())
+    with path.open("wb") as file:
+        while left:
+            count = min(left, 100_000)
+            file.write(lines[draw.integers(POOL, size=count)].tobytes())
+            left -= count
+    return written * line_bytes()
+
+
+def prepared(bench: Bench, text: Path, size: int, tokenizer: str, what: str) -> None:
+    """Run `minigpt train --text --dry_run`, which prepares the shards, watch its memory, look at the ids.
+
+    The model is tiny: what a real one needs is another question.
+    """
+    shards = text.with_name(f"shards-{Path(tokenizer).name}")
+    command = [sys.executable, "-m", "minigpt", "train", "--recipe", "songci-cpu", "--dry_run"]
+    command += ["--text", str(text), "--tokenizer", tokenizer, "--shards", str(shards)]
+    tiny = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 64, "batch_size": 4, "threads": 1}
+    command += [part for name, value in tiny.items() for part in (f"--{name}", str(value))]
+    command += ["--output", str(text.with_name("run")), "--workers", str(bench.options.workers)]
+    began = time.monotonic()
+    with bench.runs.log.open("ab") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        peaks: dict[int, int] = {}
+        while process.poll() is None:
+            for member in family(process.pid):
+                peaks[member] = max(peaks.get(member, 0), peak(member))
+            time.sleep(0.05)
+    seconds = time.monotonic() - began
+    assert process.returncode == 0, bench.runs.said()
+    memory = sum(peaks.values())
+    manifest = read_manifest(shards)
+    assert manifest is not None
+    name = f"{size / 1e9:.3g} GB of text, {what}"
+    bench.table.add(
+        "corpus",
+        f"{name}: prepared in under {LIMIT / 1e9:.0f} GB of memory",
+        1,
+        int(memory < LIMIT),
+        megabytes=round(memory / 1e6),
+        largest_process_megabytes=round(max(peaks.values()) / 1e6),
+        processes=len(peaks),
+        seconds_in_all=round(seconds, 1),
+        megabytes_per_second=round(size / 1e6 / seconds, 1),
+        tokens=manifest["tokens"],
+    )
+    tokens = Tokens(shards, manifest)
+    if tokenizer == "char":
+        held = compared(bench, text, tokens, Tokenizer(shards / "vocab.json"), size)
+        bench.table.add("corpus", f"{name}: ids at random places are the text's", LOOKS, held)
+    else:
+        held = int(is_beginning(text, tokens, BpeTokenizer.from_folder(Path(tokenizer))))
+        bench.table.add("corpus", f"{name}: the first shard's ids are the text's", 1, held)
+    del tokens
+    shutil.rmtree(shards)
+
+
+def compared(bench: Bench, text: Path, tokens: Tokens, tokenizer: Tokenizer, size: int) -> int:
+    """At how many random lines the ids are those of the characters that stand there."""
+    held = 0
+    with text.open("rb") as file:
+        for _ in range(LOOKS):
+            line = bench.random.randrange(size // line_bytes())
+            file.seek(line * line_bytes())
+            expected = tokenizer.encode_array(file.read(line_bytes()).decode())
+            held += bool(np.array_equal(tokens.read(line * LINE, LINE), expected))
+    return held if len(tokens) == size // line_bytes() * LINE + 1 else 0  # and the end of the text
+
+
+def is_beginning(text: Path, tokens: Tokens, tokenizer: BpeTokenizer) -> bool:
+    """The first shard, decoded, is what the text begins with."""
+    count = min(tokens.manifest["shards"][0]["tokens"], len(tokens) - 1)
+    decoded = tokenizer.decode(tokens.read(0, count).tolist()).encode()
+    with text.open("rb") as file:
+        return len(decoded) > 1000 and file.read(len(decoded)) == decoded
+
+
+def family(process: int) -> list[int]:
+    """A process and all below it."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            parent = (
+                path.read_text().rpartition(")")[2].split()[1]
+            )  # behind the name, which may hold anything
+            children.setdefault(int(parent), []).append(int(path.parent.name))
+    found = [process]
+    for parent in found:  # grows while it is read
+        found += children.get(parent, [])
+    return found
+
+
+def peak(process: int) -> int:
+    """The most memory that a process ever held, in bytes; 0 if it has ended."""
+    try:
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

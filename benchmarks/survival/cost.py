@@ -1,0 +1,68 @@
+"""Part cost: what manifests and their verification take. Wants a machine that does nothing else."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.survival.bench import Bench
+from benchmarks.survival.children import finished, start
+from benchmarks.survival.runs import void
+from minigpt import files
+from minigpt.data.reader import read_pairs
+from minigpt.data.split import split_pairs, write_split
+from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.training import checkpoint
+
+
+def cost(bench: Bench) -> None:
+    """What verification takes."""
+    folder = bench.runs.folder / "large"
+    content = np.random.default_rng(0).bytes(bench.options.megabytes * 10**6)
+    files.atomic_folder(folder, lambda new: void((new / "weights").write_bytes(content)))
+    began = time.perf_counter()
+    files.verify_manifest(folder)
+    per_gb = (time.perf_counter() - began) / (bench.options.megabytes / 1000)
+    held = {"seconds_per_gb": round(per_gb, 2)}
+    if bench.options.demo:
+        held |= demo(bench)
+    bench.table.add("cost", "verifying, read from the cache", 1, 1, **held)
+
+
+def demo(bench: Bench) -> dict[str, float]:
+    """The share of `make demo`'s training that goes into manifests and their verification."""
+    root, place = Path(__file__).parents[2], bench.runs.folder / "demo"
+    place.mkdir()
+    pairs, read = read_pairs(root / "data" / "data.jsonl")
+    Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in pairs)).save(place / "vocab.json")
+    write_split(split_pairs(pairs, 0.8, 42), read, place, train_ratio=0.8, seed=42)
+    argv = [
+        "--recipe",
+        "qa-cpu",
+        "--train_data",
+        str(place / "train.jsonl"),
+        "--output",
+        str(place / "run"),
+    ]
+    argv += ["--val_data", str(place / "val.jsonl"), "--vocab_path", str(place / "vocab.json")]
+    spent = place / "spent"
+
+    def timed() -> None:
+        for owner, name in ((files, "_write_manifest"), (checkpoint, "verify_manifest")):
+            real = getattr(owner, name)
+
+            def wrapper(folder: Path, real: Any = real) -> None:
+                began = time.perf_counter()
+                real(folder)
+                with spent.open("a", encoding="utf-8") as file:
+                    file.write(f"{time.perf_counter() - began}\n")
+
+            setattr(owner, name, wrapper)
+
+    began = time.perf_counter()
+    code = finished(start(argv, bench.runs.log, timed))
+    seconds = time.perf_counter() - began
+    assert code == 0, bench.runs.said()
+    total = sum(map(float, spent.read_text(encoding="utf-8").split()))
+    return {"demo_seconds": round(seconds, 1), "demo_share": round(total / seconds, 5)}
