@@ -66,8 +66,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Split the data, build the arms, let them take turns, seed by seed."""
     paths = prepared_data(options.data, folder, options.split_seed)
     chosen = {name: value for name in ("n_layer", "n_embd", "n_head") if (value := getattr(options, name))}
+    family: dict[str, Any] = {**FOREIGN_KNOBS["gpt"], "family": "gpt", "dropout": 0.0}
     gpt = dataclasses.replace(
-        read_recipe(options.recipe), **paths, **chosen, threads=options.threads, device="cpu", dropout=0.0
+        read_recipe(options.recipe), **family, **paths, **chosen, threads=options.threads, device="cpu"
     )
     data = read_data(gpt)
     qwen3 = {name: getattr(options, name) for name in ("num_key_value_heads", "head_dim", "rope_theta")}

@@ -32,7 +32,8 @@ class Runs:
         self.settings: dict[str, Any] = {
             "recipe": "qa-cpu", "train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl",
             "vocab_path": folder / "vocab.json", "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 32,
-            "max_length": 32, "batch_size": 5, "dropout": 0.1, "learning_rate": 1e-3, "warmup_steps": 0,
+            "max_length": 32, "batch_size": 5, "family": "gpt", "dropout": 0.1, "learning_rate": 1e-3,
+            "warmup_steps": 0,
             "max_steps": max_steps, "eval_steps": EVERY, "logging_steps": 1, "threads": 1, "device": "cpu",
         }  # fmt: skip
         self.log = folder / "log"
