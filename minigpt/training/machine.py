@@ -90,7 +90,7 @@ class Machine:
             )
         if on_cuda and self._dtype is not None:
             torch.set_float32_matmul_precision("high")  # TF32
-        if config.compile:
+        if config.compile and not config.dry_run:
             _require_compiler(device)
         self.scale = LossScale(device) if self._dtype == torch.float16 else None
         self.reads_late = on_cuda
