@@ -27,6 +27,7 @@ _OF_NO_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", "t
     "on_save_error",
     "save_total_limit",
     "report_to",
+    "gradient_checkpointing",
 }
 
 
