@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
-from minigpt.training import report, step
+from minigpt.devices import random_state
+from minigpt.training import report
 from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.loop import Stopped, Trainer
@@ -54,11 +55,6 @@ def poison(run: Trainer, steps: set[int]) -> Trainer:
     return run
 
 
-def same_weights(a: Trainer, b: Trainer, **tolerance: float) -> None:
-    for (name, ours), (_, theirs) in zip(a.model.named_parameters(), b.model.named_parameters()):
-        torch.testing.assert_close(ours, theirs, **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
-
-
 # -- numbers that are read late -----------------------------------------------------------------------------
 
 
@@ -81,7 +77,8 @@ def test_reading_late_changes_nothing(folder: Path, optimizer: str, precision: s
         identical(folder / "late", folder / "soon")
     else:
         # a factor 1 - found_inf is a float32, a number of Python's a double: 1e-7 an update
-        same_weights(run, soon, rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip(run.model.parameters(), soon.model.parameters()):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -108,13 +105,13 @@ def test_several_bad_steps_go_back_when_they_are_read(folder: Path) -> None:
     assert run.at.rollbacks == 1
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes operations for which the CPU waits on CUDA: it needs a value, or a shape that values decide."""
 
     NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[str] = set()
 
     def __torch_dispatch__(
@@ -157,8 +154,8 @@ def test_a_step_does_not_wait_for_the_device(
     # batches are prepared on the CPU, where looking at them costs nothing
     ready = {number: run._work(number) for number in (1, 2)}
     monkeypatch.setattr(run, "_work", ready.__getitem__)
-    random = step.random_state(CPU)
-    monkeypatch.setattr(step, "random_state", lambda device: random)
+    random = random_state(CPU)
+    monkeypatch.setattr("minigpt.training.step.random_state", lambda device: random)
     run._ahead = None
     with Waits() as waits, Looks() as looks:
         run.step()
@@ -171,9 +168,9 @@ def five_steps(run: Trainer) -> tuple[list[int], list[list[Any]]]:
     learned: list[list[Any]] = []
     batches, loss = run.batches, run.loss
 
-    def noting_batches(number: int) -> list[Batch]:
-        prepared.append(number)
-        return batches(number)
+    def noting_batches(step: int) -> list[Batch]:
+        prepared.append(step)
+        return batches(step)
 
     def noting_loss(batch: Any) -> torch.Tensor:
         learned.append(batch.input_ids.tolist())
@@ -340,8 +337,17 @@ def test_to_cuda_goes_pinned_memory_without_waiting(
     machine = Machine(TrainConfig(), CPU)
     machine.device = cuda
     calls: list[Any] = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pin") or self)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: calls.append((a, k)) or self)
+
+    def pinned(self: torch.Tensor) -> torch.Tensor:
+        calls.append("pin")
+        return self
+
+    def moved(self: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append((arguments, options))
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", moved)
     machine._moved(torch.ones(2))
     assert calls == ["pin", ((cuda,), {"non_blocking": True})]
 
