@@ -70,7 +70,8 @@ class Stepper:
         self.model = world.together(lambda: new_model(model_config, zero_projections=zero).to(self.device))
         if config.gradient_checkpointing:
             recompute_blocks(self.model.blocks, has_dropout=config.dropout > 0)
-        self.parallel = Parallel(self.model, world, config.parallel, self.machine, config.compile)
+        compiled = config.compile and not config.dry_run  # which computes a little, never compiled
+        self.parallel = Parallel(self.model, world, config.parallel, self.machine, compiled)
         self.optimizers = make_optimizers(self.model, config)
         world.seed(config.seed)
         self.plan = data.plan(config)
