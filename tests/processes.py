@@ -12,13 +12,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.survival import children
 from minigpt.command_line import InputError
-from minigpt.training import checkpoint
+from minigpt.training import checkpoint, machine
+from minigpt.training.step import Stepper
 
 
 def prepared(job: dict[str, Any], rank: int) -> None:
     """In a child: what is to go wrong there."""
+    if job.get("late"):
+        machine.Machine.reads_late = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+    if job.get("compiled"):  # all of it but the writing of code
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
     if job.get("rank") != rank:
         return
 
@@ -29,7 +36,16 @@ def prepared(job: dict[str, Any], rank: int) -> None:
             case name:
                 os.kill(os.getpid(), signal.Signals[name])
 
-    if job["what"] == "save":
+    if job["what"] == "nan":
+        gradient = Stepper._gradient
+
+        def spoiled(self: Stepper, work: Any) -> torch.Tensor:
+            measured = gradient(self, work)
+            measured[0] *= float("nan") if self.steps_done + 1 == job["step"] else 1.0
+            return measured
+
+        Stepper._gradient = spoiled  # type: ignore[method-assign]
+    elif job["what"] == "save":
 
         def failing(*_: object) -> None:
             raise InputError("the disk is full")

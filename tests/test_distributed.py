@@ -205,6 +205,61 @@ def test_several_processes_compute_what_one_does(
     torch.testing.assert_close(found(ids), expected(ids), rtol=1e-2, atol=1e-2)
 
 
+# The same with 16 bits: where a float32 differs by 1e-7, a few of its roundings to bfloat16 fall to the other
+# side, by 2^-8 of one value among thousands. Together less than one more rounding of everything.
+CLOSE_16 = 2.0**-9
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "steps"),
+    [("ddp", "bfloat16", 2), ("ddp", "bfloat16", 1), ("fsdp", "bfloat16", 2), ("ddp", "float16", 2)],
+)
+def test_text_and_16_bits(folder: Path, launch: Launch, kind: str, precision: str, steps: int) -> None:
+    (folder / "text.txt").write_text(
+        "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。\n" * 40, encoding="utf-8"
+    )
+    more = {"text": folder / "text.txt", "block_size": 16, "loss_on": "all", "precision": precision}
+    more |= {"gradient_accumulation_steps": steps, "max_steps": 6, "eval_steps": 3, **NO_CHANCE}
+    trainer(config(folder, "one", **more)).run()
+    ended = launch(folder, 2, flags(folder, "several", parallel=kind, **more))
+    assert ended.codes == [0, 0], ended.said
+    assert losses(folder / "several") == pytest.approx(losses(folder / "one"), rel=CLOSE_16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "job"),
+    [
+        ("ddp", {"optimizer": "muon", "logging_steps": 3}, {"late": True}),
+        ("fsdp", {"logging_steps": 3}, {"late": True}),
+        ("ddp", {}, {"compiled": True}),
+        ("fsdp", {}, {"compiled": True}),
+        ("ddp", {"gradient_checkpointing": True}, {"compiled": True, "late": True}),
+        ("fsdp", {"gradient_checkpointing": True}, {"late": True}),
+    ],
+)
+def test_the_gpu_s_short_cuts_in_several_processes(
+    folder: Path, launch: Launch, kind: str, more: dict[str, Any], job: dict[str, Any]
+) -> None:
+    settings = {**NO_CHANCE, "max_grad_norm": 0.5, "batch_size": 2, **more}
+    trainer(config(folder, "one", **settings)).run()
+    switches = ["--compile"] if "compiled" in job else []
+    switches += ["--gradient_checkpointing"] if settings.pop("gradient_checkpointing", False) else []
+    ended = launch(folder, 2, [*flags(folder, "several", parallel=kind, **settings), *switches], **job)
+    assert ended.codes == [0, 0], ended.said
+    assert losses(folder / "several") == pytest.approx(losses(folder / "one"), rel=CLOSE)
+    names = load_file(folder / "several" / "best" / "model.safetensors").keys()
+    assert names == load_file(folder / "one" / "best" / "model.safetensors").keys()
+
+
+def test_a_bad_step_of_one_process_is_everyone_s_when_nobody_looks(folder: Path, launch: Launch) -> None:
+    more = {**NO_CHANCE, "logging_steps": 4}
+    ended = launch(folder, 2, flags(folder, "run", **more), late=True, rank=1, what="nan", step=3)
+    assert ended.codes == [0, 0], ended.said
+    assert "step      3  skipped: loss nan" in ended.said[0]
+    state = json.loads((folder / "run" / "last" / "training_state.json").read_bytes())
+    assert state["skipped"] == [[3, 3]]
+
+
 @pytest.mark.parametrize(("size", "kind"), [(2, "ddp"), (2, "fsdp"), (4, "ddp")])
 def test_a_stopped_run_ends_on_the_same_bits(folder: Path, launch: Launch, size: int, kind: str) -> None:
     more = {"parallel": kind, "dropout": 0.1}

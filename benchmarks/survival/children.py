@@ -205,10 +205,10 @@ def at_step(number: int, act: Callable[[], None]) -> None:
     """In a child: act right before a step is computed."""
     real = Trainer._gradient
 
-    def acting(self: Trainer, batches: list[Any]) -> tuple[float, float]:
+    def acting(self: Trainer, work: Any) -> torch.Tensor:
         if self.steps_done == number:
             act()
-        return real(self, batches)
+        return real(self, work)
 
     replace("_gradient", acting)
 

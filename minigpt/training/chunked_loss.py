@@ -1,8 +1,14 @@
 """Cross-entropy without all logits at once: many are computed in pieces, and again for the gradient.
 
+A vocabulary of 50,257 is odd, and a GPU's matrix units want rows that begin at multiples of 16 bytes. So the
+matrix may be padded with rows of zeros for the product (with autocast its weights are copied anyway), and the
+logits that nobody asked for are cut off before the softmax: the saved model knows nothing of it, the loss and
+the gradient are the same. A kernel that never writes the logits at all would be a dependency on Triton.
+
 Letters in shapes: P positions, C channels, V entries of the vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +26,7 @@ def summed_cross_entropy(
     hidden: torch.Tensor,
     targets: torch.Tensor,
     limit: int = _LOGITS,
+    multiple: int = 1,
 ) -> torch.Tensor:
     """The sum of -log p(target) over all positions, in float32 whatever the logits are in.
 
@@ -29,8 +36,13 @@ def summed_cross_entropy(
     Args:
         lm_head: hidden (P, C) -> logits (P, V), a linear layer.
         targets: (P,) int64.
+        multiple: of this the product's V is made one. 1: nothing is padded.
     """
-    vocab_size = int(lm_head.weight.shape[0])  # type: ignore[attr-defined]
+    weight: torch.Tensor = lm_head.weight  # type: ignore[attr-defined]
+    vocab_size = weight.shape[0]
+    if vocab_size % multiple:
+        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C)  once for all pieces
+        lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
     if len(hidden) <= rows:
         return _sum(lm_head, hidden, targets)
@@ -38,6 +50,10 @@ def summed_cross_entropy(
     # there is no dropout in here, hence no random state to keep
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
     return torch.stack([checkpoint(_sum, lm_head, some, goal, **again) for some, goal in pieces]).sum()
+
+
+def _cut_product(padded: torch.Tensor, vocab_size: int, hidden: torch.Tensor) -> torch.Tensor:
+    return F.linear(hidden, padded)[:, :vocab_size]  # (rows, V') -> (rows, V)
 
 
 def _sum(

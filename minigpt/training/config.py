@@ -179,8 +179,12 @@ class TrainConfig(DoorOptions):
     """decides initial weights, order of data, dropout: on a CPU, same seed, data and threads, same bits"""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best that is there"""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """arithmetic of the matrix products (bfloat16: for GPUs; CPUs without AMX are slower with it)"""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """matrix products: bfloat16 for GPUs since 2020, float16 (its loss is scaled) for older; CPUs: float32"""
+    compile: bool = False
+    """let torch.compile write kernels for this model: a minute at the start, then faster steps on a GPU"""
+    gradient_checkpointing: bool = False
+    """keep less of each block for the gradient and compute it twice: less memory, a third more work"""
     threads: int = 0
     """CPU threads; 0: as many as there are cores"""
     workers: int = 0

@@ -75,6 +75,11 @@ class World:
         dist.all_reduce(tensor, group=self.group)
         return [float(value) for value in tensor]
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Add a tensor up over the processes, in place and on its device, without waiting for the result."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
     def any(self, flag: bool) -> bool:
         """Whether it is true anywhere."""
         return self.sums([float(flag)])[0] > 0

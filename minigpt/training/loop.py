@@ -32,6 +32,7 @@ from minigpt.training.saving import Saver, copied
 from minigpt.training.signals import StopNow, stop_requests
 from minigpt.training.state import Progress, changes, described
 from minigpt.training.step import Stepper
+from minigpt.training.utilisation import peak_flops
 
 __all__ = ["Stopped", "Trainer"]
 
@@ -71,6 +72,7 @@ class Trainer(Stepper):
         ):
             self._confirmed = (self.at.best_val_loss, self.at.best_step)
             self._clock = _Clock(self.at)
+            self._peak = peak_flops(self.device, self.config.precision)
             try:
                 while not self.is_finished():
                     if self._evaluation_is_due():
@@ -109,35 +111,56 @@ class Trainer(Stepper):
         return due and not self.at.evaluated
 
     def _train(self) -> None:
-        """One step, and what is to be said about it."""
-        numbers, at = self.step(), self.at
+        """One step, and what is to be said about those that became known."""
+        self.step()
+        self._tell()
+
+    def _tell(self) -> None:
+        """What became of the steps that were read; after several bad ones, back to the last checkpoint."""
+        if not self.news:
+            return
+        news, at = [*self.news], self.at
+        self.news.clear()
         speed, left = self._clock.tick(at, self.total_steps)
+        mfu = self._clock.use(self.flops_done) / (self._peak * self.world.size)
         val = "" if math.isnan(self._clock.val_loss) else f"val {self._clock.val_loss:.3f}  "
-        shown = f"loss {numbers['loss']:.3f}  {val}{speed:,.0f} tokens/s  {seconds(left)} left"
+        use = "" if math.isnan(mfu) else f"MFU {mfu:.0%}  "
+        last = news[-1]
+        shown = f"loss {last['loss']:.3f}  {val}{speed:,.0f} tokens/s  {use}{seconds(left)} left"
         self._progress.update(at.steps_done, shown)
-        event = "skipped" if at.bad_steps else "spike" if numbers["loss"] > numbers["spike_above"] else ""
-        if event:
-            places = self.places([at.steps_done - 1])
-            above = f", above {numbers['spike_above']:.4g}" if event == "spike" else ""
-            self._progress.write(
-                f"step {at.steps_done:>6}  {event}: loss {numbers['loss']:.4g}{above}, gradient norm "
-                f"{numbers['grad_norm']:.4g}; {self.data.where(places, self.config)}"
-            )
-            measured = {key: numbers[key] for key in ("loss", "grad_norm")}
-            self._metrics.write(at.steps_done, event=event, **measured, **{self.data.unit: places})
+        for numbers in news:
+            self._tell_event(numbers)
         if at.steps_done % self.config.logging_steps == 0 and at.loss_steps:
             self._metrics.write(
                 at.steps_done,
                 train_loss=at.loss_sum / at.loss_steps,
-                learning_rate=numbers["learning_rate"],
-                grad_norm=numbers["grad_norm"],
+                learning_rate=last["learning_rate"],
+                **({} if last.get("overflow") else {"grad_norm": last["grad_norm"]}),
+                **({"loss_scale": last["loss_scale"]} if "loss_scale" in last else {}),
                 epoch=at.steps_done * self.config.gradient_accumulation_steps / len(self.plan),
                 tokens_per_second=round(speed),
+                **({} if math.isnan(mfu) else {"mfu": round(mfu, 4)}),
                 seconds=round(at.train_seconds, 3),
             )
             at.loss_sum, at.loss_steps = 0.0, 0
-        if at.bad_steps >= self.config.max_bad_steps:
-            self._roll_back(f"{at.bad_steps} steps in a row without a finite loss and gradient")
+        bad = max(int(numbers["bad_steps"]) for numbers in news)
+        if bad >= self.config.max_bad_steps:
+            self._roll_back(f"{bad} steps in a row without a finite loss and gradient")
+
+    def _tell_event(self, numbers: dict[str, float]) -> None:
+        """A step that was skipped, or whose loss stands out."""
+        loss, above, step = numbers["loss"], numbers["spike_above"], int(numbers["step"])
+        event = "skipped" if numbers["bad_steps"] else "spike" if loss > above else ""
+        if not event or numbers.get("overflow"):
+            return
+        places = self.places([step - 1])
+        usual = f", above {above:.4g}" if event == "spike" else ""
+        self._progress.write(
+            f"step {step:>6}  {event}: loss {loss:.4g}{usual}, gradient norm "
+            f"{numbers['grad_norm']:.4g}; {self.data.where(places, self.config)}"
+        )
+        measured = {key: numbers[key] for key in ("loss", "grad_norm")}
+        self._metrics.write(step, event=event, **measured, **{self.data.unit: places})
 
     def _evaluate_and_save(self) -> None:
         start, at = time.monotonic(), self.at
@@ -302,6 +325,8 @@ class Trainer(Stepper):
         for sentence in found.settings:
             print(f"changed on resume: {sentence}")
         self.at = at = Progress.from_dict(snapshot.state)
+        if self.machine.scale is not None:
+            self.machine.scale.load(at.loss_scale)
         best = output / f"step-{at.best_step:08d}"
 
         def link() -> bool:
@@ -325,6 +350,8 @@ class Trainer(Stepper):
     def _saved_and_stopped(self) -> Stopped:
         number = self.asked.agreed
         assert number is not None
+        self.read()  # of a step that the signal broke off nothing is left
+        self._tell()
         self._rolled_back_from_bad_weights()
         if not self.world.decided(lambda: self._saver.newest == self.steps_done):
             self._save(final=True)
@@ -343,6 +370,7 @@ class _Clock:
         self._first, self._tokens = at.steps_done, at.tokens_seen
         self.evaluating = 0.0  # seconds
         self.val_loss = math.nan  # the last one measured
+        self._used_until, self._flops = self._began, 0.0
 
     def tick(self, at: Progress, total_steps: int) -> tuple[float, float]:
         """After a step: tokens per second, and seconds left."""
@@ -350,3 +378,10 @@ class _Clock:
         at.train_seconds = self._before + elapsed
         speed = (at.tokens_seen - self._tokens) / max(elapsed - self.evaluating, 1e-9)
         return speed, (total_steps - at.steps_done) * elapsed / (at.steps_done - self._first)
+
+    def use(self, flops_done: float) -> float:
+        """FLOP/s since the last call, less the time of evaluations: of an hour's mean nobody sees a fall."""
+        until = time.monotonic() - self.evaluating
+        flops, elapsed = flops_done - self._flops, until - self._used_until
+        self._used_until, self._flops = until, flops_done
+        return flops / max(elapsed, 1e-9)

@@ -119,7 +119,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient.
+
+        As fused AdamW does, it looks at `self.found_inf`: a tensor 1.0 there means that the gradient is not
+        finite and nothing is to change, without anybody's waiting for the device to learn it.
+        """
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        keep = 1.0 if found_inf is None else 1 - found_inf
         for group in self.param_groups:
             stacks: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}  # shape -> [(weights, direction)]
             for p in group["params"]:
@@ -129,16 +135,17 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"]
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                direction = p.grad.lerp(buffer, group["momentum"])
-                p.mul_(1 - group["lr"] * group["weight_decay"])
+                gradient = p.grad if found_inf is None else torch.where(found_inf > 0, 0.0, p.grad)
+                buffer.lerp_(gradient, (1 - group["momentum"]) * keep)
+                direction = gradient.lerp(buffer, group["momentum"])
+                p.mul_(1 - group["lr"] * group["weight_decay"] * keep)
                 for w, d in zip(p.chunk(group["parts"]), direction.chunk(group["parts"])):
                     stacks.setdefault((w.shape[0], w.shape[1]), []).append((w, d))
             for (rows, columns), stack in stacks.items():
                 updates = orthogonalize(torch.stack([d for _, d in stack]))
                 length = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (w, _), update in zip(stack, updates):
-                    w.add_(update, alpha=-length)
+                    w.add_(update if found_inf is None else update * keep, alpha=-length)
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

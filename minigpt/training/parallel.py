@@ -25,6 +25,7 @@ from minigpt.families import LanguageModel, naming_of
 from minigpt.pretrained import load_weights
 from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.distributed import World
+from minigpt.training.machine import Counted, Machine
 
 __all__ = [
     "Parallel",
@@ -42,21 +43,23 @@ __all__ = [
 class SummedLoss(nn.Module):
     """A model with its loss on top: what is wrapped, since DDP and FSDP work in `forward`."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, machine: Machine) -> None:
         super().__init__()
         self.model = model
+        self._logits, self._multiple = machine.logits, machine.vocabulary_multiple
 
-    def forward(
-        self, input_ids: Tensor, targets: Tensor | None = None, counted: Tensor | None = None
-    ) -> Tensor:
-        """Summed cross-entropy where `counted` (B, T) is true; without targets the hidden vectors (B, T, C).
+    def forward(self, input_ids: Tensor, goals: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        """Summed cross-entropy of the targets `goals` (P,); without them the hidden vectors (B, T, C).
 
-        lm_head, the largest product of a small model, is computed at the counted positions only.
+        lm_head, the largest product of a small model, is computed at their places (P,) only: see `Counted`.
         """
         hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
-        if targets is None or counted is None:
+        if goals is None:
             return hidden
-        return summed_cross_entropy(self.model.lm_head, hidden[counted], targets[counted])
+        hidden = hidden.flatten(0, 1)  # (B * T, C)
+        if places is not None:
+            hidden = hidden.index_select(0, places)  # (P, C)
+        return summed_cross_entropy(self.model.lm_head, hidden, goals, self._logits, self._multiple)
 
 
 def share(batch: Batch, world: World) -> Batch:
@@ -81,14 +84,22 @@ class Parallel:
     Args:
         model: with the same weights in each process; FSDP cuts it up in place.
         kind: what N > 1 processes do; not looked at otherwise.
+        compiled: let torch.compile write kernels for the loss and its gradient. Evaluations and answers,
+            whose shapes are all different, use the model as it is; so do checkpoints, with its names.
     """
 
     def __init__(
-        self, model: LanguageModel, world: World, kind: Literal["ddp", "fsdp"], device: torch.device
+        self,
+        model: LanguageModel,
+        world: World,
+        kind: Literal["ddp", "fsdp"],
+        machine: Machine,
+        compiled: bool = False,
     ) -> None:
-        self._model, self._world = model, world
+        self._model, self._world, device = model, world, machine.device
         self.is_sharded = world.size > 1 and kind == "fsdp"
-        self._loss: nn.Module = SummedLoss(model)
+        self._loss: nn.Module = SummedLoss(model, machine)
+        self._compiled: Any = None
         if self.is_sharded:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
@@ -103,6 +114,11 @@ class Parallel:
                 device_ids=[device] if device.type == "cuda" else None,
             )
             self._settle_messages(device)
+        if compiled:
+            # DDP's own way of compiling cuts the graph where its messages begin, and takes no parts that are
+            # computed twice. Without it the messages wait for the last gradient.
+            torch._dynamo.config.optimize_ddp = False
+            self._compiled = torch.compile(self._loss)
 
     def _settle_messages(self, device: torch.device) -> None:
         """A backward pass for nothing.
@@ -113,7 +129,7 @@ class Parallel:
         nothing = torch.zeros((1, 1), dtype=torch.int64, device=device)
         was_training = self._loss.training
         self._loss.eval()  # no dropout: no random numbers
-        self._loss(nothing, nothing, nothing == 0).backward()
+        self._loss(nothing, nothing[0]).backward()
         self._loss.train(was_training)
         self._model.zero_grad()
 
@@ -124,10 +140,19 @@ class Parallel:
             return batches[rank::size]
         return [share(batch, self._world) for batch in batches]
 
-    def loss(self, batch: Batch, counted: Tensor) -> Tensor:
+    def loss(self, batch: Counted) -> Tensor:
         """`SummedLoss` of a batch on the model's device."""
-        result: Tensor = self._loss(batch.input_ids, batch.targets, counted)
-        return result
+        if self._compiled is None:
+            result: Tensor = self._loss(*batch)
+            return result
+        if batch.places is not None:
+            # Lengths vary from batch to batch: one graph for all of them, instead of one each. (Windows are
+            # all alike, and kernels for a known size are faster: nothing is said about them.)
+            for tensor in batch:
+                for dim in range(tensor.dim() if tensor is not None else 0):
+                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+        compiled: Tensor = self._compiled(*batch)
+        return compiled
 
     def synchronizing(self, last: bool) -> AbstractContextManager[Any]:
         """Around a forward and backward pass: only the last one of a step adds up what all have."""

@@ -16,6 +16,7 @@ from minigpt.families import parameter_table
 from minigpt.terminal import seconds, table
 from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
+from minigpt.training.utilisation import model_flops
 
 __all__ = ["TORCH_ITSELF", "Estimate", "estimate", "print_parameters"]
 
@@ -83,32 +84,25 @@ def estimate(trainer: Trainer) -> Estimate:
 
 
 def _flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
-    """Forward and backward: 6 per weight of a matrix and token, and attention; lm_head where the loss counts.
-
-    Attention has two products of each query with T keys or values of D channels, in each head and layer:
-    4 T D forward, twice that backward. (Half of it lies in the future; usually that is counted, too.)
-    """
-    model, config = trainer.model, trainer.model.config
-    matrices = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * T
-    per_token = 6 * matrices + attention + counted * 6 * model.lm_head.weight.numel()
-    return float(rows * T * per_token)
+    """Forward and backward of rows of T tokens; `counted`: the share of tokens that the loss counts."""
+    return model_flops(trainer.model, rows * T, rows * T * counted, T)
 
 
 def _measure(trainer: Trainer, answer_share: float) -> float:
-    """FLOP/s of forward and backward on at most about a hundred GFLOP of the first batch."""
+    """FLOP/s of forward and backward on at most about a hundred GFLOP of the first batch, never compiled."""
     config = trainer.config
     rows = trainer.plan.rows(0)
     pad_to = config.max_length if config.pad_to_max_length else 0
     B, T = trainer.data.train.batch(rows, pad_to).input_ids.shape
     keep = max(1, min(B, round(B * 1e11 / _flops(trainer, B, T, answer_share))))
-    piece = trainer.data.train.batch(rows[:keep], pad_to).to(trainer.device)
+    piece = trainer.data.train.batch(rows[:keep], pad_to)
     T = piece.input_ids.shape[1]
     before = random_state(trainer.device)
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
-        trainer.loss(piece).backward()  # type: ignore[no-untyped-call]
+        with torch.compiler.set_stance("force_eager"):
+            trainer.loss(piece).backward()  # type: ignore[no-untyped-call]
         if trainer.device.type != "cpu":
             torch.accelerator.synchronize(trainer.device)
         best = min(best, time.perf_counter() - start)
@@ -148,7 +142,10 @@ def _memory(trainer: Trainer, rows: int, T: int, answer_share: float) -> int:
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
-    """What autograd keeps of the blocks' forward pass until the backward pass, each storage once."""
+    """What autograd keeps of the blocks' forward pass until the backward pass, each storage once.
+
+    With gradient_checkpointing that is the blocks' inputs, which torch keeps elsewhere.
+    """
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -158,8 +155,9 @@ def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
 
     was_training = trainer.model.training
     trainer.model.train()  # dropout's masks are kept, too
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), trainer.autocast():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), trainer.machine.autocast():
         hidden = trainer.model.base_model(ids)  # alive until all is counted: no address is used twice
     trainer.model.train(was_training)
+    inputs = trainer.model.config.num_hidden_layers * hidden.nbytes
     del hidden
-    return sum(kept.values())
+    return sum(kept.values()) + (inputs if trainer.config.gradient_checkpointing else 0)

@@ -27,6 +27,7 @@ _OF_NO_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", "t
     "on_save_error",
     "save_total_limit",
     "report_to",
+    "gradient_checkpointing",
 }
 
 
@@ -46,6 +47,7 @@ class Progress:
     rollbacks: int = 0
     skipped: list[list[int]] = field(default_factory=list)  # [first, last] steps that left no trace
     recent_losses: list[float] = field(default_factory=list)
+    loss_scale: list[float] = field(default_factory=list)  # of float16: machine.LossScale.state
 
     def add_loss(self, loss: float) -> None:
         """Count a step's loss, for the next line of metrics and for judging the next losses."""
