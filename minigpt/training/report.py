@@ -20,9 +20,9 @@ from minigpt.training.optimizer import make_optimizers
 __all__ = ["HELD", "TORCH_ITSELF", "Estimate", "estimate", "print_parameters"]
 
 TORCH_ITSELF = 350 * 2**20  # what a process holds that has imported all that training needs, bytes
-# What a process holds for each byte that is counted. Activations, gradients and moments are freed and taken in
-# another order each time, and the C library keeps the gaps: on Linux a run of 10 to 25 million parameters held
-# 1.35 to 1.46 times what it used (benchmarks/memory.py). torch's allocator for a GPU has gaps of its own sort.
+# What a process holds for each byte that is counted. Activations, gradients and moments are freed and taken
+# in another order each time, and the C library keeps the gaps: measured by benchmarks/memory.py on Linux, not
+# derived. torch's allocators for GPUs have gaps of their own sort.
 HELD = 1.4
 
 
