@@ -8,8 +8,8 @@ checkpoints, on random text with `--tokens` tokens a step. `peak` is the most th
 time (ru_maxrss), Python, torch and all, from start to end: nothing is taken off. `import` is the same of a
 process that imports what training needs and ends. `parts` is 16 bytes a parameter (weights, gradients and
 AdamW's two moments in float32) and what is kept for the backward pass, by arithmetic; `estimate` is what
---dry_run says: these parts with the gaps that the C library's allocator leaves, and Python and torch. `error` is how far the
-estimate is from the peak. The last line is JSON.
+--dry_run says: these parts with the gaps that the C library's allocator leaves, and Python and torch. `error`
+is how far the estimate is from the peak. The last line is JSON.
 """
 
 import sys
