@@ -7,9 +7,10 @@ Each run is a process of its own, the command that users type, of a few steps wi
 checkpoints, on random text with `--tokens` tokens a step. `peak` is the most that the system saw in it at any
 time (ru_maxrss), Python, torch and all, from start to end: nothing is taken off. `import` is the same of a
 process that imports what training needs and ends. `parts` is 16 bytes a parameter (weights, gradients and
-AdamW's two moments in float32; with Muon 12 for the blocks' matrices) and what is kept for the backward pass:
---dry_run's estimate without torch itself. `error` is how far the estimate is from the peak. The last line is
-JSON."""
+AdamW's two moments in float32) and what is kept for the backward pass, by arithmetic; `estimate` is what
+--dry_run says: these parts with the gaps that the C library's allocator leaves, and Python and torch. `error`
+is how far the estimate is from the peak. The last line is JSON.
+"""
 
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 from benchmarks.sizes import SIZES, write_text
 from benchmarks.turns import add_flags, finish, spread, surroundings
 from minigpt.terminal import table
+from minigpt.training.report import HELD, TORCH_ITSELF
 
 # Started by a process that is small itself: before a new program begins, its process counts as large as the
 # one that it was forked from.
@@ -96,18 +98,11 @@ def measure(size: str, options: argparse.Namespace, folder: Path) -> dict[str, A
         "parameters": estimate["parameters"],
         "tokens_per_step": estimate["tokens_per_step"],
         "import": spread(imports, 5),
-        "parts": round(expected - torch_itself()),
+        "parts": round((expected - TORCH_ITSELF / 2**20) / HELD),
         "estimate": round(expected),
         "peak": peak,
         "error": round(expected / peak["median"] - 1, 4),
     }
-
-
-def torch_itself() -> float:
-    """What the estimate takes for Python and torch, MiB."""
-    from minigpt.training.report import TORCH_ITSELF
-
-    return TORCH_ITSELF / 2**20
 
 
 def command(size: str, options: argparse.Namespace, folder: Path) -> list[str]:

@@ -43,7 +43,8 @@ def loss_over(
     all_ids = torch.from_numpy(ids.astype(np.int64))
     total, whole = 0.0, (len(ids) - 1) // T * T
     windows, targets = all_ids[:whole].view(-1, T), all_ids[1 : whole + 1].view(-1, T)
-    pieces = list(zip(windows.split(max(1, 2**15 // T)), targets.split(max(1, 2**15 // T))))
+    B = max(1, 2**15 // T)
+    pieces = [(windows[i : i + B], targets[i : i + B]) for i in range(0, len(windows), B)]
     if whole < len(ids) - 1:  # the last window is shorter
         pieces.append((all_ids[None, whole:-1], all_ids[None, whole + 1 :]))
     for x, y in pieces:
@@ -230,7 +231,7 @@ def main() -> None:
     sys.argv = sys.argv[4:]
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     real = torch.manual_seed
-    torch.manual_seed = lambda number: real(number + seed)  # train.py has one seed of its own
+    torch.manual_seed = lambda number: real(number + seed)  # type: ignore[assignment]  # train.py has one seed of its own
     watch = Watch(every, np.fromfile(val, dtype=np.uint16), channel)
     runpy.run_path(sys.argv[0], init_globals={"print": watch}, run_name="__main__")
     watch.tell(event="end", seconds=watch.seconds)

@@ -1,7 +1,7 @@
 """The benchmarks of training run at toy size, without their peers too, and say what they measured.
 
-No absolute time is asserted. nanoGPT's place is taken by a stand-in of the same surface: a script that sleeps, with a
-table of pairs of characters for a model.
+No absolute time is asserted. nanoGPT's place is taken by a stand-in of the same surface: a script that
+sleeps, with a table of pairs of characters for a model.
 """
 
 import json

@@ -18,9 +18,13 @@ from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
 from minigpt.training.utilisation import model_flops
 
-__all__ = ["TORCH_ITSELF", "Estimate", "estimate", "print_parameters"]
+__all__ = ["HELD", "TORCH_ITSELF", "Estimate", "estimate", "print_parameters"]
 
 TORCH_ITSELF = 350 * 2**20  # what a process holds that has imported all that training needs, bytes
+# What a process holds for each byte that is counted. Activations, gradients and moments are freed and taken
+# in another order each time, and the C library keeps the gaps: measured by benchmarks/memory.py on Linux, not
+# derived. torch's allocators for GPUs have gaps of their own sort.
+HELD = 1.4
 
 
 def print_parameters(trainer: Trainer) -> None:
@@ -45,7 +49,7 @@ class Estimate:
     flops_per_step: float
     flops_per_second: float  # measured
     seconds: float  # training and evaluation
-    memory_bytes: int  # weights, gradients, AdamW's two moments, activations, torch itself
+    memory_bytes: int  # weights, gradients, AdamW's two moments, activations, gaps, torch itself
 
     def sentence(self) -> str:
         """The estimate in one line."""
@@ -127,7 +131,10 @@ def _optimizer_seconds(trainer: Trainer) -> float:
 
 
 def _memory(trainer: Trainer, rows: int, T: int, answer_share: float) -> int:
-    """Weights, gradients and AdamW's two moments, what the backward pass keeps of a batch, torch itself."""
+    """Weights, gradients and AdamW's two moments, what the backward pass keeps of a batch; torch itself.
+
+    Muon keeps one moment instead of two, and takes as much while it orthogonalises.
+    """
     config, width = trainer.model.config, trainer.model.lm_head.in_features
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
@@ -138,7 +145,8 @@ def _memory(trainer: Trainer, rows: int, T: int, answer_share: float) -> int:
     # at each counted position: its hidden vector and that one's gradient; the logits, their log-softmax, and
     # its gradient
     head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
-    return int(16 * config.parameter_count() + per_row * rows + head) + TORCH_ITSELF
+    counted = 16 * config.parameter_count() + per_row * rows + head
+    return int(counted * (HELD if trainer.device.type == "cpu" else 1.0)) + TORCH_ITSELF
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
