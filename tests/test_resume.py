@@ -25,11 +25,11 @@ from minigpt.devices import random_state, set_random_state
 from minigpt.tokenizer import Tokenizer
 from minigpt.train import defaults
 from minigpt.training import checkpoint, run_data
-from minigpt.training.config import read_run
+from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.lock import LOCK_FILE, FolderLock
 from minigpt.training.loop import Stopped
 from tests.doors import RunDoor
-from tests.runs import config, given, identical, stop_at, trainer, write_data
+from tests.runs import TINY, config, given, identical, paths, stop_at, trainer, write_data
 
 
 @pytest.fixture
@@ -242,6 +242,56 @@ def test_the_generators_of_python_and_numpy_are_kept() -> None:
     set_random_state(device, state)
     again = [(random.gauss(0, 1), random.random(), np.random.normal(), np.random.random()) for _ in range(3)]
     assert drawn == again
+
+
+# -- each recipe --------------------------------------------------------------------------------------------
+
+# Sizes of a recipe that would take long; all else is as it stands there.
+SMALL: dict[str, Any] = {
+    **TINY, "intermediate_size": 0, "head_dim": 0, "num_key_value_heads": 0, "eval_steps": 4,
+    "warmup_steps": 2, "report_to": "none",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
+@pytest.mark.parametrize("kind", ["pairs", "text"])
+def test_every_recipe_s_options_survive(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    recipe = read_recipe(name)
+    own = {"learning_rate": recipe.learning_rate}
+    if recipe.tokens_per_batch:
+        own["tokens_per_batch"] = 64
+    if kind == "text":
+        (folder / "t.txt").write_text((folder / "train.jsonl").read_text("utf-8") * 4, encoding="utf-8")
+        own |= {"text": folder / "t.txt", "shards": folder / "shards"}
+
+    def settings(output: str, **more: Any) -> TrainConfig:
+        values = {**SMALL, **own, **paths(folder, output), **more}
+        return dataclasses.replace(recipe, **values)
+
+    trainer(settings("straight")).run()
+    stop_at(trainer(settings("run")), 5, signal.SIGTERM)
+    again = trainer(read_run(folder / "run"))
+    assert again.resume().name == "step-00000005"
+    again.run()
+    identical(folder / "run", folder / "straight")
+
+    class PowerCutError(BaseException):
+        pass
+
+    def cut(point: str) -> None:  # of the second checkpoint
+        if point == "folder: filled" and checkpoint.list_checkpoints(folder / "cut"):
+            raise PowerCutError
+
+    monkeypatch.setattr(files, "step_hook", cut)
+    with pytest.raises(PowerCutError):
+        trainer(settings("cut")).run()
+    monkeypatch.undo()
+    again = trainer(dataclasses.replace(read_run(folder / "cut"), save_async=True))
+    assert again.resume().name == "step-00000004"
+    again.run()
+    identical(folder / "cut", folder / "straight")
 
 
 # -- signals ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from minigpt.command_line import InputError
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
 from minigpt.files import atomic_write
-from minigpt.training.config import RECIPES
+from minigpt.training.config import PER_CALL, RECIPES
 
 __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]
 
@@ -31,37 +31,13 @@ BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
-_SETTINGS = (  # what moves a loss; the rest (paths, looking on, the machine) does not
-    *("family", "n_layer", "n_embd", "n_head", "block_size", "dropout", "bias", "gelu"),
-    *("num_key_value_heads", "head_dim", "intermediate_size", "rope_theta", "tie_word_embeddings"),
-    *(
-        "max_length",
-        "batch_size",
-        "tokens_per_batch",
-        "gradient_accumulation_steps",
-        "by_length",
-        "loss_on",
-        "num_train_epochs",
-        "max_steps",
-    ),
-    *(
-        "optimizer",
-        "learning_rate",
-        "muon_learning_rate",
-        "muon_weight_decay",
-        "lr_scheduler_type",
-        "decay_ratio",
-    ),
-    *(
-        "min_lr_ratio",
-        "warmup_steps",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "max_grad_norm",
-        "precision",
-    ),
-)
+# What does not move a loss: where things lie, looking on, the machine. All else is a curve's settings.
+_OF_NO_EFFECT = {
+    *PER_CALL,
+    *("recipe", "train_data", "val_data", "vocab_path", "text", "val_text", "shards", "output", "resume"),
+    *("strict", "eval_steps", "logging_steps", "save_total_limit", "save_async", "on_save_error"),
+    *("max_bad_steps", "report_to", "seed", "device", "threads", "workers", "parallel"),
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +96,9 @@ def save_curve(record: RunRecord, path: Path) -> int:
         "minigpt": minigpt.__version__,
         "recipe": record.config.recipe,
         "fingerprints": record.fingerprints,
-        "settings": {name: record.config.as_dict()[name] for name in _SETTINGS},
+        "settings": {
+            name: value for name, value in record.config.as_dict().items() if name not in _OF_NO_EFFECT
+        },
         "total_steps": total,
         "tokens": round(per_step * total),
     }
