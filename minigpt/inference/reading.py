@@ -64,7 +64,12 @@ class Reader:
         return logits
 
     def _row(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor([ids], device=self.device)  # (1, T)
+        row = torch.tensor([ids])  # (1, T)
+        if (
+            self.device.type == "cuda"
+        ):  # pinned: else the host would wait for all that the device still has to do
+            return row.pin_memory().to(self.device, non_blocking=True)
+        return row.to(self.device)
 
     def _logits(self, hidden: Tensor, wanted: int) -> Tensor:
         logits: Tensor = self.model.lm_head(hidden[0, -wanted:]).float()  # (1, T, C) -> (wanted, V)

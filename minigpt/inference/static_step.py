@@ -237,7 +237,8 @@ class StaticStep:
         self.cache, self.window = cache, window
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
-        if compiled:
+        if compiled:  # anew for each size: more often than torch allows a function by default
+            torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
             )
@@ -349,7 +350,7 @@ class StaticStep:
         logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
         tokens = self._choose(logits, uses)  # (B,)
         sound = logits.amax(dim=-1).isfinite()  # (B,)  a NaN or an infinity is the highest
-        said = torch.where(sound, tokens, DAMAGED).where(active, NOTHING)  # (B,)
+        said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)  # (B,)
         self._written[:, :rows].index_copy_(0, self._tick, said[None])
         self._tick += 1
         self._ids[:rows].copy_(tokens.where(active & sound, self._ids[:rows]))
@@ -361,9 +362,9 @@ class StaticStep:
         """What the model says behind ids (B,), the next token of each of the first slots: (B, V), float32."""
         B = len(ids)
         # Who does not write must not write into what it holds: into the last column, which is nobody's.
-        places = lengths.where(active, columns - 1)  # (B,)
+        places = lengths.masked_fill(~active, columns - 1)  # (B,)
         held = torch.arange(columns, device=ids.device) < lengths[:, None]  # (B, S)
-        positions = lengths.where(active, 0)[:, None]  # (B, 1)
+        positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
             # The model itself lets every query see the last column, whatever the mask says.
