@@ -455,6 +455,7 @@ def test_a_failure_reaches_everybody_and_a_timeout_only_one() -> None:
             {"max_length": BLOCK + 1},
             f"max_length={BLOCK + 1} is more than the model reads: block_size={BLOCK}",
         ),
+        ({"cache_implementation": "quantized", "static": True}, "quantized does not go with static=True"),
         ({"cache_implementation": "paged"}, "cache_implementation must be one of static, quantized"),
         ({"max_waiting": -1}, "must be at least 0: got max_waiting=-1"),
         (

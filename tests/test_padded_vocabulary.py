@@ -74,11 +74,12 @@ def test_with_one_they_never_do(
     model: LanguageModel, narrow: LanguageModel, options: GenerationOptions
 ) -> None:
     expected = generate_ids(narrow, [PROMPT], options, EOS)[0].ids
-    engine = Engine(model)
+    engine, static = Engine(model, static=False), Engine(model, static=True)
     ways = {
         "batch": generate_ids(model, [PROMPT, [3]], options, EOS, tokenizer=TOKENIZER)[0].ids,
         "output": generate_output(model, [PROMPT], options, EOS, TOKENIZER).completions[0].ids,
         "engine": engine.submit(PROMPT, options, EOS, TOKENIZER).result().ids,
+        "static step": static.submit(PROMPT, options, EOS, TOKENIZER).result().ids,
         "window": slide_ids(model, PROMPT, options, EOS, Window(20), TOKENIZER).ids,
         "n-grams": speculate_ids(
             model, PROMPT, options, EOS, NgramDrafter(), tokenizer=TOKENIZER
