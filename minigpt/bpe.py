@@ -13,6 +13,7 @@ library. Text never becomes a special token: the library is not told about them,
 that could stand wrong. The files are minigpt/bpe_files.py's affair.
 """
 
+import functools
 import hashlib
 import json
 import operator
@@ -28,16 +29,8 @@ from tokenizers import Tokenizer as Library
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from minigpt.bpe_files import (
-    BYTE_SYMBOLS,
-    KINDS,
-    NAMED,
-    Definition,
-    checked,
-    frame_of,
-    read_folder,
-    write_folder,
-)
+from minigpt.bpe_definition import BYTE_SYMBOLS, NAMED, Definition, checked
+from minigpt.bpe_files import KINDS, frame_of, read_folder, write_folder
 from minigpt.command_line import InputError
 
 __all__ = ["BpeTokenizer"]
@@ -68,28 +61,25 @@ class BpeTokenizer:
         self.eos_token_id = self._named("eos_token")
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
-        byte_of = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
-        self._bytes = [b""] * len(definition.vocab | definition.special)
-        for token, index in definition.vocab.items():
-            if index not in self.special_ids:
-                self._bytes[index] = bytes(map(byte_of.__getitem__, token))
-        for token, index in definition.special.items():
-            self._bytes[index] = token.encode("utf-8", "replace")
+        self._size = len(definition.vocab.keys() | definition.special.keys())
         # the longest first, as the `tokenizers` library looks for them
         by_length = sorted(self.special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, by_length)) or "(?!)")
 
     @classmethod
-    def from_folder(cls, path: str | Path, kind: str | None = None) -> "BpeTokenizer":
+    def from_folder(
+        cls, path: str | Path, kind: str | None = None, whole: dict[str, Any] | None = None
+    ) -> "BpeTokenizer":
         """The tokenizer of a model's folder, in any of the layouts of minigpt/bpe_files.py.
 
         Args:
             kind: how text is cut into words, "gpt2" or "qwen2"; needed only where no file says it.
+            whole: what tokenizer.json holds, where it was parsed already: it is megabytes.
 
         Raises:
             InputError: naming the file, what is wrong with it, and what to do.
         """
-        definition = read_folder(Path(path), kind)
+        definition = read_folder(Path(path), kind, whole)
         try:
             return cls(definition)
         except InputError as error:
@@ -158,6 +148,18 @@ class BpeTokenizer:
         """What decides the ids, as the files have it: for writing it in another format."""
         return self._definition
 
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        """Each token's bytes, made when they are first asked for: to encode needs none."""
+        byte_of = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
+        found = [b""] * self._size
+        for token, index in self._definition.vocab.items():
+            if index not in self.special_ids:
+                found[index] = token.translate(byte_of).encode("latin-1")
+        for token, index in self._definition.special.items():
+            found[index] = token.encode("utf-8", "replace")
+        return found
+
     def _named(self, key: str) -> int | None:
         return self.special_tokens[self.named_tokens[key]] if key in self.named_tokens else None
 
@@ -172,7 +174,7 @@ class BpeTokenizer:
 
     def get_vocab_size(self) -> int:
         """Ids in use, the special tokens included. A model may have more rows: Qwen3's are padded."""
-        return len(self._bytes)
+        return self._size
 
     def encode_text(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of a text, and nothing else: no end token.

@@ -11,29 +11,18 @@ whole before it is used: the library itself would drop text without a word, or p
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt.bpe_definition import NAMED, Definition, checked
 from minigpt.command_line import InputError
 from minigpt.files import atomic_write
 
-__all__ = ["BYTE_SYMBOLS", "KINDS", "NAMED", "Definition", "checked", "read_folder", "write_folder"]
+__all__ = ["KINDS", "read_folder", "write_folder"]
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 LAYOUTS = {("vocab.json", "merges.txt"): None, ("encoder.json", "vocab.bpe"): "gpt2"}
-NAMED = ("eos_token", "pad_token", "sep_token", "bos_token", "unk_token", "cls_token", "mask_token")
 
-
-def _byte_symbols() -> tuple[str, ...]:
-    # GPT-2's trick: each byte is written as one printable character, so that a token is a readable word
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-BYTE_SYMBOLS = _byte_symbols()
-"""How each byte is written in the files: `BYTE_SYMBOLS[32] == "Ġ"`."""
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 # https://huggingface.co/Qwen/Qwen3-0.6B, tokenizer.json: as GPT-2's, but numbers digit by digit, contractions
@@ -69,27 +58,12 @@ _KIND_OF_MODEL = {
 _QWEN_MARKERS = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
 
 
-@dataclass(frozen=True)
-class Definition:
-    """Everything that decides a tokenizer's ids, and what is kept for writing it again."""
-
-    vocab: dict[str, int]
-    """token, in byte symbols -> id; GPT-2's holds its special token too"""
-    merges: list[tuple[str, str]]
-    """pairs of tokens that become one, the most urgent first"""
-    special: dict[str, int]
-    """the text of a special token -> id, in the order of the ids"""
-    frame: dict[str, Any]
-    """tokenizer.json without its vocabulary, merges and special tokens' ids"""
-    config: dict[str, Any]
-    """tokenizer_config.json: which token ends a text, the chat template, ..."""
-
-
-def read_folder(folder: Path, kind: str | None = None) -> Definition:
+def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | None = None) -> Definition:
     """The tokenizer of a folder, checked.
 
     Args:
         kind: "gpt2" or "qwen2", for files that do not say; tokenizer.json always does.
+        whole: what tokenizer.json holds, where the caller has parsed it.
 
     Raises:
         InputError: naming the file, what is wrong with it, and what to do.
@@ -100,7 +74,7 @@ def read_folder(folder: Path, kind: str | None = None) -> Definition:
         raise InputError(f"{folder} is no directory: give the one that holds {TOKENIZER} or vocab.json")
     config = _config(folder)
     if (folder / TOKENIZER).exists():
-        frame, vocab, merges = _read_whole(folder / TOKENIZER)
+        frame, vocab, merges = _read_whole(folder / TOKENIZER, whole)
         return _assembled(folder / TOKENIZER, frame, vocab, merges, config)
     for (vocab_name, merges_name), layout_kind in LAYOUTS.items():
         if (folder / vocab_name).exists() or (folder / merges_name).exists():
@@ -222,8 +196,8 @@ def _read_merges(path: Path) -> list[Any]:
     return merges
 
 
-def _read_whole(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
-    frame = _object(path)
+def _read_whole(path: Path, frame: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+    frame = _object(path) if frame is None else frame
     model = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise InputError(f"{path} has no `model` with a `vocab`")
@@ -257,7 +231,7 @@ def _read_whole(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
     return {**frame, "model": {"type": "BPE", **rest}}, model["vocab"], merges
 
 
-# -- putting together, checking ----------------------------------------------------------------------------
+# -- putting together --------------------------------------------------------------------------------------
 
 
 def _text(token: object, path: Path, key: str) -> str:
@@ -324,58 +298,3 @@ def _roles(config: dict[str, Any], path: Path) -> Iterable[tuple[str, str]]:
             raise InputError(f"{path}: {key} must be a list of tokens: got {more!r}")
         for token in more.values() if isinstance(more, dict) else more:
             yield key, _text(token, path, key)
-
-
-def checked(definition: Definition, source: str) -> Definition:
-    """The definition with its vocabulary in the order of the ids.
-
-    Raises:
-        InputError: if ids are no numbers, given twice or missing; a byte has no token; a merge names an
-            unknown token; or text could become a special token.
-    """
-    vocab, special = definition.vocab, definition.special
-    for text, index in (*vocab.items(), *special.items()):
-        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-            raise InputError(f"{source}: the id of {text!r} is {index!r}, not a whole number of at least 0")
-        if special.get(text, index) != vocab.get(text, index):
-            raise InputError(f"{source}: {text!r} has the ids {vocab[text]} and {special[text]}")
-    tokens = vocab | special
-    ordered = sorted(tokens, key=tokens.__getitem__)
-    for number, text in enumerate(ordered):
-        if tokens[text] < number:
-            raise InputError(
-                f"{source}: id {tokens[text]} is given twice, to {ordered[number - 1]!r} and {text!r}"
-            )
-        if tokens[text] > number:
-            raise InputError(f"{source}: id {number} is missing among {len(tokens)} entries")
-    symbols = set(BYTE_SYMBOLS)
-    plain = vocab.keys() - special.keys()
-    if missing := sorted(symbols - plain):
-        raise InputError(
-            f"{source}: byte {BYTE_SYMBOLS.index(missing[0])} ({missing[0]!r}) has no token of its own"
-        )
-    if wrong := [text for text in plain if not text or not symbols.issuperset(text)]:
-        raise InputError(f"{source}: entry {min(wrong)!r} is not written in the symbols that stand for bytes")
-    for token in definition.frame["added_tokens"]:
-        if not token["content"].strip():
-            raise InputError(f"{source}: the added token {token['content']!r} is plain text")
-        for flag in ("single_word", "lstrip", "rstrip"):
-            if token[flag]:
-                raise InputError(
-                    f"{source}: the added token {token['content']!r} has {flag}, which is not known here"
-                )
-    pairs = []
-    for number, pair in enumerate(definition.merges, 1):
-        if (
-            not isinstance(pair, list | tuple)
-            or len(pair) != 2
-            or not all(isinstance(part, str) for part in pair)
-        ):
-            raise InputError(f"{source}: merge {number} is {pair!r}, not two tokens")
-        for part in (*pair, "".join(pair)):
-            if part not in plain:
-                what = "a special token" if part in special else "not in the vocabulary"
-                raise InputError(f"{source}: merge {number}, {' '.join(pair)!r}: {part!r} is {what}")
-        pairs.append((pair[0], pair[1]))
-    in_order = dict(sorted(vocab.items(), key=lambda item: item[1]))
-    return Definition(in_order, pairs, special, definition.frame, definition.config)

@@ -59,6 +59,16 @@ class Options(command_line.DoorOptions):
     """draw among the likeliest tokens whose probabilities add up to this; left out: as the folder advises"""
     seed: int | None = None
     """same seed, same answers"""
+    prompt_lookup_num_tokens: int | None = None
+    """same answers, sooner where they repeat what was said: guess so many tokens from there"""
+    assistant_model: Path | None = None
+    """sooner: folder of a much smaller model with the same tokenizer, which guesses"""
+    num_assistant_tokens: int = 4
+    """with --assistant_model: guesses at a time"""
+    cache_implementation: Literal["static", "quantized"] = "static"
+    """quantized: keys and values of earlier tokens in int8, a quarter of the memory"""
+    max_cache_mib: float | None = None
+    """refuse an answer whose keys and values would take more MiB; left out: no limit"""
     precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
     """store the weights so, which is faster on a CPU; left out: as the folder has them"""
     device: str = "auto"
@@ -92,7 +102,7 @@ def _conversation(options: Options) -> "Conversation":
     from minigpt.inference.commands import obey
     from minigpt.inference.conversation import Conversation
     from minigpt.inference.options import GenerationOptions
-    from minigpt.pretrained import load_model_and_tokenizer, model_folder
+    from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
     from minigpt.weight_only import stored_as
 
     device = pick_device(options.device)
@@ -105,8 +115,19 @@ def _conversation(options: Options) -> "Conversation":
     wanted = options.max_new_tokens
     if wanted is None and form == "chat":
         wanted = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
-    chosen = GenerationOptions(**advice(folder), max_new_tokens=wanted, seed=options.seed)
-    talk = Conversation(model, tokenizer, form, chosen, history=options.history)
+    names = (
+        "seed",
+        "prompt_lookup_num_tokens",
+        "num_assistant_tokens",
+        "cache_implementation",
+        "max_cache_mib",
+    )
+    given = {name: getattr(options, name) for name in names}
+    chosen = GenerationOptions(**advice(folder), max_new_tokens=wanted, **given)
+    assistant = None
+    if options.assistant_model is not None:
+        assistant = stored_as(load_model(options.assistant_model, device), options.precision)
+    talk = Conversation(model, tokenizer, form, chosen, history=options.history, assistant_model=assistant)
     for name in ("temperature", "top_k", "top_p"):
         if getattr(options, name) is not None:
             obey(talk, f"/{name} {getattr(options, name)}")

@@ -8,6 +8,7 @@ r"""Ask a trained model: in conversation, one question, or a file of them.
     minigpt generate --question 四川省的省会是哪里？ --stream   # the answer while it is being written
     minigpt generate --model gpt2 --prompt "Once upon a time"   # how a text goes on: no question, no <sep>
     minigpt generate --question 1+1等于几？ --choices 2 3 4     # the answer is one of these
+    minigpt generate --model gpt2 --prompt "Once" --window 512 --sinks 4 --max_new_tokens 5000
 
 A file holds one question a line, or JSONL with "question" (told by its first character, "{"). A blank line
 gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count. Line
@@ -34,9 +35,10 @@ from minigpt import command_line
 from minigpt.command_line import InputError, printable, printable_lines
 
 if TYPE_CHECKING:
-    from minigpt.families import LanguageModel
     from minigpt.inference.advice import Form
-    from minigpt.inference.generation import Answer, GenerationOptions
+    from minigpt.inference.asking import Asked
+    from minigpt.inference.generation import Answer
+    from minigpt.inference.options import GenerationOptions
     from minigpt.inference.output import StopReason
     from minigpt.pretrained import AnyTokenizer
 
@@ -99,6 +101,22 @@ class Options(command_line.DoorOptions):
     """with --num_beams: stop as soon as that many answers are finished"""
     seed: int | None = None
     """with --do_sample: same seed, same answers"""
+    window: int | None = None
+    """when the model's context is full: keep that many tokens and write on; left out: end there"""
+    sinks: int = 0
+    """with --window: that many of its tokens are the text's first ones"""
+    prompt_lookup_num_tokens: int | None = None
+    """same answers, sooner where they repeat the question or themselves: guess so many tokens from there"""
+    max_matching_ngram_size: int = 3
+    """with --prompt_lookup_num_tokens: so many last tokens are looked for first, then fewer"""
+    assistant_model: Path | None = None
+    """same answers, sooner: folder of a much smaller model with the same tokenizer, which guesses"""
+    num_assistant_tokens: int = 4
+    """with --assistant_model: guesses at a time"""
+    cache_implementation: Literal["static", "quantized"] = "static"
+    """quantized: keys and values of earlier tokens in int8, a quarter of the memory"""
+    max_cache_mib: float | None = None
+    """refuse to start where keys and values of one batch take more MiB; left out: no limit"""
     use_cache: bool = True
     """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
     stream: bool = False
@@ -121,14 +139,13 @@ def main(options: Options) -> dict[str, Any] | None:
             f"{options.model} does not exist: train a model first (`minigpt train`; or `make demo`, then "
             "--model output/demo/best), or name its folder with --model"
         )
-    from minigpt.inference.generation import GenerationOptions
+    from minigpt.inference.options import GenerationOptions
 
     # The flags that are options of generation have their names.
     names = [field.name for field in dataclasses.fields(GenerationOptions) if hasattr(options, field.name)]
     chosen = GenerationOptions(**{name: getattr(options, name) for name in names})
     _warn_of_ignored(options)
-    model, tokenizer, form, eos = _load(options)
-    asked = _Asked(model, tokenizer, form, _completed(chosen, options, tokenizer, eos))
+    asked = _load(options, chosen)
     if questions is None:
         return {"questions": _converse(asked, options.stream)}
     if options.stream:
@@ -173,22 +190,10 @@ def _warn_of_ignored(options: Options) -> None:
         warn(f"without --do_sample the likeliest token is taken: {flags} changes nothing")
     if options.num_beams == 1 and (flags := given("length_penalty", "early_stopping")):
         warn(f"without --num_beams one beginning is followed: {flags} changes nothing")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Who is asked, and how."""
-
-    model: "LanguageModel"
-    tokenizer: "AnyTokenizer"
-    form: "Form"
-    options: "GenerationOptions"
-
-    def ids(self, question: str) -> list[int]:
-        """What the model reads."""
-        from minigpt.inference.conversation import question_ids
-
-        return question_ids(self.tokenizer, self.form, question)
+    if options.prompt_lookup_num_tokens is None and (flags := given("max_matching_ngram_size")):
+        warn(f"without --prompt_lookup_num_tokens nothing is looked up: {flags} changes nothing")
+    if options.assistant_model is None and (flags := given("num_assistant_tokens")):
+        warn(f"without --assistant_model nobody guesses: {flags} changes nothing")
 
 
 def _completed(
@@ -203,14 +208,16 @@ def _completed(
     return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
 
 
-def _load(options: Options) -> "tuple[LanguageModel, AnyTokenizer, Form, list[int] | None]":
-    """Model, tokenizer, how to ask, and the ids that end an answer, where the folder names them."""
+def _load(options: Options, chosen: "GenerationOptions") -> "Asked":
+    """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
     import torch
 
     from minigpt.devices import pick_device
     from minigpt.inference.advice import advice, form_of
+    from minigpt.inference.asking import Asked
     from minigpt.inference.options import id_list
-    from minigpt.pretrained import load_model_and_tokenizer, model_folder
+    from minigpt.inference.singly import check_assistant
+    from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
     from minigpt.quantized import at_precision
 
     device = pick_device(options.device)
@@ -220,9 +227,14 @@ def _load(options: Options) -> "tuple[LanguageModel, AnyTokenizer, Form, list[in
         torch.set_num_threads(options.threads)
     folder = model_folder(options.model)
     model, tokenizer = load_model_and_tokenizer(folder, device)
-    form = "text" if options.prompt is not None else form_of(folder, tokenizer)
+    form: Form = "text" if options.prompt is not None else form_of(folder, tokenizer)
     eos = id_list(advice(folder).get("eos_token_id")) or None
-    return at_precision(model, options.precision), tokenizer, form, eos
+    assistant = None
+    if options.assistant_model is not None:
+        assistant = at_precision(load_model(options.assistant_model, device), options.precision)
+        check_assistant(model, chosen, assistant)
+    chosen = _completed(chosen, options, tokenizer, eos)
+    return Asked(at_precision(model, options.precision), tokenizer, form, chosen, assistant)
 
 
 # -- many questions -----------------------------------------------------------------------------------------
@@ -257,38 +269,26 @@ def _questions(options: Options) -> list[str] | None:
     return parse_questions(sys.stdin.buffer.read(), "standard input")
 
 
-def _answer(asked: _Asked, questions: list[str], batch_size: int) -> "list[Answer]":
+def _answer(asked: "Asked", questions: list[str], batch_size: int) -> "list[Answer]":
     """Answer all questions that are not blank, and say what a reader of the answers should know."""
-    from minigpt.inference.generation import Answer, answer_questions, eos_of, generate_ids
-    from minigpt.inference.stopping import cut
     from minigpt.terminal import ProgressLine, warn
 
-    model, tokenizer, options = asked.model, asked.tokenizer, asked.options
-    copies = options.num_return_sequences
-    written = [question for question in questions if question.strip() or asked.form == "text"]
-    with ProgressLine("answering", len(written) * copies, patience=2.0) as progress:
-        if asked.form == "question":
-            answers = answer_questions(model, tokenizer, written, options, batch_size, progress.update)
-        else:
-            prompts = [asked.ids(question) for question in written]
-            eos = eos_of(tokenizer)
-            completions = generate_ids(model, prompts, options, eos, batch_size, progress.update, tokenizer)
-            answers = [
-                Answer(cut(tokenizer.decode(ids), options.stops), reason, []) for ids, reason in completions
-            ]
+    written = [question for question in questions if asked.has_answer(question)]
+    total = len(written) * asked.options.num_return_sequences
+    with ProgressLine("answering", total, patience=2.0) as progress:
+        answers = asked.answers(questions, batch_size, progress.update)
     if blank := len(questions) - len(written):
         warn(f"{blank} of {len(questions)} lines are blank: their answers are too")
-    _warn_of_unknown([tokenizer.unknown_characters(question) for question in questions])
-    _warn_of_unfinished([answer.stop_reason for answer in answers], asked)
-    found = iter(answers)
-    return [
-        next(found) if question.strip() or asked.form == "text" else Answer("", "eos", [])
-        for question in questions
-        for _ in range(copies)
-    ]
+    _warn_of_unknown([asked.tokenizer.unknown_characters(question) for question in questions])
+    asked_for = (question for question in questions for _ in range(asked.options.num_return_sequences))
+    pairs = zip(asked_for, answers)
+    _warn_of_unfinished(
+        [answer.stop_reason for question, answer in pairs if asked.has_answer(question)], asked
+    )
+    return answers
 
 
-def _warn_of_unfinished(reasons: "list[StopReason]", asked: _Asked) -> None:
+def _warn_of_unfinished(reasons: "list[StopReason]", asked: "Asked") -> None:
     from minigpt.terminal import warn
 
     unfinished = [reason for reason in reasons if reason in ("length", "context")]
@@ -317,11 +317,9 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
 # -- one answer, while it is being written ------------------------------------------------------------------
 
 
-def _write(asked: _Asked, question: str, before: str = "") -> "StopReason":
+def _write(asked: "Asked", question: str, before: str = "") -> "StopReason":
     """Print an answer piece by piece; returns why it ended."""
-    from minigpt.inference.streaming import stream_ids
-
-    pieces = stream_ids(asked.model, asked.tokenizer, asked.ids(question), asked.options)
+    pieces = asked.pieces(question)
     _warn_of_unknown([asked.tokenizer.unknown_characters(question)])
     shown = printable_lines if asked.form == "text" else printable
     print(before, end="", flush=True)
@@ -338,7 +336,7 @@ def _write(asked: _Asked, question: str, before: str = "") -> "StopReason":
 # -- a conversation -----------------------------------------------------------------------------------------
 
 
-def _converse(asked: _Asked, in_pieces: bool) -> int:
+def _converse(asked: "Asked", in_pieces: bool) -> int:
     """Ask and answer until an empty line or the end of input; returns the number of questions."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 -- gives input() line editing and a history, where there is one

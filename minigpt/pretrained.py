@@ -9,6 +9,7 @@ is fetched from the network. Training state is `minigpt.training`'s affair, the 
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -90,7 +91,11 @@ def load_model_and_tokenizer(
             byte-level BPE the model may have more rows: Qwen3 has 151,936 for 151,669 tokens.)
     """
     folder = model_folder(path)
-    model, tokenizer = _read_model(folder, device, dtype), _read_tokenizer(folder)
+    # Python makes the tokenizer while torch, which lets go of Python meanwhile, goes over the weights.
+    with ThreadPoolExecutor(1) as beside:
+        later = beside.submit(_read_tokenizer, folder)
+        model = _read_model(folder, device, dtype)  # its complaints come first
+        tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return model, tokenizer
 
@@ -306,10 +311,11 @@ def _read_tokenizer(folder: Path) -> AnyTokenizer:
     path = folder / TOKENIZER
     if not path.exists() and (folder / "merges.txt").exists():
         return BpeTokenizer.from_folder(folder)
-    content = read_json_object(path, f"{folder} has no tokenizer").get("model")
+    whole = read_json_object(path, f"{folder} has no tokenizer")
+    content = whole.get("model")
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "BPE":
-        return BpeTokenizer.from_folder(folder)
+        return BpeTokenizer.from_folder(folder, whole=whole)
     vocabulary = content.get("vocab") if isinstance(content, dict) else None
     if kind != "WordLevel" or not isinstance(vocabulary, dict):
         raise InputError(

@@ -25,7 +25,8 @@ LEVELS = (
     ("command_line",),
     ("files", "terminal"),
     ("reference",),  # stands apart: NumPy and JAX, no torch
-    ("devices", "model", "strict_loading", "tokenizer", "bpe_files", "template_sandbox", "weight_files"),
+    ("devices", "model", "strict_loading", "tokenizer", "bpe_definition", "template_sandbox", "weight_files"),
+    ("bpe_files",),
     ("bpe",),
     ("data", "gpt2", "qwen3", "chat_template"),
     ("qa_dataset", "families"),
@@ -56,6 +57,7 @@ ONLY: dict[str, set[str]] = {
     "model": {"torch"},
     "qwen3.model": {"torch"},
     "tokenizer": {"numpy"},
+    "bpe_definition": set(),
     "bpe_files": set(),
     "bpe": {"numpy", "tokenizers"},
     "chat_template": {"jinja2"},

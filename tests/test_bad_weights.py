@@ -1,6 +1,7 @@
 """Model directories that are damaged, forged or muddled: one clear line each, at once, and nothing is run."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -19,6 +20,7 @@ from minigpt.command_line import InputError
 from minigpt.files import atomic_folder
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.pretrained import load_model, load_model_and_tokenizer, load_tokenizer, save_pretrained
+from minigpt.strict_loading import require_finite
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minigpt.weight_files import INDEX, WEIGHTS, WeightFiles
 
@@ -403,3 +405,16 @@ def test_links_to_files_elsewhere_are_followed(whole: Path, tmp_path: Path) -> N
 def test_a_byte_level_tokenizer_that_is_damaged_is_named(whole: Path) -> None:
     change_json(whole / "tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": []}})
     assert str(whole) in message(lambda: load_tokenizer(whole))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_one_bad_number_among_many_is_found_and_large_ones_are_good(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    for values in ([1.0], [largest] * 2, [largest, -largest, largest]):  # whose sums overflow
+        require_finite("w", torch.tensor(values * 50, dtype=dtype))
+    for bad in ([math.nan], [math.inf], [-math.inf], [math.inf, -math.inf], [largest, math.inf, -largest]):
+        for place in (0, 33, 99):
+            values = [0.5] * 100
+            values[place : place + 1] = bad
+            with pytest.raises(InputError, match="w holds NaN or infinity: these weights are unusable"):
+                require_finite("w", torch.tensor(values, dtype=dtype))

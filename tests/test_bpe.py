@@ -2,6 +2,7 @@
 
 import codecs
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -21,8 +22,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt import bpe_definition
 from minigpt.bpe import BpeTokenizer
-from minigpt.bpe_files import BYTE_SYMBOLS
+from minigpt.bpe_definition import BYTE_SYMBOLS
 from minigpt.command_line import InputError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -812,3 +814,45 @@ def test_qwen_written_and_read_by_transformers(qwen: BpeTokenizer, tmp_path: Pat
     assert theirs(texts)["input_ids"] == [qwen.encode_text(text, allow_special=True) for text in texts]
     assert theirs.chat_template == qwen.chat_template
     assert (theirs.eos_token_id, theirs.pad_token_id) == (qwen.eos_token_id, qwen.pad_token_id)
+
+
+def test_the_quick_check_and_the_one_that_names_the_culprit_agree() -> None:
+    sound = BpeTokenizer.train(["天地玄黄", "aaab aab"] * 3, 270, special_tokens=["<x>"]).definition
+    token, last = next(iter(sound.vocab)), max(sound.vocab.values())
+    flagged = {
+        **sound.frame,
+        "added_tokens": [{**one, "lstrip": True} for one in sound.frame["added_tokens"]],
+    }
+    blank = {**sound.frame, "added_tokens": [{**sound.frame["added_tokens"][0], "content": " "}]}
+    without = {text: index for text, index in sound.vocab.items() if text != "a"}
+    damaged: list[dict[str, Any]] = [
+        {"vocab": {**sound.vocab, token: "0"}},
+        {"vocab": {**sound.vocab, token: True}},
+        {"vocab": {**sound.vocab, token: -1}},
+        {"vocab": {**sound.vocab, token: last}},
+        {"vocab": {**sound.vocab, "aa": last + 9}},
+        {"vocab": without},
+        {"vocab": {**sound.vocab, "": last + 1}},
+        {"vocab": {**sound.vocab, "天": last + 1}},
+        {"special": {**sound.special, "<x>": 0.5}},
+        {"special": {**sound.special, "<x>": last + 7}},
+        {"special": {**sound.special, "a": last + 1}},
+        {"frame": flagged},
+        {"frame": blank},
+        {"merges": [*sound.merges, "ab"]},
+        {"merges": [*sound.merges, ["a"]]},
+        {"merges": [*sound.merges, ["a", 1]]},
+        {"merges": [*sound.merges, [["a"], "a"]]},
+        {"merges": [*sound.merges, ["a", "q"]]},
+        {"merges": [*sound.merges, ["<", "x>"]]},
+        {"merges": [None]},
+    ]
+    for change in [dict[str, Any](), *damaged]:
+        definition = dataclasses.replace(sound, **change)
+        names_one = False
+        try:
+            bpe_definition._complain(definition, "here")
+        except InputError:
+            names_one = True
+        assert names_one == bool(change), change
+        assert bpe_definition._is_sound(definition) == (not change), change

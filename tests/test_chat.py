@@ -350,6 +350,16 @@ def test_a_line_gets_a_line(door: Door, model: Path) -> None:
     assert (numbers.out, numbers.err) == ('蓝\n{"questions": 1}\n', "")
 
 
+def test_guesses_and_a_small_cache_change_no_answer(door: Door, model: Path) -> None:
+    typed = "天？\n月\n水\n".encode()
+    for flags in (
+        ("--prompt_lookup_num_tokens", 2),
+        ("--assistant_model", model, "--num_assistant_tokens", 3),
+        ("--cache_implementation", "quantized", "--max_cache_mib", 1),
+    ):
+        assert door("--model", model, *flags, stdin=typed) == (0, "黑。\n白\\n又白\\\n蓝\n", ""), flags
+
+
 def test_a_backslash_joins_lines(door: Door, model: Path) -> None:
     result = door("--model", model, stdin="天\\\n？\n水\\\n".encode())
     assert result.code == 0
@@ -383,6 +393,14 @@ def test_a_chat_model_at_the_door(door: Door, chat_folder: Path) -> None:
         (("--system", "x"), b"", "/system is for chat models"),
         (("--max_new_tokens", "20"), b"", "max_new_tokens=20 can never be reached"),
         (("--precision", "int3"), b"", "--precision"),
+        (("--assistant_model", "nowhere"), b"", "nowhere does not exist"),
+        (
+            ("--prompt_lookup_num_tokens", "0"),
+            b"",
+            "prompt_lookup_num_tokens must be a whole number of at least",
+        ),
+        (("--num_assistant_tokens", "0"), b"", "num_assistant_tokens must be a whole number of at least 1"),
+        (("--max_cache_mib", "0"), b"", "max_cache_mib must be a finite number above 0"),
         (("--threads", "-1"), b"", "threads must be at least 0"),
         (("--tempreture", "1"), b"", "did you mean '--temperature'?"),
         ((), b"/tempreture 1\n", "did you mean '/temperature'?"),

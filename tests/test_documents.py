@@ -42,6 +42,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "README.zh-CN.md": "README.md",
     "docs/guide.zh-CN.md": "docs/guide.en.md",
     "docs/families.zh-CN.md": "docs/families.en.md",
+    "docs/sampling.zh-CN.md": "docs/sampling.md",
     "data/README.md": "",  # both languages in one file
 }
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]

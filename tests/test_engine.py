@@ -1,5 +1,6 @@
 """The engine: a request's result is the one that it has alone, whoever joins, leaves or is cancelled."""
 
+import dataclasses
 import random
 import threading
 from collections.abc import Callable
@@ -103,6 +104,43 @@ def test_int8_too() -> None:
     assert [handle.result() for handle in handles] == [
         alone(model, prompt, one) for prompt, one in zip(prompts, options)
     ]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("chunk", [64, 8])
+def test_keys_and_values_in_int8(name: str, chunk: int) -> None:
+    model, prompts, options = make(name), prompts_of(5, 8), options_of(5, 8)
+    rounded = [dataclasses.replace(one, cache_implementation="quantized") for one in options]
+    expected = [alone(model, prompt, one) for prompt, one in zip(prompts, rounded)]
+    plain = Engine(model, max_rows=3)
+    engine = Engine(model, max_rows=3, chunk=chunk, prefix_mib=0.1, cache_implementation="quantized")
+    # D numbers of one byte and a scale of four, instead of D times four
+    assert plain.cache.bytes / engine.cache.bytes == 4 * 8 / (8 + 4) if name == "qwen3" else 4 * 16 / (16 + 4)
+    for asked in (options, rounded):  # what the requests say of the cache does not matter, if it is the same
+        handles = [engine.submit(prompt, one, EOS) for prompt, one in zip(prompts, asked)]
+        assert [handle.result() for handle in handles] == expected
+    assert chunk == 64 or engine.statistics.tokens_reused > 0  # the second time
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("chunk", [96, 10])
+def test_windows_slide_among_rows_that_have_none(name: str, chunk: int) -> None:
+    model, prompts = make(name, dtype=torch.float64), prompts_of(7, 6)
+    prompts[2] = prompts[2] * 60  # longer than the context
+    prompts[2] = prompts[2][: 2 * BLOCK]
+    options = [
+        GenerationOptions(
+            max_new_tokens=130 if number % 2 == 0 else 9, eos_token_id=[], do_sample=number < 3, seed=4,
+            window=50 if number % 2 == 0 else None, sinks=4 if number % 4 == 0 else 0,
+        )
+        for number in range(6)
+    ]  # fmt: skip
+    expected = [alone(model, prompt, one) for prompt, one in zip(prompts, options)]
+    assert max(len(completion.ids) for completion in expected) == 130
+    engine = Engine(model, max_rows=3, chunk=chunk)
+    handles = [engine.submit(prompt, one, EOS) for prompt, one in zip(prompts, options)]
+    assert [handle.result() for handle in handles] == expected
+    assert engine.cache.free == 3
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -417,6 +455,8 @@ def test_a_failure_reaches_everybody_and_a_timeout_only_one() -> None:
             {"max_length": BLOCK + 1},
             f"max_length={BLOCK + 1} is more than the model reads: block_size={BLOCK}",
         ),
+        ({"cache_implementation": "quantized", "static": True}, "quantized does not go with static=True"),
+        ({"cache_implementation": "paged"}, "cache_implementation must be one of static, quantized"),
         ({"max_waiting": -1}, "must be at least 0: got max_waiting=-1"),
         (
             {"max_cache_mib": 0.1},
@@ -442,6 +482,8 @@ def test_sizes_that_make_no_sense(values: dict[str, Any], message: str) -> None:
         ([3], {"use_cache": False}, "use_cache=False does not go with an engine"),
         ([3], {"output_logits": True}, "output_logits does not go with an engine: use generate_output"),
         ([3], {"cache_implementation": "quantized"}, "cache_implementation=quantized is no request's choice"),
+        ([3], {"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens=2 does not go with an engine"),
+        ([3], {"window": 30}, "fewer than the model reads, max_length=30: got tokens=30"),
         ([3], {"max_cache_mib": 5}, "max_cache_mib=5 is no request's choice"),
         ([3], {"max_new_tokens": BLOCK}, "can never be reached"),
         ([3], {"stop_strings": "a"}, "stop_strings need the tokenizer"),

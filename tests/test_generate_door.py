@@ -14,6 +14,7 @@ import torch
 import minigpt
 from minigpt.bpe import BpeTokenizer
 from minigpt.inference.generation import GenerationOptions, generate_ids
+from minigpt.inference.window import Window, slide_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from tests.doors import Result, RunDoor
 from tests.talking import Talk, learn_by_heart
@@ -195,12 +196,47 @@ def test_a_model_of_bytes_writes_on(door: Door) -> None:
     net = GPTLMHeadModel(config)
     minigpt.save_pretrained(net, tokenizer, "bytes")
     options = GenerationOptions(max_new_tokens=8, min_new_tokens=8)
-    ids = generate_ids(minigpt.load_model("bytes"), [tokenizer.encode_text("天")], options, 1)[0].ids
-    if max(ids) < size:  # rows of the embedding without a token could be chosen by such a model
-        flags = ("--model", "bytes", "--max_new_tokens", 8, "--min_new_tokens", 8, "--json")
-        for name in ("prompt", "question"):  # without a template, a question is a text to write on from
-            found = json.loads(door(*flags, f"--{name}", "天").out)
-            assert found["text" if name == "prompt" else "answer"] == tokenizer.decode(ids)
+    prompt = [tokenizer.encode_text("天")]
+    ids = generate_ids(minigpt.load_model("bytes"), prompt, options, 1, tokenizer=tokenizer)[0].ids
+    flags = ("--model", "bytes", "--max_new_tokens", 8, "--min_new_tokens", 8, "--json")
+    for name in ("prompt", "question"):  # without a template, a question is a text to write on from
+        found = json.loads(door(*flags, f"--{name}", "天").out)
+        assert found["text" if name == "prompt" else "answer"] == tokenizer.decode(ids)
+
+
+def test_guesses_and_a_small_cache_change_no_answer(door: Door, model: Path) -> None:
+    for flags in (
+        ("--prompt_lookup_num_tokens", 3),
+        ("--prompt_lookup_num_tokens", 3, "--max_matching_ngram_size", 1),
+        ("--assistant_model", model, "--num_assistant_tokens", 2),
+        ("--cache_implementation", "quantized"),  # learned by heart: rounding changes no choice
+        ("--max_cache_mib", 1),
+        ("--window", 10, "--sinks", 2),
+    ):
+        result = door("--model", model, *flags, stdin=lines(*QUESTIONS))
+        assert (result.code, result.err) == (0, ""), flags
+        assert result.out.split("\n") == [*PRINTED, ""], flags
+        asked = door("--model", model, *flags, "--question", "月", "--stream")
+        assert asked == (0, "白\\n又白\\\n", ""), flags
+
+
+def test_a_window_writes_beyond_the_context(door: Door, model: Path) -> None:
+    flags = ("--model", model, "--prompt", "地是什么？" * 9, "--window", 12, "--sinks", 2)
+    lengths = ("--max_new_tokens", 50, "--min_new_tokens", 50)
+    found = json.loads(door(*flags, *lengths, "--json").out)
+    assert found["stop_reason"] == "length"
+    net, tokenizer = minigpt.load_model(model), minigpt.load_tokenizer(model)
+    options = GenerationOptions(max_new_tokens=50, min_new_tokens=50)
+    ids = tokenizer.encode_text("地是什么？" * 9)
+    slid = slide_ids(net, ids, options, tokenizer.sep_token_id, Window(12, 2), tokenizer).ids
+    assert len(slid) == 50  # of a model that reads 20
+    assert found["text"] == tokenizer.decode(slid)
+
+
+def test_an_assistant_with_another_vocabulary(door: Door, model: Path) -> None:
+    other = learn_by_heart({"天？": "黑"}, Path("other"))
+    result = door("--model", model, "--assistant_model", other, "--question", "水")
+    assert_refused(result, "the assistant model has vocab_size=", "both must have one tokenizer")
 
 
 def test_a_streamed_answer_is_the_answer(door: Door, model: Path) -> None:
@@ -212,6 +248,28 @@ def test_a_streamed_answer_is_the_answer(door: Door, model: Path) -> None:
     assert cut.err.splitlines() == [
         "warning: not in the vocabulary, read as <unk>: '😀'",
         "warning: 1 of 1 answers were cut short: 1 at --max_new_tokens 1",
+    ]
+
+
+def test_an_assistant_goes_with_itself(door: Door, model: Path) -> None:
+    base = ("--model", model, "--question", "水", "--assistant_model", model)
+    for flags, name in (
+        (("--window", 9), "window=9"),
+        (("--prompt_lookup_num_tokens", 2), "prompt_lookup_num_tokens=2"),
+        (("--num_beams", 2), "num_beams=2"),
+        (("--no_use_cache",), "use_cache=False"),
+    ):
+        assert_refused(door(*base, *flags), f"{name} does not go with an assistant model: leave out one")
+
+
+def test_what_guesses_nothing_says_so(door: Door, model: Path) -> None:
+    flags = ("--max_matching_ngram_size", 2, "--num_assistant_tokens", 2)
+    result = door("--model", model, "--question", "水", *flags)
+    assert (result.code, result.out) == (0, "蓝\n")
+    assert result.err.splitlines() == [
+        "warning: without --prompt_lookup_num_tokens nothing is looked up: --max_matching_ngram_size changes "
+        "nothing",
+        "warning: without --assistant_model nobody guesses: --num_assistant_tokens changes nothing",
     ]
 
 
@@ -269,6 +327,31 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--choices", "a", "--regex", "b"], "choices and regex both say what the answer is"),
         (["--json_schema", "{"], "json_schema is not understood"),
         (["--precision", "int3"], "--precision"),
+        (["--window", "0"], "window must be a whole number of at least 1: got window=0"),
+        (
+            ["--window", "20"],
+            "window must be fewer tokens than the model reads, block_size=20: got window=20",
+        ),
+        (["--sinks", "2"], "sinks are the first tokens of a window, and fewer than it has: got sinks=2"),
+        (["--sinks", "5", "--window", "5"], "fewer than it has: got sinks=5, window=5"),
+        (["--window", "9", "--num_beams", "2"], "num_beams=2 does not go with window"),
+        (["--window", "9", "--prompt_lookup_num_tokens", "2"], "window=9 does not go with prompt_lookup_num"),
+        (["--window", "9", "--no_use_cache"], "use_cache=False does not go with window"),
+        (
+            ["--prompt_lookup_num_tokens", "0"],
+            "prompt_lookup_num_tokens must be a whole number of at least 1",
+        ),
+        (
+            ["--prompt_lookup_num_tokens", "2", "--max_matching_ngram_size", "0"],
+            "max_matching_ngram_size must",
+        ),
+        (["--assistant_model", "nowhere"], "nowhere does not exist"),
+        (["--cache_implementation", "paged"], "--cache_implementation"),
+        (["--max_cache_mib", "0.001"], "max_cache_mib=0.001 is too little: a cache of 1 rows of"),
+        (["--max_cache_mib", "-1"], "max_cache_mib must be a finite number above 0"),
+        (["--temperature", "-1"], "temperature must be a finite number of at least 1e-6"),
+        (["--top_p", "1.5"], "top_p must be above 0 and at most 1: got top_p=1.5"),
+        (["--top_p", "nan"], "top_p must be above 0 and at most 1: got top_p=nan"),
         (["--stream", "--json"], "--stream shows text while it is being written"),
         (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
         (["--threads", "-1"], "threads must be at least 0: got threads=-1"),
@@ -289,6 +372,11 @@ def test_bad_flags(door: Door, model: Path, arguments: list[str], message: str) 
     given = arguments if "--question" in arguments else [*arguments, "--question", "水"]
     given = given if "--model" in given else [*given, "--model", str(model)]
     assert_refused(door(*given), message)
+
+
+def test_prompts_that_are_none(door: Door, model: Path) -> None:
+    assert_refused(door("--model", model, "--prompt", ""), "--prompt is empty: there is nothing to write on")
+    assert_refused(door("--model", model, "--prompt", "水" * 20), "prompt 1 has 20 tokens; the model reads")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Speculation: guesses change how often the model is asked, not what is written."""
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.inference import native
-from minigpt.inference.generation import GenerationOptions, generate_ids
+from minigpt.inference.generation import GenerationOptions, generate_ids, generate_output
 from minigpt.inference.row import Row
 from minigpt.inference.speculation import (
     Draft,
@@ -294,3 +295,25 @@ def test_bad_input() -> None:
         speculate_ids(model, [3], GenerationOptions(logprobs=1), None, NgramDrafter())
     with pytest.raises(InputError, match="prompt 1 is empty"):
         speculate_ids(model, [], options, None, NgramDrafter())
+
+
+def test_generate_takes_guesses_as_options() -> None:
+    """One row after another, with the seeds that a batch's rows have."""
+    model, small = gpt(0), gpt(1)
+    prompts = [[3, 4, 5, 3, 4], [6], [7, 8, 7, 8, 7]]
+    for values in ({}, {"do_sample": True, "seed": 5, "num_return_sequences": 2}):
+        options = GenerationOptions(max_new_tokens=12, **dict[str, Any](values))
+        expected = generate_ids(model, prompts, options, EOS)
+        guessing = dataclasses.replace(options, prompt_lookup_num_tokens=3, max_matching_ngram_size=2)
+        finished: list[int] = []
+        assert generate_ids(model, prompts, guessing, EOS, on_progress=finished.append) == expected
+        assert finished == list(range(1, len(expected) + 1))
+        if not values:  # what a model has drawn is distributed as without guesses, but drawn otherwise
+            assert generate_ids(model, prompts, options, EOS, assistant_model=small) == expected
+    other = gpt(0, vocab_size=V + 1)
+    with pytest.raises(InputError, match="the assistant model has vocab_size=15, the model 14"):
+        generate_ids(model, prompts, GenerationOptions(), EOS, assistant_model=other)
+    with pytest.raises(InputError, match="num_beams=2 does not go with an assistant model"):
+        generate_ids(model, prompts, GenerationOptions(num_beams=2), EOS, assistant_model=small)
+    with pytest.raises(InputError, match="prompt_lookup_num_tokens does not go with generate_output"):
+        generate_output(model, prompts, GenerationOptions(prompt_lookup_num_tokens=2), EOS)

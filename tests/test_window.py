@@ -81,3 +81,20 @@ def test_bad_windows_and_prompts() -> None:
     # without a window it is an error, as ever
     with pytest.raises(InputError, match="max_new_tokens=100 can never be reached"):
         generate_ids(model, [[3]], options, None)
+
+
+def test_generate_takes_a_window_as_options() -> None:
+    model, prompts = make("gpt"), [[3] * (2 * BLOCK), [4, 5]]
+    options = GenerationOptions(max_new_tokens=30, window=8, sinks=2)
+    plain = GenerationOptions(max_new_tokens=30)
+    assert generate_ids(model, prompts, options, None) == [
+        slide_ids(model, prompt, plain, None, Window(8, 2)) for prompt in prompts
+    ]
+    drawn = GenerationOptions(
+        max_new_tokens=10, window=8, do_sample=True, seed=3, num_return_sequences=2, temperature=2.0
+    )
+    without = GenerationOptions(
+        max_new_tokens=10, do_sample=True, seed=3, num_return_sequences=2, temperature=2.0
+    )
+    fitting = [[4, 5], [6, 7, 8]]
+    assert generate_ids(model, fitting, drawn, None) == generate_ids(model, fitting, without, None)

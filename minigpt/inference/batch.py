@@ -11,9 +11,8 @@ It answers no questions and checks no options: that is minigpt.inference.generat
 Letters in shapes: B rows, S columns so far, n rows not finished yet, T columns read now, V the vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,28 +26,14 @@ from minigpt.inference.embeddings import replaced_embeddings
 from minigpt.inference.native import native_step
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, Recorder, StopReason
-from minigpt.inference.penalties import NO_TOKEN, Processor, make_processors
+from minigpt.inference.penalties import NO_TOKEN
 from minigpt.inference.quantized_cache import QuantizedCache, quantized_bytes
+from minigpt.inference.request import Request
 from minigpt.inference.stopping import TextSoFar
 
-__all__ = ["NOT_FINITE", "Batch", "Request", "check_scores", "evaluating", "new_cache"]
+__all__ = ["NOT_FINITE", "Batch", "check_scores", "evaluating", "new_cache"]
 
 NOT_FINITE = "the model's scores are not finite numbers: its weights are damaged or diverged"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a request asks for besides its options, or was made of them, once for all its prompts."""
-
-    eos: list[int]  # ids that end an answer
-    decode: Callable[[list[int]], str] | None = None  # ids -> text, where there are stop strings
-    constraint: Callable[[], Processor] | None = None  # makes a batch's minigpt.inference.constraints
-
-    def processors(
-        self, options: GenerationOptions, vocab_size: int, device: torch.device
-    ) -> list[Processor]:
-        """What changes a batch's scores, in order."""
-        return make_processors(options, self.eos, vocab_size, device, self.constraint)
 
 
 @contextmanager

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
-from minigpt.inference.batch import Request, check_scores, new_cache
+from minigpt.inference.batch import check_scores, new_cache
 from minigpt.inference.cache import KeyValueCache
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, StopReason
+from minigpt.inference.request import Request
 
 __all__ = ["Finished", "beam_search"]
 

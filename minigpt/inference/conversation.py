@@ -24,13 +24,13 @@ from typing import NamedTuple
 import torch
 
 from minigpt.bpe import BpeTokenizer
-from minigpt.chat_template import encode_chat
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.files import atomic_write
 from minigpt.inference.advice import Form
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import StopReason
+from minigpt.inference.singly import check_assistant
 from minigpt.inference.streaming import stream_ids
 from minigpt.pretrained import AnyTokenizer
 from minigpt.tokenizer import Tokenizer
@@ -62,6 +62,7 @@ class Conversation:
 
     Attributes:
         options: how to choose tokens; see `choose`.
+        assistant_model: a smaller model of the same tokenizer, which guesses; None: nobody does.
         system: what a chat model is told before the first turn; "" for nothing.
         thinking: whether a chat model may think before it answers; None leaves it to its template.
         turns: all that was said, also what the model does not read any more.
@@ -77,12 +78,14 @@ class Conversation:
         options: GenerationOptions,
         *,
         history: bool = False,
+        assistant_model: LanguageModel | None = None,
     ) -> None:
         if form == "chat" and (not isinstance(tokenizer, BpeTokenizer) or tokenizer.chat_template is None):
             raise InputError("form=chat needs a model whose tokenizer has a chat_template")
         if form == "question" and tokenizer.sep_token_id is None:
             raise InputError("form=question needs a tokenizer with <sep>")
         self.model, self.tokenizer, self.form, self.history = model, tokenizer, form, history
+        self.assistant_model = assistant_model
         self.system = ""
         self.thinking: bool | None = None
         self.saved: set[Path] = set()
@@ -93,6 +96,7 @@ class Conversation:
         """Go on with other options. Raises InputError for what the model cannot do."""
         config = self.model.config
         options.check_model(config.vocab_size, config.max_position_embeddings)
+        check_assistant(self.model, options, self.assistant_model)
         self.options = options
 
     @property
@@ -114,7 +118,7 @@ class Conversation:
         """
         prompt = self._fitting(text)
         ids: list[int] = []
-        pieces = stream_ids(self.model, self.tokenizer, prompt, self.options, ids)
+        pieces = stream_ids(self.model, self.tokenizer, prompt, self.options, ids, self.assistant_model)
         return self._answer(text, prompt, ids, pieces)
 
     def _answer(
@@ -218,6 +222,8 @@ def question_ids(
     if form == "chat":
         if not isinstance(tokenizer, BpeTokenizer):
             raise InputError("form=chat needs a model whose tokenizer has a chat_template")
+        from minigpt.chat_template import encode_chat  # and Jinja: only chat models need them
+
         messages = [*before, {"role": "user", "content": text}]
         return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
     ids = tokenizer.encode_text(text)

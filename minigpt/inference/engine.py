@@ -14,7 +14,9 @@ does not stall the others for long.
 A request's result is the one that generate_ids gives it alone, and depends on nobody else: a prompt is read
 in the same chunks whoever is there, and (in C, see .reading) a token is computed in the same way in any
 company. Only a prompt of several chunks is rounded in another order than by generate_ids, which reads it at
-once; a prefix that is reused changes nothing, as it ends where a chunk does.
+once; a prefix that is reused changes nothing, as it ends where a chunk does. A window (options.window) slides
+when max_length is full. Guesses do not go with an engine: they pay where one row is written, and here the
+weights are read for all rows at once.
 
 On a GPU the tokens of running rows are written by minigpt.inference.static_step, some steps at a time, and
 read while the next are computed: a step of the engine then gives a row no token or several. While a request
@@ -28,22 +30,25 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.inference.batch import NOT_FINITE
-from minigpt.inference.generation import TextTokenizer, base_seed, check_request, row_seed
 from minigpt.inference.handle import Handle
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion
 from minigpt.inference.pipeline import Pipeline
 from minigpt.inference.prefixes import PrefixStore
+from minigpt.inference.quantized_cache import QuantizedSlotCache
 from minigpt.inference.reading import Reader
+from minigpt.inference.request import TextTokenizer, base_seed, check_request, row_seed
 from minigpt.inference.row import Row, check_single
 from minigpt.inference.slots import SlotCache
 from minigpt.inference.static_step import DAMAGED, StaticStep, can_choose, capacity
+from minigpt.inference.window import Window
 
 __all__ = ["Engine", "Handle", "QueueFullError", "Statistics"]
 
@@ -76,6 +81,8 @@ class Engine:
         max_waiting: requests that may wait for a row.
         chunk: tokens of prompts that are read in one step, about.
         prefix_mib: MiB for beginnings that prompts share; 0: none are kept.
+        cache_implementation: "quantized" holds keys and values in int8, a quarter of float32's memory; of all
+            requests, as they share the memory.
         max_cache_mib: refuse to take more for rows' keys and values; None: no limit.
         static: write with a StaticStep; None: on CUDA alone.
         window: its steps between two looks at what was written.
@@ -94,11 +101,13 @@ class Engine:
         max_waiting: int = 64,
         chunk: int = 64,
         prefix_mib: float = 0.0,
+        cache_implementation: Literal["static", "quantized"] = "static",
         max_cache_mib: float | None = None,
         static: bool | None = None,
         window: int = 8,
         compiled: bool = False,
     ) -> None:
+        GenerationOptions(cache_implementation=cache_implementation)  # its complaint
         context = model.config.max_position_embeddings
         length = context if max_length is None else max_length
         for name, value in {
@@ -116,10 +125,15 @@ class Engine:
         weight = next(model.parameters())
         self.model, self.chunk, self.max_waiting = model.eval(), chunk, max_waiting
         self.max_length = length
-        is_static = weight.device.type == "cuda" if static is None else static
+        is_quantized = cache_implementation == "quantized"
+        on_gpu = weight.device.type == "cuda" and not is_quantized
+        is_static = on_gpu if static is None else static
+        if is_static and is_quantized:
+            raise InputError("cache_implementation=quantized does not go with static=True: leave out one")
         # the last token of a request is never read: one column less
         columns = capacity(length, context) if is_static else max(1, length - 1)
-        self.cache = SlotCache(model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib)
+        make = QuantizedSlotCache if is_quantized else SlotCache
+        self.cache = make(model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib)
         self.pipeline: Pipeline | None = None
         if is_static:
             self.pipeline = Pipeline(StaticStep(model, self.cache, length, window, compiled=compiled))
@@ -168,20 +182,28 @@ class Engine:
 
         Raises:
             QueueFullError: if max_waiting requests wait already: try later.
-            InputError: as generate_ids does; for beams and reports; for a prompt that, with max_new_tokens,
-                is longer than max_length.
+            InputError: as generate_ids does; for beams, reports and guesses; for a prompt that, with
+                max_new_tokens, is longer than max_length, unless a window slides over it.
         """
         options = options or GenerationOptions()
         check_single(options, "an engine")
-        for name, plain in {"cache_implementation": "static", "max_cache_mib": None}.items():
-            if (value := getattr(options, name)) != plain:
+        own = "quantized" if isinstance(self.cache, QuantizedSlotCache) else "static"
+        for name, plain in {"cache_implementation": own, "max_cache_mib": None}.items():
+            if (value := getattr(options, name)) not in (plain, getattr(GenerationOptions, name)):
                 raise InputError(f"{name}={value} is no request's choice: all share the engine's cache")
         request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
         config = self.model.config
         # None asks for what there is room for; a number asks for what generate_ids would give.
         room = self.max_length if options.max_new_tokens is None else config.max_position_embeddings
         limit = max(1, options.limit(len(prompt), room))
-        if len(prompt) + limit > self.max_length:
+        window = None if options.window is None else Window(options.window, options.sinks)
+        if window is not None:
+            if self.pipeline:
+                raise InputError(
+                    f"window={window.tokens} does not go with a StaticStep: make the engine without"
+                )
+            window.check(self.max_length, "max_length")
+        elif len(prompt) + limit > self.max_length:
             raise InputError(
                 f"a prompt of {len(prompt)} tokens and up to {limit} new ones need max_length="
                 f"{len(prompt) + limit}: the engine has max_length={self.max_length}; shorten the prompt or "
@@ -193,6 +215,8 @@ class Engine:
             None if seed is None else row_seed(seed, 0, copy),
         )  # fmt: skip
         handle = Handle(self, row)
+        handle._window = window
+        handle._unread = row.prompt if len(prompt) < self.max_length or window is None else window.of(prompt)
         with self.changed:
             if self._failure is not None:
                 raise InputError(f"the engine takes no more requests: {self._failure}")
@@ -246,7 +270,7 @@ class Engine:
         for handle in joining:
             handle._slot = self.cache.take()
             if self.prefixes:
-                self.statistics.tokens_reused += self.prefixes.restore(handle._row.prompt, handle._slot)
+                self.statistics.tokens_reused += self.prefixes.restore(handle._unread, handle._slot)
         if self._running:
             self.statistics.steps += 1
             self._write()
@@ -301,15 +325,16 @@ class Engine:
 
     def _is_read(self, handle: Handle) -> bool:
         """Is there nothing left of the prompt? A StaticStep reads the last token: so it gives the first."""
-        row = handle._row
-        return bool(row.ids) or (self.pipeline is not None and self.cache.length(_slot(handle)) == row.first)
+        if self.pipeline:
+            return bool(handle._row.ids) or self.cache.length(_slot(handle)) == handle._row.first
+        return not handle._unread
 
     def _read_prompts(self) -> None:
-        """Whole chunks of joining prompts, in the order in which they came, while they are few tokens."""
+        """Whole chunks of joining prompts, and new windows, in the order in which the requests came."""
         left = self.chunk
         for handle in [handle for handle in self._running if not self._is_read(handle)]:
-            slot, prompt = _slot(handle), handle._row.prompt
-            end = handle._row.first if self.pipeline else len(prompt)
+            slot, prompt = _slot(handle), handle._unread
+            end = len(prompt) - 1 if self.pipeline else len(prompt)
             while left > 0 and (start := self.cache.length(slot)) < end:
                 # A chunk is never cut to what is left: where it ends decides how it is rounded.
                 piece = prompt[start : min(start + self.chunk, end)]
@@ -321,6 +346,7 @@ class Engine:
                 if self.prefixes:
                     self.prefixes.keep(prompt, slot)
                 if start + len(piece) == len(prompt):
+                    handle._unread = []
                     self._choose(handle, logits)
                     break
 
@@ -337,6 +363,9 @@ class Engine:
             handle._give(token)
         if row.stop_reason is not None:
             self._leave(handle, row.completion())
+        elif handle._window and self.cache.length(_slot(handle)) + 1 == self.max_length:  # no room for more
+            handle._unread = handle._window.of([*row.prompt, *row.ids])
+            self.cache.empty(_slot(handle))
 
     def _leave(self, handle: Handle, outcome: Completion | Exception) -> None:
         self.cache.give_back(_slot(handle))

@@ -11,18 +11,20 @@ Loading a model and reading questions are other rooms' work.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
 from minigpt.command_line import InputError, unknown_name
 from minigpt.families import LanguageModel
-from minigpt.inference.batch import Batch, Request, evaluating
+from minigpt.inference.batch import Batch, evaluating
 from minigpt.inference.beam import Finished, beam_search
-from minigpt.inference.constraints import make_constraint
 from minigpt.inference.embeddings import placeholders
-from minigpt.inference.options import GenerationOptions, check_ids, id_list
+from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, GenerateOutput, Recorder, StopReason
+from minigpt.inference.request import Request, TextTokenizer, base_seed, check_request, check_room, row_seed
+from minigpt.inference.row import outcome
+from minigpt.inference.singly import check_assistant, write, written_singly
 from minigpt.inference.stopping import cut
 
 __all__ = [
@@ -40,19 +42,6 @@ __all__ = [
 BATCH_SIZE = 64
 
 
-class TextTokenizer(Protocol):
-    """What generation asks of a tokenizer; see `prompt_ids` and `eos_of` for what it asks besides."""
-
-    def encode_text(self, text: str, /) -> list[int]:
-        """The ids of a text, and nothing else."""
-
-    def decode(self, ids: list[int], /) -> str:
-        """The text of some ids."""
-
-    def unknown_characters(self, text: str, /) -> list[str]:
-        """What of a text cannot be encoded."""
-
-
 class Answer(NamedTuple):
     """What followed a question."""
 
@@ -68,6 +57,7 @@ def generate(
     prompt: str,
     *,
     return_dict_in_generate: Literal[False] = False,
+    assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> str:
     """The answer's text."""
@@ -91,6 +81,7 @@ def generate(
     prompt: str,
     *,
     return_dict_in_generate: bool = False,
+    assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> str | GenerateOutput:
     """The answer to one question; the model reads it followed by <sep> and writes until the next <sep>.
@@ -101,20 +92,23 @@ def generate(
         prompt: the question.
         return_dict_in_generate: return a GenerateOutput instead of the text, with what the options'
             output_scores, output_logits, output_hidden_states, output_attentions and logprobs ask for.
+        assistant_model: a smaller model of the same tokenizer, which guesses: see .speculation.
         options: fields of GenerationOptions.
 
     Raises:
         InputError: for an unknown option, naming the nearest; a bad value; a question that is too long.
     """
-    chosen = options_from(options, also=["return_dict_in_generate"])
+    chosen = options_from(options, also=["return_dict_in_generate", "assistant_model"])
     if return_dict_in_generate:
+        if assistant_model is not None:
+            raise InputError("assistant_model does not go with return_dict_in_generate=True: leave out one")
         return generate_output(model, [prompt_ids(tokenizer, prompt)], chosen, eos_of(tokenizer), tokenizer)
     if chosen.num_return_sequences > 1:
         raise InputError(
             f"num_return_sequences={chosen.num_return_sequences} needs return_dict_in_generate=True, or "
             "answer_questions: generate returns one text"
         )
-    return answer_questions(model, tokenizer, [prompt], chosen)[0].text
+    return answer_questions(model, tokenizer, [prompt], chosen, assistant_model=assistant_model)[0].text
 
 
 def options_from(values: Mapping[str, Any], also: Sequence[str] = ()) -> GenerationOptions:
@@ -153,6 +147,7 @@ def answer_questions(
     options: GenerationOptions | None = None,
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int], None] | None = None,
+    assistant_model: LanguageModel | None = None,
 ) -> list[Answer]:
     """Answer questions, in their order; with num_return_sequences, each that many times, one after another.
 
@@ -170,8 +165,11 @@ def answer_questions(
     for number, (question, prompt) in enumerate(zip(questions, prompts), 1):
         start = question if len(question) <= 20 else question[:20] + "..."
         separator = "" if _separator(tokenizer) is None else " with its <sep>"
-        _check_room(f"question {number} ({start!r}){separator}", prompt, model)
-    completions = generate_ids(model, prompts, options, eos_of(tokenizer), batch_size, on_progress, tokenizer)
+        check_room(f"question {number} ({start!r}){separator}", prompt, model, options)
+    completions = generate_ids(
+        model, prompts, options, eos_of(tokenizer), batch_size, on_progress, tokenizer,
+        assistant_model=assistant_model,
+    )  # fmt: skip
     asked = [question for question in questions for _ in range(options.num_return_sequences)]
     return [
         Answer(cut(tokenizer.decode(ids), options.stops), reason, tokenizer.unknown_characters(question))
@@ -189,6 +187,7 @@ def generate_ids(
     on_progress: Callable[[int], None] | None = None,
     tokenizer: TextTokenizer | None = None,
     inputs_embeds: Sequence[torch.Tensor] = (),
+    assistant_model: LanguageModel | None = None,
 ) -> list[Completion]:
     """Write on from each prompt; returns the completions in the prompts' order, num_return_sequences of each.
 
@@ -198,11 +197,14 @@ def generate_ids(
 
     Args:
         eos_token_id: one, several, or None; options.eos_token_id stands instead, where it is given.
-        batch_size: rows written at once, at most. Beam search writes num_beams rows for one prompt.
+        batch_size: rows written at once, at most. Beam search writes num_beams rows for one prompt. Guesses
+            and a window are for one row at a time.
         on_progress: called with the number of completions that are finished.
-        tokenizer: needed for the options stop_strings, choices, regex and json_schema.
+        tokenizer: needed for the options stop_strings, choices, regex and json_schema. Rows of the model's
+            vocabulary that it has no token for never come; transformers lets them.
         inputs_embeds: prompts as vectors (tokens, C), instead of ids; `prompts` is then empty. Penalties and
             prohibitions see the new ids alone.
+        assistant_model: a smaller model of the same tokenizer, which guesses: see .speculation.
 
     Raises:
         InputError: if a prompt is empty, leaves no room for a token, or has an id that the vocabulary lacks;
@@ -213,13 +215,25 @@ def generate_ids(
     if options.reports:
         raise InputError(f"{options.reports[0]} needs return_dict_in_generate=True, or generate_output")
     if inputs_embeds:
+        if assistant_model is not None:
+            raise InputError("assistant_model does not go with inputs_embeds: leave out one")
         prompts = _embedded(model, prompts, inputs_embeds, options)
+    check_assistant(model, options, assistant_model)
     request = check_request(model, prompts, options, eos_token_id, tokenizer)
     if options.num_beams > 1:
         found = _search(model, prompts, options, request, on_progress)
         return [one.completion() for one in found]
     copies, seed = options.num_return_sequences, base_seed(options)
     n_rows = copies * len(prompts)
+    if written_singly(options, assistant_model):
+        rows_written = []
+        for row in range(n_rows):
+            drawn = None if seed is None else row_seed(seed, *divmod(row, copies))
+            tokens = write(model, prompts[row // copies], options, request, drawn, assistant_model)
+            rows_written.append(outcome(tokens))
+            if on_progress:
+                on_progress(row + 1)
+        return rows_written
     completions: dict[int, Completion] = {}
     order = sorted(range(n_rows), key=lambda row: len(prompts[row // copies]))
     with evaluating(model):
@@ -255,6 +269,10 @@ def generate_output(
     Memory grows with what is asked for: scores and logits are steps * rows * vocabulary numbers each,
     attention weights layers * heads * rows * length ** 2.
     """
+    if options.special:
+        raise InputError(
+            f"{options.special} does not go with generate_output: leave it out, or use generate_ids"
+        )
     if inputs_embeds:
         prompts = _embedded(model, prompts, inputs_embeds, options)
     request = check_request(model, prompts, options, eos_token_id, tokenizer)
@@ -280,60 +298,14 @@ def generate_output(
     return recorder.output(batch.completions(), batch.ids[:, start : batch.width + steps])
 
 
-def check_request(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    options: GenerationOptions,
-    eos_token_id: int | Sequence[int] | None,
-    tokenizer: TextTokenizer | None,
-) -> Request:
-    """Refuse what cannot work before anything is computed, with an InputError."""
-    vocab_size = model.config.vocab_size
-    options.check_model(vocab_size, model.config.max_position_embeddings)
-    eos = id_list(eos_token_id if options.eos_token_id is None else options.eos_token_id)
-    check_ids("eos_token_id", eos, vocab_size)
-    for number, prompt in enumerate(prompts, 1):
-        _check_room(f"prompt {number}", prompt, model)
-        check_ids(f"prompt {number}", prompt, vocab_size)
-    if options.stops and tokenizer is None:
-        raise InputError("stop_strings need the tokenizer: pass tokenizer=...")
-    decode = tokenizer.decode if tokenizer is not None and options.stops else None
-    return Request(eos, decode, make_constraint(options, tokenizer, eos))
-
-
-def _check_room(name: str, prompt: Sequence[int], model: LanguageModel) -> None:
-    limit = model.config.max_position_embeddings
-    if len(prompt) > limit - 1:
-        raise InputError(
-            f"{name} has {len(prompt)} tokens; the model reads block_size={limit}, answer included: "
-            f"at most {limit - 1} are possible"
-        )
-    if not prompt:
-        raise InputError(f"{name} is empty: the model needs a token to start from")
-
-
-def base_seed(options: GenerationOptions) -> int | None:
-    """What all rows' generators begin with; None without sampling."""
-    if not options.do_sample:
-        return None
-    return (
-        int(torch.randint(2**62, ())) if options.seed is None else options.seed
-    )  # torch.manual_seed decides
-
-
-def row_seed(seed: int, prompt: int, copy: int) -> list[int]:
-    """The seed of one row's generator: the first answer to a prompt is the same, however many follow."""
-    return [seed, prompt, copy] if copy else [seed, prompt]
-
-
 def _embedded(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     inputs_embeds: Sequence[torch.Tensor],
     options: GenerationOptions,
 ) -> list[list[int]]:
-    if options.num_beams > 1 or not options.use_cache:
-        name = "num_beams" if options.num_beams > 1 else "use_cache"
+    if options.num_beams > 1 or not options.use_cache or options.special:
+        name = options.special or ("num_beams" if options.num_beams > 1 else "use_cache")
         raise InputError(f"{name}={getattr(options, name)} does not go with inputs_embeds")
     return placeholders(model, prompts, inputs_embeds)
 

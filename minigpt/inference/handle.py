@@ -9,6 +9,7 @@ from typing import Protocol
 
 from minigpt.inference.output import Completion
 from minigpt.inference.row import Row
+from minigpt.inference.window import Window
 
 __all__ = ["Handle"]
 
@@ -36,6 +37,8 @@ class Handle:
         self._error: Exception | None = None
         self._is_cancelled = False
         self._slot: int | None = None
+        self._unread: list[int] = []  # what has to be read before the next token: a prompt, or a new window
+        self._window: Window | None = None
 
     @property
     def done(self) -> bool:

@@ -3,9 +3,10 @@
     GenerationOptions(max_new_tokens=32, do_sample=True, top_p=0.9, stop_strings=["\\n"])
 
 Names and meanings are those of Hugging Face's `generate`, where it has one. `presence_penalty`,
-`frequency_penalty`, `logit_bias` and `logprobs` are OpenAI's and vLLM's; `seed` is ours. Two defaults differ
-from Hugging Face's: `top_k` is 0, that is off, where theirs is 50, so that plain sampling draws from what the
-model says; and `max_new_tokens` is up to 128 where theirs is up to 20 tokens, prompt included.
+`frequency_penalty`, `logit_bias` and `logprobs` are OpenAI's and vLLM's; `seed`, `window` and `sinks` are
+ours. Four defaults differ from Hugging Face's: `top_k` is 0, that is off, where theirs is 50, so that plain
+sampling draws from what the model says; `max_new_tokens` is up to 128 where theirs is up to 20 tokens, prompt
+included; `max_matching_ngram_size` is 3 (theirs 2), and `num_assistant_tokens` 4 (theirs 20).
 """
 
 import math
@@ -52,6 +53,11 @@ class GenerationOptions:
     early_stopping: bool | Literal["never"] = False  # True: num_beams finished beams are enough
     num_return_sequences: int = 1  # answers to each prompt
     seed: int | None = None  # decides what is drawn; None: torch's global generator does
+    window: int | None = None  # when the context is full, keep that many tokens and go on; None: end there
+    sinks: int = 0  # of the window's tokens, that many are the text's first ones
+    prompt_lookup_num_tokens: int | None = None  # guess so many that once followed the last few; None: off
+    max_matching_ngram_size: int = 3  # with the one above: so many last tokens are looked for first
+    num_assistant_tokens: int = 4  # with assistant_model: guesses at a time
     use_cache: bool = True  # False computes all positions anew for each token: slow, for comparison
     cache_implementation: Literal["static", "quantized"] = (
         "static"  # quantized: int8, a quarter of the memory
@@ -167,6 +173,19 @@ class GenerationOptions:
                 f"num_beams={self.num_beams} follows the likeliest beginnings and draws nothing: leave out "
                 "do_sample, or num_beams"
             )
+        if self.sinks and (self.window is None or self.sinks >= self.window):
+            raise InputError(
+                "sinks are the first tokens of a window, and fewer than it has: got "
+                f"sinks={self.sinks}, window={self.window}"
+            )
+        if self.special:
+            others = ["window"] if self.special != "window" and self.window is not None else []
+            others += ["num_beams"] if self.num_beams > 1 else []
+            others += [] if self.use_cache else ["use_cache"]
+            for name in [*others, *self.reports]:
+                raise InputError(
+                    f"{name}={getattr(self, name)} does not go with {self.special}: leave out one"
+                )
         if self.num_beams > 1 and self.reports:
             raise InputError(
                 f"{self.reports[0]} is not available with num_beams={self.num_beams}: sequences_scores is"
@@ -195,6 +214,12 @@ class GenerationOptions:
         return [name for name in _CONSTRAINTS if getattr(self, name) not in (None, (), [])]
 
     @property
+    def special(self) -> str | None:
+        """Which option makes rows be written one by one: guesses, or else a window."""
+        names = ("prompt_lookup_num_tokens", "window")
+        return next((name for name in names if getattr(self, name) is not None), None)
+
+    @property
     def reports(self) -> list[str]:
         """The names of the outputs that were asked for."""
         asked = [name for name in _SWITCHES if name.startswith("output_") and getattr(self, name)]
@@ -207,17 +232,22 @@ class GenerationOptions:
 
     def limit(self, prompt_length: int, context: int) -> int:
         """New tokens that this prompt may get, at most, from a model that reads `context` tokens."""
-        return min(self.wanted, context - prompt_length)
+        return self.wanted if self.window is not None else min(self.wanted, context - prompt_length)
 
     def check_model(self, vocab_size: int, context: int) -> None:
         """Raise InputError where the options do not fit a model's vocabulary or its longest sequence."""
         for name in ("max_new_tokens", "min_new_tokens"):
             value = getattr(self, name)
-            if value is not None and value >= context:
+            if value is not None and value >= context and self.window is None:
                 raise InputError(
                     f"{name}={value} can never be reached: the model reads block_size={context} tokens, "
                     f"prompt included, so at most {context - 1} can be new"
                 )
+        if self.window is not None and self.window >= context:
+            raise InputError(
+                f"window must be fewer tokens than the model reads, block_size={context}: got "
+                f"window={self.window}"
+            )
         if self.logprobs is not None and self.logprobs > vocab_size:
             raise InputError(f"logprobs must be at most {vocab_size}, the vocabulary: got {self.logprobs}")
         check_ids("logit_bias", self.logit_bias or (), vocab_size)
@@ -229,11 +259,12 @@ class GenerationOptions:
 
 _WHOLE = {  # name -> the least value
     "max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0, "no_repeat_ngram_size": 0, "num_beams": 1,
-    "num_return_sequences": 1, "seed": 0, "logprobs": 0,
+    "num_return_sequences": 1, "seed": 0, "logprobs": 0, "window": 1, "sinks": 0,
+    "prompt_lookup_num_tokens": 1, "max_matching_ngram_size": 1, "num_assistant_tokens": 1,
 }  # fmt: skip
 _CACHES = ("static", "quantized")
 _CONSTRAINTS = ("choices", "regex", "json_schema")
-_MAY_BE_NONE = ("max_new_tokens", "seed", "logprobs")
+_MAY_BE_NONE = ("max_new_tokens", "seed", "logprobs", "window", "prompt_lookup_num_tokens")
 _SWITCHES = (
     "do_sample", "use_cache", "output_scores", "output_logits", "output_hidden_states", "output_attentions",
 )  # fmt: skip

@@ -26,6 +26,7 @@ __all__ = [
     "apply_presence_penalty",
     "apply_repetition_penalty",
     "forbid",
+    "forbid_from",
     "forbid_repeated_ngrams",
     "forbid_words",
     "make_processors",
@@ -80,6 +81,13 @@ def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     return logits.index_fill(-1, torch.tensor(tokens, dtype=torch.int64, device=logits.device), -math.inf)
 
 
+def forbid_from(logits: Tensor, first: int) -> Tensor:
+    """Forbid all ids from `first` on: rows of the vocabulary that no token belongs to."""
+    scores = logits.clone()
+    scores[..., first:] = -math.inf
+    return scores
+
+
 def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     """Forbid each token that would complete `size` tokens in a row that the row already has.
 
@@ -112,13 +120,17 @@ def make_processors(
     vocab_size: int,
     device: torch.device,
     constraint: Callable[[], Processor] | None = None,
+    tokens: int | None = None,
 ) -> list[Processor]:
     """What the options ask for, in order; each is called with logits, ids and the number of new ids.
 
     Args:
         constraint: makes the one that comes last: see minigpt.inference.constraints.
+        tokens: how many ids there are tokens for; the rows of the vocabulary behind them never come.
     """
     found: list[Processor] = []
+    if tokens is not None and tokens < vocab_size:
+        found.append(lambda logits, *_: forbid_from(logits, tokens))
     if options.logit_bias:
         bias = torch.zeros(vocab_size, device=device)  # (V,)
         bias[list(options.logit_bias)] = torch.tensor(

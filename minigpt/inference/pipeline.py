@@ -75,7 +75,7 @@ class Pipeline:
         for slot, row in rows.items():
             if slot not in self._rows:
                 self._rows[slot], self._lengths[slot] = row, row.length - 1
-                start = Start(row.last, row.length - 1, row.first, row.end, row.eos)
+                start = Start(row.last, row.length - 1, row.first, row.end, row.eos, row.tokens)
                 self.step.start(slot, start, row.options, row.uniform)
         while self._windows and not any(self._rows.get(s) is row for s, row in self._windows[0][1].items()):
             self._windows.popleft()  # all that it is about have ended: nobody need wait for it

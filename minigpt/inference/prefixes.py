@@ -32,9 +32,8 @@ class PrefixStore:
     """
 
     def __init__(self, cache: SlotCache, block: int, prefix_mib: float) -> None:
-        keys, _ = cache.columns(0, 0, 1)  # (L, H, 1, D)
-        layers, heads, _, channels = keys.shape
-        size = 2 * keys.nbytes * block
+        kinds = cache.columns(0, 0, 1)  # (L, H, 1, ...) each
+        size = sum(kind.nbytes for kind in kinds) * block
         count = int(prefix_mib * MIB / size)
         if count < 1:
             raise InputError(
@@ -42,9 +41,12 @@ class PrefixStore:
             )
         self.block = block
         self._cache = cache
-        self._memory = torch.empty(
-            (count, 2, layers, heads, block, channels), dtype=keys.dtype, device=keys.device
-        )  # (blocks, 2, L, H, T, D)  keys and values
+        self._memory = [
+            torch.empty(
+                (count, *kind.shape[:2], block, kind.shape[3]), dtype=kind.dtype, device=kind.device
+            )  # (blocks, L, H, T, ...)
+            for kind in kinds
+        ]
         self._free = list(range(count))[::-1]
         self._places: OrderedDict[tuple[int, ...], int] = (
             OrderedDict()
@@ -53,7 +55,7 @@ class PrefixStore:
     @property
     def bytes(self) -> int:
         """Memory taken, whether it is in use yet or not."""
-        return self._memory.nbytes
+        return sum(kind.nbytes for kind in self._memory)
 
     def restore(self, prompt: Sequence[int], slot: int) -> int:
         """Fill an empty slot with what is known of a prompt's beginning; returns the number of tokens.
@@ -68,10 +70,8 @@ class PrefixStore:
             found.append(place)
         for number, place in enumerate(found):
             start = self._cache.claim(slot, self.block)
-            for held, kept in zip(
-                self._cache.columns(slot, start, start + self.block), self._memory[place].unbind(0)
-            ):
-                held.copy_(kept)
+            for held, kind in zip(self._cache.columns(slot, start, start + self.block), self._memory):
+                held.copy_(kind[place])
             self._cache.advance(slot, self.block)
             assert start == number * self.block, "the slot was empty"
         # The first block counts as used last: what goes first is an end, not a beginning that others need.
@@ -86,8 +86,6 @@ class PrefixStore:
         if end % self.block or not end or end > len(prompt) or key in self._places:
             return
         place = self._free.pop() if self._free else self._places.popitem(last=False)[1]
-        for kept, held in zip(
-            self._memory[place].unbind(0), self._cache.columns(slot, end - self.block, end)
-        ):
-            kept.copy_(held)
+        for kind, held in zip(self._memory, self._cache.columns(slot, end - self.block, end)):
+            kind[place].copy_(held)
         self._places[key] = place

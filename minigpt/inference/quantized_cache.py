@@ -5,6 +5,7 @@
 Each head's key of each token is stored as D whole numbers from -127 to 127 times one scale, and so is its
 value. So one token's outlier costs no other token precision, and nothing need be known beforehand. What
 attention reads is multiplied out, one layer at a time: this saves memory, not time. PyTorch only, not C.
+`QuantizedSlotCache` is the same for the rows of an engine, which come and go.
 
 Letters in shapes: L layers, B rows, H heads, S tokens held, T tokens now added, D channels of one head.
 """
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from minigpt.families import ModelConfig
 from minigpt.inference.cache import KeyValueCache, cache_bytes
+from minigpt.inference.slots import Place, SlotCache
 
-__all__ = ["QuantizedCache", "quantized_bytes"]
+__all__ = ["QuantizedCache", "QuantizedSlotCache", "quantized_bytes"]
 
 
 def quantized_bytes(config: ModelConfig, rows: int, columns: int) -> int:
@@ -58,6 +60,40 @@ class QuantizedCache(KeyValueCache):
             scales[layer, : self._rows, :, S : S + T] = new
             found.append((held * scales[layer, : self._rows, :, : S + T]).to(self._dtype))
         return found[0], found[1]
+
+
+class QuantizedSlotCache(SlotCache):
+    """As SlotCache, with rounded contents."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        slots: int,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_cache_mib: float | None = None,
+    ) -> None:
+        super().__init__(config, slots, max_length, device, torch.int8, max_cache_mib)
+        shape = (*self._keys.shape[:-1], 1)  # (L, slots, H, S_max, 1)
+        self._dtype = dtype
+        self._key_scales, self._value_scales = torch.empty((2, *shape), device=device).unbind(0)
+        self._tensors = (*self._tensors, self._key_scales, self._value_scales)
+
+    @staticmethod
+    def _bytes(config: ModelConfig, slots: int, max_length: int, dtype: torch.dtype) -> int:
+        return quantized_bytes(config, slots, max_length)
+
+    def put(self, layer: int, where: Place, k: Tensor, v: Tensor) -> None:
+        """Write keys and values to a place, rounded."""
+        self._keys[layer][where], self._key_scales[layer][where] = _rounded(k)
+        self._values[layer][where], self._value_scales[layer][where] = _rounded(v)
+
+    def get(self, layer: int, where: Place) -> tuple[Tensor, Tensor]:
+        """Keys and values of a place, multiplied out."""
+        keys = self._keys[layer][where] * self._key_scales[layer][where]
+        values = self._values[layer][where] * self._value_scales[layer][where]
+        return keys.to(self._dtype), values.to(self._dtype)
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,13 +50,13 @@ class Reader:
 
     def read_slot(self, ids: Sequence[int], slot: int, cache: SlotCache) -> Tensor:
         """The next tokens of one slot -> logits of the last one, (1, V)."""
-        if self.native and self.native.takes(len(ids)):
+        if self.native and type(cache) is SlotCache and self.native.takes(len(ids)):
             return self.native.ragged([ids], [slot], cache)
         return self._logits(self.model.base_model(self._row(ids), past_key_values=cache.row(slot)), 1)
 
     def read_rows(self, tokens: Sequence[int], slots: Sequence[int], cache: SlotCache) -> Tensor:
         """The next token of each slot -> logits (n, V)."""
-        if self.native:
+        if self.native and type(cache) is SlotCache:
             return self.native.ragged([[token] for token in tokens], slots, cache)
         rows = cache.rows(slots)
         hidden = self.model.base_model(self._row(tokens).T, rows.mask, rows.positions, rows)  # (n, 1, C)

@@ -7,7 +7,8 @@ it chooses what a batch chooses, from the same drawn numbers.
 Letters in shapes: V entries of the vocabulary, S tokens so far.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from minigpt.command_line import InputError
 from minigpt.inference import sampling
-from minigpt.inference.batch import Request, check_scores
+from minigpt.inference.batch import check_scores
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, StopReason
+from minigpt.inference.request import Request
 from minigpt.inference.stopping import TextSoFar
 
-__all__ = ["Row", "check_single"]
+__all__ = ["Row", "check_single", "outcome"]
+
+End = TypeVar("End")
 
 
 def check_single(options: GenerationOptions, where: str) -> None:
@@ -29,12 +33,24 @@ def check_single(options: GenerationOptions, where: str) -> None:
     Raises:
         InputError: naming the option, and `where` it does not go.
     """
-    plain_values = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+    plain_values = {
+        "num_beams": 1, "num_return_sequences": 1, "use_cache": True, "prompt_lookup_num_tokens": None
+    }  # fmt: skip
     for name, plain in plain_values.items():
         if (value := getattr(options, name)) != plain:
             raise InputError(f"{name}={value} does not go with {where}: use generate_ids")
     if options.reports:
         raise InputError(f"{options.reports[0]} does not go with {where}: use generate_output")
+
+
+def outcome(tokens: Generator[int, None, End]) -> End:
+    """Let a text be written to its end; returns what the generator returns."""
+    while True:
+        try:
+            next(tokens)
+        except StopIteration as end:
+            found: End = end.value
+            return found
 
 
 class Row:
@@ -95,6 +111,11 @@ class Row:
     def eos(self) -> list[int]:
         """Ids that end the row."""
         return self._request.eos
+
+    @property
+    def tokens(self) -> int | None:
+        """How many ids there are tokens for; None: nobody knows."""
+        return self._request.tokens
 
     def scores(self, logits: Tensor) -> Tensor:
         """What the options make of the logits behind the last token, (1, V): -inf is what cannot come.

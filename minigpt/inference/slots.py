@@ -10,6 +10,7 @@ Letters in shapes: L layers, n rows, H heads, S columns, T tokens now added, D c
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from minigpt.command_line import InputError
 from minigpt.families import ModelConfig
 from minigpt.inference.cache import cache_bytes, check_memory
 
-__all__ = ["SlotCache"]
+__all__ = ["Place", "SlotCache"]
+
+Place: TypeAlias = tuple[slice | Tensor, slice, slice | Tensor]  # in (slots, H, S_max)
 
 
 class SlotCache:
@@ -44,12 +47,17 @@ class SlotCache:
         max_cache_mib: float | None = None,
     ) -> None:
         what = f"a cache of {slots} rows of {max_length} tokens"
-        check_memory(cache_bytes(config, slots, max_length, dtype), max_cache_mib, what)
+        check_memory(self._bytes(config, slots, max_length, dtype), max_cache_mib, what)
         shape = (config.num_hidden_layers, slots, config.num_key_value_heads, max_length, config.head_dim)
         self._keys = torch.empty(shape, device=device, dtype=dtype)  # (L, slots, H, S_max, D)
         self._values = torch.empty(shape, device=device, dtype=dtype)
+        self._tensors: tuple[Tensor, ...] = (self._keys, self._values)
         self._lengths = [0] * slots
         self._free = list(range(slots))
+
+    @staticmethod
+    def _bytes(config: ModelConfig, slots: int, max_length: int, dtype: torch.dtype) -> int:
+        return cache_bytes(config, slots, max_length, dtype)
 
     @property
     def max_length(self) -> int:
@@ -69,14 +77,18 @@ class SlotCache:
     @property
     def bytes(self) -> int:
         """Memory taken, whether it is in use yet or not."""
-        return self._keys.nbytes + self._values.nbytes
+        return sum(tensor.nbytes for tensor in self._tensors)
 
     def take(self) -> int:
         """A free slot, empty: the lowest, since a static step computes all up to the last one in use."""
         slot = min(self._free)
         self._free.remove(slot)
-        self._lengths[slot] = 0
+        self.empty(slot)
         return slot
+
+    def empty(self, slot: int) -> None:
+        """Forget a slot's tokens: what comes next is written over them."""
+        self._lengths[slot] = 0
 
     def give_back(self, slot: int) -> None:
         """The row has ended."""
@@ -108,9 +120,17 @@ class SlotCache:
         """The whole memory of a layer's keys and of its values, (slots, H, S_max, D) each, used or not."""
         return self._keys[layer], self._values[layer]
 
-    def columns(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Some columns of a slot, of all layers: keys and values as views, (L, H, end - start, D) each."""
-        return self._keys[:, slot, :, start:end], self._values[:, slot, :, start:end]
+    def columns(self, slot: int, start: int, end: int) -> tuple[Tensor, ...]:
+        """Some columns of a slot, of all layers, as views, (L, H, end - start, ...): keys, values, scales."""
+        return tuple(tensor[:, slot, :, start:end] for tensor in self._tensors)
+
+    def put(self, layer: int, where: Place, k: Tensor, v: Tensor) -> None:
+        """Write keys and values to a place in (slots, H, S_max)."""
+        self._keys[layer][where], self._values[layer][where] = k, v
+
+    def get(self, layer: int, where: Place) -> tuple[Tensor, Tensor]:
+        """Keys and values of a place in (slots, H, S_max); a view, where it is made of slices."""
+        return self._keys[layer][where], self._values[layer][where]
 
     def row(self, slot: int) -> "_Row":
         """One row, as the model's past_key_values: nothing is padded, masked or copied."""
@@ -131,13 +151,10 @@ class _Row:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         assert len(k) == 1, "one row"
-        end = self._cache.claim(self._slot, k.shape[2]) + k.shape[2]
-        found = []
-        for held, new in zip(self._cache.layer(layer), (k, v)):
-            row = held[self._slot : self._slot + 1, :, :end]  # (1, H, S + T, D)
-            row[:, :, end - k.shape[2] :] = new
-            found.append(row)
-        return found[0], found[1]
+        start = self._cache.claim(self._slot, k.shape[2])
+        end, row = start + k.shape[2], slice(self._slot, self._slot + 1)
+        self._cache.put(layer, (row, slice(None), slice(start, end)), k, v)
+        return self._cache.get(layer, (row, slice(None), slice(end)))  # (1, H, S + T, D)
 
     def advance(self, tokens: int) -> None:
         self._cache.advance(self._slot, tokens)
@@ -161,13 +178,14 @@ class _Rows:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         assert k.shape[2] == 1, "one token of each row"
+        now = (self._places, slice(None), self.positions[:, 0])
+        self._cache.put(layer, now, k[:, :, 0], v[:, :, 0])
         found = []
-        for held, new in zip(self._cache.layer(layer), (k, v)):
-            before = held[self._places, :, : self.length]  # (n, H, S, D)  a copy
+        before = self._cache.get(layer, (self._places, slice(None), slice(self.length)))
+        for held, new in zip(before, self._cache.get(layer, now)):  # (n, H, S, D) and (n, H, D): copies
             if self.mask is not None:  # weight 0 does not hide what memory may hold there: 0 * NaN is NaN
-                before.masked_fill_(self._lacking, 0)
-            held[self._places, :, self.positions[:, 0]] = new[:, :, 0]
-            found.append(torch.cat([before, new], dim=2))  # (n, H, S + 1, D)
+                held.masked_fill_(self._lacking, 0)
+            found.append(torch.cat([held, new[:, :, None]], dim=2))  # (n, H, S + 1, D)
         return found[0], found[1]
 
     def advance(self, tokens: int) -> None:

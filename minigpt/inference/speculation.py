@@ -19,7 +19,7 @@ One prompt at a time: with many rows the weights are read for many tokens anyway
 Letters in shapes: k guesses, V entries of the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,13 +32,22 @@ from minigpt.families import LanguageModel
 from minigpt.inference import sampling
 from minigpt.inference.batch import evaluating, new_cache
 from minigpt.inference.cache import KeyValueCache
-from minigpt.inference.generation import TextTokenizer, base_seed, check_request, row_seed
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion
 from minigpt.inference.reading import Reader
-from minigpt.inference.row import Row, check_single
+from minigpt.inference.request import Request, TextTokenizer, base_seed, check_request, row_seed
+from minigpt.inference.row import Row, check_single, outcome
 
-__all__ = ["Draft", "Drafter", "ModelDrafter", "NgramDrafter", "Speculated", "accept", "speculate_ids"]
+__all__ = [
+    "Draft",
+    "Drafter",
+    "ModelDrafter",
+    "NgramDrafter",
+    "Speculated",
+    "accept",
+    "speculate",
+    "speculate_ids",
+]
 
 
 @dataclass(frozen=True)
@@ -189,7 +198,6 @@ def accept(p: Tensor, q: Tensor, token: int, keep: float, choose: float) -> int:
     return int(sampling.sample(more.log()[None], torch.tensor([choose], dtype=p.dtype, device=p.device)))
 
 
-@torch.inference_mode()
 def speculate_ids(
     model: LanguageModel,
     prompt: Sequence[int],
@@ -214,31 +222,51 @@ def speculate_ids(
             f"num_assistant_tokens must be at least 1: got num_assistant_tokens={num_assistant_tokens}"
         )
     check_single(options, "speculation")
+    if options.window is not None:
+        raise InputError(f"window={options.window} does not go with speculation: leave out one")
     request = check_request(model, [prompt], options, eos_token_id, tokenizer)
-    config, base = model.config, base_seed(options)
-    limit = options.limit(len(prompt), config.max_position_embeddings)
+    base = base_seed(options)
     seed = None if base is None else row_seed(base, 0, copy)
+    return outcome(speculate(model, prompt, options, request, seed, drafter, num_assistant_tokens))
+
+
+@torch.inference_mode()
+def speculate(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    request: Request,
+    seed: Sequence[int] | None,
+    drafter: Drafter,
+    num_assistant_tokens: int,
+) -> Generator[int, None, Speculated]:
+    """As speculate_ids, of a checked request: yields each token when it is certain, eos too."""
+    config = model.config
+    limit = options.limit(len(prompt), config.max_position_embeddings)
     with evaluating(model):
         reader = Reader(model)
         row = Row(prompt, limit, options, request, config.vocab_size, reader.device, seed)
         drafter.begin(model, row, seed)
         judge = None if seed is None else np.random.default_rng([*seed, 0, 2])
         cache = new_cache(model, 1, len(prompt) + limit - 1, options)
-        row.push(row.choose(reader.read(prompt, cache)))
+        row.push(token := row.choose(reader.read(prompt, cache)))
+        yield token
         drafted, accepted, steps = 0, 0, 1
         while row.stop_reason is None:
             # one place is left for the token that follows the last guess
             draft = drafter.draft(min(num_assistant_tokens, limit - len(row.ids) - 1))
             given = [row.ids[-1], *draft.ids]
             logits = reader.read(given, cache, len(given), same_bits=True)  # (1 + k, V)
-            kept = _take(row, logits, draft, judge)
+            kept = yield from _take(row, logits, draft, judge)
             drafted, accepted, steps = drafted + len(draft.ids), accepted + kept, steps + 1
             if row.stop_reason is None:
                 cache.truncate(row.length - 1)  # the last token is not read yet; wrong guesses are forgotten
     return Speculated(row.completion(), drafted, accepted, steps)
 
 
-def _take(row: Row, logits: Tensor, draft: Draft, judge: np.random.Generator | None) -> int:
+def _take(
+    row: Row, logits: Tensor, draft: Draft, judge: np.random.Generator | None
+) -> Generator[int, None, int]:
     """Push the guesses up to the first wrong one, and what comes instead; returns how many were right."""
     for place, guess in enumerate(draft.ids):
         behind = logits[place : place + 1]  # (1, V)  what comes behind the guesses before this one
@@ -248,9 +276,11 @@ def _take(row: Row, logits: Tensor, draft: Draft, judge: np.random.Generator | N
             p = row.filtered(row.scores(behind)).softmax(dim=-1, dtype=torch.float64)[0]  # (V,)
             token = accept(p, draft.probabilities[place], guess, judge.random(), judge.random())
         row.push(token)
+        yield token
         if token != guess:
             return place
         if row.stop_reason is not None:
             return place + 1
-    row.push(row.choose(logits[-1:]))
+    row.push(token := row.choose(logits[-1:]))
+    yield token
     return len(draft.ids)

@@ -97,6 +97,7 @@ class Start:
     first: int  # what `length` was when its first new token was chosen: the prompt's tokens less one
     end: int  # what `length` will be behind its last new token
     eos: Sequence[int]  # ids that end it earlier
+    tokens: int | None = None  # how many ids there are tokens for: the others never come
 
 
 class _Columns:
@@ -251,6 +252,7 @@ class StaticStep:
         self._active = torch.zeros(slots, dtype=torch.bool, device=device)
         self._eos = whole(slots, MAX_EOS, fill=NOTHING)
         self._samples = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._tokens, self._vocab_size = whole(slots), model.config.vocab_size
         self._values = {
             name: torch.full((slots, 1), off, dtype=torch.int64 if name == "top_k" else torch.float32).to(
                 device
@@ -289,6 +291,9 @@ class StaticStep:
         if drawn is not None:
             uses = {"sample"} | {name for name, off in _FILTERS.items() if getattr(options, name) != off}
             self._drawn[slot, : len(drawn)].copy_(drawn, non_blocking=True)
+        tokens = self._vocab_size if start.tokens is None else start.tokens
+        uses |= {"tokens"} if tokens < self._vocab_size else set()
+        self._tokens[slot].fill_(tokens)
         for name, off in _FILTERS.items():
             self._values[name][slot].fill_(getattr(options, name) if drawn is not None else off)
         self._samples[slot].fill_(drawn is not None)
@@ -374,6 +379,9 @@ class StaticStep:
 
     def _choose(self, logits: Tensor, uses: frozenset[str]) -> Tensor:
         """The next token of each row, (B,), by the functions and the numbers that choose it elsewhere."""
+        if "tokens" in uses:
+            known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
+            logits = logits.where(known, -torch.inf)  # (B, V)
         likeliest = sampling.greedy(logits)  # (B,)
         if "sample" not in uses:
             return likeliest

@@ -16,16 +16,14 @@ from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.inference.batch import Batch, evaluating
 from minigpt.inference.generation import (
-    TextTokenizer,
-    base_seed,
-    check_request,
     eos_of,
     options_from,
     prompt_ids,
-    row_seed,
 )
 from minigpt.inference.options import GenerationOptions
-from minigpt.inference.output import StopReason
+from minigpt.inference.output import Completion, StopReason
+from minigpt.inference.request import Request, TextTokenizer, base_seed, check_request, row_seed
+from minigpt.inference.singly import check_assistant, write, written_singly
 from minigpt.inference.stopping import TextSoFar
 
 __all__ = ["stream", "stream_ids"]
@@ -52,11 +50,13 @@ def stream_ids(
     prompt: Sequence[int],
     options: GenerationOptions,
     taken: list[int] | None = None,
+    assistant_model: LanguageModel | None = None,
 ) -> Generator[str, None, StopReason]:
     """As `stream`, from ids. The generator returns (StopIteration's value) why it stopped.
 
     Args:
         taken: a list that gets each id when it is chosen, the eos that ends the text too.
+        assistant_model: a smaller model of the same tokenizer, which guesses: see .speculation.
     """
     if options.num_beams > 1 or options.num_return_sequences > 1:
         name = "num_beams" if options.num_beams > 1 else "num_return_sequences"
@@ -65,21 +65,46 @@ def stream_ids(
         )
     if options.reports:
         raise InputError(f"{options.reports[0]} cannot be streamed: pieces are text; use generate")
+    check_assistant(model, options, assistant_model)
     request = check_request(model, [prompt], options, eos_of(tokenizer), tokenizer)
-    return _pieces(Batch(model, [prompt], options, request), tokenizer, [] if taken is None else taken)
+    base = base_seed(options)
+    seed = None if base is None else row_seed(base, 0, 0)
+    if written_singly(options, assistant_model):
+        tokens = write(model, prompt, options, request, seed, assistant_model)
+    else:
+        tokens = _batch_of_one(Batch(model, [prompt], options, request), seed)
+    return _pieces(tokens, tokenizer, options, request, [] if taken is None else taken)
 
 
 @torch.inference_mode()
-def _pieces(batch: Batch, tokenizer: TextTokenizer, taken: list[int]) -> Generator[str, None, StopReason]:
-    options = batch.options
-    if (seed := base_seed(options)) is not None:
-        batch.draw([row_seed(seed, 0, 0)])
-    text = TextSoFar(tokenizer.decode, options.stops)
+def _batch_of_one(batch: Batch, seed: Sequence[int] | None) -> Generator[int, None, Completion]:
+    """The tokens of a batch's only row."""
+    if seed is not None:
+        batch.draw([seed])
     with evaluating(batch.model):
         for step, _ in enumerate(batch.run()):
-            taken.append(int(batch.ids[0, batch.width + step]))
-            if not batch.met_eos[0] and (piece := text.push(taken[-1])):
+            yield int(batch.ids[0, batch.width + step])
+    return batch.completions()[0]
+
+
+def _pieces(
+    tokens: Generator[int, None, Completion],
+    tokenizer: TextTokenizer,
+    options: GenerationOptions,
+    request: Request,
+    taken: list[int],
+) -> Generator[str, None, StopReason]:
+    text = TextSoFar(tokenizer.decode, options.stops)
+    try:
+        while True:
+            try:
+                taken.append(token := next(tokens))
+            except StopIteration as end:
+                if piece := text.finish():
+                    yield piece
+                reason: StopReason = end.value.stop_reason
+                return reason
+            if token not in request.eos and (piece := text.push(token)):
                 yield piece
-        if piece := text.finish():
-            yield piece
-    return batch.completions()[0].stop_reason
+    finally:
+        tokens.close()  # the model is left in the mode that it was in

@@ -13,7 +13,7 @@ each time that context - tokens new ones have come.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,13 @@ import torch
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
 from minigpt.inference.batch import evaluating, new_cache
-from minigpt.inference.generation import TextTokenizer, base_seed, check_request, row_seed
-from minigpt.inference.options import GenerationOptions, check_ids
+from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion
 from minigpt.inference.reading import Reader
-from minigpt.inference.row import Row, check_single
+from minigpt.inference.request import Request, TextTokenizer, base_seed, check_request, row_seed
+from minigpt.inference.row import Row, check_single, outcome
 
-__all__ = ["Window", "slide_ids"]
+__all__ = ["Window", "slide", "slide_ids"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,14 @@ class Window:
                 f"tokens={self.tokens}"
             )
 
+    def check(self, context: int, name: str = "block_size") -> None:
+        """Raise InputError where so many tokens, which `name` says, leave no place for a new one."""
+        if self.tokens >= context:
+            raise InputError(
+                f"the window's tokens must be fewer than the model reads, {name}={context}: got "
+                f"tokens={self.tokens}"
+            )
+
     def of(self, ids: Sequence[int]) -> list[int]:
         """What is kept of these.
 
@@ -61,7 +69,6 @@ class Window:
         return [*ids[: self.sinks], *ids[len(ids) - self.tokens + self.sinks :]]
 
 
-@torch.inference_mode()
 def slide_ids(
     model: LanguageModel,
     prompt: Sequence[int],
@@ -78,20 +85,26 @@ def slide_ids(
         InputError: as generate_ids does, but not for lengths; for beams and reports; for a window that leaves
             no place for a new token.
     """
-    config = model.config
-    context = config.max_position_embeddings
     check_single(options, "a sliding window")
-    if window.tokens >= context:
-        raise InputError(
-            f"the window's tokens must be fewer than the model reads, block_size={context}: got "
-            f"tokens={window.tokens}"
-        )
-    # the two lengths that need not fit
-    shorter = dataclasses.replace(options, max_new_tokens=None, min_new_tokens=0)
-    request = check_request(model, [prompt[:1]], shorter, eos_token_id, tokenizer)
-    check_ids("prompt 1", prompt, config.vocab_size)
+    window.check(model.config.max_position_embeddings)
+    options = dataclasses.replace(options, window=window.tokens, sinks=window.sinks)
+    request = check_request(model, [prompt], options, eos_token_id, tokenizer)
     base = base_seed(options)
-    seed = None if base is None else row_seed(base, 0, 0)
+    return outcome(slide(model, prompt, options, request, None if base is None else row_seed(base, 0, 0)))
+
+
+@torch.inference_mode()
+def slide(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    request: Request,
+    seed: Sequence[int] | None,
+) -> Generator[int, None, Completion]:
+    """As slide_ids, of a checked request with options.window: yields each token as it is chosen, eos too."""
+    assert options.window is not None
+    window, config = Window(options.window, options.sinks), model.config
+    context = config.max_position_embeddings
     with evaluating(model):
         reader = Reader(model)
         row = Row(prompt, options.wanted, options, request, config.vocab_size, reader.device, seed)
@@ -100,6 +113,7 @@ def slide_ids(
         new = held
         while True:
             row.push(token := row.choose(reader.read(new, cache)))
+            yield token
             if row.stop_reason is not None:
                 return row.completion()
             held, new = [*held, token], [token]

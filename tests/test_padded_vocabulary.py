@@ -1,0 +1,109 @@
+"""Rows of the vocabulary that no token belongs to: no way to generate ever chooses one."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from minigpt.families import LanguageModel
+from minigpt.inference.engine import Engine
+from minigpt.inference.generation import GenerationOptions, answer_questions, generate_ids, generate_output
+from minigpt.inference.speculation import ModelDrafter, NgramDrafter, speculate_ids
+from minigpt.inference.streaming import stream_ids
+from minigpt.inference.window import Window, slide_ids
+from minigpt.model import GPTConfig, GPTLMHeadModel
+
+V, TOKENS, EOS = 24, 20, 2
+GREEDY = GenerationOptions(max_new_tokens=12)
+DRAWN = GenerationOptions(max_new_tokens=12, do_sample=True, seed=1, temperature=2.0)
+
+
+class Letters:
+    """A tokenizer of 20 letters."""
+
+    eos_token_id = EOS
+
+    def encode_text(self, text: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(ord("a") + token) for token in ids)
+
+    def unknown_characters(self, text: str) -> list[str]:
+        return []
+
+    def get_vocab_size(self) -> int:
+        return TOKENS
+
+
+TOKENIZER, PROMPT = Letters(), [5, 9, 4]
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """A model that prefers what nobody has a token for."""
+    torch.manual_seed(0)
+    net = GPTLMHeadModel(GPTConfig(32, 2, 2, 0.0, 64, V)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+        net.transformer.ln_f.weight.mul_(3)
+        net.transformer.wte.weight[TOKENS:] *= 4
+    return net
+
+
+@pytest.fixture(scope="module")
+def narrow(model: Any) -> LanguageModel:
+    """The same model without those rows: what must come out."""
+    net = GPTLMHeadModel(GPTConfig(32, 2, 2, 0.0, 64, TOKENS)).eval()
+    state = {
+        name: tensor[:TOKENS] if tensor.shape[0] == V else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    net.load_state_dict(state)
+    return net
+
+
+def test_without_a_tokenizer_such_rows_come(model: LanguageModel) -> None:
+    assert max(generate_ids(model, [PROMPT], GREEDY, EOS)[0].ids) >= TOKENS
+
+
+@pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_with_one_they_never_do(
+    model: LanguageModel, narrow: LanguageModel, options: GenerationOptions
+) -> None:
+    expected = generate_ids(narrow, [PROMPT], options, EOS)[0].ids
+    engine, static = Engine(model, static=False), Engine(model, static=True)
+    ways = {
+        "batch": generate_ids(model, [PROMPT, [3]], options, EOS, tokenizer=TOKENIZER)[0].ids,
+        "output": generate_output(model, [PROMPT], options, EOS, TOKENIZER).completions[0].ids,
+        "engine": engine.submit(PROMPT, options, EOS, TOKENIZER).result().ids,
+        "static step": static.submit(PROMPT, options, EOS, TOKENIZER).result().ids,
+        "window": slide_ids(model, PROMPT, options, EOS, Window(20), TOKENIZER).ids,
+        "n-grams": speculate_ids(
+            model, PROMPT, options, EOS, NgramDrafter(), tokenizer=TOKENIZER
+        ).completion.ids,
+        "streamed": TOKENIZER.encode_text("".join(stream_ids(model, TOKENIZER, PROMPT, options))),
+        "question": TOKENIZER.encode_text(answer_questions(model, TOKENIZER, ["fje"], options)[0].text),
+    }
+    assert ways == dict.fromkeys(ways, expected)
+
+
+def test_nor_with_beams_or_an_assistant_that_prefers_them(model: LanguageModel) -> None:
+    beams = GenerationOptions(max_new_tokens=8, num_beams=3, num_return_sequences=3)
+    for completion in generate_ids(model, [PROMPT], beams, EOS, tokenizer=TOKENIZER):
+        assert completion.ids
+        assert max(completion.ids) < TOKENS
+    for options in (GREEDY, DRAWN):  # the assistant guesses such rows; they are never accepted
+        found = speculate_ids(model, PROMPT, options, EOS, ModelDrafter(model), tokenizer=TOKENIZER)
+        assert max(found.completion.ids) < TOKENS
+        assert found.accepted < found.drafted
+
+
+def test_a_vocabulary_without_such_rows_is_left_alone(narrow: LanguageModel) -> None:
+    output = generate_output(
+        narrow, [PROMPT], GenerationOptions(max_new_tokens=2, output_scores=True), EOS, TOKENIZER
+    )
+    assert output.scores is not None
+    assert all(scores.isfinite().all() for scores in output.scores)

@@ -1,0 +1,58 @@
+"""docs/sampling.md: its table has every option with its default, its picture shows what it says."""
+
+import ast
+import dataclasses
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt.generate import Options
+from minigpt.inference.options import GenerationOptions
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["docs/sampling.md", "docs/sampling.zh-CN.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_table_has_every_option_its_default_and_whether_it_is_a_flag(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| .*\| (✓?) ?\|$", text, re.MULTILINE)
+    fields = dataclasses.fields(GenerationOptions)
+    assert [name for name, _, _ in rows] == [field.name for field in fields]
+    flags = {field.name for field in dataclasses.fields(Options)}
+    for (name, default, tick), field in zip(rows, fields):
+        assert ast.literal_eval(default) == field.default, name
+        assert bool(tick) == (name in flags), name
+
+
+def test_flags_have_the_options_defaults() -> None:
+    flags = {field.name: field.default for field in dataclasses.fields(Options)}
+    for field in dataclasses.fields(GenerationOptions):
+        if field.name in flags:
+            assert flags[field.name] == field.default, field.name
+
+
+def test_the_picture_is_there_and_small() -> None:
+    content = (ROOT / "docs/sampling.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) < 200 * 1024
+
+
+def test_what_the_panels_show() -> None:
+    picture: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks/sampling.py"))
+    before = picture["distribution"](GenerationOptions(do_sample=True))
+    assert before == pytest.approx(picture["PROBABILITIES"])  # they add up to 1
+    for values in picture["PANELS"][1:]:
+        after = picture["distribution"](GenerationOptions(**{"do_sample": True, **values}))
+        assert sum(after) == pytest.approx(1)
+        assert after != pytest.approx(before), values  # each panel shows something
+
+
+def test_it_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'minigpt[plot]'")
+    picture: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks/sampling.py"))
+    picture["draw"](tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
