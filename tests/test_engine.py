@@ -497,3 +497,12 @@ def test_what_is_refused_takes_no_slot(prompt: list[int], values: dict[str, Any]
     # room for 29 of its own and one new, or as many as there is room for
     assert len(engine.submit([3] * 29, GenerationOptions(eos_token_id=[])).result().ids) == 1
     assert len(engine.submit([3] * 20, GenerationOptions(eos_token_id=[])).result().ids) == 10
+
+
+def test_a_window_needs_an_engine_without_a_static_step() -> None:
+    engine = Engine(make(), static=True)
+    with pytest.raises(
+        InputError, match=r"window=9 does not go with a StaticStep: Engine\(..., static=False\)"
+    ):
+        engine.submit([3], GenerationOptions(window=9))
+    assert engine.is_idle

@@ -200,7 +200,7 @@ class Engine:
         if window is not None:
             if self.pipeline:
                 raise InputError(
-                    f"window={window.tokens} does not go with a StaticStep: make the engine without"
+                    f"window={window.tokens} does not go with a StaticStep: Engine(..., static=False)"
                 )
             window.check(self.max_length, "max_length")
         elif len(prompt) + limit > self.max_length:
