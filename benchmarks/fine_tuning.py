@@ -255,7 +255,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make the checkpoint; let all arms take turns, seed by seed."""
     paths = {**prepared_data(options.data, folder, options.split_seed), "threads": options.threads}
-    size = {"n_layer": 1, "n_embd": 32, "n_head": 2} if options.toy else {}
+    size: dict[str, Any] = {"n_layer": 1, "n_embd": 32, "n_head": 2} if options.toy else {}
     recipe = dataclasses.replace(
         read_recipe("qa-cpu"), **paths, **size, device="cpu", num_train_epochs=float(options.epochs)
     )
