@@ -100,7 +100,7 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
             began = time.perf_counter()
             torch.mm(a, b)
             times.append(time.perf_counter() - began)
-        return 2 * options.edge**3 / min(times)
+        return float(2 * options.edge**3 / min(times))
 
     def steps(count: int) -> float:
         """Seconds a token: batches may differ by a row."""
@@ -140,7 +140,7 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
 def multiplying(trainer: Trainer) -> int:
     """Weights that are multiplied with a token's vector: of the blocks' matrices and of lm_head."""
     blocks = sum(p.numel() for p in trainer.model.blocks.parameters() if p.dim() == 2)
-    return blocks + trainer.model.lm_head.weight.numel()
+    return int(blocks + trainer.model.lm_head.weight.numel())
 
 
 def attention_share(trainer: Trainer, T: int) -> float:

@@ -1,4 +1,4 @@
-"""Chinese questions and answers on a CPU: the recipe `qa-cpu` beside the tutorial's loop, at one model size.
+"""Chinese questions and answers on a CPU: the recipe `qa-cpu` beside the tutorial's loop, as deep and as wide.
 
     python benchmarks/chinese_qa.py --data QA.jsonl --output benchmarks/results/NAME.json
     python benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1   # the peer: first seed only
@@ -111,6 +111,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seeds": options.seeds,
         "pairs": {"train": len(data.train), "val": len(data.val)},
         "parameters": ours.model_config(data.tokenizer.get_vocab_size()).parameter_count(),
+        "peer_parameters": document.model_config(data.tokenizer.get_vocab_size()).parameter_count(),
         **summary(rows, options),
         "rows": rows,
     }

@@ -115,7 +115,7 @@ def command(size: str, options: argparse.Namespace, folder: Path) -> list[str]:
     values |= {"loss_on": "all", "report_to": "none", "val_fraction": 0.05, "max_length": shape["block_size"]}
     flags = [f"--{name}={value}" for name, value in values.items() if not isinstance(value, bool)]
     flags += [f"--{name}" for name, value in values.items() if value is True]
-    return ["-m", "minigpt", "train", "--recipe", "shakespeare-cpu", *flags, "--json"]
+    return ["-m", "minigpt", "train", "--recipe", "document", *flags, "--json"]
 
 
 def run(arguments: list[str], threads: int) -> tuple[str, float]:

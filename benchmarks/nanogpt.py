@@ -230,8 +230,8 @@ def main() -> None:
     os.dup2(2, 1)  # what else is printed is a log
     sys.argv = sys.argv[4:]
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    real = torch.manual_seed
-    torch.manual_seed = lambda number: real(number + seed)  # type: ignore[assignment]  # train.py has one seed of its own
+    real = torch.manual_seed  # train.py has one seed of its own
+    torch.manual_seed = lambda number: real(number + seed)  # type: ignore[assignment]
     watch = Watch(every, np.fromfile(val, dtype=np.uint16), channel)
     runpy.run_path(sys.argv[0], init_globals={"print": watch}, run_name="__main__")
     watch.tell(event="end", seconds=watch.seconds)

@@ -202,7 +202,7 @@ def tokens_per_second(flags: list[str], place: Path, options: argparse.Namespace
     (first, began), (last, ended) = points[0], points[-1]
     block = next(int(flag.split("=")[1]) for flag in flags if flag.startswith("--block_size="))
     batch = next(int(flag.split("=")[1]) for flag in flags if flag.startswith("--batch_size="))
-    return (last - first) * batch * block / max(ended - began, 1e-9)
+    return float((last - first) * batch * block / max(ended - began, 1e-9))
 
 
 def bench_of(checkout: Path, work: Path, options: argparse.Namespace) -> float:
@@ -221,7 +221,7 @@ def bench_of(checkout: Path, work: Path, options: argparse.Namespace) -> float:
     if done.returncode or not found:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise Missing(f"nanoGPT: bench.py failed: {said[-1] if said else 'it said nothing'}")
-    return options.batch_size * 1024 / float(found[1]) * 1000
+    return float(options.batch_size) * 1024 / float(found[1]) * 1000
 
 
 # -- time to a loss ------------------------------------------------------------------------------------------

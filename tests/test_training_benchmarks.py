@@ -4,6 +4,7 @@ No absolute time is asserted. nanoGPT's place is taken by a stand-in of the same
 sleeps, with a table of pairs of characters for a model.
 """
 
+import importlib.util
 import json
 import runpy
 import subprocess
@@ -188,7 +189,8 @@ def test_the_formula_is_what_torch_counts(tmp_path: Path) -> None:
     batch = trainer.batches(0)[0]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.loss(batch).backward()  # type: ignore[no-untyped-call]
-    assert counter.get_total_flops() == report._flops(trainer, *batch.input_ids.shape, 1.0)
+    B, T = batch.input_ids.shape
+    assert counter.get_total_flops() == report._flops(trainer, B, T, 1.0)
     per_token = 6 * arithmetic.multiplying(trainer) + 12 * 2 * 32 * 16
     assert report._flops(trainer, 1, 1, 1.0) == per_token - 12 * 2 * 32 * 15
     assert arithmetic.attention_share(trainer, 16) == 12 * 2 * 32 * 16 / per_token
@@ -267,11 +269,9 @@ def test_fine_tuning(tmp_path: Path) -> None:
 def test_fine_tuning_without_its_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = fine_tuning.importlib.util.find_spec
+    found = importlib.util.find_spec
     gone = ("transformers", "accelerate")
-    monkeypatch.setattr(
-        fine_tuning.importlib.util, "find_spec", lambda name: None if name in gone else found(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else found(name))
     numbers = run(fine_tuning, ["--data", questions(tmp_path), "--toy"], monkeypatch, capsys)
     assert numbers["left_out"] == [f"transformers: {name} is not installed" for name in gone]
     assert [one["arm"] for one in numbers["summary"]] == ["minigpt, same steps", "minigpt, qa-cpu"]
