@@ -30,7 +30,7 @@ class Runs:
         (folder / "val.jsonl").write_text("".join(lines[:3]), encoding="utf-8")
         Tokenizer.from_word2id(build_vocabulary(q + a for q, a in pairs)).save(folder / "vocab.json")
         self.settings: dict[str, Any] = {
-            "recipe": "qa-cpu", "family": "gpt", "train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl",
+            "recipe": "qa-cpu", "train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl",
             "vocab_path": folder / "vocab.json", "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 32,
             "max_length": 32, "batch_size": 5, "family": "gpt", "dropout": 0.1, "learning_rate": 1e-3,
             "warmup_steps": 0,
