@@ -259,7 +259,7 @@ def test_every_recipe_s_options_survive(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
     recipe = read_recipe(name)
-    own = {"learning_rate": recipe.learning_rate}
+    own: dict[str, Any] = {"learning_rate": recipe.learning_rate}
     if recipe.tokens_per_batch:
         own["tokens_per_batch"] = 64
     if kind == "text":

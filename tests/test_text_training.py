@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.bpe import BpeTokenizer
 from minigpt.command_line import InputError
-from minigpt.data import shards
+from minigpt.data import processes, shards
 from minigpt.data.shards import prepare
 from minigpt.data.tokens import Tokens, read_manifest
 from minigpt.data.windows import TextPart, WindowPlan, permuted
@@ -435,9 +435,9 @@ def test_who_finds_shards_being_made_waits_for_them(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_that_make_the_same_shards_at_once_make_them_once(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT * 40, encoding="utf-8")
-    processes = [reading(tmp_path, name) for name in ("one", "two")]
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    both = [reading(tmp_path, name) for name in ("one", "two")]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     assert sum("; prepared in " in out for out in said) == 1, said
     assert sum(", as prepared in " in out for out in said) == 1, said
     tokenizer = Tokenizer(tmp_path / "shards" / "vocab.json")
@@ -453,7 +453,7 @@ def test_two_that_make_the_same_shards_at_once_make_them_once(tmp_path: Path) ->
 def test_the_number_of_workers_reaches_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
     seen = []
-    real = shards.run_in_processes
+    real = processes.run_in_processes
 
     def counting(*arguments: Any, workers: int, **more: Any) -> Any:
         seen.append(workers)

@@ -151,8 +151,8 @@ def family(process: int) -> list[int]:
             )  # behind the name, which may hold anything
             children.setdefault(int(parent), []).append(int(path.parent.name))
     found = [process]
-    for parent in found:  # grows while it is read
-        found += children.get(parent, [])
+    for member in found:  # grows while it is read
+        found += children.get(member, [])
     return found
 
 
