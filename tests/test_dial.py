@@ -8,6 +8,7 @@ import pytest
 
 from minigpt.command_line import InputError
 from minigpt.training import dial, measuring, sizing
+from minigpt.training.config import read_recipe
 from minigpt.training.distributed import World
 from minigpt.training.run_data import read_data
 from minigpt.training.sizing import LADDER, Candidate, Shape
@@ -52,7 +53,7 @@ def record(folder: Path, output: str = "run") -> dict[str, Any]:
             "--size 10GFLOP decides the number of steps, --num_train_epochs",
         ),
         ("10min", ("--n_embd", 36, "--n_head", 5), "n_head must divide n_embd: got n_head=5, n_embd=36"),
-        ("1e-6GFLOP", ONE_SHAPE, "too little for 8 steps of the smallest model; give at least 1GFLOP"),
+        ("1e-6GFLOP", ONE_SHAPE, "steps of the smallest model; give at least 1GFLOP"),
         ("0.001s", ONE_SHAPE, "--size 0.001s is too short: measuring takes"),
         ("small", ("--resume",), "nothing to resume"),
     ],
@@ -126,16 +127,16 @@ def test_a_run_writes_down_what_it_expected_and_what_came(folder: Path, run_door
     assert settings["family"] == "qwen3"
     assert settings["optimizer"] == "muon"  # the recipe's
     assert settings["size"] == LONG
-    # eight epochs, the recipe's, of a data set that is one or two batches
+    epochs = read_recipe("qa-cpu").num_train_epochs  # of a data set that is one or two batches
     assert settings["max_steps"] == chosen["steps"]
-    assert written["size"]["because"]["epochs"] == 8
+    assert written["size"]["because"]["epochs"] == epochs
     assert written["size"]["because"]["limited_by_data"]
     got = written["size"]["got"]
     assert got["val_loss"] > 0
     numbers = json.loads(result.out.splitlines()[-1])
     assert numbers["size"] == written["size"]
     assert (numbers["val_loss"], numbers["seconds"]) == (got["val_loss"], got["seconds"])
-    assert "reads the data 8 times; more would gain little" in " ".join(result.out.split())
+    assert f"reads the data {epochs:g} times; more would gain little" in " ".join(result.out.split())
     assert "got" in result.out.splitlines()[-2]
 
 
@@ -235,7 +236,7 @@ def test_costs_that_were_not_measured_are_scaled_from_the_nearest() -> None:
         LADDER[0]: Candidate(LADDER[0], 1, 5.0, 7.0),
         LADDER[2]: Candidate(LADDER[2], 1000, 100.0, 9.0),
     }
-    found = dial.estimates(counted, measured)
+    found = measuring.estimates(counted, measured)
     assert [(c.step, c.evaluation) for c in found] == [(5.0, 7.0), (50.0, 5.0), (100.0, 9.0)]
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from minigpt.terminal import seconds, table
 from minigpt.training import sizing
 from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import World
-from minigpt.training.measuring import Machine, facts_of, free_memory
+from minigpt.training.measuring import Machine, estimates, facts_of, free_memory
 from minigpt.training.run_data import RunData, TextData, read_data
 from minigpt.training.sizing import Candidate, Facts, Plan, Shape, Size
 
@@ -307,18 +307,6 @@ class _Turn:
         )
         expected = record["expected"]
         print(f"expected: {_loss_sentence(expected)}; {_time_sentence(expected)}")
-
-
-def estimates(counted: Sequence[Candidate], measured: Mapping[Shape, Candidate]) -> list[Candidate]:
-    """Costs in seconds: measured, or from FLOPs at the speed of the nearest measured shape by parameters."""
-    flops = {c.shape: c for c in counted}
-    found = []
-    for c in counted:
-        near = min(measured.values(), key=lambda m: abs(math.log(m.parameters / c.parameters)))
-        seconds_per_flop = near.step / flops[near.shape].step
-        step, evaluation = c.step * seconds_per_flop, c.evaluation * seconds_per_flop
-        found.append(measured.get(c.shape) or dataclasses.replace(c, step=step, evaluation=evaluation))
-    return found
 
 
 # -- what is written down, and compared in the end -----------------------------------------------------------

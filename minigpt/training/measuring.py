@@ -7,6 +7,7 @@ own seed.
 import dataclasses
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from minigpt.training.sizing import (
     flops_per_token,
 )
 
-__all__ = ["LAW_RECIPES", "Machine", "facts_of", "free_memory", "law_settings"]
+__all__ = ["LAW_RECIPES", "Machine", "estimates", "facts_of", "free_memory", "law_settings"]
 
 _COUNTED, _PREDICTED = 2_000_000, 50_000  # tokens that n-grams are counted in and about measured on, at most
 _PIECE = 2000  # tokens in a row
@@ -167,6 +168,18 @@ class Machine:
         trainer.data.sample(trainer.model, 0)
         evaluation += time.perf_counter() - began
         return Candidate(shape, self.counted(shape).parameters, step, evaluation)
+
+
+def estimates(counted: Sequence[Candidate], measured: Mapping[Shape, Candidate]) -> list[Candidate]:
+    """Costs in seconds: measured, or from FLOPs at the speed of the nearest measured shape by parameters."""
+    flops = {c.shape: c for c in counted}
+    found = []
+    for c in counted:
+        near = min(measured.values(), key=lambda m: abs(math.log(m.parameters / c.parameters)))
+        seconds_per_flop = near.step / flops[near.shape].step
+        step, evaluation = c.step * seconds_per_flop, c.evaluation * seconds_per_flop
+        found.append(measured.get(c.shape) or dataclasses.replace(c, step=step, evaluation=evaluation))
+    return found
 
 
 def _batch_flops(trainer: Trainer, rows: float, T: float, counted: float | None = None) -> float:
