@@ -190,10 +190,10 @@ def worth(tokens: float, unique: float) -> float:
 
 
 # python benchmarks/dial.py --rows benchmarks/results/2026-11-21-dial-1-core.json
-# Runs of 2026-11-21, one thread of a busy AMD EPYC: tinyshakespeare, songci; two sets of Chinese questions and
-# answers, with the longer runs on one of them from LOG.md. Few and short: 6 and 8 runs for five coefficients,
-# which they meet within 4 %. How far off another corpus is is hardly known (8 to 55 % where the law was fitted
-# to one corpus and tried on the other): `error` is not the fit's but a cautious guess.
+# Runs of 2026-11-21, one thread of a busy AMD EPYC: tinyshakespeare, songci; two sets of Chinese questions
+# and answers, with the longer runs on one of them from LOG.md. Few and short: 6 and 8 runs for five
+# coefficients, which they meet within 4 %. How far off another corpus is, is hardly known (8 to 55 % where
+# the law was fitted to one corpus and tried on the other): `error` is not the fit's but a cautious guess.
 LAWS: dict[Kind, Law] = {
     "text": Law(
         floor=0.7,
@@ -220,8 +220,8 @@ LAWS: dict[Kind, Law] = {
         regularity=(0.447, 0.497),
     ),
 }
-# So much more regular than all that was measured may data be. Templates (data/data.jsonl: 0.15) are learned by
-# heart, and end far below what n-grams let expect.
+# So much more regular than all that was measured may data be. Templates (data/data.jsonl: 0.15) are learned
+# by heart, and end far below what n-grams let expect.
 _REGULAR = 0.8
 # What the laws were measured with; under other settings there is no basis for a number.
 _BOTH: dict[str, object] = {
