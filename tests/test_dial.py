@@ -141,8 +141,8 @@ def test_a_run_writes_down_what_it_expected_and_what_came(folder: Path, run_door
 
 
 def test_flags_that_are_given_stay(folder: Path, run_door: RunDoor) -> None:
-    given = ("--n_layer", 3, "--warmup_steps", 1, "--eval_steps", 7, "--batch_size", 4)
-    given += ("--family", "gpt", "--dropout", 0.1)
+    given: list[object] = ["--n_layer", 3, "--warmup_steps", 1, "--eval_steps", 7, "--batch_size", 4]
+    given += ["--family", "gpt", "--dropout", 0.1]
     result = run_door("train.py", *flags(folder, "9GFLOP", *given, "--dry_run", "--json"))
     assert result.code == 0, result.err
     numbers = json.loads(result.out.splitlines()[-1])
