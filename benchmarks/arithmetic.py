@@ -109,7 +109,7 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
             trainer.step()
         return (time.perf_counter() - began) / (trainer.tokens_seen - before)
 
-    flops = report._flops(trainer, 1 / T, T, 1.0)  # of one token
+    flops = report.batch_flops(trainer, 1 / T, T, 1.0)  # of one token
     half = attention_share(trainer, T) / 2
     steps(1)  # allocates
     product()

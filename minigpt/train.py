@@ -3,6 +3,7 @@
     python ./minigpt/train.py                      # picks a recipe by device, says which and why
     minigpt train --recipe qa-cpu --num_train_epochs 5
     minigpt train --text book.txt --recipe shakespeare-cpu
+    minigpt train --size 10min                     # chooses model and steps for the data and this machine
     minigpt train --resume                         # after Ctrl-C or a crash: goes on to the same bits
 
 Reads data/train.jsonl, data/val.jsonl and data/vocab.json, or what --text names; writes output/ (see `--help`
@@ -20,16 +21,21 @@ if (
 import dataclasses
 import os
 import shutil
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from minigpt import command_line
 from minigpt.command_line import InputError
 from minigpt.terminal import seconds
 from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig, read_recipe, read_run
+from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
     from minigpt.training.distributed import World
     from minigpt.training.lock import FolderLock
+
+
+_GIVEN: set[str] = set()  # flags on the command line that `defaults` saw: --size leaves them alone
 
 
 def defaults(argv: list[str]) -> TrainConfig:
@@ -39,6 +45,8 @@ def defaults(argv: list[str]) -> TrainConfig:
         InputError: for a recipe or a run that cannot be read; for a run that began with another recipe.
     """
     _hush()
+    _GIVEN.clear()
+    _GIVEN.update(flags_of(argv))
     first = _peek(argv)
     if "--resume" in argv:
         run = read_run(Path(first.get("output", "output")))
@@ -47,11 +55,22 @@ def defaults(argv: list[str]) -> TrainConfig:
                 f"the run in {run.output} began with --recipe {run.recipe}, got --recipe {first['recipe']}: "
                 "--resume keeps the run's; change single values by their flags"
             )
+        if first.get("size", run.size) != run.size:
+            began = f"began with --size {run.size}" if run.size else "began without --size"
+            raise InputError(
+                f"the run in {run.output} {began}, got --size {first['size']}: --resume keeps what was "
+                "chosen then; raise --max_steps to train for longer"
+            )
         return run
     if "recipe" in first:
         return _of_family(read_recipe(first["recipe"]), first.get("family"))
     if "--help" in argv or "-h" in argv:
         return read_recipe("qa-cpu")
+    if "size" in first:
+        parse_size(first["size"])  # before anything is printed
+    if "size" in first and "text" in first:
+        print("recipe shakespeare-cpu: no --recipe was given and the data is plain text")
+        return _of_family(read_recipe("shakespeare-cpu"), first.get("family"))
     from minigpt.devices import pick_device
 
     device = pick_device(first.get("device", "auto"))
@@ -78,12 +97,26 @@ def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
     return dataclasses.replace(recipe, **values)
 
 
+_PEEKED = ("recipe", "output", "device", "family", "size", "text")
+
+
+def flags_of(argv: Iterable[str]) -> frozenset[str]:
+    """Names of the flags on a command line.
+
+    >>> sorted(flags_of(["--n_layer=3", "--no_bias", "--output", "x"]))
+    ['bias', 'n_layer', 'output']
+    """
+    flags = [word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")]
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    return frozenset(flag if flag in known else flag.removeprefix("no_") for flag in flags)
+
+
 def _peek(argv: list[str]) -> dict[str, str]:
     """The values of some flags, before all of them are parsed in full."""
     found = {}
     for index, argument in enumerate(argv):
         name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in ("recipe", "output", "device", "family"):
+        if argument.startswith("--") and name in _PEEKED:
             if not equals and index + 1 < len(argv):
                 value = argv[index + 1]
             if value:
@@ -99,6 +132,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
     if is_restarted():  # by torchrun, after a process died: with the flags that the run began with
         config = dataclasses.replace(config, resume=True, overwrite=False)
+        if config.size and (config.output / RUN_FILE).exists():  # what --size chose the first time
+            config = read_run(config.output)
     with remembered_signals(), FolderLock() as lock, joined() as world:
         try:
             return _main(config, lock, world)
@@ -108,7 +143,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
 
 def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, Any]:
-    from minigpt.training import checkpoint, report
+    from minigpt.training import checkpoint, dial, report
     from minigpt.training.loop import Stopped, Trainer
     from minigpt.training.run_data import read_data
     from minigpt.training.signals import obey_swallowed
@@ -121,6 +156,9 @@ def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, 
 
     if config.dry_run and world.size > 1:
         raise InputError("--dry_run looks at the machine that it runs on: run it as one process")
+    is_chosen = config.resume and (config.output / RUN_FILE).exists()
+    if config.size and not is_chosen:
+        dial.check_flags(config, _GIVEN)
     has_checkpoint = world.decided(look)
     occupied = has_checkpoint and not (config.resume or config.dry_run)
     if occupied and not config.overwrite:
@@ -130,7 +168,12 @@ def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, 
         )
     data = world.first(lambda: read_data(config))
     world.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
+    record = dial.read_record(config.output) if config.size and is_chosen else None
+    if config.size and not is_chosen:
+        decision = dial.decide(config, data, _GIVEN, world)
+        config, data, record = decision.config, decision.data, decision.record
     trainer = Trainer(config, data, world)
+    trainer.notes = {dial.RECORD: record} if record else {}
     print(f"{data.sentence}; {trainer.model.config.parameter_count():,} parameters on {trainer.device}")
     if config.dry_run:
         report.print_parameters(trainer)
@@ -143,7 +186,8 @@ def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, 
         expected = report.estimate(trainer)
         print(expected.sentence())
         if config.dry_run:
-            return {"parameters": trainer.model.config.parameter_count(), **dataclasses.asdict(expected)}
+            counted = {"parameters": trainer.model.config.parameter_count()}
+            return {**counted, **dataclasses.asdict(expected), **trainer.notes}
     else:
         print(
             f"{world.size} processes, {config.parallel}: {trainer.total_steps - trainer.steps_done:,} steps"
@@ -166,6 +210,12 @@ def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, 
         f"done: {result['steps']} steps in {seconds(result['seconds'])}; the best validation loss, "
         f"{result['val_loss']:.4f}, was at step {result['best_step']}: {result['model']}"
     )
+    if record:
+        record, sentence = dial.compare(record, result)
+        print(sentence)
+        if world.is_main:
+            dial.write_record(config.output, record)
+        result = {**result, dial.RECORD: record}
     return result
 
 

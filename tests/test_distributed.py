@@ -24,7 +24,7 @@ from minigpt.files import verify_manifest
 from minigpt.training.config import TrainConfig, read_run
 from minigpt.training.distributed import ALONE, World, is_restarted, joined
 from minigpt.training.parallel import Parallel, share
-from tests.runs import config, given, metrics, trainer, write_data
+from tests.runs import config, given, metrics, paths, trainer, write_data
 
 ROOT = Path(__file__).parents[1]
 NO_CHANCE: dict[str, Any] = {"dropout": 0.0, "logging_steps": 1}
@@ -336,6 +336,18 @@ def test_bad_input_is_said_once(folder: Path, launch: Launch) -> None:
     assert "absent.jsonl" in ended.said[0]
     assert ended.said[1] == ""
     assert not (folder / "run").exists()
+
+
+def test_the_dial_is_turned_once(folder: Path, launch: Launch) -> None:
+    files = [part for name, path in paths(folder).items() for part in (f"--{name}", path)]
+    shape = ["--n_layer", 1, "--n_embd", 32, "--threads", 1, "--device", "cpu", "--max_steps", 3]
+    ended = launch(folder, 2, [*files, *shape, "--size", "small"])
+    assert ended.codes == [0, 0], ended.said
+    assert "no number for the time (several processes)" in ended.said[0]
+    assert ended.said[1] == ""
+    written = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
+    assert written["size"]["chosen"]["steps"] == 3
+    assert written["size"]["got"]["val_loss"] > 0
 
 
 # -- the real launcher --------------------------------------------------------------------------------------

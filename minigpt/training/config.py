@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.command_line import DoorOptions, InputError, unknown_name
+from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
     from minigpt.families import ModelConfig
@@ -51,6 +52,10 @@ class TrainConfig(DoorOptions):
 
     recipe: str = ""
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
+
+    size: str = ""
+    """small, base, large, a time (10min, 2h) or an amount of arithmetic (2e6GFLOP): chooses model and steps
+    for the data and this machine, says why and what to expect; flags that are given stay"""
 
     # Where from, where to
     train_data: Path = Path("data/train.jsonl")
@@ -193,6 +198,8 @@ class TrainConfig(DoorOptions):
     """of several processes: each has the whole model (ddp), or a piece (fsdp: for one that does not fit)"""
 
     def __post_init__(self) -> None:
+        if self.size:
+            parse_size(self.size)
         positive = (
             "max_length",
             "batch_size",

@@ -11,7 +11,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to st
 
 class Trainer(Stepper):
     """A training run: `run()` is the whole of it, `resume()` before it goes on with an earlier one."""
+
+    notes: Mapping[str, Any] = {}  # what else run.json is to hold
 
     # -- the run --------------------------------------------------------------------------------------------
 
@@ -96,9 +98,8 @@ class Trainer(Stepper):
         output = self.config.output
         make_folder(output)
         checkpoint.clear_leftovers(output)
-        text = json.dumps(
-            {"minigpt": minigpt.__version__, "config": self.config.as_dict()}, ensure_ascii=False, indent=2
-        )
+        contents = {"minigpt": minigpt.__version__, "config": self.config.as_dict(), **self.notes}
+        text = json.dumps(contents, ensure_ascii=False, indent=2)
         atomic_write(output / RUN_FILE, text + "\n")
         return True
 

@@ -18,7 +18,15 @@ from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
 from minigpt.training.utilisation import model_flops
 
-__all__ = ["HELD", "TORCH_ITSELF", "Estimate", "estimate", "print_parameters"]
+__all__ = [
+    "HELD",
+    "TORCH_ITSELF",
+    "Estimate",
+    "batch_flops",
+    "estimate",
+    "memory_needed",
+    "print_parameters",
+]
 
 TORCH_ITSELF = 350 * 2**20  # what a process holds that has imported all that training needs, bytes
 # What a process holds for each byte that is counted. Activations, gradients and moments are freed and taken
@@ -67,27 +75,26 @@ def estimate(trainer: Trainer) -> Estimate:
     shapes = trainer.data.shapes(plan, pad_to)
     tokens = sum(rows * (width - 1) for rows, width in shapes) / len(shapes)
     answer_share = trainer.data.train.answer_share if config.loss_on == "answer" else 1.0
-    flops = sum(_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
+    flops = sum(batch_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
     per_step = config.gradient_accumulation_steps
     speed = _measure(trainer, answer_share)
     steps = trainer.total_steps - trainer.steps_done
     evaluations = -(-trainer.total_steps // trainer.eval_steps) - trainer.steps_done // trainer.eval_steps
     val = trainer.data.val
-    val_flops = _flops(trainer, val.rows, val.mean_targets, 1.0) / 3  # forward only
+    val_flops = batch_flops(trainer, val.rows, val.mean_targets, 1.0) / 3  # forward only
     time_needed = (steps * flops * per_step + evaluations * val_flops) / speed
     time_needed += steps * _optimizer_seconds(trainer)
-    rows, width = max(shapes, key=lambda shape: shape[0] * shape[1])
     return Estimate(
         steps=steps,
         tokens_per_step=tokens * per_step,
         flops_per_step=flops * per_step,
         flops_per_second=speed,
         seconds=time_needed,
-        memory_bytes=_memory(trainer, rows, width - 1, answer_share),
+        memory_bytes=memory_needed(trainer),
     )
 
 
-def _flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
+def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
     """Forward and backward of rows of T tokens; `counted`: the share of tokens that the loss counts."""
     return model_flops(trainer.model, rows * T, rows * T * counted, T)
 
@@ -98,7 +105,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
     rows = trainer.plan.rows(0)
     pad_to = config.max_length if config.pad_to_max_length else 0
     B, T = trainer.data.train.batch(rows, pad_to).input_ids.shape
-    keep = max(1, min(B, round(B * 1e11 / _flops(trainer, B, T, answer_share))))
+    keep = max(1, min(B, round(B * 1e11 / batch_flops(trainer, B, T, answer_share))))
     piece = trainer.data.train.batch(rows[:keep], pad_to)
     T = piece.input_ids.shape[1]
     before = random_state(trainer.device)
@@ -112,7 +119,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
         best = min(best, time.perf_counter() - start)
     trainer.model.zero_grad()
     set_random_state(trainer.device, before)
-    return _flops(trainer, keep, T, answer_share) / best
+    return batch_flops(trainer, keep, T, answer_share) / best
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:
@@ -130,11 +137,15 @@ def _optimizer_seconds(trainer: Trainer) -> float:
     return time.perf_counter() - start
 
 
-def _memory(trainer: Trainer, rows: int, T: int, answer_share: float) -> int:
+def memory_needed(trainer: Trainer) -> int:
     """Weights, gradients and AdamW's two moments, what the backward pass keeps of a batch; torch itself.
 
     Muon keeps one moment instead of two, and takes as much while it orthogonalises.
     """
+    pad_to = trainer.config.max_length if trainer.config.pad_to_max_length else 0
+    answer_share = trainer.data.train.answer_share if trainer.config.loss_on == "answer" else 1.0
+    rows, longest = max(trainer.data.shapes(trainer.plan, pad_to), key=lambda shape: shape[0] * shape[1])
+    T = longest - 1
     config, width = trainer.model.config, trainer.model.lm_head.in_features
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
