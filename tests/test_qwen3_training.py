@@ -239,10 +239,10 @@ def test_flops_of_both_families_by_hand(folder: Path) -> None:
     matrices = 2 * (32 * 24 + 2 * 32 * 12 + 24 * 32 + 3 * 32 * 88)
     attention = 2 * 3 * 4 * T * 4 * 6  # layers, forward and backward, two products, heads and their channels
     by_hand = rows * T * (6 * matrices + attention + counted * 6 * V * 32)
-    assert report._flops(run, rows, T, counted) == by_hand
+    assert report.batch_flops(run, rows, T, counted) == by_hand
     gpt = {**FOREIGN_KNOBS["gpt"], "family": "gpt"}
     by_hand = rows * T * (6 * 2 * 12 * 32 * 32 + 2 * 3 * 4 * T * 32 + counted * 6 * V * 32)
-    assert report._flops(trainer(config(folder, **gpt)), rows, T, counted) == by_hand
+    assert report.batch_flops(trainer(config(folder, **gpt)), rows, T, counted) == by_hand
 
 
 @pytest.mark.parametrize("family", ["gpt", "qwen3"])
@@ -250,15 +250,20 @@ def test_memory_of_a_batch_is_what_autograd_keeps_of_it(folder: Path, family: st
     """What the third row adds, multiplied, against the whole batch."""
     knobs = {**FOREIGN_KNOBS["gpt"], "family": "gpt", "dropout": 0.1} if family == "gpt" else {}
     run = trainer(config(folder, **knobs))
-    ids = (torch.zeros((rows, 12), dtype=torch.int64) for rows in (2, 3, 7))
+    # the batch with the most tokens
+    rows, T = max(
+        ((rows, T - 1) for rows, T in run.data.shapes(run.plan, 0)), key=lambda s: s[0] * (s[1] + 1)
+    )
+    ids = (torch.zeros((some, T), dtype=torch.int64) for some in (2, 3, 7))
     two, three, seven = (report._kept_bytes(run, some) for some in ids)
     per_row, C, L = three - two, 32, 2
     assert seven == two + 5 * per_row
     # at least what the matrices of a layer read: 3 times C and 4 C, or 3 times C and 88
-    assert per_row > 4 * 12 * L * (3 * C + 88)
-    head = 4 * 7 * 12 * 0.5 * (2 * C + 3 * run.tokenizer.get_vocab_size())
-    counted = 16 * run.model.config.parameter_count() + 7 * per_row + head
-    assert report._memory(run, 7, 12, 0.5) == int(1.4 * counted) + 350 * 2**20
+    assert per_row > 4 * T * L * (3 * C + 88)
+    share = run.data.train.answer_share if run.config.loss_on == "answer" else 1.0
+    head = 4 * rows * T * share * (2 * C + 3 * run.tokenizer.get_vocab_size())
+    counted = 16 * run.model.config.parameter_count() + rows * per_row + head
+    assert report.memory_needed(run) == pytest.approx(report.HELD * counted + report.TORCH_ITSELF, abs=1)
 
 
 @pytest.mark.parametrize("tied", [True, False])

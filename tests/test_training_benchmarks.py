@@ -190,9 +190,9 @@ def test_the_formula_is_what_torch_counts(tmp_path: Path) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.loss(batch).backward()  # type: ignore[no-untyped-call]
     B, T = batch.input_ids.shape
-    assert counter.get_total_flops() == report._flops(trainer, B, T, 1.0)
+    assert counter.get_total_flops() == report.batch_flops(trainer, B, T, 1.0)
     per_token = 6 * arithmetic.multiplying(trainer) + 12 * 2 * 32 * 16
-    assert report._flops(trainer, 1, 1, 1.0) == per_token - 12 * 2 * 32 * 15
+    assert report.batch_flops(trainer, 1, 1, 1.0) == per_token - 12 * 2 * 32 * 15
     assert arithmetic.attention_share(trainer, 16) == 12 * 2 * 32 * 16 / per_token
 
 
