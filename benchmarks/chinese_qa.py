@@ -1,4 +1,4 @@
-"""Chinese questions and answers on a CPU: the recipe `qa-cpu` beside the tutorial's loop, as deep and as wide.
+"""Chinese questions and answers on a CPU: the recipe `qa-cpu` beside the tutorial's loop, as deep and wide.
 
     python benchmarks/chinese_qa.py --data QA.jsonl --output benchmarks/results/NAME.json
     python benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1   # the peer: first seed only
