@@ -249,7 +249,7 @@ def test_the_generators_of_python_and_numpy_are_kept() -> None:
 # Sizes of a recipe that would take long; all else is as it stands there.
 SMALL: dict[str, Any] = {
     **TINY, "intermediate_size": 0, "head_dim": 0, "num_key_value_heads": 0, "eval_steps": 4,
-    "warmup_steps": 2, "report_to": "none",
+    "warmup_steps": 2, "report_to": "none", "compile": False,
 }  # fmt: skip
 
 
