@@ -264,7 +264,7 @@ def test_every_recipe_s_options_survive(
         own["tokens_per_batch"] = 64
     if kind == "text":
         (folder / "t.txt").write_text((folder / "train.jsonl").read_text("utf-8") * 4, encoding="utf-8")
-        own |= {"text": folder / "t.txt", "shards": folder / "shards"}
+        own |= {"text": folder / "t.txt", "shards": folder / "shards", "val_fraction": 0.1}
 
     def settings(output: str, **more: Any) -> TrainConfig:
         values = {**SMALL, **own, **paths(folder, output), **more}
