@@ -249,7 +249,7 @@ def test_the_generators_of_python_and_numpy_are_kept() -> None:
 # Sizes of a recipe that would take long; all else is as it stands there.
 SMALL: dict[str, Any] = {
     **TINY, "intermediate_size": 0, "head_dim": 0, "num_key_value_heads": 0, "eval_steps": 4,
-    "warmup_steps": 2, "report_to": "none",
+    "warmup_steps": 2, "report_to": "none", "compile": False,
 }  # fmt: skip
 
 
@@ -264,7 +264,7 @@ def test_every_recipe_s_options_survive(
         own["tokens_per_batch"] = 64
     if kind == "text":
         (folder / "t.txt").write_text((folder / "train.jsonl").read_text("utf-8") * 4, encoding="utf-8")
-        own |= {"text": folder / "t.txt", "shards": folder / "shards"}
+        own |= {"text": folder / "t.txt", "shards": folder / "shards", "val_fraction": 0.1}
 
     def settings(output: str, **more: Any) -> TrainConfig:
         values = {**SMALL, **own, **paths(folder, output), **more}
