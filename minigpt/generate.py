@@ -121,7 +121,7 @@ class Options(command_line.DoorOptions):
     """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
     stream: bool = False
     """show an answer while it is being written; with --question, or in conversation"""
-    precision: Literal["float32", "float16", "int8"] | None = None
+    precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
     """store the weights so, which is faster on a CPU; left out: as the folder has them"""
     batch_size: int = 64
     """questions answered at once"""
@@ -218,7 +218,7 @@ def _load(options: Options, chosen: "GenerationOptions") -> "Asked":
     from minigpt.inference.options import id_list
     from minigpt.inference.singly import check_assistant
     from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
-    from minigpt.quantized import at_precision
+    from minigpt.weight_only import stored_as
 
     device = pick_device(options.device)
     if options.threads < 0:
@@ -231,10 +231,10 @@ def _load(options: Options, chosen: "GenerationOptions") -> "Asked":
     eos = id_list(advice(folder).get("eos_token_id")) or None
     assistant = None
     if options.assistant_model is not None:
-        assistant = at_precision(load_model(options.assistant_model, device), options.precision)
+        assistant = stored_as(load_model(options.assistant_model, device), options.precision)
         check_assistant(model, chosen, assistant)
     chosen = _completed(chosen, options, tokenizer, eos)
-    return Asked(at_precision(model, options.precision), tokenizer, form, chosen, assistant)
+    return Asked(stored_as(model, options.precision), tokenizer, form, chosen, assistant)
 
 
 # -- many questions -----------------------------------------------------------------------------------------

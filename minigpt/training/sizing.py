@@ -234,6 +234,10 @@ _BOTH: dict[str, object] = {
     "max_grad_norm": 1.0,
     "tokenizer": "char",
     "precision": "float32",
+    "family": "qwen3",
+    "zero_projections": False,
+    "decay_ratio": 0.2,
+    "min_lr_ratio": 0.02,
 }
 LAW_SETTINGS: dict[Kind, dict[str, object]] = {
     "text": {**_BOTH, "batch_size": 32, "tokens_per_batch": 0, "loss_on": "all", "block_size": 64},
