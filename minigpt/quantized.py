@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
+from minigpt.large_pages import copied
 
 __all__ = [
     "GROUP",
@@ -84,8 +85,9 @@ class QuantizedLinear(nn.Module):
         weight = linear.weight.detach().float()
         bias = None if linear.bias is None else linear.bias.detach().float()
         if precision == "float16":
-            return cls(weight.half(), None, bias)
-        return cls(*rounded_rows(weight), bias)
+            return cls(copied(weight, torch.float16), None, bias)
+        rounded, scale = rounded_rows(weight)
+        return cls(copied(rounded), scale, bias)
 
     def dequantized(self) -> Tensor:
         """The weights (N, K) that the stored ones stand for, float32."""

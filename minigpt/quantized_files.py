@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
+from minigpt.large_pages import copied
 from minigpt.quantized import Precision, quantized_modules
 
 __all__ = ["KEY", "WEIGHTS", "is_quantized", "quantized_config", "quantized_weights", "read_quantized"]
@@ -83,7 +84,7 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
         tensor = found.pop(theirs)
         _require_sound(path, theirs, tensor)
         tensor = tensor.t() if transposed else tensor
-        state[ours] = (tensor[:, 0] if ours.endswith(".scale") else tensor).contiguous()
+        state[ours] = copied(tensor[:, 0] if ours.endswith(".scale") else tensor)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minigpt import strict_loading
 from minigpt.command_line import InputError
+from minigpt.large_pages import copied
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.strict_loading import (
     completed_names,
@@ -202,7 +203,7 @@ def from_hugging_face(
             require_finite(theirs, tensor)
             if ours in ours_has:
                 tensor = tensor.t() if transposed else tensor
-                read[ours] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+                read[ours] = copied(tensor, dtype)
             elif tensor.any():
                 raise InputError(f"{theirs} is not zero, but {_BIAS} says that there is no such bias")
             del tensor  # before the next one is read

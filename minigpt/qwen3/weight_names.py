@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minigpt import strict_loading
 from minigpt.command_line import InputError
+from minigpt.large_pages import copied
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.strict_loading import (
     completed_names,
@@ -141,7 +142,7 @@ def to_hugging_face(model: Qwen3ForCausalLM) -> dict[str, Tensor]:
     assert state.keys() == _shapes(model.config).keys(), "a wrapped model: give the Qwen3ForCausalLM inside"
     for name, tensor in state.items():
         require_finite(name, tensor)
-    return {name: _copied(tensor.detach().cpu(), torch.float32) for name, tensor in state.items()}
+    return {name: copied(tensor.detach().cpu(), torch.float32) for name, tensor in state.items()}
 
 
 def from_hugging_face(
@@ -165,15 +166,11 @@ def from_hugging_face(
     for full_name, name in name_of.items():
         tensor = tensors[name]  # files are read here, each tensor once
         require_finite(full_name, tensor)
-        read[full_name] = _copied(tensor, dtype)
+        read[full_name] = copied(tensor, dtype)
         del tensor  # before the next one is read
     if head is not None and not torch.equal(tensors[head].to(dtype), read[_EMBEDDING]):
         raise InputError(f"{_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings says that they are one")
     return read
-
-
-def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def fill(model: Qwen3ForCausalLM, weights: dict[str, Tensor], *, assign: bool) -> None:

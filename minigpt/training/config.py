@@ -54,8 +54,7 @@ class TrainConfig(DoorOptions):
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
 
     size: str = ""
-    """small, base, large, a time (10min, 2h) or an amount of arithmetic (2e6GFLOP): chooses model and steps
-    for the data and this machine, says why and what to expect; flags that are given stay"""
+    """small, base, large, a time (10min) or arithmetic (2e6GFLOP): chooses what you do not, and says why"""
 
     # Where from, where to
     train_data: Path = Path("data/train.jsonl")
