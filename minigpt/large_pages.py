@@ -1,9 +1,9 @@
 """Copies of weights in memory of large pages.
 
-A decoding step reads every weight once. In pages of 4 KiB the processor looks up an address every 64 lines of
-its cache; in pages of 2 MiB hardly ever, and a new copy is made of fewer pages, too. Linux gives them where it
-is asked before the memory is first written (madvise(2)); elsewhere, and where it has none left, the copy is
-an ordinary one.
+A decoding step reads every weight once. In pages of 4 KiB the processor looks up an address every 64 lines
+of its cache; in pages of 2 MiB hardly ever, and a new copy is made of fewer pages, too. Linux gives them
+where it is asked before the memory is first written (madvise(2)); elsewhere, and where it has none left, the
+copy is an ordinary one.
 """
 
 import ctypes

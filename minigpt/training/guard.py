@@ -15,6 +15,7 @@ RECENT = 64  # losses that the next one is compared with
 _LEAST = 16  # fewer say little about what is usual
 _SIGMAS = 6.0  # of a normal distribution one value in a billion lies beyond
 _FLOOR = 0.02  # of the median: once a loss hardly moves at all, its noise must not count as spikes
+_SEEN = 0.1  # nats above the median: when all is learned but a few hard examples, each of them stands out
 
 
 def spike_threshold(losses: Sequence[float]) -> float:
@@ -22,9 +23,12 @@ def spike_threshold(losses: Sequence[float]) -> float:
 
     Mean and standard deviation would be pulled up by the very spikes that they are to find; the median and
     the median distance from it (times 1.4826: sigma, for normal noise) are not. A falling loss widens it.
+    Less than 0.1 nats above the median is none.
 
     >>> spike_threshold([2.0, 2.2] * 8)  # 2.1 + 6 * 1.4826 * 0.1
     2.98956
+    >>> spike_threshold([0.01] * 16)
+    0.11
     >>> spike_threshold([2.0] * 3)
     inf
     """
@@ -32,7 +36,7 @@ def spike_threshold(losses: Sequence[float]) -> float:
         return math.inf
     middle = statistics.median(losses)
     sigma = 1.4826 * statistics.median(abs(loss - middle) for loss in losses)
-    return round(middle + _SIGMAS * max(sigma, _FLOOR * abs(middle)), 9)
+    return round(middle + max(_SIGMAS * sigma, _SIGMAS * _FLOOR * abs(middle), _SEEN), 9)
 
 
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str:
