@@ -188,6 +188,9 @@ def test_events_count_steps_that_the_means_hide() -> None:
     assert spiked is not None
     assert (spiked.numbers["count"], spiked.numbers["largest"]) == (3, 9.0)
     assert checks.loss_spikes(run(events=spikes[:2])) is None
+    # as many in ten times the steps: a hard batch now and then
+    longer = [dataclasses.replace(point, step=10 * point.step) for point in run().train]
+    assert checks.loss_spikes(run(events=spikes, train=longer)) is None
 
 
 def test_small_losses_are_not_judged_by_percentages() -> None:

@@ -31,7 +31,7 @@ DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.2
 # A line is a mean over logging_steps steps, so half a nat and 30 % above the lines before it is a rare event.
 SPIKE_TIMES, SPIKE_NATS, SPIKE_BEFORE = 1.3, 0.5, 8
 # One or two leaps are what a strange batch does; three and more are the learning rate's.
-SPIKES = 3
+SPIKES, SPIKE_SHARE = 3, 0.01  # fewer, or fewer of all steps: a hard batch now and then
 # Gradients get a little longer as the loss gets small. Five times is more than that.
 GRADIENT_TIMES = 5.0
 # Falling in a straight line, a third of the steps brings a third of the fall; a curve that is nearly done
@@ -164,7 +164,8 @@ def loss_spikes(record: RunRecord) -> Finding | None:
         earlier = [point.loss for point in train if point.step < event.step][-SPIKE_BEFORE:]
         leaps[event.step] = event.loss, median(earlier or [event.loss])
     count = len(counted) or len(leaps)  # the run sees each step, we see means over some
-    if count < SPIKES or diverged(record):
+    steps = train[-1].step if train else 0
+    if count < max(SPIKES, SPIKE_SHARE * steps) or diverged(record):
         return None  # a diverged run is one long leap
     step = max(leaps, key=lambda step: leaps[step][0] - leaps[step][1])
     largest, usual = leaps[step]
