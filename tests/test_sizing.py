@@ -255,7 +255,7 @@ def test_facts_of_questions_and_answers(tmp_path: Path) -> None:
     halved = facts_of(dataclasses.replace(settings, gradient_accumulation_steps=2), data)
     assert halved.tokens_per_step == pytest.approx(2 * facts.tokens_per_step)
     assert "batch_size=64, here 4" in facts.no_law
-    like: dict[str, Any] = {**sizing.LAW_SETTINGS["answers"], "block_size": 32}
+    like: dict[str, Any] = {**sizing.LAW_SETTINGS["answers"], "block_size": 32, "dropout": 0.0}
     same = dataclasses.replace(settings, **like)
     assert facts_of(same, data).no_law == ""
     assert facts_of(dataclasses.replace(same, learning_rate=0.5), data).no_law.endswith("here 0.5")
