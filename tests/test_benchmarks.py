@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_chinese_qa(tmp_path: Path) -> None:
     lines = (ROOT / "data" / "data.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / "qa.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
+    (tmp_path / "qa.jsonl").write_text("".join(lines[:3000]), encoding="utf-8")
     command = [sys.executable, "benchmarks/chinese_qa.py", "--data", str(tmp_path / "qa.jsonl")]
     command += ["--toy", "--threads", "1", "--seeds", "1", "2", "--output", str(tmp_path / "r.json")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
