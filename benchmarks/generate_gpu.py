@@ -40,8 +40,8 @@ from minigpt.weight_only import ANY_PRECISION, stored_as
 
 PARTS = ("single", "sweep", "mixed")
 TOY = Qwen3Config(300, 64, 96, 2, 4, 2, 16, 256)
-# TFLOP/s of products with 16-bit inputs, without sparsity, and TB/s of memory, by the name that torch gives the
-# device. Not yet compared with the maker's data sheets (nvidia.com/en-us/data-center, .../geforce).
+# TFLOP/s of products with 16-bit inputs, without sparsity, and TB/s of memory, by the name that torch gives
+# the device. Not yet compared with the maker's data sheets (nvidia.com/en-us/data-center, .../geforce).
 PEAKS = {
     r"NVIDIA H200": (989.0, 4.8),
     r"NVIDIA H100 80GB HBM3": (989.0, 3.35),

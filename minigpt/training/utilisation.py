@@ -17,8 +17,8 @@ from minigpt.families import LanguageModel
 __all__ = ["model_flops", "peak_flops"]
 
 # TFLOP/s of matrix products with 16-bit inputs, sums in float32, without sparsity (data sheets often print
-# the double, "with sparsity"); by the whole name that torch gives the device. Not yet compared with the sheets
-# that are named here, line by line: do so before you quote a share of them.
+# the double, "with sparsity"); by the whole name that torch gives the device. Not yet compared with the
+# sheets that are named here: do so before you quote a share of them.
 # H200, H100: https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306
 # A100: https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet.pdf
 # L40S, L4, A10, T4, V100: https://www.nvidia.com/en-us/data-center/ and the name
