@@ -3,7 +3,7 @@
     quantize(model, "int8")     # in place: the weights of every product; embeddings and norms stay
 
 int8: each row of a matrix (one output channel) is stored as whole numbers from -127 to 127 times one scale.
-The input is rounded in the same way, with a scale for each 64 neighbours of a token, so that one large value
+The input is rounded in the same way, with a scale for each 128 neighbours of a token, so that one large value
 costs only its neighbours precision, and no token depends on another. float16: rounded weights alone.
 
 Here this is arithmetic on floats, the slow twin; `minigpt.inference.native` multiplies the whole numbers.
@@ -35,7 +35,7 @@ __all__ = [
 
 Precision = Literal["float32", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
-GROUP = 64  # neighbours of an input that share a scale; as in native.c
+GROUP = 128  # neighbours of an input that share a scale; as in native.c
 
 
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

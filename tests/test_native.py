@@ -1,6 +1,7 @@
 """One call of C against the PyTorch modules: both families, three precisions, padding, batches, prompts."""
 
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,17 +27,32 @@ from minigpt.quantized import (
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 
 V, LONGEST = 83, 48
-# widths that are no multiples of a vector, of four rows, of a group of 64; several tiles of tokens
+# widths that are no multiples of a vector, of four rows, of a group of 128; several tiles of tokens
 MODELS: dict[str, Callable[[], LanguageModel]] = {
     "gpt": lambda: GPTLMHeadModel(GPTConfig(72, 3, 2, 0.0, LONGEST, V)),
     "gpt2": lambda: GPTLMHeadModel(GPTConfig(76, 2, 2, 0.0, LONGEST, V, bias=True, gelu="tanh")),
+    "gpt2-wide": lambda: GPTLMHeadModel(GPTConfig(264, 3, 1, 0.0, LONGEST, V, bias=True, gelu="tanh")),
     "one-head": lambda: GPTLMHeadModel(GPTConfig(5, 1, 1, 0.0, LONGEST, V)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(V, 68, 100, 2, 6, 2, 16, LONGEST)),
+    "qwen3-wide": lambda: Qwen3ForCausalLM(Qwen3Config(V, 323, 290, 1, 2, 1, 32, LONGEST)),
     "qwen3-untied": lambda: Qwen3ForCausalLM(
         Qwen3Config(V, 64, 33, 1, 2, 2, 10, LONGEST, tie_word_embeddings=False)
     ),
 }
 compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
+
+
+@pytest.fixture(params=["all of this processor", "without AVX-512", "without AVX2"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library, compiled for this processor and as for older ones."""
+    without = {"without AVX-512": ["-mno-avx512f"], "without AVX2": ["-mno-avx512f", "-mno-avx2"]}
+    if request.param in without:
+        if platform.machine() != "x86_64":
+            pytest.skip("these instructions are x86's")
+        monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *without[request.param]))
+        native.library.cache_clear()
+    yield
+    native.library.cache_clear()
 
 
 def make(name: str, precision: Precision = "float32") -> LanguageModel:
@@ -72,6 +88,7 @@ CLOSE = {"float32": 1e-5, "float16": 1e-5, "int8": 2e-2}
 
 
 @compiled
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
@@ -86,8 +103,9 @@ def test_token_by_token_and_at_once_equal_the_modules(name: str, precision: Prec
 
 
 @compiled
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-wide", "qwen3", "qwen3-wide"])
 @torch.inference_mode()
 def test_a_row_has_the_same_bits_alone_and_in_a_padded_batch(name: str, precision: Precision) -> None:
     model, lengths, width = make(name, precision), (4, 17, 9), 17

@@ -26,12 +26,18 @@ static int omp_get_thread_num(void) { return 0; }
 #else
 #define FAST 0
 #endif
+#if FAST && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+#define WIDE 1                               // one instruction for 64 products of whole numbers
+#else
+#define WIDE 0
+#endif
+#define UNROLLED _Pragma("GCC unroll 16")    // so that arrays of sums become registers
 
 enum { EMBED, PRODUCT, ATTENTION };          // kinds of operations
 enum { F32, F16, I8 };                       // what weights are stored in
 enum { NO_NORM, LAYER_NORM, RMS_NORM };      // before a product
 enum { NO_ACT, GELU_TANH, GELU_EXACT, SWIGLU };  // after it
-enum { GROUP = 64 };                         // neighbours of an input that share a scale when it becomes int8
+enum { GROUP = 128 };                        // neighbours of an input that share a scale when it becomes int8
 enum { STRIP = 64, BLOCK = 64 };             // rows of weights, and inputs, whose products are taken in one go
 
 typedef struct {
@@ -59,6 +65,11 @@ typedef struct {                             // one token of the call
     int32_t slot, column, first;             // its row of the cache, its place there, the first place it sees
     int32_t wanted;                          // are its logits asked for?
 } Token;
+
+typedef struct {                             // what became of a GROUP of an input that became int8
+    float scale;
+    int32_t correction;                      // -128 times its sum: for weights that are taken as 128 more than they are
+} Step;
 
 // exp, to 2 units in the last place, in a form that compilers turn into vector instructions: 2^whole times a
 // polynomial for what is left, |rest| <= ln(2) / 2. Above 88 and below -87 it stays at that end's value; NaN
@@ -88,18 +99,34 @@ static inline float total(__m256 v) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+
+// total() of eight vectors, with the same additions in the same order, but side by side.
+static inline __m256 totals(const __m256 *v) {
+    __m256 half[4], quarter[2];
+    for (int i = 0; i < 4; i++)              // of v[i] and v[i + 4]
+        half[i] = _mm256_add_ps(_mm256_permute2f128_ps(v[i], v[i + 4], 0x20),
+                                _mm256_permute2f128_ps(v[i], v[i + 4], 0x31));
+    for (int i = 0; i < 2; i++) {
+        __m256d a = _mm256_castps_pd(half[2 * i]), b = _mm256_castps_pd(half[2 * i + 1]);
+        quarter[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                                   _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    return _mm256_add_ps(_mm256_shuffle_ps(quarter[0], quarter[1], 0x88),
+                         _mm256_shuffle_ps(quarter[0], quarter[1], 0xdd));
+}
 #endif
 
 // R rows of weights with one vector: out[r] = w[r] . x. A row after the other, as they lie in memory: its
 // prefetchers follow one long stream further than several short ones, and AHEAD, in bytes, helps them over the
 // ends of pages. Four sums hide the latency of an addition.
-enum { AHEAD = 2048 };
+enum { AHEAD = 2048, SHORT = 256 };
 
 #if FAST
 #define FLOATS(p) _mm256_loadu_ps(p)
 #define HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
-// The sum over the first multiple of 8 values, and k there.
+// `sums` over the first multiple of 8 values, and k there.
 #define ROW_OF(LOAD)                                                               \
+    int64_t k = 0;                                                                 \
     __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0;                    \
     for (; k + 32 <= K; k += 32) {                                                 \
         for (size_t line = 0; line < 32 * sizeof *w; line += 64)                   \
@@ -110,16 +137,30 @@ enum { AHEAD = 2048 };
         a3 = _mm256_fmadd_ps(LOAD(w + k + 24), _mm256_loadu_ps(x + k + 24), a3);   \
     }                                                                              \
     for (; k + 8 <= K; k += 8) a0 = _mm256_fmadd_ps(LOAD(w + k), _mm256_loadu_ps(x + k), a0); \
-    s = total(_mm256_add_ps(_mm256_add_ps(a0, a1), _mm256_add_ps(a2, a3)));
-#else
-#define ROW_OF(LOAD)
+    __m256 sums = _mm256_add_ps(_mm256_add_ps(a0, a1), _mm256_add_ps(a2, a3));
 #endif
 
 static void dots_f32(const float *w, int64_t K, const float *x, float *out, int64_t rows) {
-    for (int64_t r = 0; r < rows; r++, w += K) {
-        float s = 0;
-        int64_t k = 0;
+    int64_t r = 0;
+#if FAST
+    if (K <= SHORT && K % 8 == 0)            // an attention's head: adding up a row's lanes costs as much as the row
+        for (; r + 8 <= rows; r += 8) {
+            __m256 eight[8];
+            for (int i = 0; i < 8; i++, w += K) {
+                ROW_OF(FLOATS)
+                eight[i] = sums;
+            }
+            _mm256_storeu_ps(out + r, totals(eight));
+        }
+#endif
+    for (; r < rows; r++, w += K) {
+#if FAST
         ROW_OF(FLOATS)
+        float s = total(sums);
+#else
+        int64_t k = 0;
+        float s = 0;
+#endif
 #pragma omp simd reduction(+ : s)
         for (int64_t j = k; j < K; j++) s += w[j] * x[j];
         out[r] = s;
@@ -142,103 +183,121 @@ static float half_to_float(uint16_t h) {     // only where there is no instructi
 
 static void dots_f16(const uint16_t *w, int64_t K, const float *x, float *out, int64_t rows) {
     for (int64_t r = 0; r < rows; r++, w += K) {
-        float s = 0;
-        int64_t k = 0;
+#if FAST
         ROW_OF(HALVES)
+        float s = total(sums);
+#else
+        int64_t k = 0;
+        float s = 0;
+#endif
         for (; k < K; k++) s += half_to_float(w[k]) * x[k];
         out[r] = s;
     }
 }
 
-// Both sides are int8: weights with a scale for each row, the input with one for each GROUP.
-static void dots_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x, const float *scales,
-                    float *out, int64_t rows) {
-    int64_t groups = (K + GROUP - 1) / GROUP, whole = K / GROUP;
-    for (int64_t r = 0; r < rows; r++, w += K) {
-        float s = 0;
-        int64_t g = 0;
-#if FAST
-        const __m256i ones = _mm256_set1_epi16(1);
-        __m256 acc = _mm256_setzero_ps();
-        for (; g < whole; g++) {
-            __m256i sum = _mm256_setzero_si256();
-            for (int j = 0; j < GROUP; j += 32) {
-                __m256i a = _mm256_loadu_si256((const __m256i *)(w + g * GROUP + j));
-                __m256i b = _mm256_loadu_si256((const __m256i *)(x + g * GROUP + j));
-                // |a| times b with a's sign: no value is -128, so two products fit into 16 bits
-                __m256i pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(a, a), _mm256_sign_epi8(b, a));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+// ---- dot products of whole numbers -------------------------------------------------------------------------
+
+// What they are made of, for one CHUNK of a row's bytes. Loads stop at a row's end: `left` bytes are there.
+#if WIDE
+typedef __m512i Bytes;
+typedef __m512i Ints;
+typedef __m512 Floats;
+enum { CHUNK = 64, ROWS = 4, TILE = 2 };
+static inline Bytes bytes(const int8_t *p, int64_t left) {
+    return _mm512_maskz_loadu_epi8(left < CHUNK ? ((__mmask64)1 << left) - 1 : ~(__mmask64)0, p);
+}
+// The instruction multiplies unsigned by signed bytes: 128 is added to the weights, and taken off by `correction`.
+static inline Bytes weights_of(Bytes w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
+static inline Ints start(Step step) { return _mm512_maskz_set1_epi32(1, step.correction); }
+static inline Ints multiplied(Bytes w, Bytes x, Ints sum) { return _mm512_dpbusd_epi32(sum, w, x); }
+static inline Floats scaled(Ints sum, float scale, Floats acc) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale), acc);
+}
+static inline __m256 halved(Floats v) {
+    return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+}
+#elif FAST
+typedef __m256i Bytes;
+typedef __m256i Ints;
+typedef __m256 Floats;
+enum { CHUNK = 32, ROWS = 2, TILE = 4 };
+static inline Bytes bytes(const int8_t *p, int64_t left) {
+    if (left >= CHUNK) return _mm256_loadu_si256((const __m256i *)p);
+    int8_t padded[CHUNK] = {0};
+    memcpy(padded, p, left);
+    return _mm256_loadu_si256((const __m256i *)padded);
+}
+static inline Bytes weights_of(Bytes w) { return w; }
+static inline Ints start(Step step) { return (void)step, _mm256_setzero_si256(); }
+static inline Ints multiplied(Bytes w, Bytes x, Ints sum) {
+    // |w| times x with w's sign: no value is -128, so two products fit into 16 bits
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+static inline Floats scaled(Ints sum, float scale, Floats acc) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scale), acc);
+}
+static inline __m256 halved(Floats v) { return v; }
+#else
+typedef int32_t Bytes;
+typedef int32_t Ints;
+typedef float Floats;
+enum { CHUNK = 1, ROWS = 1, TILE = 1 };
+static inline Bytes bytes(const int8_t *p, int64_t left) { return (void)left, *p; }
+static inline Bytes weights_of(Bytes w) { return w; }
+static inline Ints start(Step step) { return (void)step, 0; }
+static inline Ints multiplied(Bytes w, Bytes x, Ints sum) { return sum + w * x; }
+static inline Floats scaled(Ints sum, float scale, Floats acc) { return acc + (float)sum * scale; }
+static inline float halved(Floats v) { return v; }
+static inline float total(float v) { return v; }
+#endif
+enum { MOST = ROWS * TILE };
+
+// R rows of weights, which have a scale each, with T inputs, which have one for each GROUP: out[t][r] = w[r] . x[t].
+// In a tile a loaded vector serves several products, which is what makes a prompt fast; a sum has the same bits in
+// a tile and alone.
+static inline __attribute__((always_inline)) void products_i8(int R, int T, const int8_t *w, const float *row_scales,
+                                                              int64_t K, const int8_t *x, const Step *steps, float *out,
+                                                              int64_t stride) {
+    int64_t groups = (K + GROUP - 1) / GROUP;
+    Floats acc[MOST];                        // row 0 with each input, then row 1, ...
+    UNROLLED for (int i = 0; i < R * T; i++) acc[i] = (Floats){0};
+    for (int64_t g = 0; g < groups; g++) {
+        Ints sums[MOST];
+        UNROLLED for (int i = 0; i < R * T; i++) sums[i] = start(steps[i % T * groups + g]);
+        UNROLLED for (int j = 0; j < GROUP; j += CHUNK) {
+            int64_t k = g * GROUP + j, left = K - k;
+            if (left <= 0) break;
+            Bytes rows[ROWS];
+            UNROLLED for (int r = 0; r < R; r++) rows[r] = weights_of(bytes(w + r * K + k, left));
+            UNROLLED for (int t = 0; t < T; t++) {
+                Bytes input = bytes(x + t * K + k, left);
+                UNROLLED for (int r = 0; r < R; r++) sums[r * T + t] = multiplied(rows[r], input, sums[r * T + t]);
             }
-            acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scales[g]), acc);
         }
-        s = total(acc);
-#endif
-        for (; g < groups; g++) {
-            int32_t sum = 0;
-            int64_t end = (g + 1) * GROUP < K ? (g + 1) * GROUP : K;
-            for (int64_t k = g * GROUP; k < end; k++) sum += (int32_t)w[k] * x[k];
-            s += (float)sum * scales[g];
-        }
-        out[r] = s * row_scales[r];
+        UNROLLED for (int i = 0; i < R * T; i++) acc[i] = scaled(sums[i], steps[i % T * groups + g].scale, acc[i]);
     }
+    float s[MOST];
+#if FAST
+    if (R * T == 8) {
+        __m256 eight[8];
+        UNROLLED for (int i = 0; i < 8; i++) eight[i] = halved(acc[i]);
+        _mm256_storeu_ps(s, totals(eight));
+    } else
+#endif
+    for (int i = 0; i < R * T; i++) s[i] = total(halved(acc[i]));
+    for (int i = 0; i < R * T; i++) out[i % T * stride + i / T] = s[i] * row_scales[i / T];
 }
 
-// Two rows of weights with four inputs at once, each sum in the order of dots_i8 and so with its bits. Loading
-// and preparing a vector then pays for eight products, which is what makes a prompt of many tokens fast.
-enum { TILE = 4 };
-
-#if FAST
-// total() of eight vectors, with the same additions in the same order, but side by side.
-static inline __m256 totals(const __m256 *v) {
-    __m256 half[4], quarter[2];
-    for (int i = 0; i < 4; i++)              // of v[i] and v[i + 4]
-        half[i] = _mm256_add_ps(_mm256_permute2f128_ps(v[i], v[i + 4], 0x20),
-                                _mm256_permute2f128_ps(v[i], v[i + 4], 0x31));
-    for (int i = 0; i < 2; i++) {
-        __m256d a = _mm256_castps_pd(half[2 * i]), b = _mm256_castps_pd(half[2 * i + 1]);
-        quarter[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
-                                   _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
-    }
-    return _mm256_add_ps(_mm256_shuffle_ps(quarter[0], quarter[1], 0x88),
-                         _mm256_shuffle_ps(quarter[0], quarter[1], 0xdd));
+static void dots_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x, const Step *steps, float *out,
+                    int64_t rows) {
+    for (int64_t r = 0; r < rows; r++) products_i8(1, 1, w + r * K, row_scales + r, K, x, steps, out + r, 0);
 }
-#endif
 
-static void tile_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x, const float *scales,
-                    float *out, int64_t stride) {
-    int64_t groups = (K + GROUP - 1) / GROUP, whole = K / GROUP;
-    float s[2 * TILE] = {0};                 // row 0 with each input, then row 1
-    int64_t g = 0;
-#if FAST
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256 acc[2 * TILE];
-    for (int i = 0; i < 2 * TILE; i++) acc[i] = _mm256_setzero_ps();
-    for (; g < whole; g++) {
-        const __m256i *at = (const __m256i *)(w + g * GROUP), *below = (const __m256i *)(w + K + g * GROUP);
-        __m256i w0 = _mm256_loadu_si256(at), w1 = _mm256_loadu_si256(at + 1);
-        __m256i u0 = _mm256_loadu_si256(below), u1 = _mm256_loadu_si256(below + 1);
-        for (int t = 0; t < TILE; t++) {
-            const __m256i *input = (const __m256i *)(x + t * K + g * GROUP);
-            __m256i b0 = _mm256_loadu_si256(input), b1 = _mm256_loadu_si256(input + 1);
-#define PRODUCTS(w, b) _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(b, w)), ones)
-            __m256i sum0 = _mm256_add_epi32(PRODUCTS(w0, b0), PRODUCTS(w1, b1));
-            __m256i sum1 = _mm256_add_epi32(PRODUCTS(u0, b0), PRODUCTS(u1, b1));
-            __m256 scale = _mm256_set1_ps(scales[t * groups + g]);
-            acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum0), scale, acc[t]);
-            acc[TILE + t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum1), scale, acc[TILE + t]);
-        }
-    }
-    _mm256_storeu_ps(s, totals(acc));
-#endif
-    for (; g < groups; g++) {
-        int64_t end = (g + 1) * GROUP < K ? (g + 1) * GROUP : K;
-        for (int i = 0; i < 2 * TILE; i++) {
-            int32_t sum = 0, t = i % TILE, r = i / TILE;
-            for (int64_t k = g * GROUP; k < end; k++) sum += (int32_t)w[r * K + k] * x[t * K + k];
-            s[i] += (float)sum * scales[t * groups + g];
-        }
-    }
-    for (int i = 0; i < 2 * TILE; i++) out[i % TILE * stride + i / TILE] = s[i] * row_scales[i / TILE];
+// Not inlined: the compiler finds registers for a tile's sums only where it has nothing else to keep.
+static __attribute__((noinline)) void tile_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x,
+                                              const Step *steps, float *out, int64_t stride) {
+    products_i8(ROWS, TILE, w, row_scales, K, x, steps, out, stride);
 }
 
 // ---- what stands around a product --------------------------------------------------------------------------
@@ -265,18 +324,20 @@ static void normed(const Operation *op, const float *x, float *out) {
 }
 
 // Rounds to the nearest of -127 ... 127 steps; a group's largest value decides its step.
-static void to_int8(const float *x, int64_t K, int8_t *q, float *scales) {
+static void to_int8(const float *x, int64_t K, int8_t *q, Step *steps) {
     for (int64_t g = 0; g * GROUP < K; g++) {
         int64_t start = g * GROUP, end = start + GROUP < K ? start + GROUP : K;
         float largest = 0, damage = 0;       // x - x: 0, but NaN for what is not finite, which a maximum passes over
 #pragma omp simd reduction(max : largest) reduction(+ : damage)
         for (int64_t k = start; k < end; k++) {
-            largest = fmaxf(largest, fabsf(x[k]));
+            float size = fabsf(x[k]);
+            largest = size > largest ? size : largest;
             damage += x[k] - x[k];
         }
-        scales[g] = largest / 127.0f + damage;
         float factor = largest > 0 ? 127.0f / largest : 0;
-        for (int64_t k = start; k < end; k++) q[k] = (int8_t)rintf(x[k] * factor);
+        int32_t sum = 0;
+        for (int64_t k = start; k < end; k++) sum += q[k] = (int8_t)rintf(x[k] * factor);
+        steps[g] = (Step){largest / 127.0f + damage, -128 * sum};
     }
 }
 
@@ -353,7 +414,7 @@ static void end_phase(Worker *me, int wait) {
 enum { FEW = 4 };
 
 static void prepare_input(const Operation *op, const Token *tokens, int64_t begin, int64_t end, float *x,
-                          int8_t *q, float *scales) {
+                          int8_t *q, Step *steps) {
     int64_t K = op->n_in, groups = (K + GROUP - 1) / GROUP;
     int place = 0;                           // in the last product: not every token's logits are asked for
     for (int64_t t = 0; t < end; t++) {
@@ -362,27 +423,27 @@ static void prepare_input(const Operation *op, const Token *tokens, int64_t begi
         place++;
         if (t < begin) continue;
         normed(op, op->in + t * K, x + to * K);
-        if (op->dtype == I8) to_int8(x + to * K, K, q + to * K, scales + to * groups);
+        if (op->dtype == I8) to_int8(x + to * K, K, q + to * K, steps + to * groups);
     }
 }
 
 // `count` rows of one matrix, from row `begin` on, times `n` inputs: sums (n, STRIP).
 static void strip(const Operation *op, int side, int64_t begin, int count, int n, const float *x, const int8_t *q,
-                  const float *scales, float *sums) {
+                  const Step *steps, float *sums) {
     int64_t K = op->n_in, groups = (K + GROUP - 1) / GROUP;
     const void *matrix = side ? op->values : op->weight;
     const int8_t *w8 = (const int8_t *)matrix + begin * K;
     const float *w32 = (const float *)matrix + begin * K;
     const uint16_t *w16 = (const uint16_t *)matrix + begin * K;
     const float *row_scales = (side ? op->value_scale : op->scale) + begin;
-    int tiled = op->dtype == I8 ? n / TILE * TILE : 0, even = tiled ? count / 2 * 2 : 0;
-    for (int r = 0; r < even; r += 2)
+    int tiled = op->dtype == I8 ? n / TILE * TILE : 0, even = tiled ? count / ROWS * ROWS : 0;
+    for (int r = 0; r < even; r += ROWS)
         for (int t = 0; t < tiled; t += TILE)
-            tile_i8(w8 + r * K, row_scales + r, K, q + t * K, scales + t * groups, sums + t * STRIP + r, STRIP);
+            tile_i8(w8 + r * K, row_scales + r, K, q + t * K, steps + t * groups, sums + t * STRIP + r, STRIP);
     for (int t = 0; t < n; t++) {
         int r = t < tiled ? even : 0;
         float *out = sums + t * STRIP + r;
-        if (op->dtype == I8) dots_i8(w8 + r * K, row_scales + r, K, q + t * K, scales + t * groups, out, count - r);
+        if (op->dtype == I8) dots_i8(w8 + r * K, row_scales + r, K, q + t * K, steps + t * groups, out, count - r);
         else if (op->dtype == F32) dots_f32(w32 + r * K, K, x + t * K, out, count - r);
         else dots_f16(w16 + r * K, K, x + t * K, out, count - r);
     }
@@ -390,34 +451,35 @@ static void strip(const Operation *op, int side, int64_t begin, int count, int n
 
 // Rows begin ... end of the weights times all inputs.
 static void multiply(const Operation *op, int n, int64_t begin, int64_t end, const float *x, const int8_t *q,
-                     const float *scales) {
+                     const Step *steps) {
     int64_t K = op->n_in, groups = (K + GROUP - 1) / GROUP;
     float sums[2][BLOCK * STRIP];
     for (int t = 0; t < n; t += BLOCK)       // a block's inputs stay in a core's second cache
         for (int64_t i = begin; i < end; i += STRIP) {
             int inputs = n - t < BLOCK ? n - t : BLOCK, rows = end - i < STRIP ? (int)(end - i) : STRIP;
             for (int side = 0; side <= (op->act == SWIGLU); side++)
-                strip(op, side, i, rows, inputs, x + t * K, q + t * K, scales + t * groups, sums[side]);
+                strip(op, side, i, rows, inputs, x + t * K, q + t * K, steps + t * groups, sums[side]);
             for (int j = 0; j < inputs; j++)
-                finish(op, i, rows, sums[0] + j * STRIP, sums[1] + j * STRIP, op->out + (int64_t)(t + j) * op->stride + i);
+                finish(op, i, rows, sums[0] + j * STRIP, sums[1] + j * STRIP,
+                       op->out + (int64_t)(t + j) * op->stride + i);
         }
 }
 
 static void product(const Operation *op, const Token *tokens, int n, Worker *me, float *x, int8_t *q,
-                    float *scales) {
+                    Step *steps) {
     int64_t begin, end;
     int shared = n > FEW, ready = shared, rows = n;
     if (op->wanted)
         for (int t = 0; t < n; t++) rows -= !tokens[t].wanted;
     if (shared) {
         for (begin_phase(me, n, 4); take(me, n, 1, &begin, &end); finished(me))
-            prepare_input(op, tokens, begin, end, x, q, scales);
+            prepare_input(op, tokens, begin, end, x, q, steps);
         end_phase(me, 1);
     }
     for (begin_phase(me, op->n_out, 16); take(me, op->n_out, 4, &begin, &end); finished(me)) {
-        if (!ready) prepare_input(op, tokens, 0, n, x, q, scales);
+        if (!ready) prepare_input(op, tokens, 0, n, x, q, steps);
         ready = 1;
-        multiply(op, rows, begin, end, x, q, scales);
+        multiply(op, rows, begin, end, x, q, steps);
     }
     end_phase(me, op->wait || shared);
 }
@@ -473,24 +535,33 @@ static void remember(const Operation *op, const Token *tokens, int64_t begin, in
     }
 }
 
-// out += weights (4,) times rows (4, D), one after the other: `out` is read and written once for the four.
-static inline void add_four(float *restrict out, const float *restrict rows, int64_t D, const float *weights) {
-    for (int64_t d = 0; d < D; d++) {
-        float sum = out[d] + weights[0] * rows[d];
-        sum += weights[1] * rows[D + d];
-        sum += weights[2] * rows[2 * D + d];
-        out[d] = sum + weights[3] * rows[3 * D + d];
+// out (D,) = weights (S,) times rows (S, D); the sums stay in registers from the first row to the last.
+static void mix(const float *weights, const float *rows, int64_t S, int64_t D, float *out) {
+    int64_t d = 0;
+#if FAST
+    for (; d + 32 <= D; d += 32) {
+        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        for (int64_t s = 0; s < S; s++) {
+            __m256 weight = _mm256_set1_ps(weights[s]);
+            const float *row = rows + s * D + d;
+            UNROLLED for (int i = 0; i < 4; i++) sums[i] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(row + 8 * i), sums[i]);
+        }
+        UNROLLED for (int i = 0; i < 4; i++) _mm256_storeu_ps(out + d + 8 * i, sums[i]);
     }
+#endif
+    memset(out + d, 0, (D - d) * sizeof(float));
+    for (int64_t s = 0; s < S; s++)
+        for (int64_t c = d; c < D; c++) out[c] += weights[s] * rows[s * D + c];
 }
 
-static void attend(const Operation *op, const Token *tokens, int64_t begin, int64_t end, int64_t columns,
+static void attend(const Operation *op, const Token *tokens, int n, int64_t begin, int64_t end, int64_t columns,
                    float *scores) {
     int H = op->heads, G = op->kv_heads, D = op->head_dim;
     int64_t width = (int64_t)(H + 2 * G) * D;
     float factor = 1.0f / sqrtf((float)D);
     for (int64_t task = begin; task < end; task++) {
-        int head = (int)(task % H), g = head / (H / G);
-        const Token *t = tokens + task / H;
+        int head = (int)(task / n), g = head / (H / G);  // head by head: its keys and values stay in a core's cache
+        const Token *t = tokens + task % n;
         const float *q = op->in + (t - tokens) * width + (int64_t)head * D;
         const float *k = cached(op, op->cached_keys, columns, t, g, t->first);
         const float *v = cached(op, op->cached_values, columns, t, g, t->first);
@@ -506,11 +577,7 @@ static void attend(const Operation *op, const Token *tokens, int64_t begin, int6
 #pragma omp simd reduction(+ : sum)
         for (int64_t s = 0; s < S; s++) sum += scores[s] = exponential(scores[s] - largest);
         for (int64_t s = 0; s < S; s++) scores[s] /= sum;
-        memset(out, 0, D * sizeof(float));
-        int64_t s = 0;
-        for (; s + 4 <= S; s += 4) add_four(out, v + s * D, D, scores + s);
-        for (; s < S; s++)
-            for (int d = 0; d < D; d++) out[d] += scores[s] * v[s * D + d];
+        mix(scores, v, S, D, out);
     }
 }
 
@@ -519,8 +586,8 @@ static void attend(const Operation *op, const Token *tokens, int64_t begin, int6
 // Bytes of scratch memory, aligned as floats, that a step needs.
 int64_t minigpt_scratch(int count, int n, int64_t columns, int64_t widest, int threads) {
     int64_t groups = (widest + GROUP - 1) / GROUP, copies = n > FEW ? 1 : threads;
-    return 2 * count * sizeof(Phase) + copies * n * ((widest + groups) * sizeof(float) + (widest + 3) / 4 * 4) +
-           threads * columns * sizeof(float);
+    int64_t of_token = widest * sizeof(float) + groups * sizeof(Step) + (widest + 3) / 4 * 4;
+    return 2 * count * sizeof(Phase) + copies * n * of_token + threads * columns * sizeof(float);
 }
 
 void minigpt_step(const Operation *operations, int count, const Token *tokens, int n, int64_t columns,
@@ -530,15 +597,16 @@ void minigpt_step(const Operation *operations, int count, const Token *tokens, i
 #pragma omp parallel num_threads(threads)
     {
         int64_t groups = (widest + GROUP - 1) / GROUP, number = omp_get_thread_num(), begin, end;
-        int64_t size = n * (widest + groups + (widest + 3) / 4), copy = n > FEW ? 0 : number;
-        float *notes = (float *)(phases + 2 * count), *x = notes + copy * size, *scales = x + n * widest;
-        int8_t *q = (int8_t *)(scales + n * groups);
+        int64_t size = n * (widest + 2 * groups + (widest + 3) / 4), copy = n > FEW ? 0 : number;
+        float *notes = (float *)(phases + 2 * count), *x = notes + copy * size;
+        Step *steps = (Step *)(x + n * widest);
+        int8_t *q = (int8_t *)(steps + n * groups);
         float *scores = notes + (n > FEW ? 1 : threads) * size + number * columns;
         Worker me = {.phases = phases, .threads = threads};
         for (int i = 0; i < count; i++) {
             const Operation *op = operations + i;
             int64_t heads = (int64_t)n * (op->heads + 2 * op->kv_heads), queries = (int64_t)n * op->heads;
-            if (op->kind == PRODUCT) product(op, tokens, n, &me, x, q, scales);
+            if (op->kind == PRODUCT) product(op, tokens, n, &me, x, q, steps);
             if (op->kind == EMBED) {
                 for (begin_phase(&me, n, 4); take(&me, n, 1, &begin, &end); finished(&me))
                     embed(op, tokens, begin, end);
@@ -549,7 +617,7 @@ void minigpt_step(const Operation *operations, int count, const Token *tokens, i
                     remember(op, tokens, begin, end, columns);
                 end_phase(&me, 1);
                 for (begin_phase(&me, queries, 1); take(&me, queries, 1, &begin, &end); finished(&me))
-                    attend(op, tokens, begin, end, columns, scores);
+                    attend(op, tokens, n, begin, end, columns, scores);
                 end_phase(&me, 1);
             }
         }
