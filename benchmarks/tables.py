@@ -43,6 +43,10 @@ CHINESE = {
     "seconds an epoch": "每轮秒数",
     "last loss": "最后的损失",
     "seconds to transformers' loss": "达到 transformers 最后损失的秒数",
+    "weights": "权重",
+    "ms = ... + ... times S": "毫秒 = …… + …… 乘 S",
+    "GB/s of the slope": "斜率，GB/秒",
+    "GB/s of adding up numbers": "求和，GB/秒",
     "GPUs": "GPU 数",
     "of n times one": "占单卡的 n 倍",
     "not reached": "未达到",
@@ -65,6 +69,22 @@ def generate(result: dict[str, Any]) -> Table:
         for row in result["rows"]
     ]
     return ["arm", "tokens/s", "prefill of 512, s"], rows
+
+
+def context(result: dict[str, Any]) -> Table:
+    """A token's time over the tokens before it."""
+    columns = ["weights", "ms = ... + ... times S", "R²", "GB/s of the slope", "GB/s of adding up numbers"]
+    rows = []
+    for row in result["rows"]:
+        line = row["fit"]
+        cells = [
+            f"{line['milliseconds']:.3g} + {line['microseconds'] / 1000:.2g} S",
+            f"{line['r_squared']:.3f}",
+            f"{line['gigabytes']:.3g}",
+            spread_of(row["memory"]),
+        ]
+        rows.append([row["precision"], *cells])
+    return columns, rows
 
 
 def shakespeare(result: dict[str, Any]) -> Table:
@@ -149,6 +169,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "generate-char": ("generate", {"shape": "char"}, generate),
     "generate-gpt2": ("generate", {"shape": "gpt2"}, generate),
     "generate-qwen3": ("generate", {"shape": "qwen3"}, generate),
+    "context": ("context", {}, context),
     "shakespeare": ("shakespeare", {"summary": ...}, shakespeare),
     "chinese_qa": ("chinese_qa", {"summary": ...}, chinese_qa),
     "arithmetic": ("arithmetic", {"fit": ...}, arithmetic),

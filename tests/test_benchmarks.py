@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks import context
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -138,3 +142,27 @@ def test_the_bytes_and_products_of_a_step_are_those_of_the_formula() -> None:
     assert size == 4 * (count + norms)
     int8 = module["build"](config, "int8", module["torch"].device("cpu"))
     assert count < module["weights_of"](int8)[0] < 1.2 * count  # one byte each, scales and norms besides
+
+
+def test_context(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/context.py", "--toy", "--threads", "1", "--rounds", "2"]
+    command += ["--output", str(tmp_path / "r.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    if "no C compiler" in done.stderr:
+        pytest.skip("no C compiler here to build native.c with")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert [row["precision"] for row in numbers["rows"]] == ["float32", "int8"]
+    for row in numbers["rows"]:
+        assert [one["length"] for one in row["lengths"]] == list(range(7, 128, 8))
+        assert row["bytes_of_token"] == 2 * 2 * 64 * 4  # keys and values, two layers, 64 floats
+        assert row["memory"]["least"] > 0
+
+
+def test_a_line_through_times() -> None:
+    line = context.fit([(0, 5.0), (100, 5.5), (300, 6.5)], 20_000)
+    assert line["milliseconds"] == pytest.approx(5.0)
+    assert line["microseconds"] == pytest.approx(5.0)
+    assert line["r_squared"] == pytest.approx(1.0)
+    assert line["gigabytes"] == pytest.approx(4.0)  # 20 kB in 5 microseconds
