@@ -4,12 +4,13 @@
     python benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1   # the peer: first seed only
     python benchmarks/chinese_qa.py --data data/data.jsonl --toy
 
-Each budget is a training time in seconds. `qa-cpu` is run once for each budget and seed, its cosine fitted to
-it; the `document` arm (AdamW, 1e-4 constant, batch 32, padded to 128, loss on all positions, dropout 0.1) has
-no schedule and is one run a seed of `--peer_seconds`, measured at every budget and at its end. All arms of a
-seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows all of them alike.
-Time counts steps only, not evaluation. Printed is the loss per answer character (its closing <sep> counts as
-one) over the whole validation part.
+Each budget is a training time in seconds. `qa-cpu` is run once for each budget and seed, its schedule fitted
+to it; for the long budgets with a wider model (`--wide`) and otherwise the same recipe, as who has more time
+would choose. The `document` arm (AdamW, 1e-4 constant, batch 32, padded to 128, loss on all positions,
+dropout 0.1) has no schedule and is one run a seed of `--peer_seconds`, measured at every budget and at its
+end. All arms of a seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows
+all of them alike. Time counts steps only, not evaluation. Printed is the loss per answer character (its
+closing <sep> counts as one) over the whole validation part.
 
 The ratio: the peer's seconds over those of `qa-cpu`'s shortest run whose loss is not above the peer's last. A
 seed decides initial weights and order; the split is the same for all. The last line is JSON."""
@@ -50,8 +51,12 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="JSONL file of questions and answers")
     parser.add_argument(
-        "--budgets", type=float, nargs="+", default=[30, 40, 60, 300], help="training seconds of qa-cpu"
+        "--budgets", type=float, nargs="+", default=[30, 40, 60], help="training seconds of qa-cpu"
     )
+    parser.add_argument(
+        "--long_budgets", type=float, nargs="*", default=[300], help="training seconds of the wider qa-cpu"
+    )
+    parser.add_argument("--wide", type=int, default=192, help="n_embd for the long budgets")
     parser.add_argument("--peer_seconds", type=float, default=1200, help="training seconds of document")
     parser.add_argument("--slice", type=float, default=15, help="seconds of a turn")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the training")
@@ -60,7 +65,8 @@ def main() -> None:
     add_flags(parser)
     options = parser.parse_args()
     if options.toy:
-        options.budgets, options.peer_seconds, options.slice = [0.5, 2.0], 2.0, 0.5
+        options.budgets, options.long_budgets, options.wide = [0.5, 2.0], [1.0], 48
+        options.peer_seconds, options.slice = 2.0, 0.5
         options.seeds = options.seeds[:1]
     options.budgets = sorted(set(options.budgets))
     with tempfile.TemporaryDirectory() as folder:
@@ -87,6 +93,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.toy:
         paths |= {"n_layer": 1, "n_embd": 32, "n_head": 2}
     ours = dataclasses.replace(read_recipe("qa-cpu"), **paths)
+    wide = dataclasses.replace(ours, n_embd=options.wide)
     # the tutorial's GPT, scaled down: 4.1 million parameters at 3,382 characters, more than `qa-cpu` has
     size = {"n_layer": 4, "n_embd": 256, "n_head": 4, "block_size": ours.block_size}
     if options.toy:
@@ -99,9 +106,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     textbook = dataclasses.replace(textbook, val=data.val)
     rows: list[dict[str, Any]] = []
     for number, seed in enumerate(options.seeds):
-        arms = [run_of(ours, data, seed, f"qa-cpu, {budget:g} s", [budget]) for budget in options.budgets]
+        arms = [
+            run_of(config, data, seed, f"{name}, {budget:g} s", [budget])
+            for name, config, budgets in (
+                ("qa-cpu", ours, options.budgets),
+                (wider(options), wide, options.long_budgets),
+            )
+            for budget in budgets
+        ]
         if options.peer_seeds is None or number < options.peer_seeds:
-            times = sorted({*options.budgets, options.peer_seconds})
+            times = sorted({*options.budgets, *options.long_budgets, options.peer_seconds})
             times = [t for t in times if t <= options.peer_seconds]
             arms.append(run_of(document, textbook, seed, "document", times))
         rows += take_turns(arms, options.slice)
@@ -111,10 +125,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seeds": options.seeds,
         "pairs": {"train": len(data.train), "val": len(data.val)},
         "parameters": ours.model_config(data.tokenizer.get_vocab_size()).parameter_count(),
+        "wide_parameters": wide.model_config(data.tokenizer.get_vocab_size()).parameter_count(),
         "peer_parameters": document.model_config(data.tokenizer.get_vocab_size()).parameter_count(),
         **summary(rows, options),
         "rows": rows,
     }
+
+
+def wider(options: argparse.Namespace) -> str:
+    """The name of the recipe with a wider model."""
+    return f"qa-cpu --n_embd {options.wide}"
 
 
 def run_of(config: TrainConfig, data: RunData, seed: int, name: str, budgets: list[float]) -> Arm:
@@ -131,7 +151,7 @@ def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str
     of_peer = [row for row in rows if row["arm"] == "document"]
     found: dict[tuple[str, float], list[float]] = {}
     for row in rows:
-        key = ("document" if row["arm"] == "document" else "qa-cpu", row["budget"])
+        key = (row["arm"].split(",")[0], row["budget"])
         found.setdefault(key, []).append(row["answer_loss"])
     last = [row for row in of_peer if row["budget"] == options.peer_seconds]
     goals = {row["seed"]: row["answer_loss"] for row in last}

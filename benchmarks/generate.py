@@ -202,6 +202,7 @@ READ = "from pathlib import Path; Path({!r}).read_bytes()"
 def cold(work: Path, threads: int) -> dict[str, float]:
     """Seconds of a fresh process: `minigpt generate` to its first token; `import torch` and reading once."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users' modules are compiled once
     weights = str(work / "model" / "model.safetensors")
     commands = {
         "first_token": ["-m", "minigpt", "generate", "--model", str(work / "model"), "--question", "一"],

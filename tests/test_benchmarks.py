@@ -23,7 +23,10 @@ def test_chinese_qa(tmp_path: Path) -> None:
     numbers = json.loads(result.stdout.splitlines()[-1])
     assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     rows = numbers["rows"]
-    assert [row["arm"] for row in rows] == ["qa-cpu, 0.5 s", "qa-cpu, 2 s", "document", "document"]
+    assert [row["arm"] for row in rows] == [
+        *("qa-cpu, 0.5 s", "qa-cpu, 2 s", "qa-cpu --n_embd 48, 1 s"),
+        *("document", "document", "document"),
+    ]
     assert all(row["answer_loss"] > 0 and row["seconds"] >= row["budget"] - 0.05 for row in rows)  # rounded
     of = {(one["arm"], one["seconds"]): one["loss"]["median"] for one in numbers["summary"]}
     assert of["qa-cpu", 2.0] < of["document", 2.0]

@@ -12,6 +12,7 @@ they are written as zeros, which changes no result, and dropped again on reading
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -242,5 +243,6 @@ def unfilled(config: GPTConfig) -> GPTLMHeadModel:
     return strict_loading.unfilled(lambda: GPTLMHeadModel(config))
 
 
+@lru_cache(maxsize=2)
 def _shapes(config: GPTConfig) -> dict[str, torch.Size]:
     return parameter_shapes(unfilled(config))
