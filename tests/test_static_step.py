@@ -94,15 +94,15 @@ def test_a_thousand_tokens_are_those_of_generate_ids(
     assert engine.statistics.tokens_written == sum(len(completion.ids) for completion in expected)
 
 
-@pytest.mark.parametrize("window", [1, 3, 8])
-def test_it_gives_way_to_requests_that_the_host_must_choose_for(window: int) -> None:
+@pytest.mark.parametrize("burst", [1, 3, 8])
+def test_it_gives_way_to_requests_that_the_host_must_choose_for(burst: int) -> None:
     model, asked = make("qwen3"), list(requests_of(3, 16))
     asked[4::5] = [
         (prompt, GenerationOptions(max_new_tokens=12, repetition_penalty=1.3)) for prompt, _ in asked[4::5]
     ]
     asked[3] = (asked[3][0], GenerationOptions(max_new_tokens=9, do_sample=True, seed=1, typical_p=0.7))
     expected = [generate_ids(model, [prompt], o, EOS, tokenizer=Letters())[0] for prompt, o in asked]
-    engine = Engine(model, max_rows=3, static=True, window=window)
+    engine = Engine(model, max_rows=3, static=True, burst=burst)
     handles = [engine.submit(prompt, options, EOS, Letters()) for prompt, options in asked]
     engine.run()
     assert [handle.result() for handle in handles] == expected
@@ -148,21 +148,21 @@ def test_bfloat16_is_what_it_is_without_static_memory() -> None:
 # -- the end of a row ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [1, 4, 8])
-def test_nothing_follows_a_stop_that_is_read_late(window: int) -> None:
+@pytest.mark.parametrize("burst", [1, 4, 8])
+def test_nothing_follows_a_stop_that_is_read_late(burst: int) -> None:
     model = make("gpt")
     prompts = [prompt for prompt, _ in requests_of(6, 12)]
     plain = [
         generate_ids(model, [prompt], GenerationOptions(max_new_tokens=40), None)[0] for prompt in prompts
     ]
     tokenizer = Letters()
-    asked = [  # each stops at some two letters that it says somewhere in the middle, wherever in a window
+    asked = [  # each stops at some two letters that it says somewhere in the middle, wherever in a burst
         GenerationOptions(max_new_tokens=40, stop_strings=tokenizer.decode(answer.ids[5 + n : 7 + n]))
         for n, answer in enumerate(plain)
     ]
     expected = [generate_ids(model, [p], o, None, tokenizer=tokenizer)[0] for p, o in zip(prompts, asked)]
     assert {completion.stop_reason for completion in expected} == {"stop_string"}
-    engine = Engine(model, max_rows=3, static=True, window=window)
+    engine = Engine(model, max_rows=3, static=True, burst=burst)
     handles = [engine.submit(prompt, o, None, tokenizer) for prompt, o in zip(prompts, asked)]
     engine.run()
     assert [list(handle) for handle in handles] == [completion.ids for completion in expected]
@@ -188,7 +188,7 @@ def test_a_cancelled_request_frees_its_slot_for_one_that_does_not_notice() -> No
     model = make("qwen3")
     (long, _), (other, options) = list(requests_of(7, 2))
     everything = generate_ids(model, [long], GenerationOptions(max_new_tokens=100), None)[0].ids
-    engine = Engine(model, max_rows=1, static=True, window=4)
+    engine = Engine(model, max_rows=1, static=True, burst=4)
     first = engine.submit(long, GenerationOptions(max_new_tokens=100))
     tokens = iter(first)
     taken = [next(tokens) for _ in range(10)]
@@ -211,7 +211,7 @@ def test_damaged_weights_end_a_request_with_the_words_of_generate_ids() -> None:
         handle.result()
 
 
-@pytest.mark.parametrize("values", [{"window": 0}, {"max_rows": 0}])
+@pytest.mark.parametrize("values", [{"burst": 0}, {"max_rows": 0}])
 def test_sizes_that_make_no_sense_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(InputError, match="must be at least 1"):
         Engine(make("gpt"), static=True, **values)  # type: ignore[arg-type]
@@ -278,25 +278,25 @@ def test_a_step_does_the_same_each_time_and_waits_for_nothing(
     assert n_records < n_steps / 4
 
 
-def test_the_host_reads_once_in_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_reads_once_in_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("gpt")
-    engine = Engine(model, max_rows=2, static=True, window=8)
+    engine = Engine(model, max_rows=2, static=True, burst=8)
     assert engine.pipeline is not None
     step, reads, ahead = engine.pipeline.step, [], []
     run = step.run
 
     def watched(rows: int, columns: int, steps: int) -> object:
-        window = run(rows, columns, steps)
-        tokens = window.tokens
-        window.tokens = lambda: (reads.append(steps), ahead.append(engine.pipeline.ahead), tokens())[-1]  # type: ignore
-        return window
+        burst = run(rows, columns, steps)
+        tokens = burst.tokens
+        burst.tokens = lambda: (reads.append(steps), ahead.append(engine.pipeline.ahead), tokens())[-1]  # type: ignore
+        return burst
 
     monkeypatch.setattr(step, "run", watched)
     handles = [engine.submit([5, 6], GenerationOptions(max_new_tokens=97)) for _ in range(2)]
     engine.run()
     assert [len(handle.tokens) for handle in handles] == [97, 97]
     assert reads == [1, *[8] * 12]  # the first token at once
-    assert ahead == [*[1] * 12, 0]  # read while the next window is being computed
+    assert ahead == [*[1] * 12, 0]  # read while the next burst is being computed
 
 
 def test_memory_is_taken_once_and_reported() -> None:
@@ -305,7 +305,7 @@ def test_memory_is_taken_once_and_reported() -> None:
     columns = 112  # 100, up to a multiple of 16
     assert engine.cache.bytes == cache_bytes(model.config, 4, columns)
     before = engine.bytes
-    # drawn numbers: 4 rows of 100 doubles; all else is a few numbers for each row and window
+    # drawn numbers: 4 rows of 100 doubles; all else is a few numbers for each row and burst
     assert 0 < before - engine.cache.bytes - 4 * 100 * 8 < 4 * 300
     for prompt, _ in requests_of(9, 6):
         engine.submit(prompt[:40], GenerationOptions(max_new_tokens=50))

@@ -85,7 +85,7 @@ class Engine:
             requests, as they share the memory.
         max_cache_mib: refuse to take more for rows' keys and values; None: no limit.
         static: write with a StaticStep; None: on CUDA alone.
-        window: its steps between two looks at what was written.
+        burst: its steps between two looks at what was written.
         compiled: see StaticStep.
 
     Raises:
@@ -104,7 +104,7 @@ class Engine:
         cache_implementation: Literal["static", "quantized"] = "static",
         max_cache_mib: float | None = None,
         static: bool | None = None,
-        window: int = 8,
+        burst: int = 8,
         compiled: bool = False,
     ) -> None:
         GenerationOptions(cache_implementation=cache_implementation)  # its complaint
@@ -114,7 +114,7 @@ class Engine:
             "max_rows": max_rows,
             "max_length": length,
             "chunk": chunk,
-            "window": window,
+            "burst": burst,
         }.items():
             if value < 1:
                 raise InputError(f"{name} must be at least 1: got {name}={value}")
@@ -136,7 +136,7 @@ class Engine:
         self.cache = make(model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib)
         self.pipeline: Pipeline | None = None
         if is_static:
-            self.pipeline = Pipeline(StaticStep(model, self.cache, length, window, compiled=compiled))
+            self.pipeline = Pipeline(StaticStep(model, self.cache, length, burst, compiled=compiled))
         self.prefixes = PrefixStore(self.cache, chunk, prefix_mib) if prefix_mib else None
         self.statistics = Statistics()
         self.is_driven = False  # a thread calls step: nobody else must

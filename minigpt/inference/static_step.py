@@ -2,13 +2,13 @@
 
     step = StaticStep(model, cache)                       # cache: minigpt.inference.slots
     step.start(slot, Start(token, length, end, eos), options, drawn)
-    window = step.run(rows=4, columns=256, steps=8)       # returns at once; nothing waits for the device
-    window.tokens()                                       # 8 lists of 4 ids: this waits
+    burst = step.run(rows=4, columns=256, steps=8)       # returns at once; nothing waits for the device
+    burst.tokens()                                       # 8 lists of 4 ids: this waits
 
 At batch 1 a GPU spends more time on being told what to do than on doing it: hundreds of kernels for each
 token. A graph is told once. It demands that nothing in it depends on the host: so ids, lengths and the ends
 of rows lie in buffers on the device, which also chooses the token, sees that a row has ended and writes on.
-The host reads what has been written only once in a window of several steps (.pipeline).
+The host reads what has been written only once in a burst of several steps (.pipeline).
 
 The model is the one of minigpt.model or minigpt.qwen3, unchanged. What makes its shapes static is the cache
 that it is given: `_Columns` claims to hold columns - 1 tokens already, always, and hides those that a row
@@ -16,7 +16,7 @@ does not have by the attention mask. The new token is written where it belongs, 
 column, where the model looks for it. There is a graph for each number of rows and columns; see `sizes`.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
-channels of one head, W steps of a window.
+channels of one head, W steps of a burst.
 """
 
 from collections import deque
@@ -39,11 +39,11 @@ __all__ = [
     "DAMAGED",
     "MAX_EOS",
     "NOTHING",
+    "Burst",
     "Eager",
     "Graphs",
     "Start",
     "StaticStep",
-    "Window",
     "can_choose",
     "capacity",
     "sizes",
@@ -190,7 +190,7 @@ class Graphs:
         self._graphs[key].replay()
 
 
-class Window:
+class Burst:
     """What some steps have written; on its way to the host until somebody asks."""
 
     def __init__(self, written: Tensor, host: Tensor) -> None:
@@ -203,7 +203,7 @@ class Window:
             self._event.record()
 
     def tokens(self) -> list[list[int]]:
-        """Of each step, an id of each row, or NOTHING or DAMAGED. Waits; good until two windows later."""
+        """Of each step, an id of each row, or NOTHING or DAMAGED. Waits; good until two bursts later."""
         if self._event is not None:
             self._event.synchronize()
         ids: list[list[int]] = self._host.tolist()
@@ -217,7 +217,7 @@ class StaticStep:
         model: in eval mode. Its weights are used where they lie; a graph holds their addresses.
         cache: slots whose columns are `capacity`, of this model's dtype.
         max_length: tokens of a row, prompt included.
-        window: steps of one window, at most.
+        burst: steps of one burst, at most.
         backend: None: graphs on CUDA, else eager.
         compiled: let torch.compile join the small kernels of the model before the graph is recorded. Not
             "reduce-overhead", which would make CUDA graphs of its own, and copies of what we change in place.
@@ -229,13 +229,13 @@ class StaticStep:
         model: LanguageModel,
         cache: SlotCache,
         max_length: int,
-        window: int = 8,
+        burst: int = 8,
         backend: Backend | None = None,
         compiled: bool = False,
     ) -> None:
         keys, _ = cache.layer(0)
         device, slots = keys.device, cache.slots
-        self.cache, self.window = cache, window
+        self.cache, self.burst = cache, burst
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
         if compiled:  # anew for each size: more often than torch allows a function by default
@@ -261,12 +261,11 @@ class StaticStep:
         }
         dtype = torch.float32 if device.type == "mps" else torch.float64  # as minigpt.inference.batch draws
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
-        self._written = whole(window, slots, fill=NOTHING)  # (W, slots)
-        self._tick = whole(1)  # which step of the window comes next
+        self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
+        self._tick = whole(1)  # which step of the burst comes next
         # One is being filled while the one before is being read.
         self._hosts = deque(
-            torch.empty((window, slots), dtype=torch.int64, pin_memory=device.type == "cuda")
-            for _ in range(3)
+            torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
         self._uses: dict[int, frozenset[str]] = {}  # slot -> what choosing its tokens takes
         # What was never written is masked, but has to be a number: 0 * NaN is NaN.
@@ -281,7 +280,7 @@ class StaticStep:
         return sum(tensor.nbytes for tensor in (*found, self._eos, self._samples, self._drawn, self._written))
 
     def start(self, slot: int, start: Start, options: GenerationOptions, drawn: Tensor | None) -> None:
-        """Let the device write a row from the next window on.
+        """Let the device write a row from the next burst on.
 
         Args:
             drawn: a number 0 <= u < 1 for each of its new tokens, from the first on; None: the likeliest.
@@ -308,19 +307,19 @@ class StaticStep:
         self._uses[slot] = frozenset(uses)
 
     def stop(self, slot: int) -> None:
-        """Write no more of a row: it is changed by no later window."""
+        """Write no more of a row: it is changed by no later burst."""
         self._active[slot].fill_(False)
         self._uses.pop(slot, None)
 
-    def run(self, rows: int, columns: int, steps: int) -> Window:
-        """Up to `window` steps of the first slots; returns before they are done.
+    def run(self, rows: int, columns: int, steps: int) -> Burst:
+        """Up to `burst` steps of the first slots; returns before they are done.
 
         Args:
             rows: more than the highest slot that is in use; rounded up.
             columns: at least 2 more than any active row's length becomes before the last step, and as many as
                 any other slot's tokens that are to last: the last column is written. Rounded up.
         """
-        assert 1 <= steps <= self.window, "the buffer has room for so many"
+        assert 1 <= steps <= self.burst, "the buffer has room for so many"
         rows = next(size for size in sizes(self.cache.slots, 1) if size >= rows)
         columns = next(size for size in sizes(self.cache.max_length, _FEWEST_COLUMNS) if size >= columns)
         uses = frozenset().union(*self._uses.values())
@@ -332,7 +331,7 @@ class StaticStep:
                 lambda: self._prepare(rows, columns, uses),
             )
         self._hosts.rotate()
-        return Window(self._written[:steps, :rows], self._hosts[0])
+        return Burst(self._written[:steps, :rows], self._hosts[0])
 
     def _prepare(self, rows: int, columns: int, uses: frozenset[str]) -> None:
         with self._nobody():
