@@ -47,6 +47,18 @@ CHINESE = {
     "ms = ... + ... times S": "毫秒 = …… + …… 乘 S",
     "GB/s of the slope": "斜率，GB/秒",
     "GB/s of adding up numbers": "求和，GB/秒",
+    "compared": "比较",
+    "trials": "次数",
+    "different": "不同",
+    "what": "项目",
+    "seen": "结果",
+    "minutes": "分钟",
+    "requests": "请求",
+    "cancelled": "中途取消",
+    "compared with alone, different": "与单独生成比较，不同",
+    "MiB after the warm-up, at the end": "预热后与结束时的 MiB",
+    "threads after the warm-up, at the end": "预热后与结束时的线程",
+    "promises held": "成立的承诺",
     "GPUs": "GPU 数",
     "of n times one": "占单卡的 n 倍",
     "not reached": "未达到",
@@ -85,6 +97,30 @@ def context(result: dict[str, Any]) -> Table:
         ]
         rows.append([row["precision"], *cells])
     return columns, rows
+
+
+def equality(result: dict[str, Any]) -> Table:
+    """Two ways to the same tokens."""
+    rows = [[r["compared"], f"{r['trials']:,}", f"{r['different']:,}"] for r in result["rows"]]
+    return ["compared", "trials", "different"], rows
+
+
+def soak(result: dict[str, Any]) -> Table:
+    """The engine over minutes."""
+    counts, samples = result["requests"], result["samples"]
+    warm = samples[len(samples) // 5 + 1]
+    return ["what", "seen"], [
+        ["minutes", f"{result['minutes']:g}"],
+        ["requests", f"{counts['asked']:,}"],
+        ["cancelled", f"{counts['cancelled']:,}"],
+        ["compared with alone, different", f"{counts['compared']:,}, {counts['different']:,}"],
+        [
+            "MiB after the warm-up, at the end",
+            f"{warm['rss_kib'] / 1024:.1f}, {samples[-1]['rss_kib'] / 1024:.1f}",
+        ],
+        ["threads after the warm-up, at the end", f"{warm['threads']}, {samples[-1]['threads']}"],
+        ["promises held", f"{sum(result['held'].values())} of {len(result['held'])}"],
+    ]
 
 
 def shakespeare(result: dict[str, Any]) -> Table:
@@ -170,6 +206,8 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "generate-gpt2": ("generate", {"shape": "gpt2"}, generate),
     "generate-qwen3": ("generate", {"shape": "qwen3"}, generate),
     "context": ("context", {}, context),
+    "equality": ("equality", {"rows": ...}, equality),
+    "soak": ("soak", {"held": ...}, soak),
     "shakespeare": ("shakespeare", {"summary": ...}, shakespeare),
     "chinese_qa": ("chinese_qa", {"summary": ...}, chinese_qa),
     "arithmetic": ("arithmetic", {"fit": ...}, arithmetic),

@@ -55,6 +55,9 @@ class Naming(Protocol):
     def unfilled(self, config: Any, /) -> Any:
         """M on "meta": shapes without memory."""
 
+    def shapes(self, config: Any, /) -> dict[str, torch.Size]:
+        """Of each parameter; kept, so that the second time costs nothing."""
+
 
 # config.json's model_type -> the room's table of weight names, which also reads and writes config.json
 FAMILIES: dict[str, Naming] = {"gpt2": gpt2_names, "qwen3": qwen3_names}

@@ -9,6 +9,7 @@ is fetched from the network. Training state is `minigpt.training`'s affair, the 
 """
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -61,12 +62,12 @@ def load_model(
             `best`, or else such a `last`, in it.
         dtype: what to compute in; None is float32 whatever the file holds. (On most CPUs bfloat16 is slower.)
 
-    It takes the model's memory and, for a moment, one tensor's as the file has it.
+    It takes the model's memory and, for a moment, two tensors' as the file has them.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    return _read_model(model_folder(path), device, dtype)
+    return _model_reader(model_folder(path), device, dtype)()
 
 
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
@@ -91,10 +92,11 @@ def load_model_and_tokenizer(
             byte-level BPE the model may have more rows: Qwen3 has 151,936 for 151,669 tokens.)
     """
     folder = model_folder(path)
+    read_model = _model_reader(folder, device, dtype)
     # Python makes the tokenizer while torch, which lets go of Python meanwhile, goes over the weights.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
-        model = _read_model(folder, device, dtype)  # its complaints come first
+        model = read_model()  # its complaints come first
         tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return model, tokenizer
@@ -239,18 +241,29 @@ def _read_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict
         raise InputError(f"{where}{error}") from None
 
 
-def _read_model(folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> LanguageModel:
+def _model_reader(
+    folder: Path, device: str | torch.device, dtype: torch.dtype | None
+) -> Callable[[], LanguageModel]:
+    """What reads a directory's weights. The model's shapes are made here and now.
+
+    They are a thousand short calls into torch, each of which lets go of Python: beside a thread that is busy
+    in Python every one of them would wait for its turn.
+    """
     content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
     if is_quantized(content):
         if dtype not in (None, torch.float32):
             raise InputError(f"{folder} is quantised and computes in float32: got dtype={dtype}")
-        return read_quantized(folder, content).to(device)
+        return lambda: read_quantized(folder, content).to(device)
     config = _read_config(folder)
-    weights = _read_weights(folder, config, dtype or torch.float32)
     names = naming_of(config)
     model: LanguageModel = names.unfilled(config)
-    names.fill(model, weights, assign=True)
-    return model.to(device).eval()
+    names.shapes(config)
+
+    def read() -> LanguageModel:
+        names.fill(model, _read_weights(folder, config, dtype or torch.float32), assign=True)
+        return model.to(device).eval()
+
+    return read
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:

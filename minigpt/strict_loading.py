@@ -4,7 +4,9 @@ Nothing is guessed and nothing is skipped: each function returns what fits, or r
 the key or the tensor. It knows no family and opens no file.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -21,11 +23,14 @@ __all__ = [
     "require_fixed",
     "require_keys",
     "require_layers",
+    "two_at_a_time",
     "unfilled",
 ]
 
 _LAYERS = 1000
 Model = TypeVar("Model", bound=nn.Module)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 # -- config.json -------------------------------------------------------------------------------------------
@@ -125,6 +130,12 @@ def require_finite(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name} holds NaN or infinity: these weights are unusable")
 
 
+def two_at_a_time(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What `read` returns for each item, in their order: torch lets two copies be made at the same time."""
+    with ThreadPoolExecutor(2) as pool:
+        yield from pool.map(read, items)
+
+
 def _shortened(names: list[str], limit: int = 8) -> str:
     """The names, or the first of very many: it shall stay one line."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -161,6 +172,7 @@ def unfilled(make: Callable[[], Model]) -> Model:
         raise InputError("the configuration's sizes are too large for any machine") from None
 
 
-def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Each parameter's shape, under its first name where one tensor has two."""
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+@lru_cache(maxsize=4)
+def parameter_shapes(make: Callable[[Any], nn.Module], config: Hashable) -> dict[str, torch.Size]:
+    """Each parameter's shape in make(config), under its first name where one tensor has two; kept."""
+    return {name: parameter.shape for name, parameter in make(config).named_parameters()}

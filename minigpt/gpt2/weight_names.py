@@ -12,7 +12,6 @@ they are written as zeros, which changes no result, and dropped again on reading
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from minigpt.strict_loading import (
     require_fixed,
     require_keys,
     require_layers,
+    two_at_a_time,
 )
 from minigpt.weight_files import described
 
@@ -39,6 +39,7 @@ __all__ = [
     "config_to_hugging_face",
     "fill",
     "from_hugging_face",
+    "shapes",
     "to_hugging_face",
     "unfilled",
     "weight_table",
@@ -162,12 +163,12 @@ def to_hugging_face(model: GPTLMHeadModel) -> dict[str, Tensor]:
     Raises:
         InputError: naming the tensor, if one holds NaN or infinity: nobody could load the file.
     """
-    state, shapes = dict(model.named_parameters()), _shapes(model.config)
-    assert state.keys() == shapes.keys(), "a wrapped model: give the GPTLMHeadModel inside"
-    with_biases = _shapes(replace(model.config, bias=True))
+    state, ours_has = dict(model.named_parameters()), shapes(model.config)
+    assert state.keys() == ours_has.keys(), "a wrapped model: give the GPTLMHeadModel inside"
+    with_biases = shapes(replace(model.config, bias=True))
     written = {}
     for ours, theirs, transposed in _rows(model.config):
-        tensor = state[ours].detach() if ours in shapes else torch.zeros(with_biases[ours])
+        tensor = state[ours].detach() if ours in ours_has else torch.zeros(with_biases[ours])
         require_finite(ours, tensor)
         tensor = tensor.t() if transposed else tensor
         written[theirs] = tensor.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -180,7 +181,7 @@ def from_hugging_face(
     """Weights under our names, copied to `dtype`, from those of a GPT2LMHeadModel or a GPT2Model.
 
     The result has every parameter of GPTLMHeadModel(config) except lm_head.weight, which is wte's tensor. Of
-    `WeightFiles`, one tensor at a time is held besides it.
+    `WeightFiles`, two tensors at a time are held besides it.
 
     Raises:
         InputError: in one line, all that is missing, unexpected, or of the wrong shape or type; or the first
@@ -192,22 +193,23 @@ def from_hugging_face(
     found = {full: forms[name] for full, name in name_of.items() if not _MASK_BUFFER.fullmatch(full)}
     require_layers(found, "transformer.h.", config.n_layer, "n_layer")
     rows = list(_rows(config))
-    ours_has, with_biases = _shapes(config), _shapes(replace(config, bias=True))
+    ours_has, with_biases = shapes(config), shapes(replace(config, bias=True))
     expected = {row.theirs: with_biases[row.ours][:: -1 if row.transposed else 1] for row in rows}
     optional = [row.theirs for row in rows if row.ours not in ours_has]
     require_fit(found, expected, unexpected, optional)
 
-    read = {}
-    for ours, theirs, transposed in rows:
-        if theirs in found:
-            tensor = tensors[name_of[theirs]]  # files are read here, each tensor once
-            require_finite(theirs, tensor)
-            if ours in ours_has:
-                tensor = tensor.t() if transposed else tensor
-                read[ours] = copied(tensor, dtype)
-            elif tensor.any():
-                raise InputError(f"{theirs} is not zero, but {_BIAS} says that there is no such bias")
-            del tensor  # before the next one is read
+    def read_copy(row: Weight) -> Tensor | None:
+        tensor = tensors[name_of[row.theirs]]  # files are read here, each tensor once
+        require_finite(row.theirs, tensor)
+        if row.ours in ours_has:
+            return copied(tensor.t() if row.transposed else tensor, dtype)
+        if tensor.any():
+            raise InputError(f"{row.theirs} is not zero, but {_BIAS} says that there is no such bias")
+        return None
+
+    there = [row for row in rows if row.theirs in found]
+    copies = zip(there, two_at_a_time(read_copy, there))
+    read = {row.ours: copy for row, copy in copies if copy is not None}
     if head is not None and not torch.equal(tensors[head].to(dtype), read["transformer.wte.weight"]):
         raise InputError(
             "lm_head.weight differs from transformer.wte.weight: only tied weights are supported"
@@ -243,6 +245,6 @@ def unfilled(config: GPTConfig) -> GPTLMHeadModel:
     return strict_loading.unfilled(lambda: GPTLMHeadModel(config))
 
 
-@lru_cache(maxsize=2)
-def _shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    return parameter_shapes(unfilled(config))
+def shapes(config: GPTConfig) -> dict[str, torch.Size]:
+    """Each parameter's shape; kept."""
+    return parameter_shapes(unfilled, config)

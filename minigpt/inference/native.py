@@ -40,6 +40,9 @@ from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM, rope_tables
 __all__ = ["NativeStep", "native_step"]
 
 _FEW = 8  # with more tokens, float products are bound by arithmetic, not by memory: torch's turn
+# Multiplications for which a further thread is woken. With fewer it gains microseconds on a quiet machine; on
+# a busy one each step waits for a thread that is kept waiting, for milliseconds.
+_FOR_A_THREAD = 2**19
 SOURCE = Path(__file__).with_name("native.c")
 # -ffp-contract=off: compilers would join products and sums in one place and not in another, and a token's
 # bits would depend on how many there are
@@ -153,6 +156,8 @@ class NativeStep:
         self._operations = (_Operation * len(operations))(*operations)
         self._attentions = [op for op in self._operations if op.kind == _ATTENTION]
         self._widest = max(operation.n_in for operation in operations)
+        self._products = sum(op.n_in * op.n_out * (2 if op.act == _SWIGLU else 1) for op in operations)
+        self._of_attention = sum(2 * op.heads * op.head_dim for op in operations)  # for each token it sees
 
     def __call__(
         self,
@@ -221,7 +226,9 @@ class NativeStep:
         return self._scratch["logits"][: len(counts) * wanted]
 
     def _run(self, tokens: Any, columns: int) -> None:
-        n, threads = ctypes.c_int(tokens.size), ctypes.c_int(torch.get_num_threads())
+        of_token = self._products + self._of_attention * (int(tokens["column"].max()) + 1)
+        enough = 1 + of_token * tokens.size // _FOR_A_THREAD
+        n, threads = ctypes.c_int(tokens.size), ctypes.c_int(min(enough, torch.get_num_threads()))
         sizes = (ctypes.c_int64(columns), ctypes.c_int64(self._widest))
         needed = self._library.minigpt_scratch(len(self._operations), n, *sizes, threads)
         if self._notes.nbytes < needed:

@@ -29,6 +29,7 @@ from minigpt.strict_loading import (
     require_fixed,
     require_keys,
     require_layers,
+    two_at_a_time,
 )
 from minigpt.weight_files import described
 
@@ -37,6 +38,7 @@ __all__ = [
     "config_to_hugging_face",
     "fill",
     "from_hugging_face",
+    "shapes",
     "to_hugging_face",
     "unfilled",
     "weight_table",
@@ -139,7 +141,7 @@ def to_hugging_face(model: Qwen3ForCausalLM) -> dict[str, Tensor]:
         InputError: naming the tensor, if one holds NaN or infinity: nobody could load the file.
     """
     state = dict(model.named_parameters())
-    assert state.keys() == _shapes(model.config).keys(), "a wrapped model: give the Qwen3ForCausalLM inside"
+    assert state.keys() == shapes(model.config).keys(), "a wrapped model: give the Qwen3ForCausalLM inside"
     for name, tensor in state.items():
         require_finite(name, tensor)
     return {name: copied(tensor.detach().cpu(), torch.float32) for name, tensor in state.items()}
@@ -161,13 +163,14 @@ def from_hugging_face(
     forms = described(tensors)
     found = {full_name: forms[name] for full_name, name in name_of.items()}
     require_layers(found, "model.layers.", config.num_hidden_layers, "num_hidden_layers")
-    require_fit(found, _shapes(config), unexpected)
-    read = {}
-    for full_name, name in name_of.items():
-        tensor = tensors[name]  # files are read here, each tensor once
+    require_fit(found, shapes(config), unexpected)
+
+    def read_copy(full_name: str) -> Tensor:
+        tensor = tensors[name_of[full_name]]  # files are read here, each tensor once
         require_finite(full_name, tensor)
-        read[full_name] = copied(tensor, dtype)
-        del tensor  # before the next one is read
+        return copied(tensor, dtype)
+
+    read = dict(zip(name_of, two_at_a_time(read_copy, name_of)))
     if head is not None and not torch.equal(tensors[head].to(dtype), read[_EMBEDDING]):
         raise InputError(f"{_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings says that they are one")
     return read
@@ -184,7 +187,7 @@ def fill(model: Qwen3ForCausalLM, weights: dict[str, Tensor], *, assign: bool) -
 
 def weight_table(config: Qwen3Config) -> dict[str, tuple[str, bool]]:
     """Our name of each weight -> Hugging Face's, and whether it lies there as (in, out): all as they are."""
-    names = [*parameter_shapes(unfilled(config)), _HEAD]
+    names = [*shapes(config), _HEAD]
     return {name: (name, False) for name in names}
 
 
@@ -193,8 +196,9 @@ def unfilled(config: Qwen3Config) -> Qwen3ForCausalLM:
     return strict_loading.unfilled(lambda: Qwen3ForCausalLM(config))
 
 
-def _shapes(config: Qwen3Config) -> dict[str, torch.Size]:
-    return parameter_shapes(unfilled(config))
+def shapes(config: Qwen3Config) -> dict[str, torch.Size]:
+    """Each parameter's shape; kept."""
+    return parameter_shapes(unfilled, config)
 
 
 def _shown(value: object) -> str:
