@@ -31,6 +31,7 @@ CHINESE = {
     "seconds to the target": "达到目标损失的秒数",
     "loss at the budget": "预算时间后的损失",
     "times as fast": "快几倍",
+    "end of each whole run": "各次完整训练结束时",
     "seconds": "秒",
     "loss per answer character": "每个答案字的损失",
     "size": "规模",
@@ -126,12 +127,16 @@ def soak(result: dict[str, Any]) -> Table:
 def shakespeare(result: dict[str, Any]) -> Table:
     """Seconds to a loss."""
     rows = [
-        [row["arm"], spread_of(row["seconds_to_target"]), spread_of(row["loss_at_budget"]), ""]
+        [row["arm"], spread_of(row["seconds_to_target"]), spread_of(row["loss_at_budget"]), "", ""]
         for row in result["summary"]
     ]
+    ends = {row["seed"]: row for row in result["rows"] if row["arm"] == "nanoGPT"}  # of each the last
+    whole = "; ".join(f"{end['seconds']:.0f} s: {end['loss']:.3f}" for end in ends.values())
     for row in rows:
-        row[-1] = spread_of(result["ratio"], "") if row[0] == "minigpt" else ""
-    return ["arm", "seconds to the target", "loss at the budget", "times as fast"], rows
+        row[3] = spread_of(result["ratio"], "") if row[0] == "minigpt" else ""
+        row[4] = whole if row[0] == "nanoGPT" else ""
+    columns = ["arm", "seconds to the target", "loss at the budget", "times as fast", "end of each whole run"]
+    return columns, rows
 
 
 def chinese_qa(result: dict[str, Any]) -> Table:
