@@ -44,6 +44,9 @@ CHINESE = {
     "seconds an epoch": "每轮秒数",
     "last loss": "最后的损失",
     "seconds to transformers' loss": "达到 transformers 最后损失的秒数",
+    "fresh process": "新进程",
+    "minigpt generate: first token": "minigpt generate：第一个 token",
+    "import torch, read the weights": "import torch，读一遍权重",
     "weights": "权重",
     "ms = ... + ... times S": "毫秒 = …… + …… 乘 S",
     "GB/s of the slope": "斜率，GB/秒",
@@ -82,6 +85,19 @@ def generate(result: dict[str, Any]) -> Table:
         for row in result["rows"]
     ]
     return ["arm", "tokens/s", "prefill of 512, s"], rows
+
+
+def cold(result: dict[str, Any]) -> Table:
+    """From a process' start to its first token."""
+    names = {
+        "first_token": "minigpt generate: first token",
+        "torch_and_reading": "import torch, read the weights",
+    }
+    rows = [
+        [text, "{median:.3g} ({least:.3g} to {most:.3g})".format(**result["cold"][name])]
+        for name, text in names.items()
+    ]
+    return ["fresh process", "seconds"], rows
 
 
 def context(result: dict[str, Any]) -> Table:
@@ -210,6 +226,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "generate-char": ("generate", {"shape": "char"}, generate),
     "generate-gpt2": ("generate", {"shape": "gpt2"}, generate),
     "generate-qwen3": ("generate", {"shape": "qwen3"}, generate),
+    "cold": ("generate", {"shape": "gpt2", "cold": ...}, cold),
     "context": ("context", {}, context),
     "equality": ("equality", {"rows": ...}, equality),
     "soak": ("soak", {"held": ...}, soak),
