@@ -19,8 +19,8 @@ Without a CUDA device all of it runs at toy size on the CPU, and says so. The la
 import argparse
 import datetime
 import json
+import math
 import random
-import re
 import statistics
 import time
 from pathlib import Path
@@ -36,25 +36,11 @@ from minigpt.inference.handle import Handle
 from minigpt.inference.options import GenerationOptions
 from minigpt.qwen3.model import Qwen3Config
 from minigpt.qwen3.presets import preset
+from minigpt.training.utilisation import peaks
 from minigpt.weight_only import ANY_PRECISION, stored_as
 
 PARTS = ("single", "sweep", "mixed")
 TOY = Qwen3Config(300, 64, 96, 2, 4, 2, 16, 256)
-# TFLOP/s of products with 16-bit inputs, without sparsity, and TB/s of memory, by the name that torch gives
-# the device. Not yet compared with the maker's data sheets (nvidia.com/en-us/data-center, .../geforce).
-PEAKS = {
-    r"NVIDIA H200": (989.0, 4.8),
-    r"NVIDIA H100 80GB HBM3": (989.0, 3.35),
-    r"NVIDIA H100 PCIe": (756.0, 2.0),
-    r"NVIDIA A100-SXM4-80GB": (312.0, 2.039),
-    r"NVIDIA A100-(SXM4|PCIE)-40GB": (312.0, 1.555),
-    r"NVIDIA L40S": (362.0, 0.864),
-    r"NVIDIA L4": (121.0, 0.3),
-    r"NVIDIA A10": (125.0, 0.6),
-    r"NVIDIA GeForce RTX 4090": (165.0, 1.008),
-    r"NVIDIA GeForce RTX 3090": (71.0, 0.936),
-    r"Tesla T4": (65.0, 0.32),
-}
 
 
 def build(config: Qwen3Config, precision: str, device: torch.device) -> LanguageModel:
@@ -131,7 +117,7 @@ class Bench:
         self.prompt, self.new = (16, 24) if self.is_toy else (512, 256)
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
         self.name = name
-        self.peaks = next((peak for pattern, peak in PEAKS.items() if re.fullmatch(pattern, name)), None)
+        self.peaks = [peak / 1e12 for peak in peaks(self.device) if not math.isnan(peak)]
 
     def measure(
         self, model: LanguageModel, prompts: list[list[int]], new: list[int], **more: Any
@@ -229,7 +215,7 @@ def main() -> None:
         "new": bench.new,
         "rounds": options.rounds,
         "precision": options.precision,
-        "peak_tflops_and_tb_per_second": bench.peaks,
+        "peak_tflops_and_tb_per_second": bench.peaks or None,
         **{part: getattr(bench, part)() for part in options.only},
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
