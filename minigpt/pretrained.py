@@ -8,6 +8,7 @@ files: characters, or byte-level BPE. Weights are read from safetensors only: a 
 is fetched from the network. Training state is `minigpt.training`'s affair, the manifest `minigpt.files`'s.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.quantized import precision_of
 from minigpt.quantized_files import is_quantized, read_quantized
+from minigpt.strict_loading import MOST_LAYERS
 from minigpt.tokenizer import Tokenizer
 from minigpt.weight_files import (
     WEIGHTS,
@@ -256,11 +258,18 @@ def _model_reader(
         return lambda: read_quantized(folder, content).to(device)
     config = _read_config(folder)
     names = naming_of(config)
-    model: LanguageModel = names.unfilled(config)
-    names.shapes(config)
+    made: LanguageModel | None = None
+    if config.num_hidden_layers <= MOST_LAYERS:  # of a billion, first see what the file has
+        with contextlib.suppress(
+            InputError
+        ):  # raised again below, with the file's name
+            made = names.unfilled(config)
+            names.shapes(config)
 
     def read() -> LanguageModel:
-        names.fill(model, _read_weights(folder, config, dtype or torch.float32), assign=True)
+        weights = _read_weights(folder, config, dtype or torch.float32)
+        model: LanguageModel = names.unfilled(config) if made is None else made
+        names.fill(model, weights, assign=True)
         return model.to(device).eval()
 
     return read

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from minigpt.command_line import InputError
 
 __all__ = [
+    "MOST_LAYERS",
     "completed_names",
     "parameter_shapes",
     "require_finite",
@@ -27,7 +28,7 @@ __all__ = [
     "unfilled",
 ]
 
-_LAYERS = 1000
+MOST_LAYERS = 1000  # of any model
 Model = TypeVar("Model", bound=nn.Module)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -115,7 +116,7 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
     """
     numbers = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
     there = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
-    if count > max(there, _LAYERS):
+    if count > max(there, MOST_LAYERS):
         raise InputError(f"{key}={count}, but the highest layer in the weights is number {there}")
 
 
