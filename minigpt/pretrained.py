@@ -260,9 +260,7 @@ def _model_reader(
     names = naming_of(config)
     made: LanguageModel | None = None
     if config.num_hidden_layers <= MOST_LAYERS:  # of a billion, first see what the file has
-        with contextlib.suppress(
-            InputError
-        ):  # raised again below, with the file's name
+        with contextlib.suppress(InputError):  # raised again below, with the file's name
             made = names.unfilled(config)
             names.shapes(config)
 
