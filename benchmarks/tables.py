@@ -225,8 +225,8 @@ def gpu_scaling(result: dict[str, Any]) -> Table:
 TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]] = {
     "generate-char": ("generate", {"shape": "char"}, generate),
     "generate-gpt2": ("generate", {"shape": "gpt2"}, generate),
-    "generate-qwen3": ("generate", {"shape": "qwen3"}, generate),
     "cold": ("generate", {"shape": "gpt2", "cold": ...}, cold),
+    "generate-qwen3": ("generate", {"shape": "qwen3"}, generate),
     "context": ("context", {}, context),
     "equality": ("equality", {"rows": ...}, equality),
     "soak": ("soak", {"held": ...}, soak),

@@ -125,11 +125,11 @@ def test_double_precision_is_written_in_single(tmp_path: Path) -> None:
     assert_same_weights(load_model(tmp_path), make_model())
 
 
-# ------------------------------------------------------------------------------------------------- one by one
+# -------------------------------------------------------------------------------------------------- two by two
 
 
 @pytest.mark.parametrize("size", ["5GB", 3000])
-def test_one_tensor_of_the_file_is_held_at_a_time(
+def test_two_tensors_of_the_file_are_held_at_a_time(
     size: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_pretrained(make_model(), make_tokenizer(), tmp_path, max_shard_size=size)
@@ -137,7 +137,8 @@ def test_one_tensor_of_the_file_is_held_at_a_time(
     original = WeightFiles.__getitem__
 
     def watched(self: WeightFiles, name: str) -> Tensor:
-        assert [name for name, tensor in read if tensor() is not None] == []
+        others = [name for name, tensor in read if tensor() is not None]
+        assert len(others) <= 1, others
         tensor = original(self, name)
         read.append((name, weakref.ref(tensor)))
         return tensor
