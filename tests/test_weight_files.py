@@ -125,7 +125,7 @@ def test_double_precision_is_written_in_single(tmp_path: Path) -> None:
     assert_same_weights(load_model(tmp_path), make_model())
 
 
-# -------------------------------------------------------------------------------------------------- two by two
+# ------------------------------------------------------------------------------------------------- two by two
 
 
 @pytest.mark.parametrize("size", ["5GB", 3000])
