@@ -11,8 +11,10 @@ attention's products with all T positions. A causal product may skip the half th
 LdT instead the ratio is the one called `causal`. The yardstick is torch.mm of two 2048 x 2048 matrices in the
 same process, just before and after each measurement.
 
-Then a line is fitted through the seconds a token takes: a + b N + c LdT, with N weights that multiply. The
-last line is JSON.
+Then a + b N + c LdT, with N weights that multiply, is fitted to the seconds that a token takes, so that the
+relative errors are small. The last line is JSON.
+
+    python benchmarks/arithmetic.py --rows benchmarks/results/NAME.json            # only fit again
 """
 
 import sys
@@ -24,6 +26,7 @@ if not __package__:
 
 import argparse
 import itertools
+import json
 import math
 import tempfile
 import time
@@ -52,8 +55,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--edge", type=int, default=2048, help="of the square matrices of the yardstick")
     parser.add_argument("--profile", action="store_true", help="also print which operations take the time")
+    parser.add_argument("--rows", type=Path, help="an earlier result, to fit again; nothing is measured")
     add_flags(parser)
     options = parser.parse_args()
+    if options.rows:
+        earlier = json.loads(options.rows.read_text(encoding="utf-8"))
+        show(earlier | {"fit": fit(earlier["rows"])}, options.output)
+        return
     if options.toy:
         options.sizes, options.lengths, options.tokens = ["toy"], [8, 16, 64], 128
         options.rounds, options.edge = 2, 128
@@ -72,16 +80,23 @@ def main() -> None:
         "fit": fit(rows),
         "rows": rows,
     }
+    show(numbers, options.output)
+
+
+def show(numbers: dict[str, Any], output: Path | None) -> None:
+    """The table, the fit, the machine, and one JSON object."""
     columns = ("size", "parameters", "T", "GFLOP/s", "of sgemm")
     shown = [
         (r["size"], f"{r['parameters']:,}", r["T"], shown_spread(r["gflops"]), shown_spread(r["ratio"]))
-        for r in rows
+        for r in numbers["rows"]
     ]
-    table(f"a training step, median of {options.rounds} rounds (least to most)", columns, shown, (1, 2, 3, 4))
+    table(
+        f"a training step, median of {numbers['rounds']} rounds (least to most)", columns, shown, (1, 2, 3, 4)
+    )
     found = numbers["fit"]
     print("seconds a token = {constant:.3g} + {per_weight:.3g} N + {per_attention:.3g} LdT, "
           "R^2 = {r_squared:.4f}, farthest off: {worst:.0%}".format(**found))  # fmt: skip
-    finish(numbers, options.output)
+    finish(numbers, output)
 
 
 def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -151,16 +166,16 @@ def attention_share(trainer: Trainer, T: int) -> float:
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Least squares over all rows: seconds a token = constant + per_weight N + per_attention LdT.
+    """Least squares of the relative error: seconds a token = constant + per_weight N + per_attention LdT.
 
     `gflops_of_weights` and `gflops_of_attention` are what the slopes mean: 6 FLOP a weight, 12 of LdT.
     """
     y = np.array([row["seconds_per_token"]["median"] for row in rows])
     columns = [[1.0, row["multiplying"], row["layers_times_width"] * row["T"]] for row in rows]
-    x = np.array(columns)
+    x = np.array(columns) / y[:, None]
     scale = x.max(axis=0)  # numbers of like size, or the solution loses digits
-    found = np.linalg.lstsq(x / scale, y, rcond=None)[0] / scale
-    guess = x @ found
+    found = np.linalg.lstsq(x / scale, np.ones(len(y)), rcond=None)[0] / scale
+    guess = x @ found * y
     spread_of = float(((y - y.mean()) ** 2).sum())
     constant, per_weight, per_attention = map(float, found)
     return {

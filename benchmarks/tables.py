@@ -165,11 +165,26 @@ def chinese_qa(result: dict[str, Any]) -> Table:
 
 def arithmetic(result: dict[str, Any]) -> Table:
     """Share of sgemm."""
-    columns = ["size", "parameters", "T", "GFLOP/s", "of sgemm"]
-    return columns, [
-        [r["size"], f"{r['parameters']:,}", f"{r['T']:,}", spread_of(r["gflops"]), spread_of(r["ratio"])]
-        for r in result["rows"]
-    ]
+    columns = ["size", "parameters", "T", "GFLOP/s", "of sgemm", "of the line"]
+    line = result["fit"]
+    rows = []
+    for r in result["rows"]:
+        cells = [
+            r["size"],
+            f"{r['parameters']:,}",
+            f"{r['T']:,}",
+            spread_of(r["gflops"]),
+            spread_of(r["ratio"]),
+        ]
+        on_line = (
+            line["constant"]
+            + line["per_weight"] * r["multiplying"]
+            + line["per_attention"] * r["layers_times_width"] * r["T"]
+        )
+        rows.append([*cells, f"{r['seconds_per_token']['median'] / on_line - 1:+.0%}"])
+    speeds = f"{line['gflops_of_weights']:.0f} of N, {line['gflops_of_attention']:.0f} of LdT"
+    constant = f"and {1e6 * line['constant']:.0f} microseconds a token"
+    return columns, [*rows, ["the line", constant, "", speeds, "", f"at most {line['worst']:.0%}"]]
 
 
 def memory(result: dict[str, Any]) -> Table:

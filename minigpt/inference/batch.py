@@ -11,6 +11,7 @@ It answers no questions and checks no options: that is minigpt.inference.generat
 Letters in shapes: B rows, S columns so far, n rows not finished yet, T columns read now, V the vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -69,14 +70,18 @@ def new_cache(
 
 def check_scores(logits: Tensor, scores: Tensor) -> None:
     """Raise InputError where the model's logits (n, V) are no numbers, or the options leave no token."""
-    # Where there is a NaN or an infinity, it is the highest.
-    if not logits.amax(dim=-1).isfinite().all():
+    if not _sound(logits):
         raise InputError(NOT_FINITE)
-    if scores is not logits and not scores.amax(dim=-1).isfinite().all():
+    if scores is not logits and not _sound(scores):
         raise InputError(
             "the options forbid every token: allow some in logit_bias, bad_words_ids, "
             "no_repeat_ngram_size or min_new_tokens; or the vocabulary lacks what a constraint needs"
         )
+
+
+def _sound(scores: Tensor) -> bool:
+    """Has each row a highest one? A NaN or an infinity would be it; where all is -infinity, nothing is."""
+    return all(map(math.isfinite, scores.amax(dim=-1).tolist()))
 
 
 class Batch:

@@ -39,7 +39,8 @@ _MEASURED_SECONDS = 0.4  # of steps, and three steps at least
 LAW_RECIPES: dict[Kind, str] = {"text": "shakespeare-cpu", "answers": "qa-cpu"}  # what a law is measured with
 _LEARNING = (  # ... and which of its values must be the same for the law to hold
     *("batch_size", "tokens_per_batch", "gradient_accumulation_steps", "loss_on", "optimizer"),
-    *("learning_rate", "muon_learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm"),
+    *("learning_rate", "muon_learning_rate", "lr_scheduler_type", "weight_decay", "muon_weight_decay"),
+    *("max_grad_norm",),
     *("tokenizer", "precision", "block_size", "family", "zero_projections", "decay_ratio", "min_lr_ratio"),
 )
 
