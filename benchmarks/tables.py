@@ -37,6 +37,7 @@ CHINESE = {
     "size": "规模",
     "parameters": "参数",
     "of sgemm": "占 sgemm",
+    "the line is off by": "直线相差",
     "MiB at most": "最多 MiB",
     "estimate": "估计",
     "error": "误差",
@@ -165,26 +166,19 @@ def chinese_qa(result: dict[str, Any]) -> Table:
 
 def arithmetic(result: dict[str, Any]) -> Table:
     """Share of sgemm."""
-    columns = ["size", "parameters", "T", "GFLOP/s", "of sgemm", "of the line"]
+    columns = ["size", "parameters", "T", "GFLOP/s", "of sgemm", "the line is off by"]
     line = result["fit"]
     rows = []
     for r in result["rows"]:
-        cells = [
-            r["size"],
-            f"{r['parameters']:,}",
-            f"{r['T']:,}",
-            spread_of(r["gflops"]),
-            spread_of(r["ratio"]),
-        ]
-        on_line = (
-            line["constant"]
-            + line["per_weight"] * r["multiplying"]
-            + line["per_attention"] * r["layers_times_width"] * r["T"]
-        )
-        rows.append([*cells, f"{r['seconds_per_token']['median'] / on_line - 1:+.0%}"])
-    speeds = f"{line['gflops_of_weights']:.0f} of N, {line['gflops_of_attention']:.0f} of LdT"
-    constant = f"and {1e6 * line['constant']:.0f} microseconds a token"
-    return columns, [*rows, ["the line", constant, "", speeds, "", f"at most {line['worst']:.0%}"]]
+        cells = [r["size"], f"{r['parameters']:,}", f"{r['T']:,}"]
+        cells += [spread_of(r["gflops"]), spread_of(r["ratio"])]
+        weights = line["per_weight"] * r["multiplying"]
+        attention = line["per_attention"] * r["layers_times_width"] * r["T"]
+        seconds = line["constant"] + weights + attention
+        rows.append([*cells, f"{seconds / r['seconds_per_token']['median'] - 1:+.0%}"])
+    rates = f"a = {line['gflops_of_weights']:.0f}, b = {line['gflops_of_attention']:.0f} GFLOP/s"
+    constant = f"c = {1e6 * line['constant']:.0f} µs"
+    return columns, [*rows, ["c + 6 N / a + 12 LdT / b", constant, "", rates, "", f"<= {line['worst']:.0%}"]]
 
 
 def memory(result: dict[str, Any]) -> Table:

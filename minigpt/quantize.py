@@ -49,7 +49,6 @@ def main(options: Options) -> dict[str, Any]:
     """Read, round, write, and say what it saves."""
     if options.output.exists():
         raise InputError(f"{options.output} exists already: choose another folder with --output")
-    import safetensors.torch
     import torch
 
     from minigpt.families import naming_of
@@ -57,6 +56,7 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.pretrained import load_model_and_tokenizer, model_folder
     from minigpt.quantized import precision_of, quantize
     from minigpt.quantized_files import WEIGHTS, quantized_config, quantized_weights
+    from minigpt.weight_files import safetensors_parts
 
     folder = model_folder(options.model)
     model, _ = load_model_and_tokenizer(folder)
@@ -84,7 +84,8 @@ def main(options: Options) -> dict[str, Any]:
                 shutil.copyfile(folder / name, goal / name)
         text = json.dumps(config, ensure_ascii=False, indent=2)
         (goal / "config.json").write_text(f"{text}\n", encoding="utf-8")
-        safetensors.torch.save_file(weights, goal / name_of_weights, metadata={"format": "pt"})
+        with (goal / name_of_weights).open("wb") as file:
+            file.writelines(safetensors_parts(weights, {"format": "pt"}))
 
     atomic_folder(options.output, fill)
     before, after = _size(folder), _size(options.output)

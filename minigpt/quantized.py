@@ -35,7 +35,6 @@ __all__ = [
 
 Precision = Literal["float32", "float16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
-_PIECE = 3 * 2**20  # weights that are floats at a time: memory that is found again, not asked for anew
 GROUP = 128  # neighbours of an input that share a scale; as in native.c
 
 
@@ -90,22 +89,17 @@ class QuantizedLinear(nn.Module):
         rounded, scale = rounded_rows(weight)
         return cls(copied(rounded), scale, bias)
 
-    def dequantized(self, first: int = 0, rows: int | None = None) -> Tensor:
-        """The weights (N, K) that the stored ones stand for, float32; or so many rows of them."""
-        some = slice(first, None if rows is None else first + rows)
-        weight = self.weight[some].float()
-        return weight if self.scale is None else weight * self.scale[some, None]
+    def dequantized(self) -> Tensor:
+        """The weights (N, K) that the stored ones stand for, float32."""
+        weight = self.weight.float()
+        return weight if self.scale is None else weight * self.scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) -> (..., N), in the dtype of x. Piece by piece: floats that stay in a core's cache."""
+        """(..., K) -> (..., N), in the dtype of x."""
         if self.scale is not None:
             x = rounded_groups(x)
-        rows = max(1, _PIECE // self.in_features)
-        out = torch.empty(*x.shape[:-1], self.out_features, dtype=x.dtype, device=x.device)
-        for first in range(0, self.out_features, rows):
-            product = F.linear(x, self.dequantized(first, rows).to(x.dtype))
-            out[..., first : first + rows] = product
-        return out if self.bias is None else out + self.bias.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.dequantized().to(x.dtype), bias)
 
 
 def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from minigpt.command_line import InputError
-from minigpt.files import atomic_write
+from minigpt.files import atomic_open, atomic_write
 
 __all__ = [
     "INDEX",
@@ -29,6 +28,7 @@ __all__ = [
     "has_weights",
     "parse_size",
     "read_json_object",
+    "safetensors_parts",
     "write_weights",
 ]
 
@@ -39,13 +39,14 @@ _HEADER_LIMIT = 100_000_000  # bytes; the format's own
 _REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
 
 # Of the format's types those that weights, or the masks beside them, have; 8-bit floats need scales besides.
+# In the order in which a file's tensors lie.
 _DTYPES = {
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
     "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
@@ -107,6 +108,37 @@ def has_weights(folder: Path) -> bool:
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
+def safetensors_parts(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """A safetensors file, tensor by tensor: https://github.com/huggingface/safetensors says how it looks.
+
+    Together the bytes that `safetensors.torch.save` returns, which makes a copy of all tensors, where this
+    makes none. Its `save_file` makes none either, but files that only their owner may read, and its errors
+    are no OSErrors.
+
+    Args:
+        tensors: contiguous, on the CPU, of the types above.
+    """
+    places = {dtype: (place, name) for place, (name, dtype) in enumerate(_DTYPES.items())}
+    order = sorted(tensors, key=lambda name: (places[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        tensor, begin = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {
+            "dtype": places[tensor.dtype][1],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield memoryview(tensors[name].detach().reshape(-1).view(torch.uint8).numpy())
+
+
 def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int | str = "5GB") -> None:
     """Write tensors, and empty the dictionary meanwhile. The same tensors give the same bytes.
 
@@ -136,7 +168,8 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int 
     total = sum(tensor.numel() for tensor in tensors.values())
     for file_name, shard in zip(names, shards, strict=True):
         part = {name: tensors.pop(name) for name in shard}
-        atomic_write(folder / file_name, safetensors.torch.save(part, metadata={"format": "pt"}))
+        with atomic_open(folder / file_name) as file:
+            file.writelines(safetensors_parts(part, {"format": "pt"}))
     written = {*names}
     if len(shards) > 1:
         index = {

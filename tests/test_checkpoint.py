@@ -158,16 +158,16 @@ def test_the_rename_comes_after_every_flush_and_the_deleting_last(
 
 def test_a_failed_save_leaves_the_earlier_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(config(folder))
-    write, count = Path.write_bytes, 0
+    write, count = checkpoint._write, 0
 
-    def full_disk(path: Path, content: Any) -> int:
+    def full_disk(path: Path, parts: Any) -> None:
         nonlocal count
         count += path.name == "rng.safetensors"
         if count > 1:  # the first checkpoint went well
             raise OSError(28, "No space left on device", str(path))
-        return write(path, content)
+        write(path, parts)
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(checkpoint, "_write", full_disk)
     with pytest.raises(InputError, match=r"step-00000012.*No space left on device.*bytes free"):
         run.run()
     left = [path.name for path in (folder / "run").iterdir()]
@@ -185,16 +185,16 @@ def test_a_failed_save_is_tried_again_at_the_next(
     in_background: bool,
 ) -> None:
     trainer(config(folder, "straight", eval_steps=3)).run()
-    write, count = Path.write_bytes, 0
+    write, count = checkpoint._write, 0
 
-    def full_disk(path: Path, content: Any) -> int:
+    def full_disk(path: Path, parts: Any) -> None:
         nonlocal count
         count += path.name == "rng.safetensors"
         if count == 2 and path.name == "rng.safetensors":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return write(path, content)
+        write(path, parts)
 
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    monkeypatch.setattr(checkpoint, "_write", full_disk)
     run = trainer(config(folder, eval_steps=3, save_async=in_background, save_total_limit=9))
     run.run()
     assert "step-00000006: No space left on device" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from minigpt.command_line import InputError
@@ -15,7 +15,15 @@ from minigpt.families import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.pretrained import load_model, load_model_and_tokenizer, load_weights, save_pretrained
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
-from minigpt.weight_files import INDEX, WEIGHTS, WeightFiles, described, parse_size, write_weights
+from minigpt.weight_files import (
+    INDEX,
+    WEIGHTS,
+    WeightFiles,
+    described,
+    parse_size,
+    safetensors_parts,
+    write_weights,
+)
 
 VOCABULARY = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *"你好吗 abc"])}
 
@@ -187,3 +195,22 @@ def test_values_beyond_float16_are_not_written_as_infinity(tmp_path: Path) -> No
         save_pretrained(model, make_tokenizer(), tmp_path, dtype=torch.float16)
     assert contents(tmp_path) == before
     save_pretrained(model, make_tokenizer(), tmp_path, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_parts_are_the_library_s_bytes_and_no_copies(metadata: dict[str, str] | None) -> None:
+    kinds = (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+    torch.manual_seed(0)
+    tensors = {f'{kind} "名"\n{i}': (9 * torch.randn(3, i)).to(kind) for kind in kinds for i in range(3)}
+    tensors |= {"a number": torch.tensor(2.5), "of training": torch.ones(3, requires_grad=True)}
+    parts = list(safetensors_parts(tensors, metadata))
+    assert b"".join(parts) == save(tensors, metadata=metadata)
+    assert len(parts[0]) % 8 == 0  # the numbers begin where every type may begin
+    weight = {"w": torch.zeros(5)}
+    _, numbers = safetensors_parts(weight)
+    weight["w"][4] = 1
+    assert bytes(numbers)[-4:] == b"\0\0\x80\x3f"
+    assert b"".join(safetensors_parts({})) == save({})

@@ -118,7 +118,7 @@ static inline __m256 totals(const __m256 *v) {
 
 // R rows of weights with one vector: out[r] = w[r] . x. A row after the other, as they lie in memory: its
 // prefetchers follow one long stream further than several short ones, and AHEAD, in bytes, helps them over the
-// ends of pages. Four sums hide the latency of an addition.
+// ends of pages. Two sums hide the latency of an addition, as far as memory is faster.
 enum { AHEAD = 2048, SHORT = 256 };
 
 #if FAST
@@ -127,17 +127,21 @@ enum { AHEAD = 2048, SHORT = 256 };
 // `sums` over the first multiple of 8 values, and k there.
 #define ROW_OF(LOAD)                                                               \
     int64_t k = 0;                                                                 \
-    __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0;                    \
+    __m256 a = _mm256_setzero_ps(), b = a;                                         \
     for (; k + 32 <= K; k += 32) {                                                 \
         for (size_t line = 0; line < 32 * sizeof *w; line += 64)                   \
             _mm_prefetch((const char *)(w + k) + AHEAD + line, _MM_HINT_T0);       \
-        a0 = _mm256_fmadd_ps(LOAD(w + k), _mm256_loadu_ps(x + k), a0);             \
-        a1 = _mm256_fmadd_ps(LOAD(w + k + 8), _mm256_loadu_ps(x + k + 8), a1);     \
-        a2 = _mm256_fmadd_ps(LOAD(w + k + 16), _mm256_loadu_ps(x + k + 16), a2);   \
-        a3 = _mm256_fmadd_ps(LOAD(w + k + 24), _mm256_loadu_ps(x + k + 24), a3);   \
+        a = _mm256_fmadd_ps(LOAD(w + k), _mm256_loadu_ps(x + k), a);               \
+        b = _mm256_fmadd_ps(LOAD(w + k + 8), _mm256_loadu_ps(x + k + 8), b);       \
+        a = _mm256_fmadd_ps(LOAD(w + k + 16), _mm256_loadu_ps(x + k + 16), a);     \
+        b = _mm256_fmadd_ps(LOAD(w + k + 24), _mm256_loadu_ps(x + k + 24), b);     \
     }                                                                              \
-    for (; k + 8 <= K; k += 8) a0 = _mm256_fmadd_ps(LOAD(w + k), _mm256_loadu_ps(x + k), a0); \
-    __m256 sums = _mm256_add_ps(_mm256_add_ps(a0, a1), _mm256_add_ps(a2, a3));
+    for (; k + 16 <= K; k += 16) {                                                 \
+        a = _mm256_fmadd_ps(LOAD(w + k), _mm256_loadu_ps(x + k), a);               \
+        b = _mm256_fmadd_ps(LOAD(w + k + 8), _mm256_loadu_ps(x + k + 8), b);       \
+    }                                                                              \
+    for (; k + 8 <= K; k += 8) a = _mm256_fmadd_ps(LOAD(w + k), _mm256_loadu_ps(x + k), a); \
+    __m256 sums = _mm256_add_ps(a, b);
 #endif
 
 static void dots_f32(const float *w, int64_t K, const float *x, float *out, int64_t rows) {
@@ -194,6 +198,45 @@ static void dots_f16(const uint16_t *w, int64_t K, const float *x, float *out, i
         out[r] = s;
     }
 }
+
+#if FAST
+// HIGH rows of weights with BROAD inputs: a loaded vector serves several products, which is what makes a prompt
+// fast. K is a multiple of 8. The additions are those of `dots`, in the same order: a sum has the bits that it has
+// alone.
+enum { HIGH = WIDE ? 4 : 2, BROAD = 2 };     // as many sums as there are registers for
+#define TILE_AT(LOAD, K_HERE, SUMS) do {                                           \
+    __m256 rows[HIGH];                                                             \
+    UNROLLED for (int r = 0; r < HIGH; r++) rows[r] = LOAD(w + r * K + (K_HERE));  \
+    UNROLLED for (int t = 0; t < BROAD; t++) {                                     \
+        __m256 input = _mm256_loadu_ps(x + t * K + (K_HERE));                      \
+        UNROLLED for (int r = 0; r < HIGH; r++)                                    \
+            SUMS[t * HIGH + r] = _mm256_fmadd_ps(rows[r], input, SUMS[t * HIGH + r]); \
+    }                                                                              \
+} while (0)
+#define TILE_OF(LOAD)                                                              \
+    enum { ALL = HIGH * BROAD };                                                   \
+    __m256 a[ALL], b[ALL];                                                         \
+    UNROLLED for (int i = 0; i < ALL; i++) a[i] = b[i] = _mm256_setzero_ps();      \
+    int64_t k = 0;                                                                 \
+    for (; k + 16 <= K; k += 16) {                                                 \
+        TILE_AT(LOAD, k, a);                                                       \
+        TILE_AT(LOAD, k + 8, b);                                                   \
+    }                                                                              \
+    if (k < K) TILE_AT(LOAD, k, a);                                                \
+    UNROLLED for (int i = 0; i < ALL; i++)                                         \
+        out[i / HIGH * stride + i % HIGH] = total(_mm256_add_ps(a[i], b[i]));
+
+// Not inlined: the compiler finds registers for a tile's sums only where it has nothing else to keep.
+static __attribute__((noinline)) void tile_f32(const float *w, int64_t K, const float *x, float *out,
+                                               int64_t stride) {
+    TILE_OF(FLOATS)
+}
+
+static __attribute__((noinline)) void tile_f16(const uint16_t *w, int64_t K, const float *x, float *out,
+                                               int64_t stride) {
+    TILE_OF(HALVES)
+}
+#endif
 
 // ---- dot products of whole numbers -------------------------------------------------------------------------
 
@@ -294,7 +337,6 @@ static void dots_i8(const int8_t *w, const float *row_scales, int64_t K, const i
     for (int64_t r = 0; r < rows; r++) products_i8(1, 1, w + r * K, row_scales + r, K, x, steps, out + r, 0);
 }
 
-// Not inlined: the compiler finds registers for a tile's sums only where it has nothing else to keep.
 static __attribute__((noinline)) void tile_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x,
                                               const Step *steps, float *out, int64_t stride) {
     products_i8(ROWS, TILE, w, row_scales, K, x, steps, out, stride);
@@ -436,10 +478,21 @@ static void strip(const Operation *op, int side, int64_t begin, int count, int n
     const float *w32 = (const float *)matrix + begin * K;
     const uint16_t *w16 = (const uint16_t *)matrix + begin * K;
     const float *row_scales = (side ? op->value_scale : op->scale) + begin;
-    int tiled = op->dtype == I8 ? n / TILE * TILE : 0, even = tiled ? count / ROWS * ROWS : 0;
-    for (int r = 0; r < even; r += ROWS)
-        for (int t = 0; t < tiled; t += TILE)
-            tile_i8(w8 + r * K, row_scales + r, K, q + t * K, steps + t * groups, sums + t * STRIP + r, STRIP);
+    int high = ROWS, broad = TILE;
+#if FAST
+    if (op->dtype != I8) high = HIGH, broad = BROAD;
+#endif
+    int tiles = op->dtype == I8 || (FAST && K % 8 == 0);
+    int tiled = tiles ? n / broad * broad : 0, even = tiled ? count / high * high : 0;
+    for (int r = 0; r < even; r += high)
+        for (int t = 0; t < tiled; t += broad) {
+            float *out = sums + t * STRIP + r;
+            if (op->dtype == I8) tile_i8(w8 + r * K, row_scales + r, K, q + t * K, steps + t * groups, out, STRIP);
+#if FAST
+            else if (op->dtype == F32) tile_f32(w32 + r * K, K, x + t * K, out, STRIP);
+            else tile_f16(w16 + r * K, K, x + t * K, out, STRIP);
+#endif
+        }
     for (int t = 0; t < n; t++) {
         int r = t < tiled ? even : 0;
         float *out = sums + t * STRIP + r;

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from minigpt.families import LanguageModel
 from minigpt.files import atomic_folder, reached, sync_folder, verify_manifest
 from minigpt.pretrained import AnyTokenizer, save_pretrained
 from minigpt.training.signals import obey_swallowed
+from minigpt.weight_files import safetensors_parts
 
 __all__ = [
     "Contents",
@@ -96,16 +97,15 @@ def save(output: Path, contents: Contents) -> Path:
 
     def fill(temporary: Path) -> None:
         save_pretrained(contents.model, contents.tokenizer, temporary)
-        # through bytes: safetensors' own save_file makes files that only their owner may read
         if contents.shards is None:
-            _write(temporary / _OPTIMIZER, safetensors.torch.save(contents.optimizer))
+            _write(temporary / _OPTIMIZER, safetensors_parts(contents.optimizer))
         else:
             contents.shards(temporary)
-        _write(temporary / _rng(0), safetensors.torch.save(contents.rng))
+        _write(temporary / _rng(0), safetensors_parts(contents.rng))
         for rank, content in enumerate(contents.other_rngs, 1):
-            _write(temporary / _rng(rank), content)
+            _write(temporary / _rng(rank), [content])
         text = json.dumps(contents.state, ensure_ascii=False, indent=2, allow_nan=False)
-        _write(temporary / "training_state.json", text.encode())
+        _write(temporary / "training_state.json", [text.encode()])
 
     def set_aside() -> None:
         if folder.is_dir() and not folder.is_symlink():
@@ -131,10 +131,11 @@ def _rng(rank: int) -> str:
     return f"rng-rank-{rank:05d}.safetensors" if rank else "rng.safetensors"
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """A file inside the temporary folder, which is flushed with its manifest."""
     reached(f"{path.name}: begun")
-    path.write_bytes(content)
+    with path.open("wb") as file:
+        file.writelines(parts)
     reached(f"{path.name}: written")
 
 
