@@ -221,6 +221,8 @@ def test_other_programs_refuse_int8_and_read_float16(door: Any) -> None:
     with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         AutoModelForCausalLM.from_pretrained("small")
     assert door("--model", "model", "--output", "half", "--precision", "float16").code == 0
+    for folder in ("small", "half"):  # who may read a config.json may read the weights beside it
+        assert len({path.stat().st_mode for path in Path(folder).iterdir()}) == 1
     theirs = AutoModelForCausalLM.from_pretrained("half", dtype=torch.float32).eval()
     ours = minigpt.load_model("half")
     # the same weights in float32, summed in another order: units in the last place

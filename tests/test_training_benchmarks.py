@@ -196,8 +196,11 @@ def test_the_formula_is_what_torch_counts(tmp_path: Path) -> None:
     assert arithmetic.attention_share(trainer, 16) == 12 * 2 * 32 * 16 / per_token
 
 
-def test_arithmetic(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    numbers = run(arithmetic, ["--toy"], monkeypatch, capsys)
+def test_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = run(arithmetic, ["--toy", "--output", tmp_path / "r.json"], monkeypatch, capsys)
+    assert run(arithmetic, ["--rows", tmp_path / "r.json"], monkeypatch, capsys) == numbers
     rows = numbers["rows"]
     assert [(row["size"], row["T"]) for row in rows] == [("toy", 8), ("toy", 16), ("toy", 64)]
     assert all(0 < row["causal"]["median"] < row["ratio"]["median"] for row in rows)
