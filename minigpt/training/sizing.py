@@ -231,6 +231,7 @@ _BOTH: dict[str, object] = {
     "muon_learning_rate": 0.02,
     "lr_scheduler_type": "cosine",
     "weight_decay": 0.1,
+    "muon_weight_decay": 0.01,
     "max_grad_norm": 1.0,
     "tokenizer": "char",
     "precision": "float32",
