@@ -15,8 +15,8 @@ from benchmarks.dial import fit
 from minigpt.command_line import InputError
 from minigpt.data.ngrams import ngram_losses
 from minigpt.training import report, sizing
-from minigpt.training.config import TrainConfig
-from minigpt.training.measuring import Machine, facts_of
+from minigpt.training.config import TrainConfig, read_recipe
+from minigpt.training.measuring import LAW_RECIPES, Machine, facts_of, law_settings
 from minigpt.training.run_data import read_data
 from minigpt.training.sizing import LAWS, Candidate, Facts, Law, choose, parse_size, worth
 from tests.runs import config, trainer, write_data
@@ -243,6 +243,12 @@ def test_counted_costs_are_those_of_the_model(tmp_path: Path, family: str) -> No
     share = run.data.train.answer_share
     flops = sum(report.batch_flops(run, rows, width - 1, share) for rows, width in shapes) / len(shapes)
     assert found.step == pytest.approx(flops, rel=6 * vectors / (6 * matrices))
+
+
+@pytest.mark.parametrize("kind", ["text", "answers"])
+def test_laws_hold_for_the_recipes_that_the_dial_takes(kind: sizing.Kind) -> None:
+    taken = dataclasses.replace(read_recipe(LAW_RECIPES[kind]), family="qwen3")
+    assert sizing.LAW_SETTINGS[kind] == law_settings(taken), "fit the law again: benchmarks/dial.py"
 
 
 def test_facts_of_questions_and_answers(tmp_path: Path) -> None:
