@@ -136,7 +136,7 @@ def safetensors_parts(
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        yield memoryview(tensors[name].detach().reshape(-1).view(torch.uint8).numpy())
+        yield tensors[name].detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int | str = "5GB") -> None:
