@@ -45,6 +45,7 @@ CHINESE = {
     "seconds an epoch": "每轮秒数",
     "last loss": "最后的损失",
     "seconds to transformers' loss": "达到 transformers 最后损失的秒数",
+    "seeds that reach it": "达到的种子数",
     "fresh process": "新进程",
     "minigpt generate: first token": "minigpt generate：第一个 token",
     "import torch, read the weights": "import torch，读一遍权重",
@@ -198,10 +199,12 @@ def memory(result: dict[str, Any]) -> Table:
 
 def fine_tuning(result: dict[str, Any]) -> Table:
     """Epochs beside transformers."""
-    columns = ["arm", "seconds an epoch", "last loss", "seconds to transformers' loss", "times as fast"]
+    columns = ["arm", "seconds an epoch", "last loss", "seconds to transformers' loss", "seeds that reach it"]
+    columns.append("times as fast")
     rows = []
     for row in result["summary"]:
         cells = [spread_of(row[key]) for key in ("seconds_an_epoch", "last_loss", "seconds_to_equal")]
+        cells.append(f"{row['reached']} / {len(result['seeds'])}")
         rows.append([row["arm"], *cells, spread_of(result["ratio"].get(row["arm"]), "")])
     return columns, rows
 
