@@ -101,6 +101,7 @@ def _conversation(options: Options) -> "Conversation":
     from minigpt.inference.advice import advice, form_of
     from minigpt.inference.commands import obey
     from minigpt.inference.conversation import Conversation
+    from minigpt.inference.native import dtype_to_load
     from minigpt.inference.options import GenerationOptions
     from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
     from minigpt.weight_only import stored_as
@@ -109,7 +110,8 @@ def _conversation(options: Options) -> "Conversation":
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = model_folder(options.model)
-    model, tokenizer = load_model_and_tokenizer(folder, device)
+    dtype = dtype_to_load(device)
+    model, tokenizer = load_model_and_tokenizer(folder, device, dtype)
     model = stored_as(model, options.precision)
     form = form_of(folder, tokenizer) if options.form == "auto" else options.form
     wanted = options.max_new_tokens
@@ -126,7 +128,7 @@ def _conversation(options: Options) -> "Conversation":
     chosen = GenerationOptions(**advice(folder), max_new_tokens=wanted, **given)
     assistant = None
     if options.assistant_model is not None:
-        assistant = stored_as(load_model(options.assistant_model, device), options.precision)
+        assistant = stored_as(load_model(options.assistant_model, device, dtype), options.precision)
     talk = Conversation(model, tokenizer, form, chosen, history=options.history, assistant_model=assistant)
     for name in ("temperature", "top_k", "top_p"):
         if getattr(options, name) is not None:

@@ -215,6 +215,7 @@ def _load(options: Options, chosen: "GenerationOptions") -> "Asked":
     from minigpt.devices import pick_device
     from minigpt.inference.advice import advice, form_of
     from minigpt.inference.asking import Asked
+    from minigpt.inference.native import dtype_to_load
     from minigpt.inference.options import id_list
     from minigpt.inference.singly import check_assistant
     from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
@@ -226,12 +227,13 @@ def _load(options: Options, chosen: "GenerationOptions") -> "Asked":
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = model_folder(options.model)
-    model, tokenizer = load_model_and_tokenizer(folder, device)
+    dtype = dtype_to_load(device)
+    model, tokenizer = load_model_and_tokenizer(folder, device, dtype)
     form: Form = "text" if options.prompt is not None else form_of(folder, tokenizer)
     eos = id_list(advice(folder).get("eos_token_id")) or None
     assistant = None
     if options.assistant_model is not None:
-        assistant = stored_as(load_model(options.assistant_model, device), options.precision)
+        assistant = stored_as(load_model(options.assistant_model, device, dtype), options.precision)
         check_assistant(model, chosen, assistant)
     chosen = _completed(chosen, options, tokenizer, eos)
     return Asked(stored_as(model, options.precision), tokenizer, form, chosen, assistant)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -55,14 +55,17 @@ _STORED = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | Literal["stored"] | None = None,
 ) -> LanguageModel:
     """The model of a directory, in eval mode.
 
     Args:
         path: a directory with config.json and model.safetensors or its shards, or a run's folder with such a
             `best`, or else such a `last`, in it.
-        dtype: what to compute in; None is float32 whatever the file holds. (On most CPUs bfloat16 is slower.)
+        dtype: what its parameters become. None is float32 whatever the file holds (most CPUs compute slower
+            in bfloat16), "stored" float16 or bfloat16 where the file holds nothing else, and else float32.
 
     It takes the model's memory and, for a moment, two tensors' as the file has them.
 
@@ -85,7 +88,9 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
 
 
 def load_model_and_tokenizer(
-    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | Literal["stored"] | None = None,
 ) -> tuple[LanguageModel, AnyTokenizer]:
     """Both from one directory, checked to belong together.
 
@@ -234,8 +239,13 @@ def _read_config(folder: Path) -> ModelConfig:
         raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
-def _read_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def _read_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype | Literal["stored"]
+) -> dict[str, Tensor]:
     weights = WeightFiles(folder)
+    if dtype == "stored":
+        stored = {form.dtype for form in weights.described.values() if form.is_floating_point()}
+        dtype = stored.pop() if stored in ({torch.float16}, {torch.bfloat16}) else torch.float32
     try:
         return naming_of(config).from_hugging_face(weights, config, dtype)
     except InputError as error:
@@ -244,7 +254,7 @@ def _read_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict
 
 
 def _model_reader(
-    folder: Path, device: str | torch.device, dtype: torch.dtype | None
+    folder: Path, device: str | torch.device, dtype: torch.dtype | Literal["stored"] | None
 ) -> Callable[[], LanguageModel]:
     """What reads a directory's weights. The model's shapes are made here and now.
 
@@ -253,7 +263,7 @@ def _model_reader(
     """
     content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
     if is_quantized(content):
-        if dtype not in (None, torch.float32):
+        if dtype not in (None, torch.float32, "stored"):
             raise InputError(f"{folder} is quantised and computes in float32: got dtype={dtype}")
         return lambda: read_quantized(folder, content).to(device)
     config = _read_config(folder)

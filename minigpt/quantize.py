@@ -6,7 +6,7 @@
 
 An int8 folder is read by minigpt alone (minigpt/quantized_files.py says how it looks; other programs refuse
 it), and gives the same numbers, bit for bit, as quantising when the model is loaded (`--precision int8`). A
-float16 folder is one that every program reads; here it is computed in float32, from the rounded weights.
+float16 folder is one that every program reads; here its weights stay in 16 bits, and all else is float32.
 """
 
 import sys

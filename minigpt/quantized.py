@@ -1,10 +1,11 @@
-"""Weights in fewer bits, for decoding on a CPU, which waits for memory: float16 or int8 instead of float32.
+"""Weights in fewer bits, for decoding on a CPU, which waits for memory: 16 or 8 instead of float32's 32.
 
     quantize(model, "int8")     # in place: the weights of every product; embeddings and norms stay
 
 int8: each row of a matrix (one output channel) is stored as whole numbers from -127 to 127 times one scale.
 The input is rounded in the same way, with a scale for each 128 neighbours of a token, so that one large value
-costs only its neighbours precision, and no token depends on another. float16: rounded weights alone.
+costs only its neighbours precision, and no token depends on another. float16, bfloat16: rounded weights
+alone, all else is float32; a model that was published so loses nothing.
 
 Here this is arithmetic on floats, the slow twin; `minigpt.inference.native` multiplies the whole numbers.
 Training a quantised model is not possible.
@@ -33,8 +34,13 @@ __all__ = [
     "rounded_rows",
 ]
 
-Precision = Literal["float32", "float16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8")
+_DTYPES: dict[Precision, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
 GROUP = 128  # neighbours of an input that share a scale; as in native.c
 
 
@@ -60,17 +66,18 @@ def rounded_groups(x: Tensor) -> Tensor:
 
 
 class QuantizedLinear(nn.Module):
-    """What stands for an nn.Linear: the same product, from weights in float16 or int8.
+    """What stands for an nn.Linear: the same product, from weights in float16, bfloat16 or int8.
 
     Args:
-        weight: (N, K) float16 or int8.
-        scale: (N,) float32 for int8, None for float16.
+        weight: (N, K).
+        scale: (N,) float32 for int8, else None.
         bias: (N,) float32 or None.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
-        assert (weight.dtype == torch.int8) == (scale is not None), "int8 needs scales, float16 has none"
+        assert weight.dtype in _DTYPES.values()
+        assert (weight.dtype == torch.int8) == (scale is not None), "int8 alone has scales"
         self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
@@ -81,12 +88,12 @@ class QuantizedLinear(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear, precision: Precision) -> "QuantizedLinear":
-        """Quantise a linear layer."""
-        weight = linear.weight.detach().float()
+        """Quantise a linear layer. Weights that are stored so already are shared, not copied."""
+        weight, dtype = linear.weight.detach(), _DTYPES[precision]
         bias = None if linear.bias is None else linear.bias.detach().float()
-        if precision == "float16":
-            return cls(copied(weight, torch.float16), None, bias)
-        rounded, scale = rounded_rows(weight)
+        if precision != "int8":
+            return cls(weight if weight.dtype == dtype else copied(weight, dtype), None, bias)
+        rounded, scale = rounded_rows(weight.float())
         return cls(copied(rounded), scale, bias)
 
     def dequantized(self) -> Tensor:
@@ -105,7 +112,8 @@ class QuantizedLinear(nn.Module):
 def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
     """Replace every nn.Linear of a model, lm_head included, in place; returns the model, in eval mode.
 
-    A tied lm_head gets weights of its own: the embedding it was tied to is only looked up, and stays float32.
+    A tied lm_head gets weights of its own: the embedding it was tied to is only looked up, and is float32, as
+    norms are.
 
     Raises:
         InputError: for an unknown precision, or a model that is quantised already.
@@ -116,6 +124,9 @@ def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
         raise InputError("the model is quantised already: load it anew to choose another precision")
     if precision != "float32":
         quantized_modules(model, precision)
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = copied(parameter.data, torch.float32)
     return model.eval()
 
 
@@ -132,7 +143,7 @@ def precision_of(model: LanguageModel) -> Precision:
     head = model.lm_head
     if not isinstance(head, QuantizedLinear):
         return "float32"
-    return "float16" if head.scale is None else "int8"
+    return next(precision for precision, dtype in _DTYPES.items() if dtype == head.weight.dtype)
 
 
 def at_precision(model: LanguageModel, precision: Precision | None) -> LanguageModel:

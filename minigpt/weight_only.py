@@ -1,6 +1,6 @@
 """Weights in fewer bits for a GPU: bfloat16, int8 or int4, multiplied by activations that stay as they are.
 
-    model = stored_as(model, "int4")     # in place; float32, and float16 and int8 of a CPU: minigpt.quantized
+    model = stored_as(model, "int4")     # in place; what a CPU has for itself is minigpt.quantized's
 
 At batch 1 a GPU, too, waits for memory: half the bytes, nearly half the time. But it has arithmetic to spare,
 so the activations are not rounded to int8, as minigpt.quantized does on a CPU: all else is bfloat16. int8's
@@ -27,7 +27,14 @@ from torch.nn import functional as F
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
-from minigpt.quantized import QuantizedLinear, at_precision, precision_of, rounded_rows
+from minigpt.quantized import (
+    Precision,
+    QuantizedLinear,
+    at_precision,
+    precision_of,
+    quantize,
+    rounded_rows,
+)
 
 __all__ = [
     "ANY_PRECISION",
@@ -41,6 +48,7 @@ __all__ = [
 
 AnyPrecision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 ANY_PRECISION: tuple[AnyPrecision, ...] = ("float32", "float16", "bfloat16", "int8", "int4")
+_NARROW: dict[torch.dtype, Precision] = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 GROUP = 64  # neighbours of a row that share a scale and an offset; one that the kernel knows
 
 
@@ -146,8 +154,9 @@ class Int4Linear(nn.Module):
 def stored_as(model: LanguageModel, precision: AnyPrecision | None) -> LanguageModel:
     """The model with its weights stored so, in place, in eval mode. None: as they are.
 
-    On a CPU float16 and int8 are minigpt.quantized's. On CUDA an int8 model gets bfloat16 activations,
-    whether it was stored in int8 or becomes so now.
+    On a CPU all but int4 are minigpt.quantized's: there 16 bits are what weights are stored in, and float32
+    what is computed in. On CUDA an int8 model gets bfloat16 activations, whether it was stored in int8 or
+    becomes so now.
 
     Raises:
         InputError: for an unknown precision; if the weights are rounded already, and otherwise.
@@ -158,9 +167,13 @@ def stored_as(model: LanguageModel, precision: AnyPrecision | None) -> LanguageM
         if precision is None:
             return model
         raise InputError("the model's weights are rounded already: load it anew to choose another precision")
-    there, on_gpu = precision_of(model), next(model.parameters()).device.type == "cuda"
+    there, first = precision_of(model), next(model.parameters())
+    on_gpu = first.device.type == "cuda"
+    narrow = _NARROW.get(first.dtype)
+    if narrow and (precision == "float32" or (not on_gpu and precision != "int4")):
+        return quantize(model, precision or narrow)
     is_rounded = (precision or there) == "int8" and on_gpu
-    if not is_rounded and (precision in (None, "float32", "int8") or (precision == "float16" and not on_gpu)):
+    if not is_rounded and (precision in (None, "float32", "int8") or (precision != "int4" and not on_gpu)):
         return at_precision(model, precision)
     if there not in ("float32", precision or there):
         raise InputError(f"the model is stored in {there}: take its unquantised folder for {precision}")

@@ -170,10 +170,22 @@ def test_several_answers_to_each_question(door: Door, model: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16", "int8"])
 def test_weights_in_fewer_bits(door: Door, model: Path, precision: str) -> None:
     result = door("--model", model, "--precision", precision, stdin=lines(*QUESTIONS))
     assert result.out.split("\n") == [*PRINTED, ""]  # learned by heart: rounding changes no choice
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_folder_of_16_bits_answers_with_what_it_holds(door: Door, model: Path, dtype: torch.dtype) -> None:
+    net, tokenizer = minigpt.load_model(model), minigpt.load_tokenizer(model)
+    minigpt.save_pretrained(net, tokenizer, "narrow", dtype=dtype)
+    flags = ("--model", "narrow", "--json", "--do_sample", "--temperature", 2, "--seed", 3)
+    as_stored, wide = (
+        door(*flags, *more, stdin=lines(*QUESTIONS)) for more in ((), ("--precision", "float32"))
+    )
+    assert (as_stored.code, as_stored.err) == (0, "")
+    assert as_stored.out == wide.out
 
 
 def test_writing_on_from_a_prompt(door: Door, model: Path) -> None:

@@ -1,4 +1,4 @@
-"""One call of C against the PyTorch modules: both families, three precisions, padding, batches, prompts."""
+"""One call of C against the PyTorch modules: both families, four precisions, padding, batches, prompts."""
 
 import platform
 from collections.abc import Callable, Iterator
@@ -84,7 +84,7 @@ def far(got: Tensor, expected: Tensor) -> float:
 
 # float sums of some hundred terms in another order differ by about 1e-6 of the largest; an input that falls
 # on the edge between two whole numbers may round the other way, one step of 127: hence int8's
-CLOSE = {"float32": 1e-5, "float16": 1e-5, "int8": 2e-2}
+CLOSE = {"float32": 1e-5, "float16": 1e-5, "bfloat16": 1e-5, "int8": 2e-2}
 
 
 @compiled
@@ -122,6 +122,26 @@ def test_a_row_has_the_same_bits_alone_and_in_a_padded_batch(name: str, precisio
         given = rows[row : row + 1, width - length :]
         assert torch.equal(step(given[:, :-1], torch.arange(length), 0, alone)[0], prompt[row])
         assert torch.equal(step(given[:, -1:], length, 0, alone)[0], after[row])
+
+
+@compiled
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize(("precision", "dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize("name", ["gpt2", "one-head", "qwen3", "qwen3-wide"])
+@torch.inference_mode()
+def test_weights_of_16_bits_give_the_bits_that_they_give_as_float32(
+    name: str, precision: Precision, dtype: torch.dtype
+) -> None:
+    wide, given = make(name).to(dtype).float(), ids(2, 9)
+    narrow = quantize(make(name).to(dtype), precision)
+    found = []
+    for model in (wide, narrow):
+        cache = KeyValueCache(model.config, 2, 9)
+        step = step_of(model)
+        prompt = step(given[:, :8], torch.arange(8), 0, cache).clone()
+        found.append((prompt, step(given[:, 8:], 8, 0, cache).clone()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @compiled
@@ -248,5 +268,7 @@ def test_quantizing_replaces_products_and_keeps_the_rest() -> None:
     assert torch.equal(next(model.parameters()), before)
     with pytest.raises(InputError, match="quantised already"):
         quantize(model, "float16")
-    with pytest.raises(InputError, match="precision must be one of float32, float16, int8: got 'int4'"):
+    with pytest.raises(
+        InputError, match="precision must be one of float32, float16, bfloat16, int8: got 'int4'"
+    ):
         quantize(make("gpt"), "int4")  # type: ignore[arg-type]

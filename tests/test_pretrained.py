@@ -147,6 +147,28 @@ def test_other_precisions_are_computed_in_float32(stored: torch.dtype, saved: Pa
     assert torch.equal(model.transformer.wte.weight, expected)
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float64])
+def test_as_stored_means_16_bits_only_where_all_is(stored: torch.dtype, saved: Path) -> None:
+    def cast(tensors: dict[str, Tensor]) -> None:
+        tensors.update({name: tensor.to(stored) for name, tensor in tensors.items()})
+
+    def widen_one(tensors: dict[str, Tensor]) -> None:
+        tensors["transformer.ln_f.weight"] = tensors["transformer.ln_f.weight"].float()
+
+    assert {parameter.dtype for parameter in load_model(saved, dtype="stored").parameters()} == {
+        torch.float32
+    }
+    change_weights(saved, cast)
+    expected = stored if stored != torch.float64 else torch.float32
+    model = load_model(saved, dtype="stored")
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    assert all(map(torch.equal, model.float().parameters(), load_model(saved).parameters()))
+    change_weights(saved, widen_one)
+    assert {parameter.dtype for parameter in load_model(saved, dtype="stored").parameters()} == {
+        torch.float32
+    }
+
+
 def test_dtype_is_what_is_asked_for(saved: Path) -> None:
     model = load_model(saved, dtype=torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}

@@ -12,7 +12,7 @@ from minigpt.families import LanguageModel
 from minigpt.inference.engine import Engine
 from minigpt.inference.generation import GenerationOptions, generate_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.quantized import QuantizedLinear, quantize
+from minigpt.quantized import QuantizedLinear, precision_of, quantize
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.weight_only import GROUP, Int4Linear, Int8Linear, rounded_to_int4, stored_as
 
@@ -99,9 +99,9 @@ def test_a_model_in_fewer_bits_says_about_the_same(name: str) -> None:
     ids = torch.randint(0, 40, (4, 30), generator=torch.Generator().manual_seed(1))
     exact = make(name)(ids).detach().log_softmax(dim=-1)
     distance = {}
-    for precision in ("bfloat16", "int4"):
-        model = stored_as(make(name), precision)
-        assert next(model.parameters()).dtype == torch.bfloat16
+    for precision, dtype in (("bfloat16", torch.float32), ("int4", torch.bfloat16)):
+        model = stored_as(make(name), precision)  # type: ignore[arg-type]
+        assert next(model.parameters()).dtype == dtype  # of activations, on a CPU
         found = model(ids).detach().float().log_softmax(dim=-1)
         distance[precision] = float((exact.exp() * (exact - found)).sum(dim=-1).mean())  # KL divergence
     # less than a tenth of what two unrelated models of this kind are apart; and bits cost something
@@ -121,7 +121,30 @@ def test_int4_writes_alone_and_in_an_engine(name: str) -> None:
 
 def test_the_precisions_of_a_cpu_are_those_of_quantized() -> None:
     ids = torch.arange(10)[None]
-    for precision in ("float16", "int8"):
+    for precision in ("float16", "bfloat16", "int8"):
         expected = quantize(make("gpt"), precision)(ids)
         assert torch.equal(stored_as(make("gpt"), precision)(ids), expected)
     assert stored_as(model := make("gpt"), None) is model
+
+
+@pytest.mark.parametrize("name", ["gpt", "qwen3"])
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float16, "float16"), (torch.bfloat16, "bfloat16")])
+@torch.inference_mode()
+def test_what_was_published_in_16_bits_stays_so_and_loses_nothing(
+    name: str, dtype: torch.dtype, stored: str
+) -> None:
+    ids = torch.arange(10)[None]
+    exact = make(name).to(dtype).float()
+    expected = exact(ids)
+    model = stored_as(make(name).to(dtype), None)
+    assert precision_of(model) == stored
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # embeddings and norms
+    assert torch.equal(model(ids), expected)
+    plain = stored_as(make(name).to(dtype), "float32")
+    assert precision_of(plain) == "float32"
+    assert torch.equal(plain(ids), expected)
+    assert plain.lm_head.weight is next(plain.parameters())  # still tied
+    fewer = stored_as(make(name).to(dtype), "int8")
+    assert torch.equal(fewer(ids), quantize(exact, "int8")(ids))
+    with pytest.raises(InputError, match=f"the model is stored in {stored}"):
+        stored_as(model, "int8")

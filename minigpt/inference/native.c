@@ -34,7 +34,7 @@ static int omp_get_thread_num(void) { return 0; }
 #define UNROLLED _Pragma("GCC unroll 16")    // so that arrays of sums become registers
 
 enum { EMBED, PRODUCT, ATTENTION };          // kinds of operations
-enum { F32, F16, I8 };                       // what weights are stored in
+enum { F32, F16, BF16, I8 };                 // what weights are stored in
 enum { NO_NORM, LAYER_NORM, RMS_NORM };      // before a product
 enum { NO_ACT, GELU_TANH, GELU_EXACT, SWIGLU };  // after it
 enum { GROUP = 128 };                        // neighbours of an input that share a scale when it becomes int8
@@ -124,6 +124,8 @@ enum { AHEAD = 2048, SHORT = 256 };
 #if FAST
 #define FLOATS(p) _mm256_loadu_ps(p)
 #define HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define BRAINS(p) _mm256_castsi256_ps(_mm256_slli_epi32( \
+    _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
 // `sums` over the first multiple of 8 values, and k there.
 #define ROW_OF(LOAD)                                                               \
     int64_t k = 0;                                                                 \
@@ -144,6 +146,20 @@ enum { AHEAD = 2048, SHORT = 256 };
     __m256 sums = _mm256_add_ps(a, b);
 #endif
 
+#if FAST
+#define SUM_OF(LOAD) ROW_OF(LOAD) float s = total(sums);
+#else
+#define SUM_OF(LOAD) int64_t k = 0; float s = 0;
+#endif
+// Rows r ... `rows`; LOAD makes eight floats of what is stored, FLOAT one.
+#define DOTS_OF(LOAD, FLOAT)                                                       \
+    for (; r < rows; r++, w += K) {                                                \
+        SUM_OF(LOAD)                                                               \
+        _Pragma("omp simd reduction(+ : s)")                                       \
+        for (int64_t j = k; j < K; j++) s += FLOAT(w[j]) * x[j];                   \
+        out[r] = s;                                                                \
+    }
+
 static void dots_f32(const float *w, int64_t K, const float *x, float *out, int64_t rows) {
     int64_t r = 0;
 #if FAST
@@ -157,46 +173,36 @@ static void dots_f32(const float *w, int64_t K, const float *x, float *out, int6
             _mm256_storeu_ps(out + r, totals(eight));
         }
 #endif
-    for (; r < rows; r++, w += K) {
-#if FAST
-        ROW_OF(FLOATS)
-        float s = total(sums);
-#else
-        int64_t k = 0;
-        float s = 0;
-#endif
-#pragma omp simd reduction(+ : s)
-        for (int64_t j = k; j < K; j++) s += w[j] * x[j];
-        out[r] = s;
-    }
+    DOTS_OF(FLOATS, (float))
 }
 
-static float half_to_float(uint16_t h) {     // only where there is no instruction for it, and at a row's end
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff, bits;
-    if (rest >= 0x7c00) bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
-    else if (rest >= 0x400) bits = sign | ((rest << 13) + ((127 - 15) << 23));
-    else {
-        float tiny = (float)rest * 0x1p-24f;
-        memcpy(&bits, &tiny, 4);
-        bits |= sign;
-    }
+// float16 and bfloat16 are exact in float32, and multiplied there.
+static inline float half_to_float(uint16_t h) {
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
+    float f;
+    memcpy(&f, &bits, 4);
+    f *= 0x1p112f;                           // float32 counts its exponents from 112 lower
+    memcpy(&bits, &f, 4);
+    bits |= (uint32_t)(h & 0x8000) << 16 | ((h & 0x7fff) < 0x7c00 ? 0 : 0x7f800000);  // NaN and infinity stay
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline float brain_to_float(uint16_t b) {
+    uint32_t bits = (uint32_t)b << 16;
     float f;
     memcpy(&f, &bits, 4);
     return f;
 }
 
 static void dots_f16(const uint16_t *w, int64_t K, const float *x, float *out, int64_t rows) {
-    for (int64_t r = 0; r < rows; r++, w += K) {
-#if FAST
-        ROW_OF(HALVES)
-        float s = total(sums);
-#else
-        int64_t k = 0;
-        float s = 0;
-#endif
-        for (; k < K; k++) s += half_to_float(w[k]) * x[k];
-        out[r] = s;
-    }
+    int64_t r = 0;
+    DOTS_OF(HALVES, half_to_float)
+}
+
+static void dots_bf16(const uint16_t *w, int64_t K, const float *x, float *out, int64_t rows) {
+    int64_t r = 0;
+    DOTS_OF(BRAINS, brain_to_float)
 }
 
 #if FAST
@@ -235,6 +241,11 @@ static __attribute__((noinline)) void tile_f32(const float *w, int64_t K, const 
 static __attribute__((noinline)) void tile_f16(const uint16_t *w, int64_t K, const float *x, float *out,
                                                int64_t stride) {
     TILE_OF(HALVES)
+}
+
+static __attribute__((noinline)) void tile_bf16(const uint16_t *w, int64_t K, const float *x, float *out,
+                                                int64_t stride) {
+    TILE_OF(BRAINS)
 }
 #endif
 
@@ -490,7 +501,8 @@ static void strip(const Operation *op, int side, int64_t begin, int count, int n
             if (op->dtype == I8) tile_i8(w8 + r * K, row_scales + r, K, q + t * K, steps + t * groups, out, STRIP);
 #if FAST
             else if (op->dtype == F32) tile_f32(w32 + r * K, K, x + t * K, out, STRIP);
-            else tile_f16(w16 + r * K, K, x + t * K, out, STRIP);
+            else if (op->dtype == F16) tile_f16(w16 + r * K, K, x + t * K, out, STRIP);
+            else tile_bf16(w16 + r * K, K, x + t * K, out, STRIP);
 #endif
         }
     for (int t = 0; t < n; t++) {
@@ -498,7 +510,8 @@ static void strip(const Operation *op, int side, int64_t begin, int count, int n
         float *out = sums + t * STRIP + r;
         if (op->dtype == I8) dots_i8(w8 + r * K, row_scales + r, K, q + t * K, steps + t * groups, out, count - r);
         else if (op->dtype == F32) dots_f32(w32 + r * K, K, x + t * K, out, count - r);
-        else dots_f16(w16 + r * K, K, x + t * K, out, count - r);
+        else if (op->dtype == F16) dots_f16(w16 + r * K, K, x + t * K, out, count - r);
+        else dots_bf16(w16 + r * K, K, x + t * K, out, count - r);
     }
 }
 

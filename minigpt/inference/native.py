@@ -24,7 +24,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from minigpt.model import GPTLMHeadModel
 from minigpt.quantized import QuantizedLinear
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM, rope_tables
 
-__all__ = ["NativeStep", "native_step"]
+__all__ = ["NativeStep", "dtype_to_load", "native_step"]
 
 _FEW = 64  # with more tokens, torch's products of float32 are faster
 # Multiplications for which a further thread is woken. With fewer it gains microseconds on a quiet machine; on
@@ -52,7 +52,7 @@ FLAGS = (
 )
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 _NO_NORM, _LAYER_NORM, _RMS_NORM = range(3)
 _NO_ACT, _GELU_TANH, _GELU_EXACT, _SWIGLU = range(4)
 
@@ -116,6 +116,14 @@ def _processor() -> str:
     return "".join(sorted({line for line in text.splitlines() if line.startswith(("flags", "Features"))}))
 
 
+def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
+    """`load_model`'s dtype for a model that shall answer: 16 bits stay so where they are read natively.
+
+    PyTorch would have to make them float32 anew for each product; a GPU would compute in 16 bits, too.
+    """
+    return "stored" if device.type == "cpu" and library() is not None else None
+
+
 def native_step(model: LanguageModel) -> "NativeStep | None":
     """A NativeStep, where one is possible: float32 activations on a CPU, known modules, a C compiler."""
     embedding = next(model.parameters())
@@ -140,7 +148,7 @@ class NativeStep:
         self._room_for(1)
 
     def takes(self, tokens: int) -> bool:
-        """Is this the faster way for so many tokens? int8 and float16 always."""
+        """Is this the faster way for so many tokens? Of weights in fewer bits than 32 always."""
         return self.any_length or tokens <= _FEW
 
     def _room_for(self, n: int) -> None:
@@ -162,7 +170,7 @@ class NativeStep:
     def __call__(
         self,
         ids: Tensor,
-        positions: Tensor | int,
+        positions: "Tensor | np.ndarray[Any, Any] | int",
         first: Tensor | int,
         cache: KeyValueCache,
         wanted: int = 1,
@@ -186,12 +194,12 @@ class NativeStep:
         if self._bound is not cache:
             self._bind(cache)
         tokens = np.zeros((B, T), _TOKEN)
-        tokens["id"], tokens["position"] = ids, positions
+        tokens["id"], tokens["position"] = ids.numpy(), positions
         tokens["slot"] = np.arange(B)[:, None]
         tokens["column"] = np.arange(past, past + T)
         tokens["first"] = first if isinstance(first, int) else first[:, None]
         tokens["wanted"][:, -wanted:] = 1
-        self._run(tokens, cache.max_length)
+        self._run(tokens, past + T, cache.max_length)
         cache.advance(T)
         return self._scratch["logits"][: B * wanted]
 
@@ -220,13 +228,14 @@ class NativeStep:
         tokens["column"] = np.arange(len(tokens)) + np.repeat(np.array(starts) - ends + counts, counts)
         tokens["position"] = tokens["column"]
         tokens["wanted"][(ends[:, None] - np.arange(wanted) - 1).ravel()] = 1
-        self._run(tokens, cache.max_length)
+        self._run(tokens, int(tokens["column"].max()) + 1, cache.max_length)
         for slot, count in zip(slots, counts):
             cache.advance(slot, count)
         return self._scratch["logits"][: len(counts) * wanted]
 
-    def _run(self, tokens: Any, columns: int) -> None:
-        of_token = self._products + self._of_attention * (int(tokens["column"].max()) + 1)
+    def _run(self, tokens: Any, longest: int, columns: int) -> None:
+        """The step; `longest` tokens are seen by the one that sees most."""
+        of_token = self._products + self._of_attention * longest
         enough = 1 + of_token * tokens.size // _FOR_A_THREAD
         n, threads = ctypes.c_int(tokens.size), ctypes.c_int(min(enough, torch.get_num_threads()))
         sizes = (ctypes.c_int64(columns), ctypes.c_int64(self._widest))
