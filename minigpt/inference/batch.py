@@ -26,13 +26,13 @@ from minigpt.inference.cache import KeyValueCache, cache_bytes, check_memory
 from minigpt.inference.embeddings import replaced_embeddings
 from minigpt.inference.native import native_step
 from minigpt.inference.options import GenerationOptions
-from minigpt.inference.output import Completion, Recorder, StopReason
+from minigpt.inference.output import Completion, Recorder
 from minigpt.inference.penalties import NO_TOKEN
 from minigpt.inference.quantized_cache import QuantizedCache, quantized_bytes
 from minigpt.inference.request import Request
-from minigpt.inference.stopping import TextSoFar
+from minigpt.inference.stopping import Written
 
-__all__ = ["NOT_FINITE", "Batch", "check_scores", "evaluating", "new_cache"]
+__all__ = ["NOT_FINITE", "Batch", "check_scores", "evaluating", "likeliest", "new_cache"]
 
 NOT_FINITE = "the model's scores are not finite numbers: its weights are damaged or diverged"
 
@@ -68,20 +68,32 @@ def new_cache(
     return make(model.config, rows, columns, weight.device, weight.dtype)
 
 
-def check_scores(logits: Tensor, scores: Tensor) -> None:
-    """Raise InputError where the model's logits (n, V) are no numbers, or the options leave no token."""
-    if not _sound(logits):
+def check_scores(logits: Tensor, scores: Tensor, highest: Tensor | None = None) -> None:
+    """Raise InputError where the model's logits (n, V) are no numbers, or the options leave no token.
+
+    Args:
+        highest: each row's highest score, where it is known.
+    """
+    highest = scores.amax(dim=-1) if highest is None else highest
+    if not _finite(highest if scores is logits else logits.amax(dim=-1)):
         raise InputError(NOT_FINITE)
-    if scores is not logits and not _sound(scores):
+    if not _finite(highest):
         raise InputError(
             "the options forbid every token: allow some in logit_bias, bad_words_ids, "
             "no_repeat_ngram_size or min_new_tokens; or the vocabulary lacks what a constraint needs"
         )
 
 
-def _sound(scores: Tensor) -> bool:
-    """Has each row a highest one? A NaN or an infinity would be it; where all is -infinity, nothing is."""
-    return all(map(math.isfinite, scores.amax(dim=-1).tolist()))
+def _finite(highest: Tensor) -> bool:
+    """A NaN or an infinity would be a row's highest score; where all is -infinity, that is."""
+    return all(map(math.isfinite, highest.flatten().tolist()))
+
+
+def likeliest(logits: Tensor, scores: Tensor) -> Tensor:
+    """The likeliest token of each row, (n,), and what `check_scores` raises: in one look at the scores."""
+    tokens = sampling.greedy(scores)
+    check_scores(logits, scores, scores.gather(-1, tokens[:, None]))
+    return tokens
 
 
 class Batch:
@@ -107,28 +119,24 @@ class Batch:
         self.device = next(model.parameters()).device
         context = model.config.max_position_embeddings
         lengths = [len(prompt) for prompt in prompts]
-        self.first = max(lengths) - torch.tensor(lengths, device=self.device)  # (B,)  columns of padding
         limits = [options.limit(length, context) for length in lengths]
+        self.rows = [Written(limit, options, request) for limit in limits]
         B, self.width, self.steps = len(prompts), max(lengths), max(limits)
         self.pad = next(iter(request.eos), 0)
         ids = torch.full((B, self.width + self.steps), self.pad, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             ids[row, self.width - len(prompt) : self.width] = torch.tensor(prompt)
         self.ids = ids.to(self.device)  # (B, S_max)  the prompts, padded on the left; then what follows
-        self.limits = torch.tensor(limits, device=self.device)  # (B,)  new tokens, at most
+        self.first: Tensor | None = None  # (B,)  columns of padding
         self.mask: Tensor | None = None  # (B, S_max)  True: token, False: padding
         self.positions: Tensor | None = None  # (B, S_max)
         if min(lengths) < self.width:
+            self.first = self.width - torch.tensor(lengths, device=self.device)
             column = torch.arange(self.width + self.steps, device=self.device)  # (S_max,)
             place = column - self.first[:, None]  # (B, S_max)
             self.mask = place >= 0
             self.positions = place.clamp(0, context - 1)  # what lies beyond belongs to finished rows
-        self.eos = torch.tensor(request.eos, dtype=torch.int64, device=self.device)
-        decode = request.decode
-        self.texts = [TextSoFar(decode, options.stops) for _ in prompts] if decode else None
         self.processors = request.processors(options, model.config.vocab_size, self.device)
-        self.counts = torch.zeros_like(self.limits)  # (B,)  new tokens of finished rows, without eos
-        self.done, self.met_eos, self.met_text = torch.zeros(3, B, dtype=torch.bool, device=self.device)
         self.uniform: Tensor | None = None
         # the last token is never read: one column less
         columns = self.width + self.steps - 1
@@ -144,52 +152,45 @@ class Batch:
 
     def run(self) -> Iterator[int]:
         """Generate to the end; yields the number of finished rows after each step."""
-        alive = torch.arange(len(self.ids), device=self.device)  # (n,)  which row the cache's rows are
+        numbers = list(range(len(self.rows)))  # of the rows that the cache holds, in its order
+        alive: slice | Tensor = slice(None)  # the same as an index, (n,)
         n_done = 0
         for step in range(self.steps):
             end = self.width + step
             tokens = self._next(alive, step, end)  # (n,)
-            if self.recorder:
-                tokens = torch.where(self.done, self.pad, tokens)
+            chosen = tokens.tolist()
+            if self.recorder:  # finished rows are still there
+                chosen = [self.pad if row.stop_reason else token for row, token in zip(self.rows, chosen)]
+                tokens = torch.tensor(chosen, device=self.device)
             self.ids[alive, end] = tokens
-            ended = torch.isin(tokens, self.eos)  # (n,)
-            stopped = self._stopped(alive, tokens, ended)  # (n,)
-            finished = (ended | stopped | (self.limits[alive] == step + 1)) & ~self.done[alive]  # (n,)
-            now = int(finished.sum())
-            if now:
-                rows = alive[finished]
-                self.done[rows] = True
-                self.met_eos[rows], self.met_text[rows] = ended[finished], stopped[finished]
-                self.counts[rows] = step + 1 - ended[finished].long()
-                n_done += now
+            finished: list[int] = []  # places in `numbers`
+            for place, (number, token) in enumerate(zip(numbers, chosen)):
+                row = self.rows[number]
+                if row.stop_reason is None:
+                    row.push(token)
+                    if row.stop_reason:
+                        finished.append(place)
+            n_done += len(finished)
             yield n_done
-            if n_done == len(self.ids):
+            if n_done == len(self.rows):
                 return
-            if now and not self.recorder:
-                alive = self._drop(alive, finished)
+            if finished and not self.recorder:
+                numbers = self._drop(numbers, finished)
+                alive = torch.tensor(numbers, device=self.device)
 
-    def _drop(self, alive: Tensor, finished: Tensor) -> Tensor:
+    def _drop(self, numbers: list[int], finished: list[int]) -> list[int]:
         """The rows that stay. Holes are filled from the end, so that the cache moves as few as possible."""
-        staying = (~finished).nonzero()[:, 0]  # (n,)
-        n = len(staying)
-        rows = torch.arange(n, device=self.device)
-        rows[finished[:n]] = staying[staying >= n]
+        n, gone = len(numbers) - len(finished), {*finished}
+        places = list(range(n))
+        movers = (place for place in range(n, len(numbers)) if place not in gone)
+        for hole in finished:
+            if hole < n:
+                places[hole] = next(movers)
         if self.cache is not None:
-            self.cache.select(rows)
-        return alive[rows]
+            self.cache.select(torch.tensor(places, device=self.device))
+        return [numbers[place] for place in places]
 
-    def _stopped(self, alive: Tensor, tokens: Tensor, ended: Tensor) -> Tensor:
-        """Which rows' texts have met a stop string, (n,)."""
-        stopped = torch.zeros_like(ended)
-        if self.texts is not None:
-            for place, (row, token) in enumerate(zip(alive.tolist(), tokens.tolist())):
-                text = self.texts[row]
-                if not (ended[place] or self.done[row]):
-                    text.push(token)
-                    stopped[place] = text.stopped
-        return stopped
-
-    def _next(self, alive: Tensor, step: int, end: int) -> Tensor:
+    def _next(self, alive: slice | Tensor, step: int, end: int) -> Tensor:
         """One token for each row that is alive, from the columns before `end`."""
         logits = self._logits(alive, end)  # (n, V)
         scores = logits
@@ -198,13 +199,14 @@ class Batch:
             if self.mask is not None:
                 ids = ids.where(self.mask[alive, :end], NO_TOKEN)
             if self.embeds is not None:
+                ids = ids.clone()
                 ids[:, : self.width] = NO_TOKEN
             for process in self.processors:
                 scores = process(scores, ids, step)
-        check_scores(logits, scores)
         if self.uniform is None:
-            tokens = sampling.greedy(scores)  # (n,)
+            tokens = likeliest(logits, scores)  # (n,)
         else:
+            check_scores(logits, scores)
             o = self.options
             scores = sampling.filtered(scores, o.temperature, o.top_k, o.top_p, o.min_p, o.typical_p)
             tokens = sampling.sample(scores, self.uniform[alive, step])  # (n,)
@@ -212,15 +214,15 @@ class Batch:
             self.recorder.end_step(logits, scores, tokens)
         return tokens
 
-    def _logits(self, alive: Tensor, end: int) -> Tensor:
+    def _logits(self, alive: slice | Tensor, end: int) -> Tensor:
         """What the model says after the columns before `end`, (n, V), of which the cache holds the first."""
         start = 0 if self.cache is None else self.cache.length
         ids = self.ids[alive, start:end]  # (n, T)
         embeds = self.embeds if start == 0 else None  # all rows are alive, and there is a cache: only once
         if self.native and self.cache and embeds is None and self.native.takes(ids.numel()):
-            first = self.first[alive]  # (n,)
-            places = torch.arange(start, end) - first[:, None]  # (n, T)
-            return self.native(ids, places.clamp_(min=0), first, self.cache)
+            if self.positions is None or self.first is None:
+                return self.native(ids, np.arange(start, end), 0, self.cache)
+            return self.native(ids, self.positions[alive, start:end], self.first[alive], self.cache)
         with nullcontext() if embeds is None else replaced_embeddings(self.model, embeds):
             hidden = self.model.base_model(
                 ids,
@@ -234,14 +236,4 @@ class Batch:
 
     def completions(self) -> list[Completion]:
         """What every row has become."""
-        result = []
-        counts = self.counts.tolist()
-        for row, ids in enumerate(self.ids.tolist()):
-            full = counts[row] == self.options.wanted
-            reason: StopReason = "length" if full else "context"
-            if self.met_eos[row]:
-                reason = "eos"
-            elif self.met_text[row]:
-                reason = "stop_string"
-            result.append(Completion(ids[self.width : self.width + counts[row]], reason))
-        return result
+        return [row.completion() for row in self.rows]

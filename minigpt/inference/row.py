@@ -16,11 +16,10 @@ from torch import Tensor
 
 from minigpt.command_line import InputError
 from minigpt.inference import sampling
-from minigpt.inference.batch import check_scores
+from minigpt.inference.batch import check_scores, likeliest
 from minigpt.inference.options import GenerationOptions
-from minigpt.inference.output import Completion, StopReason
 from minigpt.inference.request import Request
-from minigpt.inference.stopping import TextSoFar
+from minigpt.inference.stopping import Written
 
 __all__ = ["Row", "check_single", "outcome"]
 
@@ -53,11 +52,10 @@ def outcome(tokens: Generator[int, None, End]) -> End:
             return found
 
 
-class Row:
-    """The new tokens of one prompt.
+class Row(Written):
+    """The new tokens of one prompt, and what chooses them.
 
     Args:
-        limit: new tokens, at most.
         seed: what its drawn numbers begin with (minigpt.inference.generation.row_seed); None: the likeliest.
     """
 
@@ -71,16 +69,13 @@ class Row:
         device: torch.device,
         seed: Sequence[int] | None,
     ) -> None:
-        self.prompt, self.limit = list(prompt), limit
-        self.ids: list[int] = []  # the new ones, without the eos that ended them
-        self.stop_reason: StopReason | None = None  # why it has ended; None: it has not
-        self.options, self._request = options, request
+        super().__init__(limit, options, request)
+        self.prompt, self.options, self._request = list(prompt), options, request
         self._processors = request.processors(options, vocab_size, device)
         self._all: Tensor | None = None  # (1, S_max)  where scores depend on what was said
         if self._processors:
             self._all = torch.zeros(1, len(prompt) + limit, dtype=torch.int64, device=device)
             self._all[0, : len(prompt)] = torch.tensor(self.prompt, device=device)
-        self._text = TextSoFar(request.decode, options.stops) if request.decode else None
         self.uniform: Tensor | None = None  # (limit,)  a drawn number for each new token
         if seed is not None:
             drawn = torch.from_numpy(np.random.default_rng(list(seed)).random(limit))
@@ -108,11 +103,6 @@ class Row:
         return self.first + self.limit
 
     @property
-    def eos(self) -> list[int]:
-        """Ids that end the row."""
-        return self._request.eos
-
-    @property
     def tokens(self) -> int | None:
         """How many ids there are tokens for; None: nobody knows."""
         return self._request.tokens
@@ -123,11 +113,15 @@ class Row:
         Raises:
             InputError: if the logits are not numbers, or no token is left.
         """
+        scores = self._processed(logits)
+        check_scores(logits, scores)
+        return scores
+
+    def _processed(self, logits: Tensor) -> Tensor:
         scores = logits
         for process in self._processors:
             assert self._all is not None, "kept for them"
             scores = process(scores, self._all[:, : self.length], len(self.ids))
-        check_scores(logits, scores)
         return scores
 
     def filtered(self, scores: Tensor) -> Tensor:
@@ -137,30 +131,14 @@ class Row:
 
     def choose(self, logits: Tensor) -> int:
         """The next token, from the logits behind the last one, (1, V)."""
-        scores = self.scores(logits)
         if self.uniform is None:
-            return int(sampling.greedy(scores))
-        return int(sampling.sample(self.filtered(scores), self.uniform[len(self.ids)][None]))
+            return int(likeliest(logits, self._processed(logits)))
+        scores = self.filtered(self.scores(logits))
+        return int(sampling.sample(scores, self.uniform[len(self.ids)][None]))
 
     def push(self, token: int) -> bool:
         """Take the next token; returns whether it is one of the new ids: all but the ending eos are."""
-        assert self.stop_reason is None, "the row has ended"
-        if token in self._request.eos:
-            self.stop_reason = "eos"
-            return False
-        if self._all is not None:
-            self._all[0, self.length] = token
-        self.ids.append(token)
-        if self._text is not None:
-            self._text.push(token)
-            if self._text.stopped:
-                self.stop_reason = "stop_string"
-                return True
-        if len(self.ids) == self.limit:
-            self.stop_reason = "length" if self.limit == self.options.wanted else "context"
-        return True
-
-    def completion(self) -> Completion:
-        """What the row has become."""
-        assert self.stop_reason is not None, "the row has not ended"
-        return Completion(list(self.ids), self.stop_reason)
+        is_new = super().push(token)
+        if is_new and self._all is not None:
+            self._all[0, self.length - 1] = token
+        return is_new

@@ -109,7 +109,9 @@ def filtered(
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The likeliest token of each row, (B, V) -> (B,)."""
+    """The likeliest token of each row, the first of several; a NaN counts as such. (B, V) -> (B,)."""
+    if logits.device.type == "cpu":  # NumPy's is the faster one
+        return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
 
 
@@ -124,4 +126,4 @@ def sample(logits: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logits.softmax(dim=-1, dtype=uniform.dtype).cumsum(dim=-1)  # (B, V)
     cumulative = cumulative / cumulative[:, -1:]  # the last is 1 to the bit: above every u
     # "right": a token of probability 0 adds nothing to the sum, and is never the first to exceed u
-    return torch.searchsorted(cumulative, uniform[:, None], right=True)[:, 0]  # (B, 1) -> (B,)
+    return torch.searchsorted(cumulative, uniform[:, None].contiguous(), right=True)[:, 0]  # (B, 1) -> (B,)

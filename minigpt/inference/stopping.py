@@ -1,16 +1,58 @@
-"""From ids to text while they come: no half characters, and an end where a stop string begins.
+"""What has been written, and when it ends: ids, and text without half characters, up to a stop string.
 
-`TextSoFar` takes ids one by one. What `push` returns is final: later ids do not change it, and no stop string
-begins in it. So pieces can be shown at once, and joined they are the text.
+`Written` takes the new ids of one prompt, one by one, and knows why they end. `TextSoFar` makes text of ids
+while they come. What its `push` returns is final: later ids do not change it, and no stop string begins in
+it. So pieces can be shown at once, and joined they are the text.
 
 It knows nothing about models.
 """
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["TextSoFar", "cut"]
+from minigpt.inference.options import GenerationOptions
+from minigpt.inference.output import Completion, StopReason
+from minigpt.inference.request import Request
+
+__all__ = ["TextSoFar", "Written", "cut"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoding makes of bytes that are no whole character
+
+
+class Written:
+    """The new ids of one prompt.
+
+    Args:
+        limit: of them, at most.
+    """
+
+    def __init__(self, limit: int, options: GenerationOptions, request: Request) -> None:
+        self.limit = limit
+        self.ids: list[int] = []  # without the eos that ended them
+        self.stop_reason: StopReason | None = None  # why they have ended; None: they have not
+        self.eos = request.eos
+        self._at_limit: StopReason = "length" if limit == options.wanted else "context"
+        self._text = TextSoFar(request.decode, options.stops) if request.decode else None
+
+    def push(self, token: int) -> bool:
+        """Take the next id; returns whether it is one of the new ids: all but the ending eos are."""
+        assert self.stop_reason is None, "it has ended"
+        if token in self.eos:
+            self.stop_reason = "eos"
+            return False
+        self.ids.append(token)
+        if self._text is not None:
+            self._text.push(token)
+            if self._text.stopped:
+                self.stop_reason = "stop_string"
+                return True
+        if len(self.ids) == self.limit:
+            self.stop_reason = self._at_limit
+        return True
+
+    def completion(self) -> Completion:
+        """What they have become."""
+        assert self.stop_reason is not None, "it has not ended"
+        return Completion(list(self.ids), self.stop_reason)
 
 
 class TextSoFar:
