@@ -41,6 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 ARMS = {  # name -> package that it needs
     "minigpt float32": "minigpt",
     "minigpt float16": "minigpt",
+    "minigpt bfloat16": "minigpt",
     "minigpt int8": "minigpt",
     "transformers float32": "transformers",
     "ctranslate2 int8": "ctranslate2",
