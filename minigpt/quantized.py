@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
-from minigpt.large_pages import copied
+from minigpt.large_pages import LargePages
 
 __all__ = [
     "GROUP",
@@ -87,14 +87,17 @@ class QuantizedLinear(nn.Module):
         self.bias: Tensor | None
 
     @classmethod
-    def of(cls, linear: nn.Linear, precision: Precision) -> "QuantizedLinear":
+    def of(
+        cls, linear: nn.Linear, precision: Precision, pages: LargePages | None = None
+    ) -> "QuantizedLinear":
         """Quantise a linear layer. Weights that are stored so already are shared, not copied."""
+        pages = pages or LargePages()
         weight, dtype = linear.weight.detach(), _DTYPES[precision]
         bias = None if linear.bias is None else linear.bias.detach().float()
         if precision != "int8":
-            return cls(weight if weight.dtype == dtype else copied(weight, dtype), None, bias)
+            return cls(weight if weight.dtype == dtype else pages.copied(weight, dtype), None, bias)
         rounded, scale = rounded_rows(weight.float())
-        return cls(copied(rounded), scale, bias)
+        return cls(pages.copied(rounded), scale, bias)
 
     def dequantized(self) -> Tensor:
         """The weights (N, K) that the stored ones stand for, float32."""
@@ -124,18 +127,20 @@ def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
         raise InputError("the model is quantised already: load it anew to choose another precision")
     if precision != "float32":
         quantized_modules(model, precision)
+    pages = LargePages()
     for parameter in model.parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = copied(parameter.data, torch.float32)
+            parameter.data = pages.copied(parameter.data, torch.float32)
     return model.eval()
 
 
 def quantized_modules(model: LanguageModel, precision: Precision) -> None:
     """Put a QuantizedLinear in every nn.Linear's place. Works on "meta", too: shapes without values."""
+    pages = LargePages()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, QuantizedLinear.of(child, precision))
+                setattr(module, name, QuantizedLinear.of(child, precision, pages))
 
 
 def precision_of(model: LanguageModel) -> Precision:

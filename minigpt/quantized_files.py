@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
-from minigpt.large_pages import copied
+from minigpt.large_pages import LargePages
 from minigpt.quantized import Precision, quantized_modules
 
 __all__ = ["KEY", "WEIGHTS", "is_quantized", "quantized_config", "quantized_weights", "read_quantized"]
@@ -79,12 +79,12 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
     sketch = model.state_dict()
     entries = list(_entries(config, sketch))
     _require_fit(path, found, entries, sketch)
-    state = {}
+    state, pages = {}, LargePages()
     for ours, theirs, transposed in entries:
         tensor = found.pop(theirs)
         _require_sound(path, theirs, tensor)
         tensor = tensor.t() if transposed else tensor
-        state[ours] = copied(tensor[:, 0] if ours.endswith(".scale") else tensor)
+        state[ours] = pages.copied(tensor[:, 0] if ours.endswith(".scale") else tensor)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minigpt import strict_loading
 from minigpt.command_line import InputError
-from minigpt.large_pages import copied
+from minigpt.large_pages import LargePages
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.strict_loading import (
     completed_names,
@@ -198,11 +198,13 @@ def from_hugging_face(
     optional = [row.theirs for row in rows if row.ours not in ours_has]
     require_fit(found, expected, unexpected, optional)
 
+    pages = LargePages()
+
     def read_copy(row: Weight) -> Tensor | None:
         tensor = tensors[name_of[row.theirs]]  # files are read here, each tensor once
         require_finite(row.theirs, tensor)
         if row.ours in ours_has:
-            return copied(tensor.t() if row.transposed else tensor, dtype)
+            return pages.copied(tensor.t() if row.transposed else tensor, dtype)
         if tensor.any():
             raise InputError(f"{row.theirs} is not zero, but {_BIAS} says that there is no such bias")
         return None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minigpt import strict_loading
 from minigpt.command_line import InputError
-from minigpt.large_pages import copied
+from minigpt.large_pages import LargePages
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.strict_loading import (
     completed_names,
@@ -144,7 +144,11 @@ def to_hugging_face(model: Qwen3ForCausalLM) -> dict[str, Tensor]:
     assert state.keys() == shapes(model.config).keys(), "a wrapped model: give the Qwen3ForCausalLM inside"
     for name, tensor in state.items():
         require_finite(name, tensor)
-    return {name: copied(tensor.detach().cpu(), torch.float32) for name, tensor in state.items()}
+    contiguous = torch.contiguous_format
+    return {
+        name: tensor.detach().to("cpu", torch.float32, copy=True, memory_format=contiguous)
+        for name, tensor in state.items()
+    }
 
 
 def from_hugging_face(
@@ -165,10 +169,12 @@ def from_hugging_face(
     require_layers(found, "model.layers.", config.num_hidden_layers, "num_hidden_layers")
     require_fit(found, shapes(config), unexpected)
 
+    pages = LargePages()
+
     def read_copy(full_name: str) -> Tensor:
         tensor = tensors[name_of[full_name]]  # files are read here, each tensor once
         require_finite(full_name, tensor)
-        return copied(tensor, dtype)
+        return pages.copied(tensor, dtype)
 
     read = dict(zip(name_of, two_at_a_time(read_copy, name_of)))
     if head is not None and not torch.equal(tensors[head].to(dtype), read[_EMBEDDING]):
