@@ -168,12 +168,12 @@ def stored_as(model: LanguageModel, precision: AnyPrecision | None) -> LanguageM
             return model
         raise InputError("the model's weights are rounded already: load it anew to choose another precision")
     there, first = precision_of(model), next(model.parameters())
-    on_gpu = first.device.type == "cuda"
+    on_cpu = first.device.type == "cpu"
     narrow = _NARROW.get(first.dtype)
-    if narrow and (precision == "float32" or (not on_gpu and precision != "int4")):
+    if narrow and (precision == "float32" or (on_cpu and precision != "int4")):
         return quantize(model, precision or narrow)
-    is_rounded = (precision or there) == "int8" and on_gpu
-    if not is_rounded and (precision in (None, "float32", "int8") or (precision != "int4" and not on_gpu)):
+    is_rounded = (precision or there) == "int8" and first.device.type == "cuda"
+    if not is_rounded and (precision in (None, "float32", "int8") or (precision != "int4" and on_cpu)):
         return at_precision(model, precision)
     if there not in ("float32", precision or there):
         raise InputError(f"the model is stored in {there}: take its unquantised folder for {precision}")

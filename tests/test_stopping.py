@@ -2,10 +2,13 @@
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.inference.stopping import TextSoFar, cut
+from minigpt.inference.options import GenerationOptions
+from minigpt.inference.request import Request
+from minigpt.inference.stopping import TextSoFar, Written, cut
 
 
 def from_bytes(ids: list[int]) -> str:
@@ -86,3 +89,26 @@ def test_no_piece_needs_to_be_taken_back(ids: list[int], stops: list[str]) -> No
 def test_cut_ends_at_the_first_match(text: str, stops: list[str]) -> None:
     found = re.search("|".join(map(re.escape, stops)), text)
     assert cut(text, stops) == (text[: found.start()] if found else text)
+
+
+@pytest.mark.parametrize(
+    ("limit", "pushed", "ids", "reason"),
+    [
+        (3, "ab", "ab", None),
+        (3, "abc", "abc", "context"),  # three were possible, four were asked for
+        (4, "abcd", "abcd", "length"),
+        (4, "ab!", "ab", "eos"),
+        (2, "a!", "a", "eos"),
+        (4, "a..", "a..", "stop_string"),
+        (3, "a..", "a..", "stop_string"),  # at the limit: what the text says counts
+    ],
+)
+def test_why_a_row_has_ended(limit: int, pushed: str, ids: str, reason: str | None) -> None:
+    options = GenerationOptions(max_new_tokens=4, stop_strings=[".."])
+    written = Written(limit, options, Request([ord("!")], lambda ids: "".join(map(chr, ids))))
+    for character in pushed:
+        assert written.stop_reason is None
+        assert written.push(ord(character)) == (character != "!")
+    assert (written.ids, written.stop_reason) == ([*map(ord, ids)], reason)
+    if reason:
+        assert written.completion() == (written.ids, reason)
