@@ -1,8 +1,8 @@
 """One sequence that is being written: what it may choose next, and when it ends.
 
-A `Row` is what minigpt.inference.batch keeps of each of its rows, for those who write rows one by one: the
-engine, speculation, the sliding window. It reads nothing: logits come from the caller. From the same logits
-it chooses what a batch chooses, from the same drawn numbers.
+A `Row` is for those who write rows one by one: the engine, speculation, the sliding window. It reads nothing:
+logits come from the caller. From the same logits it chooses what minigpt.inference.batch chooses, from the
+same drawn numbers.
 
 Letters in shapes: V entries of the vocabulary, S tokens so far.
 """
