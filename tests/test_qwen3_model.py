@@ -20,11 +20,11 @@ from minigpt.qwen3.model import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
-    RMSNorm,
     rope_tables,
     rotate,
 )
 from minigpt.qwen3.presets import PRESETS, preset
+from minigpt.qwen3.rms_norm import RMSNorm
 from minigpt.qwen3.weight_names import unfilled
 
 TINY = Qwen3Config(

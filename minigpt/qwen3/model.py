@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.model import KeyValueCache, check_inputs, visible_keys, written_out_attention
+from minigpt.qwen3.rms_norm import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -71,23 +72,6 @@ class Qwen3Config:
         block = C + attention + 2 * D + C + 3 * C * self.intermediate_size  # 2 D: q_norm, k_norm
         embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + C  # the last C is the last norm
-
-
-class RMSNorm(nn.Module):
-    """weight * x / sqrt(mean(x^2) + eps): LayerNorm without its mean and bias, https://arxiv.org/abs/1910.07467."""
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., channels) -> the same, same dtype."""
-        # Squares of a bfloat16 have 8 bits: their sum is made in float32 at least. Rounding before the
-        # weight, not after it, is how the published weights were trained.
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        normed = F.rms_norm(exact, self.weight.shape, eps=self.eps).to(x.dtype)
-        return normed * self.weight.to(x.dtype)
 
 
 def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]:

@@ -183,8 +183,8 @@ class TrainConfig(DoorOptions):
     """decides initial weights, order of data, dropout: on a CPU, same seed, data and threads, same bits"""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best that is there"""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """matrix products: bfloat16 for GPUs since 2020, float16 (its loss is scaled) for older; CPUs: float32"""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """matrix products; auto: in 16 bits where the machine is faster at them (CPUs with AVX-512 BF16, GPUs)"""
     compile: bool = False
     """let torch.compile write kernels for this model: a minute at the start, then faster steps on a GPU"""
     gradient_checkpointing: bool = False

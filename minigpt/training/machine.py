@@ -6,6 +6,8 @@ A model knows nothing of it, and the loop asks one object. What it decides, by d
   wants speed asks for 16 bits; then, on CUDA, what stays in float32 (an evaluation's products, Muon's) may
   use TF32, whose 10 bits are still more than bfloat16's 7.
 - `float16` needs its loss scaled, since small gradients would become 0: see `LossScale`.
+- `auto` is what the device has fast products for: bfloat16 on a CPU with AVX-512 BF16 or AMX; on CUDA
+  bfloat16, or float16 on cards from before 2020; else float32.
 - Attention needs no mask in training (padding stands on the right, windows have none), so that SDPA's causal
   path is open: FlashAttention or cuDNN's with 16 bits on CUDA, the memory-efficient kernel in float32.
 - On CUDA nothing waits for a step: its loss is read some steps later (`reads_late`), and the next batch is
@@ -15,17 +17,20 @@ A model knows nothing of it, and the loop asks one object. What it decides, by d
 import importlib.util
 import os
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
 from minigpt.training.config import TrainConfig
 
-__all__ = ["Counted", "LossScale", "Machine"]
+__all__ = ["Counted", "LossScale", "Machine", "pick_precision"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,6 +77,48 @@ class LossScale:
             self._good = torch.full_like(self._good, state[1])
 
 
+def pick_precision(wanted: str, device: torch.device) -> str:
+    """The arithmetic that `auto` means on this device; any other name is itself."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
+
+
+class _OnACPU(TorchFunctionMode):
+    """What torch.autocast leaves undone on a CPU (LOG.md has the times).
+
+    - Attention stays in float32: the gradient of its kernel for 16 bits takes several times as long on short
+      rows, and gains a fifth on long ones.
+    - An input of several linear layers (queries, keys, values; gate and up) is rounded once, not by each.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._last: tuple[Tensor, Tensor] | None = None  # a linear layer's input: as it is, and rounded
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            with torch.autocast("cpu", enabled=False):
+                return func(*(tensor.float() for tensor in args), **kwargs)
+        if func is F.linear and args[0].dtype == torch.float32:
+            x, *rest = args
+            if self._last is None or self._last[0] is not x:
+                self._last = x, x.to(self._dtype)
+            return func(self._last[1], *rest, **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _autocast_on_a_cpu(dtype: torch.dtype) -> Iterator[None]:
+    with torch.autocast("cpu", dtype), _OnACPU(dtype):
+        yield
+
+
 class Machine:
     """A device and what a run's configuration asks of it.
 
@@ -80,7 +127,8 @@ class Machine:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.device, self._dtype = device, _DTYPES.get(config.precision)
+        self.device, self.precision = device, pick_precision(config.precision, device)
+        self._dtype = _DTYPES.get(self.precision)
         on_cuda = device.type == "cuda"
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -99,7 +147,14 @@ class Machine:
         """Matrix products in the configuration's arithmetic."""
         if self._dtype is None:
             return nullcontext()
+        if self.device.type == "cpu":
+            return _autocast_on_a_cpu(self._dtype)
         return torch.autocast(self.device.type, dtype=self._dtype)
+
+    @property
+    def products(self) -> torch.dtype | None:
+        """Muon's arithmetic; None: the weights'. Not float16, whose small values would become 0."""
+        return self._dtype if self._dtype == torch.bfloat16 else None
 
     @property
     def logits(self) -> int:

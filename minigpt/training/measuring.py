@@ -37,11 +37,13 @@ _COUNTED, _PREDICTED = 2_000_000, 50_000  # tokens that n-grams are counted in a
 _PIECE = 2000  # tokens in a row
 _MEASURED_SECONDS = 0.4  # of steps, and three steps at least
 LAW_RECIPES: dict[Kind, str] = {"text": "shakespeare-cpu", "answers": "qa-cpu"}  # what a law is measured with
-_LEARNING = (  # ... and which of its values must be the same for the law to hold
+# ... and which of its values must be the same for the law to hold. Not precision: with bfloat16 a loss ends
+# within 0.01 of float32's, and the law is off by more.
+_LEARNING = (
     *("batch_size", "tokens_per_batch", "gradient_accumulation_steps", "loss_on", "optimizer"),
     *("learning_rate", "muon_learning_rate", "lr_scheduler_type", "weight_decay", "muon_weight_decay"),
     *("max_grad_norm",),
-    *("tokenizer", "precision", "block_size", "family", "zero_projections", "decay_ratio", "min_lr_ratio"),
+    *("tokenizer", "block_size", "family", "zero_projections", "decay_ratio", "min_lr_ratio"),
 )
 
 

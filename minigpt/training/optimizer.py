@@ -50,8 +50,14 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
 
 
-def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """What updates which parameters; each group remembers its highest rate as `peak_lr`."""
+def make_optimizers(
+    model: LanguageModel, config: TrainConfig, products: torch.dtype | None = None
+) -> list[torch.optim.Optimizer]:
+    """What updates which parameters; each group remembers its highest rate as `peak_lr`.
+
+    Args:
+        products: what Muon multiplies matrices in; None: the weights' dtype.
+    """
     # a fused projection of queries, keys and values is three matrices
     stacked: dict[int, list[nn.Parameter]] = {1: [], 3: []}
     if config.optimizer == "muon":
@@ -70,8 +76,8 @@ def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.opt
         torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
     ]
     if by_muon:
-        decay = config.muon_weight_decay
-        optimizers.append(Muon(by_muon, lr=config.muon_learning_rate, weight_decay=decay))
+        rate, decay = config.muon_learning_rate, config.muon_weight_decay
+        optimizers.append(Muon(by_muon, lr=rate, weight_decay=decay, products=products))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -83,18 +89,21 @@ def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.opt
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
+def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: int = 3) -> Tensor:
     """Newton-Schulz iteration: (N, R, C) -> the nearest matrices with singular values of about 1.
 
-    With G = U S V^T, returns about U V^T. In single precision, since CPUs are slow at bfloat16. Three steps
-    bring values above about 0.03 of the Frobenius norm there; smaller ones are noise in a gradient.
+    With G = U S V^T, returns about U V^T. Three steps bring values above about 0.03 of the Frobenius norm
+    there; smaller ones are noise in a gradient. In bfloat16 the update is off by some percent, as by them.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: Tensor = matrices.mT if tall else matrices  # (N, r, c), r <= c: the products below are then (N, r, r)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is above 1
+    x = x.to(products or x.dtype)
     for _ in range(steps):
         gram = x @ x.mT  # (N, r, r)
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x  # (N, r, c)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)  # B gram + C gram^2
+        x = torch.baddbmm(x, polynomial, x, beta=_A)  # (N, r, c)  A x + polynomial x
+    x = x.to(matrices.dtype)
     return x.mT if tall else x
 
 
@@ -109,13 +118,20 @@ class Muon(torch.optim.Optimizer):
         lr: the length of a step, in units of a matrix's spectral norm (times sqrt(rows / columns) if tall).
         momentum: how much of the old direction is kept (Nesterov's form).
         weight_decay: decoupled, times lr.
+        products: what matrices are multiplied in; None: the weights' dtype.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[Any],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        products: torch.dtype | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
         super().__init__(params, defaults)
+        self.products = products
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -142,7 +158,7 @@ class Muon(torch.optim.Optimizer):
                 for w, d in zip(p.chunk(group["parts"]), direction.chunk(group["parts"])):
                     stacks.setdefault((w.shape[0], w.shape[1]), []).append((w, d))
             for (rows, columns), stack in stacks.items():
-                updates = orthogonalize(torch.stack([d for _, d in stack]))
+                updates = orthogonalize(torch.stack([d for _, d in stack]), self.products)
                 length = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (w, _), update in zip(stack, updates):
                     w.add_(update if found_inf is None else update * keep, alpha=-length)

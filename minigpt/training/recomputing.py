@@ -7,6 +7,7 @@ of its weights stay as they are.
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,18 +17,31 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["recompute_blocks"]
 
 
-def recompute_blocks(blocks: nn.ModuleList, has_dropout: bool) -> None:
+def recompute_blocks(
+    blocks: nn.ModuleList, has_dropout: bool, arithmetic: Callable[[], AbstractContextManager[Any]]
+) -> None:
     """Let each block forget its activations, in place; without gradients it computes as ever.
 
     Args:
         has_dropout: the same random numbers must come again; to keep their state costs a little.
+        arithmetic: makes the context that the model computes in, which the second time is long left.
     """
     for block in blocks:
-        forward = functools.partial(_forward, block.forward, has_dropout)
+        forward = functools.partial(_forward, block.forward, has_dropout, arithmetic)
         block.forward = forward  # of this object alone: `nn.Module.__call__` finds it before the class's
 
 
-def _forward(forward: Callable[..., Any], has_dropout: bool, *inputs: Any) -> Any:
+def _forward(
+    forward: Callable[..., Any],
+    has_dropout: bool,
+    arithmetic: Callable[[], AbstractContextManager[Any]],
+    *inputs: Any,
+) -> Any:
     if not torch.is_grad_enabled():  # an evaluation, an answer: there is nothing to keep
         return forward(*inputs)
-    return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=has_dropout)
+
+    def computed(*inputs: Any) -> Any:
+        with arithmetic():
+            return forward(*inputs)
+
+    return checkpoint(computed, *inputs, use_reentrant=False, preserve_rng_state=has_dropout)

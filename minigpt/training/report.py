@@ -125,7 +125,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
 def _optimizer_seconds(trainer: Trainer) -> float:
     """What updating the weights takes, measured on a copy: nothing of it depends on the batch."""
     model = copy.deepcopy(trainer.model)
-    optimizers = make_optimizers(model, trainer.config)
+    optimizers = make_optimizers(model, trainer.config, trainer.machine.products)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     for _ in range(2):  # the first time allocates

@@ -234,7 +234,6 @@ _BOTH: dict[str, object] = {
     "weight_decay": 0.1,
     "max_grad_norm": 1.0,
     "tokenizer": "char",
-    "precision": "float32",
     "family": "qwen3",
     "zero_projections": True,
     "min_lr_ratio": 0.0,

@@ -69,10 +69,10 @@ class Stepper:
         model_config, zero = config.model_config(size), config.zero_projections
         self.model = world.together(lambda: new_model(model_config, zero_projections=zero).to(self.device))
         if config.gradient_checkpointing:
-            recompute_blocks(self.model.blocks, has_dropout=config.dropout > 0)
+            recompute_blocks(self.model.blocks, config.dropout > 0, self.machine.autocast)
         compiled = config.compile and not config.dry_run  # which computes a little, never compiled
         self.parallel = Parallel(self.model, world, config.parallel, self.machine, compiled)
-        self.optimizers = make_optimizers(self.model, config)
+        self.optimizers = make_optimizers(self.model, config, self.machine.products)
         world.seed(config.seed)
         self.plan = data.plan(config)
         per_step = config.gradient_accumulation_steps
