@@ -18,7 +18,7 @@ DOORS = {
     "import": ("minigpt.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),
     "convert": ("minigpt.convert", "turn a checkpoint folder into a GGUF file, for llama.cpp"),
     "chat": ("minigpt.chat", "a conversation in the terminal, with any model"),
-    "quantize": ("minigpt.quantize", "write a checkpoint down in int8 or float16"),
+    "quantize": ("minigpt.quantize", "write a checkpoint down in int8, int4 or float16"),
 }
 
 

@@ -35,6 +35,7 @@ from minigpt.weight_files import (
     read_json_object,
     write_weights,
 )
+from minigpt.weight_only import weight_only_precision
 
 __all__ = [
     "AnyTokenizer",
@@ -151,7 +152,7 @@ def save_pretrained(
         InputError: if the vocabularies do not fit, a weight is not finite, or a file cannot be written.
     """
     folder = Path(directory)
-    if precision_of(model) != "float32":
+    if precision_of(model) != "float32" or weight_only_precision(model):
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")

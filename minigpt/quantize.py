@@ -1,12 +1,13 @@
-"""Write a model down in fewer bits: int8, a quarter of float32's bytes for every product, or float16, half.
+"""Write a model down in fewer bits: int8, a quarter of float32's bytes for every product, int4 or float16.
 
     minigpt quantize --model output/best --output output/int8 --precision int8
     minigpt generate --model output/int8 --question 四川省的省会是哪里？
     minigpt eval --model output/best --precision float32 int8          # what it costs, before you do it
 
-An int8 folder is read by minigpt alone (minigpt/quantized_files.py says how it looks; other programs refuse
-it), and gives the same numbers, bit for bit, as quantising when the model is loaded (`--precision int8`). A
-float16 folder is one that every program reads; here its weights stay in 16 bits, and all else is float32.
+An int8 or int4 folder is read by minigpt alone (minigpt/quantized_files.py says how it looks; other programs
+refuse it), and gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision
+int8`). int4 is for a GPU: a CPU multiplies it out, slowly. A float16 folder is one that every program reads;
+here its weights stay in 16 bits, and all else is float32.
 """
 
 import sys
@@ -35,14 +36,14 @@ COPIED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.DoorOptions):
-    """Write a model down in fewer bits: int8 or float16."""
+    """Write a model down in fewer bits: int8, int4 or float16."""
 
     model: Path = Path("output/best")
     """checkpoint folder, as `minigpt train` writes it"""
     output: Path
     """the new folder; must not exist yet"""
-    precision: Literal["int8", "float16"] = "int8"
-    """int8: read by minigpt alone; float16: read by every program"""
+    precision: Literal["int8", "int4", "float16"] = "int8"
+    """int8: read by minigpt alone; int4: the same, and fast on a GPU only; float16: read by every program"""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -54,20 +55,20 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.families import naming_of
     from minigpt.files import atomic_folder
     from minigpt.pretrained import load_model_and_tokenizer, model_folder
-    from minigpt.quantized import precision_of, quantize
-    from minigpt.quantized_files import WEIGHTS, quantized_config, quantized_weights
+    from minigpt.quantized_files import FILES, is_quantized, quantized_config, quantized_weights
     from minigpt.weight_files import safetensors_parts
+    from minigpt.weight_only import stored_as
 
     folder = model_folder(options.model)
     model, _ = load_model_and_tokenizer(folder)
-    if precision_of(model) != "float32":
-        raise InputError(f"{folder} is quantised already: give the folder that it was made from")
     config = json.loads((folder / "config.json").read_bytes())
+    if is_quantized(config):
+        raise InputError(f"{folder} is quantised already: give the folder that it was made from")
     weights: dict[str, Tensor]
-    name_of_weights = "model.safetensors"
-    if options.precision == "int8":
-        config = quantized_config(config)
-        name_of_weights, weights = WEIGHTS, quantized_weights(quantize(model, "int8"))
+    name_of_weights = FILES.get(options.precision, "model.safetensors")
+    if options.precision in FILES:
+        config = quantized_config(config, options.precision)
+        weights = quantized_weights(stored_as(model, options.precision))
     else:
         config = {**config, "dtype": "float16"}
         config.pop("torch_dtype", None)  # the key's older name
@@ -98,9 +99,10 @@ def main(options: Options) -> dict[str, Any]:
 
 def _size(folder: Path) -> int:
     """Bytes of a folder's weights."""
-    return sum(
-        path.stat().st_size for path in (*folder.glob("model*.safetensors"), *folder.glob("int8.safetensors"))
-    )
+    from minigpt.quantized_files import FILES
+
+    names = ("model*.safetensors", *FILES.values())
+    return sum(path.stat().st_size for name in names for path in folder.glob(name))
 
 
 if __name__ == "__main__":

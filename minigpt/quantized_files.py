@@ -1,10 +1,14 @@
-"""Folders of models in int8: what `quantize` made of a model, written down and read back bit for bit.
+"""Folders of models in int8 and int4: what rounding made of a model, written down and read back bit for bit.
 
     config.json         as before, and "quantization_config": {"quant_method": "minigpt", "precision": "int8"}
     int8.safetensors    Hugging Face's names and shapes. NAME.weight of a product is int8, and beside it lies
                         NAME.scale, one float32 for each output, so shaped that NAME.weight * NAME.scale is
                         the matrix: (1, N) where Hugging Face keeps (in, out), as in GPT-2, else (N, 1).
                         All else (embeddings, norms, biases) is float32. lm_head has weights of its own.
+    int4.safetensors    lm_head as above. NAME.weight of any other product is uint8 (N, K / 2), outputs by
+                        inputs in every family: the first of two neighbours in the upper four bits, K padded
+                        to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2): a weight is about
+                        (number - 8) * scale + offset of its group of 64. Embeddings and norms are bfloat16.
 
 The file is not called model.safetensors, because transformers only warns of a `quant_method` that it does not
 know, and would then take the whole numbers for weights. float16 needs no format of its own: a folder of
@@ -23,14 +27,14 @@ from torch import Tensor
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.large_pages import LargePages
-from minigpt.quantized import Precision, quantized_modules
+from minigpt.quantized import quantized_modules
+from minigpt.weight_only import to_int4
 
-__all__ = ["KEY", "WEIGHTS", "is_quantized", "quantized_config", "quantized_weights", "read_quantized"]
+__all__ = ["FILES", "KEY", "is_quantized", "quantized_config", "quantized_weights", "read_quantized"]
 
 KEY = "quantization_config"
-WEIGHTS = "int8.safetensors"
+FILES = {"int8": "int8.safetensors", "int4": "int4.safetensors"}
 _METHOD = "minigpt"
-_PRECISION: Precision = "int8"
 _SHOWN = 6  # tensors that a message names
 
 
@@ -39,13 +43,13 @@ def is_quantized(config: Mapping[str, Any]) -> bool:
     return config.get(KEY) is not None
 
 
-def quantized_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of config.json with what says that the weights are int8."""
-    return {**config, KEY: {"quant_method": _METHOD, "precision": _PRECISION}}
+def quantized_config(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """The content of config.json with what says that the weights are int8 or int4."""
+    return {**config, KEY: {"quant_method": _METHOD, "precision": precision}}
 
 
 def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """All tensors of an int8 model under Hugging Face's names, as the file keeps them."""
+    """All tensors of an int8 or int4 model on a CPU under Hugging Face's names, as the file keeps them."""
     state = model.state_dict()
     written = {}
     for entry in _entries(model.config, state):
@@ -57,7 +61,7 @@ def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
-    """The int8 model of a folder, on the CPU, in eval mode.
+    """The int8 or int4 model of a folder, on the CPU, in eval mode.
 
     Args:
         content: of the folder's config.json.
@@ -66,10 +70,13 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
         InputError: naming the file and what is wrong: another program's format, an unknown precision, tensors
             that are missing, unexpected, of another type or shape, or damaged scales.
     """
-    path = folder / WEIGHTS
-    config = _config(folder / "config.json", content)
+    config, precision = _config(folder / "config.json", content)
+    path = folder / FILES[precision]
     model: LanguageModel = naming_of(config).unfilled(config)
-    quantized_modules(model, _PRECISION)
+    if precision == "int8":
+        quantized_modules(model, "int8")
+    else:
+        to_int4(model)
     try:
         found = safetensors.torch.load_file(path)
     except FileNotFoundError:
@@ -101,14 +108,16 @@ def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entr
     names = naming_of(config).weight_table(config)
     for ours in state:
         module, _, kind = ours.rpartition(".")
-        if kind == "scale":
+        if kind in ("scale", "scales"):
             theirs, transposed = names[f"{module}.weight"]
-            yield _Entry(ours, f"{theirs.removesuffix('.weight')}.scale", transposed)
+            yield _Entry(ours, f"{theirs.removesuffix('.weight')}.{kind}", transposed and kind == "scale")
         else:
-            yield _Entry(ours, *names[ours])
+            theirs, transposed = names[ours]
+            is_packed = state[ours].dtype == torch.uint8  # two inputs in a byte: nothing to transpose
+            yield _Entry(ours, theirs, transposed and not is_packed)
 
 
-def _config(path: Path, content: Mapping[str, Any]) -> ModelConfig:
+def _config(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, str]:
     method = content[KEY].get("quant_method") if isinstance(content[KEY], Mapping) else content[KEY]
     if method != _METHOD:
         raise InputError(
@@ -116,12 +125,13 @@ def _config(path: Path, content: Mapping[str, Any]) -> ModelConfig:
             "is read; take the model's unquantised folder"
         )
     precision = content[KEY].get("precision")
-    if precision != _PRECISION:
-        raise InputError(f"{path}: {KEY}: precision must be {_PRECISION!r}: got {precision!r}")
+    if precision not in FILES:
+        known = " or ".join(map(repr, FILES))
+        raise InputError(f"{path}: {KEY}: precision must be {known}: got {precision!r}")
     plain = {key: value for key, value in content.items() if key != KEY}
     try:
         config: ModelConfig = naming(plain).config_from_hugging_face(plain)
-        return config
+        return config, precision
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -157,9 +167,11 @@ def _require_sound(path: Path, name: str, tensor: Tensor) -> None:
     wrong = ""
     if tensor.dtype == torch.int8:
         wrong = "the number -128, which is not used" if (tensor == -128).any() else ""
-    elif not torch.isfinite(tensor).all():
+    elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
         wrong = "NaN or infinity"
-    elif name.endswith(".scale") and (tensor < 0).any():
+    elif (name.endswith(".scale") and (tensor < 0).any()) or (
+        name.endswith(".scales") and (tensor[..., 0] < 0).any()
+    ):
         wrong = "a scale below 0"
     if wrong:
         raise InputError(f"{path}: {name} holds {wrong}: it is damaged; quantise the model anew")

@@ -10,7 +10,7 @@ int8: a scale for each output. PyTorch multiplies the weights out before each pr
 joins both (StaticStep's `compiled`): without it int8 saves memory, not time.
 int4: a scale and an offset for each GROUP of neighbours; the head, which chooses the token, stays int8. On
 CUDA torch's own kernel reads it (tinygemm); elsewhere it is multiplied out, which shows what it costs in
-quality, at no speed. There is no folder of int4 weights: it is made when the model is loaded.
+quality, at no speed.
 
 None of this has been timed yet. torchao was looked at, and is not needed: its int4 kernels want a further
 package, its int8 is the product that stands here.
@@ -44,6 +44,8 @@ __all__ = [
     "Int8Linear",
     "rounded_to_int4",
     "stored_as",
+    "to_int4",
+    "weight_only_precision",
 ]
 
 AnyPrecision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
@@ -109,18 +111,30 @@ class Int4Linear(nn.Module):
     def __init__(self, numbers: Tensor, scales: Tensor, bias: Tensor | None, in_features: int) -> None:
         super().__init__()
         self.out_features, self.in_features = len(numbers), in_features
-        packed = numbers[:, ::2] << 4 | numbers[:, 1::2]  # (N, K / 2)
-        # The kernel takes outputs by eights, and inputs by the 16 of a tile times 2, 4 or 8: any multiple of
-        # 64 is one of 4 tiles.
-        self.uses_kernel = packed.is_cuda and not self.out_features % 8
-        if self.uses_kernel:
-            packed = torch._convert_weight_to_int4pack(packed, 4)
-        self.register_buffer("weight", packed)
+        self.register_buffer("weight", numbers[:, ::2] << 4 | numbers[:, 1::2])  # (N, K / 2)
         self.register_buffer("scales", scales)
         self.register_buffer("bias", bias)
         self.weight: Tensor
         self.scales: Tensor
         self.bias: Tensor | None
+        self.uses_kernel = False
+        self._order()
+
+    def _order(self) -> None:
+        """On CUDA, put the weights in the kernel's order, for good.
+
+        It takes outputs by eights, and inputs by the 16 of a tile times 2, 4 or 8: any multiple of 64 is one
+        of 4 tiles.
+        """
+        if self.weight.is_cuda and not self.uses_kernel and not self.out_features % 8:
+            self.weight = torch._convert_weight_to_int4pack(self.weight, 4)
+            self.uses_kernel = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
+        # what `to` and `cuda` do with every module
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._order()
+        return self
 
     @classmethod
     def of(cls, linear: nn.Linear) -> "Int4Linear":
@@ -163,8 +177,8 @@ def stored_as(model: LanguageModel, precision: AnyPrecision | None) -> LanguageM
     """
     if precision is not None and precision not in ANY_PRECISION:
         raise InputError(f"precision must be one of {', '.join(ANY_PRECISION)}: got {precision!r}")
-    if any(isinstance(module, Int8Linear | Int4Linear) for module in model.modules()):
-        if precision is None:
+    if already := weight_only_precision(model):
+        if precision in (None, already):
             return model
         raise InputError("the model's weights are rounded already: load it anew to choose another precision")
     there, first = precision_of(model), next(model.parameters())
@@ -180,10 +194,25 @@ def stored_as(model: LanguageModel, precision: AnyPrecision | None) -> LanguageM
     if is_rounded:
         _replace(model, Int8Linear.of)
     elif precision == "int4":
-        _replace(
-            model, lambda layer: Int8Linear.of(layer) if layer is model.lm_head else Int4Linear.of(layer)
-        )
+        return to_int4(model)
     dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return _rest_in(dtype, model)
+
+
+def to_int4(model: LanguageModel) -> LanguageModel:
+    """The model with int4 weights, in place, in eval mode. Works on "meta", too: shapes without values."""
+    head = model.lm_head
+    _replace(model, lambda layer: Int8Linear.of(layer) if layer is head else Int4Linear.of(layer))
+    return _rest_in(torch.bfloat16, model)
+
+
+def weight_only_precision(model: LanguageModel) -> AnyPrecision | None:
+    """ "int8" or "int4", if some of its weights are Int8Linear's or Int4Linear's; else None."""
+    kinds = {type(module) for module in model.modules()}
+    return "int4" if Int4Linear in kinds else "int8" if Int8Linear in kinds else None
+
+
+def _rest_in(dtype: torch.dtype, model: LanguageModel) -> LanguageModel:
     for parameter in model.parameters():  # not buffers: scales stay exact
         parameter.data = parameter.data.to(dtype)
     return model.eval()

@@ -27,7 +27,7 @@ from minigpt.training import report
 from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.loop import Stopped, Trainer
-from minigpt.training.machine import LossScale, Machine
+from minigpt.training.machine import LossScale, Machine, pick_precision
 from minigpt.training.utilisation import model_flops, peak_flops
 from tests.doors import RunDoor
 from tests.runs import config, identical, metrics, stop_at, trainer, write_data
@@ -319,6 +319,82 @@ def test_float32_is_float32_and_16_bits_bring_tf32(cuda: torch.device) -> None:
     machine = Machine(TrainConfig(precision="float16"), CPU)
     assert asked == []
     assert (machine.reads_late, machine.vocabulary_multiple, machine.logits) == (False, 1, 2**26)
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False, "avx512_f": True, "avx2": True}, "float32"),  # would go by way of float32
+        ({}, "float32"),  # another kind of processor
+    ],
+)
+def test_auto_is_what_a_cpu_has_products_for(
+    has: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert pick_precision("auto", CPU) == expected
+    assert pick_precision("float16", CPU) == "float16"
+    assert Machine(TrainConfig(precision="auto"), CPU).precision == expected
+
+
+@pytest.mark.parametrize(("is_new", "expected"), [(True, "bfloat16"), (False, "float16")])
+def test_auto_on_a_gpu(
+    is_new: bool, expected: str, cuda: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: is_new)
+    assert pick_precision("auto", cuda) == expected
+    assert pick_precision("auto", torch.device("mps")) == "float32"
+
+
+def test_torch_knows_what_this_processor_can_do() -> None:
+    """The keys that `auto` asks for are torch's: a renamed one would mean float32 for ever."""
+    has = torch.cpu.get_capabilities()
+    assert has["architecture"] != "x86_64" or {"avx512_bf16", "amx_bf16"} <= has.keys()
+
+
+def test_16_bits_on_a_cpu_are_autocast_s_but_for_attention() -> None:
+    machine = Machine(TrainConfig(precision="bfloat16"), CPU)
+    x, first, second = torch.randn(5, 16), torch.nn.Linear(16, 8), torch.nn.Linear(16, 8, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = [first(x), second(x), first(-x), torch.relu(second(x)) @ torch.ones(8, 2)]
+    with machine.autocast():
+        found = [first(x), second(x), first(-x), torch.relu(second(x)) @ torch.ones(8, 2)]
+        q, k, v = torch.randn(3, 2, 4, 16, 8)
+        attended = F.scaled_dot_product_attention(q, k.bfloat16(), v, is_causal=True)
+    assert [out.dtype for out in found] == [torch.bfloat16] * 4
+    assert all(map(torch.equal, found, expected))
+    assert attended.dtype == torch.float32
+    assert torch.equal(attended, F.scaled_dot_product_attention(q, k.bfloat16().float(), v, is_causal=True))
+    assert first(x).dtype == torch.float32, "after it all is as before"
+
+
+class Roundings(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shapes of what was turned from one dtype into another."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.of: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.of.append(args[0].shape)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_input_of_several_layers_is_rounded_once() -> None:
+    machine = Machine(TrainConfig(precision="bfloat16"), CPU)
+    x, layers = torch.randn(5, 16, requires_grad=True), [torch.nn.Linear(16, 8) for _ in range(3)]
+    with Roundings() as roundings, machine.autocast():
+        sums = torch.stack([layer(x).sum() for layer in layers])
+    assert roundings.of.count(x.shape) == 1
+    assert roundings.of.count(layers[0].weight.shape) == 3
+    sums.sum().backward()  # type: ignore[no-untyped-call]
+    expected = torch.stack([layer.weight.bfloat16().double().sum(0) for layer in layers]).sum(0)  # (16,)
+    assert x.grad is not None
+    # each of three terms, at most 8 * 0.25, and their sums are rounded to 8 bits: 2^-9 of 2, 2, 2, 4 and 6
+    torch.testing.assert_close(x.grad, expected.float().expand(5, 16), rtol=0, atol=16 * 2**-9)
 
 
 def test_what_a_cuda_machine_decides(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

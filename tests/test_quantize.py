@@ -1,4 +1,4 @@
-"""`minigpt quantize`: an int8 folder is, bit for bit, what quantising in memory gives; damage is refused."""
+"""`minigpt quantize`: a folder is, bit for bit, what rounding in memory gives; damage is refused."""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ from minigpt.model import GPTConfig
 from minigpt.quantized import at_precision, precision_of, quantize
 from minigpt.qwen3.model import Qwen3Config
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.weight_only import stored_as, weight_only_precision
 from tests.doors import Result, RunDoor
 
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(["天地玄黄，宇宙洪荒。日月盈昃"]))
@@ -68,12 +69,14 @@ def test_what_the_door_refuses(door: Any) -> None:
     saved(Path("model"))
     assert_refused(door("--model", "model"), "--output")
     assert_refused(
-        door("--model", "model", "--output", "new", "--precision", "int4"), "--precision", "'int4'"
+        door("--model", "model", "--output", "new", "--precision", "int3"), "--precision", "'int3'"
     )
     assert_refused(door("--model", "nowhere", "--output", "new"), "nowhere does not exist")
     assert_refused(door("--model", "model", "--output", "model"), "model exists already")
     assert door("--model", "model", "--output", "small").code == 0
     assert_refused(door("--model", "small", "--output", "new"), "small is quantised already")
+    assert door("--model", "model", "--output", "smaller", "--precision", "int4").code == 0
+    assert_refused(door("--model", "smaller", "--output", "new"), "smaller is quantised already")
     assert not Path("new").exists()
 
 
@@ -87,17 +90,17 @@ def test_weights_beyond_float16_are_refused(door: Any) -> None:
     assert not Path("new").exists()
 
 
-def damaged(folder: Path, name: str, change: Any) -> Path:
-    """A copy of an int8 folder with one tensor changed, or None of it, and no manifest to notice."""
+def damaged(folder: Path, name: str, change: Any, file: str = "int8.safetensors") -> Path:
+    """A copy of a folder with one tensor changed, or None of it, and no manifest to notice."""
     copy = folder.parent / "damaged"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
     (copy / "manifest.json").unlink()
-    weights = load_file(copy / "int8.safetensors")
+    weights = load_file(copy / file)
     tensor = change(weights.pop(name))
     if tensor is not None:
         weights[name] = tensor.contiguous()
-    save_file(weights, copy / "int8.safetensors", metadata={"format": "pt"})
+    save_file(weights, copy / file, metadata={"format": "pt"})
     return copy
 
 
@@ -136,10 +139,31 @@ def test_damage_is_named(door: Any, tmp_path: Path, name: str, change: Any, mess
 
 
 @pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (f"{FC}.scales", lambda t: t * float("nan"), f"{FC}.scales holds NaN or infinity: it is damaged"),
+        (f"{FC}.scales", lambda t: -t, f"{FC}.scales holds a scale below 0"),
+        (f"{FC}.scales", lambda t: None, f"missing: {FC}.scales"),
+        (f"{FC}.weight", lambda t: t.t(), f"{FC}.weight is torch.uint8 (32, 96), not torch.uint8 (96, 32)"),
+        (f"{FC}.weight", lambda t: t.char(), f"{FC}.weight is torch.int8 (96, 32), not torch.uint8"),
+        ("lm_head.scale", lambda t: -t, "lm_head.scale holds a scale below 0"),
+        ("transformer.wte.weight", lambda t: t.float(), "transformer.wte.weight is torch.float32"),
+    ],
+)
+def test_damage_of_int4_is_named(door: Any, tmp_path: Path, name: str, change: Any, message: str) -> None:
+    saved(Path("model"))
+    assert door("--model", "model", "--output", "small", "--precision", "int4").code == 0
+    with pytest.raises(InputError) as refused:
+        minigpt.load_model(damaged(tmp_path / "small", name, change, "int4.safetensors"))
+    assert message in str(refused.value)
+    assert "damaged/int4.safetensors: " in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"quant_method": "gptq", "bits": 4}, "names the method 'gptq': only 'minigpt'"),
-        ({"quant_method": "minigpt", "precision": "int3"}, "precision must be 'int8': got 'int3'"),
+        ({"quant_method": "minigpt", "precision": "int3"}, "precision must be 'int8' or 'int4': got 'int3'"),
         ("int8", "names the method 'int8'"),
     ],
 )
@@ -171,28 +195,57 @@ def test_a_quantised_model_is_neither_saved_as_a_plain_one_nor_rounded_twice(tmp
     ):
         at_precision(model, "float16")
     assert at_precision(model, "int8") is at_precision(model, None) is model
+    with pytest.raises(InputError, match="a quantised model cannot be saved here"):
+        minigpt.save_pretrained(
+            stored_as(minigpt.load_model(tmp_path / "model"), "int4"), TOKENIZER, tmp_path / "again"
+        )
 
 
 # -- what is written ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_an_int8_folder_is_the_model_that_quantising_in_memory_gives(door: Any, name: str) -> None:
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_folder_is_the_model_that_rounding_in_memory_gives(door: Any, precision: Any, name: str) -> None:
     saved(Path("model"), CONFIGS[name])
-    result = door("--model", "model", "--output", "small", "--json")
+    result = door("--model", "model", "--output", "small", "--precision", precision, "--json")
     assert (result.code, result.err) == (0, "")
     numbers = json.loads(result.out.splitlines()[-1])
     assert numbers["before"] == Path("model/model.safetensors").stat().st_size
-    assert numbers["after"] == Path("small/int8.safetensors").stat().st_size < numbers["before"]
-    expected = quantize(minigpt.load_model("model"), "int8")
+    assert numbers["after"] == Path(f"small/{precision}.safetensors").stat().st_size < numbers["before"]
+    expected = stored_as(minigpt.load_model("model"), precision)
     read = minigpt.load_model("small")
-    assert precision_of(read) == "int8"
+    assert precision in (precision_of(read), weight_only_precision(read))
+    assert stored_as(read, precision) is stored_as(read, None) is read
     state = read.state_dict()
     for key, tensor in expected.state_dict().items():
         assert torch.equal(state.pop(key), tensor), key
     assert not state
     assert torch.equal(logits(read), logits(expected))
     assert minigpt.load_tokenizer("small") == TOKENIZER
+
+
+@pytest.mark.parametrize("name", ["gpt", "qwen3"])
+def test_four_bits_are_as_described(door: Any, name: str) -> None:
+    """Read by hand: two numbers in a byte, a scale and an offset for 64 neighbours."""
+    saved(Path("model"), CONFIGS[name])
+    assert door("--model", "model", "--output", "small", "--precision", "int4").code == 0
+    before, after = load_file("model/model.safetensors"), load_file("small/int4.safetensors")
+    products = [key.removesuffix(".scales") for key in after if key.endswith(".scales")]
+    assert len(products) == {"gpt": 2 * 4, "qwen3": 2 * 7}[name]
+    for product in products:
+        exact = before[f"{product}.weight"]
+        exact = exact.t() if name == "gpt" else exact  # (N, K)
+        packed, scales = after[f"{product}.weight"].int(), after[f"{product}.scales"].float()
+        for row in (0, len(exact) - 1):
+            for column in range(exact.shape[1]):
+                byte = int(packed[row, column // 2])
+                number = byte % 16 if column % 2 else byte // 16
+                scale, offset = scales[column // 64, row].tolist()
+                found, goal = (number - 8) * scale + offset, float(exact[row, column])
+                # half a step; and what bfloat16's 8 bits make of the ends, 8 steps off the offset
+                assert abs(found - goal) <= 0.51 * scale + (abs(offset) + 8 * scale) * 2**-8
+    assert after["lm_head.weight"].dtype == torch.int8
 
 
 @pytest.mark.parametrize("name", ["gpt", "qwen3"])
@@ -217,9 +270,10 @@ def test_other_programs_refuse_int8_and_read_float16(door: Any) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     saved(Path("model"))
-    assert door("--model", "model", "--output", "small").code == 0
-    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
-        AutoModelForCausalLM.from_pretrained("small")
+    for folder, precision in (("smaller", "int4"), ("small", "int8")):
+        assert door("--model", "model", "--output", folder, "--precision", precision).code == 0
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            AutoModelForCausalLM.from_pretrained(folder)
     assert door("--model", "model", "--output", "half", "--precision", "float16").code == 0
     for folder in ("small", "half"):  # who may read a config.json may read the weights beside it
         assert len({path.stat().st_mode for path in Path(folder).iterdir()}) == 1

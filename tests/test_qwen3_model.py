@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.command_line import InputError
@@ -194,6 +194,39 @@ def test_rmsnorm_adds_squares_in_float32_and_keeps_the_dtype() -> None:
     normed = RMSNorm(256, eps=1e-6).half()(x)
     assert normed.dtype == torch.float16
     assert torch.equal(normed, torch.ones_like(x))
+
+
+def test_rmsnorm_s_gradient_by_hand_is_the_one_of_its_parts() -> None:
+    norm = RMSNorm(6, eps=1e-3).double()
+    nn.init.normal_(norm.weight)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+
+    def by_hand(x: torch.Tensor, weight: torch.Tensor) -> Any:
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    # against differences of the function's own values, and against what autograd makes of the formula
+    assert torch.autograd.gradcheck(by_hand, (x, norm.weight))
+    written = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
+    above = torch.randn_like(written)
+    wanted = torch.autograd.grad(written, (x, norm.weight), above)
+    found = torch.autograd.grad(norm(x), (x, norm.weight), above)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rmsnorm_computes_the_same_bits_with_and_without_a_gradient(dtype: torch.dtype) -> None:
+    norm = RMSNorm(160, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    norm = norm.to(dtype)
+    x = torch.randn(4, 7, 160).mul(3).to(dtype).requires_grad_()
+    out = norm(x)
+    with torch.no_grad():
+        assert torch.equal(out, norm(x))
+    out.float().sum().backward()
+    assert x.grad is not None
+    assert norm.weight.grad is not None
+    assert (out.dtype, x.grad.dtype, norm.weight.grad.dtype) == (dtype, dtype, dtype)
 
 
 def test_rope_turns_pairs_of_channels_as_complex_numbers_turn() -> None:

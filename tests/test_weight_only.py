@@ -36,7 +36,7 @@ def make(name: str) -> LanguageModel:
         ("int8", "int4", "the model is stored in int8: take its unquantised folder for int4"),
         ("float16", "bfloat16", "the model is stored in float16"),
         ("int4", "float32", "rounded already"),
-        ("int4", "int4", "rounded already"),
+        ("int4", "int8", "rounded already"),
     ],
 )
 def test_what_is_refused(first: Any, then: Any, message: str) -> None:

@@ -11,7 +11,7 @@ import tomllib
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from minigpt.command_line import DoorOptions, InputError, unknown_name
 from minigpt.training.sizing import parse_size
@@ -19,7 +19,8 @@ from minigpt.training.sizing import parse_size
 if TYPE_CHECKING:
     from minigpt.families import ModelConfig
 
-__all__ = ["FOREIGN_KNOBS", "PER_CALL", "RECIPES", "RUN_FILE", "TrainConfig", "read_recipe", "read_run"]
+__all__ = ["FOREIGN_KNOBS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
+__all__ += ["read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
@@ -37,6 +38,7 @@ FOREIGN_KNOBS: dict[str, dict[str, Any]] = {
     },
     "qwen3": {"dropout": 0.0, "bias": False, "gelu": "exact"},
 }
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 _OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size")
 _KNOBS = {  # Qwen3Config's sizes that have one knob for both families
     "hidden_size": "n_embd",
@@ -183,7 +185,7 @@ class TrainConfig(DoorOptions):
     """decides initial weights, order of data, dropout: on a CPU, same seed, data and threads, same bits"""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best that is there"""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """matrix products; auto: in 16 bits where the machine is faster at them (CPUs with AVX-512 BF16, GPUs)"""
     compile: bool = False
     """let torch.compile write kernels for this model: a minute at the start, then faster steps on a GPU"""

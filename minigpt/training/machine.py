@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
-from minigpt.training.config import TrainConfig
+from minigpt.training.config import Precision, TrainConfig
 
 __all__ = ["Counted", "LossScale", "Machine", "pick_precision"]
 
@@ -77,7 +77,7 @@ class LossScale:
             self._good = torch.full_like(self._good, state[1])
 
 
-def pick_precision(wanted: str, device: torch.device) -> str:
+def pick_precision(wanted: Precision, device: torch.device) -> Precision:
     """The arithmetic that `auto` means on this device; any other name is itself."""
     if wanted != "auto":
         return wanted

@@ -8,6 +8,7 @@ On a GPU (`Machine.reads_late`) nobody waits for a step either: whether its numb
 obeyed on the device, and what they were is read some steps later, all at once. The books are then the same.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -61,6 +62,8 @@ class Stepper:
         self.config, self.data, self.world = config, data, world
         self.device = world.together(lambda: pick_device(world.device(config.device)))
         self.machine = world.together(lambda: Machine(config, self.device))
+        # what `auto` means here is written down: wherever it is resumed, a run keeps its arithmetic
+        self.config = config = dataclasses.replace(config, precision=self.machine.precision)
         if config.output.exists() and not config.output.is_dir():
             raise InputError(f"{config.output} is a file; --output needs a folder")
         seed_everything(config.seed)
