@@ -2,10 +2,14 @@
 
     python benchmarks/arithmetic.py --output benchmarks/results/NAME.json         # 124M: 4 GiB of memory
     python benchmarks/arithmetic.py --sizes 10M --profile                          # what takes the time
+    python benchmarks/arithmetic.py --precision bfloat16 --sizes 10M 124M --lengths 256 --output ...
     python benchmarks/arithmetic.py --toy
 
 A step is what `minigpt train` does: batches, forward, backward, clipping, AdamW, in float32, `--tokens`
-tokens of random text a step. Its FLOP are those of minigpt's own estimate: for each token 6 for each weight
+tokens of random text a step. With `--precision bfloat16` steps in both take turns, and `times` is how much
+sooner the one in 16 bits is done.
+
+A step's FLOP are those of minigpt's own estimate: for each token 6 for each weight
 that multiplies (the blocks' matrices and lm_head; an embedding is looked up, not multiplied), and 12 LdT for
 attention's products with all T positions. A causal product may skip the half that lies in the future: with 6
 LdT instead the ratio is the one called `causal`. The yardstick is torch.mm of two 2048 x 2048 matrices in the
@@ -25,6 +29,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -52,6 +57,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=sizes)
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024], help="T, of each size")
     parser.add_argument("--tokens", type=int, default=2048, help="of a step; at least one sequence")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--edge", type=int, default=2048, help="of the square matrices of the yardstick")
     parser.add_argument("--profile", action="store_true", help="also print which operations take the time")
@@ -75,6 +81,7 @@ def main() -> None:
     numbers = {
         **surroundings("arithmetic", None, options.threads),
         "toy": options.toy,
+        "precision": options.precision,
         "rounds": options.rounds,
         "tokens_per_step": options.tokens,
         "fit": fit(rows),
@@ -85,14 +92,15 @@ def main() -> None:
 
 def show(numbers: dict[str, Any], output: Path | None) -> None:
     """The table, the fit, the machine, and one JSON object."""
-    columns = ("size", "parameters", "T", "GFLOP/s", "of sgemm")
+    keys = {"gflops": "GFLOP/s", "ratio": "of sgemm", "times": "times float32"}
+    keys = {key: title for key, title in keys.items() if key in numbers["rows"][0]}
     shown = [
-        (r["size"], f"{r['parameters']:,}", r["T"], shown_spread(r["gflops"]), shown_spread(r["ratio"]))
+        (r["size"], f"{r['parameters']:,}", r["T"], *(shown_spread(r[key]) for key in keys))
         for r in numbers["rows"]
     ]
-    table(
-        f"a training step, median of {numbers['rounds']} rounds (least to most)", columns, shown, (1, 2, 3, 4)
-    )
+    columns = ("size", "parameters", "T", *keys.values())
+    title = f"a training step in {numbers['precision']}, median of {numbers['rounds']} rounds (least to most)"
+    table(title, columns, shown, range(1, len(columns)))
     found = numbers["fit"]
     print("seconds a token = {constant:.3g} + {per_weight:.3g} N + {per_attention:.3g} LdT, "
           "R^2 = {r_squared:.4f}, farthest off: {worst:.0%}".format(**found))  # fmt: skip
@@ -106,7 +114,8 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
     config = config_of(size, paths, block_size=T, batch_size=B, output=folder, threads=options.threads)
     data = read_data(config)
     assert isinstance(data, TextData)
-    trainer = Trainer(config, data)
+    trainer = Trainer(dataclasses.replace(config, precision=options.precision), data)
+    plain = None if options.precision == "float32" else Trainer(config, data)
     a, b = torch.randn(2, options.edge, options.edge)
 
     def product() -> float:
@@ -117,7 +126,7 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
             times.append(time.perf_counter() - began)
         return float(2 * options.edge**3 / min(times))
 
-    def steps(count: int) -> float:
+    def steps(count: int, trainer: Trainer = trainer) -> float:
         """Seconds a token: batches may differ by a row."""
         before, began = trainer.tokens_seen, time.perf_counter()
         for _ in range(count):
@@ -129,10 +138,14 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
     steps(1)  # allocates
     product()
     count = max(1, math.ceil(0.3 / (steps(1) * options.tokens)))  # a third of a second at least
-    yards, taken = [product()], []
+    if plain is not None:
+        steps(1, plain)
+    yards, taken, times = [product()], [], []
     for _ in range(options.rounds):
         taken.append(steps(count))
         yards.append(product())
+        if plain is not None:
+            times.append(steps(count, plain) / taken[-1])
     if options.profile:
         profile(trainer)
     speeds = [flops / seconds for seconds in taken]
@@ -149,6 +162,7 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
         "ratio": spread([speed / yard for speed, yard in zip(speeds, beside)]),
         "causal": spread([speed / yard * (1 - half) for speed, yard in zip(speeds, beside)]),
         "seconds_per_token": spread(taken, 6),
+        **({"times": spread(times)} if times else {}),
     }
 
 

@@ -37,6 +37,7 @@ CHINESE = {
     "size": "规模",
     "parameters": "参数",
     "of sgemm": "占 sgemm",
+    "times float32": "float32 的几倍",
     "the line is off by": "直线相差",
     "MiB at most": "最多 MiB",
     "estimate": "估计",
@@ -182,6 +183,20 @@ def arithmetic(result: dict[str, Any]) -> Table:
     return columns, [*rows, ["c + 6 N / a + 12 LdT / b", constant, "", rates, "", f"<= {line['worst']:.0%}"]]
 
 
+def arithmetic_in_16_bits(result: dict[str, Any]) -> Table:
+    """Beside sgemm, and beside the same steps in float32."""
+    rows = [
+        [
+            r["size"],
+            f"{r['parameters']:,}",
+            f"{r['T']:,}",
+            *(spread_of(r[key]) for key in ("gflops", "ratio", "times")),
+        ]
+        for r in result["rows"]
+    ]
+    return ["size", "parameters", "T", "GFLOP/s", "of sgemm", "times float32"], rows
+
+
 def memory(result: dict[str, Any]) -> Table:
     """The most that a run holds."""
     columns = ["size", "parameters", "MiB at most", "estimate", "error", "import alone, MiB"]
@@ -244,7 +259,8 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "soak": ("soak", {"held": ...}, soak),
     "shakespeare": ("shakespeare", {"summary": ...}, shakespeare),
     "chinese_qa": ("chinese_qa", {"summary": ...}, chinese_qa),
-    "arithmetic": ("arithmetic", {"fit": ...}, arithmetic),
+    "arithmetic": ("arithmetic", {"precision": "float32"}, arithmetic),
+    "arithmetic-bfloat16": ("arithmetic", {"precision": "bfloat16"}, arithmetic_in_16_bits),
     "memory": ("memory", {"optimizer": "adamw"}, memory),
     "fine_tuning": ("fine_tuning", {"summary": ...}, fine_tuning),
     "gpu-speed": ("training_gpu", {"speed": ...}, gpu_speed),

@@ -208,6 +208,22 @@ def test_arithmetic(
     assert all(row["ratio"]["median"] < 1 for row in rows)
 
 
+def test_arithmetic_in_16_bits_is_timed_beside_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--toy", "--lengths", "16", "--precision", "bfloat16", "--output", tmp_path / "r.json"]
+    numbers = run(arithmetic, flags, monkeypatch, capsys)
+    assert numbers["precision"] == "bfloat16"
+    columns, rows = tables.arithmetic_in_16_bits(numbers)
+    assert [len(row) for row in rows] == [len(columns)] * len(numbers["rows"])
+    for row, shown in zip(numbers["rows"], rows, strict=True):
+        assert 0 < row["times"]["least"] <= row["times"]["median"] <= row["times"]["most"]
+        assert shown[-1].startswith(f"{row['times']['median']:.4g} (")
+    (tmp_path / "r.json").write_text(json.dumps({**numbers, "toy": False}), encoding="utf-8")
+    assert tables.newest(tmp_path, *tables.TABLES["arithmetic-bfloat16"][:2]) is not None
+    assert tables.newest(tmp_path, *tables.TABLES["arithmetic"][:2]) is None, "float32's table is another"
+
+
 def test_a_line_is_fitted_to_what_lies_on_one() -> None:
     rows = [
         {"multiplying": n, "layers_times_width": w, "T": T,
