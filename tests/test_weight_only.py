@@ -119,6 +119,18 @@ def test_int4_writes_alone_and_in_an_engine(name: str) -> None:
         assert (found.ids[0], len(found.ids)) == (alone.ids[0], 12)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here with a kernel that reads int4")
+def test_int4_of_a_folder_is_put_in_the_kernel_s_order_on_its_way_there() -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(100, 16).bfloat16(), torch.randn(5, 100).bfloat16().cuda()
+    read_from_a_file = Int4Linear.of(linear)
+    moved, there = read_from_a_file.cuda(), Int4Linear.of(linear.cuda())
+    assert moved.uses_kernel
+    assert there.uses_kernel
+    assert torch.equal(moved.weight, there.weight)
+    assert torch.equal(moved.cuda()(x), there(x)), "once is enough"
+
+
 def test_the_precisions_of_a_cpu_are_those_of_quantized() -> None:
     ids = torch.arange(10)[None]
     for precision in ("float16", "bfloat16", "int8"):

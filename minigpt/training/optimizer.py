@@ -93,7 +93,7 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
     """Newton-Schulz iteration: (N, R, C) -> the nearest matrices with singular values of about 1.
 
     With G = U S V^T, returns about U V^T. Three steps bring values above about 0.03 of the Frobenius norm
-    there; smaller ones are noise in a gradient. In bfloat16 the update is off by some percent, as by them.
+    there; smaller ones are noise in a gradient. In bfloat16 the update is off by about a percent.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: Tensor = matrices.mT if tall else matrices  # (N, r, c), r <= c: the products below are then (N, r, r)
