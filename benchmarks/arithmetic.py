@@ -99,7 +99,8 @@ def show(numbers: dict[str, Any], output: Path | None) -> None:
         for r in numbers["rows"]
     ]
     columns = ("size", "parameters", "T", *keys.values())
-    title = f"a training step in {numbers['precision']}, median of {numbers['rounds']} rounds (least to most)"
+    arithmetic = numbers.get("precision", "float32")
+    title = f"a training step in {arithmetic}, median of {numbers['rounds']} rounds (least to most)"
     table(title, columns, shown, range(1, len(columns)))
     found = numbers["fit"]
     print("seconds a token = {constant:.3g} + {per_weight:.3g} N + {per_attention:.3g} LdT, "

@@ -266,6 +266,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         optimizer="adamw",
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,
+        precision="float32",
         tokens_per_batch=0,
         min_lr_ratio=0.0,
         warmup_steps=min(recipe.warmup_steps, 10),

@@ -37,9 +37,12 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.gguf_file import write_gguf
     from minigpt.pretrained import load_model_and_tokenizer
     from minigpt.terminal import warn
+    from minigpt.weight_only import stored_precision
 
     model, tokenizer = load_model_and_tokenizer(options.model)
     folder = options.model
+    if stored_precision(model) != "float32":
+        raise InputError(f"{folder} is quantised: give the folder that it was made from, and --dtype q8_0")
     output = options.output or folder.with_name(f"{folder.name or 'model'}-{options.dtype}.gguf")
     if output.suffix != ".gguf":
         raise InputError(f"--output must end in .gguf, by which programs know such files: got {output}")

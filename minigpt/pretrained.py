@@ -23,7 +23,6 @@ from minigpt.bpe import BpeTokenizer
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.files import MANIFEST, atomic_write, verify_manifest
-from minigpt.quantized import precision_of
 from minigpt.quantized_files import is_quantized, read_quantized
 from minigpt.strict_loading import MOST_LAYERS
 from minigpt.tokenizer import Tokenizer
@@ -35,7 +34,7 @@ from minigpt.weight_files import (
     read_json_object,
     write_weights,
 )
-from minigpt.weight_only import weight_only_precision
+from minigpt.weight_only import stored_precision
 
 __all__ = [
     "AnyTokenizer",
@@ -152,7 +151,7 @@ def save_pretrained(
         InputError: if the vocabularies do not fit, a weight is not finite, or a file cannot be written.
     """
     folder = Path(directory)
-    if precision_of(model) != "float32" or weight_only_precision(model):
+    if stored_precision(model) != "float32":
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
@@ -264,8 +263,8 @@ def _model_reader(
     """
     content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
     if is_quantized(content):
-        if dtype not in (None, torch.float32, "stored"):
-            raise InputError(f"{folder} is quantised and computes in float32: got dtype={dtype}")
+        if dtype not in (None, "stored"):
+            raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")
         return lambda: read_quantized(folder, content).to(device)
     config = _read_config(folder)
     names = naming_of(config)

@@ -123,7 +123,7 @@ def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
-    if precision_of(model) != "float32":
+    if not isinstance(model.lm_head, nn.Linear):
         raise InputError("the model is quantised already: load it anew to choose another precision")
     if precision != "float32":
         quantized_modules(model, precision)

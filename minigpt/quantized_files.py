@@ -8,7 +8,8 @@
     int4.safetensors    lm_head as above. NAME.weight of any other product is uint8 (N, K / 2), outputs by
                         inputs in every family: the first of two neighbours in the upper four bits, K padded
                         to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2): a weight is about
-                        (number - 8) * scale + offset of its group of 64. Embeddings and norms are bfloat16.
+                        (number - 8) * scale + offset of its group of 64. Embeddings and norms are bfloat16,
+                        biases of products float32.
 
 The file is not called model.safetensors, because transformers only warns of a `quant_method` that it does not
 know, and would then take the whole numbers for weights. float16 needs no format of its own: a folder of

@@ -132,8 +132,9 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
     if is_restarted():  # by torchrun, after a process died: with the flags that the run began with
         config = dataclasses.replace(config, resume=True, overwrite=False)
-        if config.size and (config.output / RUN_FILE).exists():  # what --size chose the first time
-            config = read_run(config.output)
+        if (config.output / RUN_FILE).exists():
+            begun = read_run(config.output)  # with what --size and --precision auto chose the first time
+            config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), FolderLock() as lock, joined() as world:
         try:
             return _main(config, lock, world)
@@ -174,6 +175,8 @@ def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, 
         config, data, record = decision.config, decision.data, decision.record
     trainer = Trainer(config, data, world)
     trainer.notes = {dial.RECORD: record} if record else {}
+    if config.precision == "auto":
+        print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {trainer.model.config.parameter_count():,} parameters on {trainer.device}")
     if config.dry_run:
         report.print_parameters(trainer)

@@ -44,8 +44,8 @@ __all__ = [
     "Int8Linear",
     "rounded_to_int4",
     "stored_as",
+    "stored_precision",
     "to_int4",
-    "weight_only_precision",
 ]
 
 AnyPrecision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
@@ -177,10 +177,11 @@ def stored_as(model: LanguageModel, precision: AnyPrecision | None) -> LanguageM
     """
     if precision is not None and precision not in ANY_PRECISION:
         raise InputError(f"precision must be one of {', '.join(ANY_PRECISION)}: got {precision!r}")
-    if already := weight_only_precision(model):
+    if any(isinstance(module, Int8Linear | Int4Linear) for module in model.modules()):
+        already = stored_precision(model)
         if precision in (None, already):
             return model
-        raise InputError("the model's weights are rounded already: load it anew to choose another precision")
+        raise InputError(f"the model is stored in {already}: take its unquantised folder for {precision}")
     there, first = precision_of(model), next(model.parameters())
     on_cpu = first.device.type == "cpu"
     narrow = _NARROW.get(first.dtype)
@@ -206,10 +207,10 @@ def to_int4(model: LanguageModel) -> LanguageModel:
     return _rest_in(torch.bfloat16, model)
 
 
-def weight_only_precision(model: LanguageModel) -> AnyPrecision | None:
-    """ "int8" or "int4", if some of its weights are Int8Linear's or Int4Linear's; else None."""
+def stored_precision(model: LanguageModel) -> AnyPrecision:
+    """What the weights of a model's products are stored in, for a CPU or for a GPU."""
     kinds = {type(module) for module in model.modules()}
-    return "int4" if Int4Linear in kinds else "int8" if Int8Linear in kinds else None
+    return "int4" if Int4Linear in kinds else "int8" if Int8Linear in kinds else precision_of(model)
 
 
 def _rest_in(dtype: torch.dtype, model: LanguageModel) -> LanguageModel:

@@ -14,10 +14,10 @@ import minigpt
 from minigpt.command_line import InputError
 from minigpt.families import ModelConfig, new_model
 from minigpt.model import GPTConfig
-from minigpt.quantized import at_precision, precision_of, quantize
+from minigpt.quantized import at_precision, quantize
 from minigpt.qwen3.model import Qwen3Config
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.weight_only import stored_as, weight_only_precision
+from minigpt.weight_only import stored_as, stored_precision
 from tests.doors import Result, RunDoor
 
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(["天地玄黄，宇宙洪荒。日月盈昃"]))
@@ -65,7 +65,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         assert fragment in result.err
 
 
-def test_what_the_door_refuses(door: Any) -> None:
+def test_what_the_door_refuses(door: Any, run_door: RunDoor) -> None:
     saved(Path("model"))
     assert_refused(door("--model", "model"), "--output")
     assert_refused(
@@ -77,6 +77,9 @@ def test_what_the_door_refuses(door: Any) -> None:
     assert_refused(door("--model", "small", "--output", "new"), "small is quantised already")
     assert door("--model", "model", "--output", "smaller", "--precision", "int4").code == 0
     assert_refused(door("--model", "smaller", "--output", "new"), "smaller is quantised already")
+    for folder in ("small", "smaller"):
+        result = run_door("convert.py", "--model", folder)
+        assert_refused(result, f"{folder} is quantised: give the folder that it was made from")
     assert not Path("new").exists()
 
 
@@ -215,7 +218,7 @@ def test_a_folder_is_the_model_that_rounding_in_memory_gives(door: Any, precisio
     assert numbers["after"] == Path(f"small/{precision}.safetensors").stat().st_size < numbers["before"]
     expected = stored_as(minigpt.load_model("model"), precision)
     read = minigpt.load_model("small")
-    assert precision in (precision_of(read), weight_only_precision(read))
+    assert stored_precision(read) == precision
     assert stored_as(read, precision) is stored_as(read, None) is read
     state = read.state_dict()
     for key, tensor in expected.state_dict().items():

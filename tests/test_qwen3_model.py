@@ -221,12 +221,39 @@ def test_rmsnorm_computes_the_same_bits_with_and_without_a_gradient(dtype: torch
     norm = norm.to(dtype)
     x = torch.randn(4, 7, 160).mul(3).to(dtype).requires_grad_()
     out = norm(x)
+    assert "_RMSNorm" in type(out.grad_fn).__name__
     with torch.no_grad():
         assert torch.equal(out, norm(x))
     out.float().sum().backward()
     assert x.grad is not None
     assert norm.weight.grad is not None
     assert (out.dtype, x.grad.dtype, norm.weight.grad.dtype) == (dtype, dtype, dtype)
+
+
+def test_rmsnorm_of_16_bits_with_weights_of_32() -> None:
+    """As autocast trains it: queries and keys come in bfloat16, the weight is float32."""
+    norm = RMSNorm(32, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(5, 32).bfloat16().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    wanted = exact * (exact.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norm.weight.detach().double()
+    wanted.square().sum().backward()  # type: ignore[no-untyped-call]
+    out = norm(x)
+    # the norm, the weight and their product are rounded to 8 bits
+    assert ((out.double() - wanted.detach()).abs() <= 3.1 * 2**-9 * wanted.detach().abs()).all()
+    out.float().square().sum().backward()
+    assert x.grad is not None
+    assert exact.grad is not None
+    assert norm.weight.grad is not None
+    # its terms are as large as the largest of them, and each has some of these roundings
+    torch.testing.assert_close(
+        x.grad.double(), exact.grad, rtol=0, atol=8 * 2**-9 * float(exact.grad.abs().max())
+    )
+    assert (out.dtype, x.grad.dtype, norm.weight.grad.dtype) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+    )
 
 
 def test_rope_turns_pairs_of_channels_as_complex_numbers_turn() -> None:

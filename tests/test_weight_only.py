@@ -35,8 +35,8 @@ def make(name: str) -> LanguageModel:
         (None, "int3", "precision must be one of float32, float16, bfloat16, int8, int4: got 'int3'"),
         ("int8", "int4", "the model is stored in int8: take its unquantised folder for int4"),
         ("float16", "bfloat16", "the model is stored in float16"),
-        ("int4", "float32", "rounded already"),
-        ("int4", "int8", "rounded already"),
+        ("int4", "float32", "the model is stored in int4: take its unquantised folder for float32"),
+        ("int4", "int8", "the model is stored in int4: take its unquantised folder for int8"),
     ],
 )
 def test_what_is_refused(first: Any, then: Any, message: str) -> None:

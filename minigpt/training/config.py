@@ -186,7 +186,7 @@ class TrainConfig(DoorOptions):
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best that is there"""
     precision: Precision = "float32"
-    """matrix products; auto: in 16 bits where the machine is faster at them (CPUs with AVX-512 BF16, GPUs)"""
+    """matrix products; auto: in 16 bits on CUDA and on CPUs with AVX-512 BF16 or AMX, else float32"""
     compile: bool = False
     """let torch.compile write kernels for this model: a minute at the start, then faster steps on a GPU"""
     gradient_checkpointing: bool = False

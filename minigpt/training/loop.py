@@ -74,7 +74,7 @@ class Trainer(Stepper):
         ):
             self._confirmed = (self.at.best_val_loss, self.at.best_step)
             self._clock = _Clock(self.at)
-            self._peak = peak_flops(self.device, self.machine.precision)
+            self._peak = peak_flops(self.device, self.config.precision)
             try:
                 while not self.is_finished():
                     if self._evaluation_is_due():

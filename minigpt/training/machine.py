@@ -3,8 +3,8 @@
 A model knows nothing of it, and the loop asks one object. What it decides, by device and `--precision`:
 
 - `float32` is IEEE single precision everywhere, so that a GPU computes what a CPU does, to rounding. Who
-  wants speed asks for 16 bits; then, on CUDA, what stays in float32 (an evaluation's products, Muon's) may
-  use TF32, whose 10 bits are still more than bfloat16's 7.
+  wants speed asks for 16 bits; then, on CUDA, what stays in float32 (an evaluation's products, Muon's with
+  float16) may use TF32, whose 10 bits are still more than bfloat16's 7.
 - `float16` needs its loss scaled, since small gradients would become 0: see `LossScale`.
 - `auto` is what the device has fast products for: bfloat16 on a CPU with AVX-512 BF16 or AMX; on CUDA
   bfloat16, or float16 on cards from before 2020; else float32.
@@ -83,7 +83,8 @@ def pick_precision(wanted: Precision, device: torch.device) -> Precision:
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    # not in all versions of torch that will do
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
 
@@ -107,6 +108,8 @@ class _OnACPU(TorchFunctionMode):
                 return func(*(tensor.float() for tensor in args), **kwargs)
         if func is F.linear and args[0].dtype == torch.float32:
             x, *rest = args
+            if torch.compiler.is_compiling():  # equal roundings are its affair
+                return func(*args, **kwargs)
             if self._last is None or self._last[0] is not x:
                 self._last = x, x.to(self._dtype)
             return func(self._last[1], *rest, **kwargs)
@@ -120,15 +123,14 @@ def _autocast_on_a_cpu(dtype: torch.dtype) -> Iterator[None]:
 
 
 class Machine:
-    """A device and what a run's configuration asks of it.
+    """A device and what a run's configuration, whose precision is no longer `auto`, asks of it.
 
     Raises:
         InputError: for an arithmetic that the device does not have; for `compile` without a compiler.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.device, self.precision = device, pick_precision(config.precision, device)
-        self._dtype = _DTYPES.get(self.precision)
+        self.device, self._dtype = device, _DTYPES.get(config.precision)
         on_cuda = device.type == "cuda"
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -150,11 +152,6 @@ class Machine:
         if self.device.type == "cpu":
             return _autocast_on_a_cpu(self._dtype)
         return torch.autocast(self.device.type, dtype=self._dtype)
-
-    @property
-    def products(self) -> torch.dtype | None:
-        """Muon's arithmetic; None: the weights'. Not float16, whose small values would become 0."""
-        return self._dtype if self._dtype == torch.bfloat16 else None
 
     @property
     def logits(self) -> int:

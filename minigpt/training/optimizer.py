@@ -50,14 +50,8 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
 
 
-def make_optimizers(
-    model: LanguageModel, config: TrainConfig, products: torch.dtype | None = None
-) -> list[torch.optim.Optimizer]:
-    """What updates which parameters; each group remembers its highest rate as `peak_lr`.
-
-    Args:
-        products: what Muon multiplies matrices in; None: the weights' dtype.
-    """
+def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """What updates which parameters; each group remembers its highest rate as `peak_lr`."""
     # a fused projection of queries, keys and values is three matrices
     stacked: dict[int, list[nn.Parameter]] = {1: [], 3: []}
     if config.optimizer == "muon":
@@ -77,6 +71,8 @@ def make_optimizers(
     ]
     if by_muon:
         rate, decay = config.muon_learning_rate, config.muon_weight_decay
+        # not in float16, whose small values would become 0
+        products = torch.bfloat16 if config.precision == "bfloat16" else None
         optimizers.append(Muon(by_muon, lr=rate, weight_decay=decay, products=products))
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -125,7 +125,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
 def _optimizer_seconds(trainer: Trainer) -> float:
     """What updating the weights takes, measured on a copy: nothing of it depends on the batch."""
     model = copy.deepcopy(trainer.model)
-    optimizers = make_optimizers(model, trainer.config, trainer.machine.products)
+    optimizers = make_optimizers(model, trainer.config)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     for _ in range(2):  # the first time allocates
@@ -156,7 +156,9 @@ def memory_needed(trainer: Trainer) -> int:
     # at each counted position: its hidden vector and that one's gradient; the logits, their log-softmax, and
     # its gradient
     head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
-    counted = 16 * config.parameter_count() + per_row * rows + head
+    # weights, gradients, moments; what autocast makes of the weights lives until the gradient is there
+    per_weight = 16 if trainer.config.precision == "float32" else 18
+    counted = per_weight * config.parameter_count() + per_row * rows + head
     return int(counted * (HELD if trainer.device.type == "cpu" else 1.0)) + TORCH_ITSELF
 
 

@@ -11,7 +11,7 @@ obeyed on the device, and what they were is read some steps later, all at once. 
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -20,10 +20,10 @@ from minigpt.data.batches import Batch
 from minigpt.devices import pick_device, random_state, seed_everything, set_random_state
 from minigpt.evaluation.loss import LossReport, evaluate_loss
 from minigpt.families import new_model
-from minigpt.training.config import TrainConfig
+from minigpt.training.config import Precision, TrainConfig
 from minigpt.training.distributed import ALONE, World
 from minigpt.training.guard import spike_threshold
-from minigpt.training.machine import Counted, Machine
+from minigpt.training.machine import Counted, Machine, pick_precision
 from minigpt.training.optimizer import make_optimizers, schedule
 from minigpt.training.parallel import Parallel, share, whole_tensor
 from minigpt.training.recomputing import recompute_blocks
@@ -61,9 +61,10 @@ class Stepper:
     def __init__(self, config: TrainConfig, data: RunData | TextData, world: World = ALONE) -> None:
         self.config, self.data, self.world = config, data, world
         self.device = world.together(lambda: pick_device(world.device(config.device)))
+        # what `auto` means for process 0 holds for all, and is written down: a run keeps its arithmetic
+        precision = cast(Precision, world.told(pick_precision(config.precision, self.device)))
+        self.config = config = dataclasses.replace(config, precision=precision)
         self.machine = world.together(lambda: Machine(config, self.device))
-        # what `auto` means here is written down: wherever it is resumed, a run keeps its arithmetic
-        self.config = config = dataclasses.replace(config, precision=self.machine.precision)
         if config.output.exists() and not config.output.is_dir():
             raise InputError(f"{config.output} is a file; --output needs a folder")
         seed_everything(config.seed)
@@ -75,7 +76,7 @@ class Stepper:
             recompute_blocks(self.model.blocks, config.dropout > 0, self.machine.autocast)
         compiled = config.compile and not config.dry_run  # which computes a little, never compiled
         self.parallel = Parallel(self.model, world, config.parallel, self.machine, compiled)
-        self.optimizers = make_optimizers(self.model, config, self.machine.products)
+        self.optimizers = make_optimizers(self.model, config)
         world.seed(config.seed)
         self.plan = data.plan(config)
         per_step = config.gradient_accumulation_steps
