@@ -240,14 +240,14 @@ def test_rmsnorm_of_16_bits_with_weights_of_32() -> None:
     wanted.square().sum().backward()  # type: ignore[no-untyped-call]
     out = norm(x)
     # the norm, the weight and their product are rounded to 8 bits
-    assert ((out.double() - wanted.detach()).abs() <= 3.1 * 2**-9 * wanted.detach().abs()).all()
+    assert ((out.double() - wanted.detach()).abs() <= 3.1 * 2**-8 * wanted.detach().abs()).all()
     out.float().square().sum().backward()
     assert x.grad is not None
     assert exact.grad is not None
     assert norm.weight.grad is not None
     # its terms are as large as the largest of them, and each has some of these roundings
     torch.testing.assert_close(
-        x.grad.double(), exact.grad, rtol=0, atol=8 * 2**-9 * float(exact.grad.abs().max())
+        x.grad.double(), exact.grad, rtol=0, atol=8 * 2**-8 * float(exact.grad.abs().max())
     )
     assert (out.dtype, x.grad.dtype, norm.weight.grad.dtype) == (
         torch.bfloat16,

@@ -125,8 +125,8 @@ def test_orthogonalizing_in_16_bits_gives_nearly_the_same_direction() -> None:
         exact, rounded = orthogonalize(matrices), orthogonalize(matrices, torch.bfloat16)
         assert rounded.dtype == torch.float32
         assert not torch.equal(exact, rounded)
-        # of each of three steps the terms, up to 3.4, 4.8 and 2 times what comes out, are rounded by 2^-9
-        assert float((rounded - exact).norm() / exact.norm()) < 3 * 10.3 * 2**-9
+        # of each of three steps the terms, up to 3.4, 4.8 and 2 times what comes out, are rounded by 2^-8
+        assert float((rounded - exact).norm() / exact.norm()) < 3 * 10.3 * 2**-8
 
 
 def test_a_run_s_muon_multiplies_in_its_precision(folder: Path) -> None:

@@ -73,7 +73,7 @@ def sharded(bench: Bench) -> None:
         "dropout": 0.0,
         "max_steps": 20,
         "optimizer": "adamw",
-        # sums in another order differ in the last bit; rounded to bfloat16, a few of them by 2^-9
+        # sums in another order differ in the last bit; rounded to bfloat16, a few of them by 2^-8
         "precision": "float32",
     }
     found = []

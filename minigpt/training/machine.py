@@ -108,8 +108,6 @@ class _OnACPU(TorchFunctionMode):
                 return func(*(tensor.float() for tensor in args), **kwargs)
         if func is F.linear and args[0].dtype == torch.float32:
             x, *rest = args
-            if torch.compiler.is_compiling():  # equal roundings are its affair
-                return func(*args, **kwargs)
             if self._last is None or self._last[0] is not x:
                 self._last = x, x.to(self._dtype)
             return func(self._last[1], *rest, **kwargs)
@@ -142,6 +140,11 @@ class Machine:
             torch.set_float32_matmul_precision("high")  # TF32
         if config.compile and not config.dry_run:
             _require_compiler(device)
+            if device.type == "cpu" and self._dtype is not None and config.gradient_checkpointing:
+                raise InputError(
+                    "--compile and --gradient_checkpointing on a CPU go together in float32 only: give "
+                    "--precision float32, or leave one of them out"
+                )
         self.scale = LossScale(device) if self._dtype == torch.float16 else None
         self.reads_late = on_cuda
 

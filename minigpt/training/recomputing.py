@@ -7,7 +7,7 @@ of its weights stay as they are.
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def _forward(
         return forward(*inputs)
 
     def computed(*inputs: Any) -> Any:
-        with nullcontext() if torch.compiler.is_compiling() else arithmetic():
+        with arithmetic():
             return forward(*inputs)
 
     return checkpoint(computed, *inputs, use_reentrant=False, preserve_rng_state=has_dropout)
