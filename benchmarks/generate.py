@@ -196,26 +196,44 @@ def measure(arm: str, work: Path, threads: int) -> dict[str, Any]:
     }
 
 
-COLD = "import torch; {}"  # then reads the weights' bytes once
-READ = "from pathlib import Path; Path({!r}).read_bytes()"
+COLD = """
+import torch
+from pathlib import Path
+content = Path({!r}).read_bytes()
+print(len(content), flush=True)
+"""
 
 
-def cold(work: Path, threads: int) -> dict[str, float]:
-    """Seconds of a fresh process: `minigpt generate` to its first token; `import torch` and reading once."""
+def cold(work: Path, threads: int) -> dict[str, tuple[float, float]]:
+    """Of a fresh process, seconds to its first output and to its end.
+
+    `minigpt generate` shows its first token; beside it, what no such program can do without: importing torch
+    and reading the weights' bytes once.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users' modules are compiled once
-    weights = str(work / "model" / "model.safetensors")
-    commands = {
-        "first_token": ["-m", "minigpt", "generate", "--model", str(work / "model"), "--question", "一"],
-        "torch_and_reading": ["-c", COLD.format(READ.format(weights))],
+    first = ["-m", "minigpt", "generate", "--model", str(work / "model"), "--question", "一", "--stream"]
+    first += ["--max_new_tokens", "1", "--threads", str(threads)]
+    reading = ["-c", COLD.format(str(work / "model" / "model.safetensors"))]
+    return {
+        name: _timed([sys.executable, *command], environment)
+        for name, command in {"first_token": first, "torch_and_reading": reading}.items()
     }
-    commands["first_token"] += ["--max_new_tokens", "1", "--threads", str(threads)]
-    taken = {}
-    for name, command in commands.items():
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, env=environment, capture_output=True)
-        taken[name] = time.perf_counter() - start
-    return taken
+
+
+def _timed(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        if not process.stdout.read(1):
+            raise RuntimeError(f"no output: {' '.join(command)}")
+        first = time.perf_counter() - start
+        process.stdout.read()
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}: {' '.join(command)}")
+    return first, time.perf_counter() - start
 
 
 # -- all of them, in turns -----------------------------------------------------------------------------------
@@ -228,7 +246,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     if missing:
         print(f"left out (not installed, or not for this shape): {', '.join(missing)}")
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
-    started: list[dict[str, float]] = []
+    started: list[dict[str, tuple[float, float]]] = []
     for number in range(options.rounds):
         for arm in arms:
             command = [sys.executable, __file__, "--arm", arm, "--work", str(work)]
@@ -249,10 +267,17 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             "{median:.4g} ({least:.4g} to {most:.4g})".format(**row[key]) for key in ("decode", "prefill")
         ]
         print(f"| {row['arm']} | {' | '.join(cells)} |")
-    first = {key: spread([one[key] for one in started]) for key in started[0]}
+    fresh = {
+        name: {
+            moment: spread([one[name][place] for one in started])
+            for place, moment in enumerate(("first", "end"))
+        }
+        for name in started[0]
+    }
     print(f"\ngreedy tokens equal transformers': {same}")
-    print(f"cold: first token {first['first_token']['median']:.2f} s, import torch and reading the weights "
-          f"{first['torch_and_reading']['median']:.2f} s")  # fmt: skip
+    for name, text in {"first_token": "first token", "torch_and_reading": "import torch, read"}.items():
+        first, end = (fresh[name][moment]["median"] for moment in ("first", "end"))
+        print(f"fresh process, {text}: {first:.2f} s, to its end {end:.2f} s")
     packages = {"torch", "transformers", "ctranslate2", "xllamacpp", "numpy"}
     return {
         "benchmark": "generate",
@@ -261,7 +286,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "rounds": options.rounds,
         "rows": rows,
         "same_ids": same,
-        "cold": first,
+        "cold": fresh,
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in sorted(packages) if version(name)},

@@ -96,11 +96,12 @@ def cold(result: dict[str, Any]) -> Table:
         "first_token": "minigpt generate: first token",
         "torch_and_reading": "import torch, read the weights",
     }
+    cell = "{median:.3g} ({least:.3g} to {most:.3g})"
     rows = [
-        [text, "{median:.3g} ({least:.3g} to {most:.3g})".format(**result["cold"][name])]
+        [text, *(cell.format(**result["cold"][name][moment]) for moment in ("first", "end"))]
         for name, text in names.items()
     ]
-    return ["fresh process", "seconds"], rows
+    return ["fresh process", "seconds", "to its end"], rows
 
 
 def context(result: dict[str, Any]) -> Table:

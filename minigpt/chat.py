@@ -21,6 +21,7 @@ if not __package__:  # run as a script: Python put this folder first, where our 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,6 +96,9 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _conversation(options: Options) -> "Conversation":
+    from minigpt.weight_bytes import ReadAhead
+
+    ahead = ReadAhead(options.model)  # beside the import of torch
     import torch
 
     from minigpt.devices import pick_device
@@ -106,12 +110,13 @@ def _conversation(options: Options) -> "Conversation":
     from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
     from minigpt.weight_only import stored_as
 
+    gc.freeze()  # what the imports made stays: no search for garbage has to go over it again
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = model_folder(options.model)
     dtype = dtype_to_load(device)
-    model, tokenizer = load_model_and_tokenizer(folder, device, dtype)
+    model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
     model = stored_as(model, options.precision)
     form = form_of(folder, tokenizer) if options.form == "auto" else options.form
     wanted = options.max_new_tokens

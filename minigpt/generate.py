@@ -27,6 +27,7 @@ if not __package__:  # run as a script: Python put this folder first, where our 
 
 import contextlib
 import dataclasses
+import gc
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from minigpt.inference.options import GenerationOptions
     from minigpt.inference.output import StopReason
     from minigpt.pretrained import AnyTokenizer
+    from minigpt.weight_bytes import ReadAhead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +142,13 @@ def main(options: Options) -> dict[str, Any] | None:
             "--model output/demo/best), or name its folder with --model"
         )
     from minigpt.inference.options import GenerationOptions
+    from minigpt.weight_bytes import ReadAhead
 
     # The flags that are options of generation have their names.
     names = [field.name for field in dataclasses.fields(GenerationOptions) if hasattr(options, field.name)]
     chosen = GenerationOptions(**{name: getattr(options, name) for name in names})
     _warn_of_ignored(options)
-    asked = _load(options, chosen)
+    asked = _load(options, chosen, ReadAhead(options.model))  # beside the import of torch
     if questions is None:
         return {"questions": _converse(asked, options.stream)}
     if options.stream:
@@ -208,7 +211,7 @@ def _completed(
     return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
 
 
-def _load(options: Options, chosen: "GenerationOptions") -> "Asked":
+def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> "Asked":
     """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
     import torch
 
@@ -221,6 +224,7 @@ def _load(options: Options, chosen: "GenerationOptions") -> "Asked":
     from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
     from minigpt.weight_only import stored_as
 
+    gc.freeze()  # what the imports made stays: no search for garbage has to go over it again
     device = pick_device(options.device)
     if options.threads < 0:
         raise InputError(f"threads must be at least 0: got threads={options.threads}")
@@ -228,7 +232,7 @@ def _load(options: Options, chosen: "GenerationOptions") -> "Asked":
         torch.set_num_threads(options.threads)
     folder = model_folder(options.model)
     dtype = dtype_to_load(device)
-    model, tokenizer = load_model_and_tokenizer(folder, device, dtype)
+    model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
     form: Form = "text" if options.prompt is not None else form_of(folder, tokenizer)
     eos = id_list(advice(folder).get("eos_token_id")) or None
     assistant = None

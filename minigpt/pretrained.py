@@ -26,14 +26,8 @@ from minigpt.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.quantized_files import is_quantized, read_quantized
 from minigpt.strict_loading import MOST_LAYERS
 from minigpt.tokenizer import Tokenizer
-from minigpt.weight_files import (
-    WEIGHTS,
-    WeightFiles,
-    has_weights,
-    parse_size,
-    read_json_object,
-    write_weights,
-)
+from minigpt.weight_bytes import WEIGHTS, ReadAhead, folder_of_weights
+from minigpt.weight_files import WeightFiles, parse_size, read_json_object, write_weights
 from minigpt.weight_only import stored_precision
 
 __all__ = [
@@ -91,15 +85,19 @@ def load_model_and_tokenizer(
     path: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["stored"] | None = None,
+    ahead: ReadAhead | None = None,
 ) -> tuple[LanguageModel, AnyTokenizer]:
     """Both from one directory, checked to belong together.
+
+    Args:
+        ahead: of the same directory, begun before: its bytes become the model's, where the dtype stays.
 
     Raises:
         InputError: as `load_model`, and if the model's vocabulary has not the tokenizer's size. (For
             byte-level BPE the model may have more rows: Qwen3 has 151,936 for 151,669 tokens.)
     """
     folder = model_folder(path)
-    read_model = _model_reader(folder, device, dtype)
+    read_model = _model_reader(folder, device, dtype, ahead)
     # Python makes the tokenizer while torch, which lets go of Python meanwhile, goes over the weights.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
@@ -220,11 +218,7 @@ def model_folder(path: str | Path) -> Path:
         raise InputError(f"{folder} does not exist: give a directory that `minigpt train` wrote")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give the directory with {CONFIG} and {WEIGHTS}")
-    if not has_weights(folder):
-        for name in ("best", "last"):  # a run that was stopped before it was ever measured has no `best`
-            if (folder / name).is_dir():
-                folder = (folder / name).resolve()  # at once: training may point it elsewhere meanwhile
-                break
+    folder = folder_of_weights(folder)
     if (folder / MANIFEST).exists():
         verify_manifest(folder)
     return folder
@@ -240,9 +234,12 @@ def _read_config(folder: Path) -> ModelConfig:
 
 
 def _read_weights(
-    folder: Path, config: ModelConfig, dtype: torch.dtype | Literal["stored"]
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype | Literal["stored"],
+    ahead: ReadAhead | None = None,
 ) -> dict[str, Tensor]:
-    weights = WeightFiles(folder)
+    weights = WeightFiles(folder, ahead)
     if dtype == "stored":
         stored = {form.dtype for form in weights.described.values() if form.is_floating_point()}
         dtype = stored.pop() if stored in ({torch.float16}, {torch.bfloat16}) else torch.float32
@@ -254,7 +251,10 @@ def _read_weights(
 
 
 def _model_reader(
-    folder: Path, device: str | torch.device, dtype: torch.dtype | Literal["stored"] | None
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype | Literal["stored"] | None,
+    ahead: ReadAhead | None = None,
 ) -> Callable[[], LanguageModel]:
     """What reads a directory's weights. The model's shapes are made here and now.
 
@@ -275,7 +275,7 @@ def _model_reader(
             names.shapes(config)
 
     def read() -> LanguageModel:
-        weights = _read_weights(folder, config, dtype or torch.float32)
+        weights = _read_weights(folder, config, dtype or torch.float32, ahead)
         model: LanguageModel = names.unfilled(config) if made is None else made
         names.fill(model, weights, assign=True)
         return model.to(device).eval()

@@ -19,20 +19,19 @@ from torch import Tensor
 
 from minigpt.command_line import InputError
 from minigpt.files import atomic_open, atomic_write
+from minigpt.weight_bytes import INDEX, WEIGHTS, ReadAhead
 
 __all__ = [
     "INDEX",
     "WEIGHTS",
     "WeightFiles",
     "described",
-    "has_weights",
+    "has_own_memory",
     "parse_size",
     "read_json_object",
     "safetensors_parts",
     "write_weights",
 ]
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own
@@ -59,13 +58,16 @@ class WeightFiles(Mapping[str, Tensor]):
 
     Args:
         folder: a directory with model.safetensors, or else with model.safetensors.index.json and its shards.
+        ahead: where their bytes may be in memory already.
 
     Raises:
         InputError: if a file is missing, is no safetensors file, or is another one than the index says.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, ahead: ReadAhead | None = None) -> None:
         folder = Path(folder)
+        self._ahead = ahead
+        self.own: set[str] = set()  # those handed out in memory that is nobody else's, in large pages
         self.path = _find(folder)  # what messages are about
         self.described: dict[str, Tensor] = {}  # on "meta": dtype and shape
         self._files: dict[str, Path] = {}
@@ -84,6 +86,11 @@ class WeightFiles(Mapping[str, Tensor]):
         # Opened for each tensor: what is read is a window into the file, and the window closes with its last
         # user. Through one window for the whole file, a process would soon hold all of it a second time.
         path = self._files[name]
+        content = self._ahead.take(path, name) if self._ahead else None
+        if content is not None and content.nbytes == self.described[name].nbytes:
+            self.own.add(name)
+            form = self.described[name]
+            return torch.frombuffer(content, dtype=form.dtype).view(form.shape)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(name)
@@ -103,9 +110,9 @@ def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return tensors.described if isinstance(tensors, WeightFiles) else tensors
 
 
-def has_weights(folder: Path) -> bool:
-    """Do weights of the names used here lie in a directory? Says nothing about what they hold."""
-    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+def has_own_memory(tensors: Mapping[str, Tensor], name: str) -> bool:
+    """Was the tensor that was looked up put into memory that is nobody else's, in large pages?"""
+    return isinstance(tensors, WeightFiles) and name in tensors.own
 
 
 def safetensors_parts(

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "minigpt"
 # not in a circle; two entries of one line never do. A new module or room gets a place here.
 LEVELS = (
     ("command_line",),
-    ("files", "terminal"),
+    ("files", "terminal", "weight_bytes"),
     ("reference",),  # stands apart: NumPy and JAX, no torch
     (
         "devices",

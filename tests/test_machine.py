@@ -11,6 +11,7 @@ import platform
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -446,6 +447,18 @@ def test_a_compiler_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="--compile needs Triton"):
         Machine(TrainConfig(compile=True), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_torch_cannot_compile_on_a_cpu_is_refused_before_it_starts(
+    precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt.training.machine._require_compiler", lambda device: None)
+    both = TrainConfig(precision=precision, compile=True, gradient_checkpointing=True)
+    with pytest.raises(InputError, match=r"--compile and --gradient_checkpointing .* --precision float32"):
+        Machine(both, CPU)
+    for change in ({"compile": False}, {"gradient_checkpointing": False}, {"precision": "float32"}):
+        Machine(replace(both, **change), CPU)
 
 
 def test_counted_places_are_the_mask(folder: Path) -> None:

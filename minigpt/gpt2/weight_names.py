@@ -31,7 +31,7 @@ from minigpt.strict_loading import (
     require_layers,
     two_at_a_time,
 )
-from minigpt.weight_files import described
+from minigpt.weight_files import described, has_own_memory
 
 __all__ = [
     "WEIGHTS",
@@ -201,10 +201,12 @@ def from_hugging_face(
     pages = LargePages()
 
     def read_copy(row: Weight) -> Tensor | None:
-        tensor = tensors[name_of[row.theirs]]  # files are read here, each tensor once
+        name = name_of[row.theirs]
+        tensor = tensors[name]  # files are read here, each tensor once
         require_finite(row.theirs, tensor)
         if row.ours in ours_has:
-            return pages.copied(tensor.t() if row.transposed else tensor, dtype)
+            ordered = tensor.t() if row.transposed else tensor
+            return pages.copied(ordered, dtype, own=has_own_memory(tensors, name))
         if tensor.any():
             raise InputError(f"{row.theirs} is not zero, but {_BIAS} says that there is no such bias")
         return None

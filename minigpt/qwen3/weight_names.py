@@ -31,7 +31,7 @@ from minigpt.strict_loading import (
     require_layers,
     two_at_a_time,
 )
-from minigpt.weight_files import described
+from minigpt.weight_files import described, has_own_memory
 
 __all__ = [
     "config_from_hugging_face",
@@ -172,9 +172,10 @@ def from_hugging_face(
     pages = LargePages()
 
     def read_copy(full_name: str) -> Tensor:
-        tensor = tensors[name_of[full_name]]  # files are read here, each tensor once
+        name = name_of[full_name]
+        tensor = tensors[name]  # files are read here, each tensor once
         require_finite(full_name, tensor)
-        return pages.copied(tensor, dtype)
+        return pages.copied(tensor, dtype, own=has_own_memory(tensors, name))
 
     read = dict(zip(name_of, two_at_a_time(read_copy, name_of)))
     if head is not None and not torch.equal(tensors[head].to(dtype), read[_EMBEDDING]):

@@ -1,0 +1,196 @@
+"""Bytes read ahead: the same model as without, and whatever is odd is left to those who read it then."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minigpt.command_line import InputError
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.pretrained import load_model_and_tokenizer, save_pretrained
+from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.tokenizer import Tokenizer
+from minigpt.weight_bytes import WEIGHTS, ReadAhead
+from minigpt.weight_files import WeightFiles
+
+WORDS = ["<pad>", "<unk>", "<sep>", *map(chr, range(0x4E00, 0x4E00 + 61))]
+GPT = GPTConfig(vocab_size=64, n_embd=64, n_layer=2, n_head=2, block_size=32, bias=True)
+QWEN3 = Qwen3Config(
+    vocab_size=64,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+    max_position_embeddings=32,
+)
+
+needs_preadv = pytest.mark.skipif(not hasattr(os, "preadv"), reason="this system cannot read ahead")
+
+
+def _saved(
+    folder: Path, family: str = "gpt2", max_shard_size: str = "5GB", dtype: torch.dtype | None = None
+) -> Path:
+    torch.manual_seed(0)
+    model = GPTLMHeadModel(GPT) if family == "gpt2" else Qwen3ForCausalLM(QWEN3)
+    with torch.no_grad():
+        for (
+            parameter
+        ) in model.parameters():  # biases and norms, too, of which many are zeros and ones at first
+            parameter.normal_()
+    tokenizer = Tokenizer.from_word2id({word: index for index, word in enumerate(WORDS)})
+    save_pretrained(model, tokenizer, folder, max_shard_size=max_shard_size, dtype=dtype)
+    return folder
+
+
+@needs_preadv
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("shard", ["5GB", "40KB"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, "stored"])
+def test_the_same_model_as_without(
+    family: str, shard: str, stored: torch.dtype, dtype: Literal["stored"] | None, tmp_path: Path
+) -> None:
+    folder = _saved(tmp_path, family, max_shard_size=shard, dtype=stored)
+    ahead = ReadAhead(folder)
+    model, _ = load_model_and_tokenizer(folder, dtype=dtype, ahead=ahead)
+    without, _ = load_model_and_tokenizer(folder, dtype=dtype)
+    for (name, found), expected in zip(
+        model.state_dict().items(), without.state_dict().values(), strict=True
+    ):
+        assert found.dtype == expected.dtype, name
+        assert torch.equal(found, expected), name
+        assert found.is_contiguous(), name
+    assert all(ahead.take(path, name) is None for path in folder.iterdir() for name in WeightFiles(folder)), (
+        "each tensor was taken"
+    )
+
+
+@needs_preadv
+def test_what_is_kept_lies_where_it_was_read(tmp_path: Path) -> None:
+    folder = _saved(tmp_path)
+    weights = WeightFiles(folder, ReadAhead(folder))
+    names = list(weights)
+    tensors = [weights[name] for name in names]
+    assert weights.own == {*names}
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors)
+    again = weights[names[0]]  # a second look-up is another tensor
+    assert torch.equal(again, tensors[0])
+    assert again.data_ptr() != tensors[0].data_ptr()
+
+
+def test_a_run_s_folder_means_its_best(tmp_path: Path) -> None:
+    _saved(tmp_path / "best")
+    path = tmp_path / "best" / WEIGHTS
+    name = next(iter(WeightFiles(path.parent)))
+    taken = ReadAhead(tmp_path).take(path.resolve(), name)
+    assert (taken is not None) == hasattr(os, "preadv")
+
+
+def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    folder = _saved(tmp_path)
+    ahead = ReadAhead(folder)
+    name = "transformer.wte.weight"
+    other = {**{key: tensor * 2 for key, tensor in WeightFiles(folder).items()}}
+    for event in [block.done for block in ahead._blocks.values()]:
+        assert event.wait(60)
+    save_file(other, folder / "new.safetensors")
+    (folder / "new.safetensors").replace(folder / WEIGHTS)
+    weights = WeightFiles(folder, ahead)
+    assert torch.equal(weights[name], other[name])
+    assert name not in weights.own
+
+
+def _header(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+    def changed(content: bytes) -> bytes:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+    return changed
+
+
+def _overlapping(header: dict[str, Any]) -> None:
+    for entry in list(header.values())[1:]:
+        entry["data_offsets"] = [0, 1 << 20]
+
+
+def _beyond(header: dict[str, Any]) -> None:
+    del header["__metadata__"]
+    last = max(header.values(), key=lambda entry: int(entry["data_offsets"][1]))
+    last["data_offsets"][1] = 1 << 60
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda _: b"\x00" * 100,
+        lambda _: b"\xff" * 100,
+        lambda content: content[:40],
+        lambda content: content[:-1000],
+        lambda content: content[:8] + b"[" * 4000 + content[4008:],
+        _header(lambda header: header.clear()),
+        _header(lambda header: header.update(odd={"data_offsets": "ab"})),
+        _header(lambda header: header.update(odd=3)),
+        _header(lambda header: header["transformer.wpe.weight"].update(data_offsets=[0.0, 8192.0])),
+        lambda content: content[:8] + b"[1]".ljust(int.from_bytes(content[:8], "little")) + content[8:],
+        _header(_overlapping),
+        _header(_beyond),
+    ],
+    ids=[
+        "empty",
+        "zeros",
+        "ones",
+        "header",
+        "cut",
+        "deep",
+        "none",
+        "letters",
+        "number",
+        "floats",
+        "list",
+        "overlap",
+        "beyond",
+    ],
+)
+def test_a_damaged_file_is_complained_of_as_without(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    folder = _saved(tmp_path)
+    path = folder / WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError) as without:
+        load_model_and_tokenizer(folder)
+    with pytest.raises(InputError) as with_it:
+        load_model_and_tokenizer(folder, ahead=ReadAhead(folder))
+    assert str(with_it.value) == str(without.value)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / WEIGHTS).mkdir()
+    assert ReadAhead(tmp_path).take(tmp_path / WEIGHTS, "one") is None
+    assert ReadAhead(tmp_path / "nowhere").take(tmp_path / WEIGHTS, "one") is None
+
+
+@needs_preadv
+def test_what_begins_between_two_lines_of_the_cache_is_left_out(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3), "b": torch.arange(16.0), "c": torch.empty(0)}
+    save_file(tensors, tmp_path / WEIGHTS)
+    weights = WeightFiles(tmp_path, ReadAhead(tmp_path))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in tensors.items())
+    assert weights.own == {"a"}
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, minigpt.weight_bytes; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
