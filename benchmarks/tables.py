@@ -48,6 +48,7 @@ CHINESE = {
     "seconds to transformers' loss": "达到 transformers 最后损失的秒数",
     "seeds that reach it": "达到的种子数",
     "fresh process": "新进程",
+    "to its end": "到进程结束",
     "minigpt generate: first token": "minigpt generate：第一个 token",
     "import torch, read the weights": "import torch，读一遍权重",
     "weights": "权重",

@@ -110,7 +110,8 @@ def _conversation(options: Options) -> "Conversation":
     from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
     from minigpt.weight_only import stored_as
 
-    gc.freeze()  # what the imports made stays: no search for garbage has to go over it again
+    if not gc.get_freeze_count():
+        gc.freeze()  # what the imports made stays: no search for garbage needs to go over it
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)

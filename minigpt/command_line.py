@@ -196,9 +196,8 @@ def run(
     # Torch's threads wait for each other by spinning. Where another program holds a core, 300,000 turns (the
     # OpenMP library's own number) cost up to five sixths of the speed; 10,000 cost 2 to 5 % where none does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    atexit.register(
-        gc.freeze
-    )  # or Python, at its exit, looks half a second for garbage in all that torch made
+    # At its exit Python would look for garbage in all that torch made, for half a second.
+    atexit.register(gc.freeze)
     code, complaint = 0, ""
     try:
         _check_flags(options, argv)  # before defaults, which may take a while or print

@@ -90,7 +90,8 @@ def load_model_and_tokenizer(
     """Both from one directory, checked to belong together.
 
     Args:
-        ahead: of the same directory, begun before: its bytes become the model's, where the dtype stays.
+        ahead: of the same directory, begun before. Its bytes become the model's where the dtype stays; where
+            it does not, all of them may be in memory beside the model for a moment.
 
     Raises:
         InputError: as `load_model`, and if the model's vocabulary has not the tokenizer's size. (For

@@ -14,19 +14,31 @@ import json
 import mmap
 import os
 import threading
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from operator import index
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["INDEX", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights", "large_block"]
+__all__ = [
+    "HEADER_LIMIT",
+    "INDEX",
+    "KEPT",
+    "WEIGHTS",
+    "ReadAhead",
+    "folder_of_weights",
+    "has_weights",
+    "large_block",
+]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADER_LIMIT = 100_000_000  # bytes; the format's own
+KEPT = 2**18  # bytes: a smaller tensor is better copied than to keep its neighbours in memory
 
 _LARGE = 2**21  # bytes of a large page
-_BLOCK = 8 * _LARGE  # are read in one go, or one tensor that is larger
+_BLOCK = 8 * _LARGE  # are read in one go at most, or one tensor that is larger
+_MOST = 2**31  # bytes: more cannot be read while something is imported
+_PIECE = 2**30  # bytes of one read: systems have limits near twice as many
 _LINE = 64  # bytes: what does not begin on a line of the processor's cache is left out
-_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 
 
 def has_weights(folder: Path) -> bool:
@@ -47,23 +59,28 @@ class ReadAhead:
     """The bytes of a directory's tensors, in memory of large pages; a thread reads them from now on.
 
     Args:
-        folder: as `folder_of_weights` takes it. Where it has no weights in safetensors, nothing is read.
+        folder: as `folder_of_weights` takes it. Where it has no weights in safetensors, nothing is read; of
+            large ones the first two GiB.
     """
 
     def __init__(self, folder: Path) -> None:
         self._states: dict[Path, os.stat_result] = {}
         self._blocks: dict[tuple[Path, str], _Block] = {}
         self._contents: dict[tuple[Path, str], memoryview] = {}
-        if hasattr(os, "preadv"):  # Windows has none
-            folder = folder_of_weights(folder)
-            pattern = WEIGHTS if (folder / WEIGHTS).exists() else "model-*-of-*.safetensors"
-            blocks = [block for path in sorted(folder.glob(pattern)) for block in self._planned(path)]
-            threading.Thread(target=self._read, args=(blocks,), daemon=True).start()
+        with contextlib.suppress(OSError, RuntimeError):  # of names and permissions; of too many threads
+            if hasattr(os, "preadv"):  # Windows has none
+                folder = folder_of_weights(folder)
+                pattern = WEIGHTS if (folder / WEIGHTS).exists() else "model-*-of-*.safetensors"
+                blocks = [block for path in sorted(folder.glob(pattern)) for block in self._planned(path)]
+                read = accumulate(block.size for block in blocks)
+                blocks = [block for block, end in zip(blocks, read) if end <= _MOST]
+                threading.Thread(target=self._read, args=(blocks,), daemon=True).start()
+                self._blocks = {(one.path, place.name): one for one in blocks for place in one.places}
 
     def take(self, path: Path, name: str) -> memoryview | None:
-        """A tensor's bytes, once, in memory of their own; None if there are none, or the file has changed.
+        """A tensor's bytes, once, that nobody else has; None if there are none, or the file has changed.
 
-        Waits until they are there.
+        Waits until they are there. They keep what lies beside them in memory.
         """
         if (path, name) not in self._blocks:
             return None
@@ -79,24 +96,21 @@ class ReadAhead:
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
             self._states[path] = path.stat()
             for place in _places(path):
-                if not blocks or blocks[-1].places[-1].end - blocks[-1].places[0].begin >= _BLOCK:
+                if not blocks or place.end - blocks[-1].places[0].begin > _BLOCK:
                     blocks.append(_Block(path, [], threading.Event()))
                 blocks[-1].places.append(place)
-                self._blocks[path, place.name] = blocks[-1]
         return blocks
 
     def _read(self, blocks: "list[_Block]") -> None:
-        for path, places, done in blocks:
-            try:
-                first, last = places[0].begin, places[-1].end
-                content = _bytes_of(path, first, last - first)
-                for begin, end, name in places:
+        for block in blocks:
+            # Whatever goes wrong: who takes a tensor must not wait for ever, reads it himself, and is told.
+            with contextlib.suppress(Exception):
+                first = block.places[0].begin
+                content = _bytes_of(block.path, first, block.size)
+                for begin, end, name in block.places:
                     if begin < end and (begin - first) % _LINE == 0:
-                        self._contents[path, name] = content[begin - first : end - first]
-            except (OSError, EOFError, MemoryError):
-                pass  # who takes a tensor reads it, and is told
-            finally:
-                done.set()
+                        self._contents[block.path, name] = content[begin - first : end - first]
+            block.done.set()
 
 
 class _Place(NamedTuple):
@@ -114,6 +128,11 @@ class _Block(NamedTuple):
     places: list[_Place]
     done: threading.Event
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.places[-1].end - self.places[0].begin
+
 
 def _places(path: Path) -> list[_Place]:
     """Of a safetensors file, in their order there: side by side, from the header's end on."""
@@ -121,7 +140,7 @@ def _places(path: Path) -> list[_Place]:
         raise ValueError(f"{path} is no file")
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        if start > _HEADER_LIMIT:
+        if start > HEADER_LIMIT:
             raise ValueError(f"{path} has a header of {start} bytes")
         header = json.loads(file.read(start - 8))
     entries = [(entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__"]
@@ -136,8 +155,8 @@ def _places(path: Path) -> list[_Place]:
 def _bytes_of(path: Path, begin: int, size: int) -> memoryview:
     content, filled = large_block(size), 0
     with path.open("rb", buffering=0) as file:
-        while filled < size:  # Linux reads 2 GiB at a time
-            count = os.preadv(file.fileno(), [content[filled:]], begin + filled)
+        while filled < size:
+            count = os.preadv(file.fileno(), [content[filled : filled + _PIECE]], begin + filled)
             if not count:
                 raise EOFError(f"{path} ends early")
             filled += count
@@ -159,4 +178,4 @@ def large_block(size: int) -> memoryview:
 
 
 def _version(state: os.stat_result) -> tuple[int, ...]:
-    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

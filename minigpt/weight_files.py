@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minigpt.command_line import InputError
 from minigpt.files import atomic_open, atomic_write
-from minigpt.weight_bytes import INDEX, WEIGHTS, ReadAhead
+from minigpt.weight_bytes import HEADER_LIMIT, INDEX, KEPT, WEIGHTS, ReadAhead
 
 __all__ = [
     "INDEX",
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 _SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
-_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 _REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
 
 # Of the format's types those that weights, or the masks beside them, have; 8-bit floats need scales besides.
@@ -86,10 +85,11 @@ class WeightFiles(Mapping[str, Tensor]):
         # Opened for each tensor: what is read is a window into the file, and the window closes with its last
         # user. Through one window for the whole file, a process would soon hold all of it a second time.
         path = self._files[name]
-        content = self._ahead.take(path, name) if self._ahead else None
-        if content is not None and content.nbytes == self.described[name].nbytes:
-            self.own.add(name)
-            form = self.described[name]
+        form, content = self.described[name], self._ahead.take(path, name) if self._ahead else None
+        self.own.discard(name)
+        if content is not None and content.nbytes == form.nbytes:
+            if content.nbytes >= KEPT:
+                self.own.add(name)
             return torch.frombuffer(content, dtype=form.dtype).view(form.shape)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
@@ -290,7 +290,7 @@ def _read_header(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
-            if not 0 < length <= min(_HEADER_LIMIT, path.stat().st_size - 8):
+            if not 0 < length <= min(HEADER_LIMIT, path.stat().st_size - 8):
                 if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
                     raise ValueError(f"it is a pickle, which is never read; {_REMEDY}")
                 raise ValueError(

@@ -1,5 +1,7 @@
 """Copies in large pages: the same numbers, wherever the memory comes from."""
 
+import itertools
+import math
 import mmap
 import re
 import sys
@@ -35,6 +37,22 @@ def test_a_transposed_one_becomes_contiguous() -> None:
     copy = LargePages().copied(tensor)
     assert torch.equal(copy, tensor)
     assert copy.is_contiguous()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (4, 4), (1, 6), (6, 1), (2, 3, 4)])
+def test_what_is_its_own_is_put_in_order_in_its_place(shape: tuple[int, ...]) -> None:
+    numbers = torch.arange(2 + math.prod(shape))
+    for order in itertools.permutations(range(len(shape))):
+        whole = numbers.clone()
+        tensor = whole[1:-1].view(shape).permute(order)
+        expected = tensor.clone(memory_format=torch.contiguous_format)
+        found = LargePages().copied(tensor, own=True)
+        assert torch.equal(found, expected)
+        assert found.is_contiguous()
+        assert found.data_ptr() == whole[1:].data_ptr()
+        assert (whole[0], whole[-1]) == (numbers[0], numbers[-1])  # its neighbours'
+        other = LargePages().copied(tensor, torch.float64, own=True)
+        assert other.data_ptr() != whole[1:].data_ptr()
 
 
 def test_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
