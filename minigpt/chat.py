@@ -21,7 +21,6 @@ if not __package__:  # run as a script: Python put this folder first, where our 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,23 +94,23 @@ def main(options: Options) -> dict[str, Any]:
     return {"questions": len(talk.turns)}
 
 
+@command_line.remembered_signals()  # some get lost while torch is imported
 def _conversation(options: Options) -> "Conversation":
     from minigpt.weight_bytes import ReadAhead
 
     ahead = ReadAhead(options.model)  # beside the import of torch
-    import torch
+    with command_line.lasting_imports():
+        import torch
 
-    from minigpt.devices import pick_device
-    from minigpt.inference.advice import advice, form_of
-    from minigpt.inference.commands import obey
-    from minigpt.inference.conversation import Conversation
-    from minigpt.inference.native import dtype_to_load
-    from minigpt.inference.options import GenerationOptions
-    from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
-    from minigpt.weight_only import stored_as
+        from minigpt.devices import pick_device
+        from minigpt.inference.advice import advice, form_of
+        from minigpt.inference.commands import obey
+        from minigpt.inference.conversation import Conversation
+        from minigpt.inference.native import dtype_to_load
+        from minigpt.inference.options import GenerationOptions
+        from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
+        from minigpt.weight_only import stored_as
 
-    if not gc.get_freeze_count():
-        gc.freeze()  # what the imports made stays: no search for garbage needs to go over it
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -23,9 +23,22 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TextIO, TypeVar
 
-__all__ = ["DoorOptions", "InputError", "parse", "printable", "printable_lines", "run", "unknown_name"]
+__all__ = [
+    "DoorOptions",
+    "InputError",
+    "lasting_imports",
+    "obey_swallowed",
+    "parse",
+    "printable",
+    "printable_lines",
+    "remembered_signals",
+    "run",
+    "stop_signals",
+    "unknown_name",
+]
 
 
 class InputError(ValueError):
@@ -190,9 +203,8 @@ def run(
     argv = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):  # half a character in an answer must not end the program
         sys.stdout.reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGUSR1"):  # as an exception, so that temporary files are cleared away
-        if hasattr(signal, name):  # Windows has no SIGUSR1
-            signal.signal(getattr(signal, name), _terminate)
+    for number in stop_signals()[1:]:  # as an exception, so that temporary files are cleared away
+        signal.signal(number, _terminate)
     # Torch's threads wait for each other by spinning. Where another program holds a core, 300,000 turns (the
     # OpenMP library's own number) cost up to five sixths of the speed; 10,000 cost 2 to 5 % where none does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -247,6 +259,63 @@ class _Terminated(SystemExit):
 
 def _terminate(signum: int, frame: object) -> NoReturn:
     raise _Terminated(128 + signum)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those that ask a program to stop: Ctrl-C's, SIGTERM, and SIGUSR1 where the system has it."""
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+_remembered: list[int] = []  # that came inside `remembered_signals`
+
+
+@contextlib.contextmanager
+def remembered_signals() -> Iterator[None]:
+    """Signals raise what they raised before, and are obeyed in the end if that did not get through.
+
+    Libraries written in C may swallow the exception, or make another one of it: importing torch loses some
+    KeyboardInterrupts, and one that came while safetensors and torch read a file became "could not determine
+    the shape of object type ...".
+    """
+    before = {number: signal.getsignal(number) for number in stop_signals()}
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        _remembered.append(signum)
+        handler = before[signal.Signals(signum)]
+        assert callable(handler), signum
+        handler(signum, frame)
+
+    noted = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor fatal
+    for number in noted:
+        signal.signal(number, note)
+    try:
+        yield
+        obey_swallowed()
+    except Exception:
+        obey_swallowed()
+        raise
+    finally:
+        for number in noted:
+            signal.signal(number, before[number])
+        _remembered.clear()
+
+
+@contextlib.contextmanager
+def lasting_imports() -> Iterator[None]:
+    """For imports that make half a million objects: no search for garbage meanwhile, or among them later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+    if not gc.get_freeze_count():
+        gc.freeze()
+
+
+def obey_swallowed() -> None:
+    """Raise again what a signal raised inside `remembered_signals`, if it did not get through."""
+    if _remembered:
+        signal.raise_signal(_remembered[0])
 
 
 def _empty(stream: TextIO) -> None:

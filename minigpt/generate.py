@@ -27,7 +27,6 @@ if not __package__:  # run as a script: Python put this folder first, where our 
 
 import contextlib
 import dataclasses
-import gc
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -211,21 +210,21 @@ def _completed(
     return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
 
 
+@command_line.remembered_signals()  # some get lost while torch is imported
 def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> "Asked":
     """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
-    import torch
+    with command_line.lasting_imports():
+        import torch
 
-    from minigpt.devices import pick_device
-    from minigpt.inference.advice import advice, form_of
-    from minigpt.inference.asking import Asked
-    from minigpt.inference.native import dtype_to_load
-    from minigpt.inference.options import id_list
-    from minigpt.inference.singly import check_assistant
-    from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
-    from minigpt.weight_only import stored_as
+        from minigpt.devices import pick_device
+        from minigpt.inference.advice import advice, form_of
+        from minigpt.inference.asking import Asked
+        from minigpt.inference.native import dtype_to_load
+        from minigpt.inference.options import id_list
+        from minigpt.inference.singly import check_assistant
+        from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
+        from minigpt.weight_only import stored_as
 
-    if not gc.get_freeze_count():
-        gc.freeze()  # what the imports made stays: no search for garbage needs to go over it
     device = pick_device(options.device)
     if options.threads < 0:
         raise InputError(f"threads must be at least 0: got threads={options.threads}")

@@ -128,26 +128,20 @@ def main(config: TrainConfig) -> dict[str, Any]:
     """Read, build, estimate, train."""
     from minigpt.training.distributed import is_restarted, joined
     from minigpt.training.lock import FolderLock
-    from minigpt.training.signals import obey_swallowed, remembered_signals
 
     if is_restarted():  # by torchrun, after a process died: with the flags that the run began with
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
             begun = read_run(config.output)  # with what --size and --precision auto chose the first time
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
-    with remembered_signals(), FolderLock() as lock, joined() as world:
-        try:
-            return _main(config, lock, world)
-        except Exception:
-            obey_swallowed()
-            raise
+    with command_line.remembered_signals(), FolderLock() as lock, joined() as world:
+        return _main(config, lock, world)
 
 
 def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, Any]:
     from minigpt.training import checkpoint, dial, report
     from minigpt.training.loop import Stopped, Trainer
     from minigpt.training.run_data import read_data
-    from minigpt.training.signals import obey_swallowed
 
     def look() -> bool:
         if config.output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
@@ -203,7 +197,7 @@ def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, 
         return True
 
     world.decided(take)
-    obey_swallowed()
+    command_line.obey_swallowed()
     try:
         result = trainer.run()
     except Stopped as stopped:

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import minigpt
+from minigpt import devices
 from minigpt.bpe import BpeTokenizer
 from minigpt.inference.generation import GenerationOptions, generate_ids
 from minigpt.inference.window import Window, slide_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from tests.doors import Result, RunDoor
+from tests.doors import Result, RunDoor, swallowed
 from tests.talking import Talk, learn_by_heart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -491,3 +492,15 @@ class TestConversation:
         other.interrupt()
         assert other.exit_code() == 130
         assert "Traceback" not in other.close()
+
+
+@pytest.mark.parametrize("script", ["generate.py", "chat.py"])
+@pytest.mark.parametrize("error", [None, ImportError("of torch")])
+def test_a_signal_that_is_lost_while_the_model_is_loaded_is_obeyed(
+    script: str, error: Exception | None, run_door: RunDoor, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "pick_device", swallowed(devices.pick_device, error))
+    result = run_door(script, "--model", model, stdin=lines("月"))
+    assert result == (143, "", f"{script}: terminated\n")
+    monkeypatch.undo()
+    assert run_door(script, "--model", model, stdin=lines("月")).code == 0  # nothing is remembered

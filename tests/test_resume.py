@@ -1,6 +1,5 @@
 """A run that is stopped, killed or damaged goes on, to the same bits; or says why it cannot."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -8,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from minigpt.training import checkpoint, run_data
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.lock import LOCK_FILE, FolderLock
 from minigpt.training.loop import Stopped
-from tests.doors import RunDoor
+from tests.doors import RunDoor, swallowed
 from tests.runs import TINY, config, given, identical, paths, stop_at, trainer, write_data
 
 
@@ -367,20 +364,6 @@ def test_before_training_there_is_nothing_to_save(
     result = run_door("train.py", *given(folder))
     assert (result.code, result.err) == (138, "train.py: terminated\n")
     assert not (folder / "run").exists()
-
-
-def swallowed(work: Callable[..., Any], error: Exception | None) -> Callable[..., Any]:
-    """What a library in C may make of a signal's exception: another one, or nothing."""
-
-    def wrapper(*arguments: Any) -> Any:
-        with contextlib.suppress(BaseException):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)  # it comes at once
-        if error is not None:
-            raise error
-        return work(*arguments)
-
-    return wrapper
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from minigpt.command_line import InputError
+from minigpt.command_line import InputError, obey_swallowed
 from minigpt.families import LanguageModel
 from minigpt.files import atomic_folder, reached, sync_folder, verify_manifest
 from minigpt.pretrained import AnyTokenizer, save_pretrained
-from minigpt.training.signals import obey_swallowed
 from minigpt.weight_files import safetensors_parts
 
 __all__ = [

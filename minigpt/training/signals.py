@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["StopNow", "StopRequest", "obey_swallowed", "remembered_signals", "stop_requests"]
+from minigpt.command_line import stop_signals
 
-_remembered: list[int] = []  # that came inside `remembered_signals`
+__all__ = ["StopNow", "StopRequest", "stop_requests"]
 
 
 class StopNow(BaseException):
@@ -35,11 +35,11 @@ class StopRequest:
 
     def marks(self) -> list[float]:
         """What came here, as numbers that may be added up over the processes."""
-        return [float(self.signal == number) for number in _numbers()]
+        return [float(self.signal == number) for number in stop_signals()]
 
     def agree(self, sums: Sequence[float]) -> None:
         """Take the sums of everyone's `marks`."""
-        self._agreed = next((number for number, count in zip(_numbers(), sums) if count), None)
+        self._agreed = next((number for number, count in zip(stop_signals(), sums) if count), None)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -76,44 +76,6 @@ class StopRequest:
             raise StopNow
 
 
-def _numbers() -> list[signal.Signals]:
-    usual = [signal.SIGINT, signal.SIGTERM]
-    return [*usual, signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else usual  # not on Windows
-
-
-@contextmanager
-def remembered_signals() -> Iterator[None]:
-    """For what comes before the loop: signals raise what they raised before, and are remembered.
-
-    Libraries written in C may swallow the exception, or make another one of it: a KeyboardInterrupt while
-    safetensors and torch read a file became "could not determine the shape of object type ...", and a
-    checkpoint that was whole was passed over. `obey_swallowed` then raises it again.
-    """
-    before = {number: signal.getsignal(number) for number in _numbers()}
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        _remembered.append(signum)
-        handler = before[signal.Signals(signum)]
-        assert callable(handler), signum
-        handler(signum, frame)
-
-    noted = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor fatal
-    for number in noted:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        for number in noted:
-            signal.signal(number, before[number])
-        _remembered.clear()
-
-
-def obey_swallowed() -> None:
-    """Raise again what a signal raised inside `remembered_signals`, if it did not get through."""
-    if _remembered:
-        signal.raise_signal(_remembered[0])
-
-
 @contextmanager
 def stop_requests(alone: bool = True) -> Iterator[StopRequest]:
     """SIGINT, SIGTERM and SIGUSR1 are noted, and obeyed between steps; a second one stops at once.
@@ -122,7 +84,7 @@ def stop_requests(alone: bool = True) -> Iterator[StopRequest]:
         alone: False: several processes must agree on it.
     """
     asked = StopRequest(alone)
-    before = {number: signal.signal(number, asked.note) for number in _numbers()}
+    before = {number: signal.signal(number, asked.note) for number in stop_signals()}
     try:
         yield asked
     finally:
