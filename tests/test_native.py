@@ -1,9 +1,11 @@
 """One call of C against the PyTorch modules: both families, four precisions, padding, batches, prompts."""
 
+import ctypes
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from minigpt.inference import native
 from minigpt.inference.cache import KeyValueCache
 from minigpt.inference.generation import GenerationOptions, generate_ids
 from minigpt.inference.native import NativeStep, native_step
+from minigpt.inference.sampling import greedy
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.quantized import (
     GROUP,
@@ -122,6 +125,49 @@ def test_a_row_has_the_same_bits_alone_and_in_a_padded_batch(name: str, precisio
         given = rows[row : row + 1, width - length :]
         assert torch.equal(step(given[:, :-1], torch.arange(length), 0, alone)[0], prompt[row])
         assert torch.equal(step(given[:, -1:], length, 0, alone)[0], after[row])
+
+
+@compiled
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("entries", [1, 7, 511, 512, 513, 5000])
+@torch.inference_mode()
+def test_the_likeliest_is_numpy_s(entries: int) -> None:
+    """The first of several; and a NaN is a row's highest."""
+    random = np.random.default_rng(entries)
+    scores = random.integers(-9, 9, (40, entries)).astype(np.float32)  # the highest stands there often
+    scores[3] = -np.inf
+    scores[4, entries // 2] = np.inf
+    places, highest = (ctypes.c_int64 * 40)(), (ctypes.c_float * 40)()
+    library = native.library()
+    assert library is not None
+    library.minigpt_likeliest(
+        ctypes.c_void_p(scores.ctypes.data), 40, ctypes.c_int64(entries), places, highest
+    )
+    assert places[:] == scores.argmax(axis=1).tolist()
+    assert highest[:] == scores.max(axis=1).tolist()
+    for place in {0, entries // 2, entries - 1}:
+        odd = scores.copy()
+        odd[5, place] = np.nan
+        library.minigpt_likeliest(
+            ctypes.c_void_p(odd.ctypes.data), 40, ctypes.c_int64(entries), places, highest
+        )
+        assert [row for row in range(40) if np.isnan(highest[row])] == [5]
+
+
+@compiled
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+@torch.inference_mode()
+def test_the_likeliest_of_a_step_are_its_logits_(name: str) -> None:
+    model, given = make(name), ids(3, 9)
+    step, cache = step_of(model), KeyValueCache(model.config, 3, 9)
+    assert step.likeliest(torch.zeros(3, V)) is None  # no step was made yet
+    for begin, end, wanted in ((0, 4, 2), (4, 5, 1), (5, 6, 1), (6, 9, 1)):
+        logits = step(given[:, begin:end], begin, 0, cache, wanted)
+        found = step.likeliest(logits)
+        assert found is not None
+        assert found[0] == greedy(logits).tolist()
+        assert found[1] == logits.amax(dim=-1).tolist()
+        assert step.likeliest(logits.clone()) is None  # others' numbers are not the step's
 
 
 @compiled

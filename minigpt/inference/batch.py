@@ -14,8 +14,10 @@ Letters in shapes: B rows, S columns so far, n rows not finished yet, T columns 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from minigpt.families import LanguageModel
 from minigpt.inference import sampling
 from minigpt.inference.cache import KeyValueCache, cache_bytes, check_memory
 from minigpt.inference.embeddings import replaced_embeddings
-from minigpt.inference.native import native_step
+from minigpt.inference.native import NativeStep, native_step
 from minigpt.inference.options import GenerationOptions
 from minigpt.inference.output import Completion, Recorder
 from minigpt.inference.penalties import NO_TOKEN
@@ -33,6 +35,8 @@ from minigpt.inference.request import Request
 from minigpt.inference.stopping import Written
 
 __all__ = ["NOT_FINITE", "Batch", "check_scores", "evaluating", "likeliest", "new_cache"]
+
+Index: TypeAlias = slice | Tensor | npt.NDArray[np.int64]  # of rows, (n,)
 
 NOT_FINITE = "the model's scores are not finite numbers: its weights are damaged or diverged"
 
@@ -68,32 +72,31 @@ def new_cache(
     return make(model.config, rows, columns, weight.device, weight.dtype)
 
 
-def check_scores(logits: Tensor, scores: Tensor, highest: Tensor | None = None) -> None:
+def check_scores(logits: Tensor, scores: Tensor, highest: Sequence[float] | None = None) -> None:
     """Raise InputError where the model's logits (n, V) are no numbers, or the options leave no token.
 
     Args:
         highest: each row's highest score, where it is known.
     """
-    highest = scores.amax(dim=-1) if highest is None else highest
-    if not _finite(highest if scores is logits else logits.amax(dim=-1)):
+    # A NaN or an infinity would be a row's highest score; where all is -infinity, that is.
+    highest = scores.amax(dim=-1).tolist() if highest is None else highest
+    if not all(map(math.isfinite, highest if scores is logits else logits.amax(dim=-1).tolist())):
         raise InputError(NOT_FINITE)
-    if not _finite(highest):
+    if not all(map(math.isfinite, highest)):
         raise InputError(
             "the options forbid every token: allow some in logit_bias, bad_words_ids, "
             "no_repeat_ngram_size or min_new_tokens; or the vocabulary lacks what a constraint needs"
         )
 
 
-def _finite(highest: Tensor) -> bool:
-    """A NaN or an infinity would be a row's highest score; where all is -infinity, that is."""
-    return all(map(math.isfinite, highest.flatten().tolist()))
-
-
-def likeliest(logits: Tensor, scores: Tensor) -> Tensor:
-    """The likeliest token of each row, (n,), and what `check_scores` raises: in one look at the scores."""
-    tokens = sampling.greedy(scores)
-    check_scores(logits, scores, scores.gather(-1, tokens[:, None]))
-    return tokens
+def likeliest(logits: Tensor, scores: Tensor, native: NativeStep | None = None) -> list[int]:
+    """The likeliest token of each of n rows, and what `check_scores` raises: in one look at the scores."""
+    found = native.likeliest(scores) if native else None
+    if found is None:
+        tokens = sampling.greedy(scores)
+        found = tokens.tolist(), scores.gather(-1, tokens[:, None])[:, 0].tolist()
+    check_scores(logits, scores, found[1])
+    return found[0]
 
 
 class Batch:
@@ -127,6 +130,8 @@ class Batch:
         for row, prompt in enumerate(prompts):
             ids[row, self.width - len(prompt) : self.width] = torch.tensor(prompt)
         self.ids = ids.to(self.device)  # (B, S_max)  the prompts, padded on the left; then what follows
+        # The same memory for NumPy, whose small operations are faster than torch's.
+        self._ids = self.ids.numpy() if self.device.type == "cpu" else None
         self.first: Tensor | None = None  # (B,)  columns of padding
         self.mask: Tensor | None = None  # (B, S_max)  True: token, False: padding
         self.positions: Tensor | None = None  # (B, S_max)
@@ -153,16 +158,17 @@ class Batch:
     def run(self) -> Iterator[int]:
         """Generate to the end; yields the number of finished rows after each step."""
         numbers = list(range(len(self.rows)))  # of the rows that the cache holds, in its order
-        alive: slice | Tensor = slice(None)  # the same as an index, (n,)
+        alive: Index = slice(None)  # the same as an index, (n,)
         n_done = 0
         for step in range(self.steps):
             end = self.width + step
-            tokens = self._next(alive, step, end)  # (n,)
-            chosen = tokens.tolist()
+            chosen = self._next(alive, step, end)
             if self.recorder:  # finished rows are still there
                 chosen = [self.pad if row.stop_reason else token for row, token in zip(self.rows, chosen)]
-                tokens = torch.tensor(chosen, device=self.device)
-            self.ids[alive, end] = tokens
+            if self._ids is not None:
+                self._ids[alive, end] = chosen
+            else:
+                self.ids[alive, end] = torch.tensor(chosen, device=self.device)
             finished: list[int] = []  # places in `numbers`
             for place, (number, token) in enumerate(zip(numbers, chosen)):
                 row = self.rows[number]
@@ -176,7 +182,8 @@ class Batch:
                 return
             if finished and not self.recorder:
                 numbers = self._drop(numbers, finished)
-                alive = torch.tensor(numbers, device=self.device)
+                on_cpu = self._ids is not None
+                alive = np.array(numbers) if on_cpu else torch.tensor(numbers, device=self.device)
 
     def _drop(self, numbers: list[int], finished: list[int]) -> list[int]:
         """The rows that stay. Holes are filled from the end, so that the cache moves as few as possible."""
@@ -190,7 +197,7 @@ class Batch:
             self.cache.select(torch.tensor(places, device=self.device))
         return [numbers[place] for place in places]
 
-    def _next(self, alive: slice | Tensor, step: int, end: int) -> Tensor:
+    def _next(self, alive: Index, step: int, end: int) -> list[int]:
         """One token for each row that is alive, from the columns before `end`."""
         logits = self._logits(alive, end)  # (n, V)
         scores = logits
@@ -204,25 +211,27 @@ class Batch:
             for process in self.processors:
                 scores = process(scores, ids, step)
         if self.uniform is None:
-            tokens = likeliest(logits, scores)  # (n,)
+            tokens = likeliest(logits, scores, self.native)
         else:
             check_scores(logits, scores)
             o = self.options
             scores = sampling.filtered(scores, o.temperature, o.top_k, o.top_p, o.min_p, o.typical_p)
-            tokens = sampling.sample(scores, self.uniform[alive, step])  # (n,)
+            tokens = sampling.sample(scores, self.uniform[alive, step]).tolist()
         if self.recorder:
-            self.recorder.end_step(logits, scores, tokens)
+            self.recorder.end_step(logits, scores, torch.tensor(tokens, device=self.device))
         return tokens
 
-    def _logits(self, alive: slice | Tensor, end: int) -> Tensor:
+    def _logits(self, alive: Index, end: int) -> Tensor:
         """What the model says after the columns before `end`, (n, V), of which the cache holds the first."""
         start = 0 if self.cache is None else self.cache.length
-        ids = self.ids[alive, start:end]  # (n, T)
         embeds = self.embeds if start == 0 else None  # all rows are alive, and there is a cache: only once
-        if self.native and self.cache and embeds is None and self.native.takes(ids.numel()):
-            if self.positions is None or self.first is None:
-                return self.native(ids, np.arange(start, end), 0, self.cache)
-            return self.native(ids, self.positions[alive, start:end], self.first[alive], self.cache)
+        if self.native and self.cache and embeds is None and self._ids is not None:
+            given = self._ids[alive, start:end]  # (n, T)
+            if self.native.takes(given.size):
+                if self.positions is None or self.first is None:
+                    return self.native(given, start, 0, self.cache)
+                return self.native(given, self.positions[alive, start:end], self.first[alive], self.cache)
+        ids = self.ids[alive, start:end]  # (n, T)
         with nullcontext() if embeds is None else replaced_embeddings(self.model, embeds):
             hidden = self.model.base_model(
                 ids,

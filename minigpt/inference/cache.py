@@ -65,7 +65,7 @@ class KeyValueCache:
         self._keys = torch.empty(shape, device=device, dtype=dtype)
         self._values = torch.empty(shape, device=device, dtype=dtype)
         self._tensors: tuple[Tensor, ...] = (self._keys, self._values)
-        self._rows = batch_size
+        self._rows, self._max_length = batch_size, max_length
         self._length = 0
 
     @property
@@ -81,7 +81,7 @@ class KeyValueCache:
     @property
     def max_length(self) -> int:
         """Tokens of a row that there is room for."""
-        return self._keys.shape[3]
+        return self._max_length
 
     @property
     def bytes(self) -> int:

@@ -689,3 +689,31 @@ void minigpt_step(const Operation *operations, int count, const Token *tokens, i
         }
     }
 }
+
+// ---- after it ----------------------------------------------------------------------------------------------
+
+enum { GLANCE = 512 };
+
+// Of each row of scores (rows, V): where its highest number is, the first of several, and the number; NaN if the
+// row has one.
+void minigpt_likeliest(const float *scores, int rows, int64_t V, int64_t *places, float *highest) {
+    for (int r = 0; r < rows; r++) {
+        const float *row = scores + r * V;
+        int64_t place = 0;
+        float largest = -INFINITY;
+        int odd = 0;
+        for (int64_t i = 0; i < V; i += GLANCE) {
+            int64_t end = V - i < GLANCE ? V : i + GLANCE;
+            float here = -INFINITY;
+#pragma omp simd reduction(max : here) reduction(| : odd)
+            for (int64_t v = i; v < end; v++) {
+                here = row[v] > here ? row[v] : here;
+                odd |= row[v] != row[v];
+            }
+            if (here > largest) largest = here, place = i;
+        }
+        while (place < V - 1 && row[place] != largest) place++;
+        places[r] = place;
+        highest[r] = odd ? NAN : largest;
+    }
+}

@@ -124,6 +124,29 @@ def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
     return "stored" if device.type == "cpu" and library() is not None else None
 
 
+class _Call:
+    """What calls of one shape have in common, made once.
+
+    After a step of some hundred megabytes all of Python, NumPy and torch is gone from the processor's caches,
+    and torch's small operations take ten times as long as usual, twenty to fifty microseconds each.
+    """
+
+    def __init__(self, B: int, T: int, wanted: int, logits: Tensor) -> None:
+        self.shape = B, T, wanted
+        self.tokens = np.zeros((B, T), _TOKEN)
+        self.tokens["slot"] = np.arange(B)[:, None]
+        self.tokens["wanted"][:, -wanted:] = 1
+        self.id, self.position, self.column, self.first = (
+            self.tokens[name] for name in ("id", "position", "column", "first")
+        )
+        self.begin: int = self.tokens.ctypes.data
+        self.places = np.arange(T)
+        self.logits = logits[: B * wanted]
+        self.rows, self.V = B * wanted, ctypes.c_int64(logits.shape[1])
+        self.address = ctypes.c_void_p(self.logits.data_ptr())
+        self.likeliest, self.highest = (ctypes.c_int64 * self.rows)(), (ctypes.c_float * self.rows)()
+
+
 def native_step(model: LanguageModel) -> "NativeStep | None":
     """A NativeStep, where one is possible: float32 activations on a CPU, known modules, a C compiler."""
     embedding = next(model.parameters())
@@ -156,7 +179,10 @@ class NativeStep:
         self._n = n
         self._keep: list[Tensor] = []  # C sees addresses only: somebody must hold the tensors
         self._scratch: dict[str, Tensor] = {}
-        self._notes = torch.zeros(0)
+        self._notes = np.empty(0, np.uint8)
+        self._sizes: tuple[int, ...] = ()  # of the last call: tokens, columns of the cache, threads
+        self._numbers: tuple[Any, ...] = ()  # for C
+        self._last: _Call | None = None
         self._bound: KeyValueCache | SlotCache | None = None
         model = self._model
         operations = list(_gpt(self, model) if isinstance(model, GPTLMHeadModel) else _qwen3(self, model))
@@ -169,8 +195,8 @@ class NativeStep:
 
     def __call__(
         self,
-        ids: Tensor,
-        positions: "Tensor | np.ndarray[Any, Any] | int",
+        ids: "Tensor | np.ndarray[Any, Any]",
+        positions: Tensor | int,
         first: Tensor | int,
         cache: KeyValueCache,
         wanted: int = 1,
@@ -179,7 +205,7 @@ class NativeStep:
 
         Args:
             ids: (B, T); they are added to the cache.
-            positions: (B, T) or a number: each token's place in its text.
+            positions: (B, T): each token's place in its text; a number: the first one's, in all rows.
             first: (B,) or a number: the first column of the cache that is no padding.
             wanted: of each row's last n tokens the logits are returned, (B * n, V), row by row.
         """
@@ -193,15 +219,27 @@ class NativeStep:
             self._room_for(B * T)
         if self._bound is not cache:
             self._bind(cache)
-        tokens = np.zeros((B, T), _TOKEN)
-        tokens["id"], tokens["position"] = ids.numpy(), positions
-        tokens["slot"] = np.arange(B)[:, None]
-        tokens["column"] = np.arange(past, past + T)
-        tokens["first"] = first if isinstance(first, int) else first[:, None]
-        tokens["wanted"][:, -wanted:] = 1
-        self._run(tokens, past + T, cache.max_length)
+        if self._last is None or self._last.shape != (B, T, wanted):
+            self._last = _Call(B, T, wanted, self._scratch["logits"])
+        last = self._last
+        last.id[:] = ids
+        last.column[:] = last.places + past
+        last.position[:] = last.places + positions if isinstance(positions, int) else positions
+        last.first[:] = first if isinstance(first, int) else first[:, None]
+        self._run(last.begin, B * T, past + T, cache.max_length)
         cache.advance(T)
-        return self._scratch["logits"][: B * wanted]
+        return last.logits
+
+    def likeliest(self, logits: Tensor) -> tuple[list[int], list[float]] | None:
+        """Of each row the token with the highest score, the first of several, and this score.
+
+        NaN is the highest of a row that has one. None: these are not the logits of the last call.
+        """
+        last = self._last
+        if last is None or logits is not last.logits:
+            return None
+        self._library.minigpt_likeliest(last.address, last.rows, last.V, last.likeliest, last.highest)
+        return last.likeliest[:], last.highest[:]
 
     def ragged(
         self, ids: Sequence[Sequence[int]], slots: Sequence[int], cache: SlotCache, wanted: int = 1
@@ -228,24 +266,30 @@ class NativeStep:
         tokens["column"] = np.arange(len(tokens)) + np.repeat(np.array(starts) - ends + counts, counts)
         tokens["position"] = tokens["column"]
         tokens["wanted"][(ends[:, None] - np.arange(wanted) - 1).ravel()] = 1
-        self._run(tokens, int(tokens["column"].max()) + 1, cache.max_length)
+        self._run(tokens.ctypes.data, tokens.size, int(tokens["column"].max()) + 1, cache.max_length)
         for slot, count in zip(slots, counts):
             cache.advance(slot, count)
         return self._scratch["logits"][: len(counts) * wanted]
 
-    def _run(self, tokens: Any, longest: int, columns: int) -> None:
-        """The step; `longest` tokens are seen by the one that sees most."""
+    def _run(self, address: int, n: int, longest: int, columns: int) -> None:
+        """The step of the n tokens at an address; `longest` tokens are seen by the one that sees most."""
         of_token = self._products + self._of_attention * longest
-        enough = 1 + of_token * tokens.size // _FOR_A_THREAD
-        n, threads = ctypes.c_int(tokens.size), ctypes.c_int(min(enough, torch.get_num_threads()))
-        sizes = (ctypes.c_int64(columns), ctypes.c_int64(self._widest))
-        needed = self._library.minigpt_scratch(len(self._operations), n, *sizes, threads)
-        if self._notes.nbytes < needed:
-            self._notes = torch.empty(needed // 4 + 1)
+        threads = min(1 + of_token * n // _FOR_A_THREAD, torch.get_num_threads())
+        if self._sizes != (n, columns, threads):
+            self._sizes = n, columns, threads
+            numbers = (
+                ctypes.c_int(n),
+                ctypes.c_int64(columns),
+                ctypes.c_int64(self._widest),
+                ctypes.c_int(threads),
+            )
+            needed = self._library.minigpt_scratch(len(self._operations), *numbers)
+            if self._notes.nbytes < needed:
+                self._notes = np.empty(needed, np.uint8)
+            self._numbers = *numbers, ctypes.c_void_p(self._notes.ctypes.data)
         self._library.minigpt_step(
-            self._operations, len(self._operations), ctypes.c_void_p(tokens.ctypes.data), n, *sizes, threads,
-            ctypes.c_void_p(self._notes.data_ptr()),
-        )  # fmt: skip
+            self._operations, len(self._operations), ctypes.c_void_p(address), *self._numbers
+        )
 
     def _bind(self, cache: KeyValueCache | SlotCache) -> None:
         for layer, operation in enumerate(self._attentions):

@@ -132,7 +132,7 @@ class Row(Written):
     def choose(self, logits: Tensor) -> int:
         """The next token, from the logits behind the last one, (1, V)."""
         if self.uniform is None:
-            return int(likeliest(logits, self._processed(logits)))
+            return likeliest(logits, self._processed(logits))[0]
         scores = self.filtered(self.scores(logits))
         return int(sampling.sample(scores, self.uniform[len(self.ids)][None]))
 
