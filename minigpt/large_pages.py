@@ -32,8 +32,8 @@ class LargePages:
         """A contiguous copy on the same device, of another dtype where one is given.
 
         Args:
-            own: nobody else has the tensor's numbers, and they are in large pages: where the dtype stays,
-                they are put in order in their place, which keeps the block that they lie in.
+            own: nobody else has the tensor's numbers: where the dtype stays, they are put in order in their
+                place, whatever its pages are; which keeps the block that they lie in.
         """
         dtype = dtype or tensor.dtype
         if own and dtype == tensor.dtype:

@@ -56,7 +56,7 @@ def folder_of_weights(folder: Path) -> Path:
 
 
 class ReadAhead:
-    """The bytes of a directory's tensors, in memory of large pages; a thread reads them from now on.
+    """The bytes of a directory's tensors, in memory of their own; a thread reads them from now on.
 
     Args:
         folder: as `folder_of_weights` takes it. Where it has no weights in safetensors, nothing is read; of
@@ -153,13 +153,16 @@ def _places(path: Path) -> list[_Place]:
 
 
 def _bytes_of(path: Path, begin: int, size: int) -> memoryview:
-    content, filled = large_block(size), 0
+    """Read into ordinary pages: filling new large ones takes longer where a host has to find them first."""
+    memory, content = _memory(size)
+    filled = 0
     with path.open("rb", buffering=0) as file:
         while filled < size:
             count = os.preadv(file.fileno(), [content[filled : filled + _PIECE]], begin + filled)
             if not count:
                 raise EOFError(f"{path} ends early")
             filled += count
+    _ask_for_large_pages(memory)  # Linux may merge the small ones, some each minute
     return content
 
 
@@ -168,13 +171,23 @@ def large_block(size: int) -> memoryview:
 
     Linux gives them where it is asked before the memory is first written (madvise(2)).
     """
+    memory, content = _memory(size)
+    _ask_for_large_pages(memory)
+    return content
+
+
+def _memory(size: int) -> tuple[mmap.mmap, memoryview]:
+    """New memory, and `size` bytes of it that begin where a large page may."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, -(-size // _LARGE) * _LARGE + _LARGE, **private)
+    begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % _LARGE
+    return memory, memoryview(memory)[begin : begin + size]
+
+
+def _ask_for_large_pages(memory: mmap.mmap) -> None:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % _LARGE
-    return memoryview(memory)[begin : begin + size]
 
 
 def _version(state: os.stat_result) -> tuple[int, ...]:

@@ -66,7 +66,7 @@ class WeightFiles(Mapping[str, Tensor]):
     def __init__(self, folder: Path | str, ahead: ReadAhead | None = None) -> None:
         folder = Path(folder)
         self._ahead = ahead
-        self.own: set[str] = set()  # those handed out in memory that is nobody else's, in large pages
+        self.own: set[str] = set()  # those handed out in memory that is nobody else's
         self.path = _find(folder)  # what messages are about
         self.described: dict[str, Tensor] = {}  # on "meta": dtype and shape
         self._files: dict[str, Path] = {}
@@ -111,7 +111,7 @@ def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def has_own_memory(tensors: Mapping[str, Tensor], name: str) -> bool:
-    """Was the tensor that was looked up put into memory that is nobody else's, in large pages?"""
+    """Was the tensor that was looked up put into memory that is nobody else's?"""
     return isinstance(tensors, WeightFiles) and name in tensors.own
 
 
