@@ -179,7 +179,7 @@ class NativeStep:
         self._n = n
         self._keep: list[Tensor] = []  # C sees addresses only: somebody must hold the tensors
         self._scratch: dict[str, Tensor] = {}
-        self._notes = np.empty(0, np.uint8)
+        self._notes = torch.empty(0, dtype=torch.uint8)
         self._sizes: tuple[int, ...] = ()  # of the last call: tokens, columns of the cache, threads
         self._numbers: tuple[Any, ...] = ()  # for C
         self._last: _Call | None = None
@@ -285,8 +285,8 @@ class NativeStep:
             )
             needed = self._library.minigpt_scratch(len(self._operations), *numbers)
             if self._notes.nbytes < needed:
-                self._notes = np.empty(needed, np.uint8)
-            self._numbers = *numbers, ctypes.c_void_p(self._notes.ctypes.data)
+                self._notes = torch.empty(needed, dtype=torch.uint8)
+            self._numbers = *numbers, ctypes.c_void_p(self._notes.data_ptr())
         self._library.minigpt_step(
             self._operations, len(self._operations), ctypes.c_void_p(address), *self._numbers
         )
