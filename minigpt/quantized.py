@@ -41,7 +41,7 @@ _DTYPES: dict[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
 }
-GROUP = 128  # neighbours of an input that share a scale; as in native.c
+GROUP = 128  # neighbours of an input that share a scale; as in inference/products.h
 
 
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

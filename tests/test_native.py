@@ -30,14 +30,17 @@ from minigpt.quantized import (
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 
 V, LONGEST = 83, 48
-# widths that are no multiples of a vector, of four rows, of a group of 128; several tiles of tokens
+# widths that are no multiples of a vector, of four rows, of a group of 128; several tiles of tokens. "panels":
+# multiples of 128, whose products with many tokens are taken in panels
 MODELS: dict[str, Callable[[], LanguageModel]] = {
     "gpt": lambda: GPTLMHeadModel(GPTConfig(72, 3, 2, 0.0, LONGEST, V)),
     "gpt2": lambda: GPTLMHeadModel(GPTConfig(76, 2, 2, 0.0, LONGEST, V, bias=True, gelu="tanh")),
     "gpt2-wide": lambda: GPTLMHeadModel(GPTConfig(264, 3, 1, 0.0, LONGEST, V, bias=True, gelu="tanh")),
+    "gpt2-panels": lambda: GPTLMHeadModel(GPTConfig(384, 3, 1, 0.0, LONGEST, V, bias=True, gelu="tanh")),
     "one-head": lambda: GPTLMHeadModel(GPTConfig(5, 1, 1, 0.0, LONGEST, V)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(V, 68, 100, 2, 6, 2, 16, LONGEST)),
     "qwen3-wide": lambda: Qwen3ForCausalLM(Qwen3Config(V, 323, 290, 1, 2, 1, 32, LONGEST)),
+    "qwen3-panels": lambda: Qwen3ForCausalLM(Qwen3Config(V, 128, 300, 1, 4, 2, 32, LONGEST)),
     "qwen3-untied": lambda: Qwen3ForCausalLM(
         Qwen3Config(V, 64, 33, 1, 2, 2, 10, LONGEST, tie_word_embeddings=False)
     ),
@@ -108,7 +111,7 @@ def test_token_by_token_and_at_once_equal_the_modules(name: str, precision: Prec
 @compiled
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-wide", "qwen3", "qwen3-wide"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-wide", "gpt2-panels", "qwen3", "qwen3-wide", "qwen3-panels"])
 @torch.inference_mode()
 def test_a_row_has_the_same_bits_alone_and_in_a_padded_batch(name: str, precision: Precision) -> None:
     model, lengths, width = make(name, precision), (4, 17, 9), 17

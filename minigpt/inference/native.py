@@ -4,10 +4,11 @@
     logits = step(ids, positions, first, cache)                                        # (B, T) -> (B, V)
     logits = step.ragged([[5, 7], [3]], [0, 4], slots)      # rows of different lengths; see .slots
 
-`native.c` executes a list of three kinds of operations; this module writes the list from a model's own
-modules and weights, which it neither copies nor changes. So there is no second model that could drift from
-the first: the PyTorch modules are the twin, and the tests hold both together. The library is compiled at
-first use (about two seconds) with the system's C compiler, into the user's cache folder.
+`native.c` executes a list of three kinds of operations (`products.h`: what takes their time); this module
+writes the list from a model's own modules and weights, which it neither copies nor changes. So there is no
+second model that could drift from the first: the PyTorch modules are the twin, and the tests hold both
+together. The library is compiled at first use (about two seconds) with the system's C compiler, into the
+user's cache folder.
 
 A token's logits have the same bits whatever else is in the call: other rows, or tokens of its own row.
 
@@ -43,7 +44,7 @@ _FEW = 64  # with more tokens, torch's products of float32 are faster
 # Multiplications for which a further thread is woken. With fewer it gains microseconds on a quiet machine; on
 # a busy one each step waits for a thread that is kept waiting, for milliseconds.
 _FOR_A_THREAD = 2**19
-SOURCE = Path(__file__).with_name("native.c")
+SOURCE, PRODUCTS = (Path(__file__).with_name(name) for name in ("native.c", "products.h"))
 # -ffp-contract=off: compilers would join products and sums in one place and not in another, and a token's
 # bits would depend on how many there are
 FLAGS = (
@@ -88,7 +89,8 @@ def library() -> Any | None:
         return None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt"
     # -march=native: another machine with the same home folder must not run it
-    key = [SOURCE.read_text(encoding="utf-8"), *FLAGS, compiler, platform.machine(), _processor()]
+    texts = [file.read_text(encoding="utf-8") for file in (SOURCE, PRODUCTS)]
+    key = [*texts, *FLAGS, compiler, platform.machine(), _processor()]
     path = cache / f"native-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]}.so"
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
