@@ -30,8 +30,8 @@ from minigpt.quantized import (
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 
 V, LONGEST = 83, 48
-# widths that are no multiples of a vector, of four rows, of a group of 128; several tiles of tokens. "panels":
-# multiples of 128, whose products with many tokens are taken in panels
+# widths that are no multiples of a vector, of four rows, of a group of 128; several tiles of tokens;
+# "panels": multiples of 128, whose products with many tokens are taken in panels
 MODELS: dict[str, Callable[[], LanguageModel]] = {
     "gpt": lambda: GPTLMHeadModel(GPTConfig(72, 3, 2, 0.0, LONGEST, V)),
     "gpt2": lambda: GPTLMHeadModel(GPTConfig(76, 2, 2, 0.0, LONGEST, V, bias=True, gelu="tanh")),
