@@ -48,10 +48,15 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
 compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
 
 
-@pytest.fixture(params=["all of this processor", "without AVX-512", "without AVX2"])
+@pytest.fixture(params=["all of this processor", "without AVX-512", "without AVX2", "by clang"])
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The library, compiled for this processor and as for older ones."""
     without = {"without AVX-512": ["-mno-avx512f"], "without AVX2": ["-mno-avx512f", "-mno-avx2"]}
+    if request.param == "by clang":
+        monkeypatch.setenv("CC", "clang")
+        native.library.cache_clear()
+        if native.library() is None:
+            pytest.skip("no clang with OpenMP here")
     if request.param in without:
         if platform.machine() != "x86_64":
             pytest.skip("these instructions are x86's")

@@ -342,14 +342,23 @@ static inline __attribute__((always_inline)) void mix(int T, float *const *weigh
             for (int64_t c = d; c < D; c++) out[t][c] += weights[t][s] * rows[s * D + c];
 }
 
+// The highest of n numbers, -infinity if there are none; what is not a number is passed over. (OpenMP's own reductions
+// begin at -infinity in one compiler and at the least finite number in another.)
+static float highest_of(const float *x, int64_t n) {
+    float highest[2 * LANES];
+    int64_t i = 0;
+    for (int j = 0; j < 2 * LANES; j++) highest[j] = -INFINITY;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        for (int j = 0; j < 2 * LANES; j++) highest[j] = x[i + j] > highest[j] ? x[i + j] : highest[j];
+    for (; i < n; i++) highest[0] = x[i] > highest[0] ? x[i] : highest[0];
+    for (int j = 1; j < 2 * LANES; j++) highest[0] = highest[j] > highest[0] ? highest[j] : highest[0];
+    return highest[0];
+}
+
 // Scores (S,) of a query become weights: their sum is 1.
 static void softmax(float *scores, int64_t S, float factor) {
-    float largest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : largest)
-    for (int64_t s = 0; s < S; s++) {
-        scores[s] *= factor;
-        largest = scores[s] > largest ? scores[s] : largest;
-    }
+    for (int64_t s = 0; s < S; s++) scores[s] *= factor;
+    float largest = highest_of(scores, S), sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t s = 0; s < S; s++) sum += scores[s] = exponential(scores[s] - largest);
     for (int64_t s = 0; s < S; s++) scores[s] /= sum;
@@ -464,12 +473,9 @@ void minigpt_likeliest(const float *scores, int rows, int64_t V, int64_t *places
         int odd = 0;
         for (int64_t i = 0; i < V; i += GLANCE) {
             int64_t end = V - i < GLANCE ? V : i + GLANCE;
-            float here = -INFINITY;
-#pragma omp simd reduction(max : here) reduction(| : odd)
-            for (int64_t v = i; v < end; v++) {
-                here = row[v] > here ? row[v] : here;
-                odd |= row[v] != row[v];
-            }
+            float here = highest_of(row + i, end - i);
+#pragma omp simd reduction(| : odd)
+            for (int64_t v = i; v < end; v++) odd |= row[v] != row[v];
             if (here > largest) largest = here, place = i;
         }
         while (place < V - 1 && row[place] != largest) place++;

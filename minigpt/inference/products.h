@@ -66,7 +66,7 @@ static inline __m256 totals(const __m256 *v) {
 // R rows of weights with one vector: out[r] = w[r] . x. A row after the other, as they lie in memory: its
 // prefetchers follow one long stream further than several short ones, and AHEAD, in bytes, helps them over the
 // ends of pages. Two sums hide the latency of an addition, as far as memory is faster.
-enum { AHEAD = 2048, SHORT = 256 };
+enum { AHEAD = 2048, SHORT = 256, LANES = 16 };
 
 #if FAST
 #define FLOATS(p) _mm256_loadu_ps(p)
@@ -94,15 +94,19 @@ enum { AHEAD = 2048, SHORT = 256 };
 #endif
 
 #if FAST
-#define SUM_OF(LOAD) ROW_OF(LOAD) float s = total(sums);
-#else
-#define SUM_OF(LOAD) int64_t k = 0; float s = 0;
+#define SUM_OF(LOAD, FLOAT) ROW_OF(LOAD) float s = total(sums);
+#else                                        // LANES: one order of additions, whatever the compiler makes of it
+#define SUM_OF(LOAD, FLOAT)                                                        \
+    int64_t k = 0;                                                                 \
+    float lanes[LANES] = {0}, s = 0;                                               \
+    for (; k + LANES <= K; k += LANES)                                             \
+        for (int i = 0; i < LANES; i++) lanes[i] += FLOAT(w[k + i]) * x[k + i];    \
+    for (int i = 0; i < LANES; i++) s += lanes[i];
 #endif
 // Rows r ... `rows`; LOAD makes eight floats of what is stored, FLOAT one.
 #define DOTS_OF(LOAD, FLOAT)                                                       \
     for (; r < rows; r++, w += K) {                                                \
-        SUM_OF(LOAD)                                                               \
-        _Pragma("omp simd reduction(+ : s)")                                       \
+        SUM_OF(LOAD, FLOAT)                                                        \
         for (int64_t j = k; j < K; j++) s += FLOAT(w[j]) * x[j];                   \
         out[r] = s;                                                                \
     }
