@@ -1,6 +1,6 @@
 """Weights in fewer bits, for decoding on a CPU, which waits for memory: 16 or 8 instead of float32's 32.
 
-    quantize(model, "int8")     # in place: the weights of every product; embeddings and norms stay
+    quantize(model, "int8")     # in place: the weights of every product; the embedding and norms stay
 
 int8: each row of a matrix (one output channel) is stored as whole numbers from -127 to 127 times one scale.
 The input is rounded in the same way, with a scale for each 128 neighbours of a token, so that one large value
@@ -24,6 +24,7 @@ from minigpt.large_pages import LargePages
 __all__ = [
     "GROUP",
     "PRECISIONS",
+    "NarrowEmbedding",
     "Precision",
     "QuantizedLinear",
     "at_precision",
@@ -112,11 +113,27 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, self.dequantized().to(x.dtype), bias)
 
 
+class NarrowEmbedding(nn.Module):
+    """What stands for an nn.Embedding in float16 or bfloat16, (V, C): its rows, looked up as float32.
+
+    Made float32 as a whole, Qwen3-0.6B's would take as much memory as half of the model.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.weight: Tensor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) -> (..., C) float32."""
+        return F.embedding(ids, self.weight).float()
+
+
 def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
     """Replace every nn.Linear of a model, lm_head included, in place; returns the model, in eval mode.
 
-    A tied lm_head gets weights of its own: the embedding it was tied to is only looked up, and is float32, as
-    norms are.
+    A tied lm_head gets weights of its own, where they are rounded: the embedding it was tied to is only
+    looked up, and stays as it is. Norms and positions of 16 bits become float32.
 
     Raises:
         InputError: for an unknown precision, or a model that is quantised already.
@@ -127,6 +144,9 @@ def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
         raise InputError("the model is quantised already: load it anew to choose another precision")
     if precision != "float32":
         quantized_modules(model, precision)
+        name, table = next(item for item in model.named_modules() if isinstance(item[1], nn.Embedding))
+        if table.weight.dtype in (torch.float16, torch.bfloat16):
+            model.set_submodule(name, NarrowEmbedding(table.weight.detach()))
     pages = LargePages()
     for parameter in model.parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):

@@ -28,7 +28,7 @@ from torch import Tensor
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.large_pages import LargePages
-from minigpt.quantized import quantized_modules
+from minigpt.quantized import precision_of, quantized_modules
 from minigpt.weight_only import to_int4
 
 __all__ = ["FILES", "KEY", "is_quantized", "quantized_config", "quantized_weights", "read_quantized"]
@@ -55,6 +55,8 @@ def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
     written = {}
     for entry in _entries(model.config, state):
         tensor = state[entry.ours]
+        if precision_of(model) == "int8" and tensor.is_floating_point():
+            tensor = tensor.float()  # an embedding that came in 16 bits
         if tensor.dim() == 1 and entry.ours.endswith(".scale"):
             tensor = tensor[:, None]  # (N, 1)
         written[entry.theirs] = (tensor.t() if entry.transposed else tensor).contiguous().cpu()

@@ -9,10 +9,12 @@ from torch.nn import functional as F
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
+from minigpt.inference.embeddings import token_embedding
 from minigpt.inference.engine import Engine
 from minigpt.inference.generation import GenerationOptions, generate_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.quantized import QuantizedLinear, precision_of, quantize
+from minigpt.quantized_files import quantized_weights
 from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.weight_only import GROUP, Int4Linear, Int8Linear, rounded_to_int4, stored_as
 
@@ -150,7 +152,10 @@ def test_what_was_published_in_16_bits_stays_so_and_loses_nothing(
     expected = exact(ids)
     model = stored_as(make(name).to(dtype), None)
     assert precision_of(model) == stored
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # embeddings and norms
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # norms and positions
+    table = token_embedding(model)
+    assert (table.weight.dtype, table(ids).dtype) == (dtype, torch.float32)
+    assert table.weight.data_ptr() == model.lm_head.weight.data_ptr()  # still one
     assert torch.equal(model(ids), expected)
     plain = stored_as(make(name).to(dtype), "float32")
     assert precision_of(plain) == "float32"
@@ -158,5 +163,7 @@ def test_what_was_published_in_16_bits_stays_so_and_loses_nothing(
     assert plain.lm_head.weight is next(plain.parameters())  # still tied
     fewer = stored_as(make(name).to(dtype), "int8")
     assert torch.equal(fewer(ids), quantize(exact, "int8")(ids))
+    assert token_embedding(fewer).weight.dtype == dtype
+    assert {tensor.dtype for tensor in quantized_weights(fewer).values()} == {torch.int8, torch.float32}
     with pytest.raises(InputError, match=f"the model is stored in {stored}"):
         stored_as(model, "int8")

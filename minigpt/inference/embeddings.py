@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from minigpt.command_line import InputError
 from minigpt.families import LanguageModel
+from minigpt.quantized import NarrowEmbedding
 
 __all__ = ["placeholders", "replaced_embeddings"]
 
 
-def token_embedding(model: LanguageModel) -> nn.Embedding:
+def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
     """What makes vectors of ids: a family's first embedding; GPT's second one is of positions."""
-    return next(module for module in model.base_model.modules() if isinstance(module, nn.Embedding))
+    kinds = nn.Embedding | NarrowEmbedding
+    return next(module for module in model.base_model.modules() if isinstance(module, kinds))
 
 
 def placeholders(

@@ -266,10 +266,15 @@ static void product(const Operation *op, const Token *tokens, int n, Worker *me,
 static void embed(const Operation *op, const Token *tokens, int64_t begin, int64_t end) {
     int64_t C = op->n_out;
     for (int64_t t = begin; t < end; t++) {
-        const float *row = (const float *)op->weight + tokens[t].id * C;
-        for (int64_t c = 0; c < C; c++) op->out[t * C + c] = row[c];
+        float *out = op->out + t * C;
+        const uint16_t *narrow = (const uint16_t *)op->weight + tokens[t].id * C;
+        if (op->dtype == F32) memcpy(out, (const float *)op->weight + tokens[t].id * C, C * sizeof(float));
+        else if (op->dtype == F16)
+            for (int64_t c = 0; c < C; c++) out[c] = half_to_float(narrow[c]);
+        else
+            for (int64_t c = 0; c < C; c++) out[c] = brain_to_float(narrow[c]);
         if (op->positions)
-            for (int64_t c = 0; c < C; c++) op->out[t * C + c] += op->positions[tokens[t].position * C + c];
+            for (int64_t c = 0; c < C; c++) out[c] += op->positions[tokens[t].position * C + c];
     }
 }
 

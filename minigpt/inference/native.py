@@ -151,8 +151,8 @@ class _Call:
 
 def native_step(model: LanguageModel) -> "NativeStep | None":
     """A NativeStep, where one is possible: float32 activations on a CPU, known modules, a C compiler."""
-    embedding = next(model.parameters())
-    if embedding.device.type != "cpu" or embedding.dtype != torch.float32:
+    one = next(model.parameters())
+    if one.device.type != "cpu" or one.dtype != torch.float32:
         return None
     if not isinstance(model, GPTLMHeadModel | Qwen3ForCausalLM) or library() is None:
         return None
@@ -317,6 +317,8 @@ class NativeStep:
 
     def _operation(self, kind: int, **values: Any) -> _Operation:
         operation = _Operation(kind=kind, wait=1)
+        if "weight" in values:
+            operation.dtype = _DTYPES[values["weight"].dtype]
         for name, value in values.items():
             if isinstance(value, Tensor):
                 assert value.stride(-1) == 1, name
@@ -330,7 +332,7 @@ class NativeStep:
     ) -> _Operation:
         """out = activation(linear(norm(source))); `values`, a layer too, makes the activation SwiGLU's."""
         values = more.pop("values", None)
-        more |= {"weight": layer.weight, "dtype": _DTYPES[layer.weight.dtype]}
+        more["weight"] = layer.weight
         if isinstance(layer, QuantizedLinear) and layer.scale is not None:
             more["scale"] = layer.scale
         if values is not None:
