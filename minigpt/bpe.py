@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -149,16 +149,8 @@ class BpeTokenizer:
         return self._definition
 
     @functools.cached_property
-    def _bytes(self) -> list[bytes]:
-        """Each token's bytes, made when they are first asked for: to encode needs none."""
-        byte_of = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
-        found = [b""] * self._size
-        for token, index in self._definition.vocab.items():
-            if index not in self.special_ids:
-                found[index] = token.translate(byte_of).encode("latin-1")
-        for token, index in self._definition.special.items():
-            found[index] = token.encode("utf-8", "replace")
-        return found
+    def _bytes(self) -> "_Bytes":
+        return _Bytes(self._definition)
 
     def _named(self, key: str) -> int | None:
         return self.special_tokens[self.named_tokens[key]] if key in self.named_tokens else None
@@ -240,8 +232,8 @@ class BpeTokenizer:
             number = operator.index(item)
         except TypeError:
             raise ValueError(f"ids must be integers: got {item!r}{where}") from None
-        if not 0 <= number < len(self._bytes):
-            raise ValueError(f"id {number}{where} is outside the vocabulary of {len(self._bytes)} entries")
+        if not 0 <= number < self._size:
+            raise ValueError(f"id {number}{where} is outside the vocabulary of {self._size} entries")
         return number
 
     def unknown_characters(self, text: str) -> list[str]:
@@ -273,6 +265,21 @@ class BpeTokenizer:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BpeTokenizer) and self.fingerprint == other.fingerprint
+
+
+class _Bytes(dict[int, bytes]):
+    """id -> a token's bytes, made when they are first asked for: the first answer needs few of 100,000."""
+
+    _byte_of: ClassVar = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
+
+    def __init__(self, definition: Definition) -> None:
+        self._tokens = {index: token for token, index in definition.vocab.items()}
+        for token, index in definition.special.items():
+            self[index] = token.encode("utf-8", "replace")
+
+    def __missing__(self, index: int) -> bytes:
+        self[index] = found = self._tokens[index].translate(self._byte_of).encode("latin-1")
+        return found
 
 
 def _token_text(token: Any) -> str:
