@@ -24,7 +24,7 @@ from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.quantized_files import is_quantized, read_quantized
-from minigpt.strict_loading import MOST_LAYERS
+from minigpt.strict_loading import MOST_LAYERS, is_finite
 from minigpt.tokenizer import Tokenizer
 from minigpt.weight_bytes import WEIGHTS, ReadAhead, folder_of_weights
 from minigpt.weight_files import WeightFiles, parse_size, read_json_object, write_weights
@@ -194,7 +194,7 @@ def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
     if dtype != torch.float32:
         for name in weights:
             weights[name] = weights[name].to(dtype)
-            if not torch.isfinite(weights[name]).all():  # float16 ends at 65,504
+            if not is_finite(weights[name]):  # float16 ends at 65,504
                 raise InputError(f"{name} holds values too large for {_STORED[dtype]}: choose another dtype")
     return weights
 

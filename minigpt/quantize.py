@@ -50,12 +50,11 @@ def main(options: Options) -> dict[str, Any]:
     """Read, round, write, and say what it saves."""
     if options.output.exists():
         raise InputError(f"{options.output} exists already: choose another folder with --output")
-    import torch
-
     from minigpt.families import naming_of
     from minigpt.files import atomic_folder
     from minigpt.pretrained import load_model_and_tokenizer, model_folder
     from minigpt.quantized_files import FILES, is_quantized, quantized_config, quantized_weights
+    from minigpt.strict_loading import is_finite
     from minigpt.weight_files import safetensors_parts
     from minigpt.weight_only import stored_as
 
@@ -76,7 +75,7 @@ def main(options: Options) -> dict[str, Any]:
             name: tensor.half() for name, tensor in naming_of(model.config).to_hugging_face(model).items()
         }
         for name, tensor in weights.items():
-            if not torch.isfinite(tensor).all():
+            if not is_finite(tensor):
                 raise InputError(f"{folder}: {name} has values beyond 65,504, float16's largest: take int8")
 
     def fill(goal: Path) -> None:

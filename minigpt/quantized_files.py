@@ -29,6 +29,7 @@ from minigpt.command_line import InputError
 from minigpt.families import LanguageModel, ModelConfig, naming, naming_of
 from minigpt.large_pages import LargePages
 from minigpt.quantized import precision_of, quantized_modules
+from minigpt.strict_loading import is_finite
 from minigpt.weight_only import to_int4
 
 __all__ = ["FILES", "KEY", "is_quantized", "quantized_config", "quantized_weights", "read_quantized"]
@@ -169,8 +170,8 @@ def _require_sound(path: Path, name: str, tensor: Tensor) -> None:
     """Refuse what quantising never makes: such a model would answer nonsense without a word."""
     wrong = ""
     if tensor.dtype == torch.int8:
-        wrong = "the number -128, which is not used" if (tensor == -128).any() else ""
-    elif tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        wrong = "the number -128, which is not used" if tensor.numel() and tensor.amin() == -128 else ""
+    elif not is_finite(tensor):
         wrong = "NaN or infinity"
     elif (name.endswith(".scale") and (tensor < 0).any()) or (
         name.endswith(".scales") and (tensor[..., 0] < 0).any()

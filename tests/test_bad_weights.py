@@ -20,7 +20,7 @@ from minigpt.command_line import InputError
 from minigpt.files import atomic_folder
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.pretrained import load_model, load_model_and_tokenizer, load_tokenizer, save_pretrained
-from minigpt.strict_loading import require_finite
+from minigpt.strict_loading import is_finite, require_finite
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minigpt.weight_files import INDEX, WEIGHTS, WeightFiles
 
@@ -418,3 +418,11 @@ def test_one_bad_number_among_many_is_found_and_large_ones_are_good(dtype: torch
             values[place : place + 1] = bad
             with pytest.raises(InputError, match="w holds NaN or infinity: these weights are unusable"):
                 require_finite("w", torch.tensor(values, dtype=dtype))
+
+
+def test_nothing_a_number_and_whole_numbers_are_finite() -> None:
+    square = torch.ones(3, 3)
+    for sound in (square[:0], square[0, 0], square.t(), torch.arange(3)):
+        assert is_finite(sound)
+    square[2, 0] = -math.inf
+    assert not is_finite(square.t())

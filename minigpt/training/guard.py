@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from minigpt.strict_loading import is_finite
+
 __all__ = ["RECENT", "first_non_finite", "shown_lines", "spike_threshold"]
 
 RECENT = 64  # losses that the next one is compared with
@@ -42,7 +44,7 @@ def spike_threshold(losses: Sequence[float]) -> float:
 
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str:
     """The name of the first tensor that holds NaN or an infinity; "" if none does."""
-    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), "")
+    return next((name for name, tensor in tensors.items() if not is_finite(tensor)), "")
 
 
 def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
