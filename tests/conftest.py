@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.terminal import ProgressLine
+from minigpt.console.terminal import ProgressLine
 from tests.doors import Result, RunDoor
 
 ROOT = Path(__file__).resolve().parents[1]
