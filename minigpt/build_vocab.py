@@ -5,7 +5,8 @@
     minigpt vocab --data book.txt --kind bpe --vocab_size 6400 --output bpe
 
 `char` gives every character an id, however rare, in a vocab.json. `bpe` learns tokens of several characters
-(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json. Which of the two suits a text is not decided here.
+(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json. The user decides which of the two
+suits a text.
 """
 
 import sys

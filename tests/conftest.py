@@ -38,12 +38,14 @@ def run_door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
     def run(script: str, *arguments: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "argv", [f"./minigpt/{script}", *map(str, arguments)])
+        path = ROOT / "minigpt" / script
+        path = path if path.exists() else ROOT / "minigpt" / "commands" / script
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "minigpt" / script), run_name="__main__")
+            runpy.run_path(str(path), run_name="__main__")
         assert isinstance(stop.value.code, int)
         return Result(stop.value.code, *capsys.readouterr())
 

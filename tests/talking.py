@@ -47,7 +47,9 @@ class Talk:
         import pty
 
         self.terminal, inner = pty.openpty()
-        command = [sys.executable, f"./minigpt/{script}", *arguments]
+        path = f"./minigpt/{script}"
+        run = [path] if (ROOT / path).exists() else ["-m", "minigpt", script.removesuffix(".py")]
+        command = [sys.executable, *run, *arguments]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
             preexec_fn=take_terminal, env={**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"},

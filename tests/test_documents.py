@@ -43,6 +43,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/guide.zh-CN.md": "docs/guide.en.md",
     "docs/families.zh-CN.md": "docs/families.en.md",
     "docs/sampling.zh-CN.md": "docs/sampling.md",
+    "docs/architecture.zh-CN.md": "docs/architecture.md",
     "data/README.md": "",  # both languages in one file
 }
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
@@ -59,7 +60,7 @@ THE_TUTORIAL_S_COMMANDS = [
 _TINY = "--n_layer 1 --n_embd 32 --n_head 2 --eval_steps 2 --logging_steps 1"
 TO_SHORTEN = {  # door -> flags that the tests add
     "train.py": f"{_TINY} --max_steps 4",
-    "evaluate_model.py": "--max_new_tokens 4",
+    "evaluate.py": "--max_new_tokens 4",
     "generate.py": "--max_new_tokens 4",
 }
 TO_GO_ON = f"{_TINY} --max_steps 6"  # with --resume: beyond the four steps that were done
@@ -215,7 +216,7 @@ class Reader:
         from minigpt.__main__ import DOORS
 
         if words[0] == "minigpt":
-            door = f"{DOORS[words[1]][0].removeprefix('minigpt.')}.py" if words[1] in DOORS else ""
+            door = f"{DOORS[words[1]][0].split('.')[-1]}.py" if words[1] in DOORS else ""
         else:
             assert words[0] == "python", f"nobody knows how to run: {command}"
             door = Path(words[1]).name

@@ -288,7 +288,7 @@ def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     """`python ./minigpt/commands/evaluate.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    return partial(run_door, "evaluate_model.py")
+    return partial(run_door, "evaluate.py")
 
 
 @pytest.fixture
@@ -366,7 +366,7 @@ def test_the_door_refuses_in_one_line(
     result = door("--model", model_folder, "--data", data, *arguments)
     assert result.code == 2
     assert result.err.count("\n") == 1
-    assert result.err.startswith("evaluate_model.py: error: ")
+    assert result.err.startswith("evaluate.py: error: ")
     assert message in result.err
 
 

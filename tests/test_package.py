@@ -181,14 +181,16 @@ def test_a_verb_is_the_script_behind_it(verb: str, tmp_path: Path) -> None:
     module = verbs.DOORS[verb][0]
     script = ROOT / Path(*module.split(".")).with_suffix(".py")
     as_verb = python("-m", "minigpt", verb, "--no_such_flag", cwd=tmp_path)
-    as_script = python(str(script), "--no_such_flag", cwd=tmp_path)
     as_module = python("-m", module, "--no_such_flag", cwd=tmp_path)
-    assert as_verb.returncode == as_script.returncode == as_module.returncode == 2
-    assert as_verb.stdout == as_script.stdout == as_module.stdout == ""
+    others = [as_module]
+    if script.parent.name == "minigpt":  # one of the tutorial's
+        others.append(python(str(script), "--no_such_flag", cwd=tmp_path))
+    assert {done.returncode for done in (as_verb, *others)} == {2}
+    assert {done.stdout for done in (as_verb, *others)} == {""}
     name, text = as_verb.stderr.split(": error: ")
     assert name == f"minigpt {verb}"
     assert text.startswith("unknown flag '--no_such_flag'; ")
-    assert as_script.stderr == as_module.stderr == f"{script.name}: error: {text}"
+    assert {done.stderr for done in others} == {f"{script.name}: error: {text}"}
     assert list(tmp_path.iterdir()) == []
 
 

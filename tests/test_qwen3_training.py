@@ -181,7 +181,7 @@ def test_the_command_line_trains_answers_and_resumes(folder: Path, run_door: Run
     assert "resumed from" in again.out
     model = minigpt.load_model(folder / "run")
     assert isinstance(model, minigpt.Qwen3ForCausalLM)
-    measured = run_door("evaluate_model.py", "--model", folder / "run", "--data", folder / "val.jsonl")
+    measured = run_door("evaluate.py", "--model", folder / "run", "--data", folder / "val.jsonl")
     assert measured.code == 0, measured.err
     asked = run_door(
         "generate.py", "--model", folder / "run", "--question", "山是什么颜色？", "--max_new_tokens", 5

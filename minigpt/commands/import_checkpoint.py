@@ -1,7 +1,7 @@
 """Turn a .pth of torch.save, such as the documents' output/best_model.pth, into a checkpoint folder.
 
     minigpt import output/best_model.pth --vocab data/vocab.json
-    python ./minigpt/commands/import_checkpoint.py output/best_model.pth --vocab data/vocab.json --output imported
+    minigpt import output/best_model.pth --vocab data/vocab.json --output imported
 
 The folder is one like those that training writes: `minigpt generate --model FOLDER` answers with it, and
 Hugging Face's libraries read it. Of the .pth, weights alone are read; no code in it is run. Optimiser state

@@ -1,7 +1,7 @@
 """Answers that can only be what they may be: one of some choices, a regular expression's, or a schema's JSON.
 
-`make_constraint` gives a processor of logits, like those of minigpt.generation.logits_processors. It forbids the
-tokens after which no permitted text could follow, and eos until the text is a permitted one. So what ends
+`make_constraint` gives a processor of logits, like those of .logits_processors. It forbids the tokens after
+which no permitted text could follow, and eos until the text is a permitted one. So what ends
 with eos fits, whatever the model thinks; what max_new_tokens cuts short is the beginning of a text that fits.
 Tokens are bytes here: one character's, several characters', or parts of one.
 

@@ -4,7 +4,7 @@
     weights["transformer.wte.weight"]    # reads this tensor, and keeps nothing of it
     write_weights(folder, tensors, max_shard_size="5GB")
 
-A pickle can run code, so there is no way here to read one. What the names mean is `minigpt.families.registry`' affair.
+A pickle can run code, so there is no way here to read one. `minigpt.families` knows what the names mean.
 """
 
 import json

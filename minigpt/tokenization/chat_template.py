@@ -8,7 +8,7 @@ apart: the template is rendered a second time, in which the constants that it *w
 character for each special token. Those that it *compares* with, and the messages, are the same both times, so
 that a template's `message.content.split('</think>')` finds what it looks for.
 
-A template is a program from strangers: minigpt/tokenization/template_sandbox.py runs it. Tools and pictures are not known.
+A template is a program from strangers: template_sandbox.py runs it. Tools and pictures are not known.
 """
 
 import re

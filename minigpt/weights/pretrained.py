@@ -5,7 +5,7 @@
 
 A directory holds config.json, model.safetensors (or shards of it), generation_config.json and a tokenizer's
 files: characters, or byte-level BPE. Weights are read from safetensors only: a pickle can run code. Nothing
-is fetched from the network. Training state is `minigpt.training`'s affair, the manifest `minigpt.storage.files`'s.
+is fetched from the network. `minigpt.training` keeps training state, `minigpt.storage.files` the manifest.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
     model = stored_as(model, "int4")     # in place; what a CPU has for itself is minigpt.weights.quantized's
 
 At batch 1 a GPU, too, waits for memory: half the bytes, nearly half the time. But it has arithmetic to spare,
-so the activations are not rounded to int8, as minigpt.weights.quantized does on a CPU: all else is bfloat16. int8's
+so the activations are not rounded to int8, as .quantized does on a CPU: all else is bfloat16. int8's
 whole numbers are the same in both; what comes out is not, quite.
 
 int8: a scale for each output. PyTorch multiplies the weights out before each product, unless torch.compile
@@ -168,7 +168,7 @@ class Int4Linear(nn.Module):
 def stored_as(model: LanguageModel, precision: AnyPrecision | None) -> LanguageModel:
     """The model with its weights stored so, in place, in eval mode. None: as they are.
 
-    On a CPU all but int4 are minigpt.weights.quantized's: there 16 bits are what weights are stored in, and float32
+    On a CPU all but int4 are .quantized's: there 16 bits are what weights are stored in, and float32
     what is computed in. On CUDA an int8 model gets bfloat16 activations, whether it was stored in int8 or
     becomes so now.
 

@@ -1,6 +1,6 @@
 """Qwen3's weights and settings as Hugging Face's files have them, read and written strictly.
 
-    minigpt.families.qwen3.model.Qwen3ForCausalLM  <->  transformers.Qwen3ForCausalLM (model.safetensors, config.json)
+    .model.Qwen3ForCausalLM  <->  transformers.Qwen3ForCausalLM (model.safetensors, config.json)
 
 There is no table of weight names, because there is nothing to translate: our model's attributes are called as
 theirs are, and both keep torch's shapes. What is left is to compare. It opens no file: that is
