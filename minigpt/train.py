@@ -13,9 +13,7 @@ for every path).
 import sys
 from pathlib import Path
 
-if (
-    not __package__
-):  # run as a script: Python put this folder first on sys.path, where our names would shadow others
+if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import dataclasses

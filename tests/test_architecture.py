@@ -19,9 +19,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minigpt"
 
-# A room (a folder, or a file beside the folders) imports only from lines above its own. Within a folder modules
-# may import each other, but not in a circle; two entries of one line never do. A new module or folder gets a
-# place here.
+# A folder, or a file beside the folders, imports only from lines above its own. Within a folder modules may
+# import each other, but not in a circle; two entries of one line never do. A new folder gets a place here.
 LEVELS = (
     ("errors",),  # imports nothing
     ("console",),

@@ -4,9 +4,9 @@
     minigpt generate --model output/int8 --question 四川省的省会是哪里？
     minigpt eval --model output/best --precision float32 int8          # what it costs, before you do it
 
-Only minigpt reads an int8 or int4 folder (minigpt/weights/quantized_folders.py says how it looks; other
-programs refuse it). It gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision
-int8`). int4 is for a GPU: a CPU multiplies it out, slowly. A float16 folder is one that every program reads;
+Only minigpt reads an int8 or int4 folder (weights/quantized_folders.py says how it looks; other programs
+refuse it). It gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision int8`).
+ int4 is for a GPU: a CPU multiplies it out, slowly. A float16 folder is one that every program reads;
 here its weights stay in 16 bits, and all else is float32.
 """
 
