@@ -1,0 +1,177 @@
+"""The size and the shape of the code, of any checkout: what a reader has to read.
+
+    python benchmarks/architecture.py                     # this checkout
+    python benchmarks/architecture.py ../before .         # two checkouts, side by side
+    python benchmarks/architecture.py --json
+
+Counted: files and lines of the package, functions of more than 40 lines, public names, the modules at the top of
+the package, and two stories: the modules of minigpt that one training step enters (between two updates of the
+weights, nothing else being due), and those that one call of `minigpt.generate` enters. A module is entered when
+one of its functions is called; imports do not count. Each checkout runs in a process of its own.
+"""
+
+import argparse
+import ast
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROWS = {
+    "files": "Python files",
+    "lines": "lines of Python",
+    "lines_of_c": "lines of C",
+    "top": "modules at the top",
+    "long_functions": "functions over 40 lines",
+    "public_names": "public names",
+    "train_step": "modules that one training step enters",
+    "generate": "modules that one generate call enters",
+}
+
+
+def counted(root: Path) -> dict[str, Any]:
+    """What can be counted without running anything."""
+    package = root / "minigpt"
+    files = sorted(package.rglob("*.py"))
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    functions = [
+        node
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    return {
+        "files": len(files),
+        "lines": sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files),
+        "lines_of_c": sum(
+            len(path.read_text(encoding="utf-8").splitlines()) for path in package.rglob("*.[ch]")
+        ),
+        "top": sum(1 for path in package.glob("*.py") if not path.name.startswith("__")),
+        "long_functions": sum((node.end_lineno or 0) - node.lineno + 1 > 40 for node in functions),
+        "public_names": sum(len(public_names(tree)) for tree in trees),
+    }
+
+
+def public_names(tree: ast.Module) -> set[str]:
+    """The functions and classes at a module's top whose names have no underscore in front."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return {node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")}
+
+
+class Entered:
+    """The modules of a package whose functions were called, in the order of their first calls."""
+
+    def __init__(self, package: Path) -> None:
+        self.package = f"{package}{os.sep}"
+        self.modules: list[str] = []
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        name = frame.f_code.co_filename
+        if event == "call" and name.startswith(self.package) and frame.f_code.co_name != "<module>":
+            module = name.removeprefix(self.package)
+            if module not in self.modules:
+                self.modules.append(module)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count what is entered inside."""
+        sys.setprofile(self)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+
+def stories(root: Path) -> dict[str, list[str]]:
+    """The modules that one training step and one generate call enter. `root` is first on sys.path."""
+    import torch
+
+    import minigpt
+    from minigpt.__main__ import main
+
+    def quietly(*argv: str) -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert main(list(argv)) == 0, argv
+
+    found: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        rows = [{"question": f"{n}加一等于几？", "answer": f"等于{n + 1}。"} for n in range(64)]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        Path("train.jsonl").write_text(text, encoding="utf-8")
+        quietly("vocab", "--data", "train.jsonl", "--output", "vocab.json")
+        steps = 0
+        entered = Entered(root / "minigpt")
+        update = torch.optim.AdamW.step
+
+        def counting(self: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            sys.setprofile(entered if steps == 3 else None)  # from the third update to the fourth
+            return update(self, *arguments, **options)
+
+        torch.optim.AdamW.step = counting  # type: ignore[method-assign]
+        try:
+            quietly(
+                *("train", "--train_data", "train.jsonl", "--val_data", "train.jsonl"),
+                *("--vocab_path", "vocab.json", "--output", "run", "--recipe", "document", "--device", "cpu"),
+                *("--n_layer", "1", "--n_embd", "32", "--n_head", "2", "--batch_size", "8", "--threads", "1"),
+                *("--max_steps", "6", "--eval_steps", "6", "--logging_steps", "6", "--report_to", "none"),
+            )
+        finally:
+            sys.setprofile(None)
+            torch.optim.AdamW.step = update  # type: ignore[method-assign]
+        found["train_step"] = entered.modules
+        model, tokenizer = minigpt.load_model("run/best"), minigpt.load_tokenizer("run/best")
+        answer: Callable[[], str] = lambda: minigpt.generate(model, tokenizer, "3加一等于几？")  # noqa: E731
+        answer()
+        entered = Entered(root / "minigpt")
+        with entered.watching():
+            answer()
+        found["generate"] = entered.modules
+    return found
+
+
+def measured(root: Path) -> dict[str, Any]:
+    """All numbers of one checkout; its stories come from a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), "--stories", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return {**counted(root), "stories": json.loads(done.stdout.splitlines()[-1])}
+
+
+def main() -> None:
+    """Print a table, a column a checkout, and the two stories of each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkouts", nargs="*", type=Path, default=[Path()])
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--stories", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.stories:
+        sys.path.insert(0, str(chosen.stories))
+        print(json.dumps(stories(chosen.stories)))
+        return
+    found = {str(root): measured(root.resolve()) for root in chosen.checkouts}
+    if chosen.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for key, title in ROWS.items():
+        cells = [
+            len(each["stories"][key]) if key in each["stories"] else each[key] for each in found.values()
+        ]
+        print(f"{title:<42}" + "".join(f"{cell:>12,}" for cell in cells))
+    for root, each in found.items():
+        for key, modules in each["stories"].items():
+            print(f"\n{root}, {ROWS[key]}:\n  " + "\n  ".join(modules))
+
+
+if __name__ == "__main__":
+    main()
