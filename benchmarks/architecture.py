@@ -4,10 +4,11 @@
     python benchmarks/architecture.py ../before .         # two checkouts, side by side
     python benchmarks/architecture.py --json
 
-Counted: files and lines of the package, functions of more than 40 lines, public names, the modules at the top of
-the package, and two stories: the modules of minigpt that one training step enters (between two updates of the
-weights, nothing else being due), and those that one call of `minigpt.generate` enters. A module is entered when
-one of its functions is called; imports do not count. Each checkout runs in a process of its own.
+Counted are files and lines of the package, functions of more than 40 lines, public names, and the modules at
+the top of the package. Two stories are followed: the modules of minigpt that one training step enters (from
+one update of the weights to the next, nothing else being due), and those that one call of `minigpt.generate`
+enters. A step enters a module when it calls one of its functions; imports do not count. Each checkout runs in
+a process of its own.
 """
 
 import argparse
@@ -73,6 +74,7 @@ class Entered:
         self.modules: list[str] = []
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        """Note one event of sys.setprofile."""
         name = frame.f_code.co_filename
         if event == "call" and name.startswith(self.package) and frame.f_code.co_name != "<module>":
             module = name.removeprefix(self.package)
