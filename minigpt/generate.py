@@ -36,10 +36,10 @@ from minigpt.errors import InputError, printable, printable_lines
 
 if TYPE_CHECKING:
     from minigpt.generation.api import Answer
+    from minigpt.generation.conversation import Asked
     from minigpt.generation.generation_config import Form
     from minigpt.generation.options import GenerationOptions
     from minigpt.generation.output import StopReason
-    from minigpt.generation.question_answering import Asked
     from minigpt.storage.read_ahead import ReadAhead
     from minigpt.weights.pretrained import AnyTokenizer
 
@@ -114,8 +114,6 @@ class Options(command_line.DoorOptions):
     """same answers, sooner: folder of a much smaller model with the same tokenizer, which guesses"""
     num_assistant_tokens: int = 4
     """with --assistant_model: guesses at a time"""
-    cache_implementation: Literal["static", "quantized"] = "static"
-    """quantized: keys and values of earlier tokens in int8, a quarter of the memory"""
     max_cache_mib: float | None = None
     """refuse to start where keys and values of one batch take more MiB; left out: no limit"""
     use_cache: bool = True
@@ -217,11 +215,11 @@ def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> 
         import torch
 
         from minigpt.devices import pick_device
+        from minigpt.generation.conversation import Asked
         from minigpt.generation.generation_config import advice, form_of
         from minigpt.generation.native import dtype_to_load
         from minigpt.generation.options import id_list
-        from minigpt.generation.question_answering import Asked
-        from minigpt.generation.single_sequence import check_assistant
+        from minigpt.generation.speculative_decoding import check_assistant
         from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
         from minigpt.weights.weight_only import stored_as
 

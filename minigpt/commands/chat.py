@@ -61,8 +61,6 @@ class Options(command_line.DoorOptions):
     """sooner: folder of a much smaller model with the same tokenizer, which guesses"""
     num_assistant_tokens: int = 4
     """with --assistant_model: guesses at a time"""
-    cache_implementation: Literal["static", "quantized"] = "static"
-    """quantized: keys and values of earlier tokens in int8, a quarter of the memory"""
     max_cache_mib: float | None = None
     """refuse an answer whose keys and values would take more MiB; left out: no limit"""
     precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
@@ -122,7 +120,6 @@ def _conversation(options: Options) -> "Conversation":
         "seed",
         "prompt_lookup_num_tokens",
         "num_assistant_tokens",
-        "cache_implementation",
         "max_cache_mib",
     )
     given = {name: getattr(options, name) for name in names}

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError, unknown_name
+from minigpt.families.gpt2 import native as gpt2_native
 from minigpt.families.gpt2 import state_dict as gpt2_names
+from minigpt.families.qwen3 import native as qwen3_native
 from minigpt.families.qwen3 import state_dict as qwen3_names
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
-__all__ = ["FAMILIES", "LanguageModel", "ModelConfig", "naming", "naming_of", "new_model", "parameter_table"]
+__all__ = [
+    "FAMILIES", "NATIVE", "LanguageModel", "ModelConfig", "naming", "naming_of", "new_model",
+    "parameter_table",
+]  # fmt: skip
 
 LanguageModel = GPTLMHeadModel | Qwen3ForCausalLM
 ModelConfig = GPTConfig | Qwen3Config
@@ -64,6 +69,11 @@ FAMILIES: dict[str, Naming] = {"gpt2": gpt2_names, "qwen3": qwen3_names}
 _CLASSES: dict[type[ModelConfig], tuple[str, Callable[[Any], LanguageModel]]] = {
     GPTConfig: ("gpt2", GPTLMHeadModel),
     Qwen3Config: ("qwen3", Qwen3ForCausalLM),
+}
+# what lists a model's operations for minigpt.generation.native, and makes the table of its rotary embedding
+NATIVE: dict[type[ModelConfig], tuple[Callable[[Any, Any], None], Callable[[Any, int], Tensor] | None]] = {
+    GPTConfig: (gpt2_native.list_operations, None),
+    Qwen3Config: (qwen3_native.list_operations, qwen3_native.rotary_table),
 }
 # what ends attention and MLP: these are added to the stream
 _STREAM_PROJECTIONS = {

@@ -10,13 +10,13 @@ included; `max_matching_ngram_size` is 3 (theirs 2), and `num_assistant_tokens` 
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from minigpt.errors import InputError
 
-__all__ = ["DEFAULT_NEW_TOKENS", "GenerationOptions", "check_ids", "id_list"]
+__all__ = ["DEFAULT_NEW_TOKENS", "PAIRS", "GenerationOptions", "check_ids", "id_list", "refuse_pair"]
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -31,11 +31,11 @@ class GenerationOptions:
 
     max_new_tokens: int | None = None  # tokens of an answer, at most; None: up to 128, fewer if no more fit
     min_new_tokens: int = 0  # eos cannot come before that many
-    do_sample: bool = False  # False: always the likeliest token, whatever the next five say
+    do_sample: bool = False  # False: always the most likely token; the next five options then change nothing
     temperature: float = 1.0  # divides the scores; below 1 the likely tokens gain
-    top_k: int = 0  # draw among the k likeliest only; 0: off
-    top_p: float = 1.0  # draw among the likeliest whose probabilities add up to this; 1: off
-    min_p: float = 0.0  # draw among those at least this times as likely as the likeliest; 0: off
+    top_k: int = 0  # draw among the k most likely only; 0: off
+    top_p: float = 1.0  # draw among the most likely, which add up to this probability; 1: off
+    min_p: float = 0.0  # draw among those at least this times as likely as the most likely; 0: off
     typical_p: float = 1.0  # draw among the least surprising whose probabilities add up to this; 1: off
     repetition_penalty: float = 1.0  # above 1: tokens of prompt and answer become less likely; 1: off
     no_repeat_ngram_size: int = 0  # no n tokens in a row come twice, prompt included; 0: off
@@ -48,73 +48,32 @@ class GenerationOptions:
     choices: Sequence[str] = ()  # the answer is one of these
     regex: str | None = None  # the answer is a text that the expression matches as a whole
     json_schema: Mapping[str, Any] | str | None = None  # the answer is JSON that fits the schema
-    num_beams: int = 1  # above 1: beam search, that many beginnings are followed at once
+    num_beams: int = 1  # above 1: beam search, which keeps that many sequences
     length_penalty: float = 1.0  # beams are ranked by log-probability / length ** this
     early_stopping: bool | Literal["never"] = False  # True: num_beams finished beams are enough
     num_return_sequences: int = 1  # answers to each prompt
     seed: int | None = None  # decides what is drawn; None: torch's global generator does
-    window: int | None = None  # when the context is full, keep that many tokens and go on; None: end there
+    window: int | None = None  # when the context is full, keep that many tokens and continue; None: end there
     sinks: int = 0  # of the window's tokens, that many are the text's first ones
-    prompt_lookup_num_tokens: int | None = None  # guess so many that once followed the last few; None: off
-    max_matching_ngram_size: int = 3  # with the one above: so many last tokens are looked for first
+    prompt_lookup_num_tokens: int | None = None  # guess that many that once followed the last few; None: off
+    max_matching_ngram_size: int = 3  # with the one above: that many last tokens are looked for first
     num_assistant_tokens: int = 4  # with assistant_model: guesses at a time
     use_cache: bool = True  # False computes all positions anew for each token: slow, for comparison
-    cache_implementation: Literal["static", "quantized"] = (
-        "static"  # quantized: int8, a quarter of the memory
-    )
-    max_cache_mib: float | None = None  # refuse a batch whose keys and values take more MiB; None: no limit
-    output_scores: bool = False  # report the scores that a token was chosen by, as all of the above made them
+    max_cache_mib: float | None = None  # refuse to take more MiB for keys and values; None: no limit
+    output_scores: bool = False  # report the scores that each token was chosen by, all options applied
     output_logits: bool = False  # report the model's own scores
-    output_hidden_states: bool = False  # report what each layer hands on
-    output_attentions: bool = False  # report who looks at whom
-    logprobs: int | None = None  # report log-probabilities: of the chosen tokens and the n likeliest
+    output_hidden_states: bool = False  # report the hidden states of each layer
+    output_attentions: bool = False  # report the attention weights
+    logprobs: int | None = None  # report log-probabilities of the chosen tokens and the n most likely
 
     def __post_init__(self) -> None:
-        for name, least in _WHOLE.items():
-            value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}: got {name}={value!r}")
-        # The lower end is where scores in single precision stay finite: 1e-6 is greedy to all intents.
-        if not (_is_number(self.temperature) and 1e-6 <= self.temperature < math.inf):
-            raise InputError(
-                "temperature must be a finite number of at least 1e-6 (do_sample=False takes the likeliest "
-                f"token): got temperature={self.temperature!r}"
-            )
-        for name in ("top_p", "typical_p"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0 < value <= 1):
-                raise InputError(f"{name} must be above 0 and at most 1: got {name}={value!r}")
-        if not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
-            raise InputError(f"min_p must be at least 0 and at most 1: got min_p={self.min_p!r}")
-        if not (_is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
-            raise InputError(
-                "repetition_penalty must be a finite number above 0: got "
-                f"repetition_penalty={self.repetition_penalty!r}"
-            )
-        for name in ("presence_penalty", "frequency_penalty", "length_penalty"):
-            value = getattr(self, name)
-            if not (_is_number(value) and math.isfinite(value)):
-                raise InputError(f"{name} must be a finite number: got {name}={value!r}")
-        for name in _SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False: got {name}={getattr(self, name)!r}")
-        early = self.early_stopping
-        if not (isinstance(early, bool) or early == "never"):
-            raise InputError(f'early_stopping must be True, False or "never": got early_stopping={early!r}')
-        if self.cache_implementation not in _CACHES:
-            raise InputError(
-                f"cache_implementation must be one of {', '.join(_CACHES)}: got "
-                f"cache_implementation={self.cache_implementation!r}"
-            )
-        limit = self.max_cache_mib
-        if limit is not None and not (_is_number(limit) and 0 < limit < math.inf):
-            raise InputError(f"max_cache_mib must be a finite number above 0: got max_cache_mib={limit!r}")
+        for name, (is_right, wanted) in _RANGES.items():
+            if not is_right(value := getattr(self, name)):
+                raise InputError(f"{name} must be {wanted}: got {name}={value!r}")
         self._check_ids()
         self._check_stop_strings()
         self._check_constraint()
-        self._check_together()
+        self._check_pairs()
 
     def _check_ids(self) -> None:
         bias = {} if self.logit_bias is None else self.logit_bias
@@ -162,42 +121,27 @@ class GenerationOptions:
                 f"json_schema must be a dictionary, or its JSON as text: got json_schema={self.json_schema!r}"
             )
 
-    def _check_together(self) -> None:
+    def _check_pairs(self) -> None:
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise InputError(
                 f"min_new_tokens must be at most max_new_tokens: got min_new_tokens={self.min_new_tokens} "
                 f"and max_new_tokens={self.max_new_tokens}"
-            )
-        if self.num_beams > 1 and self.do_sample:
-            raise InputError(
-                f"num_beams={self.num_beams} follows the likeliest beginnings and draws nothing: leave out "
-                "do_sample, or num_beams"
             )
         if self.sinks and (self.window is None or self.sinks >= self.window):
             raise InputError(
                 "sinks are the first tokens of a window, and fewer than it has: got "
                 f"sinks={self.sinks}, window={self.window}"
             )
-        if self.special:
-            others = ["window"] if self.special != "window" and self.window is not None else []
-            others += ["num_beams"] if self.num_beams > 1 else []
-            others += [] if self.use_cache else ["use_cache"]
+        if self.num_beams > 1:
+            others = ["do_sample"] if self.do_sample else []
+            others += [] if self.prompt_lookup_num_tokens is None else ["prompt_lookup_num_tokens"]
             for name in [*others, *self.reports]:
-                raise InputError(
-                    f"{name}={getattr(self, name)} does not go with {self.special}: leave out one"
-                )
-        if self.num_beams > 1 and self.reports:
+                refuse_pair("num_beams", self.num_beams, name)
+        most = self.num_return_sequences
+        if most > 1 and not self.do_sample and most > self.num_beams:
             raise InputError(
-                f"{self.reports[0]} is not available with num_beams={self.num_beams}: sequences_scores is"
-            )
-        if (
-            self.num_return_sequences > 1
-            and not self.do_sample
-            and self.num_return_sequences > self.num_beams
-        ):
-            raise InputError(
-                f"num_return_sequences={self.num_return_sequences} needs do_sample, or at least as many "
-                f"beams: the likeliest tokens make one sequence, num_beams={self.num_beams}"
+                f"num_return_sequences={most} needs do_sample, or at least as many beams: the most likely "
+                f"tokens make one sequence, num_beams={self.num_beams}"
             )
 
     @property
@@ -214,15 +158,14 @@ class GenerationOptions:
         return [name for name in _CONSTRAINTS if getattr(self, name) not in (None, (), [])]
 
     @property
-    def special(self) -> str | None:
-        """Which option makes rows be written one by one: guesses, or else a window."""
-        names = ("prompt_lookup_num_tokens", "window")
-        return next((name for name in names if getattr(self, name) is not None), None)
+    def changes_scores(self) -> bool:
+        """Is there an option that changes scores by the text so far, or by the token?"""
+        return any(getattr(self, name) != getattr(GenerationOptions, name) for name in _PROCESSORS)
 
     @property
     def reports(self) -> list[str]:
         """The names of the outputs that were asked for."""
-        asked = [name for name in _SWITCHES if name.startswith("output_") and getattr(self, name)]
+        asked = [name for name in _REPORTS if getattr(self, name)]
         return asked if self.logprobs is None else [*asked, "logprobs"]
 
     @property
@@ -257,17 +200,27 @@ class GenerationOptions:
             check_ids("eos_token_id", id_list(self.eos_token_id), vocab_size)
 
 
-_WHOLE = {  # name -> the least value
-    "max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0, "no_repeat_ngram_size": 0, "num_beams": 1,
-    "num_return_sequences": 1, "seed": 0, "logprobs": 0, "window": 1, "sinks": 0,
-    "prompt_lookup_num_tokens": 1, "max_matching_ngram_size": 1, "num_assistant_tokens": 1,
-}  # fmt: skip
-_CACHES = ("static", "quantized")
 _CONSTRAINTS = ("choices", "regex", "json_schema")
-_MAY_BE_NONE = ("max_new_tokens", "seed", "logprobs", "window", "prompt_lookup_num_tokens")
-_SWITCHES = (
-    "do_sample", "use_cache", "output_scores", "output_logits", "output_hidden_states", "output_attentions",
+_PROCESSORS = (  # what minigpt.generation.logits_processors are made of
+    "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty",
+    "logit_bias", "bad_words_ids",
 )  # fmt: skip
+_REPORTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
+# Two options that exclude each other -> why. docs/sampling.md has the same table.
+PAIRS = {
+    ("num_beams", "do_sample"): "beam search takes the most likely sequences and draws nothing",
+    ("num_beams", "guesses"): "a guess follows one sequence, beams compare several",
+    ("num_beams", "reports"): "a step of beam search belongs to several sequences; sequences_scores is there",
+    ("assistant_model", "prompt_lookup_num_tokens"): "both guess the same tokens",
+}
+
+
+def refuse_pair(name: str, value: object, other: str) -> NoReturn:
+    """Raise InputError for two options that exclude each other, and say why."""
+    kind = "guesses" if other in ("prompt_lookup_num_tokens", "assistant_model") else "reports"
+    reason = PAIRS.get((name, other)) or PAIRS[name, kind]
+    shown = name if value is None else f"{name}={value}"
+    raise InputError(f"{shown} does not go with {other}: {reason}; leave out one")
 
 
 def _is_number(value: object) -> bool:
@@ -280,6 +233,48 @@ def _is_id(value: object) -> bool:
 
 def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _whole(least: int, or_none: bool = False) -> "_Range":
+    def is_right(value: object) -> bool:
+        return (or_none and value is None) or (
+            isinstance(value, int) and not isinstance(value, bool) and value >= least
+        )
+
+    return is_right, f"a whole number of at least {least}"
+
+
+def _number(test: Callable[[float], bool], wanted: str) -> "_Range":
+    return lambda value: _is_number(value) and test(value), wanted
+
+
+_Range = tuple[Callable[[Any], bool], str]  # is a value right? and what a right one is
+_SWITCH: _Range = (lambda value: isinstance(value, bool), "True or False")
+_POSITIVE = _number(lambda value: 0 < value < math.inf, "a finite number above 0")
+_FINITE = _number(math.isfinite, "a finite number")
+_SHARE = _number(lambda value: 0 < value <= 1, "above 0 and at most 1")
+_RANGES: dict[str, _Range] = {
+    "max_new_tokens": _whole(1, or_none=True), "min_new_tokens": _whole(0), "do_sample": _SWITCH,
+    # The lower end is where scores in single precision stay finite: 1e-6 is greedy in effect.
+    "temperature": _number(
+        lambda value: 1e-6 <= value < math.inf,
+        "a finite number of at least 1e-6 (do_sample=False takes the most likely token)",
+    ),
+    "top_k": _whole(0), "top_p": _SHARE, "typical_p": _SHARE,
+    "min_p": _number(lambda value: 0 <= value <= 1, "at least 0 and at most 1"),
+    "repetition_penalty": _POSITIVE, "no_repeat_ngram_size": _whole(0),
+    "presence_penalty": _FINITE, "frequency_penalty": _FINITE,
+    "num_beams": _whole(1), "length_penalty": _FINITE,
+    "early_stopping": (
+        lambda value: isinstance(value, bool) or value == "never", 'True, False or "never"'
+    ),
+    "num_return_sequences": _whole(1), "seed": _whole(0, or_none=True),
+    "window": _whole(1, or_none=True), "sinks": _whole(0),
+    "prompt_lookup_num_tokens": _whole(1, or_none=True), "max_matching_ngram_size": _whole(1),
+    "num_assistant_tokens": _whole(1), "use_cache": _SWITCH,
+    "max_cache_mib": (lambda value: value is None or _POSITIVE[0](value), _POSITIVE[1]),
+    "logprobs": _whole(0, or_none=True), **dict.fromkeys(_REPORTS, _SWITCH),
+}  # fmt: skip
 
 
 def id_list(ids: int | Sequence[int] | None) -> list[int]:

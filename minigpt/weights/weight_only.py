@@ -7,7 +7,7 @@ so the activations are not rounded to int8, as .quantized does on a CPU: all els
 whole numbers are the same in both; what comes out is not, quite.
 
 int8: a scale for each output. PyTorch multiplies the weights out before each product, unless torch.compile
-joins both (StaticStep's `compiled`): without it int8 saves memory, not time.
+joins both (GraphDecoder's `compiled`): without it int8 saves memory, not time.
 int4: a scale and an offset for each GROUP of neighbours; the head, which chooses the token, stays int8. On
 CUDA torch's own kernel reads it (tinygemm); elsewhere it is multiplied out, which shows what it costs in
 quality, at no speed.
