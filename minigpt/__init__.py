@@ -48,7 +48,8 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name in _HOME:
-            return getattr(import_module(_HOME[name]), name)
+            value = self.__dict__[name] = getattr(import_module(_HOME[name]), name)
+            return value
         raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
