@@ -32,8 +32,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    # Tests run in random order. What torch draws must not depend on the tests before, nor on the order's seed:
-    # tolerances hold for given numbers. (pytest-randomly seeds Python's and NumPy's generators, with its seed.)
+    # What torch draws must depend neither on the tests before nor on the order's seed: tolerances were chosen
+    # for given numbers. pytest-randomly seeds Python's and NumPy's generators, not torch's.
     torch.manual_seed(0)
 
 
