@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from minigpt import command_line
-from minigpt.command_line import InputError, printable
+from minigpt.console import command_line
+from minigpt.errors import InputError, printable
 
 if TYPE_CHECKING:
     from minigpt.model import GPTLMHeadModel
@@ -64,7 +64,7 @@ def main(options: Options) -> dict[str, Any] | None:
         from minigpt.reference.transforms import imported_jax
 
         imported_jax()  # complain before half a gigabyte is downloaded
-    from minigpt.bpe import BpeTokenizer
+    from minigpt.tokenization.bpe import BpeTokenizer
 
     folder = find(options)
     tokenizer = BpeTokenizer.from_folder(folder, kind="gpt2")
@@ -93,8 +93,8 @@ def find(options: Options) -> Path:
     Raises:
         InputError: for a name that is neither a folder nor a published model; for a failed download.
     """
-    from minigpt.gpt2.download import OPENAI_FILES, download_model, urls
-    from minigpt.gpt2.presets import preset
+    from minigpt.families.gpt2.presets import preset
+    from minigpt.weights.download import OPENAI_FILES, download_model, urls
 
     def is_whole(folder: Path) -> bool:
         forms = (OPENAI_FILES, ("config.json", "model.safetensors"))
@@ -138,7 +138,7 @@ def load(folder: Path, backend: str) -> Model:
             )
         settings = reference.settings(config)
     else:
-        from minigpt.gpt2.openai_checkpoint import read_checkpoint
+        from minigpt.weights.openai_checkpoint import read_checkpoint
 
         sizes, tensors = read_checkpoint(folder)
         params, settings = reference.params_from_names(tensors), {"n_head": sizes.n_head}
@@ -156,11 +156,11 @@ def load(folder: Path, backend: str) -> Model:
 
 
 def _with_torch(folder: Path) -> Model:
-    from minigpt.inference.generation import GenerationOptions, generate_ids
+    from minigpt.generation.api import GenerationOptions, generate_ids
     from minigpt.model import GPTConfig
 
     if (folder / "config.json").exists():
-        from minigpt.pretrained import load_model
+        from minigpt.weights.pretrained import load_model
 
         model = load_model(folder)
     else:
@@ -179,8 +179,8 @@ def _torch_model(folder: Path) -> "GPTLMHeadModel":
     """OpenAI's checkpoint in minigpt.model."""
     import torch
 
-    from minigpt.gpt2.openai_checkpoint import read_checkpoint
-    from minigpt.gpt2.weight_names import fill, from_hugging_face, unfilled
+    from minigpt.families.gpt2.state_dict import fill, from_hugging_face, unfilled
+    from minigpt.weights.openai_checkpoint import read_checkpoint
 
     sizes, tensors = read_checkpoint(folder)
     config = sizes.config()

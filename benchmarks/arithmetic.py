@@ -42,8 +42,8 @@ import torch
 
 from benchmarks.sizes import SIZES, config_of, write_text
 from benchmarks.turns import add_flags, finish, shown_spread, spread, surroundings
-from minigpt.terminal import table
-from minigpt.training import report
+from minigpt.console.terminal import table
+from minigpt.training import estimate as report
 from minigpt.training.loop import Trainer
 from minigpt.training.run_data import TextData, read_data
 

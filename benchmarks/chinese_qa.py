@@ -39,7 +39,7 @@ from benchmarks.turns import (
     surroundings,
     take_turns,
 )
-from minigpt.terminal import table
+from minigpt.console.terminal import table
 from minigpt.training.config import TrainConfig, read_recipe
 from minigpt.training.run_data import RunData, read_data
 

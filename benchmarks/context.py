@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from benchmarks.turns import add_flags, finish, shown_spread, spread, surroundings
-from minigpt.inference.cache import KeyValueCache, cache_bytes
-from minigpt.inference.native import NativeStep, native_step
+from minigpt.console.terminal import table
+from minigpt.generation.cache import KeyValueCache, cache_bytes
+from minigpt.generation.native import NativeStep, native_step
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.quantized import PRECISIONS, quantize
-from minigpt.terminal import table
+from minigpt.weights.quantized import PRECISIONS, quantize
 
 SHAPE = {"n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "block_size": 1024}
 TOY = {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 300, "block_size": 128}

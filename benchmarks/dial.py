@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.turns import prepared_data, surroundings
+from minigpt.console.terminal import table
 from minigpt.evaluation.loss import evaluate_loss
-from minigpt.terminal import table
 from minigpt.training.config import FOREIGN_KNOBS, TrainConfig, read_recipe
 from minigpt.training.loop import Trainer
 from minigpt.training.measuring import LAW_RECIPES, Machine, facts_of, law_settings

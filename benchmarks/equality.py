@@ -29,21 +29,15 @@ from typing import Any
 import torch
 
 from benchmarks.turns import surroundings
-from minigpt.bpe import BpeTokenizer
 from minigpt.data.reader import read_pairs
-from minigpt.families import LanguageModel
-from minigpt.inference.engine import Engine
-from minigpt.inference.generation import (
-    GenerationOptions,
-    answer_questions,
-    eos_of,
-    generate_ids,
-    prompt_ids,
-)
-from minigpt.inference.speculation import Drafter, ModelDrafter, NgramDrafter, speculate_ids
-from minigpt.inference.streaming import stream_ids
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import GenerationOptions, answer_questions, eos_of, generate_ids, prompt_ids
+from minigpt.generation.engine import Engine
+from minigpt.generation.speculative_decoding import Drafter, ModelDrafter, NgramDrafter, speculate_ids
+from minigpt.generation.streaming import stream_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.tokenization.bpe import BpeTokenizer
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "data.jsonl"
 BLOCK = 128

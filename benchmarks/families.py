@@ -26,7 +26,7 @@ import tempfile
 from typing import Any
 
 from benchmarks.turns import Arm, prepared_data, surroundings, take_turns
-from minigpt.terminal import table
+from minigpt.console.terminal import table
 from minigpt.training.config import FOREIGN_KNOBS, TrainConfig, read_recipe
 from minigpt.training.run_data import read_data
 

@@ -47,13 +47,13 @@ from benchmarks.turns import (
     spread,
     surroundings,
 )
+from minigpt.console.terminal import table
 from minigpt.data.batches import EncodedPairs
 from minigpt.evaluation.loss import evaluate_loss
-from minigpt.pretrained import load_model, load_weights, save_pretrained
-from minigpt.terminal import table
 from minigpt.training.config import TrainConfig, read_recipe
 from minigpt.training.loop import Trainer
 from minigpt.training.run_data import RunData, read_data
+from minigpt.weights.pretrained import load_model, load_weights, save_pretrained
 
 PEER = "transformers"
 

@@ -63,12 +63,12 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
     """Write the model in every format that an installed peer reads; returns the arms that can run."""
     import torch
 
-    from minigpt.bpe import BpeTokenizer
+    from minigpt.families.qwen3.model import Qwen3ForCausalLM
+    from minigpt.families.qwen3.presets import preset
     from minigpt.model import GPTConfig, GPTLMHeadModel
-    from minigpt.pretrained import AnyTokenizer, save_pretrained
-    from minigpt.qwen3.model import Qwen3ForCausalLM
-    from minigpt.qwen3.presets import preset
+    from minigpt.tokenization.bpe import BpeTokenizer
     from minigpt.tokenizer import Tokenizer
+    from minigpt.weights.pretrained import AnyTokenizer, save_pretrained
 
     torch.manual_seed(0)
     chosen: AnyTokenizer
@@ -118,9 +118,9 @@ def writer(arm: str, work: Path, threads: int) -> Callable[[list[int], int], lis
     torch.set_num_threads(threads)
     if kind == "transformers":
         return _transformers(work / "model")
-    from minigpt.inference.generation import GenerationOptions, generate_ids
-    from minigpt.pretrained import load_model
-    from minigpt.quantized import quantize
+    from minigpt.generation.api import GenerationOptions, generate_ids
+    from minigpt.weights.pretrained import load_model
+    from minigpt.weights.quantized import quantize
 
     model = quantize(load_model(work / "model"), precision)  # type: ignore[arg-type]
     return lambda ids, new: generate_ids(model, [ids], GenerationOptions(max_new_tokens=new), None)[0].ids

@@ -4,7 +4,7 @@
     python benchmarks/generate_gpu.py --only single --precision bfloat16 int4
     python benchmarks/generate_gpu.py --toy                                      # in seconds, anywhere
 
-Weights are random; nothing is downloaded. All of it goes through minigpt.inference.engine, as in a server.
+Weights are random; nothing is downloaded. All of it goes through minigpt.generation.engine, as in a server.
 
 single: one request; the step as a CUDA graph, with torch.compile before that, and without either.
 sweep: B requests of one length, submitted at once. Time to first token is that of the last of them. Time per
@@ -29,15 +29,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt.families import LanguageModel, new_model
-from minigpt.inference.cache import cache_bytes
-from minigpt.inference.engine import Engine
-from minigpt.inference.handle import Handle
-from minigpt.inference.options import GenerationOptions
-from minigpt.qwen3.model import Qwen3Config
-from minigpt.qwen3.presets import preset
-from minigpt.training.utilisation import peaks
-from minigpt.weight_only import ANY_PRECISION, stored_as
+from minigpt.families.qwen3.model import Qwen3Config
+from minigpt.families.qwen3.presets import preset
+from minigpt.families.registry import LanguageModel, new_model
+from minigpt.generation.cache import cache_bytes
+from minigpt.generation.engine import Engine
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.request_handle import Handle
+from minigpt.training.flops import peaks
+from minigpt.weights.weight_only import ANY_PRECISION, stored_as
 
 PARTS = ("single", "sweep", "mixed")
 TOY = Qwen3Config(300, 64, 96, 2, 4, 2, 16, 256)

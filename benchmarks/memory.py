@@ -28,8 +28,8 @@ from typing import Any
 
 from benchmarks.sizes import SIZES, write_text
 from benchmarks.turns import add_flags, finish, spread, surroundings
-from minigpt.terminal import table
-from minigpt.training.report import HELD, TORCH_ITSELF
+from minigpt.console.terminal import table
+from minigpt.training.estimate import HELD, TORCH_ITSELF
 
 # Started by a process that is small itself: before a new program begins, its process counts as large as the
 # one that it was forked from.
@@ -39,7 +39,7 @@ pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[1:]])
 _, status, usage = os.wait4(pid, 0)
 print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss]), file=sys.stderr)
 """
-IMPORT = "import minigpt.train, minigpt.training.report, minigpt.training.loop, minigpt.training.run_data"
+IMPORT = "import minigpt.train, minigpt.training.estimate, minigpt.training.loop, minigpt.training.run_data"
 
 
 def main() -> None:

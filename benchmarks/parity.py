@@ -23,8 +23,8 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.families import FAMILIES
-from minigpt.inference.cache import KeyValueCache
+from minigpt.families.registry import FAMILIES
+from minigpt.generation.cache import KeyValueCache
 from minigpt.reference import backward, gpt2, qwen3, transforms
 from minigpt.reference.names import flat
 

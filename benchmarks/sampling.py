@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from minigpt.files import atomic_write
-from minigpt.inference.options import GenerationOptions
-from minigpt.inference.penalties import make_processors
-from minigpt.inference.sampling import filtered, greedy
+from minigpt.generation.logits_processors import make_processors
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.sampling import filtered, greedy
+from minigpt.storage.files import atomic_write
 
 EOS = 3
 PROMPT, ANSWER = [4, 1], [0, 2, 0]  # the text so far; the next token is asked for

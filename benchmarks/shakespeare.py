@@ -41,8 +41,8 @@ from benchmarks.turns import (
     surroundings,
     take_turns,
 )
+from minigpt.console.terminal import table
 from minigpt.data.windows import TextPart
-from minigpt.terminal import table
 from minigpt.training.config import read_recipe
 from minigpt.training.loop import Trainer
 from minigpt.training.run_data import TextData, read_data

@@ -31,9 +31,9 @@ from typing import Any
 import torch
 
 from benchmarks.turns import surroundings
-from minigpt.inference.background import Background
-from minigpt.inference.engine import Engine, Handle, QueueFullError
-from minigpt.inference.generation import GenerationOptions, generate_ids
+from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.engine import Engine, Handle, QueueFullError
+from minigpt.generation.engine_thread import Background
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 V, BLOCK, EOS = 200, 128, 2

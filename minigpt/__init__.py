@@ -13,28 +13,28 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minigpt.inference.generation import generate as generate
+    from minigpt.families.qwen3.model import Qwen3Config as Qwen3Config
+    from minigpt.families.qwen3.model import Qwen3ForCausalLM as Qwen3ForCausalLM
+    from minigpt.generation.api import generate as generate
     from minigpt.model import GPTConfig as GPTConfig
     from minigpt.model import GPTLMHeadModel as GPTLMHeadModel
-    from minigpt.pretrained import load_model as load_model
-    from minigpt.pretrained import load_tokenizer as load_tokenizer
-    from minigpt.pretrained import save_pretrained as save_pretrained
-    from minigpt.qwen3.model import Qwen3Config as Qwen3Config
-    from minigpt.qwen3.model import Qwen3ForCausalLM as Qwen3ForCausalLM
     from minigpt.tokenizer import Tokenizer as Tokenizer
+    from minigpt.weights.pretrained import load_model as load_model
+    from minigpt.weights.pretrained import load_tokenizer as load_tokenizer
+    from minigpt.weights.pretrained import save_pretrained as save_pretrained
 
 __version__ = "0.1.0"
 
 _HOME = {
     "GPTConfig": "minigpt.model",
     "GPTLMHeadModel": "minigpt.model",
-    "Qwen3Config": "minigpt.qwen3.model",
-    "Qwen3ForCausalLM": "minigpt.qwen3.model",
+    "Qwen3Config": "minigpt.families.qwen3.model",
+    "Qwen3ForCausalLM": "minigpt.families.qwen3.model",
     "Tokenizer": "minigpt.tokenizer",
-    "generate": "minigpt.inference.generation",
-    "load_model": "minigpt.pretrained",
-    "load_tokenizer": "minigpt.pretrained",
-    "save_pretrained": "minigpt.pretrained",
+    "generate": "minigpt.generation.api",
+    "load_model": "minigpt.weights.pretrained",
+    "load_tokenizer": "minigpt.weights.pretrained",
+    "save_pretrained": "minigpt.weights.pretrained",
 }
 __all__ = sorted(_HOME)
 

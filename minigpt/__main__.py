@@ -12,13 +12,13 @@ DOORS = {
     "split": ("minigpt.split_data", "split a JSONL file into train.jsonl and val.jsonl"),
     "stats": ("minigpt.dataset_stats", "token lengths, what a max_length would cut, unknown characters"),
     "train": ("minigpt.train", "train a GPT on questions and answers"),
-    "eval": ("minigpt.evaluate_model", "loss, perplexity, exact match and character F1 of a checkpoint"),
-    "doctor": ("minigpt.doctor", "what looks wrong with a training run, and what to try"),
+    "eval": ("minigpt.commands.evaluate", "loss, perplexity, exact match and character F1 of a checkpoint"),
+    "doctor": ("minigpt.commands.doctor", "what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: interactively, one question, or a file of them"),
-    "import": ("minigpt.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),
-    "convert": ("minigpt.convert", "turn a checkpoint folder into a GGUF file, for llama.cpp"),
-    "chat": ("minigpt.chat", "a conversation in the terminal, with any model"),
-    "quantize": ("minigpt.quantize", "write a checkpoint down in int8, int4 or float16"),
+    "import": ("minigpt.commands.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),
+    "convert": ("minigpt.commands.convert", "turn a checkpoint folder into a GGUF file, for llama.cpp"),
+    "chat": ("minigpt.commands.chat", "a conversation in the terminal, with any model"),
+    "quantize": ("minigpt.commands.quantize", "write a checkpoint down in int8, int4 or float16"),
 }
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"minigpt {__version__}")
         return 0
     if verb not in DOORS:
-        from minigpt.command_line import unknown_name
+        from minigpt.errors import unknown_name
 
         print(f"minigpt: error: {unknown_name('verb', verb, DOORS)}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@
     minigpt vocab --data book.txt --kind bpe --vocab_size 6400 --output bpe
 
 `char` gives every character an id, however rare, in a vocab.json. `bpe` learns tokens of several characters
-(minigpt/bpe.py) and writes a folder with a tokenizer.json. Which of the two suits a text is not decided here.
+(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json. Which of the two suits a text is not decided here.
 """
 
 import sys
@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt import command_line
+from minigpt.console import command_line
+from minigpt.errors import InputError
 
 if TYPE_CHECKING:
     from minigpt.data.reader import ReadReport
@@ -46,9 +47,7 @@ def main(options: Options) -> dict[str, Any]:
 
     texts, described, report = _read(options)
     if options.output.exists() and options.output.samefile(options.data):
-        raise command_line.InputError(
-            f"{options.output} is the data and would be overwritten; change --output"
-        )
+        raise InputError(f"{options.output} is the data and would be overwritten; change --output")
     if options.kind == "bpe":
         result = _learn(options, texts, described)
     else:
@@ -80,18 +79,18 @@ def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
 
 
 def _learn(options: Options, texts: Iterable[str], described: str) -> dict[str, Any]:
-    from minigpt.bpe import BpeTokenizer
+    from minigpt.tokenization.bpe import BpeTokenizer
 
     if options.output.is_file() or options.output.suffix == ".json":
-        raise command_line.InputError(
+        raise InputError(
             f"--kind bpe writes a folder with a tokenizer.json, not {options.output}; give --output FOLDER"
         )
     try:
         tokenizer = BpeTokenizer.train(texts, options.vocab_size)
-    except command_line.InputError:
+    except InputError:
         raise
     except ValueError as error:
-        raise command_line.InputError(f"--{error}") from None
+        raise InputError(f"--{error}") from None
     tokenizer.save(options.output)
     size, special = tokenizer.get_vocab_size(), len(tokenizer.special_ids)
     print(f"{options.output}: {size:,} byte-level tokens, {special} special ones, from {described}")

@@ -15,7 +15,7 @@ if not __package__:  # run as a script: Python put this folder first, where our 
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt import command_line
+from minigpt.console import command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Options(command_line.DoorOptions):
 def main(options: Options) -> dict[str, Any]:
     """Read, count, print, draw."""
     from minigpt.data.reader import read_pairs
-    from minigpt.data.survey import compute_statistics, plot, print_statistics, require_plotting
+    from minigpt.data.token_statistics import compute_statistics, plot, print_statistics, require_plotting
     from minigpt.tokenizer import Tokenizer
 
     if options.plot is not None:

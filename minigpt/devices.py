@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 
 __all__ = ["pick_device", "random_state", "seed_everything", "set_random_state"]
 

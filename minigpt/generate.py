@@ -31,17 +31,17 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from minigpt import command_line
-from minigpt.command_line import InputError, printable, printable_lines
+from minigpt.console import command_line
+from minigpt.errors import InputError, printable, printable_lines
 
 if TYPE_CHECKING:
-    from minigpt.inference.advice import Form
-    from minigpt.inference.asking import Asked
-    from minigpt.inference.generation import Answer
-    from minigpt.inference.options import GenerationOptions
-    from minigpt.inference.output import StopReason
-    from minigpt.pretrained import AnyTokenizer
-    from minigpt.weight_bytes import ReadAhead
+    from minigpt.generation.api import Answer
+    from minigpt.generation.generation_config import Form
+    from minigpt.generation.options import GenerationOptions
+    from minigpt.generation.output import StopReason
+    from minigpt.generation.question_answering import Asked
+    from minigpt.storage.read_ahead import ReadAhead
+    from minigpt.weights.pretrained import AnyTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +140,8 @@ def main(options: Options) -> dict[str, Any] | None:
             f"{options.model} does not exist: train a model first (`minigpt train`; or `make demo`, then "
             "--model output/demo/best), or name its folder with --model"
         )
-    from minigpt.inference.options import GenerationOptions
-    from minigpt.weight_bytes import ReadAhead
+    from minigpt.generation.options import GenerationOptions
+    from minigpt.storage.read_ahead import ReadAhead
 
     # The flags that are options of generation have their names.
     names = [field.name for field in dataclasses.fields(GenerationOptions) if hasattr(options, field.name)]
@@ -162,7 +162,7 @@ def main(options: Options) -> dict[str, Any] | None:
         for question, answer in zip((one for one in questions for _ in range(copies)), answers)
     ]
     if options.output is not None:
-        from minigpt.files import atomic_write
+        from minigpt.storage.files import atomic_write
 
         atomic_write(options.output, "".join(f"{_json(record)}\n" for record in records))
         print(f"{len(records)} answers written to {options.output}")
@@ -182,7 +182,7 @@ def _json(record: dict[str, str]) -> str:
 
 
 def _warn_of_ignored(options: Options) -> None:
-    from minigpt.terminal import warn
+    from minigpt.console.terminal import warn
 
     def given(*names: str) -> str:
         changed = [name for name in names if getattr(options, name) != getattr(Options, name)]
@@ -217,13 +217,13 @@ def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> 
         import torch
 
         from minigpt.devices import pick_device
-        from minigpt.inference.advice import advice, form_of
-        from minigpt.inference.asking import Asked
-        from minigpt.inference.native import dtype_to_load
-        from minigpt.inference.options import id_list
-        from minigpt.inference.singly import check_assistant
-        from minigpt.pretrained import load_model, load_model_and_tokenizer, model_folder
-        from minigpt.weight_only import stored_as
+        from minigpt.generation.generation_config import advice, form_of
+        from minigpt.generation.native import dtype_to_load
+        from minigpt.generation.options import id_list
+        from minigpt.generation.question_answering import Asked
+        from minigpt.generation.single_sequence import check_assistant
+        from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
+        from minigpt.weights.weight_only import stored_as
 
     device = pick_device(options.device)
     if options.threads < 0:
@@ -277,7 +277,7 @@ def _questions(options: Options) -> list[str] | None:
 
 def _answer(asked: "Asked", questions: list[str], batch_size: int) -> "list[Answer]":
     """Answer all questions that are not blank, and say what a reader of the answers should know."""
-    from minigpt.terminal import ProgressLine, warn
+    from minigpt.console.terminal import ProgressLine, warn
 
     written = [question for question in questions if asked.has_answer(question)]
     total = len(written) * asked.options.num_return_sequences
@@ -295,7 +295,7 @@ def _answer(asked: "Asked", questions: list[str], batch_size: int) -> "list[Answ
 
 
 def _warn_of_unfinished(reasons: "list[StopReason]", asked: "Asked") -> None:
-    from minigpt.terminal import warn
+    from minigpt.console.terminal import warn
 
     unfinished = [reason for reason in reasons if reason in ("length", "context")]
     if unfinished:
@@ -311,7 +311,7 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "Asked") -> None:
 
 
 def _warn_of_unknown(unknown: list[list[str]]) -> None:
-    from minigpt.terminal import warn
+    from minigpt.console.terminal import warn
 
     characters = list(dict.fromkeys(character for some in unknown for character in some))
     if characters:

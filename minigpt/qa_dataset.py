@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minigpt.command_line import InputError
 from minigpt.data.reader import read_pairs
+from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer
 
 __all__ = ["QADataset"]

@@ -17,7 +17,8 @@ if not __package__:  # run as a script: Python put this folder first, where our 
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt import command_line
+from minigpt.console import command_line
+from minigpt.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _short(question: str) -> str:
-    line = command_line.printable(question)
+    line = printable(question)
     return line if len(line) <= 40 else f"{line[:39]}…"
 
 

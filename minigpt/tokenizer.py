@@ -21,8 +21,8 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.command_line import InputError
-from minigpt.files import atomic_write
+from minigpt.errors import InputError
+from minigpt.storage.files import atomic_write
 
 __all__ = ["SPECIAL_TOKENS", "Tokenizer", "build_vocabulary"]
 

@@ -24,9 +24,9 @@ import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from minigpt import command_line
-from minigpt.command_line import InputError
-from minigpt.terminal import seconds
+from minigpt.console import command_line
+from minigpt.console.terminal import seconds
+from minigpt.errors import InputError
 from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig, read_recipe, read_run
 from minigpt.training.sizing import parse_size
 
@@ -139,7 +139,9 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
 
 def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, Any]:
-    from minigpt.training import checkpoint, dial, report
+    from minigpt.training import autosize as dial
+    from minigpt.training import checkpoint
+    from minigpt.training import estimate as report
     from minigpt.training.loop import Stopped, Trainer
     from minigpt.training.run_data import read_data
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt.terminal import ProgressLine
+from minigpt.console.terminal import ProgressLine
 from tests.doors import Result, RunDoor
 
 ROOT = Path(__file__).resolve().parents[1]

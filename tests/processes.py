@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks.survival import children
-from minigpt.command_line import InputError
-from minigpt.training import checkpoint, machine
+from minigpt.errors import InputError
+from minigpt.training import checkpoint
+from minigpt.training import mixed_precision as machine
 from minigpt.training.step import Stepper
 
 

@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minigpt.command_line import InputError
-from minigpt.files import atomic_folder
+from minigpt.errors import InputError
+from minigpt.families.strict_loading import is_finite, require_finite
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import load_model, load_model_and_tokenizer, load_tokenizer, save_pretrained
-from minigpt.strict_loading import is_finite, require_finite
+from minigpt.storage.files import atomic_folder
+from minigpt.storage.safetensors_files import INDEX, WEIGHTS, WeightFiles
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
-from minigpt.weight_files import INDEX, WEIGHTS, WeightFiles
+from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, load_tokenizer, save_pretrained
 
 VOCABULARY = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *"你好吗 abc"])}
 

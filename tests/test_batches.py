@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minigpt.command_line import InputError
 from minigpt.data.batches import BatchPlan, EncodedPairs, encode_pairs
 from minigpt.data.reader import Pair
+from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(["天地玄黄宇宙洪荒"]))

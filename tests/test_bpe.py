@@ -22,10 +22,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import bpe_definition
-from minigpt.bpe import BpeTokenizer
-from minigpt.bpe_definition import BYTE_SYMBOLS
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
+from minigpt.tokenization import bpe_definition
+from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.bpe_definition import BYTE_SYMBOLS
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 GPT2, QWEN = SHARED / "gpt2_tokenizer", SHARED / "qwen_tokenizer"

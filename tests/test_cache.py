@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.command_line import InputError
-from minigpt.inference.cache import KeyValueCache, cache_bytes
-from minigpt.inference.generation import GenerationOptions, generate_ids, generate_output
-from minigpt.inference.quantized_cache import QuantizedCache, quantized_bytes
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config
+from minigpt.generation.api import GenerationOptions, generate_ids, generate_output
+from minigpt.generation.cache import KeyValueCache, cache_bytes
+from minigpt.generation.quantized_cache import QuantizedCache, quantized_bytes
 from minigpt.model import GPTConfig, GPTLMHeadModel, written_out_attention
-from minigpt.qwen3.model import Qwen3Config
 
 CONFIG = GPTConfig(n_embd=24, n_head=3, n_layer=2, block_size=16, vocab_size=40, dropout=0.0)
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 import minigpt
-from minigpt.bpe import BpeTokenizer
-from minigpt.chat_template import encode_chat
-from minigpt.command_line import InputError
-from minigpt.families import new_model
-from minigpt.inference.advice import advice, form_of
-from minigpt.inference.commands import COMMANDS, obey
-from minigpt.inference.conversation import Conversation, question_ids, token_text
-from minigpt.inference.generation import GenerationOptions, generate_output
-from minigpt.inference.streaming import stream_ids
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config
+from minigpt.families.registry import new_model
+from minigpt.generation.api import GenerationOptions, generate_output
+from minigpt.generation.conversation import Conversation, question_ids, token_text
+from minigpt.generation.generation_config import advice, form_of
+from minigpt.generation.slash_commands import COMMANDS, obey
+from minigpt.generation.streaming import stream_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.qwen3.model import Qwen3Config
+from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.chat_template import encode_chat
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from tests.doors import Result, RunDoor
 from tests.talking import Talk, learn_by_heart

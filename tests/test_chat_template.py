@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.bpe import BpeTokenizer
-from minigpt.chat_template import encode_chat, render_chat
-from minigpt.command_line import InputError
-from minigpt.template_sandbox import SandboxedTemplate
+from minigpt.errors import InputError
+from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.chat_template import encode_chat, render_chat
+from minigpt.tokenization.template_sandbox import SandboxedTemplate
 
 QWEN = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "qwen_tokenizer"
 needs_shared = pytest.mark.skipif(not QWEN.is_dir(), reason="the test data beside the project are not there")

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt import files
-from minigpt.command_line import InputError
-from minigpt.files import atomic_folder, atomic_write
+from minigpt.errors import InputError
+from minigpt.storage import files
+from minigpt.storage.files import atomic_folder, atomic_write
 from minigpt.training import checkpoint
+from minigpt.training.checkpoint_writer import copied
 from minigpt.training.metrics import Metrics
-from minigpt.training.saving import copied
 from tests.runs import config, identical, stop_at, trainer, write_data
 
 

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import pytest
 
 from minigpt.__main__ import DOORS
-from minigpt.command_line import DoorOptions, InputError, parse, printable, run, unknown_name
+from minigpt.console.command_line import DoorOptions, parse, run
+from minigpt.errors import InputError, printable, unknown_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -201,7 +202,8 @@ def test_printable(text: str, expected: str) -> None:
 DOOR = '''
 import dataclasses, os, sys, time
 from pathlib import Path
-from minigpt.command_line import DoorOptions, InputError, run
+from minigpt.console.command_line import DoorOptions, run
+from minigpt.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DoorOptions):

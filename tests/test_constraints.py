@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.command_line import InputError
-from minigpt.inference.constraints import make_constraint
-from minigpt.inference.generation import GenerationOptions, answer_questions, generate, generate_ids
-from minigpt.inference.streaming import stream
+from minigpt.errors import InputError
+from minigpt.generation.api import GenerationOptions, answer_questions, generate, generate_ids
+from minigpt.generation.constraints import make_constraint
+from minigpt.generation.streaming import stream
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 

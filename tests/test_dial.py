@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from minigpt.command_line import InputError
-from minigpt.training import dial, measuring, sizing
+from minigpt.errors import InputError
+from minigpt.training import autosize as dial
+from minigpt.training import measuring, sizing
 from minigpt.training.config import read_recipe
 from minigpt.training.distributed import World
 from minigpt.training.run_data import read_data

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 import minigpt
-from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
-from minigpt.files import verify_manifest
+from minigpt.errors import InputError
+from minigpt.storage.files import verify_manifest
 from minigpt.training.config import TrainConfig, read_run
 from minigpt.training.distributed import ALONE, World, is_restarted, joined
 from minigpt.training.parallel import Parallel, share

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from minigpt.command_line import InputError
+from minigpt.commands.doctor import chosen_language
 from minigpt.data.reader import Pair, ReadReport
-from minigpt.data.survey import compute_statistics
+from minigpt.data.token_statistics import compute_statistics
 from minigpt.diagnosis import checks, data_checks
 from minigpt.diagnosis.answers import judge_answers
 from minigpt.diagnosis.checks import CHECKS
@@ -22,8 +22,8 @@ from minigpt.diagnosis.data_checks import DATA_CHECKS, DataRecord
 from minigpt.diagnosis.examination import examine
 from minigpt.diagnosis.findings import LEVELS, WORDS, Finding, Language
 from minigpt.diagnosis.record import Event, RunRecord, TrainPoint, ValPoint, read_record
-from minigpt.doctor import chosen_language
-from minigpt.inference.generation import Answer
+from minigpt.errors import InputError
+from minigpt.generation.api import Answer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from tests.doors import RunDoor

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.command_line import InputError
-from minigpt.gpt2.download import HUGGING_FACE_FILES, OPENAI_FILES, Patience, download_model, fetch, urls
-from minigpt.gpt2.presets import preset
+from minigpt.errors import InputError
+from minigpt.families.gpt2.presets import preset
+from minigpt.weights.download import HUGGING_FACE_FILES, OPENAI_FILES, Patience, download_model, fetch, urls
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte: several chunks, more than a socket's buffer
 

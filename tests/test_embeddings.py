@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.inference.embeddings import token_embedding
-from minigpt.inference.generation import GenerationOptions, generate_ids, generate_output
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import GenerationOptions, generate_ids, generate_output
+from minigpt.generation.inputs_embeds import token_embedding
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 
 V, BLOCK, EOS = 30, 40, 2
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16], [4, 4, 3]]

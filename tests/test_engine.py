@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.inference import native
-from minigpt.inference.background import Background
-from minigpt.inference.cache import cache_bytes
-from minigpt.inference.engine import Engine, Handle, QueueFullError
-from minigpt.inference.generation import Completion, GenerationOptions, generate_ids
-from minigpt.inference.slots import SlotCache
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.generation import native
+from minigpt.generation.api import Completion, GenerationOptions, generate_ids
+from minigpt.generation.cache import cache_bytes
+from minigpt.generation.engine import Engine, Handle, QueueFullError
+from minigpt.generation.engine_thread import Background
+from minigpt.generation.slot_cache import SlotCache
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.quantized import quantize
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.weights.quantized import quantize
 
 V, BLOCK, EOS = 40, 96, 2
 MODELS: dict[str, Callable[[], LanguageModel]] = {

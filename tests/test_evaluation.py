@@ -15,23 +15,17 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.bpe import BpeTokenizer
-from minigpt.command_line import InputError
 from minigpt.data.batches import EncodedPairs, encode_pairs
 from minigpt.data.reader import Pair
+from minigpt.errors import InputError
 from minigpt.evaluation import loss as loss_module
-from minigpt.evaluation.answers import (
-    answer_rows,
-    by_question,
-    character_f1,
-    exact_match,
-    score_answers,
-)
+from minigpt.evaluation.answers import answer_rows, by_question, character_f1, exact_match, score_answers
 from minigpt.evaluation.loss import LossSum, evaluate_loss
 from minigpt.evaluation.text import evaluate_text
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.quantized import quantize
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.weights.quantized import quantize
 from tests.doors import Result, RunDoor
 from tests.talking import learn_by_heart
 
@@ -291,7 +285,7 @@ Door = Callable[..., Result]
 
 @pytest.fixture
 def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
-    """`python ./minigpt/evaluate_model.py`, in an empty folder."""
+    """`python ./minigpt/commands/evaluate.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     return partial(run_door, "evaluate_model.py")

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from minigpt import files
-from minigpt.command_line import InputError
-from minigpt.files import MANIFEST, atomic_folder, atomic_open, atomic_write, sha256, verify_manifest
+from minigpt.errors import InputError
+from minigpt.storage import files
+from minigpt.storage.files import MANIFEST, atomic_folder, atomic_open, atomic_write, sha256, verify_manifest
 
 OLD, NEW = b"old content", "新的内容".encode() * 1000
 CONTENTS = {"config.json": b'{"n_layer": 2}\n', "model.safetensors": bytes(range(256)) * 4, "empty": b""}
@@ -168,7 +168,7 @@ def test_ctrl_c_at_any_line_leaves_the_old_file_or_the_new_one(tmp_path: Path) -
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     code = (
-        "import sys; from minigpt.files import atomic_write\n"
+        "import sys; from minigpt.storage.files import atomic_write\n"
         "while True:\n"
         "    for byte in b'ab':\n"
         "        atomic_write(sys.argv[1], bytes([byte]) * 3_000_000); print(flush=True)\n"

@@ -13,10 +13,10 @@ import torch
 
 import minigpt
 from minigpt import devices
-from minigpt.bpe import BpeTokenizer
-from minigpt.inference.generation import GenerationOptions, generate_ids
-from minigpt.inference.window import Window, slide_ids
+from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.sliding_window import Window, slide_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.tokenization.bpe import BpeTokenizer
 from tests.doors import Result, RunDoor, swallowed
 from tests.talking import Talk, learn_by_heart
 

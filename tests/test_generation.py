@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.command_line import InputError
 from minigpt.data.batches import encode_pairs
 from minigpt.data.reader import Pair
-from minigpt.inference import native
-from minigpt.inference.generation import (
+from minigpt.errors import InputError
+from minigpt.generation import native
+from minigpt.generation.api import (
     Completion,
     GenerationOptions,
     answer_questions,

@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.bpe import BpeTokenizer
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.gguf_file import gelu_difference, write_gguf
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import save_pretrained
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minigpt.weights.gguf_file import gelu_difference, write_gguf
+from minigpt.weights.pretrained import save_pretrained
 from tests.doors import RunDoor
 
 pytest.importorskip("gguf", reason="the gguf package is not installed: pip install 'minigpt[gguf]'")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.gpt2.weight_names import WEIGHTS, config_from_hugging_face, from_hugging_face
+from minigpt.families.gpt2.state_dict import WEIGHTS, config_from_hugging_face, from_hugging_face
 from minigpt.model import GPTLMHeadModel
 
 FOLDER = Path(__file__).parent / "golden"

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 from minigpt.training import checkpoint
-from minigpt.training.guard import first_non_finite, shown_lines, spike_threshold
 from minigpt.training.loop import Trainer
-from minigpt.training.state import Progress
+from minigpt.training.non_finite import first_non_finite, shown_lines, spike_threshold
+from minigpt.training.run_state import Progress
 from tests.runs import config, identical, metrics, stop_at, trainer, write_data
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.gpt2.pth_reader import read_pth
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import load_model_and_tokenizer
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minigpt.weights.pretrained import load_model_and_tokenizer
+from minigpt.weights.pth_reader import read_pth
 from tests.doors import RunDoor
 
 VOCABULARY = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *"你好吗 abc"])}

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt.large_pages import LargePages
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import load_model, save_pretrained
+from minigpt.storage.large_pages import LargePages
 from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import load_model, save_pretrained
 
 PAGE = 2**21
 

@@ -22,15 +22,15 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
 from minigpt.devices import random_state
-from minigpt.training import report
+from minigpt.errors import InputError
+from minigpt.training import estimate as report
 from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
+from minigpt.training.flops import model_flops, peak_flops
 from minigpt.training.loop import Stopped, Trainer
-from minigpt.training.machine import LossScale, Machine, pick_precision
-from minigpt.training.utilisation import model_flops, peak_flops
+from minigpt.training.mixed_precision import LossScale, Machine, pick_precision
 from tests.doors import RunDoor
 from tests.runs import config, identical, metrics, stop_at, trainer, write_data
 
@@ -453,7 +453,7 @@ def test_a_compiler_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_torch_cannot_compile_on_a_cpu_is_refused_before_it_starts(
     precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt.training.machine._require_compiler", lambda device: None)
+    monkeypatch.setattr("minigpt.training.mixed_precision._require_compiler", lambda device: None)
     both = TrainConfig(precision=precision, compile=True, gradient_checkpointing=True)
     with pytest.raises(InputError, match=r"--compile and --gradient_checkpointing .* --precision float32"):
         Machine(both, CPU)

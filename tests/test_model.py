@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.families import parameter_table
+from minigpt.families.registry import parameter_table
 from minigpt.model import (
     CausalSelfAttention,
     GPTConfig,

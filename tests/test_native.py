@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.inference import native
-from minigpt.inference.cache import KeyValueCache
-from minigpt.inference.generation import GenerationOptions, generate_ids
-from minigpt.inference.native import NativeStep, native_step
-from minigpt.inference.sampling import greedy
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.generation import native
+from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.cache import KeyValueCache
+from minigpt.generation.native import NativeStep, native_step
+from minigpt.generation.sampling import greedy
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.quantized import (
+from minigpt.weights.quantized import (
     GROUP,
     PRECISIONS,
     Precision,
@@ -27,7 +28,6 @@ from minigpt.quantized import (
     rounded_groups,
     rounded_rows,
 )
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 
 V, LONGEST = 83, 48
 # widths that are no multiples of a vector, of four rows, of a group of 128; several tiles of tokens;

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from minigpt.command_line import InputError
-from minigpt.gpt2.openai_checkpoint import NAMES, read_checkpoint
-from minigpt.gpt2.presets import Sizes
-from minigpt.gpt2.tensor_bundle import read_bundle
-from minigpt.gpt2.weight_names import WEIGHTS, from_hugging_face
+from minigpt.errors import InputError
+from minigpt.families.gpt2.presets import Sizes
+from minigpt.families.gpt2.state_dict import WEIGHTS, from_hugging_face
 from minigpt.model import GPTLMHeadModel
+from minigpt.weights.openai_checkpoint import NAMES, read_checkpoint
+from minigpt.weights.tensor_bundle import read_bundle
 
 FIXTURE = Path(__file__).parent / "golden" / "openai_gpt2_tiny"
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.families import LanguageModel
-from minigpt.inference.engine import Engine
-from minigpt.inference.generation import GenerationOptions, answer_questions, generate_ids, generate_output
-from minigpt.inference.speculation import ModelDrafter, NgramDrafter, speculate_ids
-from minigpt.inference.streaming import stream_ids
-from minigpt.inference.window import Window, slide_ids
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import GenerationOptions, answer_questions, generate_ids, generate_output
+from minigpt.generation.engine import Engine
+from minigpt.generation.sliding_window import Window, slide_ids
+from minigpt.generation.speculative_decoding import ModelDrafter, NgramDrafter, speculate_ids
+from minigpt.generation.streaming import stream_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 V, TOKENS, EOS = 24, 20, 2

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.inference.options import GenerationOptions
-from minigpt.inference.penalties import (
+from minigpt.generation.logits_processors import (
     NO_TOKEN,
     add_bias,
     apply_frequency_penalty,
@@ -21,6 +20,7 @@ from minigpt.inference.penalties import (
     forbid_words,
     make_processors,
 )
+from minigpt.generation.options import GenerationOptions
 
 INF = math.inf
 B, V = 4, 7  # few tokens, so that they repeat

@@ -2,9 +2,9 @@
 
 import pytest
 
-from minigpt.command_line import InputError
-from minigpt.gpt2.presets import PRESETS, preset
-from minigpt.gpt2.weight_names import unfilled
+from minigpt.errors import InputError
+from minigpt.families.gpt2.presets import PRESETS, preset
+from minigpt.families.gpt2.state_dict import unfilled
 from minigpt.model import GPTConfig
 
 # What transformers counts for openai-community/gpt2, -medium, -large and -xl.
@@ -51,7 +51,7 @@ def test_an_unknown_name() -> None:
 
 
 def test_impossible_sizes() -> None:
-    from minigpt.gpt2.presets import Sizes
+    from minigpt.families.gpt2.presets import Sizes
 
     with pytest.raises(ValueError, match="n_head must divide n_embd"):
         Sizes(n_embd=8, n_head=3, n_layer=1).config()

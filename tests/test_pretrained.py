@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minigpt.command_line import InputError
-from minigpt.gpt2.weight_names import (
+from minigpt.errors import InputError
+from minigpt.families.gpt2.state_dict import (
     WEIGHTS,
     config_from_hugging_face,
     config_to_hugging_face,
@@ -24,14 +24,14 @@ from minigpt.gpt2.weight_names import (
     to_hugging_face,
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import (
+from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import (
     load_model,
     load_model_and_tokenizer,
     load_tokenizer,
     load_weights,
     save_pretrained,
 )
-from minigpt.tokenizer import Tokenizer
 
 FILES = [
     "config.json",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 from minigpt.qa_dataset import QADataset
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 

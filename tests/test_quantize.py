@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minigpt
-from minigpt.command_line import InputError
-from minigpt.families import ModelConfig, new_model
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config
+from minigpt.families.registry import ModelConfig, new_model
 from minigpt.model import GPTConfig
-from minigpt.quantized import at_precision, quantize
-from minigpt.qwen3.model import Qwen3Config
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.weight_only import stored_as, stored_precision
+from minigpt.weights.quantized import at_precision, quantize
+from minigpt.weights.weight_only import stored_as, stored_precision
 from tests.doors import Result, RunDoor
 
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(["天地玄黄，宇宙洪荒。日月盈昃"]))

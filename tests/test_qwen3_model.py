@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt.command_line import InputError
-from minigpt.families import new_model, parameter_table
-from minigpt.inference.cache import KeyValueCache
-from minigpt.inference.generation import GenerationOptions, generate_ids
-from minigpt.qwen3.model import (
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import (
     MLP,
     Attention,
     Qwen3Config,
@@ -23,9 +20,12 @@ from minigpt.qwen3.model import (
     rope_tables,
     rotate,
 )
-from minigpt.qwen3.presets import PRESETS, preset
-from minigpt.qwen3.rms_norm import RMSNorm
-from minigpt.qwen3.weight_names import unfilled
+from minigpt.families.qwen3.presets import PRESETS, preset
+from minigpt.families.qwen3.rms_norm import RMSNorm
+from minigpt.families.qwen3.state_dict import unfilled
+from minigpt.families.registry import new_model, parameter_table
+from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.cache import KeyValueCache
 
 TINY = Qwen3Config(
     vocab_size=29,

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import minigpt
-from minigpt.command_line import InputError
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.training import report
+from minigpt.training import estimate as report
 from minigpt.training.config import FOREIGN_KNOBS, TrainConfig, read_recipe, read_run
 from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers

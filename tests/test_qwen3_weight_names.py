@@ -9,13 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minigpt.command_line import InputError
-from minigpt.families import naming, naming_of
-from minigpt.pretrained import load_model, load_weights, save_pretrained
-from minigpt.qwen3 import weight_names
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
-from minigpt.qwen3.presets import preset
-from minigpt.qwen3.weight_names import (
+from minigpt.errors import InputError
+from minigpt.families.qwen3 import state_dict as weight_names
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.qwen3.presets import preset
+from minigpt.families.qwen3.state_dict import (
     config_from_hugging_face,
     config_to_hugging_face,
     fill,
@@ -23,7 +21,9 @@ from minigpt.qwen3.weight_names import (
     to_hugging_face,
     unfilled,
 )
+from minigpt.families.registry import naming, naming_of
 from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import load_model, load_weights, save_pretrained
 
 WORDS = ["<pad>", "<unk>", "<sep>", *"你好吗"]
 TINY = Qwen3Config(len(WORDS), 8, 12, 2, 4, 2, 4, 16, rope_theta=100.0)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigpt.command_line import InputError
 from minigpt.data.batches import encode_pairs
 from minigpt.data.reader import read_pairs
 from minigpt.data.records import BadLine, pairs_of, shape_of
 from minigpt.data.split import split_pairs
+from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 TALK = {

@@ -14,8 +14,7 @@ import numpy
 import pytest
 import safetensors.numpy
 
-from minigpt.command_line import InputError
-from minigpt.files import atomic_folder
+from minigpt.errors import InputError
 from minigpt.reference import (
     attention,
     gpt2,
@@ -27,6 +26,7 @@ from minigpt.reference import (
     transforms,
     weights,
 )
+from minigpt.storage.files import atomic_folder
 
 ROOT = Path(__file__).parents[1]
 needs_jax = pytest.mark.skipif(

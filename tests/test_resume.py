@@ -16,9 +16,9 @@ import safetensors
 import torch
 
 import minigpt
-from minigpt import files
-from minigpt.command_line import InputError
 from minigpt.devices import random_state, set_random_state
+from minigpt.errors import InputError
+from minigpt.storage import files
 from minigpt.tokenizer import Tokenizer
 from minigpt.train import defaults
 from minigpt.training import checkpoint, run_data

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.inference.sampling import (
+from minigpt.generation.sampling import (
     apply_min_p,
     apply_temperature,
     apply_top_k,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minigpt.generate import Options
-from minigpt.inference.options import GenerationOptions
+from minigpt.generation.options import GenerationOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["docs/sampling.md", "docs/sampling.zh-CN.md"]

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minigpt.bpe import BpeTokenizer
-from minigpt.command_line import InputError
 from minigpt.data import corpus, shards
-from minigpt.data.processes import run_in_processes
+from minigpt.data.memory_mapped import Tokens
 from minigpt.data.shards import characters_of, collect_characters, end_of_text, prepare
-from minigpt.data.tokens import Tokens
+from minigpt.data.worker_pool import run_in_processes
+from minigpt.errors import InputError
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -356,7 +356,7 @@ def test_a_text_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from minigpt.data.processes import run_in_processes
+from minigpt.data.worker_pool import run_in_processes
 from minigpt.data.shards import prepare
 from minigpt.tokenizer import Tokenizer
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.dial import fit
-from minigpt.command_line import InputError
 from minigpt.data.ngrams import ngram_losses
-from minigpt.training import report, sizing
+from minigpt.errors import InputError
+from minigpt.training import estimate as report
+from minigpt.training import sizing
 from minigpt.training.config import TrainConfig, read_recipe
 from minigpt.training.measuring import LAW_RECIPES, Machine, facts_of, law_settings
 from minigpt.training.run_data import read_data

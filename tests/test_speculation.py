@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.inference import native
-from minigpt.inference.generation import GenerationOptions, generate_ids, generate_output
-from minigpt.inference.row import Row
-from minigpt.inference.speculation import (
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.generation import native
+from minigpt.generation.api import GenerationOptions, generate_ids, generate_output
+from minigpt.generation.sequence import Row
+from minigpt.generation.speculative_decoding import (
     Draft,
     Drafter,
     ModelDrafter,
@@ -25,8 +26,7 @@ from minigpt.inference.speculation import (
     speculate_ids,
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.quantized import quantize
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.weights.quantized import quantize
 
 V, BLOCK, EOS = 14, 64, 2
 compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")

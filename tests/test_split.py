@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.command_line import InputError
 from minigpt.data.reader import Pair, read_pairs
 from minigpt.data.split import NORMALISATION, Split, normalise, split_pairs, write_split
+from minigpt.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -10,15 +10,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.inference import native, sampling
-from minigpt.inference.background import Background
-from minigpt.inference.cache import cache_bytes
-from minigpt.inference.engine import Engine, Handle
-from minigpt.inference.generation import Completion, GenerationOptions, generate_ids
-from minigpt.inference.slots import SlotCache
-from minigpt.inference.static_step import (
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.generation import native, sampling
+from minigpt.generation.api import Completion, GenerationOptions, generate_ids
+from minigpt.generation.cache import cache_bytes
+from minigpt.generation.cuda_graph import (
     NOTHING,
     Start,
     StaticStep,
@@ -27,9 +25,11 @@ from minigpt.inference.static_step import (
     capacity,
     sizes,
 )
+from minigpt.generation.engine import Engine, Handle
+from minigpt.generation.engine_thread import Background
+from minigpt.generation.slot_cache import SlotCache
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.quantized import quantize
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.weights.quantized import quantize
 
 V, BLOCK, EOS = 40, 200, 2
 

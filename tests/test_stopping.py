@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.inference.options import GenerationOptions
-from minigpt.inference.request import Request
-from minigpt.inference.stopping import TextSoFar, Written, cut
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.request import Request
+from minigpt.generation.stopping import TextSoFar, Written, cut
 
 
 def from_bytes(ids: list[int]) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.bpe import BpeTokenizer
-from minigpt.command_line import InputError
-from minigpt.inference.generation import GenerationOptions, TextTokenizer, generate, generate_ids, prompt_ids
-from minigpt.inference.streaming import stream, stream_ids
+from minigpt.errors import InputError
+from minigpt.generation.api import GenerationOptions, TextTokenizer, generate, generate_ids, prompt_ids
+from minigpt.generation.streaming import stream, stream_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 BLOCK = 40

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.command_line import InputError
-from minigpt.data import survey as room
+from minigpt.data import token_statistics as room
 from minigpt.data.reader import Pair, read_pairs
-from minigpt.data.survey import Unknown, compute_statistics, plot, print_statistics
+from minigpt.data.token_statistics import Unknown, compute_statistics, plot, print_statistics
+from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from minigpt.command_line import InputError
 from minigpt.data.corpus import read_texts
+from minigpt.data.parquet import parquet_rows
 from minigpt.data.reader import read_pairs
 from minigpt.data.shards import prepare
-from minigpt.data.tables import parquet_rows
+from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 ROWS: list[dict[str, Any]] = [

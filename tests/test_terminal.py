@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from minigpt.terminal import ProgressLine, histogram, seconds, table, warn
+from minigpt.console.terminal import ProgressLine, histogram, seconds, table, warn
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +48,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("minigpt.terminal.time.monotonic", made)
+    monkeypatch.setattr("minigpt.console.terminal.time.monotonic", made)
     return made
 
 
@@ -371,7 +371,7 @@ def test_a_dumb_terminal_gets_plain_lines(
 def test_results_in_a_file_stay_there_while_the_bar_is_on_the_terminal(tmp_path: Path) -> None:
     # rich's live display would carry whatever is printed meanwhile from the file to the terminal
     code = (
-        "from minigpt.terminal import ProgressLine, warn\n"
+        "from minigpt.console.terminal import ProgressLine, warn\n"
         "with ProgressLine('reading', 3) as progress:\n"
         "    progress.update(1); print('a result'); warn('careful'); progress.update(2, force=True)\n"
     )

@@ -20,17 +20,18 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.bpe import BpeTokenizer
-from minigpt.command_line import InputError
-from minigpt.data import processes, shards
+from minigpt.data import shards
+from minigpt.data import worker_pool as processes
+from minigpt.data.memory_mapped import Tokens, read_manifest
 from minigpt.data.shards import prepare
-from minigpt.data.tokens import Tokens, read_manifest
 from minigpt.data.windows import TextPart, WindowPlan, permuted
+from minigpt.errors import InputError
 from minigpt.evaluation.loss import evaluate_loss
-from minigpt.families import new_model
+from minigpt.families.registry import new_model
 from minigpt.model import GPTConfig
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.training import report
+from minigpt.training import estimate as report
 from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import TrainConfig, read_recipe, read_run
 from minigpt.training.lock import LOCK_FILE, FolderLock

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer, build_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]

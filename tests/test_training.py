@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.command_line import InputError
 from minigpt.devices import random_state
+from minigpt.errors import InputError
 from minigpt.model import GPTLMHeadModel
-from minigpt.training import report
+from minigpt.training import estimate as report
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.optimizer import Muon, make_optimizers, orthogonalize, schedule
 from minigpt.training.run_data import RunData, read_data

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import arithmetic, chinese_qa, fine_tuning, memory, nanogpt, shakespeare, tables, turns
 from benchmarks.sizes import config_of, write_text
-from minigpt.training import report
+from minigpt.training import estimate as report
 from minigpt.training.loop import Trainer
 from minigpt.training.run_data import read_data
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigpt import weight_bytes
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import load_model_and_tokenizer, save_pretrained
-from minigpt.quantized import quantize
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.storage import read_ahead as weight_bytes
+from minigpt.storage.read_ahead import KEPT, WEIGHTS, ReadAhead
+from minigpt.storage.safetensors_files import WeightFiles
 from minigpt.tokenizer import Tokenizer
-from minigpt.weight_bytes import KEPT, WEIGHTS, ReadAhead
-from minigpt.weight_files import WeightFiles
+from minigpt.weights.pretrained import load_model_and_tokenizer, save_pretrained
+from minigpt.weights.quantized import quantize
 
 WORDS = ["<pad>", "<unk>", "<sep>", *map(chr, range(0x4E00, 0x4E00 + 61))]
 # Matrices of an MLP, (256, 1024) in float32, are kept where they were read; all else is too small for it.
@@ -270,6 +270,6 @@ def test_what_begins_between_two_lines_of_the_cache_is_left_out(tmp_path: Path) 
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, minigpt.weight_bytes; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys, minigpt.storage.read_ahead; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

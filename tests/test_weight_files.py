@@ -10,12 +10,10 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import load_model, load_model_and_tokenizer, load_weights, save_pretrained
-from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
-from minigpt.weight_files import (
+from minigpt.storage.safetensors_files import (
     INDEX,
     WEIGHTS,
     WeightFiles,
@@ -24,6 +22,8 @@ from minigpt.weight_files import (
     safetensors_parts,
     write_weights,
 )
+from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, load_weights, save_pretrained
 
 VOCABULARY = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *"你好吗 abc"])}
 

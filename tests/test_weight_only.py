@@ -7,16 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.inference.embeddings import token_embedding
-from minigpt.inference.engine import Engine
-from minigpt.inference.generation import GenerationOptions, generate_ids
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.engine import Engine
+from minigpt.generation.inputs_embeds import token_embedding
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.quantized import QuantizedLinear, precision_of, quantize
-from minigpt.quantized_files import quantized_weights
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
-from minigpt.weight_only import GROUP, Int4Linear, Int8Linear, rounded_to_int4, stored_as
+from minigpt.weights.quantized import QuantizedLinear, precision_of, quantize
+from minigpt.weights.quantized_folders import quantized_weights
+from minigpt.weights.weight_only import GROUP, Int4Linear, Int8Linear, rounded_to_int4, stored_as
 
 
 def make(name: str) -> LanguageModel:

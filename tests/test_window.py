@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
-from minigpt.inference.generation import GenerationOptions, generate_ids
-from minigpt.inference.window import Window, slide_ids
+from minigpt.errors import InputError
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.sliding_window import Window, slide_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 
 V, BLOCK = 30, 20
 

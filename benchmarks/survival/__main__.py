@@ -16,7 +16,7 @@ from benchmarks.survival.cost import cost
 from benchmarks.survival.damage import damage, disk
 from benchmarks.survival.interruptions import kill, signals
 from benchmarks.survival.several import processes, sharded
-from minigpt.terminal import table
+from minigpt.console.terminal import table
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "kill": kill,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.survival.runs import Runs, digest, flip, void
-from minigpt import files
+from minigpt.storage import files
 from minigpt.training import checkpoint
 
 __all__ = ["Bench", "Table"]

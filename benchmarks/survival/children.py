@@ -18,8 +18,11 @@ import torch
 import torch._dynamo  # the optimisers load it, the door loads tyro: every child would anew
 import tyro  # noqa: F401
 
-from minigpt import command_line, files, train
-from minigpt.training import checkpoint, report, run_data, step
+from minigpt import train
+from minigpt.console import command_line
+from minigpt.storage import files
+from minigpt.training import checkpoint, run_data, step
+from minigpt.training import estimate as report
 from minigpt.training.config import TrainConfig
 from minigpt.training.loop import Trainer
 

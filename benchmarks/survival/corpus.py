@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.survival.bench import Bench
-from minigpt.bpe import BpeTokenizer
-from minigpt.data.tokens import Tokens, read_manifest
+from minigpt.data.memory_mapped import Tokens, read_manifest
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]

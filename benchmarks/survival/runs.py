@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.survival.children import Prepare, finished, start
-from minigpt import files
+from minigpt.storage import files
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training import checkpoint
 from minigpt.training.config import TrainConfig

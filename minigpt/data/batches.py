@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minigpt.command_line import InputError
 from minigpt.data.reader import Pair
+from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer
 
 __all__ = ["Batch", "BatchPlan", "EncodedPairs", "encode_pairs"]

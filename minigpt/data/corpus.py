@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-from minigpt.command_line import InputError
+from minigpt.console.terminal import warn
 from minigpt.data.formats import BOM, refuse_gb18030, refuse_other_formats
+from minigpt.data.parquet import parquet_rows
 from minigpt.data.records import BadLine, parse_line, shape_of, text_of
-from minigpt.data.tables import parquet_rows
-from minigpt.terminal import warn
+from minigpt.errors import InputError
 
 __all__ = ["Piece", "Source", "find_sources", "plan_pieces", "read_document", "read_lines", "read_texts"]
 

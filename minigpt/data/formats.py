@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import BinaryIO
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 
 __all__ = ["BOM", "refuse_gb18030", "refuse_other_formats", "to_convert"]
 

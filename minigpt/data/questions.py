@@ -2,7 +2,7 @@
 
 import json
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 
 __all__ = ["parse_questions"]
 

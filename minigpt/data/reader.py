@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from minigpt.command_line import InputError
+from minigpt.console.terminal import ProgressLine, warn
 from minigpt.data.formats import BOM, refuse_gb18030, refuse_other_formats, to_convert
+from minigpt.data.parquet import parquet_rows
 from minigpt.data.records import NOT_UTF8, ONLY_CR, BadLine, Shape, pairs_of, parse_line, shape_of
-from minigpt.data.tables import parquet_rows
-from minigpt.terminal import ProgressLine, warn
+from minigpt.errors import InputError
 
 __all__ = ["Pair", "ReadReport", "read_pairs"]
 

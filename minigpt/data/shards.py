@@ -25,12 +25,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.command_line import InputError, printable
+from minigpt.console.terminal import ProgressLine
 from minigpt.data.corpus import Piece, Source, find_sources, plan_pieces, read_document, read_lines
-from minigpt.data.processes import run_in_processes
-from minigpt.data.tokens import MANIFEST, Tokens, read_manifest, report, write_manifest
-from minigpt.files import atomic_open, atomic_write, sha256
-from minigpt.terminal import ProgressLine
+from minigpt.data.memory_mapped import MANIFEST, Tokens, read_manifest, report, write_manifest
+from minigpt.data.worker_pool import run_in_processes
+from minigpt.errors import InputError, printable
+from minigpt.storage.files import atomic_open, atomic_write, sha256
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 __all__ = ["TextTokenizer", "characters_of", "collect_characters", "end_of_text", "prepare"]

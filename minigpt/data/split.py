@@ -19,9 +19,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from minigpt.command_line import InputError
 from minigpt.data.reader import Pair, ReadReport
-from minigpt.files import atomic_open
+from minigpt.errors import InputError
+from minigpt.storage.files import atomic_open
 
 __all__ = ["NORMALISATION", "Split", "normalise", "split_pairs", "write_split"]
 

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
-from minigpt.data.tokens import Tokens
+from minigpt.data.memory_mapped import Tokens
+from minigpt.errors import InputError
 
 __all__ = ["TextPart", "WindowPlan", "permuted"]
 

@@ -9,12 +9,12 @@ Only this part of a diagnosis loads weights.
 from collections import Counter
 from collections.abc import Sequence
 
-from minigpt.command_line import InputError, printable
 from minigpt.data.reader import Pair
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
-from minigpt.inference.generation import Answer, GenerationOptions, answer_questions
-from minigpt.pretrained import load_model_and_tokenizer
+from minigpt.errors import InputError, printable
+from minigpt.generation.api import Answer, GenerationOptions, answer_questions
+from minigpt.weights.pretrained import load_model_and_tokenizer
 
 __all__ = ["MAX_NEW_TOKENS", "QUESTIONS", "ask", "judge_answers"]
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import minigpt
-from minigpt.command_line import InputError
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
-from minigpt.files import atomic_write
+from minigpt.errors import InputError
+from minigpt.storage.files import atomic_write
 from minigpt.training.config import PER_CALL, RECIPES
 
 __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]

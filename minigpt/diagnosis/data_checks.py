@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minigpt.command_line import InputError, printable
 from minigpt.data.batches import encode_pairs
 from minigpt.data.reader import Pair, ReadReport, read_pairs
 from minigpt.data.split import normalise
-from minigpt.data.survey import Statistics, compute_statistics
+from minigpt.data.token_statistics import Statistics, compute_statistics
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
+from minigpt.errors import InputError, printable
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
 

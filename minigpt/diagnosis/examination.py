@@ -1,11 +1,11 @@
 """All checks on one run, in one go: `examine(record)` gives the findings, the worst first."""
 
-from minigpt.command_line import InputError, printable
 from minigpt.diagnosis.checks import CHECKS
 from minigpt.diagnosis.curves import Curve, compare, compare_with_recipe
 from minigpt.diagnosis.data_checks import DATA_CHECKS, DataRecord, read_data_record
 from minigpt.diagnosis.findings import LEVELS, Finding, finding
 from minigpt.diagnosis.record import RunRecord
+from minigpt.errors import InputError, printable
 
 __all__ = ["examine"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 from minigpt.training.config import RUN_FILE, TrainConfig
 
 __all__ = ["Event", "RunRecord", "TrainPoint", "ValPoint", "read_record"]

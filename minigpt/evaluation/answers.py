@@ -7,7 +7,7 @@
 Each distinct question counts once. When a file has several answers to one question, the given answer is
 scored against each and the best score counts, as is usual for questions with several references.
 
-Nothing is generated here (see minigpt.inference.generation). Neither measure knows what a text means.
+Nothing is generated here (see minigpt.generation.api). Neither measure knows what a text means.
 """
 
 from collections import Counter
@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from minigpt.command_line import InputError
 from minigpt.data.reader import Pair
+from minigpt.errors import InputError
 
 __all__ = ["AnswerReport", "answer_rows", "by_question", "character_f1", "exact_match", "score_answers"]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional as F
 
-from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
-from minigpt.families import LanguageModel
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
 
 __all__ = ["LossReport", "LossSum", "evaluate_loss"]
 

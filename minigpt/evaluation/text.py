@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
 from minigpt.data.shards import end_of_text
+from minigpt.errors import InputError
 from minigpt.evaluation.loss import LossSum, evaluate_loss
-from minigpt.families import LanguageModel
-from minigpt.pretrained import AnyTokenizer
+from minigpt.families.registry import LanguageModel
+from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["TextReport", "evaluate_text"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 from minigpt.reference import sampling
 from minigpt.reference.names import Tree
 from minigpt.reference.transforms import compiled

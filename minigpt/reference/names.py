@@ -6,7 +6,7 @@ A name of Hugging Face is a path: its parts are keys, and those that are digits 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 
 __all__ = ["Tree", "check_names", "flat", "layer_count", "map_tree", "tree"]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 from minigpt.reference import generation, names
 from minigpt.reference.attention import Array, attend, new_cache, remember
 

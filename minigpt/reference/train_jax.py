@@ -10,7 +10,7 @@ with one seed both print the same losses, but for rounding.
 
 from typing import Any
 
-from minigpt import command_line
+from minigpt.console import command_line
 from minigpt.reference import gpt2
 from minigpt.reference.adam import adam
 from minigpt.reference.names import Tree

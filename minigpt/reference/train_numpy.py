@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy
 
-from minigpt import command_line
-from minigpt.command_line import InputError
+from minigpt.console import command_line
+from minigpt.errors import InputError, printable
 from minigpt.reference import gpt2, names
 from minigpt.reference.adam import adam, adam_state
 from minigpt.reference.backward import loss_and_gradients
@@ -138,7 +138,7 @@ def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[
             context, params, n_head=options.n_head, n_tokens_to_generate=room, rng=rng, temperature=0.8
         )
     sample = "".join(characters[i] for i in written[1:])
-    print("\n".join(map(command_line.printable, sample.split("\n"))))
+    print("\n".join(map(printable, sample.split("\n"))))
     return {"losses": losses, "sample": sample}
 
 

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 from minigpt.reference import sampling
 from minigpt.reference.attention import Array
 from minigpt.reference.loss import next_token_losses

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy
 
-from minigpt.command_line import InputError
-from minigpt.files import MANIFEST, verify_manifest
+from minigpt.errors import InputError
 from minigpt.reference import gpt2, qwen3
 from minigpt.reference.names import Tree
+from minigpt.storage.files import MANIFEST, verify_manifest
 
 __all__ = ["load", "read_safetensors", "read_tensors"]
 

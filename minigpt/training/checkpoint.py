@@ -21,11 +21,12 @@ import safetensors
 import safetensors.torch
 import torch
 
-from minigpt.command_line import InputError, obey_swallowed
-from minigpt.families import LanguageModel
-from minigpt.files import atomic_folder, reached, sync_folder, verify_manifest
-from minigpt.pretrained import AnyTokenizer, save_pretrained
-from minigpt.weight_files import safetensors_parts
+from minigpt.console.command_line import obey_swallowed
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+from minigpt.storage.files import atomic_folder, reached, sync_folder, verify_manifest
+from minigpt.storage.safetensors_files import safetensors_parts
+from minigpt.weights.pretrained import AnyTokenizer, save_pretrained
 
 __all__ = [
     "Contents",

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from minigpt.command_line import DoorOptions, InputError, unknown_name
+from minigpt.console.command_line import DoorOptions
+from minigpt.errors import InputError, unknown_name
 from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
-    from minigpt.families import ModelConfig
+    from minigpt.families.registry import ModelConfig
 
 __all__ = ["FOREIGN_KNOBS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
 __all__ += ["read_recipe", "read_run"]
@@ -288,7 +289,7 @@ class TrainConfig(DoorOptions):
             raise InputError(str(error)) from None
 
     def _qwen3_config(self, vocab_size: int) -> "ModelConfig":
-        from minigpt.qwen3.model import Qwen3Config
+        from minigpt.families.qwen3.model import Qwen3Config
 
         if not self.head_dim and (self.n_head < 1 or self.n_embd % self.n_head):
             raise InputError(

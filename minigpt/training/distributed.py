@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from minigpt.command_line import InputError, printable
 from minigpt.devices import seed_everything
+from minigpt.errors import InputError, printable
 
 __all__ = ["ALONE", "World", "is_restarted", "joined"]
 

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import IO
 
-from minigpt.command_line import InputError
-from minigpt.files import make_folder
-from minigpt.terminal import warn
+from minigpt.console.terminal import warn
+from minigpt.errors import InputError
+from minigpt.storage.files import make_folder
 
 __all__ = ["LOCK_FILE", "FolderLock"]
 

@@ -18,21 +18,21 @@ from typing import Any
 import safetensors.torch
 
 import minigpt
-from minigpt.command_line import InputError
+from minigpt.console.terminal import ProgressLine, seconds, warn
 from minigpt.devices import random_state, set_random_state
-from minigpt.files import atomic_write, make_folder
-from minigpt.terminal import ProgressLine, seconds, warn
+from minigpt.errors import InputError
+from minigpt.storage.files import atomic_write, make_folder
 from minigpt.training import checkpoint
+from minigpt.training.checkpoint_writer import Saver, copied
 from minigpt.training.config import RUN_FILE
-from minigpt.training.guard import first_non_finite
+from minigpt.training.flops import peak_flops
 from minigpt.training.metrics import Metrics
+from minigpt.training.non_finite import first_non_finite
 from minigpt.training.optimizer import blank_state, load_state, schedule, state_tensors
 from minigpt.training.parallel import ShardedSave, local_tensors, read_shards
-from minigpt.training.saving import Saver, copied
-from minigpt.training.signals import StopNow, stop_requests
-from minigpt.training.state import Progress, changes, described
+from minigpt.training.run_state import Progress, changes, described
 from minigpt.training.step import Stepper
-from minigpt.training.utilisation import peak_flops
+from minigpt.training.stop_request import StopNow, stop_requests
 
 __all__ = ["Stopped", "Trainer"]
 

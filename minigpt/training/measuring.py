@@ -18,8 +18,8 @@ from minigpt.data.ngrams import ngram_losses
 from minigpt.devices import pick_device
 from minigpt.evaluation.loss import evaluate_loss
 from minigpt.training.config import TrainConfig
+from minigpt.training.estimate import batch_flops, memory_needed
 from minigpt.training.loop import Trainer
-from minigpt.training.report import batch_flops, memory_needed
 from minigpt.training.run_data import RunData, TextData
 from minigpt.training.sizing import (
     EPOCHS_OF_TEXT,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minigpt.command_line import InputError
-from minigpt.files import atomic_write
-from minigpt.terminal import warn
+from minigpt.console.terminal import warn
+from minigpt.errors import InputError
+from minigpt.storage.files import atomic_write
 from minigpt.training.trackers import ReportTo, Trackers
 
 __all__ = ["Metrics"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt.command_line import InputError
-from minigpt.families import LanguageModel
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
 from minigpt.training.config import TrainConfig
 from minigpt.training.parallel import cut_like, is_piece
 

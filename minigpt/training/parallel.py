@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
-from minigpt.families import LanguageModel, naming_of
-from minigpt.pretrained import load_weights
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel, naming_of
 from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.distributed import World
-from minigpt.training.machine import Counted, Machine
+from minigpt.training.mixed_precision import Counted, Machine
+from minigpt.weights.pretrained import load_weights
 
 __all__ = [
     "Parallel",

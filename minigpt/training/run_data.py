@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from minigpt.bpe import BpeTokenizer
-from minigpt.command_line import InputError
+from minigpt.console.terminal import warn
 from minigpt.data.batches import Batch, BatchPlan, EncodedPairs, encode_pairs
+from minigpt.data.memory_mapped import Tokens
 from minigpt.data.reader import Pair, read_pairs
 from minigpt.data.shards import characters_of, end_of_text, prepare
-from minigpt.data.tokens import Tokens
 from minigpt.data.windows import TextPart, WindowPlan
-from minigpt.families import LanguageModel
-from minigpt.inference.generation import GenerationOptions, answer_questions, generate_ids
-from minigpt.pretrained import AnyTokenizer, load_tokenizer
-from minigpt.terminal import warn
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import GenerationOptions, answer_questions, generate_ids
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
-from minigpt.training.guard import shown_lines
 from minigpt.training.lock import FolderLock
+from minigpt.training.non_finite import shown_lines
+from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
 __all__ = ["RunData", "TextData", "read_data"]
 

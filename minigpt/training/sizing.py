@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from minigpt.command_line import InputError
+from minigpt.errors import InputError
 
 __all__ = [
     "EPOCHS_OF_TEXT", "EVALUATIONS", "EVALUATION_SHARE", "LADDER", "LAWS", "LAW_SETTINGS", "LEAST_STEPS",

@@ -15,22 +15,22 @@ from typing import NamedTuple, cast
 
 import torch
 
-from minigpt.command_line import InputError
 from minigpt.data.batches import Batch
 from minigpt.devices import pick_device, random_state, seed_everything, set_random_state
+from minigpt.errors import InputError
 from minigpt.evaluation.loss import LossReport, evaluate_loss
-from minigpt.families import new_model
+from minigpt.families.registry import new_model
+from minigpt.training.activation_checkpointing import recompute_blocks
 from minigpt.training.config import Precision, TrainConfig
 from minigpt.training.distributed import ALONE, World
-from minigpt.training.guard import spike_threshold
-from minigpt.training.machine import Counted, Machine, pick_precision
+from minigpt.training.flops import model_flops
+from minigpt.training.mixed_precision import Counted, Machine, pick_precision
+from minigpt.training.non_finite import spike_threshold
 from minigpt.training.optimizer import make_optimizers, schedule
 from minigpt.training.parallel import Parallel, share, whole_tensor
-from minigpt.training.recomputing import recompute_blocks
 from minigpt.training.run_data import RunData, TextData
-from minigpt.training.signals import StopNow, StopRequest
-from minigpt.training.state import Progress
-from minigpt.training.utilisation import model_flops
+from minigpt.training.run_state import Progress
+from minigpt.training.stop_request import StopNow, StopRequest
 
 __all__ = ["Stepper"]
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from minigpt.files import atomic_write
-from minigpt.terminal import warn
+from minigpt.console.terminal import warn
+from minigpt.storage.files import atomic_write
 
 __all__ = ["WANDB_ID", "ReportTo", "Trackers"]
 

@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.bpe import BpeTokenizer
-from minigpt.families import LanguageModel
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import (
+from minigpt.storage.safetensors_files import INDEX, WEIGHTS
+from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minigpt.weights.pretrained import (
     AnyTokenizer,
     load_model,
     load_model_and_tokenizer,
     load_tokenizer,
     save_pretrained,
 )
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
-from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
-from minigpt.weight_files import INDEX, WEIGHTS
 from tests.doors import RunDoor
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")

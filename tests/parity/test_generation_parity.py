@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt.inference.generation import GenerationOptions, generate_ids, generate_output
+from minigpt.generation.api import GenerationOptions, generate_ids, generate_output
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import save_pretrained
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.weights.pretrained import save_pretrained
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
 

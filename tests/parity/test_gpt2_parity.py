@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.gpt2.weight_names import (
+from minigpt.families.gpt2.state_dict import (
     WEIGHTS,
     config_from_hugging_face,
     config_to_hugging_face,
@@ -18,8 +18,8 @@ from minigpt.gpt2.weight_names import (
     to_hugging_face,
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import load_model, load_model_and_tokenizer, save_pretrained
 from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, save_pretrained
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt.bpe import BpeTokenizer
-from minigpt.families import LanguageModel
-from minigpt.gguf_file import write_gguf
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import AnyTokenizer
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minigpt.weights.gguf_file import write_gguf
+from minigpt.weights.pretrained import AnyTokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 pytest.importorskip("gguf", reason="the gguf package is not installed: pip install 'minigpt[gguf]'")

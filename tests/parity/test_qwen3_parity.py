@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.inference.generation import GenerationOptions, generate_ids
-from minigpt.pretrained import load_model, load_model_and_tokenizer, save_pretrained
-from minigpt.qwen3.model import Qwen3Config, Qwen3ForCausalLM
-from minigpt.qwen3.presets import PRESETS
-from minigpt.qwen3.weight_names import (
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.qwen3.presets import PRESETS
+from minigpt.families.qwen3.state_dict import (
     config_from_hugging_face,
     config_to_hugging_face,
     fill,
@@ -24,7 +22,9 @@ from minigpt.qwen3.weight_names import (
     to_hugging_face,
     unfilled,
 )
+from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, save_pretrained
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minigpt.gpt2.weight_names import config_to_hugging_face
-from minigpt.inference import sampling as torch_sampling
+from minigpt.families.gpt2.state_dict import config_to_hugging_face
+from minigpt.generation import sampling as torch_sampling
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.pretrained import save_pretrained
 from minigpt.reference import backward, gpt2, names, qwen3, sampling, weights
 from minigpt.reference.adam import adam, adam_state
 from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import save_pretrained
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
 needs_jax = pytest.mark.skipif(

@@ -1,0 +1,296 @@
+r"""A conversation in the terminal, with any model: one trained here, GPT-2, Qwen3.
+
+    minigpt chat                                   # /help lists what may be typed besides questions
+    minigpt chat --model Qwen3-0.6B --think off
+    minigpt chat --precision int8 --temperature 0.8
+    minigpt chat < questions.txt                   # no terminal: a question a line, an answer a line
+
+The answer appears while it is being written. Ctrl-C stops it, and at the prompt, twice, the program; Ctrl-D
+leaves. Several lines can be pasted (where the terminal knows bracketed paste), or a line ended with a
+backslash goes on in the next one. A model trained on questions and answers reads each question alone, unless
+--history says that it was trained on conversations; a model of plain text writes on from all that is there.
+
+Without a terminal commands work too; what they say goes to stderr. Line ends and control characters in an
+answer are then written as escapes (\n), so that it takes one line.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from minigpt.console import command_line
+from minigpt.errors import InputError, printable, printable_lines
+
+if TYPE_CHECKING:
+    from minigpt.generation.conversation import Conversation
+
+_CHAT_TOKENS = 1024  # of a chat model's answer, which may think before; others have 128
+_EXPLAINED = 60  # tokens in the table of /why
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.DoorOptions):
+    """A conversation in the terminal, with any model."""
+
+    model: Path = Path("output/best")
+    """checkpoint folder, as `minigpt train` or Hugging Face's libraries write it"""
+    form: Literal["auto", "chat", "question", "text"] = "auto"
+    """chat: by the template; question: then <sep>; text: write on from it; auto: as the folder says"""
+    system: str = ""
+    """what a chat model is told before all else"""
+    think: Literal["auto", "on", "off"] = "auto"
+    """whether a chat model thinks before it answers; auto: as its template has it"""
+    history: bool = False
+    """for models trained on conversations of questions and answers: what was said before is read, too"""
+    max_new_tokens: int | None = None
+    """tokens of an answer, at most; left out: up to 128, of a chat model up to 1,024"""
+    temperature: float | None = None
+    """below 1 likely tokens gain; 0: always the likeliest; left out: as the folder advises"""
+    top_k: int | None = None
+    """draw among the k likeliest tokens only; 0: among all; left out: as the folder advises"""
+    top_p: float | None = None
+    """draw among the likeliest tokens whose probabilities add up to this; left out: as the folder advises"""
+    seed: int | None = None
+    """same seed, same answers"""
+    prompt_lookup_num_tokens: int | None = None
+    """same answers, sooner where they repeat what was said: guess so many tokens from there"""
+    assistant_model: Path | None = None
+    """sooner: folder of a much smaller model with the same tokenizer, which guesses"""
+    num_assistant_tokens: int = 4
+    """with --assistant_model: guesses at a time"""
+    cache_implementation: Literal["static", "quantized"] = "static"
+    """quantized: keys and values of earlier tokens in int8, a quarter of the memory"""
+    max_cache_mib: float | None = None
+    """refuse an answer whose keys and values would take more MiB; left out: no limit"""
+    precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
+    """store the weights so, which is faster on a CPU; left out: as the folder has them"""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto: the best that is there"""
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Load the model, then talk until the user leaves."""
+    if not options.model.exists():
+        raise InputError(
+            f"{options.model} does not exist: train a model first (`minigpt train`; or `make demo`, then "
+            "--model output/demo/best), or name its folder with --model"
+        )
+    if options.threads < 0:
+        raise InputError(f"threads must be at least 0: got threads={options.threads}")
+    talk = _conversation(options)
+    if sys.stdin.isatty():
+        _talk(talk)
+    else:
+        _answer_lines(talk)
+    return {"questions": len(talk.turns)}
+
+
+@command_line.remembered_signals()  # some get lost while torch is imported
+def _conversation(options: Options) -> "Conversation":
+    from minigpt.storage.read_ahead import ReadAhead
+
+    ahead = ReadAhead(options.model)  # beside the import of torch
+    with command_line.lasting_imports():
+        import torch
+
+        from minigpt.devices import pick_device
+        from minigpt.generation.conversation import Conversation
+        from minigpt.generation.generation_config import advice, form_of
+        from minigpt.generation.native import dtype_to_load
+        from minigpt.generation.options import GenerationOptions
+        from minigpt.generation.slash_commands import obey
+        from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
+        from minigpt.weights.weight_only import stored_as
+
+    device = pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    folder = model_folder(options.model)
+    dtype = dtype_to_load(device)
+    model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
+    model = stored_as(model, options.precision)
+    form = form_of(folder, tokenizer) if options.form == "auto" else options.form
+    wanted = options.max_new_tokens
+    if wanted is None and form == "chat":
+        wanted = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
+    names = (
+        "seed",
+        "prompt_lookup_num_tokens",
+        "num_assistant_tokens",
+        "cache_implementation",
+        "max_cache_mib",
+    )
+    given = {name: getattr(options, name) for name in names}
+    chosen = GenerationOptions(**advice(folder), max_new_tokens=wanted, **given)
+    assistant = None
+    if options.assistant_model is not None:
+        assistant = stored_as(load_model(options.assistant_model, device, dtype), options.precision)
+    talk = Conversation(model, tokenizer, form, chosen, history=options.history, assistant_model=assistant)
+    for name in ("temperature", "top_k", "top_p"):
+        if getattr(options, name) is not None:
+            obey(talk, f"/{name} {getattr(options, name)}")
+    if options.system:
+        obey(talk, f"/system {options.system}")
+    if options.think != "auto":
+        obey(talk, f"/think {options.think}")
+    return talk
+
+
+# -- on a terminal ------------------------------------------------------------------------------------------
+
+
+def _talk(talk: "Conversation") -> None:
+    """Ask and answer until the user leaves."""
+    from minigpt.generation.slash_commands import is_command
+
+    with contextlib.suppress(ImportError):
+        import readline  # gives input() line editing and a history, where there is one
+
+        readline.parse_and_bind("set enable-bracketed-paste on")
+    what = {"chat": "a chat model", "question": "a model of questions and answers", "text": "a model of text"}
+    print(f"{what[talk.form]}; /help lists the commands, Ctrl-D leaves")
+    while (line := _typed()) is not None:
+        if not line.strip():
+            continue
+        if line.strip() == "/exit":
+            return
+        try:
+            if is_command(line):
+                _obey(talk, line.strip())
+            else:
+                _show(talk, line.strip())
+        except InputError as error:  # the next one may be better
+            print(f"({error})")
+        except KeyboardInterrupt:
+            print(" (stopped)")
+
+
+def _typed() -> str | None:
+    """What the user types, its lines joined; None at Ctrl-D, or at the second Ctrl-C in a row."""
+    lines: list[str] = []
+    warned = False
+    while True:
+        try:
+            line = input("... " if lines else "> ")
+        except EOFError:
+            print()
+            return None
+        except KeyboardInterrupt:
+            print()
+            if warned:
+                raise
+            print("(Ctrl-C once more, or Ctrl-D, leaves)")
+            warned, lines = True, []
+            continue
+        except UnicodeDecodeError:
+            print("(that was not UTF-8: please set the terminal to it)")
+            continue
+        lines.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            return "\n".join(lines)
+
+
+def _show(talk: "Conversation", text: str) -> None:
+    """Print an answer piece by piece."""
+    if unknown := talk.tokenizer.unknown_characters(text):
+        print(f"(not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))})")
+    before = talk.forgotten
+    pieces = talk.say(text)
+    if before == 0 < talk.forgotten:  # said once, until /reset
+        print("(the context is full: from now on the oldest turns are left out)")
+    with contextlib.closing(pieces):  # the turn is kept as it stands when Ctrl-C comes
+        for piece in pieces:
+            print(printable_lines(piece), end="", flush=True)
+    print()
+    reason = talk.turns[-1].stop_reason
+    if reason == "length":
+        print(f"(cut at {talk.options.wanted} tokens: /max_new_tokens N changes that)")
+    elif reason == "context":
+        print("(the context is full: /reset makes room)")
+
+
+def _obey(talk: "Conversation", line: str) -> None:
+    from minigpt.generation.slash_commands import obey
+
+    said = obey(talk, line)
+    if line.split()[0] == "/why":
+        _explain(talk)
+    if said:
+        print(printable_lines(said))
+
+
+def _explain(talk: "Conversation") -> None:
+    from minigpt.console.terminal import table
+    from minigpt.generation.conversation import token_text
+
+    def shown(token: int) -> str:
+        text = token_text(talk.tokenizer, token)
+        return f"'{text}'" if text != text.strip() else text
+
+    choices = talk.why()
+    rows = [
+        (
+            shown(choice.token),
+            f"{choice.probability:.1%}",
+            "   ".join(f"{shown(token)} {probability:.1%}" for token, probability in choice.others),
+        )
+        for choice in choices[:_EXPLAINED]
+    ]
+    more = f", the first {_EXPLAINED} of {len(choices)}" if len(choices) > _EXPLAINED else ""
+    table(f"tokens of the last answer{more}", ("token", "probability", "instead of"), rows, numeric=(1,))
+
+
+# -- without one --------------------------------------------------------------------------------------------
+
+
+def _answer_lines(talk: "Conversation") -> None:
+    """A line of standard input, an answer on a line of standard output."""
+    from minigpt.console.terminal import warn
+    from minigpt.generation.slash_commands import is_command, obey
+
+    for line in _read_lines():
+        if line.strip() == "/exit":
+            return
+        if is_command(line):
+            if line.split()[0] == "/why":
+                raise InputError("/why draws a table: it needs a terminal")
+            print(printable_lines(obey(talk, line.strip())), file=sys.stderr)
+            continue
+        answer = ""
+        if line.strip():
+            if unknown := talk.tokenizer.unknown_characters(line.strip()):
+                warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")
+            try:
+                answer = "".join(talk.say(line.strip()))
+            except InputError as error:  # too long: the next one may be shorter
+                warn(str(error))
+        print(printable(answer), flush=True)
+
+
+def _read_lines() -> Iterator[str]:
+    """The lines of standard input; one that ends with a backslash goes on in the next."""
+    before = ""
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"standard input:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at column "
+                f"{error.start + 1}); convert it, from GBK for instance: iconv -f GB18030 -t UTF-8 OLD > NEW"
+            ) from None
+        if line.endswith("\\"):
+            before += line.removesuffix("\\") + "\n"
+            continue
+        yield before + line
+        before = ""
+    if before:
+        yield before.removesuffix("\n")
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

@@ -1,0 +1,120 @@
+"""Look at a training run and say in plain words what looks wrong with it, and what to try.
+
+    python ./minigpt/commands/doctor.py output
+    minigpt doctor output/demo --deep --language zh
+
+It reads what the run wrote (run.json, metrics.jsonl, the newest checkpoint's state) and the data files that
+the run names, if they are still there. It changes nothing. Findings are no error: the exit code is 0.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from minigpt.console import command_line
+
+if TYPE_CHECKING:
+    from minigpt.diagnosis.findings import Finding, Language
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.DoorOptions):
+    """Say in plain words what looks wrong with a training run, and what to try."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path("output")
+    """folder of the run, as `minigpt train --output` made it"""
+    deep: bool = False
+    """also load the best checkpoint and ask it some held-out questions"""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """of the words: English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
+    curve: Path | None = None
+    """reference curve to compare with instead of the recipe's"""
+    save_curve: Path | None = None
+    """write the curve of this run, which must be finished, as a reference for others"""
+
+
+_LABELS: dict[str, dict[str, Any]] = {
+    "en": {
+        "title": "{run}: step {steps} of {total}",
+        "columns": ("", "what", "numbers"),
+        "levels": {"ok": "ok", "note": "note", "warning": "warning", "error": "error"},
+        "try": "Try: ",
+        "unknown": "unknown",
+        "saved": "{file}: {points} points of a reference curve",
+    },
+    "zh": {
+        "title": "{run}：第 {steps} 步，共 {total} 步",
+        "columns": ("", "项目", "数值"),
+        "levels": {"ok": "正常", "note": "提示", "warning": "警告", "error": "错误"},
+        "try": "建议：",
+        "unknown": "未知",
+        "saved": "{file}：参考曲线，{points} 个点",
+    },
+}
+
+
+def chosen_language(wanted: str) -> "Language":
+    """What `auto` means here: the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
+    if wanted == "auto":
+        names = (os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+        wanted = next((name for name in names if name), "")
+    return "zh" if wanted.lower().startswith("zh") else "en"
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Read, examine, print."""
+    from minigpt.diagnosis.curves import read_curve, save_curve
+    from minigpt.diagnosis.examination import examine
+    from minigpt.diagnosis.record import read_record
+
+    language = chosen_language(options.language)
+    labels = _LABELS[language]
+    record = read_record(options.run)
+    curve = None if options.curve is None else read_curve(options.curve)
+    points = None if options.save_curve is None else save_curve(record, options.save_curve)
+    findings = examine(record, curve, options.deep)
+    total = f"{record.total_steps:,}" if record.total_steps else labels["unknown"]
+    _show(
+        findings,
+        language,
+        labels["title"].format(run=options.run, steps=f"{record.steps_done:,}", total=total),
+    )
+    if points is not None:
+        print(labels["saved"].format(file=options.save_curve, points=points))
+    return {
+        "run": options.run,
+        "steps": record.steps_done,
+        "total_steps": record.total_steps or None,
+        "worst": findings[0].level,
+        "findings": [found.as_dict() for found in findings],
+    }
+
+
+def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
+    from minigpt.console.terminal import table
+    from minigpt.errors import printable
+
+    labels = _LABELS[language]
+    rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
+    print(printable(title))  # not as the table's title, which would be folded to the table's width
+    table("", labels["columns"], rows)
+    for found in findings:
+        print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")
+        if advice := found.advice(language):
+            print(printable(f"{labels['try']}{advice}"))
+
+
+def _numbers(numbers: dict[str, Any]) -> str:
+    """The numbers alone: texts stand in the paragraph."""
+    shown = {name: value for name, value in numbers.items() if not isinstance(value, str)}
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in shown.items()
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

@@ -1,0 +1,69 @@
+"""Turn a .pth of torch.save, such as the documents' output/best_model.pth, into a checkpoint folder.
+
+    minigpt import output/best_model.pth --vocab data/vocab.json
+    python ./minigpt/commands/import_checkpoint.py output/best_model.pth --vocab data/vocab.json --output imported
+
+The folder is one like those that training writes: `minigpt generate --model FOLDER` answers with it, and
+Hugging Face's libraries read it. Of the .pth, weights alone are read; no code in it is run. Optimiser state
+is left behind: training cannot be resumed from the folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from minigpt.console import command_line
+from minigpt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.DoorOptions):
+    """Turn a .pth of torch.save into a checkpoint folder that everything here reads."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")] = Path(
+        "output/best_model.pth"
+    )
+    """the .pth: a dictionary with model_state_dict, or the state_dict itself"""
+    vocab: Path = Path("data/vocab.json")
+    """the vocabulary that the model was trained with"""
+    output: Path | None = None
+    """folder to make; by default the .pth's name without .pth"""
+    n_head: int = 8
+    """attention heads of the model: the one number that its tensors do not show"""
+    gelu: Literal["exact", "tanh"] = "exact"
+    """the GELU that the model was trained with: exact, as in the documents, or GPT-2's tanh form"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Read, check, write."""
+    from minigpt.storage.files import atomic_folder
+    from minigpt.tokenizer import Tokenizer
+    from minigpt.weights.pretrained import save_pretrained
+    from minigpt.weights.pth_reader import read_pth
+
+    output = options.output or options.checkpoint.with_suffix("")
+    if output == options.checkpoint:
+        raise InputError(f"{output} has no suffix to leave out: name the folder to make with --output")
+    tokenizer = Tokenizer(options.vocab)
+    model, epoch = read_pth(options.checkpoint, options.n_head, options.gelu)
+    rows, entries = model.config.vocab_size, tokenizer.get_vocab_size()
+    if rows != entries:
+        raise InputError(
+            f"{options.vocab} is not this model's vocabulary: it has {entries:,} entries, the model {rows:,}"
+        )
+    atomic_folder(output, lambda folder: save_pretrained(model, tokenizer, folder))
+    config = model.config
+    sizes = {
+        name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size")
+    }
+    seen = "" if epoch is None else f" of epoch {epoch}"
+    print(f"{options.checkpoint}: {config.parameter_count():,} parameters{seen}")
+    print("  " + "  ".join(f"{name}={value}" for name, value in sizes.items()) + f"  bias={config.bias}")
+    print(f"{output} written; ask it with: minigpt generate --model {output}")
+    return {"output": str(output), "parameters": config.parameter_count(), "epoch": epoch, **sizes}
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

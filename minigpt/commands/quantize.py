@@ -1,0 +1,103 @@
+"""Write a model down in fewer bits: int8, a quarter of float32's bytes for every product, int4 or float16.
+
+    minigpt quantize --model output/best --output output/int8 --precision int8
+    minigpt generate --model output/int8 --question 四川省的省会是哪里？
+    minigpt eval --model output/best --precision float32 int8          # what it costs, before you do it
+
+An int8 or int4 folder is read by minigpt alone (minigpt/weights/quantized_folders.py says how it looks; other programs
+refuse it), and gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision
+int8`). int4 is for a GPU: a CPU multiplies it out, slowly. A float16 folder is one that every program reads;
+here its weights stay in 16 bits, and all else is float32.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from minigpt.console import command_line
+from minigpt.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What a model's folder has besides its weights and config.json; what only training needs stays behind.
+COPIED = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "encoder.json", "vocab.bpe"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.DoorOptions):
+    """Write a model down in fewer bits: int8, int4 or float16."""
+
+    model: Path = Path("output/best")
+    """checkpoint folder, as `minigpt train` writes it"""
+    output: Path
+    """the new folder; must not exist yet"""
+    precision: Literal["int8", "int4", "float16"] = "int8"
+    """int8: read by minigpt alone; int4: the same, and fast on a GPU only; float16: read by every program"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Read, round, write, and say what it saves."""
+    if options.output.exists():
+        raise InputError(f"{options.output} exists already: choose another folder with --output")
+    from minigpt.families.registry import naming_of
+    from minigpt.families.strict_loading import is_finite
+    from minigpt.storage.files import atomic_folder
+    from minigpt.storage.safetensors_files import safetensors_parts
+    from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
+    from minigpt.weights.quantized_folders import FILES, is_quantized, quantized_config, quantized_weights
+    from minigpt.weights.weight_only import stored_as
+
+    folder = model_folder(options.model)
+    model, _ = load_model_and_tokenizer(folder)
+    config = json.loads((folder / "config.json").read_bytes())
+    if is_quantized(config):
+        raise InputError(f"{folder} is quantised already: give the folder that it was made from")
+    weights: dict[str, Tensor]
+    name_of_weights = FILES.get(options.precision, "model.safetensors")
+    if options.precision in FILES:
+        config = quantized_config(config, options.precision)
+        weights = quantized_weights(stored_as(model, options.precision))
+    else:
+        config = {**config, "dtype": "float16"}
+        config.pop("torch_dtype", None)  # the key's older name
+        weights = {
+            name: tensor.half() for name, tensor in naming_of(model.config).to_hugging_face(model).items()
+        }
+        for name, tensor in weights.items():
+            if not is_finite(tensor):
+                raise InputError(f"{folder}: {name} has values beyond 65,504, float16's largest: take int8")
+
+    def fill(goal: Path) -> None:
+        for name in COPIED:
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, goal / name)
+        text = json.dumps(config, ensure_ascii=False, indent=2)
+        (goal / "config.json").write_text(f"{text}\n", encoding="utf-8")
+        with (goal / name_of_weights).open("wb") as file:
+            file.writelines(safetensors_parts(weights, {"format": "pt"}))
+
+    atomic_folder(options.output, fill)
+    before, after = _size(folder), _size(options.output)
+    print(
+        f"{options.output}: {after:,} bytes of weights in {options.precision}, {after / before:.0%} of "
+        f"{folder}'s {before:,}"
+    )
+    return {"output": options.output, "precision": options.precision, "before": before, "after": after}
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a folder's weights."""
+    from minigpt.weights.quantized_folders import FILES
+
+    names = ("model*.safetensors", *FILES.values())
+    return sum(path.stat().st_size for name in names for path in folder.glob(name))
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

@@ -1,0 +1,1 @@
+"""The frame of every command: flags, exit codes, signals, progress, tables."""

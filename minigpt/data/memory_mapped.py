@@ -1,0 +1,133 @@
+"""The ids of a corpus, read from the shards that minigpt/data/shards.py wrote: mapped files, by position."""
+
+import hashlib
+import json
+from bisect import bisect_right
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.console.terminal import ProgressLine, warn
+from minigpt.errors import InputError, printable
+from minigpt.storage.files import atomic_write, sha256
+
+__all__ = ["MANIFEST", "Tokens", "read_manifest", "report", "write_manifest"]
+
+MANIFEST = "shards.json"
+_SHOWN = 5
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What shards.json says; None where there is none, or one that is damaged: then all is made anew."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        is_whole = manifest.pop("own_sha256") == _digest(manifest) and manifest["format"] == 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return manifest if is_whole else None
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write shards.json, with its own SHA-256 in it: from now on the shards count as finished."""
+    content = {**manifest, "own_sha256": _digest(manifest)}
+    atomic_write(folder / MANIFEST, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def report(manifest: dict[str, Any], path: Path) -> None:
+    """Warn about characters that became <unk>, and about lines that were skipped."""
+    if unknown := manifest["unknown"]:
+        some = ", ".join(f"{printable(c)} ({count:,}x)" for c, count in list(unknown.items())[:_SHOWN])
+        warn(
+            f"{path}: {sum(unknown.values()):,} characters, {len(unknown):,} different ones, are not in the "
+            f"vocabulary and became <unk>: {some}{', ...' if len(unknown) > _SHOWN else ''}"
+        )
+    skipped = manifest["skipped"]
+    for name, line, why in skipped[:_SHOWN]:
+        warn(f"{path if path.is_file() else path / name}:{line}: skipped: {why}")
+    if skipped:
+        warn(f"{path}: skipped {len(skipped):,} lines in all")
+
+
+class Tokens:
+    """The ids of a corpus, one long row of them, read from mapped files.
+
+    Args:
+        folder: where the shards lie.
+        manifest: the content of its shards.json.
+
+    Raises:
+        InputError: naming the first shard that is missing or of another size, and what to do.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._starts = [0]
+        for shard in manifest["shards"]:
+            self._starts.append(self._starts[-1] + shard["tokens"])
+        # all at once: the inodes stay ours, even if another program puts other shards in their place
+        self._maps = [self._map(shard) for shard in manifest["shards"]]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def sentence(self) -> str:
+        """How much it is."""
+        m = self.manifest
+        return f"{m['tokens']:,} tokens of {m['documents']:,} documents, {m['characters']:,} characters"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the ids and their order."""
+        decisive = [self.manifest["tokenizer"], *(shard["sha256"] for shard in self.manifest["shards"])]
+        return hashlib.sha256("\0".join(decisive).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Check every shard against its SHA-256.
+
+        Raises:
+            InputError: naming the first shard that differs, and what to do.
+        """
+        size = sum(shard["size"] for shard in self.manifest["shards"]) // 1_000_000
+        done = 0
+        with ProgressLine("verifying shards, MB", size, patience=2.0) as progress:
+            for shard in self.manifest["shards"]:
+                progress.update(done // 1_000_000)
+                path = self.folder / shard["name"]
+                if sha256(path) != shard["sha256"]:
+                    raise self._damaged(path)
+                done += shard["size"]
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """The ids at `start` and behind it, (count,), from as many shards as they stand in."""
+        assert 0 <= start <= start + count <= len(self), (start, count, len(self))
+        parts = []
+        while count:
+            number = bisect_right(self._starts, start) - 1
+            inside = start - self._starts[number]
+            part = self._maps[number][inside : inside + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, dtype=np.int64)
+
+    def _map(self, shard: dict[str, Any]) -> npt.NDArray[Any]:
+        path = self.folder / shard["name"]
+        if not path.is_file() or path.stat().st_size != shard["size"]:
+            raise self._damaged(path)
+        dtype = np.dtype(self.manifest["dtype"])
+        if not shard["tokens"]:  # skipped lines only; nothing cannot be mapped
+            return np.empty(0, dtype=dtype)
+        return np.memmap(path, dtype=dtype, mode="r", shape=(shard["tokens"],))
+
+    def _damaged(self, path: Path) -> InputError:
+        return InputError(
+            f"{path} is missing or does not match {MANIFEST}: damaged; remove {self.folder / MANIFEST} and "
+            "run the command again to make it anew"
+        )

@@ -1,0 +1,382 @@
+"""What a file of questions and answers looks like to the model: lengths in tokens, and what would be lost.
+
+    statistics = compute_statistics(pairs, tokenizer, max_length=128)
+    print_statistics(statistics)
+    plot(statistics, Path("stats.png"), title="train.jsonl")  # needs matplotlib
+
+A pair counts as it is encoded: question, <sep>, answer, <sep>. Nothing is changed or written but the picture.
+(The module is not called statistics: that is the name of one of Python's own.)
+"""
+
+import importlib.util
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.console.terminal import ProgressLine, histogram, table, warn
+from minigpt.data.reader import Pair
+from minigpt.data.split import normalise
+from minigpt.errors import InputError, printable
+from minigpt.storage.files import atomic_write
+from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+__all__ = [
+    "Cut",
+    "Statistics",
+    "Unknown",
+    "compute_statistics",
+    "plot",
+    "print_statistics",
+    "require_plotting",
+]
+
+_USUAL_MAX_LENGTHS = (64, 128, 256, 512)
+_BLOCK = 10_000  # pairs that are encoded in one go
+_SHOWN = 20  # unknown or unused characters that are listed
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A character that the vocabulary lacks."""
+
+    character: str
+    count: int
+    line: int  # the first one it stands in
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What cutting at max_length would take away."""
+
+    max_length: int
+    pairs: int  # that lose their end
+    without_answer: int  # of these, that lose their whole answer: nothing is left to learn from
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """All that is counted. Arrays have one entry a pair, (N,)."""
+
+    questions: npt.NDArray[np.int64]  # tokens of the question
+    answers: npt.NDArray[np.int64]  # tokens of the answer
+    max_length: int
+    cuts: list[Cut]
+    vocab_size: int
+    unknown: list[Unknown]  # the most frequent first
+    unused: list[str]  # characters of the vocabulary that no pair has
+    repeated_pairs: int  # whose question and answer stand there before
+    repeated_questions: int  # different questions that stand there more than once
+
+    @property
+    def pairs(self) -> npt.NDArray[np.int64]:
+        """Tokens of the pairs, with both <sep>."""
+        return self.questions + self.answers + 2
+
+    def lengths(self) -> dict[str, dict[str, float]]:
+        """Mean, percentiles and maximum of each kind of length. A percentile is a length that occurs."""
+        result = {}
+        for name in ("questions", "answers", "pairs"):
+            values = getattr(self, name)
+            middle, most, nearly_all = np.percentile(values, [50, 95, 99], method="inverted_cdf").tolist()
+            result[name] = {
+                "mean": float(values.mean()),
+                "p50": middle,
+                "p95": most,
+                "p99": nearly_all,
+                "max": int(values.max()),
+            }
+        return result
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        total = len(self.questions)
+        return {
+            "pairs": total,
+            "tokens": self.lengths(),
+            "cut": [
+                {"max_length": cut.max_length, "pairs": cut.pairs, "share": cut.pairs / total}
+                | {"without_answer": cut.without_answer}
+                for cut in self.cuts
+            ],
+            "vocab_size": self.vocab_size,
+            "unknown_characters": [vars(unknown) for unknown in self.unknown],
+            "unused_characters": len(self.unused),
+            "repeated_pairs": self.repeated_pairs,
+            "repeated_questions": self.repeated_questions,
+        }
+
+
+def compute_statistics(pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: int = 128) -> Statistics:
+    """Count everything in one go over the pairs (at least one).
+
+    Raises:
+        InputError: for a max_length that is less than 1.
+    """
+    if max_length < 1:
+        raise InputError(f"--max_length must be at least 1: got {max_length}")
+    used = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    counts: Counter[str] = Counter()
+    first_lines: dict[str, int] = {}
+    questions: Counter[str] = Counter()
+    distinct: set[tuple[str, str]] = set()
+    with ProgressLine("counting, pairs", len(pairs), patience=2.0) as progress:
+        for start, block in _blocks(pairs):
+            progress.update(start)
+            ids = tokenizer.encode_array("".join(pair.question + pair.answer for pair in block))
+            found = np.bincount(ids, minlength=len(used))
+            used += found
+            for pair in block:
+                question = normalise(pair.question)
+                questions[question] += 1
+                distinct.add((question, pair.answer))
+                if found[tokenizer.unk_token_id]:
+                    _note_unknown(pair, tokenizer, counts, first_lines)
+    question_lengths = np.array([len(pair.question) for pair in pairs], dtype=np.int64)
+    answer_lengths = np.array([len(pair.answer) for pair in pairs], dtype=np.int64)
+    whole = question_lengths + answer_lengths + 2
+    return Statistics(
+        questions=question_lengths,
+        answers=answer_lengths,
+        max_length=max_length,
+        cuts=[
+            Cut(limit, int((whole > limit).sum()), int((question_lengths + 1 >= limit).sum()))
+            for limit in sorted({*_USUAL_MAX_LENGTHS, max_length})
+        ],
+        vocab_size=tokenizer.get_vocab_size(),
+        unknown=[Unknown(c, count, first_lines[c]) for c, count in counts.most_common()],
+        unused=[tokenizer.id2word[i] for i in np.flatnonzero(used == 0) if i >= len(SPECIAL_TOKENS)],
+        repeated_pairs=len(pairs) - len(distinct),
+        repeated_questions=sum(count > 1 for count in questions.values()),
+    )
+
+
+def _blocks(pairs: Sequence[Pair]) -> Iterator[tuple[int, Sequence[Pair]]]:
+    for start in range(0, len(pairs), _BLOCK):
+        yield start, pairs[start : start + _BLOCK]
+
+
+def _note_unknown(pair: Pair, tokenizer: Tokenizer, counts: Counter[str], lines: dict[str, int]) -> None:
+    text = pair.question + pair.answer
+    for character in tokenizer.unknown_characters(text):
+        counts[character] += text.count(character)
+        lines.setdefault(character, pair.line)
+
+
+def print_statistics(statistics: Statistics) -> None:
+    """Tables and a histogram on stdout."""
+    total = len(statistics.questions)
+    lengths = statistics.lengths()
+    table(
+        "tokens (one a character)",
+        ["", "mean", "50 %", "95 %", "99 %", "max"],
+        [
+            [name, f"{row['mean']:,.1f}", *(f"{row[key]:,}" for key in ("p50", "p95", "p99", "max"))]
+            for name, row in lengths.items()
+        ],
+        numeric=range(1, 6),
+    )
+    table(
+        "what cutting at max_length would take away",
+        ["max_length", "pairs cut", "share", "whole answers lost"],
+        [
+            [
+                f"{cut.max_length:,}{' <- yours' if cut.max_length == statistics.max_length else ''}",
+                f"{cut.pairs:,}",
+                f"{cut.pairs / total:.2%}",
+                f"{cut.without_answer:,}",
+            ]
+            for cut in statistics.cuts
+        ],
+        numeric=(1, 2, 3),
+    )
+    labels, counts = _bins(statistics.pairs)
+    histogram("tokens of a pair, and how many pairs have them", labels, counts)
+    print()
+    print(_unknown_sentence(statistics))
+    characters = statistics.vocab_size - len(SPECIAL_TOKENS)
+    print(
+        f"unused characters of the vocabulary: {len(statistics.unused):,} of {characters:,}"
+        f"{_listed(statistics.unused)}"
+    )
+    print(
+        f"repeated pairs: {statistics.repeated_pairs:,} (`minigpt split` drops them); "
+        f"questions that come more than once: {statistics.repeated_questions:,} (it keeps them together)"
+    )
+
+
+def _unknown_sentence(statistics: Statistics) -> str:
+    unknown = statistics.unknown
+    if not unknown:
+        return "unknown characters: none, the vocabulary has them all"
+    shown = ", ".join(
+        f"{printable(u.character)} (U+{ord(u.character):04X}, {u.count:,}x, first in line {u.line})"
+        for u in unknown[:_SHOWN]
+    )
+    times = sum(u.count for u in unknown)
+    return (
+        f"unknown characters, which the vocabulary lacks: {len(unknown):,}, in {times:,} places: {shown}"
+        f"{', ...' if len(unknown) > _SHOWN else ''}"
+    )
+
+
+def _listed(characters: Sequence[str]) -> str:
+    if not characters:
+        return ""
+    dots = " ..." if len(characters) > _SHOWN else ""
+    return f": {' '.join(printable(c) for c in characters[:_SHOWN])}{dots}"
+
+
+def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
+    """About twelve bins of a round width, the last one open: a few very long pairs would squeeze the rest."""
+    most = int(np.percentile(lengths, 99, method="inverted_cdf"))
+    widths = (step * 10**power for power in range(10) for step in (1, 2, 5))
+    width = next(width for width in widths if width * 12 >= most)
+    last = min(12, most // width)
+    counts = np.bincount(np.minimum(lengths // width, last), minlength=last + 1).tolist()
+    labels = [f"{i * width}-{(i + 1) * width - 1}" for i in range(last)] + [f"{last * width} and up"]
+    first = next(i for i, count in enumerate(counts) if count)
+    return labels[first:], counts[first:]
+
+
+# The picture. Chinese labels need a font that has the characters; matplotlib's own has none.
+
+_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # of the extra `plot`: Noto Sans SC as a file, and nothing else of use
+_FONT_NAMES = (  # beginnings of the names of usual fonts, the best first
+    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang"),
+    *("Hiragino Sans GB", "WenQuanYi", "SimHei", "Heiti", "STHeiti", "Noto Serif CJK", "Source Han Serif"),
+    *("SimSun", "Songti", "Droid Sans Fallback", "Arial Unicode MS", "AR PL"),
+)
+_LABELS = {  # name -> Chinese, English
+    "tokens": ("长度（词元，一字一个）", "length (tokens, one a character)"),
+    "count": ("问答对数", "pairs"),
+    "questions": ("问题", "questions"),
+    "answers": ("回答", "answers"),
+    "pairs": ("整对", "whole pairs"),
+    "fit": ("不被截断的比例", "share that is not cut"),
+    "limit": ("max_length（截断长度）", "max_length"),
+    "total": ("对问答", "pairs"),
+}
+
+
+def require_plotting() -> None:
+    """Raise InputError if matplotlib is missing, before anything is computed for it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib, which is not installed: pip install 'minigpt[plot]'")
+
+
+def plot(statistics: Statistics, path: Path, title: str) -> None:
+    """Draw the lengths, and the share of pairs that each max_length leaves whole: a PNG, PDF or SVG file.
+
+    Raises:
+        InputError: without matplotlib, for a type of file that it does not know, or if it cannot be written.
+    """
+    require_plotting()
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if kind not in known:
+        raise InputError(f"--plot {path}: .{kind} cannot be written; use .png (known: {', '.join(known)})")
+    font = _chinese_font()
+    if font is None:
+        warn(
+            "no font with Chinese characters is installed, so the picture's labels are English only; "
+            "pip install 'minigpt[plot]', or install Noto Sans CJK SC (Debian: apt install fonts-noto-cjk)"
+        )
+    families = ["DejaVu Sans"] if font is None else [font, "DejaVu Sans"]
+    text = {
+        name: english if font is None or chinese == english else f"{chinese} / {english}"
+        for name, (chinese, english) in _LABELS.items()
+    }
+    picture = io.BytesIO()
+    # the settings and the filter hold for this picture only; the filter is for emojis in a file's name
+    with mpl.rc_context({"font.family": families, "svg.fonttype": "path"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(13, 5.2), dpi=120, layout="constrained")
+        FigureCanvasAgg(figure)
+        total = f"{len(statistics.questions):,} {text['total']}"
+        # a dollar sign would start a formula
+        figure.suptitle(f"{printable(title)}: {total}".replace("$", r"\$"))
+        left, right = figure.subplots(1, 2)
+        _draw_lengths(left, statistics, text)
+        _draw_cuts(right, statistics, text)
+        figure.savefig(picture, format=kind)
+    atomic_write(path, picture.getvalue())
+
+
+def _draw_lengths(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
+    most = int(np.percentile(statistics.pairs, 99, method="inverted_cdf"))
+    width = most // 60 + 1  # whole tokens, or bars would hold now more, now fewer of them
+    edges = np.arange(0, most + 2 * width, width)
+    for name in ("questions", "answers", "pairs"):
+        values = np.minimum(getattr(statistics, name), most)  # the longest 1 % stand in the last bar
+        axes.hist(values, bins=edges, histtype="stepfilled", alpha=0.45, label=text[name])
+    axes.set(xlabel=text["tokens"], ylabel=text["count"], xlim=(0, edges[-1]))
+    axes.legend()
+
+
+def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
+    lengths, counts = np.unique(statistics.pairs, return_counts=True)
+    share = 100 * np.cumsum(counts) / counts.sum()
+    end = max(int(lengths[-1]), statistics.max_length) * 1.05
+    axes.step([0, *lengths, end], [0, *share, 100], where="post")
+    for cut in statistics.cuts:
+        if cut.max_length > end:
+            continue
+        fits = 100 * (1 - cut.pairs / len(statistics.pairs))
+        yours = cut.max_length == statistics.max_length
+        axes.axvline(cut.max_length, color="tab:red" if yours else "gray", linewidth=1, linestyle="--")
+        axes.annotate(
+            f"{cut.max_length}: {fits:.1f} %",
+            (cut.max_length, fits),
+            xytext=(4, -12),
+            textcoords="offset points",
+            color="tab:red" if yours else "black",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        )
+    axes.set(xlabel=text["limit"], ylabel=f"{text['fit']} (%)", xlim=(0, end), ylim=(0, 105))
+    axes.grid(alpha=0.3)
+
+
+def _chinese_font() -> str | None:
+    """The name of a font with every character of the labels, made known to matplotlib, or None."""
+    from matplotlib import font_manager
+
+    package = importlib.util.find_spec(_FONT_PACKAGE)
+    if package is not None and package.origin is not None:
+        for path in sorted(Path(package.origin).parent.glob("*Sans*.[ot]tf")):
+            if _has_labels(path):
+                font_manager.fontManager.addfont(path)
+                return str(font_manager.get_font(path).family_name)
+    listed = {entry.fname for entry in font_manager.fontManager.ttflist}
+    for fresh in set(font_manager.findSystemFonts()) - listed:  # installed after matplotlib made its list
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                font_manager.fontManager.addfont(fresh)
+            except (OSError, RuntimeError):  # a damaged font is not our affair
+                continue
+    for beginning in _FONT_NAMES:
+        for entry in font_manager.fontManager.ttflist:
+            if entry.name.startswith(beginning) and _has_labels(Path(entry.fname)):
+                return str(entry.name)
+    return None
+
+
+def _has_labels(path: Path) -> bool:
+    from matplotlib import font_manager
+
+    try:
+        characters = font_manager.get_font(path).get_charmap()
+    except (OSError, RuntimeError):  # listed, but gone or damaged
+        return False
+    return all(ord(c) in characters for chinese, _ in _LABELS.values() for c in chinese)

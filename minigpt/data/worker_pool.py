@@ -1,0 +1,92 @@
+"""The same work on many items, in several processes, with what they all need sent to each process once.
+
+Processes are spawned, not forked: torch's threads do not survive a fork. None outlives its parent.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from minigpt.console.terminal import ProgressLine
+from minigpt.errors import InputError
+
+__all__ = ["run_in_processes"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_shared: Any = None  # in a spawned process: what its parent sent
+
+
+def run_in_processes(
+    work: Callable[[Any, Item], Result],
+    shared: Any,
+    items: Sequence[Item],
+    sizes: Sequence[int],
+    *,
+    workers: int,
+    title: str,
+) -> Iterator[Result]:
+    """Yield work(shared, item) for each item, in any order; what goes wrong with one ends them all.
+
+    Args:
+        work: a function of a module, so that another process finds it.
+        sizes: bytes that each item stands for, to show how far it is.
+        workers: processes, at most; 1: this one alone. 0: one a core.
+
+    Raises:
+        InputError: if a process was killed from outside.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    done = 0
+    with ProgressLine(f"{title}, MB", sum(sizes) // 1_000_000, patience=2.0) as progress:
+        if workers <= 1:
+            for item, size in zip(items, sizes):
+                yield work(shared, item)
+                done += size
+                progress.update(done // 1_000_000)
+            return
+        before = set(multiprocessing.active_children())
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, _begin, (shared,))
+        try:
+            size_of = {pool.submit(_call, work, item): size for item, size in zip(items, sizes)}
+            for future in as_completed(size_of):
+                yield future.result()
+                done += size_of[future]
+                progress.update(done // 1_000_000)
+        except BaseException as error:
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise InputError(
+                    f"{title}: a process was killed, most often for want of memory; what is finished is "
+                    "kept: free some memory and run the command again"
+                ) from None
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(shared: Any) -> None:
+    """A process's first act. Ctrl-C is its parent's affair; if the parent is killed, it ends too."""
+    global _shared
+    _shared = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _call(work: Callable[[Any, Item], Result], item: Item) -> Result:
+    return work(_shared, item)

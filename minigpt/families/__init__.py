@@ -1,0 +1,1 @@
+"""The model families behind one registry, and strict loading of their weights."""

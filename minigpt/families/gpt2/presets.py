@@ -1,0 +1,74 @@
+"""The four published sizes of GPT-2, as data.
+
+preset("124M").sizes.config()     # a GPTConfig
+preset("gpt2-xl").sizes.config()  # Hugging Face's names are known too
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from minigpt.errors import InputError, unknown_name
+
+if TYPE_CHECKING:  # loading torch takes a second, which a table should not cost
+    from minigpt.model import GPTConfig
+
+__all__ = ["PRESETS", "Preset", "Sizes", "preset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What varies between models of GPT-2's architecture: the keys of OpenAI's hparams.json."""
+
+    n_vocab: int = 50257  # 256 bytes, 50,000 merges, <|endoftext|>
+    n_ctx: int = 1024
+    n_embd: int
+    n_head: int
+    n_layer: int
+
+    def config(self) -> "GPTConfig":
+        """The model of these sizes as GPT-2 was trained: with all biases, GELU by tanh, dropout 0.1.
+
+        Raises:
+            ValueError: naming the size that no model can have.
+        """
+        from minigpt.model import GPTConfig
+
+        return GPTConfig(
+            vocab_size=self.n_vocab,
+            block_size=self.n_ctx,
+            n_embd=self.n_embd,
+            n_head=self.n_head,
+            n_layer=self.n_layer,
+            dropout=0.1,
+            bias=True,
+            gelu="tanh",
+        )
+
+
+class Preset(NamedTuple):
+    """A published model: its name in OpenAI's release, its repository at Hugging Face, its sizes."""
+
+    name: str
+    repository: str
+    sizes: Sizes
+
+
+# https://github.com/openai/gpt-2. The paper's table 2 says 117M, 345M, 762M and 1542M, which was a miscount.
+PRESETS = (
+    Preset("124M", "openai-community/gpt2", Sizes(n_embd=768, n_head=12, n_layer=12)),
+    Preset("355M", "openai-community/gpt2-medium", Sizes(n_embd=1024, n_head=16, n_layer=24)),
+    Preset("774M", "openai-community/gpt2-large", Sizes(n_embd=1280, n_head=20, n_layer=36)),
+    Preset("1558M", "openai-community/gpt2-xl", Sizes(n_embd=1600, n_head=25, n_layer=48)),
+)
+
+
+def preset(name: str) -> Preset:
+    """The preset called "124M" by OpenAI, "gpt2" by Hugging Face.
+
+    Raises:
+        InputError: for another name; the text says which one is nearest.
+    """
+    known = {row.name: row for row in PRESETS} | {row.repository.split("/")[1]: row for row in PRESETS}
+    if name not in known:
+        raise InputError(unknown_name("GPT-2 model", name, known))
+    return known[name]

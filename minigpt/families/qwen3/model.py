@@ -1,0 +1,283 @@
+"""Qwen3, the dense models, in one sitting: what a decoder-only Transformer became between 2019 and 2025.
+
+    ids - embed_tokens - num_hidden_layers x [ x + self_attn(input_layernorm(x)),
+                                   x + mlp(post_attention_layernorm(x)) ] - norm - lm_head - logits
+
+    >>> config = Qwen3Config(100, 32, 88, 2, 4, 2, 8, max_position_embeddings=16)
+    >>> Qwen3ForCausalLM(config)(torch.tensor([[5, 17, 3]])).shape
+    torch.Size([1, 3, 100])
+
+https://arxiv.org/abs/2505.09388 (Qwen3 Technical Report). Read `minigpt.model` first: the skeleton is the
+same, each bone is another one. RMSNorm for LayerNorm, turned queries and keys for learned positions, fewer
+heads of keys and values than of queries, norms on queries and keys, a gate in the MLP; no biases, no dropout.
+
+Fields and attributes are named as in Hugging Face's config.json and weights, so that both can be read side by
+side. It computes the model, and no more: no sliding window, no stretched positions (YaRN), no experts.
+
+Letters in shapes: B rows of the batch, T tokens given now, S tokens in all (the cached ones and these T),
+C = hidden_size, H = num_attention_heads (of queries), K = num_key_value_heads, D = head_dim,
+I = intermediate_size, V = vocab_size.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt.families.qwen3.rms_norm import RMSNorm
+from minigpt.model import KeyValueCache, check_inputs, visible_keys, written_out_attention
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """Everything that decides the shapes of the weights and what is computed; the defaults are the 0.6B's."""
+
+    vocab_size: int = 151936  # entries of the vocabulary
+    hidden_size: int = 1024  # channels of a token's vector
+    intermediate_size: int = 3072  # channels inside the MLP
+    num_hidden_layers: int = 28  # blocks, one after the other
+    num_attention_heads: int = 16  # heads of queries
+    num_key_value_heads: int = 8  # heads of keys and values; each serves as many heads of queries
+    head_dim: int = 128  # channels of one head, which need not be hidden_size / num_attention_heads
+    max_position_embeddings: int = 40960  # longest sequence, in tokens
+    rms_norm_eps: float = 1e-6  # keeps RMSNorm from dividing by 0
+    rope_theta: float = 1e6  # RoPE's base: the larger, the slower the slowest pair of channels turns
+    tie_word_embeddings: bool = True  # lm_head is embed_tokens' tensor: up to 4B; the larger ones have two
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self) if field.type is int):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1: got {name}={value!r}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0: got {name}={value!r}")
+        if not isinstance(self.tie_word_embeddings, bool):
+            got = repr(self.tie_word_embeddings)
+            raise ValueError(f"tie_word_embeddings must be True or False: got tie_word_embeddings={got}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            got = f"{self.num_key_value_heads=}, {self.num_attention_heads=}".replace("self.", "")
+            raise ValueError(f"num_key_value_heads must divide num_attention_heads: got {got}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, RoPE turns pairs: got head_dim={self.head_dim}")
+
+    def parameter_count(self) -> int:
+        """How many values training sets, by formula. A tied lm_head, embed_tokens' tensor, counts once."""
+        C, D = self.hidden_size, self.head_dim
+        queries, keys = self.num_attention_heads * D, self.num_key_value_heads * D
+        attention = C * queries + C * keys + C * keys + queries * C  # q_proj, k_proj, v_proj, o_proj
+        block = C + attention + 2 * D + C + 3 * C * self.intermediate_size  # 2 D: q_norm, k_norm
+        embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_hidden_layers * block + C  # the last C is the last norm
+
+
+def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angle by which each pair of channels turns at each position.
+
+    RoPE, https://arxiv.org/abs/2104.09864: pair i turns by position * theta^(-2i/D). The product of a query
+    and a key then depends on how far apart they are, and there is no table of positions to learn.
+    positions (T,) or (B, T) -> cos, sin (1, T, D/2) or (B, 1, T, D/2), float32 whatever the model's dtype:
+    bfloat16 cannot tell position 257 from 256. Made anew for each forward pass, once for all layers: a tiny
+    part of it, and nothing that a checkpoint, a cast or a move to another device could get wrong.
+    """
+    D = config.head_dim
+    exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D  # (D/2,)
+    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,)  the published rounding, too
+    angles = (positions[..., None].float() * frequencies).unsqueeze(-3)  # (1, T, D/2) or (B, 1, T, D/2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn pairs of channels: (B, H, T, D) -> (B, H, T, D); of each vector only the direction changes.
+
+    Channel i is paired with channel i + D/2, as Hugging Face's weights expect (the paper pairs neighbours,
+    which is the same up to a permutation of q_proj's and k_proj's rows).
+    """
+    first, second = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)  # (B, H, T, D)
+
+
+class Attention(nn.Module):
+    """H heads of queries share K heads of keys and values (GQA, https://arxiv.org/abs/2305.13245).
+
+    What it saves is the cache: with H = 4 K a token's keys and values take a quarter of the memory.
+    """
+
+    def __init__(self, config: Qwen3Config, layer: int = 0) -> None:
+        super().__init__()
+        self.layer = layer  # tells the cache whose keys and values these are
+        self.head_dim = config.head_dim
+        self.groups = config.num_attention_heads // config.num_key_value_heads  # H / K
+        C, queries = config.hidden_size, config.num_attention_heads * config.head_dim  # H * D
+        keys = config.num_key_value_heads * config.head_dim  # K * D
+        self.q_proj = nn.Linear(C, queries, bias=False)
+        self.k_proj, self.v_proj = nn.Linear(C, keys, bias=False), nn.Linear(C, keys, bias=False)
+        self.o_proj = nn.Linear(queries, C, bias=False)
+        # Norms of each head's query and key bound their product, so that no score can run away in training
+        # (https://arxiv.org/abs/2302.05442). Qwen2 had biases in q, k and v instead.
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        visible: Tensor | None,
+        cache: KeyValueCache | None,
+        attentions: list[Tensor] | None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C). A list `attentions` gets the weights, which the slow twin then computes."""
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        # Norm first: a norm's weight differs by channel, and a turned vector has its channels mixed. What
+        # is cached is turned already: a key's place never changes. (`to`: autocast would mix two dtypes.)
+        q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)  # (B, K, S, D) each
+        if attentions is not None:
+            k, v = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (k, v))  # (B, H, S, D) each
+            out, weights = written_out_attention(q, k, v, visible)
+            attentions.append(weights)
+        elif visible is None and T > 1:  # enable_gqa: the shared heads of keys and values are not copied
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups > 1)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.groups > 1)
+        mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, H * D) -> (B, T, C)
+        return mixed
+
+
+class MLP(nn.Module):
+    """SwiGLU, https://arxiv.org/abs/2002.05202: one layer says what, another how much of it gets through.
+
+    Three matrices instead of two; they are as large as GPT's two with intermediate_size = 8/3 hidden_size.
+    """
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, I) -> (B, T, C)
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then MLP; each adds to a stream that nothing else touches, as in GPT."""
+
+    def __init__(self, config: Qwen3Config, layer: int = 0) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        visible: Tensor | None,
+        cache: KeyValueCache | None,
+        attentions: list[Tensor] | None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache, attentions)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Qwen3Model(nn.Module):
+    """Embedding, the blocks and the last norm: from ids to hidden vectors."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Draw initial weights as for GPT: normal(0, 0.02), less where they add to the stream; norms are 1.
+
+        The report does not say how Qwen3 began. GPT-2's way makes the two families differ in architecture
+        alone, and gives each matrix a gradient at the first step, which a projection of zeros would not.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for block in (module for module in self.modules() if isinstance(module, Block)):
+            for projection in (block.self_attn.o_proj, block.mlp.down_proj):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.num_hidden_layers))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        attentions: list[Tensor] | None = None,
+    ) -> Tensor:
+        """(B, T) -> (B, T, C). Arguments as Qwen3ForCausalLM.forward; `attentions` as Attention."""
+        past = 0 if past_key_values is None else past_key_values.length
+        limit = self.config.max_position_embeddings
+        check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
+        T = input_ids.shape[1]
+        if position_ids is None:
+            position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
+        rope = rope_tables(position_ids, self.config)  # once for all layers, as is `visible`
+        visible = visible_keys(past, T, attention_mask, input_ids.device)
+        x = self.embed_tokens(input_ids)  # (B, T, C)
+        for block in self.layers:
+            x = block(x, rope, visible, past_key_values, attentions)
+        if past_key_values is not None:
+            past_key_values.advance(T)
+        hidden: Tensor = self.norm(x)  # (B, T, C)
+        return hidden
+
+
+class Qwen3ForCausalLM(nn.Module):
+    """The model and, on top, a score for each entry of the vocabulary to be the next token."""
+
+    def __init__(self, config: Qwen3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Qwen3Model(config)
+        # A tied head is the embedding's tensor; "meta" takes neither memory nor random numbers for its own.
+        device = "meta" if config.tie_word_embeddings else None
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        else:
+            nn.init.normal_(self.lm_head.weight, std=0.02)
+
+    base_model = property(lambda self: self.model)  # ids -> hidden vectors, as Hugging Face calls it
+    blocks = property(lambda self: self.model.layers)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+    ) -> Tensor:
+        """ids (B, T) -> logits (B, T, V): at each position, scores of the token that follows.
+
+        Arguments and errors as GPTLMHeadModel.forward's; what bounds the length is max_position_embeddings.
+        """
+        hidden = self.model(input_ids, attention_mask, position_ids, past_key_values)  # (B, T, C)
+        logits: Tensor = self.lm_head(hidden)  # (B, T, V)
+        return logits
+
+    def attentions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
+        """Who looks at whom: per layer, weights (B, H, T, T); each row is a distribution over the keys."""
+        weights: list[Tensor] = []
+        self.model(input_ids, attention_mask, attentions=weights)
+        return weights

@@ -1,0 +1,202 @@
+"""Answers that can only be what they may be: one of some choices, a regular expression's, or a schema's JSON.
+
+`make_constraint` gives a processor of logits, like those of minigpt.generation.logits_processors. It forbids the
+tokens after which no permitted text could follow, and eos until the text is a permitted one. So what ends
+with eos fits, whatever the model thinks; what max_new_tokens cuts short is the beginning of a text that fits.
+Tokens are bytes here: one character's, several characters', or parts of one.
+
+Choices are matched here. Regular expressions and JSON Schema are the work of llguidance, a library without
+dependencies (`pip install "minigpt[constrained]"`; https://github.com/guidance-ai/llguidance).
+
+Letters in shapes: B rows, S tokens so far, V entries of the vocabulary.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.errors import InputError
+from minigpt.generation.logits_processors import Processor
+from minigpt.generation.options import GenerationOptions
+from minigpt.tokenizer import Tokenizer
+
+__all__ = ["make_constraint"]
+
+
+class State(Protocol):
+    """Where in the permitted texts an answer stands. States do not change."""
+
+    def allowed(self) -> Sequence[int]:
+        """The ids that may come next, eos if the text may end here."""
+
+    def after(self, token: int) -> "State":
+        """The state behind one of these."""
+
+
+def make_constraint(
+    options: GenerationOptions, tokenizer: Any, eos_token_ids: Sequence[int]
+) -> Callable[[], Processor] | None:
+    """What the options' choices, regex or json_schema permit: a maker of processors, one for each batch.
+
+    Args:
+        tokenizer: the character Tokenizer, or one that has `token_bytes(id)`, `special_ids` and
+            `get_vocab_size()`.
+
+    Returns: None if the options permit everything.
+
+    Raises:
+        InputError: if there is no eos, a choice cannot be written in the vocabulary, the expression or schema
+            is not understood, or llguidance is needed and not installed.
+    """
+    name = options.constraint
+    if name is None:
+        return None
+    if tokenizer is None:
+        raise InputError(f"{name} needs the tokenizer: pass tokenizer=...")
+    if not eos_token_ids:
+        raise InputError(f"{name} needs an eos_token_id: it is how an answer ends where it is complete")
+    tokens = _token_bytes(tokenizer)
+    if options.choices:
+        for choice in options.choices:
+            if unknown := tokenizer.unknown_characters(choice):
+                raise InputError(
+                    f"choices: {choice!r} cannot be written: {unknown[0]!r} is not in the vocabulary"
+                )
+        rests = tuple(choice.encode() for choice in options.choices)
+        start: State = _Choice(tokens, _ids_of(tokens), rests, eos_token_ids)
+    else:
+        start = _Grammar.start(options, tokenizer, tokens, eos_token_ids)
+    return lambda: _Constrain(start, eos_token_ids)
+
+
+class _Constrain:
+    """The processor. It remembers the states of the rows that it saw last, whatever their order."""
+
+    def __init__(self, start: State, eos_token_ids: Sequence[int]) -> None:
+        self._start, self._eos = start, eos_token_ids
+        self._states: dict[tuple[int, ...], State | None] = {}  # of a row's new ids; None: it has ended
+
+    def __call__(self, logits: Tensor, ids: Tensor, new: int) -> Tensor:
+        rows = [tuple(row) for row in ids[:, ids.shape[1] - new :].tolist()]
+        self._states = {row: self._state(row) for row in dict.fromkeys(rows)}
+        allowed = torch.zeros(logits.shape, dtype=torch.bool)  # (B, V)
+        for place, row in enumerate(rows):
+            state = self._states[row]
+            allowed[
+                place, torch.tensor(self._eos if state is None else state.allowed(), dtype=torch.int64)
+            ] = True
+        return logits.masked_fill(~allowed.to(logits.device), -math.inf)
+
+    def _state(self, row: tuple[int, ...]) -> State | None:
+        if not row:
+            return self._start
+        before = self._states[row[:-1]]
+        return None if before is None or row[-1] in self._eos else before.after(row[-1])
+
+
+class _Choice:
+    """What is left of each choice that is still possible."""
+
+    def __init__(
+        self,
+        tokens: list[bytes],
+        ids_of: dict[bytes, list[int]],
+        rests: tuple[bytes, ...],
+        eos: Sequence[int],
+    ) -> None:
+        self._tokens, self._ids_of, self._rests, self._eos = tokens, ids_of, rests, eos
+
+    def allowed(self) -> list[int]:
+        beginnings = {rest[:length] for rest in self._rests for length in range(1, len(rest) + 1)}
+        found = [token for beginning in beginnings for token in self._ids_of.get(beginning, ())]
+        return [*found, *self._eos] if b"" in self._rests else found
+
+    def after(self, token: int) -> "_Choice":
+        text = self._tokens[token]
+        rests = tuple(rest[len(text) :] for rest in self._rests if rest.startswith(text))
+        return _Choice(self._tokens, self._ids_of, rests, self._eos)
+
+
+class _Grammar:
+    """A state of llguidance's LLMatcher."""
+
+    def __init__(self, matcher: Any, name: str) -> None:
+        self._matcher, self._name = matcher, name
+
+    @classmethod
+    def start(
+        cls, options: GenerationOptions, tokenizer: Any, tokens: list[bytes], eos: Sequence[int]
+    ) -> "_Grammar":
+        name = options.constraint or ""
+        try:
+            from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+        except ImportError:
+            raise InputError(
+                f'{name} needs the library llguidance: pip install "minigpt[constrained]"'
+            ) from None
+        words = TokenizerWrapper(_Words(tokenizer, tokens, eos[0]))
+        if options.regex is not None:
+            grammar = LLMatcher.grammar_from_regex(options.regex)
+        else:
+            schema = options.json_schema
+            grammar = LLMatcher.grammar_from_json_schema(
+                schema if isinstance(schema, str) else json.dumps(schema)
+            )
+        # log_level 0: it would write to standard error
+        return cls(LLMatcher(LLTokenizer(words, eos_token=list(eos)), grammar, log_level=0), name)._checked()
+
+    def _checked(self) -> "_Grammar":
+        if self._matcher.is_error():
+            raise InputError(f"{self._name} is not understood: {' '.join(self._matcher.get_error().split())}")
+        return self
+
+    def allowed(self) -> list[int]:
+        bits = np.unpackbits(
+            np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little"
+        )
+        self._checked()
+        found: list[int] = np.flatnonzero(bits).tolist()
+        return found
+
+    def after(self, token: int) -> "_Grammar":
+        matcher = self._matcher.deep_copy()
+        matcher.consume_token(token)
+        return _Grammar(matcher, self._name)._checked()
+
+
+class _Words:
+    """A tokenizer as llguidance wants to have it."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Any, tokens: list[bytes], eos_token_id: int) -> None:
+        self._tokenizer, self.eos_token_id = tokenizer, eos_token_id
+        # Not text, but each must have a name of its own.
+        self.tokens = [token or b"\xff<%d>" % index for index, token in enumerate(tokens)]
+        self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
+
+    def __call__(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode_text(text)
+        return ids
+
+
+def _token_bytes(tokenizer: Any) -> list[bytes]:
+    """The bytes of each id; none for tokens that stand for no text."""
+    if isinstance(tokenizer, Tokenizer):
+        special = {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id}
+        return [b"" if index in special else word.encode() for index, word in enumerate(tokenizer.id2word)]
+    size = tokenizer.get_vocab_size()
+    return [b"" if index in tokenizer.special_ids else tokenizer.token_bytes(index) for index in range(size)]
+
+
+def _ids_of(tokens: list[bytes]) -> dict[bytes, list[int]]:
+    found: dict[bytes, list[int]] = {}
+    for index, token in enumerate(tokens):
+        if token:
+            found.setdefault(token, []).append(index)
+    return found

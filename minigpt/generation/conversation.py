@@ -1,0 +1,266 @@
+"""A conversation with a model of any kind: what was said so far, as much of it as the model can read.
+
+    talk = Conversation(model, tokenizer, "chat", options)
+    for piece in talk.say("你好"):
+        print(piece, end="")
+    talk.why()                      # the last answer's tokens, with their probabilities and runners-up
+
+What the model reads depends on its form (`minigpt.generation.generation_config.form_of`):
+
+- chat: all turns, by the chat template of its tokenizer;
+- question: the question alone, then <sep>; with `history`, all that was said before it, a line each, which is
+  how minigpt.data.records makes questions of conversations;
+- text: the whole text so far, to which each of the two adds in turn. What a user adds begins a new line.
+
+The oldest turns are left out where the context is full. Terminals and commands are other modules' work.
+"""
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.generation_config import Form
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.output import StopReason
+from minigpt.generation.single_sequence import check_assistant
+from minigpt.generation.streaming import stream_ids
+from minigpt.storage.files import atomic_write
+from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["Choice", "Conversation", "Turn", "question_ids", "token_text"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was said and what was answered."""
+
+    said: str
+    answer: str  # as far as it was written
+    prompt: list[int]  # what the model read
+    ids: list[int]  # what it chose, the eos that ended the answer too
+    stop_reason: StopReason | None  # None: somebody stopped it
+
+
+class Choice(NamedTuple):
+    """A token of an answer, and what else could have stood there: ids with probabilities."""
+
+    token: int
+    probability: float
+    others: list[tuple[int, float]]  # in descending order, without the token itself
+
+
+class Conversation:
+    """See the module.
+
+    Attributes:
+        options: how to choose tokens; see `choose`.
+        assistant_model: a smaller model of the same tokenizer, which guesses; None: nobody does.
+        system: what a chat model is told before the first turn; "" for nothing.
+        thinking: whether a chat model may think before it answers; None leaves it to its template.
+        turns: all that was said, also what the model does not read any more.
+        forgotten: how many of the turns these are.
+        saved: the files that `save` wrote.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: AnyTokenizer,
+        form: Form,
+        options: GenerationOptions,
+        *,
+        history: bool = False,
+        assistant_model: LanguageModel | None = None,
+    ) -> None:
+        if form == "chat" and (not isinstance(tokenizer, BpeTokenizer) or tokenizer.chat_template is None):
+            raise InputError("form=chat needs a model whose tokenizer has a chat_template")
+        if form == "question" and tokenizer.sep_token_id is None:
+            raise InputError("form=question needs a tokenizer with <sep>")
+        self.model, self.tokenizer, self.form, self.history = model, tokenizer, form, history
+        self.assistant_model = assistant_model
+        self.system = ""
+        self.thinking: bool | None = None
+        self.saved: set[Path] = set()
+        self.choose(options)
+        self.reset()
+
+    def choose(self, options: GenerationOptions) -> None:
+        """Go on with other options. Raises InputError for what the model cannot do."""
+        config = self.model.config
+        options.check_model(config.vocab_size, config.max_position_embeddings)
+        check_assistant(self.model, options, self.assistant_model)
+        self.options = options
+
+    @property
+    def can_think(self) -> bool:
+        """Has the chat template a switch for thinking?"""
+        template = self.tokenizer.chat_template if isinstance(self.tokenizer, BpeTokenizer) else None
+        return self.form == "chat" and "enable_thinking" in (template or "")
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self.turns: list[Turn] = []
+        self.forgotten = 0
+
+    def say(self, text: str) -> Generator[str, None, None]:
+        """The answer in pieces. A turn that is broken off (the iterator closed, Ctrl-C) counts as it stands.
+
+        Raises:
+            InputError: before the first piece, if the text leaves no room for an answer.
+        """
+        prompt = self._fitting(text)
+        ids: list[int] = []
+        pieces = stream_ids(self.model, self.tokenizer, prompt, self.options, ids, self.assistant_model)
+        return self._answer(text, prompt, ids, pieces)
+
+    def _answer(
+        self, text: str, prompt: list[int], ids: list[int], pieces: Generator[str, None, StopReason]
+    ) -> Generator[str, None, None]:
+        answer: list[str] = []
+        reason: StopReason | None = None
+        failed = False
+        try:
+            while True:
+                try:
+                    piece = next(pieces)
+                except StopIteration as end:
+                    reason = end.value
+                    return
+                answer.append(piece)
+                yield piece
+        except InputError:
+            failed = True
+            raise
+        finally:
+            pieces.close()
+            if not failed:
+                self.turns.append(Turn(text, "".join(answer), prompt, ids, reason))
+
+    # -- what the model reads -------------------------------------------------------------------------------
+
+    def _fitting(self, text: str) -> list[int]:
+        """The prompt, of as many turns as leave room: for max_new_tokens, but no more than a quarter."""
+        context = self.model.config.max_position_embeddings
+        room = context - max(1, min(self.options.wanted, context // 4))
+        while True:
+            prompt = self._prompt(self.turns[self.forgotten :], text)
+            if len(prompt) <= room or self.forgotten == len(self.turns) or not self._keeps_turns:
+                return prompt
+            self.forgotten += 1
+
+    @property
+    def _keeps_turns(self) -> bool:
+        return self.form != "question" or self.history
+
+    def _prompt(self, turns: list[Turn], text: str) -> list[int]:
+        if self.form == "chat":
+            return question_ids(self.tokenizer, "chat", text, _messages(self.system, turns), self.thinking)
+        if self.form == "question":
+            before = [part for turn in turns for part in (turn.said, turn.answer)] if self.history else []
+            return question_ids(self.tokenizer, "question", "\n".join([*before, text]))
+        ids: list[int] = []
+        end = "\n"
+        for turn in turns:
+            ids += self.tokenizer.encode_text(_on_new_line(end, turn.said))
+            ids += turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
+            end = turn.answer
+        return ids + self.tokenizer.encode_text(_on_new_line(end, text))
+
+    # -- looking back ---------------------------------------------------------------------------------------
+
+    def why(self, others: int = 3) -> list[Choice]:
+        """For each token of the last answer its probability and the likeliest others, as the model says.
+
+        That is before temperature, top_p and penalties. An eos that ended the answer is the last token.
+
+        Raises:
+            InputError: if nothing was answered yet.
+        """
+        if not self.turns or not self.turns[-1].ids:
+            raise InputError("there is no answer yet that could be explained")
+        return _choices(self.model, self.turns[-1].prompt, self.turns[-1].ids, others)
+
+    def messages(self) -> list[dict[str, str]]:
+        """All that was said, each as a role and a content."""
+        return _messages(self.system, self.turns)
+
+    def save(self, path: Path) -> None:
+        """Write all that was said as a line of JSON, which minigpt reads as data to learn from."""
+        line = json.dumps({"messages": self.messages()}, ensure_ascii=False)
+        atomic_write(path, line.encode("utf-8", "backslashreplace") + b"\n")
+        self.saved.add(path)
+
+
+def _on_new_line(before: str, text: str) -> str:
+    return text if before.endswith("\n") else f"\n{text}"
+
+
+def question_ids(
+    tokenizer: AnyTokenizer,
+    form: Form,
+    text: str,
+    before: Sequence[Mapping[str, str]] = (),
+    thinking: bool | None = None,
+) -> list[int]:
+    """What a model of a form reads to answer, or to write on from, a text.
+
+    Args:
+        before: the messages that a chat model reads before it.
+        thinking: whether a chat model may think; None leaves it to its template.
+
+    Raises:
+        InputError: if the tokenizer lacks what the form needs: a chat template, or <sep>.
+    """
+    if form == "chat":
+        if not isinstance(tokenizer, BpeTokenizer):
+            raise InputError("form=chat needs a model whose tokenizer has a chat_template")
+        from minigpt.tokenization.chat_template import encode_chat  # and Jinja: only chat models need them
+
+        messages = [*before, {"role": "user", "content": text}]
+        return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
+    ids = tokenizer.encode_text(text)
+    if form == "text":
+        return ids
+    if tokenizer.sep_token_id is None:
+        raise InputError("form=question needs a tokenizer with <sep>")
+    return [*ids, tokenizer.sep_token_id]
+
+
+def _messages(system: str, turns: list[Turn]) -> list[dict[str, str]]:
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn in turns:
+        messages += [{"role": "user", "content": turn.said}, {"role": "assistant", "content": turn.answer}]
+    return messages
+
+
+@torch.inference_mode()
+def _choices(model: LanguageModel, prompt: list[int], ids: list[int], others: int) -> list[Choice]:
+    """One pass over prompt and answer: what was said of each token of the answer before it was chosen."""
+    device = next(model.parameters()).device
+    read = torch.tensor([[*prompt, *ids[:-1]]], device=device)  # (1, T)
+    hidden = model.base_model(read)[0, len(prompt) - 1 :]  # (n, C)
+    probabilities = model.lm_head(hidden).float().softmax(dim=-1)  # (n, V)
+    top = probabilities.topk(min(others + 1, probabilities.shape[-1]))
+    found = []
+    for row, token in enumerate(ids):
+        pairs = zip(top.indices[row].tolist(), top.values[row].tolist())
+        rest = [(index, value) for index, value in pairs if index != token][:others]
+        found.append(Choice(token, float(probabilities[row, token]), rest))
+    return found
+
+
+def token_text(tokenizer: AnyTokenizer, token: int) -> str:
+    r"""A token for people: its text, or the bytes of a part of a character as \x.. escapes."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.id2word[token]
+    if token >= tokenizer.get_vocab_size():  # Qwen3's embedding has more rows than there are tokens
+        return f"<{token}>"
+    return tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")

@@ -1,0 +1,393 @@
+"""One decoding step on memory that never moves: on a GPU a single CUDA graph, on a CPU the same, eagerly.
+
+    step = StaticStep(model, cache)                       # cache: minigpt.generation.slot_cache
+    step.start(slot, Start(token, length, end, eos), options, drawn)
+    burst = step.run(rows=4, columns=256, steps=8)       # returns at once; nothing waits for the device
+    burst.tokens()                                       # 8 lists of 4 ids: this waits
+
+At batch 1 a GPU spends more time on being told what to do than on doing it: hundreds of kernels for each
+token. A graph is told once. It demands that nothing in it depends on the host: so ids, lengths and the ends
+of rows lie in buffers on the device, which also chooses the token, sees that a row has ended and writes on.
+The host reads what has been written only once in a burst of several steps (.pipeline).
+
+The model is the one of minigpt.model or minigpt.qwen3, unchanged. What makes its shapes static is the cache
+that it is given: `_Columns` claims to hold columns - 1 tokens already, always, and hides those that a row
+does not have by the attention mask. The new token is written where it belongs, and once more into the last
+column, where the model looks for it. There is a graph for each number of rows and columns; see `sizes`.
+
+Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
+channels of one head, W steps of a burst.
+"""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from minigpt.families.registry import LanguageModel
+from minigpt.generation import sampling
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.slot_cache import SlotCache
+
+__all__ = [
+    "DAMAGED",
+    "MAX_EOS",
+    "NOTHING",
+    "Burst",
+    "Eager",
+    "Graphs",
+    "Start",
+    "StaticStep",
+    "can_choose",
+    "capacity",
+    "sizes",
+]
+
+NOTHING, DAMAGED = -1, -2  # in place of an id: the row has none to say; its scores are not finite
+MAX_EOS = 8  # ids that end a row, at most, which the device looks for
+_FEWEST_COLUMNS = 128
+# option -> the value that changes nothing; those that a device can apply to each row by its own value
+_FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def capacity(max_length: int, context: int) -> int:
+    """Columns that a cache must have for rows of max_length tokens: one to spare, a multiple of 16 if it can.
+
+    The last token of a row is never read, and the last column belongs to nobody. Attention kernels like
+    multiples of 16; the model refuses more columns than its context.
+    """
+    return min(-(-max_length // 16) * 16, context)
+
+
+def sizes(largest: int, least: int) -> list[int]:
+    """What a number is rounded up to, so that there are few graphs: powers of two, and the largest.
+
+    >>> sizes(48, 1)
+    [1, 2, 4, 8, 16, 32, 48]
+    """
+    found = []
+    while least < largest:
+        found.append(least)
+        least *= 2
+    return [*found, largest]
+
+
+def can_choose(options: GenerationOptions, eos: Sequence[int]) -> bool:
+    """May the device choose the tokens? Not where scores depend on the text so far, or for typical_p."""
+    looks_back = (
+        options.repetition_penalty != 1 or options.presence_penalty or options.frequency_penalty
+        or options.no_repeat_ngram_size or options.bad_words_ids or options.min_new_tokens
+        or options.logit_bias or options.constraint is not None
+    )  # fmt: skip
+    return not looks_back and options.typical_p == 1 and len(eos) <= MAX_EOS
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a row stands when the device takes it over."""
+
+    token: int  # its last one, not read yet
+    length: int  # tokens that its slot holds: all before `token`
+    first: int  # what `length` was when its first new token was chosen: the prompt's tokens less one
+    end: int  # what `length` will be behind its last new token
+    eos: Sequence[int]  # ids that end it earlier
+    tokens: int | None = None  # how many ids there are tokens for: the others never come
+
+
+class _Columns:
+    """What the model takes for its past_key_values: the first B slots, as if they held S - 1 tokens."""
+
+    def __init__(self, cache: SlotCache, places: Tensor, rows: int, columns: int) -> None:
+        self._cache, self._rows, self._columns = cache, rows, columns
+        self._places = places[:, None, None, None]  # (B, 1, 1, 1)  each row's column for the new token
+        self.length = columns - 1
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one token of each row, k and v (B, K, 1, D); returns views (B, K, S, D) of the cache."""
+        found = []
+        for held, new in zip(self._cache.layer(layer), (k, v)):
+            view = held[: self._rows, :, : self._columns]  # (B, K, S, D)
+            view.scatter_(2, self._places.expand_as(new), new)
+            view[:, :, -1:] = new
+            found.append(view)
+        return found[0], found[1]
+
+    def advance(self, tokens: int) -> None:
+        """Lengths are on the device: StaticStep counts."""
+        assert tokens == 1, "one token of each row"
+
+
+class _GroupedQueries(TorchFunctionMode):
+    """One query of each head, heads sharing keys: their queries side by side are a query matrix of one head.
+
+    PyTorch's kernels that take a mask do not take shared heads: it would copy keys and values, all of them,
+    once for each head of queries. With one token there is no order among queries, so this is the same sum.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Rearrange the one call; let all others through."""
+        more = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention and more.pop("enable_gqa", False):
+            q, k, v = args  # (B, H, 1, D), (B, K, S, D) twice
+            grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, K, H / K, D)
+            return func(grouped, k, v, **more).reshape(q.shape)  # (B, H, 1, D)
+        return func(*args, **(kwargs or {}))
+
+
+class Backend(Protocol):
+    """How a step is executed."""
+
+    def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
+        """Execute `step`. Calls with the same key do the same; `prepare` runs it without any effect."""
+
+
+class Eager:
+    """Call it. What the tests compare, and what a CPU does."""
+
+    def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
+        """See Backend."""
+        step()
+
+
+class Graphs:
+    """Record a step as a CUDA graph when its key comes for the first time, and replay it from then on.
+
+    All graphs share one pool of memory: they never run at once, and leave nothing there that is read later.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool: Any = None
+
+    @property
+    def count(self) -> int:
+        """Graphs recorded so far."""
+        return len(self._graphs)
+
+    def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
+        """See Backend."""
+        if key not in self._graphs:
+            # libraries set themselves up at first use, which no graph may hold
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                prepare()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: others may submit requests meanwhile, which takes memory
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                step()
+            self._pool = self._pool or graph.pool()
+            self._graphs[key] = graph
+        self._graphs[key].replay()
+
+
+class Burst:
+    """What some steps have written; on its way to the host until somebody asks."""
+
+    def __init__(self, written: Tensor, host: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        # both sides without gaps, the host's pinned: else the copy would not be left to itself
+        self._host = host.view(-1)[: written.numel()].view(written.shape)
+        self._host.copy_(written.contiguous(), non_blocking=True)
+        if written.is_cuda:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def tokens(self) -> list[list[int]]:
+        """Of each step, an id of each row, or NOTHING or DAMAGED. Waits; good until two bursts later."""
+        if self._event is not None:
+            self._event.synchronize()
+        ids: list[list[int]] = self._host.tolist()
+        return ids
+
+
+class StaticStep:
+    """The buffers and what is done with them.
+
+    Args:
+        model: in eval mode. Its weights are used where they lie; a graph holds their addresses.
+        cache: slots whose columns are `capacity`, of this model's dtype.
+        max_length: tokens of a row, prompt included.
+        burst: steps of one burst, at most.
+        backend: None: graphs on CUDA, else eager.
+        compiled: let torch.compile join the small kernels of the model before the graph is recorded. Not
+            "reduce-overhead", which would make CUDA graphs of its own, and copies of what we change in place.
+            Seconds to minutes for each size; what it gains is not yet measured.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        cache: SlotCache,
+        max_length: int,
+        burst: int = 8,
+        backend: Backend | None = None,
+        compiled: bool = False,
+    ) -> None:
+        keys, _ = cache.layer(0)
+        device, slots = keys.device, cache.slots
+        self.cache, self.burst = cache, burst
+        self._model = model
+        self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
+        if compiled:  # anew for each size: more often than torch allows a function by default
+            torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
+            self._logits = torch.compile(
+                self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
+            )
+        self._backend: Backend = backend or (Graphs() if device.type == "cuda" else Eager())
+
+        def whole(*shape: int, fill: int = 0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.int64, device=device)
+
+        self._ids, self._lengths, self._first, self._ends = (whole(slots) for _ in range(4))
+        self._active = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._eos = whole(slots, MAX_EOS, fill=NOTHING)
+        self._samples = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._tokens, self._vocab_size = whole(slots), model.config.vocab_size
+        self._values = {
+            name: torch.full((slots, 1), off, dtype=torch.int64 if name == "top_k" else torch.float32).to(
+                device
+            )
+            for name, off in _FILTERS.items()
+        }
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # as minigpt.generation.batch draws
+        self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
+        self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
+        self._tick = whole(1)  # which step of the burst comes next
+        # One is being filled while the one before is being read.
+        self._hosts = deque(
+            torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
+        )
+        self._uses: dict[int, frozenset[str]] = {}  # slot -> what choosing its tokens takes
+        # What was never written is masked, but has to be a number: 0 * NaN is NaN.
+        for layer in range(model.config.num_hidden_layers):
+            for held in cache.layer(layer):
+                held.zero_()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers, without the cache's and what graphs take."""
+        found = [*self._values.values(), self._ids, self._lengths, self._first, self._ends, self._active]
+        return sum(tensor.nbytes for tensor in (*found, self._eos, self._samples, self._drawn, self._written))
+
+    def start(self, slot: int, start: Start, options: GenerationOptions, drawn: Tensor | None) -> None:
+        """Let the device write a row from the next burst on.
+
+        Args:
+            drawn: a number 0 <= u < 1 for each of its new tokens, from the first on; None: the likeliest.
+        """
+        assert can_choose(options, start.eos), "the host chooses for this row"
+        uses: set[str] = set()
+        if drawn is not None:
+            uses = {"sample"} | {name for name, off in _FILTERS.items() if getattr(options, name) != off}
+            self._drawn[slot, : len(drawn)].copy_(drawn, non_blocking=True)
+        tokens = self._vocab_size if start.tokens is None else start.tokens
+        uses |= {"tokens"} if tokens < self._vocab_size else set()
+        self._tokens[slot].fill_(tokens)
+        for name, off in _FILTERS.items():
+            self._values[name][slot].fill_(getattr(options, name) if drawn is not None else off)
+        self._samples[slot].fill_(drawn is not None)
+        self._ids[slot].fill_(start.token)
+        self._lengths[slot].fill_(start.length)
+        self._first[slot].fill_(start.first)
+        self._ends[slot].fill_(start.end)
+        self._eos[slot].fill_(NOTHING)
+        for place, token in enumerate(start.eos):
+            self._eos[slot, place].fill_(token)
+        self._active[slot].fill_(start.length < start.end)
+        self._uses[slot] = frozenset(uses)
+
+    def stop(self, slot: int) -> None:
+        """Write no more of a row: it is changed by no later burst."""
+        self._active[slot].fill_(False)
+        self._uses.pop(slot, None)
+
+    def run(self, rows: int, columns: int, steps: int) -> Burst:
+        """Up to `burst` steps of the first slots; returns before they are done.
+
+        Args:
+            rows: more than the highest slot that is in use; rounded up.
+            columns: at least 2 more than any active row's length becomes before the last step, and as many as
+                any other slot's tokens that are to last: the last column is written. Rounded up.
+        """
+        assert 1 <= steps <= self.burst, "the buffer has room for so many"
+        rows = next(size for size in sizes(self.cache.slots, 1) if size >= rows)
+        columns = next(size for size in sizes(self.cache.max_length, _FEWEST_COLUMNS) if size >= columns)
+        uses = frozenset().union(*self._uses.values())
+        self._tick.zero_()
+        for _ in range(steps):
+            self._backend(
+                (rows, columns, uses),
+                lambda: self._step(rows, columns, uses),
+                lambda: self._prepare(rows, columns, uses),
+            )
+        self._hosts.rotate()
+        return Burst(self._written[:steps, :rows], self._hosts[0])
+
+    def _prepare(self, rows: int, columns: int, uses: frozenset[str]) -> None:
+        with self._nobody():
+            self._step(rows, columns, uses)
+
+    @contextmanager
+    def _nobody(self) -> Iterator[None]:
+        """No row is active meanwhile: a step then only writes what is never read."""
+        active, tick = self._active.clone(), self._tick.clone()
+        self._active.fill_(False)
+        yield
+        self._active.copy_(active)
+        self._tick.copy_(tick)
+
+    # -- what a graph holds: no value may come from the host, no shape from a value --------------------------
+
+    def _step(self, rows: int, columns: int, uses: frozenset[str]) -> None:
+        """One token of each active row, in place."""
+        active, lengths = self._active[:rows], self._lengths[:rows]  # (B,) each
+        logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
+        tokens = self._choose(logits, uses)  # (B,)
+        sound = logits.amax(dim=-1).isfinite()  # (B,)  a NaN or an infinity is the highest
+        said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)  # (B,)
+        self._written[:, :rows].index_copy_(0, self._tick, said[None])
+        self._tick += 1
+        self._ids[:rows].copy_(tokens.where(active & sound, self._ids[:rows]))
+        lengths += active
+        ended = (tokens[:, None] == self._eos[:rows]).any(dim=-1)  # (B,)
+        active &= sound & ~ended & (lengths < self._ends[:rows])
+
+    def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
+        """What the model says behind ids (B,), the next token of each of the first slots: (B, V), float32."""
+        B = len(ids)
+        # Who does not write must not write into what it holds: into the last column, which is nobody's.
+        places = lengths.masked_fill(~active, columns - 1)  # (B,)
+        held = torch.arange(columns, device=ids.device) < lengths[:, None]  # (B, S)
+        positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)
+        past = _Columns(self.cache, places, B, columns)
+        with _GroupedQueries():
+            # The model itself lets every query see the last column, whatever the mask says.
+            hidden = self._model.base_model(ids[:, None], held, positions, past)  # (B, 1, C)
+            logits: Tensor = self._model.lm_head(hidden[:, -1]).float()  # (B, V)
+        return logits
+
+    def _choose(self, logits: Tensor, uses: frozenset[str]) -> Tensor:
+        """The next token of each row, (B,), by the functions and the numbers that choose it elsewhere."""
+        if "tokens" in uses:
+            known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
+            logits = logits.where(known, -torch.inf)  # (B, V)
+        likeliest = sampling.greedy(logits)  # (B,)
+        if "sample" not in uses:
+            return likeliest
+        B = len(logits)
+        values: dict[str, Any] = {name: self._values[name][:B] for name in _FILTERS if name in uses}
+        place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)  # (B,)
+        uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)
+        drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
+        # u may be what the sum of a damaged row never exceeds: no id, then
+        return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], likeliest)

@@ -1,0 +1,67 @@
+"""What a model's folder says about how to use it: its generation_config.json, and what it was trained on.
+
+    GenerationOptions(**advice(folder))    # Qwen3: sampling at temperature 0.6, two eos ids, ...
+
+Only what a GenerationOptions has is taken. A folder without the file advises nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from minigpt.errors import InputError
+from minigpt.generation.options import GenerationOptions
+from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["Form", "advice", "form_of"]
+
+Form = Literal["chat", "question", "text"]
+
+_FILE, _STATE = "generation_config.json", "training_state.json"
+# How to draw. Lengths are left out: published files name the model's whole context.
+_NAMES = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("repetition_penalty", "no_repeat_ngram_size", "eos_token_id"),
+)
+
+
+def advice(folder: Path) -> dict[str, Any]:
+    """Fields of GenerationOptions that a folder's generation_config.json gives; eos_token_id may be several.
+
+    Raises:
+        InputError: naming the file, if it is no JSON object or a value makes no sense.
+    """
+    path = folder / _FILE
+    content = _object(path)
+    found = {name: content[name] for name in _NAMES if content.get(name) is not None}
+    try:
+        GenerationOptions(**found)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return found
+
+
+def form_of(folder: Path, tokenizer: AnyTokenizer) -> Form:
+    """How a model wants to be asked.
+
+    "chat": by the chat template that its tokenizer came with. "question": the question, then <sep>, as models
+    are trained here on questions and answers. "text": it writes on from what it reads; so do models with
+    byte-level tokens and no template, and those that were trained here on plain text.
+    """
+    if isinstance(tokenizer, BpeTokenizer):
+        return "text" if tokenizer.chat_template is None else "chat"
+    config = _object(folder / _STATE).get("config")
+    return "text" if isinstance(config, dict) and config.get("text") is not None else "question"
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
+    return content

@@ -1,0 +1,63 @@
+"""Prompts as vectors instead of ids: Hugging Face's inputs_embeds, for soft prompts and for looking inside.
+
+The models read ids. So they are given as many ids as there are vectors, and the vectors take the place of
+what the embedding made of those. A model's own positions are added as ever.
+
+Letters in shapes: B rows, S columns, C channels.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+from minigpt.weights.quantized import NarrowEmbedding
+
+__all__ = ["placeholders", "replaced_embeddings"]
+
+
+def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
+    """What makes vectors of ids: a family's first embedding; GPT's second one is of positions."""
+    kinds = nn.Embedding | NarrowEmbedding
+    return next(module for module in model.base_model.modules() if isinstance(module, kinds))
+
+
+def placeholders(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], inputs_embeds: Sequence[Tensor]
+) -> list[list[int]]:
+    """As many ids as each prompt has vectors.
+
+    Raises:
+        InputError: if there are prompts as ids, too; for vectors of another shape, or that are no numbers.
+    """
+    if prompts:
+        raise InputError("prompts and inputs_embeds both say what to write on from: leave the prompts empty")
+    width = token_embedding(model).weight.shape[1]
+    for number, vectors in enumerate(inputs_embeds, 1):
+        if vectors.ndim != 2 or vectors.shape[1] != width or not vectors.is_floating_point():
+            raise InputError(
+                f"inputs_embeds {number} must be floats of shape (tokens, {width}): got {vectors.dtype} "
+                f"{tuple(vectors.shape)}"
+            )
+        if not vectors.isfinite().all():
+            raise InputError(f"inputs_embeds {number} has values that are not finite numbers")
+    return [[0] * len(vectors) for vectors in inputs_embeds]
+
+
+@contextmanager
+def replaced_embeddings(model: LanguageModel, rows: Sequence[Tensor]) -> Iterator[None]:
+    """Meanwhile the embedding of ids (B, S) gives these vectors, (tokens, C) for each row, on the right."""
+
+    def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        output = output.clone()  # (B, S, C)
+        for row, vectors in zip(output, rows, strict=True):
+            row[len(row) - len(vectors) :] = vectors
+        return output
+
+    hook = token_embedding(model).register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()

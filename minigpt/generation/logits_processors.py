@@ -1,0 +1,164 @@
+"""Scores changed by what the text already holds: pure functions on logits (B, V), Hugging Face's meanings.
+
+The functions that look back take `ids` (B, S): the prompt and what followed, padded on the left with
+NO_TOKEN. So a row is treated as it would be alone. All counting is over ids: characters for the character
+tokenizer, of whatever script, pieces of words for the others. What may not come becomes -inf.
+
+`make_processors` puts those that the options ask for in the order in which transformers' `generate` applies
+its own; the two penalties that it lacks stand where vLLM has them, after repetition_penalty.
+
+Letters in shapes: B rows, S tokens so far, V entries of the vocabulary, N tokens of an n-gram.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from minigpt.generation.options import GenerationOptions
+
+__all__ = [
+    "NO_TOKEN",
+    "Processor",
+    "add_bias",
+    "apply_frequency_penalty",
+    "apply_presence_penalty",
+    "apply_repetition_penalty",
+    "forbid",
+    "forbid_from",
+    "forbid_repeated_ngrams",
+    "forbid_words",
+    "make_processors",
+]
+
+NO_TOKEN = -1  # stands where a shorter row has nothing
+Processor = Callable[
+    [Tensor, Tensor, int], Tensor
+]  # logits (B, V), ids (B, S), how many of S are new -> (B, V)
+
+
+def counts(ids: Tensor, vocab_size: int) -> Tensor:
+    """How often each row has each token, (B, S) -> (B, V); NO_TOKEN is not counted."""
+    table = torch.zeros(len(ids), vocab_size + 1, dtype=torch.int64, device=ids.device)  # (B, V + 1)
+    column = ids.where(ids != NO_TOKEN, vocab_size)  # the last column takes what does not count
+    return table.scatter_add(1, column, torch.ones_like(ids))[:, :vocab_size]  # (B, V)
+
+
+def add_bias(logits: Tensor, bias: Tensor) -> Tensor:
+    """Add a number to each token's score; bias (V,)."""
+    return logits + bias
+
+
+def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Make each token that was there less likely (penalty > 1), once, however often it was there.
+
+    https://arxiv.org/abs/1909.05858 (CTRL), section 4.1: a positive score is divided by the penalty. A
+    negative one has to be multiplied, or it would gain; so the effect depends on where the model's zero is.
+    """
+    seen = counts(ids, logits.shape[-1]) > 0  # (B, V)
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def apply_presence_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> Tensor:
+    """Subtract the penalty from each token that the answer already has; new_ids (B, S) without the prompt.
+
+    https://platform.openai.com/docs/api-reference/chat/create (presence_penalty).
+    """
+    return logits - penalty * (counts(new_ids, logits.shape[-1]) > 0)
+
+
+def apply_frequency_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> Tensor:
+    """Subtract the penalty from each token as often as the answer already has it.
+
+    https://platform.openai.com/docs/api-reference/chat/create (frequency_penalty).
+    """
+    return logits - penalty * counts(new_ids, logits.shape[-1])
+
+
+def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Forbid some tokens."""
+    return logits.index_fill(-1, torch.tensor(tokens, dtype=torch.int64, device=logits.device), -math.inf)
+
+
+def forbid_from(logits: Tensor, first: int) -> Tensor:
+    """Forbid all ids from `first` on: rows of the vocabulary that no token belongs to."""
+    scores = logits.clone()
+    scores[..., first:] = -math.inf
+    return scores
+
+
+def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
+    """Forbid each token that would complete `size` tokens in a row that the row already has.
+
+    https://arxiv.org/abs/1705.04304 (A Deep Reinforced Model for Abstractive Summarization), section 2.5.
+    """
+    if ids.shape[1] < size:
+        return logits
+    ngrams = ids.unfold(1, size, 1)  # (B, S - N + 1, N)
+    beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  of the n-gram that the next token completes
+    same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)  # (B, S - N + 1)
+    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)
+    return logits.masked_fill(counts(last, logits.shape[-1]) > 0, -math.inf)
+
+
+def forbid_words(logits: Tensor, ids: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
+    """Forbid the last token of each word (a list of ids) whose other tokens have just come."""
+    forbidden = torch.zeros_like(logits, dtype=torch.bool)  # (B, V)
+    for *beginning, last in words:
+        length = len(beginning)
+        if length > ids.shape[1]:
+            continue
+        end = ids[:, ids.shape[1] - length :]  # (B, length)
+        forbidden[:, last] |= (end == torch.tensor(beginning, device=ids.device)).all(dim=-1)
+    return logits.masked_fill(forbidden, -math.inf)
+
+
+def make_processors(
+    options: GenerationOptions,
+    eos_token_ids: Sequence[int],
+    vocab_size: int,
+    device: torch.device,
+    constraint: Callable[[], Processor] | None = None,
+    tokens: int | None = None,
+) -> list[Processor]:
+    """What the options ask for, in order; each is called with logits, ids and the number of new ids.
+
+    Args:
+        constraint: makes the one that comes last: see minigpt.generation.constraints.
+        tokens: how many ids there are tokens for; the rows of the vocabulary behind them never come.
+    """
+    found: list[Processor] = []
+    if tokens is not None and tokens < vocab_size:
+        found.append(lambda logits, *_: forbid_from(logits, tokens))
+    if options.logit_bias:
+        bias = torch.zeros(vocab_size, device=device)  # (V,)
+        bias[list(options.logit_bias)] = torch.tensor(
+            list(options.logit_bias.values()), device=device
+        ).float()
+        found.append(lambda logits, *_: add_bias(logits, bias))
+    if options.repetition_penalty != 1:
+        found.append(lambda logits, ids, _: apply_repetition_penalty(logits, ids, options.repetition_penalty))
+    if options.frequency_penalty:
+        found.append(
+            lambda logits, ids, new: (
+                apply_frequency_penalty(logits, ids[:, -new:], options.frequency_penalty) if new else logits
+            )
+        )
+    if options.presence_penalty:
+        found.append(
+            lambda logits, ids, new: (
+                apply_presence_penalty(logits, ids[:, -new:], options.presence_penalty) if new else logits
+            )
+        )
+    if options.no_repeat_ngram_size:
+        found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
+    # eos is no word: an answer that could not end would be a strange reading of the option
+    words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
+    if words:
+        found.append(lambda logits, ids, _: forbid_words(logits, ids, words))
+    if options.min_new_tokens and eos_token_ids:
+        found.append(
+            lambda logits, _, new: forbid(logits, eos_token_ids) if new < options.min_new_tokens else logits
+        )
+    return [*found, constraint()] if constraint else found

@@ -1,0 +1,142 @@
+"""What a person may type in a conversation besides questions: /temperature 0.8, /reset, /why, ...
+
+    reply = obey(talk, "/temperature 0.8")     # "temperature 0.8 (drawn at random)"
+
+Each command either changes the conversation or says something; the text to show is returned, nothing printed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minigpt.errors import InputError, unknown_name
+from minigpt.generation.conversation import Conversation
+
+__all__ = ["COMMANDS", "help_text", "is_command", "obey"]
+
+_DRAWING = ("temperature", "top_p", "top_k")
+
+
+def is_command(line: str) -> bool:
+    """Does a line begin with a slash? A question that does is asked with a space before it."""
+    return line.startswith("/")
+
+
+def obey(talk: Conversation, line: str) -> str:
+    """Do what a line with a slash says; returns what to tell the user, perhaps several lines.
+
+    Raises:
+        InputError: for an unknown command, naming the nearest, and for a value that makes no sense.
+    """
+    name, _, value = line.partition(" ")
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        text = unknown_name("command", name, COMMANDS)
+        raise InputError(text if "did you mean" in text else f"unknown command {name!r}; known: {known}")
+    return COMMANDS[name].run(talk, value.strip())
+
+
+def help_text() -> str:
+    """All commands, a line each."""
+    width = max(len(f"{name} {command.argument}") for name, command in COMMANDS.items())
+    return "\n".join(
+        f"{f'{name} {command.argument}':<{width}}  {command.help}" for name, command in COMMANDS.items()
+    )
+
+
+def _set(name: str, talk: Conversation, value: str) -> str:
+    options = talk.options
+    if value:
+        number = _number(name, value)
+        if name == "temperature" and number == 0:
+            options = dataclasses.replace(options, do_sample=False, temperature=1.0)
+        else:
+            drawn = options.do_sample or name in _DRAWING
+            options = dataclasses.replace(options, **dict[str, Any]({name: number, "do_sample": drawn}))
+        talk.choose(options)
+    how = "drawn at random" if options.do_sample else "always the likeliest token: /temperature 1 draws"
+    shown = getattr(options, name)
+    if name == "max_new_tokens":
+        return f"max_new_tokens {options.wanted}"
+    return f"{name} {'none' if shown is None else shown} ({how})"
+
+
+def _number(name: str, value: str) -> float | int:
+    kind: type[int] | type[float] = float if name in ("temperature", "top_p") else int
+    try:
+        return kind(value)
+    except ValueError:
+        what = "a number" if kind is float else "a whole number"
+        raise InputError(f"/{name} must be {what}: got {value!r}") from None
+
+
+def _reset(talk: Conversation, value: str) -> str:
+    talk.reset()
+    return "all that was said is forgotten"
+
+
+def _system(talk: Conversation, value: str) -> str:
+    if talk.form != "chat":
+        raise InputError("/system is for chat models: this one has no chat template")
+    talk.system = value
+    return f"system: {value}" if value else "no system message"
+
+
+def _think(talk: Conversation, value: str) -> str:
+    if not talk.can_think:
+        raise InputError("/think is for models whose chat template can switch thinking: this one's cannot")
+    if value not in ("", "on", "off"):
+        raise InputError(f"/think must be on or off: got {value!r}")
+    if value:
+        talk.thinking = value == "on"
+    return "thinking: " + {None: "as the template has it", True: "on", False: "off"}[talk.thinking]
+
+
+def _save(talk: Conversation, value: str) -> str:
+    if not value:
+        raise InputError("/save needs a file name: /save FILE")
+    if not talk.turns:
+        raise InputError("nothing was said yet: there is nothing to save")
+    path = Path(value).expanduser()
+    if path.exists() and path not in talk.saved:
+        raise InputError(f"{path} exists already: choose another name")
+    talk.save(path)
+    return f"{len(talk.turns)} turns written to {path}"
+
+
+def _help(talk: Conversation, value: str) -> str:
+    return help_text()
+
+
+def _setting(name: str) -> Callable[[Conversation, str], str]:
+    return lambda talk, value: _set(name, talk, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What follows its name, what it does in a line, and the doing."""
+
+    argument: str
+    help: str
+    run: Callable[[Conversation, str], str]
+
+
+def _door_s(talk: Conversation, value: str) -> str:
+    return ""  # /why and /exit: the door draws the table, and ends
+
+
+COMMANDS = {
+    "/reset": Command("", "forget all that was said", _reset),
+    "/temperature": Command("X", "below 1 likely tokens gain; 0: the likeliest", _setting("temperature")),
+    "/top_p": Command("X", "draw among the likeliest whose probabilities add up to X", _setting("top_p")),
+    "/top_k": Command("K", "draw among the K likeliest tokens; 0: among all", _setting("top_k")),
+    "/seed": Command("N", "the same seed draws the same answers", _setting("seed")),
+    "/max_new_tokens": Command("N", "tokens of an answer, at most", _setting("max_new_tokens")),
+    "/system": Command("TEXT", "what a chat model is told before all else; no text: nothing", _system),
+    "/think": Command("on|off", "whether a chat model thinks before it answers", _think),
+    "/why": Command("", "the last answer's tokens, their probabilities, and the runners-up", _door_s),
+    "/save": Command("FILE", "write all that was said as a line of JSON, which can be trained on", _save),
+    "/help": Command("", "this list", _help),
+    "/exit": Command("", "leave; so do Ctrl-D, and Ctrl-C twice", _door_s),
+}  # fmt: skip

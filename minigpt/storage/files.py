@@ -1,0 +1,269 @@
+"""Files that are either whole or not there: atomic writing, hashes, and a folder's manifest.
+
+What is written goes to a temporary name beside its goal, is flushed to the disk, and is then renamed, so that
+a crash, a full disk or Ctrl-C leaves the old file as it was. A manifest lists a folder's files with size and
+SHA-256: one flipped bit in a weight file loads silently everywhere else; here it is noticed.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from minigpt.errors import InputError
+
+__all__ = [
+    "MANIFEST",
+    "atomic_folder",
+    "atomic_open",
+    "atomic_write",
+    "make_folder",
+    "reached",
+    "sha256",
+    "step_hook",
+    "sync_folder",
+    "verify_manifest",
+]
+
+MANIFEST = "manifest.json"
+
+
+def _nothing(point: str) -> None:
+    """No hook."""
+
+
+# Called with the name of each point that writing passes ("model.safetensors: flushed"). The harness that
+# kills a run at every one of them, or lets the disk fail there, puts a function of its own here; nobody else.
+step_hook: Callable[[str], None] = _nothing
+
+
+def reached(point: str) -> None:
+    """Say that writing has come to a named point, for `step_hook`."""
+    step_hook(point)
+
+
+@contextlib.contextmanager
+def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends without an error.
+
+    A link is written through, a device or pipe (/dev/null) is written to directly.
+
+    Raises:
+        InputError: if it cannot be written; the text names the path, the reason and the free bytes.
+    """
+    goal = Path(os.path.realpath(path))
+    temporary = _temporary_name(goal)
+    with _explained(Path(path), goal, temporary):
+        if goal.is_symlink():  # after realpath: it leads back to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(goal))
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a directory; a file name is needed", str(goal))
+        if Path(path).exists() and not Path(path).is_file():
+            with Path(path).open("wb") as device:  # renaming a file over /dev/null would be a calamity
+                yield device
+            return
+        _make_folder(goal.parent)
+        try:
+            with temporary.open("wb") as file:
+                reached(f"{goal.name}: opened")
+                yield file
+                file.flush()
+                reached(f"{goal.name}: written")
+                os.fsync(file.fileno())
+            reached(f"{goal.name}: flushed")
+            if goal.exists():
+                shutil.copymode(goal, temporary)
+            temporary.replace(goal)
+            reached(f"{goal.name}: renamed")
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    _sync_entry(goal)
+
+
+def atomic_write(path: Path | str, content: str | bytes) -> None:
+    """Write a whole file, or leave what was there untouched (see `atomic_open`)."""
+    data = content.encode() if isinstance(content, str) else content
+    with atomic_open(path) as file:
+        file.write(data)
+
+
+def atomic_folder(
+    goal: Path, fill: Callable[[Path], None], before_rename: Callable[[], None] | None = None
+) -> None:
+    """Make the new folder `goal`: filled under a temporary name, with a manifest, flushed, then renamed.
+
+    Args:
+        goal: must not exist when the folder is to be renamed.
+        fill: writes the files into the folder that it is given.
+        before_rename: called when the new folder is whole and on the disk; may move an old `goal` away.
+
+    Raises:
+        InputError: if the folder cannot be written; nothing is left behind.
+    """
+    temporary = _temporary_name(goal)
+    with _explained(goal, goal, temporary):
+        if os.path.lexists(goal) and before_rename is None:
+            raise FileExistsError(errno.EEXIST, "exists already", str(goal))
+        _make_folder(goal.parent)
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        try:
+            reached("folder: begun")
+            temporary.mkdir()
+            reached("folder: made")
+            fill(temporary)
+            reached("folder: filled")
+            _write_manifest(temporary)
+            reached("folder: flushed")
+            if before_rename is not None:
+                before_rename()
+            temporary.rename(goal)
+            reached("folder: renamed")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    _sync_entry(goal)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that a power cut takes none of them away; or let it be.
+
+    Raises:
+        InputError: if it cannot be made; the text names the path, the reason and the free bytes.
+    """
+    with _explained(folder, folder, folder):
+        _make_folder(folder)
+
+
+def _make_folder(folder: Path) -> None:
+    new = [level for level in (folder, *folder.parents) if not level.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # "File exists" would leave people puzzled
+        text = f"{os.strerror(errno.ENOTDIR)}: {folder}"
+        raise NotADirectoryError(errno.ENOTDIR, text, str(folder)) from None
+    for level in new:
+        with contextlib.suppress(PermissionError):  # a parent that may be passed through but not read
+            sync_folder(level.parent)
+
+
+def _temporary_name(goal: Path) -> Path:
+    return goal.parent / f".{goal.name}.tmp-{os.getpid()}"
+
+
+@contextlib.contextmanager
+def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
+    """Turn the operating system's words into ours, with the path that the user knows."""
+    try:
+        yield
+    except InputError as error:  # from a file inside the temporary folder
+        raise InputError(str(error).replace(str(temporary), str(name))) from error
+    except OSError as error:
+        culprit = goal if error.filename is None else Path(os.fsdecode(error.filename))
+        is_ours = culprit in (name, goal, temporary, *goal.parents) or temporary in culprit.parents
+        if isinstance(error, BrokenPipeError) or not is_ours:
+            raise  # about something else, which was read or printed meanwhile
+        raise InputError(f"cannot write {name}: {_reason(error, goal)}; nothing was changed") from error
+
+
+def _reason(error: OSError, goal: Path) -> str:
+    folder = next((folder for folder in goal.absolute().parents if os.access(folder, os.R_OK)), Path())
+    return f"{error.strerror or error} ({shutil.disk_usage(folder).free:,} bytes free there)"
+
+
+def _sync_entry(goal: Path) -> None:
+    """Make a rename last. What was renamed is whole by now: the complaint is another one."""
+    try:
+        sync_folder(goal.parent)
+        reached(f"{goal.name if goal.is_file() else 'folder'}: parent flushed")
+    except OSError as error:
+        raise InputError(
+            f"{goal} is written, but may be lost in a power cut: {_reason(error, goal)}"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries: a rename is only safe once its folder is on the disk."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path | str) -> str:
+    """The hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_manifest(folder: Path) -> None:
+    """List every file of `folder` with size and SHA-256 in manifest.json, and flush all of it to the disk."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb+") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            reached(f"{path.name}: hashed")
+            os.fsync(file.fileno())
+        files[path.name] = {"size": path.stat().st_size, "sha256": digest}
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        reached("manifest: opened")
+        json.dump({"format": 1, "files": files}, file, indent=2)
+        file.flush()
+        reached("manifest: written")
+        os.fsync(file.fileno())
+    reached("manifest: flushed")
+    sync_folder(folder)
+
+
+def verify_manifest(folder: Path | str) -> None:
+    """Check every file of a folder against its manifest.json.
+
+    A link to a file counts as what it leads to: download caches are made of links.
+
+    Raises:
+        InputError: naming the first file that is missing, additional, or differs in size or hash.
+    """
+    folder = Path(folder)
+    expected = _read_manifest(folder / MANIFEST)
+    present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
+    for name in sorted(expected.keys() | present):
+        path = folder / name
+        if name not in expected:
+            raise InputError(
+                f"{path} is not listed in {MANIFEST}: remove it, or the folder is not what was saved"
+            )
+        if name not in present or not path.is_file():
+            raise InputError(f"{path} is listed in {MANIFEST} but missing")
+        size, digest = expected[name]
+        actual = path.stat().st_size
+        if actual != size:
+            raise InputError(f"{path} has {actual} bytes, {MANIFEST} says {size}: damaged")
+        if sha256(path) != digest:
+            raise InputError(f"{path} does not match its SHA-256 in {MANIFEST}: damaged")
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Size and hash of each file that a manifest lists."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        version, files = manifest.pop("format"), manifest.pop("files")
+        entries = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: this folder was not written completely") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise InputError(f"{path} is damaged: not the JSON that was written") from None
+    if version != 1 or manifest:
+        raise InputError(f"{path} is damaged, or of a later format than this minigpt knows: {version!r}")
+    return entries

@@ -1,0 +1,336 @@
+"""Byte-level byte-pair encoding: GPT-2's tokenizer, Qwen's, or one trained on your own texts.
+
+    >>> tokenizer = BpeTokenizer.train(["low lower lowest", "new newer newest"] * 2, vocab_size=265)
+    >>> ids = tokenizer.encode_text("lowest 你")
+    >>> [tokenizer.token_bytes(index) for index in ids[:3]]
+    [b'lo', b'we', b'st']
+    >>> tokenizer.decode(ids)
+    'lowest 你'
+
+A text is UTF-8 bytes, so that no character is unknown; frequent neighbours are merged into longer tokens
+(https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The merging is done by the `tokenizers`
+library. Text never becomes a special token: the library is not told about them, so that there is no switch
+that could stand wrong. The files are minigpt/tokenization/bpe_files.py's affair.
+"""
+
+import functools
+import hashlib
+import json
+import operator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer as Library
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from minigpt.errors import InputError
+from minigpt.tokenization.bpe_definition import BYTE_SYMBOLS, NAMED, Definition, checked
+from minigpt.tokenization.bpe_files import KINDS, frame_of, read_folder, write_folder
+
+__all__ = ["BpeTokenizer"]
+
+_TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")  # <pad> and <sep> with the character tokenizer's ids
+
+
+class BpeTokenizer:
+    """Text <-> ids of byte-level tokens. Make one with `from_folder` or `train`.
+
+    Attributes:
+        eos_token_id, pad_token_id, sep_token_id: None where there is no such token.
+        special_tokens: text -> id of all tokens that stand for no text, in the order of the ids. All added
+            tokens count, Qwen's `<think>` too, though its files call that one an ordinary token.
+        special_ids: the same ids.
+        named_tokens: "eos_token" and other roles -> text of the token that has it.
+        chat_template: the Jinja template that came with the tokenizer, or None.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self._definition = definition
+        self._library = _library(definition)
+        self.special_tokens = dict(definition.special)
+        self.special_ids = frozenset(self.special_tokens.values())
+        self.named_tokens = {
+            key: _token_text(definition.config[key]) for key in NAMED if definition.config.get(key)
+        }
+        self.eos_token_id = self._named("eos_token")
+        self.pad_token_id = self._named("pad_token")
+        self.sep_token_id = self._named("sep_token")
+        self._size = len(definition.vocab.keys() | definition.special.keys())
+        # the longest first, as the `tokenizers` library looks for them
+        by_length = sorted(self.special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, by_length)) or "(?!)")
+
+    @classmethod
+    def from_folder(
+        cls, path: str | Path, kind: str | None = None, whole: dict[str, Any] | None = None
+    ) -> "BpeTokenizer":
+        """The tokenizer of a model's folder, in any of the layouts of minigpt/tokenization/bpe_files.py.
+
+        Args:
+            kind: how text is cut into words, "gpt2" or "qwen2"; needed only where no file says it.
+            whole: what tokenizer.json holds, where it was parsed already: it is megabytes.
+
+        Raises:
+            InputError: naming the file, what is wrong with it, and what to do.
+        """
+        definition = read_folder(Path(path), kind, whole)
+        try:
+            return cls(definition)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        kind: str = "gpt2",
+        special_tokens: Sequence[str] = (),
+        min_frequency: int = 2,
+    ) -> "BpeTokenizer":
+        """Learn merges from texts. The same texts, in any order, give the same tokenizer.
+
+        Ids 0, 1, 2 are `<pad>`, `<|endoftext|>`, `<sep>`; then `special_tokens`, the 256 bytes, the merges.
+
+        Args:
+            vocab_size: entries in all; fewer are made if the texts have no more pairs to merge.
+            kind: how text is cut into words: "gpt2", which keeps every text, or "qwen2", which composes
+                accents (NFC) and takes numbers digit by digit.
+            special_tokens: more of them, such as `<|im_start|>`.
+            min_frequency: how often a pair must stand in the texts to be merged.
+
+        Raises:
+            ValueError: if vocab_size has no room for the bytes and special tokens, or kind is none.
+            InputError: for half a character (a lone surrogate) in a text, or a special token that is no such.
+        """
+        special = list(dict.fromkeys((*_TRAINED_SPECIAL, *special_tokens)))
+        least = len(special) + len(BYTE_SYMBOLS)
+        if vocab_size < least:
+            raise ValueError(
+                f"vocab_size must be at least {least}, the bytes and special tokens: got {vocab_size}"
+            )
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
+        frame = frame_of(kind)
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        frame["added_tokens"] = [{"id": i, "content": text, **flags} for i, text in enumerate(special)]
+        library = _prepared(frame)
+        trainer = BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_frequency,
+            special_tokens=special,
+            initial_alphabet=list(BYTE_SYMBOLS),
+            show_progress=False,
+        )
+        library.train_from_iterator(_whole_characters(texts), trainer)
+        learned = json.loads(library.to_str())["model"]
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": "<pad>",
+            "eos_token": "<|endoftext|>",
+            "sep_token": "<sep>",
+            "split_special_tokens": True,  # "<sep>" typed by a user stays five characters there too
+            "clean_up_tokenization_spaces": False,
+        }
+        names = {text: index for index, text in enumerate(special)}
+        definition = Definition(learned["vocab"], learned["merges"], names, frame, config)
+        return cls(checked(definition, "the trained tokenizer"))
+
+    @property
+    def definition(self) -> Definition:
+        """What decides the ids, as the files have it: for writing it in another format."""
+        return self._definition
+
+    @functools.cached_property
+    def _bytes(self) -> "_Bytes":
+        return _Bytes(self._definition)
+
+    def _named(self, key: str) -> int | None:
+        return self.special_tokens[self.named_tokens[key]] if key in self.named_tokens else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that came with the tokenizer (of several: the one named "default"), or None."""
+        template = self._definition.config.get("chat_template")
+        if isinstance(template, list):  # older releases: [{"name": ..., "template": ...}, ...]
+            named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+            template = named.get("default")
+        return template if isinstance(template, str) else None
+
+    def get_vocab_size(self) -> int:
+        """Ids in use, the special tokens included. A model may have more rows: Qwen3's are padded."""
+        return self._size
+
+    def encode_text(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of a text, and nothing else: no end token.
+
+        Args:
+            allow_special: whether the text of a special token stands for that token. Only for text that no
+                user has written: a prompt with such text could pretend to be something else.
+
+        Raises:
+            InputError: for half a character (a lone surrogate), naming its position.
+        """
+        if not allow_special:
+            return self._encode(text)
+        ids: list[int] = []
+        start = 0
+        for match in self._special.finditer(text):
+            ids += self._encode(text[start : match.start()])
+            ids.append(self.special_tokens[match[0]])
+            start = match.end()
+        return ids + self._encode(text[start:])
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            _require_whole_characters(text)
+            raise
+        return ids
+
+    def encode_array(self, text: str) -> npt.NDArray[np.int32]:
+        """The ids of a text as an array, (number of tokens,). Raises InputError as `encode_text`."""
+        return np.array(self._encode(text), dtype=np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts, on all cores; each as `encode_text` gives them. Raises InputError as it."""
+        texts = list(texts)
+        try:
+            return [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError:
+            list(_whole_characters(texts))
+            raise
+
+    def decode(self, ids: Iterable[SupportsIndex], *, skip_special_tokens: bool = False) -> str:
+        """The text of some ids (a list, array or tensor); bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            skip_special_tokens: leave them out; else they are written out, `<|endoftext|>` and padding too.
+
+        Raises:
+            ValueError: for an id outside the vocabulary, naming it, its position and the vocabulary's size.
+        """
+        numbers = [self._checked_id(item, f" at position {position}") for position, item in enumerate(ids)]
+        if skip_special_tokens:
+            numbers = [number for number in numbers if number not in self.special_ids]
+        return b"".join(map(self._bytes.__getitem__, numbers)).decode("utf-8", "replace")
+
+    def token_bytes(self, index: SupportsIndex) -> bytes:
+        """The bytes of one token: often only part of a character. Raises ValueError as `decode`."""
+        return self._bytes[self._checked_id(index, "")]
+
+    def _checked_id(self, item: SupportsIndex, where: str) -> int:
+        try:
+            number = operator.index(item)
+        except TypeError:
+            raise ValueError(f"ids must be integers: got {item!r}{where}") from None
+        if not 0 <= number < self._size:
+            raise ValueError(f"id {number}{where} is outside the vocabulary of {self._size} entries")
+        return number
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """What of a text cannot be encoded: halves of characters (lone surrogates); [] for any real text."""
+        return [character for character in dict.fromkeys(text) if "\ud800" <= character <= "\udfff"]
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which `from_folder` and transformers read.
+
+        Raises:
+            InputError: if a file cannot be written.
+        """
+        write_folder(self._definition, Path(folder))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the ids, the same for every layout of the files."""
+        definition = self._definition
+        tokens = definition.vocab | definition.special
+        decisive = (
+            sorted(tokens.items(), key=lambda item: item[1]),
+            sorted(definition.special.values()),
+            definition.merges,
+            _decisive(definition.frame.get("normalizer")),
+            _decisive(definition.frame["pre_tokenizer"]),
+            bool(definition.frame["model"].get("ignore_merges")),
+        )
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BpeTokenizer) and self.fingerprint == other.fingerprint
+
+
+class _Bytes(dict[int, bytes]):
+    """id -> a token's bytes, made when they are first asked for: the first answer needs few of 100,000."""
+
+    _byte_of: ClassVar = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
+
+    def __init__(self, definition: Definition) -> None:
+        self._tokens = {index: token for token, index in definition.vocab.items()}
+        for token, index in definition.special.items():
+            self[index] = token.encode("utf-8", "replace")
+
+    def __missing__(self, index: int) -> bytes:
+        self[index] = found = self._tokens[index].translate(self._byte_of).encode("latin-1")
+        return found
+
+
+def _token_text(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _decisive(step: Any) -> Any:
+    """A step of the preparation without what only places offsets, and with what older files leave out."""
+    match step:
+        case {"type": "ByteLevel"}:
+            return {"use_regex": True, **{k: v for k, v in step.items() if k != "trim_offsets"}}
+        case dict():
+            return {key: _decisive(value) for key, value in step.items()}
+        case list():
+            return [_decisive(value) for value in step]
+    return step
+
+
+def _prepared(frame: dict[str, Any]) -> Library:
+    """The library's object with an empty vocabulary: how text is normalised and cut into words."""
+    steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
+    empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    try:
+        return Library.from_str(json.dumps({**empty, **steps}))
+    except Exception as error:  # the library knows no finer class
+        raise InputError(f"the tokenizer's normalizer or pre_tokenizer is not understood: {error}") from None
+
+
+def _library(definition: Definition) -> Library:
+    library = _prepared(definition.frame)
+    library.model = BPE(
+        vocab={token: index for token, index in definition.vocab.items() if token not in definition.special},
+        merges=definition.merges,
+        ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
+    )
+    return library
+
+
+def _whole_characters(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, if none holds half a character."""
+    for number, text in enumerate(texts, 1):
+        _require_whole_characters(text, f"text {number}, ")
+        yield text
+
+
+def _require_whole_characters(text: str, where: str = "") -> None:
+    # the library would raise a TypeError that says nothing
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}position {error.start}: U+{ord(text[error.start]):04X} is half a character (a lone "
+            f"surrogate), which no UTF-8 file can hold; remove it"
+        ) from None

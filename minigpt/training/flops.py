@@ -1,0 +1,74 @@
+"""How much of a GPU a run uses: floating-point operations of the model, against what the maker promises.
+
+Model FLOP utilisation (https://arxiv.org/abs/2204.02311, appendix B): what the model needs for the tokens
+seen, divided by what the device could do in that time. Padding, and activations that are computed twice, do
+not count. There is no such promise for a CPU, hence no number.
+
+Letters: T tokens of a row, L layers, H heads, D channels of a head.
+"""
+
+import math
+import re
+
+import torch
+
+from minigpt.families.registry import LanguageModel
+
+__all__ = ["model_flops", "peak_flops", "peaks"]
+
+# TFLOP/s of matrix products with 16-bit inputs, sums in float32, without sparsity (data sheets often print
+# the double, "with sparsity"), and TB/s of memory; by the whole name that torch gives the device. H100 (SXM),
+# H200, A100 and L40S agree with tables that quote the sheets; the sheets named here were not at hand, and the
+# other rows not compared: do so before you quote a share of them.
+# H200, H100: https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306
+# A100: https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet.pdf
+# L40S, L4, A10, T4, V100: https://www.nvidia.com/en-us/data-center/ and the name
+# RTX 4090: https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf
+# RTX 3090: https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf
+_PEAKS = {
+    r"NVIDIA H200": (989.0, 4.8),
+    r"NVIDIA H200 NVL": (835.0, 4.8),
+    r"NVIDIA H100 80GB HBM3": (989.0, 3.35),
+    r"NVIDIA H100 NVL": (835.0, 3.9),
+    r"NVIDIA H100 PCIe": (756.0, 2.0),
+    r"NVIDIA A100-SXM4-80GB": (312.0, 2.039),
+    r"NVIDIA A100 80GB PCIe": (312.0, 1.935),
+    r"NVIDIA A100-(SXM4|PCIE)-40GB": (312.0, 1.555),
+    r"NVIDIA L40S": (362.0, 0.864),
+    r"NVIDIA L4": (121.0, 0.3),
+    r"NVIDIA A10": (125.0, 0.6),
+    r"NVIDIA GeForce RTX 4090": (165.0, 1.008),
+    r"NVIDIA GeForce RTX 3090": (71.0, 0.936),
+    r"Tesla V100-SXM2-.*": (125.0, 0.9),
+    r"(NVIDIA|Tesla) (Tesla )?T4": (65.0, 0.32),
+}
+
+
+def peaks(device: torch.device) -> tuple[float, float]:
+    """FLOP/s of 16-bit products and bytes/s of memory that the maker promises; nan: not in the table."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    found = (both for pattern, both in _PEAKS.items() if re.fullmatch(pattern, name))
+    tera_flops, tera_bytes = next(found, (math.nan, math.nan))
+    return tera_flops * 1e12, tera_bytes * 1e12
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s that the maker promises for 16-bit products; nan: nobody does, or the table has no such GPU."""
+    return math.nan if precision == "float32" else peaks(device)[0]
+
+
+def model_flops(model: LanguageModel, tokens: float, counted: float, T: float) -> float:
+    """Forward and backward: 6 per weight of a matrix and token, and attention; lm_head where the loss counts.
+
+    Attention has two products of each query with T keys or values of D channels, in each head and layer:
+    4 T D forward, twice that backward. (Half of it lies in the future; usually that is counted, too.) Where
+    everything counts this is the field's 6 N + 12 L H D T a token.
+
+    Args:
+        tokens: of rows of T tokens.
+        counted: those of them that the loss counts.
+    """
+    config = model.config
+    matrices = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * T
+    return float(tokens * (6 * matrices + attention) + counted * 6 * model.lm_head.weight.numel())

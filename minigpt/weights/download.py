@@ -1,0 +1,298 @@
+"""Fetches a released GPT-2: from OpenAI's bucket, a mirror of it, or a server of Hugging Face's form.
+
+    download_model(Path("models/124M"), urls(preset("124M")))
+
+A file grows under the name FILE.part and takes its own name when all of it is there. Interrupted, it goes on
+where it stopped, if the server still has the same file; what broke off is tried again, at growing intervals.
+Progress is shown on stderr. Whether the bytes are right is checked by who reads them: OpenAI's checkpoint has
+checksums for all its weights.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from email.message import Message
+from pathlib import Path
+
+from minigpt.console.terminal import ProgressLine, seconds, warn
+from minigpt.errors import InputError
+from minigpt.families.gpt2.presets import Preset
+from minigpt.storage.files import sync_folder
+
+__all__ = ["HUGGING_FACE_FILES", "OPENAI", "OPENAI_FILES", "Patience", "download_model", "fetch", "urls"]
+
+OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
+OPENAI_FILES = (
+    "checkpoint",
+    "hparams.json",
+    "encoder.json",
+    "vocab.bpe",
+    "model.ckpt.index",
+    "model.ckpt.data-00000-of-00001",  # last: the others show within a second whether the source is right
+)
+HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
+CHUNK = 1 << 18  # bytes read at once: a quarter of a megabyte
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait, and how often to try."""
+
+    timeout: float = 30.0  # seconds without a byte, then the connection counts as dropped
+    attempts: int = 5  # in a row without a byte more than before
+    pause: float = 1.0  # seconds before the second attempt; then twice as many each time
+    sleep: Callable[[float], None] = time.sleep
+
+
+class _DroppedError(Exception):
+    """The connection broke, or the server is busy: worth another attempt."""
+
+
+def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
+    """Where each file of a model is. A mirror comes first, then a server of Hugging Face's form, then OpenAI.
+
+    Args:
+        mirror: base address of a copy of OpenAI's bucket: MIRROR/124M/hparams.json.
+        hf_endpoint: as in the environment variable HF_ENDPOINT: https://huggingface.co or a copy of it.
+
+    Raises:
+        InputError: if an address does not begin with http:// or https://.
+    """
+    for name, value in (("mirror", mirror), ("HF_ENDPOINT", hf_endpoint)):
+        if value and not re.fullmatch(r"https?://[!-~]+", value):
+            raise InputError(f"{name} must be an address like https://example.org/models: got {value!r}")
+    if hf_endpoint and not mirror:
+        base = f"{hf_endpoint.rstrip('/')}/{model.repository}/resolve/main"
+        return {name: f"{base}/{name}" for name in HUGGING_FACE_FILES}
+    base = f"{(mirror or OPENAI).rstrip('/')}/{model.name}"
+    return {name: f"{base}/{name}" for name in OPENAI_FILES}
+
+
+def download_model(folder: Path, addresses: dict[str, str], patience: Patience | None = None) -> None:
+    """Fetch the files that are not in `folder` yet.
+
+    Args:
+        addresses: each file's name and URL, as from `urls`.
+
+    Raises:
+        InputError: naming the file, what went wrong, and which files to put where by hand.
+    """
+    for name, url in addresses.items():
+        if (folder / name).exists():
+            continue
+        try:
+            fetch(url, folder / name, patience)
+        except InputError as error:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which it does if it is empty
+            missing = [name for name in addresses if not (folder / name).exists()]
+            raise InputError(
+                f"{error}. Without a network: put {', '.join(missing)} into {folder}, "
+                f"from {url.rpartition('/')[0]}/"
+            ) from None
+
+
+def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
+    """Download one file, going on with what an earlier attempt left in FILE.part.
+
+    Raises:
+        InputError: naming the URL, if it cannot be had, or the file, if it cannot be written.
+    """
+    patience = patience or Patience()
+    attempts, furthest = 0, -1
+    with _Part(goal) as part:
+        while True:
+            try:
+                _continue(url, part, patience)
+                break
+            except _DroppedError as error:
+                attempts = attempts + 1 if part.size <= furthest else 1
+                furthest = max(furthest, part.size)
+                if attempts >= patience.attempts:
+                    kept = f"; {part.size:,} bytes are kept in {part.path.name}" if part.size else ""
+                    raise InputError(f"{url} cannot be downloaded: {error}, {attempts} times{kept}") from None
+                pause = patience.pause * 2 ** (attempts - 1)
+                warn(f"{goal.name}: {error}; trying again in {seconds(pause)}")
+            patience.sleep(pause)
+        part.finish()
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What tells two versions of a file apart."""
+
+    url: str
+    length: int | None  # of the whole file, in bytes
+    tag: str | None  # ETag, or the time of the last change
+
+
+class _Part:
+    """FILE.part, what has come so far, and FILE.part.json, of which version it is a part."""
+
+    def __init__(self, goal: Path) -> None:
+        self.goal = goal
+        self.path = goal.with_name(f"{goal.name}.part")
+        self.notes = goal.with_name(f"{goal.name}.part.json")
+        self.size = 0
+        self.version: _Version | None = None
+
+    def __enter__(self) -> "_Part":
+        with self._explained():
+            self.goal.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("ab")
+        self.size = self.file.tell()
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            self.version = _Version(**json.loads(self.notes.read_bytes()))
+        if self.version is None:
+            self.restart(None)  # nobody knows what it is part of
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self.file.close()
+        with contextlib.suppress(OSError):
+            if self.size == 0 and self.path.exists():
+                self.path.unlink()
+                self.notes.unlink(missing_ok=True)
+
+    def restart(self, version: _Version | None) -> None:
+        """Throw away what has come, and note what will come."""
+        with self._explained():
+            self.file.truncate(0)  # first: notes about another version's bytes would be a lie
+            self.size, self.version = 0, version
+            if version is not None:
+                self.notes.write_text(json.dumps(asdict(version)) + "\n", encoding="utf-8")
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        with self._explained():
+            self.file.write(data)
+        self.size += len(data)
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        with self._explained():
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            found = os.fstat(self.file.fileno()).st_size
+            if found != self.size:
+                self.restart(None)
+                raise InputError(f"{self.path}: another program writes to it too; wait for it, or end it")
+            self.file.close()
+            self.path.replace(self.goal)
+            self.notes.unlink(missing_ok=True)
+            sync_folder(self.goal.parent)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+
+def _continue(url: str, part: _Part, patience: Patience) -> None:
+    """One attempt: from where `part` ends to the end of the file.
+
+    Raises:
+        _DroppedError: if it is worth another attempt.
+        InputError: if it is not.
+    """
+    # "identity": a compressed answer would be another file, of another length
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "minigpt"})
+    before = part.version
+    if part.size and before is not None and before.url == url:
+        request.add_header("Range", f"bytes={part.size}-")
+        if before.tag:
+            request.add_header("If-Range", before.tag)  # else, please, the whole new file
+    else:
+        part.restart(None)
+    try:
+        with urllib.request.urlopen(request, timeout=patience.timeout) as answer:
+            assert isinstance(answer, http.client.HTTPResponse), "of an address that begins with http"
+            length = _begin(url, part, answer.status, answer.headers)
+            _receive(answer, part, length)
+    except urllib.error.HTTPError as error:
+        with error:
+            _refused(url, part, error)
+    except urllib.error.URLError as error:
+        _unreachable(url, part, error.reason)
+    except (http.client.HTTPException, OSError) as error:  # a timeout is an OSError too
+        raise _DroppedError(_words(error)) from None
+
+
+def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
+    """Compare what the server sends with what is there; returns the whole file's length."""
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise InputError(f"{url} comes as {headers['Content-Encoding']}, which was not asked for")
+    given = headers.get("Content-Length", "")
+    body = int(given) if re.fullmatch(r"[0-9]{1,18}", given) else None
+    if body is None and "chunked" not in headers.get("Transfer-Encoding", "").lower():
+        raise InputError(f"{url} comes without its length: nobody could tell whether it is whole")
+    tag = headers.get("ETag") or headers.get("Last-Modified")
+    if tag and tag.startswith("W/"):  # "the same to a reader" is not "the same bytes"
+        tag = headers.get("Last-Modified")
+    if status == 206 and (before := part.version) is not None:
+        found = re.fullmatch(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)", headers.get("Content-Range", ""))
+        first, last, total = map(int, found.groups()) if found else (-1, -1, -1)
+        is_rest = (first, last + 1) == (part.size, total) and body in (None, total - first)
+        is_same = before.length in (None, total) and (not tag or not before.tag or tag == before.tag)
+        if not is_rest or not is_same:
+            part.restart(None)
+            raise _DroppedError("the server sent another part, or the file there has changed")
+        return total
+    if status != 200:
+        raise InputError(f"{url} cannot be downloaded: the server answers {status}")
+    part.restart(_Version(url, body, tag))  # the whole file, though perhaps a part was asked for
+    return body
+
+
+def _receive(answer: http.client.HTTPResponse, part: _Part, length: int | None) -> None:
+    """Read to the end. Megabytes are shown: numbers of nine digits would flicker past."""
+    total = "?" if length is None else f"{length / 1e6:,.1f}"
+    start, began = part.size, time.monotonic()
+    with ProgressLine(f"{part.goal.name}:", (length or 0) // 10**6, patience=1.0) as progress:
+        while data := answer.read1(CHUNK):  # what has come; `read` would lose it when the rest does not
+            part.write(data)
+            speed = (part.size - start) / 1e6 / max(time.monotonic() - began, 1e-3)
+            progress.update(part.size // 10**6, f"MB ({total} in all), {speed:.1f} MB/s")
+    if length is not None and part.size != length:
+        raise _DroppedError(f"the connection broke off after {part.size:,} of {length:,} bytes")
+
+
+def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
+    if error.code == 416:  # there is nothing behind what we have: is that because we have all?
+        total = error.headers.get("Content-Range", "").removeprefix("bytes */")
+        if part.version is not None and total == str(part.size) == str(part.version.length):
+            return
+        part.restart(None)
+        raise _DroppedError("the server has no such part of the file")
+    if error.code in (408, 429) or error.code >= 500:
+        raise _DroppedError(f"the server answers {error.code} ({error.reason})")
+    hint = "there is no such file" if error.code == 404 else "it refuses"
+    raise InputError(f"{url} cannot be downloaded: the server answers {error.code} ({error.reason}), {hint}")
+
+
+def _unreachable(url: str, part: _Part, reason: object) -> None:
+    # A name that does not exist and a certificate that is wrong will be so in a second too.
+    if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError) and not part.size:
+        raise InputError(f"{url} cannot be reached: {_words(reason)}") from None
+    if not isinstance(reason, OSError):
+        raise InputError(f"{url} cannot be reached: {reason}") from None
+    raise _DroppedError(_words(reason)) from None
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "the server fell silent"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())
