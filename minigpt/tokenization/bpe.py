@@ -189,12 +189,20 @@ class BpeTokenizer:
         return ids + self._encode(text[start:])
 
     def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._encoding(text).ids
+        return ids
+
+    def _encoding(self, text: str) -> Any:
         try:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+            return self._library.encode(text, add_special_tokens=False)
         except TypeError:
             _require_whole_characters(text)
             raise
-        return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and where each begins and ends in it; parts of a character have its place."""
+        encoding = self._encoding(text)
+        return encoding.ids, encoding.offsets
 
     def encode_array(self, text: str) -> npt.NDArray[np.int32]:
         """The ids of a text as an array, (number of tokens,). Raises InputError as `encode_text`."""
