@@ -45,8 +45,8 @@ SECONDS = 5.0  # of processor time; 1,000 messages take Qwen3's template about 0
 MAX_NUMBER = 10**15  # above it, numbers take more than one step
 
 FILTERS = (
-    "abs count d default dictsort first float groupby int items last length list map max min reject rejectattr "
-    "reverse select selectattr sort unique"
+    "abs count d default dictsort first float groupby int items last length list map max min reject "
+    "rejectattr reverse select selectattr sort unique"
 )
 # these make text of whatever they are given, so that the whole of it is charged
 TEXT_FILTERS = "capitalize e escape lower safe string title truncate upper wordcount"
@@ -194,7 +194,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             optimized=False,  # constants are computed when the budget is there
             cache_size=0,
         )
-        self.budget = threading.local()  # characters: how many are left; end: of the processor time
+        self.budget = threading.local()  # of this thread: `characters` that are left, `end` of the time
         self.filters = {name: self.charged(JINJA_FILTERS[name]) for name in FILTERS.split()}
         self.filters |= {
             name: self.charged(JINJA_FILTERS[name], as_text=True) for name in TEXT_FILTERS.split()
