@@ -138,7 +138,7 @@ class BpeTokenizer:
 
         Raises:
             ValueError: if vocab_size is too small for the bytes and special tokens, or kind is unknown.
-            InputError: for half a character (a lone surrogate) in a text, or a special token that is no such.
+            InputError: for half a character (a lone surrogate) in a text, or a special token that is none.
         """
         special = list(dict.fromkeys((*_TRAINED_SPECIAL, *special_tokens)))
         least = len(special) + len(BYTE_SYMBOLS)

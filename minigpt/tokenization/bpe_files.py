@@ -82,7 +82,7 @@ class Definition:
     special: dict[str, int]
     """the text of a special token -> id, in the order of the ids"""
     words: dict[str, int]
-    """an added token that stands for its own text, a word that somebody added to the vocabulary -> id"""
+    """an added token that stands for its own text, a word added to the vocabulary -> id"""
     frame: dict[str, Any]
     """tokenizer.json without its vocabulary, merges and special tokens' ids"""
     config: dict[str, Any]
@@ -157,7 +157,7 @@ def _object(path: Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise InputError(f"{path} is a directory, not a file") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON in UTF-8 ({error}): copy it anew") from None
+        raise InputError(f"{path} is not JSON in UTF-8 ({error}): copy it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
     return content
@@ -217,7 +217,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: a vocabulary without its merges cannot encode") from None
     except ValueError as error:
-        raise InputError(f"{path} is not text in UTF-8 ({error}): copy it anew") from None
+        raise InputError(f"{path} is not text in UTF-8 ({error}): copy it again") from None
     lines = [line.rstrip("\r") for line in lines]
     return _pairs([line for line in lines[lines[0].startswith("#version") :] if line], path)
 

@@ -8,7 +8,7 @@ tells the two apart. In it the constants that the template *writes* hold one pri
 each special token. The constants that it *compares* with are the same both times, and so are the messages:
 `message.content.split('</think>')` finds what it looks for.
 
-A template is a program from strangers: template_sandbox.py runs it.
+A template is a program, and not to be trusted: template_sandbox.py runs it.
 """
 
 import re

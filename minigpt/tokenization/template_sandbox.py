@@ -1,4 +1,4 @@
-"""Runs a chat template without trusting it: a template is a program that came with somebody's weights.
+"""Runs a chat template without trusting it: a template is a program that came with a model's weights.
 
     template = SandboxedTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     template.render({"messages": [{"content": "hello"}]})
