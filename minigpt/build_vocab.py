@@ -80,6 +80,7 @@ def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
 
 
 def _learn(options: Options, texts: Iterable[str], described: str) -> dict[str, Any]:
+    from minigpt.console.terminal import ProgressLine
     from minigpt.tokenization.bpe import BpeTokenizer
 
     if options.output.is_file() or options.output.suffix == ".json":
@@ -87,7 +88,8 @@ def _learn(options: Options, texts: Iterable[str], described: str) -> dict[str, 
             f"--kind bpe writes a folder with a tokenizer.json, not {options.output}; give --output FOLDER"
         )
     try:
-        tokenizer = BpeTokenizer.train(texts, options.vocab_size)
+        with ProgressLine("vocabulary, stage", total=2, patience=2.0) as progress:
+            tokenizer = BpeTokenizer.train(texts, options.vocab_size, on_progress=progress.update)
     except InputError:
         raise
     except ValueError as error:

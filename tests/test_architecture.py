@@ -50,7 +50,6 @@ ONLY: dict[str, set[str]] = {
     "model": {"torch"},
     "families.qwen3.model": {"torch"},
     "tokenizer": {"numpy"},
-    "tokenization.bpe_definition": set(),
     "tokenization.bpe_files": set(),
     "tokenization.bpe": {"numpy", "tokenizers"},
     "tokenization.chat_template": {"jinja2"},
