@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from minigpt.console.terminal import warn
+from minigpt.console.terminal import note, warn
 from minigpt.data.encodings import decode
 from minigpt.data.file_formats import BadLine, open_data, parse_line
 from minigpt.data.records import FIELDS, FieldNames, Text, is_head, meaning_of, text_of
@@ -248,8 +248,8 @@ def decode_sources(sources: list[Source], folder: Path, options: TextOptions) ->
 def _decoded_copy(source: Source, target: Path, options: TextOptions) -> Source:
     path = source.origin
     data = open_data(path, options.encoding, is_head)
-    for note in data.notes:
-        warn(note)
+    for sentence in data.notes:
+        note(sentence)
     target.parent.mkdir(parents=True, exist_ok=True)
     if data.kind == "text":
         (record,) = data.records

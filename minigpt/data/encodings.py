@@ -154,15 +154,19 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
     confidence, codec, text = readings[0]
     if len(readings) == 1 or confidence > _CERTAIN * readings[1][0]:
         return text, codec
-    shown = "; ".join(f"--encoding {codec}: {_excerpt(text)}" for _, codec, text in readings[:4])
+    texts = [text for _, _, text in readings[:4]]
+    shown = "; ".join(
+        f"--encoding {codec}: {_excerpt(text, texts[0] if text is not texts[0] else texts[1])}"
+        for _, codec, text in readings[:4]
+    )
     raise InputError(
         f"{name} is not UTF-8, and its encoding is not certain; choose what reads right: {shown}"
     )
 
 
-def _excerpt(text: str) -> str:
-    """Some characters from the first place on that tells encodings apart."""
-    first = next((i for i, character in enumerate(text) if not character.isascii()), 0)
+def _excerpt(text: str, other: str) -> str:
+    """Some characters around the first place where another reading differs."""
+    first = next((i for i, (one, two) in enumerate(zip(text, other)) if one != two), 0)
     return printable(f"{text[max(0, first - 4) : first + _SHOWN]!r}")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minigpt.console.terminal import ProgressLine, warn
+from minigpt.console.terminal import ProgressLine, note, warn
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import BadLine, DataFile, open_data, rows_of
 from minigpt.data.records import KNOWN_SHAPES, FieldNames, Text, head_test, meaning_of
@@ -47,18 +47,19 @@ class ReadReport:
         >>> ReadReport(Path("a"), conversations=29, answers=58).counted
         '29 conversations with 58 answers'
         """
+        several = "" if self.conversations == 1 else "s"
         if self.answers == self.conversations:
-            return f"{self.conversations:,} pairs"
-        return f"{self.conversations:,} conversations with {self.answers:,} answers"
+            return f"{self.conversations:,} pair{several}"
+        return f"{self.conversations:,} conversation{several} with {self.answers:,} answers"
 
     def print_summary(self) -> None:
         """Say how the file was read and what was skipped: each reason once, with its first lines."""
-        for note in self.notes:
-            warn(note)
+        for sentence in self.notes:
+            note(sentence)
         if self.lost:
             warn(
-                f"{self.path}: {len(self.lost):,} records hold U+FFFD (�): another program lost characters there "
-                f"(line {_listed(self.lost)}); go back to the file before that"
+                f"{self.path}: {len(self.lost):,} records hold U+FFFD (�): another program lost characters "
+                f"there (line {_listed(self.lost)}); go back to the file before that"
             )
         if not self.skipped:
             return
