@@ -52,4 +52,4 @@ class QADataset(Dataset[dict[str, Tensor]]):
         ids = torch.full((self.max_length,), self.tokenizer.pad_token_id)
         ids[: len(found)] = torch.from_numpy(found)
         mask = torch.arange(self.max_length) < len(found)
-        return {"input_ids": ids[:-1], "attention_mask": mask[:-1].long(), "targets": ids[1:]}
+        return {"input_ids": ids[:-1].clone(), "attention_mask": mask[:-1].long(), "targets": ids[1:]}

@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from minigpt.console.terminal import note, warn
 from minigpt.data.encodings import decode
-from minigpt.data.file_formats import BadLine, open_data, parse_line
+from minigpt.data.file_formats import BadLine, open_data, parse_line, refuse_foreign, refuse_other_text
 from minigpt.data.records import FIELDS, FieldNames, Text, is_head, meaning_of, text_of
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
@@ -148,6 +148,7 @@ def _source(path: Path, name: str, options: TextOptions) -> Source:
         head = file.read(_HEAD)
     if not head:
         raise InputError(f"{path} is empty; it needs a text")
+    refuse_foreign(head, path)
     source = Source(
         path, name, "other", status.st_size, status.st_mtime_ns, origin=path, origin_size=status.st_size
     )
@@ -168,7 +169,7 @@ def _source(path: Path, name: str, options: TextOptions) -> Source:
     text = head.decode("utf-8", "ignore")
     if path.suffix.lower() in (".csv", ".tsv"):
         return source
-    open_text_or_refuse(text, path)
+    refuse_other_text(text, path)
     return replace(source, kind="text", separator=_separator(text, options))
 
 
@@ -224,13 +225,6 @@ def _guessed(path: Path, samples: list[Any]) -> str:
     guessed = max(lengths, key=lambda key: lengths[key])
     warn(f"{path}: the texts are taken from {guessed!r}, the longest field; another one: --text_field NAME")
     return guessed
-
-
-def open_text_or_refuse(text: str, path: Path) -> None:
-    """Raise InputError for what is text, but no text to learn from: an LFS pointer, a web page."""
-    from minigpt.data.file_formats import refuse_other_text
-
-    refuse_other_text(text, path)
 
 
 def decode_sources(sources: list[Source], folder: Path, options: TextOptions) -> list[Source]:

@@ -33,8 +33,15 @@ _CANDIDATES = {
     "KOI8-R": "koi8-r",
     **{f"Windows-{page}": f"cp{page}" for page in range(1250, 1259)},
 }
+# ASCII, what Latin, Greek and Cyrillic scripts have, kana, Chinese characters, Hangul, and their punctuation
+_SENSIBLE = re.compile(
+    "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
+)
+_MOSTLY = 0.95
 _SAMPLE = 200_000  # bytes that are enough to tell an encoding
 _CERTAIN = 3.0  # how many times as likely as the next reading the first one must be
+_ZEROS = 3  # bytes: a line end and the blanks of a sentence have as many; fewer may be a slip
+_ENOUGH = 8  # bytes that are not ASCII: fewer do not make anything certain
 _SHOWN = 12  # characters of a reading that a message shows
 _NAMES = {
     "utf-8-sig": "UTF-8",
@@ -109,17 +116,19 @@ def _marked(data: bytes, codec: str, name: str) -> tuple[str, str]:
 
 
 def _utf16_without_mark(head: bytes) -> str | None:
-    """UTF-16 shows itself by zeros: in every ASCII character one, always on the same side."""
-    even, odd = head[0::2].count(0), head[1::2].count(0)
-    if even + odd < max(2, len(head) // 50):
+    """UTF-16 or UTF-32, in which ASCII has zeros: the reading in which nearly all makes sense."""
+    if head.count(0) < _ZEROS:
         return None
-    if b"\0\0\0" in head[:64]:
-        return "utf-32-le" if head[:1] != b"\0" else "utf-32-be"
-    return "utf-16-le" if odd > 20 * even else "utf-16-be" if even > 20 * odd else None
+    for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
+        text = head[: len(head) // width * width].decode(codec, "replace")
+        has_ascii = any(" " <= character <= "~" for character in text)
+        if has_ascii and len(_SENSIBLE.findall(text)) > _MOSTLY * len(text):
+            return codec
+    return None
 
 
 def _mostly_utf8(data: bytes) -> bool:
-    """Are there more lines of UTF-8 than of anything else? LF is no part of a character in any candidate."""
+    """Are at least half of the lines that are not ASCII UTF-8? LF is in no character of any candidate."""
     good = bad = 0
     for line in data.split(b"\n"):
         if not line.isascii():
@@ -128,7 +137,7 @@ def _mostly_utf8(data: bytes) -> bool:
                 good += 1
             except UnicodeDecodeError:
                 bad += 1
-    return good > bad
+    return 0 < good >= bad
 
 
 def _detected(data: bytes, name: str) -> tuple[str, str]:
@@ -152,8 +161,11 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
             "gb18030, big5, shift_jis, euc_kr, cp1252)"
         )
     confidence, codec, text = readings[0]
-    if len(readings) == 1 or confidence > _CERTAIN * readings[1][0]:
+    is_enough = sum(byte >= 0x80 for byte in data[:_SAMPLE]) >= _ENOUGH
+    if is_enough and (len(readings) == 1 or confidence > _CERTAIN * readings[1][0]):
         return text, codec
+    if len(readings) == 1:
+        readings.append(readings[0])
     texts = [text for _, _, text in readings[:4]]
     shown = "; ".join(
         f"--encoding {codec}: {_excerpt(text, texts[0] if text is not texts[0] else texts[1])}"

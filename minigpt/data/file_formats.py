@@ -21,6 +21,7 @@ import json
 import lzma
 import re
 import stat
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from minigpt.errors import InputError
 
 __all__ = [
     "BadLine", "DataFile", "Kind", "Record",
-    "open_data", "parse_line", "read_bytes", "refuse_other_text", "rows_of",
+    "open_data", "parse_line", "read_bytes", "refuse_foreign", "refuse_other_text", "rows_of",
 ]  # fmt: skip
 
 IsHead = Callable[[Collection[str]], bool]
@@ -127,10 +128,10 @@ def decompressed(data: bytes, name: str) -> tuple[bytes, str]:
             with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd") as stream:
                 found = stream.read(_MOST + 1)
         else:
-            openers: dict[str, Any] = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}
+            openers: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
             with openers[method](io.BytesIO(data)) as file:
                 found = file.read(_MOST + 1)
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{name} is damaged {method} data: {error}") from None
     if len(found) > _MOST:
         raise InputError(f"{name} unpacks to more than {_MOST >> 30} GiB")
@@ -184,9 +185,7 @@ def open_data(
         raise InputError(f"{path} is empty")
     content, method = decompressed(data, str(path))
     notes = [f"{path}: {method} data"] if method else []
-    for mark, what in _FOREIGN.items():
-        if content.startswith(mark):
-            raise InputError(f"{path} is {what}, not data to learn from")
+    refuse_foreign(content, path)
     if content.startswith(b"PAR1"):
         return DataFile("parquet", "", _parquet(content, str(path), is_head), digest, tuple(notes))
     if content.startswith((_XLSX, _XLS)):
@@ -196,6 +195,8 @@ def open_data(
         from minigpt.data.encodings import shown_name
 
         notes.append(f"{path}: read as {shown_name(codec)}")
+    if not text.strip():
+        raise InputError(f"{path} holds nothing but white space")
     refuse_other_text(text, path)
     start = text.lstrip()[:1]
     if start and start in "[{":
@@ -209,15 +210,20 @@ def open_data(
     return DataFile("text", codec, [Record(1, text, "")], digest, tuple(notes))
 
 
+def refuse_foreign(content: bytes, path: Path) -> None:
+    """Raise InputError for a PDF, a picture, a model, ..., told by the first bytes."""
+    for mark, what in _FOREIGN.items():
+        if content.startswith(mark):
+            raise InputError(f"{path} is {what}, not data to learn from")
+
+
 def refuse_other_text(text: str, path: Path) -> None:
-    """Raise InputError for what is text, but no data: an LFS pointer, a web page, white space."""
+    """Raise InputError for what is text, but no data: an LFS pointer, a web page."""
     start = text[:512].lstrip().lower()
     if start.startswith("version https://git-lfs.github.com/spec/"):
         raise InputError(f"{path} is a Git LFS pointer, not the data itself: fetch it with `git lfs pull`")
     if start.startswith(("<!doctype html", "<html")):
         raise InputError(f"{path} is a web page, not the file behind it: download it again")
-    if not start.strip("\0"):
-        raise InputError(f"{path} holds nothing but white space")
 
 
 # -- JSON --------------------------------------------------------------------------------------------------
@@ -356,7 +362,7 @@ def _lines(text: str) -> Iterator[Record]:
         if found := BAD_BYTES.search(line):
             yield Record(number, _not_text(line, found.start()), line)
             continue
-        begin, several = 0, []
+        begin, several = _end_of_blank(line, 0), []
         try:
             while begin < len(line):
                 value, end = _value(line, begin)
