@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from minigpt.console.terminal import note, warn
-from minigpt.data.encodings import decode
 from minigpt.data.file_formats import BadLine, open_data, parse_line, refuse_foreign, refuse_other_text
 from minigpt.data.records import FIELDS, FieldNames, Text, is_head, meaning_of, text_of
+from minigpt.data.text_encoding import decode
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
 

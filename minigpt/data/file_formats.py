@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from minigpt.data.encodings import BAD_BYTES, decode
+from minigpt.data.text_encoding import BAD_BYTES, decode
 from minigpt.errors import InputError
 
 __all__ = [
@@ -192,7 +192,7 @@ def open_data(
         return DataFile("xlsx", "", _workbook(content, path, is_head), digest, tuple(notes))
     text, codec = decode(content, str(path), encoding)
     if codec not in ("utf-8", "ascii") and encoding is None:
-        from minigpt.data.encodings import shown_name
+        from minigpt.data.text_encoding import shown_name
 
         notes.append(f"{path}: read as {shown_name(codec)}")
     if not text.strip():

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt.data.conversation import Conversation, Role, Turn
-from minigpt.data.encodings import BAD_BYTES
 from minigpt.data.file_formats import NOT_TEXT, BadLine
+from minigpt.data.text_encoding import BAD_BYTES
 from minigpt.errors import InputError
 
 __all__ = [
