@@ -48,6 +48,7 @@ class GPTConfig:
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
     # What every family's configuration answers to, under the names that Hugging Face has for all.
+    hidden_size = property(lambda self: self.n_embd)
     num_hidden_layers = property(lambda self: self.n_layer)
     num_attention_heads = num_key_value_heads = property(lambda self: self.n_head)
     head_dim = property(lambda self: self.n_embd // self.n_head)

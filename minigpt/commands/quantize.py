@@ -45,7 +45,7 @@ def main(options: Options) -> dict[str, Any]:
     """Read, round, write, and say what it saves."""
     if options.output.exists():
         raise InputError(f"{options.output} exists already: choose another folder with --output")
-    from minigpt.families.registry import naming_of
+    from minigpt.families.registry import family_of
     from minigpt.families.strict_loading import is_finite
     from minigpt.storage.files import atomic_folder
     from minigpt.storage.safetensors_files import safetensors_parts
@@ -67,7 +67,7 @@ def main(options: Options) -> dict[str, Any]:
         config = {**config, "dtype": "float16"}
         config.pop("torch_dtype", None)  # the key's older name
         weights = {
-            name: tensor.half() for name, tensor in naming_of(model.config).to_hugging_face(model).items()
+            name: tensor.half() for name, tensor in family_of(model.config).to_hugging_face(model).items()
         }
         for name, tensor in weights.items():
             if not is_finite(tensor):

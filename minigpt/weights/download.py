@@ -25,21 +25,10 @@ from pathlib import Path
 
 from minigpt.console.terminal import ProgressLine, seconds, warn
 from minigpt.errors import InputError
-from minigpt.families.gpt2.presets import Preset
 from minigpt.storage.files import sync_folder
 
-__all__ = ["HUGGING_FACE_FILES", "OPENAI", "OPENAI_FILES", "Patience", "download_model", "fetch", "urls"]
+__all__ = ["Patience", "download_model", "fetch"]
 
-OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-OPENAI_FILES = (
-    "checkpoint",
-    "hparams.json",
-    "encoder.json",
-    "vocab.bpe",
-    "model.ckpt.index",
-    "model.ckpt.data-00000-of-00001",  # last: the others show within a second whether the source is right
-)
-HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
 CHUNK = 1 << 18  # bytes read at once: a quarter of a megabyte
 
 
@@ -55,26 +44,6 @@ class Patience:
 
 class _DroppedError(Exception):
     """The connection broke, or the server is busy: worth another attempt."""
-
-
-def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
-    """Where each file of a model is. A mirror comes first, then a server of Hugging Face's form, then OpenAI.
-
-    Args:
-        mirror: base address of a copy of OpenAI's bucket: MIRROR/124M/hparams.json.
-        hf_endpoint: as in the environment variable HF_ENDPOINT: https://huggingface.co or a copy of it.
-
-    Raises:
-        InputError: if an address does not begin with http:// or https://.
-    """
-    for name, value in (("mirror", mirror), ("HF_ENDPOINT", hf_endpoint)):
-        if value and not re.fullmatch(r"https?://[!-~]+", value):
-            raise InputError(f"{name} must be an address like https://example.org/models: got {value!r}")
-    if hf_endpoint and not mirror:
-        base = f"{hf_endpoint.rstrip('/')}/{model.repository}/resolve/main"
-        return {name: f"{base}/{name}" for name in HUGGING_FACE_FILES}
-    base = f"{(mirror or OPENAI).rstrip('/')}/{model.name}"
-    return {name: f"{base}/{name}" for name in OPENAI_FILES}
 
 
 def download_model(folder: Path, addresses: dict[str, str], patience: Patience | None = None) -> None:

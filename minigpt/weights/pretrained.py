@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel, ModelConfig, naming, naming_of
-from minigpt.families.strict_loading import MOST_LAYERS, is_finite
+from minigpt.families.checks import MAX_LAYERS
+from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
+from minigpt.families.strict_loading import cast
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
 from minigpt.storage.safetensors_files import WeightFiles, parse_size, read_json_object, write_weights
@@ -126,7 +127,7 @@ def load_weights(model: LanguageModel, path: str | Path) -> None:
     if differing:
         raise InputError(f"{folder / CONFIG}: the weights are for another model, {', '.join(differing)}")
     weights = _read_weights(folder, expected, torch.float32)
-    naming_of(expected).fill(model, weights, assign=False)
+    family_of(expected).load_state(model, weights, assign=False)
 
 
 def save_pretrained(
@@ -157,9 +158,9 @@ def save_pretrained(
     parse_size(max_shard_size)  # its complaint comes before anything is written
     _require_same_vocabulary(model, tokenizer)
     stored = _stored_dtype(model, dtype)
-    weights = _converted(naming_of(model.config).to_hugging_face(model), stored)
+    weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = naming_of(model.config).config_to_hugging_face(model.config, **special_ids)
+    config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
     settings = {
         CONFIG: {**config, "dtype": _STORED[stored]},
         GENERATION: {name: index for name, index in special_ids.items() if index is not None},
@@ -193,9 +194,7 @@ def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
     """The same in another dtype, each tensor freed as soon as it is converted."""
     if dtype != torch.float32:
         for name in weights:
-            weights[name] = weights[name].to(dtype)
-            if not is_finite(weights[name]):  # float16 ends at 65,504
-                raise InputError(f"{name} holds values too large for {_STORED[dtype]}: choose another dtype")
+            weights[name] = cast(name, weights[name], dtype)
     return weights
 
 
@@ -228,7 +227,7 @@ def model_folder(path: str | Path) -> Path:
 def _read_config(folder: Path) -> ModelConfig:
     content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
     try:
-        config: ModelConfig = naming(content).config_from_hugging_face(content)
+        config: ModelConfig = family_of_json(content).config_from_hugging_face(content)
         return config
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
@@ -245,7 +244,7 @@ def _read_weights(
         stored = {form.dtype for form in weights.described.values() if form.is_floating_point()}
         dtype = stored.pop() if stored in ({torch.float16}, {torch.bfloat16}) else torch.float32
     try:
-        return naming_of(config).from_hugging_face(weights, config, dtype)
+        return family_of(config).from_hugging_face(weights, config, dtype)
     except InputError as error:
         where = "" if str(error).startswith(str(folder)) else f"{weights.path}: "
         raise InputError(f"{where}{error}") from None
@@ -268,17 +267,17 @@ def _model_reader(
             raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")
         return lambda: read_quantized(folder, content).to(device)
     config = _read_config(folder)
-    names = naming_of(config)
+    family = family_of(config)
     made: LanguageModel | None = None
-    if config.num_hidden_layers <= MOST_LAYERS:  # of a billion, first see what the file has
+    if config.num_hidden_layers <= MAX_LAYERS:  # of a billion, first see what the file has
         with contextlib.suppress(InputError):  # raised again below, with the file's name
-            made = names.unfilled(config)
-            names.shapes(config)
+            made = family.on_meta(config)
+            family.parameter_shapes(config)
 
     def read() -> LanguageModel:
         weights = _read_weights(folder, config, dtype or torch.float32, ahead)
-        model: LanguageModel = names.unfilled(config) if made is None else made
-        names.fill(model, weights, assign=True)
+        model: LanguageModel = family.on_meta(config) if made is None else made
+        family.load_state(model, weights, assign=True)
         return model.to(device).eval()
 
     return read

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel, ModelConfig, naming, naming_of
+from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
 from minigpt.families.strict_loading import is_finite
 from minigpt.storage.large_pages import LargePages
 from minigpt.weights.quantized import precision_of, quantized_modules
@@ -76,7 +76,7 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
     """
     config, precision = _config(folder / "config.json", content)
     path = folder / FILES[precision]
-    model: LanguageModel = naming_of(config).unfilled(config)
+    model: LanguageModel = family_of(config).on_meta(config)
     if precision == "int8":
         quantized_modules(model, "int8")
     else:
@@ -109,7 +109,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entry]:
-    names = naming_of(config).weight_table(config)
+    names = family_of(config).weight_names(config)
     for ours in state:
         module, _, kind = ours.rpartition(".")
         if kind in ("scale", "scales"):
@@ -134,7 +134,7 @@ def _config(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, str]:
         raise InputError(f"{path}: {KEY}: precision must be {known}: got {precision!r}")
     plain = {key: value for key, value in content.items() if key != KEY}
     try:
-        config: ModelConfig = naming(plain).config_from_hugging_face(plain)
+        config: ModelConfig = family_of_json(plain).config_from_hugging_face(plain)
         return config, precision
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

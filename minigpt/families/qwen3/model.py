@@ -21,13 +21,12 @@ I = intermediate_size, V = vocab_size.
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from minigpt.families.qwen3.rms_norm import RMSNorm
-from minigpt.model import KeyValueCache, check_inputs, visible_keys, written_out_attention
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,130 @@ class Qwen3Config:
         block = C + attention + 2 * D + C + 3 * C * self.intermediate_size  # 2 D: q_norm, k_norm
         embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + C  # the last C is the last norm
+
+
+class KeyValueCache(Protocol):
+    """What the model asks of a cache of earlier tokens' keys and values (inference/cache.py has them)."""
+
+    @property
+    def length(self) -> int:
+        """Tokens held: the same number in each row."""
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append T tokens' k, v (B, H, T, D) to a layer; return all of it, (B, H, length + T, D) each."""
+
+    def advance(self, tokens: int) -> None:
+        """All layers are updated: `length` grows by `tokens`."""
+
+
+def check_inputs(
+    ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
+) -> None:
+    """ValueError where an embedding, SDPA or CUDA would fail later and say less; `past`: tokens cached."""
+    if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
+    (B, T), width = ids.shape, past + ids.shape[1]
+    # A mask of floats is probably additive, 0 and -inf, which means the opposite of ours.
+    if mask is not None and (mask.shape != (B, width) or mask.is_floating_point()):
+        raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
+    if positions is not None and positions.shape != (B, T):
+        raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
+    # Left padding may make a row longer than its last position: only the values tell. To look at them stalls
+    # a GPU and breaks a compiled graph, so a GPU looks only if the width alone is too large.
+    if positions is not None and (ids.device.type == "cpu" or width > limit):
+        width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
+    if width > limit:
+        raise ValueError(f"the model's {name} is {limit} tokens: got a sequence of {width} tokens")
+
+
+def visible_keys(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which keys may each query see? True = visible: (T, S), or (B, 1, T, S) with a padding mask (B, S).
+
+    None means plain causality, SDPA's fast path: nothing is cached, or the one query is the newest token and
+    sees all. Right padding needs no mask: to every real token it lies in the future.
+    """
+    if attention_mask is None and (past == 0 or T == 1):
+        return None
+    query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1)  where each query stands
+    key = torch.arange(past + T, device=device)  # (S,)
+    visible = key <= query  # (T, S)  SDPA's is_causal aligns top left: wrong once a past is cached
+    if attention_mask is None:
+        return visible
+    visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
+    # A softmax over nothing is 0/0: one such row would turn all gradients into NaN. So all see themselves.
+    return (visible | (key == query))[:, None]  # (B, 1, T, S)  the same for all heads
+
+
+def written_out_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """softmax(QK^T / sqrt(D)) V, step by step: the slow twin of SDPA, which shows its weights.
+
+    https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
+    q (B, H, T, D), k and v (B, H, S, D) -> output (B, H, T, D), weights (B, H, T, S) as before dropout.
+    `visible` as from `visible_keys`; None is plain causality, the T queries being the last of the S tokens.
+    """
+    T, S, D = q.shape[-2], k.shape[-2], q.shape[-1]
+    if visible is None:
+        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, S)
+    weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S)  a row sums to 1
+    return F.dropout(weights, dropout) @ v, weights
+
+
+class RMSNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + eps): LayerNorm without its mean and bias.
+
+    https://arxiv.org/abs/1910.07467. Squares of a bfloat16 have 8 bits: they are summed in float32
+    at least. The result is rounded before it is multiplied by the weight, as in the models' training.
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> the same, same dtype."""
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out: Tensor = _RMSNormOnCpu.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+            return out
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = F.rms_norm(exact, self.weight.shape, eps=self.eps).to(x.dtype)
+        return normed * self.weight.to(x.dtype)
+
+
+class _RMSNormOnCpu(torch.autograd.Function):
+    """RMSNorm with its gradient by hand, for training on a CPU.
+
+    Torch has no kernel for it there: its gradient, composed of those of a square, a mean, a root and two
+    products, passes over the activations a dozen times. Written out it takes half the time (LOG.md). With
+    r = 1 / sqrt(mean(x^2) + eps), n = r x, y = w n, and g the gradient of the loss at y:
+
+        dw = sum over all vectors of g n        dx = r (g w - n mean(g w n))
+
+    There is no second derivative, and torch.func does not see through it: nothing here asks for either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        root = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # (..., 1)
+        normed = exact * root  # (..., C)
+        ctx.save_for_backward(normed, root, weight)
+        ctx.dtype = x.dtype
+        return normed.to(x.dtype) * weight.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, root, given = ctx.saved_tensors
+        gradient, weight = gradient.to(normed.dtype), given.to(normed.dtype)
+        product = gradient * normed  # (..., C)
+        weight_grad = product.reshape(-1, product.shape[-1]).sum(0)  # (C,)
+        mean = (product @ weight).div_(normed.shape[-1]).unsqueeze(-1)  # (..., 1)
+        x_grad = (gradient * weight).addcmul_(normed, mean, value=-1).mul_(root)
+        return x_grad.to(ctx.dtype), weight_grad.to(given.dtype), None
 
 
 def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]:

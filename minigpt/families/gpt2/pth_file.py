@@ -9,7 +9,6 @@ what it gives. The sizes of the model are those of its tensors. Only n_head cann
 
 import re
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +16,15 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.gpt2.state_dict import fill, unfilled
+from minigpt.families.checks import differences, listed
+from minigpt.families.family import HEAD
+from minigpt.families.gpt2.family import FAMILY
+from minigpt.families.strict_loading import cast, tensor_kind
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 __all__ = ["read_pth"]
 
-_WTE, _WPE, _HEAD = "transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"
+_WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 _BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
 _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
@@ -50,7 +52,11 @@ def read_pth(
         or not state
         or not all(isinstance(value, Tensor) for value in state.values())
     ):
-        has = f"a dictionary with {_listed(content)}" if isinstance(content, dict) else type(content).__name__
+        has = (
+            f"a dictionary with {listed(content) or 'nothing'}"
+            if isinstance(content, dict)
+            else type(content).__name__
+        )
         raise InputError(f"{path} holds no model_state_dict of tensors, but {has}")
     if not all(isinstance(name, str) for name in state):
         raise InputError(f"{path} has a tensor whose name is no text")
@@ -111,7 +117,7 @@ def _is_mask(tensor: Tensor) -> bool:
 def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]) -> GPTLMHeadModel:
     for name in (_WTE, _WPE):
         if name not in state or state[name].ndim != 2:
-            raise InputError(f"this is no GPT of minigpt: there is no matrix {name}, but {_listed(state)}")
+            raise InputError(f"this is no GPT of minigpt: there is no matrix {name}, but {listed(state)}")
     blocks = {match[1] for match in map(_BLOCK.fullmatch, state) if match}
     (vocab_size, n_embd), block_size = state[_WTE].shape, state[_WPE].shape[0]
     bias = "transformer.blocks.0.attn.out_proj.bias" in state
@@ -124,34 +130,17 @@ def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]
         bias=bias,
         gelu=gelu,
     )
-    model = unfilled(config)
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    head = state.pop(_HEAD, None)
+    expected = FAMILY.on_meta(config)
+    head = state.pop(HEAD, None)
     if head is not None and not torch.equal(head, state[_WTE]):
-        raise InputError(f"{_HEAD} differs from {_WTE}: only tied weights are supported")
-    complaints = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "unfit": {
-            f"{name} is {state[name].dtype} {tuple(state[name].shape)}, not float {tuple(shape)}"
-            for name, shape in expected.items()
-            if name in state and not (state[name].shape == shape and state[name].is_floating_point())
-        },
-    }
-    if any(complaints.values()):
-        text = "; ".join(f"{kind}: {_listed(sorted(names))}" for kind, names in complaints.items() if names)
-        raise InputError(f"the tensors are no GPT of minigpt; {text}")
-    weights = {}
-    for name in expected:
-        weights[name] = state[name].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        if not torch.isfinite(weights[name]).all():
-            raise InputError(f"{name} holds NaN or infinity: these weights are unusable")
-    fill(model, weights, assign=True)
-    return model.eval()
-
-
-def _listed(names: Iterable[object], limit: int = 6) -> str:
-    """The first names: it shall stay one line."""
-    shown = [str(name) for name in names]
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return (", ".join(shown[:limit]) or "nothing") + more
+        raise InputError(f"{HEAD} differs from {_WTE}: only tied weights are supported")
+    wrong = differences(
+        {name: tensor_kind(tensor) for name, tensor in state.items()},
+        {name: tensor_kind(tensor) for name, tensor in expected.named_parameters()},
+    )
+    if wrong:
+        raise InputError(f"the tensors are no GPT of minigpt; {wrong}")
+    weights = {name: cast(name, tensor, torch.float32) for name, tensor in state.items()}
+    FAMILY.load_state(expected, weights, assign=True)
+    model: GPTLMHeadModel = expected.eval()
+    return model

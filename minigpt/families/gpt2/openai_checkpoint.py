@@ -6,12 +6,11 @@
 The folder holds `checkpoint` (says what the checkpoint is called), `hparams.json` and the checkpoint itself,
 `model.ckpt.index` and `model.ckpt.data-00000-of-00001`. (`model.ckpt.meta`, the graph, is not needed;
 encoder.json and vocab.bpe are the tokenizer's.) Hugging Face's GPT-2 keeps OpenAI's matrices as they are,
-(in, out), so the arrays suit `weight_names.from_hugging_face` as well as NumPy and JAX.
+(in, out), so the arrays suit `FAMILY.from_hugging_face` in .family as well as NumPy and JAX.
 """
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigpt.errors import InputError
+from minigpt.families.checks import differences
 from minigpt.families.gpt2.presets import Sizes
-from minigpt.weights.tensor_bundle import read_bundle
+from minigpt.families.gpt2.tensor_bundle import read_bundle
 
 __all__ = ["read_checkpoint"]
 
@@ -71,9 +71,12 @@ def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.flo
             if name in tensors and tensors[name].shape == expected[name]:
                 matrix = expected[name][-2:] if name.endswith("/w") else expected[name]
                 weights[ours.replace("*", block)] = tensors[name].reshape(matrix)
-    complaints = _complaints(expected, {name: tensor.shape for name, tensor in tensors.items()})
-    if complaints:
-        raise InputError(f"{prefix}.index does not fit {hparams.name}; {complaints}")
+    wrong = differences(
+        {name: str(tensor.shape) for name, tensor in tensors.items()},
+        {name: str(shape) for name, shape in expected.items()},
+    )
+    if wrong:
+        raise InputError(f"{prefix}.index does not fit {hparams.name}; {wrong}")
     return sizes, weights
 
 
@@ -131,22 +134,3 @@ def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
     if name.endswith(("/g", "/b")):
         return (outside,)
     return (sizes.n_vocab if name.endswith("wte") else sizes.n_ctx, C)
-
-
-def _complaints(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-    """All that is missing, unexpected or of another shape, in one line; nothing if they agree."""
-    unfit = [
-        f"{name} is {found[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    kinds = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "unfit": unfit,
-    }
-    return "; ".join(
-        f"{kind}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        for kind, names in kinds.items()
-        if names
-    )
