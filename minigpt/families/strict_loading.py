@@ -58,9 +58,7 @@ def cast(
     if not is_finite(copy):
         require_finite(name, tensor)
         kind, largest = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
-        raise InputError(
-            f"{name} holds values beyond {largest:.5g}, the largest {kind}: choose another dtype"
-        )
+        raise InputError(f"{name} holds values beyond {largest:,.6g}, the largest number in {kind}")
     return copy
 
 

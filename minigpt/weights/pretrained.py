@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt.errors import InputError
 from minigpt.families.checks import MAX_LAYERS
 from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
 from minigpt.families.strict_loading import cast
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
+from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
-from minigpt.storage.safetensors_files import WeightFiles, parse_size, read_json_object, write_weights
+from minigpt.storage.safetensors_files import WeightFiles, parse_size, write_weights
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.quantized_folders import is_quantized, read_quantized
-from minigpt.weights.weight_only import stored_precision
 
 __all__ = [
     "AnyTokenizer",
@@ -151,7 +151,7 @@ def save_pretrained(
         InputError: if the vocabularies do not fit, a weight is not finite, or a file cannot be written.
     """
     folder = Path(directory)
-    if stored_precision(model) != "float32":
+    if not isinstance(model.lm_head, nn.Linear):
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
@@ -225,7 +225,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def _read_config(folder: Path) -> ModelConfig:
-    content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
     try:
         config: ModelConfig = family_of_json(content).config_from_hugging_face(content)
         return config
@@ -261,7 +261,7 @@ def _model_reader(
     They are a thousand short calls into torch, each of which lets go of Python: beside a thread that is busy
     in Python every one of them would wait for its turn.
     """
-    content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
     if is_quantized(content):
         if dtype not in (None, "stored"):
             raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")
@@ -341,7 +341,7 @@ def _read_tokenizer(folder: Path) -> AnyTokenizer:
     path = folder / TOKENIZER
     if not path.exists() and (folder / "merges.txt").exists():
         return BpeTokenizer.from_folder(folder)
-    whole = read_json_object(path, f"{folder} has no tokenizer")
+    whole = read_json(path, missing=f"{folder} has no tokenizer")
     content = whole.get("model")
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "BPE":

@@ -9,7 +9,6 @@ encoder.json and vocab.bpe are the tokenizer's.) Hugging Face's GPT-2 keeps Open
 (in, out), so the arrays suit `FAMILY.from_hugging_face` in .family as well as NumPy and JAX.
 """
 
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from minigpt.errors import InputError
 from minigpt.families.checks import differences
 from minigpt.families.gpt2.presets import Sizes
 from minigpt.families.gpt2.tensor_bundle import read_bundle
+from minigpt.storage.json_files import read_json
 
 __all__ = ["read_checkpoint"]
 
@@ -81,17 +81,10 @@ def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.flo
 
 
 def _read_sizes(path: Path) -> Sizes:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: {path.parent} is no folder of OpenAI's GPT-2 release") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    content = read_json(path, missing=f"{path.parent} is no folder of OpenAI's GPT-2 release")
     known = {field.name for field in fields(Sizes)}
-    if not isinstance(content, dict) or content.keys() != known:
-        keys = ", ".join(sorted(map(repr, content))[:8]) if isinstance(content, dict) else repr(content)[:40]
+    if content.keys() != known:
+        keys = ", ".join(sorted(map(repr, content))[:8])
         raise InputError(f"{path} must have the keys {', '.join(sorted(known))}: got {keys}")
     for name, value in content.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -2,9 +2,9 @@
 
     model, epoch = read_pth("output/best_model.pth", n_head=8)
 
-Such a file is a pickle, which may ask for any function to be called. Torch's own reader, told weights_only,
-calls none but those that make tensors; it is the only one used here, and nothing but tensors is taken from
-what it gives. The sizes of the model are those of its tensors. Only n_head cannot be seen in them.
+Such a file is a zip with a pickle, which may ask for any function to be called. Torch's own reader with
+weights_only calls none but those that make tensors; it is the only one used here, and only tensors are taken
+from its result. The sizes of the model are those of its tensors. Only n_head cannot be seen in them.
 """
 
 import re
@@ -74,8 +74,7 @@ def _load(path: Path) -> Any:
         raise InputError(f"{path} does not exist: give the .pth that torch.save wrote")
     if not path.is_file():
         raise InputError(f"{path} must be a file: give the .pth that torch.save wrote")
-    if not zipfile.is_zipfile(path):  # of which torch.save has made its files since 2020
-        raise InputError(f"{path} is damaged, or no file of torch.save: it is no zip archive")
+    _require_sound_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged or evil file may be wrong in any way at all
@@ -84,6 +83,21 @@ def _load(path: Path) -> Any:
         if refused:
             reason = f"it asks for {refused[1]}, and nothing but tensors is read; nothing was run"
         raise InputError(f"{path} cannot be read as weights: {reason}") from None
+
+
+def _require_sound_zip(path: Path) -> None:
+    """Check each entry's CRC-32, which torch's reader does not. torch.save has written zips since 2020."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise InputError(f"{path} is no file of torch.save, which never compresses")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged, or no file of torch.save: {error}") from None
+    if damaged is not None:
+        raise InputError(f"{path} is damaged: {damaged} in it does not match its checksum (CRC-32)")
 
 
 def _require_plain(state: dict[str, Tensor], size: int) -> None:
