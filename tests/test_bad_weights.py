@@ -174,7 +174,7 @@ def test_a_tensor_named_twice_is_refused_even_if_it_is_the_same(whole: Path) -> 
         return text.replace(entry[0], f"{entry[0]},{entry[0]}")
 
     with_header(whole, twice)
-    assert "'transformer.ln_f.bias' stands there twice" in message(lambda: load_model(whole))
+    assert "'transformer.ln_f.bias' comes twice" in message(lambda: load_model(whole))
 
 
 def test_a_header_that_claims_to_be_enormous_is_not_read(whole: Path) -> None:
@@ -247,7 +247,7 @@ def test_an_index_cannot_lead_out_of_its_folder(name: object, sharded: Path) -> 
     index["weight_map"]["transformer.ln_f.bias"] = name
     (sharded / INDEX).write_text(json.dumps(index))
     line = message(lambda: load_model(sharded))
-    assert f"{sharded / INDEX}: transformer.ln_f.bias must lie in a .safetensors file beside it: got" in line
+    assert f"{sharded / INDEX}: transformer.ln_f.bias must be in a .safetensors file beside it: got" in line
 
 
 def test_a_shard_that_is_not_there_is_named(sharded: Path) -> None:
@@ -278,7 +278,7 @@ def test_an_index_that_gives_a_tensor_twice_is_refused(sharded: Path) -> None:
     (sharded / INDEX).write_text(
         text.replace('"weight_map": {', '"weight_map": {"transformer.ln_f.bias": "x",')
     )
-    assert "'transformer.ln_f.bias' stands there twice" in message(lambda: load_model(sharded))
+    assert "'transformer.ln_f.bias' comes twice" in message(lambda: load_model(sharded))
 
 
 # --------------------------------------------------------------------------------------------- muddled models
@@ -318,7 +318,7 @@ def test_sizes_that_are_none_are_named(key: str, value: object, whole: Path) -> 
 def test_a_configuration_with_a_key_twice_is_refused(whole: Path) -> None:
     path = whole / "config.json"
     path.write_text(path.read_text().replace('"n_layer"', '"n_layer": 7, "n_layer"'))
-    assert f"{path} is not JSON: the key 'n_layer' stands there twice" == message(lambda: load_model(whole))
+    assert f"{path} is not JSON: the key 'n_layer' comes twice" == message(lambda: load_model(whole))
 
 
 @pytest.mark.parametrize(

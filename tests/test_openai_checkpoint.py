@@ -277,7 +277,7 @@ def test_a_tensor_may_start_at_any_byte(tmp_path: Path) -> None:
         (table(HEADER + row(b"\xff", b"")), "not UTF-8"),
         (table(HEADER + row(b"a", b"")), "a: its numbers are of TensorFlow's type 0"),
         (table(HEADER + entry("a", ARRAY, dtype=2)), "a: its numbers are of TensorFlow's type 2"),
-        (table(HEADER + entry("a", ARRAY, offset=4)), "should lie at bytes 4 to 28, but the file has 24"),
+        (table(HEADER + entry("a", ARRAY, offset=4)), "should be at bytes 4 to 28, but the file has 24"),
         (table(HEADER + entry("a", ARRAY, offset=2**62)), "but the file has 24"),
         (table(HEADER + entry("a", ARRAY, offset=-4)), "impossible place"),
         (table(HEADER + entry("a", ARRAY, more=field(3, 1))), "impossible place or shape: data file 1"),

@@ -57,7 +57,7 @@ class Family:
 
     weights: tuple[Weight, ...]  # all but lm_head
     prefix: str  # of all of these; files of the model without its head leave it out
-    layer_prefix: str  # Hugging Face's, of a block's weights: what stands before its number
+    layer_prefix: str  # Hugging Face's, of a block's weights: the text before its number
     layers_key: str  # of config.json: how many blocks there are
     embedding: str  # our name of the matrix that a tied lm_head shares
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of old files that are no weights

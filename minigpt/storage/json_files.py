@@ -68,7 +68,7 @@ def open_regular(path: Path) -> int:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """What a JSON text stands for.
+    """The value of a JSON text.
 
     Raises:
         ValueError: saying in one line what is wrong with it.
@@ -97,5 +97,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in content if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} comes twice")
     return content

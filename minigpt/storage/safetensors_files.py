@@ -260,7 +260,7 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     for name, file_name in weight_map.items():
         # a plain name: an index must not make us open files elsewhere
         if not (isinstance(file_name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file_name)):
-            raise InputError(f"{path}: {name} must lie in a .safetensors file beside it: got {file_name!r}")
+            raise InputError(f"{path}: {name} must be in a .safetensors file beside it: got {file_name!r}")
         shards.setdefault(file_name, set()).add(name)
     for file_name in shards:
         if not (path.parent / file_name).exists():

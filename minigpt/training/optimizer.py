@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel
+from minigpt.families.registry import LanguageModel, family_of
 from minigpt.training.config import TrainConfig
 from minigpt.training.parallel import cut_like, is_piece
 
@@ -53,12 +53,11 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
 def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """What updates which parameters; each group remembers its highest rate as `peak_lr`."""
     # a fused projection of queries, keys and values is three matrices
-    stacked: dict[int, list[nn.Parameter]] = {1: [], 3: []}
+    stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
-        for name, p in model.blocks.named_parameters():
-            if p.dim() == 2:
-                stacked[3 if name.endswith("qkv_proj.weight") else 1].append(p)
-    by_muon = [{"params": some, "parts": parts} for parts, some in stacked.items() if some]
+        for p, parts in family_of(model.config).matrix_parameters(model):
+            stacked.setdefault(parts, []).append(p)
+    by_muon = [{"params": some, "parts": parts} for parts, some in sorted(stacked.items())]
     taken = {id(p) for some in stacked.values() for p in some}
     rest = [p for p in model.parameters() if id(p) not in taken]
     groups = [

@@ -1,13 +1,13 @@
 """GGUF files, which llama.cpp and what is built on it read: writing them.
 
-    notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # what a reader of the file should know
+    notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # what differs in llama.cpp
 
-Names, keys and the quantisation are those of the `gguf` package, llama.cpp's own; it is an optional one and
+Names, keys and the quantisation are those of llama.cpp's own package `gguf`, an optional one, which is
 imported late. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Nothing here reads GGUF.
 
-For single characters llama.cpp has no tokenizer. The vocabulary is written as one of its "t5" kind, which
-looks for the most probable pieces of a text: of pieces with one character each there is one way only, so that
-the ids are ours, except that several unknown characters in a row become a single <unk> there.
+llama.cpp has no tokenizer for single characters. The vocabulary is written as its "t5" kind, which looks for
+the most probable pieces of a text. With pieces of one character there is one way only, so that the ids are
+ours; but several unknown characters in a row become a single <unk> there.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def write_gguf(
             expects.
         name: the model's, for people.
 
-    Returns: sentences about what a program that reads the file does otherwise than minigpt.
+    Returns: sentences about what llama.cpp does differently from minigpt.
 
     Raises:
         InputError: if the gguf package is missing, the tokenizer is none that llama.cpp knows, a value is too
@@ -62,7 +62,7 @@ def write_gguf(
     }
     plan = list(_plan(gguf, model, weights, dtype))
     with atomic_open(path) as file:
-        # it opens by name: the temporary file, which takes the goal's place afterwards
+        # it opens the file by name: the temporary one
         writer = gguf.GGUFWriter(file.name, family.model_type)
         try:
             writer.add_type("model")
@@ -102,7 +102,7 @@ def _package() -> Any:
 def _plan(
     gguf: Any, model: LanguageModel, weights: dict[str, Tensor], dtype: str
 ) -> Iterator[tuple[str, str, Any]]:
-    """For each tensor its name there, its name here, and the type it is stored in."""
+    """For each tensor its name in llama.cpp, Hugging Face's name, and the type it is stored in."""
     kinds = gguf.GGMLQuantizationType
     architectures = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
     architecture = architectures[family_of(model.config).model_type]
@@ -137,7 +137,7 @@ def _add_characters(gguf: Any, writer: Any, tokenizer: Tokenizer) -> list[str]:
     special[tokenizer.unk_token_id] = kinds.UNKNOWN
     tokens, types = [], []
     for index, word in enumerate(tokenizer.id2word):
-        # U+2581 itself gets a text that nobody types: it would be taken for the space
+        # U+2581 itself gets another text: it would be taken for the space
         tokens.append({" ": _SPACE, _SPACE: "<U+2581>"}.get(word, word))
         types.append(kinds.UNUSED if word == _SPACE else special.get(index, kinds.NORMAL))
     writer.add_tokenizer_model("t5")
@@ -176,7 +176,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     }
     tokens, types = [], []
     for index in range(rows):
-        # rows that no token has, by which a vocabulary is filled up to a round number
+        # rows without a token fill a vocabulary up to a round number
         tokens.append(text_of.get(index, f"[PAD{index}]"))
         if index not in text_of:
             types.append(kinds.UNUSED)

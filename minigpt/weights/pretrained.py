@@ -59,10 +59,10 @@ def load_model(
     Args:
         path: a directory with config.json and model.safetensors or its shards, or a run's folder with such a
             `best`, or else such a `last`, in it.
-        dtype: what its parameters become. None is float32 whatever the file holds (most CPUs compute slower
-            in bfloat16), "stored" float16 or bfloat16 where the file holds nothing else, and else float32.
+        dtype: of its parameters. None is float32, whatever the file holds (most CPUs compute more slowly in
+            bfloat16); "stored" is float16 or bfloat16 if the file holds nothing else, and else float32.
 
-    It takes the model's memory and, for a moment, two tensors' as the file has them.
+    Besides the model itself, it needs memory for two tensors as the file stores them.
 
     Raises:
         InputError: naming the file and what is wrong with it.
@@ -73,8 +73,8 @@ def load_model(
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
     """The tokenizer of a directory, or the character tokenizer of a vocab.json file.
 
-    Which of the two a directory has is written in its tokenizer.json; without one, vocab.json and merges.txt
-    are byte-level BPE, as in GPT-2's and Qwen's folders.
+    A directory's tokenizer.json says which of the two it has; without one, vocab.json and merges.txt are
+    byte-level BPE, as in GPT-2's and Qwen's folders.
 
     Raises:
         InputError: naming the file and what is wrong with it.
@@ -91,26 +91,26 @@ def load_model_and_tokenizer(
     """Both from one directory, checked to belong together.
 
     Args:
-        ahead: of the same directory, begun before. Its bytes become the model's where the dtype stays; where
-            it does not, all of them may be in memory beside the model for a moment.
+        ahead: of the same directory, started before. Where the dtype stays, its bytes become the model's;
+            elsewhere all of them may be in memory beside the model for a moment.
 
     Raises:
-        InputError: as `load_model`, and if the model's vocabulary has not the tokenizer's size. (For
+        InputError: as `load_model`, and if the model's vocabulary and the tokenizer differ in size. (For
             byte-level BPE the model may have more rows: Qwen3 has 151,936 for 151,669 tokens.)
     """
     folder = model_folder(path)
     read_model = _model_reader(folder, device, dtype, ahead)
-    # Python makes the tokenizer while torch, which lets go of Python meanwhile, goes over the weights.
+    # Python makes the tokenizer while torch, which releases Python, copies the weights.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
-        model = read_model()  # its complaints come first
+        model = read_model()  # its errors come first
         tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return model, tokenizer
 
 
 def load_weights(model: LanguageModel, path: str | Path) -> None:
-    """Copy a directory's weights into a model that exists already, as training does when it resumes.
+    """Copy a directory's weights into an existing model, as training does when it resumes.
 
     The parameters stay the same objects, on their device and in their dtype. Dropout may differ.
 
@@ -140,7 +140,7 @@ def save_pretrained(
 ) -> None:
     """Write a directory that transformers, and `load_model`, read. The same weights give the same bytes.
 
-    Each file is replaced as a whole. A directory that has a manifest, a finished checkpoint, is left alone.
+    Each file is replaced as a whole. A directory with a manifest, a finished checkpoint, is never written to.
 
     Args:
         max_shard_size: bytes, or "500MB"; weights that take more are written in several files and an index.
@@ -155,7 +155,7 @@ def save_pretrained(
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
-    parse_size(max_shard_size)  # its complaint comes before anything is written
+    parse_size(max_shard_size)  # its error comes before anything is written
     _require_same_vocabulary(model, tokenizer)
     stored = _stored_dtype(model, dtype)
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
@@ -208,7 +208,7 @@ def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, wher
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model directory meant by a path, a run's folder perhaps, verified if it has a manifest.
+    """The model directory of a path, which may be a run's folder; verified if it has a manifest.
 
     Raises:
         InputError: if there is none, or a file does not match the manifest.
@@ -256,10 +256,10 @@ def _model_reader(
     dtype: torch.dtype | Literal["stored"] | None,
     ahead: ReadAhead | None = None,
 ) -> Callable[[], LanguageModel]:
-    """What reads a directory's weights. The model's shapes are made here and now.
+    """A function that reads a directory's weights. The model's shapes are made now, before it is called.
 
-    They are a thousand short calls into torch, each of which lets go of Python: beside a thread that is busy
-    in Python every one of them would wait for its turn.
+    They are a thousand short calls into torch, and each of them releases Python: beside a thread that is busy
+    in Python every one would wait for its turn.
     """
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
     if is_quantized(content):
@@ -269,7 +269,7 @@ def _model_reader(
     config = _read_config(folder)
     family = family_of(config)
     made: LanguageModel | None = None
-    if config.num_hidden_layers <= MAX_LAYERS:  # of a billion, first see what the file has
+    if config.num_hidden_layers <= MAX_LAYERS:  # a billion: first see what the file has
         with contextlib.suppress(InputError):  # raised again below, with the file's name
             made = family.on_meta(config)
             family.parameter_shapes(config)

@@ -13,14 +13,14 @@ weights of the linear layers, lm_head included; a tied lm_head gets weights of i
     int4                4 bits, a scale and an offset       bfloat16, slowly         bfloat16, torch's kernel
                         for each 64 weights; lm_head int8                            (tinygemm)
 
-A CPU has fast products of whole numbers (`minigpt.generation.native`; what stands here is their slow twin in
+A CPU has fast products of whole numbers (`minigpt.generation.native`; the layers here are their slow twin in
 floats): so inputs are rounded, too, with a scale for each 128 neighbours of a token. One large value costs
 only its neighbours precision, and no token depends on another. A GPU has arithmetic to spare. There int8
 without torch.compile saves memory, not time: PyTorch makes the weights bfloat16 before each product.
 
 torchao was looked at, and is not needed: its int4 kernels want a further package, its int8 is this product.
 
-Letters in shapes: N outputs, K inputs, G groups of a row.
+Letters in shapes: N outputs, K inputs, G groups of neighbours.
 """
 
 from collections.abc import Callable
@@ -76,10 +76,9 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def rounded_groups(x: Tensor) -> Tensor:
     """(..., K) -> the same shape: each INPUT_GROUP of neighbours rounded to 255 steps from -max to max."""
     K = x.shape[-1]
-    groups = F.pad(x, (0, -K % INPUT_GROUP)).reshape(
-        *x.shape[:-1], -1, INPUT_GROUP
-    )  # (..., K / INPUT_GROUP, INPUT_GROUP)
-    largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., K / INPUT_GROUP, 1)
+    padded = F.pad(x, (0, -K % INPUT_GROUP))
+    groups = padded.reshape(*x.shape[:-1], -1, INPUT_GROUP)  # (..., G, INPUT_GROUP)
+    largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., G, 1)
     steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()  # all zeros stay zeros
     rounded: Tensor = (steps * (largest / 127)).flatten(-2)[..., :K]
     return rounded
@@ -154,7 +153,7 @@ class QuantizedLinear(nn.Module):
         return cls(weight if same else cast(f"{name}.weight", weight, dtype, pages), None, bias)
 
     def dequantized(self) -> Tensor:
-        """The weights (N, K) that the stored ones stand for, float32."""
+        """The weights (N, K) as float32."""
         weight = self.weight.float()
         return weight if self.scale is None else weight * self.scale[:, None]
 
@@ -218,7 +217,7 @@ class Int4Linear(nn.Module):
         return cls(numbers, scales, None if linear.bias is None else linear.bias.detach(), weight.shape[1])
 
     def dequantized(self) -> Tensor:
-        """The weights (N, K) that the stored ones stand for, bfloat16, padding included."""
+        """The weights (N, K) as bfloat16, padding included."""
         assert not self.uses_kernel, "in the kernel's order"
         numbers = torch.stack([self.weight >> 4, self.weight & 15], dim=-1)  # (N, K / 2, 2)
         groups = (
@@ -242,7 +241,7 @@ class Int4Linear(nn.Module):
 
 
 class NarrowEmbedding(nn.Module):
-    """What stands for an nn.Embedding in float16 or bfloat16, (V, C): its rows, looked up as float32.
+    """An nn.Embedding (V, C) in float16 or bfloat16, whose rows are looked up as float32.
 
     Made float32 as a whole, Qwen3-0.6B's would take as much memory as half of the model.
     """

@@ -1,7 +1,7 @@
 """Folders of models in int8 and int4: the result of rounding, written and read back bit for bit.
 
     config.json         as before, and "quantization_config": {"quant_method": "minigpt", "precision": "int8"}
-    int8.safetensors    Hugging Face's names and shapes. NAME.weight of a product is int8, and beside it lies
+    int8.safetensors    Hugging Face's names and shapes. NAME.weight of a product is int8, and next to it is
                         NAME.scale, one float32 for each output, so shaped that NAME.weight * NAME.scale is
                         the matrix: (1, N) where Hugging Face keeps (in, out), as in GPT-2, else (N, 1).
                         All else (embeddings, norms, biases) is float32. lm_head has weights of its own.
@@ -98,7 +98,7 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
 
 
 class _Entry(NamedTuple):
-    """A tensor's name in our state_dict and in the file; transposed ones lie there as (in, out)."""
+    """A tensor's name in our state_dict and in the file; transposed ones are (in, out) in the file."""
 
     ours: str
     theirs: str

@@ -3,7 +3,7 @@
     sizes, weights = read_checkpoint("models/124M")
     weights["transformer.h.0.attn.c_attn.weight"].shape  # (768, 2304), under Hugging Face's name
 
-The folder holds `checkpoint` (says what the checkpoint is called), `hparams.json` and the checkpoint itself,
+The folder holds `checkpoint` (the checkpoint's name), `hparams.json` and the checkpoint itself,
 `model.ckpt.index` and `model.ckpt.data-00000-of-00001`. (`model.ckpt.meta`, the graph, is not needed;
 encoder.json and vocab.bpe are the tokenizer's.) Hugging Face's GPT-2 keeps OpenAI's matrices as they are,
 (in, out), so the arrays suit `FAMILY.from_hugging_face` in .family as well as NumPy and JAX.
@@ -49,7 +49,7 @@ NAMES = (
 def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.float32]]]:
     """The sizes of a released model, and its weights under Hugging Face's names.
 
-    The arrays are float32 views of the mapped file; to write to them changes no file.
+    The arrays are float32 views of the mapped file. Writing to them changes no file.
 
     Raises:
         InputError: naming the file that is missing, damaged, or does not fit the others.
@@ -118,7 +118,7 @@ def _checkpoint_name(path: Path) -> str:
 
 
 def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
-    """What TensorFlow must hold under one of NAMES' first column."""
+    """The shape that a tensor of NAMES' first column must have in TensorFlow's file."""
     C = sizes.n_embd
     inside = 4 * C if name.endswith("mlp/c_proj/w") else C
     outside = 3 * C if "/c_attn/" in name else 4 * C if "/c_fc/" in name else C

@@ -38,7 +38,7 @@ def read_pth(
     Args:
         path: a dictionary with `model_state_dict`, as the documents' training script writes it, or the
             state_dict itself; its names may begin with "module." or "_orig_mod.".
-        n_head: must divide the channels; a wrong number gives a model that talks nonsense.
+        n_head: must divide the channels. With a wrong number the model's answers make no sense.
         gelu: as in GPTConfig.
 
     Raises:
@@ -118,7 +118,7 @@ def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """A number, or one value on and below the diagonal and another above it: no weights."""
+    """Whether it is a number, or has one value on and below the diagonal and another above: no weights."""
     if tensor.numel() == 1:
         return True
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:
