@@ -147,7 +147,7 @@ def test_flags_that_are_given_stay(folder: Path, run_door: RunDoor) -> None:
     assert result.code == 0, result.err
     numbers = json.loads(result.out.splitlines()[-1])
     assert numbers["size"]["chosen"]["n_layer"] == 3
-    assert "dropout: an option of gpt" in result.out
+    assert "dropout: not an option of qwen3" in result.out
     assert not (folder / "run").exists()
     steps = run_door(
         "train.py", *flags(folder, "small", "--n_embd", 32, "--max_steps", 5, "--dry_run", "--json")

@@ -77,10 +77,10 @@ def _load(options: Options, precision: Any) -> "tuple[LanguageModel, AnyTokenize
     """The model, its weights stored with this precision; anew each time, since rounding is for good."""
     from minigpt.devices import pick_device
     from minigpt.weights.pretrained import load_model_and_tokenizer
-    from minigpt.weights.weight_only import stored_as
+    from minigpt.weights.quantized import set_precision
 
     model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
-    return stored_as(model, precision), tokenizer
+    return set_precision(model, precision), tokenizer
 
 
 def _measure_pairs(options: Options) -> dict[str, Any]:

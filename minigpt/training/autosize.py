@@ -25,6 +25,7 @@ import torch
 from minigpt.console.terminal import seconds, table
 from minigpt.devices import pick_device
 from minigpt.errors import InputError
+from minigpt.families.options import RECOMMENDED
 from minigpt.storage.files import atomic_write
 from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import Processes
@@ -291,15 +292,18 @@ class _Choice:
     # -- what the flags leave open ---------------------------------------------------------------------------
 
     def _with_family(self, config: TrainConfig) -> TrainConfig:
-        """Qwen3, which learns more in the same time (LOG.md), unless the flags want a GPT."""
-        wanted = [name for name in FOREIGN_KNOBS["qwen3"] if name in self.given]
+        """The recommended family, which learns more in the same time (LOG.md), unless the flags want another.
+
+        Sizes that the recipe fits to its own model go: other ones are chosen here.
+        """
+        wanted = [name for name in FOREIGN_KNOBS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
-        if config.family == "qwen3" or wanted or {"family", "recipe"} & self.given:
-            why = f"{', '.join(wanted)}: an option of gpt" if wanted else self._whose("family")
+        if config.family == RECOMMENDED or wanted or {"family", "recipe"} & self.given:
+            why = f"{', '.join(wanted)}: not an option of {RECOMMENDED}" if wanted else self._whose("family")
             self.why.append(("family", config.family, why))
             return dataclasses.replace(config, **own)  # type: ignore[arg-type]
-        self.why.append(("family", "qwen3", "lower loss than gpt after equal time"))
-        values: dict[str, Any] = {**FOREIGN_KNOBS["qwen3"], "family": "qwen3"}
+        self.why.append(("family", RECOMMENDED, "a lower loss after equal time"))
+        values: dict[str, Any] = {**FOREIGN_KNOBS[RECOMMENDED], "family": RECOMMENDED}
         return dataclasses.replace(config, **values)
 
     def _with_lengths(
