@@ -71,7 +71,7 @@ class Ours:
         """Where it stands."""
         trainer = self.trainer
         loss = trainer.evaluate().answer.loss
-        return {"arm": self.name, "seed": trainer.config.seed, "steps": trainer.steps_done} | {
+        return {"arm": self.name, "seed": trainer.config.seed, "steps": trainer.progress.steps_done} | {
             "seconds": round(self.seconds, 3),
             "answer_loss": round(loss, 4),
         }
@@ -79,13 +79,13 @@ class Ours:
     def run(self, slice_seconds: float) -> bool:
         """An epoch, however long it takes."""
         trainer, began = self.trainer, time.perf_counter()
-        epoch = len(trainer.plan) // trainer.config.gradient_accumulation_steps
-        for _ in range(min(epoch, trainer.total_steps - trainer.steps_done)):
+        epoch = len(trainer.step.plan) // trainer.config.gradient_accumulation_steps
+        for _ in range(min(epoch, trainer.step.total_steps - trainer.progress.steps_done)):
             trainer.step()
         self.seconds += time.perf_counter() - began
         self.rows.append(self.row())
         print(self.rows[-1], flush=True)
-        return trainer.steps_done < trainer.total_steps
+        return trainer.progress.steps_done < trainer.step.total_steps
 
 
 class Theirs:
@@ -310,7 +310,7 @@ def make_checkpoint(recipe: TrainConfig, data: RunData, folder: Path, epochs: fl
     """What all arms start from: some epochs of the recipe with the loss on all tokens."""
     config = dataclasses.replace(recipe, loss_on="all", num_train_epochs=epochs or 1.0)
     trainer = Trainer(config, data)
-    for _ in range(trainer.total_steps if epochs else 0):
+    for _ in range(trainer.step.total_steps if epochs else 0):
         trainer.step()
     save_pretrained(trainer.model, data.tokenizer, folder)
 

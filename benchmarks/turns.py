@@ -69,7 +69,7 @@ class Arm:
         self.measure = measure or (lambda run: {"answer_loss": round(run.evaluate().answer.loss, 4)})
         self.fitted = config.lr_scheduler_type != "constant"
         self.trainer = Trainer(config, data)
-        self.trainer.total_steps = 10**9
+        self.trainer.step.total_steps = 10**9
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
 
@@ -78,15 +78,17 @@ class Arm:
         turn = self.seconds + slice_seconds
         while self.seconds < turn and len(self.rows) < len(self.budgets):
             trainer, goal = self.trainer, self.budgets[len(self.rows)]
-            if self.fitted and trainer.steps_done >= 5:  # the schedule's end is where the time will be up
-                left = (goal - self.seconds) * trainer.steps_done / self.seconds
-                trainer.total_steps = trainer.steps_done + max(1, round(left))
+            if (
+                self.fitted and trainer.progress.steps_done >= 5
+            ):  # the schedule's end is where the time will be up
+                left = (goal - self.seconds) * trainer.progress.steps_done / self.seconds
+                trainer.step.total_steps = trainer.progress.steps_done + max(1, round(left))
             start = time.perf_counter()
             trainer.step()
             self.seconds += time.perf_counter() - start
             if self.seconds >= goal:
                 row = {"arm": self.name, **self.labels, "budget": goal, "seconds": round(self.seconds, 1)}
-                row |= {"steps": trainer.steps_done, "tokens": trainer.tokens_seen}
+                row |= {"steps": trainer.progress.steps_done, "tokens": trainer.progress.tokens_seen}
                 row |= self.measure(trainer)
                 self.rows.append(row)
                 print(row, flush=True)

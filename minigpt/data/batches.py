@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from minigpt.data.reader import Pair
+from minigpt.devices import move
 from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer
 
@@ -34,16 +35,10 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; to a CUDA device the copy overlaps with computing."""
-        if device.type == "cpu":
-            return self
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            if device.type == "cuda":
-                return tensor.pin_memory().to(device, non_blocking=True)
-            return tensor.to(device)  # without pinned memory the source might be gone before it is read
-
-        ids, targets, tokens, answers = self.input_ids, self.targets, self.token_mask, self.answer_mask
-        return Batch(moved(ids), moved(targets), moved(tokens), moved(answers), self.rows)
+        ids, targets, tokens, answers, rows = self
+        return Batch(
+            move(ids, device), move(targets, device), move(tokens, device), move(answers, device), rows
+        )
 
 
 @dataclass(frozen=True)

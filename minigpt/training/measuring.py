@@ -155,7 +155,8 @@ class Machine:
         steps = 0
         while steps < 3 or time.perf_counter() - began < 0.4:
             done += sum(
-                _batch_flops(trainer, *batch.input_ids.shape) for batch in trainer.batches(trainer.steps_done)
+                _batch_flops(trainer, *batch.input_ids.shape)
+                for batch in trainer.step.batches(trainer.progress.steps_done)
             )
             trainer.step()
             steps += 1
