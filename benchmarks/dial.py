@@ -38,7 +38,7 @@ import numpy as np
 from benchmarks.turns import prepared_data, surroundings
 from minigpt.console.terminal import table
 from minigpt.evaluation.loss import evaluate_loss
-from minigpt.training.config import FOREIGN_KNOBS, TrainConfig, read_recipe
+from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, read_recipe
 from minigpt.training.loop import Trainer
 from minigpt.training.measuring import LAW_RECIPES, Machine, facts_of, law_settings
 from minigpt.training.run_data import read_data
@@ -98,7 +98,7 @@ def measure(path: Path, is_text: bool, folder: Path, options: argparse.Namespace
     folder.mkdir()
     kind: Kind = "text" if is_text else "answers"
     values: dict[str, Any] = {"text": path} if is_text else prepared_data(path, folder, 42)
-    values |= {**FOREIGN_KNOBS["qwen3"], "family": "qwen3", "output": folder / "run"}
+    values |= {**FOREIGN_OPTIONS["qwen3"], "family": "qwen3", "output": folder / "run"}
     base = dataclasses.replace(
         read_recipe(LAW_RECIPES[kind]), **values, threads=options.threads, device="cpu"
     )

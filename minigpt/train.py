@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.console import command_line
 from minigpt.console.terminal import seconds
 from minigpt.errors import InputError
-from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig, read_recipe, read_run
+from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig, read_recipe, read_run
 from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ def _hush() -> None:
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
     """A recipe with the family of the command line, less the knobs of its own family, which are named."""
-    if family is None or family == recipe.family or family not in FOREIGN_KNOBS:  # the parser says which
+    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:  # the parser says which
         return recipe
-    nothing = FOREIGN_KNOBS[family]
+    nothing = FOREIGN_OPTIONS[family]
     dropped = [f"{name}={value}" for name in nothing if (value := getattr(recipe, name)) != nothing[name]]
     if dropped:
         print(f"family {family} has no such knobs, the recipe's values do not count: {', '.join(dropped)}")

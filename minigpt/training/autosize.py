@@ -23,7 +23,7 @@ from minigpt.console.terminal import seconds, table
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
 from minigpt.training import sizing
-from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig
+from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import Processes
 from minigpt.training.measuring import Machine, estimates, facts_of, free_memory
 from minigpt.training.run_data import RunData, TextData, read_data
@@ -208,14 +208,14 @@ class _Turn:
 
         Sizes that the recipe fits to its own model go: other ones are chosen here.
         """
-        wanted = [name for name in FOREIGN_KNOBS["qwen3"] if name in self.given]
+        wanted = [name for name in FOREIGN_OPTIONS["qwen3"] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
         if config.family == "qwen3" or wanted or {"family", "recipe"} & self.given:
             why = f"{', '.join(wanted)}: a knob of gpt" if wanted else self._whose("family")
             self.why.append(("family", config.family, why))
             return dataclasses.replace(config, **own)  # type: ignore[arg-type]
         self.why.append(("family", "qwen3", "lower loss than gpt after equal time"))
-        values: dict[str, Any] = {**FOREIGN_KNOBS["qwen3"], "family": "qwen3"}
+        values: dict[str, Any] = {**FOREIGN_OPTIONS["qwen3"], "family": "qwen3"}
         return dataclasses.replace(config, **values)
 
     def _with_lengths(

@@ -1,4 +1,4 @@
-"""Every knob of a training run, in one frozen dataclass; recipes are TOML files of the same keys.
+"""Every option of a training run, in one frozen dataclass; recipes are TOML files of the same keys.
 
 The command line's flags are these fields. Names follow Hugging Face's TrainingArguments and GPT2Config where
 those have one. This module holds no behaviour but validation and reading recipes.
@@ -9,6 +9,7 @@ import json
 import math
 import tomllib
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -20,16 +21,16 @@ from minigpt.training.sizing import parse_size
 if TYPE_CHECKING:
     from minigpt.families.registry import ModelConfig
 
-__all__ = ["FOREIGN_KNOBS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
+__all__ = ["FOREIGN_OPTIONS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
 __all__ += ["read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
 PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags of one call, not of the run
 
-# Knobs that a family does not have, each with the value that asks for nothing. Another one is an error: to
+# Options that a family does not have, each with the value that asks for nothing. Another value is an error: to
 # ignore it would train something else than what was asked for.
-FOREIGN_KNOBS: dict[str, dict[str, Any]] = {
+FOREIGN_OPTIONS: dict[str, dict[str, Any]] = {
     "gpt": {
         "head_dim": 0,
         "num_key_value_heads": 0,
@@ -40,13 +41,38 @@ FOREIGN_KNOBS: dict[str, dict[str, Any]] = {
     "qwen3": {"dropout": 0.0, "bias": False, "gelu": "exact"},
 }
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-_OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size")
-_KNOBS = {  # Qwen3Config's sizes that have one knob for both families
+_OUR_NAMES = {  # Qwen3Config's sizes that have one option for both families
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
     "max_position_embeddings": "block_size",
 }
+
+
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    (
+        "max_length batch_size gradient_accumulation_steps logging_steps save_total_limit max_bad_steps",
+        "at least 1",
+        lambda n: n >= 1,
+    ),
+    (
+        "max_steps warmup_steps eval_steps tokens_per_batch threads workers "
+        "num_key_value_heads head_dim intermediate_size",
+        "at least 0",
+        lambda n: n >= 0,
+    ),
+    (
+        "muon_learning_rate muon_weight_decay weight_decay max_grad_norm min_lr_ratio learning_rate "
+        "num_train_epochs",
+        "a finite number of at least 0",
+        lambda x: math.isfinite(x) and x >= 0,
+    ),
+    ("adam_beta1 adam_beta2", "at least 0 and below 1", lambda x: 0 <= x < 1),
+    ("decay_ratio", "above 0 and at most 1", lambda x: 0 < x <= 1),
+    ("val_fraction", "above 0 and below 1", lambda x: 0 < x < 1),
+    ("seed", "at least 0 and below 2**63", lambda n: 0 <= n < 2**63),
+    ("max_length", "at least 3, a character and two separators", lambda n: n >= 3),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,57 +228,13 @@ class TrainConfig(DoorOptions):
     def __post_init__(self) -> None:
         if self.size:
             parse_size(self.size)
-        positive = (
-            "max_length",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "save_total_limit",
-            "max_bad_steps",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1: got {name}={getattr(self, name)}")
-        for name in (
-            "max_steps",
-            "warmup_steps",
-            "eval_steps",
-            "tokens_per_batch",
-            "threads",
-            "workers",
-            *_OPTIONAL,
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0: got {name}={getattr(self, name)}")
-        for name in (
-            "muon_learning_rate",
-            "muon_weight_decay",
-            "weight_decay",
-            "max_grad_norm",
-            "min_lr_ratio",
-            "learning_rate",
-            "num_train_epochs",
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be a finite number of at least 0: got {name}={value}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and below 1: got {name}={getattr(self, name)}")
-        if not 0 < self.decay_ratio <= 1:
-            raise InputError(f"decay_ratio must be above 0 and at most 1: got decay_ratio={self.decay_ratio}")
+        for names, wanted, is_fine in _RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if not is_fine(value):
+                    raise InputError(f"{name} must be {wanted}: got {name}={value}")
         if not self.max_steps and not self.num_train_epochs:
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be at least 0 and below 2**63: got seed={self.seed}")
-        if self.max_length < 3:
-            raise InputError(
-                f"max_length must hold a character and two separators: got max_length={self.max_length}"
-            )
-        if not 0 < self.val_fraction < 1:
-            raise InputError(
-                f"val_fraction must be above 0 and below 1: got val_fraction={self.val_fraction}"
-            )
         if self.text is None and (self.val_text or self.tokenizer != "char"):
             raise InputError(
                 "--val_text and --tokenizer belong to --text; for questions and answers: --val_data"
@@ -262,7 +244,7 @@ class TrainConfig(DoorOptions):
                 f"pairs of max_length={self.max_length} tokens do not fit into block_size={self.block_size}; "
                 "raise --block_size or lower --max_length"
             )
-        for name, nothing in FOREIGN_KNOBS[self.family].items():
+        for name, nothing in FOREIGN_OPTIONS[self.family].items():
             if getattr(self, name) != nothing:
                 got = f"{name}={getattr(self, name)}"
                 raise InputError(f"family {self.family} has no {name}: got {got}; it must be {nothing} here")
@@ -273,7 +255,7 @@ class TrainConfig(DoorOptions):
             raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
 
     def model_config(self, vocab_size: int) -> "ModelConfig":
-        """The model that these knobs describe.
+        """The model that these options describe.
 
         Raises:
             InputError: for sizes that make no model (n_head must divide n_embd, ...).
@@ -302,7 +284,7 @@ class TrainConfig(DoorOptions):
         try:
             return Qwen3Config(
                 vocab_size=vocab_size,
-                **{theirs: getattr(self, ours) for theirs, ours in _KNOBS.items()},
+                **{theirs: getattr(self, ours) for theirs, ours in _OUR_NAMES.items()},
                 num_key_value_heads=self.num_key_value_heads or self.n_head,
                 head_dim=self.head_dim or self.n_embd // self.n_head,
                 intermediate_size=self.intermediate_size or same_size,
@@ -311,7 +293,7 @@ class TrainConfig(DoorOptions):
             )
         except ValueError as error:
             text = str(error)
-            for theirs, ours in _KNOBS.items():  # the user knows them by our names
+            for theirs, ours in _OUR_NAMES.items():  # the user knows them by our names
                 text = text.replace(theirs, ours)
             raise InputError(text) from None
 
