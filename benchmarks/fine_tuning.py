@@ -35,6 +35,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.turns import (
@@ -48,7 +49,7 @@ from benchmarks.turns import (
     surroundings,
 )
 from minigpt.console.terminal import table
-from minigpt.data.batches import EncodedPairs
+from minigpt.data.batches import EncodedExamples
 from minigpt.evaluation.loss import evaluate_loss
 from minigpt.training.config import TrainConfig, read_recipe
 from minigpt.training.loop import Trainer
@@ -194,7 +195,7 @@ class Theirs:
 class Pairs(torch.utils.data.Dataset[dict[str, list[int]]]):
     """The encoded pairs as Trainer wants them."""
 
-    def __init__(self, pairs: EncodedPairs) -> None:
+    def __init__(self, pairs: EncodedExamples) -> None:
         self.pairs = pairs
 
     def __len__(self) -> int:
@@ -202,9 +203,9 @@ class Pairs(torch.utils.data.Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         pairs = self.pairs
-        ids = pairs.ids[pairs.starts[index] : pairs.starts[index + 1]].tolist()
-        question = int(pairs.answer_starts[index])
-        return {"input_ids": ids, "labels": [-100] * question + ids[question:]}
+        row = slice(pairs.starts[index], pairs.starts[index + 1])
+        ids = pairs.ids[row]
+        return {"input_ids": ids.tolist(), "labels": np.where(pairs.is_answer[row], ids, -100).tolist()}
 
 
 def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
-from minigpt.data.reader import read_pairs
-from minigpt.data.split import split_pairs, write_split
+from minigpt.data.reader import read_conversations
+from minigpt.data.split import split_conversations, write_split
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import TrainConfig
 from minigpt.training.loop import Trainer
@@ -105,9 +105,9 @@ def take_turns(arms: Sequence[Runner], slice_seconds: float) -> list[dict[str, A
 
 def prepared_data(data: Path, folder: Path, seed: int) -> dict[str, Any]:
     """Build the vocabulary of a JSONL file and split it, into `folder`; returns TrainConfig's paths."""
-    pairs, report = read_pairs(data)
+    pairs, report = read_conversations(data)
     Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in pairs)).save(folder / "vocab.json")
-    split = split_pairs(pairs, 0.8, seed)
+    split = split_conversations(pairs, 0.8, seed)
     write_split(split, report, folder, train_ratio=0.8, seed=seed)
     return {
         "train_data": folder / "train.jsonl",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from minigpt.console.command_line import DoorOptions
+from minigpt.data.records import DataOptions
 from minigpt.errors import InputError, unknown_name
 from minigpt.training.sizing import parse_size
 
@@ -76,7 +77,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DoorOptions):
+class TrainConfig(DoorOptions, DataOptions):
     """Train a GPT on questions and answers, or with --text on plain text."""
 
     recipe: str = ""
@@ -87,19 +88,23 @@ class TrainConfig(DoorOptions):
 
     # Where from, where to
     train_data: Path = Path("data/train.jsonl")
-    """JSONL file to learn from, one {"question", "answer"} object a line"""
+    """questions and answers, or conversations, to learn from: JSON Lines, JSON, CSV, Excel or Parquet"""
     val_data: Path = Path("data/val.jsonl")
-    """JSONL file to measure on, never learned from"""
+    """the same to measure on, never learned from"""
     vocab_path: Path = Path("data/vocab.json")
     """vocabulary, made by `minigpt vocab`"""
     text: Path | None = None
-    """plain text to learn from instead of train_data: a file, or a folder of .txt, .md, .jsonl ({"text"})"""
+    """text to learn from instead of train_data: a file or a folder; plain text, or records with a text"""
     val_text: Path | None = None
     """text to measure on, never learned from; without it, the last val_fraction of --text"""
     val_fraction: float = 0.1
     """share of --text, at its end, that is measured on where there is no --val_text"""
     tokenizer: str = "char"
     """of --text: char (one token a character), or path of a vocab.json or a folder with a tokenizer.json"""
+    text_field: str = ""
+    """of --text: name of the field that holds the text; left out: text and its like, or the longest"""
+    document_separator: str = "auto"
+    """of --text: a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
     shards: Path | None = None
     """folder for the encoded --text, used again while that is the same; without it, shards in the output"""
     output: Path = Path("output")
@@ -112,8 +117,6 @@ class TrainConfig(DoorOptions):
     """start anew in a folder that holds a run, which is moved to OUTPUT.previous, in place of an older one"""
     dry_run: bool = False
     """print the model's parts, the estimated memory and time, and start nothing"""
-    strict: bool = False
-    """stop at the first bad line of the data instead of skipping it"""
 
     # The model
     family: Literal["gpt", "qwen3"] = "gpt"

@@ -73,7 +73,7 @@ def facts_of(config: TrainConfig, data: RunData | TextData) -> Facts:
         begins = 1 if config.loss_on == "all" else None
         counted = np.concatenate(
             [
-                np.arange(last - first) >= (begins or data.val.answer_starts[row])
+                data.val.is_answer[first:last] if not begins else np.arange(last - first) >= begins
                 for row, (first, last) in zip(rows, bounds)
             ]
         )

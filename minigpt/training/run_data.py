@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from minigpt.console.terminal import warn
-from minigpt.data.batches import Batch, BatchPlan, EncodedPairs, encode_pairs
+from minigpt.data.batches import Batch, BatchPlan, EncodedExamples, encode_conversations
+from minigpt.data.conversation import Conversation
+from minigpt.data.corpus import TextOptions
 from minigpt.data.memory_mapped import Tokens
-from minigpt.data.reader import Pair, read_pairs
+from minigpt.data.reader import read_conversations
 from minigpt.data.shards import characters_of, end_of_text, prepare
 from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
@@ -38,14 +40,20 @@ class RunData:
     """Questions and answers."""
 
     tokenizer: Tokenizer
-    train: EncodedPairs
-    val: EncodedPairs
-    val_pairs: list[Pair]
+    train: EncodedExamples
+    val: EncodedExamples
+    val_conversations: list[Conversation]
 
     @property
     def sentence(self) -> str:
         """How much it is."""
-        return f"{len(self.train):,} pairs to learn from, {len(self.val):,} to measure on"
+        return f"{len(self.train):,} {self.examples} to learn from, {len(self.val):,} to measure on"
+
+    @property
+    def examples(self) -> str:
+        """What an example is called."""
+        several = any(len(each.exchanges) > 1 for each in self.val_conversations)
+        return "conversations" if several else "pairs"
 
     def plan(self, config: TrainConfig) -> BatchPlan:
         """Which pairs stand in which batch."""
@@ -79,13 +87,13 @@ class RunData:
 
     def sample(self, model: LanguageModel, number: int) -> str:
         """The model's answer to a question of the validation part; empty if none fits into its context."""
-        pair = self.val_pairs[number % len(self.val_pairs)]
-        free = model.config.max_position_embeddings - len(pair.question) - 1
+        question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
+        free = model.config.max_position_embeddings - len(question) - 1
         if free <= 0:
             return ""
         options = GenerationOptions(max_new_tokens=min(_SAMPLE, free))
-        answer = answer_questions(model, self.tokenizer, [pair.question], options)[0]
-        return f"  Q: {pair.question}  A: {answer.text}"
+        answer = answer_questions(model, self.tokenizer, [question], options)[0]
+        return f"  Q: {question}  A: {answer.text}"
 
 
 @dataclass(frozen=True)
@@ -169,12 +177,12 @@ def read_data(config: TrainConfig) -> RunData | TextData:
 def _read_pairs(config: TrainConfig) -> RunData:
     tokenizer = Tokenizer(config.vocab_path)
     encoded = []
-    pairs: list[Pair] = []
+    conversations: list[Conversation] = []
     for path in (config.train_data, config.val_data):
-        pairs, report = read_pairs(path, strict=config.strict, every_turn=True)
+        conversations, report = read_conversations(path, config.strict, config.encoding, config.field_names)
         report.print_summary()
         try:
-            part = encode_pairs(pairs, tokenizer, config.max_length)
+            part = encode_conversations(conversations, tokenizer, config.max_length)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         if part.n_cut:
@@ -184,19 +192,20 @@ def _read_pairs(config: TrainConfig) -> RunData:
                 else ""
             )
             warn(
-                f"{path}: {part.n_cut} of {len(pairs)} pairs are longer than max_length={config.max_length} "
+                f"{path}: {part.n_cut} of {report.counted} are longer than max_length={config.max_length} "
                 f"and were cut{lost}"
             )
         unknown = int((part.ids == tokenizer.unk_token_id).sum())
         if unknown:
             warn(f"{path}: {unknown} characters are not in {config.vocab_path} and became <unk>")
         encoded.append(part)
-    return RunData(tokenizer, encoded[0], encoded[1], pairs)
+    return RunData(tokenizer, encoded[0], encoded[1], conversations)
 
 
 class _ShardOptions(TypedDict):
     """How shards are made."""
 
+    options: TextOptions
     workers: int
     lock: Callable[[Path], None]
 
@@ -211,7 +220,12 @@ def _read_text(config: TrainConfig, text: Path) -> TextData:
                 locks.callback(lock_folder(folder, wait=True).release)
                 locked.add(folder)
 
-        options: _ShardOptions = {"workers": config.workers, "lock": lock}
+        reading = TextOptions(
+            encoding=config.encoding,
+            text_field=config.text_field,
+            document_separator=config.document_separator,
+        )
+        options: _ShardOptions = {"options": reading, "workers": config.workers, "lock": lock}
         tokenizer = _text_tokenizer(config, text, folder, options)
         tokens = prepare(text, folder, tokenizer, **options)
         if config.val_text is not None:
