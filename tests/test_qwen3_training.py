@@ -219,7 +219,7 @@ def test_a_recipe_s_knobs_of_the_other_family_are_dropped_aloud(folder: Path, ru
     given = flags(folder, dropout=None, tie_word_embeddings=None)
     result = run_door("train.py", *given, "--recipe", "document", "--dry_run")
     assert result.code == 0, result.err
-    assert "family qwen3 has no such knobs, the recipe's values do not count: dropout=0.1" in result.out
+    assert "family qwen3 has no such options, the recipe's values do not count: dropout=0.1" in result.out
     assert "layers.*.self_attn.q_norm" in result.out
     refused = run_door("train.py", *given, "--recipe", "document", "--dry_run", "--dropout", 0.2)
     assert refused.code == 2

@@ -29,8 +29,8 @@ RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
 PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags of one call, not of the run
 
-# Options that a family does not have, each with the value that asks for nothing. Another value is an error: to
-# ignore it would train something else than what was asked for.
+# Options that a family does not have, each with the value that asks for nothing. Another value is an error:
+# to ignore it would train something else than what was asked for.
 FOREIGN_OPTIONS: dict[str, dict[str, Any]] = {
     "gpt": {
         "head_dim": 0,
@@ -110,9 +110,9 @@ class TrainConfig(DoorOptions, DataOptions):
     output: Path = Path("output")
     """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
     resume: bool = False
-    """go on from the newest whole checkpoint in the output folder, to the same bits"""
+    """continue from the newest complete checkpoint in the output folder, to the same bits"""
     allow_changed_data: bool = False
-    """with --resume: go on although the data is not the data that the run began with"""
+    """with --resume: continue although the data is not the data that the run began with"""
     overwrite: bool = False
     """start anew in a folder that holds a run, which is moved to OUTPUT.previous, in place of an older one"""
     dry_run: bool = False
@@ -202,7 +202,7 @@ class TrainConfig(DoorOptions, DataOptions):
     save_total_limit: int = 2
     """newest checkpoints to keep, besides the best"""
     save_async: bool = False
-    """write checkpoints in the background, while training goes on"""
+    """write checkpoints in the background, while training continues"""
     on_save_error: Literal["continue", "stop"] = "continue"
     """a checkpoint cannot be written (disk full, ...): warn and try again at the next one, or stop"""
     max_bad_steps: int = 3
@@ -255,7 +255,7 @@ class TrainConfig(DoorOptions, DataOptions):
             got = "optimizer=muon (it needs whole matrices)" if self.optimizer == "muon" else "save_async"
             raise InputError(f"parallel=fsdp cuts the weights into pieces and does not go with {got}")
         if self.resume and self.overwrite:
-            raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
+            raise InputError("--resume continues a run, --overwrite starts anew: give one of them")
 
     def model_config(self, vocab_size: int) -> "ModelConfig":
         """The model that these options describe.
