@@ -4,7 +4,7 @@
     minigpt train --recipe qa-cpu --num_train_epochs 5
     minigpt train --text book.txt --recipe shakespeare-cpu
     minigpt train --size 10min                     # chooses model and steps for the data and this machine
-    minigpt train --resume                         # after Ctrl-C or a crash: goes on to the same bits
+    minigpt train --resume                         # after Ctrl-C or a crash: continues to the same bits
 
 Reads data/train.jsonl, data/val.jsonl and data/vocab.json, or what --text names; writes output/ (see `--help`
 for every path).
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.console import command_line
 from minigpt.console.terminal import seconds
 from minigpt.errors import InputError
-from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig, read_recipe, read_run
+from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig, read_recipe, read_run
 from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ def _hush() -> None:
 
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
-    """A recipe with the family of the command line, less the knobs of its own family, which are named."""
-    if family is None or family == recipe.family or family not in FOREIGN_KNOBS:  # the parser says which
+    """A recipe with the family of the command line, less the options of its own family, which are named."""
+    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:  # the parser says which
         return recipe
-    nothing = FOREIGN_KNOBS[family]
+    nothing = FOREIGN_OPTIONS[family]
     dropped = [f"{name}={value}" for name in nothing if (value := getattr(recipe, name)) != nothing[name]]
     if dropped:
-        print(f"family {family} has no such knobs, the recipe's values do not count: {', '.join(dropped)}")
+        print(f"family {family} has no such options, the recipe's values do not count: {', '.join(dropped)}")
     values: dict[str, Any] = {**nothing, "family": family}
     return dataclasses.replace(recipe, **values)
 
@@ -161,7 +161,7 @@ def _main(config: TrainConfig, locks: contextlib.ExitStack, processes: "Processe
     occupied = has_checkpoint and not (config.resume or config.dry_run)
     if occupied and not config.overwrite:
         raise InputError(
-            f"{output} holds a run already: --resume goes on with it, --overwrite moves it to "
+            f"{output} holds a run already: --resume continues it, --overwrite moves it to "
             f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
         )
     with processes.main_first():

@@ -327,7 +327,7 @@ def test_a_save_that_fails_stops_all(folder: Path, launch: Launch) -> None:
 def test_a_failed_save_may_also_be_passed_over(folder: Path, launch: Launch, kind: str) -> None:
     ended = launch(folder, 2, flags(folder, "run", parallel=kind), rank=0, what="save")
     assert ended.codes == [2, 2], "the last one must not fail"
-    assert "the disk is full; training goes on" in ended.said[0]
+    assert "the disk is full; training continues" in ended.said[0]
 
 
 def test_bad_input_is_said_once(folder: Path, launch: Launch) -> None:

@@ -14,7 +14,7 @@ from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training import estimate as report
-from minigpt.training.config import FOREIGN_KNOBS, TrainConfig, read_recipe, read_run
+from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, read_recipe, read_run
 from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
 from minigpt.training.run_data import read_data
@@ -126,9 +126,9 @@ def test_sizes_that_make_no_model_are_told_by_the_names_of_the_flags(
 
 def test_every_knob_that_a_family_lacks_has_its_default_or_nothing_there() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    assert all(defaults[name] == nothing for name, nothing in FOREIGN_KNOBS["gpt"].items())
-    assert set(FOREIGN_KNOBS["qwen3"]) <= set(defaults)
-    assert not set(FOREIGN_KNOBS["gpt"]) & set(FOREIGN_KNOBS["qwen3"])
+    assert all(defaults[name] == nothing for name, nothing in FOREIGN_OPTIONS["gpt"].items())
+    assert set(FOREIGN_OPTIONS["qwen3"]) <= set(defaults)
+    assert not set(FOREIGN_OPTIONS["gpt"]) & set(FOREIGN_OPTIONS["qwen3"])
 
 
 # -- the run ------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_a_recipe_s_knobs_of_the_other_family_are_dropped_aloud(folder: Path, ru
     given = flags(folder, dropout=None, tie_word_embeddings=None)
     result = run_door("train.py", *given, "--recipe", "document", "--dry_run")
     assert result.code == 0, result.err
-    assert "family qwen3 has no such knobs, the recipe's values do not count: dropout=0.1" in result.out
+    assert "family qwen3 has no such options, the recipe's values do not count: dropout=0.1" in result.out
     assert "layers.*.self_attn.q_norm" in result.out
     refused = run_door("train.py", *given, "--recipe", "document", "--dry_run", "--dropout", 0.2)
     assert refused.code == 2
@@ -240,7 +240,7 @@ def test_flops_of_both_families_by_hand(folder: Path) -> None:
     attention = 2 * 3 * 4 * T * 4 * 6  # layers, forward and backward, two products, heads and their channels
     by_hand = rows * T * (6 * matrices + attention + counted * 6 * V * 32)
     assert report.batch_flops(run, rows, T, counted) == by_hand
-    gpt = {**FOREIGN_KNOBS["gpt"], "family": "gpt"}
+    gpt = {**FOREIGN_OPTIONS["gpt"], "family": "gpt"}
     by_hand = rows * T * (6 * 2 * 12 * 32 * 32 + 2 * 3 * 4 * T * 32 + counted * 6 * V * 32)
     assert report.batch_flops(trainer(config(folder, **gpt)), rows, T, counted) == by_hand
 
@@ -248,7 +248,7 @@ def test_flops_of_both_families_by_hand(folder: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt", "qwen3"])
 def test_memory_of_a_batch_is_what_autograd_keeps_of_it(folder: Path, family: str) -> None:
     """What the third row adds, multiplied, against the whole batch."""
-    knobs = {**FOREIGN_KNOBS["gpt"], "family": "gpt", "dropout": 0.1} if family == "gpt" else {}
+    knobs = {**FOREIGN_OPTIONS["gpt"], "family": "gpt", "dropout": 0.1} if family == "gpt" else {}
     run = trainer(config(folder, **knobs))
     # the batch with the most tokens
     rows, T = max(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from safetensors.torch import load_file
 
 import minigpt
 from minigpt.devices import random_state, set_random_state
@@ -239,6 +240,42 @@ def test_the_generators_of_python_and_numpy_are_kept() -> None:
     set_random_state(device, state)
     again = [(random.gauss(0, 1), random.random(), np.random.normal(), np.random.random()) for _ in range(3)]
     assert drawn == again
+
+
+# The keys of every checkpoint up to now. If one goes, or changes its meaning, earlier runs cannot be resumed.
+STATE_KEYS = {
+    "minigpt", "platform", "torch", "device", "threads", "processes", "total_steps", "train_fingerprint",
+    "val_fingerprint", "vocabulary_fingerprint", "config", "steps_done", "tokens_seen", "best_val_loss",
+    "best_step", "evaluated", "loss_sum", "loss_steps", "train_seconds", "bad_steps", "rollbacks", "skipped",
+    "recent_losses", "loss_scale",
+}  # fmt: skip
+
+
+def test_the_state_is_the_one_that_earlier_versions_wrote(folder: Path) -> None:
+    run = trainer(config(folder, optimizer="muon"))
+    stop_at(run, 5)
+    last = folder / "run" / "last"
+    state = json.loads((last / "training_state.json").read_bytes())
+    assert state.keys() == STATE_KEYS
+    assert state["config"].keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert load_file(last / "rng.safetensors").keys() == {
+        "torch", "python", "python_spare", "numpy", "numpy_spare",
+    }  # fmt: skip
+    kinds: dict[str, set[str]] = {}
+    for key in load_file(last / "optimizer.safetensors"):
+        name, _, kind = key.rpartition(".")
+        kinds.setdefault(name, set()).add(kind)
+    by_muon = {p for group in run.step.optimizers[1].param_groups for p in group["params"]}
+    assert kinds == {
+        name: {"momentum_buffer"} if parameter in by_muon else {"step", "exp_avg", "exp_avg_sq"}
+        for name, parameter in run.model.named_parameters()
+    }
+    # of the first version, which had neither processes nor a loss scale
+    for key in ("processes", "loss_scale", "recent_losses", "skipped", "rollbacks"):
+        del state[key]
+    again = trainer(config(folder, optimizer="muon"))
+    again.progress.load(state)
+    assert (again.progress.steps_done, again.progress.skipped, again.progress.loss_scale) == (5, [], [])
 
 
 # -- each recipe --------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from minigpt.devices import pick_device
 from minigpt.errors import InputError
 from minigpt.families.options import RECOMMENDED
 from minigpt.storage.files import atomic_write
-from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig
+from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import Processes
 from minigpt.training.estimate import Estimate, estimate
 from minigpt.training.loop import Trainer
@@ -296,14 +296,14 @@ class _Choice:
 
         Sizes that the recipe fits to its own model go: other ones are chosen here.
         """
-        wanted = [name for name in FOREIGN_KNOBS[RECOMMENDED] if name in self.given]
+        wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
         if config.family == RECOMMENDED or wanted or {"family", "recipe"} & self.given:
             why = f"{', '.join(wanted)}: not an option of {RECOMMENDED}" if wanted else self._whose("family")
             self.why.append(("family", config.family, why))
             return dataclasses.replace(config, **own)  # type: ignore[arg-type]
         self.why.append(("family", RECOMMENDED, "a lower loss after equal time"))
-        values: dict[str, Any] = {**FOREIGN_KNOBS[RECOMMENDED], "family": RECOMMENDED}
+        values: dict[str, Any] = {**FOREIGN_OPTIONS[RECOMMENDED], "family": RECOMMENDED}
         return dataclasses.replace(config, **values)
 
     def _with_lengths(

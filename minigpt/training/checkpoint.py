@@ -1,8 +1,8 @@
-"""Checkpoints of a run: OUTPUT/step-00000400/, whole or not there, with links `best` and `last`.
+"""Checkpoints of a run: OUTPUT/step-00000400/, complete or not there, with links `best` and `last`.
 
 Each is a Hugging Face model folder; beside the model lie `optimizer.safetensors`, `rng.safetensors` and
 `training_state.json`, which a resume needs, and `manifest.json`, against which the folder is verified first.
-Where several processes train, `rng-rank-00001.safetensors` and so on are the others'; where each has a piece
+Where several processes train, `rng-rank-00001.safetensors` and so on are the others'. Where each has a shard
 of the model, the optimiser's state lies in `shard-00001-*.safetensors`, a file a process.
 No pickle anywhere. Each step of the writing is announced to `files.step_hook`, so that tests can kill there.
 """
@@ -49,7 +49,7 @@ _SET_ASIDE = re.compile(r"\.(step-\d{8})\.old-\d+")
 
 @dataclass(frozen=True)
 class Contents:
-    """What one checkpoint is made of. Nobody may change the tensors until it is written."""
+    """The contents of one checkpoint. The tensors must not change until it is written."""
 
     step: int
     model: LanguageModel
@@ -72,7 +72,7 @@ class Snapshot:
 
 
 def list_checkpoints(output: Path) -> list[Path]:
-    """The run's checkpoint folders, newest first. Names must match in full: step-100.backup is nobody's."""
+    """The run's checkpoint folders, newest first. Names must match in full: step-100.backup is none."""
     if not output.is_dir():
         return []
     found = [
@@ -164,7 +164,7 @@ def set_link(output: Path, name: str, folder: Path) -> None:
 def clear_leftovers(output: Path) -> None:
     """Remove what a killed process was still writing, and put back what it had set aside.
 
-    Only for who holds the folder's lock: another run's work in progress looks the same.
+    The caller must hold the folder's lock: another run's work in progress looks the same.
     """
     for path in output.glob(".step-*"):
         match = _SET_ASIDE.fullmatch(path.name)

@@ -151,7 +151,8 @@ class Checkpointer:
         if final or self._config.on_save_error == "stop" or not isinstance(error, InputError):
             raise error
         warn(
-            f"{error}; training goes on, and the next save tries again (--on_save_error stop: it would stop)"
+            f"{error}; training continues, and the next save tries again "
+            "(--on_save_error stop: it would stop)"
         )
         return False
 

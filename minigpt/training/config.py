@@ -1,4 +1,4 @@
-"""Every knob of a training run, in one frozen dataclass; recipes are TOML files of the same keys.
+"""Every option of a training run, in one frozen dataclass; recipes are TOML files of the same keys.
 
 The command line's flags are these fields. Names follow Hugging Face's TrainingArguments and GPT2Config where
 those have one. This module holds no behaviour but validation and reading recipes.
@@ -9,6 +9,7 @@ import json
 import math
 import tomllib
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -22,7 +23,7 @@ from minigpt.training.sizing import parse_size
 if TYPE_CHECKING:
     from minigpt.families.registry import ModelConfig
 
-__all__ = ["FOREIGN_KNOBS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
+__all__ = ["FOREIGN_OPTIONS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
 __all__ += ["read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -30,9 +31,35 @@ RUN_FILE = "run.json"  # in the output folder: the resolved configuration
 PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags of one call, not of the run
 
 # Flags that a family does not have, each with the value that asks for nothing. Another one is an error.
-FOREIGN_KNOBS = {name: family.UNSUPPORTED for name, family in OPTIONS.items()}
+FOREIGN_OPTIONS = {name: family.UNSUPPORTED for name, family in OPTIONS.items()}
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 _OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size")
+
+
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    (
+        "max_length batch_size gradient_accumulation_steps logging_steps save_total_limit max_bad_steps",
+        "at least 1",
+        lambda n: n >= 1,
+    ),
+    (
+        "max_steps warmup_steps eval_steps tokens_per_batch threads workers "
+        "num_key_value_heads head_dim intermediate_size",
+        "at least 0",
+        lambda n: n >= 0,
+    ),
+    (
+        "muon_learning_rate muon_weight_decay weight_decay max_grad_norm min_lr_ratio learning_rate "
+        "num_train_epochs",
+        "a finite number of at least 0",
+        lambda x: math.isfinite(x) and x >= 0,
+    ),
+    ("adam_beta1 adam_beta2", "at least 0 and below 1", lambda x: 0 <= x < 1),
+    ("decay_ratio", "above 0 and at most 1", lambda x: 0 < x <= 1),
+    ("val_fraction", "above 0 and below 1", lambda x: 0 < x < 1),
+    ("seed", "at least 0 and below 2**63", lambda n: 0 <= n < 2**63),
+    ("max_length", "at least 3, a character and two separators", lambda n: n >= 3),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +96,9 @@ class TrainConfig(DoorOptions, DataOptions):
     output: Path = Path("output")
     """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
     resume: bool = False
-    """go on from the newest whole checkpoint in the output folder, to the same bits"""
+    """continue from the newest complete checkpoint in the output folder, to the same bits"""
     allow_changed_data: bool = False
-    """with --resume: go on although the data is not the data that the run began with"""
+    """with --resume: continue although the data is not the data that the run began with"""
     overwrite: bool = False
     """start anew in a folder that holds a run, which is moved to OUTPUT.previous, in place of an older one"""
     dry_run: bool = False
@@ -161,7 +188,7 @@ class TrainConfig(DoorOptions, DataOptions):
     save_total_limit: int = 2
     """newest checkpoints to keep, besides the best"""
     save_async: bool = False
-    """write checkpoints in the background, while training goes on"""
+    """write checkpoints in the background, while training continues"""
     on_save_error: Literal["continue", "stop"] = "continue"
     """a checkpoint cannot be written (disk full, ...): warn and try again at the next one, or stop"""
     max_bad_steps: int = 3
@@ -190,57 +217,13 @@ class TrainConfig(DoorOptions, DataOptions):
     def __post_init__(self) -> None:
         if self.size:
             parse_size(self.size)
-        positive = (
-            "max_length",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "save_total_limit",
-            "max_bad_steps",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1: got {name}={getattr(self, name)}")
-        for name in (
-            "max_steps",
-            "warmup_steps",
-            "eval_steps",
-            "tokens_per_batch",
-            "threads",
-            "workers",
-            *_OPTIONAL,
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0: got {name}={getattr(self, name)}")
-        for name in (
-            "muon_learning_rate",
-            "muon_weight_decay",
-            "weight_decay",
-            "max_grad_norm",
-            "min_lr_ratio",
-            "learning_rate",
-            "num_train_epochs",
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be a finite number of at least 0: got {name}={value}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and below 1: got {name}={getattr(self, name)}")
-        if not 0 < self.decay_ratio <= 1:
-            raise InputError(f"decay_ratio must be above 0 and at most 1: got decay_ratio={self.decay_ratio}")
+        for names, wanted, is_fine in _RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if not is_fine(value):
+                    raise InputError(f"{name} must be {wanted}: got {name}={value}")
         if not self.max_steps and not self.num_train_epochs:
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be at least 0 and below 2**63: got seed={self.seed}")
-        if self.max_length < 3:
-            raise InputError(
-                f"max_length must hold a character and two separators: got max_length={self.max_length}"
-            )
-        if not 0 < self.val_fraction < 1:
-            raise InputError(
-                f"val_fraction must be above 0 and below 1: got val_fraction={self.val_fraction}"
-            )
         if self.text is None and (self.val_text or self.tokenizer != "char"):
             raise InputError(
                 "--val_text and --tokenizer belong to --text; for questions and answers: --val_data"
@@ -250,7 +233,7 @@ class TrainConfig(DoorOptions, DataOptions):
                 f"pairs of max_length={self.max_length} tokens do not fit into block_size={self.block_size}; "
                 "raise --block_size or lower --max_length"
             )
-        for name, nothing in FOREIGN_KNOBS[self.family].items():
+        for name, nothing in FOREIGN_OPTIONS[self.family].items():
             if getattr(self, name) != nothing:
                 got = f"{name}={getattr(self, name)}"
                 raise InputError(f"family {self.family} has no {name}: got {got}; it must be {nothing} here")
@@ -258,10 +241,10 @@ class TrainConfig(DoorOptions, DataOptions):
             got = "optimizer=muon (it needs whole matrices)" if self.optimizer == "muon" else "save_async"
             raise InputError(f"parallel=fsdp cuts the weights into pieces and does not go with {got}")
         if self.resume and self.overwrite:
-            raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
+            raise InputError("--resume continues a run, --overwrite starts anew: give one of them")
 
     def model_config(self, vocab_size: int) -> "ModelConfig":
-        """The model that these knobs describe.
+        """The model that these options describe.
 
         Raises:
             InputError: for sizes that make no model (n_head must divide n_embd, ...).

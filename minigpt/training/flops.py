@@ -53,7 +53,7 @@ def peaks(device: torch.device) -> tuple[float, float]:
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s that the maker promises for 16-bit products; nan: nobody does, or the table has no such GPU."""
+    """FLOP/s that the maker promises for 16-bit products; nan: not promised, or not in the table."""
     return math.nan if precision == "float32" else peaks(device)[0]
 
 

@@ -205,7 +205,7 @@ class Trainer:
         if self.is_finished():
             raise InputError(
                 f"{folder}: the run is finished ({self.progress.steps_done} steps); "
-                "raise --num_train_epochs or --max_steps to go on"
+                "raise --num_train_epochs or --max_steps to continue"
             )
         return folder
 
@@ -219,4 +219,4 @@ class Trainer:
         self.checkpointer.wait(final=True)
         name, done, output = signal.Signals(number).name, self.progress.steps_done, self.config.output
         where, again = output / "last", f"--output {output} --resume"
-        return Stopped(128 + number, f"{name}: saved step {done} in {where}; go on with {again}")
+        return Stopped(128 + number, f"{name}: saved step {done} in {where}; continue with {again}")

@@ -217,7 +217,7 @@ def changes(
             )
         if not config.allow_changed_data:
             raise InputError(
-                f"{folder} was made with another {what}; give that run's files, train anew, or go on with "
+                f"{folder} was made with another {what}; give that run's files, train anew, or continue with "
                 "the new ones: --allow_changed_data"
             )
         order = "; from here on the order is that of the new data" if key == "train_fingerprint" else ""
