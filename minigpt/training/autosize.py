@@ -23,6 +23,7 @@ from minigpt.console.terminal import seconds, table
 from minigpt.errors import InputError
 from minigpt.families.options import RECOMMENDED
 from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import read_json
 from minigpt.training import sizing
 from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import Processes
@@ -376,7 +377,7 @@ def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, A
 def read_record(output: Path) -> dict[str, Any] | None:
     """What the dial wrote into a run's run.json; None if nothing that can be used."""
     try:
-        written = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
+        written = read_json(output / RUN_FILE)
         record = written[RECORD]
         usable = {"val_loss", "val_loss_low", "val_loss_high", "seconds"} <= set(record["expected"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -387,5 +388,5 @@ def read_record(output: Path) -> dict[str, Any] | None:
 def write_record(output: Path, record: dict[str, Any]) -> None:
     """Put a record into a run's run.json, in place of an older one."""
     path = output / RUN_FILE
-    written = {**json.loads(path.read_text(encoding="utf-8")), RECORD: record}
+    written = {**read_json(path), RECORD: record}
     atomic_write(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")
