@@ -94,7 +94,7 @@ class FieldNames:
 class DataOptions:
     """How a data file is to be read."""
 
-    encoding: str | None = None
+    encoding: str = ""
     """encoding of the data file, such as gb18030 or big5; left out: found out"""
     question_field: str = ""
     """name of the question's field or column; left out: the usual names are known"""
