@@ -48,7 +48,6 @@ MAY_NAME_A_FAMILY = {
     "weights.gguf_file": "the same: GGUF's names of tokenizers",
     "data.corpus": "a message names the tokenizers' kinds",
     "generation.native": "the models' operations",
-    "training.sizing": "what the law was measured with",
 }
 SCRIPTS = ("build_vocab", "split_data", "dataset_stats", "train", "generate")  # the tutorial's
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
