@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
 from minigpt.reference import bpe
-from minigpt.tokenization.bpe import LONGEST_WORD, BpeTokenizer
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.bpe_files import BYTE_SYMBOLS, GPT2_WORDS
+from minigpt.tokenization.bpe_training import LONGEST_WORD
 
 GPT2 = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "gpt2_tokenizer"
 needs_shared = pytest.mark.skipif(not GPT2.is_dir(), reason="the test data beside the project are not there")

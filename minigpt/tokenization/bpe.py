@@ -20,43 +20,20 @@ import hashlib
 import json
 import operator
 import re
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as Library
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 
 from minigpt.errors import InputError
-from minigpt.tokenization.bpe_files import (
-    BYTE_SYMBOLS,
-    GPT2_WORDS,
-    KINDS,
-    NAMED,
-    QWEN_WORDS,
-    Definition,
-    checked,
-    frame_of,
-    read_folder,
-    split_by,
-    write_folder,
-)
+from minigpt.tokenization.bpe_files import BYTE_SYMBOLS, NAMED, Definition, read_folder, write_folder
+from minigpt.tokenization.bpe_library import in_one_line, library_of, require_whole_characters
+from minigpt.tokenization.bpe_training import learn
 
 __all__ = ["BpeTokenizer"]
-
-_TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")  # <pad> and <sep> with the character tokenizer's ids
-# Training takes time in proportion to the square of a word's length, and a Chinese text without punctuation
-# is one word. So longer words are cut, for training only; other words learn the same merges as uncut.
-LONGEST_WORD = 64  # characters
-_CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
-_TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}
 
 
 class BpeTokenizer:
@@ -73,7 +50,7 @@ class BpeTokenizer:
 
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
-        self._library = _library(definition)
+        self._library = library_of(definition)
         self.special_tokens = dict(definition.special)
         self.special_ids = frozenset(self.special_tokens.values())
         self.named_tokens = {
@@ -140,39 +117,7 @@ class BpeTokenizer:
             ValueError: if vocab_size is too small for the bytes and special tokens, or kind is unknown.
             InputError: for half a character (a lone surrogate) in a text, or a special token that is none.
         """
-        special = list(dict.fromkeys((*_TRAINED_SPECIAL, *special_tokens)))
-        least = len(special) + len(BYTE_SYMBOLS)
-        if vocab_size < least:
-            raise ValueError(
-                f"vocab_size must be at least {least}, the bytes and special tokens: got {vocab_size}"
-            )
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
-        frame = frame_of(kind)
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        frame["added_tokens"] = [{"id": i, "content": text, **flags} for i, text in enumerate(special)]
-        library = _prepared({**frame, "pre_tokenizer": split_by(_TRAINING_WORDS[kind], _CUT)})
-        trainer = BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=min_frequency,
-            special_tokens=special,
-            initial_alphabet=list(BYTE_SYMBOLS),
-            show_progress=False,
-        )
-        _train(library, trainer, texts, on_progress)
-        learned = json.loads(library.to_str())["model"]
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": "<pad>",
-            "eos_token": "<|endoftext|>",
-            "sep_token": "<sep>",
-            "split_special_tokens": True,  # "<sep>" typed by a user stays five characters there too
-            "clean_up_tokenization_spaces": False,
-        }
-        names = {text: index for index, text in enumerate(special)}
-        merges = [(first, second) for first, second in learned["merges"]]
-        definition = Definition(learned["vocab"], merges, names, {}, frame, config)
-        return cls(checked(definition, "the trained tokenizer"))
+        return cls(learn(texts, vocab_size, kind, special_tokens, min_frequency, on_progress))
 
     @property
     def definition(self) -> Definition:
@@ -227,8 +172,8 @@ class BpeTokenizer:
         try:
             encoding = self._library.encode(text, add_special_tokens=False)
         except BaseException as error:
-            _require_whole_characters(text)
-            raise _in_our_words(error, "the text cannot be encoded") from None
+            require_whole_characters(text)
+            raise in_one_line(error, "the text cannot be encoded") from None
         if self._lacking and not may_drop:
             self._require_nothing_dropped(text, encoding.ids)
         return encoding
@@ -258,8 +203,9 @@ class BpeTokenizer:
         try:
             return [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
         except BaseException as error:
-            list(_whole_characters(texts))
-            raise _in_our_words(error, "a text cannot be encoded") from None
+            for number, text in enumerate(texts, 1):
+                require_whole_characters(text, f"text {number}, ")
+            raise in_one_line(error, "a text cannot be encoded") from None
 
     def decode(self, ids: Iterable[SupportsIndex], *, skip_special_tokens: bool = False) -> str:
         """The text of some ids (a list, array or tensor); bytes that are no UTF-8 become U+FFFD.
@@ -360,100 +306,3 @@ def _decisive(step: Any) -> Any:
         case list():
             return [_decisive(value) for value in step]
     return step
-
-
-def _prepared(frame: dict[str, Any]) -> Library:
-    """The library's object with an empty vocabulary: how text is normalised and split into words."""
-    steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
-    empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-    try:
-        return Library.from_str(json.dumps({**empty, **steps}))
-    except BaseException as error:
-        problem = "the tokenizer's normalizer or pre_tokenizer is not understood"
-        raise _in_our_words(error, problem) from None
-
-
-def _library(definition: Definition) -> Library:
-    library = _prepared(definition.frame)
-    plain = {token: index for token, index in definition.vocab.items() if token not in definition.special}
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
-    try:
-        library.model = BPE(
-            vocab=plain | definition.words,  # so that a word gets its id, not the next free one
-            merges=definition.merges,
-            ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
-        )
-        for token in definition.frame["added_tokens"]:
-            if token["content"] in definition.words:
-                library.add_tokens([AddedToken(token["content"], **{flag: token[flag] for flag in flags})])
-    except BaseException as error:
-        raise _in_our_words(error, "its vocabulary and merges do not fit together") from None
-    return library
-
-
-def _in_our_words(error: BaseException, problem: str) -> BaseException:
-    """The InputError for what the library raises: a plain Exception, or a panic, which is no Exception."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # Ctrl-C
-    return InputError(f"{problem}: {' '.join(str(error).split())}")
-
-
-def _train(
-    library: Library, trainer: BpeTrainer, texts: Iterable[str], on_progress: Callable[[int, str], None]
-) -> None:
-    """Train in a thread: the library looks at no signals, so the main thread waits, and obeys Ctrl-C.
-
-    What was interrupted while it merges computes on until the process ends, and is never looked at again.
-    """
-    characters, is_read, is_stopped = 0, False, False
-    failures: list[BaseException] = []
-
-    def read() -> Iterator[str]:
-        nonlocal characters, is_read
-        for text in _whole_characters(texts):
-            if is_stopped:
-                return
-            characters += len(text)
-            yield text
-        is_read = True
-
-    def work() -> None:
-        try:
-            library.train_from_iterator(read(), trainer)
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    began = time.monotonic()
-    try:
-        while thread.is_alive():
-            thread.join(0.1)
-            if is_read:
-                on_progress(
-                    2, f"learning merges from {characters:,} characters, {time.monotonic() - began:.0f} s"
-                )
-            else:
-                on_progress(1, f"{characters:,} characters read")
-    finally:
-        is_stopped = True
-    for error in failures:
-        raise error if isinstance(error, Exception) else _in_our_words(error, "training failed")
-
-
-def _whole_characters(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, if none holds half a character."""
-    for number, text in enumerate(texts, 1):
-        _require_whole_characters(text, f"text {number}, ")
-        yield text
-
-
-def _require_whole_characters(text: str, where: str = "") -> None:
-    # the library would raise a TypeError that says nothing
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}position {error.start}: U+{ord(text[error.start]):04X} is half a character (a lone "
-            f"surrogate), which no UTF-8 file can hold; remove it"
-        ) from None

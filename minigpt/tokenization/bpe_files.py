@@ -236,8 +236,9 @@ def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
 def _read_whole(
     path: Path, frame: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
+    """tokenizer.json as its frame, vocabulary and merges."""
     frame = _object(path) if frame is None else frame
-    model = frame.get("model")
+    model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise InputError(f"{path} has no `model` with a `vocab`")
     kind = model.get("type", "BPE")  # GPT-2's own file is older than this key
@@ -246,24 +247,17 @@ def _read_whole(
     if not isinstance(model.get("merges"), list):
         raise InputError(f"{path} has no `merges`: a vocabulary without them cannot encode")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(key):
-            raise InputError(
-                f"{path}: {key} is {model[key]!r}; GPT-2's and Qwen's kind of tokenizer has none"
-            )
-    steps = frame.get("pre_tokenizer")
-    last = (
-        steps.get("pretokenizers") if isinstance(steps, dict) and steps.get("type") == "Sequence" else [steps]
-    )
-    if (
-        not isinstance(last, list)
-        or not last
-        or not isinstance(last[-1], dict)
-        or last[-1].get("type") != "ByteLevel"
-    ):
-        raise InputError(
-            f"{path}: its pre_tokenizer does not end in ByteLevel: this is no byte-level tokenizer"
-        )
-    if last[-1].get("add_prefix_space", True):
+        if value := model.get(key):
+            raise InputError(f"{path}: {key} is {value!r}; GPT-2's and Qwen's kind of tokenizer has none")
+    last: Any
+    match frame.get("pre_tokenizer"):
+        case {"type": "ByteLevel"} as last:
+            pass
+        case {"type": "Sequence", "pretokenizers": [*_, {"type": "ByteLevel"} as last]}:
+            pass
+        case _:
+            raise InputError(f"{path}: its pre_tokenizer does not end in ByteLevel: it is not byte-level")
+    if last.get("add_prefix_space", True):
         raise InputError(f"{path}: add_prefix_space is true: decoding would not give back what was encoded")
     rest = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
     return {**frame, "model": {"type": "BPE", **rest}}, model["vocab"], _pairs(model["merges"], path)
@@ -281,12 +275,9 @@ def _text(token: object, path: Path, key: str) -> str:
 
 
 def _assembled(
-    path: Path,
-    frame: dict[str, Any],
-    vocab: dict[str, Any],
-    merges: list[tuple[str, str]],
-    config: dict[str, Any],
-) -> Definition:
+    path: Path, frame: dict[str, Any], vocab: dict[str, Any],
+    merges: list[tuple[str, str]], config: dict[str, Any],
+) -> Definition:  # fmt: skip
     """The definition out of its parts. Special are all added tokens, and those that have a role."""
     beside = path.parent / CONFIG
     if config.get("add_prefix_space"):
@@ -319,31 +310,24 @@ def _assembled(
             if text not in vocab:
                 raise InputError(f"{beside}: {key} {text!r} is not in the vocabulary of {path.name}")
             tokens[text] = {"id": vocab[text], "special": True}
-    ordered = sorted(tokens.items(), key=lambda item: str(item[1].get("id")).rjust(20))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    frame = {
-        **frame,
-        "added_tokens": [{"id": t.get("id"), "content": text, **flags, **t} for text, t in ordered],
-    }
-    ids: dict[str, Any] = {text: token.get("id") for text, token in ordered}
+    ordered = [
+        {"id": None, "content": text, **flags, **token}
+        for text, token in sorted(tokens.items(), key=lambda item: str(item[1].get("id")).rjust(20))
+    ]
     roles = {text for _, text in _roles(config, beside)}
-    words = {text for text, token in ordered if text not in roles and _is_word(text, token)}
-    return checked(
-        Definition(
-            {token: index for token, index in vocab.items() if token not in words},
-            merges,
-            {text: index for text, index in ids.items() if text not in words},
-            {text: index for text, index in ids.items() if text in words},
-            frame,
-            config,
-        ),
-        str(path),
-    )
+    words = {token["content"]: token["id"] for token in ordered if _is_word(token, roles)}
+    special = {token["content"]: token["id"] for token in ordered if token["content"] not in words}
+    plain = {token: index for token, index in vocab.items() if token not in words}
+    frame = {**frame, "added_tokens": ordered}
+    return checked(Definition(plain, merges, special, words, frame, config), str(path))
 
 
-def _is_word(text: str, token: dict[str, Any]) -> bool:
+def _is_word(token: dict[str, Any], roles: set[str]) -> bool:
     """Whether an added token is a word of the text. Qwen's files say so of `<think>`, too: markup is none."""
-    return token.get("special") is False and not re.fullmatch(r"[<\[|].*[>\]|]", text, re.DOTALL)
+    text = token["content"]
+    is_markup = re.fullmatch(r"[<\[|].*[>\]|]", text, re.DOTALL)
+    return token["special"] is False and text not in roles and not is_markup
 
 
 def checked(definition: Definition, source: str) -> Definition:

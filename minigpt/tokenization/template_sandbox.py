@@ -211,8 +211,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "trim": self.trimmed,
         }
         self.methods: dict[str, Callable[..., str]] = {
-            "format": self.braces_filled,
-            "join": self.joined_by,
+            "format": functools.partial(self.formatted, with_braces=True),
+            "join": lambda d, value: self.joined(value, d),
             "replace": self.replaced,
         }
         self.globals = {
@@ -332,19 +332,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         return filtered
 
-    def formatted(self, value: str, *args: Any) -> str:
-        """`'%s' % x` and `'%s'|format(x)`."""
-        self.charge((1 + value.count("%")) * self.size((value, args), as_text=True))
-        if not PERCENT_FORMAT.fullmatch(value):
-            raise SecurityError(f"to format with {value[:80]!r}; only %s, %d, %r, %f, %x are known")
-        return value % args
-
-    def braces_filled(self, value: str, *args: Any, **kwargs: Any) -> str:
-        """The method `format`."""
-        self.charge((1 + value.count("{")) * self.size((value, args, kwargs), as_text=True))
-        if not BRACE_FORMAT.fullmatch(value):
-            raise SecurityError(f"to format with {value[:80]!r}; only {{}} and {{name}} are known")
-        return value.format(*args, **kwargs)
+    def formatted(self, pattern: str, *args: Any, with_braces: bool = False, **kwargs: Any) -> str:
+        """`'%s' % x`, the filter `'%s'|format(x)`, and the method `'{}'.format(x)`."""
+        holes = pattern.count("{" if with_braces else "%")
+        self.charge((1 + holes) * self.size((pattern, args, kwargs), as_text=True))
+        if not (BRACE_FORMAT if with_braces else PERCENT_FORMAT).fullmatch(pattern):
+            raise SecurityError(f"to format with {pattern[:80]!r}: widths and attributes are not allowed")
+        return pattern.format(*args, **kwargs) if with_braces else pattern % args
 
     def indented(self, s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
         """The filter `indent`."""
@@ -353,18 +347,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return JINJA_FILTERS["indent"](s, width, first, blank)  # type: ignore[no-any-return]
 
     def joined(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
-        """The filter `join`, and `~`."""
-        return self.joined_by(
-            str(d), value if attribute is None else map(make_attrgetter(self, attribute), value)
-        )
-
-    def joined_by(self, d: str, value: Iterable[Any]) -> str:
-        """The method `join`."""
+        """The filter and method `join`, and `~`."""
         parts = []
-        for item in value:
+        for item in value if attribute is None else map(make_attrgetter(self, attribute), value):
             self.charge(self.size((item, d), as_text=True))
             parts.append(str(item))
-        return d.join(parts)
+        return str(d).join(parts)
 
     def replaced(self, s: Any, old: str, new: str, count: int | None = None) -> str:
         """The filter and method `replace`."""
