@@ -73,7 +73,7 @@ def parameter_table(model: LanguageModel) -> list[tuple[str, int]]:
     """The parts and how many values each holds in all blocks; their sum is config.parameter_count()."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():  # a tied tensor comes once, under its first name
-        part = re.sub(r"\.\d+\.", ".*.", name).removeprefix("transformer.").removeprefix("model.")
+        part = re.sub(r"\.\d+\.", ".*.", name).removeprefix(family_of(model.config).prefix)
         part = part.rpartition(".")[0]
         counts[part] = counts.get(part, 0) + parameter.numel()
     return list(counts.items())

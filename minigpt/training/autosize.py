@@ -27,6 +27,7 @@ from minigpt.devices import pick_device
 from minigpt.errors import InputError
 from minigpt.families.options import RECOMMENDED
 from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import read_json
 from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import Processes
 from minigpt.training.estimate import Estimate, estimate
@@ -421,7 +422,7 @@ def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, A
 def read_record(output: Path) -> dict[str, Any] | None:
     """What was recorded in a run's run.json; None if there is nothing that can be used."""
     try:
-        record = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))[RECORD]
+        record = read_json(output / RUN_FILE)[RECORD]
         return dict(record) if "seconds" in record["expected"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -430,5 +431,5 @@ def read_record(output: Path) -> dict[str, Any] | None:
 def write_record(output: Path, record: dict[str, Any]) -> None:
     """Put a record into a run's run.json, in place of an older one."""
     path = output / RUN_FILE
-    written = {**json.loads(path.read_text(encoding="utf-8")), RECORD: record}
+    written = {**read_json(path), RECORD: record}
     atomic_write(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")

@@ -25,6 +25,7 @@ from minigpt.console.command_line import obey_swallowed
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.storage.files import atomic_folder, reached, sync_folder, verify_manifest
+from minigpt.storage.json_files import read_json
 from minigpt.storage.safetensors_files import safetensors_parts
 from minigpt.weights.pretrained import AnyTokenizer, save_pretrained
 
@@ -228,7 +229,7 @@ def read(folder: Path, rank: int = 0) -> Snapshot:
     Raises:
         OSError, ValueError, safetensors.SafetensorError: if it is none.
     """
-    state = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+    state = read_json(folder / "training_state.json")
     path = folder / _rng(rank)
     rng = safetensors.torch.load_file(path) if rank == 0 or path.exists() else {}
     is_whole = (folder / _OPTIMIZER).exists() or not any(folder.glob("shard-*.safetensors"))

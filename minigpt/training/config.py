@@ -5,7 +5,6 @@ those have one. This module holds no behaviour but validation and reading recipe
 """
 
 import dataclasses
-import json
 import math
 import tomllib
 import typing
@@ -18,6 +17,7 @@ from minigpt.console.command_line import DoorOptions
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError, unknown_name
 from minigpt.families.options import OPTIONS, FamilyName
+from minigpt.storage.json_files import read_json
 from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
@@ -290,10 +290,10 @@ def read_run(output: Path) -> TrainConfig:
         InputError: if the folder holds no run.
     """
     path = output / RUN_FILE
+    if not path.exists():
+        raise InputError(f"nothing to resume: {path} does not exist; start a run without --resume")
     try:
-        values = {**json.loads(path.read_text(encoding="utf-8"))["config"]}
-    except FileNotFoundError:
-        raise InputError(f"nothing to resume: {path} does not exist; start a run without --resume") from None
+        values = {**read_json(path)["config"]}
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{path} is damaged: copy {output / 'last' / 'training_state.json'} over it, which holds the "
