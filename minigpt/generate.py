@@ -221,7 +221,7 @@ def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> 
         from minigpt.generation.options import id_list
         from minigpt.generation.speculative_decoding import check_assistant
         from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
-        from minigpt.weights.weight_only import stored_as
+        from minigpt.weights.quantized import set_precision
 
     device = pick_device(options.device)
     if options.threads < 0:
@@ -235,10 +235,10 @@ def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> 
     eos = id_list(advice(folder).get("eos_token_id")) or None
     assistant = None
     if options.assistant_model is not None:
-        assistant = stored_as(load_model(options.assistant_model, device, dtype), options.precision)
+        assistant = set_precision(load_model(options.assistant_model, device, dtype), options.precision)
         check_assistant(model, chosen, assistant)
     chosen = _completed(chosen, options, tokenizer, eos)
-    return Asked(stored_as(model, options.precision), tokenizer, form, chosen, assistant)
+    return Asked(set_precision(model, options.precision), tokenizer, form, chosen, assistant)
 
 
 # -- many questions -----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
     minigpt train --recipe qa-cpu --num_train_epochs 5
     minigpt train --text book.txt --recipe shakespeare-cpu
     minigpt train --size 10min                     # chooses model and steps for the data and this machine
-    minigpt train --resume                         # after Ctrl-C or a crash: goes on to the same bits
+    minigpt train --resume                         # after Ctrl-C or a crash: continues to the same bits
 
 Reads data/train.jsonl, data/val.jsonl and data/vocab.json, or what --text names; writes output/ (see `--help`
 for every path).
@@ -16,6 +16,7 @@ from pathlib import Path
 if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -25,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 from minigpt.console import command_line
 from minigpt.console.terminal import seconds
 from minigpt.errors import InputError
-from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig, read_recipe, read_run
+from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig, read_recipe, read_run
 from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
-    from minigpt.training.distributed import World
-    from minigpt.training.lock import FolderLock
+    from minigpt.training.distributed import Processes
 
 
 _GIVEN: set[str] = set()  # flags on the command line that `defaults` saw: --size leaves them alone
@@ -84,13 +84,13 @@ def _hush() -> None:
 
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
-    """A recipe with the family of the command line, less the knobs of its own family, which are named."""
-    if family is None or family == recipe.family or family not in FOREIGN_KNOBS:  # the parser says which
+    """A recipe with the family of the command line, less the options of its own family, which are named."""
+    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:  # the parser says which
         return recipe
-    nothing = FOREIGN_KNOBS[family]
+    nothing = FOREIGN_OPTIONS[family]
     dropped = [f"{name}={value}" for name in nothing if (value := getattr(recipe, name)) != nothing[name]]
     if dropped:
-        print(f"family {family} has no such knobs, the recipe's values do not count: {', '.join(dropped)}")
+        print(f"family {family} has no such options, the recipe's values do not count: {', '.join(dropped)}")
     values: dict[str, Any] = {**nothing, "family": family}
     return dataclasses.replace(recipe, **values)
 
@@ -124,79 +124,81 @@ def _peek(argv: list[str]) -> dict[str, str]:
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Read, build, estimate, train."""
-    from minigpt.training.distributed import is_restarted, joined
-    from minigpt.training.lock import FolderLock
+    from minigpt.training.distributed import is_restarted, join_processes
 
     if is_restarted():  # by torchrun, after a process died: with the flags that the run began with
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
             begun = read_run(config.output)  # with what --size and --precision auto chose the first time
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
-    with command_line.remembered_signals(), FolderLock() as lock, joined() as world:
-        return _main(config, lock, world)
+    with command_line.remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
+        return _main(config, locks, processes)
 
 
-def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, Any]:
-    from minigpt.training import autosize as dial
-    from minigpt.training import checkpoint
+def _main(config: TrainConfig, locks: contextlib.ExitStack, processes: "Processes") -> dict[str, Any]:
+    from minigpt.training import autosize, checkpoint
     from minigpt.training import estimate as report
-    from minigpt.training.loop import Stopped, Trainer
+    from minigpt.training.lock import lock_folder
+    from minigpt.training.loop import Trainer
     from minigpt.training.run_data import read_data
+    from minigpt.training.stop_request import Stopped
 
-    def look() -> bool:
-        if config.output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
-            lock.acquire(config.output)
-            checkpoint.clear_leftovers(config.output)
-        return bool(checkpoint.list_checkpoints(config.output))
-
-    if config.dry_run and world.size > 1:
+    output = config.output
+    if config.dry_run and processes.size > 1:
         raise InputError("--dry_run looks at the machine that it runs on: run it as one process")
-    is_chosen = config.resume and (config.output / RUN_FILE).exists()
+    is_chosen = config.resume and (output / RUN_FILE).exists()
     if config.size and not is_chosen:
-        dial.check_flags(config, _GIVEN)
-    has_checkpoint = world.decided(look)
+        autosize.check_flags(config, _GIVEN)
+    has_checkpoint = is_locked = False
+    with processes.shared_errors():
+        if processes.is_main:
+            if output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
+                locks.callback(lock_folder(output).release)
+                is_locked = True
+                checkpoint.clear_leftovers(output)
+            has_checkpoint = bool(checkpoint.list_checkpoints(output))
+    has_checkpoint = processes.broadcast(has_checkpoint)
     occupied = has_checkpoint and not (config.resume or config.dry_run)
     if occupied and not config.overwrite:
         raise InputError(
-            f"{config.output} holds a run already: --resume goes on with it, --overwrite moves it to "
-            f"{config.output}.previous and starts anew, --output FOLDER writes elsewhere"
+            f"{output} holds a run already: --resume continues it, --overwrite moves it to "
+            f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
         )
-    data = world.first(lambda: read_data(config))
-    world.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
-    record = dial.read_record(config.output) if config.size and is_chosen else None
+    with processes.main_first():
+        data = read_data(config)
+    processes.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
+    record = autosize.read_record(output) if config.size and is_chosen else None
     if config.size and not is_chosen:
-        decision = dial.decide(config, data, _GIVEN, world)
+        decision = autosize.decide(config, data, _GIVEN, processes)
         config, data, record = decision.config, decision.data, decision.record
-    trainer = Trainer(config, data, world)
-    trainer.notes = {dial.RECORD: record} if record else {}
+    trainer = Trainer(config, data, processes)
+    trainer.notes = {autosize.RECORD: record} if record else {}
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {trainer.model.config.parameter_count():,} parameters on {trainer.device}")
     if config.dry_run:
         report.print_parameters(trainer)
     elif config.resume and not has_checkpoint:
-        print(f"{config.output} holds no checkpoint yet: the run starts from the beginning")
+        print(f"{output} holds no checkpoint yet: the run starts from the beginning")
     elif config.resume:
         folder = trainer.resume()
-        print(f"resumed from {folder}: {trainer.steps_done} of {trainer.total_steps} steps are done")
-    if world.size == 1:
+        done = f"{trainer.progress.steps_done} of {trainer.step.total_steps}"
+        print(f"resumed from {folder}: {done} steps are done")
+    if processes.size == 1:
         expected = report.estimate(trainer)
         print(expected.sentence())
         if config.dry_run:
             counted = {"parameters": trainer.model.config.parameter_count()}
             return {**counted, **dataclasses.asdict(expected), **trainer.notes}
     else:
-        print(
-            f"{world.size} processes, {config.parallel}: {trainer.total_steps - trainer.steps_done:,} steps"
-        )
-
-    def take() -> bool:
-        if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
-            _move_aside(config.output)
-        lock.acquire(config.output)
-        return True
-
-    world.decided(take)
+        steps = trainer.step.total_steps - trainer.progress.steps_done
+        print(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
+    with processes.shared_errors():
+        if processes.is_main:
+            if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
+                _move_aside(output)
+            if occupied or not is_locked:
+                locks.callback(lock_folder(output).release)
     command_line.obey_swallowed()
     try:
         result = trainer.run()
@@ -208,11 +210,11 @@ def _main(config: TrainConfig, lock: "FolderLock", world: "World") -> dict[str, 
         f"{result['val_loss']:.4f}, was at step {result['best_step']}: {result['model']}"
     )
     if record:
-        record, sentence = dial.compare(record, result)
+        record, sentence = autosize.compare(record, result)
         print(sentence)
-        if world.is_main:
-            dial.write_record(config.output, record)
-        result = {**result, dial.RECORD: record}
+        if processes.is_main:
+            autosize.write_record(output, record)
+        result = {**result, autosize.RECORD: record}
     return result
 
 

@@ -16,7 +16,7 @@ from minigpt.generation.api import Completion, GenerationOptions, generate_ids
 from minigpt.generation.cache import KeyValueCache, cache_bytes
 from minigpt.generation.engine import Engine, EngineThread, QueueFullError, RequestHandle
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.weights.quantized import quantize
+from minigpt.weights.quantized import set_precision
 
 V, BLOCK, EOS = 40, 96, 2
 MODELS: dict[str, Callable[[], LanguageModel]] = {
@@ -94,7 +94,7 @@ def test_each_request_gets_what_it_gets_alone(
 
 @compiled
 def test_int8_too() -> None:
-    model = quantize(make("qwen3"), "int8")
+    model = set_precision(make("qwen3"), "int8")
     prompts, options = prompts_of(3, 12), options_of(3, 12)
     engine = Engine(model, max_rows=5, chunk=7)
     handles = [engine.submit(prompt, one, EOS) for prompt, one in zip(prompts, options)]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.data.batches import encode_pairs
-from minigpt.data.reader import Pair
+from minigpt.data.batches import encode_conversations
+from minigpt.data.conversation import conversation_of_pair
 from minigpt.errors import InputError
 from minigpt.generation import native
 from minigpt.generation.api import (
@@ -319,9 +319,7 @@ def test_each_of_several_sequences_has_its_own_draws() -> None:
 def test_nothing_that_was_not_asked_for_is_there_or_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     import minigpt.model
 
-    monkeypatch.setattr(
-        minigpt.model, "written_out_attention", lambda *_: pytest.fail("weights were computed")
-    )
+    monkeypatch.setattr(minigpt.model, "eager_attention", lambda *_: pytest.fail("weights were computed"))
     model, prompts = random_model(1), random_prompts(1)
     found = generate_output(model, prompts, GenerationOptions(max_new_tokens=15), EOS)
     assert found.completions == generate_ids(model, prompts, GenerationOptions(max_new_tokens=15), EOS)
@@ -519,7 +517,10 @@ LEARNED = {
     "山是什么颜色？": "青",
     "水": "水蓝蓝，很蓝",
 }
-PAIRS = [Pair(question, answer, line, "") for line, (question, answer) in enumerate(LEARNED.items(), 1)]
+PAIRS = [
+    conversation_of_pair(question, answer, line, "")
+    for line, (question, answer) in enumerate(LEARNED.items(), 1)
+]
 
 
 @pytest.fixture(scope="module")
@@ -529,7 +530,7 @@ def trained() -> tuple[GPTLMHeadModel, Tokenizer]:
     torch.manual_seed(0)
     config = GPTConfig(n_embd=32, n_head=2, n_layer=2, block_size=20, vocab_size=tokenizer.get_vocab_size())
     model = GPTLMHeadModel(dataclasses.replace(config, dropout=0.0))
-    batch = encode_pairs(PAIRS, tokenizer, 20).batch(np.arange(len(PAIRS)))
+    batch = encode_conversations(PAIRS, tokenizer, 20).batch(np.arange(len(PAIRS)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(100):
         loss = F.cross_entropy(model(batch.input_ids)[batch.answer_mask], batch.targets[batch.answer_mask])

@@ -103,7 +103,7 @@ def _conversation(options: Options) -> "Conversation":
         from minigpt.generation.options import GenerationOptions
         from minigpt.generation.slash_commands import obey
         from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
-        from minigpt.weights.weight_only import stored_as
+        from minigpt.weights.quantized import set_precision
 
     device = pick_device(options.device)
     if options.threads:
@@ -111,7 +111,7 @@ def _conversation(options: Options) -> "Conversation":
     folder = model_folder(options.model)
     dtype = dtype_to_load(device)
     model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
-    model = stored_as(model, options.precision)
+    model = set_precision(model, options.precision)
     form = form_of(folder, tokenizer) if options.form == "auto" else options.form
     wanted = options.max_new_tokens
     if wanted is None and form == "chat":
@@ -126,7 +126,7 @@ def _conversation(options: Options) -> "Conversation":
     chosen = GenerationOptions(**advice(folder), max_new_tokens=wanted, **given)
     assistant = None
     if options.assistant_model is not None:
-        assistant = stored_as(load_model(options.assistant_model, device, dtype), options.precision)
+        assistant = set_precision(load_model(options.assistant_model, device, dtype), options.precision)
     talk = Conversation(model, tokenizer, form, chosen, history=options.history, assistant_model=assistant)
     for name in ("temperature", "top_k", "top_p"):
         if getattr(options, name) is not None:

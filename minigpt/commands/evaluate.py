@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 
 if TYPE_CHECKING:
-    from minigpt.data.batches import Batch, EncodedPairs
-    from minigpt.evaluation.answers import AnswerReport
+    from minigpt.data.batches import Batch, EncodedExamples
+    from minigpt.evaluation.answers import AnswerReport, Asked
     from minigpt.evaluation.loss import LossReport
     from minigpt.families.registry import LanguageModel
     from minigpt.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.DoorOptions, DataOptions):
     """Measure a checkpoint: loss, perplexity, bits per character, exact match, character F1."""
 
     model: Path = Path("output/best")
@@ -47,8 +48,6 @@ class Options(command_line.DoorOptions):
     """tokens of an answer, at most; left out: up to 128, fewer if the model has no room for more"""
     show: int = 10
     """questions to show with expected and given answers"""
-    strict: bool = False
-    """stop at the first bad line of the data instead of skipping it"""
     device: str = "auto"
     """cpu, cuda, mps, or auto: the best that is there"""
     threads: int = 0
@@ -78,24 +77,26 @@ def _load(options: Options, precision: Any) -> "tuple[LanguageModel, AnyTokenize
     """The model, its weights stored with this precision; anew each time, since rounding is for good."""
     from minigpt.devices import pick_device
     from minigpt.weights.pretrained import load_model_and_tokenizer
-    from minigpt.weights.weight_only import stored_as
+    from minigpt.weights.quantized import set_precision
 
     model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
-    return stored_as(model, precision), tokenizer
+    return set_precision(model, precision), tokenizer
 
 
 def _measure_pairs(options: Options) -> dict[str, Any]:
     from minigpt.console.terminal import table
-    from minigpt.data.batches import encode_pairs
-    from minigpt.data.reader import read_pairs
+    from minigpt.data.batches import encode_conversations
+    from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question, score_answers
     from minigpt.generation.api import GenerationOptions
     from minigpt.tokenizer import Tokenizer
 
-    pairs, reading = read_pairs(options.data, strict=options.strict)
+    conversations, reading = read_conversations(
+        options.data, options.strict, options.encoding, options.field_names
+    )
     reading.print_summary()
     asking = GenerationOptions(max_new_tokens=options.max_new_tokens)
-    right = by_question(pairs)
+    right = by_question(conversations)
     questions, references = list(right), list(right.values())
     results: list[tuple[LossReport, AnswerReport]] = []
     shown: list[str] = []
@@ -112,19 +113,19 @@ def _measure_pairs(options: Options) -> dict[str, Any]:
                 f"at most {limit + 1} tokens are possible"
             )
         max_length = options.max_length or limit
-        encoded = encode_pairs(pairs, tokenizer, max_length)
+        encoded = encode_conversations(conversations, tokenizer, max_length)
         losses = _loss(model, encoded, options.batch_size)
         given, n_too_long = _answers(model, tokenizer, questions, asking, options.batch_size)
         results.append((losses, score_answers(given, references)))
         shown = shown or given
     losses, scores = results[0]
-    n_unknown = sum(bool(tokenizer.unknown_characters(question)) for question in questions)
+    n_unknown = sum(bool(tokenizer.unknown_characters(asked.question)) for asked in questions)
 
     _print_losses(losses)
     print(f"exact match   {scores.exact_match:.1%} of {scores.count:,} questions")
     print(f"character F1  {scores.character_f1:.3f}")
     if encoded.n_cut:
-        print(f"{encoded.n_cut:,} of {len(pairs):,} pairs were cut at {max_length} tokens for the loss")
+        print(f"{encoded.n_cut:,} of {reading.counted} were cut at {max_length} tokens for the loss")
     if n_too_long:
         print(f"too long for block_size={limit}, counted as not answered: {n_too_long:,} of the questions")
     if n_unknown:
@@ -146,12 +147,13 @@ def _measure_pairs(options: Options) -> dict[str, Any]:
         found,
     )
     if options.show:
-        rows = answer_rows(questions, references, shown, options.show)
+        rows = answer_rows([asked.question for asked in questions], references, shown, options.show)
         cells = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
         table("some of the questions", ("", "question", "expected", "given"), cells)
     return {
         **found[0],
-        "pairs": len(pairs),
+        "conversations": len(conversations),
+        "pairs": reading.answers,
         "skipped": len(reading.skipped),
         "cut": encoded.n_cut,
         "too_long": n_too_long,
@@ -238,7 +240,7 @@ def _shortened(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _loss(model: "LanguageModel", encoded: "EncodedPairs", batch_size: int) -> "LossReport":
+def _loss(model: "LanguageModel", encoded: "EncodedExamples", batch_size: int) -> "LossReport":
     from minigpt.console.terminal import ProgressLine
     from minigpt.evaluation.loss import evaluate_loss
 
@@ -255,20 +257,26 @@ def _loss(model: "LanguageModel", encoded: "EncodedPairs", batch_size: int) -> "
 
 
 def _answers(
-    model: "LanguageModel", tokenizer: "Tokenizer", questions: list[str], asking: Any, batch_size: int
+    model: "LanguageModel", tokenizer: "Tokenizer", questions: "list[Asked]", asking: Any, batch_size: int
 ) -> tuple[list[str], int]:
-    """Answers, "" where a question fills the whole model, and how many of these there are."""
-    from minigpt.console.terminal import ProgressLine
-    from minigpt.generation.api import answer_questions
+    """Answers, "" where a question fills the whole model, and how many of these there are.
 
-    room = model.config.max_position_embeddings - 2  # for the question's <sep> and a token of the answer
-    short = [question for question in questions if len(question) <= room]
+    Where a conversation does not fit, its oldest questions are left out, so that half of the context stays
+    free.
+    """
+    from minigpt.console.terminal import ProgressLine
+    from minigpt.data.batches import encode_prompt
+    from minigpt.generation.api import eos_of, generate_ids
+
+    context = model.config.max_position_embeddings
+    prompts = [encode_prompt(asked.before, asked.question, tokenizer, context // 2) for asked in questions]
+    short = [prompt for prompt in prompts if len(prompt) < context]
     with ProgressLine("answering", len(short), patience=2.0) as progress:
         found = iter(
-            answer_questions(model, tokenizer, short, asking, batch_size, on_progress=progress.update)
+            generate_ids(model, short, asking, eos_of(tokenizer), batch_size, progress.update, tokenizer)
         )
-    given = [next(found).text if len(question) <= room else "" for question in questions]
-    return given, len(questions) - len(short)
+    given = [tokenizer.decode(next(found).ids) if len(prompt) < context else "" for prompt in prompts]
+    return given, len(prompts) - len(short)
 
 
 def _print_losses(losses: "LossReport") -> None:

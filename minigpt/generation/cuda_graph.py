@@ -229,7 +229,7 @@ class GraphDecoder:
             )
             for name, off in _FILTERS.items()
         }
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # as minigpt.generation.batch draws
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
         self._tick = whole(1)  # which step of the burst comes next

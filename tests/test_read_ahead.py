@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.storage import read_ahead as weight_bytes
+from minigpt.storage import read_ahead
 from minigpt.storage.read_ahead import KEPT, WEIGHTS, ReadAhead
 from minigpt.storage.safetensors_files import WeightFiles
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import load_model_and_tokenizer, save_pretrained
-from minigpt.weights.quantized import quantize
+from minigpt.weights.quantized import set_precision
 
 WORDS = ["<pad>", "<unk>", "<sep>", *map(chr, range(0x4E00, 0x4E00 + 61))]
 # Matrices of an MLP, (256, 1024) in float32, are kept where they were read; all else is too small for it.
@@ -76,8 +76,8 @@ def test_the_same_model_as_without(
         blocks.append((begin, begin + size))
         return content
 
-    read = weight_bytes._bytes_of
-    monkeypatch.setattr(weight_bytes, "_bytes_of", recorded)
+    read = read_ahead._bytes_of
+    monkeypatch.setattr(read_ahead, "_bytes_of", recorded)
     ahead = ReadAhead(folder)
     model, _ = load_model_and_tokenizer(folder, dtype=dtype, ahead=ahead)
     without, _ = load_model_and_tokenizer(folder, dtype=dtype)
@@ -112,11 +112,11 @@ def test_no_memory_is_kept_for_weights_that_were_replaced(
         memory.append(weakref.ref(content.obj))
         return content
 
-    read = weight_bytes._bytes_of
-    monkeypatch.setattr(weight_bytes, "_bytes_of", recorded)
+    read = read_ahead._bytes_of
+    monkeypatch.setattr(read_ahead, "_bytes_of", recorded)
     model, _ = load_model_and_tokenizer(folder, ahead=ReadAhead(folder))
     assert any(block() is not None for block in memory)
-    quantize(model, precision)
+    set_precision(model, precision)
     gc.collect()
     assert memory
     assert all(block() is None for block in memory)
@@ -238,21 +238,21 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @needs_preadv
-def test_nobody_waits_for_what_could_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_not_be_read_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"a": torch.ones(16), "b": torch.ones(16)}, tmp_path / WEIGHTS)
-    monkeypatch.setattr(weight_bytes, "_BLOCK", 64)  # bytes: each tensor alone
-    monkeypatch.setattr(weight_bytes, "_bytes_of", lambda path, begin, size: 1 // 0)
+    monkeypatch.setattr(read_ahead, "_BLOCK", 64)  # bytes: each tensor alone
+    monkeypatch.setattr(read_ahead, "_bytes_of", lambda path, begin, size: 1 // 0)
     ahead = ReadAhead(tmp_path)
     assert len(ahead._blocks) == 2
     assert [ahead.take(tmp_path / WEIGHTS, name) for name in "ab"] == [None, None]
 
 
 @needs_preadv
-def test_of_large_files_only_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_beginning_of_large_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {name: torch.full((16,), number) for number, name in enumerate("abcd")}
     save_file(tensors, tmp_path / WEIGHTS)
-    monkeypatch.setattr(weight_bytes, "_BLOCK", 128)  # bytes: two tensors
-    monkeypatch.setattr(weight_bytes, "_MOST", 300)
+    monkeypatch.setattr(read_ahead, "_BLOCK", 128)  # bytes: two tensors
+    monkeypatch.setattr(read_ahead, "_MOST", 300)
     ahead = ReadAhead(tmp_path)
     assert {name for _, name in ahead._blocks} == {"a", "b"}
     weights = WeightFiles(tmp_path, ahead)
@@ -260,7 +260,7 @@ def test_of_large_files_only_the_beginning_is_read(tmp_path: Path, monkeypatch: 
 
 
 @needs_preadv
-def test_what_begins_between_two_lines_of_the_cache_is_left_out(tmp_path: Path) -> None:
+def test_tensors_between_two_cache_lines_are_left_out(tmp_path: Path) -> None:
     tensors = {"a": torch.ones(3), "b": torch.arange(16.0), "c": torch.empty(0)}
     save_file(tensors, tmp_path / WEIGHTS)
     taken = {name: ReadAhead(tmp_path).take(tmp_path / WEIGHTS, name) for name in tensors}
