@@ -36,8 +36,8 @@ from minigpt.errors import InputError, printable, printable_lines
 
 if TYPE_CHECKING:
     from minigpt.generation.api import Answer
-    from minigpt.generation.conversation import Asked
-    from minigpt.generation.generation_config import Form
+    from minigpt.generation.conversation import QuestionAnswering
+    from minigpt.generation.generation_config import PromptFormat
     from minigpt.generation.options import GenerationOptions
     from minigpt.generation.output import StopReason
     from minigpt.storage.read_ahead import ReadAhead
@@ -63,15 +63,15 @@ class Options(command_line.DoorOptions):
     min_new_tokens: int = 0
     """tokens of an answer, at least"""
     do_sample: bool = False
-    """draw each token at random instead of taking the likeliest"""
+    """draw each token at random instead of taking the most likely"""
     temperature: float = 1.0
     """with --do_sample: below 1 likely tokens gain, above 1 they lose"""
     top_k: int = 0
     """with --do_sample: draw among the k likeliest tokens only; 0: among all"""
     top_p: float = 1.0
-    """with --do_sample: draw among the likeliest tokens whose probabilities add up to this"""
+    """with --do_sample: draw among the most likely tokens whose probabilities add up to this"""
     min_p: float = 0.0
-    """with --do_sample: draw among the tokens at least this times as likely as the likeliest; 0: off"""
+    """with --do_sample: draw among the tokens at least this times as likely as the most likely; 0: off"""
     typical_p: float = 1.0
     """with --do_sample: draw among the least surprising tokens whose probabilities add up to this"""
     repetition_penalty: float = 1.0
@@ -187,7 +187,7 @@ def _warn_of_ignored(options: Options) -> None:
         return ", ".join(f"--{name}" for name in changed)
 
     if not options.do_sample and (flags := given("temperature", "top_k", "top_p", "min_p", "typical_p")):
-        warn(f"without --do_sample the likeliest token is taken: {flags} changes nothing")
+        warn(f"without --do_sample the most likely token is taken: {flags} changes nothing")
     if options.num_beams == 1 and (flags := given("length_penalty", "early_stopping")):
         warn(f"without --num_beams one beginning is followed: {flags} changes nothing")
     if options.prompt_lookup_num_tokens is None and (flags := given("max_matching_ngram_size")):
@@ -209,14 +209,14 @@ def _completed(
 
 
 @command_line.remembered_signals()  # some get lost while torch is imported
-def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> "Asked":
+def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> "QuestionAnswering":
     """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
     with command_line.lasting_imports():
         import torch
 
         from minigpt.devices import pick_device
-        from minigpt.generation.conversation import Asked
-        from minigpt.generation.generation_config import advice, form_of
+        from minigpt.generation.conversation import QuestionAnswering
+        from minigpt.generation.generation_config import prompt_format, recommended_options
         from minigpt.generation.native import dtype_to_load
         from minigpt.generation.options import id_list
         from minigpt.generation.speculative_decoding import check_assistant
@@ -231,14 +231,14 @@ def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> 
     folder = model_folder(options.model)
     dtype = dtype_to_load(device)
     model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
-    form: Form = "text" if options.prompt is not None else form_of(folder, tokenizer)
-    eos = id_list(advice(folder).get("eos_token_id")) or None
+    form: PromptFormat = "text" if options.prompt is not None else prompt_format(folder, tokenizer)
+    eos = id_list(recommended_options(folder).get("eos_token_id")) or None
     assistant = None
     if options.assistant_model is not None:
         assistant = set_precision(load_model(options.assistant_model, device, dtype), options.precision)
         check_assistant(model, chosen, assistant)
     chosen = _completed(chosen, options, tokenizer, eos)
-    return Asked(set_precision(model, options.precision), tokenizer, form, chosen, assistant)
+    return QuestionAnswering(set_precision(model, options.precision), tokenizer, form, chosen, assistant)
 
 
 # -- many questions -----------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def _questions(options: Options) -> list[str] | None:
     return parse_questions(sys.stdin.buffer.read(), "standard input")
 
 
-def _answer(asked: "Asked", questions: list[str], batch_size: int) -> "list[Answer]":
+def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -> "list[Answer]":
     """Answer all questions that are not blank, and say what a reader of the answers should know."""
     from minigpt.console.terminal import ProgressLine, warn
 
@@ -292,7 +292,7 @@ def _answer(asked: "Asked", questions: list[str], batch_size: int) -> "list[Answ
     return answers
 
 
-def _warn_of_unfinished(reasons: "list[StopReason]", asked: "Asked") -> None:
+def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering") -> None:
     from minigpt.console.terminal import warn
 
     unfinished = [reason for reason in reasons if reason in ("length", "context")]
@@ -321,7 +321,7 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
 # -- one answer, while it is being written ------------------------------------------------------------------
 
 
-def _write(asked: "Asked", question: str, before: str = "") -> "StopReason":
+def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "StopReason":
     """Print an answer piece by piece; returns why it ended."""
     pieces = asked.pieces(question)
     _warn_of_unknown([asked.tokenizer.unknown_characters(question)])
@@ -340,7 +340,7 @@ def _write(asked: "Asked", question: str, before: str = "") -> "StopReason":
 # -- a conversation -----------------------------------------------------------------------------------------
 
 
-def _converse(asked: "Asked", in_pieces: bool) -> int:
+def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
     """Ask and answer until an empty line or the end of input; returns the number of questions."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 -- gives input() line editing and a history, where there is one

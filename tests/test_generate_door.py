@@ -332,7 +332,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--min_new_tokens", "9", "--max_new_tokens", "8"], "min_new_tokens must be at most max_new_tokens"),
         (["--stop_strings", ""], "stop_strings must be texts of at least one character: got ''"),
         (["--num_beams", "0"], "num_beams must be a whole number of at least 1: got num_beams=0"),
-        (["--num_beams", "2", "--do_sample"], "num_beams=2 follows the likeliest beginnings"),
+        (["--num_beams", "2", "--do_sample"], "num_beams=2 does not go with do_sample: beam search takes"),
         (["--num_beams", "2", "--stream"], "num_beams=2 cannot be streamed"),
         (["--seed", "x"], "--seed must be a whole number: got 'x'"),
         (["--prompt", "x"], "--prompt is no question: leave out --question and --file, or --prompt"),

@@ -48,11 +48,11 @@ class Options(command_line.DoorOptions):
     max_new_tokens: int | None = None
     """tokens of an answer, at most; left out: up to 128, of a chat model up to 1,024"""
     temperature: float | None = None
-    """below 1 likely tokens gain; 0: always the likeliest; left out: as the folder advises"""
+    """below 1 likely tokens gain; 0: always the most likely; left out: as the folder advises"""
     top_k: int | None = None
     """draw among the k likeliest tokens only; 0: among all; left out: as the folder advises"""
     top_p: float | None = None
-    """draw among the likeliest tokens whose probabilities add up to this; left out: as the folder advises"""
+    """draw among the most likely tokens, which add up to this; left out: as the folder advises"""
     seed: int | None = None
     """same seed, same answers"""
     prompt_lookup_num_tokens: int | None = None
@@ -98,7 +98,7 @@ def _conversation(options: Options) -> "Conversation":
 
         from minigpt.devices import pick_device
         from minigpt.generation.conversation import Conversation
-        from minigpt.generation.generation_config import advice, form_of
+        from minigpt.generation.generation_config import prompt_format, recommended_options
         from minigpt.generation.native import dtype_to_load
         from minigpt.generation.options import GenerationOptions
         from minigpt.generation.slash_commands import obey
@@ -112,7 +112,7 @@ def _conversation(options: Options) -> "Conversation":
     dtype = dtype_to_load(device)
     model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
     model = set_precision(model, options.precision)
-    form = form_of(folder, tokenizer) if options.form == "auto" else options.form
+    form = prompt_format(folder, tokenizer) if options.form == "auto" else options.form
     wanted = options.max_new_tokens
     if wanted is None and form == "chat":
         wanted = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
@@ -123,7 +123,7 @@ def _conversation(options: Options) -> "Conversation":
         "max_cache_mib",
     )
     given = {name: getattr(options, name) for name in names}
-    chosen = GenerationOptions(**advice(folder), max_new_tokens=wanted, **given)
+    chosen = GenerationOptions(**recommended_options(folder), max_new_tokens=wanted, **given)
     assistant = None
     if options.assistant_model is not None:
         assistant = set_precision(load_model(options.assistant_model, device, dtype), options.precision)
