@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Write on from a prompt with GPT-2, always with the likeliest token."""
 
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]

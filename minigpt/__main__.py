@@ -7,7 +7,7 @@ This module loads neither torch nor a door before a verb is known: `minigpt --he
 import runpy
 import sys
 
-DOORS = {
+COMMANDS = {
     "vocab": ("minigpt.build_vocab", "build vocab.json: one token per character of your data"),
     "split": ("minigpt.split_data", "split a JSONL file into train.jsonl and val.jsonl"),
     "stats": ("minigpt.dataset_stats", "token lengths, what a max_length would cut, unknown characters"),
@@ -23,7 +23,7 @@ DOORS = {
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<10}{text}" for verb, (_, text) in DOORS.items())
+    verbs = "\n".join(f"  {verb:<10}{text}" for verb, (_, text) in COMMANDS.items())
     return (
         "usage: minigpt VERB [--flag value ...]\n\n"
         "From a file of questions and answers to a GPT that answers.\n\n"
@@ -44,15 +44,15 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"minigpt {__version__}")
         return 0
-    if verb not in DOORS:
+    if verb not in COMMANDS:
         from minigpt.errors import unknown_name
 
-        print(f"minigpt: error: {unknown_name('verb', verb, DOORS)}", file=sys.stderr)
+        print(f"minigpt: error: {unknown_name('verb', verb, COMMANDS)}", file=sys.stderr)
         return 2
     before = sys.argv
     sys.argv = [f"minigpt {verb}", *rest]
     try:
-        runpy.run_module(DOORS[verb][0], run_name="__main__")
+        runpy.run_module(COMMANDS[verb][0], run_name="__main__")
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):
             raise  # a text, which Python prints

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Build a vocabulary: one token a character, or byte-level tokens of several."""
 
     data: Path = Path("data/data.jsonl")

@@ -19,7 +19,7 @@ from minigpt.console import command_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Token lengths, what a max_length would cut, unknown characters, repeated questions."""
 
     train_data: Path = Path("data/train.jsonl")

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Ask a trained model: in conversation, one question (--question), or many (--file, standard input)."""
 
     model: Path = Path("output/best")

@@ -22,7 +22,7 @@ from minigpt.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Split a JSONL file into train.jsonl and val.jsonl; no question stands in both."""
 
     input: Path = Path("data/data.jsonl")

@@ -1,4 +1,4 @@
-"""A model that has learned answers by heart, and a door on a pseudo-terminal, as a person meets it."""
+"""A model that has learned answers by heart, and a program on a pseudo-terminal, as a person meets it."""
 
 import os
 import select

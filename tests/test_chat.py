@@ -1,4 +1,4 @@
-"""`minigpt chat`: what is read of a conversation, its commands, and the door on a terminal and on pipes."""
+"""`minigpt chat`: what is read of a conversation, its commands, the program on a terminal and on pipes."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.chat_template import encode_chat
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from tests.doors import Result, RunDoor
+from tests.commands import Result, RunCommand
 from tests.talking import Talk, learn_by_heart
 
 ANSWERS = {"天？": "黑。", "地是什么？": "黄的", "月": "白\n又白\\", "水": "蓝"}
@@ -106,7 +106,7 @@ def test_commands_that_cannot_be_obeyed_change_nothing(line: str, message: str) 
     talk = of_characters("question")
     before = talk.options
     with pytest.raises(InputError) as refused:
-        obey(talk, line) or talk.why()  # the latter is what the door does besides
+        obey(talk, line) or talk.why()  # the latter is what the command does besides
     assert message in str(refused.value)
     assert talk.options == before
 
@@ -329,46 +329,46 @@ def test_ids_are_reported_while_they_are_streamed() -> None:
     assert CHARACTERS.decode(ids) == "".join(piece for piece, _ in seen)
 
 
-# -- the door, without a terminal ---------------------------------------------------------------------------
+# -- the command, without a terminal -----------------------------------------------------------------------
 
 
-Door = Callable[..., Result]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
-def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+def command(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     monkeypatch.chdir(tmp_path)
-    return partial(run_door, "chat.py")
+    return partial(run_command, "chat")
 
 
-def test_a_line_gets_a_line(door: Door, model: Path) -> None:
+def test_a_line_gets_a_line(command: Command, model: Path) -> None:
     typed = "\ufeff天？\n\n月\n/seed 3\n水\n/exit\n天？\n".encode()
-    result = door("--model", model, stdin=typed)
+    result = command("--model", model, stdin=typed)
     assert (result.code, result.out) == (0, "黑。\n\n白\\n又白\\\n蓝\n")
     assert result.err == "seed 3 (always the likeliest token: /temperature 1 draws)\n"
-    numbers = door("--model", model, "--json", "--precision", "int8", stdin="水".encode())
+    numbers = command("--model", model, "--json", "--precision", "int8", stdin="水".encode())
     assert (numbers.out, numbers.err) == ('蓝\n{"questions": 1}\n', "")
 
 
-def test_guesses_and_a_small_cache_change_no_answer(door: Door, model: Path) -> None:
+def test_guesses_and_a_small_cache_change_no_answer(command: Command, model: Path) -> None:
     typed = "天？\n月\n水\n".encode()
     for flags in (
         ("--prompt_lookup_num_tokens", 2),
         ("--assistant_model", model, "--num_assistant_tokens", 3),
         ("--cache_implementation", "quantized", "--max_cache_mib", 1),
     ):
-        assert door("--model", model, *flags, stdin=typed) == (0, "黑。\n白\\n又白\\\n蓝\n", ""), flags
+        assert command("--model", model, *flags, stdin=typed) == (0, "黑。\n白\\n又白\\\n蓝\n", ""), flags
 
 
-def test_a_backslash_joins_lines(door: Door, model: Path) -> None:
-    result = door("--model", model, stdin="天\\\n？\n水\\\n".encode())
+def test_a_backslash_joins_lines(command: Command, model: Path) -> None:
+    result = command("--model", model, stdin="天\\\n？\n水\\\n".encode())
     assert result.code == 0
     assert len(result.out.splitlines()) == 2
     assert result.err == ""  # the line end is in this vocabulary
 
 
-def test_questions_that_cannot_be_answered_get_a_blank_line(door: Door, model: Path) -> None:
-    result = door("--model", model, stdin=("水" * 30 + "\n水😀\n水\n").encode())
+def test_questions_that_cannot_be_answered_get_a_blank_line(command: Command, model: Path) -> None:
+    result = command("--model", model, stdin=("水" * 30 + "\n水😀\n水\n").encode())
     assert result.code == 0
     assert result.out.split("\n")[0] == ""
     assert result.out.split("\n")[2:] == ["蓝", ""]
@@ -376,9 +376,9 @@ def test_questions_that_cannot_be_answered_get_a_blank_line(door: Door, model: P
     assert "not in the vocabulary, read as <unk>: '😀'" in result.err
 
 
-def test_a_chat_model_at_the_door(door: Door, chat_folder: Path) -> None:
+def test_a_chat_model_on_pipes(command: Command, chat_folder: Path) -> None:
     flags = ("--seed", 1, "--max_new_tokens", 6, "--think", "off", "--system", "简短", "--top_k", 3)
-    first, again = (door("--model", chat_folder, *flags, stdin="你好\n再见\n".encode()) for _ in range(2))
+    first, again = (command("--model", chat_folder, *flags, stdin="你好\n再见\n".encode()) for _ in range(2))
     assert first == again
     assert (first.code, len(first.out.splitlines())) == (0, 2)
 
@@ -408,17 +408,17 @@ def test_a_chat_model_at_the_door(door: Door, chat_folder: Path) -> None:
         ((), "你好\n".encode("gbk"), "standard input:1: not UTF-8 (byte 0xc4 at column 1)"),
     ],
 )
-def test_what_the_door_refuses(
-    door: Door, model: Path, flags: tuple[str, ...], stdin: bytes, message: str
+def test_whon_pipes_refuses(
+    command: Command, model: Path, flags: tuple[str, ...], stdin: bytes, message: str
 ) -> None:
     flags = flags if "--model" in flags else ("--model", str(model), *flags)
-    result = door(*flags, stdin=stdin)
+    result = command(*flags, stdin=stdin)
     assert (result.code, result.out) == (2, "")
     assert result.err.count("\n") == 1, result.err
     assert message in result.err
 
 
-# -- the door, on a terminal --------------------------------------------------------------------------------
+# -- the command, on a terminal ----------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")

@@ -1,4 +1,4 @@
-"""Flags are read as people write them; what ends a door is one line and an exit code."""
+"""Flags are read as people write them; what ends a script is one line and an exit code."""
 
 import ast
 import contextlib
@@ -16,15 +16,15 @@ from typing import Any, Literal
 
 import pytest
 
-from minigpt.__main__ import DOORS
-from minigpt.console.command_line import DoorOptions, parse, run
+from minigpt.__main__ import COMMANDS
+from minigpt.console.command_line import CommandOptions, parse, run
 from minigpt.errors import InputError, printable, unknown_name
 
 ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Example(DoorOptions):
+class Example(CommandOptions):
     """Try things."""
 
     # A comment about the group, which is nobody's help
@@ -109,7 +109,7 @@ def test_defaults_may_come_from_elsewhere() -> None:
 def test_options_of_a_module_with_postponed_annotations_have_switches() -> None:
     # `from __future__ import annotations` makes field.type a text
     fields: list[tuple[str, Any, Any]] = [("deep", "bool", True)]
-    later = dataclasses.make_dataclass("Later", fields, bases=(DoorOptions,), frozen=True, kw_only=True)
+    later = dataclasses.make_dataclass("Later", fields, bases=(CommandOptions,), frozen=True, kw_only=True)
     assert vars(parse(later, ["--no_deep"])) == {"json": False, "deep": False}
 
 
@@ -197,17 +197,17 @@ def test_printable(text: str, expected: str) -> None:
     assert len(printable(text).encode("utf-8").splitlines()) == 1
 
 
-# -- what ends a door --------------------------------------------------------------------------------------
+# -- what ends a command ------------------------------------------------------------------------------------
 
-DOOR = '''
+SCRIPT = '''
 import dataclasses, os, sys, time
 from pathlib import Path
-from minigpt.console.command_line import DoorOptions, run
+from minigpt.console.command_line import CommandOptions, run
 from minigpt.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(DoorOptions):
-    """A door."""
+class Options(CommandOptions):
+    """A script."""
 
     what: str = ""
     """what to do"""
@@ -239,16 +239,16 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("doors") / "door.py"
-    path.write_text(DOOR, encoding="utf-8")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scripts") / "script.py"
+    path.write_text(SCRIPT, encoding="utf-8")
     return path
 
 
-def start(door: Path, *argv: str, **environment: str) -> subprocess.Popen[bytes]:
+def start(script: Path, *argv: str, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, str(door), *argv],
-        cwd=door.parent,
+        [sys.executable, str(script), *argv],
+        cwd=script.parent,
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -267,8 +267,8 @@ def outcome(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
     return process.returncode, out.decode("utf-8"), err.decode("utf-8")
 
 
-def test_done_is_0_and_silent(door: Path) -> None:
-    assert outcome(start(door)) == (0, "", "")
+def test_done_is_0_and_silent(script: Path) -> None:
+    assert outcome(start(script)) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -283,37 +283,37 @@ def test_done_is_0_and_silent(door: Path) -> None:
         (["--what=a", "b\udc80\x1b"], r"unexpected argument: b\udc80\x1b (a value with spaces needs quotes around it)"),  # noqa: E501
     ],
 )  # fmt: skip
-def test_bad_input_is_2_and_one_line(door: Path, argv: list[str], line: str) -> None:
-    assert outcome(start(door, *argv)) == (2, "", f"door.py: error: {line}\n")
+def test_bad_input_is_2_and_one_line(script: Path, argv: list[str], line: str) -> None:
+    assert outcome(start(script, *argv)) == (2, "", f"script.py: error: {line}\n")
 
 
-def test_a_bug_is_1_and_keeps_its_traceback(door: Path) -> None:
-    code, out, err = outcome(start(door, "--what", "bug"))
+def test_a_bug_is_1_and_keeps_its_traceback(script: Path) -> None:
+    code, out, err = outcome(start(script, "--what", "bug"))
     assert (code, out) == (1, "")
     assert err.startswith("Traceback")
     assert err.endswith("ValueError: a bug, not the user's fault\n")
 
 
-def test_a_door_may_choose_its_own_code(door: Path) -> None:
-    assert outcome(start(door, "--what", "exit")) == (5, "", "")
+def test_a_command_may_choose_its_own_code(script: Path) -> None:
+    assert outcome(start(script, "--what", "exit")) == (5, "", "")
 
 
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_signals(door: Path, number: int, code: int, word: str) -> None:
-    cleaned = door.parent / "cleaned"
+def test_signals(script: Path, number: int, code: int, word: str) -> None:
+    cleaned = script.parent / "cleaned"
     cleaned.unlink(missing_ok=True)
-    process = start(door, "--what", "wait")
+    process = start(script, "--what", "wait")
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(number)
-    assert outcome(process) == (code, "", f"door.py: {word}\n")
-    assert cleaned.exists(), "what a door opened must be closed"
+    assert outcome(process) == (code, "", f"script.py: {word}\n")
+    assert cleaned.exists(), "what a script opened must be closed"
 
 
-def test_a_reader_that_goes_away_is_not_a_traceback(door: Path) -> None:
-    process = start(door, "--what", "many")
+def test_a_reader_that_goes_away_is_not_a_traceback(script: Path) -> None:
+    process = start(script, "--what", "many")
     assert process.stdout is not None
     assert process.stderr is not None
     assert process.stdout.readline() == b"0\n"
@@ -324,10 +324,10 @@ def test_a_reader_that_goes_away_is_not_a_traceback(door: Path) -> None:
     assert process.wait(timeout=60) == 128 + signal.SIGPIPE
 
 
-def test_a_reader_that_went_before_the_complaint_still_leaves_the_complaint(door: Path) -> None:
+def test_a_reader_that_went_before_the_complaint_still_leaves_the_complaint(script: Path) -> None:
     code = "print('x' * 100); raise InputError('bad')"
-    path = door.parent / "late.py"
-    path.write_text(re.sub(r"def main\(options\):\n", f"def main(options):\n    {code}\n", DOOR))
+    path = script.parent / "late.py"
+    path.write_text(re.sub(r"def main\(options\):\n", f"def main(options):\n    {code}\n", SCRIPT))
     process = start(path)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -338,20 +338,20 @@ def test_a_reader_that_went_before_the_complaint_still_leaves_the_complaint(door
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
-def test_a_full_disk_behind_stdout_is_one_line(door: Path) -> None:
+def test_a_full_disk_behind_stdout_is_one_line(script: Path) -> None:
     for what in ("many", "answer"):
         with Path("/dev/full").open("wb") as full:
             done = subprocess.run(
-                [sys.executable, str(door), "--what", what],
+                [sys.executable, str(script), "--what", what],
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
                 stdout=full,
                 stderr=subprocess.PIPE,
             )
-        assert (done.returncode, done.stderr) == (2, b"door.py: error: No space left on device\n")
+        assert (done.returncode, done.stderr) == (2, b"script.py: error: No space left on device\n")
 
 
-def test_json_is_the_last_line(door: Path) -> None:
-    code, out, err = outcome(start(door, "--what", "answer", "--json"))
+def test_json_is_the_last_line(script: Path) -> None:
+    code, out, err = outcome(start(script, "--what", "answer", "--json"))
     assert (code, err) == (0, "")
     first, last = out.splitlines()
     assert first == r"四川 \udc80"
@@ -367,8 +367,8 @@ def test_json_is_the_last_line(door: Path) -> None:
     assert "四川" in last, "readable for people too"
 
 
-def test_json_is_json_where_stdout_knows_no_chinese(door: Path) -> None:
-    code, out, _ = outcome(start(door, "--what", "answer", "--json", PYTHONIOENCODING="latin-1"))
+def test_json_is_json_where_stdout_knows_no_chinese(script: Path) -> None:
+    code, out, _ = outcome(start(script, "--what", "answer", "--json", PYTHONIOENCODING="latin-1"))
     assert code == 0
     assert json.loads(out.splitlines()[-1])["text"] == '四川 "\n\udc80 \U0001f986'
 
@@ -378,7 +378,7 @@ def test_json_of_nothing_is_an_empty_object(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], result: dict[str, Any] | None
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sys, "argv", ["folder/door.py", "--json"])
+    monkeypatch.setattr(sys, "argv", ["folder/script.py", "--json"])
     with pytest.raises(SystemExit) as stop:
         run(Example, lambda _: result)
     signal.signal(signal.SIGTERM, before)
@@ -401,21 +401,21 @@ def test_a_wrong_flag_is_refused_before_the_defaults_are_made(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "latin-1", "ascii"])
-def test_a_complaint_does_not_depend_on_the_encoding_of_stdout(door: Path, encoding: str) -> None:
+def test_a_complaint_does_not_depend_on_the_encoding_of_stdout(script: Path, encoding: str) -> None:
     # the parser's box is drawn in ASCII where stdout's encoding is not spelt "utf-8"
-    code, _, err = outcome(start(door, "--what", PYTHONIOENCODING=encoding))
+    code, _, err = outcome(start(script, "--what", PYTHONIOENCODING=encoding))
     assert (code, err) == (
         2,
-        "door.py: error: --what needs a value (one that begins with '-': --what=VALUE)\n",
+        "script.py: error: --what needs a value (one that begins with '-': --what=VALUE)\n",
     )
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
-def test_a_complaint_on_a_terminal_holds_no_colours(door: Path) -> None:
+def test_a_complaint_on_a_terminal_holds_no_colours(script: Path) -> None:
     # the parser colours its box when stdout is a terminal, though the box goes to stderr
     terminal, side = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, str(door), "--what"],
+        [sys.executable, str(script), "--what"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
         stdout=side,
         stderr=side,
@@ -429,24 +429,24 @@ def test_a_complaint_on_a_terminal_holds_no_colours(door: Path) -> None:
         while piece := stream.read(1000):
             said += piece
     assert process.wait(timeout=60) == 2
-    assert said == b"door.py: error: --what needs a value (one that begins with '-': --what=VALUE)\r\n"
+    assert said == b"script.py: error: --what needs a value (one that begins with '-': --what=VALUE)\r\n"
 
 
-# -- every door's flags ------------------------------------------------------------------------------------
+# -- every command's flags ---------------------------------------------------------------------------------
 
 
-def option_classes(module_name: str) -> list[type[DoorOptions]]:
+def option_classes(module_name: str) -> list[type[CommandOptions]]:
     module = importlib.import_module(module_name)
     found = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, DoorOptions) and value is not DoorOptions
+        if isinstance(value, type) and issubclass(value, CommandOptions) and value is not CommandOptions
     ]
     assert found, f"{module_name} has no options"
     return found
 
 
-def documented(options: type[DoorOptions]) -> dict[str, str]:
+def documented(options: type[CommandOptions]) -> dict[str, str]:
     """The text below each field of a class and its bases."""
     found: dict[str, str] = {}
     for base in options.__mro__:
@@ -470,9 +470,9 @@ def documented(options: type[DoorOptions]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("verb", DOORS)
-def test_every_flag_of_every_door_has_one_line_of_help(verb: str) -> None:
-    for options in option_classes(DOORS[verb][0]):
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_flag_of_every_command_has_one_line_of_help(verb: str) -> None:
+    for options in option_classes(COMMANDS[verb][0]):
         texts = documented(options)
         for field in dataclasses.fields(options):
             assert field.name in texts, f"{options.__name__}.{field.name} has no help below it"
@@ -483,10 +483,10 @@ def test_every_flag_of_every_door_has_one_line_of_help(verb: str) -> None:
             assert len(words) <= 110, f"{options.__name__}.{field.name}: {len(words)} characters"
 
 
-@pytest.mark.parametrize("verb", DOORS)
-def test_help_of_every_door(verb: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_help_of_every_command(verb: str, tmp_path: Path) -> None:
     """As a script, from elsewhere: exit 0, every flag, its help, no torch, and nothing written."""
-    module = DOORS[verb][0]
+    module = COMMANDS[verb][0]
     script = ROOT / Path(*module.split(".")).with_suffix(".py")
     spy = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = {folder!r}\n"
     spy += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -504,7 +504,7 @@ def test_help_of_every_door(verb: str, tmp_path: Path) -> None:
     assert loaded == "LOADED []"
     for options in option_classes(module):
         if options.__doc__ is None or options.__doc__.splitlines()[0] not in done.stdout:
-            continue  # another door's options, which this one imports
+            continue  # another script's options, which this one imports
         shown = " ".join(" ".join(text).replace("│", " ").split())
         by_place = {
             field.name for field in dataclasses.fields(options) if hasattr(field.type, "__metadata__")
@@ -526,10 +526,10 @@ def test_a_signal_while_the_flags_are_read_is_no_wrong_flag(monkeypatch: pytest.
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(tyro, "cli", struck)
-    monkeypatch.setattr(sys, "argv", ["door.py"])
+    monkeypatch.setattr(sys, "argv", ["script.py"])
     try:
         with pytest.raises(SystemExit) as stopped:
-            run(DoorOptions, lambda options: None)
+            run(CommandOptions, lambda options: None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,7 +4,7 @@
 
 A document is gone through from top to bottom in an empty folder with `minigpt/`, `data/` and the Makefile:
 
-- ```bash: each command is run, by the door itself, in this process; `make demo` by its lines in the Makefile;
+- ```bash: each command is run by its script, in this process; `make demo` by its lines in the Makefile;
 - ```python: run in one namespace a document, as a reader would paste it into one session;
 - ```text: what the block above it prints (`...` stands for anything); compared;
 - ```jsonl: lines of the built-in corpus; ```tree: what lies in minigpt/, a file a line; compared with it;
@@ -58,7 +58,7 @@ THE_TUTORIAL_S_COMMANDS = [
 ]
 
 _TINY = "--n_layer 1 --n_embd 32 --n_head 2 --eval_steps 2 --logging_steps 1"
-TO_SHORTEN = {  # door -> flags that the tests add
+TO_SHORTEN = {  # script -> flags that the tests add
     "train.py": f"{_TINY} --max_steps 4",
     "evaluate.py": "--max_new_tokens 4",
     "generate.py": "--max_new_tokens 4",
@@ -69,7 +69,7 @@ NOT_RUN = {  # command -> why
     ". .venv/bin/activate": "changes the reader's shell",
     "tensorboard --logdir output": "a server that only Ctrl-C ends",
     "python gpt2.py 'Alan Turing theorized that computers would one day become' --n_tokens_to_generate 40": (
-        "fetches 500 MB; tests/test_gpt2_door.py runs it on a small model"
+        "fetches 500 MB; tests/test_gpt2_command.py runs it on a small model"
     ),
     "python benchmarks/parity.py --gpt2_124m": "takes minutes; tests/parity/ compares the same at tiny sizes",
 }
@@ -213,14 +213,14 @@ class Reader:
             return ""
         if words[0] == "make":
             return "".join(map(self._recipe_line, makefile()[words[1]]))
-        from minigpt.__main__ import DOORS
+        from minigpt.__main__ import COMMANDS
 
         if words[0] == "minigpt":
-            door = f"{DOORS[words[1]][0].split('.')[-1]}.py" if words[1] in DOORS else ""
+            script = f"{COMMANDS[words[1]][0].split('.')[-1]}.py" if words[1] in COMMANDS else ""
         else:
             assert words[0] == "python", f"nobody knows how to run: {command}"
-            door = Path(words[1]).name
-        if extra := TO_SHORTEN.get(door):
+            script = Path(words[1]).name
+        if extra := TO_SHORTEN.get(script):
             self.shortened = True
             words += shlex.split(TO_GO_ON if "--resume" in words else extra)
         return self._run(words, code, TYPED.get(command))
@@ -244,13 +244,13 @@ class Reader:
             with (
                 contextlib.redirect_stdout(printed),
                 contextlib.redirect_stderr(printed),
-                _doors_may_run_twice(),
+                _scripts_may_run_twice(),
             ):
                 if words[0] == "minigpt":
                     got: object = main(words[1:])
                 else:
                     sys.argv = words[1:]
-                    sys.path.insert(0, str(Path(words[1]).parent))  # as Python does; doors replace it
+                    sys.path.insert(0, str(Path(words[1]).parent))  # as Python does; scripts replace it
                     try:
                         runpy.run_path(words[1], run_name="__main__")
                         got = 0
@@ -271,8 +271,8 @@ class _Terminal(io.StringIO):
 
 
 @contextlib.contextmanager
-def _doors_may_run_twice() -> Iterator[None]:
-    with warnings.catch_warnings():  # of runpy, when another test has imported the door
+def _scripts_may_run_twice() -> Iterator[None]:
+    with warnings.catch_warnings():  # of runpy, when another test has imported the script
         warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package")
         yield
 
@@ -479,11 +479,11 @@ def test_paths_in_the_text_exist(document: str) -> None:
 
 @pytest.mark.parametrize("document", FILES)
 def test_flags_in_the_text_exist(document: str) -> None:
-    from minigpt.__main__ import DOORS
+    from minigpt.__main__ import COMMANDS
     from minigpt.training.config import TrainConfig
 
     options = [
-        getattr(importlib.import_module(module), "Options", TrainConfig) for module, _ in DOORS.values()
+        getattr(importlib.import_module(module), "Options", TrainConfig) for module, _ in COMMANDS.values()
     ]
     options.append(importlib.import_module("gpt2").Options)
     known = {field.name for one in options for field in dataclasses.fields(one)} | {

@@ -26,7 +26,7 @@ from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.weights.quantized import quantize
-from tests.doors import Result, RunDoor
+from tests.commands import Result, RunCommand
 from tests.talking import learn_by_heart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,11 +284,11 @@ Door = Callable[..., Result]
 
 
 @pytest.fixture
-def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
     """`python ./minigpt/commands/evaluate.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    return partial(run_door, "evaluate.py")
+    return partial(run_command, "eval")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.flops import model_flops, peak_flops
 from minigpt.training.loop import Stopped, Trainer
 from minigpt.training.mixed_precision import LossScale, Machine, pick_precision
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 from tests.runs import config, identical, metrics, stop_at, trainer, write_data
 
 CPU = torch.device("cpu")
@@ -682,7 +682,7 @@ def test_utilisation_is_shown_where_the_peak_is_known(folder: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
-def test_every_recipe_runs_dry(folder: Path, run_door: RunDoor, name: str) -> None:
+def test_every_recipe_runs_dry(folder: Path, run_command: RunCommand, name: str) -> None:
     """As it is, but for the model's size: 124M parameters take their time on a CPU."""
     (folder / "text.txt").write_text("春眠不觉晓，处处闻啼鸟。\n" * 400, encoding="utf-8")
     data = ["--train_data", folder / "train.jsonl", "--val_data", folder / "val.jsonl"]
@@ -690,7 +690,7 @@ def test_every_recipe_runs_dry(folder: Path, run_door: RunDoor, name: str) -> No
     if "--text" in (RECIPES / f"{name}.toml").read_text(encoding="utf-8"):
         data = ["--text", folder / "text.txt", "--val_fraction", "0.1"]
     small = ["--n_layer", 1, "--n_embd", 24, "--n_head", 2, "--device", "cpu", "--threads", 1]
-    result = run_door(
+    result = run_command(
         "train.py", "--recipe", name, *data, *small, "--output", folder / "run", "--dry_run", "--json"
     )
     assert result.code == 0, result.err

@@ -96,16 +96,16 @@ def test_the_version_is_the_distribution_s() -> None:
     assert minigpt.__version__ == project["version"]
 
 
-def test_generate_stays_the_function_when_the_door_is_imported() -> None:
-    # the door first, and after the function had been looked up
+def test_generate_stays_the_function_when_the_script_is_imported() -> None:
+    # the script first, and after the function had been looked up
     for order in ("import minigpt.generate", "from minigpt import generate; import minigpt.generate"):
         done = python("-c", f"{order}\nprint(type(minigpt.generate).__name__, minigpt.generate.__module__)")
         assert (done.stdout, done.stderr) == ("function minigpt.generation.api\n", ""), order
 
 
-def test_the_door_behind_the_function_can_be_had() -> None:
-    door: object = importlib.import_module("minigpt.generate")
-    assert isinstance(door, ModuleType)
+def test_the_script_behind_the_function_can_be_had() -> None:
+    script: object = importlib.import_module("minigpt.generate")
+    assert isinstance(script, ModuleType)
     assert not isinstance(minigpt.generate, ModuleType)
 
 
@@ -123,7 +123,7 @@ def test_help_prints_every_verb_and_loads_nothing_heavy(capsys: pytest.CaptureFi
     assert verbs.main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    for verb, (_, text) in verbs.DOORS.items():
+    for verb, (_, text) in verbs.COMMANDS.items():
         assert any(line.split(maxsplit=1) == [verb, text] for line in out.splitlines()), verb
     assert loaded_by("import minigpt.__main__ as m; m.main(['--help'])") == set()
 
@@ -157,9 +157,9 @@ def test_version() -> None:
         ("trian", "did you mean 'train'?"),
         ("generat", "did you mean 'generate'?"),
         ("Train", "did you mean 'train'?"),
-        ("xyzzy", f"known: {', '.join(verbs.DOORS)}"),
-        ("--hlep", f"known: {', '.join(verbs.DOORS)}"),
-        ("", f"known: {', '.join(verbs.DOORS)}"),
+        ("xyzzy", f"known: {', '.join(verbs.COMMANDS)}"),
+        ("--hlep", f"known: {', '.join(verbs.COMMANDS)}"),
+        ("", f"known: {', '.join(verbs.COMMANDS)}"),
     ],
 )
 def test_an_unknown_verb(capsys: pytest.CaptureFixture[str], verb: str, hint: str) -> None:
@@ -174,9 +174,9 @@ def test_a_strange_verb_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert r"a\n\x1b[31m\udc80" in err
 
 
-@pytest.mark.parametrize("verb", verbs.DOORS)
+@pytest.mark.parametrize("verb", verbs.COMMANDS)
 def test_a_verb_is_the_script_behind_it(verb: str, tmp_path: Path) -> None:
-    module = verbs.DOORS[verb][0]
+    module = verbs.COMMANDS[verb][0]
     script = ROOT / Path(*module.split(".")).with_suffix(".py")
     as_verb = python("-m", "minigpt", verb, "--no_such_flag", cwd=tmp_path)
     as_module = python("-m", module, "--no_such_flag", cwd=tmp_path)
@@ -192,7 +192,7 @@ def test_a_verb_is_the_script_behind_it(verb: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-DOOR_CODES = {
+EXIT_CODES = {
     "sys.exit()": 0,
     "sys.exit(0)": 0,
     "sys.exit(3)": 3,
@@ -200,25 +200,25 @@ DOOR_CODES = {
 }
 
 
-@pytest.mark.parametrize("code", DOOR_CODES)
-def test_exit_codes_of_a_door_are_passed_on(
+@pytest.mark.parametrize("code", EXIT_CODES)
+def test_exit_codes_of_a_command_are_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    (tmp_path / "made_door.py").write_text(f"import sys\nprint(sys.argv)\n{code}\n")
+    (tmp_path / "made_command.py").write_text(f"import sys\nprint(sys.argv)\n{code}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(verbs.DOORS, "try", ("made_door", ""))
+    monkeypatch.setitem(verbs.COMMANDS, "try", ("made_command", ""))
     before = list(sys.argv)
-    assert verbs.main(["try", "--flag"]) == DOOR_CODES[code]
+    assert verbs.main(["try", "--flag"]) == EXIT_CODES[code]
     assert sys.argv == before
 
 
-def test_a_door_that_exits_with_a_text_or_an_error_keeps_it(
+def test_a_command_that_exits_with_a_text_or_an_error_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     for number, code in enumerate(["sys.exit('a text')", "raise KeyError('bug')", "raise KeyboardInterrupt"]):
-        (tmp_path / f"made_door_{number}.py").write_text(f"import sys\n{code}\n")
-        monkeypatch.setitem(verbs.DOORS, f"try{number}", (f"made_door_{number}", ""))
+        (tmp_path / f"made_command_{number}.py").write_text(f"import sys\n{code}\n")
+        monkeypatch.setitem(verbs.COMMANDS, f"try{number}", (f"made_command_{number}", ""))
     with pytest.raises(SystemExit, match="a text"):
         verbs.main(["try0"])
     with pytest.raises(KeyError, match="bug"):

@@ -18,7 +18,7 @@ from minigpt.model import GPTConfig
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.weights.quantized import at_precision, quantize
 from minigpt.weights.weight_only import stored_as, stored_precision
-from tests.doors import Result, RunDoor
+from tests.commands import Result, RunCommand
 
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(["天地玄黄，宇宙洪荒。日月盈昃"]))
 V = TOKENIZER.get_vocab_size()
@@ -44,9 +44,9 @@ def saved(folder: Path, config: ModelConfig = GPT) -> Path:
 
 
 @pytest.fixture
-def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
-    return partial(run_door, "quantize.py")
+    return partial(run_command, "quantize")
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -65,7 +65,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         assert fragment in result.err
 
 
-def test_what_the_door_refuses(door: Any, run_door: RunDoor) -> None:
+def test_what_the_door_refuses(door: Any, run_command: RunCommand) -> None:
     saved(Path("model"))
     assert_refused(door("--model", "model"), "--output")
     assert_refused(
@@ -78,7 +78,7 @@ def test_what_the_door_refuses(door: Any, run_door: RunDoor) -> None:
     assert door("--model", "model", "--output", "smaller", "--precision", "int4").code == 0
     assert_refused(door("--model", "smaller", "--output", "new"), "smaller is quantised already")
     for folder in ("small", "smaller"):
-        result = run_door("convert.py", "--model", folder)
+        result = run_command("convert", "--model", folder)
         assert_refused(result, f"{folder} is quantised: give the folder that it was made from")
     assert not Path("new").exists()
 

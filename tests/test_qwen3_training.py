@@ -18,7 +18,7 @@ from minigpt.training.config import FOREIGN_KNOBS, TrainConfig, read_recipe, rea
 from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
 from minigpt.training.run_data import read_data
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 from tests.runs import stop_at
 
 TINY: dict[str, Any] = {
@@ -171,19 +171,19 @@ def test_a_resumed_run_ends_on_the_same_bits(folder: Path, optimizer: Any, tied:
     identical(folder / "straight", folder / "stopped")
 
 
-def test_the_command_line_trains_answers_and_resumes(folder: Path, run_door: RunDoor) -> None:
-    result = run_door("train.py", *flags(folder, dropout=None), "--recipe", "qa-cpu", "--json")
+def test_the_command_line_trains_answers_and_resumes(folder: Path, run_command: RunCommand) -> None:
+    result = run_command("train.py", *flags(folder, dropout=None), "--recipe", "qa-cpu", "--json")
     assert result.code == 0, result.err
     numbers = json.loads(result.out.splitlines()[-1])
     assert numbers["steps"] == 8
-    again = run_door("train.py", "--resume", "--output", folder / "run", "--max_steps", 10)
+    again = run_command("train.py", "--resume", "--output", folder / "run", "--max_steps", 10)
     assert again.code == 0, again.err
     assert "resumed from" in again.out
     model = minigpt.load_model(folder / "run")
     assert isinstance(model, minigpt.Qwen3ForCausalLM)
-    measured = run_door("evaluate.py", "--model", folder / "run", "--data", folder / "val.jsonl")
+    measured = run_command("eval", "--model", folder / "run", "--data", folder / "val.jsonl")
     assert measured.code == 0, measured.err
-    asked = run_door(
+    asked = run_command(
         "generate.py", "--model", folder / "run", "--question", "山是什么颜色？", "--max_new_tokens", 5
     )
     assert asked.code == 0, asked.err
@@ -213,18 +213,20 @@ def test_it_learns(folder: Path) -> None:
     assert run.model.eval()(torch.tensor([ids]))[0, -1].argmax() == run.tokenizer.encode_text("山")[0]
 
 
-def test_a_recipe_s_knobs_of_the_other_family_are_dropped_aloud(folder: Path, run_door: RunDoor) -> None:
+def test_a_recipe_s_knobs_of_the_other_family_are_dropped_aloud(
+    folder: Path, run_command: RunCommand
+) -> None:
     """`document` has dropout=0.1. A flag is another matter: that is an error."""
     assert read_recipe("document").dropout == 0.1
     given = flags(folder, dropout=None, tie_word_embeddings=None)
-    result = run_door("train.py", *given, "--recipe", "document", "--dry_run")
+    result = run_command("train.py", *given, "--recipe", "document", "--dry_run")
     assert result.code == 0, result.err
     assert "family qwen3 has no such knobs, the recipe's values do not count: dropout=0.1" in result.out
     assert "layers.*.self_attn.q_norm" in result.out
-    refused = run_door("train.py", *given, "--recipe", "document", "--dry_run", "--dropout", 0.2)
+    refused = run_command("train.py", *given, "--recipe", "document", "--dry_run", "--dropout", 0.2)
     assert refused.code == 2
     assert "family qwen3 has no dropout: got dropout=0.2" in refused.err
-    refused = run_door("train.py", *flags(folder, family="qwen4"), "--recipe", "document")
+    refused = run_command("train.py", *flags(folder, family="qwen4"), "--recipe", "document")
     assert refused.code == 2
     assert "--family must be one of gpt, qwen3: got qwen4" in refused.err.replace("'", "")
 

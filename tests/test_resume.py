@@ -25,7 +25,7 @@ from minigpt.training import checkpoint, run_data
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.lock import LOCK_FILE, FolderLock
 from minigpt.training.loop import Stopped
-from tests.doors import RunDoor, swallowed
+from tests.commands import RunCommand, swallowed
 from tests.runs import TINY, config, given, identical, paths, stop_at, trainer, write_data
 
 
@@ -352,7 +352,7 @@ def test_a_second_signal_stops_at_once(folder: Path) -> None:
 
 
 def test_before_training_there_is_nothing_to_save(
-    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch
+    folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = run_data.read_data
 
@@ -361,7 +361,7 @@ def test_before_training_there_is_nothing_to_save(
         return real(settings)
 
     monkeypatch.setattr(run_data, "read_data", reading)
-    result = run_door("train.py", *given(folder))
+    result = run_command("train.py", *given(folder))
     assert (result.code, result.err) == (138, "train.py: terminated\n")
     assert not (folder / "run").exists()
 
@@ -370,16 +370,16 @@ def test_before_training_there_is_nothing_to_save(
     "error", [None, TypeError("no shape"), safetensors.SafetensorError("could not determine the shape")]
 )
 def test_a_signal_that_a_library_swallows_is_no_damage(
-    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     stop_at(trainer(config(folder)), 3)
     before = [path.name for path in checkpoint.list_checkpoints(folder / "run")]
     monkeypatch.setattr(checkpoint, "read", swallowed(checkpoint.read, error))
-    result = run_door("train.py", "--output", folder / "run", "--resume")
+    result = run_command("train.py", "--output", folder / "run", "--resume")
     assert (result.code, result.err) == (143, "train.py: terminated\n")
     assert [path.name for path in checkpoint.list_checkpoints(folder / "run")] == before
     monkeypatch.undo()
-    assert run_door("train.py", "--output", folder / "run", "--resume").code == 0  # nothing is remembered
+    assert run_command("train.py", "--output", folder / "run", "--resume").code == 0  # nothing is remembered
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("of torch")])
@@ -400,15 +400,15 @@ def test_a_step_in_which_a_signal_was_swallowed_is_done_again(
 # -- two at once --------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_in_the_folder_says_who_holds_it(folder: Path, run_door: RunDoor) -> None:
+def test_a_second_run_in_the_folder_says_who_holds_it(folder: Path, run_command: RunCommand) -> None:
     with FolderLock() as lock:
         lock.acquire(folder / "run")
         lock.acquire(folder / "run")  # twice is once
         for flags in ([], ["--overwrite"]):
-            result = run_door("train.py", *given(folder), *flags)
+            result = run_command("train.py", *given(folder), *flags)
             assert result.code == 2
             assert f"run is in use by another run, process {os.getpid()} on " in result.err
-    assert run_door("train.py", *given(folder)).code == 0  # the file is there, its lock is not
+    assert run_command("train.py", *given(folder)).code == 0  # the file is there, its lock is not
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
@@ -423,13 +423,13 @@ def test_a_stale_lock_file_locks_nothing(folder: Path, text: str) -> None:
 
 
 def test_resume_before_the_first_checkpoint_starts_from_the_beginning(
-    folder: Path, run_door: RunDoor
+    folder: Path, run_command: RunCommand
 ) -> None:
-    run_door("train.py", *given(folder, output=folder / "straight"))
+    run_command("train.py", *given(folder, output=folder / "straight"))
     (folder / "run").mkdir()
     settings = (folder / "straight" / "run.json").read_text(encoding="utf-8")
     (folder / "run" / "run.json").write_text(settings, encoding="utf-8")  # killed right after it wrote this
-    result = run_door("train.py", "--resume", "--output", folder / "run")
+    result = run_command("train.py", "--resume", "--output", folder / "run")
     assert result.code == 0, result.err
     assert "holds no checkpoint yet: the run starts from the beginning" in result.out
     identical(folder / "run", folder / "straight")

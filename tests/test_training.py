@@ -20,7 +20,7 @@ from minigpt.training import estimate as report
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.optimizer import Muon, make_optimizers, orthogonalize, schedule
 from minigpt.training.run_data import RunData, read_data
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 from tests.runs import config, given, identical, trainer, write_data
 
 ROOT = Path(__file__).parents[1]
@@ -394,14 +394,14 @@ def test_the_door_trains_refuses_to_mix_runs_and_moves_the_old_one(folder: Path)
     identical(folder / "run", folder / "run.previous")
 
 
-def test_overwrite_moves_a_run_only_for_one_that_starts(folder: Path, run_door: RunDoor) -> None:
+def test_overwrite_moves_a_run_only_for_one_that_starts(folder: Path, run_command: RunCommand) -> None:
     trainer(config(folder)).run()
     for wrong in ({"n_head": 5}, {"val_data": folder / "missing.jsonl"}):
-        assert run_door("train.py", *given(folder, **wrong), "--overwrite").code == 2
+        assert run_command("train.py", *given(folder, **wrong), "--overwrite").code == 2
     strange = folder / "run.previous" / "notes.txt"
     strange.parent.mkdir()
     strange.write_text("mine", encoding="utf-8")
-    refused = run_door("train.py", *given(folder), "--overwrite")
+    refused = run_command("train.py", *given(folder), "--overwrite")
     assert refused.code == 2
     assert "run.previous is in the way and is no run" in refused.err
     assert strange.exists()

@@ -32,7 +32,7 @@ _EXPLAINED = 60  # tokens in the table of /why
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """A conversation in the terminal, with any model."""
 
     model: Path = Path("output/best")

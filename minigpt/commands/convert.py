@@ -16,7 +16,7 @@ from minigpt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Convert a checkpoint folder to a GGUF file for llama.cpp."""
 
     model: Path = Path("output/best")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Measure a checkpoint: loss, perplexity, bits per character, exact match, character F1."""
 
     model: Path = Path("output/best")

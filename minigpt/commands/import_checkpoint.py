@@ -19,7 +19,7 @@ from minigpt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Turn a .pth of torch.save into a checkpoint folder that everything here reads."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")] = Path(

@@ -30,7 +30,7 @@ COPIED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Write a model down in fewer bits: int8, int4 or float16."""
 
     model: Path = Path("output/best")

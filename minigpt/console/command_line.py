@@ -28,7 +28,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 from minigpt.errors import InputError, printable, unknown_name
 
 __all__ = [
-    "DoorOptions",
+    "CommandOptions",
     "lasting_imports",
     "obey_swallowed",
     "parse",
@@ -39,14 +39,14 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DoorOptions:
+class CommandOptions:
     """What every door understands."""
 
     json: bool = False
     """also print the result as one JSON object on the last line, for machines"""
 
 
-Options = TypeVar("Options", bound=DoorOptions)
+Options = TypeVar("Options", bound=CommandOptions)
 
 
 def parse(options: type[Options], argv: list[str], default: Options | None = None) -> Options:
@@ -78,7 +78,7 @@ def parse(options: type[Options], argv: list[str], default: Options | None = Non
         raise InputError(_sentence(said.getvalue())) from None
 
 
-def _check_flags(options: type[DoorOptions], argv: list[str]) -> None:
+def _check_flags(options: type[CommandOptions], argv: list[str]) -> None:
     from tyro.conf import Positional
 
     marker = Positional[str].__metadata__[0]  # type: ignore[attr-defined]  # a value without a flag before it

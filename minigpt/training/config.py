@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from minigpt.console.command_line import DoorOptions
+from minigpt.console.command_line import CommandOptions
 from minigpt.errors import InputError, unknown_name
 from minigpt.training.sizing import parse_size
 
@@ -50,7 +50,7 @@ _KNOBS = {  # Qwen3Config's sizes that have one knob for both families
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DoorOptions):
+class TrainConfig(CommandOptions):
     """Train a GPT on questions and answers, or with --text on plain text."""
 
     recipe: str = ""

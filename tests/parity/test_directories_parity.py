@@ -26,7 +26,7 @@ from minigpt.weights.pretrained import (
     load_tokenizer,
     save_pretrained,
 )
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
 
@@ -156,7 +156,7 @@ def test_generation_ends_where_our_tokenizer_says(case: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3 tied"])
 def test_a_byte_level_model_without_sep_continues_the_text(
-    family: str, tmp_path: Path, run_door: RunDoor
+    family: str, tmp_path: Path, run_command: RunCommand
 ) -> None:
     """As `generate` of transformers does from the same ids; nothing is put behind the prompt."""
     tokenizer = BpeTokenizer.train(["low lower lowest 你好"] * 3, vocab_size=270)
@@ -168,7 +168,9 @@ def test_a_byte_level_model_without_sep_continues_the_text(
     assert tokenizer.sep_token_id is None
     save_pretrained(make(family, tokenizer.get_vocab_size(), torch.float32), tokenizer, tmp_path)
     prompt = "lowest 你"
-    done = run_door("generate.py", "--model", tmp_path, "--question", prompt, "--max_new_tokens", 5, "--json")
+    done = run_command(
+        "generate.py", "--model", tmp_path, "--question", prompt, "--max_new_tokens", 5, "--json"
+    )
     assert done.code == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([tokenizer.encode_text(prompt)])

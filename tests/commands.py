@@ -1,4 +1,4 @@
-"""Running a door inside the test's process: `Result`, the fixture `run_door`'s type, and lost signals."""
+"""Running a command inside the test's process: `Result`, the type of `run_command`, and lost signals."""
 
 import contextlib
 import os
@@ -9,17 +9,17 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Result(NamedTuple):
-    """What a door left behind."""
+    """What a command left behind."""
 
     code: int
     out: str
     err: str
 
 
-class RunDoor(Protocol):
-    """`run_door("train.py", "--dry_run")`, as `python ./minigpt/train.py --dry_run`."""
+class RunCommand(Protocol):
+    """`run_command("train", "--dry_run")` by verb, or `run_command("train.py", "--dry_run")` by script."""
 
-    def __call__(self, script: str, *arguments: object, stdin: bytes = b"") -> Result: ...
+    def __call__(self, name: str, *arguments: object, stdin: bytes = b"") -> Result: ...
 
 
 def swallowed(work: Callable[..., Any], error: Exception | None) -> Callable[..., Any]:
