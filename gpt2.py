@@ -15,13 +15,12 @@ minigpt/reference/gpt2.py, in PyTorch minigpt/model.py.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL
 from minigpt.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
 class Options(command_line.CommandOptions):
     """Write on from a prompt with GPT-2, always with the likeliest token."""
 
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
+    RANGES = {"n_tokens_to_generate": (1, 10**6)}
+
+    prompt: str = field(metadata=POSITIONAL)
     """the beginning of the text"""
     n_tokens_to_generate: int = 40
     """how many tokens to add to it"""
@@ -58,8 +59,6 @@ def main(options: Options) -> dict[str, Any] | None:
     """Read the model, encode the prompt, write on, print."""
     if not options.prompt:
         raise InputError("the prompt is empty: the model needs a token to start from")
-    if options.n_tokens_to_generate < 1:
-        raise InputError(f"--n_tokens_to_generate must be at least 1: got {options.n_tokens_to_generate}")
     if options.backend == "jax":
         from minigpt.reference.transforms import imported_jax
 

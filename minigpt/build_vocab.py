@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class Options(command_line.CommandOptions):
     """Build a vocabulary: one token a character, or byte-level tokens of several."""
 
+    RANGES = {"vocab_size": (1, 10**6)}
+
     data: Path = Path("data/data.jsonl")
     """JSONL file, one {"question", "answer"} object a line; or a .txt or .md file, or a folder of such"""
     output: Path = Path("data/vocab.json")

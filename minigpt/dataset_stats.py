@@ -22,6 +22,8 @@ from minigpt.console import command_line
 class Options(command_line.CommandOptions):
     """Token lengths, what a max_length would cut, unknown characters, repeated questions."""
 
+    RANGES = {"max_length": (1, 10**6)}
+
     train_data: Path = Path("data/train.jsonl")
     """JSONL file, one {"question", "answer"} object a line"""
     vocab_path: Path = Path("data/vocab.json")

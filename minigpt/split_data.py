@@ -25,6 +25,8 @@ from minigpt.errors import printable
 class Options(command_line.CommandOptions):
     """Split a JSONL file into train.jsonl and val.jsonl; no question stands in both."""
 
+    RANGES = {"seed": (0, 2**63 - 1)}
+
     input: Path = Path("data/data.jsonl")
     """JSONL file, one {"question", "answer"} object a line"""
     train_ratio: float = 0.9

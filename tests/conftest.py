@@ -5,15 +5,11 @@ import runpy
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from minigpt.__main__ import COMMANDS
 from minigpt.console.terminal import ProgressLine
-from tests.commands import Result, RunCommand
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.commands import Result, RunCommand, path_of
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +35,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
     def run(name: str, *arguments: object, stdin: bytes = b"") -> Result:
-        path = ROOT / (f"{COMMANDS[name][0].replace('.', '/')}.py" if name in COMMANDS else f"minigpt/{name}")
+        path = path_of(name)
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))

@@ -17,7 +17,7 @@ from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.sliding_window import Window, slide_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
-from tests.commands import Result, RunCommand, swallowed
+from tests.commands import Result, RunCommand, path_of, swallowed
 from tests.talking import Talk, learn_by_heart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -284,7 +284,7 @@ def test_what_guesses_nothing_says_so(command: Command, model: Path) -> None:
     assert result.err.splitlines() == [
         "warning: without --prompt_lookup_num_tokens nothing is looked up: --max_matching_ngram_size changes "
         "nothing",
-        "warning: without --assistant_model nobody guesses: --num_assistant_tokens changes nothing",
+        "warning: without --assistant_model there are no guesses: --num_assistant_tokens changes nothing",
     ]
 
 
@@ -301,9 +301,9 @@ def test_greedy_says_once_that_it_ignores_the_temperature(command: Command, mode
     )
 
 
-def test_the_verb_is_the_script(command: Command, model: Path) -> None:
-    command = [sys.executable, "-m", "minigpt", "generate", "--model", str(model), "--question", "水"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+def test_the_verb_is_the_script(model: Path) -> None:
+    words = [sys.executable, "-m", "minigpt", "generate", "--model", str(model), "--question", "水"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "蓝\n", b"")
 
 
@@ -323,16 +323,23 @@ def assert_refused(result: Result, *fragments: str) -> None:
     ("arguments", "message"),
     [
         (["--temprature", "1"], "unknown flag '--temprature'; did you mean '--temperature'?"),
-        (["--temperature", "nan"], "temperature must be a finite number"),
+        (
+            ["--temperature", "nan"],
+            "temperature must be from 1e-06 to 1e+06 (do_sample=False takes the most likely token)",
+        ),
         (["--temperature", "0", "--do_sample"], "got temperature=0.0"),
-        (["--top_k", "-1"], "top_k must be a whole number of at least 0: got top_k=-1"),
-        (["--top_p", "0"], "top_p must be above 0 and at most 1: got top_p=0.0"),
-        (["--max_new_tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
+        (["--top_k", "-1"], "top_k must be from 0 to 1000000000: got top_k=-1"),
+        (["--top_p", "0"], "top_p must be from 1e-12 to 1: got top_p=0.0"),
+        (["--max_new_tokens", "0"], "max_new_tokens must be from 1 to 1000000000"),
         (["--max_new_tokens", "many"], "--max_new_tokens must be a whole number: got 'many'"),
         (["--max_new_tokens", "10000000"], "max_new_tokens=10000000 can never be reached: the model reads"),
         (["--min_new_tokens", "9", "--max_new_tokens", "8"], "min_new_tokens must be at most max_new_tokens"),
         (["--stop_strings", ""], "stop_strings must be texts of at least one character: got ''"),
-        (["--num_beams", "0"], "num_beams must be a whole number of at least 1: got num_beams=0"),
+        (["--num_beams", "1000000"], "num_beams must be from 1 to 1000: got num_beams=1000000"),
+        (["--threads", "100000000"], "threads must be from 0 to 1024: got threads=100000000"),
+        (["--temperature", "1" + "0" * 400], "got temperature=inf"),
+        (["--seed", "1" + "0" * 400], "got seed=a number of 1329 bits"),
+        (["--num_beams", "0"], "num_beams must be from 1 to 1000: got num_beams=0"),
         (["--num_beams", "2", "--do_sample"], "num_beams=2 follows the likeliest beginnings"),
         (["--num_beams", "2", "--stream"], "num_beams=2 cannot be streamed"),
         (["--seed", "x"], "--seed must be a whole number: got 'x'"),
@@ -342,7 +349,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--choices", "a", "--regex", "b"], "choices and regex both say what the answer is"),
         (["--json_schema", "{"], "json_schema is not understood"),
         (["--precision", "int3"], "--precision"),
-        (["--window", "0"], "window must be a whole number of at least 1: got window=0"),
+        (["--window", "0"], "window must be from 1 to 1000000000: got window=0"),
         (
             ["--window", "20"],
             "window must be fewer tokens than the model reads, block_size=20: got window=20",
@@ -354,7 +361,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--window", "9", "--no_use_cache"], "use_cache=False does not go with window"),
         (
             ["--prompt_lookup_num_tokens", "0"],
-            "prompt_lookup_num_tokens must be a whole number of at least 1",
+            "prompt_lookup_num_tokens must be from 1 to 1000",
         ),
         (
             ["--prompt_lookup_num_tokens", "2", "--max_matching_ngram_size", "0"],
@@ -363,13 +370,16 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--assistant_model", "nowhere"], "nowhere does not exist"),
         (["--cache_implementation", "paged"], "--cache_implementation"),
         (["--max_cache_mib", "0.001"], "max_cache_mib=0.001 is too little: a cache of 1 rows of"),
-        (["--max_cache_mib", "-1"], "max_cache_mib must be a finite number above 0"),
-        (["--temperature", "-1"], "temperature must be a finite number of at least 1e-6"),
-        (["--top_p", "1.5"], "top_p must be above 0 and at most 1: got top_p=1.5"),
-        (["--top_p", "nan"], "top_p must be above 0 and at most 1: got top_p=nan"),
+        (["--max_cache_mib", "-1"], "max_cache_mib must be from 1e-06 to 1e+12"),
+        (
+            ["--temperature", "-1"],
+            "temperature must be from 1e-06 to 1e+06 (do_sample=False takes the most likely token)",
+        ),
+        (["--top_p", "1.5"], "top_p must be from 1e-12 to 1: got top_p=1.5"),
+        (["--top_p", "nan"], "top_p must be from 1e-12 to 1: got top_p=nan"),
         (["--stream", "--json"], "--stream shows text while it is being written"),
-        (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
-        (["--threads", "-1"], "threads must be at least 0: got threads=-1"),
+        (["--batch_size", "0"], "batch_size must be from 1 to 1000000: got batch_size=0"),
+        (["--threads", "-1"], "threads must be from 0 to 1024: got threads=-1"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (
             ["--model", "nowhere"],
@@ -391,7 +401,7 @@ def test_bad_flags(command: Command, model: Path, arguments: list[str], message:
 
 def test_prompts_that_are_none(command: Command, model: Path) -> None:
     assert_refused(
-        command("--model", model, "--prompt", ""), "--prompt is empty: there is nothing to write on"
+        command("--model", model, "--prompt", ""), "--prompt is empty: there is nothing to continue"
     )
     assert_refused(
         command("--model", model, "--prompt", "水" * 20), "prompt 1 has 20 tokens; the model reads"
@@ -500,17 +510,17 @@ class TestConversation:
         assert "Traceback" not in other.close()
 
 
-@pytest.mark.parametrize("script", ["generate.py", "chat.py"])
+@pytest.mark.parametrize("name", ["generate.py", "chat"])
 @pytest.mark.parametrize("error", [None, ImportError("of torch")])
 def test_a_signal_that_is_lost_while_the_model_is_loaded_is_obeyed(
-    script: str,
+    name: str,
     error: Exception | None,
     run_command: RunCommand,
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(devices, "pick_device", swallowed(devices.pick_device, error))
-    result = run_command(script, "--model", model, stdin=lines("月"))
-    assert result == (143, "", f"{script}: terminated\n")
+    result = run_command(name, "--model", model, stdin=lines("月"))
+    assert result == (143, "", f"{path_of(name).name}: terminated\n")
     monkeypatch.undo()
-    assert run_command(script, "--model", model, stdin=lines("月")).code == 0  # nothing is remembered
+    assert run_command(name, "--model", model, stdin=lines("月")).code == 0  # nothing is remembered

@@ -1,7 +1,5 @@
 """The package's front: importing it loads nothing heavy, its names resolve, and the verbs answer at once."""
 
-import importlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -9,7 +7,6 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -17,17 +14,11 @@ import minigpt
 from minigpt import __main__ as verbs
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "numpy", "safetensors", "tokenizers", "rich", "tyro", "transformers", "matplotlib")
+HEAVY = ("torch", "numpy", "safetensors", "tokenizers", "rich", "transformers", "matplotlib")
 PUBLIC = [
-    "GPTConfig",
-    "GPTLMHeadModel",
-    "Qwen3Config",
-    "Qwen3ForCausalLM",
-    "Tokenizer",
-    "generate",
-    "load_model",
-    "load_tokenizer",
-    "save_pretrained",
+    *("BpeTokenizer", "Engine", "GPTConfig", "GPTLMHeadModel", "GenerationOptions", "InputError"),
+    *("Qwen3Config", "Qwen3ForCausalLM", "Tokenizer", "TrainConfig", "evaluate", "generate", "load_model"),
+    *("load_tokenizer", "save_pretrained", "stream", "train"),
 ]
 
 
@@ -96,17 +87,12 @@ def test_the_version_is_the_distribution_s() -> None:
     assert minigpt.__version__ == project["version"]
 
 
-def test_generate_stays_the_function_when_the_script_is_imported() -> None:
+@pytest.mark.parametrize(("name", "home"), [("generate", "generation.api"), ("train", "training.run")])
+def test_a_function_stays_one_when_the_script_of_its_name_is_imported(name: str, home: str) -> None:
     # the script first, and after the function had been looked up
-    for order in ("import minigpt.generate", "from minigpt import generate; import minigpt.generate"):
-        done = python("-c", f"{order}\nprint(type(minigpt.generate).__name__, minigpt.generate.__module__)")
-        assert (done.stdout, done.stderr) == ("function minigpt.generation.api\n", ""), order
-
-
-def test_the_script_behind_the_function_can_be_had() -> None:
-    script: object = importlib.import_module("minigpt.generate")
-    assert isinstance(script, ModuleType)
-    assert not isinstance(minigpt.generate, ModuleType)
+    for order in (f"import minigpt.{name}", f"from minigpt import {name}; import minigpt.{name}"):
+        done = python("-c", f"{order}\nprint(type(minigpt.{name}).__name__, minigpt.{name}.__module__)")
+        assert (done.stdout, done.stderr) == (f"function minigpt.{home}\n", ""), order
 
 
 def test_other_attributes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,16 +165,13 @@ def test_a_verb_is_the_script_behind_it(verb: str, tmp_path: Path) -> None:
     module = verbs.COMMANDS[verb][0]
     script = ROOT / Path(*module.split(".")).with_suffix(".py")
     as_verb = python("-m", "minigpt", verb, "--no_such_flag", cwd=tmp_path)
-    as_module = python("-m", module, "--no_such_flag", cwd=tmp_path)
-    others = [as_module]
-    if script.parent.name == "minigpt":  # one of the tutorial's
-        others.append(python(str(script), "--no_such_flag", cwd=tmp_path))
-    assert {done.returncode for done in (as_verb, *others)} == {2}
-    assert {done.stdout for done in (as_verb, *others)} == {""}
+    is_the_tutorials = script.parent.name == "minigpt"
+    other = python(*([str(script)] if is_the_tutorials else ["-m", module]), "--no_such_flag", cwd=tmp_path)
+    assert (as_verb.returncode, as_verb.stdout, other.returncode, other.stdout) == (2, "", 2, "")
     name, text = as_verb.stderr.split(": error: ")
     assert name == f"minigpt {verb}"
     assert text.startswith("unknown flag '--no_such_flag'; ")
-    assert {done.stderr for done in others} == {f"{script.name}: error: {text}"}
+    assert other.stderr == f"{script.name}: error: {text}"
     assert list(tmp_path.iterdir()) == []
 
 

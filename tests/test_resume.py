@@ -20,11 +20,11 @@ from minigpt.devices import random_state, set_random_state
 from minigpt.errors import InputError
 from minigpt.storage import files
 from minigpt.tokenizer import Tokenizer
-from minigpt.train import defaults
 from minigpt.training import checkpoint, run_data
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.lock import LOCK_FILE, FolderLock
 from minigpt.training.loop import Stopped
+from minigpt.training.resolve import resolve
 from tests.commands import RunCommand, swallowed
 from tests.runs import TINY, config, given, identical, paths, stop_at, trainer, write_data
 
@@ -137,11 +137,11 @@ def test_a_device_keeps_its_own_random_state(monkeypatch: pytest.MonkeyPatch, ki
 
 def test_a_resumed_run_keeps_its_recipe_and_not_the_calls_flags(folder: Path) -> None:
     trainer(config(folder, recipe="qa-cpu", overwrite=True, strict=True, json=True)).run()
-    resume = ["--resume", "--output", str(folder / "run")]
+    resume = {"resume": True, "output": folder / "run"}
     inherited = config(folder, recipe="qa-cpu", strict=True, resume=True)
-    assert defaults(resume) == defaults([*resume, "--recipe=qa-cpu"]) == inherited
+    assert resolve(resume) == resolve({**resume, "recipe": "qa-cpu"}) == inherited
     with pytest.raises(InputError, match="began with --recipe qa-cpu, got --recipe document"):
-        defaults([*resume, "--recipe", "document"])
+        resolve({**resume, "recipe": "document"})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": [1]}'])

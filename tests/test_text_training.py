@@ -464,5 +464,5 @@ def test_the_number_of_workers_reaches_the_work(tmp_path: Path, monkeypatch: pyt
     flags: dict[str, Any] = {"text": tmp_path / "t.txt", "val_text": tmp_path / "t.txt", **TINY}
     read_data(TrainConfig(output=tmp_path / "run", workers=3, **flags))
     assert seen == [3, 3, 3]  # characters, text, val_text
-    with pytest.raises(InputError, match="workers must be at least 0: got workers=-1"):
+    with pytest.raises(InputError, match="workers must be from 0 to 1024: got workers=-1"):
         TrainConfig(workers=-1)

@@ -8,13 +8,12 @@ the run names, if they are still there. It changes nothing. Findings are no erro
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL
 
 if TYPE_CHECKING:
     from minigpt.diagnosis.findings import Finding, Language
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 class Options(command_line.CommandOptions):
     """Say in plain words what looks wrong with a training run, and what to try."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path("output")
+    run: Path = field(default=Path("output"), metadata=POSITIONAL)
     """folder of the run, as `minigpt train --output` made it"""
     deep: bool = False
     """also load the best checkpoint and ask it some held-out questions"""

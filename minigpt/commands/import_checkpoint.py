@@ -8,13 +8,12 @@ Hugging Face's libraries read it. Of the .pth, weights alone are read; no code i
 is left behind: training cannot be resumed from the folder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL
 from minigpt.errors import InputError
 
 
@@ -22,9 +21,9 @@ from minigpt.errors import InputError
 class Options(command_line.CommandOptions):
     """Turn a .pth of torch.save into a checkpoint folder that everything here reads."""
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")] = Path(
-        "output/best_model.pth"
-    )
+    RANGES = {"n_head": (1, 10_000)}
+
+    checkpoint: Path = field(default=Path("output/best_model.pth"), metadata=POSITIONAL)
     """the .pth: a dictionary with model_state_dict, or the state_dict itself"""
     vocab: Path = Path("data/vocab.json")
     """the vocabulary that the model was trained with"""

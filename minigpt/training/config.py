@@ -6,7 +6,6 @@ those have one. This module holds no behaviour but validation and reading recipe
 
 import dataclasses
 import json
-import math
 import tomllib
 import typing
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from minigpt.families.registry import ModelConfig
 
 __all__ = ["FOREIGN_KNOBS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
-__all__ += ["read_recipe", "read_run"]
+__all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
@@ -40,7 +39,6 @@ FOREIGN_KNOBS: dict[str, dict[str, Any]] = {
     "qwen3": {"dropout": 0.0, "bias": False, "gelu": "exact"},
 }
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-_OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size")
 _KNOBS = {  # Qwen3Config's sizes that have one knob for both families
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -52,6 +50,40 @@ _KNOBS = {  # Qwen3Config's sizes that have one knob for both families
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(CommandOptions):
     """Train a GPT on questions and answers, or with --text on plain text."""
+
+    RANGES = {
+        "val_fraction": (1e-6, 0.999999),
+        "n_layer": (1, 1000),
+        "n_embd": (1, 10**6),
+        "n_head": (1, 10**4),
+        "block_size": (1, 10**7),
+        "num_key_value_heads": (0, 10**4),
+        "head_dim": (0, 10**6),
+        "intermediate_size": (0, 10**7),
+        "max_length": (3, 10**6, "a character and two separators at least"),
+        "batch_size": (1, 10**6),
+        "tokens_per_batch": (0, 10**9),
+        "gradient_accumulation_steps": (1, 10**6),
+        "num_train_epochs": (0.0, 1e9),
+        "max_steps": (0, 10**9),
+        "learning_rate": (0.0, 1000.0),
+        "muon_learning_rate": (0.0, 1000.0),
+        "muon_weight_decay": (0.0, 1000.0),
+        "min_lr_ratio": (0.0, 1000.0),
+        "decay_ratio": (1e-6, 1.0),
+        "warmup_steps": (0, 10**9),
+        "weight_decay": (0.0, 1000.0),
+        "adam_beta1": (0.0, 0.999999),
+        "adam_beta2": (0.0, 0.999999),
+        "max_grad_norm": (0.0, 1e9),
+        "eval_steps": (0, 10**9),
+        "logging_steps": (1, 10**9),
+        "save_total_limit": (1, 10**6),
+        "max_bad_steps": (1, 10**6),
+        "seed": (0, 2**63 - 1),
+        "threads": (0, 1024),
+        "workers": (0, 1024),
+    }
 
     recipe: str = ""
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
@@ -202,57 +234,9 @@ class TrainConfig(CommandOptions):
     def __post_init__(self) -> None:
         if self.size:
             parse_size(self.size)
-        positive = (
-            "max_length",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "save_total_limit",
-            "max_bad_steps",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1: got {name}={getattr(self, name)}")
-        for name in (
-            "max_steps",
-            "warmup_steps",
-            "eval_steps",
-            "tokens_per_batch",
-            "threads",
-            "workers",
-            *_OPTIONAL,
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0: got {name}={getattr(self, name)}")
-        for name in (
-            "muon_learning_rate",
-            "muon_weight_decay",
-            "weight_decay",
-            "max_grad_norm",
-            "min_lr_ratio",
-            "learning_rate",
-            "num_train_epochs",
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be a finite number of at least 0: got {name}={value}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and below 1: got {name}={getattr(self, name)}")
-        if not 0 < self.decay_ratio <= 1:
-            raise InputError(f"decay_ratio must be above 0 and at most 1: got decay_ratio={self.decay_ratio}")
+        super().__post_init__()
         if not self.max_steps and not self.num_train_epochs:
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be at least 0 and below 2**63: got seed={self.seed}")
-        if self.max_length < 3:
-            raise InputError(
-                f"max_length must hold a character and two separators: got max_length={self.max_length}"
-            )
-        if not 0 < self.val_fraction < 1:
-            raise InputError(
-                f"val_fraction must be above 0 and below 1: got val_fraction={self.val_fraction}"
-            )
         if self.text is None and (self.val_text or self.tokenizer != "char"):
             raise InputError(
                 "--val_text and --tokenizer belong to --text; for questions and answers: --val_data"
@@ -343,7 +327,7 @@ def read_recipe(recipe: str) -> TrainConfig:
     if base and base not in known:
         raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")
     inherited = read_recipe(base).as_dict() if base else {}
-    return _checked({**inherited, **values, "recipe": recipe}, f"recipe {path}")
+    return checked_config({**inherited, **values, "recipe": recipe}, f"recipe {path}")
 
 
 def read_run(output: Path) -> TrainConfig:
@@ -363,10 +347,18 @@ def read_run(output: Path) -> TrainConfig:
             "settings too, or start anew with --overwrite"
         ) from None
     flags = dict.fromkeys(PER_CALL, False)
-    return _checked({**values, **flags, "output": str(output), "resume": True}, str(path))
+    return checked_config({**values, **flags, "output": str(output), "resume": True}, str(path))
 
 
-def _checked(values: dict[str, Any], source: str) -> TrainConfig:
+def checked_config(values: dict[str, Any], source: str) -> TrainConfig:
+    """The configuration of some JSON-ready values.
+
+    Args:
+        source: what they come from, for messages.
+
+    Raises:
+        InputError: for an unknown key, naming the nearest one; for a value of a wrong type or out of range.
+    """
     hints = typing.get_type_hints(TrainConfig)
     for key, value in values.items():
         if key not in hints:
@@ -380,12 +372,12 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if fits else value  # type: ignore[arg-type]
+        value = float(str(value)) if fits else value  # of text: 10**400 is infinite, not an error
     elif hint == Path | None and value is None:
         fits = True
     elif hint in (Path, Path | None):
-        fits = isinstance(value, str)
-        value = Path(value) if isinstance(value, str) else value
+        fits = isinstance(value, str | Path)
+        value = Path(value) if isinstance(value, str | Path) else value
     else:
         fits = type(value) is hint
     if not fits:
