@@ -52,7 +52,7 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = BpeTokenizer.train([], 270, special_tokens=special)
     torch.manual_seed(0)
     size = tokenizer.get_vocab_size()
-    minigpt.save_pretrained(new_model(Qwen3Config(size, 32, 64, 1, 2, 1, 16, 256)), tokenizer, folder)
+    minigpt.save_pretrained(new_model(Qwen3Config(size, 32, 64, 1, 2, 1, 16, 256)), folder, tokenizer)
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.eos_token_id]
     content = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": ends}
@@ -471,7 +471,7 @@ class TestOnATerminal:
         slow = GPTLMHeadModel(
             GPTConfig(n_embd=128, n_head=2, n_layer=8, block_size=20000, vocab_size=size, dropout=0.0)
         )
-        minigpt.save_pretrained(slow, CHARACTERS, tmp_path / "slow")
+        minigpt.save_pretrained(slow, tmp_path / "slow", CHARACTERS)
         # fresh tied weights say the same character again and again: an answer of many seconds
         talk = Talk(
             "chat.py", "--model", str(tmp_path / "slow"), "--form", "text", "--max_new_tokens", "19000"

@@ -1,6 +1,7 @@
 """The documents are true: each block of code in them is run, and prints what stands below it.
 
-    python tests/test_documents.py    # after a change of a message or of the corpus: writes the blocks anew
+    python tests/test_documents.py                     # after a change of a message: writes all blocks anew
+    python tests/test_documents.py docs/commands.md    # after a change of a flag: those of one document
 
 A document is gone through from top to bottom in an empty folder with `minigpt/`, `data/` and the Makefile:
 
@@ -37,6 +38,8 @@ from typing import Any
 
 import pytest
 
+from tests.commands import options_of
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "README.zh-CN.md": "README.md",
@@ -44,6 +47,8 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/families.zh-CN.md": "docs/families.en.md",
     "docs/sampling.zh-CN.md": "docs/sampling.md",
     "docs/architecture.zh-CN.md": "docs/architecture.md",
+    "docs/api.zh-CN.md": "docs/api.md",
+    "docs/commands.zh-CN.md": "docs/commands.md",
     "data/README.md": "",  # both languages in one file
 }
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
@@ -480,17 +485,10 @@ def test_paths_in_the_text_exist(document: str) -> None:
 @pytest.mark.parametrize("document", FILES)
 def test_flags_in_the_text_exist(document: str) -> None:
     from minigpt.__main__ import COMMANDS
-    from minigpt.training.config import TrainConfig
+    from minigpt.console.flags import flags_of
 
-    options = [
-        getattr(importlib.import_module(module), "Options", TrainConfig) for module, _ in COMMANDS.values()
-    ]
-    options.append(importlib.import_module("gpt2").Options)
-    known = {field.name for one in options for field in dataclasses.fields(one)} | {
-        "help",
-        "version",
-        "check",
-    }
+    classes = [options_of(verb) for verb in COMMANDS] + [importlib.import_module("gpt2").Options]
+    known = {flag for one in classes for flag in flags_of(one)} | {"help", "version", "check", "no_bias"}
     for code in _inline_code(document):
         for flag in re.findall(r"(?<!\S)--(\w+)", code):
             assert flag in known, f"{document}: --{flag}"
@@ -547,9 +545,11 @@ def test_the_tree_must_be_whole() -> None:
 # -- writing the blocks anew -------------------------------------------------------------------------------
 
 
-def write_anew() -> None:
+def write_anew(names: list[str]) -> None:
     """Replace each exactly compared output by what is printed now, in both languages."""
     for document, translation in DOCUMENTS.items():
+        if names and not {document, translation} & set(names):
+            continue
         with tempfile.TemporaryDirectory() as folder, at_desk(Path(folder)):
             reader = Reader(document, Path(folder))
             found = []
@@ -569,4 +569,4 @@ def write_anew() -> None:
 
 
 if __name__ == "__main__":
-    write_anew()
+    write_anew(sys.argv[1:])

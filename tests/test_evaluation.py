@@ -293,7 +293,7 @@ def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    minigpt.save_pretrained(make_model().float(), TOKENIZER, tmp_path / "model")
+    minigpt.save_pretrained(make_model().float(), tmp_path / "model", TOKENIZER)
     return tmp_path / "model"
 
 
@@ -387,7 +387,7 @@ def test_the_door_measures_a_text(door: Door, model_folder: Path) -> None:
 
 
 def test_a_model_of_bytes_answers_no_questions(door: Door) -> None:
-    minigpt.save_pretrained(bytes_model().float(), BYTES, "bytes")
+    minigpt.save_pretrained(bytes_model().float(), "bytes", BYTES)
     write(Path("val.jsonl"), [("天", "地")])
     Path("novel.txt").write_text(NOVEL, encoding="utf-8")
     refused = door("--model", "bytes", "--data", "val.jsonl")

@@ -182,7 +182,7 @@ def test_a_folder_of_16_bits_answers_with_what_it_holds(
     command: Command, model: Path, dtype: torch.dtype
 ) -> None:
     net, tokenizer = minigpt.load_model(model), minigpt.load_tokenizer(model)
-    minigpt.save_pretrained(net, tokenizer, "narrow", dtype=dtype)
+    minigpt.save_pretrained(net, "narrow", tokenizer, dtype=dtype)
     flags = ("--model", "narrow", "--json", "--do_sample", "--temperature", 2, "--seed", 3)
     as_stored, wide = (
         command(*flags, *more, stdin=lines(*QUESTIONS)) for more in ((), ("--precision", "float32"))
@@ -209,7 +209,7 @@ def test_a_model_of_bytes_writes_on(command: Command) -> None:
     size = tokenizer.get_vocab_size()
     config = GPTConfig(n_embd=16, n_head=2, n_layer=1, block_size=32, vocab_size=size + 5, dropout=0.0)
     net = GPTLMHeadModel(config)
-    minigpt.save_pretrained(net, tokenizer, "bytes")
+    minigpt.save_pretrained(net, "bytes", tokenizer)
     options = GenerationOptions(max_new_tokens=8, min_new_tokens=8)
     prompt = [tokenizer.encode_text("天")]
     ids = generate_ids(minigpt.load_model("bytes"), prompt, options, 1, tokenizer=tokenizer)[0].ids

@@ -101,7 +101,7 @@ def test_it_says_what_transformers_says(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_word2id(words)
     for seed in range(3):
         model, prompts = random_model(seed), random_prompts(seed, count=6)
-        minigpt.save_pretrained(model, tokenizer, tmp_path / str(seed))
+        minigpt.save_pretrained(model, tmp_path / str(seed), tokenizer)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / str(seed), dtype=torch.float64)
         ours = generate_ids(model, prompts, GenerationOptions(max_new_tokens=10), EOS)
         for prompt, completion in zip(prompts, ours):

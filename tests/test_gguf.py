@@ -371,7 +371,7 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_door_converts_a_folder(dtype: str, tmp_path: Path, run_command: RunCommand) -> None:
-    save_pretrained(gpt2(), characters(), tmp_path / "model")
+    save_pretrained(gpt2(), tmp_path / "model", characters())
     result = run_command("convert", "--model", tmp_path / "model", "--dtype", dtype, "--json")
     assert result.code == 0
     told = json.loads(result.out.splitlines()[-1])
@@ -383,7 +383,7 @@ def test_the_door_converts_a_folder(dtype: str, tmp_path: Path, run_command: Run
 
 
 def test_what_cannot_be_converted_is_said(tmp_path: Path, run_command: RunCommand) -> None:
-    save_pretrained(gpt2(), characters(), tmp_path / "model")
+    save_pretrained(gpt2(), tmp_path / "model", characters())
     result = run_command("convert", "--model", tmp_path / "model", "--output", tmp_path / "model.bin")
     assert result.code == 2
     assert "--output must end in .gguf" in result.err

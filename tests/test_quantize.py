@@ -39,7 +39,7 @@ def saved(folder: Path, config: ModelConfig = GPT) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms too: nothing stays at 0 or 1
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    minigpt.save_pretrained(model, TOKENIZER, folder)
+    minigpt.save_pretrained(model, folder, TOKENIZER)
     return folder
 
 
@@ -192,7 +192,7 @@ def test_a_flipped_bit_is_noticed(door: Any) -> None:
 def test_a_quantised_model_is_neither_saved_as_a_plain_one_nor_rounded_twice(tmp_path: Path) -> None:
     model = quantize(minigpt.load_model(saved(tmp_path / "model")), "int8")
     with pytest.raises(InputError, match="a quantised model cannot be saved here"):
-        minigpt.save_pretrained(model, TOKENIZER, tmp_path / "again")
+        minigpt.save_pretrained(model, tmp_path / "again", TOKENIZER)
     with pytest.raises(
         InputError, match="the model is stored in int8: take its unquantised folder for float16"
     ):
@@ -200,7 +200,7 @@ def test_a_quantised_model_is_neither_saved_as_a_plain_one_nor_rounded_twice(tmp
     assert at_precision(model, "int8") is at_precision(model, None) is model
     with pytest.raises(InputError, match="a quantised model cannot be saved here"):
         minigpt.save_pretrained(
-            stored_as(minigpt.load_model(tmp_path / "model"), "int4"), TOKENIZER, tmp_path / "again"
+            stored_as(minigpt.load_model(tmp_path / "model"), "int4"), tmp_path / "again", TOKENIZER
         )
 
 

@@ -52,7 +52,7 @@ def main(options: Options) -> dict[str, Any]:
         raise InputError(
             f"{options.vocab} is not this model's vocabulary: it has {entries:,} entries, the model {rows:,}"
         )
-    atomic_folder(output, lambda folder: save_pretrained(model, tokenizer, folder))
+    atomic_folder(output, lambda folder: save_pretrained(model, folder, tokenizer))
     config = model.config
     sizes = {
         name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size")
