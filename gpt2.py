@@ -1,4 +1,4 @@
-"""GPT-2 writes on from a prompt: the published weights, in NumPy, JAX or PyTorch; always the likeliest token.
+"""GPT-2 continues a prompt: the published weights, in NumPy, JAX or PyTorch; always the most likely token.
 
     python gpt2.py "Alan Turing theorized that computers would one day become"
     python gpt2.py "Not all heroes wear capes." --n_tokens_to_generate 8 --model_size 355M --backend torch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.CommandOptions):
-    """Write on from a prompt with GPT-2, always with the likeliest token."""
+    """Continue a prompt with GPT-2, always with the most likely token."""
 
     RANGES = {"n_tokens_to_generate": (1, 10**6)}
 
@@ -52,11 +52,11 @@ class Model(NamedTuple):
 
     n_vocab: int
     n_ctx: int  # tokens that it can read, the new ones included
-    go_on: Callable[[list[int], int], list[int]]  # ids of a prompt, how many -> the new ids
+    continuation: Callable[[list[int], int], list[int]]  # ids of a prompt, how many -> the new ids
 
 
 def main(options: Options) -> dict[str, Any] | None:
-    """Read the model, encode the prompt, write on, print."""
+    """Read the model, encode the prompt, continue it, print."""
     if not options.prompt:
         raise InputError("the prompt is empty: the model needs a token to start from")
     if options.backend == "jax":
@@ -79,7 +79,7 @@ def main(options: Options) -> dict[str, Any] | None:
             f"the model reads {model.n_ctx} tokens: {len(prompt)} of the prompt and "
             f"--n_tokens_to_generate {options.n_tokens_to_generate} are too many"
         )
-    ids = model.go_on(prompt, options.n_tokens_to_generate)
+    ids = model.continuation(prompt, options.n_tokens_to_generate)
     text = tokenizer.decode(ids)
     if not options.json:
         print("\n".join(map(printable, text.split("\n"))))  # line ends yes, a terminal's codes no
@@ -106,7 +106,7 @@ def find(options: Options) -> Path:
         published = preset(options.model_size)
     except InputError:
         if folder.is_dir():
-            return folder  # somebody's own: who reads it will say what it lacks
+            return folder  # a user's own model: reading it names what is missing
         raise
     folder = options.models_dir / published.name
     if not is_whole(folder):
@@ -148,10 +148,10 @@ def load(folder: Path, backend: str) -> Model:
         array_module = imported_jax().numpy
         params = map_tree(array_module.asarray, params)  # once, not with each token
 
-    def go_on(ids: list[int], count: int) -> list[int]:
+    def continuation(ids: list[int], count: int) -> list[int]:
         return reference.generate(ids, params, **settings, n_tokens_to_generate=count, np=array_module)
 
-    return Model(len(params["wte"]["weight"]), len(params["wpe"]["weight"]), go_on)
+    return Model(len(params["wte"]["weight"]), len(params["wpe"]["weight"]), continuation)
 
 
 def _with_torch(folder: Path) -> Model:
@@ -167,11 +167,11 @@ def _with_torch(folder: Path) -> Model:
     if not isinstance(model.config, GPTConfig):
         raise InputError(f"{folder / 'config.json'}: model_type must be gpt2")
 
-    def go_on(ids: list[int], count: int) -> list[int]:
-        # no token ends it: like the others, it writes on behind <|endoftext|>
+    def continuation(ids: list[int], count: int) -> list[int]:
+        # no token ends it: like the others, it continues behind <|endoftext|>
         return generate_ids(model, [ids], GenerationOptions(max_new_tokens=count), eos_token_id=None)[0].ids
 
-    return Model(model.config.vocab_size, model.config.block_size, go_on)
+    return Model(model.config.vocab_size, model.config.block_size, continuation)
 
 
 def _torch_model(folder: Path) -> "GPTLMHeadModel":

@@ -17,7 +17,7 @@ COMMANDS = {
     "train": ("minigpt.train", "train a GPT on questions and answers"),
     "eval": ("minigpt.commands.evaluate", "loss, perplexity, exact match and character F1 of a checkpoint"),
     "doctor": ("minigpt.commands.doctor", "what looks wrong with a training run, and what to try"),
-    "generate": ("minigpt.generate", "ask a checkpoint: interactively, one question, or a file of them"),
+    "generate": ("minigpt.generate", "ask a checkpoint: in conversation, one question, or a file of them"),
     "chat": ("minigpt.commands.chat", "a conversation in the terminal, with any model"),
     "quantize": ("minigpt.commands.quantize", "save a checkpoint in int8, int4 or float16"),
     "import": ("minigpt.commands.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),

@@ -5,8 +5,7 @@
     minigpt vocab --data book.txt --kind bpe --vocab_size 6400 --output bpe
 
 `char` gives every character an id, however rare, in a vocab.json. `bpe` learns tokens of several characters
-(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json. The user decides which of the two
-suits a text.
+(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json.
 """
 
 import sys
@@ -28,18 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.CommandOptions):
-    """Build a vocabulary: one token a character, or byte-level tokens of several."""
+    """Build a vocabulary: one token a character, or byte-level tokens of several characters."""
 
     RANGES = {"vocab_size": (1, 10**6)}
 
     data: Path = Path("data/data.jsonl")
-    """JSONL file, one {"question", "answer"} object a line; or a .txt or .md file, or a folder of such"""
+    """JSONL file, one {"question", "answer"} object a line; or a .txt or .md file, or a folder of these"""
     output: Path = Path("data/vocab.json")
     """the vocabulary to write (bpe: a folder); an existing one is replaced"""
     kind: Literal["char", "bpe"] = "char"
-    """char: one token a character; bpe: tokens of several, learned from the data"""
+    """char: one token a character; bpe: tokens of several characters, learned from the data"""
     vocab_size: int = 6400
-    """entries of a bpe vocabulary, the special ones included, at most; char has as many as it needs"""
+    """entries of a bpe vocabulary at most, the special ones included; char has as many as it needs"""
     strict: bool = False
     """stop at the first bad line instead of skipping it"""
 
@@ -66,7 +65,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
-    """The texts, what they come from, and what was skipped. Plain text is read as it is used."""
+    """The texts, their origin in words, and what was skipped. Plain text is read while it is used."""
     from minigpt.data.reader import read_pairs
 
     if options.data.is_dir() or options.data.suffix in (".txt", ".md"):

@@ -5,7 +5,8 @@ It also checks numbers: a class has a table `RANGES`, and `check_ranges` holds i
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 __all__ = ["InputError", "check_ranges", "printable", "printable_lines", "unknown_name"]
 
@@ -81,25 +82,29 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}"
 
 
-def check_ranges(options: object) -> None:
-    """Hold the numbers of an object against the table RANGES of its class and of the classes above it.
+def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
+    """Hold numbers against the table RANGES of a class and of the classes above it.
 
     The table says for each field its least and its greatest value: two whole numbers for a whole number, two
     floats for any number; a third entry is advice. None is right where it is the field's default.
+
+    Args:
+        values: field -> value; fields that it does not have are not checked.
 
     Raises:
         InputError: naming the first field that is outside, its range and its value.
 
     >>> class Options:
     ...     RANGES = {"max_length": (3, 10**6)}
-    ...     max_length = 2
-    >>> check_ranges(Options())
+    >>> check_ranges(Options, {"max_length": 2})
     Traceback (most recent call last):
     minigpt.errors.InputError: max_length must be from 3 to 1000000: got max_length=2
     """
-    for owner in type(options).__mro__:
-        for name, (low, high, *advice) in vars(owner).get("RANGES", {}).items():
-            value = getattr(options, name)
+    for base in owner.__mro__:
+        for name, (low, high, *advice) in vars(base).get("RANGES", {}).items():
+            if name not in values:
+                continue
+            value = values[name]
             if value is None and getattr(owner, name, 0) is None:
                 continue
             is_whole = isinstance(low, int)

@@ -10,13 +10,14 @@ r"""Ask a trained model: in conversation, one question, or a file of them.
     minigpt generate --question 1+1等于几？ --choices 2 3 4     # the answer is one of these
     minigpt generate --model gpt2 --prompt "Once" --window 512 --sinks 4 --max_new_tokens 5000
 
-A file holds one question a line, or JSONL with "question" (told by its first character, "{"). A blank line
-gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count. Line
-ends and control characters in an answer are written as escapes (\n), so that it takes one line; JSON has the
-exact text.
+A file has one question a line, or is JSONL with "question" (its first character, "{", says which). A blank
+line gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count.
+Line ends and control characters in an answer are written as escapes (\n), so that it takes one line; JSON has
+the exact text.
 
-How a model is asked, its folder says: question <sep>, or by the chat template of its tokenizer, or as plain
-text. Answers are greedy unless --do_sample is given. With --seed, sampling is reproducible.
+The model's folder says how the model is asked: question <sep>, or by the chat template of its tokenizer, or
+as plain text. The most likely tokens make the answer, unless --do_sample is given. With --seed, sampling is
+reproducible.
 """
 
 import sys
@@ -141,7 +142,7 @@ def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
 def _completed(
     chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", eos: list[int] | None
 ) -> GenerationOptions:
-    """With what only the model's folder knows: the ids of words, and those that end an answer."""
+    """The options with what only the model's folder knows: the ids of words, and those that end an answer."""
     words = []
     for word in options.bad_words:
         if not word:
@@ -197,7 +198,7 @@ def _questions(options: Options) -> list[str] | None:
 
 
 def _answer(asked: "Asked", questions: list[str], batch_size: int) -> "list[Answer]":
-    """Answer all questions that are not blank, and say what a reader of the answers should know."""
+    """Answer all questions that are not blank; warn of what was cut, blank or unknown."""
     from minigpt.console.terminal import ProgressLine, warn
 
     written = [question for question in questions if asked.has_answer(question)]

@@ -3,9 +3,9 @@
     python ./minigpt/split_data.py --input ./data/data.jsonl --train_ratio 0.8
     minigpt split --input data/data.jsonl --train_ratio 0.8
 
-The same question never stands on both sides; repeated pairs are dropped. The files keep the input's lines
-byte for byte and in its order (training shuffles for itself). split.json beside them says what was done. The
-input is not changed.
+No question stands in both files; repeated pairs are dropped. The files keep the input's lines byte for byte
+and in its order (training shuffles them itself). split.json beside them records what was done. The input is
+not changed.
 """
 
 import sys
@@ -23,7 +23,7 @@ from minigpt.errors import printable
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.CommandOptions):
-    """Split a JSONL file into train.jsonl and val.jsonl; no question stands in both."""
+    """Split a JSONL file into train.jsonl and val.jsonl; no question is in both."""
 
     RANGES = {"seed": (0, 2**63 - 1)}
 
@@ -32,7 +32,7 @@ class Options(command_line.CommandOptions):
     train_ratio: float = 0.9
     """share of the pairs for train.jsonl, between 0 and 1"""
     seed: int = 42
-    """another seed, another split"""
+    """decides the split: another seed, another split"""
     output_dir: Path | None = None
     """folder for train.jsonl, val.jsonl and split.json; by default the input's"""
     strict: bool = False
@@ -40,7 +40,7 @@ class Options(command_line.CommandOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, split, write, and say what was found."""
+    """Read, split, write, print what was found."""
     from minigpt.data.reader import read_pairs
     from minigpt.data.split import split_pairs, write_split
 

@@ -42,7 +42,7 @@ def test_a_configuration_leaves_nothing_to_a_recipe(folder: Path, capsys: pytest
         ({"lr": 1e-3}, "options: unknown key 'lr'; did you mean 'learning_rate'?"),
         ({"optimizer": "adam"}, r"options: optimizer = 'adam': expected \('adamw', 'muon'\)"),
         ({"n_layer": 0}, "n_layer must be from 1 to 1000: got n_layer=0"),
-        ({"learning_rate": 10**400}, "learning_rate must be from 0 to 1000: got learning_rate=inf"),
+        ({"learning_rate": 10**400}, "learning_rate must be from 0 to 1000: got .*=a number of 1329 bits"),
         ({"output": 3}, "options: output = 3: expected"),
         ({"recipe": "qa"}, "unknown recipe 'qa'; (did you mean|known: )"),
     ],
@@ -50,6 +50,14 @@ def test_a_configuration_leaves_nothing_to_a_recipe(folder: Path, capsys: pytest
 def test_bad_options_of_train(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         minigpt.train(**{"recipe": "qa-cpu", **options})
+
+
+def test_a_model_that_no_memory_holds_is_refused_at_once(folder: Path) -> None:
+    sizes = {"n_layer": 1000, "n_embd": 8192, "n_head": 8, "dry_run": True}
+    with pytest.raises(
+        InputError, match=r"^805,.* parameters take 3,2.* GB in float32, and .* GB are free: lower"
+    ):
+        minigpt.train(**{**TINY, **paths(folder), **sizes, "recipe": "qa-cpu"})
 
 
 def test_evaluate_gives_what_the_command_prints(folder: Path, run_command: RunCommand) -> None:

@@ -76,7 +76,7 @@ def test_a_star_gives_the_public_names() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'minigpt' has no attribute 'generat'"):
-        _ = minigpt.generat  # type: ignore[attr-defined]
+        _ = minigpt.generat
     assert not hasattr(minigpt, "__wrapped__")
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         exec("from minigpt import nothing")

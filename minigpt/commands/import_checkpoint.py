@@ -3,9 +3,9 @@
     minigpt import output/best_model.pth --vocab data/vocab.json
     minigpt import output/best_model.pth --vocab data/vocab.json --output imported
 
-The folder is one like those that training writes: `minigpt generate --model FOLDER` answers with it, and
-Hugging Face's libraries read it. Of the .pth, weights alone are read; no code in it is run. Optimiser state
-is left behind: training cannot be resumed from the folder.
+The folder is like those that training writes: `minigpt generate --model FOLDER` answers with it, and Hugging
+Face's libraries read it. Only weights are read from the .pth; no code in it is run. The optimiser's state is
+not kept: training cannot be resumed from the folder.
 """
 
 from dataclasses import dataclass, field
@@ -30,9 +30,9 @@ class Options(command_line.CommandOptions):
     output: Path | None = None
     """folder to make; by default the .pth's name without .pth"""
     n_head: int = 8
-    """attention heads of the model: the one number that its tensors do not show"""
+    """attention heads of the model; its tensors do not show them"""
     gelu: Literal["exact", "tanh"] = "exact"
-    """the GELU that the model was trained with: exact, as in the documents, or GPT-2's tanh form"""
+    """the GELU that the model was trained with: exact, as in the tutorial, or GPT-2's tanh form"""
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class CommandOptions:
     """also print the result as one JSON object on the last line, for programs"""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(type(self), vars(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,20 +177,20 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Those that ask a program to stop: Ctrl-C's, SIGTERM, and SIGUSR1 where the system has it."""
+    """The signals that ask a program to stop: Ctrl-C's, SIGTERM, and SIGUSR1 where the system has it."""
     return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-_remembered: list[int] = []  # that came inside `remembered_signals`
+_remembered: list[int] = []  # signals that came inside `remembered_signals`
 
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[None]:
-    """Signals raise what they raised before, and are obeyed in the end if that did not get through.
+    """A context in which no signal is lost: its exception is raised at once, if need be again at the end.
 
-    Libraries written in C may swallow the exception, or make another one of it: importing torch loses some
-    KeyboardInterrupts, and one that came while safetensors and torch read a file became "could not determine
-    the shape of object type ...".
+    Libraries written in C may swallow the exception, or turn it into another one. Importing torch loses some
+    KeyboardInterrupts; one that came while safetensors and torch read a file became "could not determine the
+    shape of object type ...".
     """
     before = {number: signal.getsignal(number) for number in stop_signals()}
 
@@ -217,7 +217,7 @@ def remembered_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lasting_imports() -> Iterator[None]:
-    """For imports that make half a million objects: no search for garbage meanwhile, or among them later."""
+    """A context for imports that make half a million objects: Python never looks for garbage among them."""
     gc.disable()
     try:
         yield
@@ -234,7 +234,7 @@ def obey_swallowed() -> None:
 
 
 def _empty(stream: TextIO) -> None:
-    """Write out a stream's buffer; where that fails, into nothing, or Python would fail again at its exit."""
+    """Flush a stream. Where that fails, discard its buffer, or Python would fail again at its exit."""
     try:
         stream.flush()
     except OSError:

@@ -166,7 +166,7 @@ def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
         raise InputError(f"unknown flag {written!r}; write {flags[name].title} without a flag before it")
     hint = "".join(f" ({flag.title} that begins with '-' is written at the end, after --)"
                    for flag in flags.values() if flag.is_positional and not name)  # fmt: skip
-    raise InputError(unknown_name("flag", written, [f"--{one}" for one in known]) + hint)
+    raise InputError(unknown_name("flag", written, [f"--{one}" for one in [*known, "help"]]) + hint)
 
 
 def _read(flag: Flag, text: str) -> object:

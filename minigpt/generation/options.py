@@ -146,7 +146,7 @@ class GenerationOptions:
     """log-probabilities: of the chosen tokens and of the n most likely ones"""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(type(self), vars(self))
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False: got {name}={getattr(self, name)!r}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, check_ranges
 from minigpt.training.config import FOREIGN_KNOBS, TrainConfig, checked_config, read_recipe, read_run
 from minigpt.training.sizing import parse_size
 
@@ -28,6 +28,7 @@ def resolve(given: Mapping[str, Any]) -> TrainConfig:
         InputError: for an unknown option (naming the nearest) or a bad value; for a recipe or a run that
             cannot be read; for a run that began with another recipe or size.
     """
+    check_ranges(TrainConfig, given)  # before torch is imported to look for a GPU
     base = _run(given) if given.get("resume") else _recipe(given)
     return checked_config({**base.as_dict(), **given}, "options")
 

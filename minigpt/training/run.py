@@ -19,6 +19,7 @@ from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_
 from minigpt.training.distributed import World, is_restarted, joined
 from minigpt.training.lock import FolderLock
 from minigpt.training.loop import Trainer
+from minigpt.training.measuring import free_memory
 from minigpt.training.resolve import resolve
 
 __all__ = ["run_training", "train"]
@@ -81,6 +82,7 @@ def _run(config: TrainConfig, given: Collection[str], lock: FolderLock, world: W
     if config.size and not is_chosen:
         decision = autosize.decide(config, data, given, world)
         config, data, record = decision.config, decision.data, decision.record
+    _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, world)
     trainer.notes = {autosize.RECORD: record} if record else {}
     if config.precision == "auto":
@@ -123,6 +125,16 @@ def _run(config: TrainConfig, given: Collection[str], lock: FolderLock, world: W
             autosize.write_record(config.output, record)
         result = {**result, autosize.RECORD: record}
     return result
+
+
+def _require_memory(config: TrainConfig, vocab_size: int) -> None:
+    """Refuse a model that cannot even be made here: the system would end the process without a word."""
+    count, free = config.model_config(vocab_size).parameter_count(), free_memory(config)
+    if 4 * count > free and config.parallel == "ddp":
+        raise InputError(
+            f"{count:,} parameters take {4 * count / 1e9:,.1f} GB in float32, and {free / 1e9:,.1f} GB are "
+            "free: lower --n_layer or --n_embd"
+        )
 
 
 def _move_aside(output: Path) -> None:
