@@ -42,7 +42,7 @@ def test_a_configuration_leaves_nothing_to_a_recipe(folder: Path, capsys: pytest
         ({"lr": 1e-3}, "options: unknown key 'lr'; did you mean 'learning_rate'?"),
         ({"optimizer": "adam"}, r"options: optimizer = 'adam': expected \('adamw', 'muon'\)"),
         ({"n_layer": 0}, "n_layer must be from 1 to 1000: got n_layer=0"),
-        ({"learning_rate": 10**400}, "learning_rate must be from 0 to 1000: got .*=a number of 1329 bits"),
+        ({"learning_rate": 10**400}, "learning_rate must be from 0 to .*: got .*=a number of 1329 bits"),
         ({"output": 3}, "options: output = 3: expected"),
         ({"recipe": "qa"}, "unknown recipe 'qa'; (did you mean|known: )"),
     ],

@@ -344,7 +344,7 @@ def test_the_door(tmp_path: Path, run_command: RunCommand) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--val_fraction=0"], "val_fraction must be above 0 and below 1"),
+        (["--val_fraction=0"], "val_fraction must be from 1e-06 to 0.999999"),
         (["--val_fraction=0.0001"], "0 tokens are left to measure on"),
         (["--block_size=1000"], "do not fill one window of block_size=1000"),
         (["--tokenizer=nowhere"], "nowhere does not exist"),
