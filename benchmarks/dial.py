@@ -136,7 +136,7 @@ def trained(config: TrainConfig, data: Any) -> tuple[float, float]:
     """A run from beginning to end: its seconds, and the loss on some fifty thousand tokens."""
     trainer = Trainer(config, data)
     began = time.perf_counter()
-    while trainer.steps_done < trainer.total_steps:
+    while trainer.progress.steps_done < trainer.step.total_steps:
         trainer.step()
     seconds = time.perf_counter() - began
     batches = list(data.val.in_order(32))

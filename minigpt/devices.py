@@ -7,7 +7,7 @@ import torch
 
 from minigpt.errors import InputError
 
-__all__ = ["pick_device", "random_state", "seed_everything", "set_random_state"]
+__all__ = ["move", "pick_device", "random_state", "seed_everything", "set_random_state"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -24,6 +24,13 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device. The copy to a CUDA device overlaps with computing."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)  # without pinned memory the source might be gone before it is read
 
 
 def seed_everything(seed: int) -> None:

@@ -30,8 +30,8 @@ def main(given: dict[str, Any]) -> dict[str, Any]:
         # of several processes only the first one prints results
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
     config = resolve(given)
-    from minigpt.training.loop import Stopped
     from minigpt.training.run import run_training
+    from minigpt.training.stop_request import Stopped
 
     try:
         return run_training(config, given)

@@ -1,15 +1,43 @@
-"""Fixtures that several test files use."""
+"""What every test begins with, fixtures that several test files use, and an option for `.ci/run`."""
 
 import io
 import runpy
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 from minigpt.console.terminal import ProgressLine
 from tests.commands import Result, RunCommand, path_of
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--skipped-to", type=Path, metavar="FILE", help="write the ids of the skipped tests there, one a line"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    # pytest takes such a file back as the argument @FILE
+    path = config.getoption("skipped_to")
+    if path is not None:
+        skipped = {report.nodeid for report in terminalreporter.stats.get("skipped", [])}
+        path.write_text("".join(f"{name}\n" for name in sorted(skipped)), encoding="utf-8")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    # What torch draws must depend neither on the tests before nor on the order's seed: tolerances were chosen
+    # for given numbers. pytest-randomly seeds Python's and NumPy's generators, not torch's.
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    torch.manual_seed(0)  # a shared fixture draws only in the first test that needs it
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,6 @@ ONLY: dict[str, set[str]] = {
     "model": {"torch"},
     "families.qwen3.model": {"torch"},
     "tokenizer": {"numpy"},
-    "tokenization.bpe_definition": set(),
     "tokenization.bpe_files": set(),
     "tokenization.bpe": {"numpy", "tokenizers"},
     "tokenization.chat_template": {"jinja2"},
@@ -94,7 +93,7 @@ ALLOWED = {
     ("minigpt/weights/pth_reader.py", "torch.load"): "an import that a user asks for; told weights_only",
 }
 
-MODEL_LINES, LINES = 300, 400
+MODEL_LINES, LINES = 300, 600  # a budget for a story: see which two stories a longer file tells
 
 
 # -- reading the source ------------------------------------------------------------------------------------
@@ -265,7 +264,7 @@ def test_only_commands_may_import_the_reference() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
     providers = importlib.metadata.packages_distributions()
-    groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "wandb", "gguf")
+    groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "excel", "wandb", "gguf")
     always, optional = required(), {name for group in groups for name in required(group)}
     for item in imports(MODULES[module]):
         top = room(item.name)

@@ -163,7 +163,7 @@ def test_a_question_is_read_alone_unless_there_is_a_history() -> None:
     talk = of_characters("question", history=True)
     assert said(talk, "天") == first
     said(talk, "地")
-    assert talk.turns[1].prompt == [*encode(f"天\n{first}\n地"), sep]
+    assert talk.turns[1].prompt == [*encode("天"), sep, *encode(first), sep, *encode("地"), sep]
 
 
 def test_of_a_text_all_is_read() -> None:
@@ -274,15 +274,14 @@ def test_settings_are_those_of_generation() -> None:
 
 
 def test_what_is_saved_can_be_learned_from(tmp_path: Path) -> None:
-    from minigpt.data.reader import read_pairs
+    from minigpt.data.reader import read_conversations
 
     talk = of_characters("question")
     answers = [said(talk, "天"), said(talk, "地")]
     path = tmp_path / "talk.jsonl"
     assert obey(talk, f"/save {path}") == f"2 turns written to {path}"
-    pairs, _ = read_pairs(path, every_turn=True)
-    assert (pairs[0].question, pairs[0].answer) == ("天", answers[0])
-    assert pairs[1].question == f"天\n{answers[0]}\n地"  # as --history reads it
+    ((conversation,), _) = read_conversations(path)
+    assert conversation.exchanges == (("天", answers[0]), ("地", answers[1]))
     said(talk, "玄")
     obey(talk, f"/save {path}")  # its own file again
 

@@ -10,7 +10,7 @@ from minigpt.errors import InputError
 from minigpt.training import autosize as dial
 from minigpt.training import measuring, sizing
 from minigpt.training.config import read_recipe
-from minigpt.training.distributed import World
+from minigpt.training.distributed import Processes
 from minigpt.training.run_data import read_data
 from minigpt.training.sizing import LADDER, Candidate, Shape
 from tests.commands import RunCommand
@@ -81,7 +81,7 @@ def test_a_model_that_memory_does_not_hold_is_refused(folder: Path, monkeypatch:
     settings = config(folder, size="large", n_layer=1, n_embd=32)
     monkeypatch.setattr(dial, "free_memory", lambda _: 1000.0)
     with pytest.raises(InputError, match=r"a model of 1 x 32 needs 0\.\d GiB, and 0\.0 are free"):
-        dial.decide(settings, read_data(settings), ("n_layer", "n_embd", "n_head"), World())
+        dial.decide(settings, read_data(settings), ("n_layer", "n_embd", "n_head"), Processes())
 
 
 def test_memory_chooses_a_smaller_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,18 +90,18 @@ def test_memory_chooses_a_smaller_model(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sizing, "LADDER", (small, large))
     settings = config(folder, size="1GFLOP")
     data = read_data(settings)
-    chosen = dial.decide(settings, data, (), World()).config
+    chosen = dial.decide(settings, data, (), Processes()).config
     assert chosen.n_embd == 16
     needed = measuring.Machine(chosen, data).memory(large)
     assert needed > measuring.Machine(chosen, data).memory(small)
     monkeypatch.setattr(dial, "free_memory", lambda _: (needed - 1) / 0.8)
-    assert dial.decide(settings, data, (), World()).config.n_embd == 8
+    assert dial.decide(settings, data, (), Processes()).config.n_embd == 8
 
 
 def test_a_time_for_several_processes_is_refused(folder: Path) -> None:
     settings = config(folder, size="10min")
     with pytest.raises(InputError, match="one process cannot measure how fast 2 are together"):
-        dial.decide(settings, read_data(settings), (), World(rank=0, size=2))
+        dial.decide(settings, read_data(settings), (), Processes(rank=0, size=2))
 
 
 def test_one_pair_is_enough(tmp_path: Path, run_command: RunCommand) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from minigpt.commands.doctor import chosen_language
-from minigpt.data.reader import Pair, ReadReport
+from minigpt.data.conversation import conversation_of_pair
+from minigpt.data.reader import ReadReport
 from minigpt.data.token_statistics import compute_statistics
 from minigpt.diagnosis import checks, data_checks
 from minigpt.diagnosis.answers import judge_answers
@@ -235,13 +236,18 @@ def data(
     """A hundred pairs of ten characters, with what is given changed."""
     answers = answers or [f"答{number:03d}" for number in range(100)]
     questions = questions or [f"问{number:03d}" for number in range(100)]
-    train = [Pair(q, a, n, "") for n, (q, a) in enumerate(zip(questions, answers, strict=True), 1)]
-    val = [Pair(q, "答", n, "") for n, q in enumerate(val_questions or [f"别{n:03d}" for n in range(100)], 1)]
+    train = [
+        conversation_of_pair(q, a, n, "") for n, (q, a) in enumerate(zip(questions, answers, strict=True), 1)
+    ]
+    val = [
+        conversation_of_pair(q, "答", n, "")
+        for n, q in enumerate(val_questions or [f"别{n:03d}" for n in range(100)], 1)
+    ]
     known = vocabulary or "".join(questions + answers)
-    report = ReadReport(Path("train.jsonl"), lines=100 + len(skipped or []), pairs=100, skipped=skipped or [])
+    report = ReadReport(Path("train.jsonl"), lines=100 + len(skipped or []), skipped=skipped or [])
     settings = TrainConfig(**{"max_length": 20, **config})
     tokenizer = Tokenizer.from_word2id(build_vocabulary([known]))
-    reports = (report, ReadReport(Path("val.jsonl"), lines=100, pairs=100))
+    reports = (report, ReadReport(Path("val.jsonl"), lines=100))
     return DataRecord(
         settings, train, val, reports, compute_statistics(train, tokenizer, settings.max_length)
     )

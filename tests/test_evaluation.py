@@ -15,11 +15,18 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.data.batches import EncodedPairs, encode_pairs
-from minigpt.data.reader import Pair
+from minigpt.data.batches import EncodedExamples, encode_conversations
+from minigpt.data.conversation import conversation_of_pair
 from minigpt.errors import InputError
 from minigpt.evaluation import loss as loss_module
-from minigpt.evaluation.answers import answer_rows, by_question, character_f1, exact_match, score_answers
+from minigpt.evaluation.answers import (
+    Asked,
+    answer_rows,
+    by_question,
+    character_f1,
+    exact_match,
+    score_answers,
+)
 from minigpt.evaluation.loss import LossSum, evaluate_loss
 from minigpt.evaluation.text import evaluate_text
 from minigpt.model import GPTConfig, GPTLMHeadModel
@@ -31,7 +38,10 @@ from tests.talking import learn_by_heart
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {"天是什么？": "天。", "地": "大地很大", "山高吗？": "高", "水": "水是水，水不是山", "月": "月月"}
-PAIRS = [Pair(question, answer, line, "") for line, (question, answer) in enumerate(TEXTS.items(), 1)]
+PAIRS = [
+    conversation_of_pair(question, answer, line, "")
+    for line, (question, answer) in enumerate(TEXTS.items(), 1)
+]
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in PAIRS))
 V = TOKENIZER.get_vocab_size()
 
@@ -42,8 +52,8 @@ def make_model(**changes: Any) -> GPTLMHeadModel:
     return GPTLMHeadModel(GPTConfig(**{**config, **changes})).double().eval()
 
 
-def encoded() -> EncodedPairs:
-    return encode_pairs(PAIRS, TOKENIZER, 16)
+def encoded() -> EncodedExamples:
+    return encode_conversations(PAIRS, TOKENIZER, 16)
 
 
 # -- loss ---------------------------------------------------------------------------------------------------
@@ -244,8 +254,8 @@ def test_f1_is_a_symmetric_share_and_one_for_equal_texts(a: str, b: str) -> None
 
 def test_a_question_with_several_answers_counts_once_and_the_best_of_them_counts() -> None:
     rows = [("问", "甲乙"), ("另", "丙"), ("问", "丁"), ("问", "甲乙")]
-    references = by_question(Pair(q, a, i, "") for i, (q, a) in enumerate(rows))
-    assert references == {"问": ["甲乙", "丁"], "另": ["丙"]}
+    references = by_question(conversation_of_pair(q, a, i, "") for i, (q, a) in enumerate(rows))
+    assert references == {Asked((), "问"): ["甲乙", "丁"], Asked((), "另"): ["丙"]}
     right = list(references.values())
     assert score_answers(["丁", "丙"], right).as_dict() == {
         "exact_match": 1.0,
@@ -347,7 +357,7 @@ def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path)
         ),
         (["--data", "nothing.jsonl"], "nothing.jsonl does not exist"),
         (["--max_length", "18"], "max_length=18 does not fit the model's block_size=16: at most 17"),
-        (["--max_length", "2"], "no pair has an answer left after cutting at max_length=2"),
+        (["--max_length", "2"], "no answer is left after cutting at max_length=2"),
         (["--batch_size", "0"], "batch_size must be from 1 to 1000000: got batch_size=0"),
         (["--show", "-1"], "show must be from 0 to 1000000: got show=-1"),
         (["--max_new_tokens", "0"], "max_new_tokens must be from 1 to 1000000000"),

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.data.batches import encode_pairs
-from minigpt.data.reader import Pair
+from minigpt.data.batches import encode_conversations
+from minigpt.data.conversation import conversation_of_pair
 from minigpt.errors import InputError
 from minigpt.generation import native
 from minigpt.generation.api import (
@@ -523,7 +523,10 @@ LEARNED = {
     "山是什么颜色？": "青",
     "水": "水蓝蓝，很蓝",
 }
-PAIRS = [Pair(question, answer, line, "") for line, (question, answer) in enumerate(LEARNED.items(), 1)]
+PAIRS = [
+    conversation_of_pair(question, answer, line, "")
+    for line, (question, answer) in enumerate(LEARNED.items(), 1)
+]
 
 
 @pytest.fixture(scope="module")
@@ -533,7 +536,7 @@ def trained() -> tuple[GPTLMHeadModel, Tokenizer]:
     torch.manual_seed(0)
     config = GPTConfig(n_embd=32, n_head=2, n_layer=2, block_size=20, vocab_size=tokenizer.get_vocab_size())
     model = GPTLMHeadModel(dataclasses.replace(config, dropout=0.0))
-    batch = encode_pairs(PAIRS, tokenizer, 20).batch(np.arange(len(PAIRS)))
+    batch = encode_conversations(PAIRS, tokenizer, 20).batch(np.arange(len(PAIRS)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(100):
         loss = F.cross_entropy(model(batch.input_ids)[batch.answer_mask], batch.targets[batch.answer_mask])

@@ -51,7 +51,7 @@ def test_the_lowest_level_loads_nothing_heavy(module: str) -> None:
     assert loaded_by(f"import minigpt.{module}") == set()
 
 
-@pytest.mark.parametrize("module", ["terminal", "tokenizer", "data.reader"])
+@pytest.mark.parametrize("module", ["console.terminal", "tokenizer", "data.reader"])
 def test_what_needs_no_tensors_loads_no_torch(module: str) -> None:
     assert "torch" not in loaded_by(f"import minigpt.{module}")
 

@@ -19,7 +19,7 @@ from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
 from minigpt.training.run_data import read_data
 from tests.commands import RunCommand
-from tests.runs import stop_at
+from tests.runs import one_step, stop_at
 
 TINY: dict[str, Any] = {
     "family": "qwen3", "dropout": 0.0, "n_layer": 2, "n_embd": 32, "n_head": 4, "num_key_value_heads": 2,
@@ -205,12 +205,12 @@ def test_transformers_loads_what_training_wrote(folder: Path) -> None:
 
 def test_it_learns(folder: Path) -> None:
     run = trainer(config(folder, n_embd=64, learning_rate=3e-3, batch_size=6, max_steps=80))
-    losses = [run.step()["loss"] for _ in range(80)]
+    losses = [one_step(run).loss for _ in range(80)]
     # whoever knows all but the colour, one of six, loses ln 6 on one of about 6.8 tokens: 0.26
     assert losses[-1] < 0.2
-    ids = [*run.tokenizer.encode_text("山是什么颜色？"), run.tokenizer.sep_token_id]
+    ids = [*run.data.tokenizer.encode_text("山是什么颜色？"), run.data.tokenizer.sep_token_id]
     assert isinstance(run.model, Qwen3ForCausalLM)
-    assert run.model.eval()(torch.tensor([ids]))[0, -1].argmax() == run.tokenizer.encode_text("山")[0]
+    assert run.model.eval()(torch.tensor([ids]))[0, -1].argmax() == run.data.tokenizer.encode_text("山")[0]
 
 
 def test_a_recipe_s_knobs_of_the_other_family_are_dropped_aloud(
@@ -237,7 +237,7 @@ def test_a_recipe_s_knobs_of_the_other_family_are_dropped_aloud(
 def test_flops_of_both_families_by_hand(folder: Path) -> None:
     rows, T, counted = 3.0, 10.0, 0.5
     run = trainer(config(folder, head_dim=6))  # q: 32 -> 24, k and v: 32 -> 12, o: 24 -> 32; MLP: 3 * 32 * 88
-    V = run.tokenizer.get_vocab_size()
+    V = run.data.tokenizer.get_vocab_size()
     matrices = 2 * (32 * 24 + 2 * 32 * 12 + 24 * 32 + 3 * 32 * 88)
     attention = 2 * 3 * 4 * T * 4 * 6  # layers, forward and backward, two products, heads and their channels
     by_hand = rows * T * (6 * matrices + attention + counted * 6 * V * 32)
@@ -254,7 +254,7 @@ def test_memory_of_a_batch_is_what_autograd_keeps_of_it(folder: Path, family: st
     run = trainer(config(folder, **knobs))
     # the batch with the most tokens
     rows, T = max(
-        ((rows, T - 1) for rows, T in run.data.shapes(run.plan, 0)), key=lambda s: s[0] * (s[1] + 1)
+        ((rows, T - 1) for rows, T in run.data.shapes(run.step.plan, 0)), key=lambda s: s[0] * (s[1] + 1)
     )
     ids = (torch.zeros((some, T), dtype=torch.int64) for some in (2, 3, 7))
     two, three, seven = (report._kept_bytes(run, some) for some in ids)
@@ -263,7 +263,7 @@ def test_memory_of_a_batch_is_what_autograd_keeps_of_it(folder: Path, family: st
     # at least what the matrices of a layer read: 3 times C and 4 C, or 3 times C and 88
     assert per_row > 4 * T * L * (3 * C + 88)
     share = run.data.train.answer_share if run.config.loss_on == "answer" else 1.0
-    head = 4 * rows * T * share * (2 * C + 3 * run.tokenizer.get_vocab_size())
+    head = 4 * rows * T * share * (2 * C + 3 * run.data.tokenizer.get_vocab_size())
     counted = 16 * run.model.config.parameter_count() + rows * per_row + head
     assert report.memory_needed(run) == pytest.approx(report.HELD * counted + report.TORCH_ITSELF, abs=1)
 

@@ -22,9 +22,9 @@ from minigpt.storage import files
 from minigpt.tokenizer import Tokenizer
 from minigpt.training import checkpoint, run_data
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
-from minigpt.training.lock import LOCK_FILE, FolderLock
-from minigpt.training.loop import Stopped
+from minigpt.training.lock import LOCK_FILE, lock_folder
 from minigpt.training.resolve import resolve
+from minigpt.training.stop_request import Stopped
 from tests.commands import RunCommand, swallowed
 from tests.runs import TINY, config, given, identical, paths, stop_at, trainer, write_data
 
@@ -93,7 +93,7 @@ def test_a_best_checkpoint_that_is_gone_is_not_the_best(folder: Path) -> None:
     shutil.rmtree(folder / "run" / "step-00000006")
     again = trainer(read_run(folder / "run"))
     assert again.resume().name == "step-00000008"
-    assert (again.at.best_val_loss, again.at.best_step) == (math.inf, 0)
+    assert (again.progress.best_val_loss, again.progress.best_step) == (math.inf, 0)
     again.run()
     assert (folder / "run" / "best").resolve().name == "step-00000012"
 
@@ -202,9 +202,9 @@ def test_changed_data_needs_to_be_allowed_and_is_said(
     out = capsys.readouterr().out
     assert "changed on resume: the training data" in out
     assert "the order is that of the new data" in out
-    assert run.at.best_val_loss == math.inf  # measured on other data
+    assert run.progress.best_val_loss == math.inf  # measured on other data
     fresh = trainer(config(folder, "other"))
-    assert run.places([8, 9]) == fresh.places([8, 9])
+    assert run.step.positions([8, 9]) == fresh.step.positions([8, 9])
 
 
 def test_another_vocabulary_is_refused_whatever_is_allowed(folder: Path) -> None:
@@ -388,7 +388,7 @@ def test_a_step_in_which_a_signal_was_swallowed_is_done_again(
 ) -> None:
     trainer(config(folder, "straight", dropout=0.1)).run()
     run = trainer(config(folder, dropout=0.1))
-    monkeypatch.setattr(run, "loss", swallowed(run.loss, error))
+    monkeypatch.setattr(run.step, "summed_loss", swallowed(run.step.summed_loss, error))
     with pytest.raises(Stopped, match="SIGTERM: saved step 0 "):
         run.run()
     again = trainer(read_run(folder / "run"))
@@ -400,26 +400,22 @@ def test_a_step_in_which_a_signal_was_swallowed_is_done_again(
 # -- two at once --------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_in_the_folder_says_who_holds_it(folder: Path, run_command: RunCommand) -> None:
-    with FolderLock() as lock:
-        lock.acquire(folder / "run")
-        lock.acquire(folder / "run")  # twice is once
-        for flags in ([], ["--overwrite"]):
-            result = run_command("train.py", *given(folder), *flags)
-            assert result.code == 2
-            assert f"run is in use by another run, process {os.getpid()} on " in result.err
+def test_a_second_run_in_the_folder_is_refused(folder: Path, run_command: RunCommand) -> None:
+    lock = lock_folder(folder / "run")
+    for flags in ([], ["--overwrite"]):
+        result = run_command("train.py", *given(folder), *flags)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert f"{folder / 'run'} is in use by another run: wait for it, stop it, or choose" in result.err
+    lock.release()
     assert run_command("train.py", *given(folder)).code == 0  # the file is there, its lock is not
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
-def test_a_stale_lock_file_locks_nothing(folder: Path, text: str) -> None:
-    (folder / LOCK_FILE).write_text(text, encoding="utf-8")
-    with FolderLock() as lock:
-        lock.acquire(folder)
-        assert json.loads((folder / LOCK_FILE).read_text(encoding="utf-8"))["pid"] == os.getpid()
-        (folder / LOCK_FILE).write_text(text, encoding="utf-8")
-        with FolderLock() as other, pytest.raises(InputError, match="whose process is not known yet"):
-            other.acquire(folder)
+def test_a_stale_lock_file_locks_nothing(folder: Path) -> None:
+    (folder / LOCK_FILE).write_text('{"pid": 1}', encoding="utf-8")  # as earlier versions wrote it
+    lock = lock_folder(folder)
+    with pytest.raises(InputError, match="is in use by another run"):
+        lock_folder(folder)
+    lock.release()
 
 
 def test_resume_before_the_first_checkpoint_starts_from_the_beginning(

@@ -240,7 +240,7 @@ def test_counted_costs_are_those_of_the_model(tmp_path: Path, family: str) -> No
     matrices = sum(p.numel() for p in run.model.blocks.parameters() if p.dim() == 2)
     vectors = sum(p.numel() for p in run.model.parameters() if p.dim() < 2)
     assert matrices <= found.parameters <= matrices + vectors
-    shapes = run.data.shapes(run.plan, 0)
+    shapes = run.data.shapes(run.step.plan, 0)
     share = run.data.train.answer_share
     flops = sum(report.batch_flops(run, rows, width - 1, share) for rows, width in shapes) / len(shapes)
     assert found.step == pytest.approx(flops, rel=6 * vectors / (6 * matrices))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.data import shards
 from minigpt.data import worker_pool as processes
+from minigpt.data.batches import Batch
 from minigpt.data.memory_mapped import Tokens, read_manifest
 from minigpt.data.shards import prepare
 from minigpt.data.windows import TextPart, WindowPlan, permuted
@@ -32,11 +33,12 @@ from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training import estimate as report
-from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import TrainConfig, read_recipe, read_run
-from minigpt.training.lock import LOCK_FILE, FolderLock
-from minigpt.training.loop import Stopped, Trainer
+from minigpt.training.lock import LOCK_FILE, lock_folder
+from minigpt.training.loop import Trainer
+from minigpt.training.loss import summed_cross_entropy
 from minigpt.training.run_data import TextData, read_data
+from minigpt.training.stop_request import Stopped
 from tests.commands import RunCommand
 
 quick = settings(
@@ -210,7 +212,7 @@ def test_the_loss_in_pieces_is_the_loss() -> None:
 def test_it_learns_a_text_by_heart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trainer(config(tmp_path, max_steps=100, eval_steps=50, dropout=0.0, learning_rate=3e-3, n_embd=64))
     assert isinstance(run.data, TextData)
-    assert run.tokenizer.get_vocab_size() == 3 + len(set(TEXT))
+    assert run.data.tokenizer.get_vocab_size() == 3 + len(set(TEXT))
     result = run.run()
     assert result["val_loss"] < 1.0  # the validation part repeats the text; guessing: log(40) = 3.7
     out = capsys.readouterr().out
@@ -239,17 +241,16 @@ def test_the_parts_are_cut_by_position(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_on_the_same_bits(tmp_path: Path, stop_after: int, optimizer: Any) -> None:
     trainer(config(tmp_path, "straight", dropout=0.1, optimizer=optimizer)).run()
     stopped = trainer(config(tmp_path, "stopped", dropout=0.1, optimizer=optimizer))
-    one_step = stopped.step
+    batches = stopped.step.batches
 
-    def stopping() -> dict[str, float]:
-        if stop_after == stopped.steps_done == 0:
-            os.kill(os.getpid(), signal.SIGINT)  # while the first gradient is computed
-        numbers = one_step()
-        if stopped.steps_done == stop_after:
+    def stopping(step: int) -> list[Batch]:
+        if (
+            step == stop_after
+        ):  # these batches are prepared before the first step, or at the end of the last one
             os.kill(os.getpid(), signal.SIGINT)
-        return numbers
+        return batches(step)
 
-    stopped.step = stopping  # type: ignore[method-assign]
+    stopped.step.batches = stopping  # type: ignore[method-assign]
     with pytest.raises(Stopped):
         stopped.run()
     again = trainer(read_run(tmp_path / "stopped"))
@@ -413,21 +414,20 @@ def reading(tmp_path: Path, name: str) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 def test_who_finds_shards_being_made_waits_for_them(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
-    with FolderLock() as lock:
-        lock.acquire(tmp_path / "shards")
-        process = reading(tmp_path, "run")
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert f"shards is in use by another run, process {os.getpid()} on " in line
-        assert line.endswith(": waiting until it is done\n")
-        assert [path.name for path in (tmp_path / "shards").iterdir()] == [LOCK_FILE]
+    lock = lock_folder(tmp_path / "shards")
+    process = reading(tmp_path, "run")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.endswith("shards is in use by another run: waiting until it is done\n")
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == [LOCK_FILE]
+    lock.release()
     out, _ = process.communicate(timeout=120)
     assert (process.returncode, out.count("\n")) == (0, 1)
     assert "; prepared in " in out
     again = reading(tmp_path, "run")  # nobody has to wait for what is there, whoever has the lock
-    with FolderLock() as lock:
-        lock.acquire(tmp_path / "shards")
-        out, _ = again.communicate(timeout=120)
+    lock = lock_folder(tmp_path / "shards")
+    out, _ = again.communicate(timeout=120)
+    lock.release()
     assert again.returncode == 0
     assert ", as prepared in " in out
     assert "waiting" not in out

@@ -19,10 +19,11 @@ import torch
 import torch._dynamo  # the optimisers load it: every child would anew
 
 from minigpt.storage import files
-from minigpt.training import checkpoint, run_data, step
+from minigpt.training import checkpoint, parallel, run_data
 from minigpt.training import estimate as report
 from minigpt.training import run as _run  # noqa: F401 -- or every child would import it again
 from minigpt.training.loop import Trainer
+from minigpt.training.step import StepBatches, TrainStep
 
 with contextlib.suppress(ImportError):  # or every child would import it again
     import torch.utils.tensorboard
@@ -84,26 +85,25 @@ def watched(strike: str = "") -> None:
 
         setattr(owner, name, wrapper)
 
-    real_step = Trainer.step
+    real_step = TrainStep.__call__
 
-    def counted(self: Trainer) -> dict[str, float]:
-        numbers = real_step(self)
-        WATCH.set(WATCH.get()[0], self.steps_done, WATCH.get()[2])
-        return numbers
+    def counted(self: TrainStep) -> None:
+        real_step(self)
+        WATCH.set(WATCH.get()[0], self.progress.steps_done, WATCH.get()[2])
 
-    replace("step", counted)
+    replace("__call__", counted)
     wrap(run_data, "read_data", "reading")
     wrap(Trainer, "resume", "resuming")
     wrap(report, "estimate", "estimating")
-    wrap(Trainer, "_gradient", "training")
-    wrap(step, "evaluate_loss", "evaluating")
+    wrap(TrainStep, "backward", "training")
+    wrap(parallel, "evaluate_loss", "evaluating")
     wrap(checkpoint, "save", "saving")
     wrap(run_data.RunData, "sample", "answering")
 
 
 def replace(name: str, method: Callable[..., Any]) -> None:
-    """In a child: another method for Trainer."""
-    setattr(Trainer, name, method)
+    """In a child: another method for TrainStep."""
+    setattr(TrainStep, name, method)
 
 
 def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
@@ -204,14 +204,14 @@ def stopped(children: list[int], patience: float = 5.0) -> list[int]:
 
 def at_step(number: int, act: Callable[[], None]) -> None:
     """In a child: act right before a step is computed."""
-    real = Trainer._gradient
+    real = TrainStep.backward
 
-    def acting(self: Trainer, work: Any) -> torch.Tensor:
-        if self.steps_done == number:
+    def acting(self: TrainStep, batches: StepBatches) -> torch.Tensor:
+        if batches.step == number:
             act()
-        return real(self, work)
+        return real(self, batches)
 
-    replace("_gradient", acting)
+    replace("backward", acting)
 
 
 def at_point(point: str, act: Callable[[], None]) -> Prepare:
@@ -235,28 +235,27 @@ def die() -> None:
 
 def poisoned(bad: dict[int, str]) -> None:
     """In a child: steps (from 0) whose loss, gradient or data makes NaN."""
-    real_step, real_loss, real_batches = Trainer.step, Trainer.loss, Trainer.batches
+    real_step, real_loss, real_batches = TrainStep.__call__, TrainStep.summed_loss, TrainStep.batches
 
-    def one_step(self: Trainer) -> dict[str, float]:
+    def one_step(self: TrainStep) -> None:
         hook = None
-        if bad.get(self.steps_done) == "gradient":
+        if bad.get(self.progress.steps_done) == "gradient":
             parameter = next(self.model.parameters())
             hook = parameter.register_hook(lambda g: g * math.inf)  # type: ignore[no-untyped-call]
-        numbers = real_step(self)
+        real_step(self)
         if hook is not None:
             hook.remove()
-        return numbers
 
-    def loss(self: Trainer, batch: Any) -> torch.Tensor:
-        return real_loss(self, batch) * (math.nan if bad.get(self.steps_done) == "loss" else 1.0)
+    def loss(self: TrainStep, batch: Any) -> torch.Tensor:
+        return real_loss(self, batch) * (math.nan if bad.get(self.progress.steps_done) == "loss" else 1.0)
 
-    def batches(self: Trainer, number: int) -> list[Any]:
+    def batches(self: TrainStep, number: int) -> list[Any]:
         found = real_batches(self, number)
         if bad.get(number) == "data":  # nothing of it counts: 0 / 0
             empty = torch.zeros_like(found[0].token_mask)
             found = [b._replace(token_mask=empty, answer_mask=empty) for b in found[:1]]
         return found
 
-    replace("step", one_step)
-    replace("loss", loss)
+    replace("__call__", one_step)
+    replace("summed_loss", loss)
     replace("batches", batches)

@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.terminal import table
+from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 from minigpt.generation.loading import require_model
 
 if TYPE_CHECKING:
-    from minigpt.evaluation.api import PairsReport
+    from minigpt.evaluation.api import AnswersReport
     from minigpt.families.registry import LanguageModel
     from minigpt.weights.pretrained import AnyTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.MachineOptions):
+class Options(DataOptions, command_line.MachineOptions):
     """Measure a checkpoint: loss, perplexity, bits per character, exact match, character F1."""
 
     RANGES = {
@@ -46,11 +47,9 @@ class Options(command_line.MachineOptions):
 
     # What it is measured on
     data: Path = Path("data/val.jsonl")
-    """questions and answers to measure on (JSONL)"""
+    """questions and answers, or conversations, to measure on"""
     text: Path | None = None
     """a plain text to measure on instead, for a model of any vocabulary"""
-    strict: bool = False
-    """stop at the first bad line of the data instead of skipping it"""
 
     # How
     batch_size: int = 64
@@ -87,16 +86,22 @@ def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
 
 
 def _measure_pairs(options: Options) -> dict[str, Any]:
-    from minigpt.data.reader import read_pairs
+    from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question
-    from minigpt.evaluation.api import evaluate_pairs
+    from minigpt.evaluation.api import evaluate_conversations
 
-    pairs, reading = read_pairs(options.data, strict=options.strict)
+    conversations, reading = read_conversations(
+        options.data, options.strict, options.encoding, options.field_names
+    )
     reading.print_summary()
-    how = (options.batch_size, options.max_length, options.max_new_tokens)
-    reports = [evaluate_pairs(model, tokenizer, pairs, *how) for model, tokenizer in _models(options)]
+    reports = [
+        evaluate_conversations(
+            model, tokenizer, conversations, options.batch_size, options.max_length, options.max_new_tokens
+        )
+        for model, tokenizer in _models(options)
+    ]
     report = reports[0]
-    _print_report(report)
+    _print_report(report, reading.counted)
     found = [one.as_dict() for one in reports]
     perplexities = {
         "all": [one.losses.all.perplexity for one in reports],
@@ -108,14 +113,15 @@ def _measure_pairs(options: Options) -> dict[str, Any]:
     }
     more = _compare(options.precision, perplexities, others, found)
     if options.show:
-        right, given = list(by_question(pairs).values()), list(report.answers.values())
-        rows = answer_rows(list(report.answers), right, given, options.show)
+        right, given = list(by_question(conversations).values()), list(report.answers.values())
+        questions = [asked.question for asked in report.answers]
+        rows = answer_rows(questions, right, given, options.show)
         cells = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
         table("some of the questions", ("", "question", "expected", "given"), cells)
     return {**found[0], "skipped": len(reading.skipped), **more}
 
 
-def _print_report(report: "PairsReport") -> None:
+def _print_report(report: "AnswersReport", counted: str) -> None:
     rows = [
         (
             name,
@@ -131,8 +137,7 @@ def _print_report(report: "PairsReport") -> None:
     print(f"exact match   {report.scores.exact_match:.1%} of {report.scores.count:,} questions")
     print(f"character F1  {report.scores.character_f1:.3f}")
     if report.cut:
-        cut = f"{report.cut:,} of {report.pairs:,} pairs"
-        print(f"{cut} were cut at {report.max_length} tokens for the loss")
+        print(f"{report.cut:,} of {counted} were cut at {report.max_length} tokens for the loss")
     if report.too_long:
         too_long = f"too long for block_size={report.context}, counted as not answered"
         print(f"{too_long}: {report.too_long:,} of the questions")

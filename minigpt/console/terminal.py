@@ -18,12 +18,17 @@ from rich.text import Text
 
 from minigpt.errors import printable
 
-__all__ = ["ProgressLine", "histogram", "seconds", "table", "warn"]
+__all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "warn"]
 
 
 def warn(text: str) -> None:
     """One line on stderr; results on stdout stay clean."""
     print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """One line on stderr that is no warning: how something was understood."""
+    print(printable(f"note: {' '.join(text.split())}"), file=sys.stderr)
 
 
 def seconds(value: float) -> str:

@@ -9,6 +9,7 @@ A pickle can run code, so there is no way here to read one. `minigpt.families` k
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -247,10 +248,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of two values for one key it is unclear which is meant, and programs differ in it."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"the key {next(key for key in content if keys.count(key) > 1)!r} stands there twice"
-        )
+        seen = Counter(key for key, _ in pairs)  # a tokenizer has 150,000 keys
+        raise ValueError(f"the key {seen.most_common(1)[0][0]!r} stands there twice")
     return content
 
 

@@ -8,9 +8,11 @@
     'lowest 你'
 
 A text is UTF-8 bytes, so that no character is unknown; frequent neighbours are merged into longer tokens
-(https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The merging is done by the `tokenizers`
-library. Text never becomes a special token: the library is not told about them, so that there is no switch
-that could stand wrong. The files are minigpt/tokenization/bpe_files.py's affair.
+(https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The `tokenizers` library does the
+merging; minigpt/reference/bpe.py does the same in plain Python, to be read.
+
+Text never becomes a special token: the library is not told about them, so there is no switch that could be
+set wrong. Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
 """
 
 import functools
@@ -18,24 +20,43 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from minigpt.errors import InputError
-from minigpt.tokenization.bpe_definition import BYTE_SYMBOLS, NAMED, Definition, checked
-from minigpt.tokenization.bpe_files import KINDS, frame_of, read_folder, write_folder
+from minigpt.tokenization.bpe_files import (
+    BYTE_SYMBOLS,
+    GPT2_WORDS,
+    KINDS,
+    NAMED,
+    QWEN_WORDS,
+    Definition,
+    checked,
+    frame_of,
+    read_folder,
+    split_by,
+    write_folder,
+)
 
 __all__ = ["BpeTokenizer"]
 
 _TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")  # <pad> and <sep> with the character tokenizer's ids
+# Training takes time in proportion to the square of a word's length, and a Chinese text without punctuation
+# is one word. So longer words are cut, for training only; other words learn the same merges as uncut.
+LONGEST_WORD = 64  # characters
+_CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
+_TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}
 
 
 class BpeTokenizer:
@@ -43,8 +64,8 @@ class BpeTokenizer:
 
     Attributes:
         eos_token_id, pad_token_id, sep_token_id: None where there is no such token.
-        special_tokens: text -> id of all tokens that stand for no text, in the order of the ids. All added
-            tokens count, Qwen's `<think>` too, though its files call that one an ordinary token.
+        special_tokens: text -> id of all tokens that stand for no text, in the order of the ids. Qwen's
+            `<think>` is one, too, though its files call it an ordinary token.
         special_ids: the same ids.
         named_tokens: "eos_token" and other roles -> text of the token that has it.
         chat_template: the Jinja template that came with the tokenizer, or None.
@@ -61,10 +82,15 @@ class BpeTokenizer:
         self.eos_token_id = self._named("eos_token")
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
-        self._size = len(definition.vocab.keys() | definition.special.keys())
+        self._size = len(definition.tokens)
+        added = [
+            token for token in definition.frame["added_tokens"] if token["content"] in self.special_tokens
+        ]
         # the longest first, as the `tokenizers` library looks for them
-        by_length = sorted(self.special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, by_length)) or "(?!)")
+        added.sort(key=lambda token: len(token["content"]), reverse=True)
+        self._special = re.compile("|".join(map(_expression, added)) or "(?!)")
+        lacking = [byte for byte, symbol in enumerate(BYTE_SYMBOLS) if symbol not in definition.vocab]
+        self._lacking = frozenset(lacking)  # bytes without a token: the trainer had not seen them
 
     @classmethod
     def from_folder(
@@ -81,9 +107,11 @@ class BpeTokenizer:
         """
         definition = read_folder(Path(path), kind, whole)
         try:
-            return cls(definition)
+            tokenizer = cls(definition)
+            tokenizer._encoding("a 1", may_drop=True)  # some broken files only show here
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+        return tokenizer
 
     @classmethod
     def train(
@@ -94,6 +122,7 @@ class BpeTokenizer:
         kind: str = "gpt2",
         special_tokens: Sequence[str] = (),
         min_frequency: int = 2,
+        on_progress: Callable[[int, str], None] = lambda stage, text: None,
     ) -> "BpeTokenizer":
         """Learn merges from texts. The same texts, in any order, give the same tokenizer.
 
@@ -105,10 +134,11 @@ class BpeTokenizer:
                 accents (NFC) and takes numbers digit by digit.
             special_tokens: more of them, such as `<|im_start|>`.
             min_frequency: how often a pair must stand in the texts to be merged.
+            on_progress: called ten times a second with the stage (1: reading, 2: merging) and how far it is.
 
         Raises:
-            ValueError: if vocab_size has no room for the bytes and special tokens, or kind is none.
-            InputError: for half a character (a lone surrogate) in a text, or a special token that is no such.
+            ValueError: if vocab_size is too small for the bytes and special tokens, or kind is unknown.
+            InputError: for half a character (a lone surrogate) in a text, or a special token that is none.
         """
         special = list(dict.fromkeys((*_TRAINED_SPECIAL, *special_tokens)))
         least = len(special) + len(BYTE_SYMBOLS)
@@ -121,7 +151,7 @@ class BpeTokenizer:
         frame = frame_of(kind)
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         frame["added_tokens"] = [{"id": i, "content": text, **flags} for i, text in enumerate(special)]
-        library = _prepared(frame)
+        library = _prepared({**frame, "pre_tokenizer": split_by(_TRAINING_WORDS[kind], _CUT)})
         trainer = BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=min_frequency,
@@ -129,7 +159,7 @@ class BpeTokenizer:
             initial_alphabet=list(BYTE_SYMBOLS),
             show_progress=False,
         )
-        library.train_from_iterator(_whole_characters(texts), trainer)
+        _train(library, trainer, texts, on_progress)
         learned = json.loads(library.to_str())["model"]
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -140,7 +170,8 @@ class BpeTokenizer:
             "clean_up_tokenization_spaces": False,
         }
         names = {text: index for index, text in enumerate(special)}
-        definition = Definition(learned["vocab"], learned["merges"], names, frame, config)
+        merges = [(first, second) for first, second in learned["merges"]]
+        definition = Definition(learned["vocab"], merges, names, {}, frame, config)
         return cls(checked(definition, "the trained tokenizer"))
 
     @property
@@ -184,17 +215,36 @@ class BpeTokenizer:
         start = 0
         for match in self._special.finditer(text):
             ids += self._encode(text[start : match.start()])
-            ids.append(self.special_tokens[match[0]])
+            ids.append(self.special_tokens[match[match.lastindex or 0]])
             start = match.end()
         return ids + self._encode(text[start:])
 
     def _encode(self, text: str) -> list[int]:
-        try:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            _require_whole_characters(text)
-            raise
+        ids: list[int] = self._encoding(text).ids
         return ids
+
+    def _encoding(self, text: str, may_drop: bool = False) -> Any:
+        try:
+            encoding = self._library.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            _require_whole_characters(text)
+            raise _in_our_words(error, "the text cannot be encoded") from None
+        if self._lacking and not may_drop:
+            self._require_nothing_dropped(text, encoding.ids)
+        return encoding
+
+    def _require_nothing_dropped(self, text: str, ids: list[int]) -> None:
+        """The library leaves out bytes that have no token."""
+        normalizer = self._library.normalizer
+        whole = (normalizer.normalize_str(text) if normalizer else text).encode()
+        if sum(len(self._bytes[index]) for index in ids) != len(whole):
+            unknown = self.unknown_characters(text)
+            raise InputError(f"the tokenizer has no tokens for the bytes of {''.join(unknown[:5])!r}")
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and where each begins and ends in it; parts of a character have its place."""
+        encoding = self._encoding(text)
+        return encoding.ids, encoding.offsets
 
     def encode_array(self, text: str) -> npt.NDArray[np.int32]:
         """The ids of a text as an array, (number of tokens,). Raises InputError as `encode_text`."""
@@ -203,11 +253,13 @@ class BpeTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many texts, on all cores; each as `encode_text` gives them. Raises InputError as it."""
         texts = list(texts)
+        if self._lacking:
+            return [self._encode(text) for text in texts]
         try:
             return [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
-        except TypeError:
+        except BaseException as error:
             list(_whole_characters(texts))
-            raise
+            raise _in_our_words(error, "a text cannot be encoded") from None
 
     def decode(self, ids: Iterable[SupportsIndex], *, skip_special_tokens: bool = False) -> str:
         """The text of some ids (a list, array or tensor); bytes that are no UTF-8 become U+FFFD.
@@ -237,8 +289,13 @@ class BpeTokenizer:
         return number
 
     def unknown_characters(self, text: str) -> list[str]:
-        """What of a text cannot be encoded: halves of characters (lone surrogates); [] for any real text."""
-        return [character for character in dict.fromkeys(text) if "\ud800" <= character <= "\udfff"]
+        """The distinct characters that cannot be encoded: halves of characters (lone surrogates), and those
+        whose bytes have no token. [] for nearly every tokenizer and text."""
+        return [
+            character
+            for character in dict.fromkeys(text)
+            if "\ud800" <= character <= "\udfff" or not self._lacking.isdisjoint(character.encode())
+        ]
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `from_folder` and transformers read.
@@ -252,14 +309,14 @@ class BpeTokenizer:
     def fingerprint(self) -> str:
         """SHA-256 of what decides the ids, the same for every layout of the files."""
         definition = self._definition
-        tokens = definition.vocab | definition.special
         decisive = (
-            sorted(tokens.items(), key=lambda item: item[1]),
+            sorted(definition.tokens.items(), key=lambda item: item[1]),
             sorted(definition.special.values()),
             definition.merges,
             _decisive(definition.frame.get("normalizer")),
             _decisive(definition.frame["pre_tokenizer"]),
             bool(definition.frame["model"].get("ignore_merges")),
+            *([sorted(definition.words.values())] if definition.words else []),
         )
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -274,12 +331,19 @@ class _Bytes(dict[int, bytes]):
 
     def __init__(self, definition: Definition) -> None:
         self._tokens = {index: token for token, index in definition.vocab.items()}
-        for token, index in definition.special.items():
+        for token, index in (definition.special | definition.words).items():
             self[index] = token.encode("utf-8", "replace")
 
     def __missing__(self, index: int) -> bytes:
         self[index] = found = self._tokens[index].translate(self._byte_of).encode("latin-1")
         return found
+
+
+def _expression(token: dict[str, Any]) -> str:
+    """Where a special token stands in a text that may hold some."""
+    around = r"(?<!\w){}(?!\w)" if token["single_word"] else "{}"
+    text = around.format(f"({re.escape(token['content'])})")
+    return r"\s*" * bool(token["lstrip"]) + text + r"\s*" * bool(token["rstrip"])
 
 
 def _token_text(token: Any) -> str:
@@ -299,23 +363,82 @@ def _decisive(step: Any) -> Any:
 
 
 def _prepared(frame: dict[str, Any]) -> Library:
-    """The library's object with an empty vocabulary: how text is normalised and cut into words."""
+    """The library's object with an empty vocabulary: how text is normalised and split into words."""
     steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     try:
         return Library.from_str(json.dumps({**empty, **steps}))
-    except Exception as error:  # the library knows no finer class
-        raise InputError(f"the tokenizer's normalizer or pre_tokenizer is not understood: {error}") from None
+    except BaseException as error:
+        problem = "the tokenizer's normalizer or pre_tokenizer is not understood"
+        raise _in_our_words(error, problem) from None
 
 
 def _library(definition: Definition) -> Library:
     library = _prepared(definition.frame)
-    library.model = BPE(
-        vocab={token: index for token, index in definition.vocab.items() if token not in definition.special},
-        merges=definition.merges,
-        ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
-    )
+    plain = {token: index for token, index in definition.vocab.items() if token not in definition.special}
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    try:
+        library.model = BPE(
+            vocab=plain | definition.words,  # so that a word gets its id, not the next free one
+            merges=definition.merges,
+            ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
+        )
+        for token in definition.frame["added_tokens"]:
+            if token["content"] in definition.words:
+                library.add_tokens([AddedToken(token["content"], **{flag: token[flag] for flag in flags})])
+    except BaseException as error:
+        raise _in_our_words(error, "its vocabulary and merges do not fit together") from None
     return library
+
+
+def _in_our_words(error: BaseException, problem: str) -> BaseException:
+    """The InputError for what the library raises: a plain Exception, or a panic, which is no Exception."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        return error  # Ctrl-C
+    return InputError(f"{problem}: {' '.join(str(error).split())}")
+
+
+def _train(
+    library: Library, trainer: BpeTrainer, texts: Iterable[str], on_progress: Callable[[int, str], None]
+) -> None:
+    """Train in a thread: the library looks at no signals, so the main thread waits, and obeys Ctrl-C.
+
+    What was interrupted while it merges computes on until the process ends, and is never looked at again.
+    """
+    characters, is_read, is_stopped = 0, False, False
+    failures: list[BaseException] = []
+
+    def read() -> Iterator[str]:
+        nonlocal characters, is_read
+        for text in _whole_characters(texts):
+            if is_stopped:
+                return
+            characters += len(text)
+            yield text
+        is_read = True
+
+    def work() -> None:
+        try:
+            library.train_from_iterator(read(), trainer)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            if is_read:
+                on_progress(
+                    2, f"learning merges from {characters:,} characters, {time.monotonic() - began:.0f} s"
+                )
+            else:
+                on_progress(1, f"{characters:,} characters read")
+    finally:
+        is_stopped = True
+    for error in failures:
+        raise error if isinstance(error, Exception) else _in_our_words(error, "training failed")
 
 
 def _whole_characters(texts: Iterable[str]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
 from minigpt.training import sizing
 from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig
-from minigpt.training.distributed import World
+from minigpt.training.distributed import Processes
 from minigpt.training.measuring import Machine, estimates, facts_of, free_memory
 from minigpt.training.run_data import RunData, TextData, read_data
 from minigpt.training.sizing import Candidate, Facts, Plan, Shape, Size
@@ -67,14 +67,16 @@ def check_flags(config: TrainConfig, given: Collection[str]) -> None:
             )
 
 
-def decide(config: TrainConfig, data: RunData | TextData, given: Collection[str], world: World) -> Decision:
+def decide(
+    config: TrainConfig, data: RunData | TextData, given: Collection[str], processes: Processes
+) -> Decision:
     """Turn the dial: choose what `given` leaves open, print it and why. Of several processes the first does.
 
     Args:
         config: the recipe with the user's flags.
         data: what `config` reads.
         given: names of the flags on the command line.
-        world: the processes.
+        processes: all of them.
 
     Raises:
         InputError: if the budget is too small, nothing fits into memory, or flags leave no model; for a time
@@ -83,23 +85,20 @@ def decide(config: TrainConfig, data: RunData | TextData, given: Collection[str]
     started = time.perf_counter()
     size = sizing.parse_size(config.size)
     check_flags(config, given)
-    if world.size > 1 and size.unit == "seconds":
+    if processes.size > 1 and size.unit == "seconds":
         raise InputError(
-            f"--size {config.size} is a time, and one process cannot measure how fast {world.size} are "
+            f"--size {config.size} is a time, and one process cannot measure how fast {processes.size} are "
             "together: give small, base, large or an amount of arithmetic (2e6GFLOP)"
         )
-    told: list[str] = []
-
-    def first() -> bool:
-        turn = _Turn(config, data, given, size, started, alone=world.size == 1)
-        told.append(json.dumps(turn.decide()))
-        return True
-
-    world.decided(first)
-    changes, record = json.loads(world.told(told[0] if told else ""))
+    decided: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    with processes.shared_errors():
+        if processes.is_main:
+            decided = _Turn(config, data, given, size, started, alone=processes.size == 1).decide()
+    changes, record = processes.broadcast(json.loads(json.dumps(decided)))
     chosen = dataclasses.replace(config, **changes)
     if (config.max_length, config.block_size) != (chosen.max_length, chosen.block_size):
-        data = world.first(lambda: read_data(chosen))
+        with processes.main_first():
+            data = read_data(chosen)
     return Decision(chosen, data, record)
 
 

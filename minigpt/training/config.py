@@ -7,12 +7,14 @@ those have one. This module holds no behaviour but validation and reading recipe
 import dataclasses
 import json
 import tomllib
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from minigpt.console.command_line import CommandOptions
+from minigpt.data.records import DataOptions
 from minigpt.errors import InputError, unknown_name
 from minigpt.training.sizing import parse_size
 
@@ -48,7 +50,7 @@ _KNOBS = {  # Qwen3Config's sizes that have one knob for both families
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(CommandOptions):
+class TrainConfig(DataOptions, CommandOptions):
     """Train a GPT on questions and answers, or with --text on plain text."""
 
     RANGES = {
@@ -93,19 +95,23 @@ class TrainConfig(CommandOptions):
 
     # Where from, where to
     train_data: Path = Path("data/train.jsonl")
-    """JSONL file to learn from, one {"question", "answer"} object a line"""
+    """questions and answers, or conversations, to learn from: JSON Lines, JSON, CSV, Excel or Parquet"""
     val_data: Path = Path("data/val.jsonl")
-    """JSONL file to measure on, never learned from"""
+    """the same to measure on, never learned from"""
     vocab_path: Path = Path("data/vocab.json")
     """vocabulary, made by `minigpt vocab`"""
     text: Path | None = None
-    """plain text to learn from instead of train_data: a file, or a folder of .txt, .md, .jsonl ({"text"})"""
+    """text to learn from instead of train_data: a file or a folder; plain text, or records with a text"""
     val_text: Path | None = None
     """text to measure on, never learned from; without it, the last val_fraction of --text"""
     val_fraction: float = 0.1
     """share of --text, at its end, that is measured on where there is no --val_text"""
     tokenizer: str = "char"
     """of --text: char (one token a character), or path of a vocab.json or a folder with a tokenizer.json"""
+    text_field: str = ""
+    """of --text: name of the field that holds the text; left out: text and its like, or the longest"""
+    document_separator: str = "auto"
+    """of --text: a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
     shards: Path | None = None
     """folder for the encoded --text, used again while that is the same; without it, shards in the output"""
     output: Path = Path("output")
@@ -118,8 +124,6 @@ class TrainConfig(CommandOptions):
     """start anew in a folder that holds a run, which is moved to OUTPUT.previous, in place of an older one"""
     dry_run: bool = False
     """print the model's parts, the estimated memory and time, and start nothing"""
-    strict: bool = False
-    """stop at the first bad line of the data instead of skipping it"""
 
     # The model
     family: Literal["gpt", "qwen3"] = "gpt"
@@ -368,20 +372,23 @@ def checked_config(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def _typed(source: str, key: str, value: object, hint: Any) -> object:
+    if isinstance(hint, types.UnionType):  # X | None
+        if value is None:
+            return value
+        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
     if typing.get_origin(hint) is Literal:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         value = float(str(value)) if fits else value  # of text: 10**400 is infinite, not an error
-    elif hint == Path | None and value is None:
-        fits = True
-    elif hint in (Path, Path | None):
+    elif hint is Path:
         fits = isinstance(value, str | Path)
         value = Path(value) if isinstance(value, str | Path) else value
     else:
         fits = type(value) is hint
     if not fits:
-        want = hint.__name__ if isinstance(hint, type) else str(typing.get_args(hint))
-        want = "a path" if hint == Path | None else want
+        want = (
+            "a path" if hint is Path else hint.__name__ if isinstance(hint, type) else typing.get_args(hint)
+        )
         raise InputError(f"{source}: {key} = {value!r}: expected {want}")
     return value

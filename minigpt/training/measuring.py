@@ -73,7 +73,7 @@ def facts_of(config: TrainConfig, data: RunData | TextData) -> Facts:
         begins = 1 if config.loss_on == "all" else None
         counted = np.concatenate(
             [
-                np.arange(last - first) >= (begins or data.val.answer_starts[row])
+                data.val.is_answer[first:last] if not begins else np.arange(last - first) >= begins
                 for row, (first, last) in zip(rows, bounds)
             ]
         )
@@ -155,7 +155,8 @@ class Machine:
         steps = 0
         while steps < 3 or time.perf_counter() - began < 0.4:
             done += sum(
-                _batch_flops(trainer, *batch.input_ids.shape) for batch in trainer.batches(trainer.steps_done)
+                _batch_flops(trainer, *batch.input_ids.shape)
+                for batch in trainer.step.batches(trainer.progress.steps_done)
             )
             trainer.step()
             steps += 1

@@ -4,6 +4,7 @@ result = train(recipe="qa-cpu", output="run", max_steps=100)
 result = train(TrainConfig(...))
 """
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Collection
@@ -16,8 +17,8 @@ from minigpt.errors import InputError
 from minigpt.training import autosize, checkpoint, run_data
 from minigpt.training import estimate as report
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
-from minigpt.training.distributed import World, is_restarted, joined
-from minigpt.training.lock import FolderLock
+from minigpt.training.distributed import Processes, is_restarted, join_processes
+from minigpt.training.lock import lock_folder
 from minigpt.training.loop import Trainer
 from minigpt.training.measuring import free_memory
 from minigpt.training.resolve import resolve
@@ -53,37 +54,43 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
         if (config.output / RUN_FILE).exists():
             begun = read_run(config.output)  # with what --size and --precision auto chose the first time
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
-    with remembered_signals(), FolderLock() as lock, joined() as world:
-        return _run(config, given, lock, world)
+    with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
+        return _run(config, given, locks, processes)
 
 
-def _run(config: TrainConfig, given: Collection[str], lock: FolderLock, world: World) -> dict[str, Any]:
-    def look() -> bool:
-        if config.output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
-            lock.acquire(config.output)
-            checkpoint.clear_leftovers(config.output)
-        return bool(checkpoint.list_checkpoints(config.output))
-
-    if config.dry_run and world.size > 1:
+def _run(
+    config: TrainConfig, given: Collection[str], locks: contextlib.ExitStack, processes: Processes
+) -> dict[str, Any]:
+    output = config.output
+    if config.dry_run and processes.size > 1:
         raise InputError("--dry_run looks at the machine that it runs on: run it as one process")
-    is_chosen = config.resume and (config.output / RUN_FILE).exists()
+    is_chosen = config.resume and (output / RUN_FILE).exists()
     if config.size and not is_chosen:
         autosize.check_flags(config, given)
-    has_checkpoint = world.decided(look)
+    has_checkpoint = is_locked = False
+    with processes.shared_errors():
+        if processes.is_main:
+            if output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
+                locks.callback(lock_folder(output).release)
+                is_locked = True
+                checkpoint.clear_leftovers(output)
+            has_checkpoint = bool(checkpoint.list_checkpoints(output))
+    has_checkpoint = processes.broadcast(has_checkpoint)
     occupied = has_checkpoint and not (config.resume or config.dry_run)
     if occupied and not config.overwrite:
         raise InputError(
-            f"{config.output} holds a run already: --resume continues it, --overwrite moves it to "
-            f"{config.output}.previous and starts anew, --output FOLDER writes elsewhere"
+            f"{output} holds a run already: --resume continues it, --overwrite moves it to "
+            f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
         )
-    data = world.first(lambda: run_data.read_data(config))
-    world.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
-    record = autosize.read_record(config.output) if config.size and is_chosen else None
+    with processes.main_first():
+        data = run_data.read_data(config)
+    processes.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
+    record = autosize.read_record(output) if config.size and is_chosen else None
     if config.size and not is_chosen:
-        decision = autosize.decide(config, data, given, world)
+        decision = autosize.decide(config, data, given, processes)
         config, data, record = decision.config, decision.data, decision.record
     _require_memory(config, data.tokenizer.get_vocab_size())
-    trainer = Trainer(config, data, world)
+    trainer = Trainer(config, data, processes)
     trainer.notes = {autosize.RECORD: record} if record else {}
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
@@ -91,27 +98,26 @@ def _run(config: TrainConfig, given: Collection[str], lock: FolderLock, world: W
     if config.dry_run:
         report.print_parameters(trainer)
     elif config.resume and not has_checkpoint:
-        print(f"{config.output} holds no checkpoint yet: the run starts from the beginning")
+        print(f"{output} holds no checkpoint yet: the run starts from the beginning")
     elif config.resume:
         folder = trainer.resume()
-        print(f"resumed from {folder}: {trainer.steps_done} of {trainer.total_steps} steps are done")
-    if world.size == 1:
+        done = f"{trainer.progress.steps_done} of {trainer.step.total_steps}"
+        print(f"resumed from {folder}: {done} steps are done")
+    if processes.size == 1:
         expected = report.estimate(trainer)
         print(expected.sentence())
         if config.dry_run:
             counted = {"parameters": trainer.model.config.parameter_count()}
             return {**counted, **dataclasses.asdict(expected), **trainer.notes}
     else:
-        steps = trainer.total_steps - trainer.steps_done
-        print(f"{world.size} processes, {config.parallel}: {steps:,} steps")
-
-    def occupy() -> bool:
-        if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
-            _move_aside(config.output)
-        lock.acquire(config.output)
-        return True
-
-    world.decided(occupy)
+        steps = trainer.step.total_steps - trainer.progress.steps_done
+        print(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
+    with processes.shared_errors():
+        if processes.is_main:
+            if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
+                _move_aside(output)
+            if occupied or not is_locked:
+                locks.callback(lock_folder(output).release)
     obey_swallowed()
     result = trainer.run()
     print(
@@ -121,8 +127,8 @@ def _run(config: TrainConfig, given: Collection[str], lock: FolderLock, world: W
     if record:
         record, sentence = autosize.compare(record, result)
         print(sentence)
-        if world.is_main:
-            autosize.write_record(config.output, record)
+        if processes.is_main:
+            autosize.write_record(output, record)
         result = {**result, autosize.RECORD: record}
     return result
 

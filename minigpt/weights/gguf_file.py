@@ -245,7 +245,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     kinds = gguf.TokenType
     definition = tokenizer.definition
     cut = _cut(definition.frame)
-    text_of = {index: token for token, index in (definition.vocab | definition.special).items()}
+    text_of = {index: token for token, index in definition.tokens.items()}
     flags = {
         entry.get("id"): entry.get("special", True) for entry in definition.frame.get("added_tokens") or []
     }
@@ -255,7 +255,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
         tokens.append(text_of.get(index, f"[PAD{index}]"))
         if index not in text_of:
             types.append(kinds.UNUSED)
-        elif index in tokenizer.special_ids:
+        elif index in flags:
             types.append(kinds.CONTROL if flags.get(index, True) else kinds.USER_DEFINED)
         else:
             types.append(kinds.NORMAL)
