@@ -92,8 +92,8 @@ def find(options: Options) -> Path:
     Raises:
         InputError: for a name that is neither a folder nor a published model; for a failed download.
     """
-    from minigpt.families.gpt2.presets import preset
-    from minigpt.weights.download import OPENAI_FILES, download_model, urls
+    from minigpt.families.gpt2.presets import OPENAI_FILES, preset, urls
+    from minigpt.weights.download import download_model
 
     def is_whole(folder: Path) -> bool:
         forms = (OPENAI_FILES, ("config.json", "model.safetensors"))
@@ -137,7 +137,7 @@ def load(folder: Path, backend: str) -> Model:
             )
         settings = reference.settings(config)
     else:
-        from minigpt.weights.openai_checkpoint import read_checkpoint
+        from minigpt.families.gpt2.openai_checkpoint import read_checkpoint
 
         sizes, tensors = read_checkpoint(folder)
         params, settings = reference.params_from_names(tensors), {"n_head": sizes.n_head}
@@ -178,14 +178,14 @@ def _torch_model(folder: Path) -> "GPTLMHeadModel":
     """OpenAI's checkpoint in minigpt.model."""
     import torch
 
-    from minigpt.families.gpt2.state_dict import fill, from_hugging_face, unfilled
-    from minigpt.weights.openai_checkpoint import read_checkpoint
+    from minigpt.families.gpt2.family import FAMILY
+    from minigpt.families.gpt2.openai_checkpoint import read_checkpoint
 
     sizes, tensors = read_checkpoint(folder)
     config = sizes.config()
-    model = unfilled(config)
+    model: GPTLMHeadModel = FAMILY.on_meta(config)
     arrays = {name: torch.from_numpy(array) for name, array in tensors.items()}
-    fill(model, from_hugging_face(arrays, config), assign=True)
+    FAMILY.load_state(model, FAMILY.from_hugging_face(arrays, config), assign=True)
     return model.eval()
 
 

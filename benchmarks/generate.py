@@ -120,9 +120,9 @@ def writer(arm: str, work: Path, threads: int) -> Callable[[list[int], int], lis
         return _transformers(work / "model")
     from minigpt.generation.api import GenerationOptions, generate_ids
     from minigpt.weights.pretrained import load_model
-    from minigpt.weights.quantized import quantize
+    from minigpt.weights.quantized import set_precision
 
-    model = quantize(load_model(work / "model"), precision)  # type: ignore[arg-type]
+    model = set_precision(load_model(work / "model"), precision)  # type: ignore[arg-type]
     return lambda ids, new: generate_ids(model, [ids], GenerationOptions(max_new_tokens=new), None)[0].ids
 
 

@@ -32,7 +32,7 @@ from minigpt.evaluation.text import evaluate_text
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.weights.quantized import quantize
+from minigpt.weights.quantized import set_precision
 from tests.commands import Result, RunCommand
 from tests.talking import learn_by_heart
 
@@ -390,7 +390,7 @@ def test_the_door_measures_a_text(door: Door, model_folder: Path) -> None:
     found = json.loads(result.out.splitlines()[-1])
     expected = evaluate_text(minigpt.load_model(model_folder), TOKENIZER, NOVEL + "😀")
     assert {key: found[key] for key in expected.as_dict()} == expected.as_dict()
-    small = quantize(minigpt.load_model(model_folder), "int8")
+    small = set_precision(minigpt.load_model(model_folder), "int8")
     assert found["precisions"]["int8"]["loss"] == evaluate_text(small, TOKENIZER, NOVEL + "😀").loss.loss
     for text in (f"{expected.bits_per_byte:.4f}", "what it costs", "int8"):
         assert text in result.out

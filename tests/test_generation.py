@@ -319,9 +319,7 @@ def test_each_of_several_sequences_has_its_own_draws() -> None:
 def test_nothing_that_was_not_asked_for_is_there_or_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     import minigpt.model
 
-    monkeypatch.setattr(
-        minigpt.model, "written_out_attention", lambda *_: pytest.fail("weights were computed")
-    )
+    monkeypatch.setattr(minigpt.model, "eager_attention", lambda *_: pytest.fail("weights were computed"))
     model, prompts = random_model(1), random_prompts(1)
     found = generate_output(model, prompts, GenerationOptions(max_new_tokens=15), EOS)
     assert found.completions == generate_ids(model, prompts, GenerationOptions(max_new_tokens=15), EOS)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
+from minigpt.families.gpt2.family import gelu_difference
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
-from minigpt.weights.gguf_file import gelu_difference, write_gguf
+from minigpt.weights.gguf_file import write_gguf
 from minigpt.weights.pretrained import save_pretrained
 from tests.commands import RunCommand
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
+from minigpt.families.gpt2.openai_checkpoint import read_checkpoint
+from minigpt.families.gpt2.presets import OPENAI_FILES
 from minigpt.tokenization.bpe import BpeTokenizer
-from minigpt.weights.download import OPENAI_FILES
-from minigpt.weights.openai_checkpoint import read_checkpoint
 from tests.commands import Result, RunCommand
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
+from minigpt.families.gpt2.pth_file import read_pth
 from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minigpt.weights.pretrained import load_model_and_tokenizer
-from minigpt.weights.pth_reader import read_pth
 from tests.commands import RunCommand
 
 VOCABULARY = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *"你好吗 abc"])}
@@ -233,9 +233,9 @@ def test_no_code_is_run(trap: Any, place: str, tmp_path: Path) -> None:
 
 def test_a_plain_pickle_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(pickle.dumps(Touch(tmp_path / "gotcha")))
-    assert "it is no zip archive" in message(lambda: read_pth(tmp_path / "x.pth"))
+    assert "or no file of torch.save: " in message(lambda: read_pth(tmp_path / "x.pth"))
     torch.save(make_model().state_dict(), tmp_path / "x.pth", _use_new_zipfile_serialization=False)
-    assert "it is no zip archive" in message(lambda: read_pth(tmp_path / "x.pth"))
+    assert "or no file of torch.save: " in message(lambda: read_pth(tmp_path / "x.pth"))
     assert not (tmp_path / "gotcha").exists()
 
 
@@ -309,7 +309,7 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     line = refused(state, tmp_path)
     assert "missing: transformer.blocks.1.ln_1.bias; " in line
     assert "unexpected: transformer.blocks.0.attn.rotary; " in line
-    assert "transformer.blocks.0.mlp.c_fc.weight is torch.float32 (16, 64), not float (64, 16)" in line
+    assert "transformer.blocks.0.mlp.c_fc.weight is float (16, 64), not float (64, 16)" in line
     assert "transformer.ln_f.bias is torch.int64 (16,), not float (16,)" in line
 
 
@@ -333,6 +333,27 @@ def test_untied_and_broken_weights_are_refused(tmp_path: Path) -> None:
     state = dict(make_model().state_dict())
     state["transformer.wpe.weight"] = torch.ones(0, 16)
     assert "block_size must be a whole number of at least 1" in refused(state, tmp_path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(make_model().state_dict(), path)
+    content = bytearray(path.read_bytes())
+    weight = make_model().get_parameter("transformer.wpe.weight").detach().numpy().tobytes()
+    content[content.index(weight) + 5] ^= 1
+    path.write_bytes(content)
+    assert re.search(
+        r"x\.pth is damaged: .*/data/\d+ in it does not match its checksum", message(lambda: read_pth(path))
+    )
+
+
+def test_a_compressed_zip_is_no_file_of_torch_save(tmp_path: Path) -> None:
+    torch.save(make_model().state_dict(), tmp_path / "x.pth")
+    packed = zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "x.pth") as stored, packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    assert "never compresses" in message(lambda: read_pth(tmp_path / "y.pth"))
 
 
 def test_tensors_that_are_less_or_more_than_their_bytes_are_refused(tmp_path: Path) -> None:

@@ -16,13 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.gpt2.state_dict import (
-    WEIGHTS,
-    config_from_hugging_face,
-    config_to_hugging_face,
-    from_hugging_face,
-    to_hugging_face,
-)
+from minigpt.families.gpt2.family import FAMILY
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import (
@@ -311,7 +305,7 @@ def test_all_that_does_not_fit_is_listed_in_one_line(saved: Path) -> None:
     assert line.startswith(f"{saved / 'model.safetensors'}: the weights do not fit the configuration; ")
     assert "missing: transformer.wpe.weight, transformer.h.1.attn.c_attn.bias; " in line
     assert "unexpected: transformer.h.2.ln_1.weight; " in line
-    assert "transformer.h.0.mlp.c_fc.weight is torch.float32 (64, 16), not float (16, 64)" in line
+    assert "transformer.h.0.mlp.c_fc.weight is float (64, 16), not float (16, 64)" in line
     assert "transformer.ln_f.bias is torch.int8 (16,), not float (16,)" in line
 
 
@@ -323,7 +317,7 @@ def test_a_configuration_of_another_size_is_noticed(saved: Path) -> None:
     assert "unexpected: transformer.h.1.attn.c_attn.bias," in line
     assert line.endswith("and 4 more")  # a block has 12 tensors; 8 are named
     change_json(saved / "config.json", {"n_layer": 2, "vocab_size": 12})
-    assert "transformer.wte.weight is torch.float32 (11, 16), not float (12, 16)" in message(
+    assert "transformer.wte.weight is float (11, 16), not float (12, 16)" in message(
         lambda: load_model(saved)
     )
 
@@ -345,14 +339,16 @@ def test_a_wrapped_model_is_not_written_as_zeros() -> None:
     wrapped: Any = torch.nn.ModuleDict({"inside": make_model()})
     wrapped.config = make_model().config
     with pytest.raises(AssertionError, match="a wrapped model"):
-        to_hugging_face(wrapped)
+        FAMILY.to_hugging_face(wrapped)
 
 
 @pytest.mark.parametrize("name", ["attn.c_proj.bias", "mlp.c_fc.bias", "mlp.c_proj.bias"])
 def test_a_bias_that_should_not_be_there_must_be_zero(name: str, saved: Path) -> None:
     assert (load_file(saved / "model.safetensors")[f"transformer.h.1.{name}"] == 0).all()
     change_weights(saved, lambda tensors: tensors[f"transformer.h.1.{name}"][7].fill_(1e-3))
-    assert f"transformer.h.1.{name} is not zero, but minigpt_bias" in message(lambda: load_model(saved))
+    assert f"transformer.h.1.{name} is not zero, but the configuration has no such weight" in message(
+        lambda: load_model(saved)
+    )
     change_json(saved / "config.json", {"minigpt_bias": True})
     assert isinstance(config := load_model(saved).config, GPTConfig)
     assert config.bias
@@ -367,18 +363,20 @@ def test_an_absent_zero_bias_is_not_missed_but_a_real_one_is(saved: Path) -> Non
 
 def test_old_files_with_masks_a_head_and_no_prefix_are_read() -> None:
     model = make_model(True, "tanh")
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in to_hugging_face(model).items()}
+    tensors = {
+        name.removeprefix("transformer."): tensor for name, tensor in FAMILY.to_hugging_face(model).items()
+    }
     tensors["h.0.attn.bias"] = torch.ones(1, 1, 12, 12).tril()
     tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
     tensors["lm_head.weight"] = tensors["wte.weight"].clone()
-    read = from_hugging_face(tensors, model.config)
+    read = FAMILY.from_hugging_face(tensors, model.config)
     assert read.keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(tensor, model.get_parameter(name)) for name, tensor in read.items())
     tensors["lm_head.weight"][0, 0] += 1
-    assert "lm_head.weight differs" in message(lambda: from_hugging_face(tensors, model.config))
+    assert "lm_head.weight differs" in message(lambda: FAMILY.from_hugging_face(tensors, model.config))
     del tensors["lm_head.weight"]
     tensors["transformer.ln_f.bias"] = tensors["ln_f.bias"]
-    assert "ln_f.bias twice" in message(lambda: from_hugging_face(tensors, model.config))
+    assert "ln_f.bias twice" in message(lambda: FAMILY.from_hugging_face(tensors, model.config))
 
 
 def test_vocabularies_of_different_sizes_show_both_numbers(saved: Path) -> None:
@@ -415,15 +413,22 @@ def test_a_manifest_is_verified_and_never_made_stale(saved: Path) -> None:
 
 def test_the_table_names_every_parameter_once_in_both_directions() -> None:
     model = make_model(bias=True)
-    ours = {row.ours.replace("*", str(block)) for row in WEIGHTS for block in range(2)}
+    ours = {row.ours.replace("*", str(block)) for row in FAMILY.weights for block in range(2)}
     assert ours == dict(model.named_parameters()).keys()
-    assert len({row.theirs for row in WEIGHTS}) == len(WEIGHTS) == len({row.ours for row in WEIGHTS})
+    assert (
+        len({row.theirs for row in FAMILY.weights})
+        == len(FAMILY.weights)
+        == len({row.ours for row in FAMILY.weights})
+    )
 
 
 @pytest.mark.parametrize(("bias", "gelu"), VARIANTS, ids=str)
 def test_configurations_come_back(bias: bool, gelu: Any) -> None:
     config = GPTConfig(24, 3, 5, 0.25, 40, 99, bias, gelu)
-    assert config_from_hugging_face(config_to_hugging_face(config, eos_token_id=2, pad_token_id=0)) == config
+    assert (
+        FAMILY.config_from_hugging_face(FAMILY.config_to_hugging_face(config, eos_token_id=2, pad_token_id=0))
+        == config
+    )
 
 
 def test_a_plain_gpt2_configuration_is_gpt2() -> None:
@@ -434,6 +439,6 @@ def test_a_plain_gpt2_configuration_is_gpt2() -> None:
         "n_ctx": 1024,
         "summary_type": "x",
     }
-    config = config_from_hugging_face(values)
+    config = FAMILY.config_from_hugging_face(values)
     assert config == GPTConfig(768, 12, 12, 0.1, 1024, 50257, bias=True, gelu="tanh")
     assert config.parameter_count() == 124_439_808  # as published

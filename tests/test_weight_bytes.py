@@ -22,7 +22,7 @@ from minigpt.storage.read_ahead import KEPT, WEIGHTS, ReadAhead
 from minigpt.storage.safetensors_files import WeightFiles
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import load_model_and_tokenizer, save_pretrained
-from minigpt.weights.quantized import quantize
+from minigpt.weights.quantized import set_precision
 
 WORDS = ["<pad>", "<unk>", "<sep>", *map(chr, range(0x4E00, 0x4E00 + 61))]
 # Matrices of an MLP, (256, 1024) in float32, are kept where they were read; all else is too small for it.
@@ -116,7 +116,7 @@ def test_no_memory_is_kept_for_weights_that_were_replaced(
     monkeypatch.setattr(weight_bytes, "_bytes_of", recorded)
     model, _ = load_model_and_tokenizer(folder, ahead=ReadAhead(folder))
     assert any(block() is not None for block in memory)
-    quantize(model, precision)
+    set_precision(model, precision)
     gc.collect()
     assert memory
     assert all(block() is None for block in memory)

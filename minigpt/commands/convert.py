@@ -32,11 +32,11 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.console.terminal import warn
     from minigpt.weights.gguf_file import write_gguf
     from minigpt.weights.pretrained import load_model_and_tokenizer
-    from minigpt.weights.weight_only import stored_precision
+    from minigpt.weights.quantized import precision_of
 
     model, tokenizer = load_model_and_tokenizer(options.model)
     folder = options.model
-    if stored_precision(model) != "float32":
+    if precision_of(model) != "float32":
         raise InputError(f"{folder} is quantised: give the folder that it was made from, and --dtype q8_0")
     output = options.output or folder.with_name(f"{folder.name or 'model'}-{options.dtype}.gguf")
     if output.suffix != ".gguf":

@@ -78,11 +78,11 @@ def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
     """The model in each precision, loaded anew each time, since rounding is for good."""
     from minigpt.devices import pick_device
     from minigpt.weights.pretrained import load_model_and_tokenizer
-    from minigpt.weights.weight_only import stored_as
+    from minigpt.weights.quantized import set_precision
 
     for precision in options.precision or (None,):
         model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
-        yield stored_as(model, precision), tokenizer
+        yield set_precision(model, precision), tokenizer
 
 
 def _measure_pairs(options: Options) -> dict[str, Any]:

@@ -37,10 +37,10 @@ class Options(command_line.CommandOptions):
 
 def main(options: Options) -> dict[str, Any]:
     """Read, check, write."""
+    from minigpt.families.gpt2.pth_file import read_pth
     from minigpt.storage.files import atomic_folder
     from minigpt.tokenizer import Tokenizer
     from minigpt.weights.pretrained import save_pretrained
-    from minigpt.weights.pth_reader import read_pth
 
     output = options.output or options.checkpoint.with_suffix("")
     if output == options.checkpoint:

@@ -45,35 +45,32 @@ def main(options: Options) -> dict[str, Any]:
     """Read, round, write, print the sizes."""
     if options.output.exists():
         raise InputError(f"{options.output} exists already: choose another folder with --output")
-    from minigpt.families.registry import naming_of
-    from minigpt.families.strict_loading import is_finite
+    from torch import float16
+
+    from minigpt.families.registry import family_of
+    from minigpt.families.strict_loading import cast
     from minigpt.storage.files import atomic_folder
+    from minigpt.storage.json_files import read_json
     from minigpt.storage.safetensors_files import safetensors_parts
     from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
+    from minigpt.weights.quantized import set_precision
     from minigpt.weights.quantized_folders import FILES, is_quantized, quantized_config, quantized_weights
-    from minigpt.weights.weight_only import stored_as
 
     folder = model_folder(options.model)
     model, _ = load_model_and_tokenizer(folder)
-    config = json.loads((folder / "config.json").read_bytes())
+    config = read_json(folder / "config.json")
     if is_quantized(config):
         raise InputError(f"{folder} is quantised already: give the folder that it was made from")
     weights: dict[str, Tensor]
     name_of_weights = FILES.get(options.precision, "model.safetensors")
     if options.precision in FILES:
         config = quantized_config(config, options.precision)
-        weights = quantized_weights(stored_as(model, options.precision))
+        weights = quantized_weights(set_precision(model, options.precision))
     else:
         config = {**config, "dtype": "float16"}
         config.pop("torch_dtype", None)  # the key's older name
-        weights = {
-            name: tensor.half() for name, tensor in naming_of(model.config).to_hugging_face(model).items()
-        }
-        for name, tensor in weights.items():
-            if not is_finite(tensor):
-                raise InputError(
-                    f"{folder}: {name} has values beyond 65,504, float16's largest: choose --precision int8"
-                )
+        exact = family_of(model.config).to_hugging_face(model)
+        weights = {name: cast(name, tensor, float16) for name, tensor in exact.items()}
 
     def fill(goal: Path) -> None:
         for name in COPIED:

@@ -61,7 +61,7 @@ _SPARE_CUTS = re.compile(r"(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
 class TextOptions:
     """How the files of a corpus are to be read."""
 
-    encoding: str | None = None
+    encoding: str = ""
     """encoding of text files, such as gb18030 or big5; left out: found out"""
     text_field: str = ""
     """name of the field that holds the text; left out: text and its like, or the longest"""
@@ -154,7 +154,7 @@ def _source(path: Path, name: str, options: TextOptions) -> Source:
     )
     if head.startswith(b"PAR1"):
         return replace(source, kind="parquet", field=_field(path, options))
-    if options.encoding is not None or not _is_utf8(path, head):
+    if options.encoding or not _is_utf8(path, head):
         return source
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[:1] in (b"{", b"["):
@@ -508,7 +508,7 @@ def _place(path: Path, offset: int) -> tuple[int, int]:
 def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLine]]:
     """The texts of a piece of a JSONL or Parquet file, each with its number within the piece, from 1."""
     if source.kind == "parquet":
-        for number, value, _ in open_data(source.path, None, lambda row: source.field in row).records:
+        for number, value, _ in open_data(source.path, "", lambda row: source.field in row).records:
             yield number, _text_or_bad(value, source.field)
         return
     with source.path.open("rb") as file:

@@ -161,14 +161,14 @@ _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 def open_data(
     path: Path,
-    encoding: str | None = None,
+    encoding: str = "",
     is_head: IsHead = lambda cells: False,
     only_beginning: bool = False,
 ) -> DataFile:
     """Recognise a file.
 
     Args:
-        encoding: what the user says that its text is in; None: find out.
+        encoding: what the user says that its text is in; "": find out.
         is_head: told the cells of a table's first row, in small letters, says whether they are column names;
             told
             one column of a Parquet file, whether it is read.
@@ -191,7 +191,7 @@ def open_data(
     if content.startswith((_XLSX, _XLS)):
         return DataFile("xlsx", "", _workbook(content, path, is_head), digest, tuple(notes))
     text, codec = decode(content, str(path), encoding)
-    if codec not in ("utf-8", "ascii") and encoding is None:
+    if codec not in ("utf-8", "ascii") and not encoding:
         from minigpt.data.text_encoding import shown_name
 
         notes.append(f"{path}: read as {shown_name(codec)}")

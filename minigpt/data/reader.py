@@ -96,7 +96,7 @@ def _listed(lines: list[int]) -> str:
 def read_conversations(
     path: Path | str | Iterable[Mapping[str, Any]],
     strict: bool = False,
-    encoding: str | None = None,
+    encoding: str = "",
     names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
 ) -> tuple[list[Conversation], ReadReport]:
     """Read conversations from a file, or from rows in memory (a datasets.Dataset).
@@ -104,7 +104,7 @@ def read_conversations(
     Args:
         path: the file. Rows count as lines, from 1.
         strict: make the first bad record an error instead of skipping it.
-        encoding: of the file; None: find out.
+        encoding: of the file; "": find out.
         names: fields that do not have a usual name.
 
     Raises:
@@ -174,7 +174,7 @@ def _nothing_good(report: ReadReport, texts: int) -> InputError:
     )
 
 
-def holds_texts(path: Path, encoding: str | None = None, names: FieldNames = FieldNames()) -> bool:  # noqa: B008
+def holds_texts(path: Path, encoding: str = "", names: FieldNames = FieldNames()) -> bool:  # noqa: B008
     """Is a file plain text, or are its first records texts, no conversations?
 
     Raises:

@@ -95,7 +95,7 @@ class DataOptions:
     """How a data file is to be read."""
 
     # How the data is read
-    encoding: str | None = None
+    encoding: str = ""
     """encoding of the data file, such as gb18030 or big5; left out: found out"""
     question_field: str = ""
     """name of the question's field or column; left out: the usual names are known"""

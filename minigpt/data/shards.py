@@ -40,6 +40,7 @@ from minigpt.data.memory_mapped import MANIFEST, Tokens, read_manifest, report, 
 from minigpt.data.worker_pool import run_in_processes
 from minigpt.errors import InputError, printable
 from minigpt.storage.files import atomic_open, atomic_write, sha256
+from minigpt.storage.json_files import read_json
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 __all__ = ["TextTokenizer", "characters_of", "collect_characters", "end_of_text", "prepare"]
@@ -376,7 +377,7 @@ def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
 def _finished(folder: Path, job: _Job) -> dict[str, Any] | None:
     """The record of a shard that was made for this very job and is whole, or None."""
     try:
-        record: dict[str, Any] = json.loads((folder / f"shard-{job.number:05d}.json").read_bytes())
+        record = read_json(folder / f"shard-{job.number:05d}.json")
         path = folder / f"shard-{job.number:05d}.bin"
         if record["key"] == job.key and path.stat().st_size == record["size"]:
             return record if sha256(path) == record["sha256"] else None

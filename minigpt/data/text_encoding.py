@@ -69,18 +69,18 @@ def known_encoding(name: str) -> str:
     return codec.name
 
 
-def decode(data: bytes, name: str, encoding: str | None = None) -> tuple[str, str]:
+def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
     """The text of some bytes, without a byte order mark, and the encoding that they are in.
 
     Args:
         name: the file's name, for messages.
-        encoding: what the user says that it is; None: find out.
+        encoding: what the user says that it is; "": find out.
 
     Raises:
         InputError: for binary data; if the encoding is not certain, with how the text would read in each; if
             the bytes do not fit the encoding that the user named.
     """
-    if encoding is not None:
+    if encoding:
         codec = known_encoding(encoding)
         try:
             return data.decode(codec).removeprefix("\ufeff"), codec

@@ -50,7 +50,7 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loade
         from minigpt.devices import pick_device
         from minigpt.generation.native import dtype_to_load
         from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
-        from minigpt.weights.weight_only import stored_as
+        from minigpt.weights.quantized import set_precision
 
     device = pick_device(options.device)
     if options.threads:
@@ -60,5 +60,5 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loade
     model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
     assistant = None
     if assistant_model is not None:
-        assistant = stored_as(load_model(assistant_model, device, dtype), options.precision)
-    return Loaded(folder, stored_as(model, options.precision), tokenizer, assistant)
+        assistant = set_precision(load_model(assistant_model, device, dtype), options.precision)
+    return Loaded(folder, set_precision(model, options.precision), tokenizer, assistant)

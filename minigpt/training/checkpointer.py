@@ -17,7 +17,7 @@ import torch
 from minigpt.console.terminal import warn
 from minigpt.devices import random_state, set_random_state
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel, naming_of
+from minigpt.families.registry import LanguageModel, family_of
 from minigpt.training import checkpoint
 from minigpt.training.checkpoint import Contents, Snapshot
 from minigpt.training.config import TrainConfig
@@ -256,8 +256,8 @@ class Checkpointer:
 
 def copied(model: LanguageModel) -> LanguageModel:
     """The model's weights in a model of their own, on the CPU, which further training does not change."""
-    names = naming_of(model.config)
-    copy: LanguageModel = names.unfilled(model.config)
-    weights = names.from_hugging_face(names.to_hugging_face(model), model.config, torch.float32)
-    names.fill(copy, weights, assign=True)
+    family = family_of(model.config)
+    copy: LanguageModel = family.on_meta(model.config)
+    weights = family.from_hugging_face(family.to_hugging_face(model), model.config, torch.float32)
+    family.load_state(copy, weights, assign=True)
     return copy

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from minigpt.console.command_line import CommandOptions
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError, unknown_name
+from minigpt.families.options import OPTIONS, FamilyName
 from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
@@ -28,25 +29,9 @@ RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
 PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags of one call, not of the run
 
-# Knobs that a family does not have, each with the value that asks for nothing. Another one is an error: to
-# ignore it would train something else than what was asked for.
-FOREIGN_KNOBS: dict[str, dict[str, Any]] = {
-    "gpt": {
-        "head_dim": 0,
-        "num_key_value_heads": 0,
-        "intermediate_size": 0,
-        "rope_theta": 10_000.0,
-        "tie_word_embeddings": True,
-    },
-    "qwen3": {"dropout": 0.0, "bias": False, "gelu": "exact"},
-}
+# Flags that a family does not have, each with the value that asks for nothing. Another one is an error.
+FOREIGN_KNOBS = {name: family.UNSUPPORTED for name, family in OPTIONS.items()}
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-_KNOBS = {  # Qwen3Config's sizes that have one knob for both families
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "block_size",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +111,7 @@ class TrainConfig(DataOptions, CommandOptions):
     """print the model's parts, the estimated memory and time, and start nothing"""
 
     # The model
-    family: Literal["gpt", "qwen3"] = "gpt"
+    family: FamilyName = "gpt"
     """architecture: the GPT of the documents, or Qwen3 (RMSNorm, RoPE, grouped queries, SwiGLU)"""
     n_layer: int = 6
     """blocks"""
@@ -266,42 +251,8 @@ class TrainConfig(DataOptions, CommandOptions):
         Raises:
             InputError: for sizes that make no model (n_head must divide n_embd, ...).
         """
-        from minigpt.model import GPTConfig  # here, not above: `minigpt train --help` needs no torch
-
-        if self.family == "qwen3":
-            return self._qwen3_config(vocab_size)
-        shared = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
-        try:
-            return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in shared})
-        except ValueError as error:
-            raise InputError(str(error)) from None
-
-    def _qwen3_config(self, vocab_size: int) -> "ModelConfig":
-        from minigpt.families.qwen3.model import Qwen3Config
-
-        if not self.head_dim and (self.n_head < 1 or self.n_embd % self.n_head):
-            raise InputError(
-                f"n_head must divide n_embd: got n_head={self.n_head}, n_embd={self.n_embd}; "
-                "or give --head_dim"
-            )
-        # 3 C I = 2 C 4C values; to the nearest multiple of 8, which is a vector of floats on a CPU (AVX2)
-        # and what a GPU's bfloat16 matrix units want
-        same_size = max(8, round(self.n_embd / 3) * 8)
-        try:
-            return Qwen3Config(
-                vocab_size=vocab_size,
-                **{theirs: getattr(self, ours) for theirs, ours in _KNOBS.items()},
-                num_key_value_heads=self.num_key_value_heads or self.n_head,
-                head_dim=self.head_dim or self.n_embd // self.n_head,
-                intermediate_size=self.intermediate_size or same_size,
-                rope_theta=self.rope_theta,
-                tie_word_embeddings=self.tie_word_embeddings,
-            )
-        except ValueError as error:
-            text = str(error)
-            for theirs, ours in _KNOBS.items():  # the user knows them by our names
-                text = text.replace(theirs, ours)
-            raise InputError(text) from None
+        config: ModelConfig = OPTIONS[self.family].model_config(self, vocab_size)
+        return config
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values, paths as text."""

@@ -56,6 +56,8 @@ class Estimate:
     tokens_per_step: float  # padding included
     flops_per_step: float
     flops_per_second: float  # measured
+    step_seconds: float
+    evaluation_seconds: float
     seconds: float  # training and evaluation
     memory_bytes: int  # weights, gradients, AdamW's two moments, activations, gaps, torch itself
 
@@ -84,14 +86,16 @@ def estimate(trainer: Trainer) -> Estimate:
     )
     val = trainer.data.val
     val_flops = batch_flops(trainer, val.rows, val.mean_targets, 1.0) / 3  # forward only
-    time_needed = (steps * flops * per_step + evaluations * val_flops) / speed
-    time_needed += steps * _optimizer_seconds(trainer)
+    step_seconds = flops * per_step / speed + _optimizer_seconds(trainer)
+    evaluation_seconds = val_flops / speed
     return Estimate(
         steps=steps,
         tokens_per_step=tokens * per_step,
         flops_per_step=flops * per_step,
         flops_per_second=speed,
-        seconds=time_needed,
+        step_seconds=step_seconds,
+        evaluation_seconds=evaluation_seconds,
+        seconds=steps * step_seconds + evaluations * evaluation_seconds,
         memory_bytes=memory_needed(trainer),
     )
 

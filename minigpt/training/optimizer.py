@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel
+from minigpt.families.registry import LanguageModel, family_of
 from minigpt.training.config import TrainConfig
 from minigpt.training.parallel import is_sharded, shard_like
 
@@ -53,12 +53,12 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
 def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Optimisers for all parameters that require gradients; a group's `peak_lr` is its highest rate."""
     # a fused projection of queries, keys and values is three matrices
-    stacked: dict[int, list[nn.Parameter]] = {1: [], 3: []}
+    stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
-        for name, p in model.blocks.named_parameters():
-            if p.dim() == 2 and p.requires_grad:
-                stacked[3 if name.endswith("qkv_proj.weight") else 1].append(p)
-    by_muon = [{"params": some, "parts": parts} for parts, some in stacked.items() if some]
+        for p, parts in family_of(model.config).matrix_parameters(model):
+            if p.requires_grad:
+                stacked.setdefault(parts, []).append(p)
+    by_muon = [{"params": some, "parts": parts} for parts, some in sorted(stacked.items())]
     taken = {id(p) for some in stacked.values() for p in some}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups = [

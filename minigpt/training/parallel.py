@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from minigpt.data.batches import Batch
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import LossReport, evaluate_loss
-from minigpt.families.registry import LanguageModel, naming_of
+from minigpt.families.registry import LanguageModel, family_of
 from minigpt.training.config import TrainConfig
 from minigpt.training.distributed import Processes
 from minigpt.training.loss import LossBatch, NextTokenLoss
@@ -193,9 +193,9 @@ class Parallel:
             weights[name] = full.cpu() if self._processes.is_main else torch.empty(0)
         if not self._processes.is_main:
             return self._model
-        names = naming_of(self._model.config)
-        copy: LanguageModel = names.unfilled(self._model.config)
-        names.fill(copy, weights, assign=True)
+        family = family_of(self._model.config)
+        copy: LanguageModel = family.on_meta(self._model.config)
+        family.load_state(copy, weights, assign=True)
         return copy
 
     def load(self, folder: Path) -> None:
@@ -203,10 +203,10 @@ class Parallel:
         if not self.is_sharded:
             load_weights(self._model, folder)
             return
-        names = naming_of(self._model.config)
-        full: LanguageModel = names.unfilled(self._model.config)
+        family = family_of(self._model.config)
+        full: LanguageModel = family.on_meta(self._model.config)
         shapes = {name: p.shape for name, p in self._model.named_parameters()}
-        names.fill(full, {name: torch.empty(shape) for name, shape in shapes.items()}, assign=True)
+        family.load_state(full, {name: torch.empty(shape) for name, shape in shapes.items()}, assign=True)
         load_weights(full, folder)
         weights = dict(full.named_parameters())
         with torch.no_grad():

@@ -20,7 +20,6 @@ from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_
 from minigpt.training.distributed import Processes, is_restarted, join_processes
 from minigpt.training.lock import lock_folder
 from minigpt.training.loop import Trainer
-from minigpt.training.measuring import free_memory
 from minigpt.training.resolve import resolve
 
 __all__ = ["run_training", "train"]
@@ -135,7 +134,7 @@ def _run(
 
 def _require_memory(config: TrainConfig, vocab_size: int) -> None:
     """Refuse a model that cannot even be made here: the system would end the process without a word."""
-    count, free = config.model_config(vocab_size).parameter_count(), free_memory(config)
+    count, free = config.model_config(vocab_size).parameter_count(), autosize.free_memory(config)
     if 4 * count > free and config.parallel == "ddp":
         raise InputError(
             f"{count:,} parameters take {4 * count / 1e9:,.1f} GB in float32, and {free / 1e9:,.1f} GB are "

@@ -227,7 +227,7 @@ def test_an_encoding_that_does_not_fit_is_refused(tmp_path: Path, encoding: str)
         read_conversations(tmp_path / "d", encoding=encoding)
 
 
-@pytest.mark.parametrize("name", ["utf-9", "hex", "", "rot13", "中文"])
+@pytest.mark.parametrize("name", ["utf-9", "hex", " ", "rot13", "中文"])
 def test_an_unknown_encoding(tmp_path: Path, name: str) -> None:
     (tmp_path / "d").write_text(json_lines(CHINESE), encoding="utf-8")
     with pytest.raises(InputError, match=r"unknown encoding .*gb18030"):

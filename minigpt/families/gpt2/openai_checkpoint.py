@@ -3,15 +3,13 @@
     sizes, weights = read_checkpoint("models/124M")
     weights["transformer.h.0.attn.c_attn.weight"].shape  # (768, 2304), under Hugging Face's name
 
-The folder holds `checkpoint` (says what the checkpoint is called), `hparams.json` and the checkpoint itself,
+The folder holds `checkpoint` (the checkpoint's name), `hparams.json` and the checkpoint itself,
 `model.ckpt.index` and `model.ckpt.data-00000-of-00001`. (`model.ckpt.meta`, the graph, is not needed;
 encoder.json and vocab.bpe are the tokenizer's.) Hugging Face's GPT-2 keeps OpenAI's matrices as they are,
-(in, out), so the arrays suit `weight_names.from_hugging_face` as well as NumPy and JAX.
+(in, out), so the arrays suit `FAMILY.from_hugging_face` in .family as well as NumPy and JAX.
 """
 
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigpt.errors import InputError
+from minigpt.families.checks import differences
 from minigpt.families.gpt2.presets import Sizes
-from minigpt.weights.tensor_bundle import read_bundle
+from minigpt.families.gpt2.tensor_bundle import read_bundle
+from minigpt.storage.json_files import read_json
 
 __all__ = ["read_checkpoint"]
 
@@ -49,7 +49,7 @@ NAMES = (
 def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.float32]]]:
     """The sizes of a released model, and its weights under Hugging Face's names.
 
-    The arrays are float32 views of the mapped file; to write to them changes no file.
+    The arrays are float32 views of the mapped file. Writing to them changes no file.
 
     Raises:
         InputError: naming the file that is missing, damaged, or does not fit the others.
@@ -71,24 +71,20 @@ def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.flo
             if name in tensors and tensors[name].shape == expected[name]:
                 matrix = expected[name][-2:] if name.endswith("/w") else expected[name]
                 weights[ours.replace("*", block)] = tensors[name].reshape(matrix)
-    complaints = _complaints(expected, {name: tensor.shape for name, tensor in tensors.items()})
-    if complaints:
-        raise InputError(f"{prefix}.index does not fit {hparams.name}; {complaints}")
+    wrong = differences(
+        {name: str(tensor.shape) for name, tensor in tensors.items()},
+        {name: str(shape) for name, shape in expected.items()},
+    )
+    if wrong:
+        raise InputError(f"{prefix}.index does not fit {hparams.name}; {wrong}")
     return sizes, weights
 
 
 def _read_sizes(path: Path) -> Sizes:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: {path.parent} is no folder of OpenAI's GPT-2 release") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    content = read_json(path, missing=f"{path.parent} is no folder of OpenAI's GPT-2 release")
     known = {field.name for field in fields(Sizes)}
-    if not isinstance(content, dict) or content.keys() != known:
-        keys = ", ".join(sorted(map(repr, content))[:8]) if isinstance(content, dict) else repr(content)[:40]
+    if content.keys() != known:
+        keys = ", ".join(sorted(map(repr, content))[:8])
         raise InputError(f"{path} must have the keys {', '.join(sorted(known))}: got {keys}")
     for name, value in content.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -122,7 +118,7 @@ def _checkpoint_name(path: Path) -> str:
 
 
 def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
-    """What TensorFlow must hold under one of NAMES' first column."""
+    """The shape that a tensor of NAMES' first column must have in TensorFlow's file."""
     C = sizes.n_embd
     inside = 4 * C if name.endswith("mlp/c_proj/w") else C
     outside = 3 * C if "/c_attn/" in name else 4 * C if "/c_fc/" in name else C
@@ -131,22 +127,3 @@ def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
     if name.endswith(("/g", "/b")):
         return (outside,)
     return (sizes.n_vocab if name.endswith("wte") else sizes.n_ctx, C)
-
-
-def _complaints(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-    """All that is missing, unexpected or of another shape, in one line; nothing if they agree."""
-    unfit = [
-        f"{name} is {found[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    kinds = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "unfit": unfit,
-    }
-    return "; ".join(
-        f"{kind}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        for kind, names in kinds.items()
-        if names
-    )

@@ -1,14 +1,13 @@
 """TensorFlow's checkpoint files ("tensor bundles"), read without TensorFlow.
 
-    tensors = read_bundle(Path("models/124M/model.ckpt"))  # .index and .data-00000-of-00001 lie there
+    tensors = read_bundle(Path("models/124M/model.ckpt"))  # .index and .data-00000-of-00001
 
 The data files hold the numbers, one tensor after the other. The index says where: it is a sorted table as
 LevelDB writes it (names to protocol buffers), described in TensorFlow's `lib/io/table_format.txt`,
 `util/tensor_bundle/tensor_bundle.h` and `protobuf/tensor_bundle.proto`. Each block of the table and each
-tensor carries a CRC-32C, and each is checked: what is returned is what TensorFlow wrote.
+tensor has a CRC-32C, and each is checked: the result is what TensorFlow wrote.
 
-float32 only, little-endian, and not the parts of a partitioned variable: what OpenAI's GPT-2 needs. Nothing
-is written here.
+Supported is what OpenAI's GPT-2 needs: float32, little-endian, no partitioned variables. It writes nothing.
 """
 
 import math
@@ -32,11 +31,11 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
 class _DamageError(Exception):
-    """What is wrong with a file; `read_bundle` adds which file it is."""
+    """What is wrong with a file; `read_bundle` adds its name."""
 
 
 class _Entry(NamedTuple):
-    """Where a tensor lies."""
+    """Where a tensor is in its file."""
 
     shape: tuple[int, ...]
     shard: int  # which data file
@@ -48,8 +47,7 @@ class _Entry(NamedTuple):
 def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
     """All tensors of a checkpoint under TensorFlow's names, in the order of the names.
 
-    The arrays are views of the mapped files, which are read when they are used (and, once, to check them).
-    They may be written to: the files do not change.
+    The arrays are views of the mapped files. They may be written to: the files do not change.
 
     Args:
         prefix: the checkpoint's files less their ends ".index" and ".data-00000-of-00001".
@@ -88,7 +86,7 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
 def _tensor(data: NDArray[np.uint8], entry: _Entry) -> NDArray[np.float32]:
     if entry.offset + entry.size > len(data):
         raise _DamageError(
-            f"should lie at bytes {entry.offset:,} to {entry.offset + entry.size:,}, "
+            f"should be at bytes {entry.offset:,} to {entry.offset + entry.size:,}, "
             f"but the file has {len(data):,}"
         )
     raw = data[entry.offset : entry.offset + entry.size]
@@ -100,7 +98,7 @@ def _tensor(data: NDArray[np.uint8], entry: _Entry) -> NDArray[np.float32]:
 
 
 def _masked_checksum(data: Any) -> int:
-    """CRC-32C, rotated and shifted: LevelDB does so lest a checksum of checksums be weak."""
+    """CRC-32C, rotated and shifted as in LevelDB, where a checksum of checksums would be weak."""
     checksum = int(google_crc32c.value(data))  # type: ignore[no-untyped-call, unused-ignore]
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -109,7 +107,7 @@ def _masked_checksum(data: Any) -> int:
 
 
 def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
-    """Where each tensor lies, and the number of data files."""
+    """Where each tensor is, and the number of data files."""
     rows = list(_table(file))
     keys = [key for key, _ in rows]
     if keys != sorted(set(keys)):
@@ -168,7 +166,7 @@ def _block(file: bytes, handle: tuple[int, int]) -> bytes:
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """A block's rows. A key is stored as what differs from the key before it.
 
-    Behind the rows stand the places where a key is stored in full, for binary search: passed over here.
+    After the rows come the places where a key is stored in full, for binary search: they are not needed here.
     """
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)

@@ -2,14 +2,13 @@
 
     model, epoch = read_pth("output/best_model.pth", n_head=8)
 
-Such a file is a pickle, which may ask for any function to be called. Torch's own reader, told weights_only,
-calls none but those that make tensors; it is the only one used here, and nothing but tensors is taken from
-what it gives. The sizes of the model are those of its tensors. Only n_head cannot be seen in them.
+Such a file is a zip with a pickle, which may ask for any function to be called. Torch's own reader with
+weights_only calls none but those that make tensors; it is the only one used here, and only tensors are taken
+from its result. The sizes of the model are those of its tensors. Only n_head cannot be seen in them.
 """
 
 import re
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +16,15 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.gpt2.state_dict import fill, unfilled
+from minigpt.families.checks import differences, listed
+from minigpt.families.family import HEAD
+from minigpt.families.gpt2.family import FAMILY
+from minigpt.families.strict_loading import cast, tensor_kind
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 __all__ = ["read_pth"]
 
-_WTE, _WPE, _HEAD = "transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"
+_WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 _BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
 _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
@@ -36,7 +38,7 @@ def read_pth(
     Args:
         path: a dictionary with `model_state_dict`, as the documents' training script writes it, or the
             state_dict itself; its names may begin with "module." or "_orig_mod.".
-        n_head: must divide the channels; a wrong number gives a model that talks nonsense.
+        n_head: must divide the channels. With a wrong number the model's answers make no sense.
         gelu: as in GPTConfig.
 
     Raises:
@@ -50,7 +52,11 @@ def read_pth(
         or not state
         or not all(isinstance(value, Tensor) for value in state.values())
     ):
-        has = f"a dictionary with {_listed(content)}" if isinstance(content, dict) else type(content).__name__
+        has = (
+            f"a dictionary with {listed(content) or 'nothing'}"
+            if isinstance(content, dict)
+            else type(content).__name__
+        )
         raise InputError(f"{path} holds no model_state_dict of tensors, but {has}")
     if not all(isinstance(name, str) for name in state):
         raise InputError(f"{path} has a tensor whose name is no text")
@@ -68,8 +74,7 @@ def _load(path: Path) -> Any:
         raise InputError(f"{path} does not exist: give the .pth that torch.save wrote")
     if not path.is_file():
         raise InputError(f"{path} must be a file: give the .pth that torch.save wrote")
-    if not zipfile.is_zipfile(path):  # of which torch.save has made its files since 2020
-        raise InputError(f"{path} is damaged, or no file of torch.save: it is no zip archive")
+    _require_sound_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged or evil file may be wrong in any way at all
@@ -78,6 +83,21 @@ def _load(path: Path) -> Any:
         if refused:
             reason = f"it asks for {refused[1]}, and nothing but tensors is read; nothing was run"
         raise InputError(f"{path} cannot be read as weights: {reason}") from None
+
+
+def _require_sound_zip(path: Path) -> None:
+    """Check each entry's CRC-32, which torch's reader does not. torch.save has written zips since 2020."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise InputError(f"{path} is no file of torch.save, which never compresses")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged, or no file of torch.save: {error}") from None
+    if damaged is not None:
+        raise InputError(f"{path} is damaged: {damaged} in it does not match its checksum (CRC-32)")
 
 
 def _require_plain(state: dict[str, Tensor], size: int) -> None:
@@ -98,7 +118,7 @@ def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """A number, or one value on and below the diagonal and another above it: no weights."""
+    """Whether it is a number, or has one value on and below the diagonal and another above: no weights."""
     if tensor.numel() == 1:
         return True
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:
@@ -111,7 +131,7 @@ def _is_mask(tensor: Tensor) -> bool:
 def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]) -> GPTLMHeadModel:
     for name in (_WTE, _WPE):
         if name not in state or state[name].ndim != 2:
-            raise InputError(f"this is no GPT of minigpt: there is no matrix {name}, but {_listed(state)}")
+            raise InputError(f"this is no GPT of minigpt: there is no matrix {name}, but {listed(state)}")
     blocks = {match[1] for match in map(_BLOCK.fullmatch, state) if match}
     (vocab_size, n_embd), block_size = state[_WTE].shape, state[_WPE].shape[0]
     bias = "transformer.blocks.0.attn.out_proj.bias" in state
@@ -124,34 +144,17 @@ def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]
         bias=bias,
         gelu=gelu,
     )
-    model = unfilled(config)
-    expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    head = state.pop(_HEAD, None)
+    expected = FAMILY.on_meta(config)
+    head = state.pop(HEAD, None)
     if head is not None and not torch.equal(head, state[_WTE]):
-        raise InputError(f"{_HEAD} differs from {_WTE}: only tied weights are supported")
-    complaints = {
-        "missing": expected.keys() - state.keys(),
-        "unexpected": state.keys() - expected.keys(),
-        "unfit": {
-            f"{name} is {state[name].dtype} {tuple(state[name].shape)}, not float {tuple(shape)}"
-            for name, shape in expected.items()
-            if name in state and not (state[name].shape == shape and state[name].is_floating_point())
-        },
-    }
-    if any(complaints.values()):
-        text = "; ".join(f"{kind}: {_listed(sorted(names))}" for kind, names in complaints.items() if names)
-        raise InputError(f"the tensors are no GPT of minigpt; {text}")
-    weights = {}
-    for name in expected:
-        weights[name] = state[name].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        if not torch.isfinite(weights[name]).all():
-            raise InputError(f"{name} holds NaN or infinity: these weights are unusable")
-    fill(model, weights, assign=True)
-    return model.eval()
-
-
-def _listed(names: Iterable[object], limit: int = 6) -> str:
-    """The first names: it shall stay one line."""
-    shown = [str(name) for name in names]
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return (", ".join(shown[:limit]) or "nothing") + more
+        raise InputError(f"{HEAD} differs from {_WTE}: only tied weights are supported")
+    wrong = differences(
+        {name: tensor_kind(tensor) for name, tensor in state.items()},
+        {name: tensor_kind(tensor) for name, tensor in expected.named_parameters()},
+    )
+    if wrong:
+        raise InputError(f"the tensors are no GPT of minigpt; {wrong}")
+    weights = {name: cast(name, tensor, torch.float32) for name, tensor in state.items()}
+    FAMILY.load_state(expected, weights, assign=True)
+    model: GPTLMHeadModel = expected.eval()
+    return model

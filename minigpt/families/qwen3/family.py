@@ -1,10 +1,8 @@
-"""Qwen3's weights and settings as Hugging Face's files have them, read and written strictly.
+"""Qwen3, the family: the names of its weights and settings at Hugging Face, and its arithmetic.
 
     .model.Qwen3ForCausalLM  <->  transformers.Qwen3ForCausalLM (model.safetensors, config.json)
 
-There is no table of weight names, because there is nothing to translate: our model's attributes are called as
-theirs are, and both keep torch's shapes. What is left is to compare. It opens no file: that is
-`minigpt.weights.pretrained`.
+Our model's attributes are called as theirs are, and both keep torch's shapes: no name needs a translation.
 
 A config.json may ask for what this model does not compute (a sliding window, stretched positions, biases).
 Each such key is an error unless it is off; keys that change no result, `auto_map` among them, are not read.
@@ -14,37 +12,27 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from minigpt.errors import InputError
-from minigpt.families import strict_loading
+from minigpt.families.checks import require_fixed, require_keys
+from minigpt.families.family import Family, Weight
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
-from minigpt.families.strict_loading import (
-    completed_names,
-    parameter_shapes,
-    require_finite,
-    require_fit,
-    require_fixed,
-    require_keys,
-    require_layers,
-    two_at_a_time,
+
+__all__ = ["FAMILY"]
+
+_WEIGHTS = tuple(
+    Weight(f"model.{name}.weight", f"model.{name}.weight")
+    for name in (
+        "embed_tokens",
+        "layers.*.input_layernorm",
+        *(
+            f"layers.*.self_attn.{part}"
+            for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+        ),
+        "layers.*.post_attention_layernorm",
+        *(f"layers.*.mlp.{part}" for part in ("gate_proj", "up_proj", "down_proj")),
+        "norm",
+    )
 )
-from minigpt.storage.large_pages import LargePages
-from minigpt.storage.safetensors_files import described, has_own_memory
-
-__all__ = [
-    "config_from_hugging_face",
-    "config_to_hugging_face",
-    "fill",
-    "from_hugging_face",
-    "shapes",
-    "to_hugging_face",
-    "unfilled",
-    "weight_table",
-]
-
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ARCHITECTURES = ("Qwen3ForCausalLM", "Qwen3Model")
 
 # What a Qwen3 may vary elsewhere and not here. An absent key means Hugging Face's default, the same value.
@@ -58,7 +46,7 @@ _FIXED: dict[str, Any] = {
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")  # the name since transformers 5, and the one before
 
 
-def config_to_hugging_face(
+def _config_to_hugging_face(
     config: Qwen3Config, eos_token_id: int | None = None, pad_token_id: int | None = None
 ) -> dict[str, Any]:
     """The contents of config.json, with the keys that the published models have."""
@@ -77,7 +65,7 @@ def config_to_hugging_face(
     }
 
 
-def config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
+def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
     """Qwen3Config from the contents of config.json.
 
     Raises:
@@ -134,80 +122,40 @@ def _rope_theta(values: Mapping[str, Any]) -> Any:
     return first
 
 
-def to_hugging_face(model: Qwen3ForCausalLM) -> dict[str, Tensor]:
-    """The model's weights under Hugging Face's names: float32 copies on the CPU, a tied head left out.
-
-    Raises:
-        InputError: naming the tensor, if one holds NaN or infinity: nobody could load the file.
-    """
-    state = dict(model.named_parameters())
-    assert state.keys() == shapes(model.config).keys(), "a wrapped model: give the Qwen3ForCausalLM inside"
-    for name, tensor in state.items():
-        require_finite(name, tensor)
-    contiguous = torch.contiguous_format
-    return {
-        name: tensor.detach().to("cpu", torch.float32, copy=True, memory_format=contiguous)
-        for name, tensor in state.items()
-    }
-
-
-def from_hugging_face(
-    tensors: Mapping[str, Tensor], config: Qwen3Config, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
-    """Weights copied to `dtype`, from those of a Qwen3ForCausalLM or a Qwen3Model (without `model.`).
-
-    The result has every parameter of Qwen3ForCausalLM(config), a tied head not twice.
-
-    Raises:
-        InputError: in one line, all that is missing, unexpected, or of the wrong shape or type; or the first
-            tensor with NaN; or a head of its own where config says that it is tied.
-    """
-    name_of, unexpected = completed_names(tensors, "model.", "lm_head.")
-    head = name_of.pop(_HEAD, None) if config.tie_word_embeddings else None
-    forms = described(tensors)
-    found = {full_name: forms[name] for full_name, name in name_of.items()}
-    require_layers(found, "model.layers.", config.num_hidden_layers, "num_hidden_layers")
-    require_fit(found, shapes(config), unexpected)
-
-    pages = LargePages()
-
-    def read_copy(full_name: str) -> Tensor:
-        name = name_of[full_name]
-        tensor = tensors[name]  # files are read here, each tensor once
-        require_finite(full_name, tensor)
-        return pages.copied(tensor, dtype, own=has_own_memory(tensors, name))
-
-    read = dict(zip(name_of, two_at_a_time(read_copy, name_of)))
-    if head is not None and not torch.equal(tensors[head].to(dtype), read[_EMBEDDING]):
-        raise InputError(f"{_HEAD} differs from {_EMBEDDING}, but tie_word_embeddings says that they are one")
-    return read
-
-
-def fill(model: Qwen3ForCausalLM, weights: dict[str, Tensor], *, assign: bool) -> None:
-    """Put what `from_hugging_face` returned into a model: copied, or (assign) taken as they are."""
-    tied = model.config.tie_word_embeddings
-    missing, unexpected = model.load_state_dict(weights, strict=False, assign=assign)
-    assert (missing, unexpected) == ([_HEAD] if tied else [], []), "from_hugging_face gives all the rest"
-    if tied:
-        model.lm_head.weight = model.model.embed_tokens.weight  # assignment cuts the tie
-
-
-def weight_table(config: Qwen3Config) -> dict[str, tuple[str, bool]]:
-    """Our name of each weight -> Hugging Face's, and whether it lies there as (in, out): all as they are."""
-    names = [*shapes(config), _HEAD]
-    return {name: (name, False) for name in names}
-
-
-def unfilled(config: Qwen3Config) -> Qwen3ForCausalLM:
-    """The model's shapes, on "meta": neither memory nor time for weights."""
-    return strict_loading.unfilled(lambda: Qwen3ForCausalLM(config))
-
-
-def shapes(config: Qwen3Config) -> dict[str, torch.Size]:
-    """Each parameter's shape; kept."""
-    return parameter_shapes(unfilled, config)
-
-
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _block_weights(config: Qwen3Config) -> int:
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # queries, output; keys, values
+    block = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+    return config.num_hidden_layers * block
+
+
+FAMILY = Family(
+    model_type="qwen3",
+    config_class=Qwen3Config,
+    model_class=Qwen3ForCausalLM,
+    config_from_hugging_face=_config_from_hugging_face,
+    config_to_hugging_face=_config_to_hugging_face,
+    weights=_WEIGHTS,
+    prefix="model.",
+    layer_prefix="model.layers.",
+    layers_key="num_hidden_layers",
+    embedding="model.embed_tokens.weight",
+    residual_projections=("self_attn.o_proj.weight", "mlp.down_proj.weight"),
+    block_weights=_block_weights,
+    gguf_values=lambda config: {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "key_length": config.head_dim,
+        "value_length": config.head_dim,
+        "layer_norm_rms_eps": config.rms_norm_eps,
+        "rope_freq_base": config.rope_theta,
+    },
+)
