@@ -28,7 +28,7 @@ COMMANDS = {
 def _usage() -> str:
     verbs = "\n".join(f"  {verb:<10}{text}" for verb, (_, text) in COMMANDS.items())
     return (
-        "usage: minigpt VERB [--flag value ...]\n\n"
+        "usage: minigpt VERB [flags]\n\n"
         "From a file of questions and answers to a GPT that answers.\n\n"
         f"verbs, in the order of the work:\n{verbs}\n\n"
         "minigpt VERB --help lists a verb's flags."

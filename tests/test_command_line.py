@@ -570,7 +570,7 @@ def test_every_flag_of_every_command_has_one_line_of_help(verb: str) -> None:
 
 def test_help_has_groups_choices_defaults_and_eighty_columns() -> None:
     assert help_text(Example, "try", __file__, Example(n_layer=9)).splitlines() == [
-        "usage: try [--flag value ...]",
+        "usage: try [flags]",
         "",
         "Try things.",
         "",
@@ -588,11 +588,11 @@ def test_help_has_groups_choices_defaults_and_eighty_columns() -> None:
         "                          line, for programs",
     ]
     lines = help_text(Wide, "try", __file__).splitlines()
-    assert lines[0] == "usage: try [PLACE] [--flag value ...]"
+    assert lines[0] == "usage: try [PLACE] [flags]"
     assert "  PLACE                   where (default here)" in lines
     assert lines[lines.index("How many") + 1 :][:2] == [
         "  --count N               how many",
-        "  --words TEXT ...        one or several",
+        "  --words TEXT [TEXT]     one or several",
     ]
 
 

@@ -199,7 +199,7 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
              for name, flag in flags_of(options).items()}  # fmt: skip
     places = "".join(f" {flag.title}" if flag.default is dataclasses.MISSING else f" [{flag.title}]"
                      for flag in flags.values() if flag.is_positional)  # fmt: skip
-    shown = [f"usage: {program}{places} [--flag value ...]", ""]
+    shown = [f"usage: {program}{places} [flags]", ""]
     shown += textwrap.wrap(" ".join((options.__doc__ or "").split()), width)
     group = None
     for title, name, words in _described(options, source):
@@ -217,7 +217,7 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
     elif not flag.is_positional:
         choices = typing.get_args(flag.kind)
         metavar = f"{{{','.join(choices)}}}" if choices else _METAVARS[flag.kind]
-        label += f" {metavar} ..." if flag.is_list else f" {metavar}"
+        label += f" {metavar}" + (f" [{metavar}]" if flag.is_list and not choices else "")
     is_silent = flag.default is dataclasses.MISSING or isinstance(flag.default, bool)
     if not is_silent and flag.default not in (None, "", ()):
         words += f" (default {flag.default})"
