@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from minigpt.console.terminal import ProgressLine
-from tests.doors import Result, RunDoor
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.commands import Result, RunCommand, path_of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,13 +58,12 @@ def no_progress_because_of_a_busy_machine(
 
 
 @pytest.fixture
-def run_door(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[RunDoor]:
-    """Run a door as a script, in this process; standard input is no terminal."""
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[RunCommand]:
+    """Run a command, named by its verb or script, in this process; standard input is no terminal."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
-    def run(script: str, *arguments: object, stdin: bytes = b"") -> Result:
-        path = ROOT / "minigpt" / script
-        path = path if path.exists() else ROOT / "minigpt" / "commands" / script
+    def run(name: str, *arguments: object, stdin: bytes = b"") -> Result:
+        path = path_of(name)
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))

@@ -33,7 +33,7 @@ from minigpt.training.loss import LossBatch, logits_limit, summed_cross_entropy,
 from minigpt.training.mixed_precision import LossScale, MixedPrecision, pick_precision
 from minigpt.training.parallel import _require_compiler
 from minigpt.training.stop_request import Stopped
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 from tests.runs import config, identical, metrics, one_step, stop_at, trainer, write_data
 
 CPU = torch.device("cpu")
@@ -683,7 +683,7 @@ def test_utilisation_is_shown_where_the_peak_is_known(folder: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
-def test_every_recipe_runs_dry(folder: Path, run_door: RunDoor, name: str) -> None:
+def test_every_recipe_runs_dry(folder: Path, run_command: RunCommand, name: str) -> None:
     """As it is, but for the model's size: 124M parameters take their time on a CPU."""
     (folder / "text.txt").write_text("春眠不觉晓，处处闻啼鸟。\n" * 400, encoding="utf-8")
     data = ["--train_data", folder / "train.jsonl", "--val_data", folder / "val.jsonl"]
@@ -691,7 +691,7 @@ def test_every_recipe_runs_dry(folder: Path, run_door: RunDoor, name: str) -> No
     if "--text" in (RECIPES / f"{name}.toml").read_text(encoding="utf-8"):
         data = ["--text", folder / "text.txt", "--val_fraction", "0.1"]
     small = ["--n_layer", 1, "--n_embd", 24, "--n_head", 2, "--device", "cpu", "--threads", 1]
-    result = run_door(
+    result = run_command(
         "train.py", "--recipe", name, *data, *small, "--output", folder / "run", "--dry_run", "--json"
     )
     assert result.code == 0, result.err

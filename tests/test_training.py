@@ -20,7 +20,7 @@ from minigpt.training import estimate as report
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.optimizer import Muon, make_optimizers, orthogonalize, schedule
 from minigpt.training.run_data import RunData, read_data
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 from tests.runs import config, given, identical, one_step, trainer, write_data
 
 ROOT = Path(__file__).parents[1]
@@ -332,11 +332,15 @@ def test_every_recipe_is_read_and_makes_a_model() -> None:
         ("n_layer = true", "n_layer = True: expected int"),
         ("loss_on = 'both'", r"loss_on = 'both': expected \('answer', 'all'\)"),
         ("n_layer = ", "is no TOML"),
-        ("batch_size = 0", "batch_size must be at least 1"),
-        ("learning_rate = nan", "learning_rate must be a finite number"),
+        ("batch_size = 0", "batch_size must be from 1 to 1000000: got batch_size=0"),
+        ("learning_rate = nan", "learning_rate must be from 0 to 1e\\+38: got learning_rate=nan"),
         ("lr_scheduler_type = 'linear'", "lr_scheduler_type = 'linear': expected"),
-        ("decay_ratio = 0.0", "decay_ratio must be above 0 and at most 1: got decay_ratio=0.0"),
-        ("decay_ratio = nan", "decay_ratio must be above 0 and at most 1: got decay_ratio=nan"),
+        ("decay_ratio = 0.0", "decay_ratio must be from 1e-06 to 1: got decay_ratio=0.0"),
+        ("decay_ratio = nan", "decay_ratio must be from 1e-06 to 1: got decay_ratio=nan"),
+        ("learning_rate = 1" + "0" * 400, "learning_rate must be from 0 to 1e\\+38: got learning_rate=inf"),
+        ("n_layer = 1000000", "n_layer must be from 1 to 1000: got n_layer=1000000"),
+        ("max_length = 2", "max_length must be from 3 to 1000000 .*: got max_length=2"),
+        ("seed = -1", "seed must be from 0 to 9223372036854775807: got seed=-1"),
         ("max_length = 500", "max_length=500 tokens do not fit into block_size=256"),
     ],
 )
@@ -394,14 +398,14 @@ def test_the_door_trains_refuses_to_mix_runs_and_moves_the_old_one(folder: Path)
     identical(folder / "run", folder / "run.previous")
 
 
-def test_overwrite_moves_a_run_only_for_one_that_starts(folder: Path, run_door: RunDoor) -> None:
+def test_overwrite_moves_a_run_only_for_one_that_starts(folder: Path, run_command: RunCommand) -> None:
     trainer(config(folder)).run()
     for wrong in ({"n_head": 5}, {"val_data": folder / "missing.jsonl"}):
-        assert run_door("train.py", *given(folder, **wrong), "--overwrite").code == 2
+        assert run_command("train.py", *given(folder, **wrong), "--overwrite").code == 2
     strange = folder / "run.previous" / "notes.txt"
     strange.parent.mkdir()
     strange.write_text("mine", encoding="utf-8")
-    refused = run_door("train.py", *given(folder), "--overwrite")
+    refused = run_command("train.py", *given(folder), "--overwrite")
     assert refused.code == 2
     assert "run.previous is in the way and is no run" in refused.err
     assert strange.exists()

@@ -94,6 +94,7 @@ class FieldNames:
 class DataOptions:
     """How a data file is to be read."""
 
+    # How the data is read
     encoding: str = ""
     """encoding of the data file, such as gb18030 or big5; left out: found out"""
     question_field: str = ""

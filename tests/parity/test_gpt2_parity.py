@@ -133,7 +133,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(
     bias: bool, gelu: str, tmp_path: Path
 ) -> None:
     model = our_model(bias, gelu)
-    save_pretrained(model, tokenizer(), tmp_path / "ours")
+    save_pretrained(model, tmp_path / "ours", tokenizer())
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
     )
@@ -209,7 +209,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("saved")
-    save_pretrained(our_model(), tokenizer(), path)
+    save_pretrained(our_model(), path, tokenizer())
     return path
 
 

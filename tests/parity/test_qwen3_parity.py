@@ -170,7 +170,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(tied: bool,
     config = replace(CONFIGS[1], vocab_size=len(WORDS), tie_word_embeddings=tied)
     model = Qwen3ForCausalLM(config).eval()
     random_weights(model)
-    save_pretrained(model, tokenizer(), tmp_path / "ours")
+    save_pretrained(model, tmp_path / "ours", tokenizer())
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
     )
