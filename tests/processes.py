@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.survival import children
 from minigpt.errors import InputError
 from minigpt.training import checkpoint
 from minigpt.training import mixed_precision as machine
 from minigpt.training.step import Stepper
+from tests.survival import children
 
 
 def prepared(job: dict[str, Any], rank: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line; what it does is in benchmarks/survival/__init__.py."""
+"""The command line; what it does is in tests/survival/__init__.py."""
 
 import argparse
 import gc
@@ -8,15 +8,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import survival
-from benchmarks.survival.bad_numbers import numbers, order
-from benchmarks.survival.bench import Bench, Table
-from benchmarks.survival.corpus import corpus
-from benchmarks.survival.cost import cost
-from benchmarks.survival.damage import damage, disk
-from benchmarks.survival.interruptions import kill, signals
-from benchmarks.survival.several import processes, sharded
 from minigpt.console.terminal import table
+from tests import survival
+from tests.survival.bad_numbers import numbers, order
+from tests.survival.bench import Bench, Table
+from tests.survival.corpus import corpus
+from tests.survival.cost import cost
+from tests.survival.damage import damage, disk
+from tests.survival.interruptions import kill, signals
+from tests.survival.several import processes, sharded
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "kill": kill,
@@ -46,7 +46,7 @@ COUNTS = {  # how many trials, or how much data: --toy, --full
 def main() -> None:
     """Run the parts, print the table and one JSON object."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.survival",
+        prog="python -m tests.survival",
         description=survival.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.survival.bench import Bench
 from minigpt.data.memory_mapped import Tokens, read_manifest
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
+from tests.survival.bench import Bench
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 10**9  # bytes of memory
