@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # the optimisers load it, the door loads tyro: every child would anew
-import tyro  # noqa: F401
+import torch._dynamo  # the optimisers load it: every child would anew
 
 from minigpt import train
 from minigpt.console import command_line
@@ -32,6 +31,9 @@ with contextlib.suppress(ImportError):  # or every child would import it again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 Prepare = Callable[[], None]
+
+# Tyro loads half of itself, and a type checker, at its first command line: every child would anew.
+command_line.parse(TrainConfig, ["--output", "nowhere"])
 
 
 class Watch:

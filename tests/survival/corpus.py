@@ -40,7 +40,7 @@ def corpus(bench: Bench) -> None:
     prepared(bench, text, size, "char", "one token a character")
     size = min(size, round(bench.options.bpe_gigabytes * 1e9) // line_bytes() * line_bytes())
     os.truncate(text, size)
-    sample = text.open(encoding="utf-8").read(2_000_000)
+    sample = text.open(encoding="utf-8").read(bench.options.sampled)
     BpeTokenizer.train([sample], 8000).save(folder / "bpe")
     prepared(bench, text, size, str(folder / "bpe"), "byte-pair encoding")
     shutil.rmtree(folder)
