@@ -12,7 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import functorch.compile  # noqa: F401  # this, and what follows, is loaded by --compile: every fork would anew
+import networkx  # noqa: F401
 import torch
+import torch._dynamo.backends.debugging
+import torch._functorch.aot_autograd
+import torch._functorch.partitioners
+import torch._inductor.compile_fx
 
 from minigpt.errors import InputError
 from minigpt.training import checkpoint
