@@ -378,9 +378,7 @@ def door(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_the_door_trains_refuses_to_mix_runs_and_moves_the_old_one(
-    folder: Path, run_door: RunDoor
-) -> None:
+def test_the_door_trains_refuses_to_mix_runs_and_moves_the_old_one(folder: Path, run_door: RunDoor) -> None:
     first = door(folder, "--json")
     assert first.returncode == 0, first.stderr
     assert "recipe qa-cpu: no --recipe was given and the device is cpu" in first.stdout
