@@ -1,6 +1,7 @@
 """Fixtures that several test files use."""
 
 import io
+import os
 import runpy
 import signal
 import sys
@@ -13,6 +14,16 @@ from minigpt.console.terminal import ProgressLine
 from tests.doors import Result, RunDoor
 
 ROOT = Path(__file__).resolve().parents[1]
+# Files that take longest begin, so that no worker is left alone with one at the end (Makefile: one worker
+# runs a file from beginning to end).
+LONGEST = ("survival", "distributed", "machine", "training_benchmarks", "benchmarks")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # JAX compiles for longer than it computes here
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all else stays in order."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)
