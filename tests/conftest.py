@@ -1,6 +1,7 @@
 """What every test begins with, fixtures that several test files use, and an option for `.ci/run`."""
 
 import io
+import os
 import runpy
 import signal
 import sys
@@ -12,6 +13,17 @@ import torch
 
 from minigpt.console.terminal import ProgressLine
 from tests.commands import Result, RunCommand, path_of
+
+# Files that take longest begin, so that no worker is left alone with one at the end (Makefile: one worker
+# runs a file from beginning to end).
+LONGEST = ("survival", "distributed", "machine", "training_benchmarks", "benchmarks")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # JAX compiles for longer than it computes here
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all else stays in order."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

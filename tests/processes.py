@@ -12,12 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import functorch.compile  # type: ignore[import-untyped] # noqa: F401 -- all this --compile loads; a fork would anew
+import networkx  # type: ignore[import-untyped] # noqa: F401
 import torch
+import torch._dynamo.backends.debugging
+import torch._functorch.aot_autograd
+import torch._functorch.partitioners
+import torch._inductor.compile_fx
 
-from benchmarks.survival import children
 from minigpt.errors import InputError
 from minigpt.training import checkpoint
 from minigpt.training.step import StepBatches, TrainStep
+from tests.survival import children
 
 
 def prepared(job: dict[str, Any], rank: int) -> None:

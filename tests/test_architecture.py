@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,6 @@ ALLOWED = {
     ): "the train.py of the checkout that a user names, in its own process",
     ("minigpt/__init__.py", "import_module"): "the public names, from a table in the same file",
     ("minigpt/__main__.py", "run_module"): "the commands, from a table in the same file",
-    ("benchmarks/survival/children.py", "run_module"): "`minigpt train` itself",
     ("minigpt/families/gpt2/pth_file.py", "torch.load"): "an import that a user asks for; told weights_only",
 }
 
@@ -140,7 +139,19 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def imports(path: Path) -> Iterator[Import]:
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
+
+
+@functools.cache
+def providers() -> Mapping[str, list[str]]:
+    """Top-level module -> the distributions that have it; reading them all takes a while."""
+    return importlib.metadata.packages_distributions()
+
+
+@functools.cache
+def imports(path: Path) -> list[Import]:
     """Every import of a file: at the top, inside functions, under `if TYPE_CHECKING`."""
 
     def visit(node: ast.AST, in_function: bool) -> Iterator[Import]:
@@ -158,7 +169,7 @@ def imports(path: Path) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child, in_function)
 
-    return visit(tree(path), False)
+    return list(visit(tree(path), False))
 
 
 def our_imports(module: str) -> Iterator[tuple[str, int]]:
@@ -238,7 +249,7 @@ def test_the_front_names_things_only_for_type_checkers() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_of_the_front_only_the_version_is_used_inside(module: str) -> None:
     # `minigpt.load_model` from inside would be an arrow that the table does not see
-    for node in ast.walk(tree(MODULES[module])):
+    for node in nodes(MODULES[module]):
         match node:
             case ast.ImportFrom(module="minigpt", names=names, lineno=line):
                 wrong = {alias.name for alias in names} - {*MODULES, "__version__"}
@@ -310,14 +321,13 @@ def test_only_commands_may_import_the_reference() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
-    providers = importlib.metadata.packages_distributions()
     groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "excel", "wandb", "gguf")
     always, optional = required(), {name for group in groups for name in required(group)}
     for item in imports(MODULES[module]):
         top = room(item.name)
         if top in sys.stdlib_module_names or top == "minigpt":
             continue
-        owners = {owner.lower() for owner in providers.get(top, [top])}
+        owners = {owner.lower() for owner in providers().get(top, [top])}
         if item.name.startswith("torch.utils.tensorboard"):
             owners = {"tensorboard"}
         if owners & always:
@@ -327,12 +337,11 @@ def test_other_people_s_packages_are_required_and_optional_ones_imported_late(mo
 
 
 def test_each_requirement_is_used() -> None:
-    providers = importlib.metadata.packages_distributions()
     used = {
         owner.lower()
         for path in MODULES.values()
         for item in imports(path)
-        for owner in providers.get(room(item.name), ())
+        for owner in providers().get(room(item.name), ())
     }
     assert required() <= used
 
@@ -342,7 +351,7 @@ def test_each_requirement_is_used() -> None:
 
 def test_no_name_shadows_another_module() -> None:
     """`python ./minigpt/train.py` puts minigpt/ first on sys.path; the same goes for a script in a room."""
-    foreign = set(importlib.metadata.packages_distributions()) - {"minigpt"}
+    foreign = set(providers()) - {"minigpt"}
     names = {part for module in MODULES for part in module.split(".")} - {"__init__", "__main__"}
     assert names & (sys.stdlib_module_names | foreign) == set()
 
@@ -368,7 +377,7 @@ def test_names_are_ascii() -> None:
     for path in tracked():
         if path.suffix != ".py":
             continue
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             # of a name, a definition, an argument, an attribute, a keyword, an import's `as`
             for field in ("id", "name", "arg", "attr", "asname"):
                 name = getattr(node, field, None)
@@ -426,7 +435,7 @@ def risky(path: Path) -> Iterator[str]:
     for item in imports(path):
         if room(item.name) in FORBIDDEN_MODULES:
             yield room(item.name)
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         match node:
             case ast.Call(func=ast.Name(id=name)) if name in FORBIDDEN_CALLS:
                 yield name

@@ -628,7 +628,9 @@ def test_a_signal_while_compiling_is_noticed(folder: Path, monkeypatch: pytest.M
 def test_compiled_for_this_machine(folder: Path) -> None:
     losses = {}
     for compiled in (False, True):
-        run = trainer(config(folder, str(compiled), compile=compiled, dropout=0.0, batch_size=2))
+        # one layer: a compiler takes a second a kernel
+        small = config(folder, str(compiled), compile=compiled, dropout=0.0, batch_size=2, n_layer=1)
+        run = trainer(small)
         losses[compiled] = [one_step(run).loss for _ in range(6)]
     # float32's sums in another order, a relative 1e-7 each, which a few steps of Adam (whose first ones
     # divide a gradient by its own size) may make a hundred times larger

@@ -296,6 +296,7 @@ def test_every_recipe_s_options_survive(
     own: dict[str, Any] = {"learning_rate": recipe.learning_rate}
     if recipe.tokens_per_batch:
         own["tokens_per_batch"] = 64
+    own["gradient_accumulation_steps"] = min(recipe.gradient_accumulation_steps, 3)
     if kind == "text":
         (folder / "t.txt").write_text((folder / "train.jsonl").read_text("utf-8") * 4, encoding="utf-8")
         own |= {"text": folder / "t.txt", "shards": folder / "shards", "val_fraction": 0.1}

@@ -382,18 +382,20 @@ def door(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_the_door_trains_refuses_to_mix_runs_and_moves_the_old_one(folder: Path) -> None:
+def test_the_door_trains_refuses_to_mix_runs_and_moves_the_old_one(
+    folder: Path, run_command: RunCommand
+) -> None:
     first = door(folder, "--json")
     assert first.returncode == 0, first.stderr
     assert "recipe qa-cpu: no --recipe was given and the device is cpu" in first.stdout
     assert json.loads(first.stdout.splitlines()[-1])["steps"] == 12
-    second = door(folder)
-    assert second.returncode == 2
-    assert len(second.stderr.splitlines()) == 1
-    assert "--resume" in second.stderr
-    assert "--overwrite" in second.stderr
-    third = door(folder, "--overwrite")
-    assert third.returncode == 0, third.stderr
+    second = run_command("train.py", *given(folder))
+    assert second.code == 2
+    assert len(second.err.splitlines()) == 1
+    assert "--resume" in second.err
+    assert "--overwrite" in second.err
+    third = run_command("train.py", *given(folder), "--overwrite")
+    assert third.code == 0, third.err
     assert (folder / "run.previous" / "best" / "model.safetensors").exists()
     identical(folder / "run", folder / "run.previous")
 
@@ -412,12 +414,12 @@ def test_overwrite_moves_a_run_only_for_one_that_starts(folder: Path, run_comman
     assert minigpt.load_model(folder / "run")  # the old run is where it was
 
 
-def test_dry_run_reports_and_starts_nothing(folder: Path) -> None:
-    result = door(folder, "--dry_run", "--json")
-    assert result.returncode == 0, result.stderr
-    numbers = json.loads(result.stdout.splitlines()[-1])
-    assert f"{numbers['parameters']:,}" in result.stdout
-    assert "equal" in result.stdout
-    assert "MiB of memory" in result.stdout
+def test_dry_run_reports_and_starts_nothing(folder: Path, run_command: RunCommand) -> None:
+    result = run_command("train.py", *given(folder), "--dry_run", "--json")
+    assert result.code == 0, result.err
+    numbers = json.loads(result.out.splitlines()[-1])
+    assert f"{numbers['parameters']:,}" in result.out
+    assert "equal" in result.out
+    assert "MiB of memory" in result.out
     assert numbers["steps"] == 12
     assert not (folder / "run").exists()

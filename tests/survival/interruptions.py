@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.survival.bench import Bench
-from benchmarks.survival.children import SIGNALS, WATCH, Watch, at_point, die, finished, start, watched
-from benchmarks.survival.runs import EVERY, newest_step
 from minigpt.training import checkpoint
+from tests.survival.bench import Bench
+from tests.survival.children import SIGNALS, WATCH, Watch, at_point, die, finished, start, watched
+from tests.survival.runs import EVERY, newest_step
 
 LIMIT = 5.0  # seconds from a signal to the exit
 ONCE = ("reading", "resuming", "estimating")  # long before the end: a run that ends well missed the signal
