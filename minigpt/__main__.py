@@ -19,6 +19,7 @@ DOORS = {
     "convert": ("minigpt.commands.convert", "turn a checkpoint folder into a GGUF file, for llama.cpp"),
     "chat": ("minigpt.commands.chat", "a conversation in the terminal, with any model"),
     "quantize": ("minigpt.commands.quantize", "write a checkpoint down in int8, int4 or float16"),
+    "env": ("minigpt.commands.environment", "what is installed, and what machine this is: for a bug report"),
 }
 
 

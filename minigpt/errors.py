@@ -41,3 +41,33 @@ def printable_lines(text: str) -> str:
     \x1b[31m
     """
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
+def warn(text: str) -> None:
+    """One line on stderr; results on stdout stay clean."""
+    print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings of minigpt's own categories as `warn` does; others, and filters, are Python's matter."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category.__module__.split(".")[0] == "minigpt":
+            warn(str(message))
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

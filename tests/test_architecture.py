@@ -44,12 +44,12 @@ LEVELS = (
     ("quantized_files",),
     ("pretrained",),
     ("inference", "gguf_file"),
-    ("evaluation",),
+    ("evaluation", "probes"),
     ("training",),
     ("diagnosis",),  # of a run, from what training wrote
     (  # doors
         *("build_vocab", "split_data", "dataset_stats", "train", "generate", "evaluate_model", "doctor"),
-        *("import_checkpoint", "convert", "chat", "quantize"),
+        *("import_checkpoint", "convert", "chat", "quantize", "environment"),
     ),
     ("__main__",),  # knows doors by name only
     ("__init__",),  # loads the public names when they are asked for
@@ -78,6 +78,8 @@ ONLY: dict[str, set[str]] = {
     "gpt2.openai_checkpoint": {"numpy"},
     "gpt2.presets": set(),
     "gpt2.tensor_bundle": {"google_crc32c", "numpy"},
+    "inference.native_library": set(),
+    "probes": {"torch"},
     "training.config": set(),
 }
 

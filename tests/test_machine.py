@@ -293,7 +293,15 @@ def test_16_bits_stay_close_to_32(folder: Path, precision: str) -> None:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What float32's products were asked to be."""
+    given: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", given.append)
+    return given
+
+
+@pytest.fixture
+def cuda(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A CUDA device as far as asking goes: nothing can be computed on it."""
 
     class Properties:
@@ -302,12 +310,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
-    asked.clear()
     return torch.device("cuda")
-
-
-asked: list[str] = []
 
 
 def test_a_card_without_bfloat16_is_named(cuda: torch.device) -> None:
@@ -315,7 +318,7 @@ def test_a_card_without_bfloat16_is_named(cuda: torch.device) -> None:
         Machine(TrainConfig(precision="bfloat16"), cuda)
 
 
-def test_float32_is_float32_and_16_bits_bring_tf32(cuda: torch.device) -> None:
+def test_float32_is_float32_and_16_bits_bring_tf32(cuda: torch.device, asked: list[str]) -> None:
     Machine(TrainConfig(precision="float32"), cuda)
     assert asked == []
     machine = Machine(TrainConfig(precision="float16"), CPU)
@@ -409,7 +412,9 @@ def test_an_input_of_several_layers_is_rounded_once() -> None:
     torch.testing.assert_close(x.grad, expected.float().expand(5, 16), rtol=0, atol=16 * 2**-8)
 
 
-def test_what_a_cuda_machine_decides(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_cuda_machine_decides(
+    cuda: torch.device, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     machine = Machine(TrainConfig(precision="bfloat16"), cuda)
     assert asked == ["high"]

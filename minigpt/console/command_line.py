@@ -4,7 +4,7 @@ A door declares a frozen dataclass of options (each field with one line of help 
 `main(options) -> dict | None`, and calls `run`. Exit codes: 0 done, 2 bad input or usage, 130 interrupted by
 Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1, 141 when the reader of its output went away (`| head`). With `--json`
 the dictionary that main returns is printed as the last line of stdout. A bug keeps its traceback and exits
-with 1.
+with 1. What minigpt says by Python's warnings is one line on stderr, as all of its other warnings are.
 
 It knows nothing about models or data.
 """
@@ -35,6 +35,7 @@ __all__ = [
     "remembered_signals",
     "run",
     "stop_signals",
+    "warn",
 ]
 
 
@@ -177,7 +178,8 @@ def run(
         default = defaults(argv) if defaults else None
         with _source_of(main):
             chosen = parse(options, argv, default)
-        result = main(chosen)
+        with _warnings_in_one_line():
+            result = main(chosen)
         if chosen.json:
             print(_json_line(result or {}))
         sys.stdout.flush()

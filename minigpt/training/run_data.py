@@ -18,6 +18,7 @@ from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.api import GenerationOptions, answer_questions, generate_ids
+from minigpt.generation.native import without_warning
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
@@ -77,6 +78,7 @@ class RunData:
         """The same for a message."""
         return f"{shown_lines(places)} of {config.train_data}"
 
+    @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
         """The model's answer to a question of the validation part; empty if there is no room for one."""
         pair = self.val_pairs[number % len(self.val_pairs)]
@@ -134,6 +136,7 @@ class TextData:
         starts = ", ".join(f"{start:,}" for start in places[:_NAMED])
         return f"the windows from tokens {starts}, ... of {config.text}, the first of which begins {text!r}"
 
+    @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
         """How the model goes on from a place of the validation part, another one each time."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))

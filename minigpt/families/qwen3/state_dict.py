@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families import strict_loading
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.strict_loading import (
     completed_names,
     parameter_shapes,
