@@ -22,6 +22,7 @@ COMMANDS = {
     "quantize": ("minigpt.commands.quantize", "save a checkpoint in int8, int4 or float16"),
     "import": ("minigpt.commands.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),
     "convert": ("minigpt.commands.convert", "turn a checkpoint folder into a GGUF file, for llama.cpp"),
+    "env": ("minigpt.commands.environment", "what is installed, and what machine this is: for a bug report"),
 }
 
 

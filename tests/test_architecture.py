@@ -80,6 +80,8 @@ ONLY: dict[str, set[str]] = {
     "families.gpt2.openai_checkpoint": {"numpy"},
     "families.gpt2.presets": set(),
     "families.gpt2.tensor_bundle": {"google_crc32c", "numpy"},
+    "generation.native_library": set(),
+    "diagnosis.installation": {"torch"},
     "training.config": set(),
 }
 

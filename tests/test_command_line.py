@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -479,23 +480,48 @@ def test_json_is_json_where_stdout_knows_no_chinese(script: Path) -> None:
 def test_json_of_nothing_is_an_empty_object(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], result: dict[str, Any] | None
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", ["folder/script.py", "--json"])
     with pytest.raises(SystemExit) as stop:
         run(Example, lambda _: result)
-    signal.signal(signal.SIGTERM, before)
     assert stop.value.code == 0
     assert capsys.readouterr().out == "{}\n"
+
+
+class Ours(RuntimeWarning):
+    __module__ = "minigpt.somewhere"
+
+
+class Theirs(RuntimeWarning):
+    __module__ = "minigpts"
+
+
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+def test_minigpt_s_own_warnings_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[str] = []
+
+    def main(_: Example) -> None:
+        warnings.warn("one\nline \x1b[31m", Ours, stacklevel=1)
+        warnings.warn("as Python does", Theirs, stacklevel=1)
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+    with pytest.raises(SystemExit) as stop:
+        run(Example, main)
+    assert stop.value.code == 0
+    assert capsys.readouterr() == ("", "warning: one line \\x1b[31m\n")
+    assert shown == ["as Python does"]
+    warnings.warn("after it", Ours, stacklevel=1)
+    assert shown == ["as Python does", "after it"]
 
 
 def test_a_wrong_flag_is_refused_before_the_options_are_made(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", ["minigpt try", "--n_layers", "3"])
     with pytest.raises(SystemExit) as stop:
         run(Example, lambda _: None, build=lambda _: pytest.fail("it may load torch, or print"))
-    signal.signal(signal.SIGTERM, before)
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
         "minigpt try: error: unknown flag '--n_layers'; did you mean '--n_layer'?\n"
@@ -614,17 +640,11 @@ def test_help_of_every_command(verb: str, tmp_path: Path) -> None:
 
 
 def test_a_signal_while_the_flags_are_read_is_no_wrong_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-
     def struck(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(command_line, "parse", struck)
     monkeypatch.setattr(sys, "argv", ["script.py"])
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            run(CommandOptions, lambda options: None)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with pytest.raises(SystemExit) as stopped:
+        run(CommandOptions, lambda options: None)
     assert stopped.value.code == 143

@@ -296,7 +296,15 @@ def test_16_bits_stay_close_to_32(folder: Path, precision: str) -> None:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What float32's products were asked to be."""
+    given: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", given.append)
+    return given
+
+
+@pytest.fixture
+def cuda(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A CUDA device as far as asking goes: nothing can be computed on it."""
 
     class Properties:
@@ -305,12 +313,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
-    asked.clear()
     return torch.device("cuda")
-
-
-asked: list[str] = []
 
 
 def test_a_card_without_bfloat16_is_named(cuda: torch.device) -> None:
@@ -318,7 +321,7 @@ def test_a_card_without_bfloat16_is_named(cuda: torch.device) -> None:
         MixedPrecision("bfloat16", cuda)
 
 
-def test_float32_is_float32_and_16_bits_bring_tf32(cuda: torch.device) -> None:
+def test_float32_is_float32_and_16_bits_bring_tf32(cuda: torch.device, asked: list[str]) -> None:
     MixedPrecision("float32", cuda)
     assert asked == []
     assert MixedPrecision("float16", CPU).scale is not None
@@ -412,7 +415,7 @@ def test_an_input_of_several_layers_is_rounded_once() -> None:
     torch.testing.assert_close(x.grad, expected.float().expand(5, 16), rtol=0, atol=16 * 2**-8)
 
 
-def test_what_cuda_decides(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cuda_decides(cuda: torch.device, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     precision = MixedPrecision("bfloat16", cuda)
     assert asked == ["high"]

@@ -4,6 +4,7 @@ A command is a frozen dataclass of options and a function `main(options) -> dict
 codes: 0 done, 2 bad input or usage (one line on stderr), 130 interrupted by Ctrl-C, 143 by SIGTERM, 138 by
 SIGUSR1, 141 when the reader of its output went away (`| head`). A bug keeps its traceback and exits with 1.
 With `--json` the dictionary that main returns is printed as the last line of stdout.
+What minigpt says by Python's warnings is one line on stderr, as all of its other warnings are.
 
 This module knows nothing about models or data.
 """
@@ -18,6 +19,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -36,6 +38,7 @@ __all__ = [
     "remembered_signals",
     "run",
     "stop_signals",
+    "warn",
 ]
 
 
@@ -81,6 +84,36 @@ Options = TypeVar("Options", bound=CommandOptions)
 Given = TypeVar("Given")
 
 
+def warn(text: str) -> None:
+    """One line on stderr; results on stdout stay clean."""
+    print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings of minigpt's own categories as `warn` does; others, and filters, are Python's matter."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category.__module__.split(".")[0] == "minigpt":
+            warn(str(message))
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
 def run(
     options: type[Options],
     main: Callable[[Given], dict[str, Any] | None],
@@ -124,7 +157,8 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     try:
         if is_closed:
             raise InputError("standard output is closed: give it a file, or /dev/null")
-        work()
+        with _warnings_in_one_line():
+            work()
         sys.stdout.flush()
     except InputError as error:
         code, complaint = 2, f"error: {error}"

@@ -16,14 +16,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from minigpt.console.command_line import warn
 from minigpt.errors import printable
 
 __all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "warn"]
-
-
-def warn(text: str) -> None:
-    """One line on stderr; results on stdout stay clean."""
-    print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
 
 
 def note(text: str) -> None:

@@ -143,7 +143,7 @@ class Engine:
         self.changed = threading.Condition()  # guards what follows; notified when there is something to do
         self._waiting: deque[Handle] = deque()
         self._running: list[Handle] = []  # in the order in which they joined
-        self._reader = Reader(model)
+        self._reader = Reader(model, cache_implementation)
         self._failure: Exception | None = None
 
     @property

@@ -24,12 +24,16 @@ __all__ = ["Reader"]
 
 
 class Reader:
-    """What reads for one model, which is in eval mode; not for several threads at once."""
+    """What reads for one model, which is in eval mode; not for several threads at once.
 
-    def __init__(self, model: LanguageModel) -> None:
+    Args:
+        cache_implementation: of the caches that it will be given: C reads "static" ones alone.
+    """
+
+    def __init__(self, model: LanguageModel, cache_implementation: str = "static") -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self.native = native_step(model)
+        self.native = native_step(model) if cache_implementation == "static" else None
 
     def read(
         self, ids: Sequence[int], cache: KeyValueCache, wanted: int = 1, same_bits: bool = False

@@ -106,7 +106,7 @@ def slide(
     window, config = Window(options.window, options.sinks), model.config
     context = config.max_position_embeddings
     with evaluating(model):
-        reader = Reader(model)
+        reader = Reader(model, options.cache_implementation)
         row = Row(prompt, options.wanted, options, request, config.vocab_size, reader.device, seed)
         held = list(prompt) if len(prompt) < context else window.of(prompt)  # what the model has in view
         cache = new_cache(model, 1, min(context, len(held) + row.limit - 1), options)

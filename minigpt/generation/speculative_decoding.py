@@ -244,7 +244,7 @@ def speculate(
     config = model.config
     limit = options.limit(len(prompt), config.max_position_embeddings)
     with evaluating(model):
-        reader = Reader(model)
+        reader = Reader(model, options.cache_implementation)
         row = Row(prompt, limit, options, request, config.vocab_size, reader.device, seed)
         drafter.begin(model, row, seed)
         judge = None if seed is None else np.random.default_rng([*seed, 0, 2])

@@ -35,14 +35,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-5}
 
 
 @pytest.fixture(autouse=True)
-def quiet_transformers(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def quiet_transformers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Its log must stay empty: it is where it reports unexpected keys and the like."""
-    logger = logging.getLogger("transformers")
-    before = logger.propagate
-    logger.propagate = True
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="transformers"):
         yield
-    logger.propagate = before
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
