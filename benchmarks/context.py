@@ -26,7 +26,7 @@ import torch
 from benchmarks.turns import add_flags, finish, shown_spread, spread, surroundings
 from minigpt.console.terminal import table
 from minigpt.generation.cache import KeyValueCache, cache_bytes
-from minigpt.generation.native import NativeStep, native_step
+from minigpt.generation.native import NativeRunner, runner_for
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import PRECISIONS, set_precision
 
@@ -65,8 +65,8 @@ def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) 
     """One precision: the times at all lengths, and the line through their medians."""
     torch.manual_seed(0)
     model = set_precision(GPTLMHeadModel(GPTConfig(dropout=0.0, bias=True, gelu="tanh", **shape)), precision)
-    step = native_step(model)
-    if step is None:
+    runner = runner_for(model)
+    if not isinstance(runner, NativeRunner):
         raise SystemExit("no C compiler here: the step in C is what is measured")
     longest = shape["block_size"]
     cache = KeyValueCache(model.config, 1, longest)
@@ -79,7 +79,7 @@ def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) 
     speeds = []
     for number in range(options.rounds + 1):
         for length in lengths:
-            seconds = timed(step, cache, length)
+            seconds = timed(runner, cache, length)
             if number:  # the first round brings all to its place
                 taken[length].append(1000 * seconds)
         began = time.perf_counter()
@@ -96,13 +96,12 @@ def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) 
     }
 
 
-def timed(step: NativeStep, cache: KeyValueCache, length: int) -> float:
+def timed(runner: NativeRunner, cache: KeyValueCache, length: int) -> float:
     """Seconds of a token with `length` before it."""
-    cache.truncate(0)
-    cache.advance(length)  # what is there counts again
-    ids = torch.tensor([[length % 250]])
+    cache.truncate(0, 0)
+    cache.advance(0, length)  # what is there counts again
     began = time.perf_counter()
-    step(ids, length, 0, cache)
+    runner.decode([[length % 250]], [0], cache)
     return time.perf_counter() - began
 
 

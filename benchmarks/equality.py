@@ -21,6 +21,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import dataclasses
 import json
 import random
 from collections.abc import Iterator
@@ -32,10 +33,18 @@ from benchmarks.turns import surroundings
 from minigpt.data.reader import read_conversations
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
-from minigpt.generation.api import GenerationOptions, answer_questions, eos_of, generate_ids, prompt_ids
+from minigpt.generation.api import (
+    GenerationOptions,
+    answer_questions,
+    eos_of,
+    generate_ids,
+    prompt_ids,
+    stream_ids,
+)
 from minigpt.generation.engine import Engine
-from minigpt.generation.speculative_decoding import Drafter, ModelDrafter, NgramDrafter, speculate_ids
-from minigpt.generation.streaming import stream_ids
+from minigpt.generation.loop import decode
+from minigpt.generation.sequence import Sequence, check_request, row_seed
+from minigpt.generation.speculative_decoding import speculation
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 
@@ -132,17 +141,22 @@ def speculative(tokenizer: BpeTokenizer, count: int) -> list[dict[str, Any]]:
             model = both[number % 2]
             # The other family disagrees almost always, the model itself never: both ways are taken.
             assistant = both[(number + number // 2) % 2]
-            drafter: Drafter = NgramDrafter() if name == "n-grams" else ModelDrafter(assistant)
-            options = mixed(draw)
+            options, guesses, prompt = mixed(draw), draw.randint(1, 7), prompt_ids(tokenizer, text)
+            helper: LanguageModel | None = None
             if name == "a model":  # draws of its own would give other ids, from the same distribution
                 options = GenerationOptions(max_new_tokens=options.max_new_tokens)
-            prompt = prompt_ids(tokenizer, text)
-            found = speculate_ids(
-                model, prompt, options, eos, drafter, draw.randint(1, 7), tokenizer=tokenizer
-            )
+                changed, helper = dataclasses.replace(options, num_assistant_tokens=guesses), assistant
+            else:
+                changed = dataclasses.replace(options, prompt_lookup_num_tokens=guesses)
             plain = generate_ids(model, [prompt], options, eos, tokenizer=tokenizer)[0]
-            different += found.completion != plain
-            drafted, accepted = drafted + found.drafted, accepted + found.accepted
+            request = check_request(model, [prompt], changed, eos, tokenizer)
+            seed = None if options.seed is None else row_seed(options.seed, 0, 0)
+            sequence = Sequence(prompt, request, changed.limit(len(prompt), BLOCK), seed)
+            sequence.speculation = guessing = speculation(changed, helper)
+            for _ in decode(model, [sequence], 1):
+                pass
+            different += sequence.completion() != plain
+            drafted, accepted = drafted + guessing.drafted, accepted + guessing.accepted
         row = {"compared": f"with guesses of {name} = without", "trials": count, "different": different}
         rows.append(row | {"drafted": drafted, "accepted": accepted})
     return rows

@@ -35,7 +35,7 @@ from minigpt.families.registry import LanguageModel, new_model
 from minigpt.generation.cache import cache_bytes
 from minigpt.generation.engine import Engine
 from minigpt.generation.options import GenerationOptions
-from minigpt.generation.request_handle import Handle
+from minigpt.generation.request_handle import RequestHandle
 from minigpt.training.flops import peaks
 from minigpt.weights.quantized import PRECISIONS, set_precision
 
@@ -74,7 +74,7 @@ def wait(device: torch.device) -> float:
 def run(engine: Engine, prompts: list[list[int]], new: list[int]) -> dict[str, float]:
     """Submit all, write all: seconds to the last one's first token, per token from there, and in all."""
     start = wait(engine.cache.layer(0)[0].device)
-    handles: list[Handle] = [
+    handles: list[RequestHandle] = [
         engine.submit(prompt, GenerationOptions(max_new_tokens=n)) for prompt, n in zip(prompts, new)
     ]
     first = end = 0.0
@@ -82,7 +82,7 @@ def run(engine: Engine, prompts: list[list[int]], new: list[int]) -> dict[str, f
     goes_on = True
     while goes_on:
         goes_on = engine.step()
-        written = [len(handle._tokens) for handle in handles]
+        written = [len(handle.tokens) for handle in handles]
         if not first and min(written):
             first, at_first = time.perf_counter(), sum(written)
         if first and not end and any(handle.done for handle in handles):
@@ -123,7 +123,7 @@ class Bench:
         self, model: LanguageModel, prompts: list[list[int]], new: list[int], **more: Any
     ) -> dict[str, float]:
         """Median of the rounds, after one to warm up."""
-        engine = Engine(model, max_waiting=len(prompts), **{"static": True, **more})
+        engine = Engine(model, max_waiting=len(prompts), **{"cuda_graph": True, **more})
         run(engine, prompts, new)
         found = median([run(engine, prompts, new) for _ in range(self.options.rounds)])
         return {**found, "cache_mib": engine.bytes / 2**20}
@@ -132,7 +132,7 @@ class Bench:
         """One request, in each precision and way."""
         rows = []
         prompts = prompts_of(1, (self.prompt, self.prompt), self.config.vocab_size)
-        kinds: dict[str, dict[str, Any]] = {"graph": {}, "neither": {"static": False}}
+        kinds: dict[str, dict[str, Any]] = {"graph": {}, "neither": {"cuda_graph": False}}
         if self.device.type == "cuda":
             kinds["graph, compiled"] = {"compiled": True}
         for precision in self.options.precision:

@@ -32,8 +32,7 @@ import torch
 
 from benchmarks.turns import surroundings
 from minigpt.generation.api import GenerationOptions, generate_ids
-from minigpt.generation.engine import Engine, Handle, QueueFullError
-from minigpt.generation.engine_thread import Background
+from minigpt.generation.engine import Engine, EngineThread, QueueFullError, RequestHandle
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 V, BLOCK, EOS = 200, 128, 2
@@ -98,7 +97,7 @@ class Client(threading.Thread):
 
     def ask_too_much(self, prompt: list[int], options: GenerationOptions) -> None:
         """More than there is room for; then nobody wants it."""
-        handles: list[Handle] = []
+        handles: list[RequestHandle] = []
         try:
             for _ in range(self.engine.max_waiting + self.engine.cache.slots + 1):
                 handles.append(self.submit(prompt, options))
@@ -108,7 +107,7 @@ class Client(threading.Thread):
             for handle in handles:
                 handle.cancel()
 
-    def submit(self, prompt: list[int], options: GenerationOptions) -> Handle:
+    def submit(self, prompt: list[int], options: GenerationOptions) -> RequestHandle:
         """Ask, and count."""
         handle = self.engine.submit(prompt, options, EOS)
         self.counts["asked"] += 1
@@ -133,7 +132,7 @@ def soak(minutes: float, clients: int, rows: int, interval: float, compare_every
     engine = Engine(model, max_rows=rows, max_waiting=4, chunk=16, prefix_mib=1)
     samples: list[dict[str, Any]] = []
     start = time.monotonic()
-    with Background(engine):
+    with EngineThread(engine):
         users = [Client(engine, seed, compare_every) for seed in range(clients)]
         for user in users:
             user.start()
@@ -170,7 +169,7 @@ def judged(
         "no errors": not errors and not alive and not done.failed,
         "all requests have ended": done.finished + done.cancelled == counts["asked"],
         "the same as alone": counts["different"] == 0 and counts["compared"] > 0,
-        "all slots are back": engine.cache.free == engine.cache.slots and engine.is_idle,
+        "all slots are back": engine.cache.n_free == engine.cache.slots and engine.is_idle,
         "no more threads": max(one["threads"] for one in late) <= max(one["threads"] for one in early),
         "no more memory": growth <= SLACK,
     }

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from minigpt.families.qwen3.model import Qwen3Config as Qwen3Config
     from minigpt.families.qwen3.model import Qwen3ForCausalLM as Qwen3ForCausalLM
     from minigpt.generation.api import generate as generate
+    from minigpt.generation.api import stream as stream
     from minigpt.generation.engine import Engine as Engine
     from minigpt.generation.options import GenerationOptions as GenerationOptions
-    from minigpt.generation.streaming import stream as stream
     from minigpt.model import GPTConfig as GPTConfig
     from minigpt.model import GPTLMHeadModel as GPTLMHeadModel
     from minigpt.tokenization.bpe import BpeTokenizer as BpeTokenizer
@@ -49,7 +49,7 @@ _MODULES = {
     "load_model": "minigpt.weights.pretrained",
     "load_tokenizer": "minigpt.weights.pretrained",
     "save_pretrained": "minigpt.weights.pretrained",
-    "stream": "minigpt.generation.streaming",
+    "stream": "minigpt.generation.api",
     "train": "minigpt.training.run",
 }
 __all__ = sorted(_MODULES)

@@ -40,9 +40,9 @@ from minigpt.generation.options import GenerationOptions, id_list
 
 if TYPE_CHECKING:
     from minigpt.generation.api import Answer
+    from minigpt.generation.conversation import Asked
     from minigpt.generation.generation_config import Form
     from minigpt.generation.output import StopReason
-    from minigpt.generation.question_answering import Asked
     from minigpt.weights.pretrained import AnyTokenizer
 
 
@@ -154,9 +154,9 @@ def _completed(
 def _load(options: Options, chosen: GenerationOptions) -> "Asked":
     """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
+    from minigpt.generation.conversation import Asked
     from minigpt.generation.generation_config import advice, form_of
-    from minigpt.generation.question_answering import Asked
-    from minigpt.generation.single_sequence import check_assistant
+    from minigpt.generation.speculative_decoding import check_assistant
 
     if assistant is not None:
         check_assistant(model, chosen, assistant)

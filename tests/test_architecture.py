@@ -46,7 +46,6 @@ MAY_NAME_A_FAMILY = {
     "commands.import_checkpoint": "a .pth is the documents' GPT: no other family has had one",
     "weights.gguf_file": "GGUF's names of tokenizers",
     "data.corpus": "a message names the tokenizers' kinds",
-    "generation.native": "the models' operations",
 }
 SCRIPTS = ("build_vocab", "split_data", "dataset_stats", "train", "generate")  # the tutorial's
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -15,11 +15,10 @@ import minigpt
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config
 from minigpt.families.registry import new_model
-from minigpt.generation.api import GenerationOptions, generate_output
+from minigpt.generation.api import GenerationOptions, generate_output, stream_ids
 from minigpt.generation.conversation import Conversation, question_ids, token_text
 from minigpt.generation.generation_config import advice, form_of
 from minigpt.generation.slash_commands import COMMANDS, obey
-from minigpt.generation.streaming import stream_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.chat_template import encode_chat
@@ -360,7 +359,7 @@ def test_guesses_and_a_small_cache_change_no_answer(command: Command, model: Pat
     for flags in (
         ("--prompt_lookup_num_tokens", 2),
         ("--assistant_model", model, "--num_assistant_tokens", 3),
-        ("--cache_implementation", "quantized", "--max_cache_mib", 1),
+        ("--max_cache_mib", 1),
     ):
         assert command("--model", model, *flags, stdin=typed) == (0, "黑。\n白\\n又白\\\n蓝\n", ""), flags
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from minigpt.errors import InputError
-from minigpt.generation.api import GenerationOptions, answer_questions, generate, generate_ids
-from minigpt.generation.constraints import make_constraint
-from minigpt.generation.streaming import stream
+from minigpt.generation.api import GenerationOptions, answer_questions, generate, generate_ids, stream
+from minigpt.generation.constraints import allow_only, make_constraint
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
@@ -94,9 +93,9 @@ def test_beams_find_the_likeliest_choice() -> None:
 
 
 def test_all_ways_to_write_a_choice_are_open() -> None:
-    (process,) = [make_constraint(GenerationOptions(choices=["红色"]), BYTES, [0])]
-    assert process is not None
-    scores = process()(torch.zeros(1, BYTES.get_vocab_size()), torch.empty(1, 0, dtype=torch.int64), 0)
+    state = make_constraint(GenerationOptions(choices=["红色"]), BYTES, [0])
+    assert state is not None
+    scores = allow_only(torch.zeros(1, BYTES.get_vocab_size()), [state])
     first = scores[0].isfinite().nonzero()[:, 0].tolist()
     assert {BYTES.tokens[index] for index in first} == {"红".encode()[:1], "红".encode(), "红色".encode()}
 

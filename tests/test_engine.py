@@ -1,6 +1,5 @@
 """The engine: a request's result is the one that it has alone, whoever joins, leaves or is cancelled."""
 
-import dataclasses
 import random
 import threading
 from collections.abc import Callable
@@ -14,10 +13,8 @@ from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.generation import native
 from minigpt.generation.api import Completion, GenerationOptions, generate_ids
-from minigpt.generation.cache import cache_bytes
-from minigpt.generation.engine import Engine, Handle, QueueFullError
-from minigpt.generation.engine_thread import Background
-from minigpt.generation.slot_cache import SlotCache
+from minigpt.generation.cache import KeyValueCache, cache_bytes
+from minigpt.generation.engine import Engine, EngineThread, QueueFullError, RequestHandle
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import set_precision
 from tests.marks import compiled
@@ -82,7 +79,7 @@ def test_each_request_gets_what_it_gets_alone(
     assert {completion.stop_reason for completion in expected} == {"eos", "length"}
     engine = Engine(model, max_rows=4, chunk=chunk, prefix_mib=0.2)
     draw = random.Random(2)
-    handles: list[Handle] = []
+    handles: list[RequestHandle] = []
     for prompt, one in zip(prompts, options):  # they come while others are written
         handles.append(engine.submit(prompt, one, EOS))
         for _ in range(draw.randint(0, 4)):
@@ -90,7 +87,7 @@ def test_each_request_gets_what_it_gets_alone(
     engine.run()
     assert [handle.result() for handle in handles] == expected
     assert [handle.tokens for handle in handles] == [completion.ids for completion in expected]
-    assert engine.cache.free == 4
+    assert engine.cache.n_free == 4
     assert engine.statistics.finished == 25
     assert engine.statistics.tokens_written == sum(len(completion.ids) for completion in expected)
 
@@ -104,22 +101,6 @@ def test_int8_too() -> None:
     assert [handle.result() for handle in handles] == [
         alone(model, prompt, one) for prompt, one in zip(prompts, options)
     ]
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("chunk", [64, 8])
-def test_keys_and_values_in_int8(name: str, chunk: int) -> None:
-    model, prompts, options = make(name), prompts_of(5, 8), options_of(5, 8)
-    rounded = [dataclasses.replace(one, cache_implementation="quantized") for one in options]
-    expected = [alone(model, prompt, one) for prompt, one in zip(prompts, rounded)]
-    plain = Engine(model, max_rows=3)
-    engine = Engine(model, max_rows=3, chunk=chunk, prefix_mib=0.1, cache_implementation="quantized")
-    # D numbers of one byte and a scale of four, instead of D times four
-    assert plain.cache.bytes / engine.cache.bytes == 4 * 8 / (8 + 4) if name == "qwen3" else 4 * 16 / (16 + 4)
-    for asked in (options, rounded):  # what the requests say of the cache does not matter, if it is the same
-        handles = [engine.submit(prompt, one, EOS) for prompt, one in zip(prompts, asked)]
-        assert [handle.result() for handle in handles] == expected
-    assert chunk == 64 or engine.statistics.tokens_reused > 0  # the second time
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -140,7 +121,7 @@ def test_windows_slide_among_rows_that_have_none(name: str, chunk: int) -> None:
     engine = Engine(model, max_rows=3, chunk=chunk)
     handles = [engine.submit(prompt, one, EOS) for prompt, one in zip(prompts, options)]
     assert [handle.result() for handle in handles] == expected
-    assert engine.cache.free == 3
+    assert engine.cache.n_free == 3
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -149,15 +130,16 @@ def test_rows_of_unlike_lengths_equal_rows_alone(name: str, monkeypatch: pytest.
     """The two views of the cache, and C, against the model without any cache; in double precision."""
     model, lengths = make(name, dtype=torch.float64).eval(), (3, 17, 1, 17)
     rows = [torch.randint(V, (length + 2,), generator=torch.Generator().manual_seed(7)) for length in lengths]
-    cache = SlotCache(model.config, 4, 20, dtype=torch.float64)
+    cache = KeyValueCache(model.config, 4, 20, dtype=torch.float64)
     for held in (*cache.layer(0), *cache.layer(1)):
-        held.fill_(float("nan"))  # what memory may hold where nothing was written
-    slots = [cache.take() for _ in rows]
+        assert not held.any()  # what is masked is a number
+        held.fill_(1e3)  # what an earlier sequence may have left there
+    slots = [cache.allocate() for _ in rows]
     for slot, row in zip(slots, rows):
         for piece in torch.split(row[:-2], 6):
-            model.base_model(piece[None], past_key_values=cache.row(slot))
+            model.base_model(piece[None], past_key_values=cache.view([slot], [len(piece)]))
     for place in (-2, -1):
-        view = cache.rows(slots)
+        view = cache.view(slots)
         ids = torch.stack([row[place] for row in rows])[:, None]
         hidden = model.base_model(ids, view.mask, view.positions, view)
         for row, found in zip(rows, hidden):
@@ -172,8 +154,8 @@ def test_rows_of_unlike_lengths_equal_rows_alone(name: str, monkeypatch: pytest.
 @torch.inference_mode()
 def test_in_c_a_token_has_the_same_bits_in_any_company(name: str) -> None:
     model = make(name).eval()
-    step = native.native_step(model)
-    assert step is not None
+    step = native.runner_for(model)
+    assert isinstance(step, native.NativeRunner)
     texts = prompts_of(5, 4, longest=12)
 
     def pieces(text: list[int], seed: int) -> list[list[int]]:
@@ -182,24 +164,24 @@ def test_in_c_a_token_has_the_same_bits_in_any_company(name: str) -> None:
 
     single = []
     for text in texts:
-        cache = SlotCache(model.config, 1, 12)
-        slot = cache.take()
-        single.append(torch.cat([step.ragged([[token]], [slot], cache).clone() for token in text]))
+        cache = KeyValueCache(model.config, 1, 12)
+        slot = cache.allocate()
+        single.append(torch.cat([step.decode([[token]], [slot], cache).clone() for token in text]))
     # all texts at once, each cut into its own pieces, in shuffled slots; all logits are asked for
-    cache = SlotCache(model.config, 6, 12)
-    slots = random.Random(1).sample([cache.take() for _ in range(6)], 4)
+    cache = KeyValueCache(model.config, 6, 12)
+    slots = random.Random(1).sample([cache.allocate() for _ in range(6)], 4)
     cut = [pieces(text, seed) for seed, text in enumerate(texts)]
     seen: list[list[torch.Tensor]] = [[] for _ in texts]
     for turn in range(max(map(len, cut))):
         going = [row for row in range(4) if turn < len(cut[row])]
-        logits = step.ragged([cut[row][turn] for row in going], [slots[row] for row in going], cache)
+        logits = step.prefill([cut[row][turn] for row in going], [slots[row] for row in going], cache)
         for place, row in enumerate(going):
             seen[row].append(logits[place].clone())
     for row, text in enumerate(texts):
         ends = [sum(map(len, cut[row][: turn + 1])) - 1 for turn in range(len(cut[row]))]
         assert torch.equal(torch.stack(seen[row]), single[row][ends])
-        whole = SlotCache(model.config, 1, 12)
-        found = step.ragged([text], [whole.take()], whole, wanted=len(text))
+        whole = KeyValueCache(model.config, 1, 12)
+        found = step.decode([text], [whole.allocate()], whole)
         assert torch.equal(found, single[row])
 
 
@@ -268,7 +250,7 @@ def test_a_cancelled_request_frees_its_slot_at_the_next_token() -> None:
     for _ in range(4):
         engine.step()
     assert (len(first.tokens), len(second.tokens), third.tokens) == (4, 4, [])
-    assert (engine.running, engine.waiting, engine.cache.free) == (2, 1, 0)
+    assert (engine.running, engine.waiting, engine.cache.n_free) == (2, 1, 0)
     first.cancel()
     engine.step()
     assert first.result() == (first.tokens, "cancelled")
@@ -277,11 +259,11 @@ def test_a_cancelled_request_frees_its_slot_at_the_next_token() -> None:
     third.cancel()
     third.cancel()
     engine.step()
-    assert (engine.running, engine.cache.free, len(second.tokens)) == (1, 1, 6)
+    assert (engine.running, engine.cache.n_free, len(second.tokens)) == (1, 1, 6)
     assert second.result() == alone(model, [4], options)
     second.cancel()  # too late: no effect
     assert second.result().stop_reason == "length"
-    assert engine.cache.free == 2
+    assert engine.cache.n_free == 2
     assert (engine.statistics.cancelled, engine.statistics.finished) == (2, 1)
 
 
@@ -296,21 +278,21 @@ def test_cancelled_while_it_waits_or_is_being_read() -> None:
     long.cancel()
     assert not engine.step()
     assert long.result() == ([], "cancelled")
-    assert engine.cache.free == 1
+    assert engine.cache.n_free == 1
 
 
 def test_a_long_prompt_does_not_stall_the_others() -> None:
     model = make()
     engine = Engine(model, max_rows=3, chunk=6)
     read: list[int] = []
-    reader = engine._reader
-    original = reader.read_slot
+    reader = engine.loop.runner
+    original = reader.prefill
 
-    def counting(ids: Any, *rest: Any) -> Any:
-        read.append(len(ids))
-        return original(ids, *rest)
+    def counting(pieces: Any, *rest: Any) -> Any:
+        read.append(sum(map(len, pieces)))
+        return original(pieces, *rest)
 
-    reader.read_slot = counting  # type: ignore[method-assign, assignment]
+    reader.prefill = counting  # type: ignore[method-assign, assignment]
     options = GenerationOptions(max_new_tokens=30, eos_token_id=[])
     running = engine.submit([3, 4], options)
     engine.step()
@@ -352,7 +334,7 @@ def test_a_request_that_cannot_go_on_fails_alone() -> None:
     with pytest.raises(InputError, match="the options forbid every token"):
         list(bad)
     assert good.result() == alone(model, [3], options)
-    assert engine.cache.free == engine.cache.slots
+    assert engine.cache.n_free == engine.cache.slots
     assert (engine.statistics.failed, engine.statistics.finished) == (1, 1)
 
 
@@ -388,7 +370,7 @@ def test_threads_may_ask_and_cancel_while_one_thread_writes() -> None:
     expected = [alone(model, prompt, one) for prompt, one in zip(prompts, options)]
     before = threading.active_count()
     found: dict[int, list[int]] = {}
-    with Background(Engine(model, max_rows=4, max_waiting=100)) as engine:
+    with EngineThread(Engine(model, max_rows=4, max_waiting=100)) as engine:
 
         def ask(first: int) -> None:
             for number in range(first, 30, 3):
@@ -404,20 +386,20 @@ def test_threads_may_ask_and_cancel_while_one_thread_writes() -> None:
         for user in users:
             user.join(60)
     assert [found[number] for number in range(30)] == [completion.ids for completion in expected]
-    assert engine.cache.free == 4
+    assert engine.cache.n_free == 4
     assert engine.statistics.finished + engine.statistics.cancelled == 60
     assert threading.active_count() == before
 
 
 def test_the_end_cancels_what_is_not_finished() -> None:
     options = GenerationOptions(max_new_tokens=90, eos_token_id=[])
-    with Background(Engine(make(), max_rows=1)) as engine:
+    with EngineThread(Engine(make(), max_rows=1)) as engine:
         handles = [engine.submit([3], options) for _ in range(3)]
         next(iter(handles[0]))
     reasons = [handle.result().stop_reason for handle in handles]
     assert reasons[1:] == ["cancelled", "cancelled"]
     assert engine.is_idle
-    assert engine.cache.free == 1
+    assert engine.cache.n_free == 1
     with pytest.raises(InputError, match="the engine takes no more requests: it was closed"):
         engine.submit([3])
 
@@ -430,8 +412,8 @@ def test_a_failure_reaches_everybody_and_a_timeout_only_one() -> None:
         gate.wait(60)
         raise RuntimeError("out of memory")
 
-    engine._reader.read_slot = broken  # type: ignore[method-assign, assignment]
-    with Background(engine):
+    engine.loop.runner.prefill = broken  # type: ignore[method-assign, assignment]
+    with EngineThread(engine):
         handles = [engine.submit([3], GenerationOptions(max_new_tokens=3)) for _ in range(2)]
         with pytest.raises(TimeoutError, match=r"not ended after 0\.01 seconds"):
             handles[0].result(timeout=0.01)
@@ -455,8 +437,6 @@ def test_a_failure_reaches_everybody_and_a_timeout_only_one() -> None:
             {"max_length": BLOCK + 1},
             f"max_length={BLOCK + 1} is more than the model reads: block_size={BLOCK}",
         ),
-        ({"cache_implementation": "quantized", "static": True}, "quantized does not go with static=True"),
-        ({"cache_implementation": "paged"}, "cache_implementation must be one of static, quantized"),
         ({"max_waiting": -1}, "must be at least 0: got max_waiting=-1"),
         (
             {"max_cache_mib": 0.1},
@@ -477,14 +457,11 @@ def test_sizes_that_make_no_sense(values: dict[str, Any], message: str) -> None:
         ([3] * BLOCK, {}, f"prompt 1 has {BLOCK} tokens"),
         ([3] * 30, {}, "a prompt of 30 tokens and up to 1 new ones need max_length=31: .* max_length=30"),
         ([3] * 20, {"max_new_tokens": 11}, "up to 11 new ones need max_length=31"),
-        ([3], {"num_beams": 2}, "num_beams=2 does not go with an engine: use generate_ids"),
-        ([3], {"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2 does not go with"),
-        ([3], {"use_cache": False}, "use_cache=False does not go with an engine"),
-        ([3], {"output_logits": True}, "output_logits does not go with an engine: use generate_output"),
-        ([3], {"cache_implementation": "quantized"}, "cache_implementation=quantized is no request's choice"),
-        ([3], {"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens=2 does not go with an engine"),
-        ([3], {"window": 30}, "fewer than the model reads, max_length=30: got tokens=30"),
-        ([3], {"max_cache_mib": 5}, "max_cache_mib=5 is no request's choice"),
+        ([3], {"num_beams": 2}, "num_beams=2: an engine writes one sequence for a request; use generate_ids"),
+        ([3], {"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2: an engine writes one"),
+        ([3], {"output_logits": True}, "output_logits: an engine returns ids alone; use generate_output"),
+        ([3], {"window": 30}, "window must be fewer tokens than max_length=30: got window=30"),
+        ([3], {"max_cache_mib": 5}, "max_cache_mib=5 is the engine's: requests share a cache"),
         ([3], {"max_new_tokens": BLOCK}, "can never be reached"),
         ([3], {"stop_strings": "a"}, "stop_strings need the tokenizer"),
     ],
@@ -499,10 +476,21 @@ def test_what_is_refused_takes_no_slot(prompt: list[int], values: dict[str, Any]
     assert len(engine.submit([3] * 20, GenerationOptions(eos_token_id=[])).result().ids) == 10
 
 
-def test_a_window_needs_an_engine_without_a_static_step() -> None:
-    engine = Engine(make(), static=True)
-    with pytest.raises(
-        InputError, match=r"window=9 does not go with a StaticStep: Engine\(..., static=False\)"
-    ):
-        engine.submit([3], GenerationOptions(window=9))
-    assert engine.is_idle
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_windows_guesses_and_no_cache_go_with_an_engine(name: str, cuda_graph: bool) -> None:
+    model, prompts = make(name, dtype=torch.float64), prompts_of(3, 8)
+    values: list[dict[str, Any]] = [
+        {"window": 9}, {"prompt_lookup_num_tokens": 3}, {"use_cache": False}, {},
+        {"window": 20, "sinks": 3, "prompt_lookup_num_tokens": 2, "do_sample": True, "seed": 1},
+        {"window": 9, "use_cache": False}, {"prompt_lookup_num_tokens": 3, "use_cache": False}, {},
+    ]  # fmt: skip
+    options = [
+        GenerationOptions(max_new_tokens=110 if "window" in one else 15, eos_token_id=[], **one)
+        for one in values
+    ]
+    expected = [alone(model, prompt, one) for prompt, one in zip(prompts, options)]
+    engine = Engine(model, max_rows=3, cuda_graph=cuda_graph)
+    handles = [engine.submit(prompt, one, EOS) for prompt, one in zip(prompts, options)]
+    assert [handle.result() for handle in handles] == expected
+    assert engine.cache.n_free == 3

@@ -1,5 +1,6 @@
 """`minigpt generate`: a conversation, one question, many; and one line that helps for each bad input."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,7 +15,6 @@ import torch
 import minigpt
 from minigpt import devices
 from minigpt.generation.api import GenerationOptions, generate_ids
-from minigpt.generation.sliding_window import Window, slide_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from tests.commands import Result, RunCommand, path_of, swallowed
@@ -224,7 +224,6 @@ def test_guesses_and_a_small_cache_change_no_answer(command: Command, model: Pat
         ("--prompt_lookup_num_tokens", 3),
         ("--prompt_lookup_num_tokens", 3, "--max_matching_ngram_size", 1),
         ("--assistant_model", model, "--num_assistant_tokens", 2),
-        ("--cache_implementation", "quantized"),  # learned by heart: rounding changes no choice
         ("--max_cache_mib", 1),
         ("--window", 10, "--sinks", 2),
     ):
@@ -243,7 +242,8 @@ def test_a_window_writes_beyond_the_context(command: Command, model: Path) -> No
     net, tokenizer = minigpt.load_model(model), minigpt.load_tokenizer(model)
     options = GenerationOptions(max_new_tokens=50, min_new_tokens=50)
     ids = tokenizer.encode_text("地是什么？" * 9)
-    slid = slide_ids(net, ids, options, tokenizer.sep_token_id, Window(12, 2), tokenizer).ids
+    chosen = dataclasses.replace(options, window=12, sinks=2)
+    slid = generate_ids(net, [ids], chosen, tokenizer.sep_token_id, tokenizer=tokenizer)[0].ids
     assert len(slid) == 50  # of a model that reads 20
     assert found["text"] == tokenizer.decode(slid)
 
@@ -268,13 +268,14 @@ def test_a_streamed_answer_is_the_answer(command: Command, model: Path) -> None:
 
 def test_an_assistant_goes_with_itself(command: Command, model: Path) -> None:
     base = ("--model", model, "--question", "水", "--assistant_model", model)
-    for flags, name in (
-        (("--window", 9), "window=9"),
-        (("--prompt_lookup_num_tokens", 2), "prompt_lookup_num_tokens=2"),
-        (("--num_beams", 2), "num_beams=2"),
-        (("--no_use_cache",), "use_cache=False"),
+    for flags, message in (
+        (
+            ("--prompt_lookup_num_tokens", 2),
+            "assistant_model does not go with prompt_lookup_num_tokens: both",
+        ),
+        (("--num_beams", 2), "num_beams=2 does not go with assistant_model: a guess follows one sequence"),
     ):
-        assert_refused(command(*base, *flags), f"{name} does not go with an assistant model: leave out one")
+        assert_refused(command(*base, *flags), message)
 
 
 def test_what_guesses_nothing_says_so(command: Command, model: Path) -> None:
@@ -356,9 +357,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         ),
         (["--sinks", "2"], "sinks are the first tokens of a window, and fewer than it has: got sinks=2"),
         (["--sinks", "5", "--window", "5"], "fewer than it has: got sinks=5, window=5"),
-        (["--window", "9", "--num_beams", "2"], "num_beams=2 does not go with window"),
-        (["--window", "9", "--prompt_lookup_num_tokens", "2"], "window=9 does not go with prompt_lookup_num"),
-        (["--window", "9", "--no_use_cache"], "use_cache=False does not go with window"),
+        (["--num_beams", "2", "--prompt_lookup_num_tokens", "2"], "num_beams=2 does not go with prompt_look"),
         (
             ["--prompt_lookup_num_tokens", "0"],
             "prompt_lookup_num_tokens must be from 1 to 1000",
@@ -368,7 +367,6 @@ def assert_refused(result: Result, *fragments: str) -> None:
             "max_matching_ngram_size must",
         ),
         (["--assistant_model", "nowhere"], "nowhere does not exist"),
-        (["--cache_implementation", "paged"], "--cache_implementation"),
         (["--max_cache_mib", "0.001"], "max_cache_mib=0.001 is too little: a cache of 1 rows of"),
         (["--max_cache_mib", "-1"], "max_cache_mib must be from 1e-06 to 1e+12"),
         (

@@ -5,6 +5,7 @@ import functools
 import platform
 import shlex
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from minigpt.families.registry import LanguageModel
 from minigpt.generation import native
 from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.cache import KeyValueCache
-from minigpt.generation.native import NativeStep, native_step
+from minigpt.generation.model_runner import TorchRunner
+from minigpt.generation.native import NativeRunner, runner_for
 from minigpt.generation.native_library import FLAGS, Build, build, cache_folder, system_build
 from minigpt.generation.sampling import greedy
 from minigpt.model import GPTConfig, GPTLMHeadModel
@@ -89,10 +91,15 @@ def ids(rows: int, length: int) -> Tensor:
     return torch.randint(V, (rows, length), generator=torch.Generator().manual_seed(length))
 
 
-def step_of(model: LanguageModel) -> NativeStep:
-    step = native_step(model)
-    assert step is not None
-    return step
+def runner_of(model: LanguageModel) -> NativeRunner:
+    runner = runner_for(model)
+    assert isinstance(runner, NativeRunner)
+    return runner
+
+
+def read(runner: NativeRunner, given: Tensor, cache: KeyValueCache) -> Tensor:
+    """The next tokens (n, T) of the first n slots, in C -> logits of the last ones, to be kept, (n, V)."""
+    return runner._run(given.tolist(), range(len(given)), cache, every=False).clone()
 
 
 def far(got: Tensor, expected: Tensor) -> float:
@@ -112,11 +119,11 @@ CLOSE = {"float32": 1e-5, "float16": 1e-5, "bfloat16": 1e-5, "int8": 2e-2}
 def test_token_by_token_and_at_once_equal_the_modules(name: str, precision: Precision) -> None:
     model, given = make(name, precision), ids(3, 21)
     expected = model(given)  # (3, 21, V)
-    step, cache = step_of(model), KeyValueCache(model.config, 3, 21)
+    runner, cache = runner_of(model), KeyValueCache(model.config, 3, 21)
     for t in range(9):
-        assert far(step(given[:, t : t + 1], t, 0, cache), expected[:, t]) < CLOSE[precision]
-    assert far(step(given[:, 9:], torch.arange(9, 21), 0, cache), expected[:, -1]) < CLOSE[precision]
-    assert cache.length == 21
+        assert far(read(runner, given[:, t : t + 1], cache), expected[:, t]) < CLOSE[precision]
+    assert far(read(runner, given[:, 9:], cache), expected[:, -1]) < CLOSE[precision]
+    assert [cache.length(slot) for slot in range(3)] == [21] * 3
 
 
 @compiled
@@ -124,28 +131,24 @@ def test_token_by_token_and_at_once_equal_the_modules(name: str, precision: Prec
 @pytest.mark.parametrize("precision", CPU_PRECISIONS)
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-wide", "gpt2-panels", "qwen3", "qwen3-wide", "qwen3-panels"])
 @torch.inference_mode()
-def test_a_row_has_the_same_bits_alone_and_in_a_padded_batch(name: str, precision: Precision) -> None:
-    model, lengths, width = make(name, precision), (4, 17, 9), 17
-    rows = torch.zeros(3, width + 1, dtype=torch.int64)
-    first = width - torch.tensor(lengths)
-    for row, length in enumerate(lengths):
-        rows[row, width - length :] = ids(1, length + 1)[0]
-    places = (torch.arange(width + 1) - first[:, None]).clamp(min=0)
-    step, cache = step_of(model), KeyValueCache(model.config, 3, width + 1)
-    prompt = step(rows[:, :-1], places[:, :-1], first, cache).clone()
-    after = step(rows[:, -1:], places[:, -1:], first, cache).clone()
-    for row, length in enumerate(lengths):
-        alone = KeyValueCache(model.config, 1, length + 1)
-        given = rows[row : row + 1, width - length :]
-        assert torch.equal(step(given[:, :-1], torch.arange(length), 0, alone)[0], prompt[row])
-        assert torch.equal(step(given[:, -1:], length, 0, alone)[0], after[row])
+def test_a_row_has_the_same_bits_alone_and_among_others(name: str, precision: Precision) -> None:
+    model, lengths = make(name, precision), (4, 17, 9)
+    rows = [ids(1, length + 1)[0].tolist() for length in lengths]
+    runner, cache = runner_of(model), KeyValueCache(model.config, 5, 18)
+    slots = [4, 0, 3]
+    prompt = runner._run([row[:-1] for row in rows], slots, cache, every=False).clone()
+    after = runner.decode([row[-1:] for row in rows], slots, cache).clone()
+    for row, first, then in zip(rows, prompt, after):
+        alone = KeyValueCache(model.config, 1, len(row))
+        assert torch.equal(runner._run([row[:-1]], [0], alone, every=False)[0], first)
+        assert torch.equal(runner.decode([row[-1:]], [0], alone)[0], then)
 
 
 @compiled
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("entries", [1, 7, 511, 512, 513, 5000])
 @torch.inference_mode()
-def test_the_likeliest_is_numpy_s(entries: int) -> None:
+def test_argmax_is_numpy_s(entries: int) -> None:
     """The first of several; and a NaN is a row's highest."""
     random = np.random.default_rng(entries)
     scores = random.integers(-9, 9, (40, entries)).astype(np.float32)  # the highest stands there often
@@ -154,34 +157,27 @@ def test_the_likeliest_is_numpy_s(entries: int) -> None:
     places, highest = (ctypes.c_int64 * 40)(), (ctypes.c_float * 40)()
     library = native.library()
     assert library is not None
-    library.minigpt_likeliest(
-        ctypes.c_void_p(scores.ctypes.data), 40, ctypes.c_int64(entries), places, highest
-    )
+    library.minigpt_argmax(ctypes.c_void_p(scores.ctypes.data), 40, ctypes.c_int64(entries), places, highest)
     assert places[:] == scores.argmax(axis=1).tolist()
     assert highest[:] == scores.max(axis=1).tolist()
     for place in {0, entries // 2, entries - 1}:
         odd = scores.copy()
         odd[5, place] = np.nan
-        library.minigpt_likeliest(
-            ctypes.c_void_p(odd.ctypes.data), 40, ctypes.c_int64(entries), places, highest
-        )
+        library.minigpt_argmax(ctypes.c_void_p(odd.ctypes.data), 40, ctypes.c_int64(entries), places, highest)
         assert [row for row in range(40) if np.isnan(highest[row])] == [5]
 
 
 @compiled
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 @torch.inference_mode()
-def test_the_likeliest_of_a_step_are_its_logits_(name: str) -> None:
-    model, given = make(name), ids(3, 9)
-    step, cache = step_of(model), KeyValueCache(model.config, 3, 9)
-    assert step.likeliest(torch.zeros(3, V)) is None  # no step was made yet
-    for begin, end, wanted in ((0, 4, 2), (4, 5, 1), (5, 6, 1), (6, 9, 1)):
-        logits = step(given[:, begin:end], begin, 0, cache, wanted)
-        found = step.likeliest(logits)
-        assert found is not None
-        assert found[0] == greedy(logits).tolist()
-        assert found[1] == logits.amax(dim=-1).tolist()
-        assert step.likeliest(logits.clone()) is None  # others' numbers are not the step's
+def test_argmax_of_a_call_is_that_of_its_logits(name: str) -> None:
+    model, given = make(name), ids(3, 9).tolist()
+    runner, cache = runner_of(model), KeyValueCache(model.config, 3, 9)
+    for begin, end, every in ((0, 4, False), (4, 5, True), (5, 6, True), (6, 9, True)):
+        logits = runner._run([row[begin:end] for row in given], range(3), cache, every)
+        assert len(logits) == 3 * (end - begin if every else 1)
+        for same in (logits, logits.clone()):  # in C, and by the slow twin
+            assert runner.argmax(same) == (greedy(logits).tolist(), logits.amax(dim=-1).tolist())
 
 
 @compiled
@@ -197,9 +193,9 @@ def test_weights_of_16_bits_give_the_bits_that_they_give_as_float32(
     found = []
     for model in (wide, narrow):
         cache = KeyValueCache(model.config, 2, 9)
-        step = step_of(model)
-        prompt = step(given[:, :8], torch.arange(8), 0, cache).clone()
-        found.append((prompt, step(given[:, 8:], 8, 0, cache).clone()))
+        runner = runner_of(model)
+        prompt = read(runner, given[:, :8], cache)
+        found.append((prompt, read(runner, given[:, 8:], cache)))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
 
@@ -210,8 +206,8 @@ def test_weights_of_16_bits_give_the_bits_that_they_give_as_float32(
 def test_torch_reads_the_cache_that_it_wrote(precision: Precision) -> None:
     model, given = make("qwen3", precision), ids(2, 12)
     cache = KeyValueCache(model.config, 2, 12)
-    step_of(model)(given[:, :8], torch.arange(8), 0, cache)
-    logits = model(given[:, 8:], past_key_values=cache)
+    read(runner_of(model), given[:, :8], cache)
+    logits = model(given[:, 8:], past_key_values=cache.view([0, 1], [4, 4]))
     assert far(logits[:, -1], model(given)[:, -1]) < CLOSE[precision]
 
 
@@ -221,13 +217,13 @@ def test_generation_takes_it_and_says_the_same(monkeypatch: pytest.MonkeyPatch) 
     prompts = [ids(1, n)[0].tolist() for n in (1, 5, 11, 30)]
     options = GenerationOptions(max_new_tokens=12)
     calls: list[int] = []
-    original = NativeStep.__call__
+    original = NativeRunner._run
 
-    def counting(self: NativeStep, *arguments: Tensor) -> Tensor:
-        calls.append(len(arguments[0]))
-        return original(self, *arguments)  # type: ignore[arg-type]
+    def counting(self: NativeRunner, rows: list[list[int]], *more: Any, **named: Any) -> Tensor:
+        calls.append(len(rows))
+        return original(self, rows, *more, **named)
 
-    monkeypatch.setattr(NativeStep, "__call__", counting)
+    monkeypatch.setattr(NativeRunner, "_run", counting)
     for name in MODELS:
         model = make(name).eval()
         calls.clear()
@@ -238,16 +234,16 @@ def test_generation_takes_it_and_says_the_same(monkeypatch: pytest.MonkeyPatch) 
         assert generate_ids(model, prompts, options, None) == fast, name
         assert not calls
         monkeypatch.undo()
-        monkeypatch.setattr(NativeStep, "__call__", counting)
+        monkeypatch.setattr(NativeRunner, "_run", counting)
 
 
 @compiled
 @torch.inference_mode()
 def test_values_that_training_changed_are_seen() -> None:
     model, given = make("gpt"), ids(1, 6)
-    step = step_of(model)
+    runner = runner_of(model)
     next(model.parameters()).mul_(1.5)  # the embedding
-    got = step(given, torch.arange(6), 0, KeyValueCache(model.config, 1, 6))
+    got = read(runner, given, KeyValueCache(model.config, 1, 6))
     assert far(got, model(given)[:, -1]) < CLOSE["float32"]
 
 
@@ -257,25 +253,23 @@ def test_values_that_training_changed_are_seen() -> None:
 def test_a_damaged_weight_does_not_look_whole(precision: Precision) -> None:
     model, given = make("gpt", precision), ids(1, 6)
     next(model.parameters())[int(given[0, 2])] = float("nan")  # the embedding of a token
-    got = step_of(model)(given, torch.arange(6), 0, KeyValueCache(model.config, 1, 6))
+    got = read(runner_of(model), given, KeyValueCache(model.config, 1, 6))
     assert not got.isfinite().any()
 
 
 @compiled
 @torch.inference_mode()
-def test_a_cache_that_does_not_fit_is_refused() -> None:
+def test_more_tokens_than_the_cache_holds_are_refused() -> None:
     model = make("gpt")
     cache = KeyValueCache(model.config, 2, 4)
-    with pytest.raises(ValueError, match="the cache has 2 rows and room for 4 tokens: got 3, 1"):
-        step_of(model)(ids(3, 1), 0, 0, cache)
-    with pytest.raises(ValueError, match="the cache has 2 rows and room for 4 tokens: got 2, 5"):
-        step_of(model)(ids(2, 5), torch.arange(5), 0, cache)
-    assert cache.length == 0
+    with pytest.raises(InputError, match=r"room for 4 tokens: got 0 \+ 5 = 5"):
+        read(runner_of(model), ids(2, 5), cache)
+    assert cache.length(0) == 0
 
 
 def test_other_activations_are_torch_s() -> None:
     model = make("gpt").double()
-    assert native_step(model) is None
+    assert isinstance(runner_for(model), TorchRunner)
     assert len(generate_ids(model, [[1, 2]], GenerationOptions(max_new_tokens=3), None)[0].ids) == 3
 
 

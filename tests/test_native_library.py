@@ -16,11 +16,11 @@ import pytest
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.generation import native, native_library
-from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.api import GenerationOptions, generate_ids, stream_ids
 from minigpt.generation.engine import Engine
-from minigpt.generation.native import NativeStepWarning, native_step
+from minigpt.generation.model_runner import TorchRunner
+from minigpt.generation.native import NativeRunner, NativeStepWarning, runner_for
 from minigpt.generation.native_library import Build, build, cache_folder, system_build
-from minigpt.generation.streaming import stream_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.storage.files import sha256
 from minigpt.tokenizer import Tokenizer, build_vocabulary
@@ -332,7 +332,7 @@ def shown(without: str, monkeypatch: pytest.MonkeyPatch) -> list[Warning | str]:
 @seen
 def test_it_comes_once_and_is_one_line(shown: list[Warning | str]) -> None:
     model, small = gpt(), set_precision(qwen3(), "int8")
-    assert native_step(model) is None
+    assert isinstance(runner_for(model), TorchRunner)
     for _ in range(2):
         generate_ids(model, [[1, 2]], TWO, None)
     engine = Engine(small)
@@ -362,18 +362,12 @@ def test_every_way_to_an_answer_warns(way: str, shown: list[Warning | str]) -> N
     assert len(shown) == 1
 
 
-QUANTIZED = {"cache_implementation": "quantized"}
-
-
 @seen
 @pytest.mark.parametrize(
     "options",
     [
         {"use_cache": False},
         {"num_beams": 2},
-        QUANTIZED,
-        {**QUANTIZED, "window": 9},
-        {**QUANTIZED, "prompt_lookup_num_tokens": 2},
     ],
 )
 def test_no_warning_where_nothing_was_lost(options: dict[str, Any], shown: list[Warning | str]) -> None:
@@ -382,27 +376,24 @@ def test_no_warning_where_nothing_was_lost(options: dict[str, Any], shown: list[
 
 
 @seen
-@pytest.mark.parametrize("what", ["float64", "int4", "quantized engine", "a sample in training"])
+@pytest.mark.parametrize("what", ["float64", "int4", "a sample in training"])
 def test_no_warning_where_it_does_not_matter(what: str, shown: list[Warning | str], tmp_path: Path) -> None:
-    if what == "quantized engine":
-        Engine(gpt(), cache_implementation="quantized")
-    elif what == "a sample in training":
+    if what == "a sample in training":
         write_data(tmp_path)
         data = read_data(config(tmp_path))
         assert data.sample(gpt(data.tokenizer), 0)
-        assert native_step(gpt()) is None
+        assert isinstance(runner_for(gpt()), TorchRunner)
         assert len(shown) == 1, "it may still be said later"
         return
-    else:
-        model = gpt().double() if what == "float64" else set_precision(gpt(), "int4")
-        generate_ids(model, [[1, 2]], TWO, None)
+    model = gpt().double() if what == "float64" else set_precision(gpt(), "int4")
+    generate_ids(model, [[1, 2]], TWO, None)
     assert shown == []
 
 
 @compiled
 @pytest.mark.filterwarnings("error:no native step:RuntimeWarning")
 def test_no_warning_where_there_is_one() -> None:
-    assert native_step(gpt()) is not None
+    assert isinstance(runner_for(gpt()), NativeRunner)
 
 
 @pytest.fixture

@@ -1,16 +1,20 @@
 """Rows of the vocabulary that no token belongs to: no way to generate ever chooses one."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
 from minigpt.families.registry import LanguageModel
-from minigpt.generation.api import GenerationOptions, answer_questions, generate_ids, generate_output
+from minigpt.generation.api import (
+    GenerationOptions,
+    answer_questions,
+    generate_ids,
+    generate_output,
+    stream_ids,
+)
 from minigpt.generation.engine import Engine
-from minigpt.generation.sliding_window import Window, slide_ids
-from minigpt.generation.speculative_decoding import ModelDrafter, NgramDrafter, speculate_ids
-from minigpt.generation.streaming import stream_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 V, TOKENS, EOS = 24, 20, 2
@@ -74,16 +78,19 @@ def test_with_one_they_never_do(
     model: LanguageModel, narrow: LanguageModel, options: GenerationOptions
 ) -> None:
     expected = generate_ids(narrow, [PROMPT], options, EOS)[0].ids
-    engine, static = Engine(model, static=False), Engine(model, static=True)
+    engine, graph = Engine(model, cuda_graph=False), Engine(model, cuda_graph=True)
+
+    def written(more: dict[str, Any]) -> list[int]:
+        chosen = dataclasses.replace(options, **more)
+        return generate_ids(model, [PROMPT], chosen, EOS, tokenizer=TOKENIZER)[0].ids
+
     ways = {
         "batch": generate_ids(model, [PROMPT, [3]], options, EOS, tokenizer=TOKENIZER)[0].ids,
         "output": generate_output(model, [PROMPT], options, EOS, TOKENIZER).completions[0].ids,
         "engine": engine.submit(PROMPT, options, EOS, TOKENIZER).result().ids,
-        "static step": static.submit(PROMPT, options, EOS, TOKENIZER).result().ids,
-        "window": slide_ids(model, PROMPT, options, EOS, Window(20), TOKENIZER).ids,
-        "n-grams": speculate_ids(
-            model, PROMPT, options, EOS, NgramDrafter(), tokenizer=TOKENIZER
-        ).completion.ids,
+        "graph": graph.submit(PROMPT, options, EOS, TOKENIZER).result().ids,
+        "window": written({"window": 20}),
+        "n-grams": written({"prompt_lookup_num_tokens": 4}),
         "streamed": TOKENIZER.encode_text("".join(stream_ids(model, TOKENIZER, PROMPT, options))),
         "question": TOKENIZER.encode_text(answer_questions(model, TOKENIZER, ["fje"], options)[0].text),
     }
@@ -96,9 +103,8 @@ def test_nor_with_beams_or_an_assistant_that_prefers_them(model: LanguageModel) 
         assert completion.ids
         assert max(completion.ids) < TOKENS
     for options in (GREEDY, DRAWN):  # the assistant guesses such rows; they are never accepted
-        found = speculate_ids(model, PROMPT, options, EOS, ModelDrafter(model), tokenizer=TOKENIZER)
-        assert max(found.completion.ids) < TOKENS
-        assert found.accepted < found.drafted
+        (found,) = generate_ids(model, [PROMPT], options, EOS, tokenizer=TOKENIZER, assistant_model=model)
+        assert max(found.ids) < TOKENS
 
 
 def test_a_vocabulary_without_such_rows_is_left_alone(narrow: LanguageModel) -> None:

@@ -137,8 +137,11 @@ def test_rows_of_padding_alone_give_no_nan_in_outputs_and_gradients(slow: bool) 
 def test_cached_in_chunks_equals_uncached(chunks: list[int], heads: int) -> None:
     config = replace(TINY, num_key_value_heads=heads)
     model, ids, cache = tiny_model(config), random_ids(2, 12), cache_for(config, 2)
-    parts = [model(part, past_key_values=cache) for part in torch.split(ids, chunks, dim=1)]
-    assert cache.length == 12
+    parts = [
+        model(part, past_key_values=cache.view(range(2), [part.shape[1]] * 2))
+        for part in torch.split(ids, chunks, dim=1)
+    ]
+    assert [cache.length(slot) for slot in range(2)] == [12, 12]
     assert cache.bytes == 2 * 2 * 2 * heads * 16 * 6 * 8  # keys and values, L, B, K, tokens, D, bytes
     assert_same(torch.cat(parts, dim=1), model(ids))
 
@@ -151,7 +154,8 @@ def test_cached_equals_uncached_with_left_padding() -> None:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     whole, parts = model(ids, mask, positions), []
     for start, end in ((0, 6), (6, 7), (7, 10)):
-        parts.append(model(ids[:, start:end], mask[:, :end], positions[:, start:end], cache))
+        view = cache.view(range(3), [end - start] * 3)
+        parts.append(model(ids[:, start:end], mask[:, :end], positions[:, start:end], view))
     assert_same(torch.cat(parts, dim=1)[mask.bool()], whole[mask.bool()])
 
 
@@ -552,9 +556,9 @@ def test_too_long_a_sequence_names_both_numbers() -> None:
         model(random_ids(1, 17))
     with pytest.raises(ValueError, match=text.format(20)):
         model(random_ids(1, 2), position_ids=torch.tensor([[3, 19]]))
-    model(random_ids(1, 16), past_key_values=cache)
+    model(random_ids(1, 16), past_key_values=cache.view([0], [16]))
     with pytest.raises(ValueError, match=text.format(17)):
-        model(random_ids(1, 1), past_key_values=cache)
+        model(random_ids(1, 1), past_key_values=cache.view([0]))
 
 
 def test_inputs_of_a_wrong_kind_are_described() -> None:

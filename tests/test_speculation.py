@@ -1,9 +1,11 @@
 """Speculation: guesses change how often the model is asked, not what is written."""
 
 import dataclasses
+import functools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,16 @@ from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.generation import native
 from minigpt.generation.api import GenerationOptions, generate_ids, generate_output
-from minigpt.generation.sequence import Row
+from minigpt.generation.loop import decode
+from minigpt.generation.output import Completion
+from minigpt.generation.sequence import Sequence, base_seed, check_request, row_seed
 from minigpt.generation.speculative_decoding import (
     Draft,
     Drafter,
     ModelDrafter,
     NgramDrafter,
-    Speculated,
+    Speculation,
     accept,
-    speculate_ids,
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import set_precision
@@ -65,13 +68,37 @@ def prompts_of(seed: int, count: int) -> list[list[int]]:
     return [[draw.randrange(3, V) for _ in range(draw.randint(1, 12))] for _ in range(count)]
 
 
+@dataclass(frozen=True)
+class Speculated:
+    """What followed, and how many guesses it took."""
+
+    completion: Completion
+    drafted: int
+    accepted: int
+    steps: int
+
+
+def speculate(
+    model: LanguageModel, prompt: list[int], options: GenerationOptions, eos: int | None,
+    drafter: Callable[[], Drafter], count: int = 4,
+) -> Speculated:  # fmt: skip
+    """generate_ids with any drafter."""
+    request, seed = check_request(model, [prompt], options, eos, None), base_seed(options)
+    limit = options.limit(len(prompt), model.config.max_position_embeddings)
+    sequence = Sequence(prompt, request, limit, None if seed is None else row_seed(seed, 0, 0))
+    speculation = Speculation(drafter(), count)
+    sequence.speculation = speculation
+    steps = sum(1 for _ in decode(model, [sequence], 1))
+    return Speculated(sequence.completion(), speculation.drafted, speculation.accepted, steps)
+
+
 class Wild:
     """Guesses anything, also the end, also nothing."""
 
-    def begin(self, model: LanguageModel, row: Row, seed: Sequence[int] | None) -> None:
+    def __init__(self) -> None:
         self._random = random.Random(7)
 
-    def draft(self, count: int) -> Draft:
+    def draft(self, sequence: Sequence, count: int) -> Draft:
         return Draft([self._random.randrange(V) for _ in range(self._random.randint(0, count))])
 
 
@@ -81,7 +108,7 @@ class Wild:
 @pytest.mark.parametrize("in_torch", [False, True])
 @pytest.mark.parametrize("family", ["gpt", "qwen3"])
 @pytest.mark.parametrize("drafter", ["ngram", "model", "itself", "wild"])
-def test_the_likeliest_tokens_are_the_same(
+def test_the_most_likely_tokens_are_the_same(
     drafter: str, family: str, in_torch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if in_torch:
@@ -91,14 +118,12 @@ def test_the_likeliest_tokens_are_the_same(
         model = gpt(seed) if family == "gpt" else qwen3(seed)
         if in_torch:  # where several tokens are rounded in another order than one
             model = model.double()
-        guesser: Drafter
-        if drafter in ("model", "itself"):
-            guesser = ModelDrafter(model if drafter == "itself" else gpt(seed + 1))
-        else:
-            guesser = NgramDrafter() if drafter == "ngram" else Wild()
+        small = model if drafter == "itself" else gpt(seed + 1)
+        guessers: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter, "wild": Wild}
+        guesser = guessers.get(drafter, functools.partial(ModelDrafter, small))
         for number, prompt in enumerate(prompts_of(seed, 4)):
             options = GenerationOptions(max_new_tokens=25)
-            found = speculate_ids(model, prompt, options, EOS, guesser, 1 + number)
+            found = speculate(model, prompt, options, EOS, guesser, 1 + number)
             assert found.completion == generate_ids(model, [prompt], options, EOS)[0]
             assert 0 <= found.accepted <= found.drafted
             accepted, steps = accepted + found.accepted, steps + found.steps
@@ -123,8 +148,8 @@ def test_guesses_that_are_no_draws_leave_the_drawn_ids_as_they_are(
     )  # fmt: skip
     accepted = 0
     for number, prompt in enumerate(prompts_of(4, 10)):
-        for drafter in (NgramDrafter(), Wild()):
-            found = speculate_ids(model, prompt, options, EOS, drafter, 3)
+        for drafter in (NgramDrafter, Wild):
+            found = speculate(model, prompt, options, EOS, drafter, 3)
             assert found.completion == generate_ids(model, [prompt], options, EOS)[0], number
             accepted += found.accepted
     assert accepted > 0
@@ -136,16 +161,16 @@ def test_quantised_weights_too(precision: Any) -> None:
     model = set_precision(qwen3(1), precision)
     options = GenerationOptions(max_new_tokens=25)
     for prompt in prompts_of(5, 6):
-        found = speculate_ids(model, prompt, options, EOS, NgramDrafter(), 6)
+        found = speculate(model, prompt, options, EOS, NgramDrafter, 6)
         assert found.completion == generate_ids(model, [prompt], options, EOS)[0]
 
 
 @pytest.mark.parametrize("length", [1, BLOCK - 9, BLOCK - 2, BLOCK - 1])
 def test_up_to_the_last_place_of_the_context(length: int) -> None:
-    model, prompt = gpt(5), [3 + i % 3 for i in range(length)]
+    model, short, prompt = gpt(5), gpt(6, block=BLOCK // 2), [3 + i % 3 for i in range(length)]
     for options in (GenerationOptions(eos_token_id=[]), GenerationOptions(max_new_tokens=1)):
-        for drafter in (NgramDrafter(), ModelDrafter(model), ModelDrafter(gpt(6, block=BLOCK // 2))):
-            found = speculate_ids(model, prompt, options, EOS, drafter, 5)
+        for drafter in (NgramDrafter, lambda: ModelDrafter(model), lambda: ModelDrafter(short)):
+            found = speculate(model, prompt, options, EOS, drafter, 5)
             assert found.completion == generate_ids(model, [prompt], options, EOS)[0]
 
 
@@ -161,17 +186,16 @@ def test_what_repeats_is_guessed_right() -> None:
     model.lm_head.weight = torch.nn.Parameter(shifted)  # untied: token t says the one whose row is t's
     options = GenerationOptions(max_new_tokens=40)
     plain = generate_ids(model, [[3]], options, None)[0]
-    found = speculate_ids(model, [3], options, None, NgramDrafter(), 6)
+    found = speculate(model, [3], options, None, NgramDrafter, 6)
     assert found.completion == plain
     assert len(set(plain.ids)) == V  # it goes through the vocabulary, again and again
-    assert found.acceptance_rate == 1
+    assert found.accepted == found.drafted
     assert found.steps == V + math.ceil((40 - V) / 7)  # once round, then seven tokens a step
 
 
 def test_the_rate_without_guesses() -> None:
-    found = speculate_ids(gpt(0), [3], GenerationOptions(max_new_tokens=1), None, NgramDrafter())
+    found = speculate(gpt(0), [3], GenerationOptions(max_new_tokens=1), None, NgramDrafter)
     assert found == Speculated(found.completion, 0, 0, 1)
-    assert found.acceptance_rate == 0
 
 
 # -- the same distribution ----------------------------------------------------------------------------------
@@ -225,7 +249,7 @@ def test_texts_with_a_drawn_draft_are_distributed_as_without() -> None:
     """All texts of three tokens from a vocabulary of four, against their exact probabilities."""
     model, prompt, n = gpt(1, 0.25, vocab_size=4), [1, 3], 500
     filters: dict[str, Any] = {"do_sample": True, "temperature": 1.2, "top_k": 3}
-    drafter = ModelDrafter(gpt(2, 0.25, vocab_size=4))
+    small = gpt(2, 0.25, vocab_size=4)
     right = torch.zeros(4, 4, 4, dtype=torch.float64)
 
     def distribution(ids: list[int]) -> torch.Tensor:
@@ -240,7 +264,7 @@ def test_texts_with_a_drawn_draft_are_distributed_as_without() -> None:
     drafted = accepted = 0
     for seed in range(n):
         options = GenerationOptions(max_new_tokens=3, seed=seed, **filters)
-        found = speculate_ids(model, prompt, options, None, drafter, 2)
+        found = speculate(model, prompt, options, None, lambda: ModelDrafter(small), 2)
         a, b, c = found.completion.ids
         counts[16 * a + 4 * b + c] += 1
         drafted, accepted = drafted + found.drafted, accepted + found.accepted
@@ -251,11 +275,11 @@ def test_texts_with_a_drawn_draft_are_distributed_as_without() -> None:
 def test_a_drawn_draft_by_the_model_itself_is_always_right() -> None:
     model = gpt(3)
     options = GenerationOptions(max_new_tokens=20, do_sample=True, seed=1, eos_token_id=[])
-    found = speculate_ids(model, [3, 4], options, None, ModelDrafter(model), 4)
+    found = speculate(model, [3, 4], options, None, lambda: ModelDrafter(model), 4)
     assert found.accepted == found.drafted == 15
-    near_by = speculate_ids(model, [3, 4], options, None, ModelDrafter(near_gpt(model)), 4)
-    assert 0 < near_by.acceptance_rate <= 1
-    assert speculate_ids(model, [3, 4], options, None, ModelDrafter(model), 4) == found  # a seed decides
+    near_by = speculate(model, [3, 4], options, None, lambda: ModelDrafter(near_gpt(model)), 4)
+    assert 0 < near_by.accepted <= near_by.drafted
+    assert speculate(model, [3, 4], options, None, lambda: ModelDrafter(model), 4) == found  # a seed decides
 
 
 def near_gpt(model: LanguageModel) -> LanguageModel:
@@ -269,7 +293,7 @@ def test_what_looks_back_is_obeyed_whatever_the_draft_guesses() -> None:
         bad_words_ids=[[5]],
     )  # fmt: skip
     for prompt in ([3], [4]):
-        ids = speculate_ids(model, prompt, options, None, ModelDrafter(model), 3).completion.ids
+        ids = speculate(model, prompt, options, None, lambda: ModelDrafter(model), 3).completion.ids
         assert len({*prompt, *ids}) == 13
         assert 5 not in ids
 
@@ -278,23 +302,8 @@ def test_what_looks_back_is_obeyed_whatever_the_draft_guesses() -> None:
 
 
 def test_bad_input() -> None:
-    model, options = gpt(0), GenerationOptions(max_new_tokens=3)
-    with pytest.raises(
-        InputError, match="the assistant model has vocab_size=9, the model 14: both must have"
-    ):
-        speculate_ids(model, [3], options, None, ModelDrafter(gpt(0, vocab_size=9)))
-    with pytest.raises(
-        InputError, match="num_assistant_tokens must be at least 1: got num_assistant_tokens=0"
-    ):
-        speculate_ids(model, [3], options, None, NgramDrafter(), 0)
     with pytest.raises(InputError, match="max_matching_ngram_size must be at least 1: got 0"):
         NgramDrafter(0)
-    with pytest.raises(InputError, match="num_beams=2 does not go with speculation"):
-        speculate_ids(model, [3], GenerationOptions(num_beams=2), None, NgramDrafter())
-    with pytest.raises(InputError, match="logprobs does not go with speculation"):
-        speculate_ids(model, [3], GenerationOptions(logprobs=1), None, NgramDrafter())
-    with pytest.raises(InputError, match="prompt 1 is empty"):
-        speculate_ids(model, [], options, None, NgramDrafter())
 
 
 def test_generate_takes_guesses_as_options() -> None:
@@ -313,7 +322,31 @@ def test_generate_takes_guesses_as_options() -> None:
     other = gpt(0, vocab_size=V + 1)
     with pytest.raises(InputError, match="the assistant model has vocab_size=15, the model 14"):
         generate_ids(model, prompts, GenerationOptions(), EOS, assistant_model=other)
-    with pytest.raises(InputError, match="num_beams=2 does not go with an assistant model"):
+    with pytest.raises(InputError, match="num_beams=2 does not go with assistant_model: a guess follows one"):
         generate_ids(model, prompts, GenerationOptions(num_beams=2), EOS, assistant_model=small)
-    with pytest.raises(InputError, match="prompt_lookup_num_tokens does not go with generate_output"):
-        generate_output(model, prompts, GenerationOptions(prompt_lookup_num_tokens=2), EOS)
+    with pytest.raises(InputError, match="num_beams=2 does not go with prompt_lookup_num_tokens: a guess"):
+        GenerationOptions(num_beams=2, prompt_lookup_num_tokens=3)
+    looking_up = GenerationOptions(prompt_lookup_num_tokens=3)
+    with pytest.raises(InputError, match="assistant_model does not go with prompt_lookup_num_tokens: both"):
+        generate_ids(model, prompts, looking_up, EOS, assistant_model=small)
+
+
+@pytest.mark.parametrize("more", [{"prompt_lookup_num_tokens": 3}, {}])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_reports_of_guessed_tokens_are_those_without_guesses(more: dict[str, Any], use_cache: bool) -> None:
+    model = gpt(0).double()
+    options = GenerationOptions(
+        max_new_tokens=12, use_cache=use_cache, output_scores=True, output_logits=True, logprobs=2,
+        output_hidden_states=use_cache, output_attentions=use_cache, repetition_penalty=1.1,
+    )  # fmt: skip
+    prompts = [[3, 4, 5, 3, 4], [6], [7, 8, 7, 8, 7]]
+    plain = generate_output(model, prompts, options, EOS)
+    guessing = dataclasses.replace(options, **more)
+    found = generate_output(model, prompts, guessing, EOS, assistant_model=None if more else gpt(1).double())
+    assert found.completions == plain.completions
+    for field in dataclasses.fields(plain):
+        if field.name != "completions":  # double precision, rounded in another order, then turned into single
+            mine, theirs = getattr(found, field.name), getattr(plain, field.name)
+            assert (mine is None) == (theirs is None), field.name
+            if mine is not None:
+                torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)

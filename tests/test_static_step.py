@@ -15,19 +15,17 @@ from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.generation import native, sampling
 from minigpt.generation.api import Completion, GenerationOptions, generate_ids
-from minigpt.generation.cache import cache_bytes
+from minigpt.generation.cache import KeyValueCache, cache_bytes
 from minigpt.generation.cuda_graph import (
     NOTHING,
-    Start,
-    StaticStep,
+    GraphDecoder,
     _GroupedQueries,
     can_choose,
     capacity,
     sizes,
 )
-from minigpt.generation.engine import Engine, Handle
-from minigpt.generation.engine_thread import Background
-from minigpt.generation.slot_cache import SlotCache
+from minigpt.generation.engine import Engine, EngineThread, RequestHandle
+from minigpt.generation.sequence import Request, Sequence
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import set_precision
 
@@ -81,7 +79,7 @@ def test_a_thousand_tokens_are_those_of_generate_ids(
     least = 1000 if precision == "float32" else 200
     assert sum(len(completion.ids) for completion in expected) >= least
     assert {completion.stop_reason for completion in expected} == {"eos", "length"}
-    engine = Engine(model, max_rows=6, chunk=16, max_waiting=50, prefix_mib=0.1, static=True)
+    engine = Engine(model, max_rows=6, chunk=16, max_waiting=50, prefix_mib=0.1, cuda_graph=True)
     draw = random.Random(2)
     handles = []
     for prompt, options in asked:  # they come while others are written
@@ -90,7 +88,7 @@ def test_a_thousand_tokens_are_those_of_generate_ids(
             engine.step()
     engine.run()
     assert [handle.result() for handle in handles] == expected
-    assert engine.cache.free == engine.cache.slots
+    assert engine.cache.n_free == engine.cache.slots
     assert engine.statistics.tokens_written == sum(len(completion.ids) for completion in expected)
 
 
@@ -102,7 +100,7 @@ def test_it_gives_way_to_requests_that_the_host_must_choose_for(burst: int) -> N
     ]
     asked[3] = (asked[3][0], GenerationOptions(max_new_tokens=9, do_sample=True, seed=1, typical_p=0.7))
     expected = [generate_ids(model, [prompt], o, EOS, tokenizer=Letters())[0] for prompt, o in asked]
-    engine = Engine(model, max_rows=3, static=True, burst=burst)
+    engine = Engine(model, max_rows=3, cuda_graph=True, burst=burst)
     handles = [engine.submit(prompt, options, EOS, Letters()) for prompt, options in asked]
     engine.run()
     assert [handle.result() for handle in handles] == expected
@@ -126,7 +124,7 @@ class Letters:
 def test_a_row_gets_the_same_from_a_thread_token_by_token() -> None:
     model, asked = make("gpt"), list(requests_of(4, 8))
     expected = [generate_ids(model, [prompt], options, EOS)[0].ids for prompt, options in asked]
-    with Background(Engine(model, max_rows=4, static=True)) as engine:
+    with EngineThread(Engine(model, max_rows=4, cuda_graph=True)) as engine:
         handles = [engine.submit(prompt, options, EOS) for prompt, options in asked]
         assert [list(handle) for handle in handles] == expected
 
@@ -136,7 +134,7 @@ def test_bfloat16_is_what_it_is_without_static_memory() -> None:
     asked = [(prompt, GenerationOptions(max_new_tokens=6)) for prompt, _ in requests_of(5, 4)]
     found = []
     for static in (False, True):
-        engine = Engine(model, max_rows=1, static=static)
+        engine = Engine(model, max_rows=1, cuda_graph=static)
         handles = [engine.submit(prompt, options) for prompt, options in asked]
         engine.run()
         found.append([handle.result().ids for handle in handles])
@@ -162,7 +160,7 @@ def test_nothing_follows_a_stop_that_is_read_late(burst: int) -> None:
     ]
     expected = [generate_ids(model, [p], o, None, tokenizer=tokenizer)[0] for p, o in zip(prompts, asked)]
     assert {completion.stop_reason for completion in expected} == {"stop_string"}
-    engine = Engine(model, max_rows=3, static=True, burst=burst)
+    engine = Engine(model, max_rows=3, cuda_graph=True, burst=burst)
     handles = [engine.submit(prompt, o, None, tokenizer) for prompt, o in zip(prompts, asked)]
     engine.run()
     assert [list(handle) for handle in handles] == [completion.ids for completion in expected]
@@ -172,12 +170,12 @@ def test_nothing_follows_a_stop_that_is_read_late(burst: int) -> None:
 
 def test_behind_an_eos_or_the_last_token_the_device_writes_nothing() -> None:
     model = make("gpt").eval()
-    cache = SlotCache(model.config, 2, capacity(BLOCK, BLOCK))
-    step = StaticStep(model, cache, BLOCK)
+    cache = KeyValueCache(model.config, 2, capacity(BLOCK, BLOCK))
+    step = GraphDecoder(model, cache, BLOCK)
     first = generate_ids(model, [[5]], GenerationOptions(max_new_tokens=8), None)[0].ids
     last = first.index(first[3])  # where the token that is made its eos comes first
-    step.start(0, Start(5, 0, 0, 8, [first[3]]), GenerationOptions(), None)
-    step.start(1, Start(5, 0, 0, 2, []), GenerationOptions(), None)
+    step.start(0, Sequence([5], Request(GenerationOptions(), [first[3]]), limit=8))
+    step.start(1, Sequence([5], Request(GenerationOptions(), []), limit=2))
     written = step.run(2, BLOCK, 8).tokens()
     assert [ids[0] for ids in written] == [*first[: last + 1], *[NOTHING] * (7 - last)]
     assert [ids[1] for ids in written] == [*first[:2], *[NOTHING] * 6]
@@ -188,7 +186,7 @@ def test_a_cancelled_request_frees_its_slot_for_one_that_does_not_notice() -> No
     model = make("qwen3")
     (long, _), (other, options) = list(requests_of(7, 2))
     everything = generate_ids(model, [long], GenerationOptions(max_new_tokens=100), None)[0].ids
-    engine = Engine(model, max_rows=1, static=True, burst=4)
+    engine = Engine(model, max_rows=1, cuda_graph=True, burst=4)
     first = engine.submit(long, GenerationOptions(max_new_tokens=100))
     tokens = iter(first)
     taken = [next(tokens) for _ in range(10)]
@@ -199,14 +197,14 @@ def test_a_cancelled_request_frees_its_slot_for_one_that_does_not_notice() -> No
     assert completion.ids == everything[: len(completion.ids)]
     assert completion.ids[:10] == taken
     assert second.result() == generate_ids(model, [other], options, EOS)[0]
-    assert engine.cache.free == 1
+    assert engine.cache.n_free == 1
     assert engine.is_idle
 
 
 def test_damaged_weights_end_a_request_with_the_words_of_generate_ids() -> None:
     model = make("gpt")
     next(iter(model.blocks)).mlp.c_fc.weight.data[0, 0] = torch.nan
-    handle = Engine(model, static=True).submit([5, 6], GenerationOptions(max_new_tokens=4))
+    handle = Engine(model, cuda_graph=True).submit([5, 6], GenerationOptions(max_new_tokens=4))
     with pytest.raises(InputError, match="not finite numbers"):
         handle.result()
 
@@ -214,7 +212,7 @@ def test_damaged_weights_end_a_request_with_the_words_of_generate_ids() -> None:
 @pytest.mark.parametrize("values", [{"burst": 0}, {"max_rows": 0}])
 def test_sizes_that_make_no_sense_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(InputError, match="must be at least 1"):
-        Engine(make("gpt"), static=True, **values)  # type: ignore[arg-type]
+        Engine(make("gpt"), cuda_graph=True, **values)  # type: ignore[arg-type]
 
 
 # -- what makes it a graph -----------------------------------------------------------------------------------
@@ -259,7 +257,7 @@ def test_a_step_does_the_same_each_time_and_waits_for_nothing(
 ) -> None:
     model, asked = make(name), list(requests_of(8, 8))
     expected = [generate_ids(model, [prompt], options, EOS)[0] for prompt, options in asked]
-    engine = Engine(model, max_rows=4, static=True)
+    engine = Engine(model, max_rows=4, cuda_graph=True)
     assert engine.pipeline is not None
     backend = Faithful()
     monkeypatch.setattr(engine.pipeline.step, "_backend", backend)
@@ -280,7 +278,7 @@ def test_a_step_does_the_same_each_time_and_waits_for_nothing(
 
 def test_the_host_reads_once_in_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("gpt")
-    engine = Engine(model, max_rows=2, static=True, burst=8)
+    engine = Engine(model, max_rows=2, cuda_graph=True, burst=8)
     assert engine.pipeline is not None
     step, reads, ahead = engine.pipeline.step, [], []
     run = step.run
@@ -301,7 +299,7 @@ def test_the_host_reads_once_in_a_burst(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_memory_is_taken_once_and_reported() -> None:
     model = make("qwen3")
-    engine = Engine(model, max_rows=4, max_length=100, static=True)
+    engine = Engine(model, max_rows=4, max_length=100, cuda_graph=True)
     columns = 112  # 100, up to a multiple of 16
     assert engine.cache.bytes == cache_bytes(model.config, 4, columns)
     before = engine.bytes
@@ -312,12 +310,12 @@ def test_memory_is_taken_once_and_reported() -> None:
     engine.run()
     assert engine.bytes == before
     with pytest.raises(InputError, match="max_cache_mib"):
-        Engine(model, max_rows=4, max_length=100, static=True, max_cache_mib=0.01)
+        Engine(model, max_rows=4, max_length=100, cuda_graph=True, max_cache_mib=0.01)
 
 
 def test_torch_compile_sees_a_step_as_one_graph() -> None:
     model = make("qwen3")
-    engine = Engine(model, max_rows=1, static=True)
+    engine = Engine(model, max_rows=1, cuda_graph=True)
     assert engine.pipeline is not None
     step = engine.pipeline.step
     # "eager": traced as for any compiler, and then run as it is; nothing is generated
@@ -333,7 +331,7 @@ def test_graphs_write_what_eager_writes(name: str) -> None:
     expected = [generate_ids(model, [prompt], options, EOS)[0] for prompt, options in asked]
     engine = Engine(model, max_rows=4)
     assert engine.pipeline is not None
-    handles: list[Handle] = [engine.submit(prompt, options, EOS) for prompt, options in asked]
+    handles: list[RequestHandle] = [engine.submit(prompt, options, EOS) for prompt, options in asked]
     engine.run()
     found: list[Completion] = [handle.result() for handle in handles]
     assert found == expected
@@ -367,10 +365,17 @@ def test_filters_row_by_row_are_those_of_each_row() -> None:
 
 
 def test_who_chooses() -> None:
-    assert can_choose(GenerationOptions(do_sample=True, top_k=5, top_p=0.5, min_p=0.1, temperature=2.0), [2])
-    for option in ({"repetition_penalty": 1.1}, {"typical_p": 0.5}, {"logit_bias": {3: 1.0}}):
-        assert not can_choose(GenerationOptions(**option), [2])
-    assert not can_choose(GenerationOptions(), list(range(9)))
+    def is_device(options: GenerationOptions, eos: list[int]) -> bool:
+        return can_choose(Sequence([5], Request(options, eos), limit=4))
+
+    assert is_device(GenerationOptions(do_sample=True, top_k=5, top_p=0.5, min_p=0.1, temperature=2.0), [2])
+    values: list[dict[str, Any]] = [
+        {"repetition_penalty": 1.1}, {"typical_p": 0.5}, {"logit_bias": {3: 1.0}}, {"window": 9},
+        {"use_cache": False}, {"regex": "a"},
+    ]  # fmt: skip
+    for one in values:
+        assert not is_device(GenerationOptions(**one), [2])
+    assert not is_device(GenerationOptions(), list(range(9)))
 
 
 def test_sizes_are_few_and_the_largest_is_one() -> None:

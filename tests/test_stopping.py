@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.generation.options import GenerationOptions
-from minigpt.generation.request import Request
-from minigpt.generation.stopping import TextSoFar, Written, cut
+from minigpt.generation.sequence import IncrementalDetokenizer, Request, StopChecker, cut
 
 
 def from_bytes(ids: list[int]) -> str:
@@ -20,7 +19,7 @@ def from_bytes(ids: list[int]) -> str:
 
 def pieces_of(ids: list[int], stops: list[str]) -> tuple[list[str], int]:
     """All pieces, and how many ids were read."""
-    text = TextSoFar(from_bytes, stops)
+    text = IncrementalDetokenizer(from_bytes, stops)
     pieces = []
     for count, token in enumerate(ids, 1):
         pieces.append(text.push(token))
@@ -105,10 +104,11 @@ def test_cut_ends_at_the_first_match(text: str, stops: list[str]) -> None:
 )
 def test_why_a_row_has_ended(limit: int, pushed: str, ids: str, reason: str | None) -> None:
     options = GenerationOptions(max_new_tokens=4, stop_strings=[".."])
-    written = Written(limit, options, Request([ord("!")], lambda ids: "".join(map(chr, ids))))
+    checker = StopChecker(limit, Request(options, [ord("!")], lambda ids: "".join(map(chr, ids))))
     for character in pushed:
-        assert written.stop_reason is None
-        assert written.push(ord(character)) == (character != "!")
-    assert (written.ids, written.stop_reason) == ([*map(ord, ids)], reason)
+        assert checker.stop_reason is None
+        checker.push(ord(character))
+    assert (checker.ids, checker.stop_reason) == ([*map(ord, ids)], reason)
+    assert checker.chosen == [*map(ord, pushed)]  # the eos, too
     if reason:
-        assert written.completion() == (written.ids, reason)
+        assert checker.completion() == (checker.ids, reason)

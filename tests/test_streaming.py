@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from minigpt.errors import InputError
-from minigpt.generation.api import GenerationOptions, TextTokenizer, generate, generate_ids, prompt_ids
-from minigpt.generation.streaming import stream, stream_ids
+from minigpt.generation.api import (
+    GenerationOptions,
+    TextTokenizer,
+    generate,
+    generate_ids,
+    prompt_ids,
+    stream,
+    stream_ids,
+)
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary

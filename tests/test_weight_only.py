@@ -123,8 +123,8 @@ def test_a_model_in_fewer_bits_says_about_the_same(name: str) -> None:
 def test_int4_writes_alone_and_in_an_engine(name: str) -> None:
     model, options = set_precision(make(name), "int4"), GenerationOptions(max_new_tokens=12)
     alone = generate_ids(model, [[5, 6, 7]], options, None)[0]
-    for static in (False, True):
-        found = Engine(model, max_rows=1, static=static).submit([5, 6, 7], options).result()
+    for cuda_graph in (False, True):
+        found = Engine(model, max_rows=1, cuda_graph=cuda_graph).submit([5, 6, 7], options).result()
         # bfloat16: near ties may fall otherwise in another order of sums; the first token hardly can
         assert (found.ids[0], len(found.ids)) == (alone.ids[0], 12)
 

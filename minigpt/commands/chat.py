@@ -55,7 +55,7 @@ class Options(command_line.ModelOptions):
         GenerationOptions,
         (
             *("max_new_tokens", "temperature", "top_k", "top_p", "seed", "prompt_lookup_num_tokens"),
-            *("num_assistant_tokens", "cache_implementation", "max_cache_mib"),
+            *("num_assistant_tokens", "max_cache_mib"),
         ),
         shows_defaults=False,
     )

@@ -1,31 +1,39 @@
-"""Writing on from a prompt: answers to questions, completions of ids, and on request all that led to them.
+"""Answers to questions, completions of ids, streams of text, and on request all that led to them.
 
     generate(model, tokenizer, "四川省的省会是哪里？")                      # one answer
-    answer_questions(model, tokenizer, questions, options)                  # thousands, batched by length
+    stream(model, tokenizer, "四川省的省会是哪里？")                        # the same, in pieces
+    answer_questions(model, tokenizer, questions, options)                  # thousands
     generate_ids(model, prompts, options, eos_token_id=tokenizer.sep_token_id)  # the ids themselves
     generate_output(model, prompts, options, eos_token_id=...)              # with scores, hidden states, ...
 
-The loop itself is minigpt.generation.batch, or .beam for beam search; .streaming gives an answer in pieces.
-Loading a model and reading questions are other rooms' work.
+Each makes sequences and lets minigpt.generation.loop decode them. Other packages load models and questions.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Sequence as Rows
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
 from minigpt.errors import InputError, unknown_name
 from minigpt.families.registry import LanguageModel
-from minigpt.generation.batch import Batch, evaluating
-from minigpt.generation.beam_search import Finished, beam_search
+from minigpt.generation.beam_search import BeamSearch
 from minigpt.generation.inputs_embeds import placeholders
+from minigpt.generation.loop import decode
 from minigpt.generation.options import GenerationOptions
-from minigpt.generation.output import Completion, GenerateOutput, Recorder, StopReason
-from minigpt.generation.request import Request, TextTokenizer, base_seed, check_request, check_room, row_seed
-from minigpt.generation.sequence import outcome
-from minigpt.generation.single_sequence import check_assistant, write, written_singly
-from minigpt.generation.stopping import cut
+from minigpt.generation.output import Completion, GenerateOutput, Recorder, StopReason, joined
+from minigpt.generation.sequence import (
+    IncrementalDetokenizer,
+    Sequence,
+    TextTokenizer,
+    base_seed,
+    check_prompt,
+    check_request,
+    cut,
+    row_seed,
+)
+from minigpt.generation.speculative_decoding import check_assistant, speculation
 
 __all__ = [
     "Answer",
@@ -37,6 +45,8 @@ __all__ = [
     "generate",
     "generate_ids",
     "generate_output",
+    "stream",
+    "stream_ids",
 ]
 
 BATCH_SIZE = 64
@@ -84,15 +94,17 @@ def generate(
     assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> str | GenerateOutput:
-    """The answer to one question; the model reads it followed by <sep> and writes until the next <sep>.
+    """The answer to one question: the model reads it and <sep>, and continues until the next <sep>.
 
-    A tokenizer without a sep_token_id gives the prompt as it is, and its eos_token_id, if any, ends the text.
+    With a tokenizer that has no sep_token_id, the model reads the prompt alone, and eos_token_id, if there is
+    one, ends the text.
 
     Args:
         prompt: the question.
         return_dict_in_generate: return a GenerateOutput instead of the text, with what the options'
             output_scores, output_logits, output_hidden_states, output_attentions and logprobs ask for.
-        assistant_model: a smaller model of the same tokenizer, which guesses: see .speculation.
+        assistant_model: a smaller model of the same tokenizer, which guesses
+            (minigpt.generation.speculative_decoding).
         options: fields of GenerationOptions.
 
     Raises:
@@ -100,9 +112,10 @@ def generate(
     """
     chosen = options_from(options, also=["return_dict_in_generate", "assistant_model"])
     if return_dict_in_generate:
-        if assistant_model is not None:
-            raise InputError("assistant_model does not go with return_dict_in_generate=True: leave out one")
-        return generate_output(model, [prompt_ids(tokenizer, prompt)], chosen, eos_of(tokenizer), tokenizer)
+        prompts = [prompt_ids(tokenizer, prompt)]
+        return generate_output(
+            model, prompts, chosen, eos_of(tokenizer), tokenizer, assistant_model=assistant_model
+        )
     if chosen.num_return_sequences > 1:
         raise InputError(
             f"num_return_sequences={chosen.num_return_sequences} needs return_dict_in_generate=True, or "
@@ -111,7 +124,7 @@ def generate(
     return answer_questions(model, tokenizer, [prompt], chosen, assistant_model=assistant_model)[0].text
 
 
-def options_from(values: Mapping[str, Any], also: Sequence[str] = ()) -> GenerationOptions:
+def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationOptions:
     """Options from a dictionary.
 
     Raises:
@@ -143,7 +156,7 @@ def _separator(tokenizer: TextTokenizer) -> int | None:
 def answer_questions(
     model: LanguageModel,
     tokenizer: TextTokenizer,
-    questions: Sequence[str],
+    questions: Rows[str],
     options: GenerationOptions | None = None,
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int], None] | None = None,
@@ -154,18 +167,18 @@ def answer_questions(
     With a seed, the answer to question number i depends on (seed, i) and the question, not on the others.
 
     Args:
-        batch_size: answers written at once, at most.
+        batch_size: answers generated at once, at most.
         on_progress: called with the number of answers that are finished.
 
     Raises:
-        InputError: if a question leaves no room for an answer, naming it and both numbers.
+        InputError: if a question is too long for an answer, naming it and both numbers.
     """
     options = options or GenerationOptions()
     prompts = [prompt_ids(tokenizer, question) for question in questions]
     for number, (question, prompt) in enumerate(zip(questions, prompts), 1):
         start = question if len(question) <= 20 else question[:20] + "..."
         separator = "" if _separator(tokenizer) is None else " with its <sep>"
-        check_room(f"question {number} ({start!r}){separator}", prompt, model, options)
+        check_prompt(f"question {number} ({start!r}){separator}", prompt, model, options)
     completions = generate_ids(
         model, prompts, options, eos_of(tokenizer), batch_size, on_progress, tokenizer,
         assistant_model=assistant_model,
@@ -177,90 +190,59 @@ def answer_questions(
     ]
 
 
-@torch.inference_mode()
 def generate_ids(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Rows[Rows[int]],
     options: GenerationOptions,
-    eos_token_id: int | Sequence[int] | None,
+    eos_token_id: int | Rows[int] | None,
     batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int], None] | None = None,
     tokenizer: TextTokenizer | None = None,
-    inputs_embeds: Sequence[torch.Tensor] = (),
+    inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Completion]:
-    """Write on from each prompt; returns the completions in the prompts' order, num_return_sequences of each.
+    """Continue each prompt; returns the completions in the prompts' order, num_return_sequences of each.
 
-    Prompts are batched by length. A row leaves its batch once it has met an eos, a stop string,
-    max_new_tokens, or the longest sequence that the model reads, prompt included. The model is left in the
-    mode (train or eval) that it was in.
+    A sequence ends with an eos, a stop string, max_new_tokens, or the longest text that the model reads,
+    prompt included; then the next one takes its place. The model is left in its mode (train or eval).
 
     Args:
         eos_token_id: one, several, or None; options.eos_token_id stands instead, where it is given.
-        batch_size: rows written at once, at most. Beam search writes num_beams rows for one prompt. Guesses
-            and a window are for one row at a time.
+        batch_size: sequences at once, at most; of one prompt, beam search has num_beams.
         on_progress: called with the number of completions that are finished.
         tokenizer: needed for the options stop_strings, choices, regex and json_schema. Rows of the model's
             vocabulary that it has no token for never come; transformers lets them.
         inputs_embeds: prompts as vectors (tokens, C), instead of ids; `prompts` is then empty. Penalties and
             prohibitions see the new ids alone.
-        assistant_model: a smaller model of the same tokenizer, which guesses: see .speculation.
+        assistant_model: a smaller model of the same tokenizer, which guesses: see
+            minigpt.generation.speculative_decoding.
 
     Raises:
-        InputError: if a prompt is empty, leaves no room for a token, or has an id that the vocabulary lacks;
+        InputError: if a prompt is empty, is too long for a new token, or has an id that the vocabulary lacks;
             if an option does not fit the model; if the model's scores are not numbers.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1: got batch_size={batch_size}")
     if options.reports:
         raise InputError(f"{options.reports[0]} needs return_dict_in_generate=True, or generate_output")
-    if inputs_embeds:
-        if assistant_model is not None:
-            raise InputError("assistant_model does not go with inputs_embeds: leave out one")
-        prompts = _embedded(model, prompts, inputs_embeds, options)
-    check_assistant(model, options, assistant_model)
-    request = check_request(model, prompts, options, eos_token_id, tokenizer)
-    if options.num_beams > 1:
-        found = _search(model, prompts, options, request, on_progress)
-        return [one.completion() for one in found]
-    copies, seed = options.num_return_sequences, base_seed(options)
-    n_rows = copies * len(prompts)
-    if written_singly(options, assistant_model):
-        rows_written = []
-        for row in range(n_rows):
-            drawn = None if seed is None else row_seed(seed, *divmod(row, copies))
-            tokens = write(model, prompts[row // copies], options, request, drawn, assistant_model)
-            rows_written.append(outcome(tokens))
+    sequences = _sequences(model, prompts, options, eos_token_id, tokenizer, inputs_embeds, assistant_model)
+    finished, each = 0, options.num_return_sequences if options.num_beams > 1 else 1
+    for ended in decode(model, sorted(sequences, key=lambda one: len(one.prompt)), batch_size):
+        for _ in {one.beams or one for one in ended}:
+            finished += each
             if on_progress:
-                on_progress(row + 1)
-        return rows_written
-    completions: dict[int, Completion] = {}
-    order = sorted(range(n_rows), key=lambda row: len(prompts[row // copies]))
-    with evaluating(model):
-        for first in range(0, n_rows, batch_size):
-            rows = order[first : first + batch_size]
-            embeds = [inputs_embeds[row // copies] for row in rows] if inputs_embeds else None
-            given = [prompts[row // copies] for row in rows]
-            batch = Batch(model, given, options, request, embeds=embeds)
-            if seed is not None:
-                batch.draw([row_seed(seed, *divmod(row, copies)) for row in rows])
-            before = 0
-            for finished in batch.run():
-                if on_progress and finished > before:
-                    on_progress(first + finished)
-                before = finished
-            completions.update(zip(rows, batch.completions()))
-    return [completions[row] for row in range(n_rows)]
+                on_progress(finished)
+    return [completion for sequence in sequences for completion in _completions(sequence)]
 
 
-@torch.inference_mode()
 def generate_output(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Rows[Rows[int]],
     options: GenerationOptions,
-    eos_token_id: int | Sequence[int] | None,
+    eos_token_id: int | Rows[int] | None,
     tokenizer: TextTokenizer | None = None,
-    inputs_embeds: Sequence[torch.Tensor] = (),
+    inputs_embeds: Rows[torch.Tensor] = (),
+    assistant_model: LanguageModel | None = None,
 ) -> GenerateOutput:
     """As generate_ids, with the outputs that the options ask for; all prompts are one batch.
 
@@ -269,64 +251,140 @@ def generate_output(
     Memory grows with what is asked for: scores and logits are steps * rows * vocabulary numbers each,
     attention weights layers * heads * rows * length ** 2.
     """
-    if options.special:
-        raise InputError(
-            f"{options.special} does not go with generate_output: leave it out, or use generate_ids"
-        )
-    if inputs_embeds:
-        prompts = _embedded(model, prompts, inputs_embeds, options)
-    request = check_request(model, prompts, options, eos_token_id, tokenizer)
-    if not prompts:
+    if not prompts and not inputs_embeds:
         raise InputError("prompts are empty: outputs need at least one")
-    copies = options.num_return_sequences
-    rows = [prompt for prompt in prompts for _ in range(copies)]
-    pad = next(iter(request.eos), 0)
+    sequences = _sequences(model, prompts, options, eos_token_id, tokenizer, inputs_embeds, assistant_model)
+    for sequence in sequences:
+        sequence.recorder = Recorder(options) if options.reports else None
+    for _ in decode(model, sequences, len(sequences) * options.num_beams):
+        pass
+    completions = [completion for sequence in sequences for completion in _completions(sequence)]
+    copies = len(completions) // len(sequences)
+    starts = [[] if inputs_embeds else one.prompt for one in sequences for _ in range(copies)]
+    pad = next(iter(sequences[0].eos), 0)
     if options.num_beams > 1:
-        found = _search(model, prompts, options, request)
+        found = [one for sequence in sequences for one in _finished(sequence)]
         scores = torch.tensor([one.score for one in found])
-        return GenerateOutput(
-            [one.completion() for one in found], _padded(rows, [one.ids for one in found], pad), scores
-        )
-    recorder, seed = Recorder(options), base_seed(options)
-    embeds = [vectors for vectors in inputs_embeds for _ in range(copies)]
-    batch = Batch(model, rows, options, request, recorder, embeds or None)
-    if seed is not None:
-        batch.draw([row_seed(seed, *divmod(row, copies)) for row in range(len(rows))])
-    with evaluating(model), recorder.watching(model):
-        steps = sum(1 for _ in batch.run())
-    start = batch.width if inputs_embeds else 0
-    return recorder.output(batch.completions(), batch.ids[:, start : batch.width + steps])
+        return GenerateOutput(completions, _padded(starts, [one.ids for one in found], pad), scores)
+    ids = _padded(starts, [one.chosen for one in sequences], pad).to(next(model.parameters()).device)
+    if not options.reports:
+        return GenerateOutput(completions, ids)
+    return joined([one.recorder for one in sequences if one.recorder], completions, ids)
 
 
-def _embedded(
+def stream(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    inputs_embeds: Sequence[torch.Tensor],
-    options: GenerationOptions,
-) -> list[list[int]]:
-    if options.num_beams > 1 or not options.use_cache or options.special:
-        name = options.special or ("num_beams" if options.num_beams > 1 else "use_cache")
-        raise InputError(f"{name}={getattr(options, name)} does not go with inputs_embeds")
-    return placeholders(model, prompts, inputs_embeds)
+    tokenizer: TextTokenizer,
+    prompt: str,
+    *,
+    assistant_model: LanguageModel | None = None,
+    **options: Any,
+) -> Iterator[str]:
+    """The answer to one question in pieces, while it is generated; joined they are what `generate` returns.
+
+    A piece never ends inside a character, and never holds the beginning of a stop string. The model stays in
+    eval mode until the last piece is taken, or the iterator is closed.
+
+    Args:
+        options: fields of GenerationOptions.
+
+    Raises:
+        InputError: as generate does, and for what has no pieces: beams, several sequences, reports. Before
+            anything is computed, not at the first piece.
+    """
+    chosen = options_from(options, also=["assistant_model"])
+    ids = prompt_ids(tokenizer, prompt)
+    return stream_ids(model, tokenizer, ids, chosen, assistant_model=assistant_model)
 
 
-def _search(
+def stream_ids(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    tokenizer: TextTokenizer,
+    prompt: Rows[int],
     options: GenerationOptions,
-    request: Request,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[Finished]:
-    found: list[Finished] = []
-    with evaluating(model):
-        for prompt in prompts:
-            found += beam_search(model, prompt, options, request)
-            if on_progress:
-                on_progress(len(found))
+    taken: list[int] | None = None,
+    assistant_model: LanguageModel | None = None,
+) -> Generator[str, None, StopReason]:
+    """As `stream`, from ids. The generator returns (StopIteration's value) why it stopped.
+
+    Args:
+        taken: a list that gets each id when it is chosen, the eos that ends the text too.
+    """
+    for name in ("num_beams", "num_return_sequences"):
+        if getattr(options, name) > 1:
+            raise InputError(
+                f"{name}={getattr(options, name)} cannot be streamed: there is no one text until its end"
+            )
+    if options.reports:
+        raise InputError(f"{options.reports[0]} cannot be streamed: pieces are text; use generate")
+    (sequence,) = _sequences(
+        model, [prompt], options, eos_of(tokenizer), tokenizer, assistant_model=assistant_model
+    )
+    return _pieces(model, tokenizer, sequence, [] if taken is None else taken)
+
+
+def _pieces(
+    model: LanguageModel, tokenizer: TextTokenizer, sequence: Sequence, taken: list[int]
+) -> Generator[str, None, StopReason]:
+    text = IncrementalDetokenizer(tokenizer.decode, sequence.request.options.stops)
+    steps, n_shown = decode(model, [sequence], 1), 0
+    try:
+        for _ in steps:
+            taken += sequence.chosen[n_shown:]
+            new, n_shown = sequence.ids[n_shown:], len(sequence.chosen)
+            for token in new:
+                if piece := text.push(token):
+                    yield piece
+        if piece := text.finish():
+            yield piece
+    finally:
+        steps.close()  # the model is left in the mode that it was in
+    assert sequence.stop_reason is not None, "it has ended"
+    return sequence.stop_reason
+
+
+def _sequences(
+    model: LanguageModel,
+    prompts: Rows[Rows[int]],
+    options: GenerationOptions,
+    eos_token_id: int | Rows[int] | None,
+    tokenizer: TextTokenizer | None,
+    inputs_embeds: Rows[torch.Tensor] = (),
+    assistant_model: LanguageModel | None = None,
+) -> list[Sequence]:
+    """The sequences of a request, checked: of each prompt one, or with sampling num_return_sequences."""
+    if inputs_embeds:
+        prompts = placeholders(model, prompts, inputs_embeds)
+    if assistant_model is not None:
+        check_assistant(model, options, assistant_model)
+    request = check_request(model, prompts, options, eos_token_id, tokenizer)
+    seed, found = base_seed(options), []
+    for number, prompt in enumerate(prompts):
+        for copy in range(options.num_return_sequences if options.num_beams == 1 else 1):
+            own = None if seed is None else row_seed(seed, number, copy)
+            limit = options.limit(len(prompt), model.config.max_position_embeddings)
+            embeds = inputs_embeds[number] if inputs_embeds else None
+            sequence = Sequence(prompt, request, limit, own, embeds)
+            if assistant_model is not None or options.prompt_lookup_num_tokens is not None:
+                sequence.speculation = speculation(options, assistant_model)
+            sequence.beams = BeamSearch(request) if options.num_beams > 1 else None
+            found.append(sequence)
     return found
 
 
-def _padded(prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
+def _finished(sequence: Sequence) -> list[Any]:
+    """What a beam search has found, the best first."""
+    assert isinstance(sequence.beams, BeamSearch)
+    return sequence.beams.finished[: sequence.request.options.num_return_sequences]
+
+
+def _completions(sequence: Sequence) -> list[Completion]:
+    if sequence.beams is None:
+        return [sequence.completion()]
+    return [one.completion() for one in _finished(sequence)]
+
+
+def _padded(prompts: Rows[Rows[int]], new: Rows[Rows[int]], pad: int) -> torch.Tensor:
     """Prompts, padded on the left, and what followed, padded on the right: (B, S)."""
     width, steps = max(map(len, prompts)), max(map(len, new))
     rows = [

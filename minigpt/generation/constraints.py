@@ -1,8 +1,8 @@
-"""Answers that can only be what they may be: one of some choices, a regular expression's, or a schema's JSON.
+"""Constrained answers: one of some choices, a match of a regular expression, or JSON of a schema.
 
-`make_constraint` gives a processor of logits, like those of .logits_processors. It forbids the tokens after
-which no permitted text could follow, and eos until the text is a permitted one. So what ends
-with eos fits, whatever the model thinks; what max_new_tokens cuts short is the beginning of a text that fits.
+`make_constraint` gives the state before the first token; each token leads to the next state. `allow_only`
+forbids the tokens after which no permitted text could follow, and eos until the text is a permitted one. So
+an answer that ends with eos fits; one that max_new_tokens cuts short is the beginning of a text that fits.
 Tokens are bytes here: one character's, several characters', or parts of one.
 
 Choices are matched here. Regular expressions and JSON Schema are the work of llguidance, a library without
@@ -13,7 +13,7 @@ Letters in shapes: B rows, S tokens so far, V entries of the vocabulary.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.generation.logits_processors import Processor
 from minigpt.generation.options import GenerationOptions
 from minigpt.tokenizer import Tokenizer
 
-__all__ = ["make_constraint"]
+__all__ = ["State", "allow_only", "make_constraint"]
 
 
 class State(Protocol):
-    """Where in the permitted texts an answer stands. States do not change."""
+    """Where an answer is within the permitted texts. It does not change: sequences can share it."""
 
     def allowed(self) -> Sequence[int]:
         """The ids that may come next, eos if the text may end here."""
@@ -38,16 +37,14 @@ class State(Protocol):
         """The state behind one of these."""
 
 
-def make_constraint(
-    options: GenerationOptions, tokenizer: Any, eos_token_ids: Sequence[int]
-) -> Callable[[], Processor] | None:
-    """What the options' choices, regex or json_schema permit: a maker of processors, one for each batch.
+def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: Sequence[int]) -> State | None:
+    """The state before the first token of an answer that choices, regex or json_schema describe.
 
     Args:
         tokenizer: the character Tokenizer, or one that has `token_bytes(id)`, `special_ids` and
             `get_vocab_size()`.
 
-    Returns: None if the options permit everything.
+    Returns: None if the options permit every text.
 
     Raises:
         InputError: if there is no eos, a choice cannot be written in the vocabulary, the expression or schema
@@ -71,32 +68,15 @@ def make_constraint(
         start: State = _Choice(tokens, _ids_of(tokens), rests, eos_token_ids)
     else:
         start = _Grammar.start(options, tokenizer, tokens, eos_token_ids)
-    return lambda: _Constrain(start, eos_token_ids)
+    return start
 
 
-class _Constrain:
-    """The processor. It remembers the states of the rows that it saw last, whatever their order."""
-
-    def __init__(self, start: State, eos_token_ids: Sequence[int]) -> None:
-        self._start, self._eos = start, eos_token_ids
-        self._states: dict[tuple[int, ...], State | None] = {}  # of a row's new ids; None: it has ended
-
-    def __call__(self, logits: Tensor, ids: Tensor, new: int) -> Tensor:
-        rows = [tuple(row) for row in ids[:, ids.shape[1] - new :].tolist()]
-        self._states = {row: self._state(row) for row in dict.fromkeys(rows)}
-        allowed = torch.zeros(logits.shape, dtype=torch.bool)  # (B, V)
-        for place, row in enumerate(rows):
-            state = self._states[row]
-            allowed[
-                place, torch.tensor(self._eos if state is None else state.allowed(), dtype=torch.int64)
-            ] = True
-        return logits.masked_fill(~allowed.to(logits.device), -math.inf)
-
-    def _state(self, row: tuple[int, ...]) -> State | None:
-        if not row:
-            return self._start
-        before = self._states[row[:-1]]
-        return None if before is None or row[-1] in self._eos else before.after(row[-1])
+def allow_only(scores: Tensor, states: Sequence[State]) -> Tensor:
+    """Forbid, in each row of scores (B, V), all tokens but those that its state allows."""
+    allowed = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)
+    for row, state in enumerate(states):
+        allowed[row, torch.tensor(state.allowed(), dtype=torch.int64)] = True
+    return scores.masked_fill(~allowed.to(scores.device), -math.inf)
 
 
 class _Choice:

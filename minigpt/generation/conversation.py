@@ -16,7 +16,7 @@ The oldest turns are left out where the context is full. Terminals and commands 
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,17 +27,18 @@ from minigpt.data.batches import encode_prompt
 from minigpt.data.conversation import Exchange
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import BATCH_SIZE, Answer, answer_questions, eos_of, generate_ids, stream_ids
 from minigpt.generation.generation_config import Form
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.output import StopReason
-from minigpt.generation.single_sequence import check_assistant
-from minigpt.generation.streaming import stream_ids
+from minigpt.generation.sequence import cut
+from minigpt.generation.speculative_decoding import check_assistant
 from minigpt.storage.files import atomic_write
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["Choice", "Conversation", "Turn", "question_ids", "token_text"]
+__all__ = ["Asked", "Choice", "Conversation", "Turn", "question_ids", "token_text"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class Conversation:
         """Go on with other options. Raises InputError for what the model cannot do."""
         config = self.model.config
         options.check_model(config.vocab_size, config.max_position_embeddings)
-        check_assistant(self.model, options, self.assistant_model)
+        if self.assistant_model is not None:
+            check_assistant(self.model, options, self.assistant_model)
         self.options = options
 
     @property
@@ -234,6 +236,65 @@ def question_ids(
     if tokenizer.sep_token_id is None:
         raise InputError("form=question needs a tokenizer with <sep>")
     return [*ids, tokenizer.sep_token_id]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked, and how."""
+
+    model: LanguageModel
+    tokenizer: AnyTokenizer
+    form: Form
+    options: GenerationOptions
+    assistant_model: LanguageModel | None = None  # guesses
+
+    def has_answer(self, question: str) -> bool:
+        """A blank question has none; a text to write on from may be blank."""
+        return bool(question.strip()) or self.form == "text"
+
+    def answers(
+        self,
+        questions: Sequence[str],
+        batch_size: int = BATCH_SIZE,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """The answers, num_return_sequences to each question, in order; blank ones to blank questions.
+
+        Args:
+            batch_size: answers written at once, at most.
+            on_progress: called with the number of answers that are finished.
+
+        Raises:
+            InputError: as minigpt.generation.api.answer_questions does.
+        """
+        model, tokenizer, options = self.model, self.tokenizer, self.options
+        asked = [question for question in questions if self.has_answer(question)]
+        if self.form == "question":
+            found = answer_questions(
+                model, tokenizer, asked, options, batch_size, on_progress, self.assistant_model
+            )
+        else:
+            prompts = [question_ids(tokenizer, self.form, question) for question in asked]
+            completions = generate_ids(
+                model, prompts, options, eos_of(tokenizer), batch_size, on_progress, tokenizer,
+                assistant_model=self.assistant_model,
+            )  # fmt: skip
+            found = [
+                Answer(cut(tokenizer.decode(ids), options.stops), reason, []) for ids, reason in completions
+            ]
+        answers = iter(found)
+        return [
+            next(answers) if self.has_answer(question) else Answer("", "eos", [])
+            for question in questions
+            for _ in range(options.num_return_sequences)
+        ]
+
+    def pieces(self, question: str) -> Generator[str, None, StopReason]:
+        """One answer in pieces; the generator returns why it ended."""
+        prompt = question_ids(self.tokenizer, self.form, question)
+        return stream_ids(
+            self.model, self.tokenizer, prompt, self.options, assistant_model=self.assistant_model
+        )
 
 
 def _messages(system: str, turns: list[Turn]) -> list[dict[str, str]]:

@@ -1,29 +1,28 @@
-"""One decoding step on memory that never moves: on a GPU a single CUDA graph, on a CPU the same, eagerly.
+"""Decoding on memory that never moves: on a GPU one CUDA graph a step, on a CPU the same, eagerly.
 
-    step = StaticStep(model, cache)                       # cache: minigpt.generation.slot_cache
-    step.start(slot, Start(token, length, end, eos), options, drawn)
-    burst = step.run(rows=4, columns=256, steps=8)       # returns at once; nothing waits for the device
+    decoder = GraphDecoder(model, cache, max_length)
+    decoder.start(slot, sequence)
+    burst = decoder.run(rows=4, columns=256, steps=8)    # returns at once; nothing waits for the device
     burst.tokens()                                       # 8 lists of 4 ids: this waits
 
 At batch 1 a GPU spends more time on being told what to do than on doing it: hundreds of kernels for each
-token. A graph is told once. It demands that nothing in it depends on the host: so ids, lengths and the ends
-of rows lie in buffers on the device, which also chooses the token, sees that a row has ended and writes on.
-The host reads what has been written only once in a burst of several steps (.pipeline).
+token. A graph is told once. Nothing in it may depend on the host: so ids, lengths and ends of sequences lie
+in buffers on the device, which also chooses the token, sees that a sequence has ended, and continues. The
+host reads the ids once in a burst of several steps (minigpt.generation.burst_pipeline).
 
-The model is the one of minigpt.model or minigpt.qwen3, unchanged. What makes its shapes static is the cache
-that it is given: `_Columns` claims to hold columns - 1 tokens already, always, and hides those that a row
-does not have by the attention mask. The new token is written where it belongs, and once more into the last
-column, where the model looks for it. There is a graph for each number of rows and columns; see `sizes`.
+The model is unchanged. What makes its shapes static is its cache: `_Columns` claims to hold columns - 1
+tokens already, always, and hides those that a row does not have by the attention mask. The new token is
+written where it belongs, and once more into the last column, where the model looks for it. There is a graph
+for each number of rows and columns; see `sizes`.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
 channels of one head, W steps of a burst.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Sequence as Rows
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,24 +31,15 @@ from torch.overrides import TorchFunctionMode
 
 from minigpt.families.registry import LanguageModel
 from minigpt.generation import sampling
-from minigpt.generation.options import GenerationOptions
-from minigpt.generation.slot_cache import SlotCache
+from minigpt.generation.cache import KeyValueCache
+from minigpt.generation.sequence import Sequence
 
 __all__ = [
-    "DAMAGED",
-    "MAX_EOS",
-    "NOTHING",
-    "Burst",
-    "Eager",
-    "Graphs",
-    "Start",
-    "StaticStep",
-    "can_choose",
-    "capacity",
-    "sizes",
-]
+    "DAMAGED", "MAX_EOS", "NOTHING", "DecodeBurst", "GraphDecoder", "Graphs",
+    "can_choose", "capacity", "eager", "sizes",
+]  # fmt: skip
 
-NOTHING, DAMAGED = -1, -2  # in place of an id: the row has none to say; its scores are not finite
+NOTHING, DAMAGED = -1, -2  # in place of an id: the row has no token; its scores are not finite
 MAX_EOS = 8  # ids that end a row, at most, which the device looks for
 _FEWEST_COLUMNS = 128
 # option -> the value that changes nothing; those that a device can apply to each row by its own value
@@ -59,7 +49,7 @@ _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min
 def capacity(max_length: int, context: int) -> int:
     """Columns that a cache must have for rows of max_length tokens: one to spare, a multiple of 16 if it can.
 
-    The last token of a row is never read, and the last column belongs to nobody. Attention kernels like
+    The last token of a row is never read, and no row owns the last column. Attention kernels like
     multiples of 16; the model refuses more columns than its context.
     """
     return min(-(-max_length // 16) * 16, context)
@@ -78,32 +68,18 @@ def sizes(largest: int, least: int) -> list[int]:
     return [*found, largest]
 
 
-def can_choose(options: GenerationOptions, eos: Sequence[int]) -> bool:
-    """May the device choose the tokens? Not where scores depend on the text so far, or for typical_p."""
-    looks_back = (
-        options.repetition_penalty != 1 or options.presence_penalty or options.frequency_penalty
-        or options.no_repeat_ngram_size or options.bad_words_ids or options.min_new_tokens
-        or options.logit_bias or options.constraint is not None
-    )  # fmt: skip
-    return not looks_back and options.typical_p == 1 and len(eos) <= MAX_EOS
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a row stands when the device takes it over."""
-
-    token: int  # its last one, not read yet
-    length: int  # tokens that its slot holds: all before `token`
-    first: int  # what `length` was when its first new token was chosen: the prompt's tokens less one
-    end: int  # what `length` will be behind its last new token
-    eos: Sequence[int]  # ids that end it earlier
-    tokens: int | None = None  # how many ids there are tokens for: the others never come
+def can_choose(sequence: Sequence) -> bool:
+    """May the device choose the tokens? Not where scores depend on the text so far, nor for typical_p."""
+    options = sequence.request.options
+    is_plain = options.window is None and options.use_cache and sequence.speculation is None
+    chooses = not options.changes_scores and options.constraint is None and options.typical_p == 1
+    return is_plain and chooses and len(sequence.eos) <= MAX_EOS
 
 
 class _Columns:
     """What the model takes for its past_key_values: the first B slots, as if they held S - 1 tokens."""
 
-    def __init__(self, cache: SlotCache, places: Tensor, rows: int, columns: int) -> None:
+    def __init__(self, cache: KeyValueCache, places: Tensor, rows: int, columns: int) -> None:
         self._cache, self._rows, self._columns = cache, rows, columns
         self._places = places[:, None, None, None]  # (B, 1, 1, 1)  each row's column for the new token
         self.length = columns - 1
@@ -119,7 +95,7 @@ class _Columns:
         return found[0], found[1]
 
     def advance(self, tokens: int) -> None:
-        """Lengths are on the device: StaticStep counts."""
+        """Lengths are on the device: GraphDecoder counts."""
         assert tokens == 1, "one token of each row"
 
 
@@ -131,7 +107,7 @@ class _GroupedQueries(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Any, types: Any, args: Rows[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Rearrange the one call; let all others through."""
         more = dict(kwargs or {})
@@ -142,19 +118,13 @@ class _GroupedQueries(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Backend(Protocol):
-    """How a step is executed."""
-
-    def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-        """Execute `step`. Calls with the same key do the same; `prepare` runs it without any effect."""
+# Executes a step. Calls with the same key do the same; `prepare` is the step without any effect.
+Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
-class Eager:
-    """Call it. What the tests compare, and what a CPU does."""
-
-    def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-        """See Backend."""
-        step()
+def eager(key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
+    """The slow twin of Graphs: see Backend."""
+    step()
 
 
 class Graphs:
@@ -190,8 +160,8 @@ class Graphs:
         self._graphs[key].replay()
 
 
-class Burst:
-    """What some steps have written; on its way to the host until somebody asks."""
+class DecodeBurst:
+    """What some steps have written; on its way to the host."""
 
     def __init__(self, written: Tensor, host: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -210,8 +180,8 @@ class Burst:
         return ids
 
 
-class StaticStep:
-    """The buffers and what is done with them.
+class GraphDecoder:
+    """The buffers of a decoding step, and the step.
 
     Args:
         model: in eval mode. Its weights are used where they lie; a graph holds their addresses.
@@ -227,7 +197,7 @@ class StaticStep:
     def __init__(
         self,
         model: LanguageModel,
-        cache: SlotCache,
+        cache: KeyValueCache,
         max_length: int,
         burst: int = 8,
         backend: Backend | None = None,
@@ -243,7 +213,7 @@ class StaticStep:
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
             )
-        self._backend: Backend = backend or (Graphs() if device.type == "cuda" else Eager())
+        self._backend: Backend = backend or (Graphs() if device.type == "cuda" else eager)
 
         def whole(*shape: int, fill: int = 0) -> Tensor:
             return torch.full(shape, fill, dtype=torch.int64, device=device)
@@ -259,7 +229,7 @@ class StaticStep:
             )
             for name, off in _FILTERS.items()
         }
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # as minigpt.generation.batch draws
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
         self._tick = whole(1)  # which step of the burst comes next
@@ -268,10 +238,6 @@ class StaticStep:
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
         self._uses: dict[int, frozenset[str]] = {}  # slot -> what choosing its tokens takes
-        # What was never written is masked, but has to be a number: 0 * NaN is NaN.
-        for layer in range(model.config.num_hidden_layers):
-            for held in cache.layer(layer):
-                held.zero_()
 
     @property
     def bytes(self) -> int:
@@ -279,31 +245,31 @@ class StaticStep:
         found = [*self._values.values(), self._ids, self._lengths, self._first, self._ends, self._active]
         return sum(tensor.nbytes for tensor in (*found, self._eos, self._samples, self._drawn, self._written))
 
-    def start(self, slot: int, start: Start, options: GenerationOptions, drawn: Tensor | None) -> None:
-        """Let the device write a row from the next burst on.
-
-        Args:
-            drawn: a number 0 <= u < 1 for each of its new tokens, from the first on; None: the likeliest.
-        """
-        assert can_choose(options, start.eos), "the host chooses for this row"
+    def start(self, slot: int, sequence: Sequence) -> None:
+        """Let the device decode a sequence from the next burst on; the last token is not read yet."""
+        assert can_choose(sequence), "the host chooses for this sequence"
+        options, held, first = sequence.request.options, len(sequence.context) - 1, sequence.n_cached_at_first
         uses: set[str] = set()
-        if drawn is not None:
+        if sequence.uniform is not None:
             uses = {"sample"} | {name for name, off in _FILTERS.items() if getattr(options, name) != off}
-            self._drawn[slot, : len(drawn)].copy_(drawn, non_blocking=True)
-        tokens = self._vocab_size if start.tokens is None else start.tokens
+            self._drawn[slot, : sequence.limit].copy_(torch.from_numpy(sequence.uniform), non_blocking=True)
+        tokens = sequence.request.tokens or self._vocab_size
         uses |= {"tokens"} if tokens < self._vocab_size else set()
-        self._tokens[slot].fill_(tokens)
         for name, off in _FILTERS.items():
-            self._values[name][slot].fill_(getattr(options, name) if drawn is not None else off)
-        self._samples[slot].fill_(drawn is not None)
-        self._ids[slot].fill_(start.token)
-        self._lengths[slot].fill_(start.length)
-        self._first[slot].fill_(start.first)
-        self._ends[slot].fill_(start.end)
-        self._eos[slot].fill_(NOTHING)
-        for place, token in enumerate(start.eos):
+            self._values[name][slot].fill_(off if sequence.uniform is None else getattr(options, name))
+        for buffer, value in (
+            (self._tokens, tokens),
+            (self._samples, sequence.uniform is not None),
+            (self._ids, sequence.context[-1]),
+            (self._lengths, held),
+            (self._first, first),
+            (self._ends, first + sequence.limit),
+            (self._eos, NOTHING),
+            (self._active, held < first + sequence.limit),
+        ):
+            buffer[slot].fill_(value)
+        for place, token in enumerate(sequence.eos):
             self._eos[slot, place].fill_(token)
-        self._active[slot].fill_(start.length < start.end)
         self._uses[slot] = frozenset(uses)
 
     def stop(self, slot: int) -> None:
@@ -311,7 +277,7 @@ class StaticStep:
         self._active[slot].fill_(False)
         self._uses.pop(slot, None)
 
-    def run(self, rows: int, columns: int, steps: int) -> Burst:
+    def run(self, rows: int, columns: int, steps: int) -> DecodeBurst:
         """Up to `burst` steps of the first slots; returns before they are done.
 
         Args:
@@ -331,18 +297,13 @@ class StaticStep:
                 lambda: self._prepare(rows, columns, uses),
             )
         self._hosts.rotate()
-        return Burst(self._written[:steps, :rows], self._hosts[0])
+        return DecodeBurst(self._written[:steps, :rows], self._hosts[0])
 
     def _prepare(self, rows: int, columns: int, uses: frozenset[str]) -> None:
-        with self._nobody():
-            self._step(rows, columns, uses)
-
-    @contextmanager
-    def _nobody(self) -> Iterator[None]:
-        """No row is active meanwhile: a step then only writes what is never read."""
+        """A step while no row is active: it only writes what is never read."""
         active, tick = self._active.clone(), self._tick.clone()
         self._active.fill_(False)
-        yield
+        self._step(rows, columns, uses)
         self._active.copy_(active)
         self._tick.copy_(tick)
 
@@ -365,7 +326,7 @@ class StaticStep:
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """What the model says behind ids (B,), the next token of each of the first slots: (B, V), float32."""
         B = len(ids)
-        # Who does not write must not write into what it holds: into the last column, which is nobody's.
+        # A row that is not active must not overwrite its own tokens: it writes into the last column.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)
         held = torch.arange(columns, device=ids.device) < lengths[:, None]  # (B, S)
         positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)
@@ -381,13 +342,13 @@ class StaticStep:
         if "tokens" in uses:
             known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
             logits = logits.where(known, -torch.inf)  # (B, V)
-        likeliest = sampling.greedy(logits)  # (B,)
+        most_likely = sampling.greedy(logits)  # (B,)
         if "sample" not in uses:
-            return likeliest
+            return most_likely
         B = len(logits)
         values: dict[str, Any] = {name: self._values[name][:B] for name in _FILTERS if name in uses}
         place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)  # (B,)
         uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
         # u may be what the sum of a damaged row never exceeds: no id, then
-        return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], likeliest)
+        return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], most_likely)

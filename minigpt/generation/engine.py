@@ -1,4 +1,4 @@
-"""Requests that join and leave one running batch, token by token: what a server writes its answers with.
+"""Requests that join and leave one decoding loop at any time: what a server writes its answers with.
 
     engine = Engine(model, max_rows=8)
     handles = [engine.submit(prompt, options, eos_token_id=2) for prompt in prompts]
@@ -7,54 +7,48 @@
     handles[1].cancel()                          # its slot is free at the next token
     completions = [handle.result() for handle in handles]
 
-Ids in, ids out. Whoever takes tokens drives the engine, unless a thread does (.background). Each step gives
-every running row one token; then at most `chunk` tokens of prompts that join are read, so that a long prompt
-does not stall the others for long.
+Ids in, ids out. Iterating over a handle drives the engine, unless a thread does:
 
-A request's result is the one that generate_ids gives it alone, and depends on nobody else: a prompt is read
-in the same chunks whoever is there, and (in C, see .reading) a token is computed in the same way in any
-company. Only a prompt of several chunks is rounded in another order than by generate_ids, which reads it at
-once; a prefix that is reused changes nothing, as it ends where a chunk does. A window (options.window) slides
-when max_length is full. Guesses do not go with an engine: they pay where one row is written, and here the
-weights are read for all rows at once.
+    with EngineThread(Engine(model)) as engine:
+        handle = engine.submit(prompt, options)      # from any thread
 
-On a GPU the tokens of running rows are written by minigpt.generation.cuda_graph, some steps at a time, and
-read while the next are computed: a step of the engine then gives a row no token or several. While a request
-is there whose scores depend on its text (penalties, constraints), all rows are written without it, slowly.
+A request's result is the one that generate_ids gives it alone, and does not depend on other requests: a
+prompt is read in the same chunks in any company, and (in C, see minigpt.generation.native) a token is
+computed in the same way. Only a prompt of several chunks is rounded in another order than by generate_ids,
+which reads it at once; a reused prefix changes nothing, as it ends where a chunk does.
+
+On a GPU CUDA graphs decode, some steps at a time (minigpt.generation.cuda_graph): a step of the engine then
+gives a request no token or several. While there is a request that they cannot decode (penalties, constraints,
+a window, guesses), all requests are decoded without them, slowly.
 
 Memory is bounded and taken at the start: max_rows * max_length tokens of keys and values, and prefix_mib for
-beginnings that prompts share (.prefixes). More requests than rows wait in a queue, which is bounded too.
+beginnings that prompts share. More requests than rows wait in a queue, which is bounded too.
 """
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from types import TracebackType
 
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
-from minigpt.generation.batch import NOT_FINITE
-from minigpt.generation.cuda_graph import DAMAGED, StaticStep, can_choose, capacity
-from minigpt.generation.decode_pipeline import Pipeline
-from minigpt.generation.model_runner import Reader
+from minigpt.generation.burst_pipeline import BurstPipeline
+from minigpt.generation.cache import KeyValueCache
+from minigpt.generation.cuda_graph import GraphDecoder, capacity
+from minigpt.generation.loop import DecodingLoop
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.output import Completion
-from minigpt.generation.prefix_cache import PrefixStore
-from minigpt.generation.quantized_cache import QuantizedSlotCache
-from minigpt.generation.request import TextTokenizer, base_seed, check_request, row_seed
-from minigpt.generation.request_handle import Handle
-from minigpt.generation.sequence import Row, check_single
-from minigpt.generation.sliding_window import Window
-from minigpt.generation.slot_cache import SlotCache
+from minigpt.generation.prefix_cache import PrefixCache
+from minigpt.generation.request_handle import RequestHandle
+from minigpt.generation.sequence import Sequence, TextTokenizer, base_seed, check_request, row_seed
+from minigpt.generation.speculative_decoding import speculation
 
-__all__ = ["Engine", "Handle", "QueueFullError", "Statistics"]
+__all__ = ["Engine", "EngineThread", "QueueFullError", "RequestHandle", "Statistics"]
 
 
 class QueueFullError(InputError):
-    """There is no room for another waiting request: try later."""
+    """The queue is full: try later."""
 
 
 @dataclass
@@ -71,22 +65,20 @@ class Statistics:
 
 
 class Engine:
-    """A running batch of one model, which is put into eval mode.
+    """Requests to one model, which is put into eval mode.
 
     `submit` and `cancel` may be called from any thread; `step` and `run` from one.
 
     Args:
         max_rows: requests that are written at once.
-        max_length: tokens of a request, prompt included, that there is room for; None: what the model reads.
+        max_length: tokens of a request, prompt included, at most; None: what the model reads.
         max_waiting: requests that may wait for a row.
         chunk: tokens of prompts that are read in one step, about.
         prefix_mib: MiB for beginnings that prompts share; 0: none are kept.
-        cache_implementation: "quantized" holds keys and values in int8, a quarter of float32's memory; of all
-            requests, as they share the memory.
         max_cache_mib: refuse to take more for rows' keys and values; None: no limit.
-        static: write with a StaticStep; None: on CUDA alone.
-        burst: its steps between two looks at what was written.
-        compiled: see StaticStep.
+        cuda_graph: decode by a GraphDecoder; None: on CUDA alone.
+        burst: its steps between two looks at the new tokens.
+        compiled: see GraphDecoder.
 
     Raises:
         InputError: for sizes that make no sense, or memory beyond max_cache_mib.
@@ -101,21 +93,15 @@ class Engine:
         max_waiting: int = 64,
         chunk: int = 64,
         prefix_mib: float = 0.0,
-        cache_implementation: Literal["static", "quantized"] = "static",
         max_cache_mib: float | None = None,
-        static: bool | None = None,
+        cuda_graph: bool | None = None,
         burst: int = 8,
         compiled: bool = False,
     ) -> None:
-        GenerationOptions(cache_implementation=cache_implementation)  # its complaint
         context = model.config.max_position_embeddings
         length = context if max_length is None else max_length
-        for name, value in {
-            "max_rows": max_rows,
-            "max_length": length,
-            "chunk": chunk,
-            "burst": burst,
-        }.items():
+        sizes = {"max_rows": max_rows, "max_length": length, "chunk": chunk, "burst": burst}
+        for name, value in sizes.items():
             if value < 1:
                 raise InputError(f"{name} must be at least 1: got {name}={value}")
         if max_waiting < 0 or prefix_mib < 0:
@@ -123,32 +109,28 @@ class Engine:
         if length > context:
             raise InputError(f"max_length={length} is more than the model reads: block_size={context}")
         weight = next(model.parameters())
-        self.model, self.chunk, self.max_waiting = model.eval(), chunk, max_waiting
-        self.max_length = length
-        is_quantized = cache_implementation == "quantized"
-        on_gpu = weight.device.type == "cuda" and not is_quantized
-        is_static = on_gpu if static is None else static
-        if is_static and is_quantized:
-            raise InputError("cache_implementation=quantized does not go with static=True: leave out one")
+        self.model, self.max_waiting, self.max_length = model.eval(), max_waiting, length
+        has_graphs = weight.device.type == "cuda" if cuda_graph is None else cuda_graph
         # the last token of a request is never read: one column less
-        columns = capacity(length, context) if is_static else max(1, length - 1)
-        make = QuantizedSlotCache if is_quantized else SlotCache
-        self.cache = make(model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib)
-        self.pipeline: Pipeline | None = None
-        if is_static:
-            self.pipeline = Pipeline(StaticStep(model, self.cache, length, burst, compiled=compiled))
-        self.prefixes = PrefixStore(self.cache, chunk, prefix_mib) if prefix_mib else None
+        columns = capacity(length, context) if has_graphs else max(1, length - 1)
+        self.cache = KeyValueCache(
+            model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib
+        )
+        self.pipeline: BurstPipeline | None = None
+        if has_graphs:
+            self.pipeline = BurstPipeline(GraphDecoder(model, self.cache, length, burst, compiled=compiled))
+        self.prefixes = PrefixCache(self.cache, chunk, prefix_mib) if prefix_mib else None
+        self.loop = DecodingLoop(model, self.cache, length, chunk, self.prefixes, self.pipeline)
         self.statistics = Statistics()
-        self.is_driven = False  # a thread calls step: nobody else must
-        self.changed = threading.Condition()  # guards what follows; notified when there is something to do
-        self._waiting: deque[Handle] = deque()
-        self._running: list[Handle] = []  # in the order in which they joined
-        self._reader = Reader(model, cache_implementation)
+        self.is_driven = False  # a thread calls step: others must not
+        self.changed = threading.Condition()  # guards the following; notified when there is something to do
+        self._waiting: deque[RequestHandle] = deque()
+        self._running: dict[Sequence, RequestHandle] = {}
         self._failure: Exception | None = None
 
     @property
     def bytes(self) -> int:
-        """Memory of keys, values and a StaticStep's buffers, whether it is in use yet or not."""
+        """Memory of keys, values and a GraphDecoder's buffers, in use or not."""
         buffers = self.pipeline.step.bytes if self.pipeline else 0
         return self.cache.bytes + buffers + (self.prefixes.bytes if self.prefixes else 0)
 
@@ -169,12 +151,12 @@ class Engine:
 
     def submit(
         self,
-        prompt: Sequence[int],
+        prompt: Ids[int],
         options: GenerationOptions | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
+        eos_token_id: int | Ids[int] | None = None,
         tokenizer: TextTokenizer | None = None,
         copy: int = 0,
-    ) -> Handle:
+    ) -> RequestHandle:
         """Ask for what follows a prompt. Arguments as generate_ids; it begins once there is a slot.
 
         Args:
@@ -182,41 +164,12 @@ class Engine:
 
         Raises:
             QueueFullError: if max_waiting requests wait already: try later.
-            InputError: as generate_ids does; for beams, reports and guesses; for a prompt that, with
-                max_new_tokens, is longer than max_length, unless a window slides over it.
+            InputError: as generate_ids does; for options that do not make one sequence of ids; for a prompt
+                that, with max_new_tokens, is longer than max_length, unless a window slides over it.
         """
         options = options or GenerationOptions()
-        check_single(options, "an engine")
-        own = "quantized" if isinstance(self.cache, QuantizedSlotCache) else "static"
-        for name, plain in {"cache_implementation": own, "max_cache_mib": None}.items():
-            if (value := getattr(options, name)) not in (plain, getattr(GenerationOptions, name)):
-                raise InputError(f"{name}={value} is no request's choice: all share the engine's cache")
-        request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
-        config = self.model.config
-        # None asks for what there is room for; a number asks for what generate_ids would give.
-        room = self.max_length if options.max_new_tokens is None else config.max_position_embeddings
-        limit = max(1, options.limit(len(prompt), room))
-        window = None if options.window is None else Window(options.window, options.sinks)
-        if window is not None:
-            if self.pipeline:
-                raise InputError(
-                    f"window={window.tokens} does not go with a StaticStep: Engine(..., static=False)"
-                )
-            window.check(self.max_length, "max_length")
-        elif len(prompt) + limit > self.max_length:
-            raise InputError(
-                f"a prompt of {len(prompt)} tokens and up to {limit} new ones need max_length="
-                f"{len(prompt) + limit}: the engine has max_length={self.max_length}; shorten the prompt or "
-                "lower max_new_tokens"
-            )
-        seed = base_seed(options)
-        row = Row(
-            prompt, limit, options, request, config.vocab_size, self._reader.device,
-            None if seed is None else row_seed(seed, 0, copy),
-        )  # fmt: skip
-        handle = Handle(self, row)
-        handle._window = window
-        handle._unread = row.prompt if len(prompt) < self.max_length or window is None else window.of(prompt)
+        sequence = self._sequence(prompt, options, eos_token_id, tokenizer, copy)
+        handle = RequestHandle(self, sequence)
         with self.changed:
             if self._failure is not None:
                 raise InputError(f"the engine takes no more requests: {self._failure}")
@@ -230,8 +183,50 @@ class Engine:
             self.changed.notify_all()
         return handle
 
-    def cancel(self, handle: Handle) -> None:
-        """Stop a request; see Handle.cancel."""
+    def _sequence(
+        self,
+        prompt: Ids[int],
+        options: GenerationOptions,
+        eos_token_id: int | Ids[int] | None,
+        tokenizer: TextTokenizer | None,
+        copy: int,
+    ) -> Sequence:
+        for name in ("num_beams", "num_return_sequences"):
+            if getattr(options, name) > 1:
+                raise InputError(
+                    f"{name}={getattr(options, name)}: an engine writes one sequence for a request; use "
+                    "generate_ids"
+                )
+        if options.reports:
+            raise InputError(f"{options.reports[0]}: an engine returns ids alone; use generate_output")
+        if options.max_cache_mib is not None:
+            raise InputError(
+                f"max_cache_mib={options.max_cache_mib:g} is the engine's: requests share a cache"
+            )
+        request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
+        # None asks for as many tokens as fit; a number asks for what generate_ids would give.
+        longest = self.max_length
+        if options.max_new_tokens is not None:
+            longest = self.model.config.max_position_embeddings
+        limit = max(1, options.limit(len(prompt), longest))
+        if options.window is not None and options.window >= self.max_length:
+            raise InputError(
+                f"window must be fewer tokens than max_length={self.max_length}: got window={options.window}"
+            )
+        if options.window is None and len(prompt) + limit > self.max_length:
+            raise InputError(
+                f"a prompt of {len(prompt)} tokens and up to {limit} new ones need max_length="
+                f"{len(prompt) + limit}: the engine has max_length={self.max_length}; shorten the prompt or "
+                "lower max_new_tokens"
+            )
+        seed = base_seed(options)
+        sequence = Sequence(prompt, request, limit, None if seed is None else row_seed(seed, 0, copy))
+        if options.prompt_lookup_num_tokens is not None:
+            sequence.speculation = speculation(options)
+        return sequence
+
+    def cancel(self, handle: RequestHandle) -> None:
+        """Stop a request; see RequestHandle.cancel."""
         with self.changed:
             if handle.done or handle._is_cancelled:
                 return
@@ -244,8 +239,8 @@ class Engine:
     def close(self) -> None:
         """Stop all requests, at once; no others are taken. From the thread that steps."""
         with self.changed:
-            self._failure = InputError("it was closed")  # first: nobody may come in between and wait for ever
-            handles = [*self._waiting, *self._running]
+            self._failure = InputError("it was closed")  # first: a request that comes now would wait for ever
+            handles = [*self._waiting, *self._running.values()]
         for handle in handles:
             self.cancel(handle)
         self._drop_cancelled()
@@ -255,26 +250,26 @@ class Engine:
         while self.step():
             pass
 
-    @torch.inference_mode()
     def step(self) -> bool:
-        """One token for each running row, some of the joining prompts' tokens; returns whether more is left.
+        """A step of the decoding loop; returns whether more is left.
 
-        With a StaticStep: what has arrived, none or several.
-
-        A request that cannot go on (its options forbid every token) fails alone.
+        A request that cannot continue (its options forbid every token) fails alone.
         """
         self._drop_cancelled()
         with self.changed:
-            joining = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.cache.free))]
-            self._running += joining
+            joining = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.cache.n_free))]
+            self._running |= {handle._sequence: handle for handle in joining}
         for handle in joining:
-            handle._slot = self.cache.take()
-            if self.prefixes:
-                self.statistics.tokens_reused += self.prefixes.restore(handle._unread, handle._slot)
+            self.loop.add(handle._sequence)
         if self._running:
             self.statistics.steps += 1
-            self._write()
-            self._read_prompts()
+            ended = self.loop.step()
+            self.statistics.tokens_read = self.loop.tokens_read
+            self.statistics.tokens_reused = self.loop.tokens_reused
+            for sequence in self.loop.running:
+                self.statistics.tokens_written += self._running[sequence]._update()
+            for sequence in ended:
+                self._leave(sequence, sequence.error or sequence.completion())
         return not self.is_idle
 
     def fail(self, error: Exception) -> None:
@@ -283,97 +278,25 @@ class Engine:
             self._failure = error
             waiting = list(self._waiting)
             self._waiting.clear()
-        for handle in list(self._running):
-            self._leave(handle, error)
+        for sequence in list(self.loop.running):
+            self.loop.remove(sequence)
+        for sequence in list(self._running):
+            self._leave(sequence, error)
         for handle in waiting:
             self._finish(handle, error)
 
     def _drop_cancelled(self) -> None:
-        for handle in [handle for handle in self._running if handle._is_cancelled]:
-            self._leave(handle, Completion(handle.tokens, "cancelled"))
+        for sequence, handle in list(self._running.items()):
+            if handle._is_cancelled:
+                self.loop.remove(sequence)
+                self._leave(sequence, Completion(list(sequence.ids), "cancelled"))
 
-    def _write(self) -> None:
-        """One more token for each row whose prompt is read; or more, or those of an earlier step."""
-        writing = {_slot(handle): handle for handle in self._running if self._is_read(handle)}
-        rows = {slot: handle._row for slot, handle in writing.items()}
-        if self.pipeline:
-            if rows and all(can_choose(row.options, row.eos) for row in rows.values()):
-                held = max(self.cache.length(_slot(handle)) for handle in self._running)
-                self._take(writing, self.pipeline.write(rows, held))
-                return
-            while self.pipeline.ahead:
-                self._take(writing, self.pipeline.drain())
-            self.pipeline.drain()
-            rows = {slot: row for slot, row in rows.items() if row.stop_reason is None}
-        if rows:
-            logits = self._reader.read_rows([row.last for row in rows.values()], list(rows), self.cache)
-            for place, slot in enumerate(rows):
-                self._choose(writing[slot], logits[place : place + 1])
-
-    def _take(self, writing: dict[int, Handle], come: list[tuple[int, Row, list[int]]]) -> None:
-        """Give rows the tokens that a StaticStep has written; what came behind a row's end is dropped."""
-        for slot, row, tokens in come:
-            handle = writing.get(slot)
-            for token in tokens:
-                if handle is None or handle._row is not row or handle.done:
-                    break
-                if token == DAMAGED:
-                    self._leave(handle, InputError(NOT_FINITE))
-                else:
-                    self.cache.advance(slot, 1)
-                    self._push(handle, token)
-
-    def _is_read(self, handle: Handle) -> bool:
-        """Is there nothing left of the prompt? A StaticStep reads the last token: so it gives the first."""
-        if self.pipeline:
-            return bool(handle._row.ids) or self.cache.length(_slot(handle)) == handle._row.first
-        return not handle._unread
-
-    def _read_prompts(self) -> None:
-        """Whole chunks of joining prompts, and new windows, in the order in which the requests came."""
-        left = self.chunk
-        for handle in [handle for handle in self._running if not self._is_read(handle)]:
-            slot, prompt = _slot(handle), handle._unread
-            end = len(prompt) - 1 if self.pipeline else len(prompt)
-            while left > 0 and (start := self.cache.length(slot)) < end:
-                # A chunk is never cut to what is left: where it ends decides how it is rounded.
-                piece = prompt[start : min(start + self.chunk, end)]
-                if len(piece) > left and left < self.chunk:
-                    return
-                logits = self._reader.read_slot(piece, slot, self.cache)
-                left -= len(piece)
-                self.statistics.tokens_read += len(piece)
-                if self.prefixes:
-                    self.prefixes.keep(prompt, slot)
-                if start + len(piece) == len(prompt):
-                    handle._unread = []
-                    self._choose(handle, logits)
-                    break
-
-    def _choose(self, handle: Handle, logits: torch.Tensor) -> None:
-        try:
-            self._push(handle, handle._row.choose(logits))
-        except InputError as error:
-            self._leave(handle, error)
-
-    def _push(self, handle: Handle, token: int) -> None:
-        row = handle._row
-        if row.push(token):
-            self.statistics.tokens_written += 1
-            handle._give(token)
-        if row.stop_reason is not None:
-            self._leave(handle, row.completion())
-        elif handle._window and self.cache.length(_slot(handle)) + 1 == self.max_length:  # no room for more
-            handle._unread = handle._window.of([*row.prompt, *row.ids])
-            self.cache.empty(_slot(handle))
-
-    def _leave(self, handle: Handle, outcome: Completion | Exception) -> None:
-        self.cache.give_back(_slot(handle))
+    def _leave(self, sequence: Sequence, outcome: Completion | Exception) -> None:
         with self.changed:
-            self._running.remove(handle)
+            handle = self._running.pop(sequence)
         self._finish(handle, outcome)
 
-    def _finish(self, handle: Handle, outcome: Completion | Exception) -> None:
+    def _finish(self, handle: RequestHandle, outcome: Completion | Exception) -> None:
         with self.changed:
             if isinstance(outcome, Exception):
                 self.statistics.failed += 1
@@ -381,9 +304,48 @@ class Engine:
                 self.statistics.cancelled += 1
             else:
                 self.statistics.finished += 1
-        handle._end(outcome)
+        self.statistics.tokens_written += handle._update(outcome)
 
 
-def _slot(handle: Handle) -> int:
-    assert handle._slot is not None, "the request is running"
-    return handle._slot
+class EngineThread:
+    """A thread that drives an engine between `with` and its end, so that other threads can wait for tokens.
+
+    It sleeps while there is nothing to do. The end cancels what is not finished, and closes the engine. If a
+    step fails, all requests end with its error, and no more are taken.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._drive, name="minigpt engine", daemon=True)
+
+    def __enter__(self) -> Engine:
+        assert not self._engine.is_driven, "one thread drives an engine"
+        self._engine.is_driven = True
+        self._thread.start()
+        return self._engine
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._engine.changed:
+            self._is_closing = True
+            self._engine.changed.notify_all()
+        self._thread.join()
+        self._engine.is_driven = False
+
+    def _drive(self) -> None:
+        engine = self._engine
+        try:
+            while True:
+                with engine.changed:
+                    engine.changed.wait_for(lambda: self._is_closing or not engine.is_idle)
+                if self._is_closing:
+                    engine.close()
+                    return
+                engine.step()
+        except Exception as error:
+            engine.fail(error)

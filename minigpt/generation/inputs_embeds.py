@@ -1,7 +1,7 @@
 """Prompts as vectors instead of ids: Hugging Face's inputs_embeds, for soft prompts and for looking inside.
 
-The models read ids. So they are given as many ids as there are vectors, and the vectors take the place of
-what the embedding made of those. A model's own positions are added as ever.
+The models read ids. So they are given as many ids as there are vectors, and the vectors replace what the
+embedding makes of those. The model adds its own positions as always.
 
 Letters in shapes: B rows, S columns, C channels.
 """
@@ -33,7 +33,7 @@ def placeholders(
         InputError: if there are prompts as ids, too; for vectors of another shape, or that are no numbers.
     """
     if prompts:
-        raise InputError("prompts and inputs_embeds both say what to write on from: leave the prompts empty")
+        raise InputError("prompts and inputs_embeds both say what to continue: leave the prompts empty")
     width = token_embedding(model).weight.shape[1]
     for number, vectors in enumerate(inputs_embeds, 1):
         if vectors.ndim != 2 or vectors.shape[1] != width or not vectors.is_floating_point():
@@ -47,13 +47,12 @@ def placeholders(
 
 
 @contextmanager
-def replaced_embeddings(model: LanguageModel, rows: Sequence[Tensor]) -> Iterator[None]:
-    """Meanwhile the embedding of ids (B, S) gives these vectors, (tokens, C) for each row, on the right."""
+def replaced_embeddings(model: LanguageModel, vectors: Tensor) -> Iterator[None]:
+    """Meanwhile the embedding of ids (1, S) gives these vectors (tokens, C) in the first places."""
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output = output.clone()  # (B, S, C)
-        for row, vectors in zip(output, rows, strict=True):
-            row[len(row) - len(vectors) :] = vectors
+        output = output.clone()  # (1, S, C)
+        output[0, : len(vectors)] = vectors
         return output
 
     hook = token_embedding(model).register_forward_hook(replace)

@@ -119,14 +119,12 @@ def make_processors(
     eos_token_ids: Sequence[int],
     vocab_size: int,
     device: torch.device,
-    constraint: Callable[[], Processor] | None = None,
     tokens: int | None = None,
 ) -> list[Processor]:
     """What the options ask for, in order; each is called with logits, ids and the number of new ids.
 
     Args:
-        constraint: makes the one that comes last: see minigpt.generation.constraints.
-        tokens: how many ids there are tokens for; the rows of the vocabulary behind them never come.
+        tokens: ids from here on have no token, and never come; None: all have one.
     """
     found: list[Processor] = []
     if tokens is not None and tokens < vocab_size:
@@ -161,4 +159,4 @@ def make_processors(
         found.append(
             lambda logits, _, new: forbid(logits, eos_token_ids) if new < options.min_new_tokens else logits
         )
-    return [*found, constraint()] if constraint else found
+    return found

@@ -1,80 +1,98 @@
-"""Tokens into a model and its cache, logits out: by one call of C where there is one, else by PyTorch.
+"""Tokens into a model and its cache, logits out, by PyTorch: the slow twin of minigpt.generation.native.
 
-    reader = Reader(model)
-    logits = reader.read(prompt, cache)              # one row, (1, V)
-    logits = reader.read_rows(tokens, slots, cache)  # one token of each of several rows, (n, V)
+    runner = TorchRunner(model)
+    logits = runner.prefill([prompt], [slot], cache)      # (1, V), behind the prompt
+    logits = runner.decode([[token]], [slot], cache)      # (1, V), behind the token
 
-A token that is read natively gets the same bits in any company. PyTorch's products of several tokens are
-rounded in another order than those of one; so of it this holds only up to the last bits.
+PyTorch rounds a product of several tokens in another order than a product of one. So the last bits of a
+token's logits depend on what else is in the call; in C they do not.
 
-Letters in shapes: T tokens, n rows, V entries of the vocabulary.
+Letters in shapes: n rows, T tokens, C channels, V entries of the vocabulary.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from minigpt.families.registry import LanguageModel
-from minigpt.generation.cache import KeyValueCache
-from minigpt.generation.native import native_step
-from minigpt.generation.slot_cache import SlotCache
+from minigpt.generation import sampling
+from minigpt.generation.cache import CacheView, KeyValueCache
+from minigpt.generation.inputs_embeds import replaced_embeddings
+from minigpt.generation.output import Recorder
 
-__all__ = ["Reader"]
+__all__ = ["TorchRunner"]
 
 
-class Reader:
-    """What reads for one model, which is in eval mode; not for several threads at once.
+class TorchRunner:
+    """Runs one model, which is in eval mode; not for several threads at once."""
 
-    Args:
-        cache_implementation: of the caches that it will be given: C reads "static" ones alone.
-    """
+    in_any_slot = False  # slots that are not side by side are copied for each token
 
-    def __init__(self, model: LanguageModel, cache_implementation: str = "static") -> None:
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.native = native_step(model) if cache_implementation == "static" else None
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._device = next(model.parameters()).device
 
-    def read(
-        self, ids: Sequence[int], cache: KeyValueCache, wanted: int = 1, same_bits: bool = False
+    def prefill(
+        self,
+        pieces: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        cache: KeyValueCache,
+        embeds: Tensor | None = None,
+        recorder: Recorder | None = None,
     ) -> Tensor:
-        """The next T tokens of a cache of one row -> logits of the last `wanted`, (wanted, V).
+        """The next tokens of each slot -> logits of each one's last token, (n, V).
+
+        Several slots must hold equally many tokens: their pieces are one batch, padded on the right.
 
         Args:
-            same_bits: read natively, wherever that is possible, even if PyTorch were faster: each token's
-                logits are then those that it has when it is read alone. Without, a prompt is read as
-                minigpt.generation.batch reads it.
+            embeds: (tokens, C), vectors in place of the first tokens, of the only piece.
+            recorder: gets hidden states and attentions, of the only piece.
         """
-        is_plain = type(cache) is KeyValueCache  # C reads floats
-        if self.native and is_plain and (same_bits or self.native.takes(len(ids))):
-            past = cache.length
-            places = torch.arange(past, past + len(ids))
-            return self.native(torch.tensor([ids]), places, 0, cache, wanted)
-        return self._logits(self.model.base_model(self._row(ids), past_key_values=cache), wanted)
+        counts = [len(piece) for piece in pieces]
+        T = max(counts)
+        view = cache.view(slots, counts)
+        padded = [[*piece, *[0] * (T - len(piece))] for piece in pieces]
+        hidden = self._hidden(padded, view, embeds, recorder)  # (n, T, C)
+        last = [count - 1 for count in counts]
+        return self._logits(hidden[:, -1] if min(last) == T - 1 else hidden[torch.arange(len(last)), last])
 
-    def read_slot(self, ids: Sequence[int], slot: int, cache: SlotCache) -> Tensor:
-        """The next tokens of one slot -> logits of the last one, (1, V)."""
-        if self.native and type(cache) is SlotCache and self.native.takes(len(ids)):
-            return self.native.ragged([ids], [slot], cache)
-        return self._logits(self.model.base_model(self._row(ids), past_key_values=cache.row(slot)), 1)
+    def decode(
+        self,
+        rows: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        cache: KeyValueCache,
+        recorder: Recorder | None = None,
+    ) -> Tensor:
+        """The next tokens of each slot -> logits of all of them, slot by slot, (tokens, V)."""
+        if max(map(len, rows)) == 1:
+            return self._logits(self._hidden(rows, cache.view(slots), None, recorder)[:, -1])
+        found = []
+        for row, slot in zip(rows, slots):  # guesses: of each slot another number
+            found.append(self._hidden([row], cache.view([slot], [len(row)]), None, recorder)[0])
+        return self._logits(torch.cat(found))
 
-    def read_rows(self, tokens: Sequence[int], slots: Sequence[int], cache: SlotCache) -> Tensor:
-        """The next token of each slot -> logits (n, V)."""
-        if self.native and type(cache) is SlotCache:
-            return self.native.ragged([[token] for token in tokens], slots, cache)
-        rows = cache.rows(slots)
-        hidden = self.model.base_model(self._row(tokens).T, rows.mask, rows.positions, rows)  # (n, 1, C)
-        logits: Tensor = self.model.lm_head(hidden[:, -1]).float()  # (n, V)
-        return logits
+    def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
+        """The token with the highest logit in each row, the first of several, and this logit."""
+        tokens = sampling.greedy(logits)
+        return tokens.tolist(), logits.gather(-1, tokens[:, None])[:, 0].tolist()
 
-    def _row(self, ids: Sequence[int]) -> Tensor:
-        row = torch.tensor([ids])  # (1, T)
-        if (
-            self.device.type == "cuda"
-        ):  # pinned: else the host would wait for all that the device still has to do
-            return row.pin_memory().to(self.device, non_blocking=True)
-        return row.to(self.device)
+    def _hidden(
+        self, ids: Sequence[Sequence[int]], view: CacheView, embeds: Tensor | None, recorder: Recorder | None
+    ) -> Tensor:
+        given = torch.tensor(ids)  # (n, T)
+        if self._device.type == "cuda":  # pinned: else the host would wait for all pending work of the device
+            given = given.pin_memory()
+        with contextlib.ExitStack() as stack:
+            if embeds is not None and view.length == 0:
+                stack.enter_context(replaced_embeddings(self._model, embeds))
+            attentions = stack.enter_context(recorder.watching(self._model)) if recorder else None
+            hidden: Tensor = self._model.base_model(
+                given.to(self._device, non_blocking=True), view.mask, view.positions, view, attentions
+            )  # (n, T, C)
+        return hidden
 
-    def _logits(self, hidden: Tensor, wanted: int) -> Tensor:
-        logits: Tensor = self.model.lm_head(hidden[0, -wanted:]).float()  # (1, T, C) -> (wanted, V)
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._model.lm_head(hidden).float()  # (n, C) -> (n, V)
         return logits

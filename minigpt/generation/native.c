@@ -49,8 +49,7 @@ typedef struct {
 
 typedef struct {                             // one token of the call
     int64_t id;
-    int32_t position;                        // its place in its text
-    int32_t slot, column, first;             // its row of the cache, its place there, the first place it sees
+    int32_t slot, column;                    // its row of the cache, its place there and in its text
     int32_t wanted;                          // are its logits asked for?
 } Token;
 
@@ -274,7 +273,7 @@ static void embed(const Operation *op, const Token *tokens, int64_t begin, int64
         else
             for (int64_t c = 0; c < C; c++) out[c] = brain_to_float(narrow[c]);
         if (op->positions)
-            for (int64_t c = 0; c < C; c++) out[c] += op->positions[tokens[t].position * C + c];
+            for (int64_t c = 0; c < C; c++) out[c] += op->positions[(int64_t)tokens[t].column * C + c];
     }
 }
 
@@ -310,9 +309,9 @@ static void remember(const Operation *op, const Token *tokens, int64_t begin, in
         int head = (int)(task % (H + 2 * G));
         const Token *t = tokens + task / (H + 2 * G);
         float *x = (float *)op->in + (t - tokens) * width + (int64_t)head * D;
-        if (head < H) prepare_head(op, op->q_norm, t->position, x, x);
+        if (head < H) prepare_head(op, op->q_norm, t->column, x, x);
         else if (head < H + G)
-            prepare_head(op, op->k_norm, t->position, x, cached(op, op->cached_keys, columns, t, head - H, t->column));
+            prepare_head(op, op->k_norm, t->column, x, cached(op, op->cached_keys, columns, t, head - H, t->column));
         else memcpy(cached(op, op->cached_values, columns, t, head - H - G, t->column), x, D * sizeof(float));
     }
 }
@@ -372,16 +371,16 @@ static void softmax(float *scores, int64_t S, float factor) {
 typedef struct {                             // one head of one token
     const float *q, *k, *v;                  // (D,), (S, D), (S, D)
     float *out;                              // (D,)
-    int64_t S;                               // below 1: padding, of which nothing is asked
+    int64_t S;
 } Query;
 
 static Query query(const Operation *op, const Token *tokens, int n, int64_t task, int64_t columns) {
     int H = op->heads, G = op->kv_heads, D = op->head_dim, head = (int)(task / n), g = head / (H / G);
     const Token *t = tokens + task % n;      // head by head: its keys and values stay in a core's cache
     return (Query){op->in + (t - tokens) * (int64_t)(H + 2 * G) * D + (int64_t)head * D,
-                   cached(op, op->cached_keys, columns, t, g, t->first),
-                   cached(op, op->cached_values, columns, t, g, t->first),
-                   op->out + (t - tokens) * (int64_t)H * D + (int64_t)head * D, t->column - t->first + 1};
+                   cached(op, op->cached_keys, columns, t, g, 0),
+                   cached(op, op->cached_values, columns, t, g, 0),
+                   op->out + (t - tokens) * (int64_t)H * D + (int64_t)head * D, t->column + 1};
 }
 
 // Queries that see the same keys are taken TOGETHER, two at a time, and so many keys that they stay in a core's first
@@ -404,7 +403,7 @@ static void attend(const Operation *op, const Token *tokens, int n, int64_t begi
 #if FAST
         keys = 4096 / D / HIGH * HIGH;       // 16 KiB
 #endif
-        shared = keys && paired && D % 8 == 0 && shared > 0 ? shared / keys * keys : 0;
+        shared = keys && paired && D % 8 == 0 ? shared / keys * keys : 0;
 #if FAST
         for (int64_t s = 0; s < shared; s += keys)
             for (int i = 0; i < paired; i += 2)
@@ -470,7 +469,7 @@ enum { GLANCE = 512 };
 
 // Of each row of scores (rows, V): where its highest number is, the first of several, and the number; NaN if the
 // row has one.
-void minigpt_likeliest(const float *scores, int rows, int64_t V, int64_t *places, float *highest) {
+void minigpt_argmax(const float *scores, int rows, int64_t V, int64_t *places, float *highest) {
     for (int r = 0; r < rows; r++) {
         const float *row = scores + r * V;
         int64_t place = 0;

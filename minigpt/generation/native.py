@@ -1,38 +1,44 @@
 """Decoding on a CPU at the memory's speed: tokens through the whole model in one call of C.
 
-    step = native_step(model)          # None where there is no compiler, or a model that it does not know
-    logits = step(ids, positions, first, cache)                                        # (B, T) -> (B, V)
-    logits = step.ragged([[5, 7], [3]], [0, 4], slots)      # rows of different lengths; see .slots
+    runner = runner_for(model)     # a TorchRunner where there is no compiler, or no float32 model on a CPU
+    logits = runner.decode([[5], [3]], [0, 4], cache)      # a token in each of two slots -> (2, V)
 
-`native.c` executes a list of three kinds of operations (`products.h`: what takes their time); this module
-writes the list from a model's own modules and weights, which it neither copies nor changes. So there is no
-second model that could drift from the first: the PyTorch modules are the twin, and the tests hold both
-together. The library is compiled at first use (.native_library).
+`native.c` executes a list of three kinds of operations (`products.h`: what takes their time). The family's
+folder writes the list from a model's own modules and weights, which it neither copies nor changes. So there
+is no second model that could drift from the first: the PyTorch modules are the slow twin, and the tests hold
+both together. The library is compiled at first use (.native_library).
 
-A token's logits have the same bits whatever else is in the call: other rows, or tokens of its own row.
+A token's logits have the same bits whatever else is in the call: other slots, or other tokens of its own.
 
-Letters in shapes: B rows, T tokens of each given now, V entries of the vocabulary.
+Letters in shapes: n slots, H heads of queries, G of keys and values, D channels of one head, V entries of the
+vocabulary.
 """
 
 import contextlib
 import ctypes
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM, rope_tables
-from minigpt.families.registry import LanguageModel
+from minigpt.families.registry import LanguageModel, family_of
 from minigpt.generation.cache import KeyValueCache
+from minigpt.generation.model_runner import TorchRunner
 from minigpt.generation.native_library import system_build
-from minigpt.generation.slot_cache import SlotCache
-from minigpt.model import GPTLMHeadModel
+from minigpt.generation.output import Recorder
 from minigpt.weights.quantized import QuantizedLinear
 
-__all__ = ["NativeStep", "NativeStepWarning", "dtype_to_load", "native_step", "without_warning"]
+__all__ = [
+    "NativeRunner",
+    "NativeStepWarning",
+    "OperationList",
+    "dtype_to_load",
+    "runner_for",
+    "without_warning",
+]
 
 _FEW = 64  # with more tokens, torch's products of float32 are faster
 # Multiplications for which a further thread is woken. With fewer it gains microseconds on a quiet machine; on
@@ -59,13 +65,13 @@ class _Operation(ctypes.Structure):
     )
 
 
-_TOKEN = np.dtype(
-    {
-        "names": ["id", "position", "slot", "column", "first", "wanted"],
-        "formats": ["i8", "i4", "i4", "i4", "i4", "i4"],
-    },
-    align=True,
-)
+class _Token(ctypes.Structure):
+    """As `Token` in native.c."""
+
+    _fields_ = (
+        ("id", ctypes.c_int64),
+        *[(name, ctypes.c_int32) for name in ("slot", "column", "wanted")],
+    )
 
 
 class NativeStepWarning(RuntimeWarning):
@@ -113,161 +119,122 @@ def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
     return "stored" if device.type == "cpu" and library() is not None else None
 
 
-class _Call:
-    """What calls of one shape have in common, made once.
-
-    After a step of some hundred megabytes all of Python, NumPy and torch is gone from the processor's caches,
-    and torch's small operations take ten times as long as usual, twenty to fifty microseconds each.
-    """
-
-    def __init__(self, B: int, T: int, wanted: int, logits: Tensor) -> None:
-        self.shape = B, T, wanted
-        self.tokens = np.zeros((B, T), _TOKEN)
-        self.tokens["slot"] = np.arange(B)[:, None]
-        self.tokens["wanted"][:, -wanted:] = 1
-        self.id, self.position, self.column, self.first = (
-            self.tokens[name] for name in ("id", "position", "column", "first")
-        )
-        self.begin: int = self.tokens.ctypes.data
-        self.places = np.arange(T)
-        self.logits = logits[: B * wanted]
-        self.rows, self.V = B * wanted, ctypes.c_int64(logits.shape[1])
-        self.address = ctypes.c_void_p(self.logits.data_ptr())
-        self.likeliest, self.highest = (ctypes.c_int64 * self.rows)(), (ctypes.c_float * self.rows)()
-
-
-def native_step(model: LanguageModel) -> "NativeStep | None":
-    """A NativeStep, where one is possible: float32 activations on a CPU, known modules, a C compiler.
+def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
+    """What runs a model: C where that is possible, for float32 activations on a CPU with a C compiler.
 
     Warns once a process, with NativeStepWarning, where only the compiler is missing.
     """
     one = next(model.parameters())
     if one.device.type != "cpu" or one.dtype != torch.float32:
-        return None
-    if not isinstance(model, GPTLMHeadModel | Qwen3ForCausalLM):
-        return None
+        return TorchRunner(model)
     if library() is None:
         _warn_once()
-        return None
-    return NativeStep(model)
+        return TorchRunner(model)
+    return NativeRunner(model)
 
 
-class NativeStep:
+class NativeRunner:
     """The list of operations of one model, and the scratch memory that they work in.
 
     Weights are used where they lie: make a new one if a module is replaced or quantised, not if training has
-    changed the values.
+    changed the values. Arguments and results of `prefill` and `decode` are those of TorchRunner; the logits
+    are to be used before the next call.
     """
+
+    in_any_slot = True  # C gets the slot of each token: none is copied
+    _workspace: Tensor
+    # of the last call
+    _sizes: tuple[int, ...]  # tokens, columns of the cache, threads
+    _numbers: tuple[Any, ...]  # for C
+    _logits: Tensor | None
+    _n_logits: int
+    _found: tuple[Any, Any] | None  # where C writes the most likely tokens, and their logits
 
     def __init__(self, model: LanguageModel) -> None:
         self._library: Any = library()
         self._model = model
-        self.any_length = isinstance(model.lm_head, QuantizedLinear)
-        self._room_for(1)
+        self._any_length = isinstance(model.lm_head, QuantizedLinear)
+        self._allocate(1)
+
+    @functools.cached_property
+    def torch(self) -> TorchRunner:
+        """For what C does not do, or not as fast."""
+        return TorchRunner(self._model)
 
     def takes(self, tokens: int) -> bool:
-        """Is this the faster way for so many tokens? Of weights in fewer bits than 32 always."""
-        return self.any_length or tokens <= _FEW
+        """Is C faster for so many tokens? For weights in fewer bits than 32 always."""
+        return self._any_length or tokens <= _FEW
 
-    def _room_for(self, n: int) -> None:
-        """Scratch memory for n tokens, and the list of operations, which names it."""
-        self._n = n
-        self._keep: list[Tensor] = []  # C sees addresses only: somebody must hold the tensors
-        self._scratch: dict[str, Tensor] = {}
-        self._notes = torch.empty(0, dtype=torch.uint8)
-        self._sizes: tuple[int, ...] = ()  # of the last call: tokens, columns of the cache, threads
-        self._numbers: tuple[Any, ...] = ()  # for C
-        self._last: _Call | None = None
-        self._bound: KeyValueCache | SlotCache | None = None
-        model = self._model
-        operations = list(_gpt(self, model) if isinstance(model, GPTLMHeadModel) else _qwen3(self, model))
-        operations[-1].wanted = 1
-        self._operations = (_Operation * len(operations))(*operations)
-        self._attentions = [op for op in self._operations if op.kind == _ATTENTION]
-        self._widest = max(operation.n_in for operation in operations)
-        self._products = sum(op.n_in * op.n_out * (2 if op.act == _SWIGLU else 1) for op in operations)
-        self._of_attention = sum(2 * op.heads * op.head_dim for op in operations)  # for each token it sees
-
-    def __call__(
+    def prefill(
         self,
-        ids: "Tensor | np.ndarray[Any, Any]",
-        positions: Tensor | int,
-        first: Tensor | int,
+        pieces: Sequence[Sequence[int]],
+        slots: Sequence[int],
         cache: KeyValueCache,
-        wanted: int = 1,
+        embeds: Tensor | None = None,
+        recorder: Recorder | None = None,
     ) -> Tensor:
-        """The next T tokens of each row -> logits of the last one, (B, V), to be used before the next call.
+        """The next tokens of each slot -> logits of each one's last token, (n, V)."""
+        if embeds is not None or recorder is not None or not self.takes(sum(map(len, pieces))):
+            return self.torch.prefill(pieces, slots, cache, embeds, recorder)
+        return self._run(pieces, slots, cache, every=False)
 
-        Args:
-            ids: (B, T); they are added to the cache.
-            positions: (B, T): each token's place in its text; a number: the first one's, in all rows.
-            first: (B,) or a number: the first column of the cache that is no padding.
-            wanted: of each row's last n tokens the logits are returned, (B * n, V), row by row.
-        """
-        (B, T), past = ids.shape, cache.length
-        assert 1 <= wanted <= T, "logits of tokens that are not given"
-        if cache.rows != B or past + T > cache.max_length:
-            raise ValueError(
-                f"the cache has {cache.rows} rows and room for {cache.max_length - past} tokens: got {B}, {T}"
-            )
-        if self._n < B * T:
-            self._room_for(B * T)
-        if self._bound is not cache:
-            self._bind(cache)
-        if self._last is None or self._last.shape != (B, T, wanted):
-            self._last = _Call(B, T, wanted, self._scratch["logits"])
-        last = self._last
-        last.id[:] = ids
-        last.column[:] = last.places + past
-        last.position[:] = last.places + positions if isinstance(positions, int) else positions
-        last.first[:] = first if isinstance(first, int) else first[:, None]
-        self._run(last.begin, B * T, past + T, cache.max_length)
-        cache.advance(T)
-        return last.logits
-
-    def likeliest(self, logits: Tensor) -> tuple[list[int], list[float]] | None:
-        """Of each row the token with the highest score, the first of several, and this score.
-
-        NaN is the highest of a row that has one. None: these are not the logits of the last call.
-        """
-        last = self._last
-        if last is None or logits is not last.logits:
-            return None
-        self._library.minigpt_likeliest(last.address, last.rows, last.V, last.likeliest, last.highest)
-        return last.likeliest[:], last.highest[:]
-
-    def ragged(
-        self, ids: Sequence[Sequence[int]], slots: Sequence[int], cache: SlotCache, wanted: int = 1
+    def decode(
+        self,
+        rows: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        cache: KeyValueCache,
+        recorder: Recorder | None = None,
     ) -> Tensor:
-        """The next tokens of rows of different lengths, which need not be given equally many.
+        """The next tokens of each slot -> logits of all of them, slot by slot, (tokens, V)."""
+        if recorder is not None:
+            return self.torch.decode(rows, slots, cache, recorder)
+        return self._run(rows, slots, cache, every=True)
 
-        Args:
-            ids: of each row, at least `wanted`; they are added to the cache.
-            slots: (n,) which slot of the cache each row has.
-            wanted: of each row's last tokens that many rows of logits are returned, (n * wanted, V), to be
-                used before the next call.
+    def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
+        """The token with the highest logit in each row, the first of several, and this logit.
+
+        NaN is the highest of a row that has one.
         """
-        counts = [len(row) for row in ids]
-        starts = [cache.claim(slot, count) for slot, count in zip(slots, counts)]
-        assert min(counts) >= wanted >= 1, "logits of tokens that are not given"
-        if self._n < sum(counts):
-            self._room_for(sum(counts))
-        if self._bound is not cache:
-            self._bind(cache)
-        tokens = np.zeros(sum(counts), _TOKEN)
-        ends = np.cumsum(counts)
-        tokens["id"] = [token for row in ids for token in row]
-        tokens["slot"] = np.repeat(slots, counts)
-        tokens["column"] = np.arange(len(tokens)) + np.repeat(np.array(starts) - ends + counts, counts)
-        tokens["position"] = tokens["column"]
-        tokens["wanted"][(ends[:, None] - np.arange(wanted) - 1).ravel()] = 1
-        self._run(tokens.ctypes.data, tokens.size, int(tokens["column"].max()) + 1, cache.max_length)
-        for slot, count in zip(slots, counts):
-            cache.advance(slot, count)
-        return self._scratch["logits"][: len(counts) * wanted]
+        if logits is not self._logits:  # not those of the last call
+            return self.torch.argmax(logits)
+        if self._found is None or len(self._found[0]) != self._n_logits:
+            self._found = (ctypes.c_int64 * self._n_logits)(), (ctypes.c_float * self._n_logits)()
+        address, V = ctypes.c_void_p(self._all_logits.data_ptr()), ctypes.c_int64(self._all_logits.shape[1])
+        self._library.minigpt_argmax(address, self._n_logits, V, *self._found)
+        return self._found[0][:], self._found[1][:]
 
-    def _run(self, address: int, n: int, longest: int, columns: int) -> None:
-        """The step of the n tokens at an address; `longest` tokens are seen by the one that sees most."""
+    def _run(
+        self, rows: Sequence[Sequence[int]], slots: Sequence[int], cache: KeyValueCache, every: bool
+    ) -> Tensor:
+        """The next tokens of each slot -> logits of every token, or of each slot's last one.
+
+        After a step of some hundred megabytes all of Python and torch is gone from the processor's caches,
+        and torch's small operations take twenty to fifty microseconds each: so there is none here.
+        """
+        n = sum(map(len, rows))
+        if self._n < n:
+            self._allocate(n)
+        if self._cache is not cache:
+            self._bind(cache)
+        tokens, place, longest = self._tokens, 0, 0
+        for row, slot in zip(rows, slots):
+            start = cache.reserve(slot, len(row))
+            for column, token in enumerate(row, start):
+                one = tokens[place]
+                one.id, one.slot, one.column, one.wanted = token, slot, column, every
+                place += 1
+            one.wanted = 1
+            longest = max(longest, column + 1)
+        self._step(n, longest, cache.max_length)
+        for row, slot in zip(rows, slots):
+            cache.advance(slot, len(row))
+        n_logits = n if every else len(rows)
+        if self._logits is None or self._n_logits != n_logits:
+            self._logits, self._n_logits = self._all_logits[:n_logits], n_logits
+        return self._logits
+
+    def _step(self, n: int, longest: int, columns: int) -> None:
+        """The step of the first n tokens; `longest` tokens are seen by the one that sees most."""
         of_token = self._products + self._of_attention * longest
         threads = min(1 + of_token * n // _FOR_A_THREAD, torch.get_num_threads())
         if self._sizes != (n, columns, threads):
@@ -279,52 +246,93 @@ class NativeStep:
                 ctypes.c_int(threads),
             )
             needed = self._library.minigpt_scratch(len(self._operations), *numbers)
-            if self._notes.nbytes < needed:
-                self._notes = torch.empty(needed, dtype=torch.uint8)
-            self._numbers = *numbers, ctypes.c_void_p(self._notes.data_ptr())
-        self._library.minigpt_step(
-            self._operations, len(self._operations), ctypes.c_void_p(address), *self._numbers
-        )
+            if self._workspace.nbytes < needed:
+                self._workspace = torch.empty(needed, dtype=torch.uint8)
+            self._numbers = *numbers, ctypes.c_void_p(self._workspace.data_ptr())
+        self._library.minigpt_step(self._operations, len(self._operations), self._tokens, *self._numbers)
 
-    def _bind(self, cache: KeyValueCache | SlotCache) -> None:
+    def _allocate(self, n: int) -> None:
+        """Scratch memory for n tokens, and the list of operations, which names it."""
+        self._n = n
+        self._tokens = (_Token * n)()
+        self._workspace: Tensor = torch.empty(0, dtype=torch.uint8)
+        self._sizes, self._numbers, self._logits, self._n_logits, self._found = (), (), None, 0, None
+        self._cache: KeyValueCache | None = None
+        self._list = OperationList(n)
+        family = family_of(self._model.config)
+        family.list_operations(self._list, self._model)
+        self._rotary_table = family.rotary_table
+        operations = self._list.operations
+        operations[-1].wanted = 1
+        self._all_logits = self._list.scratch["logits"]  # (n, V)
+        self._operations: Any = (_Operation * len(operations))(*operations)
+        self._attentions = [op for op in self._operations if op.kind == _ATTENTION]
+        self._widest: int = max(operation.n_in for operation in operations)
+        self._products: int = sum(op.n_in * op.n_out * (2 if op.act == _SWIGLU else 1) for op in operations)
+        self._of_attention: int = sum(
+            2 * op.heads * op.head_dim for op in operations
+        )  # for each token it sees
+
+    def _bind(self, cache: KeyValueCache) -> None:
         for layer, operation in enumerate(self._attentions):
             keys, values = cache.layer(layer)
             operation.cached_keys, operation.cached_values = keys.data_ptr(), values.data_ptr()
-        config = self._model.config
-        if isinstance(config, Qwen3Config):  # a token's position is never beyond its column
-            turns = rope_tables(torch.arange(cache.max_length), config)  # (1, S_max, D/2) each
-            self._turns = torch.cat(turns, dim=-1)[0].contiguous()  # (S_max, D): cos, then sin
+        if self._rotary_table is not None:
+            self._rotations = self._rotary_table(self._model.config, cache.max_length)  # (S_max, D)
             for operation in self._attentions:
-                operation.positions = self._turns.data_ptr()
-        self._bound = cache
+                operation.positions = self._rotations.data_ptr()
+        self._cache = cache
 
-    # -- writing the list -----------------------------------------------------------------------------------
 
-    def _room(self, name: str, width: int) -> Tensor:
-        """Scratch memory (n, width) of this name."""
-        if name not in self._scratch:
-            # of many tokens' logits few are wanted: what is not touched takes no memory
-            make = torch.empty if name == "logits" else torch.zeros
-            self._scratch[name] = make(self._n, width)
-        return self._scratch[name]
+class OperationList:
+    """What a family's `native.py` writes a model's operations into, for calls of up to n tokens."""
 
-    def _operation(self, kind: int, **values: Any) -> _Operation:
-        operation = _Operation(kind=kind, wait=1)
-        if "weight" in values:
-            operation.dtype = _DTYPES[values["weight"].dtype]
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                assert value.stride(-1) == 1, name
-                self._keep.append(value.detach())
-                value = value.data_ptr()
-            setattr(operation, name, value)
-        return operation
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self.operations: list[_Operation] = []
+        self.scratch: dict[str, Tensor] = {}  # name -> (n, width)
+        self._keep: list[Tensor] = []  # C sees addresses only: the tensors must stay
 
-    def _product(
-        self, layer: "nn.Linear | QuantizedLinear", source: Tensor, out: Tensor, norm: Any = None, **more: Any
-    ) -> _Operation:
-        """out = activation(linear(norm(source))); `values`, a layer too, makes the activation SwiGLU's."""
+    def buffer(self, name: str, width: int) -> Tensor:
+        """Scratch memory (n, width); the last operation's is called "logits"."""
+        # few of many tokens' logits are wanted: what is not touched takes no memory
+        make = torch.empty if name == "logits" else torch.zeros
+        self.scratch[name] = make(self._n, width)
+        return self.scratch[name]
+
+    def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
+        """out = table[ids], and the positions' vectors, if there are any."""
+        more = {} if positions is None else {"positions": positions}
+        self._add(_EMBED, n_out=table.shape[1], weight=table, out=out, **more)
+
+    def attention(
+        self, qkv: Tensor, out: Tensor, heads: int, kv_heads: int, head_dim: int, **more: Any
+    ) -> None:
+        """out = attention of qkv: H queries, G keys, G values of each token, side by side.
+
+        Args:
+            more: q_norm and k_norm, weights of RMSNorm (D,), with its eps.
+        """
+        self._add(_ATTENTION, heads=heads, kv_heads=kv_heads, head_dim=head_dim, input=qkv, out=out, **more)
+
+    def product(
+        self,
+        layer: "nn.Linear | QuantizedLinear",
+        source: Tensor,
+        out: Tensor,
+        norm: Any = None,
+        act: Literal["gelu_tanh", "gelu_exact"] | None = None,
+        **more: Any,
+    ) -> None:
+        """out = activation(linear(norm(source))).
+
+        Args:
+            more: `values`, a second layer: the activation is SwiGLU's, and `layer` gives its gates; `add=1`:
+                out += ...; `wait=0`: the next operation does not read out.
+        """
         values = more.pop("values", None)
+        if act is not None:
+            more["act"] = _GELU_TANH if act == "gelu_tanh" else _GELU_EXACT
         more["weight"] = layer.weight
         if isinstance(layer, QuantizedLinear) and layer.scale is not None:
             more["scale"] = layer.scale
@@ -341,53 +349,16 @@ class NativeStep:
                 more |= {"norm_bias": norm.bias, "norm": _LAYER_NORM}
         n_out, n_in = layer.weight.shape
         place = {"input": source, "out": out, "stride": out.stride(0)}
-        return self._operation(_PRODUCT, n_out=n_out, n_in=n_in, **place, **more)
+        self._add(_PRODUCT, n_out=n_out, n_in=n_in, **place, **more)
 
-
-def _any(modules: nn.ModuleList) -> Iterator[Any]:
-    yield from modules
-
-
-def _gpt(step: NativeStep, model: GPTLMHeadModel) -> Iterator[_Operation]:
-    config, body = model.config, model.transformer
-    C, H = config.n_embd, config.n_head
-    x, qkv, mixed = step._room("x", C), step._room("qkv", 3 * C), step._room("mixed", C)
-    wide, logits = step._room("wide", 4 * C), step._room("logits", config.vocab_size)
-    act = _GELU_TANH if config.gelu == "tanh" else _GELU_EXACT
-    yield step._operation(_EMBED, n_out=C, weight=body.wte.weight, positions=body.wpe.weight, out=x)
-    for block in _any(body.blocks):
-        yield step._product(block.attn.qkv_proj, x, qkv, norm=block.ln_1)
-        yield step._operation(_ATTENTION, heads=H, kv_heads=H, head_dim=C // H, input=qkv, out=mixed)
-        yield step._product(block.attn.out_proj, mixed, x, add=1)
-        yield step._product(block.mlp.c_fc, x, wide, norm=block.ln_2, act=act)
-        yield step._product(block.mlp.c_proj, wide, x, add=1)
-    yield step._product(model.lm_head, x, logits, norm=body.ln_f)
-
-
-def _qwen3(step: NativeStep, model: Qwen3ForCausalLM) -> Iterator[_Operation]:
-    config, body = model.config, model.model
-    C, D, H, G = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
-    x, qkv, mixed = step._room("x", C), step._room("qkv", (H + 2 * G) * D), step._room("mixed", H * D)
-    wide, logits = step._room("wide", config.intermediate_size), step._room("logits", config.vocab_size)
-    q, k, v = torch.split(qkv, [H * D, G * D, G * D], dim=1)  # side by side, as attention wants them
-    yield step._operation(_EMBED, n_out=C, weight=body.embed_tokens.weight, out=x)
-    for block in _any(body.layers):
-        attention, mlp, norm = block.self_attn, block.mlp, block.input_layernorm
-        yield step._product(attention.q_proj, x, q, norm=norm, wait=0)
-        yield step._product(attention.k_proj, x, k, norm=norm, wait=0)
-        yield step._product(attention.v_proj, x, v, norm=norm)
-        norms = {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight}
-        yield step._operation(
-            _ATTENTION,
-            heads=H,
-            kv_heads=G,
-            head_dim=D,
-            input=qkv,
-            out=mixed,
-            eps=attention.q_norm.eps,
-            **norms,
-        )
-        yield step._product(attention.o_proj, mixed, x, add=1)
-        yield step._product(mlp.gate_proj, x, wide, norm=block.post_attention_layernorm, values=mlp.up_proj)
-        yield step._product(mlp.down_proj, wide, x, add=1)
-    yield step._product(model.lm_head, x, logits, norm=body.norm)
+    def _add(self, kind: int, **values: Any) -> None:
+        operation = _Operation(kind=kind, wait=1)
+        if "weight" in values:
+            operation.dtype = _DTYPES[values["weight"].dtype]
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                assert value.stride(-1) == 1, name
+                self._keep.append(value.detach())
+                value = value.data_ptr()
+            setattr(operation, name, value)
+        self.operations.append(operation)

@@ -12,11 +12,11 @@ included; `max_matching_ngram_size` is 3 (theirs 2), and `num_assistant_tokens` 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 from minigpt.errors import InputError, check_ranges
 
-__all__ = ["DEFAULT_NEW_TOKENS", "GenerationOptions", "check_ids", "id_list"]
+__all__ = ["DEFAULT_NEW_TOKENS", "PAIRS", "GenerationOptions", "check_ids", "id_list", "refuse_pair"]
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -128,8 +128,6 @@ class GenerationOptions:
     """with assistant_model: guesses at a time"""
     use_cache: bool = True
     """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
-    cache_implementation: Literal["static", "quantized"] = "static"
-    """quantized: keys and values of earlier tokens in int8, a quarter of the memory"""
     max_cache_mib: float | None = None
     """refuse to start where keys and values of one batch take more MiB; left out: no limit"""
 
@@ -153,15 +151,10 @@ class GenerationOptions:
         early = self.early_stopping
         if not (isinstance(early, bool) or early == "never"):
             raise InputError(f'early_stopping must be True, False or "never": got early_stopping={early!r}')
-        if self.cache_implementation not in _CACHES:
-            raise InputError(
-                f"cache_implementation must be one of {', '.join(_CACHES)}: got "
-                f"cache_implementation={self.cache_implementation!r}"
-            )
         self._check_ids()
         self._check_stop_strings()
         self._check_constraint()
-        self._check_together()
+        self._check_pairs()
 
     def _check_ids(self) -> None:
         bias = {} if self.logit_bias is None else self.logit_bias
@@ -209,42 +202,27 @@ class GenerationOptions:
                 f"json_schema must be a dictionary, or its JSON as text: got json_schema={self.json_schema!r}"
             )
 
-    def _check_together(self) -> None:
+    def _check_pairs(self) -> None:
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise InputError(
                 f"min_new_tokens must be at most max_new_tokens: got min_new_tokens={self.min_new_tokens} "
                 f"and max_new_tokens={self.max_new_tokens}"
-            )
-        if self.num_beams > 1 and self.do_sample:
-            raise InputError(
-                f"num_beams={self.num_beams} follows the likeliest beginnings and draws nothing: leave out "
-                "do_sample, or num_beams"
             )
         if self.sinks and (self.window is None or self.sinks >= self.window):
             raise InputError(
                 "sinks are the first tokens of a window, and fewer than it has: got "
                 f"sinks={self.sinks}, window={self.window}"
             )
-        if self.special:
-            others = ["window"] if self.special != "window" and self.window is not None else []
-            others += ["num_beams"] if self.num_beams > 1 else []
-            others += [] if self.use_cache else ["use_cache"]
+        if self.num_beams > 1:
+            others = ["do_sample"] if self.do_sample else []
+            others += [] if self.prompt_lookup_num_tokens is None else ["prompt_lookup_num_tokens"]
             for name in [*others, *self.reports]:
-                raise InputError(
-                    f"{name}={getattr(self, name)} does not go with {self.special}: leave out one"
-                )
-        if self.num_beams > 1 and self.reports:
+                refuse_pair("num_beams", self.num_beams, name)
+        most = self.num_return_sequences
+        if most > 1 and not self.do_sample and most > self.num_beams:
             raise InputError(
-                f"{self.reports[0]} is not available with num_beams={self.num_beams}: sequences_scores is"
-            )
-        if (
-            self.num_return_sequences > 1
-            and not self.do_sample
-            and self.num_return_sequences > self.num_beams
-        ):
-            raise InputError(
-                f"num_return_sequences={self.num_return_sequences} needs do_sample, or at least as many "
-                f"beams: the likeliest tokens make one sequence, num_beams={self.num_beams}"
+                f"num_return_sequences={most} needs do_sample, or at least as many beams: the most likely "
+                f"tokens make one sequence, num_beams={self.num_beams}"
             )
 
     @property
@@ -261,15 +239,14 @@ class GenerationOptions:
         return [name for name in _CONSTRAINTS if getattr(self, name) not in (None, (), [])]
 
     @property
-    def special(self) -> str | None:
-        """Which option makes rows be written one by one: guesses, or else a window."""
-        names = ("prompt_lookup_num_tokens", "window")
-        return next((name for name in names if getattr(self, name) is not None), None)
+    def changes_scores(self) -> bool:
+        """Is there an option that changes scores by the text so far, or by the token?"""
+        return any(getattr(self, name) != getattr(GenerationOptions, name) for name in _PROCESSORS)
 
     @property
     def reports(self) -> list[str]:
         """The names of the outputs that were asked for."""
-        asked = [name for name in _SWITCHES if name.startswith("output_") and getattr(self, name)]
+        asked = [name for name in _REPORTS if getattr(self, name)]
         return asked if self.logprobs is None else [*asked, "logprobs"]
 
     @property
@@ -304,11 +281,28 @@ class GenerationOptions:
             check_ids("eos_token_id", id_list(self.eos_token_id), vocab_size)
 
 
-_CACHES = ("static", "quantized")
 _CONSTRAINTS = ("choices", "regex", "json_schema")
-_SWITCHES = (
-    "do_sample", "use_cache", "output_scores", "output_logits", "output_hidden_states", "output_attentions",
+_PROCESSORS = (  # what minigpt.generation.logits_processors are made of
+    "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty",
+    "logit_bias", "bad_words_ids",
 )  # fmt: skip
+_REPORTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
+_SWITCHES = ("do_sample", "use_cache", *_REPORTS)
+# Two options that exclude each other -> why. docs/sampling.md has the same table.
+PAIRS = {
+    ("num_beams", "do_sample"): "beam search takes the most likely sequences and draws nothing",
+    ("num_beams", "guesses"): "a guess follows one sequence, beams compare several",
+    ("num_beams", "reports"): "a step of beam search belongs to several sequences; sequences_scores is there",
+    ("assistant_model", "prompt_lookup_num_tokens"): "both guess the same tokens",
+}
+
+
+def refuse_pair(name: str, value: object, other: str) -> NoReturn:
+    """Raise InputError for two options that exclude each other, and say why."""
+    kind = "guesses" if other in ("prompt_lookup_num_tokens", "assistant_model") else "reports"
+    reason = PAIRS.get((name, other)) or PAIRS[name, kind]
+    shown = name if value is None else f"{name}={value}"
+    raise InputError(f"{shown} does not go with {other}: {reason}; leave out one")
 
 
 def _is_number(value: object) -> bool:

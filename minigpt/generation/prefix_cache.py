@@ -13,13 +13,12 @@ from collections.abc import Sequence
 import torch
 
 from minigpt.errors import InputError
-from minigpt.generation.cache import MIB
-from minigpt.generation.slot_cache import SlotCache
+from minigpt.generation.cache import MIB, KeyValueCache
 
-__all__ = ["PrefixStore"]
+__all__ = ["PrefixCache"]
 
 
-class PrefixStore:
+class PrefixCache:
     """Keys and values of prompts' beginnings.
 
     Args:
@@ -31,7 +30,7 @@ class PrefixStore:
         InputError: if not one block fits.
     """
 
-    def __init__(self, cache: SlotCache, block: int, prefix_mib: float) -> None:
+    def __init__(self, cache: KeyValueCache, block: int, prefix_mib: float) -> None:
         kinds = cache.columns(0, 0, 1)  # (L, H, 1, ...) each
         size = sum(kind.nbytes for kind in kinds) * block
         count = int(prefix_mib * MIB / size)
@@ -60,7 +59,7 @@ class PrefixStore:
     def restore(self, prompt: Sequence[int], slot: int) -> int:
         """Fill an empty slot with what is known of a prompt's beginning; returns the number of tokens.
 
-        The last token is never among them: somebody has to read it for its logits.
+        The last token is never among them: it has to be read for its logits.
         """
         found = []
         for end in range(self.block, len(prompt), self.block):
@@ -69,7 +68,7 @@ class PrefixStore:
                 break
             found.append(place)
         for number, place in enumerate(found):
-            start = self._cache.claim(slot, self.block)
+            start = self._cache.reserve(slot, self.block)
             for held, kind in zip(self._cache.columns(slot, start, start + self.block), self._memory):
                 held.copy_(kind[place])
             self._cache.advance(slot, self.block)

@@ -1,4 +1,4 @@
-"""One request to an engine, as its owner sees it: tokens as they come, the result, the way to stop.
+"""One request to an engine, as its owner sees it: tokens as they come, the result, the way to stop it.
 
 `minigpt.generation.engine.Engine.submit` makes it. It drives the engine itself where no thread does.
 """
@@ -8,37 +8,33 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from minigpt.generation.output import Completion
-from minigpt.generation.sequence import Row
-from minigpt.generation.sliding_window import Window
+from minigpt.generation.sequence import Sequence
 
-__all__ = ["Handle"]
+__all__ = ["RequestHandle"]
 
 
 class Driver(Protocol):
-    """What a handle asks of its engine."""
+    """What a handle needs of its engine."""
 
-    is_driven: bool  # a thread calls step: nobody else must
+    is_driven: bool  # a thread calls step: others must not
 
     def step(self) -> bool:
-        """Go on for all requests; returns whether more is left."""
+        """A token for all requests; returns whether more is left."""
 
-    def cancel(self, handle: "Handle", /) -> None:
+    def cancel(self, handle: "RequestHandle", /) -> None:
         """Stop a request."""
 
 
-class Handle:
+class RequestHandle:
     """One request: its tokens as they come, its result, the way to stop it. Several threads may use it."""
 
-    def __init__(self, engine: Driver, row: Row) -> None:
-        self._engine, self._row = engine, row
+    def __init__(self, engine: Driver, sequence: Sequence) -> None:
+        self._engine, self._sequence = engine, sequence
         self._changed = threading.Condition()
-        self._tokens: list[int] = []
+        self._given = 0  # tokens that a waiting thread may take
         self._completion: Completion | None = None
         self._error: Exception | None = None
         self._is_cancelled = False
-        self._slot: int | None = None
-        self._unread: list[int] = []  # what has to be read before the next token: a prompt, or a new window
-        self._window: Window | None = None
 
     @property
     def done(self) -> bool:
@@ -48,7 +44,7 @@ class Handle:
     @property
     def tokens(self) -> list[int]:
         """The new tokens so far."""
-        return list(self._tokens)
+        return self._sequence.ids[: self._given]
 
     def __iter__(self) -> Iterator[int]:
         """The new tokens from the first on, each as soon as it is there.
@@ -59,9 +55,9 @@ class Handle:
         place = 0
         while True:
             self._await(place + 1)
-            if place == len(self._tokens):
+            if place == self._given:
                 break
-            yield self._tokens[place]
+            yield self._sequence.ids[place]
             place += 1
         if self._error is not None:
             raise self._error
@@ -73,7 +69,7 @@ class Handle:
             timeout: seconds; it counts where a thread drives the engine.
 
         Raises:
-            TimeoutError: if it has not ended by then. It goes on.
+            TimeoutError: if it has not ended by then. It continues.
             InputError: if the request failed; and what the engine failed with.
         """
         self._await(None, timeout)
@@ -83,14 +79,14 @@ class Handle:
         return self._completion
 
     def cancel(self) -> None:
-        """Nobody wants the rest: the slot is free at the next token. No effect on what has ended."""
+        """Stop it: the slot is free at the next token. No effect on a request that has ended."""
         self._engine.cancel(self)
 
     def _await(self, tokens: int | None, timeout: float | None = None) -> None:
         """Until there are so many tokens, or all."""
 
         def is_there() -> bool:
-            return self.done or (tokens is not None and len(self._tokens) >= tokens)
+            return self.done or (tokens is not None and self._given >= tokens)
 
         while not is_there() and not self._engine.is_driven:
             self._engine.step()
@@ -98,15 +94,14 @@ class Handle:
             if not self._changed.wait_for(is_there, timeout):
                 raise TimeoutError(f"the request has not ended after {timeout} seconds")
 
-    def _give(self, token: int) -> None:
+    def _update(self, outcome: Completion | Exception | None = None) -> int:
+        """Show the sequence's new tokens, and its end; returns how many were new."""
         with self._changed:
-            self._tokens.append(token)
-            self._changed.notify_all()
-
-    def _end(self, outcome: Completion | Exception) -> None:
-        with self._changed:
+            new, self._given = len(self._sequence.ids) - self._given, len(self._sequence.ids)
             if isinstance(outcome, Completion):
                 self._completion = outcome
             else:
                 self._error = outcome
-            self._changed.notify_all()
+            if new or outcome is not None:
+                self._changed.notify_all()
+        return new

@@ -1,0 +1,37 @@
+"""Qwen3 as a list of operations for minigpt.generation.native."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM, rope_tables
+
+__all__ = ["list_operations", "rotary_table"]
+
+
+def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
+    """Add the model's operations to an OperationList."""
+    config, body = model.config, model.model
+    C, D, H, G = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
+    x, qkv, mixed = out.buffer("x", C), out.buffer("qkv", (H + 2 * G) * D), out.buffer("mixed", H * D)
+    wide, logits = out.buffer("wide", config.intermediate_size), out.buffer("logits", config.vocab_size)
+    q, k, v = torch.split(qkv, [H * D, G * D, G * D], dim=1)  # side by side, as attention wants them
+    blocks: Any = body.layers
+    out.embed(body.embed_tokens.weight, x)
+    for block in blocks:
+        attention, mlp, norm = block.self_attn, block.mlp, block.input_layernorm
+        out.product(attention.q_proj, x, q, norm=norm, wait=0)
+        out.product(attention.k_proj, x, k, norm=norm, wait=0)
+        out.product(attention.v_proj, x, v, norm=norm)
+        norms = {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight}
+        out.attention(qkv, mixed, heads=H, kv_heads=G, head_dim=D, eps=attention.q_norm.eps, **norms)
+        out.product(attention.o_proj, mixed, x, add=1)
+        out.product(mlp.gate_proj, x, wide, norm=block.post_attention_layernorm, values=mlp.up_proj)
+        out.product(mlp.down_proj, wide, x, add=1)
+    out.product(model.lm_head, x, logits, norm=body.norm)
+
+
+def rotary_table(config: Qwen3Config, columns: int) -> Tensor:
+    """Cosines and sines of the first positions, (columns, D): D / 2 of each."""
+    return torch.cat(rope_tables(torch.arange(columns), config), dim=-1)[0].contiguous()

@@ -1,0 +1,364 @@
+"""The decoding loop, the only one: sequences that join, get a token each, and leave.
+
+    for ended in decode(model, sequences, batch_size=8):
+        ...
+
+    loop = DecodingLoop(model, cache, max_length)            # the same, step by step
+    loop.add(sequence)
+    while loop.running:
+        ended = loop.step()
+
+A step decodes: it gives one token to each sequence whose prompt is read, several where guesses are right.
+Then it prefills: it reads the prompts of those that joined. Behind the last token that was read, `choose`
+processes the logits, samples, and pushes the token, which checks for stops. All that generates goes through
+here: minigpt.generation.api adds the sequences of one call, minigpt.generation.engine the requests of many
+users. A window, guesses, beams, vectors and reports are properties of a sequence.
+
+Letters in shapes: n sequences, S tokens so far, V entries of the vocabulary.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from collections.abc import Sequence as Rows
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+from minigpt.generation import sampling
+from minigpt.generation.burst_pipeline import BurstPipeline
+from minigpt.generation.cache import KeyValueCache
+from minigpt.generation.constraints import allow_only
+from minigpt.generation.cuda_graph import DAMAGED, can_choose
+from minigpt.generation.logits_processors import NO_TOKEN
+from minigpt.generation.native import runner_for
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.prefix_cache import PrefixCache
+from minigpt.generation.sequence import Sequence
+
+__all__ = ["DecodingLoop", "choose", "decode", "evaluating", "filtered", "processed"]
+
+NOT_FINITE = "the model's scores are not finite numbers: its weights are damaged or diverged"
+NO_TOKEN_LEFT = (
+    "the options forbid every token: allow some in logit_bias, bad_words_ids, no_repeat_ngram_size or "
+    "min_new_tokens; or the vocabulary lacks what a constraint needs"
+)
+
+
+class DecodingLoop:
+    """Sequences of one model, which is in eval mode; not for several threads at once.
+
+    Args:
+        max_length: tokens of a sequence that are in view at once, at most.
+        chunk: tokens of prompts that are read in a step, about, each prompt by itself. So a long prompt does
+            not stall the others for long, and how a prompt is rounded does not depend on other prompts.
+            None: all prompts at once.
+        prefix_cache: beginnings of prompts that need not be read again.
+        bursts: decodes by CUDA graphs where it can; a step then gives a sequence no token or several.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        cache: KeyValueCache,
+        max_length: int,
+        chunk: int | None = None,
+        prefix_cache: PrefixCache | None = None,
+        bursts: BurstPipeline | None = None,
+    ) -> None:
+        self.cache, self.max_length, self.chunk = cache, max_length, chunk
+        self.prefix_cache, self.bursts = prefix_cache, bursts
+        self.runner = runner_for(model)
+        self.running: list[Sequence] = []  # in the order in which they joined
+        self.tokens_read = self.tokens_reused = 0  # of prompts and windows
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a sequence join; there must be a free slot."""
+        sequence.slot = self.cache.allocate()
+        sequence.slide(self.max_length)
+        if self.prefix_cache and sequence.embeds is None:
+            self.tokens_reused += self.prefix_cache.restore(sequence.context, sequence.slot)
+        self.running.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Free a sequence's slot."""
+        self.cache.free(sequence.slot)
+        self.running.remove(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> list[Sequence]:
+        """Decode, prefill; returns the sequences that have ended, which leave."""
+        self._decode()
+        self._prefill()
+        ended = [sequence for sequence in self.running if sequence.has_ended]
+        for sequence in ended:
+            self.remove(sequence)
+        return ended
+
+    def _is_prefilled(self, sequence: Sequence) -> bool:
+        """Is only the last token not read? A CUDA graph reads a prompt's last token, too."""
+        missing = len(sequence.context) - self.cache.length(sequence.slot)
+        return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
+
+    # -- decode ---------------------------------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        ready = [sequence for sequence in self.running if self._is_prefilled(sequence)]
+        if self.bursts:
+            ready = self._decode_by_graph(self.bursts, ready)
+        elif not self.runner.in_any_slot:
+            self._close_gaps()
+        ready.sort(key=lambda sequence: sequence.slot)
+        watched = [sequence for sequence in ready if sequence.recorder and sequence.recorder.needs_states]
+        for group in (
+            [sequence for sequence in ready if sequence not in watched],
+            *([one] for one in watched),
+        ):
+            if not group:
+                continue
+            rows = [self._next_tokens(sequence) for sequence in group]
+            logits = self.runner.decode(
+                rows,
+                [sequence.slot for sequence in group],
+                self.cache,
+                group[0].recorder if group[0] in watched else None,
+            )
+            self._choose(group, logits, [len(row) for row in rows])
+
+    def _next_tokens(self, sequence: Sequence) -> list[int]:
+        """The last token, and guesses at what follows it."""
+        last = sequence.context[-1:]
+        if sequence.speculation is None:
+            return last
+        room = self.max_length - 2 - self.cache.length(sequence.slot)  # the token behind them needs a place
+        return last + sequence.speculation.draft(sequence, room)
+
+    def _close_gaps(self) -> None:
+        """Move sequences from the highest slots to lower free ones: slots side by side are read in place."""
+        for sequence in sorted(self.running, key=lambda one: -one.slot):
+            if sequence.slot < len(self.running):
+                break
+            source, sequence.slot = sequence.slot, self.cache.allocate()
+            self.cache.copy([source], [sequence.slot])
+            self.cache.free(source)
+
+    def _decode_by_graph(self, bursts: BurstPipeline, ready: list[Sequence]) -> list[Sequence]:
+        """Push the tokens that have arrived; returns the sequences that the host must decode."""
+        if ready and all(map(can_choose, ready)):
+            held = max(self.cache.length(sequence.slot) for sequence in self.running)
+            self._push(bursts.write({sequence.slot: sequence for sequence in ready}, held))
+            return []
+        while bursts.ahead:
+            self._push(bursts.drain())
+        bursts.drain()
+        return [sequence for sequence in ready if not sequence.has_ended]
+
+    def _push(self, arrived: list[tuple[Sequence, list[int]]]) -> None:
+        """Tokens behind a sequence's end are dropped."""
+        for sequence, tokens in arrived:
+            for token in tokens:
+                if sequence.has_ended or sequence not in self.running:
+                    break
+                if token == DAMAGED:
+                    sequence.error = InputError(NOT_FINITE)
+                else:
+                    self.cache.advance(sequence.slot, 1)
+                    sequence.push(token)
+
+    # -- prefill --------------------------------------------------------------------------------------------
+
+    def _prefill(self) -> None:
+        unread = [one for one in self.running if not one.has_ended and not self._is_prefilled(one)]
+        if self.chunk is not None:
+            self._prefill_in_chunks(unread, self.chunk)
+            return
+        alone = [
+            one for one in unread if one.embeds is not None or (one.recorder and one.recorder.needs_states)
+        ]
+        together = [one for one in unread if one not in alone]
+        for group in ([together] if together else []) + [[one] for one in alone]:
+            self._prefill_whole(group)
+
+    def _prefill_whole(self, group: list[Sequence]) -> None:
+        pieces, first = [sequence.context for sequence in group], group[0]
+        watched = first.recorder if first.recorder and first.recorder.needs_states else None
+        slots = [sequence.slot for sequence in group]
+        logits = self.runner.prefill(pieces, slots, self.cache, first.context_embeds, watched)
+        self.tokens_read += sum(map(len, pieces))
+        self._choose(group, logits)
+
+    def _prefill_in_chunks(self, unread: list[Sequence], chunk: int) -> None:
+        """Whole chunks, in the order in which the sequences joined."""
+        left = chunk
+        for sequence in unread:
+            context, slot = sequence.context, sequence.slot
+            end = len(context) - 1 if self.bursts else len(context)
+            while left > 0 and (start := self.cache.length(slot)) < end:
+                # A chunk is never cut to what is left: where it ends decides how it is rounded.
+                piece = context[start : min(start + chunk, end)]
+                if len(piece) > left and left < chunk:
+                    return
+                logits = self.runner.prefill([piece], [slot], self.cache)
+                left -= len(piece)
+                self.tokens_read += len(piece)
+                if self.prefix_cache:
+                    self.prefix_cache.keep(context, slot)
+                if start + len(piece) == len(context):
+                    self._choose([sequence], logits)
+                    break
+
+    # -- choose ---------------------------------------------------------------------------------------------
+
+    def _choose(self, sequences: list[Sequence], logits: Tensor, counts: Rows[int] | None = None) -> None:
+        """Choose each sequence's next token from its logits.
+
+        Args:
+            counts: of each sequence the rows of logits, the last token's and its guesses'; None: one each.
+        """
+        groups: dict[object, tuple[list[Sequence], list[int]]] = {}
+        place = 0
+        for number, sequence in enumerate(sequences):
+            count = 1 if counts is None else counts[number]
+            if counts is not None and sequence.speculation is not None:
+                sequence.speculation.take(sequence, logits[place : place + count])
+                if not sequence.has_ended:  # wrong guesses are forgotten
+                    self.cache.truncate(sequence.slot, len(sequence.context) - 1)
+            else:
+                members, rows = groups.setdefault(_kind(sequence), ([], []))
+                members.append(sequence)
+                rows.append(place)
+            place += count
+        for members, rows in groups.values():
+            chosen_from = logits if len(rows) == len(logits) else logits[rows]
+            if members[0].beams is not None:
+                sequences = [*sequences, *members[0].beams.take(members, chosen_from, self)]
+            else:
+                choose(members, chosen_from, argmax=self.runner.argmax)
+        for sequence in sequences:
+            use_cache = sequence.request.options.use_cache
+            if not sequence.has_ended and (sequence.slide(self.max_length) or not use_cache):
+                self.cache.truncate(sequence.slot, 0)
+
+
+def decode(
+    model: LanguageModel, sequences: Rows[Sequence], batch_size: int
+) -> Generator[list[Sequence], None, None]:
+    """Decode sequences of one request; yields those that have ended, after each step.
+
+    Args:
+        batch_size: sequences at once, at most, each beam being one.
+
+    Raises:
+        InputError: what a sequence fails with.
+    """
+    if not sequences:
+        return
+    options, weight = sequences[0].request.options, next(model.parameters())
+    context, beams = model.config.max_position_embeddings, options.num_beams
+    at_once = min(len(sequences), max(1, batch_size // beams))
+    # the last token of a sequence is never read: one column less
+    columns = max(min(context, len(one.prompt) + one.limit) for one in sequences) - 1
+    cache = KeyValueCache(
+        model.config, at_once * beams, columns, weight.device, weight.dtype, options.max_cache_mib
+    )
+    with evaluating(model):
+        loop, waiting = DecodingLoop(model, cache, context), deque(sequences)
+        while waiting or loop.running:
+            running = len({one.beams or one for one in loop.running})
+            for _ in range(min(len(waiting), at_once - running)):
+                loop.add(waiting.popleft())
+            ended = loop.step()
+            for sequence in ended:
+                if sequence.error is not None:
+                    raise sequence.error
+            yield ended
+
+
+@contextmanager
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Switch dropout off; the model is left in the mode (train or eval) that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _kind(sequence: Sequence) -> object:
+    """Sequences whose tokens are chosen together have the same."""
+    request = sequence.request
+    if sequence.beams is not None:
+        return sequence.beams
+    if sequence.uniform is None and not request.processors and request.constraint is None:
+        return None
+    return id(request), len(sequence.ids) if request.processors else 0
+
+
+def choose(
+    group: list[Sequence],
+    logits: Tensor,
+    place: int = 0,
+    argmax: Callable[[Tensor], tuple[list[int], list[float]]] | None = None,
+) -> None:
+    """Push the next token of each sequence of one `_kind`; one that cannot continue gets an error.
+
+    Args:
+        logits: (n, V); or of one sequence (1 + k, V), of which `place` is taken.
+        argmax: a faster one for these logits; see TorchRunner.argmax.
+    """
+    first, given = group[0], logits[place : place + 1] if len(group) == 1 < len(logits) else logits
+    if _kind(first) is None and argmax is not None:
+        scores, (tokens, highest) = given, argmax(given)
+        problems = [None if math.isfinite(one) else NOT_FINITE for one in highest]
+    else:
+        scores, problems = processed(group, given)
+        if first.uniform is None:
+            tokens = sampling.greedy(scores).tolist()
+        else:
+            dtype = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
+            numbers = [one.uniform[len(one.ids)] for one in group if one.uniform is not None]
+            uniform = torch.tensor(numbers, dtype=dtype, device=scores.device)  # (n,)
+            scores = filtered(scores, first.request.options)
+            tokens = sampling.sample(scores, uniform).tolist()
+    for row, (sequence, token, problem) in enumerate(zip(group, tokens, problems)):
+        if problem is not None:
+            sequence.error = InputError(problem)
+            continue
+        if sequence.recorder is not None:
+            sequence.recorder.record(
+                given[row], scores[row], token, place if len(logits) > len(group) else None
+            )
+        sequence.push(token)
+
+
+def processed(group: list[Sequence], logits: Tensor) -> tuple[Tensor, list[str | None]]:
+    """Logits (n, V) after processors and constraint, and for each row why no token can be chosen, if so."""
+    request, scores = group[0].request, logits
+    if request.processors:
+        new = len(group[0].ids)
+        lengths = [len(sequence.prompt) + new for sequence in group]
+        ids = np.full((len(group), max(lengths)), NO_TOKEN, dtype=np.int64)  # (n, S)  padded on the left
+        for sequence, length, row in zip(group, lengths, ids):
+            sequence.history(max(lengths) - length, row)
+        for process in request.processors:
+            scores = process(scores, torch.from_numpy(ids).to(scores.device), new)
+    if request.constraint is not None:
+        scores = allow_only(scores, [one.constraint for one in group if one.constraint is not None])
+    # A NaN or an infinity would be a row's highest score; where all is -infinity, that is.
+    highest = scores.amax(dim=-1).tolist()
+    loudest = highest if scores is logits else logits.amax(dim=-1).tolist()
+    return scores, [
+        NOT_FINITE if not math.isfinite(loud) else None if math.isfinite(high) else NO_TOKEN_LEFT
+        for loud, high in zip(loudest, highest)
+    ]
+
+
+def filtered(scores: Tensor, options: GenerationOptions) -> Tensor:
+    """Scores (n, V) after temperature, top_k, top_p, min_p and typical_p: their softmax is sampled from."""
+    o = options
+    return sampling.filtered(scores, o.temperature, o.top_k, o.top_p, o.min_p, o.typical_p)
