@@ -8,4 +8,5 @@ A command may import everything below; nothing imports a command. In the order o
     quantize.py           save a checkpoint in fewer bits
     import_checkpoint.py  a .pth of torch.save becomes a checkpoint folder
     convert.py            a checkpoint folder becomes a GGUF file
+    environment.py        what is installed, for a bug report
 """
