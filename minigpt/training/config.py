@@ -313,20 +313,22 @@ def _checked(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def _typed(source: str, key: str, value: object, hint: Any) -> object:
+    kinds = typing.get_args(hint)
+    if type(None) in kinds:  # Path | None, str | None
+        if value is None:
+            return None
+        hint = kinds[0]
     if typing.get_origin(hint) is Literal:
-        fits = value in typing.get_args(hint)
+        fits = value in kinds
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         value = float(value) if fits else value  # type: ignore[arg-type]
-    elif hint == Path | None and value is None:
-        fits = True
-    elif hint in (Path, Path | None):
+    elif hint is Path:
         fits = isinstance(value, str)
         value = Path(value) if isinstance(value, str) else value
     else:
         fits = type(value) is hint
     if not fits:
-        want = hint.__name__ if isinstance(hint, type) else str(typing.get_args(hint))
-        want = "a path" if hint == Path | None else want
+        want = "a path" if hint is Path else hint.__name__ if isinstance(hint, type) else str(kinds)
         raise InputError(f"{source}: {key} = {value!r}: expected {want}")
     return value
