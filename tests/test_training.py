@@ -305,7 +305,7 @@ def test_the_estimate_is_of_what_is_left_and_changes_nothing(folder: Path) -> No
 
 
 def test_a_part_without_answers_is_named(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"train\.jsonl: no pair has an answer left.*max_length=5"):
+    with pytest.raises(InputError, match=r"train\.jsonl: no answer is left.*max_length=5"):
         read_data(config(folder, max_length=5))
 
 
