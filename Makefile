@@ -49,7 +49,7 @@ lock:
 	build/lock/bin/python -m pip install --quiet "setuptools>=77" torch==2.13.0
 	build/lock/bin/python -m pip install --quiet ".[tensorboard,plot]"
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude minigpt | sed 's/+cpu//' > requirements.lock
-	build/lock/bin/python -m pip install --quiet ".[test,datasets,gguf,wandb]"
+	build/lock/bin/python -m pip install --quiet ".[test,datasets,excel,gguf,wandb]"
 	(echo "-r requirements.lock"; build/lock/bin/python -m pip freeze --all --exclude pip --exclude minigpt \
 	  | sed 's/+cpu//' | grep -vxFf requirements.lock) > requirements-test.lock
 

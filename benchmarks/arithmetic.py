@@ -129,10 +129,11 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
 
     def steps(count: int, trainer: Trainer = trainer) -> float:
         """Seconds a token: batches may differ by a row."""
-        before, began = trainer.tokens_seen, time.perf_counter()
+        before, began = trainer.progress.tokens_seen, time.perf_counter()
         for _ in range(count):
             trainer.step()
-        return (time.perf_counter() - began) / (trainer.tokens_seen - before)
+        trainer.step.read_metrics()
+        return (time.perf_counter() - began) / (trainer.progress.tokens_seen - before)
 
     flops = report.batch_flops(trainer, 1 / T, T, 1.0)  # of one token
     half = attention_share(trainer, T) / 2

@@ -28,7 +28,7 @@ from minigpt.console.terminal import table
 from minigpt.generation.cache import KeyValueCache, cache_bytes
 from minigpt.generation.native import NativeStep, native_step
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.weights.quantized import PRECISIONS, quantize
+from minigpt.weights.quantized import PRECISIONS, set_precision
 
 SHAPE = {"n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "block_size": 1024}
 TOY = {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 300, "block_size": 128}
@@ -64,7 +64,7 @@ def main() -> None:
 def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
     """One precision: the times at all lengths, and the line through their medians."""
     torch.manual_seed(0)
-    model = quantize(GPTLMHeadModel(GPTConfig(dropout=0.0, bias=True, gelu="tanh", **shape)), precision)
+    model = set_precision(GPTLMHeadModel(GPTConfig(dropout=0.0, bias=True, gelu="tanh", **shape)), precision)
     step = native_step(model)
     if step is None:
         raise SystemExit("no C compiler here: the step in C is what is measured")

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.turns import surroundings
-from minigpt.data.reader import read_pairs
+from minigpt.data.reader import read_conversations
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.api import GenerationOptions, answer_questions, eos_of, generate_ids, prompt_ids
@@ -71,7 +71,7 @@ def mixed(draw: random.Random, stops: bool = True) -> GenerationOptions:
 
 def texts(count: int, draw: random.Random) -> Iterator[str]:
     """Questions of the corpus, cut anywhere."""
-    questions = [pair.question for pair in read_pairs(DATA)[0]]
+    questions = [pair.question for pair in read_conversations(DATA)[0]]
     for _ in range(count):
         question = draw.choice(questions)
         yield question[: draw.randint(1, min(30, len(question)))]
@@ -151,7 +151,7 @@ def speculative(tokenizer: BpeTokenizer, count: int) -> list[dict[str, Any]]:
 def main(arguments: argparse.Namespace) -> int:
     """Compare, print, write; 1 if anything differs."""
     torch.set_num_threads(arguments.threads)
-    lines = [pair.question + pair.answer for pair in read_pairs(DATA)[0]]
+    lines = [pair.question + pair.answer for pair in read_conversations(DATA)[0]]
     tokenizer = BpeTokenizer.train(lines, vocab_size=arguments.vocab_size)
     rows = [streamed(tokenizer, arguments.streamed)]
     rows += batched(tokenizer, arguments.batched)

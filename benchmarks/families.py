@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.turns import Arm, prepared_data, surroundings, take_turns
 from minigpt.console.terminal import table
-from minigpt.training.config import FOREIGN_KNOBS, TrainConfig, read_recipe
+from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, read_recipe
 from minigpt.training.run_data import read_data
 
 FAMILIES = ("gpt", "qwen3")
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Split the data, build the arms, let them take turns, seed by seed."""
     paths = prepared_data(options.data, folder, options.split_seed)
     chosen = {name: value for name in ("n_layer", "n_embd", "n_head") if (value := getattr(options, name))}
-    family: dict[str, Any] = {**FOREIGN_KNOBS["gpt"], "family": "gpt", "dropout": 0.0}
+    family: dict[str, Any] = {**FOREIGN_OPTIONS["gpt"], "family": "gpt", "dropout": 0.0}
     gpt = dataclasses.replace(
         read_recipe(options.recipe), **family, **paths, **chosen, threads=options.threads, device="cpu"
     )
@@ -111,7 +111,7 @@ def as_large(gpt: TrainConfig, vocab_size: int, knobs: dict[str, Any]) -> TrainC
     Raises:
         SystemExit: if no width of the MLP comes within 1 %.
     """
-    values: dict[str, Any] = {**FOREIGN_KNOBS["qwen3"], "family": "qwen3", **knobs, "intermediate_size": 8}
+    values: dict[str, Any] = {**FOREIGN_OPTIONS["qwen3"], "family": "qwen3", **knobs, "intermediate_size": 8}
     least = dataclasses.replace(gpt, **values)
     goal, lowest = parameters(gpt, vocab_size), parameters(least, vocab_size)
     channels = (goal - lowest) / (

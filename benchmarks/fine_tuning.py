@@ -35,6 +35,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.turns import (
@@ -48,7 +49,7 @@ from benchmarks.turns import (
     surroundings,
 )
 from minigpt.console.terminal import table
-from minigpt.data.batches import EncodedPairs
+from minigpt.data.batches import EncodedExamples
 from minigpt.evaluation.loss import evaluate_loss
 from minigpt.training.config import TrainConfig, read_recipe
 from minigpt.training.loop import Trainer
@@ -71,7 +72,7 @@ class Ours:
         """Where it stands."""
         trainer = self.trainer
         loss = trainer.evaluate().answer.loss
-        return {"arm": self.name, "seed": trainer.config.seed, "steps": trainer.steps_done} | {
+        return {"arm": self.name, "seed": trainer.config.seed, "steps": trainer.progress.steps_done} | {
             "seconds": round(self.seconds, 3),
             "answer_loss": round(loss, 4),
         }
@@ -79,13 +80,13 @@ class Ours:
     def run(self, slice_seconds: float) -> bool:
         """An epoch, however long it takes."""
         trainer, began = self.trainer, time.perf_counter()
-        epoch = len(trainer.plan) // trainer.config.gradient_accumulation_steps
-        for _ in range(min(epoch, trainer.total_steps - trainer.steps_done)):
+        epoch = len(trainer.step.plan) // trainer.config.gradient_accumulation_steps
+        for _ in range(min(epoch, trainer.step.total_steps - trainer.progress.steps_done)):
             trainer.step()
         self.seconds += time.perf_counter() - began
         self.rows.append(self.row())
         print(self.rows[-1], flush=True)
-        return trainer.steps_done < trainer.total_steps
+        return trainer.progress.steps_done < trainer.step.total_steps
 
 
 class Theirs:
@@ -194,7 +195,7 @@ class Theirs:
 class Pairs(torch.utils.data.Dataset[dict[str, list[int]]]):
     """The encoded pairs as Trainer wants them."""
 
-    def __init__(self, pairs: EncodedPairs) -> None:
+    def __init__(self, pairs: EncodedExamples) -> None:
         self.pairs = pairs
 
     def __len__(self) -> int:
@@ -202,9 +203,9 @@ class Pairs(torch.utils.data.Dataset[dict[str, list[int]]]):
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         pairs = self.pairs
-        ids = pairs.ids[pairs.starts[index] : pairs.starts[index + 1]].tolist()
-        question = int(pairs.answer_starts[index])
-        return {"input_ids": ids, "labels": [-100] * question + ids[question:]}
+        row = slice(pairs.starts[index], pairs.starts[index + 1])
+        ids = pairs.ids[row]
+        return {"input_ids": ids.tolist(), "labels": np.where(pairs.is_answer[row], ids, -100).tolist()}
 
 
 def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -310,9 +311,9 @@ def make_checkpoint(recipe: TrainConfig, data: RunData, folder: Path, epochs: fl
     """What all arms start from: some epochs of the recipe with the loss on all tokens."""
     config = dataclasses.replace(recipe, loss_on="all", num_train_epochs=epochs or 1.0)
     trainer = Trainer(config, data)
-    for _ in range(trainer.total_steps if epochs else 0):
+    for _ in range(trainer.step.total_steps if epochs else 0):
         trainer.step()
-    save_pretrained(trainer.model, data.tokenizer, folder)
+    save_pretrained(trainer.model, folder, data.tokenizer)
 
 
 def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:

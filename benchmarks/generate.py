@@ -82,7 +82,7 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
     else:
         chosen = BpeTokenizer.from_folder(tokenizer)
     folder = work / "model"
-    save_pretrained(model, chosen, folder)
+    save_pretrained(model, folder, chosen)
     arms = [name for name, package in ARMS.items() if importlib.util.find_spec(package)]
     if tokenizer is None:  # llama.cpp and CTranslate2 have no character vocabularies
         return [name for name in arms if name.startswith(("minigpt", "transformers"))]
@@ -120,9 +120,9 @@ def writer(arm: str, work: Path, threads: int) -> Callable[[list[int], int], lis
         return _transformers(work / "model")
     from minigpt.generation.api import GenerationOptions, generate_ids
     from minigpt.weights.pretrained import load_model
-    from minigpt.weights.quantized import quantize
+    from minigpt.weights.quantized import set_precision
 
-    model = quantize(load_model(work / "model"), precision)  # type: ignore[arg-type]
+    model = set_precision(load_model(work / "model"), precision)  # type: ignore[arg-type]
     return lambda ids, new: generate_ids(model, [ids], GenerationOptions(max_new_tokens=new), None)[0].ids
 
 

@@ -37,7 +37,7 @@ from minigpt.generation.engine import Engine
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.request_handle import Handle
 from minigpt.training.flops import peaks
-from minigpt.weights.weight_only import ANY_PRECISION, stored_as
+from minigpt.weights.quantized import PRECISIONS, set_precision
 
 PARTS = ("single", "sweep", "mixed")
 TOY = Qwen3Config(300, 64, 96, 2, 4, 2, 16, 256)
@@ -48,7 +48,7 @@ def build(config: Qwen3Config, precision: str, device: torch.device) -> Language
     torch.manual_seed(0)
     with torch.device(device):
         model = new_model(config)
-    return stored_as(model, precision)  # type: ignore[arg-type]
+    return set_precision(model, precision)  # type: ignore[arg-type]
 
 
 def weights_of(model: LanguageModel) -> tuple[int, int]:
@@ -195,7 +195,7 @@ def main() -> None:
     """Read the flags, run the parts, print the object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
-    parser.add_argument("--precision", nargs="+", choices=ANY_PRECISION, default=None,
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=None,
                         help="of single; the first one for the rest")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--toy", action="store_true", help="toy size, whatever the device")

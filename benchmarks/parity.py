@@ -126,8 +126,8 @@ def compare(
     tensors = dict(theirs.state_dict())
     if getattr(config, "tie_word_embeddings", True):
         tensors.pop("lm_head.weight")  # the embedding once more
-    ours = names.unfilled(config)
-    names.fill(ours, names.from_hugging_face(tensors, config, dtype), assign=True)
+    ours = names.on_meta(config)
+    names.load_state(ours, names.from_hugging_face(tensors, config, dtype), assign=True)
     ours.eval()
     reference: Any = gpt2 if family == "gpt2" else qwen3
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -238,7 +238,7 @@ class Run:
     def run(self, slice_seconds: float) -> bool:
         """Steps up to the next measurement."""
         trainer = self.trainer
-        left = min(self.every, trainer.total_steps - trainer.steps_done)
+        left = min(self.every, trainer.step.total_steps - trainer.progress.steps_done)
         if not self.first:  # what torch.compile takes
             self.first = self._timed(1)
             left -= 1
@@ -249,10 +249,14 @@ class Run:
             found = loss_over(trainer.model, self.validation, trainer.config.block_size, device)
         trainer.model.train()
         row = {"arm": "minigpt", "seed": trainer.config.seed, "seconds": round(self.seconds, 3)}
-        row |= {"first": round(self.first, 3), "iterations": trainer.steps_done, "loss": round(found, 4)}
+        row |= {
+            "first": round(self.first, 3),
+            "iterations": trainer.progress.steps_done,
+            "loss": round(found, 4),
+        }
         self.rows.append({**row, "parameters": trainer.model.config.parameter_count()})
         print(self.rows[-1], flush=True)
-        return trainer.steps_done < trainer.total_steps
+        return trainer.progress.steps_done < trainer.step.total_steps
 
     def _timed(self, steps: int) -> float:
         began = time.perf_counter()

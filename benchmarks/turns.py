@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import torch
 
-from minigpt.data.reader import read_pairs
-from minigpt.data.split import split_pairs, write_split
+from minigpt.data.reader import read_conversations
+from minigpt.data.split import split_conversations, write_split
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import TrainConfig
 from minigpt.training.loop import Trainer
@@ -69,7 +69,7 @@ class Arm:
         self.measure = measure or (lambda run: {"answer_loss": round(run.evaluate().answer.loss, 4)})
         self.fitted = config.lr_scheduler_type != "constant"
         self.trainer = Trainer(config, data)
-        self.trainer.total_steps = 10**9
+        self.trainer.step.total_steps = 10**9
         self.seconds = 0.0
         self.rows: list[dict[str, Any]] = []
 
@@ -78,15 +78,17 @@ class Arm:
         turn = self.seconds + slice_seconds
         while self.seconds < turn and len(self.rows) < len(self.budgets):
             trainer, goal = self.trainer, self.budgets[len(self.rows)]
-            if self.fitted and trainer.steps_done >= 5:  # the schedule's end is where the time will be up
-                left = (goal - self.seconds) * trainer.steps_done / self.seconds
-                trainer.total_steps = trainer.steps_done + max(1, round(left))
+            if (
+                self.fitted and trainer.progress.steps_done >= 5
+            ):  # the schedule's end is where the time will be up
+                left = (goal - self.seconds) * trainer.progress.steps_done / self.seconds
+                trainer.step.total_steps = trainer.progress.steps_done + max(1, round(left))
             start = time.perf_counter()
             trainer.step()
             self.seconds += time.perf_counter() - start
             if self.seconds >= goal:
                 row = {"arm": self.name, **self.labels, "budget": goal, "seconds": round(self.seconds, 1)}
-                row |= {"steps": trainer.steps_done, "tokens": trainer.tokens_seen}
+                row |= {"steps": trainer.progress.steps_done, "tokens": trainer.progress.tokens_seen}
                 row |= self.measure(trainer)
                 self.rows.append(row)
                 print(row, flush=True)
@@ -103,9 +105,9 @@ def take_turns(arms: Sequence[Runner], slice_seconds: float) -> list[dict[str, A
 
 def prepared_data(data: Path, folder: Path, seed: int) -> dict[str, Any]:
     """Build the vocabulary of a JSONL file and split it, into `folder`; returns TrainConfig's paths."""
-    pairs, report = read_pairs(data)
+    pairs, report = read_conversations(data)
     Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in pairs)).save(folder / "vocab.json")
-    split = split_pairs(pairs, 0.8, seed)
+    split = split_conversations(pairs, 0.8, seed)
     write_split(split, report, folder, train_ratio=0.8, seed=seed)
     return {
         "train_data": folder / "train.jsonl",

@@ -5,8 +5,7 @@
     minigpt vocab --data book.txt --kind bpe --vocab_size 6400 --output bpe
 
 `char` gives every character an id, however rare, in a vocab.json. `bpe` learns tokens of several characters
-(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json. The user decides which of the two
-suits a text.
+(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json.
 """
 
 import sys
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,19 +27,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
-    """Build a vocabulary: one token a character, or byte-level tokens of several."""
+class Options(DataOptions, command_line.CommandOptions):
+    """Build a vocabulary: one token a character, or byte-level tokens of several characters."""
+
+    RANGES = {"vocab_size": (1, 10**6)}
 
     data: Path = Path("data/data.jsonl")
-    """JSONL file, one {"question", "answer"} object a line; or a .txt or .md file, or a folder of such"""
+    """questions and answers, conversations, or texts, in any usual format; or a folder of texts"""
     output: Path = Path("data/vocab.json")
     """the vocabulary to write (bpe: a folder); an existing one is replaced"""
     kind: Literal["char", "bpe"] = "char"
-    """char: one token a character; bpe: tokens of several, learned from the data"""
+    """char: one token a character; bpe: tokens of several characters, learned from the data"""
     vocab_size: int = 6400
-    """entries of a bpe vocabulary, the special ones included, at most; char has as many as it needs"""
-    strict: bool = False
-    """stop at the first bad line instead of skipping it"""
+    """entries of a bpe vocabulary at most, the special ones included; char has as many as it needs"""
+    text_field: str = ""
+    """name of the field that holds the texts; left out: a usual name such as text, or the longest"""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -64,22 +66,29 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
-    """The texts, what they come from, and what was skipped. Plain text is read as it is used."""
-    from minigpt.data.reader import read_pairs
+    """The texts, their origin in words, and what was skipped. Plain text is read while it is used."""
+    from minigpt.data.corpus import TextOptions, find_sources, read_texts
+    from minigpt.data.reader import holds_texts, read_conversations
 
-    if options.data.is_dir() or options.data.suffix in (".txt", ".md"):
-        from minigpt.data.corpus import find_sources, read_texts
-
-        count = len(find_sources(options.data))
+    if (
+        options.data.is_dir()
+        or options.text_field
+        or holds_texts(options.data, options.encoding, options.field_names)
+    ):
+        reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
+        count = len(find_sources(options.data, reading))
         described = f"{count:,} files in {options.data}" if options.data.is_dir() else str(options.data)
-        return read_texts(options.data, options.strict), described, None
-    pairs, report = read_pairs(options.data, strict=options.strict)
+        return read_texts(options.data, options.strict, options=reading), described, None
+    conversations, report = read_conversations(
+        options.data, options.strict, options.encoding, options.field_names
+    )
     report.print_summary()
-    texts = [text for pair in pairs for text in (pair.question, pair.answer)]
-    return texts, f"{len(pairs):,} pairs", report
+    texts = [text for conversation in conversations for text in conversation.texts()]
+    return texts, report.counted, report
 
 
 def _learn(options: Options, texts: Iterable[str], described: str) -> dict[str, Any]:
+    from minigpt.console.terminal import ProgressLine
     from minigpt.tokenization.bpe import BpeTokenizer
 
     if options.output.is_file() or options.output.suffix == ".json":
@@ -87,7 +96,8 @@ def _learn(options: Options, texts: Iterable[str], described: str) -> dict[str, 
             f"--kind bpe writes a folder with a tokenizer.json, not {options.output}; give --output FOLDER"
         )
     try:
-        tokenizer = BpeTokenizer.train(texts, options.vocab_size)
+        with ProgressLine("vocabulary, stage", total=2, patience=2.0) as progress:
+            tokenizer = BpeTokenizer.train(texts, options.vocab_size, on_progress=progress.update)
     except InputError:
         raise
     except ValueError as error:

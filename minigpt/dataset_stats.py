@@ -1,9 +1,9 @@
-"""Statistics of a JSONL file of questions and answers: lengths in tokens, and what training would lose.
+"""Statistics of a file of questions and answers: lengths in tokens, and what training would lose.
 
     python ./minigpt/dataset_stats.py --train_data ./data/train.jsonl --vocab_path ./data/vocab.json
     minigpt stats --max_length 256 --plot stats.png
 
-It changes no data. `--plot` needs the extra: pip install 'minigpt[plot]'.
+It changes no data. `--plot` needs: pip install 'minigpt[plot]'.
 """
 
 import sys
@@ -16,39 +16,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt.console import command_line
+from minigpt.data.records import DataOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(DataOptions, command_line.CommandOptions):
     """Token lengths, what a max_length would cut, unknown characters, repeated questions."""
 
+    RANGES = {"max_length": (1, 10**6)}
+
     train_data: Path = Path("data/train.jsonl")
-    """JSONL file, one {"question", "answer"} object a line"""
+    """questions and answers, or conversations: JSON Lines, JSON, CSV, Excel or Parquet"""
     vocab_path: Path = Path("data/vocab.json")
     """the vocabulary, made by `minigpt vocab`"""
     max_length: int = 128
-    """tokens of a pair that you mean to train with; beside 64, 128, 256 and 512"""
+    """tokens of a pair that you want to train with; 64, 128, 256 and 512 are always shown"""
     plot: Path | None = None
     """also draw a picture into this .png, .pdf or .svg file"""
-    strict: bool = False
-    """stop at the first bad line instead of skipping it"""
 
 
 def main(options: Options) -> dict[str, Any]:
     """Read, count, print, draw."""
-    from minigpt.data.reader import read_pairs
+    from minigpt.data.reader import read_conversations
     from minigpt.data.token_statistics import compute_statistics, plot, print_statistics, require_plotting
     from minigpt.tokenizer import Tokenizer
 
     if options.plot is not None:
         require_plotting()
     tokenizer = Tokenizer(options.vocab_path)
-    pairs, report = read_pairs(options.train_data, strict=options.strict)
-    report.print_summary()
-    statistics = compute_statistics(pairs, tokenizer, options.max_length)
-    print(
-        f"{options.train_data}: {len(pairs):,} pairs; {options.vocab_path}: {statistics.vocab_size:,} entries"
+    conversations, report = read_conversations(
+        options.train_data, options.strict, options.encoding, options.field_names
     )
+    report.print_summary()
+    statistics = compute_statistics(conversations, tokenizer, options.max_length)
+    print(f"{options.train_data}: {report.counted}; {options.vocab_path}: {statistics.vocab_size:,} entries")
     print_statistics(statistics)
     if options.plot is not None:
         plot(statistics, options.plot, title=options.train_data.name)

@@ -1,4 +1,4 @@
-"""Which device to compute on, and the state of every random generator that a program may draw from."""
+"""The device to compute on, and the state of all random generators."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 
 from minigpt.errors import InputError
 
-__all__ = ["pick_device", "random_state", "seed_everything", "set_random_state"]
+__all__ = ["move", "pick_device", "random_state", "seed_everything", "set_random_state"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,6 +26,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device. The copy to a CUDA device overlaps with computing."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)  # without pinned memory the source might be gone before it is read
+
+
 def seed_everything(seed: int) -> None:
     """Seed the generators of Python, NumPy and torch, devices included."""
     random.seed(seed)
@@ -36,8 +43,8 @@ def seed_everything(seed: int) -> None:
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """The states of the generators: Python's, NumPy's, torch's on the CPU, and the device's own.
 
-    Dropout on a device draws from the device's. Python's and NumPy's are Mersenne twisters: 624 words and a
-    position, as int64, and the spare number of the normal distribution, which comes in pairs.
+    Dropout on a device uses the device's generator. Python's and NumPy's are Mersenne twisters: 624 words
+    and a position, as int64, and a spare normal number, because these are drawn in pairs.
     """
     _, words, spare = random.getstate()
     _, keys, position, has_spare, numpy_spare = np.random.get_state(legacy=True)
@@ -56,7 +63,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(device: torch.device, state: dict[str, torch.Tensor]) -> None:
-    """Put `random_state` back; what another kind of device, or an earlier version, left is passed over."""
+    """Restore what `random_state` returned; entries of another kind of device are ignored."""
     torch.set_rng_state(state["torch"])
     if "python" in state:
         *words, has_spare = state["python"].tolist()

@@ -6,11 +6,11 @@
     >>> model(torch.tensor([[5, 17, 3]])).shape  # a score per entry of the vocabulary, at each position
     torch.Size([1, 3, 100])
 
-With `bias=True, gelu="tanh"` this is exactly GPT-2; the defaults are the smaller model of the documents. It
-imports torch and nothing of ours; training, sampling, caching, loading and saving are other rooms' work.
+With `bias=True, gelu="tanh"` this is exactly GPT-2; the defaults are the tutorial's smaller model. This file
+needs torch alone. Training, sampling, caching, loading and saving are in other files.
 
-Letters in shapes: B rows of the batch, T tokens given now, S tokens in all (the cached ones and these T),
-C = n_embd channels, H = n_head heads, D = C / H channels of one head, V = vocab_size.
+Letters in shapes: B rows of the batch; T tokens of this call; S tokens in all, the cached ones and these T;
+C = n_embd channels; H = n_head heads; D = C / H channels of a head; V = vocab_size.
 """
 
 import math
@@ -24,16 +24,16 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Everything that decides the shapes of the weights and what is computed with them."""
+    """All that decides the shapes of the weights and what is computed with them."""
 
     n_embd: int = 768  # channels of a token's vector
     n_head: int = 8  # attention heads; each sees n_embd / n_head channels
-    n_layer: int = 6  # blocks, one after the other
-    dropout: float = 0.1  # share of values zeroed in training, 0 <= dropout < 1
+    n_layer: int = 6  # blocks
+    dropout: float = 0.1  # share of activations zeroed in training
     block_size: int = 256  # longest sequence, in tokens
     vocab_size: int = 4825  # entries of the vocabulary
-    bias: bool = False  # biases in out_proj, c_fc and c_proj too, as GPT-2 has them
-    gelu: Literal["exact", "tanh"] = "exact"  # GELU itself, or GPT-2's approximation of it
+    bias: bool = False  # biases in out_proj, c_fc and c_proj, too, as in GPT-2
+    gelu: Literal["exact", "tanh"] = "exact"  # GELU itself, or GPT-2's approximation
 
     def __post_init__(self) -> None:
         for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size"):
@@ -47,14 +47,15 @@ class GPTConfig:
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
-    # What every family's configuration answers to, under the names that Hugging Face has for all.
+    # Hugging Face's names, which the configurations of all families have.
+    hidden_size = property(lambda self: self.n_embd)
     num_hidden_layers = property(lambda self: self.n_layer)
     num_attention_heads = num_key_value_heads = property(lambda self: self.n_head)
     head_dim = property(lambda self: self.n_embd // self.n_head)
     max_position_embeddings = property(lambda self: self.block_size)
 
     def parameter_count(self) -> int:
-        """How many values training sets, by formula. lm_head is wte's tensor and counts once."""
+        """Trainable values, by formula. lm_head is wte's tensor and counts once."""
         C, bias = self.n_embd, int(self.bias)
         embeddings = self.vocab_size * C + self.block_size * C  # wte (and lm_head), wpe
         norm = C + C  # a LayerNorm's weight and bias
@@ -64,65 +65,65 @@ class GPTConfig:
 
 
 class KeyValueCache(Protocol):
-    """What the model asks of a cache of earlier tokens' keys and values (inference/cache.py has them)."""
+    """A cache of earlier tokens' keys and values, as the model needs it (see generation/cache.py)."""
 
     @property
     def length(self) -> int:
-        """Tokens held: the same number in each row."""
+        """Cached tokens, the same number in each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append T tokens' k, v (B, H, T, D) to a layer; return all of it, (B, H, length + T, D) each."""
+        """Append T tokens' k and v, (B, H, T, D), to a layer; return all, (B, H, length + T, D) each."""
 
     def advance(self, tokens: int) -> None:
-        """All layers are updated: `length` grows by `tokens`."""
+        """Add `tokens` to `length`, after all layers are updated."""
 
 
 def check_inputs(
     ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
 ) -> None:
-    """ValueError where an embedding, SDPA or CUDA would fail later and say less; `past`: tokens cached."""
+    """Raise a clear ValueError where an embedding, SDPA or CUDA would fail later; `past`: cached tokens."""
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
-    # A mask of floats is probably additive, 0 and -inf, which means the opposite of ours.
+    # A mask of floats is probably additive, 0 and -inf: the opposite of ours.
     if mask is not None and (mask.shape != (B, width) or mask.is_floating_point()):
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # Left padding may make a row longer than its last position: only the values tell. To look at them stalls
-    # a GPU and breaks a compiled graph, so a GPU looks only if the width alone is too large.
+    # With left padding a row may be longer than its last position: only the values show it. Reading them
+    # stalls a GPU and breaks a compiled graph: a GPU reads them only if the width alone is too large.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
         raise ValueError(f"the model's {name} is {limit} tokens: got a sequence of {width} tokens")
 
 
-def visible_keys(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which keys may each query see? True = visible: (T, S), or (B, 1, T, S) with a padding mask (B, S).
+def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which keys each query attends to, True = attend: (T, S), or (B, 1, T, S) with a padding mask (B, S).
 
-    None means plain causality, SDPA's fast path: nothing is cached, or the one query is the newest token and
-    sees all. Right padding needs no mask: to every real token it lies in the future.
+    None is SDPA's fast path: nothing is cached, or the one query is the newest token and attends to all.
+    Right padding needs no mask: for every real token it is in the future.
     """
     if attention_mask is None and (past == 0 or T == 1):
         return None
-    query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1)  where each query stands
-    key = torch.arange(past + T, device=device)  # (S,)
-    visible = key <= query  # (T, S)  SDPA's is_causal aligns top left: wrong once a past is cached
+    query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1)  positions of the queries
+    key = torch.arange(past + T, device=device)  # (S,)  positions of the keys
+    visible = key <= query  # (T, S)  (SDPA's is_causal aligns top left: wrong once tokens are cached)
     if attention_mask is None:
         return visible
     visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
-    # A softmax over nothing is 0/0: one such row would turn all gradients into NaN. So all see themselves.
+    # A softmax over no key is 0/0, and one such row makes all gradients NaN: so each token sees itself.
     return (visible | (key == query))[:, None]  # (B, 1, T, S)  the same for all heads
 
 
-def written_out_attention(
+def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """softmax(QK^T / sqrt(D)) V, step by step: the slow twin of SDPA, which shows its weights.
+    """softmax(Q K^T / sqrt(D)) V, step by step: the slow twin of SDPA, which returns its weights.
 
     https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
-    q (B, H, T, D), k and v (B, H, S, D) -> output (B, H, T, D), weights (B, H, T, S) as before dropout.
-    `visible` as from `visible_keys`; None is plain causality, the T queries being the last of the S tokens.
+    q (B, H, T, D), k and v (B, H, S, D) -> output (B, H, T, D), weights (B, H, T, S) before dropout.
+    `visible` is from `causal_mask`; None is a causal mask whose T queries are the last of the S tokens.
     """
     T, S, D = q.shape[-2], k.shape[-2], q.shape[-1]
     if visible is None:
@@ -133,13 +134,13 @@ def written_out_attention(
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position gathers values from itself and from earlier positions, in H heads at once."""
+    """Each position takes a weighted mean of the values of itself and of earlier positions, in H heads."""
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer  # tells the cache whose keys and values these are
+        self.layer = layer  # the cache's index of this layer
         self.n_head, self.dropout = config.n_head, config.dropout
-        # Queries, keys and values in one product: one large matrix is faster than three small ones.
+        # Queries, keys and values in one matrix: one large product is faster than three small ones.
         self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -147,7 +148,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, visible: Tensor | None, cache: KeyValueCache | None, attentions: list[Tensor] | None
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). A list `attentions` gets the weights, which the slow twin then computes."""
+        """(B, T, C) -> (B, T, C). With a list `attentions`, eager_attention appends its weights to it."""
         B, T, C = x.shape
         qkv = self.qkv_proj(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each
@@ -155,7 +156,7 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D) each
         dropout = self.dropout if self.training else 0.0
         if attentions is not None:
-            out, weights = written_out_attention(q, k, v, visible, dropout)
+            out, weights = eager_attention(q, k, v, visible, dropout)
             attentions.append(weights)
         elif visible is None and T > 1:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -167,15 +168,15 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers on each position by itself, four times as wide in between."""
+    """Two linear layers for each position alone, with 4C channels in between."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
-        # https://arxiv.org/abs/1606.08415 (GELU). GPT-2 took that paper's tanh approximation. The two differ
-        # by up to 5e-4, enough to change what trained weights say: hence a switch, saved with the weights.
+        # https://arxiv.org/abs/1606.08415 (GELU). GPT-2 uses that paper's tanh approximation. The two differ
+        # by up to 5e-4, which changes the answers of trained weights: the option is saved with them.
         self.approximate = "tanh" if config.gelu == "tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,10 +187,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP; each adds to a stream that nothing else touches.
+    """Attention, then MLP; each adds its output to the residual stream.
 
-    The norm stands before each part (pre-LN, https://arxiv.org/abs/2002.04745), so that gradients reach the
-    first block through plain sums. The first Transformer put it after each sum and needed a long warm-up.
+    The norm comes before each part (pre-LN, https://arxiv.org/abs/2002.04745), so that gradients reach the
+    first block through sums alone. The first Transformer had it after each sum and needed a long warm-up.
     """
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
@@ -209,23 +210,25 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings, the blocks and the last norm: from ids to hidden vectors."""
+    """Embeddings, blocks and the last norm: from ids to hidden vectors."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)  # positions are learned: hence a limit
+        self.wpe = nn.Embedding(
+            config.block_size, config.n_embd
+        )  # learned positions: hence a longest sequence
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw GPT-2's initial weights: normal(0, 0.02), biases 0; norms stay as torch makes them, 1 and 0.
+        """Draw GPT-2's initial weights: normal(0, 0.02), biases 0; norms keep torch's 1 and 0.
 
-        The 2 * n_layer projections that add to the residual stream are drawn smaller, so that their sum does
-        not grow with depth: https://openai.com/index/better-language-models (GPT-2's paper, section 2.3).
+        The 2 * n_layer projections that add to the residual stream are smaller, so that their sum does not
+        grow with depth: https://openai.com/index/better-language-models (GPT-2's paper, section 2.3).
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -244,13 +247,13 @@ class Transformer(nn.Module):
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). Arguments as GPTLMHeadModel.forward; `attentions` as CausalSelfAttention."""
+        """(B, T) -> (B, T, C). Arguments: see GPTLMHeadModel.forward; `attentions`: CausalSelfAttention."""
         past = 0 if past_key_values is None else past_key_values.length
         check_inputs(input_ids, attention_mask, position_ids, past, self.config.block_size, "block_size")
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        visible = visible_keys(past, T, attention_mask, input_ids.device)  # once for all layers
+        visible = causal_mask(past, T, attention_mask, input_ids.device)  # once for all layers
         x = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, C)
         for block in self.blocks:
             x = block(x, visible, past_key_values, attentions)
@@ -261,14 +264,14 @@ class Transformer(nn.Module):
 
 
 class GPTLMHeadModel(nn.Module):
-    """The Transformer and, on top, a score for each entry of the vocabulary to be the next token."""
+    """The Transformer and lm_head: a score (logit) of each vocabulary entry as the next token."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        # Weight tying, https://arxiv.org/abs/1608.05859: one tensor reads and predicts tokens. ("meta" takes
-        # neither memory nor random numbers for the tensor that is replaced.)
+        # Weight tying, https://arxiv.org/abs/1608.05859: one matrix for input and output tokens. (On "meta"
+        # the tensor that is replaced takes neither memory nor random numbers.)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
         self.lm_head.weight = self.transformer.wte.weight
 
@@ -282,19 +285,19 @@ class GPTLMHeadModel(nn.Module):
         position_ids: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
     ) -> Tensor:
-        """ids (B, T) -> logits (B, T, V): at each position, scores of the token that follows.
+        """ids (B, T) -> logits (B, T, V): at each position the scores of the next token.
 
         attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs none.
-        position_ids (B, T): each token's place in its text; rows padded on the left need both.
-        past_key_values: a cache of the tokens before these, which are added to it.
-        Raises ValueError if a shape or dtype does not fit or the sequence is longer than block_size.
+        position_ids (B, T): positions of these tokens. Rows padded on the left need both.
+        past_key_values: a cache of the tokens before these T, which are added to it.
+        Raises ValueError if a shape or dtype is wrong, or if the sequence is longer than block_size.
         """
         hidden = self.transformer(input_ids, attention_mask, position_ids, past_key_values)  # (B, T, C)
         logits: Tensor = self.lm_head(hidden)  # (B, T, V)
         return logits
 
     def attentions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-        """Who looks at whom: per layer, weights (B, H, T, T); each row is a distribution over the keys."""
+        """Attention weights of each layer, (B, H, T, T): each row is a distribution over the keys."""
         weights: list[Tensor] = []
         self.transformer(input_ids, attention_mask, attentions=weights)
         return weights

@@ -1,11 +1,10 @@
-"""Split a JSONL file of questions and answers into train.jsonl and val.jsonl.
+"""Split a file of questions and answers into train.jsonl and val.jsonl.
 
     python ./minigpt/split_data.py --input ./data/data.jsonl --train_ratio 0.8
     minigpt split --input data/data.jsonl --train_ratio 0.8
 
-The same question never stands on both sides; repeated pairs are dropped. The files keep the input's lines
-byte for byte and in its order (training shuffles for itself). split.json beside them says what was done. The
-input is not changed.
+No question stands in both files; repeated pairs are dropped. The files keep the input's records and their
+order (training shuffles them itself). split.json beside them records what was done. The input is not changed.
 """
 
 import sys
@@ -18,53 +17,64 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt.console import command_line
+from minigpt.data.records import DataOptions
 from minigpt.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
-    """Split a JSONL file into train.jsonl and val.jsonl; no question stands in both."""
+class Options(DataOptions, command_line.CommandOptions):
+    """Split a file into train.jsonl and val.jsonl; no question is in both."""
+
+    RANGES = {"seed": (0, 2**63 - 1)}
 
     input: Path = Path("data/data.jsonl")
-    """JSONL file, one {"question", "answer"} object a line"""
+    """questions and answers, or conversations: JSON Lines, JSON, CSV, Excel or Parquet"""
     train_ratio: float = 0.9
     """share of the pairs for train.jsonl, between 0 and 1"""
     seed: int = 42
-    """another seed, another split"""
+    """decides the split: another seed, another split"""
     output_dir: Path | None = None
     """folder for train.jsonl, val.jsonl and split.json; by default the input's"""
-    strict: bool = False
-    """stop at the first bad line instead of skipping it"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, split, write, and say what was found."""
-    from minigpt.data.reader import read_pairs
-    from minigpt.data.split import split_pairs, write_split
+    """Read, split, write, print what was found."""
+    from minigpt.data.reader import ReadReport, read_conversations
+    from minigpt.data.split import split_conversations, write_split
 
-    pairs, report = read_pairs(options.input, strict=options.strict)
+    conversations, report = read_conversations(
+        options.input, options.strict, options.encoding, options.field_names
+    )
     report.print_summary()
-    split = split_pairs(pairs, options.train_ratio, options.seed)
+    split = split_conversations(conversations, options.train_ratio, options.seed)
     folder = options.input.parent if options.output_dir is None else options.output_dir
     manifest = write_split(split, report, folder, train_ratio=options.train_ratio, seed=options.seed)
     if split.dropped:
         print(
-            f"dropped as repeated: {len(split.dropped):,} of {len(pairs):,} pairs "
-            f"({len(split.dropped) / len(pairs):.1%})"
+            f"dropped as repeated: {len(split.dropped):,} of {report.counted} "
+            f"({len(split.dropped) / len(conversations):.1%})"
         )
-        for pair, first in split.dropped[:3]:
-            print(f"  line {pair.line} repeats line {first.line}: {_short(pair.question)}")
+        for each, first in split.dropped[:3]:
+            print(f"  line {each.line} repeats line {first.line}: {_short(each.question)}")
     if split.grouped:
         print(
             f"questions with several answers, each kept on one side: {len(split.grouped):,}, "
             f"with {sum(map(len, split.grouped)):,} pairs"
         )
         for group in split.grouped[:3]:
-            lines = ", ".join(str(pair.line) for pair in group[:5]) + (", ..." if len(group) > 5 else "")
+            lines = ", ".join(str(each.line) for each in group[:5]) + (", ..." if len(group) > 5 else "")
             print(f"  lines {lines}: {_short(group[0].question)}")
     total = len(split.train) + len(split.val)
     for name, side in (("train.jsonl", split.train), ("val.jsonl", split.val)):
-        print(f"{folder / name}: {len(side):,} pairs ({len(side) / total:.2%})")
+        answers = sum(len(each.exchanges) for each in side)
+        counted = ReadReport(folder / name, conversations=len(side), answers=answers).counted
+        print(f"{folder / name}: {counted} ({len(side) / total:.2%})")
+    if split.on_both_sides:
+        (exchange, times), count = split.on_both_sides[0], len(split.on_both_sides)
+        print(
+            f"still on both sides, since very many conversations share them: {count:,} questions with their "
+            f"answers, the most frequent in {times:,} conversations of val.jsonl: {_short(exchange.question)}"
+        )
     return {**manifest, "output_dir": str(folder)}
 
 

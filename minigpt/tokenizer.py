@@ -28,7 +28,7 @@ __all__ = ["SPECIAL_TOKENS", "Tokenizer", "build_vocabulary"]
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<sep>")
 
-_REMEDY = "make it anew with: minigpt vocab --data DATA --output VOCAB"
+_REMEDY = "make it again with: minigpt vocab --data DATA --output VOCAB"
 
 
 def build_vocabulary(texts: Iterable[str]) -> dict[str, int]:
@@ -57,7 +57,7 @@ class Tokenizer:
         vocab_path: a vocab.json with `word2id` and `id2word`, as `minigpt vocab` writes it.
 
     Raises:
-        InputError: if the file is no such vocabulary; the text says what is wrong with it.
+        InputError: if the file is not such a vocabulary; the text says what is wrong with it.
     """
 
     def __init__(self, vocab_path: str | Path) -> None:

@@ -21,8 +21,7 @@ import torch._inductor.compile_fx
 
 from minigpt.errors import InputError
 from minigpt.training import checkpoint
-from minigpt.training import mixed_precision as machine
-from minigpt.training.step import Stepper
+from minigpt.training.step import StepBatches, TrainStep
 from tests.survival import children
 
 for name in ("functorch.compile", "networkx"):  # these, too; they have no types
@@ -31,8 +30,8 @@ for name in ("functorch.compile", "networkx"):  # these, too; they have no types
 
 def prepared(job: dict[str, Any], rank: int) -> None:
     """In a child: what is to go wrong there."""
-    if job.get("late"):
-        machine.Machine.reads_late = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+    if job.get("asynchronous"):
+        TrainStep.asynchronous = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
     if job.get("compiled"):  # all of it but the writing of code
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     if job.get("rank") != rank:
@@ -46,14 +45,14 @@ def prepared(job: dict[str, Any], rank: int) -> None:
                 os.kill(os.getpid(), signal.Signals[name])
 
     if job["what"] == "nan":
-        gradient = Stepper._gradient
+        backward = TrainStep.backward
 
-        def spoiled(self: Stepper, work: Any) -> torch.Tensor:
-            measured = gradient(self, work)
-            measured[0] *= float("nan") if self.steps_done + 1 == job["step"] else 1.0
+        def spoiled(self: TrainStep, batches: StepBatches) -> torch.Tensor:
+            measured = backward(self, batches)
+            measured[0] *= float("nan") if batches.step + 1 == job["step"] else 1.0
             return measured
 
-        Stepper._gradient = spoiled  # type: ignore[method-assign]
+        TrainStep.backward = spoiled  # type: ignore[method-assign]
     elif job["what"] == "save":
 
         def failing(*_: object) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from safetensors.torch import load_file
 
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import TrainConfig
-from minigpt.training.loop import Stopped, Trainer
+from minigpt.training.loop import Trainer
 from minigpt.training.run_data import read_data
+from minigpt.training.run_state import StepMetrics
+from minigpt.training.stop_request import Stopped
 
 TINY: dict[str, Any] = {
     "n_layer": 2, "n_embd": 32, "n_head": 2, "block_size": 32, "max_length": 32, "batch_size": 4,
@@ -58,6 +61,23 @@ def trainer(settings: TrainConfig) -> Trainer:
     return Trainer(settings, read_data(settings))
 
 
+def one_step(run: Trainer) -> StepMetrics:
+    """Do a step; returns what became of it."""
+    run.step()
+    return run.step.read_metrics()[-1]
+
+
+def after_updates(run: Trainer, act: Callable[[int], None]) -> None:
+    """Call `act` with each step's number (from 1) right after its update."""
+    update = run.step.update
+
+    def updating(share: float, found_inf: torch.Tensor) -> None:
+        update(share, found_inf)
+        act(run.progress.steps_done + 1)
+
+    run.step.update = updating  # type: ignore[method-assign]
+
+
 def identical(a: Path, b: Path) -> None:
     """Weights, optimiser, random state and metrics of two runs, bit for bit (times excepted)."""
     for name in ("model", "optimizer", "rng"):
@@ -76,16 +96,13 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def stop_at(run: Trainer, step: int, number: signal.Signals = signal.SIGINT) -> None:
-    """Run, with a signal right after step number `step`."""
-    one_step = run.step
+    """Run, with a signal right after the update of step number `step`."""
 
-    def stopping() -> dict[str, float]:
-        numbers = one_step()
-        if run.steps_done == step:
+    def stop(done: int) -> None:
+        if done == step:
             os.kill(os.getpid(), number)
-        return numbers
 
-    run.step = stopping  # type: ignore[method-assign]
+    after_updates(run, stop)
     with pytest.raises(Stopped, match=f"saved step {step} ") as stopped:
         run.run()
     assert stopped.value.code == 128 + number

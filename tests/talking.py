@@ -1,4 +1,4 @@
-"""A model that has learned answers by heart, and a door on a pseudo-terminal, as a person meets it."""
+"""A model that has learned answers by heart, and a program on a pseudo-terminal, as a person meets it."""
 
 import os
 import select
@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.data.batches import encode_pairs
-from minigpt.data.reader import Pair
+from minigpt.data.batches import encode_conversations
+from minigpt.data.conversation import conversation_of_pair
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
@@ -22,21 +22,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def learn_by_heart(answers: Mapping[str, str], folder: Path, block_size: int = 20) -> Path:
     """Train a tiny model on some questions and answers until it knows them, and save it."""
-    pairs = [Pair(q, a, 0, "") for q, a in answers.items()]
+    pairs = [conversation_of_pair(q, a, 0, "") for q, a in answers.items()]
     tokenizer = Tokenizer.from_word2id(build_vocabulary(q + a for q, a in answers.items()))
     torch.manual_seed(0)
     size = tokenizer.get_vocab_size()
     net = GPTLMHeadModel(
         GPTConfig(n_embd=32, n_head=2, n_layer=2, block_size=block_size, vocab_size=size, dropout=0.0)
     )
-    batch = encode_pairs(pairs, tokenizer, block_size).batch(np.arange(len(pairs)))
+    batch = encode_conversations(pairs, tokenizer, block_size).batch(np.arange(len(pairs)))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     for _ in range(100):
         loss = F.cross_entropy(net(batch.input_ids)[batch.answer_mask], batch.targets[batch.answer_mask])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    minigpt.save_pretrained(net, tokenizer, folder)
+    minigpt.save_pretrained(net, folder, tokenizer)
     return folder
 
 

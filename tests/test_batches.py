@@ -5,8 +5,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.batches import BatchPlan, EncodedPairs, encode_pairs
-from minigpt.data.reader import Pair
+from minigpt.data.batches import (
+    BatchPlan,
+    EncodedExamples,
+    encode_conversation,
+    encode_conversations,
+    encode_prompt,
+)
+from minigpt.data.conversation import Conversation, Turn, conversation_of_pair
 from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
@@ -16,8 +22,10 @@ pair_lists = st.lists(st.tuples(texts, texts), min_size=1, max_size=40)
 fast = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-def encoded(items: list[tuple[str, str]], max_length: int = 64) -> EncodedPairs:
-    return encode_pairs([Pair(q, a, i + 1, "") for i, (q, a) in enumerate(items)], TOKENIZER, max_length)
+def encoded(items: list[tuple[str, str]], max_length: int = 64) -> EncodedExamples:
+    return encode_conversations(
+        [conversation_of_pair(q, a, i + 1, "") for i, (q, a) in enumerate(items)], TOKENIZER, max_length
+    )
 
 
 @fast
@@ -119,3 +127,51 @@ def test_the_fingerprint_knows_text_and_boundaries() -> None:
         for items in ([("天地", "玄")], [("天", "地玄")], [("天地", "黄")], [("天地", "玄"), ("天", "地")])
     }
     assert len(prints) == 4
+
+
+# -- conversations -------------------------------------------------------------------------------------------
+
+
+def conversation(*texts: str) -> Conversation:
+    return Conversation(tuple(Turn("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)))
+
+
+def test_a_conversation_is_one_row_with_the_loss_on_every_answer() -> None:
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(["abcdefgh"]))
+    sep = tokenizer.sep_token_id
+    ids, is_answer, is_cut = encode_conversation(conversation("a", "bc", "d", "e"), tokenizer, 99)
+    expected = [*"a", "/", *"bc", "/", *"d", "/", *"e", "/"]
+    assert ids.tolist() == [sep if c == "/" else tokenizer.word2id[c] for c in expected]
+    assert [c for c, counts in zip(expected, is_answer) if counts] == ["b", "c", "/", "e", "/"]
+    assert not is_cut
+
+
+def test_cutting_keeps_whole_questions_newest_first_and_as_a_prompt_too() -> None:
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(["abcdefgh"]))
+    long = conversation("a", "b", "cc", "d", "ee", "f")  # 4, 5 and 5 tokens
+    for limit, kept in (
+        (14, "a/b/cc/d/ee/f/"),
+        (13, "cc/d/ee/f/"),
+        (10, "cc/d/ee/f/"),
+        (9, "ee/f/"),
+        (4, "ee/f"),
+    ):
+        ids, _, is_cut = encode_conversation(long, tokenizer, limit)
+        assert tokenizer.decode(ids).replace("<sep>", "/") == kept
+        assert is_cut == (limit < 14)
+    for limit, kept in ((12, "a/b/cc/d/ee/"), (11, "cc/d/ee/"), (8, "cc/d/ee/"), (7, "ee/"), (1, "ee/")):
+        prompt = encode_prompt(long.exchanges[:-1], "ee", tokenizer, limit)
+        assert tokenizer.decode(prompt).replace("<sep>", "/") == kept
+
+
+def test_system_texts_and_other_roles_are_part_of_the_question() -> None:
+    turns = (
+        Turn("system", "s"),
+        Turn("user", "q"),
+        Turn("assistant", "a"),
+        Turn("tool", "t"),
+        Turn("assistant", "b"),
+    )
+    assert Conversation(turns).exchanges == (("s\nq", "a"), ("t", "b"))
+    assert Conversation((*turns, Turn("user", "left"))).exchanges == (("s\nq", "a"), ("t", "b"))
+    assert Conversation((Turn("assistant", "hi"), *turns[1:3])).exchanges == (("", "hi"), ("q", "a"))

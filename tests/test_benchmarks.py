@@ -56,24 +56,6 @@ def test_families(tmp_path: Path) -> None:
         assert abs(mean["gpt"] - sum(of_gpt) / 2) < 1e-4
 
 
-def test_dial(tmp_path: Path) -> None:
-    lines = (ROOT / "data" / "data.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / "qa.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
-    (tmp_path / "text.txt").write_text((ROOT / "data" / "README.md").read_text("utf-8") * 4, encoding="utf-8")
-    command = [sys.executable, "benchmarks/dial.py", "--qa", str(tmp_path / "qa.jsonl")]
-    command += ["--text", str(tmp_path / "text.txt"), "--shapes", "1x32", "2x32", "--tokens", "5e3", "2e4"]
-    command += ["--threads", "1", "--output", str(tmp_path / "r.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    numbers = json.loads(done.stdout.splitlines()[-1])
-    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert {row["kind"] for row in numbers["rows"]} == {"text", "answers"}
-    assert all(row["loss"] > 0 and row["yardstick"] > 0 for row in numbers["rows"])
-    again = [sys.executable, "benchmarks/dial.py", "--rows", str(tmp_path / "r.json")]
-    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    assert json.loads(done.stdout.splitlines()[-1])["laws"] == numbers["laws"]
-
-
 def test_reference_speed() -> None:
     # in this process: the cache must pay even at toy size, where it computes some fifty times less
     module = runpy.run_path(str(ROOT / "benchmarks" / "reference_speed.py"))

@@ -3,9 +3,11 @@
 import itertools
 import json
 import shutil
-import sys
 import threading
+import time
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.errors import InputError
+from minigpt.tokenization import template_sandbox
 from minigpt.tokenization.bpe import BpeTokenizer
-from minigpt.tokenization.chat_template import encode_chat, render_chat
+from minigpt.tokenization.chat_template import encode_chat, encode_chat_with_mask, render_chat
 from minigpt.tokenization.template_sandbox import SandboxedTemplate
 
 QWEN = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "qwen_tokenizer"
@@ -64,8 +67,19 @@ def system(text: str) -> dict[str, str]:
         ),
         ([{"role": "<|im_end|>", "content": "x"}], "role must be one of"),
         ([{"role": 1, "content": "x"}], "message 1: 'role' must be text: got 1"),
-        ([{**user("x"), "tool_calls": [{}]}], r"message 1: 'tool_calls' must be text: got \[{}\]"),
-        ([{"role": "user", "content": "x", 3: "x"}], "message 1: 3 must be text"),
+        (
+            [{**user("x"), "tool_calls": [{1}]}],
+            r"message 1: 'tool_calls' must be text, or what JSON can hold: got {1}",
+        ),
+        ([{"role": "user", "content": "x", 3: "x"}], "message 1 must be text, or what JSON can hold: got {"),
+        (
+            [{"role": "assistant", "content": 7, "tool_calls": [{}]}],
+            "message 1: 'content' must be text: got 7",
+        ),
+        (
+            [{"role": "assistant", "content": "x", "tool_calls": [{"a": "\udc00"}]}],
+            "'a', position 0: U.DC00 is half",
+        ),
         ([user("ab\ud800")], r"message 1: 'content', position 2: U\+D800 is half a character"),
     ],
 )
@@ -84,6 +98,8 @@ def test_text_of_a_class_of_its_own_is_refused() -> None:
 
     with pytest.raises(InputError, match="'content' must be text"):
         render_chat(CHATML, [user(Text("x"))])
+    with pytest.raises(InputError, match="tools: 'a' must be text, or what JSON can hold"):
+        render_chat(CHATML, HELLO, tools=[{"a": Text("x")}])
 
 
 def test_a_tokenizer_without_a_template() -> None:
@@ -93,97 +109,154 @@ def test_a_tokenizer_without_a_template() -> None:
 
 # -- templates that are up to something --------------------------------------------------------------------
 
-LOOP = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 GROW = "{% set ns = namespace(x='x' ~ messages[0].content) %}{% for i in range(99) %}"
+NEST = "{% set ns = namespace(x=messages[0].content) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}"
+TOO_MUCH = "exceeds a limit: it makes too much text or too long lists"
+FORBIDDEN = "tries something forbidden: "
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ ''.__class__.__mro__ }}", "tries what it must not: access to attribute '__class__'"),
-        ("{{ ''['__class__'] }}", "tries what it must not"),
-        ("{{ messages[0].__init__.__globals__ }}", "tries what it must not"),
-        ("{{ messages.__class__.__base__.__subclasses__() }}", "tries what it must not"),
-        ("{{ raise_exception.__globals__ }}", "tries what it must not"),
-        ("{{ raise_exception.__self__.filters }}", "tries what it must not"),
-        ("{{ namespace.__init__ }}", "tries what it must not"),
-        ("{{ ''|attr('__class__') }}", "is not understood: No filter named 'attr'"),
-        (
-            "{{ [messages]|map(attribute='__class__')|list|length ~ 'x' ~ cycler.x }}",
-            "fails|tries what it must",
-        ),
-        ("{{ messages.append(1) }}", "access to attribute 'append'"),
-        ("{% set _ = messages[0].update(role='x') %}", "access to attribute 'update'"),
+        # Python's inner parts
+        ("{{ ''.__class__.__mro__ }}", FORBIDDEN + "access to attribute '__class__'"),
+        ("{{ ''['__class__'] }}", FORBIDDEN),
+        ("{{ messages[0].__init__.__globals__ }}", FORBIDDEN),
+        ("{{ messages.__class__.__base__.__subclasses__() }}", FORBIDDEN),
+        ("{{ raise_exception.__globals__ }}", FORBIDDEN),
+        ("{{ raise_exception.__self__.filters }}", FORBIDDEN),
+        ("{{ strftime_now.__globals__ }}", FORBIDDEN),
+        ("{{ dict.__globals__ }}", FORBIDDEN),
+        ("{{ namespace.__init__ }}", FORBIDDEN),
+        ("{{ '{0.__class__}'.format(1) }}", FORBIDDEN + "to format"),
+        ("{{ ''|attr('__class__') }}", "has an error in line 1: No filter named 'attr'"),
+        ("{{ [messages]|map(attribute='__class__')|list }}", FORBIDDEN),
+        ("{{ messages.append(1) }}", FORBIDDEN + "access to attribute 'append'"),
+        ("{% set _ = messages[0].update(role='x') %}", FORBIDDEN + "access to attribute 'update'"),
         ("{% include 'passwords' %}", "no loader"),
         ("{% import 'os' as os %}", "no loader"),
         ("{{ open('x') }}", "'open' is undefined"),
         ("{{ lipsum() }}", "'lipsum' is undefined"),
-        (LOOP, r"does not come to an end within \d\d\d,000 steps"),
+        # loops and recursion
+        (LOOP, TOO_MUCH),
+        (LOOP.replace("{% endfor %}", "{{ 'x'|int }}{{ [1]|max }}{% endfor %}", 1), TOO_MUCH),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", "OverflowError: Range too big"),
+        ("{{ range(99999)|join(range(99999)|join) }}", TOO_MUCH),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it is nested too deeply"),
+        ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}", TOO_MUCH),
+        ("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}", "it is nested too deeply"),
+        ("{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}", "it is nested too deeply"),
+        # long texts
+        ("{% for i in range(9999) %}" + "x" * 9999 + "{% endfor %}", TOO_MUCH),
+        ("{% for i in range(9999) %}{{ '" + "x" * 9999 + "' }}{% endfor %}", TOO_MUCH),
         (
-            LOOP.replace("{% endfor %}{% endfor %}", "{{ 'x'|int }}{{ [1]|max }}{% endfor %}{% endfor %}"),
-            "steps",
+            "{% filter upper %}{% for i in range(99999) %}" + "x" * 99 + "{% endfor %}{% endfilter %}",
+            TOO_MUCH,
         ),
-        ("{% for i in range(10 ** 9) %}x{% endfor %}", "a range of 1,000,000,000 numbers"),
+        (GROW + "{% set ns.x = ns.x + ns.x %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = ns.x.replace('x', 'xx') %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = ns.x|replace('x', 'xx') %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = ns.x.join([ns.x, ns.x]) %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = [ns.x, ns.x]|join %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = '%s%s' % (ns.x, ns.x) %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = '{0}{0}'.format(ns.x) %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = '%s%s'|format(ns.x, ns.x) %}{% endfor %}", TOO_MUCH),
+        (GROW + "{% set ns.x = [ns.x] + [ns.x] %}{% endfor %}{{ ns.x|tojson }}", TOO_MUCH),
+        (GROW + "{% set ns.x = [ns.x, ns.x]|string %}{% endfor %}", TOO_MUCH),
+        ("{{ 'x' * 10 ** 3 }}", FORBIDDEN + r"'\*' with something other than numbers"),
+        ("{{ messages * 10 ** 3 }}", FORBIDDEN + r"'\*' with something other than numbers"),
+        ("{{ '%99999999999d' % 1 }}", FORBIDDEN + "to format with '%99999999999d'"),
+        ("{{ '%*d' % (99999999999, 1) }}", FORBIDDEN + "to format"),
+        ("{{ '{:>99999999999}'.format(1) }}", FORBIDDEN + "to format"),
+        ("{{ '{:{}}'.format(1, 99999999999) }}", FORBIDDEN + "to format"),
+        ("{{ '%99999999999d'|format(1) }}", FORBIDDEN + "to format"),
+        ("{{ ['{:>99999999999}']|map(attribute='format_map')|list }}", FORBIDDEN + "access to attribute"),
+        ("{{ 'x'.ljust(99999999999) }}", FORBIDDEN + "access to attribute 'ljust'"),
+        ("{{ 'x'|center(99999999999) }}", "No filter named 'center'"),
+        ("{{ 'x'|indent(99999999999, true) }}", TOO_MUCH),
+        ("{{ [[]]|tojson(indent=99999999999) }}", FORBIDDEN + "to indent JSON"),
+        ("{{ (7).to_bytes(99999999999, 'big') }}", FORBIDDEN + "access to attribute 'to_bytes'"),
+        ("{{ 'x'.encode('utf-32') }}", FORBIDDEN + "access to attribute 'encode'"),
+        ("{{ []|batch(99999999999, 0)|list }}", "No filter named 'batch'"),
+        ("{{ []|slice(99999999999)|list }}", "No filter named 'slice'"),
+        # lists that hold one list twice, and that again: nothing may walk through them
+        (NEST + "{% endfor %}{{ ns.x == ns.x[0] }}", TOO_MUCH),
+        (NEST + "{% endfor %}{{ ns.x }}", TOO_MUCH),
+        (NEST + "{% endfor %}{{ ns.x|upper }}", TOO_MUCH),
+        (NEST.replace("[ns.x, ns.x]", "(ns.x, ns.x)") + "{% endfor %}{{ {ns.x: 1} }}", TOO_MUCH),
+        (NEST.replace("[ns.x, ns.x]", "dict(a=ns.x, b=ns.x)") + "{% endfor %}", TOO_MUCH),
         (
-            "{{ range(10000)|map('string')|join(messages[0].content * 1) }}",
-            "with something other than numbers",
+            "{% macro f(n) %}{% if n %}{{ f(n - 1, varargs, varargs) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            TOO_MUCH,
         ),
-        ("{{ range(9999)|join(range(9999)|join) }}", "steps|too much text"),
-        ("{% for i in range(9999) %}" + "x" * 9999 + "{% endfor %}", "too much text"),
-        ("{% for i in range(9999) %}{{ '" + "x" * 9999 + "' }}{% endfor %}", "too much text"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself too often"),
-        ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}", "steps"),
-        ("{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}", "calls itself too often"),
-        (GROW + "{% set ns.x = ns.x + ns.x %}{% endfor %}", "too much text"),
-        (GROW + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "too much text"),
-        (GROW + "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}", "too much text"),
-        (GROW + "{% set ns.x = ns.x.replace('x', 'xx') %}{% endfor %}", "too much text"),
-        (GROW + "{% set ns.x = ns.x|replace('x', 'xx') %}{% endfor %}", "too much text"),
-        (GROW + "{% set ns.x = ns.x.join([ns.x, ns.x]) %}{% endfor %}", "too much text"),
-        (GROW + "{% set ns.x = [ns.x, ns.x]|join %}{% endfor %}", "too much text"),
-        (GROW + "{% set ns.x = [ns.x] + [ns.x] %}{% endfor %}{{ ns.x|tojson }}", "too much text|steps"),
-        (GROW + "{% set ns.x = [ns.x] + [ns.x] %}{% endfor %}{{ ns.x|string }}", "print a list"),
-        ("{{ 'x' * 10 ** 3 }}", r"'\*' with something other than numbers"),
-        ("{{ 9 ** 9 ** 9 }}", r"'\*\*' with a number above 1,000"),
-        ("{{ '%99999999999d' % 1 }}", "'%' with something other than numbers"),
-        ("{{ '{:>99999999999}'.format(1) }}", "access to attribute 'format'"),
-        ("{{ ['{:>99999999999}']|map(attribute='format')|first }}", "format"),
-        ("{{ 'x'.ljust(99999999999) }}", "access to attribute 'ljust'"),
-        ("{{ messages }}", "to print a list"),
-        ("{% if %}", "line 1, is not understood"),
-        ("\n{% for %}", "line 2, is not understood"),
+        (
+            NEST.replace("[ns.x, ns.x]", "namespace(a=ns.x, b=ns.x)") + "{% endfor %}{{ ns.x }}",
+            "print a Namespace",
+        ),
+        (
+            NEST.replace("[ns.x, ns.x]", "namespace(a=ns.x, b=ns.x)") + "{% endfor %}{{ [ns.x]|string }}",
+            "to print a",
+        ),
+        # long numbers
+        ("{{ 9 ** 9 ** 9 }}", FORBIDDEN + r"'\*\*' with a number"),
+        ("{{ ('f' * 1)|int }}", "something other than numbers"),
+        (GROW + "{% set ns.x = (ns.x ~ ns.x)[:999] %}{% endfor %}{{ 9 * ns.x|int(0, 36) }}", "with a number"),
+        ("{{ 5|round(-99999999999) }}", "No filter named 'round'"),
+        # texts that are compared letter by letter with each other
+        (
+            GROW + "{% if i < 17 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}{% endfor %}{{ ns.x.strip(ns.x) }}",
+            TOO_MUCH,
+        ),
+        (
+            GROW + "{% if i < 17 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}{% endfor %}{{ ns.x|trim(ns.x) }}",
+            TOO_MUCH,
+        ),
+        (
+            GROW + "{% if i < 17 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}{% endfor %}"
+            "{{ ns.x.rfind('b' + ns.x) }}",
+            TOO_MUCH,
+        ),
+        # mistakes
+        ("{% if %}", "has an error in line 1"),
+        ("\n{% for %}", "has an error in line 2"),
         ("{{ 1 / 0 }}", "fails: ZeroDivisionError"),
         ("{{ messages[3].content }}", "fails: UndefinedError"),
-        ("{{ " + "(" * 5000, "is not understood|nested too deeply"),
-        ("x" * 1_000_001, "has 1,000,001 characters, more than 1,000,000"),
+        ("{{ strftime_now(1) }}", "fails: TypeError"),
+        ("{{ " + "(" * 5000, "has an error|nested too deeply"),
+        ("{% if 1 %}" * 150 + "{% endif %}" * 150, "fails: "),
+        ("x" * 200_001, "has 200,001 characters, more than 200,000"),
         ("{{ raise_exception('only\ntwo roles') }}", "refuses this conversation: only\ntwo roles"),
     ],
 )
 def test_templates_that_are_up_to_something(template: str, message: str) -> None:
-    for call in (
-        lambda: encode_chat(TOKENIZER, HELLO, template=template),
-        lambda: render_chat(template, HELLO),
-    ):
-        with pytest.raises(InputError, match=message) as caught:
-            call()
-        assert str(caught.value).startswith("the chat template")
+    with pytest.raises(InputError, match=message) as caught:
+        render_chat(template, HELLO)
+    assert str(caught.value).startswith("the chat template")
     assert [user("hello")] == HELLO  # nothing came of it outside
+    began = time.thread_time()
+    with pytest.raises(InputError, match=message):
+        encode_chat(TOKENIZER, HELLO, template=template)
+    assert time.thread_time() - began < 20  # each must end by its charges, a second or two; none by luck
 
 
-def test_the_debugger_stays_and_a_bound_holds_in_each_thread() -> None:
-    def tracer(*_: object) -> None:
-        return None
+def test_processor_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that runs a second at each look: the sixth charge is one too many."""
+    template = SandboxedTemplate("{% for i in range(n) %}{% endfor %}")
+    for count, ends in ((4, True), (9, False)):
+        clock = itertools.count()
+        with monkeypatch.context() as patch:
+            patch.setattr(template_sandbox, "time", SimpleNamespace(thread_time=lambda: next(clock)))  # noqa: B023
+            if ends:
+                assert template.render({"n": count - 1}) == ""
+            else:
+                with pytest.raises(InputError, match="exceeds a limit: it takes more than 5 seconds"):
+                    template.render({"n": count})
 
-    before = sys.gettrace()
-    sys.settrace(tracer)
-    try:
-        render_chat(CHATML, HELLO)
-        with pytest.raises(InputError, match="steps"):
-            render_chat(LOOP, HELLO)
-        kept = sys.gettrace()
-    finally:
-        sys.settrace(before)
-    assert kept is tracer
+
+def test_a_limit_holds_in_each_thread() -> None:
     caught: list[str] = []
 
     def run() -> None:
@@ -192,23 +265,23 @@ def test_the_debugger_stays_and_a_bound_holds_in_each_thread() -> None:
         except InputError as error:
             caught.append(str(error))
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
+    threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(caught) == 3
-    assert all("steps" in text for text in caught)
+    assert len(caught) == 2
+    assert all(TOO_MUCH in text for text in caught)
 
 
-def test_bounds_are_for_one_rendering_each() -> None:
-    template = SandboxedTemplate("{% for i in range(n) %}{{ 'ab' }}{% endfor %}")
-    for _ in range(3):
-        assert template.render({"n": 50}, steps=2000, characters=100) == "ab" * 50
-        with pytest.raises(InputError, match="too much text"):
-            template.render({"n": 51}, steps=2000, characters=100)
-        with pytest.raises(InputError, match="within 100 steps"):
-            template.render({"n": 50}, steps=100, characters=100)
+def test_limits_are_for_one_rendering_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_sandbox, "CHARACTERS", 1000)
+    monkeypatch.setattr(template_sandbox, "PER_CHARACTER", 0)
+    template = SandboxedTemplate("{% for i in range(n) %}{{ text }}{% endfor %}")
+    for _ in range(3):  # a turn is charged 10, range() more than that, the text 3: a value and two characters
+        assert template.render({"n": 70, "text": "ab"}) == "ab" * 70
+        with pytest.raises(InputError, match=TOO_MUCH):
+            template.render({"n": 77, "text": "ab"})
 
 
 def test_a_long_conversation_is_not_taken_for_an_attack() -> None:
@@ -296,7 +369,152 @@ def test_a_template_finds_in_messages_what_it_looks_for() -> None:
     assert ids == TOKENIZER.encode_text("b<think>!")
 
 
+# -- what the assistant says -------------------------------------------------------------------------------
+
+SAID = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+
+
+def test_the_mask_marks_what_the_assistant_says() -> None:
+    ids, mask = encode_chat_with_mask(
+        TOKENIZER, [user("ab"), assistant("你<|im_end|>"), user("c")], template=SAID
+    )
+    assert ids == encode_chat(TOKENIZER, [user("ab"), assistant("你<|im_end|>"), user("c")], template=SAID)
+    said = [index for index, flag in zip(ids, mask) if flag]
+    assert said == [*TOKENIZER.encode_text("你<|im_end|>"), IDS[END]]
+    assert sum(mask) == len(said)
+    with pytest.raises(InputError, match=r"has no \{% generation %\} block"):
+        encode_chat_with_mask(TOKENIZER, HELLO, template=CHATML)
+
+
 # -- transformers ------------------------------------------------------------------------------------------
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "天气",
+            "parameters": {"type": "object", "properties": {"城市": {"type": "string"}}},
+        },
+    }
+]
+CALL = {
+    "type": "function",
+    "function": {"name": "天气", "arguments": {"城市": "北京", "<x>": [1, 2.5, None, True]}},
+}
+CALLS: list[dict[str, Any]] = [
+    user("q & <b>'\""),
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "晴", "name": "天气"},
+    {"role": "assistant", "content": "It is fine.", "reasoning": "because"},
+]
+TEMPLATES = [
+    "{{ messages|tojson }}{{ tools|tojson(indent=2) }}"
+    "{{ tools|tojson(separators=(',', ':'), sort_keys=true) }}",
+    "{{ messages[0] }}{{ tools }}{{ documents }}{{ none }}{{ 1.50 }}{{ undefined_one }}{{ true }}",
+    "{{ messages[0].content|tojson(ensure_ascii=true) }}{{ '天'|tojson(ensure_ascii=true) }}",
+    "{{ bos_token }}|{{ eos_token }}|{{ pad_token is defined }}|{{ sep_token }}|{{ eos_token ~ 1 }}",
+    "{%- for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}{{ loop.index }}{{ m.role }}"
+    "{% if loop.index == 2 %}{% break %}{% endif %}{% endfor %}",
+    "{% for m in messages %}{{ loop.length }}{{ loop.revindex0 }}{{ loop.first }}{{ loop.last }}"
+    "{{ (loop.previtem or m).role }}{{ (loop.nextitem or m).role }}{{ loop.cycle('a', 'b') }}"
+    "{{ loop.changed(m.role) }}{% endfor %}",
+    "{% for m in messages if m.role != 'tool' %}{{ m.reasoning_content }}{{ m.thinking }}"
+    "{{ m.content is none }}"
+    "{{ m.content is defined }}{% else %}none{% endfor %}"
+    "{% for k, v in CALL|default({'a': 1})|items %}{{ k }}{% endfor %}",
+    "{%- macro one(m, mark='*') -%}{{ mark }}{{ m.role|upper }}{{ caller() if caller }}"
+    "{{ varargs }}{{ kwargs }}"
+    "{%- endmacro -%}{% call one(messages[0], '-', 3, x=4) %}called{% endcall %}{{ one(messages[1]) }}",
+    "  {% set ns = namespace(n=0, seen=[]) %}\n  {% for m in messages %}\n"
+    "{% set ns.n = ns.n + m.content|length %}\n"
+    "{% set ns.seen = ns.seen + [m.role] %}\n{% endfor %}\n{{ ns.n }} {{ ns.seen|unique|join(', ') }}\n",
+    "{{ messages|map(attribute='role')|join(', ') }}"
+    "{{ messages|selectattr('role', 'equalto', 'user')|list|length }}"
+    "{{ messages|rejectattr('tool_calls', 'defined')|map(attribute='content')|list }}"
+    "{{ messages|join('-', 'role') }}",
+    "{{ 'a b'.split() }}{{ 'a,b'.split(',', 1) }}{{ ' x '.strip() }}{{ 'xay'.partition('a') }}"
+    "{{ 'a'.join(['x', 'y']) }}"
+    "{{ 'abab'.replace('a', 'c', 1) }}{{ 'ab'.startswith(('x', 'a')) }}{{ 'x'.upper().lower().title() }}",
+    "{{ '%s: %d%%, %.2f' % ('a', 3, 2.5) }}{{ '{} {x} {{}}'.format(1, x=2) }}"
+    "{{ '%s-%s'|format(1, 'b') }}{{ '%r' % 'q' }}",
+    "{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 5 }}{{ 1 / 4 }}{{ -3 + 1.5 }}{{ '9'|int }}",
+    "{{ messages[-1].role }}{{ messages[1:3]|length }}{{ 'hello'[::-1] }}{{ (1, 2) }}"
+    "{{ {'a': [1]} }}{{ dict(b=2) }}",
+    "{{ 'a\nb\n\nc'|indent(2) }}{{ 'a\nb'|indent(2, true) }}{{ 'a\n\nb'|indent(width='> ', blank=true) }}",
+    "{{ ' x '|trim }}{{ 'xxyxx'|trim('x') }}{{ 'ab'|replace('a', 'b') }}"
+    "{{ 'a b'|title|capitalize }}{{ 'a b c'|wordcount }}",
+    "{{ [3, 1, 2]|sort|first }}{{ [3, 1]|max }}{{ [1, 2]|last }}{{ [1, 2]|reverse|list }}"
+    "{{ {'b': 1, 'a': 2}|dictsort }}",
+    "{% for role, group in messages|groupby('role') %}{{ role }}{{ group|length }}{% endfor %}"
+    "{{ 'x'|default('y') }}",
+    "{{ '<a>&'|escape }}{{ '<a>'|safe }}{{ '<a>'|e ~ '<b>' }}{{ 'long text here'|truncate(8) }}"
+    "{{ 1|string ~ 2 }}",
+    "{% filter upper %}abc {{ messages[0].role }}{% endfilter %}{% set x %}a{{ 1 }}{% endset %}"
+    "{{ x }}{% raw %}{{ }}{% endraw %}",
+    "{% for m in messages recursive %}{{ m.role }}"
+    "{% if loop.depth < 3 and loop.first %}[{{ loop(messages[:1]) }}]{% endif %}{% endfor %}",
+    "{% generation %}{{ messages[0].content }}{% set x = 1 %}{% endgeneration %}{{ x is defined }}",
+    "{% if messages is not string and tools is iterable and messages[0] is mapping %}"
+    "{{ 'b' in 'abc' }}{{ 1 in (1, 2) }}{% endif %}",
+    "{% with a = 1 %}{{ a }}{% endwith %}{{ range(3)|list }}{{ range(1, 9, 3)|join }}"
+    "{{ 'x' if false }}{{ [] == [] }}{{ [1, [2]] + [3] }}",
+    "{{ documents[0].title }}: {{ documents|length }}{{ 'a' ~ none ~ 1.0 ~ [1] }}"
+    "{{ add_generation_prompt }}{{ extra }}",
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[BpeTokenizer, Any]:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("small")
+    TOKENIZER.save(folder)
+    return TOKENIZER, AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_templates_as_in_transformers(small: tuple[BpeTokenizer, Any], template: str) -> None:
+    ours, theirs = small
+    options: dict[str, Any] = {
+        "tools": TOOLS,
+        "documents": [{"title": "t", "text": "x"}],
+        "extra": {"a": [1]},
+    }
+    text = theirs.apply_chat_template(CALLS, chat_template=template, tokenize=False, **options)
+    assert render_chat(template, CALLS, named_tokens=ours.named_tokens, **options) == text
+
+
+def test_the_mask_as_in_transformers(small: tuple[BpeTokenizer, Any]) -> None:
+    ours, theirs = small
+    for messages in (
+        [user("a\n"), assistant("\nb c"), user("d"), assistant("你好")],
+        [user("x")],
+        [assistant(""), assistant("e\u0301 ")],
+    ):
+        for template in (
+            SAID,
+            SAID.replace(": {%", ":{%"),
+        ):  # the block begins between two words, and inside of one
+            both = theirs.apply_chat_template(
+                messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True,
+                tokenizer_kwargs={"split_special_tokens": False},
+            )  # fmt: skip
+            ids, mask = encode_chat_with_mask(ours, messages, template=template)
+            assert ids == both["input_ids"]
+            assert mask == both["assistant_masks"]
+
+
+def test_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2026, 3, 5)
+
+    monkeypatch.setattr(template_sandbox, "datetime", Clock)
+    assert render_chat("{{ strftime_now('%d %b %Y') }}", HELLO) == "05 Mar 2026"
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +528,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[BpeTokenizer, Any]:
     return BpeTokenizer.from_folder(folder), Qwen2TokenizerFast.from_pretrained(folder)
 
 
-CONVERSATIONS = [
+CONVERSATIONS: list[list[dict[str, Any]]] = [
     [user("hello")],
     [user("你好，最近怎么样？")],
     [system("Answer in one word."), user("2 + 2?")],
@@ -327,16 +545,25 @@ CONVERSATIONS = [
     [user("q"), {"role": "tool", "content": "r1"}, {"role": "tool", "content": "r2"}],
     [user(""), assistant(""), system("late"), user("{{ 1 }}{% if %}")],
     [assistant("unasked"), user("it's")],
+    [CALLS[0], {**CALLS[1], "content": ""}, *CALLS[2:], user("again")],
+    [
+        user("a"),
+        {
+            "role": "assistant",
+            "content": "b",
+            "tool_calls": [CALL["function"], {**CALL, "function": {"name": "f", "arguments": "{}"}}],
+        },
+    ],
 ]
 
 
 @needs_shared
 @pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_qwen3_as_in_transformers(pair: tuple[BpeTokenizer, Any], messages: list[dict[str, str]]) -> None:
+def test_qwen3_as_in_transformers(pair: tuple[BpeTokenizer, Any], messages: list[dict[str, Any]]) -> None:
     ours, theirs = pair
     assert ours.chat_template is not None
-    for prompt, thinking in itertools.product((False, True), (None, False, True)):
-        options: dict[str, Any] = {"add_generation_prompt": prompt}
+    for prompt, thinking, tools in itertools.product((False, True), (None, False, True), (None, TOOLS)):
+        options: dict[str, Any] = {"add_generation_prompt": prompt, "tools": tools}
         if thinking is not None:
             options["enable_thinking"] = thinking
         text = theirs.apply_chat_template(messages, tokenize=False, **options)

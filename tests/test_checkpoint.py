@@ -16,7 +16,7 @@ from minigpt.errors import InputError
 from minigpt.storage import files
 from minigpt.storage.files import atomic_folder, atomic_write
 from minigpt.training import checkpoint
-from minigpt.training.checkpoint_writer import copied
+from minigpt.training.checkpointer import copied
 from minigpt.training.metrics import Metrics
 from tests.runs import config, identical, stop_at, trainer, write_data
 
@@ -125,7 +125,7 @@ def test_a_failure_while_replacing_keeps_the_old_one(
     before = (folder / "run" / "step-00000006" / "model.safetensors").read_bytes()
     again = trainer(config(folder, on_save_error="stop"))
     again.resume()
-    again.at.evaluated = False  # as after a signal in the evaluation: the step is saved once more
+    again.progress.evaluated = False  # as after a signal in the evaluation: the step is saved once more
 
     def fail(name: str) -> None:
         if name == point:
@@ -209,18 +209,18 @@ def test_a_lost_best_checkpoint_is_not_the_best(folder: Path, monkeypatch: pytes
     seen = []
 
     def failing(name: str) -> None:
-        if name == "folder: filled" and run.steps_done == 3:
+        if name == "folder: filled" and run.progress.steps_done == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if name == "folder: filled":
-            seen.append((run.steps_done, run.at.best_step))
+            seen.append((run.progress.steps_done, run.progress.best_step))
 
     monkeypatch.setattr(files, "step_hook", failing)
     evaluate = run.evaluate
     monkeypatch.setattr(run, "evaluate", lambda: check(evaluate()))
 
     def check(found: Any) -> Any:
-        if run.steps_done == 6:
-            assert run.at.best_step == 0  # step 3 was, but is not on the disk
+        if run.progress.steps_done == 6:
+            assert run.progress.best_step == 0  # step 3 was, but is not on the disk
         return found
 
     run.run()

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from minigpt.commands.doctor import chosen_language
-from minigpt.data.reader import Pair, ReadReport
+from minigpt.data.conversation import conversation_of_pair
+from minigpt.data.reader import ReadReport
 from minigpt.data.token_statistics import compute_statistics
 from minigpt.diagnosis import checks, data_checks
 from minigpt.diagnosis.answers import judge_answers
@@ -26,7 +27,7 @@ from minigpt.errors import InputError
 from minigpt.generation.api import Answer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 
 ROOT = Path(__file__).parents[1]
 STEPS = 300  # of a made-up run: 30 lines of metrics, 10 evaluations
@@ -235,13 +236,18 @@ def data(
     """A hundred pairs of ten characters, with what is given changed."""
     answers = answers or [f"答{number:03d}" for number in range(100)]
     questions = questions or [f"问{number:03d}" for number in range(100)]
-    train = [Pair(q, a, n, "") for n, (q, a) in enumerate(zip(questions, answers, strict=True), 1)]
-    val = [Pair(q, "答", n, "") for n, q in enumerate(val_questions or [f"别{n:03d}" for n in range(100)], 1)]
+    train = [
+        conversation_of_pair(q, a, n, "") for n, (q, a) in enumerate(zip(questions, answers, strict=True), 1)
+    ]
+    val = [
+        conversation_of_pair(q, "答", n, "")
+        for n, q in enumerate(val_questions or [f"别{n:03d}" for n in range(100)], 1)
+    ]
     known = vocabulary or "".join(questions + answers)
-    report = ReadReport(Path("train.jsonl"), lines=100 + len(skipped or []), pairs=100, skipped=skipped or [])
+    report = ReadReport(Path("train.jsonl"), lines=100 + len(skipped or []), skipped=skipped or [])
     settings = TrainConfig(**{"max_length": 20, **config})
     tokenizer = Tokenizer.from_word2id(build_vocabulary([known]))
-    reports = (report, ReadReport(Path("val.jsonl"), lines=100, pairs=100))
+    reports = (report, ReadReport(Path("val.jsonl"), lines=100))
     return DataRecord(
         settings, train, val, reports, compute_statistics(train, tokenizer, settings.max_length)
     )
@@ -578,7 +584,7 @@ def test_without_metrics_there_is_a_note(tmp_path: Path, content: str | None) ->
     assert found(read_record(folder)) == {"nothing_logged"}
 
 
-def test_folders_that_hold_no_run(tmp_path: Path, run_door: RunDoor) -> None:
+def test_folders_that_hold_no_run(tmp_path: Path, run_command: RunCommand) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text("{}")
@@ -595,7 +601,7 @@ def test_folders_that_hold_no_run(tmp_path: Path, run_door: RunDoor) -> None:
         (checkpoint, f"is a checkpoint; give its run's folder: {checkpoint.parent}"),
         (impossible, "max_length must be at least 1"),
     ):
-        result = run_door("doctor.py", path)
+        result = run_command("doctor", path)
         assert (result.code, result.out) == (2, "")
         assert result.err.count("\n") == 1
         assert said in result.err
@@ -663,8 +669,8 @@ def test_a_real_run_is_read_and_examined(real: Path) -> None:
     assert codes & {"answers_end", "no_end_learned"}, "the model was asked"
 
 
-def test_the_door(real: Path, run_door: RunDoor) -> None:
-    result = run_door("doctor.py", real / "run", "--json", "--language", "zh")
+def test_the_door(real: Path, run_command: RunCommand) -> None:
+    result = run_command("doctor", real / "run", "--json", "--language", "zh")
     assert (result.code, result.err) == (0, "")
     printed = json.loads(result.out.splitlines()[-1])
     assert (printed["steps"], printed["total_steps"]) == (12, 12)
@@ -680,12 +686,14 @@ def test_the_door(real: Path, run_door: RunDoor) -> None:
         }
 
 
-def test_a_curve_of_the_run_itself_is_near_the_run(real: Path, run_door: RunDoor, tmp_path: Path) -> None:
+def test_a_curve_of_the_run_itself_is_near_the_run(
+    real: Path, run_command: RunCommand, tmp_path: Path
+) -> None:
     path = tmp_path / "curve.jsonl"
-    saved = run_door("doctor.py", real / "run", "--save_curve", path, "--language", "en")
+    saved = run_command("doctor", real / "run", "--save_curve", path, "--language", "en")
     assert (saved.code, saved.err) == (0, "")
     assert f"{path}: 15 points of a reference curve" in saved.out.replace("\n", "")  # 12 lines, 3 evaluations
-    again = run_door("doctor.py", real / "run", "--curve", path, "--json")
+    again = run_command("doctor", real / "run", "--curve", path, "--json")
     near = [
         one for one in json.loads(again.out.splitlines()[-1])["findings"] if one["code"] == "near_reference"
     ]
@@ -710,7 +718,7 @@ def test_a_run_without_a_best_checkpoint_is_not_asked(real: Path, tmp_path: Path
     assert "deep_impossible" not in {one.code for one in examine(record)}
 
 
-def test_the_doctor_changes_nothing(real: Path, run_door: RunDoor) -> None:
+def test_the_doctor_changes_nothing(real: Path, run_command: RunCommand) -> None:
     before = {path: path.stat().st_mtime_ns for path in real.rglob("*")}
-    assert run_door("doctor.py", real / "run", "--deep").code == 0
+    assert run_command("doctor", real / "run", "--deep").code == 0
     assert {path: path.stat().st_mtime_ns for path in real.rglob("*")} == before

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from minigpt.errors import InputError
-from minigpt.families.gpt2.presets import preset
-from minigpt.weights.download import HUGGING_FACE_FILES, OPENAI_FILES, Patience, download_model, fetch, urls
+from minigpt.families.gpt2.presets import HUGGING_FACE_FILES, OPENAI_FILES, preset, urls
+from minigpt.weights.download import Patience, download_model, fetch
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte: several chunks, more than a socket's buffer
 

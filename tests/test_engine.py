@@ -19,7 +19,7 @@ from minigpt.generation.engine import Engine, Handle, QueueFullError
 from minigpt.generation.engine_thread import Background
 from minigpt.generation.slot_cache import SlotCache
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.weights.quantized import quantize
+from minigpt.weights.quantized import set_precision
 
 V, BLOCK, EOS = 40, 96, 2
 MODELS: dict[str, Callable[[], LanguageModel]] = {
@@ -97,7 +97,7 @@ def test_each_request_gets_what_it_gets_alone(
 
 @compiled
 def test_int8_too() -> None:
-    model = quantize(make("qwen3"), "int8")
+    model = set_precision(make("qwen3"), "int8")
     prompts, options = prompts_of(3, 12), options_of(3, 12)
     engine = Engine(model, max_rows=5, chunk=7)
     handles = [engine.submit(prompt, one, EOS) for prompt, one in zip(prompts, options)]

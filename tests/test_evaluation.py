@@ -15,23 +15,33 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import minigpt
-from minigpt.data.batches import EncodedPairs, encode_pairs
-from minigpt.data.reader import Pair
+from minigpt.data.batches import EncodedExamples, encode_conversations
+from minigpt.data.conversation import conversation_of_pair
 from minigpt.errors import InputError
 from minigpt.evaluation import loss as loss_module
-from minigpt.evaluation.answers import answer_rows, by_question, character_f1, exact_match, score_answers
+from minigpt.evaluation.answers import (
+    Asked,
+    answer_rows,
+    by_question,
+    character_f1,
+    exact_match,
+    score_answers,
+)
 from minigpt.evaluation.loss import LossSum, evaluate_loss
 from minigpt.evaluation.text import evaluate_text
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.weights.quantized import quantize
-from tests.doors import Result, RunDoor
+from minigpt.weights.quantized import set_precision
+from tests.commands import Result, RunCommand
 from tests.talking import learn_by_heart
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {"天是什么？": "天。", "地": "大地很大", "山高吗？": "高", "水": "水是水，水不是山", "月": "月月"}
-PAIRS = [Pair(question, answer, line, "") for line, (question, answer) in enumerate(TEXTS.items(), 1)]
+PAIRS = [
+    conversation_of_pair(question, answer, line, "")
+    for line, (question, answer) in enumerate(TEXTS.items(), 1)
+]
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in PAIRS))
 V = TOKENIZER.get_vocab_size()
 
@@ -42,8 +52,8 @@ def make_model(**changes: Any) -> GPTLMHeadModel:
     return GPTLMHeadModel(GPTConfig(**{**config, **changes})).double().eval()
 
 
-def encoded() -> EncodedPairs:
-    return encode_pairs(PAIRS, TOKENIZER, 16)
+def encoded() -> EncodedExamples:
+    return encode_conversations(PAIRS, TOKENIZER, 16)
 
 
 # -- loss ---------------------------------------------------------------------------------------------------
@@ -244,8 +254,8 @@ def test_f1_is_a_symmetric_share_and_one_for_equal_texts(a: str, b: str) -> None
 
 def test_a_question_with_several_answers_counts_once_and_the_best_of_them_counts() -> None:
     rows = [("问", "甲乙"), ("另", "丙"), ("问", "丁"), ("问", "甲乙")]
-    references = by_question(Pair(q, a, i, "") for i, (q, a) in enumerate(rows))
-    assert references == {"问": ["甲乙", "丁"], "另": ["丙"]}
+    references = by_question(conversation_of_pair(q, a, i, "") for i, (q, a) in enumerate(rows))
+    assert references == {Asked((), "问"): ["甲乙", "丁"], Asked((), "另"): ["丙"]}
     right = list(references.values())
     assert score_answers(["丁", "丙"], right).as_dict() == {
         "exact_match": 1.0,
@@ -284,16 +294,16 @@ Door = Callable[..., Result]
 
 
 @pytest.fixture
-def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
     """`python ./minigpt/commands/evaluate.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    return partial(run_door, "evaluate.py")
+    return partial(run_command, "eval")
 
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    minigpt.save_pretrained(make_model().float(), TOKENIZER, tmp_path / "model")
+    minigpt.save_pretrained(make_model().float(), tmp_path / "model", TOKENIZER)
     return tmp_path / "model"
 
 
@@ -346,16 +356,16 @@ def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path)
             "nowhere does not exist: train a model first (`minigpt train`; or `make demo`",
         ),
         (["--data", "nothing.jsonl"], "nothing.jsonl does not exist"),
-        (["--max_length", "18"], "--max_length 18 does not fit the model's block_size=16: at most 17"),
-        (["--max_length", "2"], "no pair has an answer left after cutting at max_length=2"),
-        (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
-        (["--show", "-1"], "show must be at least 0: got show=-1"),
-        (["--max_new_tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
+        (["--max_length", "18"], "max_length=18 does not fit the model's block_size=16: at most 17"),
+        (["--max_length", "2"], "no answer is left after cutting at max_length=2"),
+        (["--batch_size", "0"], "batch_size must be from 1 to 1000000: got batch_size=0"),
+        (["--show", "-1"], "show must be from 0 to 1000000: got show=-1"),
+        (["--max_new_tokens", "0"], "max_new_tokens must be from 1 to 1000000000"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--precision", "float32", "float32"], "--precision names one twice"),
         (["--precision", "int3"], "--precision"),
-        (["--text", "nothing.txt"], "--text nothing.txt must be a file: not found"),
-        (["--text", "."], "--text . must be a file: it is a folder"),
+        (["--text", "nothing.txt"], "text nothing.txt must be a file: not found"),
+        (["--text", "."], "text . must be a file: it is a folder"),
         (["--modle", "x"], "unknown flag '--modle'; did you mean '--model'?"),
     ],
 )
@@ -380,19 +390,19 @@ def test_the_door_measures_a_text(door: Door, model_folder: Path) -> None:
     found = json.loads(result.out.splitlines()[-1])
     expected = evaluate_text(minigpt.load_model(model_folder), TOKENIZER, NOVEL + "😀")
     assert {key: found[key] for key in expected.as_dict()} == expected.as_dict()
-    small = quantize(minigpt.load_model(model_folder), "int8")
+    small = set_precision(minigpt.load_model(model_folder), "int8")
     assert found["precisions"]["int8"]["loss"] == evaluate_text(small, TOKENIZER, NOVEL + "😀").loss.loss
     for text in (f"{expected.bits_per_byte:.4f}", "what it costs", "int8"):
         assert text in result.out
 
 
 def test_a_model_of_bytes_answers_no_questions(door: Door) -> None:
-    minigpt.save_pretrained(bytes_model().float(), BYTES, "bytes")
+    minigpt.save_pretrained(bytes_model().float(), "bytes", BYTES)
     write(Path("val.jsonl"), [("天", "地")])
     Path("novel.txt").write_text(NOVEL, encoding="utf-8")
     refused = door("--model", "bytes", "--data", "val.jsonl")
     assert refused.code == 2
-    assert "has no <sep> between question and answer: measure it with --text FILE" in refused.err
+    assert "the model has no <sep> behind a question: measure it on a text (--text FILE)" in refused.err
     assert door("--model", "bytes", "--text", "novel.txt").code == 0
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.families.gpt2.state_dict import WEIGHTS, config_from_hugging_face, from_hugging_face
+from minigpt.families.gpt2.family import FAMILY
 from minigpt.model import GPTLMHeadModel
 
 FOLDER = Path(__file__).parent / "golden"
@@ -25,10 +25,10 @@ RELATIVE = 1e-10
 def load(variant: str) -> tuple[GPTLMHeadModel, dict[str, Tensor], dict[str, Any]]:
     arrays = load_file(FOLDER / f"{variant}.safetensors")
     expected = json.loads((FOLDER / f"{variant}.json").read_bytes())
-    config = config_from_hugging_face(expected["config"])
+    config = FAMILY.config_from_hugging_face(expected["config"])
     stored = {name: arrays.pop(name) for name in ("batches", "logits")}
     model = GPTLMHeadModel(config).double()
-    model.load_state_dict(from_hugging_face(arrays, config, torch.float64), strict=False)
+    model.load_state_dict(FAMILY.from_hugging_face(arrays, config, torch.float64), strict=False)
     return model, stored, expected
 
 
@@ -40,7 +40,7 @@ def their_name(ours: str) -> str:
     parts = ours.split(".")
     block = parts[2] if parts[1] == "blocks" else ""
     pattern = ours.replace(f".{block}.", ".*.", 1) if block else ours
-    return next(row.theirs for row in WEIGHTS if row.ours == pattern).replace("*", block)
+    return next(row.theirs for row in FAMILY.weights if row.ours == pattern).replace("*", block)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

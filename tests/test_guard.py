@@ -12,9 +12,10 @@ import torch
 from minigpt.errors import InputError
 from minigpt.training import checkpoint
 from minigpt.training.loop import Trainer
-from minigpt.training.non_finite import first_non_finite, shown_lines, spike_threshold
-from minigpt.training.run_state import Progress
-from tests.runs import config, identical, metrics, stop_at, trainer, write_data
+from minigpt.training.non_finite import first_non_finite
+from minigpt.training.run_data import shown_lines
+from minigpt.training.run_state import Progress, spike_threshold
+from tests.runs import after_updates, config, identical, metrics, one_step, stop_at, trainer, write_data
 
 
 @pytest.fixture
@@ -26,8 +27,10 @@ def folder(tmp_path: Path) -> Path:
 
 def poison(run: Trainer, steps: set[int], factor: float = math.nan) -> Trainer:
     """Multiply the loss of some steps (from 0)."""
-    loss = run.loss
-    run.loss = lambda batch: loss(batch) * (factor if run.steps_done in steps else 1.0)  # type: ignore[method-assign]
+    loss = run.step.summed_loss
+    run.step.summed_loss = lambda batch: (  # type: ignore[method-assign]
+        loss(batch) * (factor if run.progress.steps_done in steps else 1.0)
+    )
     return run
 
 
@@ -37,9 +40,8 @@ def infinite_gradient(run: Trainer) -> None:
 
 
 def nothing_counts(run: Trainer) -> None:
-    batches = run.batches
-    empty = [b._replace(answer_mask=torch.zeros_like(b.answer_mask)) for b in batches(0)]
-    run.batches = lambda step: empty  # type: ignore[method-assign]
+    empty = [b._replace(answer_mask=torch.zeros_like(b.answer_mask)) for b in run.step.batches(0)]
+    run.step.batches = lambda step: empty  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("spoil", [lambda run: poison(run, {0}), infinite_gradient, nothing_counts])
@@ -47,10 +49,10 @@ def test_a_bad_step_leaves_no_trace(folder: Path, spoil: Callable[[Trainer], obj
     run = trainer(config(folder, dropout=0.0))
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     spoil(run)
-    numbers = run.step()
-    assert not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]))
-    assert (run.at.bad_steps, run.at.skipped, run.at.loss_steps) == (1, [[1, 1]], 0)
-    assert all(not optimizer.state for optimizer in run.optimizers)
+    metrics = one_step(run)
+    assert not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm))
+    assert (run.progress.bad_steps, run.progress.skipped, run.progress.loss_steps) == (1, [[1, 1]], 0)
+    assert all(not optimizer.state for optimizer in run.step.optimizers)
     for name, parameter in run.model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
@@ -60,7 +62,7 @@ def test_skipped_steps_are_named_and_the_run_goes_on(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = poison(trainer(config(folder)), {2, 3})
-    lines = run.places([2])
+    lines = run.step.positions([2])
     assert run.run()["steps"] == 12
     assert (
         f"step      3  skipped: loss nan, gradient norm nan; {shown_lines(lines)} of"
@@ -69,13 +71,13 @@ def test_skipped_steps_are_named_and_the_run_goes_on(
     events = [line for line in metrics(folder / "run") if "event" in line]
     assert events[0] == {"step": 3, "event": "skipped", "loss": None, "grad_norm": None, "lines": lines}
     assert [line["step"] for line in events] == [3, 4]
-    assert run.at.skipped == [[3, 4]]
+    assert run.progress.skipped == [[3, 4]]
 
 
 def test_several_in_a_row_go_back_and_pass_over_the_data(folder: Path) -> None:
     run = poison(trainer(config(folder, max_steps=18)), {8, 9, 10})
     run.run()
-    assert (run.at.rollbacks, run.at.skipped) == (1, [[7, 11]])
+    assert (run.progress.rollbacks, run.progress.skipped) == (1, [[7, 11]])
     (event,) = [line for line in metrics(folder / "run") if line.get("event") == "rollback"]
     assert (event["step"], event["to_step"]) == (11, 6)
     # the slow twin: the first six steps, then, with the learning rates and the data of 12 to 18, the rest
@@ -83,7 +85,7 @@ def test_several_in_a_row_go_back_and_pass_over_the_data(folder: Path) -> None:
     for _ in range(6):
         twin.step()
     state = torch.get_rng_state()
-    twin.at.steps_done = 11
+    twin.progress.steps_done = 11
     torch.set_rng_state(state)
     for _ in range(7):
         twin.step()
@@ -100,12 +102,12 @@ def test_a_rollback_is_resumed_to_the_same_bits(folder: Path, stop_after: int) -
     again.resume()
     again.run()
     identical(folder / "run", folder / "straight")
-    assert again.at.skipped == [[7, 11]]
+    assert again.progress.skipped == [[7, 11]]
 
 
 def test_a_second_time_it_stops_and_names_the_lines(folder: Path) -> None:
     run = poison(trainer(config(folder, max_steps=30)), {8, 9, 10, 14, 15, 16})
-    lines = shown_lines(run.places([14, 15, 16]))
+    lines = shown_lines(run.step.positions([14, 15, 16]))
     with pytest.raises(
         InputError, match=rf"step 17: 3 steps in a row .* once already; .*{lines} of .*train\.jsonl"
     ):
@@ -123,19 +125,16 @@ def test_with_nothing_to_go_back_to_it_stops(folder: Path) -> None:
 @pytest.mark.parametrize("where", ["weights", "optimizer"])
 def test_weights_that_are_not_finite_are_never_saved(folder: Path, where: str) -> None:
     run = trainer(config(folder, eval_steps=3))
-    step = run.step
 
-    def spoiled() -> dict[str, float]:
-        numbers = step()
-        if run.steps_done == 6 and not run.at.rollbacks:
+    def spoil(done: int) -> None:
+        if done == 6 and not run.progress.rollbacks:
             parameter = next(run.model.parameters())
-            state: Any = run.optimizers[0].state[parameter]["exp_avg_sq"]
+            state: Any = run.step.optimizers[0].state[parameter]["exp_avg_sq"]
             (parameter.data if where == "weights" else state)[0] = math.inf
-        return numbers
 
-    run.step = spoiled  # type: ignore[method-assign]
+    after_updates(run, spoil)
     run.run()
-    assert (run.at.rollbacks, run.at.skipped) == (1, [[4, 6]])
+    assert (run.progress.rollbacks, run.progress.skipped) == (1, [[4, 6]])
     (event,) = [line for line in metrics(folder / "run") if line.get("event") == "rollback"]
     assert "holds numbers that are not finite" in event["reason"]
     assert [line["step"] for line in metrics(folder / "run") if "val_loss" in line] == [3, 6, 9, 12]
@@ -143,7 +142,7 @@ def test_weights_that_are_not_finite_are_never_saved(folder: Path, where: str) -
 
 def test_a_spike_is_named(folder: Path) -> None:
     run = poison(trainer(config(folder, max_steps=24, dropout=0.0)), {20}, factor=9.0)
-    lines = run.places([20])
+    lines = run.step.positions([20])
     run.run()
     (event,) = [line for line in metrics(folder / "run") if line.get("event") == "spike"]
     assert (event["step"], event["lines"]) == (21, lines)
@@ -180,4 +179,6 @@ def test_skipped_windows_join() -> None:
     for first, last in ((3, 3), (5, 5), (6, 6), (5, 9), (20, 20)):
         progress.skip(first, last)
     assert progress.skipped == [[3, 3], [5, 9], [20, 20]]
-    assert Progress.from_dict(json.loads(json.dumps(progress.as_dict()))) == progress
+    again = Progress()
+    again.load(json.loads(json.dumps(progress.as_dict())))
+    assert again == progress

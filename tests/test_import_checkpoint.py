@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
+from minigpt.families.gpt2.pth_file import read_pth
 from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minigpt.weights.pretrained import load_model_and_tokenizer
-from minigpt.weights.pth_reader import read_pth
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 
 VOCABULARY = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *"你好吗 abc"])}
 PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
@@ -78,11 +78,11 @@ def assert_same(model: LanguageModel, expected: GPTLMHeadModel) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_documents_checkpoint_becomes_a_folder(
-    bias: bool, tmp_path: Path, vocab: Path, run_door: RunDoor
+    bias: bool, tmp_path: Path, vocab: Path, run_command: RunCommand
 ) -> None:
     model = make_model(bias)
     torch.save(document_checkpoint(model), tmp_path / "best_model.pth")
-    result = run_door("import_checkpoint.py", tmp_path / "best_model.pth", "--vocab", vocab, "--json")
+    result = run_command("import", tmp_path / "best_model.pth", "--vocab", vocab, "--json")
     assert (result.code, result.err) == (0, "")
     assert f"{model.config.parameter_count():,} parameters of epoch 7" in result.out
     assert json.loads(result.out.splitlines()[-1])["output"] == str(tmp_path / "best_model")
@@ -90,15 +90,17 @@ def test_a_documents_checkpoint_becomes_a_folder(
     assert_same(back, model)
     assert isinstance(tokenizer, Tokenizer)
     assert tokenizer.word2id == VOCABULARY
-    again = run_door("import_checkpoint.py", tmp_path / "best_model.pth", "--vocab", vocab)
+    again = run_command("import", tmp_path / "best_model.pth", "--vocab", vocab)
     assert again.code == 2
     assert "exists already" in again.err
 
 
-def test_vocabulary_and_model_must_belong_together(tmp_path: Path, vocab: Path, run_door: RunDoor) -> None:
+def test_vocabulary_and_model_must_belong_together(
+    tmp_path: Path, vocab: Path, run_command: RunCommand
+) -> None:
     torch.save(make_model().state_dict(), tmp_path / "m.pth")
     Tokenizer.from_word2id({**VOCABULARY, "d": len(VOCABULARY)}).save(vocab)
-    result = run_door("import_checkpoint.py", tmp_path / "m.pth", "--vocab", vocab)
+    result = run_command("import", tmp_path / "m.pth", "--vocab", vocab)
     assert result.code == 2
     assert "is not this model's vocabulary: it has 11 entries, the model 10" in result.err
     assert not (tmp_path / "m").exists()
@@ -123,7 +125,7 @@ def test_what_cannot_be_is_said(
     text: str,
     tmp_path: Path,
     vocab: Path,
-    run_door: RunDoor,
+    run_command: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.save(make_model().state_dict(), tmp_path / "m.pth")
@@ -131,7 +133,7 @@ def test_what_cannot_be_is_said(
     monkeypatch.chdir(tmp_path)
     standard = [] if "--vocab" in flags else ["--vocab", vocab]
     standard += ["--output", "new"] if flags == ["."] else []
-    result = run_door("import_checkpoint.py", *flags, *standard)
+    result = run_command("import", *flags, *standard)
     assert result.code == 2
     assert text in result.err
     assert result.err.count("\n") == 1
@@ -231,9 +233,9 @@ def test_no_code_is_run(trap: Any, place: str, tmp_path: Path) -> None:
 
 def test_a_plain_pickle_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(pickle.dumps(Touch(tmp_path / "gotcha")))
-    assert "it is no zip archive" in message(lambda: read_pth(tmp_path / "x.pth"))
+    assert "or no file of torch.save: " in message(lambda: read_pth(tmp_path / "x.pth"))
     torch.save(make_model().state_dict(), tmp_path / "x.pth", _use_new_zipfile_serialization=False)
-    assert "it is no zip archive" in message(lambda: read_pth(tmp_path / "x.pth"))
+    assert "or no file of torch.save: " in message(lambda: read_pth(tmp_path / "x.pth"))
     assert not (tmp_path / "gotcha").exists()
 
 
@@ -307,7 +309,7 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
     line = refused(state, tmp_path)
     assert "missing: transformer.blocks.1.ln_1.bias; " in line
     assert "unexpected: transformer.blocks.0.attn.rotary; " in line
-    assert "transformer.blocks.0.mlp.c_fc.weight is torch.float32 (16, 64), not float (64, 16)" in line
+    assert "transformer.blocks.0.mlp.c_fc.weight is float (16, 64), not float (64, 16)" in line
     assert "transformer.ln_f.bias is torch.int64 (16,), not float (16,)" in line
 
 
@@ -331,6 +333,27 @@ def test_untied_and_broken_weights_are_refused(tmp_path: Path) -> None:
     state = dict(make_model().state_dict())
     state["transformer.wpe.weight"] = torch.ones(0, 16)
     assert "block_size must be a whole number of at least 1" in refused(state, tmp_path)
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save(make_model().state_dict(), path)
+    content = bytearray(path.read_bytes())
+    weight = make_model().get_parameter("transformer.wpe.weight").detach().numpy().tobytes()
+    content[content.index(weight) + 5] ^= 1
+    path.write_bytes(content)
+    assert re.search(
+        r"x\.pth is damaged: .*/data/\d+ in it does not match its checksum", message(lambda: read_pth(path))
+    )
+
+
+def test_a_compressed_zip_is_no_file_of_torch_save(tmp_path: Path) -> None:
+    torch.save(make_model().state_dict(), tmp_path / "x.pth")
+    packed = zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "x.pth") as stored, packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    assert "never compresses" in message(lambda: read_pth(tmp_path / "y.pth"))
 
 
 def test_tensors_that_are_less_or_more_than_their_bytes_are_refused(tmp_path: Path) -> None:

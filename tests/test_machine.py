@@ -1,6 +1,6 @@
-"""The GPU's side of training, on a CPU: nothing waits, nothing is renamed, every short cut has its slow twin.
+"""The GPU's side of training, on a CPU: nothing waits, nothing is renamed, every fast path has its slow twin.
 
-What only a CUDA device would do is done here by a machine that is told to read late; no speed is measured.
+What only a CUDA device would do is done here by a step that is told to be asynchronous; no speed is measured.
 """
 
 import copy
@@ -23,16 +23,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt.data.batches import Batch
-from minigpt.devices import random_state
+from minigpt.devices import move, random_state
 from minigpt.errors import InputError
 from minigpt.training import estimate as report
-from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.flops import model_flops, peak_flops
-from minigpt.training.loop import Stopped, Trainer
-from minigpt.training.mixed_precision import LossScale, Machine, pick_precision
-from tests.doors import RunDoor
-from tests.runs import config, identical, metrics, stop_at, trainer, write_data
+from minigpt.training.loop import Trainer
+from minigpt.training.loss import LossBatch, logits_limit, summed_cross_entropy, vocabulary_multiple
+from minigpt.training.mixed_precision import LossScale, MixedPrecision, pick_precision
+from minigpt.training.parallel import _require_compiler
+from minigpt.training.stop_request import Stopped
+from tests.commands import RunCommand
+from tests.runs import config, identical, metrics, one_step, stop_at, trainer, write_data
 
 CPU = torch.device("cpu")
 
@@ -45,24 +47,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 def late(run: Trainer) -> Trainer:
-    """As on CUDA: numbers stay on the device until somebody has to know them."""
-    run.machine.reads_late = True
+    """As on CUDA: metrics stay on the device until they are due."""
+    run.step.asynchronous = True
     return run
 
 
 def poison(run: Trainer, steps: set[int]) -> Trainer:
     """Make the loss of some steps (from 0) NaN."""
-    loss, bad = run.loss, torch.tensor(math.nan)
-    run.loss = lambda batch: loss(batch) * bad if run.steps_done in steps else loss(batch)  # type: ignore[method-assign]
+    loss, bad = run.step.summed_loss, torch.tensor(math.nan)
+    run.step.summed_loss = lambda batch: (  # type: ignore[method-assign]
+        loss(batch) * bad if run.progress.steps_done in steps else loss(batch)
+    )
     return run
 
 
-# -- numbers that are read late -----------------------------------------------------------------------------
+# -- asynchronous metrics -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_reading_late_changes_nothing(folder: Path, optimizer: str, precision: str) -> None:
+def test_asynchronous_metrics_change_nothing(folder: Path, optimizer: str, precision: str) -> None:
     more: dict[str, Any] = {
         "optimizer": optimizer,
         "precision": precision,
@@ -73,7 +77,7 @@ def test_reading_late_changes_nothing(folder: Path, optimizer: str, precision: s
     soon.run()
     run = poison(late(trainer(config(folder, "late", **more))), {4, 5})
     run.run()
-    assert run.at.skipped == soon.at.skipped == [[5, 6]]
+    assert run.progress.skipped == soon.progress.skipped == [[5, 6]]
     if optimizer == "adamw":
         assert metrics(folder / "late") == metrics(folder / "soon")
         identical(folder / "late", folder / "soon")
@@ -84,18 +88,19 @@ def test_reading_late_changes_nothing(folder: Path, optimizer: str, precision: s
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_bad_step_that_nobody_looks_at_leaves_no_trace(folder: Path, optimizer: str) -> None:
+def test_a_bad_step_leaves_no_trace_before_it_is_read(folder: Path, optimizer: str) -> None:
     run = late(trainer(config(folder, dropout=0.0, optimizer=optimizer, logging_steps=100)))
     run.step()
-    before = copy.deepcopy([dict(run.model.state_dict()), [o.state_dict()["state"] for o in run.optimizers]])
+    before = copy.deepcopy(
+        [dict(run.model.state_dict()), [o.state_dict()["state"] for o in run.step.optimizers]]
+    )
     poison(run, {1}).step()
-    assert run.news == []
-    assert run.at.bad_steps == 0
-    after = [dict(run.model.state_dict()), [o.state_dict()["state"] for o in run.optimizers]]
+    assert len(run.step.pending_metrics) == 2
+    assert run.progress.bad_steps == 0
+    after = [dict(run.model.state_dict()), [o.state_dict()["state"] for o in run.step.optimizers]]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
-    run.read()
-    assert [numbers["bad_steps"] for numbers in run.news] == [0, 1]
-    assert run.at.skipped == [[2, 2]]
+    assert [metrics.bad_steps for metrics in run.step.read_metrics()] == [0, 1]
+    assert run.progress.skipped == [[2, 2]]
 
 
 def test_several_bad_steps_go_back_when_they_are_read(folder: Path) -> None:
@@ -103,8 +108,8 @@ def test_several_bad_steps_go_back_when_they_are_read(folder: Path) -> None:
     run.run()
     (event,) = [line for line in metrics(folder / "run") if line.get("event") == "rollback"]
     assert (event["step"], event["to_step"]) == (12, 6), "read at 8 (two of them) and at 12"
-    assert run.at.skipped == [[7, 12]]
-    assert run.at.rollbacks == 1
+    assert run.progress.skipped == [[7, 12]]
+    assert run.progress.rollbacks == 1
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -145,56 +150,52 @@ class Looks(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("more", [{"optimizer": "muon"}, {"precision": "float16"}, {"loss_on": "all"}])
-@pytest.mark.parametrize("reads_late", [True, False])
+@pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_step_does_not_wait_for_the_device(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, reads_late: bool, more: dict[str, Any]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool, more: dict[str, Any]
 ) -> None:
     more = {"logging_steps": 100, "max_grad_norm": 1.0, "gradient_accumulation_steps": 2, **more}
     run = trainer(config(folder, **more))
-    run.machine.reads_late = reads_late
+    run.step.asynchronous = asynchronous
     run.step()  # optimisers make their state
     # batches are prepared on the CPU, where looking at them costs nothing
-    ready = {number: run._work(number) for number in (1, 2)}
-    monkeypatch.setattr(run, "_work", ready.__getitem__)
+    ready = {number: run.step.prepare(number) for number in (1, 2)}
+    monkeypatch.setattr(run.step, "prepare", ready.__getitem__)
     random = random_state(CPU)
     monkeypatch.setattr("minigpt.training.step.random_state", lambda device: random)
-    run._ahead = None
+    run.step._next = None
     with Waits() as waits, Looks() as looks:
         run.step()
-    assert bool(waits.seen | looks.seen) is not reads_late, waits.seen | looks.seen
+    assert bool(waits.seen | looks.seen) is not asynchronous, waits.seen | looks.seen
 
 
-def five_steps(run: Trainer) -> tuple[list[int], list[list[Any]]]:
-    """Numbers of the steps whose batches were prepared, in this order, and what was learned from."""
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_next_batches_are_prepared_ahead_and_the_order_stays(folder: Path, asynchronous: bool) -> None:
+    run = trainer(config(folder, logging_steps=100, eval_steps=100))
+    run.step.asynchronous = asynchronous
+    expected = [run.step.batches(number)[0].input_ids.tolist() for number in range(5)]
     prepared: list[int] = []
     learned: list[list[Any]] = []
-    batches, loss = run.batches, run.loss
+    batches, loss = run.step.batches, run.step.summed_loss
 
     def noting_batches(step: int) -> list[Batch]:
         prepared.append(step)
         return batches(step)
 
-    def noting_loss(batch: Any) -> torch.Tensor:
+    def noting_loss(batch: LossBatch) -> torch.Tensor:
         learned.append(batch.input_ids.tolist())
         return loss(batch)
 
-    run.batches, run.loss = noting_batches, noting_loss  # type: ignore[method-assign]
+    run.step.batches, run.step.summed_loss = noting_batches, noting_loss  # type: ignore[method-assign]
     for _ in range(5):
         run.step()
-    return prepared, learned
-
-
-def test_the_next_batch_is_prepared_ahead_and_the_order_stays(folder: Path) -> None:
-    often = config(folder, logging_steps=100, eval_steps=100)
-    soon, soon_learned = five_steps(trainer(often))
-    ahead, late_learned = five_steps(late(trainer(often)))
-    assert (soon, ahead) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5])
-    assert soon_learned == late_learned
+    assert prepared == [0, 1, 2, 3, 4, 5]
+    assert learned == expected
 
 
 @pytest.mark.parametrize("stop_after", [4, 5])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_stopped_run_that_reads_late_ends_on_the_same_bits(
+def test_a_stopped_asynchronous_run_ends_on_the_same_bits(
     folder: Path, stop_after: int, precision: str
 ) -> None:
     more: dict[str, Any] = {"precision": precision, "dropout": 0.1, "logging_steps": 3}
@@ -220,7 +221,7 @@ def test_the_loss_scale_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
         theirs.unscale_(optimizer)
         theirs.step(optimizer)
         theirs.update()
-        ours.after(torch.tensor(float(bad)))
+        ours.update(torch.tensor(float(bad)))
         assert float(ours.value) == theirs.get_scale()
     assert ours.state()[0] != 2.0**16
     again = LossScale(CPU)
@@ -232,23 +233,25 @@ def test_the_loss_scale_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_overflow_is_no_bad_step(folder: Path) -> None:
     run = trainer(config(folder, precision="float16", max_bad_steps=1, logging_steps=1, dropout=0.0))
-    assert run.machine.scale is not None
-    run.machine.scale.load([2.0**30, 0])  # far too large: gradients of about 1e-2 leave float16's 65,504
+    assert run.step.precision.scale is not None
+    run.step.precision.scale.load(
+        [2.0**30, 0]
+    )  # far too large: gradients of about 1e-2 leave float16's 65,504
     before = copy.deepcopy(run.model)
-    run.step()
+    one_step(run)
     for ours, theirs in zip(run.model.parameters(), before.parameters()):
         assert torch.equal(ours, theirs)
-    assert (run.at.bad_steps, run.at.tokens_seen, run.at.skipped) == (0, 0, [[1, 1]])
-    assert run.at.loss_scale == [2.0**29, 0]
+    assert (run.progress.bad_steps, run.progress.tokens_seen, run.progress.skipped) == (0, 0, [[1, 1]])
+    assert run.progress.loss_scale == [2.0**29, 0]
     for _ in range(25):
-        run.step()
-    assert run.at.tokens_seen > 0
-    assert run.at.bad_steps == run.at.rollbacks == 0
+        one_step(run)
+    assert run.progress.tokens_seen > 0
+    assert run.progress.bad_steps == run.progress.rollbacks == 0
     # at a scale of 1 there is nothing left to lower: then it is the gradient that is not finite
-    run.machine.scale.load([1.0, 0])
+    run.step.precision.scale.load([1.0, 0])
     next(run.model.parameters()).register_hook(lambda gradient: gradient * math.inf)  # type: ignore[no-untyped-call]
-    run.step()
-    assert run.at.bad_steps == 1
+    one_step(run)
+    assert run.progress.bad_steps == 1
 
 
 def test_the_scale_is_resumed(folder: Path) -> None:
@@ -256,8 +259,8 @@ def test_the_scale_is_resumed(folder: Path) -> None:
 
     def start(output: str) -> Trainer:
         run = trainer(config(folder, output, **more))
-        assert run.machine.scale is not None
-        run.machine.scale.load([2.0**26, 0])
+        assert run.step.precision.scale is not None
+        run.step.precision.scale.load([2.0**26, 0])
         return run
 
     straight = start("straight")
@@ -267,8 +270,8 @@ def test_the_scale_is_resumed(folder: Path) -> None:
     assert state["loss_scale"][0] < 2.0**26, "overflows came first"
     again = trainer(config(folder, **more))
     again.resume()
-    assert again.machine.scale is not None
-    assert again.machine.scale.state() == state["loss_scale"]
+    assert again.step.precision.scale is not None
+    assert again.step.precision.scale.state() == state["loss_scale"]
     again.run()
     identical(folder / "run", folder / "straight")
     lines = [line for line in metrics(folder / "run") if "loss_scale" in line]
@@ -282,14 +285,14 @@ def test_16_bits_stay_close_to_32(folder: Path, precision: str) -> None:
     losses = {}
     for name in ("float32", precision):
         run = trainer(config(folder, name, precision=name, dropout=0.0, max_grad_norm=1.0))
-        losses[name] = [run.step()["loss"] for _ in range(4)]
+        losses[name] = [one_step(run).loss for _ in range(4)]
         assert {p.dtype for p in run.model.parameters()} == {torch.float32}
     # bfloat16 keeps 8 bits: products are right to about 0.4 %; a few steps of 1e-2 multiply that
     assert losses[precision] == pytest.approx(losses["float32"], rel=3e-2)
     assert losses[precision] != losses["float32"]
 
 
-# -- the machine --------------------------------------------------------------------------------------------
+# -- precision ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -312,15 +315,15 @@ asked: list[str] = []
 
 def test_a_card_without_bfloat16_is_named(cuda: torch.device) -> None:
     with pytest.raises(InputError, match="Tesla T4 has no bfloat16: give --precision float16"):
-        Machine(TrainConfig(precision="bfloat16"), cuda)
+        MixedPrecision("bfloat16", cuda)
 
 
 def test_float32_is_float32_and_16_bits_bring_tf32(cuda: torch.device) -> None:
-    Machine(TrainConfig(precision="float32"), cuda)
+    MixedPrecision("float32", cuda)
     assert asked == []
-    machine = Machine(TrainConfig(precision="float16"), CPU)
+    assert MixedPrecision("float16", CPU).scale is not None
     assert asked == []
-    assert (machine.reads_late, machine.vocabulary_multiple, machine.logits) == (False, 1, 2**26)
+    assert (vocabulary_multiple(CPU), logits_limit(CPU)) == (1, 2**26)
 
 
 @pytest.mark.parametrize(
@@ -367,11 +370,11 @@ def test_what_auto_chose_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_16_bits_on_a_cpu_are_autocast_s_but_for_attention() -> None:
-    machine = Machine(TrainConfig(precision="bfloat16"), CPU)
+    precision = MixedPrecision("bfloat16", CPU)
     x, first, second = torch.randn(5, 16), torch.nn.Linear(16, 8), torch.nn.Linear(16, 8, bias=False)
     with torch.autocast("cpu", torch.bfloat16):
         expected = [first(x), second(x), first(-x), torch.relu(second(x)) @ torch.ones(8, 2)]
-    with machine.autocast():
+    with precision.autocast():
         found = [first(x), second(x), first(-x), torch.relu(second(x)) @ torch.ones(8, 2)]
         q, k, v = torch.randn(3, 2, 4, 16, 8)
         attended = F.scaled_dot_product_attention(q, k.bfloat16(), v, is_causal=True)
@@ -396,9 +399,9 @@ class Roundings(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def test_an_input_of_several_layers_is_rounded_once() -> None:
-    machine = Machine(TrainConfig(precision="bfloat16"), CPU)
+    precision = MixedPrecision("bfloat16", CPU)
     x, layers = torch.randn(5, 16, requires_grad=True), [torch.nn.Linear(16, 8) for _ in range(3)]
-    with Roundings() as roundings, machine.autocast():
+    with Roundings() as roundings, precision.autocast():
         sums = torch.stack([layer(x).sum() for layer in layers])
     assert roundings.of.count(x.shape) == 1
     assert roundings.of.count(layers[0].weight.shape) == 3
@@ -409,21 +412,18 @@ def test_an_input_of_several_layers_is_rounded_once() -> None:
     torch.testing.assert_close(x.grad, expected.float().expand(5, 16), rtol=0, atol=16 * 2**-8)
 
 
-def test_what_a_cuda_machine_decides(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cuda_decides(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    machine = Machine(TrainConfig(precision="bfloat16"), cuda)
+    precision = MixedPrecision("bfloat16", cuda)
     assert asked == ["high"]
-    assert machine.reads_late
-    assert machine.scale is None
-    assert machine.vocabulary_multiple == 64
-    assert 14 * machine.logits <= 80 * 2**30 // 4
+    assert precision.scale is None
+    assert vocabulary_multiple(cuda) == 64
+    assert 14 * logits_limit(cuda) <= 80 * 2**30 // 4
 
 
 def test_to_cuda_goes_pinned_memory_without_waiting(
     cuda: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = Machine(TrainConfig(), CPU)
-    machine.device = cuda
     calls: list[Any] = []
 
     def pinned(self: torch.Tensor) -> torch.Tensor:
@@ -436,42 +436,42 @@ def test_to_cuda_goes_pinned_memory_without_waiting(
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
     monkeypatch.setattr(torch.Tensor, "to", moved)
-    machine._moved(torch.ones(2))
+    move(torch.ones(2), cuda)
     assert calls == ["pin", ((cuda,), {"non_blocking": True})]
 
 
 def test_a_compiler_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"--compile on a CPU needs a C\+\+ compiler"):
-        Machine(TrainConfig(compile=True), CPU)
+        _require_compiler(TrainConfig(compile=True), CPU)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="--compile needs Triton"):
-        Machine(TrainConfig(compile=True), torch.device("cuda"))
+        _require_compiler(TrainConfig(compile=True), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_what_torch_cannot_compile_on_a_cpu_is_refused_before_it_starts(
     precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minigpt.training.mixed_precision._require_compiler", lambda device: None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++")
     both = TrainConfig(precision=precision, compile=True, gradient_checkpointing=True)
     with pytest.raises(InputError, match=r"--compile and --gradient_checkpointing .* --precision float32"):
-        Machine(both, CPU)
-    for change in ({"compile": False}, {"gradient_checkpointing": False}, {"precision": "float32"}):
-        Machine(replace(both, **change), CPU)
+        _require_compiler(both, CPU)
+    for change in ({"gradient_checkpointing": False}, {"precision": "float32"}):
+        _require_compiler(replace(both, **change), CPU)
 
 
-def test_counted_places_are_the_mask(folder: Path) -> None:
+def test_counted_positions_are_the_mask(folder: Path) -> None:
     run = trainer(config(folder, loss_on="answer"))
-    batch = run.batches(0)[0]
-    ids, goals, places = run.machine.counted(batch, batch.answer_mask)
-    assert places is not None
+    batch = run.step.batches(0)[0]
+    ids, targets, positions = run.step.loss.select(batch)
+    assert positions is not None
     assert torch.equal(ids, batch.input_ids)
-    assert torch.equal(goals, batch.targets[batch.answer_mask])
+    assert torch.equal(targets, batch.targets[batch.answer_mask])
     hidden = torch.randn(*ids.shape, 3)
-    assert torch.equal(hidden.flatten(0, 1).index_select(0, places), hidden[batch.answer_mask])
-    everything = torch.ones_like(batch.answer_mask)
-    assert run.machine.counted(batch, everything).places is None
+    assert torch.equal(hidden.flatten(0, 1).index_select(0, positions), hidden[batch.answer_mask])
+    everything = batch._replace(answer_mask=torch.ones_like(batch.answer_mask))
+    assert run.step.loss.select(everything).positions is None
 
 
 # -- the loss -----------------------------------------------------------------------------------------------
@@ -516,13 +516,13 @@ def test_pieces_work_under_autocast() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=5 * largest * 2**-8)
 
 
-# -- recomputing --------------------------------------------------------------------------------------------
+# -- activation checkpointing -------------------------------------------------------------------------------
 
 
 def gradients(run: Trainer) -> list[torch.Tensor]:
     torch.manual_seed(3)
     run.model.train()
-    run.loss(run.batches(0)[0]).backward()  # type: ignore[no-untyped-call]
+    run.step.summed_loss(run.step.to_device(run.step.batches(0)[0])).backward()  # type: ignore[no-untyped-call]
     return [p.grad for p in run.model.parameters() if p.grad is not None]
 
 
@@ -593,8 +593,8 @@ def test_one_graph_serves_all_lengths(folder: Path, graphs: list[int], more: dic
     for compiled in (False, True):
         settings = config(folder, str(compiled), compile=compiled, dropout=0.0, batch_size=2, **more)
         run = trainer(settings)
-        assert len({run.batches(number)[0].input_ids.shape for number in range(4)}) > 1
-        losses[compiled] = [run.step()["loss"] for _ in range(6)]
+        assert len({run.step.batches(number)[0].input_ids.shape for number in range(4)}) > 1
+        losses[compiled] = [one_step(run).loss for _ in range(6)]
     assert len(graphs) == 1, "no break, no second one for another length"
     assert losses[True] == pytest.approx(losses[False], rel=1e-6)  # the same operations in the same order
     run.run()
@@ -602,7 +602,6 @@ def test_one_graph_serves_all_lengths(folder: Path, graphs: list[int], more: dic
     run = trainer(config(folder, "True", dropout=0.0, batch_size=2, **more))
     names = dict(run.model.named_parameters())
     assert not any("_orig_mod" in name or "_checkpoint" in name for name in names)
-    run.config = settings
     with pytest.raises(InputError, match="the run is finished"):
         run.resume()
 
@@ -632,24 +631,26 @@ def test_compiled_for_this_machine(folder: Path) -> None:
         # one layer: a compiler takes a second a kernel
         small = config(folder, str(compiled), compile=compiled, dropout=0.0, batch_size=2, n_layer=1)
         run = trainer(small)
-        losses[compiled] = [run.step()["loss"] for _ in range(6)]
+        losses[compiled] = [one_step(run).loss for _ in range(6)]
     # float32's sums in another order, a relative 1e-7 each, which a few steps of Adam (whose first ones
     # divide a gradient by its own size) may make a hundred times larger
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
     assert losses[True] != losses[False], "nothing was compiled"
 
 
-# -- utilisation --------------------------------------------------------------------------------------------
+# -- FLOPs --------------------------------------------------------------------------------------------------
 
 
 def test_flops_by_the_usual_formula(folder: Path) -> None:
     run = trainer(config(folder, dropout=0.0))
     c = run.config
-    matrices = c.n_layer * 12 * c.n_embd**2 + run.tokenizer.get_vocab_size() * c.n_embd
+    matrices = c.n_layer * 12 * c.n_embd**2 + run.data.tokenizer.get_vocab_size() * c.n_embd
     expected = 100 * (6 * matrices + 12 * c.n_layer * c.n_embd * 20)
     assert model_flops(run.model, tokens=100, counted=100, T=20) == expected
-    work = run._work(0)
-    assert work.flops < model_flops(run.model, work.tokens, work.tokens, 32), "answers alone need lm_head"
+    (size,) = run.step.prepare(0).sizes
+    assert model_flops(run.model, *size) < model_flops(run.model, size.tokens, size.tokens, size.width), (
+        "answers alone need lm_head"
+    )
 
 
 @pytest.mark.parametrize(
@@ -672,7 +673,7 @@ def test_peaks_go_by_the_whole_name(monkeypatch: pytest.MonkeyPatch, name: str, 
 def test_utilisation_is_shown_where_the_peak_is_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer(config(folder)).run()
     assert not any("mfu" in line for line in metrics(folder / "run"))
-    monkeypatch.setattr("minigpt.training.loop.peak_flops", lambda device, precision: 1e12)
+    monkeypatch.setattr("minigpt.training.metrics.peak_flops", lambda device, precision: 1e12)
     run = trainer(config(folder, "known"))
     run.run()
     found = [line["mfu"] for line in metrics(folder / "known") if "train_loss" in line]
@@ -684,7 +685,7 @@ def test_utilisation_is_shown_where_the_peak_is_known(folder: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
-def test_every_recipe_runs_dry(folder: Path, run_door: RunDoor, name: str) -> None:
+def test_every_recipe_runs_dry(folder: Path, run_command: RunCommand, name: str) -> None:
     """As it is, but for the model's size: 124M parameters take their time on a CPU."""
     (folder / "text.txt").write_text("春眠不觉晓，处处闻啼鸟。\n" * 400, encoding="utf-8")
     data = ["--train_data", folder / "train.jsonl", "--val_data", folder / "val.jsonl"]
@@ -692,7 +693,7 @@ def test_every_recipe_runs_dry(folder: Path, run_door: RunDoor, name: str) -> No
     if "--text" in (RECIPES / f"{name}.toml").read_text(encoding="utf-8"):
         data = ["--text", folder / "text.txt", "--val_fraction", "0.1"]
     small = ["--n_layer", 1, "--n_embd", 24, "--n_head", 2, "--device", "cpu", "--threads", 1]
-    result = run_door(
+    result = run_command(
         "train.py", "--recipe", name, *data, *small, "--output", folder / "run", "--dry_run", "--json"
     )
     assert result.code == 0, result.err

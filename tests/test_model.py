@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.families.registry import parameter_table
+from minigpt.families.qwen3.model import Qwen3Config
+from minigpt.families.registry import ModelConfig, family_of, new_model, parameter_table
 from minigpt.model import (
     CausalSelfAttention,
     GPTConfig,
     GPTLMHeadModel,
     KeyValueCache,
     Transformer,
-    visible_keys,
-    written_out_attention,
+    causal_mask,
+    eager_attention,
 )
 
 GPT2_SIZES = {
@@ -133,7 +134,7 @@ def test_rows_of_padding_alone_give_no_nan_in_outputs_and_gradients(slow: bool) 
 
 def test_with_zero_queries_attention_is_the_mean_of_what_it_sees() -> None:
     v = torch.tensor([[[[1.0, 0.0], [3.0, 4.0], [5.0, 8.0]]]], dtype=torch.float64)
-    out, weights = written_out_attention(torch.zeros_like(v), torch.randn_like(v), v)
+    out, weights = eager_attention(torch.zeros_like(v), torch.randn_like(v), v)
     third = 1 / 3
     seen = [[[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [third, third, third]]]]
     assert_same(weights, torch.tensor(seen, dtype=torch.float64))
@@ -157,12 +158,12 @@ def test_sdpa_and_its_slow_twin_agree_in_outputs_and_gradients(
     torch.manual_seed(3)
     q = torch.randn(2, 3, T, 4, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(2, 3, past + T, 4, dtype=torch.float64, requires_grad=True) for _ in "kv")
-    visible = visible_keys(past, T, None if mask is None else torch.tensor(mask), q.device)
+    visible = causal_mask(past, T, None if mask is None else torch.tensor(mask), q.device)
     if visible is None and T > 1:
         fast = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         fast = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    slow, weights = written_out_attention(q, k, v, visible)
+    slow, weights = eager_attention(q, k, v, visible)
     assert_same(fast, slow)
     assert_same(weights.sum(-1), torch.ones_like(weights[..., 0]))
     for of_fast, of_slow in zip(
@@ -174,9 +175,9 @@ def test_sdpa_and_its_slow_twin_agree_in_outputs_and_gradients(
 
 def test_no_mask_is_made_where_none_is_needed() -> None:
     device = torch.device("cpu")
-    assert visible_keys(0, 7, None, device) is None  # SDPA's own causal path
-    assert visible_keys(5, 1, None, device) is None  # one new token sees everything
-    assert visible_keys(5, 2, None, device) is not None
+    assert causal_mask(0, 7, None, device) is None  # SDPA's own causal path
+    assert causal_mask(5, 1, None, device) is None  # one new token sees everything
+    assert causal_mask(5, 2, None, device) is not None
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["without mask", "with mask"])
@@ -209,8 +210,8 @@ def test_attentions_are_causal_distributions_that_leave_padding_out() -> None:
 def test_attentions_stay_distributions_while_dropout_acts_on_a_copy() -> None:
     torch.manual_seed(4)
     q = k = v = torch.randn(1, 2, 6, 4, dtype=torch.float64)
-    plain, _ = written_out_attention(q, k, v)
-    dropped, weights = written_out_attention(q, k, v, dropout=0.5)
+    plain, _ = eager_attention(q, k, v)
+    dropped, weights = eager_attention(q, k, v, dropout=0.5)
     assert_same(weights.sum(-1), torch.ones(1, 2, 6, dtype=torch.float64))
     assert not torch.allclose(plain, dropped)
 
@@ -487,3 +488,28 @@ def test_it_compiles_into_one_graph_for_all_lengths() -> None:
         assert_same(compiled(ids), model(ids))
         assert_same(compiled(ids, mask, mask.cumsum(1) - 1), model(ids))
     assert len(graphs) == 2  # with mask and without
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTConfig(n_embd=24, n_head=3, n_layer=2, vocab_size=31, block_size=9, bias=True),
+        Qwen3Config(31, 24, 40, 3, 4, 2, 6, 9),
+        Qwen3Config(31, 24, 40, 3, 4, 2, 6, 9, tie_word_embeddings=False),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_a_family_s_arithmetic_is_that_of_its_model(config: ModelConfig) -> None:
+    family, model = family_of(config), new_model(config)
+    matrices = [parameter for parameter in model.blocks.parameters() if parameter.dim() == 2]
+    found = dict(family.matrix_parameters(model))
+    assert list(map(id, found)) == list(map(id, matrices))
+    for parameter, parts in found.items():  # a stacked matrix is `parts` square ones here
+        assert parts == (3 if parameter.shape == (72, 24) else 1)
+    assert family.block_weights(config) == sum(parameter.numel() for parameter in matrices)
+    # 6 for each weight of a matrix; queries times keys, weights times values: 2 * 2 H D T forward, and three
+    # times that with the backward pass
+    width = config.num_attention_heads * config.head_dim
+    attention = 3 * 4 * width * 9 * config.num_hidden_layers
+    expected = 7 * (6 * family.block_weights(config) + attention) + 5 * 6 * model.lm_head.weight.numel()
+    assert family.flops(config, 7, 5, 9) == expected

@@ -20,13 +20,12 @@ from minigpt.generation.native import NativeStep, native_step
 from minigpt.generation.sampling import greedy
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import (
-    GROUP,
-    PRECISIONS,
+    INPUT_GROUP,
     Precision,
     QuantizedLinear,
-    quantize,
     rounded_groups,
     rounded_rows,
+    set_precision,
 )
 
 V, LONGEST = 83, 48
@@ -45,6 +44,7 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
         Qwen3Config(V, 64, 33, 1, 2, 2, 10, LONGEST, tie_word_embeddings=False)
     ),
 }
+CPU_PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8")
 compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
 
 
@@ -76,7 +76,7 @@ def make(name: str, precision: Precision = "float32") -> LanguageModel:
                 parameter.normal_(0, 0.2)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return quantize(model, precision)
+    return set_precision(model, precision)
 
 
 def ids(rows: int, length: int) -> Tensor:
@@ -100,7 +100,7 @@ CLOSE = {"float32": 1e-5, "float16": 1e-5, "bfloat16": 1e-5, "int8": 2e-2}
 
 @compiled
 @pytest.mark.usefixtures("instructions")
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_token_by_token_and_at_once_equal_the_modules(name: str, precision: Precision) -> None:
@@ -115,7 +115,7 @@ def test_token_by_token_and_at_once_equal_the_modules(name: str, precision: Prec
 
 @compiled
 @pytest.mark.usefixtures("instructions")
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-wide", "gpt2-panels", "qwen3", "qwen3-wide", "qwen3-panels"])
 @torch.inference_mode()
 def test_a_row_has_the_same_bits_alone_and_in_a_padded_batch(name: str, precision: Precision) -> None:
@@ -187,7 +187,7 @@ def test_weights_of_16_bits_give_the_bits_that_they_give_as_float32(
     name: str, precision: Precision, dtype: torch.dtype
 ) -> None:
     wide, given = make(name).to(dtype).float(), ids(2, 9)
-    narrow = quantize(make(name).to(dtype), precision)
+    narrow = set_precision(make(name).to(dtype), precision)
     found = []
     for model in (wide, narrow):
         cache = KeyValueCache(model.config, 2, 9)
@@ -199,7 +199,7 @@ def test_weights_of_16_bits_give_the_bits_that_they_give_as_float32(
 
 
 @compiled
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 @torch.inference_mode()
 def test_torch_reads_the_cache_that_it_wrote(precision: Precision) -> None:
     model, given = make("qwen3", precision), ids(2, 12)
@@ -246,7 +246,7 @@ def test_values_that_training_changed_are_seen() -> None:
 
 
 @compiled
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", CPU_PRECISIONS)
 @torch.inference_mode()
 def test_a_damaged_weight_does_not_look_whole(precision: Precision) -> None:
     model, given = make("gpt", precision), ids(1, 6)
@@ -303,11 +303,11 @@ def test_rows_are_off_by_half_a_step_at_most() -> None:
 
 
 def test_a_large_value_costs_only_its_own_group_precision() -> None:
-    x = torch.randn(2, GROUP + 9)
+    x = torch.randn(2, INPUT_GROUP + 9)
     calm = rounded_groups(x)
     assert float((calm - x).abs().max()) <= float(x.abs().max()) / 127 * 0.5001
     x[0, 3] = 1e4
-    assert torch.equal(rounded_groups(x)[0, GROUP:], calm[0, GROUP:])
+    assert torch.equal(rounded_groups(x)[0, INPUT_GROUP:], calm[0, INPUT_GROUP:])
     assert torch.equal(rounded_groups(x)[1], calm[1])
     assert torch.equal(rounded_groups(torch.zeros(1, 5)), torch.zeros(1, 5))
 
@@ -315,14 +315,12 @@ def test_a_large_value_costs_only_its_own_group_precision() -> None:
 def test_quantizing_replaces_products_and_keeps_the_rest() -> None:
     model = make("gpt2")
     before = next(model.parameters()).clone()  # the embedding
-    quantize(model, "int8")
+    set_precision(model, "int8")
     kinds = {type(module) for module in model.modules()}
     assert torch.nn.Linear not in kinds
     assert QuantizedLinear in kinds
     assert torch.equal(next(model.parameters()), before)
-    with pytest.raises(InputError, match="quantised already"):
-        quantize(model, "float16")
-    with pytest.raises(
-        InputError, match="precision must be one of float32, float16, bfloat16, int8: got 'int4'"
-    ):
-        quantize(make("gpt"), "int4")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the model is stored in int8"):
+        set_precision(model, "float16")
+    with pytest.raises(InputError, match=r"precision must be one of float32, .*, int4: got 'int3'"):
+        set_precision(make("gpt"), "int3")  # type: ignore[arg-type]

@@ -15,11 +15,11 @@ import torch
 from safetensors.numpy import load_file
 
 from minigpt.errors import InputError
+from minigpt.families.gpt2.family import FAMILY
+from minigpt.families.gpt2.openai_checkpoint import NAMES, read_checkpoint
 from minigpt.families.gpt2.presets import Sizes
-from minigpt.families.gpt2.state_dict import WEIGHTS, from_hugging_face
+from minigpt.families.gpt2.tensor_bundle import read_bundle
 from minigpt.model import GPTLMHeadModel
-from minigpt.weights.openai_checkpoint import NAMES, read_checkpoint
-from minigpt.weights.tensor_bundle import read_bundle
 
 FIXTURE = Path(__file__).parent / "golden" / "openai_gpt2_tiny"
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -54,7 +54,7 @@ def test_the_model_computes_what_tensorflow_computed() -> None:
     config = sizes.config()
     model = GPTLMHeadModel(config).double().eval()
     tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
-    state = from_hugging_face(tensors, config, torch.float64)
+    state = FAMILY.from_hugging_face(tensors, config, torch.float64)
     model.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]})
     ids = json.loads((FIXTURE / "expected.json").read_text())["prompt_ids"]
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_the_model_computes_what_tensorflow_computed() -> None:
 
 
 def test_the_table_names_what_hugging_face_names() -> None:
-    assert {theirs for _, theirs in NAMES} == {weight.theirs for weight in WEIGHTS}
+    assert {theirs for _, theirs in NAMES} == {weight.theirs for weight in FAMILY.weights}
     assert len(dict(NAMES)) == len(NAMES)
 
 
@@ -277,7 +277,7 @@ def test_a_tensor_may_start_at_any_byte(tmp_path: Path) -> None:
         (table(HEADER + row(b"\xff", b"")), "not UTF-8"),
         (table(HEADER + row(b"a", b"")), "a: its numbers are of TensorFlow's type 0"),
         (table(HEADER + entry("a", ARRAY, dtype=2)), "a: its numbers are of TensorFlow's type 2"),
-        (table(HEADER + entry("a", ARRAY, offset=4)), "should lie at bytes 4 to 28, but the file has 24"),
+        (table(HEADER + entry("a", ARRAY, offset=4)), "should be at bytes 4 to 28, but the file has 24"),
         (table(HEADER + entry("a", ARRAY, offset=2**62)), "but the file has 24"),
         (table(HEADER + entry("a", ARRAY, offset=-4)), "impossible place"),
         (table(HEADER + entry("a", ARRAY, more=field(3, 1))), "impossible place or shape: data file 1"),

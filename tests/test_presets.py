@@ -3,8 +3,8 @@
 import pytest
 
 from minigpt.errors import InputError
+from minigpt.families.gpt2.family import FAMILY
 from minigpt.families.gpt2.presets import PRESETS, preset
-from minigpt.families.gpt2.state_dict import unfilled
 from minigpt.model import GPTConfig
 
 # What transformers counts for openai-community/gpt2, -medium, -large and -xl.
@@ -16,7 +16,7 @@ ALIASES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl
 def test_parameters(name: str) -> None:
     config = preset(name).sizes.config()
     assert config.parameter_count() == PUBLISHED[name]
-    assert sum(parameter.numel() for parameter in unfilled(config).parameters()) == PUBLISHED[name]
+    assert sum(parameter.numel() for parameter in FAMILY.on_meta(config).parameters()) == PUBLISHED[name]
     assert round(PUBLISHED[name] / 1e6) == int(name.removesuffix("M"))
 
 

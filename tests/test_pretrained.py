@@ -16,13 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.gpt2.state_dict import (
-    WEIGHTS,
-    config_from_hugging_face,
-    config_to_hugging_face,
-    from_hugging_face,
-    to_hugging_face,
-)
+from minigpt.families.gpt2.family import FAMILY
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import (
@@ -60,7 +54,7 @@ def make_model(bias: bool = False, gelu: Any = "exact", vocab_size: int = len(WO
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    save_pretrained(make_model(), make_tokenizer(), folder)
+    save_pretrained(make_model(), folder, make_tokenizer())
     return folder
 
 
@@ -88,7 +82,7 @@ def message(action: Callable[[], object]) -> str:
 @pytest.mark.parametrize(("bias", "gelu"), VARIANTS, ids=str)
 def test_what_is_saved_comes_back(bias: bool, gelu: str, tmp_path: Path) -> None:
     model, tokenizer = make_model(bias, gelu), make_tokenizer()
-    save_pretrained(model, tokenizer, tmp_path)
+    save_pretrained(model, tmp_path, tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     back, tokenizer_back = load_model_and_tokenizer(tmp_path)
     assert back.config == model.config
@@ -104,7 +98,8 @@ def test_what_is_saved_comes_back(bias: bool, gelu: str, tmp_path: Path) -> None
 
 
 def test_save_load_save_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    save_pretrained(*load_model_and_tokenizer(saved), tmp_path / "again")
+    model, tokenizer = load_model_and_tokenizer(saved)
+    save_pretrained(model, tmp_path / "again", tokenizer)
     for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes(), name
 
@@ -118,7 +113,7 @@ def test_a_loaded_model_does_not_hang_on_its_file(saved: Path) -> None:
 
 
 def test_saving_twice_into_one_directory_replaces_what_is_there(saved: Path) -> None:
-    save_pretrained(make_model(True, "tanh"), make_tokenizer(), saved)
+    save_pretrained(make_model(True, "tanh"), saved, make_tokenizer())
     assert isinstance(config := load_model(saved).config, GPTConfig)
     assert config.bias
     assert sorted(path.name for path in saved.iterdir()) == FILES
@@ -128,7 +123,7 @@ def test_saving_twice_into_one_directory_replaces_what_is_there(saved: Path) -> 
 def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        save_pretrained(make_model(), make_tokenizer(), tmp_path)
+        save_pretrained(make_model(), tmp_path, make_tokenizer())
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}
@@ -310,7 +305,7 @@ def test_all_that_does_not_fit_is_listed_in_one_line(saved: Path) -> None:
     assert line.startswith(f"{saved / 'model.safetensors'}: the weights do not fit the configuration; ")
     assert "missing: transformer.wpe.weight, transformer.h.1.attn.c_attn.bias; " in line
     assert "unexpected: transformer.h.2.ln_1.weight; " in line
-    assert "transformer.h.0.mlp.c_fc.weight is torch.float32 (64, 16), not float (16, 64)" in line
+    assert "transformer.h.0.mlp.c_fc.weight is float (64, 16), not float (16, 64)" in line
     assert "transformer.ln_f.bias is torch.int8 (16,), not float (16,)" in line
 
 
@@ -322,7 +317,7 @@ def test_a_configuration_of_another_size_is_noticed(saved: Path) -> None:
     assert "unexpected: transformer.h.1.attn.c_attn.bias," in line
     assert line.endswith("and 4 more")  # a block has 12 tensors; 8 are named
     change_json(saved / "config.json", {"n_layer": 2, "vocab_size": 12})
-    assert "transformer.wte.weight is torch.float32 (11, 16), not float (12, 16)" in message(
+    assert "transformer.wte.weight is float (11, 16), not float (12, 16)" in message(
         lambda: load_model(saved)
     )
 
@@ -335,7 +330,7 @@ def test_weights_that_are_no_numbers_are_named_on_reading_and_writing(value: flo
     with torch.no_grad():
         model.transformer.wpe.weight[0, 0] = value
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    line = message(lambda: save_pretrained(model, make_tokenizer(), saved))
+    line = message(lambda: save_pretrained(model, saved, make_tokenizer()))
     assert "transformer.wpe.weight holds NaN or infinity" in line
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
@@ -344,14 +339,16 @@ def test_a_wrapped_model_is_not_written_as_zeros() -> None:
     wrapped: Any = torch.nn.ModuleDict({"inside": make_model()})
     wrapped.config = make_model().config
     with pytest.raises(AssertionError, match="a wrapped model"):
-        to_hugging_face(wrapped)
+        FAMILY.to_hugging_face(wrapped)
 
 
 @pytest.mark.parametrize("name", ["attn.c_proj.bias", "mlp.c_fc.bias", "mlp.c_proj.bias"])
 def test_a_bias_that_should_not_be_there_must_be_zero(name: str, saved: Path) -> None:
     assert (load_file(saved / "model.safetensors")[f"transformer.h.1.{name}"] == 0).all()
     change_weights(saved, lambda tensors: tensors[f"transformer.h.1.{name}"][7].fill_(1e-3))
-    assert f"transformer.h.1.{name} is not zero, but minigpt_bias" in message(lambda: load_model(saved))
+    assert f"transformer.h.1.{name} is not zero, but the configuration has no such weight" in message(
+        lambda: load_model(saved)
+    )
     change_json(saved / "config.json", {"minigpt_bias": True})
     assert isinstance(config := load_model(saved).config, GPTConfig)
     assert config.bias
@@ -366,27 +363,29 @@ def test_an_absent_zero_bias_is_not_missed_but_a_real_one_is(saved: Path) -> Non
 
 def test_old_files_with_masks_a_head_and_no_prefix_are_read() -> None:
     model = make_model(True, "tanh")
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in to_hugging_face(model).items()}
+    tensors = {
+        name.removeprefix("transformer."): tensor for name, tensor in FAMILY.to_hugging_face(model).items()
+    }
     tensors["h.0.attn.bias"] = torch.ones(1, 1, 12, 12).tril()
     tensors["h.1.attn.masked_bias"] = torch.tensor(-1e4)
     tensors["lm_head.weight"] = tensors["wte.weight"].clone()
-    read = from_hugging_face(tensors, model.config)
+    read = FAMILY.from_hugging_face(tensors, model.config)
     assert read.keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(tensor, model.get_parameter(name)) for name, tensor in read.items())
     tensors["lm_head.weight"][0, 0] += 1
-    assert "lm_head.weight differs" in message(lambda: from_hugging_face(tensors, model.config))
+    assert "lm_head.weight differs" in message(lambda: FAMILY.from_hugging_face(tensors, model.config))
     del tensors["lm_head.weight"]
     tensors["transformer.ln_f.bias"] = tensors["ln_f.bias"]
-    assert "ln_f.bias twice" in message(lambda: from_hugging_face(tensors, model.config))
+    assert "ln_f.bias twice" in message(lambda: FAMILY.from_hugging_face(tensors, model.config))
 
 
 def test_vocabularies_of_different_sizes_show_both_numbers(saved: Path) -> None:
     model = make_model(vocab_size=10)
-    line = message(lambda: save_pretrained(model, make_tokenizer(), saved))
+    line = message(lambda: save_pretrained(model, saved, make_tokenizer()))
     assert "the model has vocab_size=10, the tokenizer 11 entries" in line
     other = saved.parent / "other"
     save_pretrained(
-        model, Tokenizer.from_word2id({word: index for index, word in enumerate(WORDS[:10])}), other
+        model, other, Tokenizer.from_word2id({word: index for index, word in enumerate(WORDS[:10])})
     )
     (saved / "tokenizer.json").replace(other / "tokenizer.json")
     line = message(lambda: load_model_and_tokenizer(other))
@@ -405,7 +404,7 @@ def test_a_manifest_is_verified_and_never_made_stale(saved: Path) -> None:
     for action in (load_model, load_tokenizer, load_model_and_tokenizer):
         with pytest.raises(InputError, match="not listed in manifest"):
             action(saved)
-    line = message(lambda: save_pretrained(make_model(), make_tokenizer(), saved))
+    line = message(lambda: save_pretrained(make_model(), saved, make_tokenizer()))
     assert "is a finished checkpoint" in line
 
 
@@ -414,15 +413,22 @@ def test_a_manifest_is_verified_and_never_made_stale(saved: Path) -> None:
 
 def test_the_table_names_every_parameter_once_in_both_directions() -> None:
     model = make_model(bias=True)
-    ours = {row.ours.replace("*", str(block)) for row in WEIGHTS for block in range(2)}
+    ours = {row.ours.replace("*", str(block)) for row in FAMILY.weights for block in range(2)}
     assert ours == dict(model.named_parameters()).keys()
-    assert len({row.theirs for row in WEIGHTS}) == len(WEIGHTS) == len({row.ours for row in WEIGHTS})
+    assert (
+        len({row.theirs for row in FAMILY.weights})
+        == len(FAMILY.weights)
+        == len({row.ours for row in FAMILY.weights})
+    )
 
 
 @pytest.mark.parametrize(("bias", "gelu"), VARIANTS, ids=str)
 def test_configurations_come_back(bias: bool, gelu: Any) -> None:
     config = GPTConfig(24, 3, 5, 0.25, 40, 99, bias, gelu)
-    assert config_from_hugging_face(config_to_hugging_face(config, eos_token_id=2, pad_token_id=0)) == config
+    assert (
+        FAMILY.config_from_hugging_face(FAMILY.config_to_hugging_face(config, eos_token_id=2, pad_token_id=0))
+        == config
+    )
 
 
 def test_a_plain_gpt2_configuration_is_gpt2() -> None:
@@ -433,6 +439,6 @@ def test_a_plain_gpt2_configuration_is_gpt2() -> None:
         "n_ctx": 1024,
         "summary_type": "x",
     }
-    config = config_from_hugging_face(values)
+    config = FAMILY.config_from_hugging_face(values)
     assert config == GPTConfig(768, 12, 12, 0.1, 1024, 50257, bias=True, gelu="tanh")
     assert config.parameter_count() == 124_439_808  # as published

@@ -28,7 +28,8 @@ def dataset(tmp_path: Path) -> QADataset:
 
 def test_items_by_hand(dataset: QADataset) -> None:
     assert len(dataset) == 3
-    assert [pair[:3] for pair in dataset.pairs] == [("ab", "c", 1), ("a?", "dddddd", 2), ("d", "d", 3)]
+    read = [(each.question, each.answer, each.line) for each in dataset.conversations]
+    assert read == [("ab", "c", 1), ("a?", "dddddd", 2), ("d", "d", 3)]
     short, cut = dataset[0], dataset[1]
     assert {name: tensor.tolist() for name, tensor in short.items()} == {
         "input_ids": [3, 4, 2, 5, 2, 0, 0],
@@ -68,7 +69,7 @@ def test_batches_of_a_loader(dataset: QADataset) -> None:
 
 def test_workers_get_a_whole_copy(dataset: QADataset) -> None:
     twin = pickle.loads(pickle.dumps(dataset))
-    assert twin.pairs == dataset.pairs
+    assert twin.conversations == dataset.conversations
     for i in range(3):
         for name, tensor in dataset[i].items():
             assert torch.equal(twin[i][name], tensor)

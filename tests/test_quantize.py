@@ -16,9 +16,8 @@ from minigpt.families.qwen3.model import Qwen3Config
 from minigpt.families.registry import ModelConfig, new_model
 from minigpt.model import GPTConfig
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.weights.quantized import at_precision, quantize
-from minigpt.weights.weight_only import stored_as, stored_precision
-from tests.doors import Result, RunDoor
+from minigpt.weights.quantized import precision_of, set_precision
+from tests.commands import Result, RunCommand
 
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(["天地玄黄，宇宙洪荒。日月盈昃"]))
 V = TOKENIZER.get_vocab_size()
@@ -39,14 +38,14 @@ def saved(folder: Path, config: ModelConfig = GPT) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms too: nothing stays at 0 or 1
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    minigpt.save_pretrained(model, TOKENIZER, folder)
+    minigpt.save_pretrained(model, folder, TOKENIZER)
     return folder
 
 
 @pytest.fixture
-def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
-    return partial(run_door, "quantize.py")
+    return partial(run_command, "quantize")
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -65,7 +64,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         assert fragment in result.err
 
 
-def test_what_the_door_refuses(door: Any, run_door: RunDoor) -> None:
+def test_what_the_door_refuses(door: Any, run_command: RunCommand) -> None:
     saved(Path("model"))
     assert_refused(door("--model", "model"), "--output")
     assert_refused(
@@ -78,7 +77,7 @@ def test_what_the_door_refuses(door: Any, run_door: RunDoor) -> None:
     assert door("--model", "model", "--output", "smaller", "--precision", "int4").code == 0
     assert_refused(door("--model", "smaller", "--output", "new"), "smaller is quantised already")
     for folder in ("small", "smaller"):
-        result = run_door("convert.py", "--model", folder)
+        result = run_command("convert", "--model", folder)
         assert_refused(result, f"{folder} is quantised: give the folder that it was made from")
     assert not Path("new").exists()
 
@@ -89,7 +88,7 @@ def test_weights_beyond_float16_are_refused(door: Any) -> None:
     weights["transformer.wte.weight"][0, 0] = 1e5
     save_file(weights, "model/model.safetensors", metadata={"format": "pt"})
     result = door("--model", "model", "--output", "new", "--precision", "float16")
-    assert_refused(result, "transformer.wte.weight has values beyond 65,504")
+    assert_refused(result, "transformer.wte.weight holds values beyond 65,504")
     assert not Path("new").exists()
 
 
@@ -190,17 +189,17 @@ def test_a_flipped_bit_is_noticed(door: Any) -> None:
 
 
 def test_a_quantised_model_is_neither_saved_as_a_plain_one_nor_rounded_twice(tmp_path: Path) -> None:
-    model = quantize(minigpt.load_model(saved(tmp_path / "model")), "int8")
+    model = set_precision(minigpt.load_model(saved(tmp_path / "model")), "int8")
     with pytest.raises(InputError, match="a quantised model cannot be saved here"):
-        minigpt.save_pretrained(model, TOKENIZER, tmp_path / "again")
+        minigpt.save_pretrained(model, tmp_path / "again", TOKENIZER)
     with pytest.raises(
         InputError, match="the model is stored in int8: take its unquantised folder for float16"
     ):
-        at_precision(model, "float16")
-    assert at_precision(model, "int8") is at_precision(model, None) is model
+        set_precision(model, "float16")
+    assert set_precision(model, "int8") is set_precision(model, None) is model
     with pytest.raises(InputError, match="a quantised model cannot be saved here"):
         minigpt.save_pretrained(
-            stored_as(minigpt.load_model(tmp_path / "model"), "int4"), TOKENIZER, tmp_path / "again"
+            set_precision(minigpt.load_model(tmp_path / "model"), "int4"), tmp_path / "again", TOKENIZER
         )
 
 
@@ -216,10 +215,10 @@ def test_a_folder_is_the_model_that_rounding_in_memory_gives(door: Any, precisio
     numbers = json.loads(result.out.splitlines()[-1])
     assert numbers["before"] == Path("model/model.safetensors").stat().st_size
     assert numbers["after"] == Path(f"small/{precision}.safetensors").stat().st_size < numbers["before"]
-    expected = stored_as(minigpt.load_model("model"), precision)
+    expected = set_precision(minigpt.load_model("model"), precision)
     read = minigpt.load_model("small")
-    assert stored_precision(read) == precision
-    assert stored_as(read, precision) is stored_as(read, None) is read
+    assert precision_of(read) == precision
+    assert set_precision(read, precision) is set_precision(read, None) is read
     state = read.state_dict()
     for key, tensor in expected.state_dict().items():
         assert torch.equal(state.pop(key), tensor), key

@@ -85,10 +85,10 @@ def test_gpt2_ends_at_its_last_position() -> None:
     params = random_params(gpt2)
     assert len(gpt2.generate(some_ids(20), params, n_head=4, n_tokens_to_generate=4)) == 4
     with pytest.raises(
-        InputError, match="24 positions: a prompt of 20 tokens leaves room for 4 new ones, not 5"
+        InputError, match="24 positions: after a prompt of 20 tokens at most 4 new ones are possible, not 5"
     ):
         gpt2.generate(some_ids(20), params, n_head=4, n_tokens_to_generate=5)
-    with pytest.raises(InputError, match="leaves room for 0 new ones"):
+    with pytest.raises(InputError, match="at most 0 new ones are possible"):
         gpt2.generate(some_ids(30), params, n_head=4, n_tokens_to_generate=5)
 
 
@@ -240,7 +240,7 @@ def test_generation_with_and_without_cache(family: Any) -> None:
         assert cached == family.generate(ids, params, **settings, n_tokens_to_generate=15, use_cache=False)
         assert len(cached) == 15
         assert all(type(token) is int for token in cached)
-        for n, token in enumerate(cached):  # each is the likeliest one after what came before
+        for n, token in enumerate(cached):  # each is the most likely one after what came before
             assert token == family.forward([*ids, *cached[:n]], params, **settings)[-1].argmax()
     assert family.generate([1], params, **settings, n_tokens_to_generate=0) == []
 
@@ -349,7 +349,7 @@ def test_compiled_generation_is_numpys(family: Any) -> None:
     assert first == drawn(key, temperature=2.0).tolist()
     assert first != drawn(jax.random.key(1), temperature=2.0).tolist()
     assert all(0 <= token < V for token in first)
-    assert drawn(key, temperature=1e-3).tolist() == expected  # so cold that only the likeliest is left
+    assert drawn(key, temperature=1e-3).tolist() == expected  # so cold that only the most likely one is left
 
 
 @needs_jax
@@ -397,7 +397,7 @@ def test_filters_against_their_definitions() -> None:
         assert (
             kept.sum() == 1 or probabilities[kept].sum() - probabilities[kept].min() < p + 1e-12
         )  # none too many
-        assert probabilities[kept].min() >= probabilities[~kept].max(initial=0)  # the likeliest
+        assert probabilities[kept].min() >= probabilities[~kept].max(initial=0)  # the most likely ones
         assert kept[logits.argmax()] or (logits == logits.max()).sum() > 1
     numpy.testing.assert_array_equal(sampling.filtered(logits), logits)
     numpy.testing.assert_array_equal(sampling.filtered(logits, 0.5), logits * 2)
@@ -488,10 +488,10 @@ def entry(begin: int = 0, stop: int = 8, dtype: Any = "F32", shape: Any = (2,)) 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "ends in its header"),
-        (b"\x01\x00", "ends in its header"),
-        (struct.pack("<Q", 1000) + b"{}", "ends in its header"),
-        (struct.pack("<Q", 2**63) + b"{}", "ends in its header"),
+        (b"", "it is too short"),
+        (b"\x01\x00", "it is too short"),
+        (struct.pack("<Q", 1000) + b"{}", "its header is longer than the file"),
+        (struct.pack("<Q", 2**63) + b"{}", "its header is longer than the file"),
         (file_of(b"{broken", b""), "no safetensors file"),
         (file_of(b"\xff\xfe", b""), "no safetensors file"),
         (file_of(b"[" * 5000, b""), "no safetensors file"),
@@ -500,16 +500,16 @@ def entry(begin: int = 0, stop: int = 8, dtype: Any = "F32", shape: Any = (2,)) 
         (file_of({"a": {"dtype": "F32"}}, b""), "no safetensors file"),
         (file_of({"a": entry(dtype="I8", shape=[8])}, b"x" * 8), "a is I8"),
         (file_of({"a": entry(dtype=["F32"])}, b"x" * 8), "no safetensors file"),
-        (file_of({"a": entry(shape=[3])}, b"x" * 8), "8 bytes"),
-        (file_of({"a": entry(shape=[-1, -2])}, b"x" * 8), "no list of whole numbers"),
-        (file_of({"a": entry(shape=[2.0])}, b"x" * 8), "no list of whole numbers"),
-        (file_of({"a": entry(shape=[True, 2])}, b"x" * 8), "no list of whole numbers"),
+        (file_of({"a": entry(shape=[3])}, b"x" * 8), "are not those of F32"),
+        (file_of({"a": entry(shape=[-1, -2])}, b"x" * 8), "that make sense"),
+        (file_of({"a": entry(shape=[2.0])}, b"x" * 8), "that make sense"),
+        (file_of({"a": entry(shape=[True, 2])}, b"x" * 8), "that make sense"),
         (file_of({"a": entry(8, 0, shape=[2])}, b"x" * 8), "bytes"),
-        (file_of({"a": entry(8, 16)}, b"x" * 16), "does not begin where"),
-        (file_of({"a": entry(), "b": entry(4, 12)}, b"x" * 12), "does not begin where"),
-        (file_of({"a": entry(), "b": entry()}, b"x" * 8), "does not begin where"),
-        (file_of({"a": entry()}, b"x" * 7), "does not begin where"),
-        (file_of({"a": entry()}, b"x" * 9), "1 bytes belong to no weight"),
+        (file_of({"a": entry(8, 16)}, b"x" * 16), "are not those of F32"),
+        (file_of({"a": entry(), "b": entry(4, 12)}, b"x" * 12), "the bytes of b are not"),
+        (file_of({"a": entry(), "b": entry()}, b"x" * 8), "the bytes of b are not"),
+        (file_of({"a": entry()}, b"x" * 7), "its tensors end at byte"),
+        (file_of({"a": entry()}, b"x" * 9), "its tensors end at byte"),
         (file_of(b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2), b"x" * 8), "comes twice"),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",

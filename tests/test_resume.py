@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from safetensors.torch import load_file
 
 import minigpt
 from minigpt.devices import random_state, set_random_state
 from minigpt.errors import InputError
 from minigpt.storage import files
 from minigpt.tokenizer import Tokenizer
-from minigpt.train import defaults
 from minigpt.training import checkpoint, run_data
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
-from minigpt.training.lock import LOCK_FILE, FolderLock
-from minigpt.training.loop import Stopped
-from tests.doors import RunDoor, swallowed
+from minigpt.training.lock import LOCK_FILE, lock_folder
+from minigpt.training.resolve import resolve
+from minigpt.training.stop_request import Stopped
+from tests.commands import RunCommand, swallowed
 from tests.runs import TINY, config, given, identical, paths, stop_at, trainer, write_data
 
 
@@ -93,7 +94,7 @@ def test_a_best_checkpoint_that_is_gone_is_not_the_best(folder: Path) -> None:
     shutil.rmtree(folder / "run" / "step-00000006")
     again = trainer(read_run(folder / "run"))
     assert again.resume().name == "step-00000008"
-    assert (again.at.best_val_loss, again.at.best_step) == (math.inf, 0)
+    assert (again.progress.best_val_loss, again.progress.best_step) == (math.inf, 0)
     again.run()
     assert (folder / "run" / "best").resolve().name == "step-00000012"
 
@@ -137,11 +138,11 @@ def test_a_device_keeps_its_own_random_state(monkeypatch: pytest.MonkeyPatch, ki
 
 def test_a_resumed_run_keeps_its_recipe_and_not_the_calls_flags(folder: Path) -> None:
     trainer(config(folder, recipe="qa-cpu", overwrite=True, strict=True, json=True)).run()
-    resume = ["--resume", "--output", str(folder / "run")]
+    resume = {"resume": True, "output": folder / "run"}
     inherited = config(folder, recipe="qa-cpu", strict=True, resume=True)
-    assert defaults(resume) == defaults([*resume, "--recipe=qa-cpu"]) == inherited
+    assert resolve(resume) == resolve({**resume, "recipe": "qa-cpu"}) == inherited
     with pytest.raises(InputError, match="began with --recipe qa-cpu, got --recipe document"):
-        defaults([*resume, "--recipe", "document"])
+        resolve({**resume, "recipe": "document"})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": [1]}'])
@@ -202,9 +203,9 @@ def test_changed_data_needs_to_be_allowed_and_is_said(
     out = capsys.readouterr().out
     assert "changed on resume: the training data" in out
     assert "the order is that of the new data" in out
-    assert run.at.best_val_loss == math.inf  # measured on other data
+    assert run.progress.best_val_loss == math.inf  # measured on other data
     fresh = trainer(config(folder, "other"))
-    assert run.places([8, 9]) == fresh.places([8, 9])
+    assert run.step.positions([8, 9]) == fresh.step.positions([8, 9])
 
 
 def test_another_vocabulary_is_refused_whatever_is_allowed(folder: Path) -> None:
@@ -239,6 +240,42 @@ def test_the_generators_of_python_and_numpy_are_kept() -> None:
     set_random_state(device, state)
     again = [(random.gauss(0, 1), random.random(), np.random.normal(), np.random.random()) for _ in range(3)]
     assert drawn == again
+
+
+# The keys of every checkpoint up to now. If one goes, or changes its meaning, earlier runs cannot be resumed.
+STATE_KEYS = {
+    "minigpt", "platform", "torch", "device", "threads", "processes", "total_steps", "train_fingerprint",
+    "val_fingerprint", "vocabulary_fingerprint", "config", "steps_done", "tokens_seen", "best_val_loss",
+    "best_step", "evaluated", "loss_sum", "loss_steps", "train_seconds", "bad_steps", "rollbacks", "skipped",
+    "recent_losses", "loss_scale",
+}  # fmt: skip
+
+
+def test_the_state_is_the_one_that_earlier_versions_wrote(folder: Path) -> None:
+    run = trainer(config(folder, optimizer="muon"))
+    stop_at(run, 5)
+    last = folder / "run" / "last"
+    state = json.loads((last / "training_state.json").read_bytes())
+    assert state.keys() == STATE_KEYS
+    assert state["config"].keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert load_file(last / "rng.safetensors").keys() == {
+        "torch", "python", "python_spare", "numpy", "numpy_spare",
+    }  # fmt: skip
+    kinds: dict[str, set[str]] = {}
+    for key in load_file(last / "optimizer.safetensors"):
+        name, _, kind = key.rpartition(".")
+        kinds.setdefault(name, set()).add(kind)
+    by_muon = {p for group in run.step.optimizers[1].param_groups for p in group["params"]}
+    assert kinds == {
+        name: {"momentum_buffer"} if parameter in by_muon else {"step", "exp_avg", "exp_avg_sq"}
+        for name, parameter in run.model.named_parameters()
+    }
+    # of the first version, which had neither processes nor a loss scale
+    for key in ("processes", "loss_scale", "recent_losses", "skipped", "rollbacks"):
+        del state[key]
+    again = trainer(config(folder, optimizer="muon"))
+    again.progress.load(state)
+    assert (again.progress.steps_done, again.progress.skipped, again.progress.loss_scale) == (5, [], [])
 
 
 # -- each recipe --------------------------------------------------------------------------------------------
@@ -353,7 +390,7 @@ def test_a_second_signal_stops_at_once(folder: Path) -> None:
 
 
 def test_before_training_there_is_nothing_to_save(
-    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch
+    folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = run_data.read_data
 
@@ -362,7 +399,7 @@ def test_before_training_there_is_nothing_to_save(
         return real(settings)
 
     monkeypatch.setattr(run_data, "read_data", reading)
-    result = run_door("train.py", *given(folder))
+    result = run_command("train.py", *given(folder))
     assert (result.code, result.err) == (138, "train.py: terminated\n")
     assert not (folder / "run").exists()
 
@@ -371,16 +408,16 @@ def test_before_training_there_is_nothing_to_save(
     "error", [None, TypeError("no shape"), safetensors.SafetensorError("could not determine the shape")]
 )
 def test_a_signal_that_a_library_swallows_is_no_damage(
-    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     stop_at(trainer(config(folder)), 3)
     before = [path.name for path in checkpoint.list_checkpoints(folder / "run")]
     monkeypatch.setattr(checkpoint, "read", swallowed(checkpoint.read, error))
-    result = run_door("train.py", "--output", folder / "run", "--resume")
+    result = run_command("train.py", "--output", folder / "run", "--resume")
     assert (result.code, result.err) == (143, "train.py: terminated\n")
     assert [path.name for path in checkpoint.list_checkpoints(folder / "run")] == before
     monkeypatch.undo()
-    assert run_door("train.py", "--output", folder / "run", "--resume").code == 0  # nothing is remembered
+    assert run_command("train.py", "--output", folder / "run", "--resume").code == 0  # nothing is remembered
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("of torch")])
@@ -389,7 +426,7 @@ def test_a_step_in_which_a_signal_was_swallowed_is_done_again(
 ) -> None:
     trainer(config(folder, "straight", dropout=0.1)).run()
     run = trainer(config(folder, dropout=0.1))
-    monkeypatch.setattr(run, "loss", swallowed(run.loss, error))
+    monkeypatch.setattr(run.step, "summed_loss", swallowed(run.step.summed_loss, error))
     with pytest.raises(Stopped, match="SIGTERM: saved step 0 "):
         run.run()
     again = trainer(read_run(folder / "run"))
@@ -401,36 +438,32 @@ def test_a_step_in_which_a_signal_was_swallowed_is_done_again(
 # -- two at once --------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_in_the_folder_says_who_holds_it(folder: Path, run_door: RunDoor) -> None:
-    with FolderLock() as lock:
-        lock.acquire(folder / "run")
-        lock.acquire(folder / "run")  # twice is once
-        for flags in ([], ["--overwrite"]):
-            result = run_door("train.py", *given(folder), *flags)
-            assert result.code == 2
-            assert f"run is in use by another run, process {os.getpid()} on " in result.err
-    assert run_door("train.py", *given(folder)).code == 0  # the file is there, its lock is not
+def test_a_second_run_in_the_folder_is_refused(folder: Path, run_command: RunCommand) -> None:
+    lock = lock_folder(folder / "run")
+    for flags in ([], ["--overwrite"]):
+        result = run_command("train.py", *given(folder), *flags)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert f"{folder / 'run'} is in use by another run: wait for it, stop it, or choose" in result.err
+    lock.release()
+    assert run_command("train.py", *given(folder)).code == 0  # the file is there, its lock is not
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
-def test_a_stale_lock_file_locks_nothing(folder: Path, text: str) -> None:
-    (folder / LOCK_FILE).write_text(text, encoding="utf-8")
-    with FolderLock() as lock:
-        lock.acquire(folder)
-        assert json.loads((folder / LOCK_FILE).read_text(encoding="utf-8"))["pid"] == os.getpid()
-        (folder / LOCK_FILE).write_text(text, encoding="utf-8")
-        with FolderLock() as other, pytest.raises(InputError, match="whose process is not known yet"):
-            other.acquire(folder)
+def test_a_stale_lock_file_locks_nothing(folder: Path) -> None:
+    (folder / LOCK_FILE).write_text('{"pid": 1}', encoding="utf-8")  # as earlier versions wrote it
+    lock = lock_folder(folder)
+    with pytest.raises(InputError, match="is in use by another run"):
+        lock_folder(folder)
+    lock.release()
 
 
 def test_resume_before_the_first_checkpoint_starts_from_the_beginning(
-    folder: Path, run_door: RunDoor
+    folder: Path, run_command: RunCommand
 ) -> None:
-    run_door("train.py", *given(folder, output=folder / "straight"))
+    run_command("train.py", *given(folder, output=folder / "straight"))
     (folder / "run").mkdir()
     settings = (folder / "straight" / "run.json").read_text(encoding="utf-8")
     (folder / "run" / "run.json").write_text(settings, encoding="utf-8")  # killed right after it wrote this
-    result = run_door("train.py", "--resume", "--output", folder / "run")
+    result = run_command("train.py", "--resume", "--output", folder / "run")
     assert result.code == 0, result.err
     assert "holds no checkpoint yet: the run starts from the beginning" in result.out
     identical(folder / "run", folder / "straight")

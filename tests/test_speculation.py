@@ -26,7 +26,7 @@ from minigpt.generation.speculative_decoding import (
     speculate_ids,
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.weights.quantized import quantize
+from minigpt.weights.quantized import set_precision
 
 V, BLOCK, EOS = 14, 64, 2
 compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
@@ -133,7 +133,7 @@ def test_guesses_that_are_no_draws_leave_the_drawn_ids_as_they_are(
 @compiled
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_quantised_weights_too(precision: Any) -> None:
-    model = quantize(qwen3(1), precision)
+    model = set_precision(qwen3(1), precision)
     options = GenerationOptions(max_new_tokens=25)
     for prompt in prompts_of(5, 6):
         found = speculate_ids(model, prompt, options, EOS, NgramDrafter(), 6)

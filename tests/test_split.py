@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.reader import Pair, read_pairs
-from minigpt.data.split import NORMALISATION, Split, normalise, split_pairs, write_split
+from minigpt.data.conversation import Conversation, Turn, conversation_of_pair
+from minigpt.data.reader import read_conversations
+from minigpt.data.split import NORMALISATION, Split, normalise, split_conversations, write_split
 from minigpt.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,14 +27,14 @@ needs_shared = pytest.mark.skipif(
 quick = settings(derandomize=True, deadline=None, max_examples=100)
 
 
-def make_pairs(items: list[tuple[str, str]]) -> list[Pair]:
+def make_pairs(items: list[tuple[str, str]]) -> list[Conversation]:
     return [
-        Pair(q, a, line, json.dumps({"question": q, "answer": a}, ensure_ascii=False))
+        conversation_of_pair(q, a, line, json.dumps({"question": q, "answer": a}, ensure_ascii=False))
         for line, (q, a) in enumerate(items, 1)
     ]
 
 
-def one_each(count: int) -> list[Pair]:
+def one_each(count: int) -> list[Conversation]:
     return make_pairs([(f"question {i}", "a") for i in range(count)])
 
 
@@ -72,7 +73,7 @@ items = st.lists(st.tuples(questions, st.sampled_from(["x", "y", "z"])), min_siz
 def test_a_partition_without_leaks(items: list[tuple[str, str]], ratio: float, seed: int) -> None:
     pairs = make_pairs(items)
     try:
-        split = split_pairs(pairs, ratio, seed)
+        split = split_conversations(pairs, ratio, seed)
     except InputError:
         sizes = group_sizes(pairs)
         best = closest(sizes, ratio)
@@ -93,7 +94,7 @@ def test_a_partition_without_leaks(items: list[tuple[str, str]], ratio: float, s
     assert split.questions == len({question for question, _ in kept})
 
 
-def group_sizes(pairs: list[Pair]) -> list[int]:
+def group_sizes(pairs: list[Conversation]) -> list[int]:
     distinct = {(normalise(pair.question), pair.answer) for pair in pairs}
     return list(Counter(question for question, _ in distinct).values())
 
@@ -116,7 +117,7 @@ def test_the_ratio_is_met_as_closely_as_whole_groups_allow(sizes: list[int], rat
     )
     best = closest(sizes, ratio)
     try:
-        split = split_pairs(pairs, ratio)
+        split = split_conversations(pairs, ratio)
     except InputError:
         assert best & {0, sum(sizes)}
         return
@@ -127,7 +128,7 @@ def test_the_ratio_is_met_as_closely_as_whole_groups_allow(sizes: list[int], rat
     ("count", "ratio"), [(10, 0.8), (11, 0.8), (3, 0.8), (2, 0.5), (999, 0.9), (5000, 0.123)]
 )
 def test_single_questions_meet_the_ratio_to_the_pair(count: int, ratio: float) -> None:
-    split = split_pairs(one_each(count), ratio)
+    split = split_conversations(one_each(count), ratio)
     assert abs(len(split.train) - ratio * count) <= 0.5
     assert len(split.train) + len(split.val) == count
 
@@ -136,19 +137,19 @@ def test_large_groups_among_many_questions() -> None:
     sizes = [1] * 3000 + [7] * 200 + [400]
     pairs = make_pairs([(f"q{i}", f"a{j}") for i, size in enumerate(sizes) for j in range(size)])
     for seed in range(5):
-        split = split_pairs(pairs, 0.9, seed)
+        split = split_conversations(pairs, 0.9, seed)
         assert abs(len(split.train) - 0.9 * len(pairs)) <= 0.5
         assert len(split.grouped) == 201
 
 
 def test_groups_of_two_alone() -> None:
     pairs = make_pairs([(f"q{i}", a) for i in range(1000) for a in "xy"])
-    assert len(split_pairs(pairs, 0.8001).train) == 1600  # 1600.2 is not to be had
+    assert len(split_conversations(pairs, 0.8001).train) == 1600  # 1600.2 is not to be had
 
 
 def test_mostly_duplicates() -> None:
     pairs = make_pairs([(f"question {i % 38}", "a") for i in range(100)])  # 62 % repeat an earlier pair
-    split = split_pairs(pairs, 0.8)
+    split = split_conversations(pairs, 0.8)
     assert (len(split.train), len(split.val), len(split.dropped)) == (30, 8, 62)
     assert [pair.line for pair, _ in split.dropped] == list(range(39, 101))
     assert [first.line for _, first in split.dropped][:3] == [1, 2, 3]
@@ -159,7 +160,7 @@ def test_several_answers_stay_together() -> None:
     pairs = make_pairs(
         [("你好？", "a"), ("你好?", "b"), ("你好 ？", "a"), *[(f"q{i}", "a") for i in range(8)]]
     )
-    split = split_pairs(pairs, 0.8)
+    split = split_conversations(pairs, 0.8)
     assert split.dropped == [(pairs[2], pairs[0])]
     assert split.grouped == [[pairs[0], pairs[1]]]
     assert (pairs[0] in split.train) == (pairs[1] in split.train)
@@ -167,19 +168,22 @@ def test_several_answers_stay_together() -> None:
         "train": 8,
         "val": 2,
         "train_share": 0.8,
+        "train_answers": 8,
+        "val_answers": 2,
         "questions": 9,
         "questions_with_several_answers": 1,
         "pairs_of_these": 2,
         "dropped_duplicates": 1,
+        "exchanges_on_both_sides": 0,
     }
 
 
 @quick
 @given(items, st.integers(0, 3), st.randoms(use_true_random=False))
 def test_the_order_of_lines_decides_nothing(items: list[tuple[str, str]], seed: int, random: Any) -> None:
-    def train_side(pairs: list[Pair]) -> set[str] | None:
+    def train_side(pairs: list[Conversation]) -> set[str] | None:
         try:
-            return {normalise(pair.question) for pair in split_pairs(pairs, 0.5, seed).train}
+            return {normalise(pair.question) for pair in split_conversations(pairs, 0.5, seed).train}
         except InputError:
             return None
 
@@ -190,11 +194,13 @@ def test_the_order_of_lines_decides_nothing(items: list[tuple[str, str]], seed: 
 
 def test_seeds_differ_and_repeat() -> None:
     pairs = one_each(200)
-    splits = [split_pairs(pairs, 0.8, seed) for seed in (1, 2, 1)]
+    splits = [split_conversations(pairs, 0.8, seed) for seed in (1, 2, 1)]
     assert splits[0] == splits[2]
     assert splits[0].train != splits[1].train
     # a question's side does not hang on its place: 20 % of the first half are in val, or nearly
-    in_val = [sum(pair.line <= 100 for pair in split_pairs(pairs, 0.8, seed).val) for seed in range(50)]
+    in_val = [
+        sum(pair.line <= 100 for pair in split_conversations(pairs, 0.8, seed).val) for seed in range(50)
+    ]
     # mean 20, standard deviation of a mean of 50 hypergeometric draws: 0.4; five of them
     assert abs(sum(in_val) / 50 - 20) < 2
 
@@ -205,13 +211,15 @@ def test_a_known_split() -> None:
     ranked = sorted(
         pairs, key=lambda p: hashlib.sha256(f"7\n{p.question.replace(' ', '')}".encode()).digest()
     )
-    assert {pair.line for pair in split_pairs(pairs, 0.8, 7).train} == {pair.line for pair in ranked[:8]}
+    assert {pair.line for pair in split_conversations(pairs, 0.8, 7).train} == {
+        pair.line for pair in ranked[:8]
+    }
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -1, 1.5, float("nan"), float("inf"), -0.0])
 def test_ratios_that_are_none(ratio: float) -> None:
     with pytest.raises(InputError, match="--train_ratio must lie between 0 and 1, both excluded: got"):
-        split_pairs(one_each(10), ratio)
+        split_conversations(one_each(10), ratio)
 
 
 @pytest.mark.parametrize(
@@ -223,14 +231,14 @@ def test_ratios_that_are_none(ratio: float) -> None:
         (make_pairs([("q", a) for a in "abcdefgh"]), 0.8, "val.jsonl"),
     ],
 )
-def test_an_empty_side_is_refused(pairs: list[Pair], ratio: float, side: str) -> None:
+def test_an_empty_side_is_refused(pairs: list[Conversation], ratio: float, side: str) -> None:
     with pytest.raises(InputError, match=rf"--train_ratio {ratio} of \d+ pairs with \d+ .*{side}.*choose"):
-        split_pairs(pairs, ratio)
+        split_conversations(pairs, ratio)
 
 
 def test_a_tie_leaves_no_side_empty() -> None:
-    assert len(split_pairs(one_each(5), 0.9).train) == 4  # 4.5: 5 would be as close
-    assert len(split_pairs(one_each(5), 0.1).train) == 1
+    assert len(split_conversations(one_each(5), 0.9).train) == 4  # 4.5: 5 would be as close
+    assert len(split_conversations(one_each(5), 0.1).train) == 1
 
 
 # Files
@@ -243,8 +251,8 @@ def write_input(folder: Path, lines: list[str], end: str = "\n") -> Path:
 
 
 def run_split(path: Path, folder: Path, ratio: float = 0.5) -> tuple[Split, dict[str, Any]]:
-    pairs, report = read_pairs(path)
-    split = split_pairs(pairs, ratio)
+    pairs, report = read_conversations(path)
+    split = split_conversations(pairs, ratio)
     return split, write_split(split, report, folder, train_ratio=ratio, seed=42)
 
 
@@ -333,8 +341,8 @@ def test_pythons_hash_seed_decides_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "dropped"), [("baike_dialogue", 0), ("kdconv", 12)])
 def test_real_files(tmp_path: Path, name: str, dropped: int) -> None:
     path = SHARED / name / "qa.jsonl"
-    pairs, report = read_pairs(path)
-    split = split_pairs(pairs, 0.8)
+    pairs, report = read_conversations(path)
+    split = split_conversations(pairs, 0.8)
     write_split(split, report, tmp_path, train_ratio=0.8, seed=42)
     # an independent count of pairs that stand there twice: white space apart, they are plain text
     folded = Counter(("".join(normalise(p.question).split()), p.answer) for p in pairs)
@@ -345,3 +353,44 @@ def test_real_files(tmp_path: Path, name: str, dropped: int) -> None:
     original = set(path.read_bytes().split(b"\n"))
     for side in ("train.jsonl", "val.jsonl"):
         assert set((tmp_path / side).read_bytes().split(b"\n")) <= original
+
+
+# -- conversations -------------------------------------------------------------------------------------------
+
+
+def talk(line: int, *exchanges: tuple[str, str]) -> Conversation:
+    turns = [
+        turn for question, answer in exchanges for turn in (Turn("user", question), Turn("assistant", answer))
+    ]
+    return Conversation(tuple(turns), line)
+
+
+def test_conversations_that_share_a_question_and_its_answer_stay_together() -> None:
+    """Twenty subjects, each in two conversations with openings of their own."""
+    talks = [
+        talk(2 * i + k, (f"开场{i}{k}", "嗯"), (f"什么是{i}？", f"是{i}。"))
+        for i in range(20)
+        for k in range(2)
+    ]
+    for seed in range(5):
+        split = split_conversations(talks, 0.8, seed)
+        assert (len(split.train), len(split.val)) == (32, 8)
+        assert split.on_both_sides == []
+        subjects = [{each.question for each in side} for side in (split.train, split.val)]
+        assert not subjects[0] & subjects[1]
+
+
+def test_a_greeting_that_all_share_does_not_join_them_and_is_counted() -> None:
+    talks = [talk(i, ("你好", "你好！"), (f"什么是{i // 2}？", "x"), (f"{i}", "y")) for i in range(40)]
+    split = split_conversations(talks, 0.8)
+    assert (len(split.train), len(split.val)) == (32, 8)
+    assert split.on_both_sides == [(("你好", "你好！"), 8)]
+    assert split.as_dict()["exchanges_on_both_sides"] == 1
+    assert split.as_dict()["val_answers"] == 24
+
+
+def test_equal_conversations_are_dropped_and_pairs_among_them_count_as_pairs() -> None:
+    talks = [*(talk(i, ("甲", "乙"), (f"{i % 9}", "丙")) for i in range(18)), talk(18, ("甲", "乙"))]
+    split = split_conversations(talks, 0.5)
+    assert [(a.line, b.line) for a, b in split.dropped] == [(i, i - 9) for i in range(9, 18)]
+    assert split.questions == 1  # the one pair's

@@ -29,7 +29,7 @@ from minigpt.generation.engine import Engine, Handle
 from minigpt.generation.engine_thread import Background
 from minigpt.generation.slot_cache import SlotCache
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.weights.quantized import quantize
+from minigpt.weights.quantized import set_precision
 
 V, BLOCK, EOS = 40, 200, 2
 
@@ -74,7 +74,7 @@ def test_a_thousand_tokens_are_those_of_generate_ids(
     name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "library", lambda: None)  # int8 in C sums in another order
-    model = quantize(make(name), precision)  # type: ignore[arg-type]
+    model = set_precision(make(name), precision)  # type: ignore[arg-type]
     # in int8 fewer: its twin in floats multiplies the weights out for each token
     asked = list(requests_of(1, 45 if precision == "float32" else 12))
     expected = [generate_ids(model, [prompt], options, EOS)[0] for prompt, options in asked]

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.data import token_statistics as room
-from minigpt.data.reader import Pair, read_pairs
+from minigpt.data.conversation import Conversation, conversation_of_pair
+from minigpt.data.reader import read_conversations
 from minigpt.data.token_statistics import Unknown, compute_statistics, plot, print_statistics
 from minigpt.errors import InputError
 from minigpt.tokenizer import Tokenizer, build_vocabulary
@@ -33,8 +34,8 @@ quick = settings(derandomize=True, deadline=None, max_examples=50)
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(["abcde你好"]))
 
 
-def make_pairs(items: list[tuple[str, str]]) -> list[Pair]:
-    return [Pair(q, a, 10 * i, "") for i, (q, a) in enumerate(items, 1)]
+def make_pairs(items: list[tuple[str, str]]) -> list[Conversation]:
+    return [conversation_of_pair(q, a, 10 * i, "") for i, (q, a) in enumerate(items, 1)]
 
 
 def test_a_small_file_by_hand() -> None:
@@ -205,7 +206,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @needs_shared
 def test_real_file() -> None:
-    pairs, _ = read_pairs(SHARED / "baike_dialogue" / "qa.jsonl")
+    pairs, _ = read_conversations(SHARED / "baike_dialogue" / "qa.jsonl")
     tokenizer = Tokenizer(SHARED / "baike_dialogue" / "vocab.json")
     statistics = compute_statistics(pairs, tokenizer)
     lengths = sorted(len(pair.question) + len(pair.answer) + 2 for pair in pairs)

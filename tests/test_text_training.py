@@ -22,6 +22,7 @@ from torch.nn import functional as F
 import minigpt
 from minigpt.data import shards
 from minigpt.data import worker_pool as processes
+from minigpt.data.batches import Batch
 from minigpt.data.memory_mapped import Tokens, read_manifest
 from minigpt.data.shards import prepare
 from minigpt.data.windows import TextPart, WindowPlan, permuted
@@ -32,12 +33,13 @@ from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training import estimate as report
-from minigpt.training.chunked_loss import summed_cross_entropy
 from minigpt.training.config import TrainConfig, read_recipe, read_run
-from minigpt.training.lock import LOCK_FILE, FolderLock
-from minigpt.training.loop import Stopped, Trainer
+from minigpt.training.lock import LOCK_FILE, lock_folder
+from minigpt.training.loop import Trainer
+from minigpt.training.loss import summed_cross_entropy
 from minigpt.training.run_data import TextData, read_data
-from tests.doors import RunDoor
+from minigpt.training.stop_request import Stopped
+from tests.commands import RunCommand
 
 quick = settings(
     derandomize=True,
@@ -210,7 +212,7 @@ def test_the_loss_in_pieces_is_the_loss() -> None:
 def test_it_learns_a_text_by_heart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trainer(config(tmp_path, max_steps=100, eval_steps=50, dropout=0.0, learning_rate=3e-3, n_embd=64))
     assert isinstance(run.data, TextData)
-    assert run.tokenizer.get_vocab_size() == 3 + len(set(TEXT))
+    assert run.data.tokenizer.get_vocab_size() == 3 + len(set(TEXT))
     result = run.run()
     assert result["val_loss"] < 1.0  # the validation part repeats the text; guessing: log(40) = 3.7
     out = capsys.readouterr().out
@@ -239,17 +241,16 @@ def test_the_parts_are_cut_by_position(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_on_the_same_bits(tmp_path: Path, stop_after: int, optimizer: Any) -> None:
     trainer(config(tmp_path, "straight", dropout=0.1, optimizer=optimizer)).run()
     stopped = trainer(config(tmp_path, "stopped", dropout=0.1, optimizer=optimizer))
-    one_step = stopped.step
+    batches = stopped.step.batches
 
-    def stopping() -> dict[str, float]:
-        if stop_after == stopped.steps_done == 0:
-            os.kill(os.getpid(), signal.SIGINT)  # while the first gradient is computed
-        numbers = one_step()
-        if stopped.steps_done == stop_after:
+    def stopping(step: int) -> list[Batch]:
+        if (
+            step == stop_after
+        ):  # these batches are prepared before the first step, or at the end of the last one
             os.kill(os.getpid(), signal.SIGINT)
-        return numbers
+        return batches(step)
 
-    stopped.step = stopping  # type: ignore[method-assign]
+    stopped.step.batches = stopping  # type: ignore[method-assign]
     with pytest.raises(Stopped):
         stopped.run()
     again = trainer(read_run(tmp_path / "stopped"))
@@ -326,17 +327,17 @@ def flags(folder: Path) -> list[str]:
     return [*found, "--recipe=shakespeare-cpu", f"--text={folder / 'text.txt'}", f"--output={folder / 'run'}"]
 
 
-def test_the_door(tmp_path: Path, run_door: RunDoor) -> None:
-    first = run_door("train.py", *flags(tmp_path))
+def test_the_door(tmp_path: Path, run_command: RunCommand) -> None:
+    first = run_command("train.py", *flags(tmp_path))
     assert first.code == 0, first.err
     assert "tokens to learn from" in first.out
     assert "goes on" in first.out
-    again = run_door("train.py", *flags(tmp_path), "--overwrite")
+    again = run_command("train.py", *flags(tmp_path), "--overwrite")
     assert again.code == 0, again.err
     assert "as prepared in" in again.out
     assert (tmp_path / "run" / "shards" / "shards.json").exists()  # they did not go with the old run
     assert not (tmp_path / "run.previous" / "shards").exists()
-    resumed = run_door("train.py", "--resume", f"--output={tmp_path / 'run'}", "--max_steps=4")
+    resumed = run_command("train.py", "--resume", f"--output={tmp_path / 'run'}", "--max_steps=4")
     assert resumed.code == 0, resumed.err
     assert "as prepared in" in resumed.out
 
@@ -344,7 +345,7 @@ def test_the_door(tmp_path: Path, run_door: RunDoor) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--val_fraction=0"], "val_fraction must be above 0 and below 1"),
+        (["--val_fraction=0"], "val_fraction must be from 1e-06 to 0.999999"),
         (["--val_fraction=0.0001"], "0 tokens are left to measure on"),
         (["--block_size=1000"], "do not fill one window of block_size=1000"),
         (["--tokenizer=nowhere"], "nowhere does not exist"),
@@ -352,21 +353,21 @@ def test_the_door(tmp_path: Path, run_door: RunDoor) -> None:
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
-    tmp_path: Path, run_door: RunDoor, more: list[str], message: str
+    tmp_path: Path, run_command: RunCommand, more: list[str], message: str
 ) -> None:
-    result = run_door("train.py", *flags(tmp_path), *more)
+    result = run_command("train.py", *flags(tmp_path), *more)
     assert result.code == 2
     assert message in result.err
 
 
-def test_text_flags_need_text(tmp_path: Path, run_door: RunDoor) -> None:
-    result = run_door("train.py", "--recipe=qa-cpu", "--tokenizer=bpe")
+def test_text_flags_need_text(tmp_path: Path, run_command: RunCommand) -> None:
+    result = run_command("train.py", "--recipe=qa-cpu", "--tokenizer=bpe")
     assert result.code == 2
     assert "belong to --text" in result.err
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt", "folder"])
-def test_vocabularies_of_texts(tmp_path: Path, run_door: RunDoor, kind: str) -> None:
+def test_vocabularies_of_texts(tmp_path: Path, run_command: RunCommand, kind: str) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(TEXT, encoding="utf-8")
     pairs = json.dumps({"question": TEXT, "answer": TEXT}, ensure_ascii=False)
@@ -374,17 +375,17 @@ def test_vocabularies_of_texts(tmp_path: Path, run_door: RunDoor, kind: str) -> 
     data = {"jsonl": tmp_path / "d.jsonl", "txt": tmp_path / "books" / "a.txt", "folder": tmp_path / "books"}[
         kind
     ]
-    made = run_door("build_vocab.py", f"--data={data}", f"--output={tmp_path / 'vocab.json'}")
+    made = run_command("build_vocab.py", f"--data={data}", f"--output={tmp_path / 'vocab.json'}")
     assert made.code == 0, made.err
     assert Tokenizer(tmp_path / "vocab.json") == Tokenizer.from_word2id(build_vocabulary(TEXT))
     bpe = ("--kind=bpe", "--vocab_size=280", f"--data={data}")
-    made = run_door("build_vocab.py", *bpe, f"--output={tmp_path / 'bpe'}")
+    made = run_command("build_vocab.py", *bpe, f"--output={tmp_path / 'bpe'}")
     assert made.code == 0, made.err
     tokenizer = BpeTokenizer.from_folder(tmp_path / "bpe")
     assert tokenizer.get_vocab_size() == 280
     assert len(tokenizer.encode_text(TEXT)) < len(TEXT.encode())
-    assert run_door("build_vocab.py", *bpe, f"--output={tmp_path / 'v.json'}").code == 2
-    refused = run_door("build_vocab.py", *bpe, "--vocab_size=9", f"--output={tmp_path / 'bpe'}")
+    assert run_command("build_vocab.py", *bpe, f"--output={tmp_path / 'v.json'}").code == 2
+    refused = run_command("build_vocab.py", *bpe, "--vocab_size=9", f"--output={tmp_path / 'bpe'}")
     assert "--vocab_size must be at least 259" in refused.err
 
 
@@ -413,21 +414,20 @@ def reading(tmp_path: Path, name: str) -> "subprocess.Popen[str]":
 @pytest.mark.slow
 def test_who_finds_shards_being_made_waits_for_them(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
-    with FolderLock() as lock:
-        lock.acquire(tmp_path / "shards")
-        process = reading(tmp_path, "run")
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert f"shards is in use by another run, process {os.getpid()} on " in line
-        assert line.endswith(": waiting until it is done\n")
-        assert [path.name for path in (tmp_path / "shards").iterdir()] == [LOCK_FILE]
+    lock = lock_folder(tmp_path / "shards")
+    process = reading(tmp_path, "run")
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.endswith("shards is in use by another run: waiting until it is done\n")
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == [LOCK_FILE]
+    lock.release()
     out, _ = process.communicate(timeout=120)
     assert (process.returncode, out.count("\n")) == (0, 1)
     assert "; prepared in " in out
     again = reading(tmp_path, "run")  # nobody has to wait for what is there, whoever has the lock
-    with FolderLock() as lock:
-        lock.acquire(tmp_path / "shards")
-        out, _ = again.communicate(timeout=120)
+    lock = lock_folder(tmp_path / "shards")
+    out, _ = again.communicate(timeout=120)
+    lock.release()
     assert again.returncode == 0
     assert ", as prepared in " in out
     assert "waiting" not in out
@@ -464,5 +464,5 @@ def test_the_number_of_workers_reaches_the_work(tmp_path: Path, monkeypatch: pyt
     flags: dict[str, Any] = {"text": tmp_path / "t.txt", "val_text": tmp_path / "t.txt", **TINY}
     read_data(TrainConfig(output=tmp_path / "run", workers=3, **flags))
     assert seen == [3, 3, 3]  # characters, text, val_text
-    with pytest.raises(InputError, match="workers must be at least 0: got workers=-1"):
+    with pytest.raises(InputError, match="workers must be from 0 to 1024: got workers=-1"):
         TrainConfig(workers=-1)

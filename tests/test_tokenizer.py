@@ -276,7 +276,7 @@ def test_bad_vocabularies(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         Tokenizer(path)
     assert str(path) in str(caught.value)
-    assert "make it anew with: minigpt vocab" in str(caught.value)
+    assert "make it again with: minigpt vocab" in str(caught.value)
 
 
 def test_no_vocabulary_there(tmp_path: Path) -> None:

@@ -186,9 +186,9 @@ def test_the_formula_is_what_torch_counts(tmp_path: Path) -> None:
         "toy", write_text(tmp_path, 100), block_size=16, batch_size=4, output=tmp_path, threads=1
     )
     trainer = Trainer(config, read_data(config))
-    batch = trainer.batches(0)[0]
+    batch = trainer.step.batches(0)[0]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trainer.loss(batch).backward()  # type: ignore[no-untyped-call]
+        trainer.step.summed_loss(trainer.step.to_device(batch)).backward()  # type: ignore[no-untyped-call]
     B, T = batch.input_ids.shape
     assert counter.get_total_flops() == report.batch_flops(trainer, B, T, 1.0)
     per_token = 6 * arithmetic.multiplying(trainer) + 12 * 2 * 32 * 16

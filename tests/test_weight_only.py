@@ -14,9 +14,16 @@ from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.engine import Engine
 from minigpt.generation.inputs_embeds import token_embedding
 from minigpt.model import GPTConfig, GPTLMHeadModel
-from minigpt.weights.quantized import QuantizedLinear, precision_of, quantize
+from minigpt.weights.quantized import (
+    WEIGHT_GROUP,
+    Int4Linear,
+    Precision,
+    QuantizedLinear,
+    precision_of,
+    rounded_to_int4,
+    set_precision,
+)
 from minigpt.weights.quantized_folders import quantized_weights
-from minigpt.weights.weight_only import GROUP, Int4Linear, Int8Linear, rounded_to_int4, stored_as
 
 
 def make(name: str) -> LanguageModel:
@@ -42,20 +49,20 @@ def make(name: str) -> LanguageModel:
     ],
 )
 def test_what_is_refused(first: Any, then: Any, message: str) -> None:
-    model = stored_as(make("gpt"), first)
+    model = set_precision(make("gpt"), first)
     with pytest.raises(InputError, match=message):
-        stored_as(model, then)
+        set_precision(model, then)
 
 
 @pytest.mark.parametrize("offset", [0.0, 3.0])
 def test_int4_is_off_by_half_a_step(offset: float) -> None:
     torch.manual_seed(0)
-    weight = torch.randn(24, 3 * GROUP) + offset
+    weight = torch.randn(24, 3 * WEIGHT_GROUP) + offset
     weight[0] = 0.0
     weight[1] = 0.25
     numbers, scales = rounded_to_int4(weight)
     assert (int(numbers.min()), int(numbers.max())) == (0, 15)
-    scale, zero = scales.float().permute(2, 1, 0).repeat_interleave(GROUP, dim=-1)  # (N, K) each
+    scale, zero = scales.float().permute(2, 1, 0).repeat_interleave(WEIGHT_GROUP, dim=-1)  # (N, K) each
     found = (numbers.float() - 8) * scale + zero
     # half a step; and the ends move by what bfloat16's 8 bits make of offset and scale
     allowed = 0.501 * scale + (zero.abs() + 15 * scale) / 2**8
@@ -65,19 +72,19 @@ def test_int4_is_off_by_half_a_step(offset: float) -> None:
 
 def test_int4_reads_as_torch_s_own_kernel_does() -> None:
     torch.manual_seed(0)
-    linear = nn.Linear(2 * GROUP, 32).bfloat16()
-    x = torch.randn(3, 5, 2 * GROUP).bfloat16()
+    linear = nn.Linear(2 * WEIGHT_GROUP, 32).bfloat16()
+    x = torch.randn(3, 5, 2 * WEIGHT_GROUP).bfloat16()
     layer = Int4Linear.of(linear)
     numbers, scales = rounded_to_int4(linear.weight)
     packed = torch._convert_weight_to_int4pack_for_cpu(numbers.int(), 1)
-    kernel = torch._weight_int4pack_mm_for_cpu(x.view(15, -1), packed, GROUP, scales).view(3, 5, 32)
+    kernel = torch._weight_int4pack_mm_for_cpu(x.view(15, -1), packed, WEIGHT_GROUP, scales).view(3, 5, 32)
     # the kernel multiplies out in float32, we in bfloat16: 8 bits of each of 128 products
     torch.testing.assert_close(layer(x), kernel + linear.bias, rtol=0.03, atol=0.1)
     assert torch.equal(layer.dequantized().view(32, -1), layer.dequantized())
-    assert layer.weight.nbytes == 32 * GROUP  # two in a byte
+    assert layer.weight.nbytes == 32 * WEIGHT_GROUP  # two in a byte
 
 
-@pytest.mark.parametrize("width", [GROUP, 40])  # 40: padded
+@pytest.mark.parametrize("width", [WEIGHT_GROUP, 40])  # 40: padded
 def test_int4_is_the_product_with_what_is_stored(width: int) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(width, 12), torch.randn(4, width)
@@ -90,10 +97,11 @@ def test_int8_has_the_whole_numbers_of_a_folder() -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(40, 12), torch.randn(4, 40)
     folder = QuantizedLinear.of(linear, "int8")
-    for layer in (Int8Linear.of(linear), Int8Linear.of(folder)):
-        assert torch.equal(layer.weight, folder.weight)
-        torch.testing.assert_close(layer(x), F.linear(x, folder.dequantized(), linear.bias))
-        assert layer(x.bfloat16()).dtype == torch.bfloat16
+    layer = QuantizedLinear.of(linear, "int8", rounds_inputs=False)
+    assert torch.equal(layer.weight, folder.weight)
+    torch.testing.assert_close(layer(x), F.linear(x, folder.dequantized(), linear.bias))
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    assert not torch.equal(layer(x), folder(x))  # a CPU's inputs are rounded, too
 
 
 @pytest.mark.parametrize("name", ["gpt", "qwen3"])
@@ -102,7 +110,7 @@ def test_a_model_in_fewer_bits_says_about_the_same(name: str) -> None:
     exact = make(name)(ids).detach().log_softmax(dim=-1)
     distance = {}
     for precision, dtype in (("bfloat16", torch.float32), ("int4", torch.bfloat16)):
-        model = stored_as(make(name), precision)  # type: ignore[arg-type]
+        model = set_precision(make(name), precision)  # type: ignore[arg-type]
         assert next(model.parameters()).dtype == dtype  # of activations, on a CPU
         found = model(ids).detach().float().log_softmax(dim=-1)
         distance[precision] = float((exact.exp() * (exact - found)).sum(dim=-1).mean())  # KL divergence
@@ -113,7 +121,7 @@ def test_a_model_in_fewer_bits_says_about_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt", "qwen3"])
 def test_int4_writes_alone_and_in_an_engine(name: str) -> None:
-    model, options = stored_as(make(name), "int4"), GenerationOptions(max_new_tokens=12)
+    model, options = set_precision(make(name), "int4"), GenerationOptions(max_new_tokens=12)
     alone = generate_ids(model, [[5, 6, 7]], options, None)[0]
     for static in (False, True):
         found = Engine(model, max_rows=1, static=static).submit([5, 6, 7], options).result()
@@ -133,12 +141,15 @@ def test_int4_of_a_folder_is_put_in_the_kernel_s_order_on_its_way_there() -> Non
     assert torch.equal(moved.cuda()(x), there(x)), "once is enough"
 
 
-def test_the_precisions_of_a_cpu_are_those_of_quantized() -> None:
+def test_a_cpu_s_precisions_keep_activations_in_float32() -> None:
     ids = torch.arange(10)[None]
-    for precision in ("float16", "bfloat16", "int8"):
-        expected = quantize(make("gpt"), precision)(ids)
-        assert torch.equal(stored_as(make("gpt"), precision)(ids), expected)
-    assert stored_as(model := make("gpt"), None) is model
+    precisions: tuple[Precision, ...] = ("float16", "bfloat16", "int8")
+    for precision in precisions:
+        model = set_precision(make("gpt"), precision)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert model(ids).dtype == torch.float32
+        assert precision_of(model) == precision
+    assert set_precision(model := make("gpt"), None) is model
 
 
 @pytest.mark.parametrize("name", ["gpt", "qwen3"])
@@ -150,20 +161,20 @@ def test_what_was_published_in_16_bits_stays_so_and_loses_nothing(
     ids = torch.arange(10)[None]
     exact = make(name).to(dtype).float()
     expected = exact(ids)
-    model = stored_as(make(name).to(dtype), None)
+    model = set_precision(make(name).to(dtype), None)
     assert precision_of(model) == stored
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # norms and positions
     table = token_embedding(model)
     assert (table.weight.dtype, table(ids).dtype) == (dtype, torch.float32)
     assert table.weight.data_ptr() == model.lm_head.weight.data_ptr()  # still one
     assert torch.equal(model(ids), expected)
-    plain = stored_as(make(name).to(dtype), "float32")
+    plain = set_precision(make(name).to(dtype), "float32")
     assert precision_of(plain) == "float32"
     assert torch.equal(plain(ids), expected)
     assert plain.lm_head.weight is next(plain.parameters())  # still tied
-    fewer = stored_as(make(name).to(dtype), "int8")
-    assert torch.equal(fewer(ids), quantize(exact, "int8")(ids))
+    fewer = set_precision(make(name).to(dtype), "int8")
+    assert torch.equal(fewer(ids), set_precision(exact, "int8")(ids))
     assert token_embedding(fewer).weight.dtype == dtype
     assert {tensor.dtype for tensor in quantized_weights(fewer).values()} == {torch.int8, torch.float32}
     with pytest.raises(InputError, match=f"the model is stored in {stored}"):
-        stored_as(model, "int8")
+        set_precision(model, "int8")

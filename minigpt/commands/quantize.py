@@ -1,13 +1,13 @@
-"""Write a model down in fewer bits: int8, a quarter of float32's bytes for every product, int4 or float16.
+"""Save a model in fewer bits: int8, a quarter of float32's bytes, int4 or float16.
 
     minigpt quantize --model output/best --output output/int8 --precision int8
     minigpt generate --model output/int8 --question 四川省的省会是哪里？
     minigpt eval --model output/best --precision float32 int8          # what it costs, before you do it
 
-Only minigpt reads an int8 or int4 folder (weights/quantized_folders.py says how it looks; other programs
-refuse it). It gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision int8`).
- int4 is for a GPU: a CPU multiplies it out, slowly. A float16 folder is one that every program reads;
-here its weights stay in 16 bits, and all else is float32.
+Only minigpt reads an int8 or int4 folder (weights/quantized_folders.py describes it); other programs refuse
+it. It gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision int8`). int4 is
+for a GPU: a CPU multiplies it out, slowly. Every program reads a float16 folder; in minigpt its weights stay
+in 16 bits, and all else is float32.
 """
 
 import json
@@ -22,7 +22,7 @@ from minigpt.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What a model's folder has besides its weights and config.json; what only training needs stays behind.
+# What a model's folder has besides its weights and config.json; what only training needs is not copied.
 COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "encoder.json", "vocab.bpe"),
@@ -30,48 +30,47 @@ COPIED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
-    """Write a model down in fewer bits: int8, int4 or float16."""
+class Options(command_line.CommandOptions):
+    """Save a model in fewer bits: int8, int4 or float16."""
 
     model: Path = Path("output/best")
     """checkpoint folder, as `minigpt train` writes it"""
     output: Path
     """the new folder; must not exist yet"""
     precision: Literal["int8", "int4", "float16"] = "int8"
-    """int8: read by minigpt alone; int4: the same, and fast on a GPU only; float16: read by every program"""
+    """int8: only minigpt reads it; int4: the same, and fast on a GPU only; float16: every program reads it"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, round, write, and say what it saves."""
+    """Read, round, write, print the sizes."""
     if options.output.exists():
         raise InputError(f"{options.output} exists already: choose another folder with --output")
-    from minigpt.families.registry import naming_of
-    from minigpt.families.strict_loading import is_finite
+    from torch import float16
+
+    from minigpt.families.registry import family_of
+    from minigpt.families.strict_loading import cast
     from minigpt.storage.files import atomic_folder
+    from minigpt.storage.json_files import read_json
     from minigpt.storage.safetensors_files import safetensors_parts
     from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
+    from minigpt.weights.quantized import set_precision
     from minigpt.weights.quantized_folders import FILES, is_quantized, quantized_config, quantized_weights
-    from minigpt.weights.weight_only import stored_as
 
     folder = model_folder(options.model)
     model, _ = load_model_and_tokenizer(folder)
-    config = json.loads((folder / "config.json").read_bytes())
+    config = read_json(folder / "config.json")
     if is_quantized(config):
         raise InputError(f"{folder} is quantised already: give the folder that it was made from")
     weights: dict[str, Tensor]
     name_of_weights = FILES.get(options.precision, "model.safetensors")
     if options.precision in FILES:
         config = quantized_config(config, options.precision)
-        weights = quantized_weights(stored_as(model, options.precision))
+        weights = quantized_weights(set_precision(model, options.precision))
     else:
         config = {**config, "dtype": "float16"}
         config.pop("torch_dtype", None)  # the key's older name
-        weights = {
-            name: tensor.half() for name, tensor in naming_of(model.config).to_hugging_face(model).items()
-        }
-        for name, tensor in weights.items():
-            if not is_finite(tensor):
-                raise InputError(f"{folder}: {name} has values beyond 65,504, float16's largest: take int8")
+        exact = family_of(model.config).to_hugging_face(model)
+        weights = {name: cast(name, tensor, float16) for name, tensor in exact.items()}
 
     def fill(goal: Path) -> None:
         for name in COPIED:

@@ -1,6 +1,6 @@
-"""From pairs to batches: encoded once, cut into batches by length, each batch a pure function of its number.
+"""From conversations to batches: encoded once, batched by length, each batch a pure function of its number.
 
-Legend: N pairs, B rows of a batch, T its longest row less one (inputs and targets are shifted by one).
+Legend: N examples, B rows of a batch, T its longest row less one (inputs and targets are shifted by one).
 
 The order of training depends on nothing but the seed, the data and the number of the batch: a run that is
 resumed at batch m meets exactly the batches that it would have met. There are no workers and no hidden state.
@@ -10,17 +10,35 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from minigpt.data.reader import Pair
+from minigpt.data.conversation import Conversation, Exchange
+from minigpt.devices import move
 from minigpt.errors import InputError
-from minigpt.tokenizer import Tokenizer
 
-__all__ = ["Batch", "BatchPlan", "EncodedPairs", "encode_pairs"]
+__all__ = [
+    "Batch", "BatchPlan", "ChatTokenizer", "EncodedExamples",
+    "encode_conversation", "encode_conversations", "encode_prompt",
+]  # fmt: skip
+
+
+class ChatTokenizer(Protocol):
+    """What encoding a conversation needs of a tokenizer: the character Tokenizer has it, and BpeTokenizer."""
+
+    @property
+    def sep_token_id(self) -> int | None:
+        """The id of <sep>, if there is one."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a text, if there is one."""
+
+    def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
+        """The ids of a text and nothing else."""
 
 
 class Batch(NamedTuple):
@@ -30,32 +48,28 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (B, T) int64: input_ids shifted by one
     token_mask: torch.Tensor  # (B, T) bool: the target is a real token
     answer_mask: torch.Tensor  # (B, T) bool: the target belongs to the answer or is the <sep> that closes it
-    rows: npt.NDArray[np.int64]  # (B,): which pairs these are
+    rows: npt.NDArray[np.int64]  # (B,): which examples these are
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; to a CUDA device the copy overlaps with computing."""
-        if device.type == "cpu":
-            return self
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            if device.type == "cuda":
-                return tensor.pin_memory().to(device, non_blocking=True)
-            return tensor.to(device)  # without pinned memory the source might be gone before it is read
-
-        ids, targets, tokens, answers = self.input_ids, self.targets, self.token_mask, self.answer_mask
-        return Batch(moved(ids), moved(targets), moved(tokens), moved(answers), self.rows)
+        ids, targets, tokens, answers, rows = self
+        return Batch(
+            move(ids, device), move(targets, device), move(tokens, device), move(answers, device), rows
+        )
 
 
 @dataclass(frozen=True)
-class EncodedPairs:
-    """All pairs as one long array of ids: question <sep> answer <sep>, question <sep> answer <sep>, ..."""
+class EncodedExamples:
+    """All examples as one long array of ids: question <sep> answer <sep>, question <sep> answer <sep>, ..."""
 
     ids: npt.NDArray[np.int32]  # all rows, one behind the other
+    is_answer: npt.NDArray[
+        np.bool_
+    ]  # of each id: does it belong to an answer, or is it the <sep> behind one?
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
-    answer_starts: npt.NDArray[np.int64]  # (N,): where in its row the answer begins
     lines: npt.NDArray[np.int64]  # (N,): the line of the file that a row comes from
     n_cut: int  # rows that max_length shortened
-    n_without_answer: int  # pairs left out, because max_length cut the whole answer away
+    n_without_answer: int  # conversations left out, because max_length cut all answers away
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -67,11 +81,27 @@ class EncodedPairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what training sees: the ids, and where rows and answers begin."""
+        """SHA-256 of what training sees: the ids, where rows begin, and which ids belong to answers."""
         digest = hashlib.sha256()
-        for array in (self.ids, self.starts, self.answer_starts):
+        answer_starts = np.maximum.reduceat(self._places_of_questions, self.starts[:-1]) + 1
+        arrays: list[npt.NDArray[np.generic]] = [self.ids, self.starts, answer_starts.astype(np.int64)]
+        if not self._is_one_answer_a_row:
+            arrays.append(self.is_answer)
+        for array in arrays:
             digest.update(array.tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def _places_of_questions(self) -> npt.NDArray[np.int64]:
+        """Of each id its place in its row, or -1 where it belongs to an answer."""
+        places = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)
+        return np.where(self.is_answer, -1, places)
+
+    @property
+    def _is_one_answer_a_row(self) -> bool:
+        """Does each row have one answer, at its end?"""
+        begins = self.is_answer & ~np.concatenate([[False], self.is_answer[:-1]])
+        return int(begins.sum()) == len(self) and bool(self.is_answer[self.starts[1:] - 1].all())
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
         """Rows -> tensors. `pad_to`: a fixed row length instead of the longest row's."""
@@ -81,7 +111,7 @@ class EncodedPairs:
         real = column < lengths  # (B, T + 1)
         flat = np.where(real, self.starts[rows][:, None] + column, 0)
         ids = torch.from_numpy(np.where(real, self.ids[flat], 0).astype(np.int64))
-        answer = real & (column >= self.answer_starts[rows][:, None])
+        answer = real & self.is_answer[flat]
         return Batch(
             input_ids=ids[:, :-1].contiguous(),
             targets=ids[:, 1:].contiguous(),
@@ -98,7 +128,7 @@ class EncodedPairs:
     @property
     def answer_share(self) -> float:
         """Of the tokens that have one before them, those that belong to answers."""
-        return float((self.lengths - self.answer_starts).sum() / (self.lengths - 1).sum())
+        return float(self.is_answer.sum() / (self.lengths - 1).sum())
 
     @property
     def mean_targets(self) -> float:
@@ -112,36 +142,84 @@ class EncodedPairs:
             yield self.batch(order[first : first + batch_size])
 
 
-def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: int) -> EncodedPairs:
-    """Encode each pair as question <sep> answer <sep>, cut at max_length.
+def _separator(tokenizer: ChatTokenizer) -> npt.NDArray[np.int32]:
+    separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    if separator is None:
+        raise InputError("the tokenizer has neither <sep> nor an end-of-text token to put behind an answer")
+    return np.array([separator], dtype=np.int32)
+
+
+def encode_prompt(
+    before: Sequence[Exchange], question: str, tokenizer: ChatTokenizer, max_length: int
+) -> list[int]:
+    """What a model reads, in the plain form, to answer a question: at most max_length ids.
+
+    What is too long loses its oldest questions with their answers; the question itself is never cut.
+    """
+    sep = _separator(tokenizer)
+    ids: list[int] = np.concatenate([tokenizer.encode_array(question), sep]).tolist()
+    for one in reversed(before):
+        earlier = [tokenizer.encode_array(one.question), sep, tokenizer.encode_array(one.answer), sep]
+        if sum(map(len, earlier)) + len(ids) > max_length:
+            break
+        ids = [*np.concatenate(earlier).tolist(), *ids]
+    return ids
+
+
+def encode_conversation(
+    conversation: Conversation, tokenizer: ChatTokenizer, max_length: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
+    """One conversation in the plain form, of at most max_length tokens.
+
+    What is too long loses its oldest questions with their answers; a single one loses its end.
+
+    Returns: ids (T,), which of them belong to answers (T,), and whether something was cut.
+    """
+    sep = _separator(tokenizer)
+    encoded = [
+        (np.concatenate([tokenizer.encode_array(one.question), sep]), tokenizer.encode_array(one.answer))
+        for one in conversation.exchanges
+    ]
+    lengths = [len(question) + len(answer) + 1 for question, answer in encoded]
+    first = 0
+    while first < len(lengths) - 1 and sum(lengths[first:]) > max_length:
+        first += 1
+    parts: list[npt.NDArray[np.int32]] = []
+    marks: list[npt.NDArray[np.bool_]] = []
+    for question, answer in encoded[first:]:
+        parts += [question, answer, sep]
+        marks += [np.zeros(len(question), dtype=np.bool_), np.ones(len(answer) + 1, dtype=np.bool_)]
+    ids, is_answer = np.concatenate(parts), np.concatenate(marks)
+    return ids[:max_length], is_answer[:max_length], bool(first) or len(ids) > max_length
+
+
+def encode_conversations(
+    conversations: Sequence[Conversation], tokenizer: ChatTokenizer, max_length: int
+) -> EncodedExamples:
+    """Encode each conversation: see `encode_conversation`. One that keeps no token of an answer is left out.
 
     Raises:
         InputError: if nothing is left to learn from.
     """
-    sep = np.array([tokenizer.sep_token_id], dtype=np.int32)
     pieces: list[npt.NDArray[np.int32]] = []
-    lengths, answer_starts, lines = [], [], []
+    marks: list[npt.NDArray[np.bool_]] = []
+    lines: list[int] = []
     n_cut = n_without_answer = 0
-    for pair in pairs:
-        question = tokenizer.encode_array(pair.question)
-        row = np.concatenate([question, sep, tokenizer.encode_array(pair.answer), sep])
-        n_cut += len(row) > max_length
-        row = row[:max_length]
-        if len(row) <= len(question) + 1:
+    for conversation in conversations:
+        ids, is_answer, is_cut = encode_conversation(conversation, tokenizer, max_length)
+        n_cut += is_cut
+        if not is_answer.any():
             n_without_answer += 1
             continue
-        pieces.append(row)
-        lengths.append(len(row))
-        answer_starts.append(len(question) + 1)
-        lines.append(pair.line)
+        pieces.append(ids)
+        marks.append(is_answer)
+        lines.append(conversation.line)
     if not pieces:
-        raise InputError(
-            f"no pair has an answer left after cutting at max_length={max_length}; raise --max_length"
-        )
-    return EncodedPairs(
+        raise InputError(f"no answer is left after cutting at max_length={max_length}; raise --max_length")
+    return EncodedExamples(
         ids=np.concatenate(pieces),
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        answer_starts=np.array(answer_starts, dtype=np.int64),
+        is_answer=np.concatenate(marks),
+        starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
         lines=np.array(lines, dtype=np.int64),
         n_cut=n_cut,
         n_without_answer=n_without_answer,
@@ -156,17 +234,17 @@ class BatchPlan:
     leaves the same sequence of lengths in every epoch, so the cuts, and the number of batches, never change.
 
     Args:
-        data: the encoded pairs.
+        data: the encoded examples.
         batch_size: rows of a batch, at most.
         tokens_per_batch: padded tokens of a batch, at most; 0: no limit.
-        pad_to: the fixed row length that `EncodedPairs.batch` will be given; 0: the longest row's.
+        pad_to: the fixed row length that `EncodedExamples.batch` will be given; 0: the longest row's.
         by_length: False shuffles the rows only, as the textbook loop does.
         seed: with the data's fingerprint and the epoch it decides the order.
     """
 
     def __init__(
         self,
-        data: EncodedPairs,
+        data: EncodedExamples,
         *,
         batch_size: int,
         tokens_per_batch: int = 0,
@@ -207,7 +285,7 @@ class BatchPlan:
         first = self._shuffled[position]
         return self._order[self._cuts[first] : self._cuts[first + 1]]
 
-    def shapes(self, data: EncodedPairs, pad_to: int = 0) -> list[tuple[int, int]]:
+    def shapes(self, data: EncodedExamples, pad_to: int = 0) -> list[tuple[int, int]]:
         """Rows and tokens of the longest row, of all batches of an epoch."""
         every = map(self.rows, range(len(self)))
         return [(len(rows), max(pad_to, int(data.lengths[rows].max()))) for rows in every]

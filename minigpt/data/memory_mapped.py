@@ -13,6 +13,7 @@ import numpy.typing as npt
 from minigpt.console.terminal import ProgressLine, warn
 from minigpt.errors import InputError, printable
 from minigpt.storage.files import atomic_write, sha256
+from minigpt.storage.json_files import read_json
 
 __all__ = ["MANIFEST", "Tokens", "read_manifest", "report", "write_manifest"]
 
@@ -23,9 +24,9 @@ _SHOWN = 5
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What shards.json says; None where there is none, or one that is damaged: then all is made anew."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_json(folder / MANIFEST)
         is_whole = manifest.pop("own_sha256") == _digest(manifest) and manifest["format"] == 1
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError):
         return None
     return manifest if is_whole else None
 

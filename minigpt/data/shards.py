@@ -26,16 +26,27 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.console.terminal import ProgressLine
-from minigpt.data.corpus import Piece, Source, find_sources, plan_pieces, read_document, read_lines
+from minigpt.data.corpus import (
+    Piece,
+    Source,
+    TextOptions,
+    decode_sources,
+    find_sources,
+    plan_pieces,
+    read_document,
+    read_lines,
+)
 from minigpt.data.memory_mapped import MANIFEST, Tokens, read_manifest, report, write_manifest
 from minigpt.data.worker_pool import run_in_processes
 from minigpt.errors import InputError, printable
 from minigpt.storage.files import atomic_open, atomic_write, sha256
+from minigpt.storage.json_files import read_json
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 __all__ = ["TextTokenizer", "characters_of", "collect_characters", "end_of_text", "prepare"]
 
 VOCABULARY = "vocab.json"  # of --tokenizer char
+DECODED = "decoded"  # folder of what is not read as it is
 PIECE = 16 << 20  # bytes of text that one shard is made from, about
 CHUNK = 1 << 16  # characters that are encoded in one go: the library keeps some hundred bytes for each token
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
@@ -132,9 +143,10 @@ def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> I
                 else:
                     counts.skipped.append((index, line, str(text)))
         else:
-            for text in read_document(source, piece, CHUNK, any_place=any_place, check=check):
-                yield text, False
-            if piece.stop == source.size:
+            ends = False  # does a separator stand last?
+            for text, ends in read_document(source, piece, CHUNK, any_place=any_place, check=check):
+                yield text, ends
+            if piece.stop == source.size and not ends:
                 yield "", True
 
 
@@ -198,13 +210,12 @@ def _dtype(tokenizer: TextTokenizer) -> str:
 # -- what the parent does ----------------------------------------------------------------------------------
 
 
-def collect_characters(path: Path, workers: int = 0) -> set[str]:
+def collect_characters(sources: list[Source], workers: int = 0) -> set[str]:
     """All characters of a corpus, read in parallel.
 
     Raises:
-        InputError: as `find_sources`, and for bytes that are no text.
+        InputError: for bytes that are no text.
     """
-    sources = find_sources(path)
     jobs = _jobs(sources, plan_pieces(sources, PIECE, any_place=True), "")
     found: set[str] = set()
     sizes = [_size(job) for job in jobs]
@@ -215,23 +226,29 @@ def collect_characters(path: Path, workers: int = 0) -> set[str]:
 
 
 def characters_of(
-    path: Path, folder: Path, *, workers: int = 0, lock: Callable[[Path], None] = lambda folder: None
+    path: Path,
+    folder: Path,
+    *,
+    options: TextOptions = TextOptions(),  # noqa: B008 -- frozen
+    workers: int = 0,
+    lock: Callable[[Path], None] = lambda folder: None,
 ) -> Tokenizer:
     """The character tokenizer of a corpus: that of the shards in the folder if they fit, else made anew.
 
     Args:
-        workers, lock: as for `prepare`.
+        options, workers, lock: as for `prepare`.
 
     Raises:
         InputError: as `collect_characters`; if `folder`/vocab.json cannot be written.
     """
-    sources = find_sources(path)
+    sources = find_sources(path, options)
     if found := _fitting_vocabulary(sources, folder):
         return found
     lock(folder)
     if found := _fitting_vocabulary(sources, folder):
         return found
-    tokenizer = Tokenizer.from_word2id(build_vocabulary(collect_characters(path, workers)))
+    sources = decode_sources(sources, folder / DECODED, options)
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(collect_characters(sources, workers)))
     tokenizer.save(folder / VOCABULARY)
     return tokenizer
 
@@ -250,6 +267,7 @@ def prepare(
     folder: Path,
     tokenizer: TextTokenizer,
     *,
+    options: TextOptions = TextOptions(),  # noqa: B008 -- frozen
     workers: int = 0,
     lock: Callable[[Path], None] = lambda folder: None,
 ) -> Tokens:
@@ -258,6 +276,7 @@ def prepare(
     Args:
         path: a text file, or a folder of them.
         folder: where the shards lie, or will.
+        options: how the files are to be read.
         workers: processes; 0: one a core. The shards do not depend on it.
         lock: called before anything is written; returns when nobody else writes there. Who finds shards that
             fit needs none: the manifest comes last.
@@ -265,7 +284,7 @@ def prepare(
     Raises:
         InputError: for a corpus that cannot be read, or holds nothing; if the shards cannot be written.
     """
-    sources = find_sources(path)
+    sources = find_sources(path, options)
     if tokens := _as_prepared(path, sources, folder, tokenizer):
         return tokens
     lock(folder)
@@ -273,6 +292,7 @@ def prepare(
         return tokens
     folder.mkdir(parents=True, exist_ok=True)
     described = _described(sources)
+    sources = decode_sources(sources, folder / DECODED, options)
     any_place = isinstance(tokenizer, Tokenizer)
     pieces = plan_pieces(sources, PIECE, any_place=any_place, check=partial(_joins, tokenizer))
     key = hashlib.sha256(
@@ -293,9 +313,9 @@ def prepare(
         _clear(folder, {name for r in records.values() for name in _names(r)}, temporary_only=True)
         raise
     for source in sources:
-        status = source.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (source.size, source.mtime_ns):
-            raise InputError(f"{source.path} was changed while it was read; run the command again")
+        status = source.origin.stat()
+        if (status.st_size, status.st_mtime_ns) != (source.origin_size, source.mtime_ns):
+            raise InputError(f"{source.origin} was changed while it was read; run the command again")
     manifest = _manifest(tokenizer, described, [records[job.number] for job in jobs], jobs)
     if not manifest["tokens"] - manifest["documents"]:
         raise InputError(f"{path} holds no text to learn from")
@@ -325,17 +345,20 @@ def _described(sources: list[Source]) -> list[dict[str, Any]]:
     with ProgressLine("hashing, files", len(sources), patience=2.0) as progress:
         for number, source in enumerate(sources):
             progress.update(number)
-            entry = {"name": source.name, "size": source.size, "mtime_ns": source.mtime_ns}
-            result.append({**entry, "sha256": sha256(source.path)})
+            entry = {"name": source.name, "size": source.origin_size, "mtime_ns": source.mtime_ns}
+            reading = {} if source.separator is None else {"separator": source.separator}
+            result.append({**entry, **reading, "sha256": sha256(source.origin)})
     return result
 
 
 def _same_sources(sources: list[Source], described: list[dict[str, Any]]) -> bool:
     """By name, size and time; where only the time differs, the content decides."""
-    if [(s.name, s.size) for s in sources] != [(d["name"], d["size"]) for d in described]:
+    if [(s.name, s.origin_size) for s in sources] != [(d["name"], d["size"]) for d in described]:
+        return False
+    if any(s.kind != "other" and s.separator != d.get("separator") for s, d in zip(sources, described)):
         return False
     return all(
-        s.mtime_ns == d["mtime_ns"] or sha256(s.path) == d["sha256"] for s, d in zip(sources, described)
+        s.mtime_ns == d["mtime_ns"] or sha256(s.origin) == d["sha256"] for s, d in zip(sources, described)
     )
 
 
@@ -354,7 +377,7 @@ def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
 def _finished(folder: Path, job: _Job) -> dict[str, Any] | None:
     """The record of a shard that was made for this very job and is whole, or None."""
     try:
-        record: dict[str, Any] = json.loads((folder / f"shard-{job.number:05d}.json").read_bytes())
+        record = read_json(folder / f"shard-{job.number:05d}.json")
         path = folder / f"shard-{job.number:05d}.bin"
         if record["key"] == job.key and path.stat().st_size == record["size"]:
             return record if sha256(path) == record["sha256"] else None

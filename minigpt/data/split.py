@@ -1,8 +1,12 @@
-"""Splitting pairs into a side to learn from and a side to measure on, so that no question stands on both.
+"""Splitting conversations into a side to learn from and a side to measure on, so that nothing stands on both.
 
 Questions that differ only in width, case or spaces are one question, and all its pairs go to one side. The
-second and later pairs with the same question and the same answer are dropped. The rest is decided by the seed
-and the questions alone: neither the order of the lines nor Python's hashes matter.
+second and later pairs with the same question and the same answer are dropped. The seed and the questions
+alone decide the rest: neither the order of the lines nor Python's hashes matter.
+
+Conversations of several questions go together where they share a question and its answer. An exchange that
+very many share, a greeting say, would join them all: the rarest exchanges join first, and none joins more
+than the smaller side can hold. What then still stands on both sides is counted (`Split.on_both_sides`).
 """
 
 import hashlib
@@ -19,11 +23,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from minigpt.data.reader import Pair, ReadReport
+from minigpt.data.conversation import Conversation, Exchange
+from minigpt.data.reader import ReadReport
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
 
-__all__ = ["NORMALISATION", "Split", "normalise", "split_pairs", "write_split"]
+__all__ = ["NORMALISATION", "Split", "normalise", "split_conversations", "write_split"]
 
 NORMALISATION = 1  # raise it with every change of `normalise`: old splits cannot be repeated then
 
@@ -46,67 +51,139 @@ def normalise(question: str) -> str:
 class Split:
     """The two sides, each in the order of the file, and what was found on the way."""
 
-    train: list[Pair]
-    val: list[Pair]
-    questions: int  # different ones
-    grouped: list[list[Pair]]  # pairs of each question that has several answers
-    dropped: list[tuple[Pair, Pair]]  # a pair that repeats an earlier one, and that one
+    train: list[Conversation]
+    val: list[Conversation]
+    questions: int  # different ones, of conversations of one question
+    grouped: list[list[Conversation]]  # those of each question that has several answers
+    dropped: list[tuple[Conversation, Conversation]]  # one that repeats an earlier one, and that one
+    on_both_sides: list[tuple[Exchange, int]]  # exchanges, and in how many conversations of val they stand
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json` and the manifest."""
-        pairs = len(self.train) + len(self.val)
+        total = len(self.train) + len(self.val)
+        answers = [sum(len(each.exchanges) for each in side) for side in (self.train, self.val)]
         return {
             "train": len(self.train),
             "val": len(self.val),
-            "train_share": len(self.train) / pairs,
+            "train_share": len(self.train) / total,
+            "train_answers": answers[0],
+            "val_answers": answers[1],
             "questions": self.questions,
             "questions_with_several_answers": len(self.grouped),
             "pairs_of_these": sum(map(len, self.grouped)),
             "dropped_duplicates": len(self.dropped),
+            "exchanges_on_both_sides": len(self.on_both_sides),
         }
 
 
-def split_pairs(pairs: Sequence[Pair], train_ratio: float, seed: int = 42) -> Split:
-    """Divide pairs into train and val.
+def split_conversations(conversations: Sequence[Conversation], train_ratio: float, seed: int = 42) -> Split:
+    """Divide conversations into train and val.
 
     Args:
-        pairs: as read.
-        train_ratio: the share of pairs (duplicates not counted) for train, met as closely as whole groups
-            allow: exactly closest for up to 400 questions, and to the pair in any usual file beyond.
-        seed: decides which questions go where.
+        conversations: as read.
+        train_ratio: the share of conversations (duplicates not counted) for train, met as closely as whole
+            groups
+            allow: exactly closest for up to 400 groups, and to the conversation in any usual file beyond.
+        seed: decides which groups go where.
 
     Raises:
         InputError: for a ratio that is not between 0 and 1, or that leaves a side empty.
     """
     if not 0 < train_ratio < 1:  # NaN is refused, too
         raise InputError(f"--train_ratio must lie between 0 and 1, both excluded: got {train_ratio}")
-    groups: dict[str, dict[str, Pair]] = {}  # question -> answer -> pair
+    kept: dict[tuple[Exchange, ...], Conversation] = {}
     dropped = []
-    for pair in pairs:
-        answers = groups.setdefault(normalise(pair.question), {})
-        first = answers.setdefault(pair.answer, pair)
-        if first is not pair:
-            dropped.append((pair, first))
-    order = sorted(groups, key=lambda question: _rank(question, seed))
-    sides = _choose([len(groups[question]) for question in order], train_ratio)
-    in_train = {question for question, chosen in zip(order, sides) if chosen}
-    train: list[Pair] = []
-    val: list[Pair] = []
-    for question, answers in groups.items():
-        (train if question in in_train else val).extend(answers.values())
+    for conversation in conversations:
+        first = kept.setdefault(_identity(conversation), conversation)
+        if first is not conversation:
+            dropped.append((conversation, first))
+    groups: dict[str, list[Conversation]] = {}  # by the first question -> those that share it alone
+    for conversation in kept.values():
+        groups.setdefault(_name(conversation), []).append(conversation)
+    joined = _joined(groups, min(train_ratio, 1 - train_ratio) * len(kept))
+    order = sorted(joined, key=lambda name: _rank(name, seed))
+    sides = _choose([len(joined[name]) for name in order], train_ratio)
+    train, val = (
+        sorted(
+            (each for name, chosen in zip(order, sides) if chosen == is_train for each in joined[name]),
+            key=lambda each: each.line,
+        )
+        for is_train in (True, False)
+    )
+    questions = [name for name, group in groups.items() if len(group[0].exchanges) == 1]
     if not train or not val:
         empty = "val" if train else "train"
         raise InputError(
-            f"--train_ratio {train_ratio} of {len(pairs) - len(dropped)} pairs with {len(groups)} different "
+            f"--train_ratio {train_ratio} of {len(kept)} pairs with {len(joined)} different "
             f"questions leaves {empty}.jsonl empty; choose another ratio or add questions"
         )
     return Split(
-        train=sorted(train, key=lambda pair: pair.line),
-        val=sorted(val, key=lambda pair: pair.line),
-        questions=len(groups),
-        grouped=[list(answers.values()) for answers in groups.values() if len(answers) > 1],
+        train=train,
+        val=val,
+        questions=len(questions),
+        grouped=[groups[name] for name in questions if len(groups[name]) > 1],
         dropped=dropped,
+        on_both_sides=_on_both_sides(train, val),
     )
+
+
+def exchange_key(exchange: Exchange) -> Exchange:
+    """What makes two exchanges the same one: the question normalised, the answer as it is."""
+    return Exchange(normalise(exchange.question), exchange.answer)
+
+
+def _identity(conversation: Conversation) -> tuple[Exchange, ...]:
+    return tuple(map(exchange_key, conversation.exchanges))
+
+
+def _name(conversation: Conversation) -> str:
+    """Of one question: that question. Of several: all that was said, so that only equal ones share it."""
+    identity = _identity(conversation)
+    if len(identity) == 1:
+        return identity[0].question
+    return "\n".join(part for exchange in identity for part in exchange)
+
+
+def _joined(groups: dict[str, list[Conversation]], most: float) -> dict[str, list[Conversation]]:
+    """Groups that share an exchange become one, named by its first; the rarest exchanges join first.
+
+    Args:
+        most: conversations of a group that was joined, at most.
+    """
+    holders: dict[Exchange, set[str]] = {}
+    for name, group in groups.items():
+        for conversation in group:
+            for exchange in _identity(conversation):
+                holders.setdefault(exchange, set()).add(name)
+    leader = {name: name for name in groups}
+    size = {name: len(group) for name, group in groups.items()}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    shared = [(len(names), exchange) for exchange, names in holders.items() if len(names) > 1]
+    for _, exchange in sorted(shared):
+        tops = sorted({find(name) for name in holders[exchange]})
+        if sum(size[top] for top in tops) <= most:
+            for top in tops[1:]:
+                leader[top] = tops[0]
+                size[tops[0]] += size[top]
+    result: dict[str, list[Conversation]] = {}
+    for name, group in groups.items():
+        result.setdefault(find(name), []).extend(group)
+    return result
+
+
+def _on_both_sides(train: list[Conversation], val: list[Conversation]) -> list[tuple[Exchange, int]]:
+    learned = {exchange_key(exchange) for each in train for exchange in each.exchanges}
+    found: dict[Exchange, int] = {}
+    for each in val:
+        for exchange in set(map(exchange_key, each.exchanges)) & learned:
+            found[exchange] = found.get(exchange, 0) + 1
+    return sorted(found.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _rank(question: str, seed: int) -> bytes:
@@ -155,7 +232,7 @@ def write_split(
 ) -> dict[str, Any]:
     """Write train.jsonl, val.jsonl and split.json; all are on the disk before the first is put in place.
 
-    Lines are the input's, byte for byte, each ended by LF.
+    Lines of JSON are the input's, character for character; records of other formats become lines of JSON.
 
     Returns: the content of split.json.
 
@@ -167,8 +244,8 @@ def write_split(
         if path.exists() and path.samefile(report.path):
             raise InputError(f"{path} is the input and would be overwritten; choose another --output_dir")
     contents = {
-        "train.jsonl": "".join(f"{pair.raw}\n" for pair in split.train).encode(),
-        "val.jsonl": "".join(f"{pair.raw}\n" for pair in split.val).encode(),
+        "train.jsonl": "".join(f"{_raw(each)}\n" for each in split.train).encode(),
+        "val.jsonl": "".join(f"{_raw(each)}\n" for each in split.val).encode(),
     }
     manifest = {
         "format": 1,
@@ -193,3 +270,14 @@ def write_split(
             file.flush()
             os.fsync(file.fileno())  # the disk is full here, or not at all
     return manifest
+
+
+def _raw(conversation: Conversation) -> str:
+    if conversation.raw:
+        return conversation.raw
+    if len(conversation.turns) == 2 and not conversation.tools:
+        return json.dumps(
+            {"question": conversation.question, "answer": conversation.answer}, ensure_ascii=False
+        )
+    more = {"tools": conversation.tools} if conversation.tools else {}
+    return json.dumps({"messages": conversation.messages(), **more}, ensure_ascii=False)

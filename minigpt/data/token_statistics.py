@@ -1,18 +1,18 @@
 """What a file of questions and answers looks like to the model: lengths in tokens, and what would be lost.
 
-    statistics = compute_statistics(pairs, tokenizer, max_length=128)
+    statistics = compute_statistics(conversations, tokenizer, max_length=128)
     print_statistics(statistics)
     plot(statistics, Path("stats.png"), title="train.jsonl")  # needs matplotlib
 
-A pair counts as it is encoded: question, <sep>, answer, <sep>. Nothing is changed or written but the picture.
-(The module is not called statistics: that is the name of one of Python's own.)
+A conversation counts as it is encoded: question, <sep>, answer, <sep>, and so on. Only the picture is
+written.
 """
 
 import importlib.util
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.console.terminal import ProgressLine, histogram, table, warn
-from minigpt.data.reader import Pair
+from minigpt.data.conversation import Conversation
 from minigpt.data.split import normalise
 from minigpt.errors import InputError, printable
 from minigpt.storage.files import atomic_write
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _USUAL_MAX_LENGTHS = (64, 128, 256, 512)
-_BLOCK = 10_000  # pairs that are encoded in one go
+_BLOCK = 10_000  # conversations that are encoded in one go
 _SHOWN = 20  # unknown or unused characters that are listed
 
 
@@ -62,10 +62,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that is counted. Arrays have one entry a pair, (N,)."""
+    """All that is counted. Arrays have one entry a conversation, (N,)."""
 
-    questions: npt.NDArray[np.int64]  # tokens of the question
-    answers: npt.NDArray[np.int64]  # tokens of the answer
+    questions: npt.NDArray[np.int64]  # tokens of the questions
+    answers: npt.NDArray[np.int64]  # tokens of the answers
+    exchanges: npt.NDArray[np.int64]  # questions with an answer
     max_length: int
     cuts: list[Cut]
     vocab_size: int
@@ -76,8 +77,8 @@ class Statistics:
 
     @property
     def pairs(self) -> npt.NDArray[np.int64]:
-        """Tokens of the pairs, with both <sep>."""
-        return self.questions + self.answers + 2
+        """Tokens of the conversations, with two <sep> for each answer."""
+        return self.questions + self.answers + 2 * self.exchanges
 
     def lengths(self) -> dict[str, dict[str, float]]:
         """Mean, percentiles and maximum of each kind of length. A percentile is a length that occurs."""
@@ -98,7 +99,8 @@ class Statistics:
         """For `--json`."""
         total = len(self.questions)
         return {
-            "pairs": total,
+            "conversations": total,
+            "pairs": int(self.exchanges.sum()),
             "tokens": self.lengths(),
             "cut": [
                 {"max_length": cut.max_length, "pairs": cut.pairs, "share": cut.pairs / total}
@@ -113,8 +115,10 @@ class Statistics:
         }
 
 
-def compute_statistics(pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: int = 128) -> Statistics:
-    """Count everything in one go over the pairs (at least one).
+def compute_statistics(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, max_length: int = 128
+) -> Statistics:
+    """Count everything in one go over the conversations (at least one).
 
     Raises:
         InputError: for a max_length that is less than 1.
@@ -126,47 +130,49 @@ def compute_statistics(pairs: Sequence[Pair], tokenizer: Tokenizer, max_length: 
     first_lines: dict[str, int] = {}
     questions: Counter[str] = Counter()
     distinct: set[tuple[str, str]] = set()
-    with ProgressLine("counting, pairs", len(pairs), patience=2.0) as progress:
-        for start, block in _blocks(pairs):
+    with ProgressLine("counting, conversations", len(conversations), patience=2.0) as progress:
+        for start in range(0, len(conversations), _BLOCK):
+            block = conversations[start : start + _BLOCK]
             progress.update(start)
-            ids = tokenizer.encode_array("".join(pair.question + pair.answer for pair in block))
+            ids = tokenizer.encode_array("".join(text for each in block for text in each.texts()))
             found = np.bincount(ids, minlength=len(used))
             used += found
-            for pair in block:
-                question = normalise(pair.question)
-                questions[question] += 1
-                distinct.add((question, pair.answer))
+            for each in block:
+                for exchange in each.exchanges:
+                    question = normalise(exchange.question)
+                    questions[question] += 1
+                    distinct.add((question, exchange.answer))
                 if found[tokenizer.unk_token_id]:
-                    _note_unknown(pair, tokenizer, counts, first_lines)
-    question_lengths = np.array([len(pair.question) for pair in pairs], dtype=np.int64)
-    answer_lengths = np.array([len(pair.answer) for pair in pairs], dtype=np.int64)
-    whole = question_lengths + answer_lengths + 2
+                    _note_unknown(each, tokenizer, counts, first_lines)
+    exchanges = np.array([len(each.exchanges) for each in conversations], dtype=np.int64)
+    question_lengths = np.array([sum(len(one.question) for one in c.exchanges) for c in conversations])
+    answer_lengths = np.array([sum(len(one.answer) for one in c.exchanges) for c in conversations])
+    last_questions = np.array([len(each.question) for each in conversations])
+    whole = question_lengths + answer_lengths + 2 * exchanges
     return Statistics(
         questions=question_lengths,
         answers=answer_lengths,
+        exchanges=exchanges,
         max_length=max_length,
         cuts=[
-            Cut(limit, int((whole > limit).sum()), int((question_lengths + 1 >= limit).sum()))
+            Cut(limit, int((whole > limit).sum()), int((last_questions + 1 >= limit).sum()))
             for limit in sorted({*_USUAL_MAX_LENGTHS, max_length})
         ],
         vocab_size=tokenizer.get_vocab_size(),
         unknown=[Unknown(c, count, first_lines[c]) for c, count in counts.most_common()],
         unused=[tokenizer.id2word[i] for i in np.flatnonzero(used == 0) if i >= len(SPECIAL_TOKENS)],
-        repeated_pairs=len(pairs) - len(distinct),
+        repeated_pairs=int(exchanges.sum()) - len(distinct),
         repeated_questions=sum(count > 1 for count in questions.values()),
     )
 
 
-def _blocks(pairs: Sequence[Pair]) -> Iterator[tuple[int, Sequence[Pair]]]:
-    for start in range(0, len(pairs), _BLOCK):
-        yield start, pairs[start : start + _BLOCK]
-
-
-def _note_unknown(pair: Pair, tokenizer: Tokenizer, counts: Counter[str], lines: dict[str, int]) -> None:
-    text = pair.question + pair.answer
+def _note_unknown(
+    conversation: Conversation, tokenizer: Tokenizer, counts: Counter[str], lines: dict[str, int]
+) -> None:
+    text = "".join(conversation.texts())
     for character in tokenizer.unknown_characters(text):
         counts[character] += text.count(character)
-        lines.setdefault(character, pair.line)
+        lines.setdefault(character, conversation.line)
 
 
 def print_statistics(statistics: Statistics) -> None:

@@ -1,6 +1,6 @@
 """Does the model answer as one that has learned its data would? A few held-out questions, asked greedily.
 
-    answers, limit = ask(record, pairs)
+    answers, limit = ask(record, conversations)
     findings = judge_answers(answers, limit, max_length=256)
 
 Only this part of a diagnosis loads weights.
@@ -9,7 +9,7 @@ Only this part of a diagnosis loads weights.
 from collections import Counter
 from collections.abc import Sequence
 
-from minigpt.data.reader import Pair
+from minigpt.data.conversation import Conversation
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError, printable
@@ -28,7 +28,7 @@ SAME_SHARE = 0.5
 EMPTY_SHARE = 0.1
 
 
-def ask(record: RunRecord, pairs: Sequence[Pair]) -> tuple[list[Answer], int]:
+def ask(record: RunRecord, conversations: Sequence[Conversation]) -> tuple[list[Answer], int]:
     """The best checkpoint's answers to some of the questions, evenly spread over those that fit.
 
     Returns: the answers, and how many tokens one may have.
@@ -41,9 +41,8 @@ def ask(record: RunRecord, pairs: Sequence[Pair]) -> tuple[list[Answer], int]:
         raise InputError(f"{folder} does not exist: no evaluation has been done yet")
     model, tokenizer = load_model_and_tokenizer(folder)
     room = model.config.max_position_embeddings - 2  # for the question's <sep> and a token of the answer
-    questions = list(
-        dict.fromkeys(p.question for p in pairs if len(tokenizer.encode_text(p.question)) <= room)
-    )
+    first = dict.fromkeys(each.exchanges[0].question for each in conversations)
+    questions = [question for question in first if len(tokenizer.encode_text(question)) <= room]
     if not questions:
         raise InputError(f"no question fits the model's block_size={room + 2}")
     count = min(QUESTIONS, len(questions))

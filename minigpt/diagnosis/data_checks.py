@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minigpt.data.batches import encode_pairs
-from minigpt.data.reader import Pair, ReadReport, read_pairs
-from minigpt.data.split import normalise
+from minigpt.data.batches import encode_conversations
+from minigpt.data.conversation import Conversation
+from minigpt.data.reader import ReadReport, read_conversations
+from minigpt.data.split import exchange_key, normalise
 from minigpt.data.token_statistics import Statistics, compute_statistics
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
@@ -45,8 +46,8 @@ class DataRecord:
     """Both parts of the data as they were read."""
 
     config: TrainConfig
-    train: list[Pair]
-    val: list[Pair]
+    train: list[Conversation]
+    val: list[Conversation]
     reports: tuple[ReadReport, ReadReport]  # of train, of val
     statistics: Statistics  # of train
 
@@ -57,21 +58,26 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
     if getattr(config, "text", None):
         return finding("text_run")
     try:
-        train, train_report = read_pairs(config.train_data)
-        val, val_report = read_pairs(config.val_data)
+        train, train_report = read_conversations(
+            config.train_data, encoding=config.encoding, names=config.field_names
+        )
+        val, val_report = read_conversations(
+            config.val_data, encoding=config.encoding, names=config.field_names
+        )
         tokenizer = Tokenizer(config.vocab_path)
         seen = record.fingerprints
         changed = [str(config.vocab_path)] * (
             seen.get("vocabulary_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint
         )
         if not changed:  # with another vocabulary the same data has other ids
-            for name, pairs, path in (
+            for name, conversations, path in (
                 ("train_fingerprint", train, config.train_data),
                 ("val_fingerprint", val, config.val_data),
             ):
                 if (
                     name in seen
-                    and encode_pairs(pairs, tokenizer, config.max_length).fingerprint != seen[name]
+                    and encode_conversations(conversations, tokenizer, config.max_length).fingerprint
+                    != seen[name]
                 ):
                     changed.append(str(path))
     except (InputError, OSError) as error:
@@ -116,17 +122,28 @@ def _is_empty(reason: str) -> bool:
 
 def same_answer(data: DataRecord) -> Finding | None:
     """One answer that very many questions have."""
-    ((answer, count),) = Counter(pair.answer.strip() for pair in data.train).most_common(1)
-    share = count / len(data.train)
-    if len(data.train) < SAME_ANSWER_PAIRS or share <= SAME_ANSWER_SHARE:
+    answers = [exchange.answer.strip() for each in data.train for exchange in each.exchanges]
+    ((answer, count),) = Counter(answers).most_common(1)
+    share = count / len(answers)
+    if len(answers) < SAME_ANSWER_PAIRS or share <= SAME_ANSWER_SHARE:
         return None
-    return finding("same_answer", count=count, pairs=len(data.train), share=share, answer=_short(answer))
+    return finding("same_answer", count=count, pairs=len(answers), share=share, answer=_short(answer))
 
 
 def leak(data: DataRecord) -> Finding | None:
     """Questions of the validation part that were learned from; width, case and spaces do not count."""
-    learned = {normalise(pair.question) for pair in data.train}
-    asked = {normalise(pair.question): pair.question for pair in data.val}
+    # the question alone tells pairs apart; in a conversation the same question comes again and again
+    several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
+    learned = {
+        exchange_key(exchange) if several else normalise(exchange.question)
+        for each in data.train
+        for exchange in each.exchanges
+    }
+    asked = {
+        exchange_key(exchange) if several else normalise(exchange.question): exchange.question
+        for each in data.val
+        for exchange in each.exchanges
+    }
     both = [question for key, question in asked.items() if key in learned]
     share = len(both) / len(asked)
     if share <= LEAK_SHARE:

@@ -8,7 +8,6 @@ of JSON, no weights. A number that is missing or no number is nan, so that no ch
 """
 
 import dataclasses
-import json
 import math
 import typing
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import InputError
+from minigpt.storage.json_files import parse_json, read_json
 from minigpt.training.config import RUN_FILE, TrainConfig
 
 __all__ = ["Event", "RunRecord", "TrainPoint", "ValPoint", "read_record"]
@@ -189,15 +189,15 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        return _object(path.read_bytes())
-    except OSError:
+        return read_json(path)
+    except InputError:
         return {}
 
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):  # not JSON, not UTF-8, nested without end
+        value = parse_json(text)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -1,6 +1,6 @@
 """Are the answers right? Exact match and character F1 of given answers against the expected ones.
 
-    references = by_question(pairs)  # a question may have several right answers
+    references = by_question(conversations)  # a question may have several right answers
     report = score_answers(given, list(references.values()))
     print(report.exact_match, report.character_f1, report.count)
 
@@ -13,12 +13,20 @@ Nothing is generated here (see minigpt.generation.api). Neither measure knows wh
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from minigpt.data.reader import Pair
+from minigpt.data.conversation import Conversation, Exchange
 from minigpt.errors import InputError
 
-__all__ = ["AnswerReport", "answer_rows", "by_question", "character_f1", "exact_match", "score_answers"]
+__all__ = [
+    "AnswerReport",
+    "Asked",
+    "answer_rows",
+    "by_question",
+    "character_f1",
+    "exact_match",
+    "score_answers",
+]
 
 
 @dataclass(frozen=True)
@@ -60,13 +68,21 @@ def character_f1(given: str, expected: str) -> float:
     return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
-def by_question(pairs: Iterable[Pair]) -> dict[str, list[str]]:
-    """Each distinct question with its distinct answers, in the order of the file."""
-    answers: dict[str, list[str]] = {}
-    for pair in pairs:
-        known = answers.setdefault(pair.question, [])
-        if pair.answer not in known:
-            known.append(pair.answer)
+class Asked(NamedTuple):
+    """A question, and the exchanges before it."""
+
+    before: tuple[Exchange, ...]
+    question: str
+
+
+def by_question(conversations: Iterable[Conversation]) -> dict[Asked, list[str]]:
+    """Each distinct question, with what was said before it, and its distinct answers, in file order."""
+    answers: dict[Asked, list[str]] = {}
+    for conversation in conversations:
+        for number, exchange in enumerate(conversation.exchanges):
+            known = answers.setdefault(Asked(conversation.exchanges[:number], exchange.question), [])
+            if exchange.answer not in known:
+                known.append(exchange.answer)
     return answers
 
 

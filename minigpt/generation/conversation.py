@@ -8,8 +8,8 @@
 What the model reads depends on its form (`minigpt.generation.generation_config.form_of`):
 
 - chat: all turns, by the chat template of its tokenizer;
-- question: the question alone, then <sep>; with `history`, all that was said before it, a line each, which is
-  how minigpt.data.records makes questions of conversations;
+- question: the question alone, then <sep>; with `history`, all questions and answers so far, each followed by
+  <sep>: the plain form of minigpt.data.conversation;
 - text: the whole text so far, to which each of the two adds in turn. What a user adds begins a new line.
 
 The oldest turns are left out where the context is full. Terminals and commands are other modules' work.
@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import torch
 
+from minigpt.data.batches import encode_prompt
+from minigpt.data.conversation import Exchange
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.generation_config import Form
@@ -164,8 +166,8 @@ class Conversation:
         if self.form == "chat":
             return question_ids(self.tokenizer, "chat", text, _messages(self.system, turns), self.thinking)
         if self.form == "question":
-            before = [part for turn in turns for part in (turn.said, turn.answer)] if self.history else []
-            return question_ids(self.tokenizer, "question", "\n".join([*before, text]))
+            before = [Exchange(turn.said, turn.answer) for turn in turns] if self.history else []
+            return encode_prompt(before, text, self.tokenizer, self.model.config.max_position_embeddings)
         ids: list[int] = []
         end = "\n"
         for turn in turns:

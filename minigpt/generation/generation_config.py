@@ -5,12 +5,12 @@
 Only what a GenerationOptions has is taken. A folder without the file advises nothing.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from minigpt.errors import InputError
 from minigpt.generation.options import GenerationOptions
+from minigpt.storage.json_files import read_json
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
@@ -56,12 +56,4 @@ def form_of(folder: Path, tokenizer: AnyTokenizer) -> Form:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
-    return content
+    return read_json(path) if path.exists() else {}

@@ -12,9 +12,9 @@ included; `max_matching_ngram_size` is 3 (theirs 2), and `num_assistant_tokens` 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, check_ranges
 
 __all__ = ["DEFAULT_NEW_TOKENS", "GenerationOptions", "check_ids", "id_list"]
 
@@ -29,74 +29,124 @@ class GenerationOptions:
         InputError: for a value that makes no sense, or two that contradict each other.
     """
 
-    max_new_tokens: int | None = None  # tokens of an answer, at most; None: up to 128, fewer if no more fit
-    min_new_tokens: int = 0  # eos cannot come before that many
-    do_sample: bool = False  # False: always the likeliest token, whatever the next five say
-    temperature: float = 1.0  # divides the scores; below 1 the likely tokens gain
-    top_k: int = 0  # draw among the k likeliest only; 0: off
-    top_p: float = 1.0  # draw among the likeliest whose probabilities add up to this; 1: off
-    min_p: float = 0.0  # draw among those at least this times as likely as the likeliest; 0: off
-    typical_p: float = 1.0  # draw among the least surprising whose probabilities add up to this; 1: off
-    repetition_penalty: float = 1.0  # above 1: tokens of prompt and answer become less likely; 1: off
-    no_repeat_ngram_size: int = 0  # no n tokens in a row come twice, prompt included; 0: off
-    presence_penalty: float = 0.0  # taken from the score of each token that the answer has; 0: off
-    frequency_penalty: float = 0.0  # the same, times how often the answer has it; 0: off
-    logit_bias: Mapping[int, float] | None = None  # id -> number added to its score
-    bad_words_ids: Sequence[Sequence[int]] = ()  # sequences of ids that must not come
-    eos_token_id: int | Sequence[int] | None = None  # what ends an answer; None: the tokenizer's own
-    stop_strings: str | Sequence[str] = ()  # texts that end an answer, and do not belong to it
-    choices: Sequence[str] = ()  # the answer is one of these
-    regex: str | None = None  # the answer is a text that the expression matches as a whole
-    json_schema: Mapping[str, Any] | str | None = None  # the answer is JSON that fits the schema
-    num_beams: int = 1  # above 1: beam search, that many beginnings are followed at once
-    length_penalty: float = 1.0  # beams are ranked by log-probability / length ** this
-    early_stopping: bool | Literal["never"] = False  # True: num_beams finished beams are enough
-    num_return_sequences: int = 1  # answers to each prompt
-    seed: int | None = None  # decides what is drawn; None: torch's global generator does
-    window: int | None = None  # when the context is full, keep that many tokens and go on; None: end there
-    sinks: int = 0  # of the window's tokens, that many are the text's first ones
-    prompt_lookup_num_tokens: int | None = None  # guess so many that once followed the last few; None: off
-    max_matching_ngram_size: int = 3  # with the one above: so many last tokens are looked for first
-    num_assistant_tokens: int = 4  # with assistant_model: guesses at a time
-    use_cache: bool = True  # False computes all positions anew for each token: slow, for comparison
-    cache_implementation: Literal["static", "quantized"] = (
-        "static"  # quantized: int8, a quarter of the memory
-    )
-    max_cache_mib: float | None = None  # refuse a batch whose keys and values take more MiB; None: no limit
-    output_scores: bool = False  # report the scores that a token was chosen by, as all of the above made them
-    output_logits: bool = False  # report the model's own scores
-    output_hidden_states: bool = False  # report what each layer hands on
-    output_attentions: bool = False  # report who looks at whom
-    logprobs: int | None = None  # report log-probabilities: of the chosen tokens and the n likeliest
+    RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "max_new_tokens": (1, 10**9),
+        "min_new_tokens": (0, 10**9),
+        # The lower end is where scores in single precision stay finite: 1e-6 is greedy to all intents.
+        "temperature": (1e-6, 1e6, "do_sample=False takes the most likely token"),
+        "top_k": (0, 10**9),
+        "top_p": (1e-12, 1.0),
+        "min_p": (0.0, 1.0),
+        "typical_p": (1e-12, 1.0),
+        "repetition_penalty": (1e-6, 1e6),
+        "no_repeat_ngram_size": (0, 10**9),
+        "presence_penalty": (-1e6, 1e6),
+        "frequency_penalty": (-1e6, 1e6),
+        "num_beams": (1, 1000),
+        "length_penalty": (-1000.0, 1000.0),
+        "num_return_sequences": (1, 10**5),
+        "seed": (0, 2**63 - 1),
+        "window": (1, 10**9),
+        "sinks": (0, 10**9),
+        "prompt_lookup_num_tokens": (1, 1000),
+        "max_matching_ngram_size": (1, 1000),
+        "num_assistant_tokens": (1, 1000),
+        "max_cache_mib": (1e-6, 1e12),
+        "logprobs": (0, 10**9),
+    }
+
+    # How many tokens
+    max_new_tokens: int | None = None
+    """tokens of an answer, at most; left out: up to 128, fewer if the model has no room for more"""
+    min_new_tokens: int = 0
+    """tokens of an answer, at least"""
+
+    # Which token
+    do_sample: bool = False
+    """draw each token at random; without, the most likely one is taken"""
+
+    # How it is drawn, with do_sample
+    temperature: float = 1.0
+    """below 1 likely tokens gain, above 1 they lose"""
+    top_k: int = 0
+    """draw among the k most likely tokens only; 0: among all"""
+    top_p: float = 1.0
+    """draw among the most likely tokens whose probabilities add up to this"""
+    min_p: float = 0.0
+    """draw among tokens at least this times as likely as the most likely one; 0: off"""
+    typical_p: float = 1.0
+    """draw among the least surprising tokens whose probabilities add up to this"""
+
+    # Penalties
+    repetition_penalty: float = 1.0
+    """above 1: tokens that the question or the answer has become less likely"""
+    no_repeat_ngram_size: int = 0
+    """that many tokens in a row never come twice, question included; 0: off"""
+    presence_penalty: float = 0.0
+    """taken from the score of each token that the answer has"""
+    frequency_penalty: float = 0.0
+    """the same, times how often the answer has it"""
+
+    # What comes, what does not, what ends it
+    logit_bias: Mapping[int, float] | None = None
+    """id -> a number that is added to its score"""
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    """sequences of ids that must not come"""
+    eos_token_id: int | Sequence[int] | None = None
+    """what ends an answer; None: the tokenizer's own"""
+    stop_strings: str | Sequence[str] = ()
+    """texts that end an answer, and do not belong to it: one or several"""
+    choices: Sequence[str] = ()
+    """the answer is one of these texts"""
+    regex: str | None = None
+    """the answer is a text that this regular expression matches as a whole"""
+    json_schema: Mapping[str, Any] | str | None = None
+    """the answer is JSON that fits this JSON Schema"""
+
+    # Several answers
+    num_beams: int = 1
+    """above 1: beam search, which follows that many beginnings at once"""
+    length_penalty: float = 1.0
+    """with num_beams: above 1 favours long answers, below 1 short ones"""
+    early_stopping: bool | Literal["never"] = False
+    """with num_beams: stop as soon as that many answers are finished"""
+    num_return_sequences: int = 1
+    """with do_sample or num_beams: that many answers to each question, a line each"""
+    seed: int | None = None
+    """with do_sample: same seed, same answers"""
+
+    # Longer, sooner, smaller
+    window: int | None = None
+    """when the model's context is full: keep that many tokens and continue; left out: end there"""
+    sinks: int = 0
+    """with window: that many of its tokens are the text's first ones"""
+    prompt_lookup_num_tokens: int | None = None
+    """same answers, sooner where they repeat the question or themselves: guess so many tokens from there"""
+    max_matching_ngram_size: int = 3
+    """with prompt_lookup_num_tokens: so many last tokens are looked for first, then fewer"""
+    num_assistant_tokens: int = 4
+    """with assistant_model: guesses at a time"""
+    use_cache: bool = True
+    """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
+    cache_implementation: Literal["static", "quantized"] = "static"
+    """quantized: keys and values of earlier tokens in int8, a quarter of the memory"""
+    max_cache_mib: float | None = None
+    """refuse to start where keys and values of one batch take more MiB; left out: no limit"""
+
+    # What is reported besides the ids
+    output_scores: bool = False
+    """the scores that a token was chosen by, as all of the above made them"""
+    output_logits: bool = False
+    """the model's own scores"""
+    output_hidden_states: bool = False
+    """the output of each layer"""
+    output_attentions: bool = False
+    """the attention weights of each layer"""
+    logprobs: int | None = None
+    """log-probabilities: of the chosen tokens and of the n most likely ones"""
 
     def __post_init__(self) -> None:
-        for name, least in _WHOLE.items():
-            value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}: got {name}={value!r}")
-        # The lower end is where scores in single precision stay finite: 1e-6 is greedy to all intents.
-        if not (_is_number(self.temperature) and 1e-6 <= self.temperature < math.inf):
-            raise InputError(
-                "temperature must be a finite number of at least 1e-6 (do_sample=False takes the likeliest "
-                f"token): got temperature={self.temperature!r}"
-            )
-        for name in ("top_p", "typical_p"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0 < value <= 1):
-                raise InputError(f"{name} must be above 0 and at most 1: got {name}={value!r}")
-        if not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
-            raise InputError(f"min_p must be at least 0 and at most 1: got min_p={self.min_p!r}")
-        if not (_is_number(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
-            raise InputError(
-                "repetition_penalty must be a finite number above 0: got "
-                f"repetition_penalty={self.repetition_penalty!r}"
-            )
-        for name in ("presence_penalty", "frequency_penalty", "length_penalty"):
-            value = getattr(self, name)
-            if not (_is_number(value) and math.isfinite(value)):
-                raise InputError(f"{name} must be a finite number: got {name}={value!r}")
+        check_ranges(type(self), vars(self))
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False: got {name}={getattr(self, name)!r}")
@@ -108,9 +158,6 @@ class GenerationOptions:
                 f"cache_implementation must be one of {', '.join(_CACHES)}: got "
                 f"cache_implementation={self.cache_implementation!r}"
             )
-        limit = self.max_cache_mib
-        if limit is not None and not (_is_number(limit) and 0 < limit < math.inf):
-            raise InputError(f"max_cache_mib must be a finite number above 0: got max_cache_mib={limit!r}")
         self._check_ids()
         self._check_stop_strings()
         self._check_constraint()
@@ -257,14 +304,8 @@ class GenerationOptions:
             check_ids("eos_token_id", id_list(self.eos_token_id), vocab_size)
 
 
-_WHOLE = {  # name -> the least value
-    "max_new_tokens": 1, "min_new_tokens": 0, "top_k": 0, "no_repeat_ngram_size": 0, "num_beams": 1,
-    "num_return_sequences": 1, "seed": 0, "logprobs": 0, "window": 1, "sinks": 0,
-    "prompt_lookup_num_tokens": 1, "max_matching_ngram_size": 1, "num_assistant_tokens": 1,
-}  # fmt: skip
 _CACHES = ("static", "quantized")
 _CONSTRAINTS = ("choices", "regex", "json_schema")
-_MAY_BE_NONE = ("max_new_tokens", "seed", "logprobs", "window", "prompt_lookup_num_tokens")
 _SWITCHES = (
     "do_sample", "use_cache", "output_scores", "output_logits", "output_hidden_states", "output_attentions",
 )  # fmt: skip

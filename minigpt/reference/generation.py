@@ -24,7 +24,7 @@ def check_ids(ids: Sequence[int], V: int, n_tokens_to_generate: int, N: int | No
         InputError: for an empty prompt, an id outside of the vocabulary, or more than N tokens in all.
     """
     if len(ids) == 0:
-        raise InputError("the prompt is empty: the model needs at least one token to go on from")
+        raise InputError("the prompt is empty: the model needs at least one token to continue")
     wrong = [int(i) for i in ids if not 0 <= i < V]
     if wrong:
         raise InputError(f"ids must be at least 0 and below the vocabulary's size, {V}: got {wrong[0]}")
@@ -32,8 +32,8 @@ def check_ids(ids: Sequence[int], V: int, n_tokens_to_generate: int, N: int | No
         raise InputError(f"n_tokens_to_generate must be at least 0: got {n_tokens_to_generate}")
     if N is not None and len(ids) + n_tokens_to_generate > N:
         raise InputError(
-            f"the model has {N} positions: a prompt of {len(ids)} tokens leaves room for "
-            f"{max(0, N - len(ids))} new ones, not {n_tokens_to_generate}"
+            f"the model has {N} positions: after a prompt of {len(ids)} tokens at most "
+            f"{max(0, N - len(ids))} new ones are possible, not {n_tokens_to_generate}"
         )
 
 
@@ -58,7 +58,7 @@ def generate(
 
     Args:
         step, forward, cache, settings: a model's functions, and their settings.
-        rng: draws a number for each token; None takes the likeliest token instead.
+        rng: draws a number for each token; None takes the most likely token instead.
         temperature, top_k, top_p: as `sampling.filtered`; they matter only with rng.
     """
     sampling.check(temperature, top_k, top_p)

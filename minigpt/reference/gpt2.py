@@ -134,7 +134,7 @@ def step(
 ) -> tuple[Array, Any]:
     """The next ids (T,) after those in the cache -> logits of the last one (V,), and the new cache.
 
-    NumPy's cache is written in place: go on with the one that is returned, the one given is used up.
+    NumPy's cache is changed in place: use the one that is returned, no longer the one that was given.
     """
     x, cache = transformer(ids, **params, n_head=n_head, gelu=gelu, cache=cache, np=np)  # (T, C)
     return params["wte"]["weight"] @ x[-1], cache  # (V, C) @ (C,) -> (V,)
@@ -158,12 +158,12 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """The ids that the model goes on with: greedy, or drawn with rng=numpy.random.default_rng(seed).
+    """The ids with which the model continues: greedy, or drawn with rng=numpy.random.default_rng(seed).
 
     Args:
         ids: the prompt.
         eos_token_id: stop where the model says this, or one of these; it is not part of the result.
-        use_cache: keep keys and values; without, everything is computed anew for each token, the slow twin.
+        use_cache: keep keys and values; without, everything is computed again for each token: the slow twin.
         np: numpy, or jax.numpy: then `step` is compiled.
         sampling: rng, temperature, top_k, top_p, as `generation.generate` has them.
 

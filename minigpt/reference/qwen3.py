@@ -154,7 +154,7 @@ def step(
 ) -> tuple[Array, Any]:
     """The next ids (T,) after those in the cache -> logits of the last one (V,), and the new cache.
 
-    NumPy's cache is written in place: go on with the one that is returned, the one given is used up.
+    NumPy's cache is changed in place: use the one that is returned, no longer the one that was given.
     """
     x, cache = transformer(ids, **params, rope_theta=rope_theta, eps=eps, cache=cache, np=np)  # (T, C)
     return head(params) @ x[-1], cache  # (V, C) @ (C,) -> (V,)
@@ -180,7 +180,7 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """The ids that the model goes on with; arguments and errors as `gpt2.generate`.
+    """The ids with which the model continues; arguments and errors as `gpt2.generate`.
 
     No number of positions ends it; beyond max_position_embeddings of config.json it was not trained.
     """

@@ -18,14 +18,14 @@ __all__ = ["check", "filtered", "greedy", "sample"]
 
 
 def greedy(logits: Array, np: Any = numpy) -> Array:
-    """The likeliest token, (V,) -> (); of equals, the first."""
+    """The most likely token, (V,) -> (); of equals, the first."""
     return np.argmax(logits)
 
 
 def filtered(
     logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, np: Any = numpy
 ) -> Array:
-    """(V,) -> (V,): temperature (1: off), the top_k likeliest (0: all), those that sum to top_p (1: all).
+    """(V,) -> (V,): temperature (1: off), the top_k most likely (0: all), those that sum to top_p (1: all).
 
     https://arxiv.org/abs/1904.09751 (nucleus sampling), section 3.1, is top_p.
     """
@@ -34,10 +34,10 @@ def filtered(
         kth = np.sort(logits)[-top_k]  # ties with it stay: none is broken by chance
         logits = np.where(logits < kth, -math.inf, logits)
     if top_p < 1:
-        order = np.argsort(logits)  # (V,)  the likeliest last
+        order = np.argsort(logits)  # (V,)  the most likely last
         # Summed from the unlikely end: what stays below 1 - top_p in sum is the tail to be dropped.
         tail = np.cumsum(softmax(logits[order], np)) <= 1 - top_p  # (V,)
-        tail = tail & (np.arange(order.shape[0]) < order.shape[0] - 1)  # but never the likeliest
+        tail = tail & (np.arange(order.shape[0]) < order.shape[0] - 1)  # but never the most likely
         logits = np.where(tail[np.argsort(order)], -math.inf, logits)
     return logits
 

@@ -27,7 +27,7 @@ __all__ = ["Options", "initial_weights", "main", "random_batch", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Train a tiny GPT, character by character, on a text."""
 
     text: Path
@@ -129,13 +129,15 @@ def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[
     params = names.map_tree(numpy.asarray, params)
     written = [index.get("\n", 0)]
     rng = numpy.random.default_rng(options.seed)
-    while len(written) <= options.sample:  # the model's positions end at block_size: go on from the last half
+    while (
+        len(written) <= options.sample
+    ):  # the model's positions end at block_size: continue from the last half
         context = written[-max(1, options.block_size // 2) :]
-        room = min(options.block_size - len(context), options.sample + 1 - len(written))
-        if room < 1:
+        count = min(options.block_size - len(context), options.sample + 1 - len(written))
+        if count < 1:
             break
         written += gpt2.generate(
-            context, params, n_head=options.n_head, n_tokens_to_generate=room, rng=rng, temperature=0.8
+            context, params, n_head=options.n_head, n_tokens_to_generate=count, rng=rng, temperature=0.8
         )
     sample = "".join(characters[i] for i in written[1:])
     print("\n".join(map(printable, sample.split("\n"))))

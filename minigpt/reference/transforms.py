@@ -7,7 +7,7 @@
 
 JAX is optional: pip install "minigpt[jax]". The functions know nothing of it; they are given `np=jax.numpy`.
 What differs from NumPy: JAX arrays are float32 unless `jax.enable_x64(True)` is on, and a compiled function
-is compiled anew for each new shape.
+is compiled again for each new shape.
 
 Letters in shapes: B rows of the batch, T tokens, V entries of the vocabulary.
 """
@@ -84,10 +84,10 @@ def loss_and_gradients(
 def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
     """The whole loop of generation, compiled as one: no Python between two tokens.
 
-    The result is a function of ids (T,), an empty cache with room for all, params and jax.random.key(seed),
+    The result is a function of ids (T,), an empty cache for all tokens, params and jax.random.key(seed),
     and by keyword n_tokens_to_generate, do_sample=False (then the key is ignored), temperature=1.0, top_k=0,
     top_p=1.0 and eos_token_id=-1. It returns (n_tokens_to_generate,) ids; from the end token on all are that.
-    It is compiled anew for another length of ids, another cache size, n_tokens_to_generate, top_k or top_p.
+    It is compiled again for another length of ids, another cache size, n_tokens_to_generate, top_k or top_p.
     """
     jax = imported_jax()
     np = jax.numpy

@@ -10,7 +10,6 @@ computes slowly or not at all, become float32, in which each of their numbers is
 https://github.com/huggingface/safetensors describes the format.
 """
 
-import json
 import math
 import mmap
 from pathlib import Path
@@ -22,6 +21,8 @@ from minigpt.errors import InputError
 from minigpt.reference import gpt2, qwen3
 from minigpt.reference.names import Tree
 from minigpt.storage.files import MANIFEST, verify_manifest
+from minigpt.storage.json_files import read_json
+from minigpt.storage.safetensors_header import read_header
 
 __all__ = ["load", "read_safetensors", "read_tensors"]
 
@@ -45,7 +46,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
         raise InputError(f"{folder} is no folder: give the one with {CONFIG} and {WEIGHTS}")
     if (folder / MANIFEST).exists():
         verify_manifest(folder)
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, missing=f"{folder} is no model's folder")
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         known = ", ".join(FAMILIES)
@@ -58,8 +59,11 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
     for name, array in tensors.items():
         if not numpy.isfinite(array).all():
             raise InputError(f"{folder}: {name} holds NaN or infinity: these weights are unusable")
-    if dtype is not None:
-        tensors = {name: array.astype(dtype) for name, array in tensors.items()}
+        if dtype is not None:
+            with numpy.errstate(over="ignore"):  # said below
+                tensors[name] = array.astype(dtype)
+            if not numpy.isfinite(tensors[name]).all():
+                raise InputError(f"{folder}: {name} holds values beyond the largest {numpy.dtype(dtype)}")
     if family is qwen3 and config.get("tie_word_embeddings", False):
         tensors = _without_tied_head(tensors)
     try:
@@ -106,7 +110,7 @@ def read_tensors(folder: str | Path) -> dict[str, Any]:
         return read_safetensors(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder / WEIGHTS} is missing, and {INDEX} too: weights are read from these only")
-    places = _read_json(folder / INDEX).get("weight_map")
+    places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in places.values()
     ):
@@ -128,55 +132,17 @@ def read_safetensors(path: str | Path) -> dict[str, Any]:
         InputError: naming the file and what is wrong with it.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing") from None
-    end = 8 + int.from_bytes(data[:8], "little")
-    if size < 8 or end > size:
-        raise InputError(f"{path} is damaged or no safetensors file: it ends in its header")
-    try:
-        header = json.loads(data[8:end], object_pairs_hook=_without_repetition)
-        header.pop("__metadata__", None)
-        entries = sorted(
-            (_entry(name, **entry) for name, entry in header.items()), key=lambda entry: entry[3]
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
-    tensors, place = {}, end
-    for name, dtype, shape, (begin, stop) in entries:
-        # one after the other without holes: then no two weights can share bytes, and none can be forgotten
-        if end + begin != place or end + stop > size:
-            raise InputError(f"{path} is damaged: {name} does not begin where the one before it ended")
-        array = (
-            numpy.frombuffer(data, dtype, math.prod(shape), place) if stop > begin else numpy.empty(0, dtype)
-        )
+    entries = read_header(path)
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tensors = {}
+    for name, (dtype, shape, begin, end) in entries.items():
+        if dtype not in DTYPES:
+            raise InputError(f"{path}: {name} is {dtype}; read are {', '.join(DTYPES)}")
+        kind, count = DTYPES[dtype], math.prod(shape)
+        array = numpy.frombuffer(data, kind, count, begin) if end > begin else numpy.empty(0, kind)
         tensors[name] = _widened(array.reshape(shape))
-        place = end + stop
-    if place != size:
-        raise InputError(f"{path} is damaged: {size - place} bytes belong to no weight")
     return tensors
-
-
-def _entry(
-    name: str, dtype: str, shape: list[int], data_offsets: list[int]
-) -> tuple[str, str, list[int], tuple[int, int]]:
-    if dtype not in DTYPES:
-        raise ValueError(f"{name} is {dtype}; read are {', '.join(DTYPES)}")
-    if not all(type(number) is int and number >= 0 for number in [*shape, *data_offsets]):
-        raise ValueError(f"{name} has a shape or place that is no list of whole numbers")
-    begin, stop = data_offsets
-    if stop - begin != math.prod(shape) * numpy.dtype(DTYPES[dtype]).itemsize:
-        raise ValueError(f"{name} has {stop - begin} bytes, which is not what {dtype} {shape} takes")
-    return name, DTYPES[dtype], shape, (begin, stop)
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name comes twice in its header")
-    return dict(pairs)
 
 
 def _widened(array: Any) -> Any:
@@ -184,15 +150,3 @@ def _widened(array: Any) -> Any:
     if array.dtype == numpy.uint16:
         return (array.astype(numpy.uint32) << 16).view(numpy.float32)
     return array.astype(numpy.float32) if array.dtype == numpy.float16 else array
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: {path.parent} is no model's folder") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
-    return content

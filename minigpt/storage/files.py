@@ -1,8 +1,8 @@
 """Files that are either whole or not there: atomic writing, hashes, and a folder's manifest.
 
-What is written goes to a temporary name beside its goal, is flushed to the disk, and is then renamed, so that
-a crash, a full disk or Ctrl-C leaves the old file as it was. A manifest lists a folder's files with size and
-SHA-256: one flipped bit in a weight file loads silently everywhere else; here it is noticed.
+A file is written under a temporary name beside its goal, flushed to the disk, and then renamed: a crash, a
+full disk or Ctrl-C leaves the old file as it was. A manifest lists a folder's files with size and SHA-256:
+one flipped bit in a weight file loads silently everywhere else; here it is noticed.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from minigpt.errors import InputError
+from minigpt.storage.json_files import read_json
 
 __all__ = [
     "MANIFEST",
@@ -33,13 +34,13 @@ __all__ = [
 MANIFEST = "manifest.json"
 
 
-def _nothing(point: str) -> None:
-    """No hook."""
+def _no_hook(point: str) -> None:
+    """The default."""
 
 
-# Called with the name of each point that writing passes ("model.safetensors: flushed"). The harness that
-# kills a run at every one of them, or lets the disk fail there, puts a function of its own here; nobody else.
-step_hook: Callable[[str], None] = _nothing
+# Called with the name of each point that writing passes ("model.safetensors: flushed"). Only the tests and
+# the benchmark that kill a run at each of them, or let the disk fail there, put another function here.
+step_hook: Callable[[str], None] = _no_hook
 
 
 def reached(point: str) -> None:
@@ -64,7 +65,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory; a file name is needed", str(goal))
         if Path(path).exists() and not Path(path).is_file():
-            with Path(path).open("wb") as device:  # renaming a file over /dev/null would be a calamity
+            with Path(path).open("wb") as device:  # renaming a file over /dev/null would break the system
                 yield device
             return
         _make_folder(goal.parent)
@@ -132,7 +133,7 @@ def atomic_folder(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that a power cut takes none of them away; or let it be.
+    """Make a folder, and those above it, so that a power cut takes none of them away. It may exist already.
 
     Raises:
         InputError: if it cannot be made; the text names the path, the reason and the free bytes.
@@ -145,7 +146,7 @@ def _make_folder(folder: Path) -> None:
     new = [level for level in (folder, *folder.parents) if not level.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # "File exists" would leave people puzzled
+    except FileExistsError:  # "File exists" would puzzle people
         text = f"{os.strerror(errno.ENOTDIR)}: {folder}"
         raise NotADirectoryError(errno.ENOTDIR, text, str(folder)) from None
     for level in new:
@@ -159,7 +160,7 @@ def _temporary_name(goal: Path) -> Path:
 
 @contextlib.contextmanager
 def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
-    """Turn the operating system's words into ours, with the path that the user knows."""
+    """Replace the operating system's message by ours, with the path that the user knows."""
     try:
         yield
     except InputError as error:  # from a file inside the temporary folder
@@ -168,7 +169,7 @@ def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
         culprit = goal if error.filename is None else Path(os.fsdecode(error.filename))
         is_ours = culprit in (name, goal, temporary, *goal.parents) or temporary in culprit.parents
         if isinstance(error, BrokenPipeError) or not is_ours:
-            raise  # about something else, which was read or printed meanwhile
+            raise  # about another file, which was read or printed meanwhile
         raise InputError(f"cannot write {name}: {_reason(error, goal)}; nothing was changed") from error
 
 
@@ -178,7 +179,7 @@ def _reason(error: OSError, goal: Path) -> str:
 
 
 def _sync_entry(goal: Path) -> None:
-    """Make a rename last. What was renamed is whole by now: the complaint is another one."""
+    """Make a rename permanent. The renamed file is whole by now: so the message is another one."""
     try:
         sync_folder(goal.parent)
         reached(f"{goal.name if goal.is_file() else 'folder'}: parent flushed")
@@ -256,13 +257,11 @@ def verify_manifest(folder: Path | str) -> None:
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     """Size and hash of each file that a manifest lists."""
+    manifest = read_json(path, missing="this folder was not written completely")
     try:
-        manifest = json.loads(path.read_bytes())
         version, files = manifest.pop("format"), manifest.pop("files")
         entries = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: this folder was not written completely") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise InputError(f"{path} is damaged: not the JSON that was written") from None
     if version != 1 or manifest:
         raise InputError(f"{path} is damaged, or of a later format than this minigpt knows: {version!r}")

@@ -8,9 +8,11 @@
     'lowest 你'
 
 A text is UTF-8 bytes, so that no character is unknown; frequent neighbours are merged into longer tokens
-(https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The merging is done by the `tokenizers`
-library. Text never becomes a special token: the library is not told about them, so that there is no switch
-that could stand wrong. The files are minigpt/tokenization/bpe_files.py's affair.
+(https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The `tokenizers` library does the
+merging; minigpt/reference/bpe.py does the same in plain Python, to be read.
+
+Text never becomes a special token: the library is not told about them, so there is no switch that could be
+set wrong. Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
 """
 
 import functools
@@ -18,24 +20,20 @@ import hashlib
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer as Library
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 
 from minigpt.errors import InputError
-from minigpt.tokenization.bpe_definition import BYTE_SYMBOLS, NAMED, Definition, checked
-from minigpt.tokenization.bpe_files import KINDS, frame_of, read_folder, write_folder
+from minigpt.tokenization.bpe_files import BYTE_SYMBOLS, NAMED, Definition, read_folder, write_folder
+from minigpt.tokenization.bpe_library import in_one_line, library_of, require_whole_characters
+from minigpt.tokenization.bpe_training import learn
 
 __all__ = ["BpeTokenizer"]
-
-_TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")  # <pad> and <sep> with the character tokenizer's ids
 
 
 class BpeTokenizer:
@@ -43,8 +41,8 @@ class BpeTokenizer:
 
     Attributes:
         eos_token_id, pad_token_id, sep_token_id: None where there is no such token.
-        special_tokens: text -> id of all tokens that stand for no text, in the order of the ids. All added
-            tokens count, Qwen's `<think>` too, though its files call that one an ordinary token.
+        special_tokens: text -> id of all tokens that stand for no text, in the order of the ids. Qwen's
+            `<think>` is one, too, though its files call it an ordinary token.
         special_ids: the same ids.
         named_tokens: "eos_token" and other roles -> text of the token that has it.
         chat_template: the Jinja template that came with the tokenizer, or None.
@@ -52,7 +50,7 @@ class BpeTokenizer:
 
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
-        self._library = _library(definition)
+        self._library = library_of(definition)
         self.special_tokens = dict(definition.special)
         self.special_ids = frozenset(self.special_tokens.values())
         self.named_tokens = {
@@ -61,10 +59,15 @@ class BpeTokenizer:
         self.eos_token_id = self._named("eos_token")
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
-        self._size = len(definition.vocab.keys() | definition.special.keys())
+        self._size = len(definition.tokens)
+        added = [
+            token for token in definition.frame["added_tokens"] if token["content"] in self.special_tokens
+        ]
         # the longest first, as the `tokenizers` library looks for them
-        by_length = sorted(self.special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, by_length)) or "(?!)")
+        added.sort(key=lambda token: len(token["content"]), reverse=True)
+        self._special = re.compile("|".join(map(_expression, added)) or "(?!)")
+        lacking = [byte for byte, symbol in enumerate(BYTE_SYMBOLS) if symbol not in definition.vocab]
+        self._lacking = frozenset(lacking)  # bytes without a token: the trainer had not seen them
 
     @classmethod
     def from_folder(
@@ -81,9 +84,11 @@ class BpeTokenizer:
         """
         definition = read_folder(Path(path), kind, whole)
         try:
-            return cls(definition)
+            tokenizer = cls(definition)
+            tokenizer._encoding("a 1", may_drop=True)  # some broken files only show here
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+        return tokenizer
 
     @classmethod
     def train(
@@ -94,6 +99,7 @@ class BpeTokenizer:
         kind: str = "gpt2",
         special_tokens: Sequence[str] = (),
         min_frequency: int = 2,
+        on_progress: Callable[[int, str], None] = lambda stage, text: None,
     ) -> "BpeTokenizer":
         """Learn merges from texts. The same texts, in any order, give the same tokenizer.
 
@@ -105,43 +111,13 @@ class BpeTokenizer:
                 accents (NFC) and takes numbers digit by digit.
             special_tokens: more of them, such as `<|im_start|>`.
             min_frequency: how often a pair must stand in the texts to be merged.
+            on_progress: called ten times a second with the stage (1: reading, 2: merging) and how far it is.
 
         Raises:
-            ValueError: if vocab_size has no room for the bytes and special tokens, or kind is none.
-            InputError: for half a character (a lone surrogate) in a text, or a special token that is no such.
+            ValueError: if vocab_size is too small for the bytes and special tokens, or kind is unknown.
+            InputError: for half a character (a lone surrogate) in a text, or a special token that is none.
         """
-        special = list(dict.fromkeys((*_TRAINED_SPECIAL, *special_tokens)))
-        least = len(special) + len(BYTE_SYMBOLS)
-        if vocab_size < least:
-            raise ValueError(
-                f"vocab_size must be at least {least}, the bytes and special tokens: got {vocab_size}"
-            )
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
-        frame = frame_of(kind)
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        frame["added_tokens"] = [{"id": i, "content": text, **flags} for i, text in enumerate(special)]
-        library = _prepared(frame)
-        trainer = BpeTrainer(
-            vocab_size=vocab_size,
-            min_frequency=min_frequency,
-            special_tokens=special,
-            initial_alphabet=list(BYTE_SYMBOLS),
-            show_progress=False,
-        )
-        library.train_from_iterator(_whole_characters(texts), trainer)
-        learned = json.loads(library.to_str())["model"]
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": "<pad>",
-            "eos_token": "<|endoftext|>",
-            "sep_token": "<sep>",
-            "split_special_tokens": True,  # "<sep>" typed by a user stays five characters there too
-            "clean_up_tokenization_spaces": False,
-        }
-        names = {text: index for index, text in enumerate(special)}
-        definition = Definition(learned["vocab"], learned["merges"], names, frame, config)
-        return cls(checked(definition, "the trained tokenizer"))
+        return cls(learn(texts, vocab_size, kind, special_tokens, min_frequency, on_progress))
 
     @property
     def definition(self) -> Definition:
@@ -184,17 +160,36 @@ class BpeTokenizer:
         start = 0
         for match in self._special.finditer(text):
             ids += self._encode(text[start : match.start()])
-            ids.append(self.special_tokens[match[0]])
+            ids.append(self.special_tokens[match[match.lastindex or 0]])
             start = match.end()
         return ids + self._encode(text[start:])
 
     def _encode(self, text: str) -> list[int]:
-        try:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            _require_whole_characters(text)
-            raise
+        ids: list[int] = self._encoding(text).ids
         return ids
+
+    def _encoding(self, text: str, may_drop: bool = False) -> Any:
+        try:
+            encoding = self._library.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            require_whole_characters(text)
+            raise in_one_line(error, "the text cannot be encoded") from None
+        if self._lacking and not may_drop:
+            self._require_nothing_dropped(text, encoding.ids)
+        return encoding
+
+    def _require_nothing_dropped(self, text: str, ids: list[int]) -> None:
+        """The library leaves out bytes that have no token."""
+        normalizer = self._library.normalizer
+        whole = (normalizer.normalize_str(text) if normalizer else text).encode()
+        if sum(len(self._bytes[index]) for index in ids) != len(whole):
+            unknown = self.unknown_characters(text)
+            raise InputError(f"the tokenizer has no tokens for the bytes of {''.join(unknown[:5])!r}")
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and where each begins and ends in it; parts of a character have its place."""
+        encoding = self._encoding(text)
+        return encoding.ids, encoding.offsets
 
     def encode_array(self, text: str) -> npt.NDArray[np.int32]:
         """The ids of a text as an array, (number of tokens,). Raises InputError as `encode_text`."""
@@ -203,11 +198,14 @@ class BpeTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many texts, on all cores; each as `encode_text` gives them. Raises InputError as it."""
         texts = list(texts)
+        if self._lacking:
+            return [self._encode(text) for text in texts]
         try:
             return [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
-        except TypeError:
-            list(_whole_characters(texts))
-            raise
+        except BaseException as error:
+            for number, text in enumerate(texts, 1):
+                require_whole_characters(text, f"text {number}, ")
+            raise in_one_line(error, "a text cannot be encoded") from None
 
     def decode(self, ids: Iterable[SupportsIndex], *, skip_special_tokens: bool = False) -> str:
         """The text of some ids (a list, array or tensor); bytes that are no UTF-8 become U+FFFD.
@@ -237,8 +235,13 @@ class BpeTokenizer:
         return number
 
     def unknown_characters(self, text: str) -> list[str]:
-        """What of a text cannot be encoded: halves of characters (lone surrogates); [] for any real text."""
-        return [character for character in dict.fromkeys(text) if "\ud800" <= character <= "\udfff"]
+        """The distinct characters that cannot be encoded: halves of characters (lone surrogates), and those
+        whose bytes have no token. [] for nearly every tokenizer and text."""
+        return [
+            character
+            for character in dict.fromkeys(text)
+            if "\ud800" <= character <= "\udfff" or not self._lacking.isdisjoint(character.encode())
+        ]
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `from_folder` and transformers read.
@@ -252,14 +255,14 @@ class BpeTokenizer:
     def fingerprint(self) -> str:
         """SHA-256 of what decides the ids, the same for every layout of the files."""
         definition = self._definition
-        tokens = definition.vocab | definition.special
         decisive = (
-            sorted(tokens.items(), key=lambda item: item[1]),
+            sorted(definition.tokens.items(), key=lambda item: item[1]),
             sorted(definition.special.values()),
             definition.merges,
             _decisive(definition.frame.get("normalizer")),
             _decisive(definition.frame["pre_tokenizer"]),
             bool(definition.frame["model"].get("ignore_merges")),
+            *([sorted(definition.words.values())] if definition.words else []),
         )
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -274,12 +277,19 @@ class _Bytes(dict[int, bytes]):
 
     def __init__(self, definition: Definition) -> None:
         self._tokens = {index: token for token, index in definition.vocab.items()}
-        for token, index in definition.special.items():
+        for token, index in (definition.special | definition.words).items():
             self[index] = token.encode("utf-8", "replace")
 
     def __missing__(self, index: int) -> bytes:
         self[index] = found = self._tokens[index].translate(self._byte_of).encode("latin-1")
         return found
+
+
+def _expression(token: dict[str, Any]) -> str:
+    """Where a special token stands in a text that may hold some."""
+    around = r"(?<!\w){}(?!\w)" if token["single_word"] else "{}"
+    text = around.format(f"({re.escape(token['content'])})")
+    return r"\s*" * bool(token["lstrip"]) + text + r"\s*" * bool(token["rstrip"])
 
 
 def _token_text(token: Any) -> str:
@@ -296,41 +306,3 @@ def _decisive(step: Any) -> Any:
         case list():
             return [_decisive(value) for value in step]
     return step
-
-
-def _prepared(frame: dict[str, Any]) -> Library:
-    """The library's object with an empty vocabulary: how text is normalised and cut into words."""
-    steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
-    empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-    try:
-        return Library.from_str(json.dumps({**empty, **steps}))
-    except Exception as error:  # the library knows no finer class
-        raise InputError(f"the tokenizer's normalizer or pre_tokenizer is not understood: {error}") from None
-
-
-def _library(definition: Definition) -> Library:
-    library = _prepared(definition.frame)
-    library.model = BPE(
-        vocab={token: index for token, index in definition.vocab.items() if token not in definition.special},
-        merges=definition.merges,
-        ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
-    )
-    return library
-
-
-def _whole_characters(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, if none holds half a character."""
-    for number, text in enumerate(texts, 1):
-        _require_whole_characters(text, f"text {number}, ")
-        yield text
-
-
-def _require_whole_characters(text: str, where: str = "") -> None:
-    # the library would raise a TypeError that says nothing
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}position {error.start}: U+{ord(text[error.start]):04X} is half a character (a lone "
-            f"surrogate), which no UTF-8 file can hold; remove it"
-        ) from None

@@ -4,45 +4,58 @@
     vocab.json and merges.txt      GPT-2, Qwen2 and Qwen3 as they are published
     encoder.json and vocab.bpe     GPT-2 as OpenAI released it
 
-The last two do not say how text is cut into words before merging: GPT-2 and Qwen do it differently. That is
-read from tokenizer_config.json or config.json beside them, never guessed from a path. A file is checked as a
-whole before it is used: the library itself would drop text without a word, or panic, on some damaged ones.
+The last two do not say how text is split into words before merging; GPT-2 and Qwen do it differently.
+tokenizer_config.json or config.json beside them says which of the two it is; nothing is guessed from a path.
 """
 
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
-from minigpt.tokenization.bpe_definition import NAMED, Definition, checked
 
-__all__ = ["KINDS", "read_folder", "write_folder"]
+__all__ = ["BYTE_SYMBOLS", "KINDS", "NAMED", "Definition", "checked", "read_folder", "write_folder"]
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 LAYOUTS = {("vocab.json", "merges.txt"): None, ("encoder.json", "vocab.bpe"): "gpt2"}
+NAMED = ("eos_token", "pad_token", "sep_token", "bos_token", "unk_token", "cls_token", "mask_token")
 
 
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+def _byte_symbols() -> tuple[str, ...]:
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+BYTE_SYMBOLS = _byte_symbols()
+"""How each byte is written in the files, as one printable character: `BYTE_SYMBOLS[32] == "Ġ"`."""
+
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # https://huggingface.co/Qwen/Qwen3-0.6B, tokenizer.json: as GPT-2's, but numbers digit by digit, contractions
 # in capitals too, line ends apart, and one symbol in front of a word joins it
-_QWEN_WORDS = (
+QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def split_by(*expressions: str) -> dict[str, Any]:
+    """A pre_tokenizer that splits text by each expression in turn, and then into bytes."""
+    steps = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        for expression in expressions
+    ]
+    return {"type": "Sequence", "pretokenizers": [*steps, {**_BYTE_LEVEL, "use_regex": False}]}
+
+
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},
-    "qwen2": {
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": _QWEN_WORDS}, "behavior": "Isolated", "invert": False},
-                {**_BYTE_LEVEL, "use_regex": False},
-            ],
-        },
-    },
+    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # has GPT2_WORDS built in
+    "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
 """How text is prepared before merging: by GPT-2, and by Qwen2, Qwen2.5 and Qwen3."""
 
@@ -56,6 +69,29 @@ _KIND_OF_MODEL = {
     "qwen3_moe": "qwen2",
 }
 _QWEN_MARKERS = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Everything that decides a tokenizer's ids, and what is kept for writing it again."""
+
+    vocab: dict[str, int]
+    """token, in byte symbols -> id; GPT-2's holds its special token too"""
+    merges: list[tuple[str, str]]
+    """pairs of tokens that become one; earlier ones are merged first"""
+    special: dict[str, int]
+    """the text of a special token -> id, in the order of the ids"""
+    words: dict[str, int]
+    """an added token that stands for its own text, a word added to the vocabulary -> id"""
+    frame: dict[str, Any]
+    """tokenizer.json without its vocabulary, merges and special tokens' ids"""
+    config: dict[str, Any]
+    """tokenizer_config.json: which token ends a text, the chat template, ..."""
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """All tokens as the files write them -> id."""
+        return self.vocab | self.words | self.special
 
 
 def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | None = None) -> Definition:
@@ -121,7 +157,7 @@ def _object(path: Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise InputError(f"{path} is a directory, not a file") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON in UTF-8 ({error}): copy it anew") from None
+        raise InputError(f"{path} is not JSON in UTF-8 ({error}): copy it again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
     return content
@@ -175,30 +211,34 @@ def _kind(folder: Path, config: dict[str, Any]) -> str:
     return kind
 
 
-def _read_merges(path: Path) -> list[Any]:
+def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path} is missing: a vocabulary without its merges cannot encode") from None
     except ValueError as error:
-        raise InputError(f"{path} is not text in UTF-8 ({error}): copy it anew") from None
-    merges = []
-    for number, line in enumerate(lines, 1):
-        line = line.rstrip("\r")
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        pair = line.split(" ")
-        if len(pair) != 2:
-            raise InputError(
-                f"{path}, line {number}: a merge is two tokens with a space between: got {line!r}"
-            )
-        merges.append(pair)
-    return merges
+        raise InputError(f"{path} is not text in UTF-8 ({error}): copy it again") from None
+    lines = [line.rstrip("\r") for line in lines]
+    return _pairs([line for line in lines[lines[0].startswith("#version") :] if line], path)
 
 
-def _read_whole(path: Path, frame: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
+    """Merges are written as "a b" or as ["a", "b"]."""
+    pairs = []
+    for number, merge in enumerate(merges, 1):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise InputError(f"{path}: merge {number} is {merge!r}, not two tokens")
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def _read_whole(
+    path: Path, frame: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
+    """tokenizer.json as its frame, vocabulary and merges."""
     frame = _object(path) if frame is None else frame
-    model = frame.get("model")
+    model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise InputError(f"{path} has no `model` with a `vocab`")
     kind = model.get("type", "BPE")  # GPT-2's own file is older than this key
@@ -207,28 +247,20 @@ def _read_whole(path: Path, frame: dict[str, Any] | None) -> tuple[dict[str, Any
     if not isinstance(model.get("merges"), list):
         raise InputError(f"{path} has no `merges`: a vocabulary without them cannot encode")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(key):
-            raise InputError(
-                f"{path}: {key} is {model[key]!r}; GPT-2's and Qwen's kind of tokenizer has none"
-            )
-    steps = frame.get("pre_tokenizer")
-    last = (
-        steps.get("pretokenizers") if isinstance(steps, dict) and steps.get("type") == "Sequence" else [steps]
-    )
-    if (
-        not isinstance(last, list)
-        or not last
-        or not isinstance(last[-1], dict)
-        or last[-1].get("type") != "ByteLevel"
-    ):
-        raise InputError(
-            f"{path}: its pre_tokenizer does not end in ByteLevel: this is no byte-level tokenizer"
-        )
-    if last[-1].get("add_prefix_space", True):
+        if value := model.get(key):
+            raise InputError(f"{path}: {key} is {value!r}; GPT-2's and Qwen's kind of tokenizer has none")
+    last: Any
+    match frame.get("pre_tokenizer"):
+        case {"type": "ByteLevel"} as last:
+            pass
+        case {"type": "Sequence", "pretokenizers": [*_, {"type": "ByteLevel"} as last]}:
+            pass
+        case _:
+            raise InputError(f"{path}: its pre_tokenizer does not end in ByteLevel: it is not byte-level")
+    if last.get("add_prefix_space", True):
         raise InputError(f"{path}: add_prefix_space is true: decoding would not give back what was encoded")
     rest = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return {**frame, "model": {"type": "BPE", **rest}}, model["vocab"], merges
+    return {**frame, "model": {"type": "BPE", **rest}}, model["vocab"], _pairs(model["merges"], path)
 
 
 # -- putting together --------------------------------------------------------------------------------------
@@ -243,8 +275,9 @@ def _text(token: object, path: Path, key: str) -> str:
 
 
 def _assembled(
-    path: Path, frame: dict[str, Any], vocab: dict[str, Any], merges: list[Any], config: dict[str, Any]
-) -> Definition:
+    path: Path, frame: dict[str, Any], vocab: dict[str, Any],
+    merges: list[tuple[str, str]], config: dict[str, Any],
+) -> Definition:  # fmt: skip
     """The definition out of its parts. Special are all added tokens, and those that have a role."""
     beside = path.parent / CONFIG
     if config.get("add_prefix_space"):
@@ -277,14 +310,59 @@ def _assembled(
             if text not in vocab:
                 raise InputError(f"{beside}: {key} {text!r} is not in the vocabulary of {path.name}")
             tokens[text] = {"id": vocab[text], "special": True}
-    ordered = sorted(tokens.items(), key=lambda item: str(item[1].get("id")).rjust(20))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    frame = {
-        **frame,
-        "added_tokens": [{"id": t.get("id"), "content": text, **flags, **t} for text, t in ordered],
-    }
-    special: dict[str, Any] = {text: token.get("id") for text, token in ordered}
-    return checked(Definition(vocab, merges, special, frame, config), str(path))
+    ordered = [
+        {"id": None, "content": text, **flags, **token}
+        for text, token in sorted(tokens.items(), key=lambda item: str(item[1].get("id")).rjust(20))
+    ]
+    roles = {text for _, text in _roles(config, beside)}
+    words = {token["content"]: token["id"] for token in ordered if _is_word(token, roles)}
+    special = {token["content"]: token["id"] for token in ordered if token["content"] not in words}
+    plain = {token: index for token, index in vocab.items() if token not in words}
+    frame = {**frame, "added_tokens": ordered}
+    return checked(Definition(plain, merges, special, words, frame, config), str(path))
+
+
+def _is_word(token: dict[str, Any], roles: set[str]) -> bool:
+    """Whether an added token is a word of the text. Qwen's files say so of `<think>`, too: markup is none."""
+    text = token["content"]
+    is_markup = re.fullmatch(r"[<\[|].*[>\]|]", text, re.DOTALL)
+    return token["special"] is False and text not in roles and not is_markup
+
+
+def checked(definition: Definition, source: str) -> Definition:
+    """The definition with its vocabulary in the order of the ids.
+
+    The `tokenizers` library checks the merges. It says nothing about the rest, and would drop text.
+
+    Raises:
+        InputError: if an id is no number, given twice or missing; an entry is not written in byte symbols; a
+            special token is blank, or text can become one.
+    """
+    vocab, special = definition.vocab, definition.special
+    tokens = definition.tokens
+    for text, index in tokens.items():
+        if type(index) is not int or index < 0:
+            raise InputError(f"{source}: the id of {text!r} is {index!r}, not a whole number of at least 0")
+    for text, index in special.items():
+        if vocab.get(text, index) != index:
+            raise InputError(f"{source}: {text!r} has the ids {vocab[text]} and {index}")
+        if not text.strip():
+            raise InputError(f"{source}: the added token {text!r} is plain text")
+        if text in BYTE_SYMBOLS:
+            raise InputError(f"{source}: the special token {text!r} is a byte, which any text may hold")
+    ordered = sorted(tokens, key=tokens.__getitem__)
+    for number, text in enumerate(ordered):
+        if tokens[text] < number:
+            twice = f"{ordered[number - 1]!r} and {text!r}"
+            raise InputError(f"{source}: id {tokens[text]} is given twice, to {twice}")
+        if tokens[text] > number:
+            raise InputError(f"{source}: id {number} is missing among {len(tokens)} entries")
+    plain = vocab.keys() - special.keys()
+    if "" in plain or not set("".join(plain)) <= set(BYTE_SYMBOLS):
+        wrong = min(text for text in plain if not text or not set(text) <= set(BYTE_SYMBOLS))
+        raise InputError(f"{source}: entry {wrong!r} is not written in the symbols that stand for bytes")
+    return replace(definition, vocab={text: vocab[text] for text in ordered if text in vocab})
 
 
 def _roles(config: dict[str, Any], path: Path) -> Iterable[tuple[str, str]]:

@@ -1,283 +1,390 @@
-"""Run a Jinja template that came with somebody's weights, without trusting it.
+"""Runs a chat template without trusting it: a template is a program that came with a model's weights.
 
-It runs in Jinja's sandbox, out of reach of Python's inner parts, and what it does is bounded: the lines of
-code that it runs, the characters that it puts together. So a template that loops for ever, or doubles a text
-forty times, ends in one line of complaint.
+    template = SandboxedTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    template.render({"messages": [{"content": "hello"}]})
 
-The bounds hold for a template's own loops, calls, operators and output. One that is built for it may still
-keep the processor busy in a single step: use templates of people from whom you would take weights.
+Jinja's immutable sandbox keeps Python's inner parts out of reach. It does not bound what a template costs, so
+this module adds a budget. Text that a template makes and entries of the lists that it builds are charged,
+and each charge looks at the processor time of the thread. No step may cost much more than its charge: what
+makes much out of little (`'x' * 10**9`, `.ljust`, `9 ** 9 ** 9`) is charged before it runs, or not offered.
+
+What transformers offers to templates is here, too: `raise_exception`, `strftime_now`, its `tojson`,
+`{% generation %}` blocks, `break` and `continue`. Filters that no chat needs are left out.
 """
 
+import functools
 import json
+import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
+from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension
+from jinja2.filters import FILTERS as JINJA_FILTERS
+from jinja2.filters import make_attrgetter
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from minigpt.errors import InputError
 
 __all__ = ["SandboxedTemplate"]
 
-_SOURCE = 1_000_000  # characters; published templates have some ten thousand
-_ITEMS = 10_000  # of one range()
-_FACTOR = 1_000  # in a product, and as an exponent
-_FILTERS = (
-    *("abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last"),
-    *("length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "select"),
-    *("selectattr", "title", "trim", "unique", "upper"),
+MAX_TEMPLATE = 200_000  # characters; published templates have up to 30,000
+CHARACTERS, PER_CHARACTER = 1_000_000, 100  # the budget: this much, and more for longer variables
+STEP = 10  # the charge of one call, or one turn of a loop
+SECONDS = 5.0  # of processor time; 1,000 messages take Qwen3's template about 0.1 s
+MAX_NUMBER = 10**15  # above it, numbers take more than one step
+
+FILTERS = (
+    "abs count d default dictsort first float groupby int items last length list map max min reject "
+    "rejectattr reverse select selectattr sort unique"
 )
-# one call makes much out of little, or runs a small language of its own
-_METHODS = {"format", "format_map", "center", "ljust", "rjust", "zfill", "expandtabs", "translate", "encode"}
+# these make text of whatever they are given, so that the whole of it is charged
+TEXT_FILTERS = "capitalize e escape lower safe string title truncate upper wordcount"
+METHODS: dict[type, str] = {
+    str: "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit "
+    "islower isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace "
+    "rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper",
+    dict: "copy get items keys values",
+    list: "copy count index",
+    tuple: "count index",
+    range: "start step stop",
+    int: "",
+    float: "is_integer",
+}
+"""All attributes that a template may use of Python's own types."""
+
+PERCENT_FORMAT = re.compile(r"(?:[^%]|%%|%(?:\.\d)?[sdrfx])*")  # no widths, which pad
+BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")  # neither widths nor attributes
 
 
 class SandboxedTemplate:
-    """A template, ready to be rendered any number of times, in any thread.
+    """A template that can be rendered any number of times, in any thread.
 
     Args:
-        source: in Jinja's language.
-        rewrite: changes the parsed template, in place, before it is translated.
+        source: the template, in Jinja's language.
+        rewrite: changes the parsed template in place before it is compiled.
+        marks: two strings that are written around the text of each `{% generation %}` block.
 
     Raises:
-        InputError: for a source that is not Jinja's language.
+        InputError: for a template that is too long or not in Jinja's language.
     """
 
-    def __init__(self, source: str, rewrite: Callable[[nodes.Template], None] | None = None) -> None:
-        if len(source) > _SOURCE:
-            raise InputError(f"the chat template has {len(source):,} characters, more than {_SOURCE:,}")
-        self._sandbox = _Sandbox()
+    def __init__(
+        self,
+        source: str,
+        rewrite: Callable[[nodes.Template], None] | None = None,
+        marks: tuple[str, str] = ("", ""),
+    ) -> None:
+        if len(source) > MAX_TEMPLATE:
+            raise InputError(f"the chat template has {len(source):,} characters, more than {MAX_TEMPLATE:,}")
+        self._sandbox = _Sandbox(marks)
         with _explained():
-            self._sandbox.left.characters = _SOURCE  # what consists of constants is put together here
             parsed = self._sandbox.parse(source)
             if rewrite is not None:
                 rewrite(parsed)
-            self._template = self._sandbox.from_string(_Measured().visit(parsed))
+            self._template = self._sandbox.from_string(_Charged(self._sandbox).visit(parsed))
 
-    def render(self, variables: Mapping[str, Any], *, steps: int, characters: int) -> str:
+    def render(self, variables: Mapping[str, Any]) -> str:
         """The text that the template makes of some variables.
 
         Args:
-            variables: numbers, text, lists and dictionaries of these; nothing that has methods of its own.
-            steps: how many lines of code it may run, those of Jinja's runtime included.
-            characters: how many it may put together, those that it throws away again included.
+            variables: JSON's values: text, numbers, true, false, None, and lists and dictionaries of them.
 
         Raises:
-            InputError: for a template that refuses its variables (raise_exception), fails, reaches for what
-                it must not, or oversteps a bound.
+            InputError: for a template that refuses its variables (raise_exception), fails, tries what is
+                forbidden, or exceeds a limit.
         """
         with _explained():
-            self._sandbox.left.characters = characters
-            with _bounded_steps(steps):
-                return self._template.render(variables)
+            budget = self._sandbox.budget
+            budget.characters, budget.end = sys.maxsize, time.thread_time() + SECONDS
+            budget.characters = CHARACTERS + PER_CHARACTER * self._sandbox.size(dict(variables), as_text=True)
+            return self._template.render(variables)
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Whatever a template brings about, as an InputError."""
-    try:
-        yield
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(
-            f"the chat template, line {error.lineno}, is not understood: {error.message}"
-        ) from None
-    except _OverstepError as error:
-        raise InputError(f"the chat template {error}") from None
-    except _RefusalError as error:
-        raise InputError(f"the chat template refuses this conversation: {error}") from None
-    except SecurityError as error:
-        raise InputError(f"the chat template tries what it must not: {error}") from None
-    except RecursionError:
-        raise InputError("the chat template calls itself too often, or is nested too deeply") from None
-    except Exception as error:  # whatever Python's operators raise about a template's operands
-        raise InputError(f"the chat template fails: {type(error).__name__}: {error}") from None
-
-
-class _OverstepError(BaseException):
-    """A bound is passed. No Exception: Jinja's filters catch some of those, and go on."""
+class _LimitError(BaseException):
+    """A limit is exceeded. It is no Exception, because some of Jinja's filters catch those."""
 
 
 class _RefusalError(Exception):
     """The template called raise_exception."""
 
 
-class _Measured(NodeTransformer):
-    """What Jinja would not count otherwise: `a ~ b` as a call, plain text as something that is printed."""
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Whatever a template causes, as an InputError."""
+    try:
+        yield
+    except (_LimitError, Exception) as error:  # Python's operators raise whatever they like
+        match error:
+            case jinja2.TemplateSyntaxError():
+                reason = f"has an error in line {error.lineno}: {error.message}"
+            case RecursionError():
+                reason = "exceeds a limit: it is nested too deeply"
+            case _LimitError():
+                reason = f"exceeds a limit: {error}; use another template"
+            case _RefusalError():
+                reason = f"refuses this conversation: {error}"
+            case SecurityError():
+                reason = f"tries something forbidden: {error}"
+            case _:
+                reason = f"fails: {type(error).__name__}: {error}"
+        raise InputError(f"the chat template {reason}") from None
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}` around what the assistant says. The text stays the same."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.FilterBlock(body, _filter(None, ":generation"), lineno=line)
+
+
+def _filter(node: Any, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)  # a template cannot write a name with a colon
+
+
+class _Charged(NodeTransformer):
+    """Sends everything that Jinja would compile to plain Python through a filter that charges for it."""
+
+    def __init__(self, environment: jinja2.Environment) -> None:
+        self._environment = environment
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
-        node = super().visit(node, *args, **kwargs)
-        if isinstance(node, nodes.TemplateData):
-            return nodes.Const(node.data, lineno=node.lineno, environment=node.environment)
-        if not isinstance(node, nodes.Concat):
-            return node
-        parts = nodes.List(node.nodes, lineno=node.lineno, environment=node.environment)
-        return nodes.Filter(
-            parts, "join", [], [], None, None, lineno=node.lineno, environment=node.environment
-        )
-
-
-class _Left(threading.local):
-    """What the rendering of this thread may still put together."""
-
-    characters = 0
+        node = self.generic_visit(node)
+        new: nodes.Node = node
+        match node:
+            case nodes.TemplateData():  # plain text becomes something that is printed
+                new = nodes.Const(node.data)
+            case nodes.Concat():  # a ~ b
+                new = _filter(nodes.List(node.nodes), "join")
+            case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load") | nodes.Getitem(arg=nodes.Slice()):
+                new = _filter(node, ":built")
+            case nodes.For():
+                node.iter = _filter(node.iter, ":each")
+        if new is not node:
+            new.set_lineno(node.lineno, override=True)
+        new.set_environment(self._environment)
+        return new
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with fewer tools, which count what they put together."""
+    """Jinja's immutable sandbox with a budget."""
 
-    intercepted_binops = frozenset(("+", "*", "**", "%"))
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
-    def __init__(self) -> None:
+    def __init__(self, marks: tuple[str, str]) -> None:
         super().__init__(
-            trim_blocks=True,  # these two: every published template was written for them
+            trim_blocks=True,  # these two as in transformers: every published template was written for them
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
+            extensions=["jinja2.ext.loopcontrols", _Generation],
             finalize=self.printed,
+            optimized=False,  # constants are computed when the budget is there
             cache_size=0,
         )
-        self.left = _Left()
-        self.filters = {name: self.filters[name] for name in _FILTERS} | {
+        self.budget = threading.local()  # of this thread: `characters` that are left, `end` of the time
+        self.filters = {name: self.charged(JINJA_FILTERS[name]) for name in FILTERS.split()}
+        self.filters |= {
+            name: self.charged(JINJA_FILTERS[name], as_text=True) for name in TEXT_FILTERS.split()
+        }
+        self.filters |= {
+            ":built": self.built,
+            ":each": self.each,
+            ":generation": lambda text: marks[0] + text + marks[1],
+            "format": self.formatted,
+            "indent": self.indented,
             "join": self.joined,
             "replace": self.replaced,
-            "string": self.text,
             "tojson": self.to_json,
+            "trim": self.trimmed,
+        }
+        self.methods: dict[str, Callable[..., str]] = {
+            "format": functools.partial(self.formatted, with_braces=True),
+            "join": lambda d, value: self.joined(value, d),
+            "replace": self.replaced,
         }
         self.globals = {
-            "namespace": self.globals["namespace"],
-            "range": self.numbers,
+            "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+            "namespace": Namespace,
             "raise_exception": self.refuse,
+            "range": self.globals["range"],  # at most 100,000 numbers
+            "strftime_now": lambda pattern: datetime.now().strftime(pattern),
         }
 
     def charge(self, amount: int) -> None:
-        """Count characters, or entries of a list."""
-        self.left.characters -= amount
-        if self.left.characters < 0:
-            raise _OverstepError("puts together too much text")
+        """Take characters, or entries of lists, out of the budget; look at the clock."""
+        self.budget.characters -= amount
+        if self.budget.characters < 0:
+            raise _LimitError("it makes too much text or too long lists")
+        if time.thread_time() > self.budget.end:
+            raise _LimitError(f"it takes more than {SECONDS:g} seconds")
 
-    @pass_context  # without it, Jinja would print constants while it translates, and count them once
+    def size(self, value: Any, as_text: bool = False) -> int:
+        """How many entries a value has, those of inner lists included; counting stops above the budget.
+
+        Args:
+            as_text: count also the characters that its text has, at most a factor of ten too few.
+        """
+        total, todo = 0, [value]
+        while todo and total <= self.budget.characters:
+            item = todo.pop()
+            total += 1
+            if isinstance(item, dict):
+                todo += item.keys()
+                todo += item.values()
+            elif isinstance(item, list | tuple):
+                todo += item
+            elif as_text:
+                if isinstance(item, str):
+                    total += len(item)
+                elif isinstance(item, int):
+                    total += item.bit_length() // 3
+                elif not (item is None or isinstance(item, float | jinja2.Undefined)):
+                    raise SecurityError(f"to print a {type(item).__name__}")
+        return total
+
+    # -- what the compiled template calls ------------------------------------------------------------------
+
+    @pass_context  # this stops Jinja from printing constants while it compiles
     def printed(self, context: Any, value: Any) -> Any:
-        """Each piece of the text passes here."""
-        return self.counted(value)
-
-    def counted(self, value: Any) -> Any:
-        """A value that becomes text."""
-        if isinstance(value, list | tuple | dict):
-            # Python's way to write a list is no prompt; and one that holds itself many times never ends
-            raise SecurityError(f"to print a {type(value).__name__}")
-        self.charge(len(value) if isinstance(value, str) else 1)
+        """Each piece of the text passes through here."""
+        self.charge(self.size(value, as_text=True))
         return value
 
-    def wrap_str_format(self, value: Any) -> None:
-        """Jinja would offer its own `format` here: safe, but as wide as one likes."""
+    def built(self, value: Any) -> Any:
+        """Each list, tuple and dictionary that a template writes passes through here, and each slice."""
+        self.charge(self.size(value, as_text=isinstance(value, str)))
+        return value
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Whether a template may look at an attribute."""
-        return attr not in _METHODS and super().is_safe_attribute(obj, attr, value)
+    def each(self, values: Iterable[Any]) -> Iterator[Any]:
+        """Each `for` loop gets its items from here."""
+        for value in values:
+            self.charge(STEP)
+            yield value
 
-    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        """Jinja would go on with nothing in its place."""
-        raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__}")
-
-    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Each call passes here."""
-        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", None)
-        if isinstance(owner, str) and name == "join":
-            return self.joined(args[0], owner)
-        if isinstance(owner, str) and name == "replace":
-            return self.replaced(owner, *args)
-        return super().call(context, obj, *args, **kwargs)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Each of the intercepted operators passes here."""
-        if operator != "+":
-            if not (isinstance(left, int | float) and isinstance(right, int | float)):
-                raise SecurityError(f"{operator!r} with something other than numbers")
-            if operator != "%" and max(abs(left), abs(right)) > _FACTOR:
-                raise SecurityError(f"{operator!r} with a number above {_FACTOR:,}")
-        result = super().call_binop(context, operator, left, right)
-        if isinstance(result, str | list | tuple):
-            self.charge(len(result))
+    def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Each call passes through here: functions, methods, macros, `loop(...)`."""
+        given = [value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")]
+        self.charge(STEP + self.size((args, given)))
+        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        if isinstance(owner, str):
+            # strip, rfind and their like may compare each character with each
+            self.charge(len(owner) * sum(len(text) for text in args if isinstance(text, str)) // 1000)
+            if name in self.methods:
+                function = functools.partial(self.methods[name], owner)
+        result = super().call(context, function, *args, **kwargs)
+        if isinstance(result, str) or isinstance(owner, str):
+            self.charge(self.size(result, as_text=True))
         return result
 
-    def text(self, value: Any) -> str:
-        """The filter `string`."""
-        return str(self.counted(value))
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Each arithmetic operator passes through here."""
+        if operator == "%" and isinstance(left, str):
+            return self.formatted(left, *right) if isinstance(right, tuple) else self.formatted(left, right)
+        if operator != "+" or isinstance(left, int | float):
+            if not (isinstance(left, int | float) and isinstance(right, int | float)):
+                raise SecurityError(f"{operator!r} with something other than numbers")
+            most = MAX_NUMBER if operator != "**" else 100
+            if max(abs(left), abs(right)) > most:
+                raise SecurityError(f"{operator!r} with a number above {most:,}")
+        result = super().call_binop(context, operator, left, right)
+        self.charge(len(result) if isinstance(result, str | list | tuple) else 1)
+        return result
 
-    def joined(self, value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
-        """The filter and method `join`, and `~`. The names of its arguments are Jinja's."""
-        if attribute is not None:
-            raise SecurityError("to join by attribute")
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may use an attribute."""
+        allowed = next((names.split() for kind, names in METHODS.items() if isinstance(obj, kind)), [attr])
+        return super().is_safe_attribute(obj, attr, value) and attr in allowed
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Jinja would continue with an undefined value."""
+        raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__}")
+
+    def wrap_str_format(self, value: Any) -> None:
+        """`call` does this here."""
+
+    # -- filters and functions: the names of the arguments are Jinja's -------------------------------------
+
+    def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
+        """One of Jinja's filters, whose result is charged, and its arguments if it makes text of them."""
+
+        @functools.wraps(function)  # the copy keeps Jinja's marks, such as pass_environment
+        def filtered(*args: Any, **kwargs: Any) -> Any:
+            inner = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
+            given = [arg for arg in (*args, *kwargs.values()) if not isinstance(arg, inner)]
+            self.charge(STEP + (self.size(given, as_text=True) if as_text else 0))
+            result = function(*args, **kwargs)
+            if isinstance(result, list | tuple | dict) or (as_text and isinstance(result, str)):
+                self.charge(len(result))
+            return result
+
+        return filtered
+
+    def formatted(self, pattern: str, *args: Any, with_braces: bool = False, **kwargs: Any) -> str:
+        """`'%s' % x`, the filter `'%s'|format(x)`, and the method `'{}'.format(x)`."""
+        holes = pattern.count("{" if with_braces else "%")
+        self.charge((1 + holes) * self.size((pattern, args, kwargs), as_text=True))
+        if not (BRACE_FORMAT if with_braces else PERCENT_FORMAT).fullmatch(pattern):
+            raise SecurityError(f"to format with {pattern[:80]!r}: widths and attributes are not allowed")
+        return pattern.format(*args, **kwargs) if with_braces else pattern % args
+
+    def indented(self, s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+        """The filter `indent`."""
+        size = width if isinstance(width, int) else len(width)
+        self.charge(self.size(s, as_text=True) + (1 + str(s).count("\n")) * abs(size))
+        return JINJA_FILTERS["indent"](s, width, first, blank)  # type: ignore[no-any-return]
+
+    def joined(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
+        """The filter and method `join`, and `~`."""
         parts = []
-        for item in value:
-            parts.append(self.text(item))
-            self.charge(len(d))
-        return d.join(parts)
+        for item in value if attribute is None else map(make_attrgetter(self, attribute), value):
+            self.charge(self.size((item, d), as_text=True))
+            parts.append(str(item))
+        return str(d).join(parts)
 
-    def replaced(self, s: str, old: str, new: str, count: int | None = None) -> str:
-        """The filter and method `replace`. The names of its arguments are Jinja's."""
-        s = self.text(s)
+    def replaced(self, s: Any, old: str, new: str, count: int | None = None) -> str:
+        """The filter and method `replace`."""
+        self.charge(self.size((s, old, new), as_text=True))
+        s, old, new = str(s), str(old), str(new)
         self.charge(s.count(old) * len(new))
-        return s.replace(old, new, -1 if count is None else count)
+        return str.replace(s, old, new, -1 if count is None else count)
 
     def to_json(
-        self,
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
+        self, value: Any, ensure_ascii: bool = False, indent: int | None = None,
+        separators: tuple[str, str] | None = None, sort_keys: bool = False,
+    ) -> str:  # fmt: skip
         """The filter `tojson`: transformers' version, which leaves < and > as they are."""
+        self.charge(self.size(value, as_text=True))
+        if indent is not None and indent > 16:
+            raise SecurityError(f"to indent JSON by {indent}")
         pieces = []
         encoder = json.JSONEncoder(
-            ensure_ascii=ensure_ascii,
-            indent=None if indent is None else min(indent, 8),
-            separators=separators,
-            sort_keys=sort_keys,
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        for piece in encoder.iterencode(value):  # piece by piece, for the same reason as in `counted`
+        for piece in encoder.iterencode(value):  # piece by piece: the indents may be longer than the rest
             self.charge(len(piece))
             pieces.append(piece)
         return "".join(pieces)
 
-    def numbers(self, *limits: int) -> range:
-        """The function `range`."""
-        result = range(*limits)
-        if len(result) > _ITEMS:
-            raise SecurityError(f"a range of {len(result):,} numbers")
-        return result
+    def trimmed(self, value: Any, chars: str | None = None) -> str:
+        """The filter `trim`."""
+        size = self.size(value, as_text=True)
+        self.charge(size + size * len(chars or "") // 1000)  # it may compare each character with each
+        return str(value).strip(chars)
 
-    def refuse(self, message: object = "") -> None:
+    def refuse(self, message: object = "") -> NoReturn:
         """The function `raise_exception`."""
-        raise _RefusalError(str(self.counted(message)))
-
-
-@contextmanager
-def _bounded_steps(count: int) -> Iterator[None]:
-    """End the block's code after so many lines, to whichever loop or call they belong.
-
-    Jinja translates a template to Python, and Python tells a tracing function of each line that it runs.
-    That depends on nothing but the template, as a clock would not, and works in every thread, as a signal
-    would not.
-    """
-    left = count
-
-    def on_line(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise _OverstepError(f"does not come to an end within {count:,} steps")
-        return on_line
-
-    before = sys.gettrace()
-    sys.settrace(on_line)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+        self.charge(self.size(message, as_text=True))
+        raise _RefusalError(str(message))

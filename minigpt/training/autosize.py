@@ -1,11 +1,13 @@
-"""One dial: `minigpt train --size 10min` chooses model, steps and evaluations from the data and the machine.
+"""`minigpt train --size 10min` chooses model, steps and evaluations from the data and the machine.
 
     minigpt train --size 10min
     minigpt train --size base --text book.txt --dry_run
 
-Facts come from `minigpt.training.measuring`; `minigpt.training.sizing` turns them into a plan. Rates,
-schedule, optimiser and batches are the recipe's. A flag that the user gave stays as it is, and the plan is
-made around it. What was expected is written into run.json, and at the end what came.
+The rule: of a ladder of shapes, take the largest that can read enough tokens for each of its parameters
+within the budget, without repeating the data more often than helps. A time is measured on this machine: some
+real steps of a shape that is then thrown away; the others' times follow from their FLOPs. Rates, schedule,
+optimiser and batches are the recipe's. A flag that the user gave stays as it is. What was expected is written
+into run.json, and at the end what came.
 """
 
 import dataclasses
@@ -15,38 +17,72 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from minigpt.console.terminal import seconds, table
+from minigpt.devices import pick_device
 from minigpt.errors import InputError
+from minigpt.families.options import RECOMMENDED
 from minigpt.storage.files import atomic_write
-from minigpt.training import sizing
-from minigpt.training.config import FOREIGN_KNOBS, RUN_FILE, TrainConfig
-from minigpt.training.distributed import World
-from minigpt.training.measuring import Machine, estimates, facts_of, free_memory
+from minigpt.storage.json_files import read_json
+from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig
+from minigpt.training.distributed import Processes
+from minigpt.training.estimate import Estimate, estimate
+from minigpt.training.loop import Trainer
 from minigpt.training.run_data import RunData, TextData, read_data
-from minigpt.training.sizing import Candidate, Facts, Plan, Shape, Size
+from minigpt.training.sizing import Size, parse_size
 
-__all__ = ["RECORD", "Decision", "check_flags", "compare", "decide", "read_record", "write_record"]
+__all__ = ["RECORD", "Decision", "Shape", "check_flags", "compare", "decide", "read_record", "write_record"]
 
 RECORD = "size"  # the key of run.json
-_SHARE = 0.05  # of a budget of time that measuring may take, or
-_MEASURING = 5.0  # seconds, where that is more
-_FIRST = 2  # the place on the ladder of the shape that is measured first
+_TOKENS_PER_PARAMETER = 2  # of the blocks: what the tuned recipes for CPUs end at (LOG.md), with Muon
+_TOKENS_OF_A_NAME = 20  # for small, base and large: https://arxiv.org/abs/2203.15556
+_EPOCHS_OF_TEXT = 16.0  # more readings of a text gain little: https://arxiv.org/abs/2305.16264
+_LEAST_STEPS = 20  # Muon has hardly left its warm-up by then: fewer steps are refused
+_EVALUATIONS, _EVALUATION_SHARE = 10, 0.1  # evaluations of a run; the share of the budget that they may take
 _MEMORY = 0.8  # share of the free memory that a run may fill
-_CUT = 0.01  # where more pairs than this are cut at max_length, a longer one is chosen
-_LONGEST = 1024  # ... up to this many tokens
+_CUT, _LONGEST = 0.01, 1024  # where more pairs than this are cut, max_length grows, up to this many tokens
 _SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")  # 0: what follows from width and heads
 _STEPS = {"max_steps", "num_train_epochs"}
 
-Why = list[tuple[str, object, str]]  # knob, value, reason
+Why = list[tuple[str, object, str]]  # option, value, reason
+
+
+class Shape(NamedTuple):
+    """Layers, channels and heads of a model."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+
+    def __str__(self) -> str:
+        return f"{self.n_layer} x {self.n_embd}"
+
+
+def heads(n_embd: int) -> int:
+    """Heads of 32 channels, from a width of 256 on 64, as in the recipes; else the next number that divides.
+
+    >>> heads(128), heads(512), heads(100)
+    (4, 8, 2)
+    """
+    wanted = max(1, n_embd // (32 if n_embd < 256 else 64))
+    return next((n for n in range(wanted, 0, -1) if n_embd % (2 * n) == 0), 1)
+
+
+_RUNGS = (
+    *((2, 64), (2, 96), (2, 128), (2, 160), (3, 192), (4, 192), (4, 256), (6, 256), (6, 320), (6, 384)),
+    *((8, 512), (12, 768)),
+)
+LADDER = tuple(Shape(n_layer, n_embd, heads(n_embd)) for n_layer, n_embd in _RUNGS)
+NAMED = {"small": Shape(4, 128, 4), "base": Shape(6, 256, 4), "large": Shape(8, 512, 8)}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The configuration that the dial has made, its data, and what is written down about it."""
+    """The configuration that was chosen, its data, and what is recorded about it."""
 
     config: TrainConfig
     data: RunData | TextData
@@ -54,183 +90,234 @@ class Decision:
 
 
 def check_flags(config: TrainConfig, given: Collection[str]) -> None:
-    """See that no flag decides what the dial is to decide.
-
-    Raises:
-        InputError: naming both.
-    """
-    by_name = sizing.parse_size(config.size).unit == "name"
-    for name in sorted(_STEPS & set(given)):
-        if not by_name:
+    """See that no flag decides what --size is to decide. Raises InputError naming both."""
+    if parse_size(config.size).unit != "name":
+        for name in sorted(_STEPS & set(given)):
             raise InputError(
                 f"--size {config.size} decides the number of steps, --{name} too: give one of them"
             )
 
 
-def decide(config: TrainConfig, data: RunData | TextData, given: Collection[str], world: World) -> Decision:
-    """Turn the dial: choose what `given` leaves open, print it and why. Of several processes the first does.
+def decide(
+    config: TrainConfig, data: RunData | TextData, given: Collection[str], processes: Processes
+) -> Decision:
+    """Choose what `given` leaves open, print it and why. The first of several processes does.
 
     Args:
         config: the recipe with the user's flags.
         data: what `config` reads.
         given: names of the flags on the command line.
-        world: the processes.
 
     Raises:
         InputError: if the budget is too small, nothing fits into memory, or flags leave no model; for a time
-            and several processes: one alone cannot measure how fast they are together.
+            and several processes: one process cannot measure how fast they are together.
     """
-    started = time.perf_counter()
-    size = sizing.parse_size(config.size)
+    size = parse_size(config.size)
     check_flags(config, given)
-    if world.size > 1 and size.unit == "seconds":
+    if processes.size > 1 and size.unit == "seconds":
         raise InputError(
-            f"--size {config.size} is a time, and one process cannot measure how fast {world.size} are "
+            f"--size {config.size} is a time, and one process cannot measure how fast {processes.size} are "
             "together: give small, base, large or an amount of arithmetic (2e6GFLOP)"
         )
-    told: list[str] = []
-
-    def first() -> bool:
-        turn = _Turn(config, data, given, size, started, alone=world.size == 1)
-        told.append(json.dumps(turn.decide()))
-        return True
-
-    world.decided(first)
-    changes, record = json.loads(world.told(told[0] if told else ""))
+    found = ""
+    with processes.shared_errors():
+        if processes.is_main:
+            found = json.dumps(_Choice(config, data, set(given), size, processes.size == 1).decide())
+    changes, record = json.loads(processes.broadcast(found))
     chosen = dataclasses.replace(config, **changes)
     if (config.max_length, config.block_size) != (chosen.max_length, chosen.block_size):
-        data = world.first(lambda: read_data(chosen))
+        with processes.main_first():
+            data = read_data(chosen)
     return Decision(chosen, data, record)
 
 
-class _Turn:
-    """One turn of the dial."""
+class _Choice:
+    """One choice, with its reasons."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        data: RunData | TextData,
-        given: Collection[str],
-        size: Size,
-        started: float,
-        alone: bool,
+        self, config: TrainConfig, data: RunData | TextData, given: set[str], size: Size, alone: bool
     ) -> None:
-        self.before, self.given, self.size, self.alone = config, set(given), size, alone
-        self.started, self.spent = started, 0.0
+        self.before, self.given, self.size, self.alone = config, given, size, alone
+        self.started = time.perf_counter()
         self.why: Why = []
         self.config = self._with_family(config)
         self.config, self.data = self._with_lengths(self.config, data)
-        self.facts = facts_of(self.config, self.data)
-        self.machine = Machine(self.config, self.data)
-        self.steps = 0
-        if self.size.unit == "name" and _STEPS & self.given:
-            per_epoch = len(self.data.plan(config)) / config.gradient_accumulation_steps
-            self.steps = config.max_steps or max(1, math.ceil(config.num_train_epochs * per_epoch))
+        plan = self.data.plan(self.config)
+        self.per_epoch = len(plan) / self.config.gradient_accumulation_steps
+        pad_to = self.config.max_length if self.config.pad_to_max_length else 0
+        self.batches = self.data.shapes(plan, pad_to)  # rows and tokens of each
+        if isinstance(self.data, TextData):
+            self.unique, self.epochs = len(self.data.train) - 1, _EPOCHS_OF_TEXT
+        else:
+            self.unique = int(self.data.train.lengths.sum()) - len(self.data.train)
+            self.epochs = self.config.num_train_epochs
+        self.most_steps = max(1, math.floor(self.epochs * self.per_epoch))
+        self.measured: dict[Shape, Estimate] = {}
 
     def decide(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Changes of the configuration, and the record."""
-        candidates = (
-            self._measured()
-            if self.size.unit == "seconds"
-            else list(map(self.machine.counted, self._shapes()))
-        )
-        plan, memory = self._that_fits(candidates)
-        duration: float | None = plan.cost
-        if self.size.unit != "seconds":
-            duration = self._duration(plan) if self.alone else None
-        settings = self._settings(plan)
-        record = _record(self.size, plan, self.facts, duration, memory)
-        self._print(plan, settings, record)
+        shapes = self._shapes()
+        if self.size.unit == "name":
+            (shape,) = shapes
+            steps, evaluations = self._steps_of_a_name(shape), _EVALUATIONS
+        else:
+            shape, steps, evaluations = self._within_budget(shapes)
+        if self.alone:
+            shape = self._that_fits(shape, shapes)
+        settings = self._settings(shape, steps, evaluations)
+        found = self._measure(shape) if self.alone else None
+        expected = {
+            "seconds": found and steps * found.step_seconds + evaluations * found.evaluation_seconds,
+            "memory_bytes": found and found.memory_bytes,
+        }
+        chosen = {**shape._asdict(), "parameters_in_blocks": self._parameters(shape), "steps": steps}
+        epochs = steps / self.per_epoch
+        limited = steps == self.most_steps and self.size.unit != "name"
+        because = {
+            "tokens_to_learn_from": self.unique,
+            "epochs": round(epochs, 3),
+            "limited_by_data": limited,
+        }
+        record = {"asked": self.size.text, "chosen": chosen, "because": because, "expected": expected}
+        self._print(settings, len(shapes), record)
         before, after = self.before.as_dict(), settings.as_dict()
         return {key: value for key, value in after.items() if value != before[key]}, record
 
-    def _choose(self, candidates: list[Candidate]) -> Plan | None:
-        budget = self.size.amount - self.spent
-        return sizing.choose(self.size, budget, self.facts, candidates, self.steps)
+    # -- how large, and how long -----------------------------------------------------------------------------
 
-    def _measured(self) -> list[Candidate]:
-        """Shapes with what they cost here: the one that seems best is measured, until it is one that was.
-
-        The others' costs are estimated from their FLOPs, at the speed of the nearest shape that was measured.
-        """
-        counted = [self.machine.counted(shape) for shape in self._shapes()]
-        measured: dict[Shape, Candidate] = {}
-        seems_best = counted[min(_FIRST, len(counted) - 1)].shape
-        began = time.perf_counter()
-        while seems_best not in measured:
-            measured[seems_best] = self.machine.measured(seems_best)
-            now = time.perf_counter()
-            self.spent = now - self.started
-            if now - began > max(_MEASURING, _SHARE * self.size.amount):
+    def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
+        """The largest shape with enough tokens for its parameters, its steps and its evaluations."""
+        shape = shapes[len(shapes) // 3]
+        for _ in range(4):  # what was measured changes what seems best
+            if self.size.unit == "seconds":
+                self._measure(shape)
+            best = shapes[0]
+            for other in shapes:
+                steps = min(self._affordable(other)[0], self.most_steps)
+                if steps * self.unique / self.per_epoch >= _TOKENS_PER_PARAMETER * self._parameters(other):
+                    best = other
+            if best == shape or (self.size.unit == "seconds" and best in self.measured):
+                shape = best
                 break
-            plan = self._choose(estimates(counted, measured))
-            if plan is None:
-                break
-            seems_best = plan.shape
-        return [measured[c.shape] for c in counted if c.shape in measured]
+            shape = best
+        steps, evaluations = self._affordable(shape)
+        least = min(_LEAST_STEPS, self.most_steps)
+        if steps < least:
+            raise InputError(self._too_small(shapes[0], least))
+        return shape, min(steps, self.most_steps), evaluations
 
-    def _that_fits(self, candidates: list[Candidate]) -> tuple[Plan, int]:
-        """The best plan that the memory holds, and the bytes that it needs."""
+    def _affordable(self, shape: Shape) -> tuple[int, int]:
+        """Steps and evaluations that the budget pays for."""
+        step, evaluation = self._costs(shape)
+        budget = self.size.amount
+        if self.size.unit == "seconds":
+            budget -= time.perf_counter() - self.started  # measuring took its part
+        evaluations = max(
+            1, min(_EVALUATIONS, math.floor(_EVALUATION_SHARE * budget / max(evaluation, 1e-12)))
+        )
+        return max(0, math.floor((budget - evaluations * evaluation) / step)), evaluations
+
+    def _costs(self, shape: Shape) -> tuple[float, float]:
+        """A step and an evaluation, in the budget's unit; of a shape that was not measured by its FLOPs."""
+        step, evaluation = self._flops(shape)
+        if self.size.unit != "seconds":
+            return step, evaluation
+        near = min(self.measured, key=lambda m: abs(math.log(self._parameters(m) / self._parameters(shape))))
+        found, (near_step, near_evaluation) = self.measured[near], self._flops(near)
+        return found.step_seconds * step / near_step, found.evaluation_seconds * evaluation / near_evaluation
+
+    def _flops(self, shape: Shape) -> tuple[float, float]:
+        """FLOPs of a step and of an evaluation: blocks, attention, lm_head where the loss counts."""
+        V, config = self.data.tokenizer.get_vocab_size(), self.config
+        share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
+
+        def flops(tokens: float, T: float, counted: float) -> float:
+            blocks = 6 * self._parameters(shape) + 12 * shape.n_layer * shape.n_embd * T
+            return tokens * (blocks + counted * 6 * V * shape.n_embd)
+
+        means = [flops(rows * (width - 1), width - 1, share) for rows, width in self.batches]
+        mean = sum(means) / len(means)
+        T = self.data.val.mean_targets
+        return mean * config.gradient_accumulation_steps, flops(self.data.val.rows * T, T, 1.0) / 3
+
+    def _parameters(self, shape: Shape) -> int:
+        """Of the blocks alone: what one more block adds, that many times."""
+        counts = [
+            dataclasses.replace(self.config, **shape._asdict()).model_config(3).parameter_count(),
+            dataclasses.replace(self.config, **{**shape._asdict(), "n_layer": shape.n_layer + 1})
+            .model_config(3)
+            .parameter_count(),
+        ]
+        return (counts[1] - counts[0]) * shape.n_layer
+
+    def _measure(self, shape: Shape) -> Estimate:
+        """Real steps of a model that is thrown away: seconds, and the memory that training takes."""
+        if shape not in self.measured:
+            values: dict[str, Any] = {**shape._asdict(), "max_steps": 1000, "warmup_steps": 1}
+            self.measured[shape] = estimate(Trainer(dataclasses.replace(self.config, **values), self.data))
+        return self.measured[shape]
+
+    def _that_fits(self, shape: Shape, shapes: list[Shape]) -> Shape:
+        """The shape, or the largest below it that the memory holds."""
         free = free_memory(self.config)
-        while plan := self._choose(candidates):
-            memory = self.machine.memory(plan.shape)
-            if memory <= _MEMORY * free:
-                return plan, memory
-            smaller = [c for c in candidates if c.parameters < plan.parameters]
-            if not smaller:
-                raise InputError(
-                    f"--size {self.size.text}: a model of {plan.shape} needs {memory / 2**30:.1f} GiB, and "
-                    f"{free / 2**30:.1f} are free: lower --batch_size or ask for a smaller size"
-                )
-            candidates = smaller
-        raise InputError(self._too_small(candidates))
-
-    def _too_small(self, candidates: list[Candidate]) -> str:
-        steps, size = min(sizing.LEAST_STEPS, sizing.most_steps(self.facts)), self.size
-        least = min(c.step * steps + c.evaluation / sizing.EVALUATION_SHARE for c in candidates)
-        if size.unit == "seconds":
-            return (
-                f"--size {size.text} is too short: measuring takes {self.spent:.1f} s, {steps} steps and an "
-                f"evaluation {least:.1f} s more; give at least {math.ceil(1.2 * (least + self.spent))}s"
-            )
-        return (
-            f"--size {size.text} is too little for {steps} steps of the smallest model; give at least "
-            f"{math.ceil(1.1 * least / 1e9)}GFLOP"
+        below = [other for other in shapes if self._parameters(other) <= self._parameters(shape)]
+        for other in reversed(below):
+            needed = self._measure(other).memory_bytes
+            if needed <= _MEMORY * free:
+                return other
+        raise InputError(
+            f"--size {self.size.text}: a model of {below[0]} needs {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} are free: lower --batch_size or ask for a smaller size"
         )
 
-    def _duration(self, plan: Plan) -> float:
-        measured = self.machine.measured(plan.shape)
-        return plan.steps * measured.step + math.ceil(plan.steps / plan.eval_steps) * measured.evaluation
+    def _too_small(self, smallest: Shape, steps: int) -> str:
+        step, evaluation = self._costs(smallest)
+        least = step * steps + evaluation / _EVALUATION_SHARE
+        if self.size.unit != "seconds":
+            return (
+                f"--size {self.size.text} is too little for {steps} steps of the smallest model; give at "
+                f"least {math.ceil(1.1 * least / 1e9)}GFLOP"
+            )
+        spent = time.perf_counter() - self.started
+        return (
+            f"--size {self.size.text} is too short: measuring takes {spent:.1f} s, {steps} steps and an "
+            f"evaluation {least:.1f} s more; give at least {math.ceil(1.2 * (least + spent))}s"
+        )
+
+    def _steps_of_a_name(self, shape: Shape) -> int:
+        if _STEPS & self.given:
+            return self.config.max_steps or max(1, math.ceil(self.config.num_train_epochs * self.per_epoch))
+        wanted = math.ceil(_TOKENS_OF_A_NAME * self._parameters(shape) * self.per_epoch / self.unique)
+        return min(wanted, self.most_steps)
 
     # -- what the flags leave open ---------------------------------------------------------------------------
 
     def _with_family(self, config: TrainConfig) -> TrainConfig:
-        """Qwen3, ahead of GPT at equal parameters and time (LOG.md), unless the flags want a GPT.
+        """The recommended family, which learns more in the same time (LOG.md), unless the flags want another.
 
         Sizes that the recipe fits to its own model go: other ones are chosen here.
         """
-        wanted = [name for name in FOREIGN_KNOBS["qwen3"] if name in self.given]
+        wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
-        if config.family == "qwen3" or wanted or {"family", "recipe"} & self.given:
-            why = f"{', '.join(wanted)}: a knob of gpt" if wanted else self._whose("family")
+        if config.family == RECOMMENDED or wanted or {"family", "recipe"} & self.given:
+            why = f"{', '.join(wanted)}: not an option of {RECOMMENDED}" if wanted else self._whose("family")
             self.why.append(("family", config.family, why))
             return dataclasses.replace(config, **own)  # type: ignore[arg-type]
-        self.why.append(("family", "qwen3", "lower loss than gpt after equal time"))
-        values: dict[str, Any] = {**FOREIGN_KNOBS["qwen3"], "family": "qwen3"}
+        self.why.append(("family", RECOMMENDED, "a lower loss after equal time"))
+        values: dict[str, Any] = {**FOREIGN_OPTIONS[RECOMMENDED], "family": RECOMMENDED}
         return dataclasses.replace(config, **values)
 
     def _with_lengths(
         self, config: TrainConfig, data: RunData | TextData
     ) -> tuple[TrainConfig, RunData | TextData]:
-        """A max_length that cuts one pair of a hundred at most."""
+        """A max_length that cuts one example of a hundred at most."""
         if isinstance(data, TextData):
             self.why.append(("block_size", config.block_size, self._whose("block_size")))
             return config, data
         cut = (data.train.n_cut + data.train.n_without_answer) / len(data.train)
         given = {"max_length", "block_size"} & self.given
         if cut > _CUT and not given:
-            longest = dataclasses.replace(config, max_length=_LONGEST, block_size=_LONGEST)
-            all_of_it = read_data(longest)
+            all_of_it = read_data(dataclasses.replace(config, max_length=_LONGEST, block_size=_LONGEST))
             assert isinstance(all_of_it, RunData)
             wanted = 32 * math.ceil(float(np.quantile(all_of_it.train.lengths, 1 - _CUT)) / 32)
             wanted = max(config.max_length, min(_LONGEST, wanted))
@@ -245,147 +332,104 @@ class _Turn:
         return "given" if name in self.given else "the recipe's"
 
     def _shapes(self) -> list[Shape]:
-        """The ladder's, or the name's, with the layers, channels and heads that were given."""
-        fixed = {
-            name: getattr(self.config, name) for name in ("n_layer", "n_embd", "n_head") if name in self.given
-        }
-        by_name = self.size.unit == "name"
+        """The ladder, or the name's shape, with the layers, channels and heads that were given."""
+        fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}
         complaint: InputError | None = None
-        for rung in [sizing.NAMED[self.size.text]] if by_name else sizing.LADDER:
-            shape = dataclasses.replace(rung, **fixed)
+        for rung in [NAMED[self.size.text]] if self.size.unit == "name" else LADDER:
+            shape = rung._replace(**fixed)
             if "n_embd" in fixed and "n_head" not in fixed:
-                shape = dataclasses.replace(shape, n_head=sizing.heads(shape.n_embd))
+                shape = shape._replace(n_head=heads(shape.n_embd))
             try:
-                settings = dataclasses.replace(self.config, **dataclasses.asdict(shape))
-                settings.model_config(self.data.tokenizer.get_vocab_size())
+                dataclasses.replace(self.config, **shape._asdict()).model_config(3)
                 found[shape] = None
             except InputError as error:
                 complaint = error
-        if not found:
-            assert complaint is not None
+        if complaint is not None and not found:
             raise complaint
         return list(found)
 
-    def _settings(self, plan: Plan) -> TrainConfig:
-        """The plan as knobs."""
-        values: dict[str, Any] = dataclasses.asdict(plan.shape)
+    def _settings(self, shape: Shape, steps: int, evaluations: int) -> TrainConfig:
+        values: dict[str, Any] = shape._asdict()
         if not _STEPS & self.given:
-            values["max_steps"] = plan.steps
+            values["max_steps"] = steps
         if "eval_steps" not in self.given:
-            values["eval_steps"] = plan.eval_steps
+            values["eval_steps"] = math.ceil(steps / evaluations)
         if "warmup_steps" not in self.given:  # of a short run a tenth is enough
-            values["warmup_steps"] = min(self.config.warmup_steps, math.ceil(plan.steps / 10))
+            values["warmup_steps"] = min(self.config.warmup_steps, math.ceil(steps / 10))
         return dataclasses.replace(self.config, **values)
 
-    # -- what is said ----------------------------------------------------------------------------------------
-
-    def _print(self, plan: Plan, settings: TrainConfig, record: dict[str, Any]) -> None:
-        facts, unit = self.facts, self.size.unit
-        shape = f"lowest expected loss of {len(self._shapes())} shapes"
-        if unit == "name":
-            shape = f"what {self.size.text} means"
-        steps = "what the time allows" if unit == "seconds" else "what the amount allows"
-        if unit == "name":
-            steps = "20 tokens a parameter"
-        if plan.limited_by_data:
-            steps = f"reads the data {facts.epochs:g} times; more would gain little"
+    def _print(self, settings: TrainConfig, shapes: int, record: dict[str, Any]) -> None:
+        by_name, because = self.size.unit == "name", record["because"]
+        shape = (
+            f"what {self.size.text} means"
+            if by_name
+            else f"the largest of {shapes} shapes that reads {_TOKENS_PER_PARAMETER} tokens a parameter"
+        )
+        steps = "what the time allows" if self.size.unit == "seconds" else "what the amount allows"
+        if by_name:
+            steps = f"{_TOKENS_OF_A_NAME} tokens a parameter, or what the data gives"
+        if because["limited_by_data"]:
+            steps = f"reads the data {self.epochs:g} times; more would gain little"
         rows = list(self.why)
         for name, why in (
-            *((name, shape) for name in ("n_layer", "n_embd", "n_head")),
-            ("batch_size", f"the recipe's: about {facts.tokens_per_step:,.0f} tokens a step"),
+            *((name, shape) for name in Shape._fields),
+            ("batch_size", f"the recipe's: about {self.unique / self.per_epoch:,.0f} tokens a step"),
             *((name, "the recipe's") for name in ("optimizer", "learning_rate", "muon_learning_rate")),
             ("max_steps", "given" if _STEPS & self.given else steps),
             ("eval_steps", "evaluations take a tenth of the budget at most"),
         ):
             if settings.optimizer == "muon" or name != "muon_learning_rate":
                 rows.append((name, getattr(settings, name), "given" if name in self.given else why))
-        table(f"--size {self.size.text}", ("knob", "value", "why"), rows, numeric=(1,))
-        print(
-            f"{facts.unique:,} tokens to learn from, read {plan.epochs:.1f} times; n-grams, which are only "
-            f"counted, reach a loss of {facts.yardstick:.2f} on the validation part"
-        )
-        expected = record["expected"]
-        print(f"expected: {_loss_sentence(expected)}; {_time_sentence(expected)}")
+        table(f"--size {self.size.text}", ("option", "value", "why"), rows, numeric=(1,))
+        print(f"{self.unique:,} tokens to learn from, read {because['epochs']:.1f} times")
+        if (expected := record["expected"]["seconds"]) is not None:
+            print(f"expected: about {seconds(expected)} on this machine as busy as it is now")
 
 
-# -- what is written down, and compared in the end -----------------------------------------------------------
+def free_memory(config: TrainConfig) -> float:
+    """Bytes that are free where training runs; infinity where the system does not say."""
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 -- a file of the kernel
+            found = dict(line.split(":") for line in lines)
+        return float(found["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return math.inf
 
 
-def _record(size: Size, plan: Plan, facts: Facts, duration: float | None, memory: int) -> dict[str, Any]:
-    return {
-        "asked": size.text,
-        "chosen": {
-            **dataclasses.asdict(plan.shape),
-            "parameters_in_blocks": plan.parameters,
-            "steps": plan.steps,
-        },
-        "because": {
-            "tokens_to_learn_from": facts.unique,
-            "epochs": round(plan.epochs, 3),
-            "n_gram_loss": round(facts.yardstick, 4),
-            "limited_by_data": plan.limited_by_data,
-        },
-        "expected": {
-            "val_loss": plan.loss,
-            "val_loss_low": plan.low,
-            "val_loss_high": plan.high,
-            "basis": plan.basis,
-            "seconds": duration,
-            "memory_bytes": memory,
-        },
-    }
-
-
-def _loss_sentence(expected: dict[str, Any]) -> str:
-    if expected["val_loss"] is None:
-        return f"no number for the loss ({expected['basis']})"
-    low, high = expected["val_loss_low"], expected["val_loss_high"]
-    return f"validation loss about {expected['val_loss']:.2f}, {low:.2f} to {high:.2f} ({expected['basis']})"
-
-
-def _time_sentence(expected: dict[str, Any]) -> str:
-    if expected["seconds"] is None:
-        return "no number for the time (several processes)"
-    return f"about {seconds(expected['seconds'])} on this machine as busy as it is now"
+# -- the record of a run -------------------------------------------------------------------------------------
 
 
 def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """What came, beside what was expected: the record with `got`, and a sentence.
+    """The record with what came, and a sentence that puts it beside what was expected.
 
     Args:
         record: of `decide`, or `read_record`.
         result: of `Trainer.run`.
     """
-    expected = record["expected"]
     got = {"val_loss": result["val_loss"], "seconds": result["seconds"]}
-    said = []
-    if expected["val_loss"] is not None:
-        inside = expected["val_loss_low"] <= got["val_loss"] <= expected["val_loss_high"]
-        off = got["val_loss"] / expected["val_loss"] - 1
-        where = "within the range" if inside else "outside the range"
-        said.append(
-            f"expected a loss of {expected['val_loss']:.2f}, got {got['val_loss']:.2f} ({off:+.0%}, {where})"
-        )
-    if expected["seconds"]:
-        off = got["seconds"] / expected["seconds"] - 1
-        said.append(f"expected {seconds(expected['seconds'])}, got {seconds(got['seconds'])} ({off:+.0%})")
-    return {**record, "got": got}, "; ".join(said) or "nothing was expected that could be compared"
+    expected = record["expected"]["seconds"]
+    if not expected:
+        return {**record, "got": got}, "no time was expected that could be compared"
+    off = got["seconds"] / expected - 1
+    said = f"expected {seconds(expected)}, got {seconds(got['seconds'])} ({off:+.0%})"
+    return {**record, "got": got}, said
 
 
 def read_record(output: Path) -> dict[str, Any] | None:
-    """What the dial wrote into a run's run.json; None if nothing that can be used."""
+    """What was recorded in a run's run.json; None if there is nothing that can be used."""
     try:
-        written = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
-        record = written[RECORD]
-        usable = {"val_loss", "val_loss_low", "val_loss_high", "seconds"} <= set(record["expected"])
+        record = read_json(output / RUN_FILE)[RECORD]
+        return dict(record) if "seconds" in record["expected"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return dict(record) if usable else None
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:
     """Put a record into a run's run.json, in place of an older one."""
     path = output / RUN_FILE
-    written = {**json.loads(path.read_text(encoding="utf-8")), RECORD: record}
+    written = {**read_json(path), RECORD: record}
     atomic_write(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: OUTPUT/step-00000400/, whole or not there, with links `best` and `last`.
+"""Checkpoints of a run: OUTPUT/step-00000400/, complete or not there, with links `best` and `last`.
 
 Each is a Hugging Face model folder; beside the model lie `optimizer.safetensors`, `rng.safetensors` and
 `training_state.json`, which a resume needs, and `manifest.json`, against which the folder is verified first.
-Where several processes train, `rng-rank-00001.safetensors` and so on are the others'; where each has a piece
+Where several processes train, `rng-rank-00001.safetensors` and so on are the others'. Where each has a shard
 of the model, the optimiser's state lies in `shard-00001-*.safetensors`, a file a process.
 No pickle anywhere. Each step of the writing is announced to `files.step_hook`, so that tests can kill there.
 """
@@ -25,6 +25,7 @@ from minigpt.console.command_line import obey_swallowed
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.storage.files import atomic_folder, reached, sync_folder, verify_manifest
+from minigpt.storage.json_files import read_json
 from minigpt.storage.safetensors_files import safetensors_parts
 from minigpt.weights.pretrained import AnyTokenizer, save_pretrained
 
@@ -49,7 +50,7 @@ _SET_ASIDE = re.compile(r"\.(step-\d{8})\.old-\d+")
 
 @dataclass(frozen=True)
 class Contents:
-    """What one checkpoint is made of. Nobody may change the tensors until it is written."""
+    """The contents of one checkpoint. The tensors must not change until it is written."""
 
     step: int
     model: LanguageModel
@@ -72,7 +73,7 @@ class Snapshot:
 
 
 def list_checkpoints(output: Path) -> list[Path]:
-    """The run's checkpoint folders, newest first. Names must match in full: step-100.backup is nobody's."""
+    """The run's checkpoint folders, newest first. Names must match in full: step-100.backup is none."""
     if not output.is_dir():
         return []
     found = [
@@ -96,7 +97,7 @@ def save(output: Path, contents: Contents) -> Path:
     aside = output / f".{folder.name}.old-{os.getpid()}"
 
     def fill(temporary: Path) -> None:
-        save_pretrained(contents.model, contents.tokenizer, temporary)
+        save_pretrained(contents.model, temporary, contents.tokenizer)
         if contents.shards is None:
             _write(temporary / _OPTIMIZER, safetensors_parts(contents.optimizer))
         else:
@@ -164,7 +165,7 @@ def set_link(output: Path, name: str, folder: Path) -> None:
 def clear_leftovers(output: Path) -> None:
     """Remove what a killed process was still writing, and put back what it had set aside.
 
-    Only for who holds the folder's lock: another run's work in progress looks the same.
+    The caller must hold the folder's lock: another run's work in progress looks the same.
     """
     for path in output.glob(".step-*"):
         match = _SET_ASIDE.fullmatch(path.name)
@@ -228,7 +229,7 @@ def read(folder: Path, rank: int = 0) -> Snapshot:
     Raises:
         OSError, ValueError, safetensors.SafetensorError: if it is none.
     """
-    state = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+    state = read_json(folder / "training_state.json")
     path = folder / _rng(rank)
     rng = safetensors.torch.load_file(path) if rank == 0 or path.exists() else {}
     is_whole = (folder / _OPTIMIZER).exists() or not any(folder.glob("shard-*.safetensors"))

@@ -1,57 +1,76 @@
-"""Every knob of a training run, in one frozen dataclass; recipes are TOML files of the same keys.
+"""Every option of a training run, in one frozen dataclass; recipes are TOML files of the same keys.
 
 The command line's flags are these fields. Names follow Hugging Face's TrainingArguments and GPT2Config where
 those have one. This module holds no behaviour but validation and reading recipes.
 """
 
 import dataclasses
-import json
-import math
 import tomllib
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from minigpt.console.command_line import DoorOptions
+from minigpt.console.command_line import CommandOptions
+from minigpt.data.records import DataOptions
 from minigpt.errors import InputError, unknown_name
+from minigpt.families.options import OPTIONS, FamilyName
+from minigpt.storage.json_files import read_json
 from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
     from minigpt.families.registry import ModelConfig
 
-__all__ = ["FOREIGN_KNOBS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
-__all__ += ["read_recipe", "read_run"]
+__all__ = ["FOREIGN_OPTIONS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
+__all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
 PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags of one call, not of the run
 
-# Knobs that a family does not have, each with the value that asks for nothing. Another one is an error: to
-# ignore it would train something else than what was asked for.
-FOREIGN_KNOBS: dict[str, dict[str, Any]] = {
-    "gpt": {
-        "head_dim": 0,
-        "num_key_value_heads": 0,
-        "intermediate_size": 0,
-        "rope_theta": 10_000.0,
-        "tie_word_embeddings": True,
-    },
-    "qwen3": {"dropout": 0.0, "bias": False, "gelu": "exact"},
-}
+# Flags that a family does not have, each with the value that asks for nothing. Another one is an error.
+FOREIGN_OPTIONS = {name: family.UNSUPPORTED for name, family in OPTIONS.items()}
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-_OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size")
-_KNOBS = {  # Qwen3Config's sizes that have one knob for both families
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "block_size",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DoorOptions):
+class TrainConfig(DataOptions, CommandOptions):
     """Train a GPT on questions and answers, or with --text on plain text."""
+
+    RANGES = {
+        "val_fraction": (1e-6, 0.999999),
+        "n_layer": (1, 1000),
+        "n_embd": (1, 10**6),
+        "n_head": (1, 10**4),
+        "block_size": (1, 10**7),
+        "num_key_value_heads": (0, 10**4),
+        "head_dim": (0, 10**6),
+        "intermediate_size": (0, 10**7),
+        "max_length": (3, 10**6, "a character and two separators at least"),
+        "batch_size": (1, 10**6),
+        "tokens_per_batch": (0, 10**9),
+        "gradient_accumulation_steps": (1, 10**6),
+        "num_train_epochs": (0.0, 1e9),
+        "max_steps": (0, 10**9),
+        "learning_rate": (0.0, 1e38),
+        "muon_learning_rate": (0.0, 1e38),
+        "muon_weight_decay": (0.0, 1e38),
+        "min_lr_ratio": (0.0, 1e38),
+        "decay_ratio": (1e-6, 1.0),
+        "warmup_steps": (0, 10**9),
+        "weight_decay": (0.0, 1e38),
+        "adam_beta1": (0.0, 0.999999),
+        "adam_beta2": (0.0, 0.999999),
+        "max_grad_norm": (0.0, 1e38),
+        "eval_steps": (0, 10**9),
+        "logging_steps": (1, 10**9),
+        "save_total_limit": (1, 10**6),
+        "max_bad_steps": (1, 10**6),
+        "seed": (0, 2**63 - 1),
+        "threads": (0, 1024),
+        "workers": (0, 1024),
+    }
 
     recipe: str = ""
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
@@ -61,36 +80,38 @@ class TrainConfig(DoorOptions):
 
     # Where from, where to
     train_data: Path = Path("data/train.jsonl")
-    """JSONL file to learn from, one {"question", "answer"} object a line"""
+    """questions and answers, or conversations, to learn from: JSON Lines, JSON, CSV, Excel or Parquet"""
     val_data: Path = Path("data/val.jsonl")
-    """JSONL file to measure on, never learned from"""
+    """the same to measure on, never learned from"""
     vocab_path: Path = Path("data/vocab.json")
     """vocabulary, made by `minigpt vocab`"""
     text: Path | None = None
-    """plain text to learn from instead of train_data: a file, or a folder of .txt, .md, .jsonl ({"text"})"""
+    """text to learn from instead of train_data: a file or a folder; plain text, or records with a text"""
     val_text: Path | None = None
     """text to measure on, never learned from; without it, the last val_fraction of --text"""
     val_fraction: float = 0.1
     """share of --text, at its end, that is measured on where there is no --val_text"""
     tokenizer: str = "char"
     """of --text: char (one token a character), or path of a vocab.json or a folder with a tokenizer.json"""
+    text_field: str = ""
+    """of --text: name of the field that holds the text; left out: text and its like, or the longest"""
+    document_separator: str = "auto"
+    """of --text: a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
     shards: Path | None = None
     """folder for the encoded --text, used again while that is the same; without it, shards in the output"""
     output: Path = Path("output")
     """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
     resume: bool = False
-    """go on from the newest whole checkpoint in the output folder, to the same bits"""
+    """continue from the newest complete checkpoint in the output folder, to the same bits"""
     allow_changed_data: bool = False
-    """with --resume: go on although the data is not the data that the run began with"""
+    """with --resume: continue although the data is not the data that the run began with"""
     overwrite: bool = False
     """start anew in a folder that holds a run, which is moved to OUTPUT.previous, in place of an older one"""
     dry_run: bool = False
     """print the model's parts, the estimated memory and time, and start nothing"""
-    strict: bool = False
-    """stop at the first bad line of the data instead of skipping it"""
 
     # The model
-    family: Literal["gpt", "qwen3"] = "gpt"
+    family: FamilyName = "gpt"
     """architecture: the GPT of the documents, or Qwen3 (RMSNorm, RoPE, grouped queries, SwiGLU)"""
     n_layer: int = 6
     """blocks"""
@@ -173,7 +194,7 @@ class TrainConfig(DoorOptions):
     save_total_limit: int = 2
     """newest checkpoints to keep, besides the best"""
     save_async: bool = False
-    """write checkpoints in the background, while training goes on"""
+    """write checkpoints in the background, while training continues"""
     on_save_error: Literal["continue", "stop"] = "continue"
     """a checkpoint cannot be written (disk full, ...): warn and try again at the next one, or stop"""
     max_bad_steps: int = 3
@@ -202,57 +223,9 @@ class TrainConfig(DoorOptions):
     def __post_init__(self) -> None:
         if self.size:
             parse_size(self.size)
-        positive = (
-            "max_length",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "save_total_limit",
-            "max_bad_steps",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1: got {name}={getattr(self, name)}")
-        for name in (
-            "max_steps",
-            "warmup_steps",
-            "eval_steps",
-            "tokens_per_batch",
-            "threads",
-            "workers",
-            *_OPTIONAL,
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0: got {name}={getattr(self, name)}")
-        for name in (
-            "muon_learning_rate",
-            "muon_weight_decay",
-            "weight_decay",
-            "max_grad_norm",
-            "min_lr_ratio",
-            "learning_rate",
-            "num_train_epochs",
-        ):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be a finite number of at least 0: got {name}={value}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and below 1: got {name}={getattr(self, name)}")
-        if not 0 < self.decay_ratio <= 1:
-            raise InputError(f"decay_ratio must be above 0 and at most 1: got decay_ratio={self.decay_ratio}")
+        super().__post_init__()
         if not self.max_steps and not self.num_train_epochs:
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be at least 0 and below 2**63: got seed={self.seed}")
-        if self.max_length < 3:
-            raise InputError(
-                f"max_length must hold a character and two separators: got max_length={self.max_length}"
-            )
-        if not 0 < self.val_fraction < 1:
-            raise InputError(
-                f"val_fraction must be above 0 and below 1: got val_fraction={self.val_fraction}"
-            )
         if self.text is None and (self.val_text or self.tokenizer != "char"):
             raise InputError(
                 "--val_text and --tokenizer belong to --text; for questions and answers: --val_data"
@@ -262,7 +235,7 @@ class TrainConfig(DoorOptions):
                 f"pairs of max_length={self.max_length} tokens do not fit into block_size={self.block_size}; "
                 "raise --block_size or lower --max_length"
             )
-        for name, nothing in FOREIGN_KNOBS[self.family].items():
+        for name, nothing in FOREIGN_OPTIONS[self.family].items():
             if getattr(self, name) != nothing:
                 got = f"{name}={getattr(self, name)}"
                 raise InputError(f"family {self.family} has no {name}: got {got}; it must be {nothing} here")
@@ -270,50 +243,16 @@ class TrainConfig(DoorOptions):
             got = "optimizer=muon (it needs whole matrices)" if self.optimizer == "muon" else "save_async"
             raise InputError(f"parallel=fsdp cuts the weights into pieces and does not go with {got}")
         if self.resume and self.overwrite:
-            raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
+            raise InputError("--resume continues a run, --overwrite starts anew: give one of them")
 
     def model_config(self, vocab_size: int) -> "ModelConfig":
-        """The model that these knobs describe.
+        """The model that these options describe.
 
         Raises:
             InputError: for sizes that make no model (n_head must divide n_embd, ...).
         """
-        from minigpt.model import GPTConfig  # here, not above: `minigpt train --help` needs no torch
-
-        if self.family == "qwen3":
-            return self._qwen3_config(vocab_size)
-        shared = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
-        try:
-            return GPTConfig(vocab_size=vocab_size, **{name: getattr(self, name) for name in shared})
-        except ValueError as error:
-            raise InputError(str(error)) from None
-
-    def _qwen3_config(self, vocab_size: int) -> "ModelConfig":
-        from minigpt.families.qwen3.model import Qwen3Config
-
-        if not self.head_dim and (self.n_head < 1 or self.n_embd % self.n_head):
-            raise InputError(
-                f"n_head must divide n_embd: got n_head={self.n_head}, n_embd={self.n_embd}; "
-                "or give --head_dim"
-            )
-        # 3 C I = 2 C 4C values; to the nearest multiple of 8, which is a vector of floats on a CPU (AVX2)
-        # and what a GPU's bfloat16 matrix units want
-        same_size = max(8, round(self.n_embd / 3) * 8)
-        try:
-            return Qwen3Config(
-                vocab_size=vocab_size,
-                **{theirs: getattr(self, ours) for theirs, ours in _KNOBS.items()},
-                num_key_value_heads=self.num_key_value_heads or self.n_head,
-                head_dim=self.head_dim or self.n_embd // self.n_head,
-                intermediate_size=self.intermediate_size or same_size,
-                rope_theta=self.rope_theta,
-                tie_word_embeddings=self.tie_word_embeddings,
-            )
-        except ValueError as error:
-            text = str(error)
-            for theirs, ours in _KNOBS.items():  # the user knows them by our names
-                text = text.replace(theirs, ours)
-            raise InputError(text) from None
+        config: ModelConfig = OPTIONS[self.family].model_config(self, vocab_size)
+        return config
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready values, paths as text."""
@@ -343,7 +282,7 @@ def read_recipe(recipe: str) -> TrainConfig:
     if base and base not in known:
         raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")
     inherited = read_recipe(base).as_dict() if base else {}
-    return _checked({**inherited, **values, "recipe": recipe}, f"recipe {path}")
+    return checked_config({**inherited, **values, "recipe": recipe}, f"recipe {path}")
 
 
 def read_run(output: Path) -> TrainConfig:
@@ -353,20 +292,28 @@ def read_run(output: Path) -> TrainConfig:
         InputError: if the folder holds no run.
     """
     path = output / RUN_FILE
+    if not path.exists():
+        raise InputError(f"nothing to resume: {path} does not exist; start a run without --resume")
     try:
-        values = {**json.loads(path.read_text(encoding="utf-8"))["config"]}
-    except FileNotFoundError:
-        raise InputError(f"nothing to resume: {path} does not exist; start a run without --resume") from None
+        values = {**read_json(path)["config"]}
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{path} is damaged: copy {output / 'last' / 'training_state.json'} over it, which holds the "
             "settings too, or start anew with --overwrite"
         ) from None
     flags = dict.fromkeys(PER_CALL, False)
-    return _checked({**values, **flags, "output": str(output), "resume": True}, str(path))
+    return checked_config({**values, **flags, "output": str(output), "resume": True}, str(path))
 
 
-def _checked(values: dict[str, Any], source: str) -> TrainConfig:
+def checked_config(values: dict[str, Any], source: str) -> TrainConfig:
+    """The configuration of some JSON-ready values.
+
+    Args:
+        source: what they come from, for messages.
+
+    Raises:
+        InputError: for an unknown key, naming the nearest one; for a value of a wrong type or out of range.
+    """
     hints = typing.get_type_hints(TrainConfig)
     for key, value in values.items():
         if key not in hints:
@@ -376,20 +323,23 @@ def _checked(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def _typed(source: str, key: str, value: object, hint: Any) -> object:
+    if isinstance(hint, types.UnionType):  # X | None
+        if value is None:
+            return value
+        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
     if typing.get_origin(hint) is Literal:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if fits else value  # type: ignore[arg-type]
-    elif hint == Path | None and value is None:
-        fits = True
-    elif hint in (Path, Path | None):
-        fits = isinstance(value, str)
-        value = Path(value) if isinstance(value, str) else value
+        value = float(str(value)) if fits else value  # of text: 10**400 is infinite, not an error
+    elif hint is Path:
+        fits = isinstance(value, str | Path)
+        value = Path(value) if isinstance(value, str | Path) else value
     else:
         fits = type(value) is hint
     if not fits:
-        want = hint.__name__ if isinstance(hint, type) else str(typing.get_args(hint))
-        want = "a path" if hint == Path | None else want
+        want = (
+            "a path" if hint is Path else hint.__name__ if isinstance(hint, type) else typing.get_args(hint)
+        )
         raise InputError(f"{source}: {key} = {value!r}: expected {want}")
     return value

@@ -1,19 +1,20 @@
-"""Several processes that train one model: who they are, and how they agree.
+"""The processes that train one model: which one this is, and how they agree.
 
-A launcher (torchrun, accelerate, a Kubernetes operator) starts the same command N times and says to each who
-it is: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Where WORLD_SIZE is unset or 1 nothing of this
-module does anything, and no process group is made.
+A launcher (torchrun, accelerate, a Kubernetes operator) starts the same command N times and gives each
+process its place: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Where WORLD_SIZE is unset or 1, no
+process group is made, and every method here does what a single process would do anyway.
 
-Process 0 alone talks, and alone writes the run's folder. What one process meets (a signal, an error, a step
-without a finite loss), all hear of at the next point where they speak to each other anyway. These messages
-are numbers and text in tensors of the CPU (gloo), in a group of their own; gradients travel as parallel.py
-says, on CUDA devices over NCCL.
+Process 0 alone prints, and alone writes the run's folder. A signal, an error or a step without a finite loss
+in one process reaches all of them at the next point where they exchange messages anyway. These messages are
+numbers and text in tensors on the CPU (gloo), in a group of their own. Gradients travel as parallel.py says,
+between CUDA devices over NCCL.
 """
 
+import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,32 +26,32 @@ import torch.distributed as dist
 from minigpt.devices import seed_everything
 from minigpt.errors import InputError, printable
 
-__all__ = ["ALONE", "World", "is_restarted", "joined"]
+__all__ = ["SINGLE_PROCESS", "Processes", "is_restarted", "join_processes"]
 
 # One process may wait while another encodes a corpus or writes to a slow disk. A process that dies is noticed
 # at once all the same: its connections close.
-_PATIENCE = timedelta(hours=12)
+_TIMEOUT = timedelta(hours=12)
 _LOST = ("gloo", "Gloo", "Connection", "NCCL", "socket", "recvValue", "sendBytes", "store")
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
-class _KnownError(InputError):
-    """An error that every process has heard of: the first one says it."""
+class _SharedError(InputError):
+    """An error that every process has; process 0 prints it."""
 
 
 @dataclass(frozen=True)
-class World:
-    """One of `size` processes. With one process every method only does what it would do anyway."""
+class Processes:
+    """One of `size` processes."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those on the same machine: which CUDA device is its own
+    local_rank: int = 0  # among those on the same machine: decides its CUDA device
     group: Any = None  # for messages on the CPU
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that talks and writes."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
@@ -61,135 +62,107 @@ class World:
         return "cpu" if self.size > 1 and name == "auto" else name  # no MPS: it has no collectives
 
     def seed(self, seed: int, step: int = 0) -> None:
-        """Random numbers of its own for each process but the first, so that their dropout differs."""
+        """Seed each process but the first with a number of its own, so that their dropout differs."""
         if not self.is_main:
             seed_everything((seed + 0x9E3779B97F4A7C15 * self.rank + step) % 2**63)
 
-    # -- messages: every process must come to each of these, in the same order ------------------------------
+    # -- messages: every process must call each of these, in the same order ----------------------------------
 
-    def sums(self, values: Sequence[float]) -> list[float]:
-        """Each value added up over the processes, in double precision: the same bits everywhere."""
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
+        """The sum of each value over the processes, in double precision: the same bits everywhere."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, group=self.group)
         return [float(value) for value in tensor]
 
-    def add_up(self, tensor: torch.Tensor) -> None:
-        """Add a tensor up over the processes, in place and on its device, without waiting for the result."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-
     def any(self, flag: bool) -> bool:
-        """Whether it is true anywhere."""
-        return self.sums([float(flag)])[0] > 0
+        """Whether it is true in some process."""
+        return self.all_reduce([float(flag)])[0] > 0
 
-    def gathered(self, content: bytes) -> list[bytes]:
-        """What each process has, by rank."""
+    def all_gather(self, content: bytes) -> list[bytes]:
+        """The content of each process, by rank."""
         if self.size == 1:
             return [content]
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor([len(content)]), group=self.group)
-        width = max(int(length) for length in lengths)
-        padded = torch.zeros(max(1, width), dtype=torch.uint8)
-        padded[: len(content)] = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8)[
-            : len(content)
-        ]
+        padded = torch.zeros(max(1, *map(int, lengths)), dtype=torch.uint8)
+        padded[: len(content)] = _bytes(content)
         rows = [torch.zeros_like(padded) for _ in range(self.size)]
         dist.all_gather(rows, padded, group=self.group)
-        return [bytes(row[: int(n)].numpy().tobytes()) for row, n in zip(rows, lengths)]
+        return [row[: int(length)].numpy().tobytes() for row, length in zip(rows, lengths)]
 
-    def told(self, text: str = "") -> str:
-        """Process 0's text."""
+    def broadcast(self, value: Value) -> Value:
+        """Process 0's value, which JSON must be able to hold."""
         if self.size == 1:
-            return text
-        content = text.encode()
+            return value
+        content = _bytes(json.dumps(value).encode() if self.is_main else b"")
         length = torch.tensor([len(content)])
         dist.broadcast(length, 0, group=self.group)
-        row = torch.zeros(max(1, int(length)), dtype=torch.uint8)
-        if self.is_main and content:
-            row = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        dist.broadcast(row, 0, group=self.group)
-        return bytes(row[: int(length)].numpy().tobytes()).decode()
-
-    # -- errors: one process's are everyone's ---------------------------------------------------------------
-
-    def together(self, action: Callable[[], Result]) -> Result:
-        """All do the same.
-
-        Raises:
-            InputError: everywhere, if it fails anywhere; the text of another process names its rank.
-        """
-        if self.size == 1:
-            return action()
-        result: list[Result] = []
-        text = ""
-        try:
-            result.append(action())
-        except (InputError, OSError) as error:
-            text = str(error) or type(error).__name__
-        found = [content.decode() for content in self.gathered(text.encode())]
-        if found[0]:
-            raise _KnownError(found[0])
-        for rank, other in enumerate(found):
-            if other:
-                raise _KnownError(f"process {rank}: {other}")
-        return result[0]
-
-    def first(self, action: Callable[[], Result]) -> Result:
-        """Process 0, then the others: they find what it has prepared in the folder that all of them share.
-
-        Raises:
-            InputError: as `together`.
-        """
-        if self.size == 1:
-            return action()
-        ready: list[Result] = []
-
-        def ahead() -> None:
-            if self.is_main:
-                ready.append(action())
-
-        self.together(ahead)
-        return self.together(lambda: ready[0] if ready else action())
-
-    def decided(self, action: Callable[[], bool], finish: Callable[[], None] | None = None) -> bool:
-        """Process 0 does something (and then `finish`, whatever came of it), and all have its result.
-
-        Raises:
-            InputError: everywhere, if it fails.
-        """
-        if self.size == 1:
-            return action()
-        said = ""
-        failure: Exception | None = None
-        if self.is_main:
-            try:
-                said = "true" if action() else "false"
-            except (InputError, OSError) as error:
-                said, failure = f"error: {error}", error
-            if finish is not None:
-                finish()
-        said = self.told(said)
-        if said.startswith("error: "):
-            raise _KnownError(said.removeprefix("error: ")) from failure
-        return said == "true"
+        if not self.is_main:
+            content = torch.zeros(int(length), dtype=torch.uint8)
+        dist.broadcast(content, 0, group=self.group)
+        received: Value = json.loads(content.numpy().tobytes())
+        return received
 
     def require_same(self, fingerprint: str, what: str) -> None:
         """See that every process has the same.
 
         Raises:
-            InputError: naming the first process that has not.
+            InputError: naming the first process with another fingerprint.
         """
-        rows = self.gathered(fingerprint.encode())
+        rows = self.all_gather(fingerprint.encode())
         for rank, row in enumerate(rows):
             if row != rows[0]:
-                raise _KnownError(
+                raise _SharedError(
                     f"process {rank} has another {what} than process 0: give all the same files"
                 )
 
+    # -- errors ----------------------------------------------------------------------------------------------
 
-ALONE = World()
+    @contextmanager
+    def shared_errors(self) -> Iterator[None]:
+        """A block that every process runs: an error of one becomes an error of all.
+
+        Raises:
+            InputError: everywhere, if the block fails anywhere; the text of another process names its rank.
+        """
+        if self.size == 1:
+            yield
+            return
+        text = ""
+        try:
+            yield
+        except (InputError, OSError) as error:
+            text = str(error) or type(error).__name__
+        self._raise_first(text)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """A block that process 0 runs first, then the others: they find what it has prepared on the disk.
+
+        Raises:
+            InputError: as `shared_errors`. If process 0 fails, the others do not begin.
+        """
+        if not self.is_main:
+            self._raise_first("")
+        with self.shared_errors():
+            yield
+        if self.is_main and self.size > 1:
+            self._raise_first("")
+
+    def _raise_first(self, text: str) -> None:
+        texts = [content.decode() for content in self.all_gather(text.encode())]
+        for rank, found in enumerate(texts):
+            if found:
+                raise _SharedError(found if rank == 0 else f"process {rank}: {found}")
+
+
+def _bytes(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0).byte()
+
+
+SINGLE_PROCESS = Processes()
 
 
 def _number(name: str, default: int) -> int:
@@ -223,7 +196,7 @@ def _store(rank: int, size: int) -> Any:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def join_processes() -> Iterator[Processes]:
     """Meet the other processes; leave them at the end.
 
     Raises:
@@ -232,7 +205,7 @@ def joined() -> Iterator[World]:
     """
     size, rank = _number("WORLD_SIZE", 1), _number("RANK", -1)
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if not 0 <= rank < size:
         raise InputError(f"WORLD_SIZE={size} needs a RANK from 0 to {size - 1}: got {rank}; use a launcher")
@@ -246,15 +219,15 @@ def joined() -> Iterator[World]:
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"process {rank} cannot meet the others: {str(error).splitlines()[0]}") from None
     stderr = sys.stderr
     if rank:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
     try:
-        yield World(rank, size, _number("LOCAL_RANK", rank), group)
-    except (_KnownError, SystemExit, KeyboardInterrupt):
+        yield Processes(rank, size, _number("LOCAL_RANK", rank), group)
+    except (_SharedError, SystemExit, KeyboardInterrupt):
         dist.destroy_process_group()  # its threads would abort the process at its end
         raise
     except InputError:

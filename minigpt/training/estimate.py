@@ -56,6 +56,8 @@ class Estimate:
     tokens_per_step: float  # padding included
     flops_per_step: float
     flops_per_second: float  # measured
+    step_seconds: float
+    evaluation_seconds: float
     seconds: float  # training and evaluation
     memory_bytes: int  # weights, gradients, AdamW's two moments, activations, gaps, torch itself
 
@@ -70,7 +72,7 @@ class Estimate:
 
 def estimate(trainer: Trainer) -> Estimate:
     """Measure a piece of the first batch (about a second) and work out the rest."""
-    plan, config = trainer.plan, trainer.config
+    plan, config = trainer.step.plan, trainer.config
     pad_to = config.max_length if config.pad_to_max_length else 0
     shapes = trainer.data.shapes(plan, pad_to)
     tokens = sum(rows * (width - 1) for rows, width in shapes) / len(shapes)
@@ -78,18 +80,22 @@ def estimate(trainer: Trainer) -> Estimate:
     flops = sum(batch_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
     per_step = config.gradient_accumulation_steps
     speed = _measure(trainer, answer_share)
-    steps = trainer.total_steps - trainer.steps_done
-    evaluations = -(-trainer.total_steps // trainer.eval_steps) - trainer.steps_done // trainer.eval_steps
+    steps = trainer.step.total_steps - trainer.progress.steps_done
+    evaluations = (
+        -(-trainer.step.total_steps // trainer.eval_steps) - trainer.progress.steps_done // trainer.eval_steps
+    )
     val = trainer.data.val
     val_flops = batch_flops(trainer, val.rows, val.mean_targets, 1.0) / 3  # forward only
-    time_needed = (steps * flops * per_step + evaluations * val_flops) / speed
-    time_needed += steps * _optimizer_seconds(trainer)
+    step_seconds = flops * per_step / speed + _optimizer_seconds(trainer)
+    evaluation_seconds = val_flops / speed
     return Estimate(
         steps=steps,
         tokens_per_step=tokens * per_step,
         flops_per_step=flops * per_step,
         flops_per_second=speed,
-        seconds=time_needed,
+        step_seconds=step_seconds,
+        evaluation_seconds=evaluation_seconds,
+        seconds=steps * step_seconds + evaluations * evaluation_seconds,
         memory_bytes=memory_needed(trainer),
     )
 
@@ -102,7 +108,7 @@ def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> floa
 def _measure(trainer: Trainer, answer_share: float) -> float:
     """FLOP/s of forward and backward on at most about a hundred GFLOP of the first batch, never compiled."""
     config = trainer.config
-    rows = trainer.plan.rows(0)
+    rows = trainer.step.plan.rows(0)
     pad_to = config.max_length if config.pad_to_max_length else 0
     B, T = trainer.data.train.batch(rows, pad_to).input_ids.shape
     keep = max(1, min(B, round(B * 1e11 / batch_flops(trainer, B, T, answer_share))))
@@ -113,7 +119,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
     for _ in range(3):
         start = time.perf_counter()
         with torch.compiler.set_stance("force_eager"):
-            trainer.loss(piece).backward()  # type: ignore[no-untyped-call]
+            trainer.step.summed_loss(trainer.step.to_device(piece)).backward()  # type: ignore[no-untyped-call]
         if trainer.device.type != "cpu":
             torch.accelerator.synchronize(trainer.device)
         best = min(best, time.perf_counter() - start)
@@ -144,7 +150,7 @@ def memory_needed(trainer: Trainer) -> int:
     """
     pad_to = trainer.config.max_length if trainer.config.pad_to_max_length else 0
     answer_share = trainer.data.train.answer_share if trainer.config.loss_on == "answer" else 1.0
-    rows, longest = max(trainer.data.shapes(trainer.plan, pad_to), key=lambda shape: shape[0] * shape[1])
+    rows, longest = max(trainer.data.shapes(trainer.step.plan, pad_to), key=lambda shape: shape[0] * shape[1])
     T = longest - 1
     config, width = trainer.model.config, trainer.model.lm_head.in_features
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
@@ -176,7 +182,10 @@ def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
 
     was_training = trainer.model.training
     trainer.model.train()  # dropout's masks are kept, too
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), trainer.machine.autocast():
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        trainer.step.precision.autocast(),
+    ):
         hidden = trainer.model.base_model(ids)  # alive until all is counted: no address is used twice
     trainer.model.train(was_training)
     inputs = trainer.model.config.num_hidden_layers * hidden.nbytes

@@ -12,7 +12,7 @@ import re
 
 import torch
 
-from minigpt.families.registry import LanguageModel
+from minigpt.families.registry import LanguageModel, family_of
 
 __all__ = ["model_flops", "peak_flops", "peaks"]
 
@@ -53,22 +53,15 @@ def peaks(device: torch.device) -> tuple[float, float]:
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s that the maker promises for 16-bit products; nan: nobody does, or the table has no such GPU."""
+    """FLOP/s that the maker promises for 16-bit products; nan: not promised, or not in the table."""
     return math.nan if precision == "float32" else peaks(device)[0]
 
 
 def model_flops(model: LanguageModel, tokens: float, counted: float, T: float) -> float:
-    """Forward and backward: 6 per weight of a matrix and token, and attention; lm_head where the loss counts.
-
-    Attention has two products of each query with T keys or values of D channels, in each head and layer:
-    4 T D forward, twice that backward. (Half of it lies in the future; usually that is counted, too.) Where
-    everything counts this is the field's 6 N + 12 L H D T a token.
+    """Forward and backward, as Family.flops.
 
     Args:
         tokens: of rows of T tokens.
         counted: those of them that the loss counts.
     """
-    config = model.config
-    matrices = sum(p.numel() for p in model.blocks.parameters() if p.dim() == 2)
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * T
-    return float(tokens * (6 * matrices + attention) + counted * 6 * model.lm_head.weight.numel())
+    return family_of(model.config).flops(model.config, tokens, counted, T)

@@ -1,56 +1,101 @@
-"""The one loop: steps, evaluation, checkpoints, signals; resumes to the same bits.
+"""The training loop: steps, evaluations, checkpoints, signals; resumes to the same bits.
+
+`Trainer` puts the parts of a run together, and `Trainer.run` is the loop. The parts are:
+
+    TrainStep        one step                           step.py
+    Logger           metrics.jsonl, trackers, progress  metrics.py
+    Checkpointer     saves and loads                    checkpointer.py
+    NonFiniteGuard   goes back when numbers are bad     non_finite.py
+    StopRequest      Ctrl-C and SIGTERM                 stop_request.py
+    Processes        all processes agree                distributed.py
 
 Everything that decides the rest of a run is in its checkpoints; speed and time left are only shown.
-
-The cursor is one integer, `steps_done`. A step whose loss or gradient is not finite counts but leaves no
-trace; after several in a row the last checkpoint's weights come back and the cursor stays where it is, so
-that the data in between is passed over, as PaLM's training did (https://arxiv.org/abs/2204.02311, 5.1).
 """
 
+import dataclasses
 import json
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import torch
 
 import minigpt
-from minigpt.console.terminal import ProgressLine, seconds, warn
-from minigpt.devices import random_state, set_random_state
+from minigpt.devices import pick_device, seed_everything
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import LossReport
+from minigpt.families.registry import LanguageModel, new_model
 from minigpt.storage.files import atomic_write, make_folder
 from minigpt.training import checkpoint
-from minigpt.training.checkpoint_writer import Saver, copied
-from minigpt.training.config import RUN_FILE
-from minigpt.training.flops import peak_flops
-from minigpt.training.metrics import Metrics
-from minigpt.training.non_finite import first_non_finite
-from minigpt.training.optimizer import blank_state, load_state, schedule, state_tensors
-from minigpt.training.parallel import ShardedSave, local_tensors, read_shards
-from minigpt.training.run_state import Progress, changes, described
-from minigpt.training.step import Stepper
-from minigpt.training.stop_request import StopNow, stop_requests
+from minigpt.training.checkpointer import Checkpointer
+from minigpt.training.config import RUN_FILE, TrainConfig
+from minigpt.training.distributed import SINGLE_PROCESS, Processes
+from minigpt.training.loss import NextTokenLoss
+from minigpt.training.metrics import Logger
+from minigpt.training.mixed_precision import pick_precision
+from minigpt.training.non_finite import NonFiniteGuard
+from minigpt.training.run_data import RunData, TextData
+from minigpt.training.step import TrainStep
+from minigpt.training.stop_request import StopNow, Stopped
 
-__all__ = ["Stopped", "Trainer"]
-
-
-class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to stop, and has saved itself
-    """Training was interrupted by a signal, after saving. `code` is the exit code."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
+__all__ = ["Trainer"]
 
 
-class Trainer(Stepper):
-    """A training run: `run()` is the whole of it, `resume()` before it goes on with an earlier one."""
+class Trainer:
+    """A training run: `run()` is the whole of it; `resume()` before it continues an earlier one.
 
-    notes: Mapping[str, Any] = {}  # what else run.json is to hold
+    Args:
+        config: of the run.
+        data: what to learn from and what to measure on.
+        processes: all of them.
+        model: what to train; without one, a new model as `config` describes it. Parameters that require no
+            gradient stay as they are.
+        loss: the model with its loss; without one, next-token prediction.
 
-    # -- the run --------------------------------------------------------------------------------------------
+    Raises:
+        InputError: for sizes that make no model; for a device or precision that this machine does not have.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: RunData | TextData,
+        processes: Processes = SINGLE_PROCESS,
+        model: LanguageModel | None = None,
+        loss: NextTokenLoss | None = None,
+    ) -> None:
+        with processes.shared_errors():
+            device = pick_device(processes.device(config.device))
+        # what `auto` means in process 0 holds for all, and is recorded: a run keeps its arithmetic
+        precision = processes.broadcast(pick_precision(config.precision, device))
+        config = dataclasses.replace(config, precision=precision)
+        if config.output.exists() and not config.output.is_dir():
+            raise InputError(f"{config.output} is a file; --output needs a folder")
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        seed_everything(config.seed)
+        self.config, self.data, self.processes, self.device = config, data, processes, device
+        self.notes: Mapping[str, Any] = {}  # what else run.json is to hold
+        with processes.shared_errors():
+            if loss is None:
+                loss = NextTokenLoss(model or self._new_model(), config.loss_on, device)
+        self.step = TrainStep(config, loss, data, device, processes)
+        self.eval_steps = config.eval_steps or max(1, math.ceil(self.step.total_steps / 10))
+        self.model, self.progress, self.stop_request = loss.model, self.step.progress, self.step.stop_request
+        processes.seed(config.seed)
+        self.logger = Logger(config, self.step)
+        self.checkpointer = Checkpointer(config, self.step, self.logger)
+        self.guard = NonFiniteGuard(config, self.step, self.checkpointer, self.logger)
+
+    def _new_model(self) -> LanguageModel:
+        vocab_size, zero = self.data.tokenizer.get_vocab_size(), self.config.zero_projections
+        model = new_model(self.config.model_config(vocab_size), zero_projections=zero)
+        return model.to(self.device)
+
+    # -- the run ---------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Train to the end, or until a signal asks to stop.
@@ -62,327 +107,116 @@ class Trainer(Stepper):
             InputError: if the last checkpoint cannot be written; if training has gone back once and again
                 meets numbers that are not finite.
         """
-        config, output = self.config, self.config.output
-        self.world.decided(self._begin)
-        with (
-            stop_requests(alone=self.world.size == 1) as self.asked,
-            Metrics(
-                output, self.steps_done, config.report_to, config.as_dict(), enabled=self.world.is_main
-            ) as self._metrics,
-            Saver(output, config.save_total_limit, config.save_async, config.on_save_error) as self._saver,
-            ProgressLine("training", self.total_steps) as self._progress,
-        ):
-            self._confirmed = (self.at.best_val_loss, self.at.best_step)
-            self._clock = _Clock(self.at)
-            self._peak = peak_flops(self.device, self.config.precision)
+        self._prepare_folder()
+        with self.stop_request.listening(), self.logger.open(), self.checkpointer:
             try:
                 while not self.is_finished():
-                    if self._evaluation_is_due():
-                        self._evaluate_and_save()
+                    if self.evaluation_is_due():
+                        self.evaluate_and_save()
                     else:
-                        self._train()
-                    if self.asked.agreed is not None and not self.is_finished():
+                        self.step()
+                        if self.metrics_are_due():
+                            self.log_metrics()
+                    if self.stop_request.agreed is not None and not self.is_finished():
                         raise StopNow
             except StopNow:
                 raise self._saved_and_stopped() from None
         return {
-            "steps": self.steps_done,
-            "val_loss": self.at.best_val_loss,
-            "best_step": self.at.best_step,
-            "seconds": round(self.at.train_seconds, 1),
-            "tokens": self.tokens_seen,
-            "model": str(output / "best"),
+            "steps": self.progress.steps_done,
+            "val_loss": self.progress.best_val_loss,
+            "best_step": self.progress.best_step,
+            "seconds": round(self.progress.train_seconds, 1),
+            "tokens": self.progress.tokens_seen,
+            "model": str(self.config.output / "best"),
         }
-
-    def _begin(self) -> bool:
-        output = self.config.output
-        make_folder(output)
-        checkpoint.clear_leftovers(output)
-        contents = {"minigpt": minigpt.__version__, "config": self.config.as_dict(), **self.notes}
-        text = json.dumps(contents, ensure_ascii=False, indent=2)
-        atomic_write(output / RUN_FILE, text + "\n")
-        return True
 
     def is_finished(self) -> bool:
         """All steps are done, and the last evaluation."""
-        return self.steps_done >= self.total_steps and self.at.evaluated
+        return self.progress.steps_done >= self.step.total_steps and self.progress.evaluated
 
-    def _evaluation_is_due(self) -> bool:
-        due = self.steps_done % self.eval_steps == 0 or self.steps_done >= self.total_steps
-        return due and not self.at.evaluated
+    def evaluation_is_due(self) -> bool:
+        """Every `eval_steps` steps, and at the end."""
+        done = self.progress.steps_done
+        is_due = done % self.eval_steps == 0 or done >= self.step.total_steps
+        return is_due and not self.progress.evaluated
 
-    def _train(self) -> None:
-        """One step, and what is to be said about those that became known."""
-        self.step()
-        self._tell()
+    def metrics_are_due(self) -> bool:
+        """Every `logging_steps` steps, before an evaluation, and at the end.
 
-    def _tell(self) -> None:
-        """What became of the steps that were read; after several bad ones, back to the last checkpoint."""
-        if not self.news:
-            return
-        news, at = [*self.news], self.at
-        self.news.clear()
-        speed, left = self._clock.tick(at, self.total_steps)
-        mfu = self._clock.use(self.flops_done) / (self._peak * self.world.size)
-        val = "" if math.isnan(self._clock.val_loss) else f"val {self._clock.val_loss:.3f}  "
-        use = "" if math.isnan(mfu) else f"MFU {mfu:.0%}  "
-        last = news[-1]
-        shown = f"loss {last['loss']:.3f}  {val}{speed:,.0f} tokens/s  {use}{seconds(left)} left"
-        self._progress.update(at.steps_done, shown)
-        for numbers in news:
-            self._tell_event(numbers)
-        if at.steps_done % self.config.logging_steps == 0 and at.loss_steps:
-            self._metrics.write(
-                at.steps_done,
-                train_loss=at.loss_sum / at.loss_steps,
-                learning_rate=last["learning_rate"],
-                **({} if last.get("overflow") else {"grad_norm": last["grad_norm"]}),
-                **({"loss_scale": last["loss_scale"]} if "loss_scale" in last else {}),
-                epoch=at.steps_done * self.config.gradient_accumulation_steps / len(self.plan),
-                tokens_per_second=round(speed),
-                **({} if math.isnan(mfu) else {"mfu": round(mfu, 4)}),
-                seconds=round(at.train_seconds, 3),
-            )
-            at.loss_sum, at.loss_steps = 0.0, 0
-        bad = max(int(numbers["bad_steps"]) for numbers in news)
-        if bad >= self.config.max_bad_steps:
-            self._roll_back(f"{bad} steps in a row without a finite loss and gradient")
+        Where the CPU does not wait for them, they are also read after a bad step, and once a second for the
+        progress line. That changes no bit: all processes know a bad step at the same point.
+        """
+        is_logging_step = self.progress.steps_done % self.config.logging_steps == 0
+        if is_logging_step or self.evaluation_is_due() or self.stop_request.agreed is not None:
+            return True
+        if self.step.asynchronous:
+            return False
+        return time.monotonic() > self._last_read + 1 or bool(self.step.pending_metrics[-1].found_inf)
 
-    def _tell_event(self, numbers: dict[str, float]) -> None:
-        """A step that was skipped, or whose loss stands out."""
-        loss, above, step = numbers["loss"], numbers["spike_above"], int(numbers["step"])
-        event = "skipped" if numbers["bad_steps"] else "spike" if loss > above else ""
-        if not event or numbers.get("overflow"):
-            return
-        places = self.places([step - 1])
-        usual = f", above {above:.4g}" if event == "spike" else ""
-        self._progress.write(
-            f"step {step:>6}  {event}: loss {loss:.4g}{usual}, gradient norm "
-            f"{numbers['grad_norm']:.4g}; {self.data.where(places, self.config)}"
-        )
-        measured = {key: numbers[key] for key in ("loss", "grad_norm")}
-        self._metrics.write(step, event=event, **measured, **{self.data.unit: places})
+    def log_metrics(self) -> None:
+        """Read the metrics of the steps since the last time; after too many bad ones, roll back."""
+        self._last_read = time.monotonic()
+        sizes = [each.sizes for each in self.step.pending_metrics]
+        steps = self.step.read_metrics()
+        self.logger.log_steps(steps, sizes)
+        self.guard.check_steps(steps)
 
-    def _evaluate_and_save(self) -> None:
-        start, at = time.monotonic(), self.at
-        if self._rolled_back_from_bad_weights():  # there is nothing to measure; next time round there is
+    def evaluate(self) -> LossReport:
+        """The loss over the whole validation part."""
+        return self.step.parallel.evaluate(self.data.val.in_order(128), self.stop_request)
+
+    def evaluate_and_save(self) -> None:
+        """Measure the validation loss, save a checkpoint, print a sample."""
+        began, progress = time.monotonic(), self.progress
+        if self.guard.rolled_back_weights():  # there is nothing to measure; next time round there is
             return
         report = self.evaluate()
         counted = report.answer if self.config.loss_on == "answer" else report.all
-        self._metrics.write(
-            at.steps_done,
-            val_loss=counted.loss,
-            val_answer_loss=report.answer.loss,
-            val_all_loss=report.all.loss,
-        )
-        self._settle()  # a save in the background may have lost the best one
-        best = counted.loss < at.best_val_loss
-        if best:
-            at.best_val_loss, at.best_step = counted.loss, at.steps_done
-        at.evaluated = True
-        self._save(best, final=self.is_finished())
+        self.logger.log_losses(counted, report.answer, report.all)
+        self.checkpointer.wait()  # a save in the background may have lost the best one
+        is_best = counted.loss < progress.best_val_loss
+        if is_best:
+            progress.best_val_loss, progress.best_step = counted.loss, progress.steps_done
+        progress.evaluated = True
+        self.checkpointer.save(is_best, final=self.is_finished())
         sample = ""
-        if self.world.is_main and not self.parallel.is_sharded:
-            sample = self.data.sample(self.model, at.steps_done // self.eval_steps)
-        star = "*" if best else " "
-        self._progress.write(
-            f"step {at.steps_done:>6}  validation loss {counted.loss:.4f}{star} "
-            f"perplexity {counted.perplexity:.2f}{sample}"
-        )
-        self._clock.val_loss = counted.loss
-        self._clock.evaluating += time.monotonic() - start
+        if self.processes.is_main and not self.step.parallel.is_sharded:
+            sample = self.data.sample(self.model, progress.steps_done // self.eval_steps)
+        self.logger.show_evaluation(counted, is_best, sample, began)
 
-    # -- numbers that are not finite ------------------------------------------------------------------------
+    # -- begin, resume, stop ---------------------------------------------------------------------------------
 
-    def _rolled_back_from_bad_weights(self) -> bool:
-        """Look at weights and optimiser; where a number is not finite, go back."""
-        state = state_tensors(self.model, self.optimizers)
-        name = first_non_finite(local_tensors({**dict(self.model.named_parameters()), **state}))
-        is_bad = self.world.any(bool(name))
-        if is_bad:
-            self._roll_back(f"{name or 'another process'} holds numbers that are not finite")
-        return is_bad
-
-    def _roll_back(self, why: str) -> None:
-        """Weights, optimiser and random state of the last good checkpoint; data in between is passed over.
-
-        Raises:
-            InputError: the second time, or where there is nothing to go back to.
-        """
-        at, config = self.at, self.config
-        self._settle()
-        places = self.places(range(max(0, at.steps_done - max(1, at.bad_steps)), at.steps_done))
-        rate = schedule(config, at.steps_done - 1, self.total_steps) * config.learning_rate
-        last = self.data.where(places, config)
-        advice = f"lower --learning_rate (now {rate:.2g}) or see {last}, which came last"
-        if at.rollbacks:
-            raise InputError(f"step {at.steps_done}: {why}, after going back once already; {advice}")
-        try:
-            snapshot = self._newest(lambda state: not state.get("bad_steps"))
-        except InputError:
-            raise InputError(
-                f"step {at.steps_done}: {why}, and no checkpoint to go back to; {advice}"
-            ) from None
-        self._load(snapshot)
-        went_to = int(snapshot.state["steps_done"])
-        at.skip(went_to + 1, at.steps_done)
-        at.rollbacks, at.bad_steps, at.loss_sum, at.loss_steps = at.rollbacks + 1, 0, 0.0, 0
-        self._metrics.write(
-            at.steps_done, event="rollback", reason=why, to_step=went_to, **{self.data.unit: places}
-        )
-        warn(
-            f"step {at.steps_done}: {why}; back to the weights of step {went_to}, and on with the data of "
-            f"step {at.steps_done + 1}"
-        )
-        self._save()
-
-    # -- state ----------------------------------------------------------------------------------------------
-
-    def _save(self, best: bool = False, final: bool = False) -> None:
-        """A checkpoint of this step; a failure is fatal, or taken back, as the configuration says."""
-        rng, model = random_state(self.device), self.parallel.whole()
-        rngs = self.world.gathered(safetensors.torch.save(rng))
-        optimizer = state_tensors(self.model, self.optimizers)
-        shards = ShardedSave(self.world, optimizer) if self.parallel.is_sharded else None
-
-        def write() -> bool:
-            try:
-                self._metrics.flush()  # no checkpoint is ahead of its metrics
-            except InputError as error:
-                return self._saver.fail(error, final)
-            background = self.config.save_async
-            contents = checkpoint.Contents(
-                step=self.steps_done,
-                model=copied(model) if background else model,
-                tokenizer=self.tokenizer,
-                optimizer={k: v.clone() for k, v in optimizer.items()} if background else optimizer,
-                rng=rng,
-                state=self._described(),
-                other_rngs=rngs[1:],
-                shards=shards,
-            )
-            return self._saver.save(contents, best, final)
-
-        if shards is not None and not self.world.is_main:
-            shards.follow()
-        self._take_back_unless(self.world.decided(write, shards.end if shards else None))
-
-    def _described(self) -> dict[str, Any]:
-        return described(self.config, self.data, self.device, self.total_steps, self.at, self.world.size)
-
-    def _settle(self, final: bool = False) -> None:
-        """Wait for a save in the background."""
-        self._take_back_unless(self.world.decided(lambda: self._saver.wait(final)))
-
-    def _take_back_unless(self, saved: bool) -> None:
-        at = self.at
-        if saved:
-            self._confirmed = (at.best_val_loss, at.best_step)
-        else:  # what is on the disk is the best
-            at.best_val_loss, at.best_step = self._confirmed
-
-    def _newest(self, acceptable: Callable[[dict[str, Any]], bool] = lambda _: True) -> checkpoint.Snapshot:
-        """Process 0 chooses and verifies; the others read the same one."""
-        found: list[checkpoint.Snapshot] = []
-
-        def choose() -> bool:
-            snapshot, passed_over = checkpoint.read_newest(self.config.output, acceptable)
-            for sentence in passed_over:
-                warn(sentence)
-            found.append(snapshot)
-            return True
-
-        self.world.decided(choose)
-        folder = self.config.output / self.world.told(found[0].folder.name if found else "")
-        return found[0] if found else checkpoint.read(folder, self.world.rank)
-
-    def _load(self, snapshot: checkpoint.Snapshot) -> None:
-        self.world.together(lambda: self.parallel.load(snapshot.folder))
-        optimizer = snapshot.optimizer
-        if optimizer is None:
-            optimizer = blank_state(self.model, self.optimizers)
-            read_shards(snapshot.folder, optimizer)
-        self.world.together(lambda: load_state(self.model, self.optimizers, optimizer))
-        if snapshot.rng:
-            set_random_state(self.device, snapshot.rng)
-        else:  # there were fewer processes
-            self.world.seed(self.config.seed, int(snapshot.state["steps_done"]))
+    def _prepare_folder(self) -> None:
+        output, self._last_read = self.config.output, -math.inf
+        contents = {"minigpt": minigpt.__version__, "config": self.config.as_dict(), **self.notes}
+        with self.processes.shared_errors():
+            if self.processes.is_main:
+                make_folder(output)
+                checkpoint.clear_leftovers(output)
+                atomic_write(output / RUN_FILE, json.dumps(contents, ensure_ascii=False, indent=2) + "\n")
 
     def resume(self) -> Path:
-        """Take the state of the newest checkpoint that verifies; returns its folder.
+        """Load the newest checkpoint that verifies; returns its folder.
 
         Raises:
             InputError: if there is none; if data, vocabulary or model differ; if nothing is left to do.
         """
-        config, output = self.config, self.config.output
-        if self.world.is_main:
-            checkpoint.clear_leftovers(output)
-        snapshot = self._newest()
-        now = (config, self.data, self.device, self.total_steps, snapshot.folder, self.world.size)
-        found = self.world.together(lambda: changes(snapshot.state, *now))
-        self._load(snapshot)
-        for sentence in found.rounding:
-            warn(sentence)
-        for sentence in found.settings:
-            print(f"changed on resume: {sentence}")
-        self.at = at = Progress.from_dict(snapshot.state)
-        if self.machine.scale is not None:
-            self.machine.scale.load(at.loss_scale)
-        best = output / f"step-{at.best_step:08d}"
-
-        def link() -> bool:
-            checkpoint.set_link(output, "last", snapshot.folder)
-            if not (at.best_step and not found.validation_data and checkpoint.verifies(best)):
-                return False
-            checkpoint.set_link(output, "best", best)  # a kill between saving and linking left it behind
-            return True
-
-        if not self.world.decided(
-            link
-        ):  # none yet, none that is whole, or measured on other data: the next one is the best there is
-            at.best_val_loss, at.best_step = math.inf, 0
+        folder = self.checkpointer.resume()
         if self.is_finished():
             raise InputError(
-                f"{snapshot.folder}: the run is finished ({self.steps_done} steps); "
-                "raise --num_train_epochs or --max_steps to go on"
+                f"{folder}: the run is finished ({self.progress.steps_done} steps); "
+                "raise --num_train_epochs or --max_steps to continue"
             )
-        return snapshot.folder
+        return folder
 
     def _saved_and_stopped(self) -> Stopped:
-        number = self.asked.agreed
+        number = self.stop_request.agreed
         assert number is not None
-        self.read()  # of a step that the signal broke off nothing is left
-        self._tell()
-        self._rolled_back_from_bad_weights()
-        if not self.world.decided(lambda: self._saver.newest == self.steps_done):
-            self._save(final=True)
-        self._settle(final=True)
-        name = signal.Signals(number).name
-        where = self.config.output / "last"
-        again = f"--output {self.config.output} --resume"
-        return Stopped(128 + number, f"{name}: saved step {self.steps_done} in {where}; go on with {again}")
-
-
-class _Clock:
-    """Speed and time left; nothing of it decides anything."""
-
-    def __init__(self, at: Progress) -> None:
-        self._began, self._before = time.monotonic(), at.train_seconds
-        self._first, self._tokens = at.steps_done, at.tokens_seen
-        self.evaluating = 0.0  # seconds
-        self.val_loss = math.nan  # the last one measured
-        self._used_until, self._flops = self._began, 0.0
-
-    def tick(self, at: Progress, total_steps: int) -> tuple[float, float]:
-        """After a step: tokens per second, and seconds left."""
-        elapsed = time.monotonic() - self._began
-        at.train_seconds = self._before + elapsed
-        speed = (at.tokens_seen - self._tokens) / max(elapsed - self.evaluating, 1e-9)
-        return speed, (total_steps - at.steps_done) * elapsed / (at.steps_done - self._first)
-
-    def use(self, flops_done: float) -> float:
-        """FLOP/s since the last call, less the time of evaluations: of an hour's mean nobody sees a fall."""
-        until = time.monotonic() - self.evaluating
-        flops, elapsed = flops_done - self._flops, until - self._used_until
-        self._used_until, self._flops = until, flops_done
-        return flops / max(elapsed, 1e-9)
+        self.log_metrics()  # nothing is left of a step that the signal broke off
+        self.guard.rolled_back_weights()
+        if not self.checkpointer.is_saved():
+            self.checkpointer.save(final=True)
+        self.checkpointer.wait(final=True)
+        name, done, output = signal.Signals(number).name, self.progress.steps_done, self.config.output
+        where, again = output / "last", f"--output {output} --resume"
+        return Stopped(128 + number, f"{name}: saved step {done} in {where}; continue with {again}")

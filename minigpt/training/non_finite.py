@@ -1,57 +1,86 @@
-"""Numbers that must not reach the weights or the disk: NaN, infinities; and losses that stand out.
+"""Numbers that must not reach the weights or the disk: NaN and infinities.
 
-What happens to a bad step is the loop's affair. This module only judges.
+A step whose loss or gradient is not finite counts, but leaves no trace. After several in a row the last
+checkpoint's weights come back, and the step count stays: the data in between is passed over, as in PaLM's
+training (https://arxiv.org/abs/2204.02311, 5.1).
 """
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
 
+from minigpt.errors import InputError
 from minigpt.families.strict_loading import is_finite
+from minigpt.training.checkpointer import Checkpointer
+from minigpt.training.config import TrainConfig
+from minigpt.training.metrics import Logger
+from minigpt.training.optimizer import schedule, state_tensors
+from minigpt.training.parallel import local_tensors
+from minigpt.training.run_state import StepMetrics
+from minigpt.training.step import TrainStep
 
-__all__ = ["RECENT", "first_non_finite", "shown_lines", "spike_threshold"]
-
-RECENT = 64  # losses that the next one is compared with
-_LEAST = 16  # fewer say little about what is usual
-_SIGMAS = 6.0  # of a normal distribution one value in a billion lies beyond
-_FLOOR = 0.02  # of the median: once a loss hardly moves at all, its noise must not count as spikes
-_SEEN = 0.1  # nats: when all is learned but a few hard examples, each of them would stand out
+__all__ = ["NonFiniteGuard", "first_non_finite"]
 
 
-def spike_threshold(losses: Sequence[float]) -> float:
-    """Above which loss a step stands out from the recent ones: 6 sigma above the loss that one in 16 exceeds.
+class NonFiniteGuard:
+    """Goes back to the last checkpoint when numbers are not finite.
 
-    Mean and standard deviation would be pulled up by the very spikes that they are to find; that bound
-    and the median distance from the median (times 1.4826: sigma, for normal noise) are not. It is not the
-    median that is added to, because batches are unlike: the few of long or hard answers have a higher loss
-    each time that they come. A falling loss widens it. Less than 0.1 nats above that bound is no spike.
-
-    >>> spike_threshold([2.0, 2.2] * 8)  # 2.2 + 6 * 1.4826 * 0.1
-    3.08956
-    >>> spike_threshold([0.01] * 16)
-    0.11
-    >>> spike_threshold([2.0] * 3)
-    inf
+    Args:
+        config: of the run; `max_bad_steps` is the limit.
+        step: its model and optimisers are watched.
+        checkpointer: loads and saves.
+        logger: records it.
     """
-    if len(losses) < _LEAST:
-        return math.inf
-    middle, high = statistics.median(losses), sorted(losses)[-1 - len(losses) // 16]
-    sigma = 1.4826 * statistics.median(abs(loss - middle) for loss in losses)
-    return round(high + max(_SIGMAS * sigma, _SIGMAS * _FLOOR * abs(middle), _SEEN), 9)
+
+    def __init__(
+        self, config: TrainConfig, step: TrainStep, checkpointer: Checkpointer, logger: Logger
+    ) -> None:
+        self._config, self._step, self._checkpointer, self._logger = config, step, checkpointer, logger
+
+    def check_steps(self, steps: Sequence[StepMetrics]) -> None:
+        """Roll back after too many bad steps in a row."""
+        bad = max((step.bad_steps for step in steps), default=0)
+        if bad >= self._config.max_bad_steps:
+            self.roll_back(f"{bad} steps in a row without a finite loss and gradient")
+
+    def rolled_back_weights(self) -> bool:
+        """Look at weights and optimisers; roll back, and return True, if a number is not finite."""
+        model = self._step.model
+        state = state_tensors(model, self._step.optimizers)
+        name = first_non_finite(local_tensors({**dict(model.named_parameters()), **state}))
+        is_bad = self._step.processes.any(bool(name))
+        if is_bad:
+            self.roll_back(f"{name or 'another process'} holds numbers that are not finite")
+        return is_bad
+
+    def roll_back(self, why: str) -> None:
+        """Load weights, optimisers and random generators of the last good checkpoint, and save that.
+
+        Raises:
+            InputError: the second time, or where there is no such checkpoint.
+        """
+        progress, config, step = self._step.progress, self._config, self._step
+        self._checkpointer.wait()
+        done = progress.steps_done
+        positions = step.positions(range(max(0, done - max(1, progress.bad_steps)), done))
+        rate = schedule(config, done - 1, step.total_steps) * config.learning_rate
+        last = step.data.where(positions, config)
+        advice = f"lower --learning_rate (now {rate:.2g}) or see {last}, which came last"
+        if progress.rollbacks:
+            raise InputError(f"step {done}: {why}, after going back once already; {advice}")
+        try:
+            snapshot = self._checkpointer.newest(lambda state: not state.get("bad_steps"))
+        except InputError:
+            raise InputError(f"step {done}: {why}, and no checkpoint to go back to; {advice}") from None
+        self._checkpointer.load(snapshot)
+        to_step = int(snapshot.state["steps_done"])
+        progress.skip(to_step + 1, done)
+        progress.rollbacks += 1
+        progress.bad_steps, progress.loss_sum, progress.loss_steps = 0, 0.0, 0
+        self._logger.log_rollback(why, to_step, positions)
+        self._checkpointer.save()
 
 
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str:
     """The name of the first tensor that holds NaN or an infinity; "" if none does."""
     return next((name for name, tensor in tensors.items() if not is_finite(tensor)), "")
-
-
-def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
-    """Line numbers for a message: the first ones.
-
-    >>> shown_lines([3, 1, 4])
-    'lines 3, 1, 4'
-    """
-    more = ", ..." if len(lines) > limit else ""
-    return f"lines {', '.join(map(str, lines[:limit]))}{more}"

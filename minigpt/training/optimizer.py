@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel
+from minigpt.families.registry import LanguageModel, family_of
 from minigpt.training.config import TrainConfig
-from minigpt.training.parallel import cut_like, is_piece
+from minigpt.training.parallel import is_sharded, shard_like
 
 __all__ = [
     "Muon",
@@ -34,8 +34,8 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
     Warm-up, then cosine, "wsd" or constant. The first step already moves: it has 1 / warmup_steps. The last
     step of cosine and wsd has min_lr_ratio.
 
-    Wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392) stays at the top and falls in a line over
-    the last `decay_ratio` of the steps: only the end depends on how long the run is.
+    Wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392) stays at the top and falls linearly over
+    the last `decay_ratio` of the steps: only the end depends on the length of the run.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -51,16 +51,16 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """What updates which parameters; each group remembers its highest rate as `peak_lr`."""
+    """Optimisers for all parameters that require gradients; a group's `peak_lr` is its highest rate."""
     # a fused projection of queries, keys and values is three matrices
-    stacked: dict[int, list[nn.Parameter]] = {1: [], 3: []}
+    stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
-        for name, p in model.blocks.named_parameters():
-            if p.dim() == 2:
-                stacked[3 if name.endswith("qkv_proj.weight") else 1].append(p)
-    by_muon = [{"params": some, "parts": parts} for parts, some in stacked.items() if some]
+        for p, parts in family_of(model.config).matrix_parameters(model):
+            if p.requires_grad:
+                stacked.setdefault(parts, []).append(p)
+    by_muon = [{"params": some, "parts": parts} for parts, some in sorted(stacked.items())]
     taken = {id(p) for some in stacked.values() for p in some}
-    rest = [p for p in model.parameters() if id(p) not in taken]
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
@@ -133,8 +133,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient.
 
-        As fused AdamW does, it looks at `self.found_inf`: a tensor 1.0 there means that the gradient is not
-        finite and nothing is to change, without anybody's waiting for the device to learn it.
+        As fused AdamW does, it looks at `self.found_inf`: a tensor of 1.0 there says that the gradient is not
+        finite, and nothing changes. That is decided on the device; the CPU does not wait for it.
         """
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         keep = 1.0 if found_inf is None else 1 - found_inf
@@ -163,10 +163,10 @@ class Muon(torch.optim.Optimizer):
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """The optimisers' state under the parameters' names: `transformer.wte.weight.exp_avg` and so on.
 
-    On the CPU; of a model in pieces, this process's pieces where they are.
+    On the CPU; of a sharded model, this process's shards where they are.
     """
     return {
-        f"{name}.{key}": value.detach() if is_piece(value) else value.detach().cpu().contiguous()
+        f"{name}.{key}": value.detach() if is_sharded(value) else value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
         for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
@@ -207,6 +207,6 @@ def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensor
             raise InputError(f"the optimiser's state does not fit the model: {name}")
         # fused AdamW keeps its step count beside the parameter
         like = tensor if key == "step" else parameter
-        optimizer.state[parameter][key] = cut_like(like, tensor).to(parameter.device)
+        optimizer.state[parameter][key] = shard_like(like, tensor).to(parameter.device)
     if remaining:
         raise InputError(f"the optimiser's state holds unknown tensors: {', '.join(sorted(remaining)[:3])}")

@@ -1,8 +1,8 @@
-"""How several processes share the work on one model: DDP, where each has all of it, or FSDP2, a piece each.
+"""How several processes share the work on one model: DDP, where each has all of it, or FSDP2, a shard each.
 
 DDP (https://arxiv.org/abs/2006.15704) adds up gradients while the backward pass is still running. FSDP2
 (torch's `fully_shard`, after https://arxiv.org/abs/2304.11277) keeps 1/N of weights, gradients and optimiser
-state in each process and gathers a block's weights when it is their turn: for models that do not fit.
+state in each process and gathers a block's weights when it computes: for models that do not fit.
 
 With one process the model is used as it is. What is computed does not depend on the number of processes, but
 for the rounding of sums, and the numbers that dropout draws. torch.distributed's larger parts are imported
@@ -10,10 +10,14 @@ where they are used: one process pays nothing.
 """
 
 import contextlib
+import importlib.util
+import os
+import shutil
 import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,57 +25,36 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minigpt.data.batches import Batch
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel, naming_of
-from minigpt.training.chunked_loss import summed_cross_entropy
-from minigpt.training.distributed import World
-from minigpt.training.mixed_precision import Counted, Machine
+from minigpt.evaluation.loss import LossReport, evaluate_loss
+from minigpt.families.registry import LanguageModel, family_of
+from minigpt.training.config import TrainConfig
+from minigpt.training.distributed import Processes
+from minigpt.training.loss import LossBatch, NextTokenLoss
+from minigpt.training.stop_request import StopNow, StopRequest
 from minigpt.weights.pretrained import load_weights
 
 __all__ = [
     "Parallel",
     "ShardedSave",
-    "SummedLoss",
-    "cut_like",
-    "is_piece",
+    "full_tensor",
+    "is_sharded",
     "local_tensors",
     "read_shards",
-    "share",
-    "whole_tensor",
+    "shard_batch",
+    "shard_like",
 ]
 
 
-class SummedLoss(nn.Module):
-    """A model with its loss on top: what is wrapped, since DDP and FSDP work in `forward`."""
+def shard_batch(batch: Batch, processes: Processes) -> Batch:
+    """This process's rows of a batch: every N-th. If there are too few, a row in which nothing counts.
 
-    def __init__(self, model: LanguageModel, machine: Machine) -> None:
-        super().__init__()
-        self.model = model
-        self._logits, self._multiple = machine.logits, machine.vocabulary_multiple
-
-    def forward(self, input_ids: Tensor, goals: Tensor | None = None, places: Tensor | None = None) -> Tensor:
-        """Summed cross-entropy of the targets `goals` (P,); without them the hidden vectors (B, T, C).
-
-        lm_head, the largest product of a small model, is computed at their places (P,) only: see `Counted`.
-        """
-        hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
-        if goals is None:
-            return hidden
-        hidden = hidden.flatten(0, 1)  # (B * T, C)
-        if places is not None:
-            hidden = hidden.index_select(0, places)  # (P, C)
-        return summed_cross_entropy(self.model.lm_head, hidden, goals, self._logits, self._multiple)
-
-
-def share(batch: Batch, world: World) -> Batch:
-    """This process's rows of a batch: every N-th. One that gets none has a row in which nothing counts.
-
-    The batch's rows are sorted by length, so that every process gets as much to do. All must take part: in
-    the sums of gradients, and in gathering weights.
+    The batch's rows are sorted by length, so that every process has as much to do. All must take part: in the
+    sums of gradients, and in gathering weights.
     """
-    if world.size == 1:
+    if processes.size == 1:
         return batch
-    if world.rank < len(batch.rows):
-        mine = slice(world.rank, None, world.size)
+    if processes.rank < len(batch.rows):
+        mine = slice(processes.rank, None, processes.size)
         ids, targets, tokens, answers, rows = batch
         return Batch(ids[mine], targets[mine], tokens[mine], answers[mine], rows[mine])
     nothing = torch.zeros_like(batch.token_mask[:1])
@@ -79,134 +62,179 @@ def share(batch: Batch, world: World) -> Batch:
 
 
 class Parallel:
-    """A model in one of N processes.
+    """A model with its loss in one of N processes.
 
     Args:
-        model: with the same weights in each process; FSDP cuts it up in place.
-        kind: what N > 1 processes do; not looked at otherwise.
-        compiled: let torch.compile write kernels for the loss and its gradient. Evaluations and answers,
-            whose shapes are all different, use the model as it is; so do checkpoints, with its names.
+        config: `parallel` says what N > 1 processes do. With `compile`, torch.compile writes kernels for the
+            loss and its gradient. Evaluations and answers, whose shapes are all different, use the model as
+            it is; so do checkpoints, with its names.
+        loss: a module around the model, with the same weights in each process; FSDP shards it in place.
+        device: where the model is.
+        processes: all of them.
+
+    Raises:
+        InputError: for `compile` without a compiler.
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        world: World,
-        kind: Literal["ddp", "fsdp"],
-        machine: Machine,
-        compiled: bool = False,
+        self, config: TrainConfig, loss: NextTokenLoss, device: torch.device, processes: Processes
     ) -> None:
-        self._model, self._world, device = model, world, machine.device
-        self.is_sharded = world.size > 1 and kind == "fsdp"
-        self._loss: nn.Module = SummedLoss(model, machine)
+        self._model, self._processes, self._device = loss.model, processes, device
+        self.is_sharded = processes.size > 1 and config.parallel == "fsdp"
+        self._loss: nn.Module = loss
         self._compiled: Any = None
+        compiled = config.compile and not config.dry_run  # which computes a little, never compiled
+        if compiled:
+            with processes.shared_errors():
+                _require_compiler(config, device)
         if self.is_sharded:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
-            mesh = init_device_mesh(device.type, (world.size,))
-            for block in model.blocks:
+            mesh = init_device_mesh(device.type, (processes.size,))
+            for block in self._model.blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(self._loss, mesh=mesh)  # embeddings, the last norm, lm_head
-        elif world.size > 1:
-            self._loss = DistributedDataParallel(
-                self._loss,
-                device_ids=[device] if device.type == "cuda" else None,
-            )
-            self._settle_messages(device)
+        elif processes.size > 1:
+            self._loss = DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
+            self._fix_message_order(loss.example(device))
         if compiled:
-            # DDP's own way of compiling cuts the graph where its messages begin, and takes no parts that are
-            # computed twice. Without it the messages wait for the last gradient.
+            # DDP's own way of compiling cuts the graph where its messages begin, and does not support
+            # activation checkpointing. Without it the messages wait for the last gradient.
             torch._dynamo.config.optimize_ddp = False
             self._compiled = torch.compile(self._loss)
 
-    def _settle_messages(self, device: torch.device) -> None:
-        """A backward pass for nothing.
+    def _fix_message_order(self, example: LossBatch) -> None:
+        """A backward pass whose gradient is thrown away.
 
-        After the first one DDP orders its messages anew, and with them the order of sums. A run that was
-        resumed has its first one elsewhere than a run that was not; so the first one never counts.
+        After its first one, DDP orders its messages anew, and with them the order of sums. A resumed run has
+        its first pass at another step than a run that was never stopped, so the first one must not count.
         """
-        nothing = torch.zeros((1, 1), dtype=torch.int64, device=device)
         was_training = self._loss.training
         self._loss.eval()  # no dropout: no random numbers
-        self._loss(nothing, nothing[0]).backward()
+        self._loss(*example).backward()
         self._loss.train(was_training)
         self._model.zero_grad()
 
-    def share(self, batches: list[Batch]) -> list[Batch]:
+    def shard_batches(self, batches: list[Batch]) -> list[Batch]:
         """This process's part of a step: whole batches where N divides their number, else rows of each."""
-        rank, size = self._world.rank, self._world.size
+        rank, size = self._processes.rank, self._processes.size
         if len(batches) % size == 0:
             return batches[rank::size]
-        return [share(batch, self._world) for batch in batches]
+        return [shard_batch(batch, self._processes) for batch in batches]
 
-    def loss(self, batch: Counted) -> Tensor:
-        """`SummedLoss` of a batch on the model's device."""
+    def loss(self, batch: LossBatch) -> Tensor:
+        """The summed loss of a batch on the model's device."""
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch.places is not None:
+        if batch.positions is not None:
             # Lengths vary from batch to batch: one graph for all of them, instead of one each. (Windows are
-            # all alike, and kernels for a known size are faster: nothing is said about them.)
+            # all of one length, and kernels for a known size are faster: they are not marked.)
             for tensor in batch:
                 for dim in range(tensor.dim() if tensor is not None else 0):
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
         compiled: Tensor = self._compiled(*batch)
         return compiled
 
-    def synchronizing(self, last: bool) -> AbstractContextManager[Any]:
-        """Around a forward and backward pass: only the last one of a step adds up what all have."""
+    def accumulate(self, last: bool) -> AbstractContextManager[Any]:
+        """Around a forward and backward pass: only a step's last one adds up the processes' gradients."""
         if self.is_sharded:
             self._loss.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif isinstance(self._loss, DistributedDataParallel) and not last:
             return self._loss.no_sync()
         return nullcontext()
 
-    @property
-    def measured(self) -> Any:
-        """What `evaluate_loss` is to measure."""
-        return _Gathering(self._model, self._loss) if self.is_sharded else self._model
+    # -- evaluation ------------------------------------------------------------------------------------------
 
-    def rest(self) -> None:
-        """After an evaluation: give the memory of gathered weights back."""
-        if self.is_sharded:
-            self._loss.reshard()  # type: ignore[operator]
+    def evaluate(self, batches: Iterable[Batch], stop_request: StopRequest) -> LossReport:
+        """The loss over batches, of which each process computes its rows.
 
-    def whole(self) -> LanguageModel:
-        """The model for process 0 to save. Every process must ask for it; the others get nothing of use."""
+        Raises:
+            StopNow: when a signal comes meanwhile.
+        """
+        with stop_request.interruptible():
+            if self._processes.size == 1:
+                return evaluate_loss(self._model, batches, self._device)
+            model: Any = _Gathering(self._model, self._loss) if self.is_sharded else self._model
+            try:
+                return evaluate_loss(
+                    model, self._my_rows(batches, stop_request), self._device, self._add_reports
+                )
+            finally:
+                if self.is_sharded:  # give the memory of gathered weights back
+                    self._loss.reshard()  # type: ignore[operator]
+
+    def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:
+        """This process's rows. All processes have as many batches, and stop together."""
+        for number, batch in enumerate(batches):
+            if number % 8 == 0:
+                stop_request.agree(self._processes)
+                if stop_request.agreed is not None:
+                    raise StopNow
+            yield shard_batch(batch, self._processes)
+
+    def _add_reports(self, report: LossReport) -> None:
+        """The sums of one process become those of all."""
+        parts = (report.all, report.answer)
+        sums = self._processes.all_reduce([value for part in parts for value in (part.nll, part.count)])
+        for part, nll, count in zip(parts, sums[::2], sums[1::2]):
+            part.nll, part.count = nll, int(count)
+
+    # -- weights ---------------------------------------------------------------------------------------------
+
+    def full_model(self) -> LanguageModel:
+        """The model for process 0 to save. Every process must call it; the others cannot use the result."""
         if not self.is_sharded:
             return self._model
         weights = {}
         for name, parameter in self._model.named_parameters():
-            full = whole_tensor(parameter.detach())
-            weights[name] = full.cpu() if self._world.is_main else torch.empty(0)
-        if not self._world.is_main:
+            full = full_tensor(parameter.detach())
+            weights[name] = full.cpu() if self._processes.is_main else torch.empty(0)
+        if not self._processes.is_main:
             return self._model
-        names = naming_of(self._model.config)
-        copy: LanguageModel = names.unfilled(self._model.config)
-        names.fill(copy, weights, assign=True)
+        family = family_of(self._model.config)
+        copy: LanguageModel = family.on_meta(self._model.config)
+        family.load_state(copy, weights, assign=True)
         return copy
 
     def load(self, folder: Path) -> None:
-        """A checkpoint's weights; each process reads all of them and keeps its part."""
+        """Load a checkpoint's weights: each process reads all of them and keeps its shard."""
         if not self.is_sharded:
             load_weights(self._model, folder)
             return
-        names = naming_of(self._model.config)
-        whole: LanguageModel = names.unfilled(self._model.config)
+        family = family_of(self._model.config)
+        full: LanguageModel = family.on_meta(self._model.config)
         shapes = {name: p.shape for name, p in self._model.named_parameters()}
-        names.fill(whole, {name: torch.empty(shape) for name, shape in shapes.items()}, assign=True)
-        load_weights(whole, folder)
-        weights = dict(whole.named_parameters())
+        family.load_state(full, {name: torch.empty(shape) for name, shape in shapes.items()}, assign=True)
+        load_weights(full, folder)
+        weights = dict(full.named_parameters())
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():
-                parameter.copy_(cut_like(parameter, weights[name].detach()))
+                parameter.copy_(shard_like(parameter, weights[name].detach()))
+
+
+def _require_compiler(config: TrainConfig, device: torch.device) -> None:
+    """torch.compile writes C++ for a CPU and Triton for CUDA; its own complaint is 100 lines."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise InputError(
+            "--compile needs Triton, which is not installed: pip install triton, or --no_compile"
+        )
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "cl"))):
+        raise InputError(
+            "--compile on a CPU needs a C++ compiler (g++, clang++): install one, or --no_compile"
+        )
+    if device.type == "cpu" and config.precision != "float32" and config.gradient_checkpointing:
+        raise InputError(
+            "--compile and --gradient_checkpointing on a CPU go together in float32 only: give "
+            "--precision float32, or leave one of them out"
+        )
 
 
 class _Gathering:
-    """A model in pieces, for `evaluate_loss`: hidden vectors through FSDP, which gathers weights on the way.
+    """A sharded model for `evaluate_loss`: hidden vectors through FSDP, which gathers weights on the way.
 
-    lm_head is used outside; the outermost piece, which holds it, stays gathered until `Parallel.rest`.
+    lm_head is used outside. The outermost part, which holds it, stays gathered until `reshard`.
     """
 
     def __init__(self, model: LanguageModel, loss: nn.Module) -> None:
@@ -227,25 +255,25 @@ class _Gathering:
             return hidden
 
 
-def is_piece(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether the rest of it lies in other processes: torch's DTensor."""
     return hasattr(tensor, "to_local")
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of it, put together in every process."""
-    if not is_piece(tensor):
+    if not is_sharded(tensor):
         return tensor
     full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return full
 
 
-def cut_like(like: Tensor, full: Tensor) -> Tensor:
+def shard_like(like: Tensor, full: Tensor) -> Tensor:
     """A whole tensor, which every process has, cut and placed as another one is."""
-    if is_piece(full):
+    if is_sharded(full):
         return full
     full = full.to(like.device)
-    if not is_piece(like):
+    if not is_sharded(like):
         return full.clone()
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -256,16 +284,16 @@ def cut_like(like: Tensor, full: Tensor) -> Tensor:
 def local_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What of them lies in this process."""
     return {
-        name: t.to_local() if is_piece(t) else t  # type: ignore[attr-defined]
+        name: t.to_local() if is_sharded(t) else t  # type: ignore[attr-defined]
         for name, t in tensors.items()
     }
 
 
-# -- the optimiser's state in pieces ------------------------------------------------------------------------
+# -- the optimiser's state in shards ------------------------------------------------------------------------
 
 
 class ShardedSave:
-    """Each process writes its pieces into the folder that process 0 is filling.
+    """Each process writes its shards into the folder that process 0 is filling.
 
     torch.distributed.checkpoint does it, in safetensors files: its own format would need pickle. It replaces
     files in place and knows no hashes; here the folder is new, and process 0 lists all files in its manifest.
@@ -273,22 +301,22 @@ class ShardedSave:
     Process 0 calls it with the folder, or `end` if it has not come to that; the others `follow`.
     """
 
-    def __init__(self, world: World, tensors: dict[str, Tensor]) -> None:
-        self._world, self._tensors, self._told = world, tensors, False
+    def __init__(self, processes: Processes, tensors: dict[str, Tensor]) -> None:
+        self._processes, self._tensors, self._begun = processes, tensors, False
 
     def __call__(self, folder: Path) -> None:
-        """In process 0: write this process's pieces while the others write theirs."""
-        self._told = True
-        self._write(self._world.told(str(folder)))
+        """In process 0: write this process's shards while the others write theirs."""
+        self._begun = True
+        self._write(self._processes.broadcast(str(folder)))
 
     def end(self) -> None:
-        """The save has failed before the pieces' turn: let the others go."""
-        if not self._told:
-            self._world.told("")
+        """The save has failed before the shards' turn: let the others go."""
+        if not self._begun:
+            self._processes.broadcast("")
 
     def follow(self) -> None:
-        """Wait for the folder and write this process's pieces; a failure is process 0's to tell."""
-        if folder := self._world.told():
+        """Wait for the folder and write this process's shards; a failure is process 0's to tell."""
+        if folder := self._processes.broadcast(""):
             with contextlib.suppress(InputError):
                 self._write(folder)
 
@@ -305,7 +333,7 @@ class ShardedSave:
 
 
 def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, whole ones or pieces, from a folder that was verified; other numbers of pieces are fine.
+    """Fill tensors, whole ones or shards, from a folder that was verified; other numbers of shards are fine.
 
     Raises:
         InputError: if one of them is missing or has another shape.

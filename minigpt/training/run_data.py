@@ -1,18 +1,21 @@
-"""What a run learns from and is measured on: questions and answers, or plain text.
+"""The data of a run: questions and answers, or plain text.
 
-The loop asks both for the same: a plan (which rows stand in batch m), batches of rows, where a batch comes
-from, and a sample to print at an evaluation.
+Both kinds of data have the same methods: a plan (which rows stand in batch m), batches of rows, the positions
+of a batch in the data, and a sample to print at an evaluation.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from minigpt.console.terminal import warn
-from minigpt.data.batches import Batch, BatchPlan, EncodedPairs, encode_pairs
+from minigpt.data.batches import Batch, BatchPlan, EncodedExamples, encode_conversations
+from minigpt.data.conversation import Conversation
+from minigpt.data.corpus import TextOptions
 from minigpt.data.memory_mapped import Tokens
-from minigpt.data.reader import Pair, read_pairs
+from minigpt.data.reader import read_conversations
 from minigpt.data.shards import characters_of, end_of_text, prepare
 from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
@@ -21,15 +24,14 @@ from minigpt.generation.api import GenerationOptions, answer_questions, generate
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
-from minigpt.training.lock import FolderLock
-from minigpt.training.non_finite import shown_lines
+from minigpt.training.lock import lock_folder
 from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
-__all__ = ["RunData", "TextData", "read_data"]
+__all__ = ["RunData", "TextData", "read_data", "shown_lines"]
 
 SHARDS = "shards"  # in the output folder
 _SAMPLE = 48  # new tokens of a sample
-_PROMPT = 32  # tokens of text that a sample goes on from
+_PROMPT = 32  # tokens of text that a sample continues
 _NAMED = 5  # windows that a message names
 
 
@@ -38,14 +40,20 @@ class RunData:
     """Questions and answers."""
 
     tokenizer: Tokenizer
-    train: EncodedPairs
-    val: EncodedPairs
-    val_pairs: list[Pair]
+    train: EncodedExamples
+    val: EncodedExamples
+    val_conversations: list[Conversation]
 
     @property
     def sentence(self) -> str:
         """How much it is."""
-        return f"{len(self.train):,} pairs to learn from, {len(self.val):,} to measure on"
+        return f"{len(self.train):,} {self.examples} to learn from, {len(self.val):,} to measure on"
+
+    @property
+    def examples(self) -> str:
+        """What an example is called."""
+        several = any(len(each.exchanges) > 1 for each in self.val_conversations)
+        return "conversations" if several else "pairs"
 
     def plan(self, config: TrainConfig) -> BatchPlan:
         """Which pairs stand in which batch."""
@@ -67,25 +75,25 @@ class RunData:
         """What training part, validation part and vocabulary come from, for a message."""
         return str(config.train_data), str(config.val_data), str(config.vocab_path)
 
-    unit = "lines"  # what places are
+    unit = "lines"  # of positions
 
-    def places(self, batch: Batch) -> list[int]:
-        """Where a batch of the training part stands: lines of the file."""
+    def positions(self, batch: Batch) -> list[int]:
+        """The lines of the file that a batch of the training part comes from."""
         return [int(line) for line in self.train.lines[batch.rows]]
 
-    def where(self, places: Sequence[int], config: TrainConfig) -> str:
+    def where(self, positions: Sequence[int], config: TrainConfig) -> str:
         """The same for a message."""
-        return f"{shown_lines(places)} of {config.train_data}"
+        return f"{shown_lines(positions)} of {config.train_data}"
 
     def sample(self, model: LanguageModel, number: int) -> str:
-        """The model's answer to a question of the validation part; empty if there is no room for one."""
-        pair = self.val_pairs[number % len(self.val_pairs)]
-        room = model.config.max_position_embeddings - len(pair.question) - 1
-        if room <= 0:
+        """The model's answer to a question of the validation part; empty if none fits into its context."""
+        question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
+        free = model.config.max_position_embeddings - len(question) - 1
+        if free <= 0:
             return ""
-        options = GenerationOptions(max_new_tokens=min(_SAMPLE, room))
-        answer = answer_questions(model, self.tokenizer, [pair.question], options)[0]
-        return f"  Q: {pair.question}  A: {answer.text}"
+        options = GenerationOptions(max_new_tokens=min(_SAMPLE, free))
+        answer = answer_questions(model, self.tokenizer, [question], options)[0]
+        return f"  Q: {question}  A: {answer.text}"
 
 
 @dataclass(frozen=True)
@@ -120,31 +128,41 @@ class TextData:
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
-    unit = "windows"  # what places are
+    unit = "windows"  # of positions
 
-    def places(self, batch: Batch) -> list[int]:
-        """Where a batch of the training part stands: the numbers of its windows' first tokens."""
+    def positions(self, batch: Batch) -> list[int]:
+        """The numbers of the first tokens of a batch's windows, in the training part."""
         return [int(start) for start in batch.rows]
 
-    def where(self, places: Sequence[int], config: TrainConfig) -> str:
+    def where(self, positions: Sequence[int], config: TrainConfig) -> str:
         """The same for a message."""
         text = self.tokenizer.decode(
-            self.train.tokens.read(places[0], min(_PROMPT, len(self.train) - places[0])).tolist()
+            self.train.tokens.read(positions[0], min(_PROMPT, len(self.train) - positions[0])).tolist()
         )
-        starts = ", ".join(f"{start:,}" for start in places[:_NAMED])
+        starts = ", ".join(f"{start:,}" for start in positions[:_NAMED])
         return f"the windows from tokens {starts}, ... of {config.text}, the first of which begins {text!r}"
 
     def sample(self, model: LanguageModel, number: int) -> str:
-        """How the model goes on from a place of the validation part, another one each time."""
+        """The model's continuation of a piece of the validation part, another one each time."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))
-        # the golden ratio's fractions fall ever into the largest gap that is left
+        # multiples of the golden ratio: each falls into the largest gap between the earlier ones
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
         prompt = self.val.tokens.read(self.val.first + start, length).tolist()
-        room = model.config.max_position_embeddings - length
-        options = GenerationOptions(max_new_tokens=min(_SAMPLE, room))
+        free = model.config.max_position_embeddings - length
+        options = GenerationOptions(max_new_tokens=min(_SAMPLE, free))
         written = generate_ids(model, [prompt], options, end_of_text(self.tokenizer))[0].ids
         before, after = self.tokenizer.decode(prompt), self.tokenizer.decode(written)
         return f"  {before!r} goes on {after!r}"
+
+
+def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
+    """Line numbers for a message: the first ones.
+
+    >>> shown_lines([3, 1, 4])
+    'lines 3, 1, 4'
+    """
+    more = ", ..." if len(lines) > limit else ""
+    return f"lines {', '.join(map(str, lines[:limit]))}{more}"
 
 
 def read_data(config: TrainConfig) -> RunData | TextData:
@@ -159,12 +177,12 @@ def read_data(config: TrainConfig) -> RunData | TextData:
 def _read_pairs(config: TrainConfig) -> RunData:
     tokenizer = Tokenizer(config.vocab_path)
     encoded = []
-    pairs: list[Pair] = []
+    conversations: list[Conversation] = []
     for path in (config.train_data, config.val_data):
-        pairs, report = read_pairs(path, strict=config.strict, every_turn=True)
+        conversations, report = read_conversations(path, config.strict, config.encoding, config.field_names)
         report.print_summary()
         try:
-            part = encode_pairs(pairs, tokenizer, config.max_length)
+            part = encode_conversations(conversations, tokenizer, config.max_length)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         if part.n_cut:
@@ -174,31 +192,44 @@ def _read_pairs(config: TrainConfig) -> RunData:
                 else ""
             )
             warn(
-                f"{path}: {part.n_cut} of {len(pairs)} pairs are longer than max_length={config.max_length} "
+                f"{path}: {part.n_cut} of {report.counted} are longer than max_length={config.max_length} "
                 f"and were cut{lost}"
             )
         unknown = int((part.ids == tokenizer.unk_token_id).sum())
         if unknown:
             warn(f"{path}: {unknown} characters are not in {config.vocab_path} and became <unk>")
         encoded.append(part)
-    return RunData(tokenizer, encoded[0], encoded[1], pairs)
+    return RunData(tokenizer, encoded[0], encoded[1], conversations)
 
 
-class _Making(TypedDict):
+class _ShardOptions(TypedDict):
     """How shards are made."""
 
+    options: TextOptions
     workers: int
     lock: Callable[[Path], None]
 
 
 def _read_text(config: TrainConfig, text: Path) -> TextData:
     folder = config.output / SHARDS if config.shards is None else config.shards
-    with FolderLock() as held:
-        settings: _Making = {"workers": config.workers, "lock": lambda where: held.acquire(where, wait=True)}
-        tokenizer = _text_tokenizer(config, text, folder, settings)
-        tokens = prepare(text, folder, tokenizer, **settings)
+    with contextlib.ExitStack() as locks:
+        locked: set[Path] = set()
+
+        def lock(folder: Path) -> None:
+            if folder not in locked:
+                locks.callback(lock_folder(folder, wait=True).release)
+                locked.add(folder)
+
+        reading = TextOptions(
+            encoding=config.encoding,
+            text_field=config.text_field,
+            document_separator=config.document_separator,
+        )
+        options: _ShardOptions = {"options": reading, "workers": config.workers, "lock": lock}
+        tokenizer = _text_tokenizer(config, text, folder, options)
+        tokens = prepare(text, folder, tokenizer, **options)
         if config.val_text is not None:
-            others = prepare(config.val_text, folder / "val", tokenizer, **settings)
+            others = prepare(config.val_text, folder / "val", tokenizer, **options)
     if config.strict:
         _require_no_skipped(text, tokens)
     T = config.block_size
@@ -228,9 +259,9 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
         raise InputError(f"{text if text.is_file() else text / name}:{line}: {why}")
 
 
-def _text_tokenizer(config: TrainConfig, text: Path, folder: Path, settings: _Making) -> AnyTokenizer:
+def _text_tokenizer(config: TrainConfig, text: Path, folder: Path, options: _ShardOptions) -> AnyTokenizer:
     if config.tokenizer == "char":
-        return characters_of(text, folder, **settings)
+        return characters_of(text, folder, **options)
     path = Path(config.tokenizer)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
         return BpeTokenizer.from_folder(path)  # GPT-2's and Qwen's own files

@@ -1,56 +1,72 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: noted, and obeyed where the state is whole.
+"""Ctrl-C, SIGTERM and SIGUSR1: a request to stop, obeyed where the state of the run is complete.
 
 SIGUSR1 means the same as SIGTERM: batch systems send it ahead of pre-emption (Slurm: `--signal=B:USR1@60`).
-The exit code says which it was: 130, 143, 138 (128 and the signal's number).
+The exit code says which signal it was: 130, 143, 138 (128 and the signal's number).
 """
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from minigpt.console.command_line import stop_signals
+from minigpt.training.distributed import SINGLE_PROCESS, Processes
 
-__all__ = ["StopNow", "StopRequest", "stop_requests"]
+__all__ = ["StopNow", "StopRequest", "Stopped"]
 
 
 class StopNow(BaseException):
-    """A signal came inside `StopRequest.at_once`; like KeyboardInterrupt, it passes `except Exception`."""
+    """A signal came inside `StopRequest.interruptible`. It passes `except Exception`."""
+
+
+class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to stop, and has saved itself
+    """Training was interrupted by a signal, after saving. `code` is the exit code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class StopRequest:
-    """The signal that asked the run to stop, if one has."""
+    """The signal that asked the run to stop, if one has come."""
 
-    def __init__(self, alone: bool = True) -> None:
-        self.signal: int | None = None  # that came here
-        self._alone = alone
+    def __init__(self, processes: Processes = SINGLE_PROCESS) -> None:
+        self.signal: int | None = None  # that came to this process
+        self._alone = processes.size == 1
         self._agreed: int | None = None
-        self._at_once = False
+        self._interruptible = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGINT, SIGTERM and SIGUSR1 are noted inside; a second one ends the process at once."""
+        before = {number: signal.signal(number, self._note) for number in stop_signals()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @property
     def agreed(self) -> int | None:
-        """The signal that is to be obeyed: of several processes, all have the same one at the same point."""
+        """The signal to obey. Of several processes, all have the same one at the same point of the run."""
         return self.signal if self._alone else self._agreed
 
-    def marks(self) -> list[float]:
-        """What came here, as numbers that may be added up over the processes."""
-        return [float(self.signal == number) for number in stop_signals()]
-
-    def agree(self, sums: Sequence[float]) -> None:
-        """Take the sums of everyone's `marks`."""
-        self._agreed = next((number for number, count in zip(stop_signals(), sums) if count), None)
+    def agree(self, processes: Processes) -> None:
+        """Learn which signals have come to the other processes; all must call it."""
+        counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
+        self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Work that may be broken off anywhere, since it leaves no trace: gradients, evaluation, compiling.
 
-        Not where other processes do their part of it, and would wait for ever: they agree when it is done.
+        With several processes it goes on to its end, since the others would wait for ever: then they agree.
 
         Raises:
             StopNow: when a signal comes meanwhile, or has come before.
         """
-        self._at_once = self._alone
+        self._interruptible = self._alone
         try:
             if self._alone and self.signal is not None:
                 raise StopNow
@@ -62,31 +78,14 @@ class StopRequest:
                 raise StopNow from None
             raise
         finally:
-            self._at_once = False
+            self._interruptible = False
 
-    def note(self, signum: int, frame: FrameType | None) -> None:
-        """The signals' handler; a second signal ends the process at once."""
+    def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             sys.exit(128 + signum)
         self.signal = signum
         print(
             f"\n{signal.Signals(signum).name}: saving and stopping; once more stops at once", file=sys.stderr
         )
-        if self._at_once:
+        if self._interruptible:
             raise StopNow
-
-
-@contextmanager
-def stop_requests(alone: bool = True) -> Iterator[StopRequest]:
-    """SIGINT, SIGTERM and SIGUSR1 are noted, and obeyed between steps; a second one stops at once.
-
-    Args:
-        alone: False: several processes must agree on it.
-    """
-    asked = StopRequest(alone)
-    before = {number: signal.signal(number, asked.note) for number in stop_signals()}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ metrics.jsonl (minigpt.training.metrics) is always written and is the truth; thi
 So nothing here may stop a run: the first failure of a tracker is one warning, and that tracker is left out.
 
 Weights & Biases is steered by its own environment variables (WANDB_PROJECT, WANDB_MODE, WANDB_DIR,
-WANDB_RUN_ID, ...). The id of its run lies in the run's folder, so that `--resume` goes on in the same one.
+WANDB_RUN_ID, ...). The id of its run lies in the run's folder, so that `--resume` continues the same one.
 """
 
 import math
@@ -85,7 +85,7 @@ class Trackers:
 
     Args:
         output: the run's folder.
-        steps_done: 0, or where a resumed run goes on.
+        steps_done: 0, or the steps that a resumed run has done.
         report_to: Hugging Face's name. "tensorboard" uses it if it is installed, as "all" does with both.
         settings: the run's configuration, JSON-ready, to be shown beside its curves.
     """

@@ -1,10 +1,10 @@
-"""Fetches a released GPT-2: from OpenAI's bucket, a mirror of it, or a server of Hugging Face's form.
+"""Download a published model's files.
 
-    download_model(Path("models/124M"), urls(preset("124M")))
+    download_model(Path("models/124M"), {"hparams.json": "https://..."})
 
-A file grows under the name FILE.part and takes its own name when all of it is there. Interrupted, it goes on
-where it stopped, if the server still has the same file; what broke off is tried again, at growing intervals.
-Progress is shown on stderr. Whether the bytes are right is checked by who reads them: OpenAI's checkpoint has
+A file grows under the name FILE.part and gets its own name when it is complete. An interrupted download
+continues where it stopped, if the server still has the same file; a broken connection is tried again, at
+growing intervals. Progress is shown on stderr. The reader of a file checks its bytes: OpenAI's checkpoint has
 checksums for all its weights.
 """
 
@@ -25,21 +25,11 @@ from pathlib import Path
 
 from minigpt.console.terminal import ProgressLine, seconds, warn
 from minigpt.errors import InputError
-from minigpt.families.gpt2.presets import Preset
 from minigpt.storage.files import sync_folder
+from minigpt.storage.json_files import read_json
 
-__all__ = ["HUGGING_FACE_FILES", "OPENAI", "OPENAI_FILES", "Patience", "download_model", "fetch", "urls"]
+__all__ = ["Patience", "download_model", "fetch"]
 
-OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
-OPENAI_FILES = (
-    "checkpoint",
-    "hparams.json",
-    "encoder.json",
-    "vocab.bpe",
-    "model.ckpt.index",
-    "model.ckpt.data-00000-of-00001",  # last: the others show within a second whether the source is right
-)
-HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
 CHUNK = 1 << 18  # bytes read at once: a quarter of a megabyte
 
 
@@ -55,26 +45,6 @@ class Patience:
 
 class _DroppedError(Exception):
     """The connection broke, or the server is busy: worth another attempt."""
-
-
-def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
-    """Where each file of a model is. A mirror comes first, then a server of Hugging Face's form, then OpenAI.
-
-    Args:
-        mirror: base address of a copy of OpenAI's bucket: MIRROR/124M/hparams.json.
-        hf_endpoint: as in the environment variable HF_ENDPOINT: https://huggingface.co or a copy of it.
-
-    Raises:
-        InputError: if an address does not begin with http:// or https://.
-    """
-    for name, value in (("mirror", mirror), ("HF_ENDPOINT", hf_endpoint)):
-        if value and not re.fullmatch(r"https?://[!-~]+", value):
-            raise InputError(f"{name} must be an address like https://example.org/models: got {value!r}")
-    if hf_endpoint and not mirror:
-        base = f"{hf_endpoint.rstrip('/')}/{model.repository}/resolve/main"
-        return {name: f"{base}/{name}" for name in HUGGING_FACE_FILES}
-    base = f"{(mirror or OPENAI).rstrip('/')}/{model.name}"
-    return {name: f"{base}/{name}" for name in OPENAI_FILES}
 
 
 def download_model(folder: Path, addresses: dict[str, str], patience: Patience | None = None) -> None:
@@ -102,7 +72,7 @@ def download_model(folder: Path, addresses: dict[str, str], patience: Patience |
 
 
 def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
-    """Download one file, going on with what an earlier attempt left in FILE.part.
+    """Download one file, continuing what an earlier attempt left in FILE.part.
 
     Raises:
         InputError: naming the URL, if it cannot be had, or the file, if it cannot be written.
@@ -150,10 +120,10 @@ class _Part:
             self.goal.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("ab")
         self.size = self.file.tell()
-        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            self.version = _Version(**json.loads(self.notes.read_bytes()))
+        with contextlib.suppress(ValueError, TypeError):
+            self.version = _Version(**read_json(self.notes))
         if self.version is None:
-            self.restart(None)  # nobody knows what it is part of
+            self.restart(None)  # it is not known which file it is a part of
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -237,7 +207,7 @@ def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
     given = headers.get("Content-Length", "")
     body = int(given) if re.fullmatch(r"[0-9]{1,18}", given) else None
     if body is None and "chunked" not in headers.get("Transfer-Encoding", "").lower():
-        raise InputError(f"{url} comes without its length: nobody could tell whether it is whole")
+        raise InputError(f"{url} comes without its length: it could not be checked whether it is complete")
     tag = headers.get("ETag") or headers.get("Last-Modified")
     if tag and tag.startswith("W/"):  # "the same to a reader" is not "the same bytes"
         tag = headers.get("Last-Modified")

@@ -1,41 +1,34 @@
 """GGUF files, which llama.cpp and what is built on it read: writing them.
 
-    notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # what a reader of the file should know
+    notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # what differs in llama.cpp
 
-Names, keys and the quantisation are those of the `gguf` package, llama.cpp's own; it is an optional one and
+Names, keys and the quantisation are those of llama.cpp's own package `gguf`, an optional one, which is
 imported late. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Nothing here reads GGUF.
 
-For single characters llama.cpp has no tokenizer. The vocabulary is written as one of its "t5" kind, which
-looks for the most probable pieces of a text: of pieces with one character each there is one way only, so that
-the ids are ours, except that several unknown characters in a row become a single <unk> there.
+llama.cpp has no tokenizer for single characters. The vocabulary is written as its "t5" kind, which looks for
+the most probable pieces of a text. With pieces of one character there is one way only, so that the ids are
+ours; but several unknown characters in a row become a single <unk> there.
 """
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.gpt2.state_dict import WEIGHTS as GPT2_WEIGHTS
-from minigpt.families.registry import LanguageModel, naming_of
-from minigpt.model import GPTLMHeadModel
+from minigpt.families.registry import LanguageModel, family_of
 from minigpt.storage.files import atomic_open
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.bpe_files import KINDS
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["DTYPES", "gelu_difference", "write_gguf"]
+__all__ = ["DTYPES", "write_gguf"]
 
 DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # here -> LlamaFileType
 
-# Hugging Face's GPT-2 keeps these (in, out), llama.cpp (out, in), as torch's Linear.
-_TRANSPOSED = {row.theirs for row in GPT2_WEIGHTS if row.transposed}
 _SPACE = "\u2581"  # how "t5" writes a space
 _FLOAT16_MAX = 65504.0
 
@@ -51,7 +44,7 @@ def write_gguf(
             expects.
         name: the model's, for people.
 
-    Returns: sentences about what a program that reads the file does otherwise than minigpt.
+    Returns: sentences about what llama.cpp does differently from minigpt.
 
     Raises:
         InputError: if the gguf package is missing, the tokenizer is none that llama.cpp knows, a value is too
@@ -60,60 +53,39 @@ def write_gguf(
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}: got {dtype!r}")
     gguf = _package()
-    values = naming_of(model.config).config_to_hugging_face(
-        model.config, eos_token_id=None, pad_token_id=None
-    )
-    weights = naming_of(model.config).to_hugging_face(model)
-    plan = list(_plan(gguf, values, weights, dtype))
+    family = family_of(model.config)
+    # llama.cpp keeps matrices as torch's Linear does, (out, in)
+    transposed = {row.theirs for row in family.rows(model.config) if row.transposed}
+    weights = {
+        name: tensor.t() if name in transposed else tensor
+        for name, tensor in family.to_hugging_face(model).items()
+    }
+    plan = list(_plan(gguf, model, weights, dtype))
     with atomic_open(path) as file:
-        # it opens by name: the temporary file, which takes the goal's place afterwards
-        writer = gguf.GGUFWriter(file.name, values["model_type"])
+        # it opens the file by name: the temporary one
+        writer = gguf.GGUFWriter(file.name, family.model_type)
         try:
             writer.add_type("model")
             writer.add_name(name)
             writer.add_file_type(gguf.LlamaFileType[DTYPES[dtype]])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            _add_sizes(writer, values)
+            for key, value in family.gguf_values(model.config).items():
+                getattr(writer, f"add_{key}")(value)
             if isinstance(tokenizer, Tokenizer):
                 notes = _add_characters(gguf, writer, tokenizer)
             else:
                 notes = _add_bpe(gguf, writer, tokenizer, model.config.vocab_size)
             for target, source, kind in plan:
-                shape = weights[source].shape[:: -1 if _is_transposed(source) else 1]
-                _announce(gguf, writer, target, tuple(shape), kind)
+                _announce(gguf, writer, target, tuple(weights[source].shape), kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for _, source, kind in plan:  # one tensor at a time
-                tensor = weights.pop(source)
-                tensor = tensor.t() if _is_transposed(source) else tensor
-                writer.write_tensor_data(_encoded(gguf, np.ascontiguousarray(tensor.numpy()), kind))
+                array = np.ascontiguousarray(weights.pop(source).numpy())
+                writer.write_tensor_data(gguf.quants.quantize(array, kind))
         finally:
             writer.close()
-    return _notes_on_gelu(model) + notes
-
-
-def gelu_difference(model: GPTLMHeadModel, tokens: int = 64) -> tuple[float, float]:
-    """What GELU's tanh form changes in a model with the exact one, on random tokens.
-
-    Returns: the largest difference between logits, and the share of positions whose likeliest token changes.
-    """
-    length = min(tokens, model.config.block_size)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)  # (1, T)
-    ids = ids.to(model.lm_head.weight.device)
-    before = [block.mlp.approximate for block in model.blocks]
-    with torch.no_grad():
-        logits = []
-        for form in ("none", "tanh"):
-            for block in model.blocks:
-                block.mlp.approximate = form
-            logits.append(model(ids)[0].float())  # (T, V)
-    for block, form in zip(model.blocks, before):
-        block.mlp.approximate = form
-    exact, approximate = logits
-    changed = (exact.argmax(-1) != approximate.argmax(-1)).float().mean()
-    return float((exact - approximate).abs().max()), float(changed)
+    return family.gguf_notes(model) + notes
 
 
 def _package() -> Any:
@@ -124,39 +96,24 @@ def _package() -> Any:
     return gguf
 
 
-def _notes_on_gelu(model: LanguageModel) -> list[str]:
-    if not isinstance(model, GPTLMHeadModel) or model.config.gelu == "tanh":
-        return []
-    largest, share = gelu_difference(model)
-    return [
-        "this model was trained with the exact GELU, llama.cpp computes GPT-2 with its tanh form: on random "
-        f"tokens logits differ by up to {largest:.2g}, and {share:.1%} of the likeliest tokens change"
-    ]
-
-
 # -- weights -----------------------------------------------------------------------------------------------
 
 
-def _is_transposed(name: str) -> bool:
-    return re.sub(r"\.\d+\.", ".*.", name) in _TRANSPOSED
-
-
 def _plan(
-    gguf: Any, values: dict[str, Any], weights: dict[str, Tensor], dtype: str
+    gguf: Any, model: LanguageModel, weights: dict[str, Tensor], dtype: str
 ) -> Iterator[tuple[str, str, Any]]:
-    """For each tensor its name there, its name here, and the type it is stored in."""
+    """For each tensor its name in llama.cpp, Hugging Face's name, and the type it is stored in."""
     kinds = gguf.GGMLQuantizationType
-    architecture = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}[values["model_type"]]
-    blocks = values.get("num_hidden_layers", values.get("n_layer"))
-    table = gguf.get_tensor_name_map(architecture, blocks)
+    architectures = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
+    architecture = architectures[family_of(model.config).model_type]
+    table = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
     for source, tensor in weights.items():
         target = table.get_name(source, try_suffixes=(".weight", ".bias"))
         assert target is not None, f"llama.cpp's table has no {source}"
-        row = tensor.shape[0 if _is_transposed(source) else -1]
         if dtype == "f32" or tensor.ndim == 1 or target.startswith("position_embd"):
             kind = kinds.F32
         else:
-            kind = kinds.Q8_0 if dtype == "q8_0" and row % 32 == 0 else kinds.F16
+            kind = kinds.Q8_0 if dtype == "q8_0" and tensor.shape[-1] % 32 == 0 else kinds.F16
         if kind == kinds.F16 and float(tensor.abs().max()) > _FLOAT16_MAX:
             raise InputError(f"{source} holds values too large for float16: convert with --dtype f32")
         yield target, source, kind
@@ -171,38 +128,6 @@ def _announce(gguf: Any, writer: Any, name: str, shape: tuple[int, ...], kind: A
     writer.add_tensor_info(name, shape, stored, int(np.prod(shape)) * stored.itemsize)
 
 
-def _encoded(gguf: Any, array: npt.NDArray[np.float32], kind: Any) -> npt.NDArray[Any]:
-    encoded: npt.NDArray[Any] = gguf.quants.quantize(array, kind)
-    return encoded
-
-
-def _add_sizes(writer: Any, values: dict[str, Any]) -> None:
-    """The hyper-parameters, from the keys of a config.json."""
-    if values["model_type"] == "gpt2":
-        writer.add_block_count(values["n_layer"])
-        writer.add_context_length(values["n_positions"])
-        writer.add_embedding_length(values["n_embd"])
-        writer.add_feed_forward_length(4 * values["n_embd"])
-        writer.add_head_count(values["n_head"])
-        writer.add_layer_norm_eps(values["layer_norm_epsilon"])
-        return
-    rows: list[tuple[Callable[[Any], None], str]] = [
-        (writer.add_block_count, "num_hidden_layers"),
-        (writer.add_context_length, "max_position_embeddings"),
-        (writer.add_embedding_length, "hidden_size"),
-        (writer.add_feed_forward_length, "intermediate_size"),
-        (writer.add_head_count, "num_attention_heads"),
-        (writer.add_head_count_kv, "num_key_value_heads"),
-        (writer.add_key_length, "head_dim"),
-        (writer.add_value_length, "head_dim"),
-        (writer.add_layer_norm_rms_eps, "rms_norm_eps"),
-    ]
-    for add, key in rows:
-        add(values[key])
-    turning = values.get("rope_parameters") or values  # transformers 5 keeps it one level deeper
-    writer.add_rope_freq_base(turning["rope_theta"])
-
-
 # -- tokenizers --------------------------------------------------------------------------------------------
 
 
@@ -212,7 +137,7 @@ def _add_characters(gguf: Any, writer: Any, tokenizer: Tokenizer) -> list[str]:
     special[tokenizer.unk_token_id] = kinds.UNKNOWN
     tokens, types = [], []
     for index, word in enumerate(tokenizer.id2word):
-        # U+2581 itself gets a text that nobody types: it would be taken for the space
+        # U+2581 itself gets another text: it would be taken for the space
         tokens.append({" ": _SPACE, _SPACE: "<U+2581>"}.get(word, word))
         types.append(kinds.UNUSED if word == _SPACE else special.get(index, kinds.NORMAL))
     writer.add_tokenizer_model("t5")
@@ -245,17 +170,17 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     kinds = gguf.TokenType
     definition = tokenizer.definition
     cut = _cut(definition.frame)
-    text_of = {index: token for token, index in (definition.vocab | definition.special).items()}
+    text_of = {index: token for token, index in definition.tokens.items()}
     flags = {
         entry.get("id"): entry.get("special", True) for entry in definition.frame.get("added_tokens") or []
     }
     tokens, types = [], []
     for index in range(rows):
-        # rows that no token has, by which a vocabulary is filled up to a round number
+        # rows without a token fill a vocabulary up to a round number
         tokens.append(text_of.get(index, f"[PAD{index}]"))
         if index not in text_of:
             types.append(kinds.UNUSED)
-        elif index in tokenizer.special_ids:
+        elif index in flags:
             types.append(kinds.CONTROL if flags.get(index, True) else kinds.USER_DEFINED)
         else:
             types.append(kinds.NORMAL)

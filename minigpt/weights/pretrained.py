@@ -1,7 +1,7 @@
 """Model directories as Hugging Face's libraries write and read them.
 
     model, tokenizer = load_model_and_tokenizer("output/best")
-    save_pretrained(model, tokenizer, "my-model")  # AutoModelForCausalLM.from_pretrained("my-model") reads it
+    save_pretrained(model, "my-model", tokenizer)  # AutoModelForCausalLM.from_pretrained("my-model") reads it
 
 A directory holds config.json, model.safetensors (or shards of it), generation_config.json and a tokenizer's
 files: characters, or byte-level BPE. Weights are read from safetensors only: a pickle can run code. Nothing
@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel, ModelConfig, naming, naming_of
-from minigpt.families.strict_loading import MOST_LAYERS, is_finite
+from minigpt.families.checks import MAX_LAYERS
+from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
+from minigpt.families.strict_loading import cast
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
+from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
-from minigpt.storage.safetensors_files import WeightFiles, parse_size, read_json_object, write_weights
+from minigpt.storage.safetensors_files import WeightFiles, parse_size, write_weights
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.quantized_folders import is_quantized, read_quantized
-from minigpt.weights.weight_only import stored_precision
 
 __all__ = [
     "AnyTokenizer",
@@ -58,10 +59,10 @@ def load_model(
     Args:
         path: a directory with config.json and model.safetensors or its shards, or a run's folder with such a
             `best`, or else such a `last`, in it.
-        dtype: what its parameters become. None is float32 whatever the file holds (most CPUs compute slower
-            in bfloat16), "stored" float16 or bfloat16 where the file holds nothing else, and else float32.
+        dtype: of its parameters. None is float32, whatever the file holds (most CPUs compute more slowly in
+            bfloat16); "stored" is float16 or bfloat16 if the file holds nothing else, and else float32.
 
-    It takes the model's memory and, for a moment, two tensors' as the file has them.
+    Besides the model itself, it needs memory for two tensors as the file stores them.
 
     Raises:
         InputError: naming the file and what is wrong with it.
@@ -72,8 +73,8 @@ def load_model(
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
     """The tokenizer of a directory, or the character tokenizer of a vocab.json file.
 
-    Which of the two a directory has is written in its tokenizer.json; without one, vocab.json and merges.txt
-    are byte-level BPE, as in GPT-2's and Qwen's folders.
+    A directory's tokenizer.json says which of the two it has; without one, vocab.json and merges.txt are
+    byte-level BPE, as in GPT-2's and Qwen's folders.
 
     Raises:
         InputError: naming the file and what is wrong with it.
@@ -90,26 +91,26 @@ def load_model_and_tokenizer(
     """Both from one directory, checked to belong together.
 
     Args:
-        ahead: of the same directory, begun before. Its bytes become the model's where the dtype stays; where
-            it does not, all of them may be in memory beside the model for a moment.
+        ahead: of the same directory, started before. Where the dtype stays, its bytes become the model's;
+            elsewhere all of them may be in memory beside the model for a moment.
 
     Raises:
-        InputError: as `load_model`, and if the model's vocabulary has not the tokenizer's size. (For
+        InputError: as `load_model`, and if the model's vocabulary and the tokenizer differ in size. (For
             byte-level BPE the model may have more rows: Qwen3 has 151,936 for 151,669 tokens.)
     """
     folder = model_folder(path)
     read_model = _model_reader(folder, device, dtype, ahead)
-    # Python makes the tokenizer while torch, which lets go of Python meanwhile, goes over the weights.
+    # Python makes the tokenizer while torch, which releases Python, copies the weights.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
-        model = read_model()  # its complaints come first
+        model = read_model()  # its errors come first
         tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return model, tokenizer
 
 
 def load_weights(model: LanguageModel, path: str | Path) -> None:
-    """Copy a directory's weights into a model that exists already, as training does when it resumes.
+    """Copy a directory's weights into an existing model, as training does when it resumes.
 
     The parameters stay the same objects, on their device and in their dtype. Dropout may differ.
 
@@ -126,22 +127,23 @@ def load_weights(model: LanguageModel, path: str | Path) -> None:
     if differing:
         raise InputError(f"{folder / CONFIG}: the weights are for another model, {', '.join(differing)}")
     weights = _read_weights(folder, expected, torch.float32)
-    naming_of(expected).fill(model, weights, assign=False)
+    family_of(expected).load_state(model, weights, assign=False)
 
 
 def save_pretrained(
     model: LanguageModel,
-    tokenizer: AnyTokenizer,
     directory: str | Path,
+    tokenizer: AnyTokenizer | None = None,
     *,
     max_shard_size: int | str = "5GB",
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a directory that transformers, and `load_model`, read. The same weights give the same bytes.
 
-    Each file is replaced as a whole. A directory that has a manifest, a finished checkpoint, is left alone.
+    Each file is replaced as a whole. A directory with a manifest, a finished checkpoint, is never written to.
 
     Args:
+        tokenizer: goes into the same directory; without one it holds the model alone.
         max_shard_size: bytes, or "500MB"; weights that take more are written in several files and an index.
         dtype: what to write, torch.float32, float16 or bfloat16; None is what the model has. (A float64
             model, or one of several dtypes, is written in float32.)
@@ -150,16 +152,17 @@ def save_pretrained(
         InputError: if the vocabularies do not fit, a weight is not finite, or a file cannot be written.
     """
     folder = Path(directory)
-    if stored_precision(model) != "float32":
+    if not isinstance(model.lm_head, nn.Linear):
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
-    parse_size(max_shard_size)  # its complaint comes before anything is written
-    _require_same_vocabulary(model, tokenizer)
+    parse_size(max_shard_size)  # its error comes before anything is written
+    if tokenizer is not None:
+        _require_same_vocabulary(model, tokenizer)
     stored = _stored_dtype(model, dtype)
-    weights = _converted(naming_of(model.config).to_hugging_face(model), stored)
-    special_ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = naming_of(model.config).config_to_hugging_face(model.config, **special_ids)
+    weights = _converted(family_of(model.config).to_hugging_face(model), stored)
+    special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
+    config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
     settings = {
         CONFIG: {**config, "dtype": _STORED[stored]},
         GENERATION: {name: index for name, index in special_ids.items() if index is not None},
@@ -193,9 +196,7 @@ def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
     """The same in another dtype, each tensor freed as soon as it is converted."""
     if dtype != torch.float32:
         for name in weights:
-            weights[name] = weights[name].to(dtype)
-            if not is_finite(weights[name]):  # float16 ends at 65,504
-                raise InputError(f"{name} holds values too large for {_STORED[dtype]}: choose another dtype")
+            weights[name] = cast(name, weights[name], dtype)
     return weights
 
 
@@ -209,7 +210,7 @@ def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, wher
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model directory meant by a path, a run's folder perhaps, verified if it has a manifest.
+    """The model directory of a path, which may be a run's folder; verified if it has a manifest.
 
     Raises:
         InputError: if there is none, or a file does not match the manifest.
@@ -226,9 +227,9 @@ def model_folder(path: str | Path) -> Path:
 
 
 def _read_config(folder: Path) -> ModelConfig:
-    content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
     try:
-        config: ModelConfig = naming(content).config_from_hugging_face(content)
+        config: ModelConfig = family_of_json(content).config_from_hugging_face(content)
         return config
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
@@ -245,7 +246,7 @@ def _read_weights(
         stored = {form.dtype for form in weights.described.values() if form.is_floating_point()}
         dtype = stored.pop() if stored in ({torch.float16}, {torch.bfloat16}) else torch.float32
     try:
-        return naming_of(config).from_hugging_face(weights, config, dtype)
+        return family_of(config).from_hugging_face(weights, config, dtype)
     except InputError as error:
         where = "" if str(error).startswith(str(folder)) else f"{weights.path}: "
         raise InputError(f"{where}{error}") from None
@@ -257,28 +258,28 @@ def _model_reader(
     dtype: torch.dtype | Literal["stored"] | None,
     ahead: ReadAhead | None = None,
 ) -> Callable[[], LanguageModel]:
-    """What reads a directory's weights. The model's shapes are made here and now.
+    """A function that reads a directory's weights. The model's shapes are made now, before it is called.
 
-    They are a thousand short calls into torch, each of which lets go of Python: beside a thread that is busy
-    in Python every one of them would wait for its turn.
+    They are a thousand short calls into torch, and each of them releases Python: beside a thread that is busy
+    in Python every one would wait for its turn.
     """
-    content = read_json_object(folder / CONFIG, f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
     if is_quantized(content):
         if dtype not in (None, "stored"):
             raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")
         return lambda: read_quantized(folder, content).to(device)
     config = _read_config(folder)
-    names = naming_of(config)
+    family = family_of(config)
     made: LanguageModel | None = None
-    if config.num_hidden_layers <= MOST_LAYERS:  # of a billion, first see what the file has
+    if config.num_hidden_layers <= MAX_LAYERS:  # a billion: first see what the file has
         with contextlib.suppress(InputError):  # raised again below, with the file's name
-            made = names.unfilled(config)
-            names.shapes(config)
+            made = family.on_meta(config)
+            family.parameter_shapes(config)
 
     def read() -> LanguageModel:
         weights = _read_weights(folder, config, dtype or torch.float32, ahead)
-        model: LanguageModel = names.unfilled(config) if made is None else made
-        names.fill(model, weights, assign=True)
+        model: LanguageModel = family.on_meta(config) if made is None else made
+        family.load_state(model, weights, assign=True)
         return model.to(device).eval()
 
     return read
@@ -342,7 +343,7 @@ def _read_tokenizer(folder: Path) -> AnyTokenizer:
     path = folder / TOKENIZER
     if not path.exists() and (folder / "merges.txt").exists():
         return BpeTokenizer.from_folder(folder)
-    whole = read_json_object(path, f"{folder} has no tokenizer")
+    whole = read_json(path, missing=f"{folder} has no tokenizer")
     content = whole.get("model")
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "BPE":

@@ -1,17 +1,30 @@
-"""Weights in fewer bits, for decoding on a CPU, which waits for memory: 16 or 8 instead of float32's 32.
+"""Linear layers with weights in fewer bits, and the one function that puts them into a model.
 
-    quantize(model, "int8")     # in place: the weights of every product; the embedding and norms stay
+    set_precision(model, "int8")     # in place, in eval mode; there is no training afterwards
+    precision_of(model)              # "int8"
 
-int8: each row of a matrix (one output channel) is stored as whole numbers from -127 to 127 times one scale.
-The input is rounded in the same way, with a scale for each 128 neighbours of a token, so that one large value
-costs only its neighbours precision, and no token depends on another. float16, bfloat16: rounded weights
-alone, all else is float32; a model that was published so loses nothing.
+Decoding waits for memory: half the bytes are nearly half the time. What is stored in fewer bits are the
+weights of the linear layers, lm_head included; a tied lm_head gets weights of its own where they are rounded.
 
-Here this is arithmetic on floats, the slow twin; `minigpt.generation.native` multiplies the whole numbers.
-Training a quantised model is not possible.
+    precision           stored                              computed on a CPU        on a GPU
+    float16, bfloat16   rounded weights                     float32                  the same 16 bits
+    int8                whole numbers and a scale a row     float32, inputs rounded  bfloat16
+                                                            to int8 in groups
+    int4                4 bits, a scale and an offset       bfloat16, slowly         bfloat16, torch's kernel
+                        for each 64 weights; lm_head int8                            (tinygemm)
+
+A CPU has fast products of whole numbers (`minigpt.generation.native`; the layers here are their slow twin in
+floats): so inputs are rounded, too, with a scale for each 128 neighbours of a token. One large value costs
+only its neighbours precision, and no token depends on another. A GPU has arithmetic to spare. There int8
+without torch.compile saves memory, not time: PyTorch makes the weights bfloat16 before each product.
+
+torchao was looked at, and is not needed: its int4 kernels want a further package, its int8 is this product.
+
+Letters in shapes: N outputs, K inputs, G groups of neighbours.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,34 +32,38 @@ from torch.nn import functional as F
 
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
+from minigpt.families.strict_loading import cast, require_finite
 from minigpt.storage.large_pages import LargePages
 
 __all__ = [
-    "GROUP",
+    "INPUT_GROUP",
     "PRECISIONS",
+    "WEIGHT_GROUP",
+    "Int4Linear",
     "NarrowEmbedding",
     "Precision",
     "QuantizedLinear",
-    "at_precision",
+    "cast_parameters",
     "precision_of",
-    "quantize",
-    "quantized_modules",
+    "replace_linears",
     "rounded_groups",
     "rounded_rows",
+    "rounded_to_int4",
+    "set_precision",
 ]
 
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8")
-_DTYPES: dict[Precision, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.int8,
-}
-GROUP = 128  # neighbours of an input that share a scale; as in inference/products.h
+Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+INPUT_GROUP = 128  # neighbours of an input that share a scale; as in generation/products.h
+WEIGHT_GROUP = 64  # neighbours of an int4 row that share a scale and an offset; one that the kernel knows
+
+
+# -- rounding ----------------------------------------------------------------------------------------------
 
 
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (N, K) and scales (N,) with weight about int8 * scale: off by at most half a scale.
+    """int8 (N, K) and scales (N,): weight is about int8 * scale, off by at most half a scale.
 
     The largest value of a row becomes 127 or -127; -128 is not used, which keeps sums of two products within
     16 bits for the fastest instructions of older CPUs.
@@ -57,29 +74,52 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_groups(x: Tensor) -> Tensor:
-    """(..., K) -> the same shape: each GROUP of neighbours rounded to 255 steps from -max to max."""
+    """(..., K) -> the same shape: each INPUT_GROUP of neighbours rounded to 255 steps from -max to max."""
     K = x.shape[-1]
-    groups = F.pad(x, (0, -K % GROUP)).reshape(*x.shape[:-1], -1, GROUP)  # (..., K / GROUP, GROUP)
-    largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., K / GROUP, 1)
+    padded = F.pad(x, (0, -K % INPUT_GROUP))
+    groups = padded.reshape(*x.shape[:-1], -1, INPUT_GROUP)  # (..., G, INPUT_GROUP)
+    largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., G, 1)
     steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()  # all zeros stay zeros
     rounded: Tensor = (steps * (largest / 127)).flatten(-2)[..., :K]
     return rounded
 
 
+def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """float (N, K) -> whole numbers 0 to 15 as uint8 (N, K), and (G, N, 2) bfloat16: scale and offset.
+
+    A weight is about (number - 8) * scale + offset. K is a multiple of WEIGHT_GROUP.
+    """
+    N, K = weight.shape
+    groups = weight.float().view(N, K // WEIGHT_GROUP, WEIGHT_GROUP)  # (N, G, WEIGHT_GROUP)
+    least, most = groups.amin(dim=-1), groups.amax(dim=-1)  # (N, G) each
+    scale = ((most - least) / 15).clamp(min=torch.finfo(torch.float32).tiny).bfloat16().float()
+    offset = (least + 8 * scale).bfloat16().float()
+    numbers = ((groups - offset[..., None]) / scale[..., None]).round() + 8
+    numbers = numbers.nan_to_num().clamp(0, 15).to(torch.uint8).view(N, K)
+    return numbers, torch.stack([scale.t(), offset.t()], dim=-1).bfloat16().contiguous()
+
+
+# -- layers ------------------------------------------------------------------------------------------------
+
+
 class QuantizedLinear(nn.Module):
-    """What stands for an nn.Linear: the same product, from weights in float16, bfloat16 or int8.
+    """An nn.Linear with weights in float16, bfloat16 or int8.
 
     Args:
         weight: (N, K).
         scale: (N,) float32 for int8, else None.
-        bias: (N,) float32 or None.
+        bias: (N,) or None.
+        rounds_inputs: round the inputs of int8 weights, too, as a CPU's products of whole numbers do.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
+    def __init__(
+        self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, rounds_inputs: bool = True
+    ) -> None:
         super().__init__()
-        assert weight.dtype in _DTYPES.values()
+        assert weight.dtype in (torch.float16, torch.bfloat16, torch.int8)
         assert (weight.dtype == torch.int8) == (scale is not None), "int8 alone has scales"
         self.out_features, self.in_features = weight.shape
+        self.rounds_inputs = rounds_inputs
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
@@ -89,32 +129,119 @@ class QuantizedLinear(nn.Module):
 
     @classmethod
     def of(
-        cls, linear: nn.Linear, precision: Precision, pages: LargePages | None = None
+        cls,
+        linear: nn.Linear,
+        precision: Precision,
+        *,
+        rounds_inputs: bool = True,
+        pages: LargePages | None = None,
+        name: str = "the layer",
     ) -> "QuantizedLinear":
-        """Quantise a linear layer. Weights that are stored so already are shared, not copied."""
+        """Quantise a linear layer. Weights that have the precision's dtype already are shared, not copied.
+
+        Raises:
+            InputError: naming the layer, if a weight is too large for float16 or bfloat16.
+        """
         pages = pages or LargePages()
-        weight, dtype = linear.weight.detach(), _DTYPES[precision]
+        weight = linear.weight.detach()
         bias = None if linear.bias is None else linear.bias.detach().float()
-        if precision != "int8":
-            return cls(weight if weight.dtype == dtype else pages.copied(weight, dtype), None, bias)
-        rounded, scale = rounded_rows(weight.float())
-        return cls(pages.copied(rounded), scale, bias)
+        if precision == "int8":
+            rounded, scale = rounded_rows(weight.float())
+            return cls(pages.copied(rounded), scale, bias, rounds_inputs)
+        dtype = _DTYPES[precision]
+        same = weight.dtype == dtype
+        return cls(weight if same else cast(f"{name}.weight", weight, dtype, pages), None, bias)
 
     def dequantized(self) -> Tensor:
-        """The weights (N, K) that the stored ones stand for, float32."""
+        """The weights (N, K) as float32."""
         weight = self.weight.float()
         return weight if self.scale is None else weight * self.scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), in the dtype of x."""
-        if self.scale is not None:
+        if self.scale is None:
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return F.linear(x, self.weight.to(x.dtype), bias)
+        if self.rounds_inputs:
             x = rounded_groups(x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.dequantized().to(x.dtype), bias)
+        # Whole numbers up to 127 are exact in bfloat16; the scale comes last, on N numbers instead of N * K.
+        out = F.linear(x, self.weight.to(x.dtype)) * self.scale
+        return (out if self.bias is None else out + self.bias).to(x.dtype)
+
+
+class Int4Linear(nn.Module):
+    """An nn.Linear with weights of 4 bits, two in a byte.
+
+    Args:
+        numbers: (N, K) as from rounded_to_int4, K a multiple of WEIGHT_GROUP.
+        scales: (G, N, 2).
+        bias: (N,) or None.
+        in_features: K without padding.
+    """
+
+    def __init__(self, numbers: Tensor, scales: Tensor, bias: Tensor | None, in_features: int) -> None:
+        super().__init__()
+        self.out_features, self.in_features = len(numbers), in_features
+        self.register_buffer("weight", numbers[:, ::2] << 4 | numbers[:, 1::2])  # (N, K / 2)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", bias)
+        self.weight: Tensor
+        self.scales: Tensor
+        self.bias: Tensor | None
+        self.uses_kernel = False
+        self._pack()
+
+    def _pack(self) -> None:
+        """On CUDA, put the weights in the kernel's order, for good.
+
+        It takes outputs by eights, and inputs by the 16 of a tile times 2, 4 or 8. A multiple of 64 is one of
+        4 tiles.
+        """
+        if self.weight.is_cuda and not self.uses_kernel and not self.out_features % 8:
+            self.weight = torch._convert_weight_to_int4pack(self.weight, 4)
+            self.uses_kernel = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
+        # called by `to` and `cuda`
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._pack()
+        return self
+
+    @classmethod
+    def of(cls, linear: nn.Linear, name: str = "the layer") -> "Int4Linear":
+        """Round a linear layer; its inputs are padded to whole groups."""
+        weight = linear.weight.detach()
+        numbers, scales = rounded_to_int4(F.pad(weight, (0, -weight.shape[1] % WEIGHT_GROUP)))
+        if not scales.is_meta:
+            require_finite(f"{name}.scales", scales)
+        return cls(numbers, scales, None if linear.bias is None else linear.bias.detach(), weight.shape[1])
+
+    def dequantized(self) -> Tensor:
+        """The weights (N, K) as bfloat16, padding included."""
+        assert not self.uses_kernel, "in the kernel's order"
+        numbers = torch.stack([self.weight >> 4, self.weight & 15], dim=-1)  # (N, K / 2, 2)
+        groups = (
+            numbers.view(self.out_features, -1, WEIGHT_GROUP).to(self.scales.dtype) - 8
+        )  # (N, G, WEIGHT_GROUP)
+        scale, offset = self.scales.permute(2, 1, 0)[..., None]  # (N, G, 1) each
+        whole: Tensor = (groups * scale + offset).flatten(1)  # (N, K)
+        return whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N), in the dtype of x; bfloat16 where the kernel reads."""
+        x = F.pad(x, (0, -self.in_features % WEIGHT_GROUP))
+        out: Tensor
+        if self.uses_kernel:
+            rows = x.reshape(-1, x.shape[-1])
+            out = torch._weight_int4pack_mm(rows, self.weight, WEIGHT_GROUP, self.scales)
+            out = out.view(*x.shape[:-1], self.out_features)
+        else:
+            out = F.linear(x, self.dequantized().to(x.dtype))
+        return out if self.bias is None else (out + self.bias).to(x.dtype)
 
 
 class NarrowEmbedding(nn.Module):
-    """What stands for an nn.Embedding in float16 or bfloat16, (V, C): its rows, looked up as float32.
+    """An nn.Embedding (V, C) in float16 or bfloat16, whose rows are looked up as float32.
 
     Made float32 as a whole, Qwen3-0.6B's would take as much memory as half of the model.
     """
@@ -129,57 +256,76 @@ class NarrowEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
-def quantize(model: LanguageModel, precision: Precision) -> LanguageModel:
-    """Replace every nn.Linear of a model, lm_head included, in place; returns the model, in eval mode.
+# -- models ------------------------------------------------------------------------------------------------
 
-    A tied lm_head gets weights of its own, where they are rounded: the embedding it was tied to is only
-    looked up, and stays as it is. Norms and positions of 16 bits become float32.
+
+def set_precision(model: LanguageModel, precision: Precision | None) -> LanguageModel:
+    """Store the weights of a model's linear layers in another precision, in place; returns it in eval mode.
+
+    What is not stored in fewer bits, the norms and positions, is float32 on a CPU and 16 bits on a GPU; an
+    embedding of 16 bits stays one. None: the precision that the model has, on its device: 16 bits as they
+    were read stay 16 bits.
 
     Raises:
-        InputError: for an unknown precision, or a model that is quantised already.
+        InputError: for an unknown precision; for another one than that of a quantised model, since what
+            rounding took away does not come back; naming a weight that is too large for 16 bits.
     """
-    if precision not in PRECISIONS:
+    if precision is not None and precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
+    current, on_gpu = precision_of(model), next(model.parameters()).is_cuda
+    target = precision or current
     if not isinstance(model.lm_head, nn.Linear):
-        raise InputError("the model is quantised already: load it anew to choose another precision")
-    if precision != "float32":
-        quantized_modules(model, precision)
-        name, table = next(item for item in model.named_modules() if isinstance(item[1], nn.Embedding))
-        if table.weight.dtype in (torch.float16, torch.bfloat16):
-            model.set_submodule(name, NarrowEmbedding(table.weight.detach()))
-    pages = LargePages()
-    for parameter in model.parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = pages.copied(parameter.data, torch.float32)
-    return model.eval()
-
-
-def quantized_modules(model: LanguageModel, precision: Precision) -> None:
-    """Put a QuantizedLinear in every nn.Linear's place. Works on "meta", too: shapes without values."""
-    pages = LargePages()
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, QuantizedLinear.of(child, precision, pages))
+        if target != current:
+            raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
+        if target != "int8" or not on_gpu:
+            return model
+        for module in model.modules():  # read on a CPU, and moved
+            if isinstance(module, QuantizedLinear):
+                module.rounds_inputs = False
+        return cast_parameters(model, torch.bfloat16)
+    if target == "float32":
+        return cast_parameters(model, torch.float32)
+    if target == "int4" or (target == "int8" and on_gpu):
+        replace_linears(model, target, rounds_inputs=False)
+        return cast_parameters(model, torch.bfloat16)
+    if target in _DTYPES and next(model.parameters()).device.type != "cpu":
+        return cast_parameters(model, _DTYPES[target])
+    replace_linears(model, target)
+    name, table = next(item for item in model.named_modules() if isinstance(item[1], nn.Embedding))
+    if table.weight.dtype in _DTYPES.values():
+        model.set_submodule(name, NarrowEmbedding(table.weight.detach()))
+    return cast_parameters(model, torch.float32)
 
 
 def precision_of(model: LanguageModel) -> Precision:
-    """What the weights of a model's products are stored in; "float32" for any that is not quantised."""
-    head = model.lm_head
-    if not isinstance(head, QuantizedLinear):
-        return "float32"
-    return next(precision for precision, dtype in _DTYPES.items() if dtype == head.weight.dtype)
+    """What the weights of a model's linear layers are stored in."""
+    if any(isinstance(module, Int4Linear) for module in model.modules()):
+        return "int4"
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    return next((name for name in PRECISIONS if name == dtype), "float32")
 
 
-def at_precision(model: LanguageModel, precision: Precision | None) -> LanguageModel:
-    """The model, quantised unless it is so already. None: as it is.
+def replace_linears(model: LanguageModel, precision: Precision, rounds_inputs: bool = True) -> None:
+    """Put a quantised layer in the place of each nn.Linear. On "meta", too: shapes without values."""
+    pages, head = LargePages(), model.lm_head
 
-    Raises:
-        InputError: if it is quantised in another way: what rounding took away does not come back.
-    """
-    there = precision_of(model)
-    if precision is None or precision == there:
-        return model
-    if there != "float32":
-        raise InputError(f"the model is stored in {there}: take its unquantised folder for {precision}")
-    return quantize(model, precision)
+    def quantized(name: str, linear: nn.Linear) -> nn.Module:
+        if precision == "int4" and linear is not head:
+            return Int4Linear.of(linear, name)
+        stored = "int8" if precision == "int4" else precision
+        return QuantizedLinear.of(linear, stored, rounds_inputs=rounds_inputs, pages=pages, name=name)
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.set_submodule(name, quantized(name, module))
+
+
+def cast_parameters(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    """A model with its parameters in another dtype, in eval mode. Buffers stay: scales are exact."""
+    pages = LargePages()
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != dtype:
+            parameter.data = (
+                parameter.data.to(dtype) if parameter.is_meta else cast(name, parameter.data, dtype, pages)
+            )
+    return model.eval()

@@ -1,7 +1,7 @@
-"""Folders of models in int8 and int4: what rounding made of a model, written down and read back bit for bit.
+"""Folders of models in int8 and int4: the result of rounding, written and read back bit for bit.
 
     config.json         as before, and "quantization_config": {"quant_method": "minigpt", "precision": "int8"}
-    int8.safetensors    Hugging Face's names and shapes. NAME.weight of a product is int8, and beside it lies
+    int8.safetensors    Hugging Face's names and shapes. NAME.weight of a product is int8, and next to it is
                         NAME.scale, one float32 for each output, so shaped that NAME.weight * NAME.scale is
                         the matrix: (1, N) where Hugging Face keeps (in, out), as in GPT-2, else (N, 1).
                         All else (embeddings, norms, biases) is float32. lm_head has weights of its own.
@@ -20,33 +20,31 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel, ModelConfig, naming, naming_of
+from minigpt.families.checks import differences
+from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
 from minigpt.families.strict_loading import is_finite
 from minigpt.storage.large_pages import LargePages
-from minigpt.weights.quantized import precision_of, quantized_modules
-from minigpt.weights.weight_only import to_int4
+from minigpt.storage.safetensors_files import TensorFile
+from minigpt.weights.quantized import Precision, cast_parameters, precision_of, replace_linears
 
 __all__ = ["FILES", "KEY", "is_quantized", "quantized_config", "quantized_weights", "read_quantized"]
 
 KEY = "quantization_config"
-FILES = {"int8": "int8.safetensors", "int4": "int4.safetensors"}
+FILES: dict[Precision, str] = {"int8": "int8.safetensors", "int4": "int4.safetensors"}
 _METHOD = "minigpt"
-_SHOWN = 6  # tensors that a message names
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Is the content of a config.json that of a quantised model, ours or another program's?"""
+    """Whether the content of a config.json is that of a quantised model, ours or another program's."""
     return config.get(KEY) is not None
 
 
 def quantized_config(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """The content of config.json with what says that the weights are int8 or int4."""
+    """The content of config.json, and that the weights are int8 or int4."""
     return {**config, KEY: {"quant_method": _METHOD, "precision": precision}}
 
 
@@ -76,23 +74,22 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
     """
     config, precision = _config(folder / "config.json", content)
     path = folder / FILES[precision]
-    model: LanguageModel = naming_of(config).unfilled(config)
-    if precision == "int8":
-        quantized_modules(model, "int8")
-    else:
-        to_int4(model)
-    try:
-        found = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: weights are read from this one file") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
-    sketch = model.state_dict()
-    entries = list(_entries(config, sketch))
-    _require_fit(path, found, entries, sketch)
+    model: LanguageModel = family_of(config).on_meta(config)
+    replace_linears(model, precision, rounds_inputs=precision == "int8")
+    if precision == "int4":
+        cast_parameters(model, torch.bfloat16)
+    found = TensorFile(path, missing="weights are read from this one file")
+    forms = model.state_dict()
+    entries = list(_entries(config, forms))
+    wrong = differences(
+        {name: f"{form.dtype} {tuple(form.shape)}" for name, form in found.described.items()},
+        {entry.theirs: _stored_form(entry, forms[entry.ours]) for entry in entries},
+    )
+    if wrong:
+        raise InputError(f"{path}: the weights do not fit the configuration; {wrong}")
     state, pages = {}, LargePages()
     for ours, theirs, transposed in entries:
-        tensor = found.pop(theirs)
+        tensor = found[theirs]
         _require_sound(path, theirs, tensor)
         tensor = tensor.t() if transposed else tensor
         state[ours] = pages.copied(tensor[:, 0] if ours.endswith(".scale") else tensor)
@@ -101,7 +98,7 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
 
 
 class _Entry(NamedTuple):
-    """A tensor's name in our state_dict and in the file; transposed ones lie there as (in, out)."""
+    """A tensor's name in our state_dict and in the file; transposed ones are (in, out) in the file."""
 
     ours: str
     theirs: str
@@ -109,7 +106,7 @@ class _Entry(NamedTuple):
 
 
 def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entry]:
-    names = naming_of(config).weight_table(config)
+    names = family_of(config).weight_names(config)
     for ours in state:
         module, _, kind = ours.rpartition(".")
         if kind in ("scale", "scales"):
@@ -121,7 +118,7 @@ def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entr
             yield _Entry(ours, theirs, transposed and not is_packed)
 
 
-def _config(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, str]:
+def _config(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Precision]:
     method = content[KEY].get("quant_method") if isinstance(content[KEY], Mapping) else content[KEY]
     if method != _METHOD:
         raise InputError(
@@ -134,40 +131,20 @@ def _config(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, str]:
         raise InputError(f"{path}: {KEY}: precision must be {known}: got {precision!r}")
     plain = {key: value for key, value in content.items() if key != KEY}
     try:
-        config: ModelConfig = naming(plain).config_from_hugging_face(plain)
+        config: ModelConfig = family_of_json(plain).config_from_hugging_face(plain)
         return config, precision
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _require_fit(
-    path: Path, found: Mapping[str, Tensor], entries: list[_Entry], sketch: Mapping[str, Tensor]
-) -> None:
-    expected = {}
-    for ours, theirs, transposed in entries:
-        form = sketch[ours]
-        shape = (*form.shape, 1) if ours.endswith(".scale") else tuple(form.shape)
-        expected[theirs] = (form.dtype, shape[::-1] if transposed else shape)
-    complaints = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "unfit": [
-            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, not {dtype} {shape}"
-            for name, (dtype, shape) in expected.items()
-            if name in found and (found[name].dtype, tuple(found[name].shape)) != (dtype, shape)
-        ],
-    }
-    if any(complaints.values()):
-        text = "; ".join(
-            f"{kind}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
-            for kind, names in complaints.items()
-            if names
-        )
-        raise InputError(f"{path}: the weights do not fit the configuration; {text}")
+def _stored_form(entry: _Entry, form: Tensor) -> str:
+    """Type and shape in the file of a tensor that has the dtype and shape of `form` in the model."""
+    shape = (*form.shape, 1) if entry.ours.endswith(".scale") else tuple(form.shape)
+    return f"{form.dtype} {shape[::-1] if entry.transposed else shape}"
 
 
 def _require_sound(path: Path, name: str, tensor: Tensor) -> None:
-    """Refuse what quantising never makes: such a model would answer nonsense without a word."""
+    """Refuse what quantising never makes: such a model would answer nonsense in silence."""
     wrong = ""
     if tensor.dtype == torch.int8:
         wrong = "the number -128, which is not used" if tensor.numel() and tensor.amin() == -128 else ""

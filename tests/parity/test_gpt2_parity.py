@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minigpt.families.gpt2.state_dict import (
-    WEIGHTS,
-    config_from_hugging_face,
-    config_to_hugging_face,
-    from_hugging_face,
-    to_hugging_face,
-)
+from minigpt.families.gpt2.family import FAMILY
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, save_pretrained
@@ -68,12 +62,12 @@ def pair(shape: tuple[int, ...], bias: bool, gelu: Any) -> tuple[Any, GPTLMHeadM
     n_embd, n_head, n_layer, block_size, vocab_size = shape
     config = GPTConfig(n_embd, n_head, n_layer, 0.1, block_size, vocab_size, bias, gelu)
     theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(**config_to_hugging_face(config), attn_implementation="eager")
+        transformers.GPT2Config(**FAMILY.config_to_hugging_face(config), attn_implementation="eager")
     )
     theirs = theirs.double().eval()
     random_weights(theirs, keep_zero=() if bias else ("c_proj.bias", "c_fc.bias"))
     ours = GPTLMHeadModel(config).double().eval()
-    ours.load_state_dict(from_hugging_face(theirs.state_dict(), config, torch.float64), strict=False)
+    ours.load_state_dict(FAMILY.from_hugging_face(theirs.state_dict(), config, torch.float64), strict=False)
     return theirs, ours
 
 
@@ -94,7 +88,7 @@ def test_logits_and_gradients_are_hugging_faces(shape: tuple[int, ...], bias: bo
         loss.backward()  # type: ignore[no-untyped-call]
     gradients_there = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     compared = 0
-    for row in WEIGHTS:
+    for row in FAMILY.weights:
         for block in map(str, range(shape[2])) if "*" in row.ours else ["*"]:
             name = row.ours.replace("*", block)
             if name in dict(ours.named_parameters()):
@@ -139,7 +133,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(
     bias: bool, gelu: str, tmp_path: Path
 ) -> None:
     model = our_model(bias, gelu)
-    save_pretrained(model, tokenizer(), tmp_path / "ours")
+    save_pretrained(model, tmp_path / "ours", tokenizer())
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
     )
@@ -175,7 +169,7 @@ def test_a_published_style_gpt2_directory_is_read(tmp_path: Path) -> None:
 
 def test_a_gpt2_without_its_head_is_read_too() -> None:
     theirs, ours = pair(SHAPES[1], True, "tanh")
-    weights = from_hugging_face(theirs.transformer.state_dict(), ours.config, torch.float64)
+    weights = FAMILY.from_hugging_face(theirs.transformer.state_dict(), ours.config, torch.float64)
     assert weights.keys() == dict(ours.named_parameters()).keys()
     for name, tensor in weights.items():
         assert torch.equal(tensor, ours.get_parameter(name)), name
@@ -184,15 +178,17 @@ def test_a_gpt2_without_its_head_is_read_too() -> None:
 def test_names_and_shapes_are_exactly_hugging_faces() -> None:
     theirs, ours = pair(SHAPES[2], False, "exact")
     expected = {name: parameter.shape for name, parameter in theirs.named_parameters()}
-    assert {name: tensor.shape for name, tensor in to_hugging_face(ours).items()} == expected
+    assert {name: tensor.shape for name, tensor in FAMILY.to_hugging_face(ours).items()} == expected
 
 
 def test_configurations_go_through_gpt2config_and_back() -> None:
     for bias, gelu in VARIANTS:
         config = GPTConfig(24, 3, 5, 0.25, 40, 99, bias, gelu)  # type: ignore[arg-type]
-        there = transformers.GPT2Config(**config_to_hugging_face(config, eos_token_id=2, pad_token_id=0))
+        there = transformers.GPT2Config(
+            **FAMILY.config_to_hugging_face(config, eos_token_id=2, pad_token_id=0)
+        )
         assert (there.eos_token_id, there.pad_token_id, there.bos_token_id) == (2, 0, None)
-        assert config_from_hugging_face(there.to_dict()) == config
+        assert FAMILY.config_from_hugging_face(there.to_dict()) == config
 
 
 # -------------------------------------------------------------------------------------------------- tokenizer
@@ -213,7 +209,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("saved")
-    save_pretrained(our_model(), tokenizer(), path)
+    save_pretrained(our_model(), path, tokenizer())
     return path
 
 

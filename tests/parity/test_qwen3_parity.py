@@ -12,16 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minigpt.families.qwen3.family import FAMILY
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.qwen3.presets import PRESETS
-from minigpt.families.qwen3.state_dict import (
-    config_from_hugging_face,
-    config_to_hugging_face,
-    fill,
-    from_hugging_face,
-    to_hugging_face,
-    unfilled,
-)
 from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, save_pretrained
@@ -63,11 +56,11 @@ def random_weights(model: torch.nn.Module) -> None:
 
 def pair(config: Qwen3Config, dtype: torch.dtype = torch.float64) -> tuple[Any, Qwen3ForCausalLM]:
     """Hugging Face's model and ours with the same weights."""
-    there = transformers.Qwen3Config(**config_to_hugging_face(config), attn_implementation="eager")
+    there = transformers.Qwen3Config(**FAMILY.config_to_hugging_face(config), attn_implementation="eager")
     theirs = transformers.Qwen3ForCausalLM(there).to(dtype).eval()
     random_weights(theirs)
-    ours = unfilled(config)
-    fill(ours, from_hugging_face(theirs.state_dict(), config, dtype), assign=True)
+    ours = FAMILY.on_meta(config)
+    FAMILY.load_state(ours, FAMILY.from_hugging_face(theirs.state_dict(), config, dtype), assign=True)
     return theirs, ours.eval()
 
 
@@ -145,18 +138,22 @@ def test_greedy_ids_are_hugging_faces(index: int) -> None:
 def test_presets_have_the_names_and_shapes_of_hugging_faces_model(row: Any) -> None:
     config = row.config()
     with torch.device("meta"):
-        theirs = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**config_to_hugging_face(config)))
-    ours = {name: parameter.shape for name, parameter in unfilled(config).named_parameters()}
+        theirs = transformers.Qwen3ForCausalLM(
+            transformers.Qwen3Config(**FAMILY.config_to_hugging_face(config))
+        )
+    ours = {name: parameter.shape for name, parameter in FAMILY.on_meta(config).named_parameters()}
     assert ours == {name: parameter.shape for name, parameter in theirs.named_parameters()}
 
 
 def test_configurations_go_through_hugging_faces_and_back() -> None:
     for config in CONFIGS:
-        there = transformers.Qwen3Config(**config_to_hugging_face(config, eos_token_id=2, pad_token_id=0))
+        there = transformers.Qwen3Config(
+            **FAMILY.config_to_hugging_face(config, eos_token_id=2, pad_token_id=0)
+        )
         assert (there.eos_token_id, there.pad_token_id, there.bos_token_id) == (2, 0, None)
         assert there.rope_parameters == {"rope_theta": config.rope_theta, "rope_type": "default"}
-        assert config_from_hugging_face(there.to_dict()) == config
-        assert config_from_hugging_face(json.loads(there.to_json_string())) == config
+        assert FAMILY.config_from_hugging_face(there.to_dict()) == config
+        assert FAMILY.config_from_hugging_face(json.loads(there.to_json_string())) == config
 
 
 # ------------------------------------------------------------------------------------------------ directories
@@ -173,7 +170,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(tied: bool,
     config = replace(CONFIGS[1], vocab_size=len(WORDS), tie_word_embeddings=tied)
     model = Qwen3ForCausalLM(config).eval()
     random_weights(model)
-    save_pretrained(model, tokenizer(), tmp_path / "ours")
+    save_pretrained(model, tmp_path / "ours", tokenizer())
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
     )
@@ -237,4 +234,4 @@ def test_names_and_shapes_are_exactly_hugging_faces() -> None:
     for config in CONFIGS:
         theirs, ours = pair(config)
         expected = {name: parameter.shape for name, parameter in theirs.named_parameters()}
-        assert {name: tensor.shape for name, tensor in to_hugging_face(ours).items()} == expected
+        assert {name: tensor.shape for name, tensor in FAMILY.to_hugging_face(ours).items()} == expected

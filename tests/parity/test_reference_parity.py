@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minigpt.families.gpt2.state_dict import config_to_hugging_face
+from minigpt.families.gpt2.family import FAMILY
 from minigpt.generation import sampling as torch_sampling
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.reference import backward, gpt2, names, qwen3, sampling, weights
@@ -77,7 +77,7 @@ def gpt2_oracle(shape: tuple[int, ...], gelu: str = "tanh") -> Any:
     n_embd, n_head, n_layer, n_positions, vocab_size = shape
     config = GPTConfig(n_embd, n_head, n_layer, 0.0, n_positions, vocab_size, True, gelu)  # type: ignore[arg-type]
     theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(**config_to_hugging_face(config), attn_implementation="eager")
+        transformers.GPT2Config(**FAMILY.config_to_hugging_face(config), attn_implementation="eager")
     )
     random_weights(theirs.double().eval())
     return theirs
@@ -343,7 +343,7 @@ def test_our_own_checkpoints(bias: bool, gelu: Any, tmp_path: Path) -> None:
     )
     model = GPTLMHeadModel(GPTConfig(16, 2, 2, 0.1, 12, 7, bias, gelu)).eval()
     random_weights(model)
-    save_pretrained(model, tokenizer, tmp_path)
+    save_pretrained(model, tmp_path, tokenizer)
     config, params = weights.load(tmp_path)
     assert config["minigpt_bias"] == bias
     ids = some_ids(7, 12)

@@ -6,7 +6,7 @@ import shutil
 
 from minigpt.data.batches import BatchPlan
 from minigpt.training import checkpoint, run_data
-from minigpt.training.loop import Trainer
+from minigpt.training.non_finite import NonFiniteGuard
 from tests.survival.bench import Bench
 from tests.survival.children import at_point, die, poisoned
 from tests.survival.runs import EVERY, digest, is_done, is_finite
@@ -73,13 +73,13 @@ def killed_while_rolling_back(bench: Bench, window: dict[int, str]) -> tuple[int
 
         def prepare(point: str = point) -> None:
             poisoned(window)
-            real = Trainer._roll_back
+            real = NonFiniteGuard.roll_back
 
-            def roll_back(self: Trainer, why: str) -> None:
+            def roll_back(self: NonFiniteGuard, why: str) -> None:
                 at_point(point, die)()
                 real(self, why)
 
-            Trainer._roll_back = roll_back  # type: ignore[method-assign]
+            NonFiniteGuard.roll_back = roll_back  # type: ignore[method-assign]
 
         bench.runs.run(name, prepare, max_steps=30)
         code = (

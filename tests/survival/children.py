@@ -4,6 +4,7 @@ import contextlib
 import math
 import mmap
 import os
+import runpy
 import signal
 import socket
 import struct
@@ -17,13 +18,12 @@ from typing import Any
 import torch
 import torch._dynamo  # the optimisers load it: every child would anew
 
-from minigpt import train
-from minigpt.console import command_line
 from minigpt.storage import files
-from minigpt.training import checkpoint, run_data, step
+from minigpt.training import checkpoint, parallel, run_data
 from minigpt.training import estimate as report
-from minigpt.training.config import TrainConfig
+from minigpt.training import run as _run  # noqa: F401 -- or every child would import it again
 from minigpt.training.loop import Trainer
+from minigpt.training.step import StepBatches, TrainStep
 
 with contextlib.suppress(ImportError):  # or every child would import it again
     import torch.utils.tensorboard
@@ -31,9 +31,6 @@ with contextlib.suppress(ImportError):  # or every child would import it again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 Prepare = Callable[[], None]
-
-# Tyro loads half of itself, and a type checker, at its first command line: every child would anew.
-command_line.parse(TrainConfig, ["--output", "nowhere"])
 
 
 class Watch:
@@ -88,26 +85,25 @@ def watched(strike: str = "") -> None:
 
         setattr(owner, name, wrapper)
 
-    real_step = Trainer.step
+    real_step = TrainStep.__call__
 
-    def counted(self: Trainer) -> dict[str, float]:
-        numbers = real_step(self)
-        WATCH.set(WATCH.get()[0], self.steps_done, WATCH.get()[2])
-        return numbers
+    def counted(self: TrainStep) -> None:
+        real_step(self)
+        WATCH.set(WATCH.get()[0], self.progress.steps_done, WATCH.get()[2])
 
-    replace("step", counted)
+    replace("__call__", counted)
     wrap(run_data, "read_data", "reading")
     wrap(Trainer, "resume", "resuming")
     wrap(report, "estimate", "estimating")
-    wrap(Trainer, "_gradient", "training")
-    wrap(step, "evaluate_loss", "evaluating")
+    wrap(TrainStep, "backward", "training")
+    wrap(parallel, "evaluate_loss", "evaluating")
     wrap(checkpoint, "save", "saving")
     wrap(run_data.RunData, "sample", "answering")
 
 
 def replace(name: str, method: Callable[..., Any]) -> None:
-    """In a child: another method for Trainer."""
-    setattr(Trainer, name, method)
+    """In a child: another method for TrainStep."""
+    setattr(TrainStep, name, method)
 
 
 def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
@@ -120,7 +116,7 @@ def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
         return child
     code = 1
     try:
-        for number in SIGNALS:  # before the door has its own: nothing is lost
+        for number in SIGNALS:  # before the command has its own: nothing is lost
             signal.signal(number, lambda signum, _: os._exit(128 + signum))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -130,7 +126,7 @@ def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
         if prepare is not None:
             prepare()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        command_line.run(TrainConfig, train.main, defaults=train.defaults)
+        runpy.run_module("minigpt.train", run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
@@ -208,14 +204,14 @@ def stopped(children: list[int], patience: float = 5.0) -> list[int]:
 
 def at_step(number: int, act: Callable[[], None]) -> None:
     """In a child: act right before a step is computed."""
-    real = Trainer._gradient
+    real = TrainStep.backward
 
-    def acting(self: Trainer, work: Any) -> torch.Tensor:
-        if self.steps_done == number:
+    def acting(self: TrainStep, batches: StepBatches) -> torch.Tensor:
+        if batches.step == number:
             act()
-        return real(self, work)
+        return real(self, batches)
 
-    replace("_gradient", acting)
+    replace("backward", acting)
 
 
 def at_point(point: str, act: Callable[[], None]) -> Prepare:
@@ -239,28 +235,27 @@ def die() -> None:
 
 def poisoned(bad: dict[int, str]) -> None:
     """In a child: steps (from 0) whose loss, gradient or data makes NaN."""
-    real_step, real_loss, real_batches = Trainer.step, Trainer.loss, Trainer.batches
+    real_step, real_loss, real_batches = TrainStep.__call__, TrainStep.summed_loss, TrainStep.batches
 
-    def one_step(self: Trainer) -> dict[str, float]:
+    def one_step(self: TrainStep) -> None:
         hook = None
-        if bad.get(self.steps_done) == "gradient":
+        if bad.get(self.progress.steps_done) == "gradient":
             parameter = next(self.model.parameters())
             hook = parameter.register_hook(lambda g: g * math.inf)  # type: ignore[no-untyped-call]
-        numbers = real_step(self)
+        real_step(self)
         if hook is not None:
             hook.remove()
-        return numbers
 
-    def loss(self: Trainer, batch: Any) -> torch.Tensor:
-        return real_loss(self, batch) * (math.nan if bad.get(self.steps_done) == "loss" else 1.0)
+    def loss(self: TrainStep, batch: Any) -> torch.Tensor:
+        return real_loss(self, batch) * (math.nan if bad.get(self.progress.steps_done) == "loss" else 1.0)
 
-    def batches(self: Trainer, number: int) -> list[Any]:
+    def batches(self: TrainStep, number: int) -> list[Any]:
         found = real_batches(self, number)
         if bad.get(number) == "data":  # nothing of it counts: 0 / 0
             empty = torch.zeros_like(found[0].token_mask)
             found = [b._replace(token_mask=empty, answer_mask=empty) for b in found[:1]]
         return found
 
-    replace("step", one_step)
-    replace("loss", loss)
+    replace("__call__", one_step)
+    replace("summed_loss", loss)
     replace("batches", batches)

@@ -1,9 +1,11 @@
-"""The four published sizes of GPT-2, as data.
+"""The four published sizes of GPT-2, as data, and where their files are.
 
 preset("124M").sizes.config()     # a GPTConfig
 preset("gpt2-xl").sizes.config()  # Hugging Face's names are known too
+urls(preset("124M"))              # file -> URL, for minigpt.weights.download
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +14,18 @@ from minigpt.errors import InputError, unknown_name
 if TYPE_CHECKING:  # loading torch takes a second, which a table should not cost
     from minigpt.model import GPTConfig
 
-__all__ = ["PRESETS", "Preset", "Sizes", "preset"]
+__all__ = ["HUGGING_FACE_FILES", "OPENAI", "OPENAI_FILES", "PRESETS", "Preset", "Sizes", "preset", "urls"]
+
+OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
+OPENAI_FILES = (
+    "checkpoint",
+    "hparams.json",
+    "encoder.json",
+    "vocab.bpe",
+    "model.ckpt.index",
+    "model.ckpt.data-00000-of-00001",  # last: the others show within a second whether the source is right
+)
+HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +85,23 @@ def preset(name: str) -> Preset:
     if name not in known:
         raise InputError(unknown_name("GPT-2 model", name, known))
     return known[name]
+
+
+def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
+    """Where each file of a model is. A mirror comes first, then a server of Hugging Face's form, then OpenAI.
+
+    Args:
+        mirror: base address of a copy of OpenAI's bucket: MIRROR/124M/hparams.json.
+        hf_endpoint: as in the environment variable HF_ENDPOINT: https://huggingface.co or a copy of it.
+
+    Raises:
+        InputError: if an address does not begin with http:// or https://.
+    """
+    for name, value in (("mirror", mirror), ("HF_ENDPOINT", hf_endpoint)):
+        if value and not re.fullmatch(r"https?://[!-~]+", value):
+            raise InputError(f"{name} must be an address like https://example.org/models: got {value!r}")
+    if hf_endpoint and not mirror:
+        base = f"{hf_endpoint.rstrip('/')}/{model.repository}/resolve/main"
+        return {name: f"{base}/{name}" for name in HUGGING_FACE_FILES}
+    base = f"{(mirror or OPENAI).rstrip('/')}/{model.name}"
+    return {name: f"{base}/{name}" for name in OPENAI_FILES}

@@ -1,4 +1,4 @@
-"""Qwen3, the dense models, in one sitting: what a decoder-only Transformer became between 2019 and 2025.
+"""Qwen3, the dense models, in one sitting: a decoder-only Transformer of 2025.
 
     ids - embed_tokens - num_hidden_layers x [ x + self_attn(input_layernorm(x)),
                                    x + mlp(post_attention_layernorm(x)) ] - norm - lm_head - logits
@@ -7,44 +7,45 @@
     >>> Qwen3ForCausalLM(config)(torch.tensor([[5, 17, 3]])).shape
     torch.Size([1, 3, 100])
 
-https://arxiv.org/abs/2505.09388 (Qwen3 Technical Report). Read `minigpt.model` first: the skeleton is the
-same, each bone is another one. RMSNorm for LayerNorm, turned queries and keys for learned positions, fewer
-heads of keys and values than of queries, norms on queries and keys, a gate in the MLP; no biases, no dropout.
+https://arxiv.org/abs/2505.09388 (Qwen3 Technical Report). Read minigpt/model.py first: the structure is the
+same, each part is newer. RMSNorm instead of LayerNorm; rotated queries and keys (RoPE) instead of learned
+positions; fewer heads of keys and values than of queries (GQA); norms of queries and keys; a gate in the MLP;
+no biases, no dropout.
 
-Fields and attributes are named as in Hugging Face's config.json and weights, so that both can be read side by
-side. It computes the model, and no more: no sliding window, no stretched positions (YaRN), no experts.
+Fields and attributes have the names of Hugging Face's config.json and weights, so that both can be read side
+by side. Left out are sliding windows, YaRN and experts. This file needs torch alone: KeyValueCache,
+check_inputs, causal_mask and eager_attention are the same text as in minigpt/model.py (a test compares).
 
-Letters in shapes: B rows of the batch, T tokens given now, S tokens in all (the cached ones and these T),
-C = hidden_size, H = num_attention_heads (of queries), K = num_key_value_heads, D = head_dim,
-I = intermediate_size, V = vocab_size.
+Letters in shapes: B rows of the batch; T tokens of this call; S tokens in all, the cached ones and these T;
+C = hidden_size; H = num_attention_heads (of queries); K = num_key_value_heads; D = head_dim;
+I = intermediate_size; V = vocab_size.
 """
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from minigpt.families.qwen3.rms_norm import RMSNorm
-from minigpt.model import KeyValueCache, check_inputs, visible_keys, written_out_attention
 
 
 @dataclass(frozen=True)
 class Qwen3Config:
-    """Everything that decides the shapes of the weights and what is computed; the defaults are the 0.6B's."""
+    """All that decides the shapes of the weights and what is computed; the defaults are the 0.6B's."""
 
     vocab_size: int = 151936  # entries of the vocabulary
     hidden_size: int = 1024  # channels of a token's vector
     intermediate_size: int = 3072  # channels inside the MLP
-    num_hidden_layers: int = 28  # blocks, one after the other
+    num_hidden_layers: int = 28  # blocks
     num_attention_heads: int = 16  # heads of queries
-    num_key_value_heads: int = 8  # heads of keys and values; each serves as many heads of queries
-    head_dim: int = 128  # channels of one head, which need not be hidden_size / num_attention_heads
+    num_key_value_heads: int = 8  # heads of keys and values; each serves H / K heads of queries
+    head_dim: int = 128  # channels of a head; need not be hidden_size / num_attention_heads
     max_position_embeddings: int = 40960  # longest sequence, in tokens
     rms_norm_eps: float = 1e-6  # keeps RMSNorm from dividing by 0
-    rope_theta: float = 1e6  # RoPE's base: the larger, the slower the slowest pair of channels turns
-    tie_word_embeddings: bool = True  # lm_head is embed_tokens' tensor: up to 4B; the larger ones have two
+    rope_theta: float = 1e6  # RoPE's base: the larger, the slower the slowest pair of channels rotates
+    tie_word_embeddings: bool = True  # lm_head is embed_tokens' tensor: True up to 4B
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self) if field.type is int):
@@ -65,7 +66,7 @@ class Qwen3Config:
             raise ValueError(f"head_dim must be even, RoPE turns pairs: got head_dim={self.head_dim}")
 
     def parameter_count(self) -> int:
-        """How many values training sets, by formula. A tied lm_head, embed_tokens' tensor, counts once."""
+        """Trainable values, by formula. A tied lm_head is embed_tokens' tensor and counts once."""
         C, D = self.hidden_size, self.head_dim
         queries, keys = self.num_attention_heads * D, self.num_key_value_heads * D
         attention = C * queries + C * keys + C * keys + queries * C  # q_proj, k_proj, v_proj, o_proj
@@ -74,27 +75,151 @@ class Qwen3Config:
         return embeddings + self.num_hidden_layers * block + C  # the last C is the last norm
 
 
-def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angle by which each pair of channels turns at each position.
+class KeyValueCache(Protocol):
+    """A cache of earlier tokens' keys and values, as the model needs it (see generation/cache.py)."""
 
-    RoPE, https://arxiv.org/abs/2104.09864: pair i turns by position * theta^(-2i/D). The product of a query
-    and a key then depends on how far apart they are, and there is no table of positions to learn.
-    positions (T,) or (B, T) -> cos, sin (1, T, D/2) or (B, 1, T, D/2), float32 whatever the model's dtype:
-    bfloat16 cannot tell position 257 from 256. Made anew for each forward pass, once for all layers: a tiny
-    part of it, and nothing that a checkpoint, a cast or a move to another device could get wrong.
+    @property
+    def length(self) -> int:
+        """Cached tokens, the same number in each row."""
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append T tokens' k and v, (B, H, T, D), to a layer; return all, (B, H, length + T, D) each."""
+
+    def advance(self, tokens: int) -> None:
+        """Add `tokens` to `length`, after all layers are updated."""
+
+
+def check_inputs(
+    ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
+) -> None:
+    """Raise a clear ValueError where an embedding, SDPA or CUDA would fail later; `past`: cached tokens."""
+    if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
+    (B, T), width = ids.shape, past + ids.shape[1]
+    # A mask of floats is probably additive, 0 and -inf: the opposite of ours.
+    if mask is not None and (mask.shape != (B, width) or mask.is_floating_point()):
+        raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
+    if positions is not None and positions.shape != (B, T):
+        raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
+    # With left padding a row may be longer than its last position: only the values show it. Reading them
+    # stalls a GPU and breaks a compiled graph: a GPU reads them only if the width alone is too large.
+    if positions is not None and (ids.device.type == "cpu" or width > limit):
+        width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
+    if width > limit:
+        raise ValueError(f"the model's {name} is {limit} tokens: got a sequence of {width} tokens")
+
+
+def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which keys each query attends to, True = attend: (T, S), or (B, 1, T, S) with a padding mask (B, S).
+
+    None is SDPA's fast path: nothing is cached, or the one query is the newest token and attends to all.
+    Right padding needs no mask: for every real token it is in the future.
+    """
+    if attention_mask is None and (past == 0 or T == 1):
+        return None
+    query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1)  positions of the queries
+    key = torch.arange(past + T, device=device)  # (S,)  positions of the keys
+    visible = key <= query  # (T, S)  (SDPA's is_causal aligns top left: wrong once tokens are cached)
+    if attention_mask is None:
+        return visible
+    visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
+    # A softmax over no key is 0/0, and one such row makes all gradients NaN: so each token sees itself.
+    return (visible | (key == query))[:, None]  # (B, 1, T, S)  the same for all heads
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T / sqrt(D)) V, step by step: the slow twin of SDPA, which returns its weights.
+
+    https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
+    q (B, H, T, D), k and v (B, H, S, D) -> output (B, H, T, D), weights (B, H, T, S) before dropout.
+    `visible` is from `causal_mask`; None is a causal mask whose T queries are the last of the S tokens.
+    """
+    T, S, D = q.shape[-2], k.shape[-2], q.shape[-1]
+    if visible is None:
+        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, S)
+    weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S)  a row sums to 1
+    return F.dropout(weights, dropout) @ v, weights
+
+
+class RMSNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + eps): LayerNorm without its mean and bias.
+
+    https://arxiv.org/abs/1910.07467. Squares of a bfloat16 have 8 bits: they are summed in float32
+    at least. The result is rounded before it is multiplied by the weight, as in the models' training.
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> the same, same dtype."""
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out: Tensor = _RMSNormOnCpu.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+            return out
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = F.rms_norm(exact, self.weight.shape, eps=self.eps).to(x.dtype)
+        return normed * self.weight.to(x.dtype)
+
+
+class _RMSNormOnCpu(torch.autograd.Function):
+    """RMSNorm with its gradient by hand, for training on a CPU.
+
+    Torch has no kernel for it there: its gradient, composed of those of a square, a mean, a root and two
+    products, passes over the activations a dozen times. Written out it takes half the time (LOG.md). With
+    r = 1 / sqrt(mean(x^2) + eps), n = r x, y = w n, and g the gradient of the loss at y:
+
+        dw = sum over all vectors of g n        dx = r (g w - n mean(g w n))
+
+    There is no second derivative, and torch.func does not see through it: nothing here asks for either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        root = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # (..., 1)
+        normed = exact * root  # (..., C)
+        ctx.save_for_backward(normed, root, weight)
+        ctx.dtype = x.dtype
+        return normed.to(x.dtype) * weight.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, root, given = ctx.saved_tensors
+        gradient, weight = gradient.to(normed.dtype), given.to(normed.dtype)
+        product = gradient * normed  # (..., C)
+        weight_grad = product.reshape(-1, product.shape[-1]).sum(0)  # (C,)
+        mean = (product @ weight).div_(normed.shape[-1]).unsqueeze(-1)  # (..., 1)
+        x_grad = (gradient * weight).addcmul_(normed, mean, value=-1).mul_(root)
+        return x_grad.to(ctx.dtype), weight_grad.to(given.dtype), None
+
+
+def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angle by which each pair of channels is rotated at each position.
+
+    RoPE, https://arxiv.org/abs/2104.09864: pair i is rotated by position * theta^(-2i/D). The product of a
+    query and a key then depends on their distance alone, and no position is learned.
+    positions (T,) or (B, T) -> cos, sin (1, T, D/2) or (B, 1, T, D/2), float32 in any model: in bfloat16,
+    position 257 is 256. They are computed in each forward pass, once for all layers: it costs little, and no
+    checkpoint, cast or move to another device can make them wrong.
     """
     D = config.head_dim
     exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D  # (D/2,)
-    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,)  the published rounding, too
+    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,)  rounded as in the published code
     angles = (positions[..., None].float() * frequencies).unsqueeze(-3)  # (1, T, D/2) or (B, 1, T, D/2)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn pairs of channels: (B, H, T, D) -> (B, H, T, D); of each vector only the direction changes.
+    """Rotate pairs of channels: (B, H, T, D) -> (B, H, T, D); lengths of vectors stay.
 
-    Channel i is paired with channel i + D/2, as Hugging Face's weights expect (the paper pairs neighbours,
-    which is the same up to a permutation of q_proj's and k_proj's rows).
+    Channel i is paired with channel i + D/2, as Hugging Face's weights expect. (The paper pairs neighbours,
+    which is the same but for the order of q_proj's and k_proj's rows.)
     """
     first, second = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)  # (B, H, T, D)
@@ -103,12 +228,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """H heads of queries share K heads of keys and values (GQA, https://arxiv.org/abs/2305.13245).
 
-    What it saves is the cache: with H = 4 K a token's keys and values take a quarter of the memory.
+    It makes the cache smaller: with H = 4 K a token's keys and values take a quarter of the memory.
     """
 
     def __init__(self, config: Qwen3Config, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer  # tells the cache whose keys and values these are
+        self.layer = layer  # the cache's index of this layer
         self.head_dim = config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads  # H / K
         C, queries = config.hidden_size, config.num_attention_heads * config.head_dim  # H * D
@@ -116,7 +241,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(C, queries, bias=False)
         self.k_proj, self.v_proj = nn.Linear(C, keys, bias=False), nn.Linear(C, keys, bias=False)
         self.o_proj = nn.Linear(queries, C, bias=False)
-        # Norms of each head's query and key bound their product, so that no score can run away in training
+        # Norms of each head's query and key bound their product, so that no score can explode in training
         # (https://arxiv.org/abs/2302.05442). Qwen2 had biases in q, k and v instead.
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
@@ -129,21 +254,21 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         attentions: list[Tensor] | None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). A list `attentions` gets the weights, which the slow twin then computes."""
+        """(B, T, C) -> (B, T, C). With a list `attentions`, eager_attention appends its weights to it."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        # Norm first: a norm's weight differs by channel, and a turned vector has its channels mixed. What
-        # is cached is turned already: a key's place never changes. (`to`: autocast would mix two dtypes.)
+        # Norm before rotation: a norm's weight differs by channel, and rotation mixes channels. The cache
+        # holds rotated keys: a key's position never changes. (`to`: autocast would mix two dtypes.)
         q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D) each
         if attentions is not None:
             k, v = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (k, v))  # (B, H, S, D) each
-            out, weights = written_out_attention(q, k, v, visible)
+            out, weights = eager_attention(q, k, v, visible)
             attentions.append(weights)
-        elif visible is None and T > 1:  # enable_gqa: the shared heads of keys and values are not copied
+        elif visible is None and T > 1:  # enable_gqa: shared heads are not copied
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups > 1)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.groups > 1)
@@ -152,9 +277,9 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU, https://arxiv.org/abs/2002.05202: one layer says what, another how much of it gets through.
+    """SwiGLU, https://arxiv.org/abs/2002.05202: up_proj's output, times a gate from gate_proj.
 
-    Three matrices instead of two; they are as large as GPT's two with intermediate_size = 8/3 hidden_size.
+    Its three matrices are as large as GPT's two if intermediate_size is 8/3 hidden_size.
     """
 
     def __init__(self, config: Qwen3Config) -> None:
@@ -170,7 +295,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP; each adds to a stream that nothing else touches, as in GPT."""
+    """Attention, then MLP; each adds its output to the residual stream, as in GPT."""
 
     def __init__(self, config: Qwen3Config, layer: int = 0) -> None:
         super().__init__()
@@ -194,7 +319,7 @@ class Block(nn.Module):
 
 
 class Qwen3Model(nn.Module):
-    """Embedding, the blocks and the last norm: from ids to hidden vectors."""
+    """Embedding, blocks and the last norm: from ids to hidden vectors."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -205,10 +330,9 @@ class Qwen3Model(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw initial weights as for GPT: normal(0, 0.02), less where they add to the stream; norms are 1.
+        """Draw initial weights as for GPT: normal(0, 0.02), smaller where they add to the stream; norms 1.
 
-        The report does not say how Qwen3 began. GPT-2's way makes the two families differ in architecture
-        alone, and gives each matrix a gradient at the first step, which a projection of zeros would not.
+        The report does not describe Qwen3's. With GPT-2's the two families differ in architecture alone.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -225,7 +349,7 @@ class Qwen3Model(nn.Module):
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). Arguments as Qwen3ForCausalLM.forward; `attentions` as Attention."""
+        """(B, T) -> (B, T, C). Arguments: see Qwen3ForCausalLM.forward; `attentions`: Attention."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
@@ -233,7 +357,7 @@ class Qwen3Model(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
         rope = rope_tables(position_ids, self.config)  # once for all layers, as is `visible`
-        visible = visible_keys(past, T, attention_mask, input_ids.device)
+        visible = causal_mask(past, T, attention_mask, input_ids.device)
         x = self.embed_tokens(input_ids)  # (B, T, C)
         for block in self.layers:
             x = block(x, rope, visible, past_key_values, attentions)
@@ -244,13 +368,13 @@ class Qwen3Model(nn.Module):
 
 
 class Qwen3ForCausalLM(nn.Module):
-    """The model and, on top, a score for each entry of the vocabulary to be the next token."""
+    """The model and lm_head: a score (logit) of each vocabulary entry as the next token."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.config = config
         self.model = Qwen3Model(config)
-        # A tied head is the embedding's tensor; "meta" takes neither memory nor random numbers for its own.
+        # A tied head is the embedding's tensor. (On "meta" its own takes neither memory nor random numbers.)
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:
@@ -268,16 +392,19 @@ class Qwen3ForCausalLM(nn.Module):
         position_ids: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
     ) -> Tensor:
-        """ids (B, T) -> logits (B, T, V): at each position, scores of the token that follows.
+        """ids (B, T) -> logits (B, T, V): at each position the scores of the next token.
 
-        Arguments and errors as GPTLMHeadModel.forward's; what bounds the length is max_position_embeddings.
+        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs none.
+        position_ids (B, T): positions of these tokens. Rows padded on the left need both.
+        past_key_values: a cache of the tokens before these T, which are added to it.
+        Raises ValueError if a shape or dtype is wrong, or the text exceeds max_position_embeddings.
         """
         hidden = self.model(input_ids, attention_mask, position_ids, past_key_values)  # (B, T, C)
         logits: Tensor = self.lm_head(hidden)  # (B, T, V)
         return logits
 
     def attentions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-        """Who looks at whom: per layer, weights (B, H, T, T); each row is a distribution over the keys."""
+        """Attention weights of each layer, (B, H, T, T): each row is a distribution over the keys."""
         weights: list[Tensor] = []
         self.model(input_ids, attention_mask, attentions=weights)
         return weights

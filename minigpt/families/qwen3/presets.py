@@ -31,7 +31,7 @@ class Preset:
 
     @property
     def repository(self) -> str:
-        """Where it lies at Hugging Face."""
+        """Its name at Hugging Face."""
         return f"Qwen/Qwen3-{self.name}"
 
     def config(self) -> "Qwen3Config":

@@ -1,0 +1,193 @@
+"""The encoding of a file: its mark, UTF-8, or what the library chardet finds, if that is certain.
+
+    text, encoding = decode(Path("questions.csv").read_bytes(), Path("questions.csv"))
+
+Nothing is dropped or replaced. In a file that is UTF-8 but for some lines, a bad byte becomes a lone
+surrogate (U+DC80 to U+DCFF, Python's "surrogateescape"), so that the reader can name the lines and leave them
+out.
+"""
+
+import codecs
+import re
+
+from minigpt.errors import InputError, printable
+
+__all__ = ["BAD_BYTES", "decode", "known_encoding"]
+
+BAD_BYTES = re.compile("[\udc80-\udcff]")  # what `decode` makes of bytes that are no characters
+_MARKS = {  # what a file starts with -> Python's name; the longer marks first
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+# chardet's names of what files of this field are written in -> Python's codecs, each a superset of its kin
+_CANDIDATES = {
+    "GB18030": "gb18030",
+    "Big5": "cp950",
+    "big5hkscs": "big5hkscs",
+    "CP932": "cp932",
+    "EUC-JP": "euc_jis_2004",
+    "CP949": "cp949",
+    "KOI8-R": "koi8-r",
+    **{f"Windows-{page}": f"cp{page}" for page in range(1250, 1259)},
+}
+# ASCII, what Latin, Greek and Cyrillic scripts have, kana, Chinese characters, Hangul, and their punctuation
+_SENSIBLE = re.compile(
+    "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
+)
+_MOSTLY = 0.95
+_SAMPLE = 200_000  # bytes that are enough to tell an encoding
+_CERTAIN = 3.0  # how many times as likely as the next reading the first one must be
+_ZEROS = 3  # bytes: a line end and the blanks of a sentence have as many; fewer may be a slip
+_ENOUGH = 8  # bytes that are not ASCII: fewer do not make anything certain
+_SHOWN = 12  # characters of a reading that a message shows
+_NAMES = {
+    "utf-8-sig": "UTF-8",
+    "cp950": "Big5",
+    "euc_jis_2004": "EUC-JP",
+    "cp932": "Shift-JIS",
+    "cp949": "EUC-KR",
+}
+
+
+def known_encoding(name: str) -> str:
+    """Python's name of an encoding.
+
+    Raises:
+        InputError: if there is none of this name.
+    """
+    try:
+        codec = codecs.lookup(name.strip())
+    except (LookupError, ValueError):
+        codec = None
+    if codec is None or not codec._is_text_encoding:  # such as "hex", which makes bytes of bytes
+        raise InputError(
+            f"unknown encoding {name!r}; usual ones: utf-8, gb18030, big5, shift_jis, euc_kr, utf-16, cp1252"
+        )
+    return codec.name
+
+
+def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
+    """The text of some bytes, without a byte order mark, and the encoding that they are in.
+
+    Args:
+        name: the file's name, for messages.
+        encoding: what the user says that it is; "": find out.
+
+    Raises:
+        InputError: for binary data; if the encoding is not certain, with how the text would read in each; if
+            the bytes do not fit the encoding that the user named.
+    """
+    if encoding:
+        codec = known_encoding(encoding)
+        try:
+            return data.decode(codec).removeprefix("\ufeff"), codec
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            byte = f"byte 0x{data[error.start]:02x}" if error.start < len(data) else "its end"
+            raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
+    for mark, codec in _MARKS.items():
+        if data.startswith(mark):
+            return _marked(data, codec, name)
+    if utf16 := _utf16_without_mark(data[:_SAMPLE]):
+        return _marked(data, utf16, name)
+    if b"\0" in data[:_SAMPLE]:
+        raise InputError(f"{name} is a binary file (it holds zero bytes), not text")
+    try:
+        return data.decode("utf-8"), "utf-8"
+    except UnicodeDecodeError:
+        pass
+    if _mostly_utf8(data):
+        return data.decode("utf-8", "surrogateescape"), "utf-8"
+    return _detected(data, name)
+
+
+def _marked(data: bytes, codec: str, name: str) -> tuple[str, str]:
+    if codec == "utf-8-sig":
+        return data[3:].decode("utf-8", "surrogateescape"), "utf-8"
+    try:
+        return data.decode(codec).removeprefix("\ufeff"), codec
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} begins as {codec.upper()}, but byte {error.start + 1} does not fit"
+        ) from None
+
+
+def _utf16_without_mark(head: bytes) -> str | None:
+    """UTF-16 or UTF-32, in which ASCII has zeros: the reading in which nearly all makes sense."""
+    if head.count(0) < _ZEROS:
+        return None
+    for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
+        text = head[: len(head) // width * width].decode(codec, "replace")
+        has_ascii = any(" " <= character <= "~" for character in text)
+        if has_ascii and len(_SENSIBLE.findall(text)) > _MOSTLY * len(text):
+            return codec
+    return None
+
+
+def _mostly_utf8(data: bytes) -> bool:
+    """Are at least half of the lines that are not ASCII UTF-8? LF is in no character of any candidate."""
+    good = bad = 0
+    for line in data.split(b"\n"):
+        if not line.isascii():
+            try:
+                line.decode("utf-8")
+                good += 1
+            except UnicodeDecodeError:
+                bad += 1
+    return 0 < good >= bad
+
+
+def _detected(data: bytes, name: str) -> tuple[str, str]:
+    import chardet  # here: files in UTF-8 need not wait for it
+
+    readings: list[tuple[float, str, str]] = []  # confidence, codec, text
+    found = chardet.detect_all(data[:_SAMPLE], ignore_threshold=True, include_encodings=tuple(_CANDIDATES))
+    for item in found:
+        codec = _CANDIDATES.get(item["encoding"] or "")
+        if codec is None:
+            continue
+        try:
+            text = data.decode(codec)
+        except UnicodeDecodeError:
+            continue
+        if all(text != known for _, _, known in readings):  # the same reading under another name says nothing
+            readings.append((float(item["confidence"]), codec, text))
+    if not readings:
+        raise InputError(
+            f"{name} is text in no encoding that minigpt can tell; name it with --encoding (usual ones: "
+            "gb18030, big5, shift_jis, euc_kr, cp1252)"
+        )
+    confidence, codec, text = readings[0]
+    is_enough = sum(byte >= 0x80 for byte in data[:_SAMPLE]) >= _ENOUGH
+    if is_enough and (len(readings) == 1 or confidence > _CERTAIN * readings[1][0]):
+        return text, codec
+    if len(readings) == 1:
+        readings.append(readings[0])
+    texts = [text for _, _, text in readings[:4]]
+    shown = "; ".join(
+        f"--encoding {codec}: {_excerpt(text, texts[0] if text is not texts[0] else texts[1])}"
+        for _, codec, text in readings[:4]
+    )
+    raise InputError(
+        f"{name} is not UTF-8, and its encoding is not certain; choose what reads right: {shown}"
+    )
+
+
+def _excerpt(text: str, other: str) -> str:
+    """Some characters around the first place where another reading differs."""
+    first = next((i for i, (one, two) in enumerate(zip(text, other)) if one != two), 0)
+    return printable(f"{text[max(0, first - 4) : first + _SHOWN]!r}")
+
+
+def shown_name(codec: str) -> str:
+    """An encoding as people call it.
+
+    >>> shown_name("cp950"), shown_name("gb18030"), shown_name("cp1252")
+    ('Big5', 'GB18030', 'Windows-1252')
+    """
+    if codec.startswith("cp125"):
+        return f"Windows-{codec[2:]}"
+    return _NAMES.get(codec, codec.upper())

@@ -1,0 +1,185 @@
+"""GPT-2, the family: the names of its weights and settings at Hugging Face, and its arithmetic.
+
+    minigpt.model.GPTLMHeadModel  <->  transformers.GPT2LMHeadModel (model.safetensors, config.json)
+
+Two things differ besides names. Hugging Face's GPT-2 keeps the shapes of the original TensorFlow weights,
+(in, out) where torch's Linear has (out, in). And our `bias=False` variant lacks biases that GPT-2 always has:
+they are written as zeros, which changes no result, and dropped again on reading.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from minigpt.errors import InputError
+from minigpt.families.checks import require_fixed, require_keys
+from minigpt.families.family import Family, Weight
+from minigpt.model import GPTConfig, GPTLMHeadModel
+
+__all__ = ["FAMILY", "gelu_difference"]
+
+_WEIGHTS = (
+    Weight("transformer.wte.weight", "transformer.wte.weight"),
+    Weight("transformer.wpe.weight", "transformer.wpe.weight"),
+    Weight("transformer.blocks.*.ln_1.weight", "transformer.h.*.ln_1.weight"),
+    Weight("transformer.blocks.*.ln_1.bias", "transformer.h.*.ln_1.bias"),
+    Weight(
+        "transformer.blocks.*.attn.qkv_proj.weight", "transformer.h.*.attn.c_attn.weight", transposed=True
+    ),
+    Weight("transformer.blocks.*.attn.qkv_proj.bias", "transformer.h.*.attn.c_attn.bias"),
+    Weight(
+        "transformer.blocks.*.attn.out_proj.weight", "transformer.h.*.attn.c_proj.weight", transposed=True
+    ),
+    Weight("transformer.blocks.*.attn.out_proj.bias", "transformer.h.*.attn.c_proj.bias"),
+    Weight("transformer.blocks.*.ln_2.weight", "transformer.h.*.ln_2.weight"),
+    Weight("transformer.blocks.*.ln_2.bias", "transformer.h.*.ln_2.bias"),
+    Weight("transformer.blocks.*.mlp.c_fc.weight", "transformer.h.*.mlp.c_fc.weight", transposed=True),
+    Weight("transformer.blocks.*.mlp.c_fc.bias", "transformer.h.*.mlp.c_fc.bias"),
+    Weight("transformer.blocks.*.mlp.c_proj.weight", "transformer.h.*.mlp.c_proj.weight", transposed=True),
+    Weight("transformer.blocks.*.mlp.c_proj.bias", "transformer.h.*.mlp.c_proj.bias"),
+    Weight("transformer.ln_f.weight", "transformer.ln_f.weight"),
+    Weight("transformer.ln_f.bias", "transformer.ln_f.bias"),
+)
+
+# GPTConfig's fields that Hugging Face has one to one.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "block_size": "n_positions",
+    "n_embd": "n_embd",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # one number here
+_GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+_BIAS = "minigpt_bias"  # our own key; a file without it is a GPT-2, which has all biases
+
+# What a GPT-2 may vary elsewhere and not here. An absent key means Hugging Face's default, the same value.
+_FIXED: dict[str, Any] = {
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "quantization_config": None,
+}
+
+
+def _config_to_hugging_face(
+    config: GPTConfig, eos_token_id: int | None = None, pad_token_id: int | None = None
+) -> dict[str, Any]:
+    """The contents of config.json."""
+    gelu = next(theirs for theirs, ours in _GELUS.items() if ours == config.gelu)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **{theirs: getattr(config, ours) for ours, theirs in _SIZES.items()},
+        "n_inner": None,
+        "activation_function": gelu,
+        **dict.fromkeys(_DROPOUTS, config.dropout),
+        "layer_norm_epsilon": _FIXED["layer_norm_epsilon"],
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,  # said aloud, because the default there is 50256
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        "dtype": "float32",
+        _BIAS: config.bias,
+    }
+
+
+def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
+    """GPTConfig from the contents of config.json.
+
+    Raises:
+        InputError: naming the key, if the file describes a model that this one cannot be.
+    """
+    if values.get("model_type") != "gpt2":
+        raise InputError(f'model_type must be "gpt2": got {values.get("model_type")!r}')
+    require_fixed(values, _FIXED)
+    require_keys(values, _SIZES.values())
+    dropouts = [values.get(key, 0.1) for key in _DROPOUTS]
+    if dropouts != dropouts[:1] * 3:
+        raise InputError(f"{', '.join(_DROPOUTS)} must be equal: got {', '.join(map(repr, dropouts))}")
+    gelu = values.get("activation_function", "gelu_new")
+    if gelu not in list(_GELUS):
+        raise InputError(f"activation_function must be one of {', '.join(_GELUS)}: got {gelu!r}")
+    bias = values.get(_BIAS, True)
+    if not isinstance(bias, bool):
+        raise InputError(f"{_BIAS} must be true or false: got {bias!r}")
+    sizes = {ours: values[theirs] for ours, theirs in _SIZES.items()}
+    try:
+        config = GPTConfig(**sizes, dropout=dropouts[0], bias=bias, gelu=_GELUS[gelu])
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from None
+    if values.get("n_inner") not in (None, 4 * config.n_embd):
+        raise InputError(
+            f"n_inner must be null or 4 * n_embd = {4 * config.n_embd}: got {values['n_inner']!r}"
+        )
+    return config
+
+
+def gelu_difference(model: GPTLMHeadModel, tokens: int = 64) -> tuple[float, float]:
+    """What GELU's tanh form changes in a model with the exact one, on random tokens.
+
+    Returns: the largest difference of logits, and the share of positions whose most likely token changes.
+    """
+    length = min(tokens, model.config.block_size)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, length), generator=generator)  # (1, T)
+    ids = ids.to(model.lm_head.weight.device)
+    before = [block.mlp.approximate for block in model.blocks]
+    with torch.no_grad():
+        logits = []
+        for form in ("none", "tanh"):
+            for block in model.blocks:
+                block.mlp.approximate = form
+            logits.append(model(ids)[0].float())  # (T, V)
+    for block, form in zip(model.blocks, before):
+        block.mlp.approximate = form
+    exact, approximate = logits
+    changed = (exact.argmax(-1) != approximate.argmax(-1)).float().mean()
+    return float((exact - approximate).abs().max()), float(changed)
+
+
+def _gguf_notes(model: GPTLMHeadModel) -> list[str]:
+    if model.config.gelu == "tanh":
+        return []
+    largest, share = gelu_difference(model)
+    return [
+        "this model was trained with the exact GELU, llama.cpp computes GPT-2 with its tanh form: on random "
+        f"tokens logits differ by up to {largest:.2g}, and {share:.1%} of the most likely tokens change"
+    ]
+
+
+FAMILY = Family(
+    model_type="gpt2",
+    config_class=GPTConfig,
+    model_class=GPTLMHeadModel,
+    config_from_hugging_face=_config_from_hugging_face,
+    config_to_hugging_face=_config_to_hugging_face,
+    weights=_WEIGHTS,
+    prefix="transformer.",
+    layer_prefix="transformer.h.",
+    layers_key="n_layer",
+    embedding="transformer.wte.weight",
+    # causal masks, which old files carry as if they were weights
+    ignored=re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
+    with_all_weights=lambda config: replace(config, bias=True),
+    residual_projections=("attn.out_proj.weight", "mlp.c_proj.weight"),
+    fused={"qkv_proj.weight": 3},
+    block_weights=lambda config: (
+        config.n_layer * 12 * config.n_embd**2
+    ),  # 3 + 1 in attention, 4 + 4 in the MLP
+    gguf_values=lambda config: {
+        "block_count": config.n_layer,
+        "context_length": config.block_size,
+        "embedding_length": config.n_embd,
+        "feed_forward_length": 4 * config.n_embd,
+        "head_count": config.n_head,
+        "layer_norm_eps": _FIXED["layer_norm_epsilon"],
+    },
+    gguf_notes=_gguf_notes,
+)

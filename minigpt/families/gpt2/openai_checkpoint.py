@@ -1,0 +1,129 @@
+"""GPT-2 as OpenAI released it: a folder with TensorFlow's checkpoint, read without TensorFlow, without torch.
+
+    sizes, weights = read_checkpoint("models/124M")
+    weights["transformer.h.0.attn.c_attn.weight"].shape  # (768, 2304), under Hugging Face's name
+
+The folder holds `checkpoint` (the checkpoint's name), `hparams.json` and the checkpoint itself,
+`model.ckpt.index` and `model.ckpt.data-00000-of-00001`. (`model.ckpt.meta`, the graph, is not needed;
+encoder.json and vocab.bpe are the tokenizer's.) Hugging Face's GPT-2 keeps OpenAI's matrices as they are,
+(in, out), so the arrays suit `FAMILY.from_hugging_face` in .family as well as NumPy and JAX.
+"""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minigpt.errors import InputError
+from minigpt.families.checks import differences
+from minigpt.families.gpt2.presets import Sizes
+from minigpt.families.gpt2.tensor_bundle import read_bundle
+from minigpt.storage.json_files import read_json
+
+__all__ = ["read_checkpoint"]
+
+# OpenAI's names and Hugging Face's; `*` is the block's number. "w" of a convolution of width 1 is
+# (1, in, out), which is a matrix.
+NAMES = (
+    ("model/wte", "transformer.wte.weight"),
+    ("model/wpe", "transformer.wpe.weight"),
+    ("model/h*/ln_1/g", "transformer.h.*.ln_1.weight"),
+    ("model/h*/ln_1/b", "transformer.h.*.ln_1.bias"),
+    ("model/h*/attn/c_attn/w", "transformer.h.*.attn.c_attn.weight"),
+    ("model/h*/attn/c_attn/b", "transformer.h.*.attn.c_attn.bias"),
+    ("model/h*/attn/c_proj/w", "transformer.h.*.attn.c_proj.weight"),
+    ("model/h*/attn/c_proj/b", "transformer.h.*.attn.c_proj.bias"),
+    ("model/h*/ln_2/g", "transformer.h.*.ln_2.weight"),
+    ("model/h*/ln_2/b", "transformer.h.*.ln_2.bias"),
+    ("model/h*/mlp/c_fc/w", "transformer.h.*.mlp.c_fc.weight"),
+    ("model/h*/mlp/c_fc/b", "transformer.h.*.mlp.c_fc.bias"),
+    ("model/h*/mlp/c_proj/w", "transformer.h.*.mlp.c_proj.weight"),
+    ("model/h*/mlp/c_proj/b", "transformer.h.*.mlp.c_proj.bias"),
+    ("model/ln_f/g", "transformer.ln_f.weight"),
+    ("model/ln_f/b", "transformer.ln_f.bias"),
+)
+
+
+def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.float32]]]:
+    """The sizes of a released model, and its weights under Hugging Face's names.
+
+    The arrays are float32 views of the mapped file. Writing to them changes no file.
+
+    Raises:
+        InputError: naming the file that is missing, damaged, or does not fit the others.
+    """
+    folder = Path(folder)
+    hparams = folder / "hparams.json"
+    sizes = _read_sizes(hparams)
+    prefix = folder / _checkpoint_name(folder / "checkpoint")
+    tensors = read_bundle(prefix)
+    if sizes.n_layer > len(tensors):  # before a list of that many blocks is made
+        raise InputError(
+            f"{hparams}: n_layer={sizes.n_layer}, but {prefix}.index names {len(tensors)} tensors"
+        )
+    weights, expected = {}, {}
+    for theirs, ours in NAMES:
+        for block in map(str, range(sizes.n_layer)) if "*" in theirs else [""]:
+            name = theirs.replace("*", block)
+            expected[name] = _shape(theirs, sizes)
+            if name in tensors and tensors[name].shape == expected[name]:
+                matrix = expected[name][-2:] if name.endswith("/w") else expected[name]
+                weights[ours.replace("*", block)] = tensors[name].reshape(matrix)
+    wrong = differences(
+        {name: str(tensor.shape) for name, tensor in tensors.items()},
+        {name: str(shape) for name, shape in expected.items()},
+    )
+    if wrong:
+        raise InputError(f"{prefix}.index does not fit {hparams.name}; {wrong}")
+    return sizes, weights
+
+
+def _read_sizes(path: Path) -> Sizes:
+    content = read_json(path, missing=f"{path.parent} is no folder of OpenAI's GPT-2 release")
+    known = {field.name for field in fields(Sizes)}
+    if content.keys() != known:
+        keys = ", ".join(sorted(map(repr, content))[:8])
+        raise InputError(f"{path} must have the keys {', '.join(sorted(known))}: got {keys}")
+    for name, value in content.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{path}: {name} must be a whole number of at least 1: got {name}={value!r:.40}")
+    sizes = Sizes(**content)
+    if sizes.n_embd % sizes.n_head:
+        raise InputError(f"{path}: n_head must divide n_embd: got {sizes.n_head} and {sizes.n_embd}")
+    return sizes
+
+
+def _checkpoint_name(path: Path) -> str:
+    """The checkpoint that the file `checkpoint`, a protocol buffer as text, names.
+
+    Only the last part of a path counts: TensorFlow may have written the path on the machine of training.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            f'{path} is missing: it holds a line like model_checkpoint_path: "model.ckpt"'
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is damaged: it is not text") from None
+    found = re.search(r'^\s*model_checkpoint_path\s*:\s*"([^"\n]*)"', content, re.MULTILINE)
+    name = re.split(r"[/\\]", found[1])[-1] if found else ""
+    if not name or name in (".", "..") or not name.isprintable():
+        raise InputError(f'{path} is damaged: it has no line like model_checkpoint_path: "model.ckpt"')
+    return name
+
+
+def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
+    """The shape that a tensor of NAMES' first column must have in TensorFlow's file."""
+    C = sizes.n_embd
+    inside = 4 * C if name.endswith("mlp/c_proj/w") else C
+    outside = 3 * C if "/c_attn/" in name else 4 * C if "/c_fc/" in name else C
+    if name.endswith("/w"):
+        return (1, inside, outside)
+    if name.endswith(("/g", "/b")):
+        return (outside,)
+    return (sizes.n_vocab if name.endswith("wte") else sizes.n_ctx, C)

@@ -1,0 +1,160 @@
+"""Read a .pth of torch.save: the documents' checkpoint, `output/best_model.pth`, and what resembles it.
+
+    model, epoch = read_pth("output/best_model.pth", n_head=8)
+
+Such a file is a zip with a pickle, which may ask for any function to be called. Torch's own reader with
+weights_only calls none but those that make tensors; it is the only one used here, and only tensors are taken
+from its result. The sizes of the model are those of its tensors. Only n_head cannot be seen in them.
+"""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from minigpt.errors import InputError
+from minigpt.families.checks import differences, listed
+from minigpt.families.family import HEAD
+from minigpt.families.gpt2.family import FAMILY
+from minigpt.families.strict_loading import cast, tensor_kind
+from minigpt.model import GPTConfig, GPTLMHeadModel
+
+__all__ = ["read_pth"]
+
+_WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+_BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
+_MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
+
+
+def read_pth(
+    path: str | Path, n_head: int = 8, gelu: Literal["exact", "tanh"] = "exact"
+) -> tuple[GPTLMHeadModel, int | None]:
+    """The model of a .pth, in float32 and eval mode, and the epoch that the file names.
+
+    Args:
+        path: a dictionary with `model_state_dict`, as the documents' training script writes it, or the
+            state_dict itself; its names may begin with "module." or "_orig_mod.".
+        n_head: must divide the channels. With a wrong number the model's answers make no sense.
+        gelu: as in GPTConfig.
+
+    Raises:
+        InputError: if the file is damaged, asks for more than tensors, or is no such model.
+    """
+    path = Path(path)
+    content = _load(path)
+    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        has = (
+            f"a dictionary with {listed(content) or 'nothing'}"
+            if isinstance(content, dict)
+            else type(content).__name__
+        )
+        raise InputError(f"{path} holds no model_state_dict of tensors, but {has}")
+    if not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path} has a tensor whose name is no text")
+    epoch = content.get("epoch")
+    try:
+        _require_plain(state, path.stat().st_size)
+        model = _model(_named(state), n_head, gelu)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return model, epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None
+
+
+def _load(path: Path) -> Any:
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give the .pth that torch.save wrote")
+    if not path.is_file():
+        raise InputError(f"{path} must be a file: give the .pth that torch.save wrote")
+    _require_sound_zip(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged or evil file may be wrong in any way at all
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+        if refused:
+            reason = f"it asks for {refused[1]}, and nothing but tensors is read; nothing was run"
+        raise InputError(f"{path} cannot be read as weights: {reason}") from None
+
+
+def _require_sound_zip(path: Path) -> None:
+    """Check each entry's CRC-32, which torch's reader does not. torch.save has written zips since 2020."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise InputError(f"{path} is no file of torch.save, which never compresses")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged, or no file of torch.save: {error}") from None
+    if damaged is not None:
+        raise InputError(f"{path} is damaged: {damaged} in it does not match its checksum (CRC-32)")
+
+
+def _require_plain(state: dict[str, Tensor], size: int) -> None:
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise InputError(f"{name} is no plain tensor, but {tensor.layout} on {tensor.device}")
+        if tensor.numel() * tensor.element_size() > size:  # one number, said to be a matrix of many
+            raise InputError(f"{name} claims more bytes than the file has")
+
+
+def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters under GPTLMHeadModel's names: without a wrapper's prefix, without masks."""
+    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {
+        name: tensor for name, tensor in state.items() if not (_MASK.fullmatch(name) and _is_mask(tensor))
+    }
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether it is a number, or has one value on and below the diagonal and another above: no weights."""
+    if tensor.numel() == 1:
+        return True
+    if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:
+        return False
+    square = tensor.reshape(tensor.shape[-2:])
+    visible = torch.ones(square.shape, dtype=torch.bool).tril()
+    return bool((square == torch.where(visible, square[0, 0], square[0, -1])).all())
+
+
+def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]) -> GPTLMHeadModel:
+    for name in (_WTE, _WPE):
+        if name not in state or state[name].ndim != 2:
+            raise InputError(f"this is no GPT of minigpt: there is no matrix {name}, but {listed(state)}")
+    blocks = {match[1] for match in map(_BLOCK.fullmatch, state) if match}
+    (vocab_size, n_embd), block_size = state[_WTE].shape, state[_WPE].shape[0]
+    bias = "transformer.blocks.0.attn.out_proj.bias" in state
+    config = GPTConfig(
+        n_embd=n_embd,
+        n_head=n_head,
+        n_layer=max(len(blocks), 1),
+        block_size=block_size,
+        vocab_size=vocab_size,
+        bias=bias,
+        gelu=gelu,
+    )
+    expected = FAMILY.on_meta(config)
+    head = state.pop(HEAD, None)
+    if head is not None and not torch.equal(head, state[_WTE]):
+        raise InputError(f"{HEAD} differs from {_WTE}: only tied weights are supported")
+    wrong = differences(
+        {name: tensor_kind(tensor) for name, tensor in state.items()},
+        {name: tensor_kind(tensor) for name, tensor in expected.named_parameters()},
+    )
+    if wrong:
+        raise InputError(f"the tensors are no GPT of minigpt; {wrong}")
+    weights = {name: cast(name, tensor, torch.float32) for name, tensor in state.items()}
+    FAMILY.load_state(expected, weights, assign=True)
+    model: GPTLMHeadModel = expected.eval()
+    return model

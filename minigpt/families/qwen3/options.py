@@ -1,0 +1,49 @@
+"""The flags of `minigpt train` for Qwen3."""
+
+from typing import TYPE_CHECKING, Any
+
+from minigpt.errors import InputError
+
+if TYPE_CHECKING:
+    from minigpt.families.qwen3.model import Qwen3Config
+
+__all__ = ["UNSUPPORTED", "model_config"]
+
+UNSUPPORTED: dict[str, Any] = {"dropout": 0.0, "bias": False, "gelu": "exact"}
+_FLAGS = {  # Qwen3Config's sizes that have one flag for all families
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "block_size",
+}
+
+
+def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
+    """The model that the flags describe; those that are 0 are chosen here.
+
+    Raises:
+        InputError: for sizes that make no model (n_head must divide n_embd, ...).
+    """
+    from minigpt.families.qwen3.model import Qwen3Config
+
+    n_head, n_embd = options.n_head, options.n_embd
+    if not options.head_dim and (n_head < 1 or n_embd % n_head):
+        raise InputError(f"n_head must divide n_embd: got {n_head=}, {n_embd=}; or give --head_dim")
+    # As many values as a GPT's MLP has: 3 C I = 2 C 4C. To the nearest multiple of 8, which is a vector of
+    # floats on a CPU (AVX2) and what a GPU's bfloat16 matrix units want.
+    same_size = max(8, round(n_embd / 3) * 8)
+    try:
+        return Qwen3Config(
+            vocab_size=vocab_size,
+            **{theirs: getattr(options, ours) for theirs, ours in _FLAGS.items()},
+            num_key_value_heads=options.num_key_value_heads or n_head,
+            head_dim=options.head_dim or n_embd // n_head,
+            intermediate_size=options.intermediate_size or same_size,
+            rope_theta=options.rope_theta,
+            tie_word_embeddings=options.tie_word_embeddings,
+        )
+    except ValueError as error:
+        text = str(error)
+        for theirs, ours in _FLAGS.items():  # the names that the user knows
+            text = text.replace(theirs, ours)
+        raise InputError(text) from None

@@ -1,0 +1,101 @@
+"""The one way in for JSON that a file holds: bounded, and each complaint is one line.
+
+    config = read_json(folder / "config.json", missing=f"{folder} is no model directory")
+
+Refused are: what is no regular file (a pipe or device could wait for ever), more than `max_bytes`, a depth of
+more than 100, a whole number of more than 4,300 digits, bytes that are not UTF-8, a key that comes twice (it
+is unclear which value is meant, and programs differ in it), and a top level that is no object.
+"""
+
+import json
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from minigpt.errors import InputError
+
+__all__ = ["MAX_BYTES", "open_regular", "parse_json", "read_json"]
+
+MAX_BYTES = 256_000_000  # the largest tokenizer.json files have a tenth of it
+MAX_DEPTH = 100
+
+
+def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Args:
+        missing: the end of the message about a file that does not exist.
+        max_bytes: of the file.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        with open(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise InputError(f"{path} has {size:,} bytes: more than {max_bytes:,} are not read")
+            content = parse_json(file.read(max_bytes))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing{missing and ': '}{missing}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
+    return content
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor to read a file with, which never waits.
+
+    Raises:
+        InputError: if it is no regular file.
+        OSError: if it cannot be opened.
+    """
+    # A pipe without a writer would wait to be opened; one with O_NONBLOCK does not.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        raise InputError(f"{path} must be a file, and is {'a directory' if stat.S_ISDIR(kind) else 'none'}")
+    return descriptor
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: saying in one line what is wrong with it.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        value = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _children(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _children(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} comes twice")
+    return content

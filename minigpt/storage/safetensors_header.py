@@ -1,0 +1,107 @@
+"""The header of a safetensors file: which tensor has which type and shape, and where its bytes are.
+
+    entries = read_header(Path("model.safetensors"))     # name -> Entry, in the order of the file
+
+A file is 8 bytes with the length of a JSON header, the header, and then the tensors, one after the other
+without gaps: https://github.com/huggingface/safetensors. Length, JSON, types, shapes and offsets are checked,
+and that the tensors fill the file exactly. It needs neither torch nor NumPy.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minigpt.errors import InputError
+from minigpt.storage.json_files import open_regular, parse_json
+
+__all__ = ["ITEM_SIZES", "MAX_HEADER", "PICKLE_REMEDY", "Entry", "read_header"]
+
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+PICKLE_REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
+
+# Bytes of a value, in the order in which the library puts a file's tensors. These are the types of weights
+# and of masks beside them; 8-bit floats would need scales besides.
+ITEM_SIZES = {
+    "I64": 8,
+    "F64": 8,
+    "F32": 4,
+    "I32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+
+
+class Entry(NamedTuple):
+    """One tensor: its type as the format calls it, and its bytes in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
+    """The tensors of a file by name, in their order in the file.
+
+    Args:
+        missing: the end of the message about a file that does not exist.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    try:
+        with open(open_regular(path), "rb", buffering=0) as file:  # noqa: PTH123 -- a descriptor
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if not 0 < length <= min(MAX_HEADER, size - 8):
+                if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+                    raise ValueError(f"it is a pickle, which is never read; {PICKLE_REMEDY}")
+                raise ValueError(
+                    "its header is longer than the file" if len(start) == 8 else "it is too short"
+                )
+            header = parse_json(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError(f"its header must be a JSON object, and is {type(header).__name__}")
+        header.pop("__metadata__", None)
+        entries = sorted((_entry(name, entry) for name, entry in header.items()), key=lambda row: row[1][2:])
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing{missing and ': '}{missing}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
+    found: dict[str, Entry] = {}
+    place = first = 8 + length
+    for name, (dtype, shape, begin, end) in entries:
+        if dtype not in ITEM_SIZES:
+            known = ", ".join(ITEM_SIZES)
+            raise InputError(f"{path}: {name} is stored as {dtype}: only {known} are read")
+        if first + begin != place or end - begin != math.prod(shape) * ITEM_SIZES[dtype]:
+            wrong = f"the bytes of {name} are not those of {dtype} {list(shape)} in its place"
+            raise InputError(f"{path} is damaged or no safetensors file: {wrong}")
+        place = first + end
+        found[name] = Entry(dtype, shape, first + begin, place)
+    if place != size:
+        wrong = f"its tensors end at byte {place:,}, the file has {size:,}"
+        raise InputError(f"{path} is damaged or no safetensors file: {wrong}")
+    return found
+
+
+def _entry(name: str, entry: Any) -> tuple[str, Entry]:
+    """One row of the header, with offsets as they are there: from the header's end on."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r:.80} needs dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    is_whole = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+    if not (isinstance(dtype, str) and is_whole and len(offsets) == 2):
+        raise ValueError(f"{name!r:.80} has no dtype, shape or data_offsets that make sense")
+    return name, Entry(dtype, tuple(shape), *offsets)

@@ -1,0 +1,118 @@
+"""Learns a byte-level BPE vocabulary from texts. minigpt/reference/bpe.py shows how that works."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from tokenizers import Tokenizer as Library
+from tokenizers.trainers import BpeTrainer
+
+from minigpt.tokenization.bpe_files import (
+    BYTE_SYMBOLS,
+    GPT2_WORDS,
+    KINDS,
+    QWEN_WORDS,
+    Definition,
+    checked,
+    frame_of,
+    split_by,
+)
+from minigpt.tokenization.bpe_library import in_one_line, prepared, require_whole_characters
+
+__all__ = ["LONGEST_WORD", "learn"]
+
+_TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")  # <pad> and <sep> with the character tokenizer's ids
+# Training takes time in proportion to the square of a word's length, and a Chinese text without punctuation
+# is one word. So longer words are cut, for training only; other words learn the same merges as uncut.
+LONGEST_WORD = 64  # characters
+_CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
+_TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}
+
+
+def learn(
+    texts: Iterable[str],
+    vocab_size: int,
+    kind: str,
+    special_tokens: Sequence[str],
+    min_frequency: int,
+    on_progress: Callable[[int, str], None],
+) -> Definition:
+    """The definition of a trained tokenizer; arguments and errors as `BpeTokenizer.train`."""
+    special = list(dict.fromkeys((*_TRAINED_SPECIAL, *special_tokens)))
+    least = len(special) + len(BYTE_SYMBOLS)
+    if vocab_size < least:
+        raise ValueError(
+            f"vocab_size must be at least {least}, the bytes and special tokens: got {vocab_size}"
+        )
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
+    frame = frame_of(kind)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    frame["added_tokens"] = [{"id": i, "content": text, **flags} for i, text in enumerate(special)]
+    library = prepared({**frame, "pre_tokenizer": split_by(_TRAINING_WORDS[kind], _CUT)})
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=special,
+        initial_alphabet=list(BYTE_SYMBOLS),
+        show_progress=False,
+    )
+    _train(library, trainer, texts, on_progress)
+    learned = json.loads(library.to_str())["model"]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "<|endoftext|>",
+        "sep_token": "<sep>",
+        "split_special_tokens": True,  # "<sep>" typed by a user stays five characters there too
+        "clean_up_tokenization_spaces": False,
+    }
+    names = {text: index for index, text in enumerate(special)}
+    merges = [(first, second) for first, second in learned["merges"]]
+    definition = Definition(learned["vocab"], merges, names, {}, frame, config)
+    return checked(definition, "the trained tokenizer")
+
+
+def _train(
+    library: Library, trainer: BpeTrainer, texts: Iterable[str], on_progress: Callable[[int, str], None]
+) -> None:
+    """Train in a thread: the library looks at no signals, so the main thread waits, and obeys Ctrl-C.
+
+    What was interrupted while it merges computes on until the process ends, and is never looked at again.
+    """
+    characters, is_read, is_stopped = 0, False, False
+    failures: list[BaseException] = []
+
+    def read() -> Iterator[str]:
+        nonlocal characters, is_read
+        for number, text in enumerate(texts, 1):
+            require_whole_characters(text, f"text {number}, ")
+            if is_stopped:
+                return
+            characters += len(text)
+            yield text
+        is_read = True
+
+    def work() -> None:
+        try:
+            library.train_from_iterator(read(), trainer)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            if is_read:
+                on_progress(
+                    2, f"learning merges from {characters:,} characters, {time.monotonic() - began:.0f} s"
+                )
+            else:
+                on_progress(1, f"{characters:,} characters read")
+    finally:
+        is_stopped = True
+    for error in failures:
+        raise error if isinstance(error, Exception) else in_one_line(error, "training failed")

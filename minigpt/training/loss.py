@@ -1,0 +1,148 @@
+"""The loss of next-token prediction: which targets count, and cross-entropy without all logits at once.
+
+A training stage is a loss module: a model with its loss on top. The step asks it three things:
+
+    count(batch) -> int          how many terms the sum has, so that a step's loss is a mean over all of them
+    select(batch) -> tensors     what `forward` needs of a batch, still on the CPU
+    forward(*tensors) -> ()      the summed loss
+
+A vocabulary of 50,257 is odd, and a GPU's matrix units want rows that begin at multiples of 16 bytes. So the
+matrix may be padded with rows of zeros for the product (with autocast its weights are copied anyway). The
+logits of those rows are cut off before the softmax: loss and gradient are the same, and the saved model has
+no such rows. A kernel that never writes the logits at all would be a dependency on Triton.
+
+Letters in shapes: B rows, T tokens, C channels, P positions that count, V entries of the vocabulary.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from minigpt.data.batches import Batch
+from minigpt.families.registry import LanguageModel
+
+__all__ = ["LossBatch", "NextTokenLoss", "logits_limit", "summed_cross_entropy", "vocabulary_multiple"]
+
+
+class LossBatch(NamedTuple):
+    """A batch as the loss needs it."""
+
+    input_ids: Tensor  # (B, T) int64
+    targets: Tensor  # (P,) int64: the targets that count
+    positions: Tensor | None  # (P,) int64: where they stand among the B * T; None: all of them count
+
+
+class NextTokenLoss(nn.Module):
+    """A model with its loss on top; DDP and FSDP wrap this module, since they work in `forward`.
+
+    Args:
+        model: its parameters that require gradients are trained.
+        loss_on: "answer" counts the targets of answers, "all" counts every target that is no padding.
+        device: where it runs. It decides how many logits are held at a time, and the padding of lm_head.
+    """
+
+    def __init__(self, model: LanguageModel, loss_on: Literal["answer", "all"], device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_on = loss_on
+        self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
+
+    def _mask(self, batch: Batch) -> Tensor:
+        """(B, T) bool: the targets that count. The model needs no mask: padding is every token's future."""
+        return batch.answer_mask if self.loss_on == "answer" else batch.token_mask
+
+    def count(self, batch: Batch) -> int:
+        """Targets that count."""
+        return int(self._mask(batch).sum())
+
+    def select(self, batch: Batch) -> LossBatch:
+        """The targets that count, with their positions.
+
+        The positions are found on the CPU: with a mask on a CUDA device the CPU would wait until the device
+        has told how many there are.
+        """
+        mask, targets = self._mask(batch), batch.targets.flatten()  # (B, T), (B * T,)
+        positions = None if bool(mask.all()) else mask.flatten().nonzero().flatten()  # (P,)
+        return LossBatch(batch.input_ids, targets if positions is None else targets[positions], positions)
+
+    def example(self, device: torch.device) -> LossBatch:
+        """The smallest batch."""
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        return LossBatch(ids, ids[0], None)
+
+    def forward(
+        self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Summed cross-entropy of `targets` (P,); without them the hidden vectors (B, T, C).
+
+        lm_head, the largest product of a small model, is computed at `positions` alone.
+        """
+        hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
+        if targets is None:
+            return hidden
+        hidden = hidden.flatten(0, 1)  # (B * T, C)
+        if positions is not None:
+            hidden = hidden.index_select(0, positions)  # (P, C)
+        return summed_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)
+
+
+def logits_limit(device: torch.device) -> int:
+    """How many logits the loss may hold at a time; with their gradient each takes 14 bytes.
+
+    256 MiB in float32 on a CPU; a quarter of a GPU's memory in all. (More pieces cost time: each is computed
+    twice.)
+    """
+    if device.type != "cuda":
+        return 2**26
+    return max(2**26, int(torch.cuda.get_device_properties(device).total_memory) // (4 * 14))
+
+
+def vocabulary_multiple(device: torch.device) -> int:
+    """The multiple that lm_head's rows are padded to, in training only."""
+    return 64 if device.type == "cuda" else 1
+
+
+def summed_cross_entropy(
+    lm_head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    limit: int = 2**26,
+    multiple: int = 1,
+) -> Tensor:
+    """The sum of -log p(target) over all positions, in float32 whatever the logits are in.
+
+    Up to `limit` logits it is the plain computation. Beyond, each piece's logits are thrown away and computed
+    again for the gradient: one more product with lm_head (a third of its cost) for memory that does not grow.
+
+    Args:
+        lm_head: hidden (P, C) -> logits (P, V), a linear layer.
+        hidden: (P, C).
+        targets: (P,) int64.
+        limit: logits held at a time.
+        multiple: the product's V is padded to a multiple of it. 1: no padding.
+    """
+    weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
+    vocab_size = weight.shape[0]
+    if vocab_size % multiple:
+        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C)  once for all pieces
+        lm_head = functools.partial(_cut_product, padded, vocab_size)
+    rows = max(1, limit // vocab_size)
+    if len(hidden) <= rows:
+        return _sum(lm_head, hidden, targets)
+    pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
+    # there is no dropout in here, hence no random state to keep
+    again: Any = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.stack([checkpoint(_sum, lm_head, some, goal, **again) for some, goal in pieces]).sum()
+
+
+def _cut_product(padded: Tensor, vocab_size: int, hidden: Tensor) -> Tensor:
+    return F.linear(hidden, padded)[:, :vocab_size]  # (rows, V') -> (rows, V)
+
+
+def _sum(lm_head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(lm_head(hidden).float(), targets, reduction="sum")
