@@ -5,6 +5,7 @@ a job (JSON) a line from standard input and answers with the exit codes.
 """
 
 import functools
+import importlib
 import json
 import os
 import signal
@@ -12,10 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import functorch.compile  # type: ignore[import-untyped] # noqa: F401 -- all this --compile loads; a fork would anew
-import networkx  # type: ignore[import-untyped] # noqa: F401
 import torch
-import torch._dynamo.backends.debugging
+import torch._dynamo.backends.debugging  # --compile loads these: every fork would anew
 import torch._functorch.aot_autograd
 import torch._functorch.partitioners
 import torch._inductor.compile_fx
@@ -24,6 +23,9 @@ from minigpt.errors import InputError
 from minigpt.training import checkpoint
 from minigpt.training.step import StepBatches, TrainStep
 from tests.survival import children
+
+for name in ("functorch.compile", "networkx"):  # these, too; they have no types
+    importlib.import_module(name)
 
 
 def prepared(job: dict[str, Any], rank: int) -> None:

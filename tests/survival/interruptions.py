@@ -54,7 +54,7 @@ def kill(bench: Bench) -> None:
         return None if code == 0 else code == -signal.SIGKILL
 
     # long enough that a few checkpoints are written, of which the run consists
-    longest = bench.reference.seconds * min(1.0, 20 * EVERY / bench.options.steps)
+    longest = bench.reference.seconds * min(1.0, 10 * EVERY / bench.options.steps)
     instants = [bench.random.uniform(0, longest) for _ in range(bench.options.kills)]
     held = bench.chain("random", instants, anywhere)
     bench.table.add("kill", "SIGKILL at random instants", len(instants), held)
