@@ -40,8 +40,8 @@ from minigpt.generation.options import GenerationOptions, id_list
 
 if TYPE_CHECKING:
     from minigpt.generation.api import Answer
-    from minigpt.generation.conversation import Asked
-    from minigpt.generation.generation_config import Form
+    from minigpt.generation.conversation import QuestionAnswering
+    from minigpt.generation.generation_config import PromptFormat
     from minigpt.generation.output import StopReason
     from minigpt.weights.pretrained import AnyTokenizer
 
@@ -151,18 +151,18 @@ def _completed(
     return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
 
 
-def _load(options: Options, chosen: GenerationOptions) -> "Asked":
+def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
     """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
-    from minigpt.generation.conversation import Asked
-    from minigpt.generation.generation_config import advice, form_of
+    from minigpt.generation.conversation import QuestionAnswering
+    from minigpt.generation.generation_config import prompt_format, recommended_options
     from minigpt.generation.speculative_decoding import check_assistant
 
     if assistant is not None:
         check_assistant(model, chosen, assistant)
-    form: Form = "text" if options.prompt is not None else form_of(folder, tokenizer)
-    eos = id_list(advice(folder).get("eos_token_id")) or None
-    return Asked(model, tokenizer, form, _completed(chosen, options, tokenizer, eos), assistant)
+    form: PromptFormat = "text" if options.prompt is not None else prompt_format(folder, tokenizer)
+    eos = id_list(recommended_options(folder).get("eos_token_id")) or None
+    return QuestionAnswering(model, tokenizer, form, _completed(chosen, options, tokenizer, eos), assistant)
 
 
 # -- many questions -----------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def _questions(options: Options) -> list[str] | None:
     return parse_questions(sys.stdin.buffer.read(), "standard input")
 
 
-def _answer(asked: "Asked", questions: list[str], batch_size: int) -> "list[Answer]":
+def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -> "list[Answer]":
     """Answer all questions that are not blank; warn of what was cut, blank or unknown."""
     from minigpt.console.terminal import ProgressLine, warn
 
@@ -216,7 +216,7 @@ def _answer(asked: "Asked", questions: list[str], batch_size: int) -> "list[Answ
     return answers
 
 
-def _warn_of_unfinished(reasons: "list[StopReason]", asked: "Asked") -> None:
+def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering") -> None:
     from minigpt.console.terminal import warn
 
     unfinished = [reason for reason in reasons if reason in ("length", "context")]
@@ -245,7 +245,7 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
 # -- one answer, while it is being written ------------------------------------------------------------------
 
 
-def _write(asked: "Asked", question: str, before: str = "") -> "StopReason":
+def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "StopReason":
     """Print an answer piece by piece; returns why it ended."""
     pieces = asked.pieces(question)
     _warn_of_unknown([asked.tokenizer.unknown_characters(question)])
@@ -264,7 +264,7 @@ def _write(asked: "Asked", question: str, before: str = "") -> "StopReason":
 # -- a conversation -----------------------------------------------------------------------------------------
 
 
-def _converse(asked: "Asked", in_pieces: bool) -> int:
+def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
     """Ask and answer until an empty line or the end of input; returns the number of questions."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 -- gives input() line editing and a history, where there is one

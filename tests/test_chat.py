@@ -17,7 +17,7 @@ from minigpt.families.qwen3.model import Qwen3Config
 from minigpt.families.registry import new_model
 from minigpt.generation.api import GenerationOptions, generate_output, stream_ids
 from minigpt.generation.conversation import Conversation, question_ids, token_text
-from minigpt.generation.generation_config import advice, form_of
+from minigpt.generation.generation_config import prompt_format, recommended_options
 from minigpt.generation.slash_commands import COMMANDS, obey
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -138,7 +138,7 @@ def test_a_text_that_is_too_long_leaves_no_turn() -> None:
 def test_advice_that_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(InputError, match=r"generation_config\.json"):
-        advice(tmp_path)
+        recommended_options(tmp_path)
 
 
 def test_forms_that_a_tokenizer_cannot_have(chat_folder: Path) -> None:
@@ -234,15 +234,15 @@ def test_an_answer_that_is_broken_off_counts_as_it_stands() -> None:
 
 
 def test_what_a_folder_advises(chat_folder: Path, model: Path, tmp_path: Path) -> None:
-    found = advice(chat_folder)
+    found = recommended_options(chat_folder)
     assert found.pop("eos_token_id") == [4, 1]
     assert found == {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}  # and no length
-    assert advice(tmp_path) == {}
-    assert form_of(chat_folder, minigpt.load_tokenizer(chat_folder)) == "chat"
-    assert form_of(model, minigpt.load_tokenizer(model)) == "question"
-    assert form_of(tmp_path, BpeTokenizer.train([], 259)) == "text"
+    assert recommended_options(tmp_path) == {}
+    assert prompt_format(chat_folder, minigpt.load_tokenizer(chat_folder)) == "chat"
+    assert prompt_format(model, minigpt.load_tokenizer(model)) == "question"
+    assert prompt_format(tmp_path, BpeTokenizer.train([], 259)) == "text"
     (tmp_path / "training_state.json").write_text('{"config": {"text": "novel.txt"}}')
-    assert form_of(tmp_path, CHARACTERS) == "text"  # characters, but trained on plain text
+    assert prompt_format(tmp_path, CHARACTERS) == "text"  # characters, but trained on plain text
 
 
 # -- commands -----------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_settings_are_those_of_generation() -> None:
     assert obey(talk, "/top_k") == "top_k 5 (drawn at random)"
     drawn = [said(talk, "天") for _ in range(2)]
     assert drawn[0] == drawn[1]  # the same seed
-    assert "always the likeliest" in obey(talk, "/temperature 0")
+    assert "always the most likely" in obey(talk, "/temperature 0")
     assert not talk.options.do_sample
     assert all(name in obey(talk, "/help") for name in COMMANDS)
 
@@ -349,7 +349,7 @@ def test_a_line_gets_a_line(command: Command, model: Path) -> None:
     typed = "\ufeff天？\n\n月\n/seed 3\n水\n/exit\n天？\n".encode()
     result = command("--model", model, stdin=typed)
     assert (result.code, result.out) == (0, "黑。\n\n白\\n又白\\\n蓝\n")
-    assert result.err == "seed 3 (always the likeliest token: /temperature 1 draws)\n"
+    assert result.err == "seed 3 (always the most likely token: /temperature 1 draws)\n"
     numbers = command("--model", model, "--json", "--precision", "int8", stdin="水".encode())
     assert (numbers.out, numbers.err) == ('蓝\n{"questions": 1}\n', "")
 

@@ -341,7 +341,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--temperature", "1" + "0" * 400], "got temperature=inf"),
         (["--seed", "1" + "0" * 400], "got seed=a number of 1329 bits"),
         (["--num_beams", "0"], "num_beams must be from 1 to 1000: got num_beams=0"),
-        (["--num_beams", "2", "--do_sample"], "num_beams=2 follows the likeliest beginnings"),
+        (["--num_beams", "2", "--do_sample"], "num_beams=2 does not go with do_sample: beam search takes"),
         (["--num_beams", "2", "--stream"], "num_beams=2 cannot be streamed"),
         (["--seed", "x"], "--seed must be a whole number: got 'x'"),
         (["--prompt", "x"], "--prompt is no question: leave out --question and --file, or --prompt"),

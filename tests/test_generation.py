@@ -224,7 +224,7 @@ def test_otherwise_the_global_generator_is_left_alone(options: GenerationOptions
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_likeliest_of_one_is_greedy() -> None:
+def test_the_most_likely_of_one_is_greedy() -> None:
     model, prompts = random_model(5), random_prompts(5)
     greedy = generate_ids(model, prompts, GenerationOptions(max_new_tokens=8), EOS)
     for narrow in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}):

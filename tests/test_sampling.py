@@ -104,7 +104,7 @@ def test_filters_by_hand() -> None:
     # 0.4 + 0.3 reach 0.6; 0.4 alone does not
     assert apply_top_p(logits, 0.6).isfinite().tolist() == [[False, True, False, True]]
     assert apply_top_p(logits, 0.75).isfinite().tolist() == [[False, True, True, True]]
-    # half of the likeliest one's 0.4 is 0.2: a little more than half is more than the third has
+    # half of the most likely one's 0.4 is 0.2: a little more than half is more than the third has
     assert apply_min_p(logits, 0.501).isfinite().tolist() == [[False, True, False, True]]
     # The entropy is 1.28; -log p are 2.3, 0.92, 1.61, 1.2: nearest is 0.3, then 0.2, then 0.4.
     assert apply_typical_p(logits, 0.2).isfinite().tolist() == [[False, False, False, True]]
@@ -120,7 +120,7 @@ def test_one_token_always_stays(seed: int) -> None:
         assert (kept >= 1).all()
 
 
-def test_greedy_takes_the_likeliest() -> None:
+def test_greedy_takes_the_most_likely() -> None:
     assert greedy(torch.tensor([[0.0, 3.0, 1.0], [2.0, -1.0, 0.0]])).tolist() == [1, 0]
 
 

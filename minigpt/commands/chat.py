@@ -77,14 +77,14 @@ def _conversation(options: Options) -> "Conversation":
     GenerationOptions(**given)  # complain before the model is loaded
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
     from minigpt.generation.conversation import Conversation
-    from minigpt.generation.generation_config import advice, form_of
+    from minigpt.generation.generation_config import prompt_format, recommended_options
     from minigpt.generation.slash_commands import obey
 
-    form = form_of(folder, tokenizer) if options.form == "auto" else options.form
+    form = prompt_format(folder, tokenizer) if options.form == "auto" else options.form
     if form == "chat":
         longest = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
         given = {"max_new_tokens": longest, **given}
-    chosen = GenerationOptions(**{**advice(folder), **given})
+    chosen = GenerationOptions(**{**recommended_options(folder), **given})
     talk = Conversation(model, tokenizer, form, chosen, history=options.history, assistant_model=assistant)
     for name in filter(options.generation.__contains__, _DRAWING):
         obey(talk, f"/{name} {options.generation[name]}")

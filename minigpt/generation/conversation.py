@@ -1,18 +1,18 @@
-"""A conversation with a model of any kind: what was said so far, as much of it as the model can read.
+"""A conversation with a model of any kind, and questions in its format.
 
     talk = Conversation(model, tokenizer, "chat", options)
     for piece in talk.say("你好"):
         print(piece, end="")
     talk.why()                      # the last answer's tokens, with their probabilities and runners-up
 
-What the model reads depends on its form (`minigpt.generation.generation_config.form_of`):
+What the model reads depends on its prompt format (`minigpt.generation.generation_config.prompt_format`):
 
 - chat: all turns, by the chat template of its tokenizer;
 - question: the question alone, then <sep>; with `history`, all questions and answers so far, each followed by
   <sep>: the plain form of minigpt.data.conversation;
-- text: the whole text so far, to which each of the two adds in turn. What a user adds begins a new line.
+- text: the whole text so far: what the user adds begins a new line, and the model continues.
 
-The oldest turns are left out where the context is full. Terminals and commands are other modules' work.
+The oldest turns are left out where the context is full. Terminals and commands are in other modules.
 """
 
 import json
@@ -28,7 +28,7 @@ from minigpt.data.conversation import Exchange
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.api import BATCH_SIZE, Answer, answer_questions, eos_of, generate_ids, stream_ids
-from minigpt.generation.generation_config import Form
+from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.output import StopReason
 from minigpt.generation.sequence import cut
@@ -38,7 +38,7 @@ from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["Asked", "Choice", "Conversation", "Turn", "question_ids", "token_text"]
+__all__ = ["Choice", "Conversation", "QuestionAnswering", "Turn", "question_ids", "token_text"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Turn:
     answer: str  # as far as it was written
     prompt: list[int]  # what the model read
     ids: list[int]  # what it chose, the eos that ended the answer too
-    stop_reason: StopReason | None  # None: somebody stopped it
+    stop_reason: StopReason | None  # None: stopped by the user
 
 
 class Choice(NamedTuple):
@@ -65,8 +65,8 @@ class Conversation:
 
     Attributes:
         options: how to choose tokens; see `choose`.
-        assistant_model: a smaller model of the same tokenizer, which guesses; None: nobody does.
-        system: what a chat model is told before the first turn; "" for nothing.
+        assistant_model: a smaller model of the same tokenizer, which guesses; None: no guesses.
+        system: what a chat model reads before the first turn; "" for nothing.
         thinking: whether a chat model may think before it answers; None leaves it to its template.
         turns: all that was said, also what the model does not read any more.
         forgotten: how many of the turns these are.
@@ -77,7 +77,7 @@ class Conversation:
         self,
         model: LanguageModel,
         tokenizer: AnyTokenizer,
-        form: Form,
+        form: PromptFormat,
         options: GenerationOptions,
         *,
         history: bool = False,
@@ -96,7 +96,7 @@ class Conversation:
         self.reset()
 
     def choose(self, options: GenerationOptions) -> None:
-        """Go on with other options. Raises InputError for what the model cannot do."""
+        """Continue with other options. Raises InputError for what the model cannot do."""
         config = self.model.config
         options.check_model(config.vocab_size, config.max_position_embeddings)
         if self.assistant_model is not None:
@@ -181,7 +181,7 @@ class Conversation:
     # -- looking back ---------------------------------------------------------------------------------------
 
     def why(self, others: int = 3) -> list[Choice]:
-        """For each token of the last answer its probability and the likeliest others, as the model says.
+        """For each token of the last answer its probability and the most likely others, as the model says.
 
         That is before temperature, top_p and penalties. An eos that ended the answer is the last token.
 
@@ -209,12 +209,12 @@ def _on_new_line(before: str, text: str) -> str:
 
 def question_ids(
     tokenizer: AnyTokenizer,
-    form: Form,
+    form: PromptFormat,
     text: str,
     before: Sequence[Mapping[str, str]] = (),
     thinking: bool | None = None,
 ) -> list[int]:
-    """What a model of a form reads to answer, or to write on from, a text.
+    """What a model of a prompt format reads to answer, or to continue, a text.
 
     Args:
         before: the messages that a chat model reads before it.
@@ -239,17 +239,22 @@ def question_ids(
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Who is asked, and how."""
+class QuestionAnswering:
+    """Questions in, answers out, whatever the prompt format of the model.
+
+    asked = QuestionAnswering(model, tokenizer, form, options)
+    asked.answers(questions)        # a list
+    asked.pieces(question)          # one, in pieces
+    """
 
     model: LanguageModel
     tokenizer: AnyTokenizer
-    form: Form
+    form: PromptFormat
     options: GenerationOptions
     assistant_model: LanguageModel | None = None  # guesses
 
     def has_answer(self, question: str) -> bool:
-        """A blank question has none; a text to write on from may be blank."""
+        """A blank question has none; a text to continue may be blank."""
         return bool(question.strip()) or self.form == "text"
 
     def answers(
@@ -261,7 +266,7 @@ class Asked:
         """The answers, num_return_sequences to each question, in order; blank ones to blank questions.
 
         Args:
-            batch_size: answers written at once, at most.
+            batch_size: answers generated at once, at most.
             on_progress: called with the number of answers that are finished.
 
         Raises:

@@ -1,6 +1,6 @@
-"""What a model's folder says about how to use it: its generation_config.json, and what it was trained on.
+"""What a model's folder says about its use: its generation_config.json, and what it was trained on.
 
-    GenerationOptions(**advice(folder))    # Qwen3: sampling at temperature 0.6, two eos ids, ...
+    GenerationOptions(**recommended_options(folder))    # Qwen3: sampling at temperature 0.6, two eos ids, ...
 
 Only what a GenerationOptions has is taken. A folder without the file advises nothing.
 """
@@ -14,9 +14,9 @@ from minigpt.storage.json_files import read_json
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["Form", "advice", "form_of"]
+__all__ = ["PromptFormat", "prompt_format", "recommended_options"]
 
-Form = Literal["chat", "question", "text"]
+PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _STATE = "generation_config.json", "training_state.json"
 # How to draw. Lengths are left out: published files name the model's whole context.
@@ -26,7 +26,7 @@ _NAMES = (
 )
 
 
-def advice(folder: Path) -> dict[str, Any]:
+def recommended_options(folder: Path) -> dict[str, Any]:
     """Fields of GenerationOptions that a folder's generation_config.json gives; eos_token_id may be several.
 
     Raises:
@@ -42,11 +42,11 @@ def advice(folder: Path) -> dict[str, Any]:
     return found
 
 
-def form_of(folder: Path, tokenizer: AnyTokenizer) -> Form:
-    """How a model wants to be asked.
+def prompt_format(folder: Path, tokenizer: AnyTokenizer) -> PromptFormat:
+    """The format of a model's prompts.
 
     "chat": by the chat template that its tokenizer came with. "question": the question, then <sep>, as models
-    are trained here on questions and answers. "text": it writes on from what it reads; so do models with
+    are trained here on questions and answers. "text": the text that it continues, for models with
     byte-level tokens and no template, and those that were trained here on plain text.
     """
     if isinstance(tokenizer, BpeTokenizer):

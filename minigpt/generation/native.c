@@ -120,7 +120,7 @@ static void finish(const Operation *op, int64_t begin, int count, const float *s
 // ---- sharing the work --------------------------------------------------------------------------------------
 
 // Threads take pieces of a phase until none is left, and wait for the pieces that others are at, not for the
-// others themselves: one that the system has put to sleep holds nobody up, unless in the middle of a piece.
+// others themselves: a thread that the system has put to sleep delays no other, unless in the middle of a piece.
 typedef struct {
     atomic_int taken, done;
 } Phase;
@@ -140,7 +140,7 @@ static void begin_phase(Worker *me, int64_t count, int64_t least) {
     me->pieces[me->at - me->waited] = me->threads == 1 || pieces < 1 ? 1 : (int)pieces;
 }
 
-// The next piece that nobody has, cut at multiples of `unit`; returns 0 if all are taken.
+// The next free piece, cut at multiples of `unit`; returns 0 if all are taken.
 static int take(Worker *me, int64_t count, int64_t unit, int64_t *begin, int64_t *end) {
     int64_t pieces = me->pieces[me->at - me->waited], units = (count + unit - 1) / unit;
     int64_t piece = atomic_fetch_add_explicit(&me->phases[me->at].taken, 1, memory_order_relaxed);

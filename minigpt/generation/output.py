@@ -53,7 +53,7 @@ class GenerateOutput:
     hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, then each layer's
     attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  a row is a distribution
     logprobs: Tensor | None = None  # (B, steps)  of the chosen tokens, as the model said, before any option
-    top_logprobs: Tensor | None = None  # (B, steps, n)  of the likeliest, in descending order
+    top_logprobs: Tensor | None = None  # (B, steps, n)  of the most likely, in descending order
     top_ids: Tensor | None = None  # (B, steps, n)  which these are
 
 

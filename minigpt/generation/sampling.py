@@ -2,7 +2,7 @@
 
 `filtered` applies temperature, top_k, top_p, min_p, typical_p, in that order, as transformers' `generate`
 does; what is filtered out becomes -inf. Then `greedy` or `sample` chooses. Nothing here keeps a state or
-draws a number: the uniform numbers of `sample` come from the caller, who so decides what is reproducible.
+draws a number: the uniform numbers of `sample` come from the caller, which decides what is reproducible.
 What depends on the text so far is minigpt.generation.logits_processors' work.
 
 Numbers may be given row by row, as tensors (B, 1), where a batch holds requests of several kinds.
@@ -47,7 +47,7 @@ def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
-    """Keep the smallest set of likeliest tokens whose probabilities add up to top_p; at least one token.
+    """Keep the smallest set of most likely tokens whose probabilities add up to top_p; at least one token.
 
     https://arxiv.org/abs/1904.09751 (nucleus sampling), section 3.1.
     """
@@ -72,8 +72,8 @@ def apply_typical_p(logits: Tensor, typical_p: float) -> Tensor:
     """Keep the tokens about as surprising as expected, until their probabilities add up to typical_p.
 
     https://arxiv.org/abs/2202.00666 (Locally typical sampling), section 4. Surprise is -log p, and what is to
-    be expected is its mean, the entropy; so the likeliest token may go. Those equally far from it stay or go
-    together.
+    be expected is its mean, the entropy; so the most likely token may go. Those equally far from it stay or
+    go together.
     """
     log_p = logits.log_softmax(dim=-1)  # (B, V)
     entropy = -(log_p * log_p.exp()).nansum(dim=-1, keepdim=True)  # (B, 1)  0 * -inf is nothing
@@ -109,7 +109,7 @@ def filtered(
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The likeliest token of each row, the first of several; a NaN counts as such. (B, V) -> (B,)."""
+    """The most likely token of each row, the first of several; a NaN counts as such. (B, V) -> (B,)."""
     if logits.device.type == "cpu":  # NumPy's is the faster one
         return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)

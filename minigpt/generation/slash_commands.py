@@ -55,7 +55,7 @@ def _set(name: str, talk: Conversation, value: str) -> str:
             drawn = options.do_sample or name in _DRAWING
             options = dataclasses.replace(options, **dict[str, Any]({name: number, "do_sample": drawn}))
         talk.choose(options)
-    how = "drawn at random" if options.do_sample else "always the likeliest token: /temperature 1 draws"
+    how = "drawn at random" if options.do_sample else "always the most likely token: /temperature 1 draws"
     shown = getattr(options, name)
     if name == "max_new_tokens":
         return f"max_new_tokens {options.wanted}"
@@ -128,9 +128,9 @@ def _door_s(talk: Conversation, value: str) -> str:
 
 COMMANDS = {
     "/reset": Command("", "forget all that was said", _reset),
-    "/temperature": Command("X", "below 1 likely tokens gain; 0: the likeliest", _setting("temperature")),
-    "/top_p": Command("X", "draw among the likeliest whose probabilities add up to X", _setting("top_p")),
-    "/top_k": Command("K", "draw among the K likeliest tokens; 0: among all", _setting("top_k")),
+    "/temperature": Command("X", "below 1 likely tokens gain; 0: the most likely", _setting("temperature")),
+    "/top_p": Command("X", "draw among the most likely whose probabilities add up to X", _setting("top_p")),
+    "/top_k": Command("K", "draw among the K most likely tokens; 0: among all", _setting("top_k")),
     "/seed": Command("N", "the same seed draws the same answers", _setting("seed")),
     "/max_new_tokens": Command("N", "tokens of an answer, at most", _setting("max_new_tokens")),
     "/system": Command("TEXT", "what a chat model is told before all else; no text: nothing", _system),
