@@ -4,7 +4,6 @@ Most cases run a command inside this process, as Python runs a script. A few sta
 where only that shows the whole (exit codes, a closed pipe, a full disk behind stdout).
 """
 
-import gzip
 import itertools
 import json
 import os
@@ -76,32 +75,25 @@ def json_lines(*objects: object) -> str:
     return "\n".join(json.dumps(item) for item in objects)
 
 
+# What can be read (an array, UTF-16, gzip, a table, ...) is in outside/test_data_files.py.
 WHOLE_FILES = {
-    "empty": (b"", "is empty; it needs one"),
-    "blank lines": (b"\n\n \r\n", "has only blank lines"),
-    "array on one line": (f"[{GOOD}, {OTHER}]", "JSON array, not one object a line; convert it: jq -c '.[]'"),
-    "array on many lines": (f"[\n{GOOD},\n{OTHER}\n]\n", "JSON array"),
-    "pretty-printed object": (json.dumps(json.loads(GOOD), indent=2), "spread over many lines"),
-    "utf-16": (LINES.encode("utf-16"), "UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
-    "utf-16 without a mark": (LINES.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
-    "gbk": (LINES.encode("gbk"), "looks like GBK/GB18030, not UTF-8; convert it: iconv -f GB18030 -t UTF-8"),
-    "gzip": (gzip.compress(LINES.encode(), mtime=0), "is compressed (gzip); convert it: gzip -dc"),
-    "binary": (b"\x7fELF\x02\x01\x01\0\0\n\0\xff", "is no text file"),
-    "lone CR": (LINES.replace("\n", "\r"), "lines that end with CR"),
-    "text": ("你好\n我很好\n", "holds no good pair; it needs one"),
-    "csv": ("question,answer\n你好,我很好\n", "broken JSON: Expecting value at column 1 (2 lines, first: 1)"),
+    "empty": (b"", "is empty"),
+    "blank lines": (b"\n\n \r\n", "holds nothing but white space"),
+    "binary": (b"\x7fELF\x02\x01\x01\0\0\n\0\xff", "is a program, not data to learn from"),
+    "text": ("你好\n我很好\n", "is plain text, no questions and answers; to learn"),
     "no question": (json_lines({"answer": "a"}, {"answer": "b"}), "`question` is missing: it has 'answer'"),
     "null": (json_lines({"question": None, "answer": "a"}), "`question` is null, not text"),
-    "number": (json_lines({"question": "q", "answer": 42}), "`answer` is a number, not text"),
-    "list": (json_lines({"question": ["q"], "answer": "a"}), "`question` is a list, not text"),
-    "empty text": (json_lines({"question": "", "answer": "a"}), "`question` is empty (1 line, first: 1)"),
+    "empty text": (json_lines({"question": "", "answer": "a"}), "`question` is empty (1 record, first: "),
     "white space": (json_lines({"question": "\u3000 \n", "answer": "a"}), "`question` is empty"),
-    "no objects": (json_lines("text", 1, None), "not an object: it is text (3 lines, first: 1)"),
+    "no objects": (
+        json_lines([1], [2]),
+        "a turn is no object: turn 1 is a number (2 records, first",
+    ),
     "duplicate keys": ('{"question": "a", "question": "b", "answer": "c"}', "stands there more than once"),
-    "NaN": ('{"question": "a", "answer": NaN}', "NaN is no JSON value"),
+    "NaN": ('{"question": "a", "answer": NaN}', "`answer` is missing (NaN), not text"),
     "lone surrogate": ('{"question": "\\ud800", "answer": "c"}', "half a character (a lone surrogate)"),
     "NUL": ('{"question": "\\u0000", "answer": "c"}', "`question` holds NUL"),
-    "invalid UTF-8": (b'{"question": "\xff", "answer": "c"}', "not UTF-8: byte 0xff at column 15"),
+    "invalid UTF-8": (b'{"question": "\xff", "answer": "c"}', "not UTF-8, and its encoding is not certain"),
 }
 
 
@@ -110,6 +102,8 @@ WHOLE_FILES = {
 def test_files_that_are_refused(
     command: Command, place: Workplace, verb: str, content: str | bytes, message: str
 ) -> None:
+    if verb == "vocab" and message.startswith("is plain text"):
+        pytest.skip("a vocabulary of plain text is what `minigpt train --text` needs")
     place.data.write_bytes(content.encode() if isinstance(content, str) else content)
     before = place.contents()
     assert_refused(command(verb, *place.arguments(verb)), verb, str(place.data), message)
@@ -120,7 +114,7 @@ BAD_LINES = [
     ("{'question': 1}", "broken JSON"),
     ('{"question": "a"}', "`answer` is missing"),
     ('{"question": "a", "answer": ""}', "`answer` is empty"),
-    ("[]", "not an object"),
+    ("7", "not an object"),
 ]
 
 
@@ -141,7 +135,7 @@ def test_bad_lines_are_skipped_or_with_strict_refused(command: Command, place: W
     assert "skipped 8: broken JSON (line 2, 7, 8, 9, 10, ...; line 2: " in warnings[0]
     for number, (_, reason) in enumerate(BAD_LINES[1:], 3):
         assert f"skipped 1: {reason} (line {number}" in result.err
-    assert warnings[-1].endswith("skipped 11 of 13 lines in all; --strict stops there")
+    assert warnings[-1].endswith("skipped 11 of 13 records in all; --strict stops there")
     report = json.loads(result.out.splitlines()[-1])
     assert (report.get("read") or report["input"])["skipped"] == 11
 
@@ -157,7 +151,7 @@ def test_no_file_to_read(command: Command, place: Workplace, verb: str, kind: st
     if kind == "below a file":
         wrong = place.vocab / "data.jsonl"
     arguments = [wrong if argument == place.data else argument for argument in place.arguments(verb)]
-    said = {"missing": "does not exist", "a directory": "is a directory", "below a file": "Not a directory"}
+    said = {"missing": "does not exist", "a directory": "is a folder; give a file", "below a file": "Not a directory"}
     if verb == "vocab":  # which also takes a folder of texts
         said["a directory"] = "holds no .txt"
     result = command(verb, *arguments)
