@@ -33,6 +33,7 @@ def prepared(job: dict[str, Any], rank: int) -> None:
     if job.get("asynchronous"):
         TrainStep.asynchronous = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
     if job.get("compiled"):  # all of it but the writing of code
+        os.environ["CXX"] = sys.executable  # a C++ compiler is looked for, but has nothing to do
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     if job.get("rank") != rank:
         return

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -576,6 +577,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return graph.forward
 
     torch._dynamo.reset()
+    monkeypatch.setenv("CXX", sys.executable)  # a C++ compiler is looked for, but has nothing to do
     monkeypatch.setattr(torch, "compile", lambda model: original(model, backend=backend))
     yield lengths
     torch._dynamo.reset()
@@ -618,6 +620,7 @@ def test_a_signal_while_compiling_is_noticed(folder: Path, monkeypatch: pytest.M
         return graph.forward
 
     torch._dynamo.reset()
+    monkeypatch.setenv("CXX", sys.executable)  # a C++ compiler is looked for, but has nothing to do
     monkeypatch.setattr(torch, "compile", lambda model: original(model, backend=backend))
     run = trainer(config(folder, compile=True))
     with pytest.raises(Stopped, match="SIGTERM: saved step 0 "):
