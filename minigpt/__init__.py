@@ -57,7 +57,8 @@ __all__ = sorted(_MODULES)
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(import_module(_MODULES[name]), name)
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
     raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
 
 
