@@ -32,7 +32,7 @@ demo: .venv/ready
 
 # OMP_NUM_THREADS=1: two test processes on two cores; more threads would only wait for each other
 test: .venv/ready-to-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/ready-to-test
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""GPT-2 writes on from a prompt: the published weights, in NumPy, JAX or PyTorch; always the likeliest token.
+"""GPT-2 continues a prompt: the published weights, in NumPy, JAX or PyTorch; always the most likely token.
 
     python gpt2.py "Alan Turing theorized that computers would one day become"
     python gpt2.py "Not all heroes wear capes." --n_tokens_to_generate 8 --model_size 355M --backend torch
@@ -15,13 +15,12 @@ minigpt/reference/gpt2.py, in PyTorch minigpt/model.py.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
-
-from tyro.conf import Positional, arg
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL
 from minigpt.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -29,10 +28,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
-    """Write on from a prompt with GPT-2, always with the likeliest token."""
+class Options(command_line.CommandOptions):
+    """Continue a prompt with GPT-2, always with the most likely token."""
 
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
+    RANGES = {"n_tokens_to_generate": (1, 10**6)}
+
+    prompt: str = field(metadata=POSITIONAL)
     """the beginning of the text"""
     n_tokens_to_generate: int = 40
     """how many tokens to add to it"""
@@ -51,15 +52,13 @@ class Model(NamedTuple):
 
     n_vocab: int
     n_ctx: int  # tokens that it can read, the new ones included
-    go_on: Callable[[list[int], int], list[int]]  # ids of a prompt, how many -> the new ids
+    continuation: Callable[[list[int], int], list[int]]  # ids of a prompt, how many -> the new ids
 
 
 def main(options: Options) -> dict[str, Any] | None:
-    """Read the model, encode the prompt, write on, print."""
+    """Read the model, encode the prompt, continue it, print."""
     if not options.prompt:
         raise InputError("the prompt is empty: the model needs a token to start from")
-    if options.n_tokens_to_generate < 1:
-        raise InputError(f"--n_tokens_to_generate must be at least 1: got {options.n_tokens_to_generate}")
     if options.backend == "jax":
         from minigpt.reference.transforms import imported_jax
 
@@ -80,7 +79,7 @@ def main(options: Options) -> dict[str, Any] | None:
             f"the model reads {model.n_ctx} tokens: {len(prompt)} of the prompt and "
             f"--n_tokens_to_generate {options.n_tokens_to_generate} are too many"
         )
-    ids = model.go_on(prompt, options.n_tokens_to_generate)
+    ids = model.continuation(prompt, options.n_tokens_to_generate)
     text = tokenizer.decode(ids)
     if not options.json:
         print("\n".join(map(printable, text.split("\n"))))  # line ends yes, a terminal's codes no
@@ -107,7 +106,7 @@ def find(options: Options) -> Path:
         published = preset(options.model_size)
     except InputError:
         if folder.is_dir():
-            return folder  # somebody's own: who reads it will say what it lacks
+            return folder  # a user's own model: reading it names what is missing
         raise
     folder = options.models_dir / published.name
     if not is_whole(folder):
@@ -149,10 +148,10 @@ def load(folder: Path, backend: str) -> Model:
         array_module = imported_jax().numpy
         params = map_tree(array_module.asarray, params)  # once, not with each token
 
-    def go_on(ids: list[int], count: int) -> list[int]:
+    def continuation(ids: list[int], count: int) -> list[int]:
         return reference.generate(ids, params, **settings, n_tokens_to_generate=count, np=array_module)
 
-    return Model(len(params["wte"]["weight"]), len(params["wpe"]["weight"]), go_on)
+    return Model(len(params["wte"]["weight"]), len(params["wpe"]["weight"]), continuation)
 
 
 def _with_torch(folder: Path) -> Model:
@@ -168,11 +167,11 @@ def _with_torch(folder: Path) -> Model:
     if not isinstance(model.config, GPTConfig):
         raise InputError(f"{folder / 'config.json'}: model_type must be gpt2")
 
-    def go_on(ids: list[int], count: int) -> list[int]:
-        # no token ends it: like the others, it writes on behind <|endoftext|>
+    def continuation(ids: list[int], count: int) -> list[int]:
+        # no token ends it: like the others, it continues behind <|endoftext|>
         return generate_ids(model, [ids], GenerationOptions(max_new_tokens=count), eos_token_id=None)[0].ids
 
-    return Model(model.config.vocab_size, model.config.block_size, go_on)
+    return Model(model.config.vocab_size, model.config.block_size, continuation)
 
 
 def _torch_model(folder: Path) -> "GPTLMHeadModel":

@@ -313,7 +313,7 @@ def make_checkpoint(recipe: TrainConfig, data: RunData, folder: Path, epochs: fl
     trainer = Trainer(config, data)
     for _ in range(trainer.step.total_steps if epochs else 0):
         trainer.step()
-    save_pretrained(trainer.model, data.tokenizer, folder)
+    save_pretrained(trainer.model, folder, data.tokenizer)
 
 
 def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
     else:
         chosen = BpeTokenizer.from_folder(tokenizer)
     folder = work / "model"
-    save_pretrained(model, chosen, folder)
+    save_pretrained(model, folder, chosen)
     arms = [name for name, package in ARMS.items() if importlib.util.find_spec(package)]
     if tokenizer is None:  # llama.cpp and CTranslate2 have no character vocabularies
         return [name for name in arms if name.startswith(("minigpt", "transformers"))]

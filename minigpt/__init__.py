@@ -1,63 +1,66 @@
 """minigpt: from a file of questions and answers to a GPT that answers.
 
-The public names are loaded when they are first used, so that `import minigpt` loads no torch:
-
     model = minigpt.load_model("output/best")
     tokenizer = minigpt.load_tokenizer("output/best")
     print(minigpt.generate(model, tokenizer, "四川省的省会是哪里？"))
+
+The names below are the public ones; docs/api.md describes them. Each is loaded when it is first used, so
+that `import minigpt` loads no torch. `train` and `generate` are functions although this folder has scripts of
+these names: an imported script puts the function in its own place.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minigpt.errors import InputError as InputError
+    from minigpt.evaluation.api import evaluate as evaluate
     from minigpt.families.qwen3.model import Qwen3Config as Qwen3Config
     from minigpt.families.qwen3.model import Qwen3ForCausalLM as Qwen3ForCausalLM
     from minigpt.generation.api import generate as generate
+    from minigpt.generation.api import stream as stream
+    from minigpt.generation.engine import Engine as Engine
+    from minigpt.generation.options import GenerationOptions as GenerationOptions
     from minigpt.model import GPTConfig as GPTConfig
     from minigpt.model import GPTLMHeadModel as GPTLMHeadModel
+    from minigpt.tokenization.bpe import BpeTokenizer as BpeTokenizer
     from minigpt.tokenizer import Tokenizer as Tokenizer
+    from minigpt.training.config import TrainConfig as TrainConfig
+    from minigpt.training.run import train as train
     from minigpt.weights.pretrained import load_model as load_model
     from minigpt.weights.pretrained import load_tokenizer as load_tokenizer
     from minigpt.weights.pretrained import save_pretrained as save_pretrained
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULES = {
+    "BpeTokenizer": "minigpt.tokenization.bpe",
+    "Engine": "minigpt.generation.engine",
     "GPTConfig": "minigpt.model",
     "GPTLMHeadModel": "minigpt.model",
+    "GenerationOptions": "minigpt.generation.options",
+    "InputError": "minigpt.errors",
     "Qwen3Config": "minigpt.families.qwen3.model",
     "Qwen3ForCausalLM": "minigpt.families.qwen3.model",
     "Tokenizer": "minigpt.tokenizer",
+    "TrainConfig": "minigpt.training.config",
+    "evaluate": "minigpt.evaluation.api",
     "generate": "minigpt.generation.api",
     "load_model": "minigpt.weights.pretrained",
     "load_tokenizer": "minigpt.weights.pretrained",
     "save_pretrained": "minigpt.weights.pretrained",
+    "stream": "minigpt.generation.api",
+    "train": "minigpt.training.run",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_MODULES)
 
 
-class _Package(ModuleType):
-    """The package itself, with one name protected.
-
-    `minigpt/generate.py` is a door (a script), `minigpt.generate` the function. Importing the door would
-    make Python hang the module over the function; this setter declines.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _HOME:
-            value = self.__dict__[name] = getattr(import_module(_HOME[name]), name)
-            return value
-        raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name == "generate" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_HOME})
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
+    raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -5,8 +5,7 @@
     minigpt vocab --data book.txt --kind bpe --vocab_size 6400 --output bpe
 
 `char` gives every character an id, however rare, in a vocab.json. `bpe` learns tokens of several characters
-(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json. The user decides which of the two
-suits a text.
+(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json.
 """
 
 import sys
@@ -28,19 +27,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions, DataOptions):
-    """Build a vocabulary: one token a character, or byte-level tokens of several."""
+class Options(DataOptions, command_line.CommandOptions):
+    """Build a vocabulary: one token a character, or byte-level tokens of several characters."""
+
+    RANGES = {"vocab_size": (1, 10**6)}
 
     data: Path = Path("data/data.jsonl")
     """questions and answers, conversations, or texts, in any usual format; or a folder of texts"""
     output: Path = Path("data/vocab.json")
     """the vocabulary to write (bpe: a folder); an existing one is replaced"""
     kind: Literal["char", "bpe"] = "char"
-    """char: one token a character; bpe: tokens of several, learned from the data"""
+    """char: one token a character; bpe: tokens of several characters, learned from the data"""
     vocab_size: int = 6400
-    """entries of a bpe vocabulary, the special ones included, at most; char has as many as it needs"""
+    """entries of a bpe vocabulary at most, the special ones included; char has as many as it needs"""
     text_field: str = ""
-    """of texts: name of the field that holds them; left out: text and its like, or the longest"""
+    """name of the field that holds the texts; left out: a usual name such as text, or the longest"""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
-    """The texts, what they come from, and what was skipped. Plain text is read as it is used."""
+    """The texts, their origin in words, and what was skipped. Plain text is read while it is used."""
     from minigpt.data.corpus import TextOptions, find_sources, read_texts
     from minigpt.data.reader import holds_texts, read_conversations
 

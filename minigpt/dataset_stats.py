@@ -3,7 +3,7 @@
     python ./minigpt/dataset_stats.py --train_data ./data/train.jsonl --vocab_path ./data/vocab.json
     minigpt stats --max_length 256 --plot stats.png
 
-It changes no data. `--plot` needs the extra: pip install 'minigpt[plot]'.
+It changes no data. `--plot` needs: pip install 'minigpt[plot]'.
 """
 
 import sys
@@ -20,15 +20,17 @@ from minigpt.data.records import DataOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions, DataOptions):
+class Options(DataOptions, command_line.CommandOptions):
     """Token lengths, what a max_length would cut, unknown characters, repeated questions."""
+
+    RANGES = {"max_length": (1, 10**6)}
 
     train_data: Path = Path("data/train.jsonl")
     """questions and answers, or conversations: JSON Lines, JSON, CSV, Excel or Parquet"""
     vocab_path: Path = Path("data/vocab.json")
     """the vocabulary, made by `minigpt vocab`"""
     max_length: int = 128
-    """tokens of a pair that you mean to train with; beside 64, 128, 256 and 512"""
+    """tokens of a pair that you want to train with; 64, 128, 256 and 512 are always shown"""
     plot: Path | None = None
     """also draw a picture into this .png, .pdf or .svg file"""
 

@@ -1,14 +1,68 @@
-"""The error that a user sees, and how its sentence is written. This module imports nothing of minigpt."""
+"""The error that a user sees, and how its one line is written. This module imports nothing of minigpt.
+
+It also checks numbers: a class has a table `RANGES`, and `check_ranges` holds its fields against it.
+"""
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-__all__ = ["InputError", "printable", "printable_lines", "unknown_name"]
+__all__ = ["InputError", "check_ranges", "printable", "printable_lines", "unknown_name"]
 
 
 class InputError(ValueError):
     """Bad input or usage. Its text is the one line that a user sees: what, where, what to do."""
+
+
+# What people call an option in other programs, and what it is called here.
+SHORT_NAMES = {
+    "accumulation": "gradient_accumulation_steps",
+    "amp": "precision",
+    "batch": "batch_size",
+    "beams": "num_beams",
+    "bf16": "precision",
+    "bs": "batch_size",
+    "ckpt": "model",
+    "checkpoint": "model checkpoint",
+    "clip": "max_grad_norm",
+    "context_length": "block_size",
+    "ctx": "block_size",
+    "d_model": "n_embd",
+    "dim": "n_embd",
+    "dtype": "precision dtype",
+    "epochs": "num_train_epochs",
+    "fp16": "precision",
+    "gpu": "device",
+    "grad_accum": "gradient_accumulation_steps",
+    "grad_clip": "max_grad_norm",
+    "heads": "n_head",
+    "hidden_size": "n_embd",
+    "layers": "n_layer",
+    "lr": "learning_rate",
+    "max_len": "max_length",
+    "max_seq_len": "max_length block_size",
+    "max_tokens": "max_new_tokens",
+    "min_lr": "min_lr_ratio",
+    "model_name_or_path": "model",
+    "model_path": "model",
+    "ngl": "device",
+    "num_epochs": "num_train_epochs",
+    "num_heads": "n_head",
+    "num_layers": "n_layer",
+    "out": "output output_dir",
+    "output_dir": "output",
+    "per_device_train_batch_size": "batch_size",
+    "q": "question",
+    "seq_len": "max_length block_size",
+    "steps": "max_steps",
+    "temp": "temperature",
+    "tokens": "max_new_tokens n_tokens_to_generate",
+    "val_file": "val_data",
+    "vocab": "vocab_path",
+    "warmup": "warmup_steps",
+    "wd": "weight_decay",
+}
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
@@ -16,11 +70,58 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
     >>> unknown_name("flag", "--n_layers", ["--n_layer", "--n_head"])
     "unknown flag '--n_layers'; did you mean '--n_layer'?"
+    >>> unknown_name("flag", "--lr", ["--n_layer", "--learning_rate"])
+    "unknown flag '--lr'; did you mean '--learning_rate'?"
     """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    short = SHORT_NAMES.get(name.lstrip("-").replace("-", "_"), "").split()
+    near = [one for one in names if one.lstrip("-") in short] or difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    if not near and kind == "flag" and len(names) > 12:
+        hint = "--help lists the flags"
     return f"unknown {kind} {name!r}; {hint}"
+
+
+def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
+    """Hold numbers against the table RANGES of a class and of the classes above it.
+
+    The table says for each field its least and its greatest value: two whole numbers for a whole number, two
+    floats for any number; a third entry is advice. None is right where it is the field's default.
+
+    Args:
+        values: field -> value; fields that it does not have are not checked.
+
+    Raises:
+        InputError: naming the first field that is outside, its range and its value.
+
+    >>> class Options:
+    ...     RANGES = {"max_length": (3, 10**6)}
+    >>> check_ranges(Options, {"max_length": 2})
+    Traceback (most recent call last):
+    minigpt.errors.InputError: max_length must be from 3 to 1000000: got max_length=2
+    """
+    for base in owner.__mro__:
+        for name, (low, high, *advice) in vars(base).get("RANGES", {}).items():
+            if name not in values:
+                continue
+            value = values[name]
+            if value is None and getattr(owner, name, 0) is None:
+                continue
+            is_whole = isinstance(low, int)
+            is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
+            if is_number and low <= value <= high:  # NaN is not
+                continue
+            kind = "" if is_number else "a whole number " if is_whole else "a number "
+            ends = " to ".join(f"{end}" if is_whole else f"{end:g}" for end in (low, high))
+            hint = f" ({advice[0]})" if advice else ""
+            raise InputError(f"{name} must be {kind}from {ends}{hint}: got {name}={_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print the longest
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}..."
 
 
 def printable(text: str) -> str:

@@ -6,17 +6,18 @@ r"""Ask a trained model: in conversation, one question, or a file of them.
     minigpt generate --file val.jsonl --output answers.jsonl    # {"question": ..., "answer": ...} a line
     cat questions.txt | minigpt generate --json                 # the same on stdout
     minigpt generate --question 四川省的省会是哪里？ --stream   # the answer while it is being written
-    minigpt generate --model gpt2 --prompt "Once upon a time"   # how a text goes on: no question, no <sep>
+    minigpt generate --model gpt2 --prompt "Once upon a time"   # continue a text: no question, no <sep>
     minigpt generate --question 1+1等于几？ --choices 2 3 4     # the answer is one of these
     minigpt generate --model gpt2 --prompt "Once" --window 512 --sinks 4 --max_new_tokens 5000
 
-A file holds one question a line, or JSONL with "question" (told by its first character, "{"). A blank line
-gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count. Line
-ends and control characters in an answer are written as escapes (\n), so that it takes one line; JSON has the
-exact text.
+A file has one question a line, or is JSONL with "question" (its first character, "{", says which). A blank
+line gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count.
+Line ends and control characters in an answer are written as escapes (\n), so that it takes one line; JSON has
+the exact text.
 
-How a model is asked, its folder says: question <sep>, or by the chat template of its tokenizer, or as plain
-text. Answers are greedy unless --do_sample is given. With --seed, sampling is reproducible.
+The model's folder says how the model is asked: question <sep>, or by the chat template of its tokenizer, or
+as plain text. The most likely tokens make the answer, unless --do_sample is given. With --seed, sampling is
+reproducible.
 """
 
 import sys
@@ -29,123 +30,66 @@ import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
+from minigpt.console.flags import fields_of
 from minigpt.errors import InputError, printable, printable_lines
+from minigpt.generation.loading import load_to_answer, require_model
+from minigpt.generation.options import GenerationOptions, id_list
 
 if TYPE_CHECKING:
     from minigpt.generation.api import Answer
     from minigpt.generation.conversation import QuestionAnswering
     from minigpt.generation.generation_config import PromptFormat
-    from minigpt.generation.options import GenerationOptions
     from minigpt.generation.output import StopReason
-    from minigpt.storage.read_ahead import ReadAhead
     from minigpt.weights.pretrained import AnyTokenizer
 
 
+_NO_FLAGS = {"logit_bias", "bad_words_ids", "eos_token_id"} | {
+    *("output_scores", "output_logits", "output_hidden_states", "output_attentions", "logprobs")
+}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.ModelOptions):
     """Ask a trained model: in conversation, one question (--question), or many (--file, standard input)."""
 
-    model: Path = Path("output/best")
-    """checkpoint folder, as `minigpt train` writes it"""
+    RANGES = {"batch_size": (1, 10**6)}
+
+    # The questions
     question: str | None = None
     """answer this question and stop"""
     prompt: str | None = None
-    """write on from this text and stop: no question, nothing is added to it"""
+    """continue this text and stop: no question, nothing is added to it"""
     file: Path | None = None
     """answer the questions of this file: one a line, or JSONL with "question" """
     output: Path | None = None
     """write question and answer as JSONL to this file instead of answers to stdout"""
-    max_new_tokens: int | None = None
-    """tokens of an answer, at most; left out: up to 128, fewer if the model has no room for more"""
-    min_new_tokens: int = 0
-    """tokens of an answer, at least"""
-    do_sample: bool = False
-    """draw each token at random instead of taking the most likely"""
-    temperature: float = 1.0
-    """with --do_sample: below 1 likely tokens gain, above 1 they lose"""
-    top_k: int = 0
-    """with --do_sample: draw among the k likeliest tokens only; 0: among all"""
-    top_p: float = 1.0
-    """with --do_sample: draw among the most likely tokens whose probabilities add up to this"""
-    min_p: float = 0.0
-    """with --do_sample: draw among the tokens at least this times as likely as the most likely; 0: off"""
-    typical_p: float = 1.0
-    """with --do_sample: draw among the least surprising tokens whose probabilities add up to this"""
-    repetition_penalty: float = 1.0
-    """above 1: tokens that the question or the answer has become less likely"""
-    no_repeat_ngram_size: int = 0
-    """that many tokens in a row never come twice, question included; 0: off"""
-    presence_penalty: float = 0.0
-    """taken from the score of each token that the answer has"""
-    frequency_penalty: float = 0.0
-    """the same, times how often the answer has it"""
-    stop_strings: tuple[str, ...] = ()
-    """texts that end an answer, and do not belong to it: one or several"""
-    bad_words: tuple[str, ...] = ()
-    """texts that must not come, as long as they are made of the tokens that encoding them gives"""
-    choices: tuple[str, ...] = ()
-    """the answer is one of these texts"""
-    regex: str | None = None
-    """the answer is a text that this regular expression matches as a whole"""
-    json_schema: str | None = None
-    """the answer is JSON that fits this JSON Schema"""
-    num_return_sequences: int = 1
-    """with --do_sample or --num_beams: that many answers to each question, a line each"""
-    num_beams: int = 1
-    """above 1: beam search, which follows that many beginnings at once"""
-    length_penalty: float = 1.0
-    """with --num_beams: above 1 favours long answers, below 1 short ones"""
-    early_stopping: bool = False
-    """with --num_beams: stop as soon as that many answers are finished"""
-    seed: int | None = None
-    """with --do_sample: same seed, same answers"""
-    window: int | None = None
-    """when the model's context is full: keep that many tokens and write on; left out: end there"""
-    sinks: int = 0
-    """with --window: that many of its tokens are the text's first ones"""
-    prompt_lookup_num_tokens: int | None = None
-    """same answers, sooner where they repeat the question or themselves: guess so many tokens from there"""
-    max_matching_ngram_size: int = 3
-    """with --prompt_lookup_num_tokens: so many last tokens are looked for first, then fewer"""
-    assistant_model: Path | None = None
-    """same answers, sooner: folder of a much smaller model with the same tokenizer, which guesses"""
-    num_assistant_tokens: int = 4
-    """with --assistant_model: guesses at a time"""
-    max_cache_mib: float | None = None
-    """refuse to start where keys and values of one batch take more MiB; left out: no limit"""
-    use_cache: bool = True
-    """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
     stream: bool = False
     """show an answer while it is being written; with --question, or in conversation"""
-    precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
-    """store the weights so, which is faster on a CPU; left out: as the folder has them"""
     batch_size: int = 64
     """questions answered at once"""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto: the best that is there"""
-    threads: int = 0
-    """CPU threads; 0: as many as there are cores"""
+
+    generation: dict[str, Any] = fields_of(  # noqa: RUF009
+        GenerationOptions,
+        [field.name for field in dataclasses.fields(GenerationOptions) if field.name not in _NO_FLAGS],
+    )
+
+    # More
+    bad_words: tuple[str, ...] = ()
+    """texts that must not come, as long as they are made of the tokens that encoding them gives"""
+    assistant_model: Path | None = None
+    """same answers, sooner: folder of a much smaller model with the same tokenizer, which guesses"""
 
 
 def main(options: Options) -> dict[str, Any] | None:
     """Read the questions, load the model, answer."""
     questions = _questions(options)
-    if not options.model.exists():
-        raise InputError(
-            f"{options.model} does not exist: train a model first (`minigpt train`; or `make demo`, then "
-            "--model output/demo/best), or name its folder with --model"
-        )
-    from minigpt.generation.options import GenerationOptions
-    from minigpt.storage.read_ahead import ReadAhead
-
-    # The flags that are options of generation have their names.
-    names = [field.name for field in dataclasses.fields(GenerationOptions) if hasattr(options, field.name)]
-    chosen = GenerationOptions(**{name: getattr(options, name) for name in names})
-    _warn_of_ignored(options)
-    asked = _load(options, chosen, ReadAhead(options.model))  # beside the import of torch
+    chosen = GenerationOptions(**options.generation)
+    require_model(options.model)
+    _warn_of_ignored(options, chosen)
+    asked = _load(options, chosen)
     if questions is None:
         return {"questions": _converse(asked, options.stream)}
     if options.stream:
@@ -154,7 +98,7 @@ def main(options: Options) -> dict[str, Any] | None:
         return None
     answers = _answer(asked, questions, options.batch_size)
     keys = ("question", "answer") if options.prompt is None else ("prompt", "text")
-    copies = options.num_return_sequences
+    copies = chosen.num_return_sequences
     records = [
         {keys[0]: question, keys[1]: answer.text, "stop_reason": answer.stop_reason}
         for question, answer in zip((one for one in questions for _ in range(copies)), answers)
@@ -179,27 +123,26 @@ def _json(record: dict[str, str]) -> str:
     return line.encode("utf-8", "backslashreplace").decode()  # half a character: escaped, as JSON would
 
 
-def _warn_of_ignored(options: Options) -> None:
+def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
     from minigpt.console.terminal import warn
 
     def given(*names: str) -> str:
-        changed = [name for name in names if getattr(options, name) != getattr(Options, name)]
-        return ", ".join(f"--{name}" for name in changed)
+        return ", ".join(f"--{name}" for name in names if name in options.generation)
 
-    if not options.do_sample and (flags := given("temperature", "top_k", "top_p", "min_p", "typical_p")):
+    if not chosen.do_sample and (flags := given("temperature", "top_k", "top_p", "min_p", "typical_p")):
         warn(f"without --do_sample the most likely token is taken: {flags} changes nothing")
-    if options.num_beams == 1 and (flags := given("length_penalty", "early_stopping")):
+    if chosen.num_beams == 1 and (flags := given("length_penalty", "early_stopping")):
         warn(f"without --num_beams one beginning is followed: {flags} changes nothing")
-    if options.prompt_lookup_num_tokens is None and (flags := given("max_matching_ngram_size")):
+    if chosen.prompt_lookup_num_tokens is None and (flags := given("max_matching_ngram_size")):
         warn(f"without --prompt_lookup_num_tokens nothing is looked up: {flags} changes nothing")
     if options.assistant_model is None and (flags := given("num_assistant_tokens")):
-        warn(f"without --assistant_model nobody guesses: {flags} changes nothing")
+        warn(f"without --assistant_model there are no guesses: {flags} changes nothing")
 
 
 def _completed(
-    chosen: "GenerationOptions", options: Options, tokenizer: "AnyTokenizer", eos: list[int] | None
-) -> "GenerationOptions":
-    """With what only the model's folder knows: the ids of words, and those that end an answer."""
+    chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", eos: list[int] | None
+) -> GenerationOptions:
+    """The options with what only the model's folder knows: the ids of words, and those that end an answer."""
     words = []
     for word in options.bad_words:
         if not word:
@@ -208,37 +151,18 @@ def _completed(
     return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
 
 
-@command_line.remembered_signals()  # some get lost while torch is imported
-def _load(options: Options, chosen: "GenerationOptions", ahead: "ReadAhead") -> "QuestionAnswering":
+def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
     """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
-    with command_line.lasting_imports():
-        import torch
+    folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
+    from minigpt.generation.conversation import QuestionAnswering
+    from minigpt.generation.generation_config import prompt_format, recommended_options
+    from minigpt.generation.speculative_decoding import check_assistant
 
-        from minigpt.devices import pick_device
-        from minigpt.generation.conversation import QuestionAnswering
-        from minigpt.generation.generation_config import prompt_format, recommended_options
-        from minigpt.generation.native import dtype_to_load
-        from minigpt.generation.options import id_list
-        from minigpt.generation.speculative_decoding import check_assistant
-        from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
-        from minigpt.weights.quantized import set_precision
-
-    device = pick_device(options.device)
-    if options.threads < 0:
-        raise InputError(f"threads must be at least 0: got threads={options.threads}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    folder = model_folder(options.model)
-    dtype = dtype_to_load(device)
-    model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
+    if assistant is not None:
+        check_assistant(model, chosen, assistant)
     form: PromptFormat = "text" if options.prompt is not None else prompt_format(folder, tokenizer)
     eos = id_list(recommended_options(folder).get("eos_token_id")) or None
-    assistant = None
-    if options.assistant_model is not None:
-        assistant = set_precision(load_model(options.assistant_model, device, dtype), options.precision)
-        check_assistant(model, chosen, assistant)
-    chosen = _completed(chosen, options, tokenizer, eos)
-    return QuestionAnswering(set_precision(model, options.precision), tokenizer, form, chosen, assistant)
+    return QuestionAnswering(model, tokenizer, form, _completed(chosen, options, tokenizer, eos), assistant)
 
 
 # -- many questions -----------------------------------------------------------------------------------------
@@ -256,7 +180,7 @@ def _questions(options: Options) -> list[str] | None:
         raise InputError("--stream shows text while it is being written: leave out --json and --output")
     if options.prompt is not None:
         if not options.prompt:
-            raise InputError("--prompt is empty: there is nothing to write on from")
+            raise InputError("--prompt is empty: there is nothing to continue")
         return [options.prompt]
     if options.stream and options.question is None and (options.file is not None or not sys.stdin.isatty()):
         raise InputError("--stream shows one answer: give --question, or ask in conversation")
@@ -274,7 +198,7 @@ def _questions(options: Options) -> list[str] | None:
 
 
 def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -> "list[Answer]":
-    """Answer all questions that are not blank, and say what a reader of the answers should know."""
+    """Answer all questions that are not blank; warn of what was cut, blank or unknown."""
     from minigpt.console.terminal import ProgressLine, warn
 
     written = [question for question in questions if asked.has_answer(question)]
@@ -369,3 +293,7 @@ def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
 
 if __name__ == "__main__":
     command_line.run(Options, main)
+elif __name__ == "minigpt.generate":  # imported: `minigpt.generate` is the function, not this script
+    from minigpt.generation.api import generate
+
+    sys.modules[__name__] = generate  # type: ignore[assignment]

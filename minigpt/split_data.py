@@ -3,9 +3,8 @@
     python ./minigpt/split_data.py --input ./data/data.jsonl --train_ratio 0.8
     minigpt split --input data/data.jsonl --train_ratio 0.8
 
-The same question never stands on both sides; repeated pairs are dropped. The files keep the input's records
-and their order (training shuffles for itself). split.json beside them says what was done. The
-input is not changed.
+No question stands in both files; repeated pairs are dropped. The files keep the input's records and their
+order (training shuffles them itself). split.json beside them records what was done. The input is not changed.
 """
 
 import sys
@@ -23,21 +22,23 @@ from minigpt.errors import printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions, DataOptions):
-    """Split a JSONL file into train.jsonl and val.jsonl; no question stands in both."""
+class Options(DataOptions, command_line.CommandOptions):
+    """Split a file into train.jsonl and val.jsonl; no question is in both."""
+
+    RANGES = {"seed": (0, 2**63 - 1)}
 
     input: Path = Path("data/data.jsonl")
     """questions and answers, or conversations: JSON Lines, JSON, CSV, Excel or Parquet"""
     train_ratio: float = 0.9
     """share of the pairs for train.jsonl, between 0 and 1"""
     seed: int = 42
-    """another seed, another split"""
+    """decides the split: another seed, another split"""
     output_dir: Path | None = None
     """folder for train.jsonl, val.jsonl and split.json; by default the input's"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, split, write, and say what was found."""
+    """Read, split, write, print what was found."""
     from minigpt.data.reader import ReadReport, read_conversations
     from minigpt.data.split import split_conversations, write_split
 

@@ -5,6 +5,7 @@ a job (JSON) a line from standard input and answers with the exit codes.
 """
 
 import functools
+import importlib
 import json
 import os
 import signal
@@ -13,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.backends.debugging  # --compile loads these: every fork would anew
+import torch._functorch.aot_autograd
+import torch._functorch.partitioners
+import torch._inductor.compile_fx
 
-from benchmarks.survival import children
 from minigpt.errors import InputError
 from minigpt.training import checkpoint
 from minigpt.training.step import StepBatches, TrainStep
+from tests.survival import children
+
+for name in ("functorch.compile", "networkx"):  # these, too; they have no types
+    importlib.import_module(name)
 
 
 def prepared(job: dict[str, Any], rank: int) -> None:
@@ -25,6 +33,7 @@ def prepared(job: dict[str, Any], rank: int) -> None:
     if job.get("asynchronous"):
         TrainStep.asynchronous = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
     if job.get("compiled"):  # all of it but the writing of code
+        os.environ["CXX"] = sys.executable  # a C++ compiler is looked for, but has nothing to do
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     if job.get("rank") != rank:
         return

@@ -1,4 +1,4 @@
-"""A model that has learned answers by heart, and a door on a pseudo-terminal, as a person meets it."""
+"""A model that has learned answers by heart, and a program on a pseudo-terminal, as a person meets it."""
 
 import os
 import select
@@ -36,7 +36,7 @@ def learn_by_heart(answers: Mapping[str, str], folder: Path, block_size: int = 2
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    minigpt.save_pretrained(net, tokenizer, folder)
+    minigpt.save_pretrained(net, folder, tokenizer)
     return folder
 
 

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ ONLY: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": set(),
     "errors": set(),
-    "console.command_line": {"tyro"},
+    "console.command_line": set(),
+    "console.flags": set(),
     "storage.files": set(),
     "storage.json_files": set(),
     "storage.read_ahead": set(),
@@ -78,6 +79,8 @@ ONLY: dict[str, set[str]] = {
     "families.gpt2.openai_checkpoint": {"numpy"},
     "families.gpt2.presets": set(),
     "families.gpt2.tensor_bundle": {"google_crc32c", "numpy"},
+    "generation.native_library": set(),
+    "diagnosis.installation": {"torch"},
     "training.config": set(),
 }
 
@@ -105,7 +108,7 @@ ALLOWED = {
         "run_path",
     ): "the train.py of the checkout that a user names, in its own process",
     ("minigpt/__init__.py", "import_module"): "the public names, from a table in the same file",
-    ("minigpt/__main__.py", "run_module"): "the doors, from a table in the same file",
+    ("minigpt/__main__.py", "run_module"): "the commands, from a table in the same file",
     ("minigpt/families/gpt2/pth_file.py", "torch.load"): "an import that a user asks for; told weights_only",
 }
 
@@ -137,7 +140,19 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def imports(path: Path) -> Iterator[Import]:
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
+
+
+@functools.cache
+def providers() -> Mapping[str, list[str]]:
+    """Top-level module -> the distributions that have it; reading them all takes a while."""
+    return importlib.metadata.packages_distributions()
+
+
+@functools.cache
+def imports(path: Path) -> list[Import]:
     """Every import of a file: at the top, inside functions, under `if TYPE_CHECKING`."""
 
     def visit(node: ast.AST, in_function: bool) -> Iterator[Import]:
@@ -155,7 +170,7 @@ def imports(path: Path) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from visit(child, in_function)
 
-    return visit(tree(path), False)
+    return list(visit(tree(path), False))
 
 
 def our_imports(module: str) -> Iterator[tuple[str, int]]:
@@ -211,7 +226,7 @@ def test_imports_go_down(module: str) -> None:
         assert same_room or LEVEL[room(other)] < LEVEL[room(module)], f"{where(module, line)} imports {other}"
 
 
-def test_nobody_imports_a_door() -> None:
+def test_nothing_imports_a_command() -> None:
     found = [
         f"{where(module, line)}: {other}"
         for module in MODULES
@@ -235,7 +250,7 @@ def test_the_front_names_things_only_for_type_checkers() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_of_the_front_only_the_version_is_used_inside(module: str) -> None:
     # `minigpt.load_model` from inside would be an arrow that the table does not see
-    for node in ast.walk(tree(MODULES[module])):
+    for node in nodes(MODULES[module]):
         match node:
             case ast.ImportFrom(module="minigpt", names=names, lineno=line):
                 wrong = {alias.name for alias in names} - {*MODULES, "__version__"}
@@ -298,7 +313,7 @@ def test_the_reference_stands_apart(module: str) -> None:
     assert {room(name) for name, _ in our_imports(module)} <= {"reference", "errors", "console", "storage"}
 
 
-def test_only_doors_may_import_the_reference() -> None:
+def test_only_commands_may_import_the_reference() -> None:
     users = {
         room(module) for module in MODULES for name, _ in our_imports(module) if room(name) == "reference"
     }
@@ -307,14 +322,13 @@ def test_only_doors_may_import_the_reference() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
-    providers = importlib.metadata.packages_distributions()
     groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "excel", "wandb", "gguf")
     always, optional = required(), {name for group in groups for name in required(group)}
     for item in imports(MODULES[module]):
         top = room(item.name)
         if top in sys.stdlib_module_names or top == "minigpt":
             continue
-        owners = {owner.lower() for owner in providers.get(top, [top])}
+        owners = {owner.lower() for owner in providers().get(top, [top])}
         if item.name.startswith("torch.utils.tensorboard"):
             owners = {"tensorboard"}
         if owners & always:
@@ -324,12 +338,11 @@ def test_other_people_s_packages_are_required_and_optional_ones_imported_late(mo
 
 
 def test_each_requirement_is_used() -> None:
-    providers = importlib.metadata.packages_distributions()
     used = {
         owner.lower()
         for path in MODULES.values()
         for item in imports(path)
-        for owner in providers.get(room(item.name), ())
+        for owner in providers().get(room(item.name), ())
     }
     assert required() <= used
 
@@ -339,7 +352,7 @@ def test_each_requirement_is_used() -> None:
 
 def test_no_name_shadows_another_module() -> None:
     """`python ./minigpt/train.py` puts minigpt/ first on sys.path; the same goes for a script in a room."""
-    foreign = set(importlib.metadata.packages_distributions()) - {"minigpt"}
+    foreign = set(providers()) - {"minigpt"}
     names = {part for module in MODULES for part in module.split(".")} - {"__init__", "__main__"}
     assert names & (sys.stdlib_module_names | foreign) == set()
 
@@ -365,7 +378,7 @@ def test_names_are_ascii() -> None:
     for path in tracked():
         if path.suffix != ".py":
             continue
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             # of a name, a definition, an argument, an attribute, a keyword, an import's `as`
             for field in ("id", "name", "arg", "attr", "asname"):
                 name = getattr(node, field, None)
@@ -394,25 +407,26 @@ def test_everything_public_says_what_it_is(module: str) -> None:
     assert list(silent(tree(MODULES[module]), module)) == []
 
 
-@pytest.mark.parametrize("door", SCRIPTS)
-def test_a_door_repairs_the_path_before_it_imports(door: str) -> None:
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_repairs_the_path_before_it_imports(script: str) -> None:
     """Docstring, `import sys`, pathlib, then at once `if not __package__: sys.path[0] = <the repository>`."""
-    docstring, *body = tree(MODULES[door]).body
+    docstring, *body = tree(MODULES[script]).body
     assert isinstance(docstring, ast.Expr)
     while isinstance(body[0], ast.Import | ast.ImportFrom):
         first = body.pop(0)
         assert ast.unparse(first) in ("import sys", "from pathlib import Path"), ast.unparse(first)
     repair = body[0]
-    assert isinstance(repair, ast.If), f"{door}: {ast.unparse(repair)} stands before the repair of sys.path"
+    assert isinstance(repair, ast.If), f"{script}: {ast.unparse(repair)} stands before the repair of sys.path"
     assert ast.unparse(repair.test) == "not __package__"
     assert [ast.unparse(statement) for statement in repair.body] == [
         "sys.path[0] = str(Path(__file__).resolve().parents[1])"
     ]
     last = body[-1]
     assert isinstance(last, ast.If)
-    assert ast.unparse(last.test) == "__name__ == '__main__'", f"{door} must end in its call"
+    assert ast.unparse(last.test) == "__name__ == '__main__'", f"{script} must end in its call"
     assert len(last.body) == 1
-    assert ast.unparse(last.body[0]).startswith("command_line.run("), f"{door} must end in command_line.run"
+    assert bool(last.orelse) == (script in ("train", "generate")), "an imported one gives way to the function"
+    assert ast.unparse(last.body[0]).startswith("command_line.run("), f"{script} must end in command_line.run"
 
 
 # -- what is never done ------------------------------------------------------------------------------------
@@ -422,7 +436,7 @@ def risky(path: Path) -> Iterator[str]:
     for item in imports(path):
         if room(item.name) in FORBIDDEN_MODULES:
             yield room(item.name)
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         match node:
             case ast.Call(func=ast.Name(id=name)) if name in FORBIDDEN_CALLS:
                 yield name

@@ -14,7 +14,7 @@ from minigpt.training.config import read_recipe
 from minigpt.training.distributed import Processes
 from minigpt.training.estimate import Estimate
 from minigpt.training.run_data import RunData, read_data
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 from tests.runs import config, identical, paths, trainer, write_data
 
 # A budget of time that the tiny data ends, not the clock: eight epochs of it are a second or two.
@@ -61,18 +61,18 @@ def record(folder: Path, output: str = "run") -> dict[str, Any]:
     ],
 )
 def test_bad_input_is_one_line(
-    folder: Path, run_door: RunDoor, size: str, more: tuple[object, ...], message: str
+    folder: Path, run_command: RunCommand, size: str, more: tuple[object, ...], message: str
 ) -> None:
-    result = run_door("train.py", *flags(folder, size, *more))
+    result = run_command("train.py", *flags(folder, size, *more))
     assert result.code == 2, result.err
     assert message in result.err
     assert len(result.err.splitlines()) == 1
     assert not (folder / "run").exists()
 
 
-def test_a_negative_size_is_one_line(folder: Path, run_door: RunDoor) -> None:
+def test_a_negative_size_is_one_line(folder: Path, run_command: RunCommand) -> None:
     for given in (("--size", "-3"), ("--size=-3",)):
-        result = run_door("train.py", *given)
+        result = run_command("train.py", *given)
         assert result.code == 2
         assert "size must be small, base, large, a time" in result.err
         assert len(result.err.splitlines()) == 1
@@ -104,12 +104,12 @@ def test_a_time_for_several_processes_is_refused(folder: Path) -> None:
         autosize.decide(settings, read_data(settings), (), Processes(rank=0, size=2))
 
 
-def test_one_pair_is_enough(tmp_path: Path, run_door: RunDoor) -> None:
+def test_one_pair_is_enough(tmp_path: Path, run_command: RunCommand) -> None:
     write_data(tmp_path)
     one = (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[0]
     (tmp_path / "train.jsonl").write_text(one, encoding="utf-8")
     (tmp_path / "val.jsonl").write_text(one, encoding="utf-8")
-    result = run_door("train.py", *flags(tmp_path, LONG, "--device", "cpu", "--threads", 1))
+    result = run_command("train.py", *flags(tmp_path, LONG, "--device", "cpu", "--threads", 1))
     assert result.code == 0, result.err
     # hardly a token to learn from
     assert record(tmp_path)["size"]["chosen"]["n_embd"] == autosize.LADDER[0].n_embd
@@ -118,8 +118,8 @@ def test_one_pair_is_enough(tmp_path: Path, run_door: RunDoor) -> None:
 # -- what it does -------------------------------------------------------------------------------------------
 
 
-def test_a_run_writes_down_what_it_expected_and_what_came(folder: Path, run_door: RunDoor) -> None:
-    result = run_door("train.py", *flags(folder, LONG, *ONE_SHAPE, "--json"))
+def test_a_run_writes_down_what_it_expected_and_what_came(folder: Path, run_command: RunCommand) -> None:
+    result = run_command("train.py", *flags(folder, LONG, *ONE_SHAPE, "--json"))
     assert result.code == 0, result.err
     written = record(folder)
     settings, chosen = written["config"], written["size"]["chosen"]
@@ -140,25 +140,25 @@ def test_a_run_writes_down_what_it_expected_and_what_came(folder: Path, run_door
     assert "got" in result.out.splitlines()[-2]
 
 
-def test_flags_that_are_given_stay(folder: Path, run_door: RunDoor) -> None:
+def test_flags_that_are_given_stay(folder: Path, run_command: RunCommand) -> None:
     given: list[object] = ["--n_layer", 3, "--warmup_steps", 1, "--eval_steps", 7, "--batch_size", 4]
     given += ["--family", "gpt", "--dropout", 0.1]
-    result = run_door("train.py", *flags(folder, "9GFLOP", *given, "--dry_run", "--json"))
+    result = run_command("train.py", *flags(folder, "9GFLOP", *given, "--dry_run", "--json"))
     assert result.code == 0, result.err
     numbers = json.loads(result.out.splitlines()[-1])
     assert numbers["size"]["chosen"]["n_layer"] == 3
     assert "dropout: not an option of qwen3" in result.out
     assert not (folder / "run").exists()
-    steps = run_door(
+    steps = run_command(
         "train.py", *flags(folder, "small", "--n_embd", 32, "--max_steps", 5, "--dry_run", "--json")
     )
     assert json.loads(steps.out.splitlines()[-1])["size"]["chosen"]["steps"] == 5
 
 
-def test_plain_text_needs_nothing_else(tmp_path: Path, run_door: RunDoor) -> None:
+def test_plain_text_needs_nothing_else(tmp_path: Path, run_command: RunCommand) -> None:
     text = tmp_path / "book.txt"
     text.write_text("天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。\n" * 60, encoding="utf-8")
-    result = run_door(
+    result = run_command(
         "train.py", "--text", text, "--output", tmp_path / "run", "--size", "2GFLOP", *ONE_SHAPE
     )
     assert result.code == 0, result.err
@@ -167,19 +167,19 @@ def test_plain_text_needs_nothing_else(tmp_path: Path, run_door: RunDoor) -> Non
     assert record(tmp_path)["size"]["got"]["val_loss"] > 0
 
 
-def test_long_pairs_are_not_cut(tmp_path: Path, run_door: RunDoor) -> None:
+def test_long_pairs_are_not_cut(tmp_path: Path, run_command: RunCommand) -> None:
     write_data(tmp_path)
     pair = json.dumps({"question": "天是什么颜色？", "answer": "黑" * 400}, ensure_ascii=False)
     for name in ("train.jsonl", "val.jsonl"):
         path = tmp_path / name
         path.write_text(path.read_text(encoding="utf-8") + f"{pair}\n" * 3, encoding="utf-8")
     more = (*ONE_SHAPE, "--dry_run", "--json")
-    result = run_door("train.py", *flags(tmp_path, "9GFLOP", *more))
+    result = run_command("train.py", *flags(tmp_path, "9GFLOP", *more))
     assert result.code == 0, result.err
     row = next(line for line in result.out.splitlines() if "max_length" in line)
     assert "416" in row  # 400 + 7 + two separators, in whole 32s
     assert "256 would cut 27% of the pairs" in row
-    kept = run_door("train.py", *flags(tmp_path, "9GFLOP", *more, "--max_length", 64))
+    kept = run_command("train.py", *flags(tmp_path, "9GFLOP", *more, "--max_length", 64))
     row = next(line for line in kept.out.splitlines() if "max_length" in line)
     assert "64" in row
     assert "given" in row
@@ -189,12 +189,12 @@ def test_long_pairs_are_not_cut(tmp_path: Path, run_door: RunDoor) -> None:
 
 
 def test_a_resume_measures_nothing_and_keeps_the_record(
-    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch
+    folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = run_door("train.py", *flags(folder, LONG, *ONE_SHAPE, output="straight"))
+    straight = run_command("train.py", *flags(folder, LONG, *ONE_SHAPE, output="straight"))
     assert straight.code == 0, straight.err
     steps = record(folder, "straight")["config"]["max_steps"]
-    first = run_door("train.py", *flags(folder, "small", *ONE_SHAPE, "--max_steps", steps - 2))
+    first = run_command("train.py", *flags(folder, "small", *ONE_SHAPE, "--max_steps", steps - 2))
     assert first.code == 0, first.err
     before = record(folder)
 
@@ -203,10 +203,10 @@ def test_a_resume_measures_nothing_and_keeps_the_record(
 
     monkeypatch.setattr(autosize, "decide", never)
     output = ("--output", folder / "run")
-    other = run_door("train.py", *output, "--resume", "--size", "large")
+    other = run_command("train.py", *output, "--resume", "--size", "large")
     assert other.code == 2
     assert "began with --size small, got --size large" in other.err
-    again = run_door("train.py", *output, "--resume", "--size", "small", "--max_steps", steps)
+    again = run_command("train.py", *output, "--resume", "--size", "small", "--max_steps", steps)
     assert again.code == 0, again.err
     after = record(folder)
     assert after["size"]["expected"] == before["size"]["expected"]
@@ -214,14 +214,16 @@ def test_a_resume_measures_nothing_and_keeps_the_record(
     assert after["config"]["n_embd"] == 32
     (folder / "run" / "run.json").write_text('{"size": 3}', encoding="utf-8")
     assert autosize.read_record(folder / "run") is None
-    without = run_door("train.py", *flags(folder, "small", output="plain")[:-2], *ONE_SHAPE, "--max_steps", 2)
+    without = run_command(
+        "train.py", *flags(folder, "small", output="plain")[:-2], *ONE_SHAPE, "--max_steps", 2
+    )
     assert without.code == 0
     assert "size" not in record(folder, "plain")
 
 
-def test_the_same_amount_is_the_same_run(folder: Path, run_door: RunDoor) -> None:
+def test_the_same_amount_is_the_same_run(folder: Path, run_command: RunCommand) -> None:
     for output in ("a", "b"):  # nothing that was measured decides anything
-        result = run_door("train.py", *flags(folder, "1GFLOP", *ONE_SHAPE, output=output))
+        result = run_command("train.py", *flags(folder, "1GFLOP", *ONE_SHAPE, output=output))
         assert result.code == 0, result.err
     identical(folder / "a", folder / "b")
 

@@ -1,10 +1,9 @@
-"""The doors of the data rooms, given what people give them: one line that helps, and nothing destroyed.
+"""The commands that read data, given what people give them: one line that helps, and nothing destroyed.
 
-Most cases run a door inside this process, as Python runs a script; a few start a process of their own, where
-only that shows the whole (exit codes, a closed pipe, a full disk behind stdout).
+Most cases run a command inside this process, as Python runs a script. A few start a process of their own,
+where only that shows the whole (exit codes, a closed pipe, a full disk behind stdout).
 """
 
-import gzip
 import itertools
 import json
 import os
@@ -16,23 +15,23 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.doors import Result, RunDoor
+from tests.commands import Result, RunCommand
 
 ROOT = Path(__file__).resolve().parents[1]
-DOORS = {"vocab": "build_vocab.py", "split": "split_data.py", "stats": "dataset_stats.py"}
+SCRIPTS = {"vocab": "build_vocab.py", "split": "split_data.py", "stats": "dataset_stats.py"}
 GOOD = '{"question": "你好", "answer": "我很好"}'
 OTHER = '{"question": "再见", "answer": "下次见"}'
 LINES = f"{GOOD}\n{OTHER}\n"
 VOCABULARY = {"<pad>": 0, "<unk>": 1, "<sep>": 2, **{c: i for i, c in enumerate("下次你再好很我见", 3)}}
 
 
-Door = Callable[..., Result]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
-def door(run_door: RunDoor) -> Door:
-    """Run the door of a verb."""
-    return lambda verb, *arguments: run_door(DOORS[verb], *arguments)
+def command(run_command: RunCommand) -> Command:
+    """Run the command of a verb."""
+    return lambda verb, *arguments: run_command(SCRIPTS[verb], *arguments)
 
 
 class Workplace(NamedTuple):
@@ -67,7 +66,7 @@ def assert_refused(result: Result, verb: str, *fragments: str) -> None:
     assert result.code == 2
     assert result.err.count("\n") == 1, result.err
     assert result.err.endswith("\n")
-    assert result.err.startswith(f"{DOORS[verb]}: error: ")
+    assert result.err.startswith(f"{SCRIPTS[verb]}: error: ")
     for fragment in fragments:
         assert fragment in result.err
 
@@ -76,43 +75,38 @@ def json_lines(*objects: object) -> str:
     return "\n".join(json.dumps(item) for item in objects)
 
 
+# What can be read (an array, UTF-16, gzip, a table, ...) is in outside/test_data_files.py.
 WHOLE_FILES = {
-    "empty": (b"", "is empty; it needs one"),
-    "blank lines": (b"\n\n \r\n", "has only blank lines"),
-    "array on one line": (f"[{GOOD}, {OTHER}]", "JSON array, not one object a line; convert it: jq -c '.[]'"),
-    "array on many lines": (f"[\n{GOOD},\n{OTHER}\n]\n", "JSON array"),
-    "pretty-printed object": (json.dumps(json.loads(GOOD), indent=2), "spread over many lines"),
-    "utf-16": (LINES.encode("utf-16"), "UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
-    "utf-16 without a mark": (LINES.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
-    "gbk": (LINES.encode("gbk"), "looks like GBK/GB18030, not UTF-8; convert it: iconv -f GB18030 -t UTF-8"),
-    "gzip": (gzip.compress(LINES.encode(), mtime=0), "is compressed (gzip); convert it: gzip -dc"),
-    "binary": (b"\x7fELF\x02\x01\x01\0\0\n\0\xff", "is no text file"),
-    "lone CR": (LINES.replace("\n", "\r"), "lines that end with CR"),
-    "text": ("你好\n我很好\n", "holds no good pair; it needs one"),
-    "csv": ("question,answer\n你好,我很好\n", "broken JSON: Expecting value at column 1 (2 lines, first: 1)"),
+    "empty": (b"", "is empty"),
+    "blank lines": (b"\n\n \r\n", "holds nothing but white space"),
+    "binary": (b"\x7fELF\x02\x01\x01\0\0\n\0\xff", "is a program, not data to learn from"),
+    "text": ("你好\n我很好\n", "is plain text, no questions and answers; to learn"),
     "no question": (json_lines({"answer": "a"}, {"answer": "b"}), "`question` is missing: it has 'answer'"),
     "null": (json_lines({"question": None, "answer": "a"}), "`question` is null, not text"),
-    "number": (json_lines({"question": "q", "answer": 42}), "`answer` is a number, not text"),
-    "list": (json_lines({"question": ["q"], "answer": "a"}), "`question` is a list, not text"),
-    "empty text": (json_lines({"question": "", "answer": "a"}), "`question` is empty (1 line, first: 1)"),
+    "empty text": (json_lines({"question": "", "answer": "a"}), "`question` is empty (1 record, first: "),
     "white space": (json_lines({"question": "\u3000 \n", "answer": "a"}), "`question` is empty"),
-    "no objects": (json_lines("text", 1, None), "not an object: it is text (3 lines, first: 1)"),
+    "no objects": (
+        json_lines([1], [2]),
+        "a turn is no object: turn 1 is a number (2 records, first",
+    ),
     "duplicate keys": ('{"question": "a", "question": "b", "answer": "c"}', "stands there more than once"),
-    "NaN": ('{"question": "a", "answer": NaN}', "NaN is no JSON value"),
+    "NaN": ('{"question": "a", "answer": NaN}', "`answer` is missing (NaN), not text"),
     "lone surrogate": ('{"question": "\\ud800", "answer": "c"}', "half a character (a lone surrogate)"),
     "NUL": ('{"question": "\\u0000", "answer": "c"}', "`question` holds NUL"),
-    "invalid UTF-8": (b'{"question": "\xff", "answer": "c"}', "not UTF-8: byte 0xff at column 15"),
+    "invalid UTF-8": (b'{"question": "\xff", "answer": "c"}', "not UTF-8, and its encoding is not certain"),
 }
 
 
-@pytest.mark.parametrize("verb", DOORS)
+@pytest.mark.parametrize("verb", SCRIPTS)
 @pytest.mark.parametrize(("content", "message"), WHOLE_FILES.values(), ids=WHOLE_FILES.keys())
 def test_files_that_are_refused(
-    door: Door, place: Workplace, verb: str, content: str | bytes, message: str
+    command: Command, place: Workplace, verb: str, content: str | bytes, message: str
 ) -> None:
+    if verb == "vocab" and message.startswith("is plain text"):
+        pytest.skip("a vocabulary of plain text is what `minigpt train --text` needs")
     place.data.write_bytes(content.encode() if isinstance(content, str) else content)
     before = place.contents()
-    assert_refused(door(verb, *place.arguments(verb)), verb, str(place.data), message)
+    assert_refused(command(verb, *place.arguments(verb)), verb, str(place.data), message)
     assert place.contents() == before
 
 
@@ -120,20 +114,20 @@ BAD_LINES = [
     ("{'question': 1}", "broken JSON"),
     ('{"question": "a"}', "`answer` is missing"),
     ('{"question": "a", "answer": ""}', "`answer` is empty"),
-    ("[]", "not an object"),
+    ("7", "not an object"),
 ]
 
 
-@pytest.mark.parametrize("verb", DOORS)
-def test_bad_lines_are_skipped_or_with_strict_refused(door: Door, place: Workplace, verb: str) -> None:
+@pytest.mark.parametrize("verb", SCRIPTS)
+def test_bad_lines_are_skipped_or_with_strict_refused(command: Command, place: Workplace, verb: str) -> None:
     lines = [GOOD, *(line for line, _ in BAD_LINES), OTHER, *[BAD_LINES[0][0]] * 7]
     place.data.write_text("\n".join(lines), encoding="utf-8")
     before = place.contents()
-    strict = door(verb, *place.arguments(verb), "--strict")
+    strict = command(verb, *place.arguments(verb), "--strict")
     assert_refused(strict, verb, f"{place.data}:2: broken JSON: ")
     assert place.contents() == before
 
-    result = door(verb, *place.arguments(verb), "--json")
+    result = command(verb, *place.arguments(verb), "--json")
     assert result.code == 0
     warnings = result.err.splitlines()
     assert len(warnings) == 5
@@ -141,14 +135,14 @@ def test_bad_lines_are_skipped_or_with_strict_refused(door: Door, place: Workpla
     assert "skipped 8: broken JSON (line 2, 7, 8, 9, 10, ...; line 2: " in warnings[0]
     for number, (_, reason) in enumerate(BAD_LINES[1:], 3):
         assert f"skipped 1: {reason} (line {number}" in result.err
-    assert warnings[-1].endswith("skipped 11 of 13 lines in all; --strict stops there")
+    assert warnings[-1].endswith("skipped 11 of 13 records in all; --strict stops there")
     report = json.loads(result.out.splitlines()[-1])
     assert (report.get("read") or report["input"])["skipped"] == 11
 
 
-@pytest.mark.parametrize("verb", DOORS)
+@pytest.mark.parametrize("verb", SCRIPTS)
 @pytest.mark.parametrize("kind", ["missing", "a directory", "below a file"])
-def test_no_file_to_read(door: Door, place: Workplace, verb: str, kind: str) -> None:
+def test_no_file_to_read(command: Command, place: Workplace, verb: str, kind: str) -> None:
     before = place.contents()
     place.data.unlink()
     wrong = place.data
@@ -157,10 +151,10 @@ def test_no_file_to_read(door: Door, place: Workplace, verb: str, kind: str) -> 
     if kind == "below a file":
         wrong = place.vocab / "data.jsonl"
     arguments = [wrong if argument == place.data else argument for argument in place.arguments(verb)]
-    said = {"missing": "does not exist", "a directory": "is a directory", "below a file": "Not a directory"}
+    said = {"missing": "does not exist", "a directory": "is a folder; give a file", "below a file": "Not a directory"}
     if verb == "vocab":  # which also takes a folder of texts
         said["a directory"] = "holds no .txt"
-    result = door(verb, *arguments)
+    result = command(verb, *arguments)
     assert_refused(result, verb, str(wrong), said[kind])
     if kind == "a directory":
         place.data.rmdir()
@@ -188,17 +182,17 @@ def test_no_file_to_read(door: Door, place: Workplace, verb: str, kind: str) -> 
         ),
     ],
 )
-def test_bad_vocabularies(door: Door, place: Workplace, content: str | None, message: str) -> None:
+def test_bad_vocabularies(command: Command, place: Workplace, content: str | None, message: str) -> None:
     place.vocab.unlink()
     if content is not None:
         place.vocab.write_text(content)
-    assert_refused(door("stats", *place.arguments("stats")), "stats", str(place.vocab), message)
+    assert_refused(command("stats", *place.arguments("stats")), "stats", str(place.vocab), message)
 
 
 @pytest.mark.parametrize("ratio", ["0", "1", "-1", "1.0001", "nan", "inf", "0.999", "0.001"])
-def test_ratios_that_leave_nothing(door: Door, place: Workplace, ratio: str) -> None:
+def test_ratios_that_leave_nothing(command: Command, place: Workplace, ratio: str) -> None:
     before = place.contents()
-    result = door("split", "--input", place.data, f"--train_ratio={ratio}")
+    result = command("split", "--input", place.data, f"--train_ratio={ratio}")
     assert_refused(result, "split", "--train_ratio")
     assert place.contents() == before
 
@@ -212,27 +206,29 @@ def test_ratios_that_leave_nothing(door: Door, place: Workplace, ratio: str) -> 
         ("split", ["data.jsonl"], "data.jsonl"),
         ("vocab", ["--out", "v.json"], "unknown flag '--out'; did you mean '--output'?"),
         ("vocab", ["--data"], "--data"),
-        ("stats", ["--max_length", "0"], "--max_length must be at least 1: got 0"),
+        ("vocab", ["--vocab_size", str(10**12)], "vocab_size must be from 1 to 1000000: got vocab_size=1000"),
+        ("split", ["--seed", "-1"], "seed must be from 0 to"),
+        ("stats", ["--max_length", "0"], "max_length must be from 1 to 1000000: got max_length=0"),
         ("stats", ["--max_length", "long"], "--max_length"),
         ("stats", ["--vocab", "v.json"], "unknown flag '--vocab'; did you mean '--vocab_path'?"),
         ("stats", ["--plot", "stats.doc"], "--plot stats.doc: .doc cannot be written"),
     ],
 )
-def test_flags(door: Door, place: Workplace, verb: str, arguments: list[str], message: str) -> None:
+def test_flags(command: Command, place: Workplace, verb: str, arguments: list[str], message: str) -> None:
     if "--plot" in arguments:
         pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     before = place.contents()
-    assert_refused(door(verb, *place.arguments(verb), *arguments), verb, message)
+    assert_refused(command(verb, *place.arguments(verb), *arguments), verb, message)
     assert place.contents() == before
 
 
-def test_an_input_is_never_overwritten(door: Door, place: Workplace) -> None:
+def test_an_input_is_never_overwritten(command: Command, place: Workplace) -> None:
     before = place.data.read_bytes()
-    result = door("vocab", "--data", place.data, "--output", place.data)
+    result = command("vocab", "--data", place.data, "--output", place.data)
     assert_refused(result, "vocab", f"{place.data} is the data and would be overwritten")
     train = place.data.rename(place.folder / "train.jsonl")
     assert_refused(
-        door("split", "--input", train, "--train_ratio", 0.5),
+        command("split", "--input", train, "--train_ratio", 0.5),
         "split",
         str(train),
         "choose another --output_dir",
@@ -241,7 +237,7 @@ def test_an_input_is_never_overwritten(door: Door, place: Workplace) -> None:
 
 
 def writing(place: Workplace, verb: str, goal: Path) -> list[object]:
-    """Arguments that make a door write to `goal` (split: into the folder)."""
+    """Arguments that make a command write to `goal` (split: into the folder)."""
     if verb == "stats":
         pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
         return [*place.arguments("stats"), "--plot", goal]
@@ -250,14 +246,14 @@ def writing(place: Workplace, verb: str, goal: Path) -> list[object]:
     return [*place.arguments("split"), "--output_dir", goal]
 
 
-@pytest.mark.parametrize("verb", DOORS)
-def test_a_place_that_cannot_be_written(door: Door, place: Workplace, verb: str) -> None:
+@pytest.mark.parametrize("verb", SCRIPTS)
+def test_a_place_that_cannot_be_written(command: Command, place: Workplace, verb: str) -> None:
     # below a regular file: not even root can write there
     before = place.contents()
-    result = door(verb, *writing(place, verb, place.vocab / "x.png"))
+    result = command(verb, *writing(place, verb, place.vocab / "x.png"))
     assert_refused(result, verb, f"cannot write {place.vocab / 'x.png'}", "nothing was changed")
     if verb != "split":
-        result = door(verb, *writing(place, verb, place.folder))
+        result = command(verb, *writing(place, verb, place.folder))
         assert_refused(result, verb, f"cannot write {place.folder}", "is a directory")
     assert place.contents() == before
 
@@ -266,7 +262,7 @@ def test_a_place_that_cannot_be_written(door: Door, place: Workplace, verb: str)
     ("verb", "failing"), [("vocab", 1), ("stats", 1), ("split", 1), ("split", 2), ("split", 3)]
 )
 def test_a_disk_that_fills_up(
-    door: Door, place: Workplace, monkeypatch: pytest.MonkeyPatch, verb: str, failing: int
+    command: Command, place: Workplace, monkeypatch: pytest.MonkeyPatch, verb: str, failing: int
 ) -> None:
     before = place.contents()
     calls = itertools.count(1)
@@ -280,19 +276,19 @@ def test_a_disk_that_fills_up(
     goal = {"vocab": place.vocab, "split": place.folder, "stats": place.folder / "stats.png"}[verb]
     arguments = writing(place, verb, goal)
     monkeypatch.setattr(os, "fsync", fsync)
-    assert_refused(door(verb, *arguments), verb, "No space left on device")
+    assert_refused(command(verb, *arguments), verb, "No space left on device")
     assert place.contents() == before  # and no temporary file beside them
 
 
-def test_odd_but_good(door: Door, place: Workplace) -> None:
+def test_odd_but_good(command: Command, place: Workplace) -> None:
     odd = json.dumps({"question": "a\u2028b", "answer": "很" * 50_000}, ensure_ascii=False)
     place.data.write_bytes(b"\xef\xbb\xbf" + f"{odd}\r\n{GOOD}\r\n".encode())
-    result = door("stats", *place.arguments("stats"), "--json")
+    result = command("stats", *place.arguments("stats"), "--json")
     assert (result.code, result.err) == (0, "")
     report = json.loads(result.out.splitlines()[-1])  # no character of the data may look like a line's end
     assert report["tokens"]["answers"]["max"] == 50_000
     assert [u["character"] for u in report["unknown_characters"]] == ["a", "\u2028", "b"]
-    assert door("split", *place.arguments("split")).code == 0
+    assert command("split", *place.arguments("split")).code == 0
     sides = (place.folder / "train.jsonl").read_bytes() + (place.folder / "val.jsonl").read_bytes()
     assert sorted(sides.split(b"\n")) == sorted([b"", odd.encode(), GOOD.encode()])
 
@@ -332,7 +328,7 @@ def test_the_documents_commands_from_the_root(tmp_path: Path) -> None:
     assert len((tmp_path / "val.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
-def test_a_verb_is_the_same_door_and_loads_no_torch(tmp_path: Path) -> None:
+def test_a_verb_is_the_script_and_loads_no_torch(tmp_path: Path) -> None:
     missing = tmp_path / "no such file.jsonl"
     done = start("-m", "minigpt", "vocab", "--data", missing, stdout=subprocess.PIPE)
     assert done.returncode == 2

@@ -34,7 +34,7 @@ def make_model() -> GPTLMHeadModel:
 
 
 def save(folder: Path, size: int | str = "5GB") -> Path:
-    save_pretrained(make_model(), Tokenizer.from_word2id(VOCABULARY), folder, max_shard_size=size)
+    save_pretrained(make_model(), folder, Tokenizer.from_word2id(VOCABULARY), max_shard_size=size)
     return folder
 
 

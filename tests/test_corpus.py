@@ -28,8 +28,9 @@ def load_generator() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["make_corpus"] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "make_corpus", module)  # where dataclasses look for it
+        spec.loader.exec_module(module)
     return module
 
 

@@ -241,6 +241,8 @@ def test_the_gpu_s_fast_paths_in_several_processes(
     folder: Path, launch: Launch, kind: str, more: dict[str, Any], job: dict[str, Any]
 ) -> None:
     settings = {**NO_CHANCE, "max_grad_norm": 0.5, "batch_size": 2, **more}
+    if "compiled" in job:
+        settings["n_layer"] = 1  # a graph is traced layer by layer, in seconds
     trainer(config(folder, "one", **settings)).run()
     switches = ["--compile"] if "compiled" in job else []
     switches += ["--gradient_checkpointing"] if settings.pop("gradient_checkpointing", False) else []

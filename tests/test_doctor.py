@@ -27,7 +27,7 @@ from minigpt.errors import InputError
 from minigpt.generation.api import Answer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 
 ROOT = Path(__file__).parents[1]
 STEPS = 300  # of a made-up run: 30 lines of metrics, 10 evaluations
@@ -584,7 +584,7 @@ def test_without_metrics_there_is_a_note(tmp_path: Path, content: str | None) ->
     assert found(read_record(folder)) == {"nothing_logged"}
 
 
-def test_folders_that_hold_no_run(tmp_path: Path, run_door: RunDoor) -> None:
+def test_folders_that_hold_no_run(tmp_path: Path, run_command: RunCommand) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text("{}")
@@ -601,7 +601,7 @@ def test_folders_that_hold_no_run(tmp_path: Path, run_door: RunDoor) -> None:
         (checkpoint, f"is a checkpoint; give its run's folder: {checkpoint.parent}"),
         (impossible, "max_length must be at least 1"),
     ):
-        result = run_door("doctor.py", path)
+        result = run_command("doctor", path)
         assert (result.code, result.out) == (2, "")
         assert result.err.count("\n") == 1
         assert said in result.err
@@ -669,8 +669,8 @@ def test_a_real_run_is_read_and_examined(real: Path) -> None:
     assert codes & {"answers_end", "no_end_learned"}, "the model was asked"
 
 
-def test_the_door(real: Path, run_door: RunDoor) -> None:
-    result = run_door("doctor.py", real / "run", "--json", "--language", "zh")
+def test_the_door(real: Path, run_command: RunCommand) -> None:
+    result = run_command("doctor", real / "run", "--json", "--language", "zh")
     assert (result.code, result.err) == (0, "")
     printed = json.loads(result.out.splitlines()[-1])
     assert (printed["steps"], printed["total_steps"]) == (12, 12)
@@ -686,12 +686,14 @@ def test_the_door(real: Path, run_door: RunDoor) -> None:
         }
 
 
-def test_a_curve_of_the_run_itself_is_near_the_run(real: Path, run_door: RunDoor, tmp_path: Path) -> None:
+def test_a_curve_of_the_run_itself_is_near_the_run(
+    real: Path, run_command: RunCommand, tmp_path: Path
+) -> None:
     path = tmp_path / "curve.jsonl"
-    saved = run_door("doctor.py", real / "run", "--save_curve", path, "--language", "en")
+    saved = run_command("doctor", real / "run", "--save_curve", path, "--language", "en")
     assert (saved.code, saved.err) == (0, "")
     assert f"{path}: 15 points of a reference curve" in saved.out.replace("\n", "")  # 12 lines, 3 evaluations
-    again = run_door("doctor.py", real / "run", "--curve", path, "--json")
+    again = run_command("doctor", real / "run", "--curve", path, "--json")
     near = [
         one for one in json.loads(again.out.splitlines()[-1])["findings"] if one["code"] == "near_reference"
     ]
@@ -716,7 +718,7 @@ def test_a_run_without_a_best_checkpoint_is_not_asked(real: Path, tmp_path: Path
     assert "deep_impossible" not in {one.code for one in examine(record)}
 
 
-def test_the_doctor_changes_nothing(real: Path, run_door: RunDoor) -> None:
+def test_the_doctor_changes_nothing(real: Path, run_command: RunCommand) -> None:
     before = {path: path.stat().st_mtime_ns for path in real.rglob("*")}
-    assert run_door("doctor.py", real / "run", "--deep").code == 0
+    assert run_command("doctor", real / "run", "--deep").code == 0
     assert {path: path.stat().st_mtime_ns for path in real.rglob("*")} == before

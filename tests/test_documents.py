@@ -1,10 +1,11 @@
 """The documents are true: each block of code in them is run, and prints what stands below it.
 
-    python tests/test_documents.py    # after a change of a message or of the corpus: writes the blocks anew
+    python tests/test_documents.py                     # after a change of a message: writes all blocks anew
+    python tests/test_documents.py docs/commands.md    # after a change of a flag: those of one document
 
 A document is gone through from top to bottom in an empty folder with `minigpt/`, `data/` and the Makefile:
 
-- ```bash: each command is run, by the door itself, in this process; `make demo` by its lines in the Makefile;
+- ```bash: each command is run by its script, in this process; `make demo` by its lines in the Makefile;
 - ```python: run in one namespace a document, as a reader would paste it into one session;
 - ```text: what the block above it prints (`...` stands for anything); compared;
 - ```jsonl: lines of the built-in corpus; ```tree: what lies in minigpt/, a file a line; compared with it;
@@ -37,6 +38,8 @@ from typing import Any
 
 import pytest
 
+from tests.commands import options_of
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "README.zh-CN.md": "README.md",
@@ -44,6 +47,8 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/families.zh-CN.md": "docs/families.md",
     "docs/sampling.zh-CN.md": "docs/sampling.md",
     "docs/architecture.zh-CN.md": "docs/architecture.md",
+    "docs/api.zh-CN.md": "docs/api.md",
+    "docs/commands.zh-CN.md": "docs/commands.md",
     "docs/data.zh-CN.md": "docs/data.md",
     "docs/parity.zh-CN.md": "docs/parity.md",
     "docs/training.zh-CN.md": "docs/training.md",
@@ -61,7 +66,7 @@ THE_TUTORIAL_S_COMMANDS = [
 ]
 
 _TINY = "--n_layer 1 --n_embd 32 --n_head 2 --eval_steps 2 --logging_steps 1"
-TO_SHORTEN = {  # door -> flags that the tests add
+TO_SHORTEN = {  # script -> flags that the tests add
     "train.py": f"{_TINY} --max_steps 4",
     "evaluate.py": "--max_new_tokens 4",
     "generate.py": "--max_new_tokens 4",
@@ -72,7 +77,7 @@ NOT_RUN = {  # command -> why
     ". .venv/bin/activate": "changes the reader's shell",
     "tensorboard --logdir output": "a server that only Ctrl-C ends",
     "python gpt2.py 'Alan Turing theorized that computers would one day become' --n_tokens_to_generate 40": (
-        "fetches 500 MB; tests/test_gpt2_door.py runs it on a small model"
+        "fetches 500 MB; tests/test_gpt2_command.py runs it on a small model"
     ),
     "python benchmarks/parity.py --gpt2_124m": "takes minutes; tests/parity/ compares the same at tiny sizes",
 }
@@ -218,14 +223,14 @@ class Reader:
             return ""
         if words[0] == "make":
             return "".join(map(self._recipe_line, makefile()[words[1]]))
-        from minigpt.__main__ import DOORS
+        from minigpt.__main__ import COMMANDS
 
         if words[0] == "minigpt":
-            door = f"{DOORS[words[1]][0].split('.')[-1]}.py" if words[1] in DOORS else ""
+            script = f"{COMMANDS[words[1]][0].split('.')[-1]}.py" if words[1] in COMMANDS else ""
         else:
             assert words[0] == "python", f"nobody knows how to run: {command}"
-            door = Path(words[1]).name
-        if extra := TO_SHORTEN.get(door):
+            script = Path(words[1]).name
+        if extra := TO_SHORTEN.get(script):
             self.shortened = True
             words += shlex.split(TO_GO_ON if "--resume" in words else extra)
         return self._run(words, code, TYPED.get(command))
@@ -249,13 +254,13 @@ class Reader:
             with (
                 contextlib.redirect_stdout(printed),
                 contextlib.redirect_stderr(printed),
-                _doors_may_run_twice(),
+                _scripts_may_run_twice(),
             ):
                 if words[0] == "minigpt":
                     got: object = main(words[1:])
                 else:
                     sys.argv = words[1:]
-                    sys.path.insert(0, str(Path(words[1]).parent))  # as Python does; doors replace it
+                    sys.path.insert(0, str(Path(words[1]).parent))  # as Python does; scripts replace it
                     try:
                         runpy.run_path(words[1], run_name="__main__")
                         got = 0
@@ -276,8 +281,8 @@ class _Terminal(io.StringIO):
 
 
 @contextlib.contextmanager
-def _doors_may_run_twice() -> Iterator[None]:
-    with warnings.catch_warnings():  # of runpy, when another test has imported the door
+def _scripts_may_run_twice() -> Iterator[None]:
+    with warnings.catch_warnings():  # of runpy, when another test has imported the script
         warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package")
         yield
 
@@ -484,18 +489,11 @@ def test_paths_in_the_text_exist(document: str) -> None:
 
 @pytest.mark.parametrize("document", FILES)
 def test_flags_in_the_text_exist(document: str) -> None:
-    from minigpt.__main__ import DOORS
-    from minigpt.training.config import TrainConfig
+    from minigpt.__main__ import COMMANDS
+    from minigpt.console.flags import flags_of
 
-    options = [
-        getattr(importlib.import_module(module), "Options", TrainConfig) for module, _ in DOORS.values()
-    ]
-    options.append(importlib.import_module("gpt2").Options)
-    known = {field.name for one in options for field in dataclasses.fields(one)} | {
-        "help",
-        "version",
-        "check",
-    }
+    classes = [options_of(verb) for verb in COMMANDS] + [importlib.import_module("gpt2").Options]
+    known = {flag for one in classes for flag in flags_of(one)} | {"help", "version", "check", "no_bias"}
     for code in _inline_code(document):
         for flag in re.findall(r"(?<!\S)--(\w+)", code):
             assert flag in known, f"{document}: --{flag}"
@@ -552,9 +550,11 @@ def test_the_tree_must_be_whole() -> None:
 # -- writing the blocks anew -------------------------------------------------------------------------------
 
 
-def write_anew() -> None:
+def write_anew(names: list[str]) -> None:
     """Replace each exactly compared output by what is printed now, in both languages."""
     for document, translation in DOCUMENTS.items():
+        if names and not {document, translation} & set(names):
+            continue
         with tempfile.TemporaryDirectory() as folder, at_desk(Path(folder)):
             reader = Reader(document, Path(folder))
             found = []
@@ -574,4 +574,4 @@ def write_anew() -> None:
 
 
 if __name__ == "__main__":
-    write_anew()
+    write_anew(sys.argv[1:])

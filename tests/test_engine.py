@@ -17,13 +17,13 @@ from minigpt.generation.cache import KeyValueCache, cache_bytes
 from minigpt.generation.engine import Engine, EngineThread, QueueFullError, RequestHandle
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import set_precision
+from tests.marks import compiled
 
 V, BLOCK, EOS = 40, 96, 2
 MODELS: dict[str, Callable[[], LanguageModel]] = {
     "gpt": lambda: GPTLMHeadModel(GPTConfig(32, 2, 2, 0.1, BLOCK, V)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(V, 32, 40, 2, 4, 2, 8, BLOCK)),
 }
-compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
 
 
 def make(name: str = "gpt", seed: int = 0, dtype: torch.dtype = torch.float32) -> LanguageModel:

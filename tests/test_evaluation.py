@@ -33,7 +33,7 @@ from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.weights.quantized import set_precision
-from tests.doors import Result, RunDoor
+from tests.commands import Result, RunCommand
 from tests.talking import learn_by_heart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,16 +294,16 @@ Door = Callable[..., Result]
 
 
 @pytest.fixture
-def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
     """`python ./minigpt/commands/evaluate.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    return partial(run_door, "evaluate.py")
+    return partial(run_command, "eval")
 
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    minigpt.save_pretrained(make_model().float(), TOKENIZER, tmp_path / "model")
+    minigpt.save_pretrained(make_model().float(), tmp_path / "model", TOKENIZER)
     return tmp_path / "model"
 
 
@@ -356,16 +356,16 @@ def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path)
             "nowhere does not exist: train a model first (`minigpt train`; or `make demo`",
         ),
         (["--data", "nothing.jsonl"], "nothing.jsonl does not exist"),
-        (["--max_length", "18"], "--max_length 18 does not fit the model's block_size=16: at most 17"),
+        (["--max_length", "18"], "max_length=18 does not fit the model's block_size=16: at most 17"),
         (["--max_length", "2"], "no answer is left after cutting at max_length=2"),
-        (["--batch_size", "0"], "batch_size must be at least 1: got batch_size=0"),
-        (["--show", "-1"], "show must be at least 0: got show=-1"),
-        (["--max_new_tokens", "0"], "max_new_tokens must be a whole number of at least 1"),
+        (["--batch_size", "0"], "batch_size must be from 1 to 1000000: got batch_size=0"),
+        (["--show", "-1"], "show must be from 0 to 1000000: got show=-1"),
+        (["--max_new_tokens", "0"], "max_new_tokens must be from 1 to 1000000000"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--precision", "float32", "float32"], "--precision names one twice"),
         (["--precision", "int3"], "--precision"),
-        (["--text", "nothing.txt"], "--text nothing.txt must be a file: not found"),
-        (["--text", "."], "--text . must be a file: it is a folder"),
+        (["--text", "nothing.txt"], "text nothing.txt must be a file: not found"),
+        (["--text", "."], "text . must be a file: it is a folder"),
         (["--modle", "x"], "unknown flag '--modle'; did you mean '--model'?"),
     ],
 )
@@ -397,12 +397,12 @@ def test_the_door_measures_a_text(door: Door, model_folder: Path) -> None:
 
 
 def test_a_model_of_bytes_answers_no_questions(door: Door) -> None:
-    minigpt.save_pretrained(bytes_model().float(), BYTES, "bytes")
+    minigpt.save_pretrained(bytes_model().float(), "bytes", BYTES)
     write(Path("val.jsonl"), [("天", "地")])
     Path("novel.txt").write_text(NOVEL, encoding="utf-8")
     refused = door("--model", "bytes", "--data", "val.jsonl")
     assert refused.code == 2
-    assert "has no <sep> between question and answer: measure it with --text FILE" in refused.err
+    assert "the model has no <sep> behind a question: measure it on a text (--text FILE)" in refused.err
     assert door("--model", "bytes", "--text", "novel.txt").code == 0
 
 

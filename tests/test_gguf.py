@@ -24,7 +24,7 @@ from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minigpt.weights.gguf_file import write_gguf
 from minigpt.weights.pretrained import save_pretrained
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 
 pytest.importorskip("gguf", reason="the gguf package is not installed: pip install 'minigpt[gguf]'")
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
@@ -371,9 +371,9 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_door_converts_a_folder(dtype: str, tmp_path: Path, run_door: RunDoor) -> None:
-    save_pretrained(gpt2(), characters(), tmp_path / "model")
-    result = run_door("convert.py", "--model", tmp_path / "model", "--dtype", dtype, "--json")
+def test_the_door_converts_a_folder(dtype: str, tmp_path: Path, run_command: RunCommand) -> None:
+    save_pretrained(gpt2(), tmp_path / "model", characters())
+    result = run_command("convert", "--model", tmp_path / "model", "--dtype", dtype, "--json")
     assert result.code == 0
     told = json.loads(result.out.splitlines()[-1])
     path = tmp_path / f"model-{dtype}.gguf"
@@ -383,12 +383,12 @@ def test_the_door_converts_a_folder(dtype: str, tmp_path: Path, run_door: RunDoo
     assert read_gguf(path)[0]["general.name"] == "model"
 
 
-def test_what_cannot_be_converted_is_said(tmp_path: Path, run_door: RunDoor) -> None:
-    save_pretrained(gpt2(), characters(), tmp_path / "model")
-    result = run_door("convert.py", "--model", tmp_path / "model", "--output", tmp_path / "model.bin")
+def test_what_cannot_be_converted_is_said(tmp_path: Path, run_command: RunCommand) -> None:
+    save_pretrained(gpt2(), tmp_path / "model", characters())
+    result = run_command("convert", "--model", tmp_path / "model", "--output", tmp_path / "model.bin")
     assert result.code == 2
     assert "--output must end in .gguf" in result.err
-    assert run_door("convert.py", "--model", tmp_path / "nowhere").code == 2
+    assert run_command("convert", "--model", tmp_path / "nowhere").code == 2
     with pytest.raises(InputError, match="dtype must be one of f32, f16, q8_0: got 'q4'"):
         write_gguf(tmp_path / "m.gguf", gpt2(), characters(), "q4")
 

@@ -20,7 +20,7 @@ from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minigpt.weights.pretrained import load_model_and_tokenizer
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 
 VOCABULARY = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *"你好吗 abc"])}
 PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
@@ -78,11 +78,11 @@ def assert_same(model: LanguageModel, expected: GPTLMHeadModel) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_documents_checkpoint_becomes_a_folder(
-    bias: bool, tmp_path: Path, vocab: Path, run_door: RunDoor
+    bias: bool, tmp_path: Path, vocab: Path, run_command: RunCommand
 ) -> None:
     model = make_model(bias)
     torch.save(document_checkpoint(model), tmp_path / "best_model.pth")
-    result = run_door("import_checkpoint.py", tmp_path / "best_model.pth", "--vocab", vocab, "--json")
+    result = run_command("import", tmp_path / "best_model.pth", "--vocab", vocab, "--json")
     assert (result.code, result.err) == (0, "")
     assert f"{model.config.parameter_count():,} parameters of epoch 7" in result.out
     assert json.loads(result.out.splitlines()[-1])["output"] == str(tmp_path / "best_model")
@@ -90,15 +90,17 @@ def test_a_documents_checkpoint_becomes_a_folder(
     assert_same(back, model)
     assert isinstance(tokenizer, Tokenizer)
     assert tokenizer.word2id == VOCABULARY
-    again = run_door("import_checkpoint.py", tmp_path / "best_model.pth", "--vocab", vocab)
+    again = run_command("import", tmp_path / "best_model.pth", "--vocab", vocab)
     assert again.code == 2
     assert "exists already" in again.err
 
 
-def test_vocabulary_and_model_must_belong_together(tmp_path: Path, vocab: Path, run_door: RunDoor) -> None:
+def test_vocabulary_and_model_must_belong_together(
+    tmp_path: Path, vocab: Path, run_command: RunCommand
+) -> None:
     torch.save(make_model().state_dict(), tmp_path / "m.pth")
     Tokenizer.from_word2id({**VOCABULARY, "d": len(VOCABULARY)}).save(vocab)
-    result = run_door("import_checkpoint.py", tmp_path / "m.pth", "--vocab", vocab)
+    result = run_command("import", tmp_path / "m.pth", "--vocab", vocab)
     assert result.code == 2
     assert "is not this model's vocabulary: it has 11 entries, the model 10" in result.err
     assert not (tmp_path / "m").exists()
@@ -123,7 +125,7 @@ def test_what_cannot_be_is_said(
     text: str,
     tmp_path: Path,
     vocab: Path,
-    run_door: RunDoor,
+    run_command: RunCommand,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.save(make_model().state_dict(), tmp_path / "m.pth")
@@ -131,7 +133,7 @@ def test_what_cannot_be_is_said(
     monkeypatch.chdir(tmp_path)
     standard = [] if "--vocab" in flags else ["--vocab", vocab]
     standard += ["--output", "new"] if flags == ["."] else []
-    result = run_door("import_checkpoint.py", *flags, *standard)
+    result = run_command("import", *flags, *standard)
     assert result.code == 2
     assert text in result.err
     assert result.err.count("\n") == 1

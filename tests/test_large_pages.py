@@ -78,7 +78,7 @@ def test_a_model_s_weights_leave_no_gaps(tmp_path: Path) -> None:
     """Matrices smaller than a large page lie beside each other, in one block."""
     words = ["<pad>", "<unk>", "<sep>", *map(chr, range(0x4E00, 0x4E00 + 497))]
     tokenizer = Tokenizer.from_word2id({word: place for place, word in enumerate(words)})
-    save_pretrained(GPTLMHeadModel(GPTConfig(256, 4, 4, 0.0, 64, 500)), tokenizer, tmp_path)
+    save_pretrained(GPTLMHeadModel(GPTConfig(256, 4, 4, 0.0, 64, 500)), tmp_path, tokenizer)
     addresses = [(parameter.data_ptr(), parameter.nbytes) for parameter in load_model(tmp_path).parameters()]
     first, last = min(addresses)[0], sum(max(addresses))
     needed = sum(size for _, size in addresses)

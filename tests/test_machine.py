@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from minigpt.training.loss import LossBatch, logits_limit, summed_cross_entropy,
 from minigpt.training.mixed_precision import LossScale, MixedPrecision, pick_precision
 from minigpt.training.parallel import _require_compiler
 from minigpt.training.stop_request import Stopped
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 from tests.runs import config, identical, metrics, one_step, stop_at, trainer, write_data
 
 CPU = torch.device("cpu")
@@ -296,7 +297,15 @@ def test_16_bits_stay_close_to_32(folder: Path, precision: str) -> None:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What float32's products were asked to be."""
+    given: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", given.append)
+    return given
+
+
+@pytest.fixture
+def cuda(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A CUDA device as far as asking goes: nothing can be computed on it."""
 
     class Properties:
@@ -305,12 +314,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
-    asked.clear()
     return torch.device("cuda")
-
-
-asked: list[str] = []
 
 
 def test_a_card_without_bfloat16_is_named(cuda: torch.device) -> None:
@@ -318,7 +322,7 @@ def test_a_card_without_bfloat16_is_named(cuda: torch.device) -> None:
         MixedPrecision("bfloat16", cuda)
 
 
-def test_float32_is_float32_and_16_bits_bring_tf32(cuda: torch.device) -> None:
+def test_float32_is_float32_and_16_bits_bring_tf32(cuda: torch.device, asked: list[str]) -> None:
     MixedPrecision("float32", cuda)
     assert asked == []
     assert MixedPrecision("float16", CPU).scale is not None
@@ -412,7 +416,7 @@ def test_an_input_of_several_layers_is_rounded_once() -> None:
     torch.testing.assert_close(x.grad, expected.float().expand(5, 16), rtol=0, atol=16 * 2**-8)
 
 
-def test_what_cuda_decides(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cuda_decides(cuda: torch.device, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     precision = MixedPrecision("bfloat16", cuda)
     assert asked == ["high"]
@@ -573,6 +577,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return graph.forward
 
     torch._dynamo.reset()
+    monkeypatch.setenv("CXX", sys.executable)  # a C++ compiler is looked for, but has nothing to do
     monkeypatch.setattr(torch, "compile", lambda model: original(model, backend=backend))
     yield lengths
     torch._dynamo.reset()
@@ -615,6 +620,7 @@ def test_a_signal_while_compiling_is_noticed(folder: Path, monkeypatch: pytest.M
         return graph.forward
 
     torch._dynamo.reset()
+    monkeypatch.setenv("CXX", sys.executable)  # a C++ compiler is looked for, but has nothing to do
     monkeypatch.setattr(torch, "compile", lambda model: original(model, backend=backend))
     run = trainer(config(folder, compile=True))
     with pytest.raises(Stopped, match="SIGTERM: saved step 0 "):
@@ -628,7 +634,9 @@ def test_a_signal_while_compiling_is_noticed(folder: Path, monkeypatch: pytest.M
 def test_compiled_for_this_machine(folder: Path) -> None:
     losses = {}
     for compiled in (False, True):
-        run = trainer(config(folder, str(compiled), compile=compiled, dropout=0.0, batch_size=2))
+        # one layer: a compiler takes a second a kernel
+        small = config(folder, str(compiled), compile=compiled, dropout=0.0, batch_size=2, n_layer=1)
+        run = trainer(small)
         losses[compiled] = [one_step(run).loss for _ in range(6)]
     # float32's sums in another order, a relative 1e-7 each, which a few steps of Adam (whose first ones
     # divide a gradient by its own size) may make a hundred times larger
@@ -683,7 +691,7 @@ def test_utilisation_is_shown_where_the_peak_is_known(folder: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
-def test_every_recipe_runs_dry(folder: Path, run_door: RunDoor, name: str) -> None:
+def test_every_recipe_runs_dry(folder: Path, run_command: RunCommand, name: str) -> None:
     """As it is, but for the model's size: 124M parameters take their time on a CPU."""
     (folder / "text.txt").write_text("春眠不觉晓，处处闻啼鸟。\n" * 400, encoding="utf-8")
     data = ["--train_data", folder / "train.jsonl", "--val_data", folder / "val.jsonl"]
@@ -691,7 +699,7 @@ def test_every_recipe_runs_dry(folder: Path, run_door: RunDoor, name: str) -> No
     if "--text" in (RECIPES / f"{name}.toml").read_text(encoding="utf-8"):
         data = ["--text", folder / "text.txt", "--val_fraction", "0.1"]
     small = ["--n_layer", 1, "--n_embd", 24, "--n_head", 2, "--device", "cpu", "--threads", 1]
-    result = run_door(
+    result = run_command(
         "train.py", "--recipe", name, *data, *small, "--output", folder / "run", "--dry_run", "--json"
     )
     assert result.code == 0, result.err

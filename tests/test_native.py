@@ -1,9 +1,10 @@
 """One call of C against the PyTorch modules: both families, four precisions, padding, batches, prompts."""
 
 import ctypes
+import functools
 import platform
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import shlex
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.model_runner import TorchRunner
 from minigpt.generation.native import NativeRunner, runner_for
+from minigpt.generation.native_library import FLAGS, Build, build, cache_folder, system_build
 from minigpt.generation.sampling import greedy
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import (
@@ -29,6 +31,7 @@ from minigpt.weights.quantized import (
     rounded_rows,
     set_precision,
 )
+from tests.marks import compiled
 
 V, LONGEST = 83, 48
 # widths that are no multiples of a vector, of four rows, of a group of 128; several tiles of tokens;
@@ -47,25 +50,28 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     ),
 }
 CPU_PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16", "int8")
-compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
+WITHOUT = {"without AVX-512": ["-mno-avx512f"], "without AVX2": ["-mno-avx512f", "-mno-avx2"]}
 
 
-@pytest.fixture(params=["all of this processor", "without AVX-512", "without AVX2", "by clang"])
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The library, compiled for this processor and as for older ones."""
-    without = {"without AVX-512": ["-mno-avx512f"], "without AVX2": ["-mno-avx512f", "-mno-avx2"]}
-    if request.param == "by clang":
-        monkeypatch.setenv("CC", "clang")
-        native.library.cache_clear()
-        if native.library() is None:
-            pytest.skip("no clang with OpenMP here")
-    if request.param in without:
-        if platform.machine() != "x86_64":
-            pytest.skip("these instructions are x86's")
-        monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *without[request.param]))
-        native.library.cache_clear()
-    yield
-    native.library.cache_clear()
+@functools.cache
+def built(how: str) -> Build:
+    """The library, compiled for this processor, as for older ones, or by another compiler."""
+    if how == "by clang":
+        return build(["clang"], cache=cache_folder())
+    compiler = shlex.split(system_build().compiler)
+    return build(compiler, [*FLAGS, *WITHOUT.get(how, [])], cache_folder())
+
+
+@pytest.fixture(params=["all of this processor", *WITHOUT, "by clang"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in the place of the library that the process uses."""
+    if request.param in WITHOUT and platform.machine() != "x86_64":
+        pytest.skip("these instructions are x86's")
+    made = built(request.param)
+    if request.param == "by clang" and made.library is None:
+        pytest.skip(made.reason)
+    assert made.library is not None, made.reason
+    monkeypatch.setattr(native, "library", lambda: made.library)
 
 
 def make(name: str, precision: Precision = "float32") -> LanguageModel:
@@ -261,26 +267,10 @@ def test_more_tokens_than_the_cache_holds_are_refused() -> None:
     assert cache.length(0) == 0
 
 
-@pytest.mark.parametrize("why", ["no compiler", "broken compiler", "float64"])
-def test_without_it_torch_does_the_work(why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = make("gpt")
-    if why == "float64":
-        model = model.double()
-    else:
-        compiler = tmp_path / "cc"
-        compiler.write_text("#!/bin/sh\nexit 1\n")
-        compiler.chmod(0o755)
-        monkeypatch.setenv("CC", str(compiler))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        if why == "no compiler":
-            monkeypatch.delenv("CC")
-            monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-        native.library.cache_clear()
-    try:
-        assert isinstance(runner_for(model), TorchRunner)
-        assert len(generate_ids(model, [[1, 2]], GenerationOptions(max_new_tokens=3), None)[0].ids) == 3
-    finally:
-        native.library.cache_clear()
+def test_other_activations_are_torch_s() -> None:
+    model = make("gpt").double()
+    assert isinstance(runner_for(model), TorchRunner)
+    assert len(generate_ids(model, [[1, 2]], GenerationOptions(max_new_tokens=3), None)[0].ids) == 3
 
 
 # -- the numbers themselves ----------------------------------------------------------------------------------

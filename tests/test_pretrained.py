@@ -54,7 +54,7 @@ def make_model(bias: bool = False, gelu: Any = "exact", vocab_size: int = len(WO
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    save_pretrained(make_model(), make_tokenizer(), folder)
+    save_pretrained(make_model(), folder, make_tokenizer())
     return folder
 
 
@@ -82,7 +82,7 @@ def message(action: Callable[[], object]) -> str:
 @pytest.mark.parametrize(("bias", "gelu"), VARIANTS, ids=str)
 def test_what_is_saved_comes_back(bias: bool, gelu: str, tmp_path: Path) -> None:
     model, tokenizer = make_model(bias, gelu), make_tokenizer()
-    save_pretrained(model, tokenizer, tmp_path)
+    save_pretrained(model, tmp_path, tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     back, tokenizer_back = load_model_and_tokenizer(tmp_path)
     assert back.config == model.config
@@ -98,7 +98,8 @@ def test_what_is_saved_comes_back(bias: bool, gelu: str, tmp_path: Path) -> None
 
 
 def test_save_load_save_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    save_pretrained(*load_model_and_tokenizer(saved), tmp_path / "again")
+    model, tokenizer = load_model_and_tokenizer(saved)
+    save_pretrained(model, tmp_path / "again", tokenizer)
     for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes(), name
 
@@ -112,7 +113,7 @@ def test_a_loaded_model_does_not_hang_on_its_file(saved: Path) -> None:
 
 
 def test_saving_twice_into_one_directory_replaces_what_is_there(saved: Path) -> None:
-    save_pretrained(make_model(True, "tanh"), make_tokenizer(), saved)
+    save_pretrained(make_model(True, "tanh"), saved, make_tokenizer())
     assert isinstance(config := load_model(saved).config, GPTConfig)
     assert config.bias
     assert sorted(path.name for path in saved.iterdir()) == FILES
@@ -122,7 +123,7 @@ def test_saving_twice_into_one_directory_replaces_what_is_there(saved: Path) -> 
 def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        save_pretrained(make_model(), make_tokenizer(), tmp_path)
+        save_pretrained(make_model(), tmp_path, make_tokenizer())
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o640}
@@ -329,7 +330,7 @@ def test_weights_that_are_no_numbers_are_named_on_reading_and_writing(value: flo
     with torch.no_grad():
         model.transformer.wpe.weight[0, 0] = value
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    line = message(lambda: save_pretrained(model, make_tokenizer(), saved))
+    line = message(lambda: save_pretrained(model, saved, make_tokenizer()))
     assert "transformer.wpe.weight holds NaN or infinity" in line
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
@@ -380,11 +381,11 @@ def test_old_files_with_masks_a_head_and_no_prefix_are_read() -> None:
 
 def test_vocabularies_of_different_sizes_show_both_numbers(saved: Path) -> None:
     model = make_model(vocab_size=10)
-    line = message(lambda: save_pretrained(model, make_tokenizer(), saved))
+    line = message(lambda: save_pretrained(model, saved, make_tokenizer()))
     assert "the model has vocab_size=10, the tokenizer 11 entries" in line
     other = saved.parent / "other"
     save_pretrained(
-        model, Tokenizer.from_word2id({word: index for index, word in enumerate(WORDS[:10])}), other
+        model, other, Tokenizer.from_word2id({word: index for index, word in enumerate(WORDS[:10])})
     )
     (saved / "tokenizer.json").replace(other / "tokenizer.json")
     line = message(lambda: load_model_and_tokenizer(other))
@@ -403,7 +404,7 @@ def test_a_manifest_is_verified_and_never_made_stale(saved: Path) -> None:
     for action in (load_model, load_tokenizer, load_model_and_tokenizer):
         with pytest.raises(InputError, match="not listed in manifest"):
             action(saved)
-    line = message(lambda: save_pretrained(make_model(), make_tokenizer(), saved))
+    line = message(lambda: save_pretrained(make_model(), saved, make_tokenizer()))
     assert "is a finished checkpoint" in line
 
 

@@ -17,7 +17,7 @@ from minigpt.families.registry import ModelConfig, new_model
 from minigpt.model import GPTConfig
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.weights.quantized import precision_of, set_precision
-from tests.doors import Result, RunDoor
+from tests.commands import Result, RunCommand
 
 TOKENIZER = Tokenizer.from_word2id(build_vocabulary(["天地玄黄，宇宙洪荒。日月盈昃"]))
 V = TOKENIZER.get_vocab_size()
@@ -38,14 +38,14 @@ def saved(folder: Path, config: ModelConfig = GPT) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms too: nothing stays at 0 or 1
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    minigpt.save_pretrained(model, TOKENIZER, folder)
+    minigpt.save_pretrained(model, folder, TOKENIZER)
     return folder
 
 
 @pytest.fixture
-def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
-    return partial(run_door, "quantize.py")
+    return partial(run_command, "quantize")
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -64,7 +64,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         assert fragment in result.err
 
 
-def test_what_the_door_refuses(door: Any, run_door: RunDoor) -> None:
+def test_what_the_door_refuses(door: Any, run_command: RunCommand) -> None:
     saved(Path("model"))
     assert_refused(door("--model", "model"), "--output")
     assert_refused(
@@ -77,7 +77,7 @@ def test_what_the_door_refuses(door: Any, run_door: RunDoor) -> None:
     assert door("--model", "model", "--output", "smaller", "--precision", "int4").code == 0
     assert_refused(door("--model", "smaller", "--output", "new"), "smaller is quantised already")
     for folder in ("small", "smaller"):
-        result = run_door("convert.py", "--model", folder)
+        result = run_command("convert", "--model", folder)
         assert_refused(result, f"{folder} is quantised: give the folder that it was made from")
     assert not Path("new").exists()
 
@@ -191,7 +191,7 @@ def test_a_flipped_bit_is_noticed(door: Any) -> None:
 def test_a_quantised_model_is_neither_saved_as_a_plain_one_nor_rounded_twice(tmp_path: Path) -> None:
     model = set_precision(minigpt.load_model(saved(tmp_path / "model")), "int8")
     with pytest.raises(InputError, match="a quantised model cannot be saved here"):
-        minigpt.save_pretrained(model, TOKENIZER, tmp_path / "again")
+        minigpt.save_pretrained(model, tmp_path / "again", TOKENIZER)
     with pytest.raises(
         InputError, match="the model is stored in int8: take its unquantised folder for float16"
     ):
@@ -199,7 +199,7 @@ def test_a_quantised_model_is_neither_saved_as_a_plain_one_nor_rounded_twice(tmp
     assert set_precision(model, "int8") is set_precision(model, None) is model
     with pytest.raises(InputError, match="a quantised model cannot be saved here"):
         minigpt.save_pretrained(
-            set_precision(minigpt.load_model(tmp_path / "model"), "int4"), TOKENIZER, tmp_path / "again"
+            set_precision(minigpt.load_model(tmp_path / "model"), "int4"), tmp_path / "again", TOKENIZER
         )
 
 

@@ -207,7 +207,7 @@ def test_a_tensor_that_is_not_finite_is_named(value: float) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tokenizer = Tokenizer.from_word2id({word: index for index, word in enumerate(WORDS)})
-    save_pretrained(make_model(), tokenizer, tmp_path)
+    save_pretrained(make_model(), tmp_path, tokenizer)
     return tmp_path
 
 

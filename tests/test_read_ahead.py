@@ -50,7 +50,7 @@ def _saved(
         for parameter in model.parameters():
             parameter.normal_()  # biases and norms, too, of which many are zeros and ones at first
     tokenizer = Tokenizer.from_word2id({word: index for index, word in enumerate(WORDS)})
-    save_pretrained(model, tokenizer, folder, max_shard_size=max_shard_size, dtype=dtype)
+    save_pretrained(model, folder, tokenizer, max_shard_size=max_shard_size, dtype=dtype)
     return folder
 
 

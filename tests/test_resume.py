@@ -21,12 +21,12 @@ from minigpt.devices import random_state, set_random_state
 from minigpt.errors import InputError
 from minigpt.storage import files
 from minigpt.tokenizer import Tokenizer
-from minigpt.train import defaults
 from minigpt.training import checkpoint, run_data
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.lock import LOCK_FILE, lock_folder
+from minigpt.training.resolve import resolve
 from minigpt.training.stop_request import Stopped
-from tests.doors import RunDoor, swallowed
+from tests.commands import RunCommand, swallowed
 from tests.runs import TINY, config, given, identical, paths, stop_at, trainer, write_data
 
 
@@ -138,11 +138,11 @@ def test_a_device_keeps_its_own_random_state(monkeypatch: pytest.MonkeyPatch, ki
 
 def test_a_resumed_run_keeps_its_recipe_and_not_the_calls_flags(folder: Path) -> None:
     trainer(config(folder, recipe="qa-cpu", overwrite=True, strict=True, json=True)).run()
-    resume = ["--resume", "--output", str(folder / "run")]
+    resume = {"resume": True, "output": folder / "run"}
     inherited = config(folder, recipe="qa-cpu", strict=True, resume=True)
-    assert defaults(resume) == defaults([*resume, "--recipe=qa-cpu"]) == inherited
+    assert resolve(resume) == resolve({**resume, "recipe": "qa-cpu"}) == inherited
     with pytest.raises(InputError, match="began with --recipe qa-cpu, got --recipe document"):
-        defaults([*resume, "--recipe", "document"])
+        resolve({**resume, "recipe": "document"})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"config": [1]}'])
@@ -296,6 +296,7 @@ def test_every_recipe_s_options_survive(
     own: dict[str, Any] = {"learning_rate": recipe.learning_rate}
     if recipe.tokens_per_batch:
         own["tokens_per_batch"] = 64
+    own["gradient_accumulation_steps"] = min(recipe.gradient_accumulation_steps, 3)
     if kind == "text":
         (folder / "t.txt").write_text((folder / "train.jsonl").read_text("utf-8") * 4, encoding="utf-8")
         own |= {"text": folder / "t.txt", "shards": folder / "shards", "val_fraction": 0.1}
@@ -389,7 +390,7 @@ def test_a_second_signal_stops_at_once(folder: Path) -> None:
 
 
 def test_before_training_there_is_nothing_to_save(
-    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch
+    folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = run_data.read_data
 
@@ -398,7 +399,7 @@ def test_before_training_there_is_nothing_to_save(
         return real(settings)
 
     monkeypatch.setattr(run_data, "read_data", reading)
-    result = run_door("train.py", *given(folder))
+    result = run_command("train.py", *given(folder))
     assert (result.code, result.err) == (138, "train.py: terminated\n")
     assert not (folder / "run").exists()
 
@@ -407,16 +408,16 @@ def test_before_training_there_is_nothing_to_save(
     "error", [None, TypeError("no shape"), safetensors.SafetensorError("could not determine the shape")]
 )
 def test_a_signal_that_a_library_swallows_is_no_damage(
-    folder: Path, run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     stop_at(trainer(config(folder)), 3)
     before = [path.name for path in checkpoint.list_checkpoints(folder / "run")]
     monkeypatch.setattr(checkpoint, "read", swallowed(checkpoint.read, error))
-    result = run_door("train.py", "--output", folder / "run", "--resume")
+    result = run_command("train.py", "--output", folder / "run", "--resume")
     assert (result.code, result.err) == (143, "train.py: terminated\n")
     assert [path.name for path in checkpoint.list_checkpoints(folder / "run")] == before
     monkeypatch.undo()
-    assert run_door("train.py", "--output", folder / "run", "--resume").code == 0  # nothing is remembered
+    assert run_command("train.py", "--output", folder / "run", "--resume").code == 0  # nothing is remembered
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("of torch")])
@@ -437,14 +438,14 @@ def test_a_step_in_which_a_signal_was_swallowed_is_done_again(
 # -- two at once --------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_in_the_folder_is_refused(folder: Path, run_door: RunDoor) -> None:
+def test_a_second_run_in_the_folder_is_refused(folder: Path, run_command: RunCommand) -> None:
     lock = lock_folder(folder / "run")
     for flags in ([], ["--overwrite"]):
-        result = run_door("train.py", *given(folder), *flags)
+        result = run_command("train.py", *given(folder), *flags)
         assert (result.code, result.err.count("\n")) == (2, 1)
         assert f"{folder / 'run'} is in use by another run: wait for it, stop it, or choose" in result.err
     lock.release()
-    assert run_door("train.py", *given(folder)).code == 0  # the file is there, its lock is not
+    assert run_command("train.py", *given(folder)).code == 0  # the file is there, its lock is not
 
 
 def test_a_stale_lock_file_locks_nothing(folder: Path) -> None:
@@ -456,13 +457,13 @@ def test_a_stale_lock_file_locks_nothing(folder: Path) -> None:
 
 
 def test_resume_before_the_first_checkpoint_starts_from_the_beginning(
-    folder: Path, run_door: RunDoor
+    folder: Path, run_command: RunCommand
 ) -> None:
-    run_door("train.py", *given(folder, output=folder / "straight"))
+    run_command("train.py", *given(folder, output=folder / "straight"))
     (folder / "run").mkdir()
     settings = (folder / "straight" / "run.json").read_text(encoding="utf-8")
     (folder / "run" / "run.json").write_text(settings, encoding="utf-8")  # killed right after it wrote this
-    result = run_door("train.py", "--resume", "--output", folder / "run")
+    result = run_command("train.py", "--resume", "--output", folder / "run")
     assert result.code == 0, result.err
     assert "holds no checkpoint yet: the run starts from the beginning" in result.out
     identical(folder / "run", folder / "straight")

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from minigpt.generate import Options
+from minigpt.console.flags import flags_of
 from minigpt.generation.options import GenerationOptions
+from tests.commands import options_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["docs/sampling.md", "docs/sampling.zh-CN.md"]
@@ -22,17 +23,10 @@ def test_the_table_has_every_option_its_default_and_whether_it_is_a_flag(page: s
     rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| .*\| (✓?) ?\|$", text, re.MULTILINE)
     fields = dataclasses.fields(GenerationOptions)
     assert [name for name, _, _ in rows] == [field.name for field in fields]
-    flags = {field.name for field in dataclasses.fields(Options)}
+    flags = flags_of(options_of("generate"))
     for (name, default, tick), field in zip(rows, fields):
         assert ast.literal_eval(default) == field.default, name
         assert bool(tick) == (name in flags), name
-
-
-def test_flags_have_the_options_defaults() -> None:
-    flags = {field.name: field.default for field in dataclasses.fields(Options)}
-    for field in dataclasses.fields(GenerationOptions):
-        if field.name in flags:
-            assert flags[field.name] == field.default, field.name
 
 
 def test_the_picture_is_there_and_small() -> None:

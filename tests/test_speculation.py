@@ -30,9 +30,9 @@ from minigpt.generation.speculative_decoding import (
 )
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import set_precision
+from tests.marks import compiled
 
 V, BLOCK, EOS = 14, 64, 2
-compiled = pytest.mark.skipif(native.library() is None, reason="no C compiler here to build native.c with")
 
 
 def gpt(seed: int, scale: float = 0.3, block: int = BLOCK, vocab_size: int = V) -> LanguageModel:

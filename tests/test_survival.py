@@ -1,6 +1,6 @@
 """The survival harness at toy size: everything that is promised holds every time.
 
-What it does is in benchmarks/survival/. It runs as a process of its own: its children are forks, and a fork
+What it does is in tests/survival/. It runs as a process of its own: its children are forks, and a fork
 of a process that has computed gradients with torch cannot compute any.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.survival.bench import Table
+from tests.survival.bench import Table
 
 ROOT = Path(__file__).parents[1]
 LEAST = {  # part -> trials at least; each counts only if the run then ends on the same bits
@@ -33,7 +33,7 @@ LEAST = {  # part -> trials at least; each counts only if the run then ends on t
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON object that the harness prints."""
     folder = tmp_path_factory.mktemp("survival")
-    command = [sys.executable, "-m", "benchmarks.survival", "--toy", "--folder", str(folder)]
+    command = [sys.executable, "-m", "tests.survival", "--toy", "--folder", str(folder)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
     assert result.returncode in (0, 1), result.stdout[-3000:] + result.stderr[-6000:]
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])

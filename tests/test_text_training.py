@@ -39,7 +39,7 @@ from minigpt.training.loop import Trainer
 from minigpt.training.loss import summed_cross_entropy
 from minigpt.training.run_data import TextData, read_data
 from minigpt.training.stop_request import Stopped
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 
 quick = settings(
     derandomize=True,
@@ -327,17 +327,17 @@ def flags(folder: Path) -> list[str]:
     return [*found, "--recipe=shakespeare-cpu", f"--text={folder / 'text.txt'}", f"--output={folder / 'run'}"]
 
 
-def test_the_door(tmp_path: Path, run_door: RunDoor) -> None:
-    first = run_door("train.py", *flags(tmp_path))
+def test_the_door(tmp_path: Path, run_command: RunCommand) -> None:
+    first = run_command("train.py", *flags(tmp_path))
     assert first.code == 0, first.err
     assert "tokens to learn from" in first.out
     assert "goes on" in first.out
-    again = run_door("train.py", *flags(tmp_path), "--overwrite")
+    again = run_command("train.py", *flags(tmp_path), "--overwrite")
     assert again.code == 0, again.err
     assert "as prepared in" in again.out
     assert (tmp_path / "run" / "shards" / "shards.json").exists()  # they did not go with the old run
     assert not (tmp_path / "run.previous" / "shards").exists()
-    resumed = run_door("train.py", "--resume", f"--output={tmp_path / 'run'}", "--max_steps=4")
+    resumed = run_command("train.py", "--resume", f"--output={tmp_path / 'run'}", "--max_steps=4")
     assert resumed.code == 0, resumed.err
     assert "as prepared in" in resumed.out
 
@@ -345,7 +345,7 @@ def test_the_door(tmp_path: Path, run_door: RunDoor) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--val_fraction=0"], "val_fraction must be above 0 and below 1"),
+        (["--val_fraction=0"], "val_fraction must be from 1e-06 to 0.999999"),
         (["--val_fraction=0.0001"], "0 tokens are left to measure on"),
         (["--block_size=1000"], "do not fill one window of block_size=1000"),
         (["--tokenizer=nowhere"], "nowhere does not exist"),
@@ -353,21 +353,21 @@ def test_the_door(tmp_path: Path, run_door: RunDoor) -> None:
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
-    tmp_path: Path, run_door: RunDoor, more: list[str], message: str
+    tmp_path: Path, run_command: RunCommand, more: list[str], message: str
 ) -> None:
-    result = run_door("train.py", *flags(tmp_path), *more)
+    result = run_command("train.py", *flags(tmp_path), *more)
     assert result.code == 2
     assert message in result.err
 
 
-def test_text_flags_need_text(tmp_path: Path, run_door: RunDoor) -> None:
-    result = run_door("train.py", "--recipe=qa-cpu", "--tokenizer=bpe")
+def test_text_flags_need_text(tmp_path: Path, run_command: RunCommand) -> None:
+    result = run_command("train.py", "--recipe=qa-cpu", "--tokenizer=bpe")
     assert result.code == 2
     assert "belong to --text" in result.err
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt", "folder"])
-def test_vocabularies_of_texts(tmp_path: Path, run_door: RunDoor, kind: str) -> None:
+def test_vocabularies_of_texts(tmp_path: Path, run_command: RunCommand, kind: str) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(TEXT, encoding="utf-8")
     pairs = json.dumps({"question": TEXT, "answer": TEXT}, ensure_ascii=False)
@@ -375,17 +375,17 @@ def test_vocabularies_of_texts(tmp_path: Path, run_door: RunDoor, kind: str) -> 
     data = {"jsonl": tmp_path / "d.jsonl", "txt": tmp_path / "books" / "a.txt", "folder": tmp_path / "books"}[
         kind
     ]
-    made = run_door("build_vocab.py", f"--data={data}", f"--output={tmp_path / 'vocab.json'}")
+    made = run_command("build_vocab.py", f"--data={data}", f"--output={tmp_path / 'vocab.json'}")
     assert made.code == 0, made.err
     assert Tokenizer(tmp_path / "vocab.json") == Tokenizer.from_word2id(build_vocabulary(TEXT))
     bpe = ("--kind=bpe", "--vocab_size=280", f"--data={data}")
-    made = run_door("build_vocab.py", *bpe, f"--output={tmp_path / 'bpe'}")
+    made = run_command("build_vocab.py", *bpe, f"--output={tmp_path / 'bpe'}")
     assert made.code == 0, made.err
     tokenizer = BpeTokenizer.from_folder(tmp_path / "bpe")
     assert tokenizer.get_vocab_size() == 280
     assert len(tokenizer.encode_text(TEXT)) < len(TEXT.encode())
-    assert run_door("build_vocab.py", *bpe, f"--output={tmp_path / 'v.json'}").code == 2
-    refused = run_door("build_vocab.py", *bpe, "--vocab_size=9", f"--output={tmp_path / 'bpe'}")
+    assert run_command("build_vocab.py", *bpe, f"--output={tmp_path / 'v.json'}").code == 2
+    refused = run_command("build_vocab.py", *bpe, "--vocab_size=9", f"--output={tmp_path / 'bpe'}")
     assert "--vocab_size must be at least 259" in refused.err
 
 
@@ -464,5 +464,5 @@ def test_the_number_of_workers_reaches_the_work(tmp_path: Path, monkeypatch: pyt
     flags: dict[str, Any] = {"text": tmp_path / "t.txt", "val_text": tmp_path / "t.txt", **TINY}
     read_data(TrainConfig(output=tmp_path / "run", workers=3, **flags))
     assert seen == [3, 3, 3]  # characters, text, val_text
-    with pytest.raises(InputError, match="workers must be at least 0: got workers=-1"):
+    with pytest.raises(InputError, match="workers must be from 0 to 1024: got workers=-1"):
         TrainConfig(workers=-1)

@@ -168,9 +168,11 @@ def test_wandb_itself_offline_twice_in_one_run(tmp_path: Path, monkeypatch: pyte
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # wandb puts its own there
     write_two(tmp_path, "wandb")
     first = (tmp_path / WANDB_ID).read_text("utf-8").strip()
     write_two(tmp_path, "wandb", steps_done=2)
     assert (tmp_path / WANDB_ID).read_text("utf-8").strip() == first
     written = [path.name for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")]
     assert set(written) == {f"run-{first}.wandb"}
+    importlib.import_module("wandb").teardown()  # its threads and its process

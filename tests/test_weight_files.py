@@ -57,10 +57,10 @@ def assert_same_weights(model: LanguageModel, original: GPTLMHeadModel) -> None:
 @pytest.mark.parametrize("size", [1, 5000, "10KB"])  # at 1 byte each tensor gets a file of its own
 def test_shards_come_back(size: int | str, bias: bool, tmp_path: Path) -> None:
     model = make_model(bias=bias)
-    save_pretrained(model, make_tokenizer(), tmp_path / "a", max_shard_size=size)
+    save_pretrained(model, tmp_path / "a", make_tokenizer(), max_shard_size=size)
     back, tokenizer = load_model_and_tokenizer(tmp_path / "a")
     assert_same_weights(back, model)
-    save_pretrained(back, tokenizer, tmp_path / "b", max_shard_size=size)
+    save_pretrained(back, tmp_path / "b", tokenizer, max_shard_size=size)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     copied = make_model(bias=bias)
     torch.nn.init.zeros_(copied.transformer.ln_f.weight)
@@ -69,8 +69,8 @@ def test_shards_come_back(size: int | str, bias: bool, tmp_path: Path) -> None:
 
 
 def test_shards_are_named_and_indexed_as_elsewhere(tmp_path: Path) -> None:
-    save_pretrained(make_model(), make_tokenizer(), tmp_path / "one")
-    save_pretrained(make_model(), make_tokenizer(), tmp_path / "many", max_shard_size="10KB")
+    save_pretrained(make_model(), tmp_path / "one", make_tokenizer())
+    save_pretrained(make_model(), tmp_path / "many", make_tokenizer(), max_shard_size="10KB")
     index = json.loads((tmp_path / "many" / INDEX).read_bytes())
     shards = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert len(shards) > 2
@@ -102,7 +102,7 @@ def test_a_tensor_larger_than_a_shard_stands_alone(tmp_path: Path) -> None:
 def test_saving_anew_leaves_no_file_of_the_other_layout(tmp_path: Path) -> None:
     (tmp_path / "model-of-mine.safetensors").write_bytes(b"not ours")
     for size in (1, "1GB", "10KB", "1GB"):
-        save_pretrained(make_model(), make_tokenizer(), tmp_path, max_shard_size=size)
+        save_pretrained(make_model(), tmp_path, make_tokenizer(), max_shard_size=size)
         assert_same_weights(load_model(tmp_path), make_model())
         assert (tmp_path / WEIGHTS).exists() == (size == "1GB") != (tmp_path / INDEX).exists()
         weights = {path.name for path in tmp_path.glob("model-0*")}
@@ -114,21 +114,21 @@ def test_saving_anew_leaves_no_file_of_the_other_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", ["5GB", 3000])
 def test_half_precision_goes_round(dtype: torch.dtype, size: int | str, tmp_path: Path) -> None:
-    save_pretrained(make_model(), make_tokenizer(), tmp_path / "a", dtype=dtype, max_shard_size=size)
+    save_pretrained(make_model(), tmp_path / "a", make_tokenizer(), dtype=dtype, max_shard_size=size)
     assert json.loads((tmp_path / "a/config.json").read_bytes())["dtype"] == str(dtype).removeprefix("torch.")
     assert {tensor.dtype for tensor in WeightFiles(tmp_path / "a").values()} == {dtype}
     as_float32, tokenizer = load_model_and_tokenizer(tmp_path / "a")
     assert {parameter.dtype for parameter in as_float32.parameters()} == {torch.float32}
     assert_same_weights(as_float32, make_model(dtype).float())
-    save_pretrained(as_float32, tokenizer, tmp_path / "b", dtype=dtype, max_shard_size=size)
+    save_pretrained(as_float32, tmp_path / "b", tokenizer, dtype=dtype, max_shard_size=size)
     as_stored = load_model(tmp_path / "a", dtype=dtype)
     assert {parameter.dtype for parameter in as_stored.parameters()} == {dtype}
-    save_pretrained(as_stored, tokenizer, tmp_path / "c", max_shard_size=size)  # a model's own dtype
+    save_pretrained(as_stored, tmp_path / "c", tokenizer, max_shard_size=size)  # a model's own dtype
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
 def test_double_precision_is_written_in_single(tmp_path: Path) -> None:
-    save_pretrained(make_model(torch.float64), make_tokenizer(), tmp_path)
+    save_pretrained(make_model(torch.float64), tmp_path, make_tokenizer())
     assert json.loads((tmp_path / "config.json").read_bytes())["dtype"] == "float32"
     assert_same_weights(load_model(tmp_path), make_model())
 
@@ -140,7 +140,7 @@ def test_double_precision_is_written_in_single(tmp_path: Path) -> None:
 def test_two_tensors_of_the_file_are_held_at_a_time(
     size: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_pretrained(make_model(), make_tokenizer(), tmp_path, max_shard_size=size)
+    save_pretrained(make_model(), tmp_path, make_tokenizer(), max_shard_size=size)
     read: list[tuple[str, weakref.ref[Tensor]]] = []
     original = WeightFiles.__getitem__
 
@@ -177,26 +177,26 @@ def test_a_size_that_is_none_is_named_before_anything_is_written(size: Any, tmp_
     with pytest.raises(InputError, match=r'max_shard_size must be a size like "5GB" or "500MB": got'):
         parse_size(size)
     with pytest.raises(InputError, match="max_shard_size"):
-        save_pretrained(make_model(), make_tokenizer(), tmp_path / "new", max_shard_size=size)
+        save_pretrained(make_model(), tmp_path / "new", make_tokenizer(), max_shard_size=size)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_dtype_that_is_no_dtype_of_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"dtype must be one of float32, float16, bfloat16: got torch\.int8"):
-        save_pretrained(make_model(), make_tokenizer(), tmp_path, dtype=torch.int8)
+        save_pretrained(make_model(), tmp_path, make_tokenizer(), dtype=torch.int8)
 
 
 def test_values_beyond_float16_are_not_written_as_infinity(tmp_path: Path) -> None:
-    save_pretrained(make_model(), make_tokenizer(), tmp_path)
+    save_pretrained(make_model(), tmp_path, make_tokenizer())
     before, model = contents(tmp_path), make_model()
     with torch.no_grad():
         model.transformer.ln_f.weight[3] = 70_000.0
     with pytest.raises(
         InputError, match=r"transformer.ln_f.weight holds values beyond 65,504, the largest number in float16"
     ):
-        save_pretrained(model, make_tokenizer(), tmp_path, dtype=torch.float16)
+        save_pretrained(model, tmp_path, make_tokenizer(), dtype=torch.float16)
     assert contents(tmp_path) == before
-    save_pretrained(model, make_tokenizer(), tmp_path, dtype=torch.bfloat16)
+    save_pretrained(model, tmp_path, make_tokenizer(), dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])

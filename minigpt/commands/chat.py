@@ -6,9 +6,9 @@ r"""A conversation in the terminal, with any model: one trained here, GPT-2, Qwe
     minigpt chat < questions.txt                   # no terminal: a question a line, an answer a line
 
 The answer appears while it is being written. Ctrl-C stops it, and at the prompt, twice, the program; Ctrl-D
-leaves. Several lines can be pasted (where the terminal knows bracketed paste), or a line ended with a
-backslash goes on in the next one. A model trained on questions and answers reads each question alone, unless
---history says that it was trained on conversations; a model of plain text writes on from all that is there.
+leaves. Several lines can be pasted (where the terminal knows bracketed paste); a backslash at the end of a
+line continues it in the next one. A model trained on questions and answers reads each question alone, unless
+--history says that it was trained on conversations. A model of plain text continues all that is there.
 
 Without a terminal commands work too; what they say goes to stderr. Line ends and control characters in an
 answer are then written as escapes (\n), so that it takes one line.
@@ -22,64 +22,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console.flags import fields_of
 from minigpt.errors import InputError, printable, printable_lines
+from minigpt.generation.loading import load_to_answer
+from minigpt.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
     from minigpt.generation.conversation import Conversation
 
 _CHAT_TOKENS = 1024  # of a chat model's answer, which may think before; others have 128
 _EXPLAINED = 60  # tokens in the table of /why
+_DRAWING = ("temperature", "top_k", "top_p")  # to give one of them is to draw; temperature 0: not to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.ModelOptions):
     """A conversation in the terminal, with any model."""
 
-    model: Path = Path("output/best")
-    """checkpoint folder, as `minigpt train` or Hugging Face's libraries write it"""
+    # The conversation
     form: Literal["auto", "chat", "question", "text"] = "auto"
-    """chat: by the template; question: then <sep>; text: write on from it; auto: as the folder says"""
+    """chat: by the template; question: then <sep>; text: continue it; auto: as the folder says"""
     system: str = ""
-    """what a chat model is told before all else"""
+    """what a chat model reads before all else"""
     think: Literal["auto", "on", "off"] = "auto"
     """whether a chat model thinks before it answers; auto: as its template has it"""
     history: bool = False
     """for models trained on conversations of questions and answers: what was said before is read, too"""
-    max_new_tokens: int | None = None
-    """tokens of an answer, at most; left out: up to 128, of a chat model up to 1,024"""
-    temperature: float | None = None
-    """below 1 likely tokens gain; 0: always the most likely; left out: as the folder advises"""
-    top_k: int | None = None
-    """draw among the k likeliest tokens only; 0: among all; left out: as the folder advises"""
-    top_p: float | None = None
-    """draw among the most likely tokens, which add up to this; left out: as the folder advises"""
-    seed: int | None = None
-    """same seed, same answers"""
-    prompt_lookup_num_tokens: int | None = None
-    """same answers, sooner where they repeat what was said: guess so many tokens from there"""
     assistant_model: Path | None = None
     """sooner: folder of a much smaller model with the same tokenizer, which guesses"""
-    num_assistant_tokens: int = 4
-    """with --assistant_model: guesses at a time"""
-    max_cache_mib: float | None = None
-    """refuse an answer whose keys and values would take more MiB; left out: no limit"""
-    precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
-    """store the weights so, which is faster on a CPU; left out: as the folder has them"""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto: the best that is there"""
-    threads: int = 0
-    """CPU threads; 0: as many as there are cores"""
+
+    generation: dict[str, Any] = fields_of(  # noqa: RUF009
+        GenerationOptions,
+        (
+            *("max_new_tokens", "temperature", "top_k", "top_p", "seed", "prompt_lookup_num_tokens"),
+            *("num_assistant_tokens", "max_cache_mib"),
+        ),
+        shows_defaults=False,
+    )
+    """How to choose tokens (left out: as the folder advises; a chat model writes up to 1,024 of them)"""
 
 
 def main(options: Options) -> dict[str, Any]:
     """Load the model, then talk until the user leaves."""
-    if not options.model.exists():
-        raise InputError(
-            f"{options.model} does not exist: train a model first (`minigpt train`; or `make demo`, then "
-            "--model output/demo/best), or name its folder with --model"
-        )
-    if options.threads < 0:
-        raise InputError(f"threads must be at least 0: got threads={options.threads}")
     talk = _conversation(options)
     if sys.stdin.isatty():
         _talk(talk)
@@ -88,49 +72,22 @@ def main(options: Options) -> dict[str, Any]:
     return {"questions": len(talk.turns)}
 
 
-@command_line.remembered_signals()  # some get lost while torch is imported
 def _conversation(options: Options) -> "Conversation":
-    from minigpt.storage.read_ahead import ReadAhead
+    given = {name: value for name, value in options.generation.items() if name not in _DRAWING}
+    GenerationOptions(**given)  # complain before the model is loaded
+    folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
+    from minigpt.generation.conversation import Conversation
+    from minigpt.generation.generation_config import prompt_format, recommended_options
+    from minigpt.generation.slash_commands import obey
 
-    ahead = ReadAhead(options.model)  # beside the import of torch
-    with command_line.lasting_imports():
-        import torch
-
-        from minigpt.devices import pick_device
-        from minigpt.generation.conversation import Conversation
-        from minigpt.generation.generation_config import prompt_format, recommended_options
-        from minigpt.generation.native import dtype_to_load
-        from minigpt.generation.options import GenerationOptions
-        from minigpt.generation.slash_commands import obey
-        from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
-        from minigpt.weights.quantized import set_precision
-
-    device = pick_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    folder = model_folder(options.model)
-    dtype = dtype_to_load(device)
-    model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
-    model = set_precision(model, options.precision)
     form = prompt_format(folder, tokenizer) if options.form == "auto" else options.form
-    wanted = options.max_new_tokens
-    if wanted is None and form == "chat":
-        wanted = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
-    names = (
-        "seed",
-        "prompt_lookup_num_tokens",
-        "num_assistant_tokens",
-        "max_cache_mib",
-    )
-    given = {name: getattr(options, name) for name in names}
-    chosen = GenerationOptions(**recommended_options(folder), max_new_tokens=wanted, **given)
-    assistant = None
-    if options.assistant_model is not None:
-        assistant = set_precision(load_model(options.assistant_model, device, dtype), options.precision)
+    if form == "chat":
+        longest = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
+        given = {"max_new_tokens": longest, **given}
+    chosen = GenerationOptions(**{**recommended_options(folder), **given})
     talk = Conversation(model, tokenizer, form, chosen, history=options.history, assistant_model=assistant)
-    for name in ("temperature", "top_k", "top_p"):
-        if getattr(options, name) is not None:
-            obey(talk, f"/{name} {getattr(options, name)}")
+    for name in filter(options.generation.__contains__, _DRAWING):
+        obey(talk, f"/{name} {options.generation[name]}")
     if options.system:
         obey(talk, f"/system {options.system}")
     if options.think != "auto":
@@ -208,7 +165,7 @@ def _show(talk: "Conversation", text: str) -> None:
     if reason == "length":
         print(f"(cut at {talk.options.wanted} tokens: /max_new_tokens N changes that)")
     elif reason == "context":
-        print("(the context is full: /reset makes room)")
+        print("(the context is full: /reset empties it)")
 
 
 def _obey(talk: "Conversation", line: str) -> None:
@@ -270,7 +227,7 @@ def _answer_lines(talk: "Conversation") -> None:
 
 
 def _read_lines() -> Iterator[str]:
-    """The lines of standard input; one that ends with a backslash goes on in the next."""
+    """The lines of standard input; one that ends with a backslash continues in the next."""
     before = ""
     for number, raw in enumerate(sys.stdin.buffer, 1):
         try:

@@ -3,8 +3,8 @@
     minigpt convert --model output/best --output model.gguf
     minigpt convert --model output/best --dtype q8_0
 
-Needs the gguf package: pip install 'minigpt[gguf]'. What the file's readers compute or read otherwise than
-minigpt is said in the output. (Hugging Face's libraries need no conversion: they read the folder as it is.)
+Needs the gguf package: pip install 'minigpt[gguf]'. Warnings name what those programs compute or read in
+another way than minigpt. Hugging Face's libraries need no conversion: they read the folder as it is.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from minigpt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Convert a checkpoint folder to a GGUF file for llama.cpp."""
 
     model: Path = Path("output/best")
@@ -24,11 +24,11 @@ class Options(command_line.DoorOptions):
     output: Path | None = None
     """file to write; by default the folder with the dtype and .gguf behind its name"""
     dtype: Literal["f32", "f16", "q8_0"] = "f16"
-    """of the matrices: f32 exact; f16 half the size; q8_0 a quarter, 8 bits and a scale for each 32 values"""
+    """format of matrices: f32 exact; f16 half the size; q8_0 a quarter, 8 bits and a scale for 32 values"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, write, and say what is different there."""
+    """Read, write, warn of differences."""
     from minigpt.console.terminal import warn
     from minigpt.weights.gguf_file import write_gguf
     from minigpt.weights.pretrained import load_model_and_tokenizer
@@ -40,7 +40,7 @@ def main(options: Options) -> dict[str, Any]:
         raise InputError(f"{folder} is quantised: give the folder that it was made from, and --dtype q8_0")
     output = options.output or folder.with_name(f"{folder.name or 'model'}-{options.dtype}.gguf")
     if output.suffix != ".gguf":
-        raise InputError(f"--output must end in .gguf, by which programs know such files: got {output}")
+        raise InputError(f"--output must end in .gguf, programs know such files by it: got {output}")
     notes = write_gguf(output, model, tokenizer, options.dtype, folder.resolve().name)
     size = output.stat().st_size
     print(

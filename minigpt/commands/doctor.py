@@ -1,35 +1,34 @@
 """Look at a training run and say in plain words what looks wrong with it, and what to try.
 
-    python ./minigpt/commands/doctor.py output
+    minigpt doctor output
     minigpt doctor output/demo --deep --language zh
 
 It reads what the run wrote (run.json, metrics.jsonl, the newest checkpoint's state) and the data files that
-the run names, if they are still there. It changes nothing. Findings are no error: the exit code is 0.
+the run names, if they are still there. It changes nothing. The exit code is 0, whatever it finds.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL
 
 if TYPE_CHECKING:
     from minigpt.diagnosis.findings import Finding, Language
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Say in plain words what looks wrong with a training run, and what to try."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = Path("output")
+    run: Path = field(default=Path("output"), metadata=POSITIONAL)
     """folder of the run, as `minigpt train --output` made it"""
     deep: bool = False
     """also load the best checkpoint and ask it some held-out questions"""
     language: Literal["auto", "en", "zh"] = "auto"
-    """of the words: English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
+    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
     curve: Path | None = None
     """reference curve to compare with instead of the recipe's"""
     save_curve: Path | None = None
@@ -57,7 +56,7 @@ _LABELS: dict[str, dict[str, Any]] = {
 
 
 def chosen_language(wanted: str) -> "Language":
-    """What `auto` means here: the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
+    """The language of the words; for `auto` the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
     if wanted == "auto":
         names = (os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
         wanted = next((name for name in names if name), "")
@@ -99,7 +98,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
     labels = _LABELS[language]
     rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
-    print(printable(title))  # not as the table's title, which would be folded to the table's width
+    print(printable(title))  # a table's title would be folded to the table's width
     table("", labels["columns"], rows)
     for found in findings:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")
@@ -108,7 +107,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    """The numbers alone: texts stand in the paragraph."""
+    """The numbers alone; texts stand in the paragraph."""
     shown = {name: value for name, value in numbers.items() if not isinstance(value, str)}
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

@@ -3,37 +3,36 @@
     minigpt import output/best_model.pth --vocab data/vocab.json
     minigpt import output/best_model.pth --vocab data/vocab.json --output imported
 
-The folder is one like those that training writes: `minigpt generate --model FOLDER` answers with it, and
-Hugging Face's libraries read it. Of the .pth, weights alone are read; no code in it is run. Optimiser state
-is left behind: training cannot be resumed from the folder.
+The folder is like those that training writes: `minigpt generate --model FOLDER` answers with it, and Hugging
+Face's libraries read it. Only weights are read from the .pth; no code in it is run. The optimiser's state is
+not kept: training cannot be resumed from the folder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL
 from minigpt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Turn a .pth of torch.save into a checkpoint folder that everything here reads."""
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")] = Path(
-        "output/best_model.pth"
-    )
+    RANGES = {"n_head": (1, 10_000)}
+
+    checkpoint: Path = field(default=Path("output/best_model.pth"), metadata=POSITIONAL)
     """the .pth: a dictionary with model_state_dict, or the state_dict itself"""
     vocab: Path = Path("data/vocab.json")
     """the vocabulary that the model was trained with"""
     output: Path | None = None
     """folder to make; by default the .pth's name without .pth"""
     n_head: int = 8
-    """attention heads of the model: the one number that its tensors do not show"""
+    """attention heads of the model; its tensors do not show them"""
     gelu: Literal["exact", "tanh"] = "exact"
-    """the GELU that the model was trained with: exact, as in the documents, or GPT-2's tanh form"""
+    """the GELU that the model was trained with: exact, as in the tutorial, or GPT-2's tanh form"""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def main(options: Options) -> dict[str, Any]:
         raise InputError(
             f"{options.vocab} is not this model's vocabulary: it has {entries:,} entries, the model {rows:,}"
         )
-    atomic_folder(output, lambda folder: save_pretrained(model, tokenizer, folder))
+    atomic_folder(output, lambda folder: save_pretrained(model, folder, tokenizer))
     config = model.config
     sizes = {
         name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size")

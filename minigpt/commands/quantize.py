@@ -1,13 +1,13 @@
-"""Write a model down in fewer bits: int8, a quarter of float32's bytes for every product, int4 or float16.
+"""Save a model in fewer bits: int8, a quarter of float32's bytes, int4 or float16.
 
     minigpt quantize --model output/best --output output/int8 --precision int8
     minigpt generate --model output/int8 --question 四川省的省会是哪里？
     minigpt eval --model output/best --precision float32 int8          # what it costs, before you do it
 
-Only minigpt reads an int8 or int4 folder (weights/quantized_folders.py says how it looks; other programs
-refuse it). It gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision int8`).
- int4 is for a GPU: a CPU multiplies it out, slowly. A float16 folder is one that every program reads;
-here its weights stay in 16 bits, and all else is float32.
+Only minigpt reads an int8 or int4 folder (weights/quantized_folders.py describes it); other programs refuse
+it. It gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision int8`). int4 is
+for a GPU: a CPU multiplies it out, slowly. Every program reads a float16 folder; in minigpt its weights stay
+in 16 bits, and all else is float32.
 """
 
 import json
@@ -22,7 +22,7 @@ from minigpt.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What a model's folder has besides its weights and config.json; what only training needs stays behind.
+# What a model's folder has besides its weights and config.json; what only training needs is not copied.
 COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "encoder.json", "vocab.bpe"),
@@ -30,19 +30,19 @@ COPIED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
-    """Write a model down in fewer bits: int8, int4 or float16."""
+class Options(command_line.CommandOptions):
+    """Save a model in fewer bits: int8, int4 or float16."""
 
     model: Path = Path("output/best")
     """checkpoint folder, as `minigpt train` writes it"""
     output: Path
     """the new folder; must not exist yet"""
     precision: Literal["int8", "int4", "float16"] = "int8"
-    """int8: read by minigpt alone; int4: the same, and fast on a GPU only; float16: read by every program"""
+    """int8: only minigpt reads it; int4: the same, and fast on a GPU only; float16: every program reads it"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, round, write, and say what it saves."""
+    """Read, round, write, print the sizes."""
     if options.output.exists():
         raise InputError(f"{options.output} exists already: choose another folder with --output")
     from torch import float16

@@ -1,12 +1,12 @@
-"""The frame of every door: flags from a dataclass, errors in one line, exit codes.
+"""The frame of every command: options, exit codes, signals, streams.
 
-A door declares a frozen dataclass of options (each field with one line of help below it) and a function
-`main(options) -> dict | None`, and calls `run`. Exit codes: 0 done, 2 bad input or usage, 130 interrupted by
-Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1, 141 when the reader of its output went away (`| head`). With `--json`
-the dictionary that main returns is printed as the last line of stdout. A bug keeps its traceback and exits
-with 1.
+A command is a frozen dataclass of options and a function `main(options) -> dict | None`, given to `run`. Exit
+codes: 0 done, 2 bad input or usage (one line on stderr), 130 interrupted by Ctrl-C, 143 by SIGTERM, 138 by
+SIGUSR1, 141 when the reader of its output went away (`| head`). A bug keeps its traceback and exits with 1.
+With `--json` the dictionary that main returns is printed as the last line of stdout.
+What minigpt says by Python's warnings is one line on stderr, as all of its other warnings are.
 
-It knows nothing about models or data.
+This module knows nothing about models or data.
 """
 
 import atexit
@@ -17,153 +17,129 @@ import io
 import json
 import math
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TextIO, TypeVar
 
-from minigpt.errors import InputError, printable, unknown_name
+from minigpt.console.flags import help_text, parse
+from minigpt.errors import InputError, check_ranges, printable
 
 __all__ = [
-    "DoorOptions",
+    "CommandOptions",
+    "MachineOptions",
+    "ModelOptions",
+    "exit_code",
     "lasting_imports",
     "obey_swallowed",
-    "parse",
     "remembered_signals",
     "run",
     "stop_signals",
+    "warn",
 ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DoorOptions:
-    """What every door understands."""
+class CommandOptions:
+    """What every command understands. RANGES of a class says which numbers its fields may have."""
 
+    RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    # The output
     json: bool = False
-    """also print the result as one JSON object on the last line, for machines"""
+    """also print the result as one JSON object on the last line, for programs"""
+
+    def __post_init__(self) -> None:
+        check_ranges(type(self), vars(self))
 
 
-Options = TypeVar("Options", bound=DoorOptions)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MachineOptions(CommandOptions):
+    """What every command that computes with a model understands."""
+
+    RANGES = {"threads": (0, 1024)}
+
+    # The machine
+    device: str = "auto"
+    """cpu, cuda, mps, or auto: the best that is there"""
+    threads: int = 0
+    """CPU threads; 0: as many as there are cores"""
 
 
-def parse(options: type[Options], argv: list[str], default: Options | None = None) -> Options:
-    """Options from the command line, the rest from `default` (or the dataclass's own defaults).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions(MachineOptions):
+    """What every command that asks a model understands."""
 
-    Raises:
-        InputError: for an unknown flag (naming the nearest), a missing or unreadable value.
-    """
-    import tyro  # here, not above: `minigpt --help` should not wait for it
-
-    _check_flags(options, argv)
-
-    def read() -> Options:
-        if default is None:
-            return tyro.cli(options, args=argv, use_underscores=True)
-        return tyro.cli(options, args=argv, use_underscores=True, default=default)
-
-    if {"-h", "--help"} & set(argv):
-        return read()
-    # tyro draws a coloured box, as wide as the terminal, around its messages; we want the sentence alone.
-    # With stdout taken away from it too, the box is the same everywhere: ASCII, without colours.
-    said = io.StringIO()
-    try:
-        with _columns(1_000_000), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            return read()
-    except _Terminated:  # a signal while the flags are read is no wrong flag
-        raise
-    except SystemExit:
-        raise InputError(_sentence(said.getvalue())) from None
+    # The model
+    model: Path = Path("output/best")
+    """checkpoint folder, as `minigpt train` or Hugging Face's libraries write it"""
+    precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
+    """store the weights so, which is faster on a CPU; left out: as the folder has them"""
 
 
-def _check_flags(options: type[DoorOptions], argv: list[str]) -> None:
-    from tyro.conf import Positional
+Options = TypeVar("Options", bound=CommandOptions)
+Given = TypeVar("Given")
 
-    marker = Positional[str].__metadata__[0]  # type: ignore[attr-defined]  # a value without a flag before it
-    switches = {
-        field.name: field.type in (bool, "bool")
-        for field in dataclasses.fields(options)
-        if marker not in getattr(field.type, "__metadata__", ())
-    }
-    opposites = {f"no_{name}" for name, is_switch in switches.items() if is_switch}
-    for argument in argv:
-        if argument == "--":
-            break  # what follows is no flag, whatever it looks like
-        if not argument.startswith("--"):
-            continue
-        flag, equals, _ = argument.partition("=")
-        name = flag[2:].replace("-", "_")
-        if name not in {*switches, *opposites, "help"}:
-            raise InputError(unknown_name("flag", flag, (f"--{known}" for known in switches)))
-        if equals and (name in opposites or switches.get(name)):
-            on = name.removeprefix("no_") if name in opposites else name
-            raise InputError(f"{flag} takes no value: write --{on} or --no_{on}")
+
+def warn(text: str) -> None:
+    """One line on stderr; results on stdout stay clean."""
+    print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _columns(count: int) -> Iterator[None]:
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(count)
+def _warnings_in_one_line() -> Iterator[None]:
+    """Print warnings of minigpt's own categories as `warn` does; others, and filters, are Python's matter."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category.__module__.split(".")[0] == "minigpt":
+            warn(str(message))
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-
-
-_PLAIN_WORDS = (  # tyro's and Python's, then ours; what is not listed stays as it is
-    (
-        r"Error parsing (--\w+): invalid literal for int\(\) with base 10: ",
-        r"\1 must be a whole number: got ",
-    ),
-    (  # of a flag that may be left out
-        r"Error parsing (--\w+): no type matching \{None\}\|INT .*invalid literal for int\(\) with base 10: ",
-        r"\1 must be a whole number: got ",
-    ),
-    (r"Error parsing (--\w+): could not convert string to float: ", r"\1 must be a number: got "),
-    (r"Error parsing (?!--)\S+: ", ""),  # the name of our class, before a sentence of our own
-    (r"Missing value for argument '(--\w+)'.*", r"\1 needs a value (one that begins with '-': \1=VALUE)"),
-    (r"Missing from \S+: ([A-Z_]+) .*", r"\1 is missing: see --help"),
-    (
-        r"Missing value for argument '(\w+)'.*",
-        r"\1 is missing (one that begins with '-' is written at the end, after --)",
-    ),
-    (
-        r"invalid choice (.*) for argument '(--\w+)'\. Expected one of \((.*?),?\)\.",
-        r"\2 must be one of \3: got \1",
-    ),
-    (r"Unrecognized options: (.*)", r"unexpected argument: \1 (a value with spaces needs quotes around it)"),
-)
-
-
-def _sentence(box: str) -> str:
-    """What tyro says below its title, above the help that it adds."""
-    parts = re.split(r"^[ -]*---[ -]*$", box, flags=re.MULTILINE)
-    sentence = " ".join(parts[min(1, len(parts) - 1)].split()) or "the flags could not be read; see --help"
-    for theirs, ours in _PLAIN_WORDS:
-        sentence = re.sub(f"^{theirs}", ours, sentence, flags=re.DOTALL)
-    return sentence
+        warnings.showwarning = before
 
 
 def run(
     options: type[Options],
-    main: Callable[[Options], dict[str, Any] | None],
-    *,
-    defaults: Callable[[list[str]], Options] | None = None,
+    main: Callable[[Given], dict[str, Any] | None],
+    build: Callable[[dict[str, Any]], Given] | None = None,
+    defaults: Callable[[], Options] | None = None,
 ) -> NoReturn:
     """Parse sys.argv, call main, print, exit.
 
     Args:
-        defaults: makes the default options out of the raw arguments (a recipe's values, say).
+        main: the command.
+        build: makes what main gets from the flags that were given; left out: an object of `options`.
+        defaults: makes the object whose values --help shows as defaults; left out: the class's own.
     """
     program = sys.argv[0] if sys.argv[0].startswith("minigpt ") else Path(sys.argv[0]).name
     argv = sys.argv[1:]
-    if isinstance(sys.stdout, io.TextIOWrapper):  # half a character in an answer must not end the program
-        sys.stdout.reconfigure(errors="backslashreplace")
+
+    def work() -> None:
+        before_end = argv[: argv.index("--")] if "--" in argv else argv
+        if {"-h", "--help"} & set(before_end):
+            print(help_text(options, program, main.__code__.co_filename, defaults() if defaults else None))
+            return
+        given = parse(options, argv)
+        result = main(build(given) if build else options(**given))  # type: ignore[arg-type]
+        if given.get("json"):
+            print(_json_line(result or {}))
+
     for number in stop_signals()[1:]:  # as an exception, so that temporary files are cleared away
         signal.signal(number, _terminate)
     # Torch's threads wait for each other by spinning. Where another program holds a core, 300,000 turns (the
@@ -171,15 +147,18 @@ def run(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # At its exit Python would look for garbage in all that torch made, for half a second.
     atexit.register(gc.freeze)
+    sys.exit(exit_code(program, work))
+
+
+def exit_code(program: str, work: Callable[[], object]) -> int:
+    """Do the work; returns the exit code. What ended it early is one line on stderr."""
     code, complaint = 0, ""
+    is_closed = _open_closed_streams()
     try:
-        _check_flags(options, argv)  # before defaults, which may take a while or print
-        default = defaults(argv) if defaults else None
-        with _source_of(main):
-            chosen = parse(options, argv, default)
-        result = main(chosen)
-        if chosen.json:
-            print(_json_line(result or {}))
+        if is_closed:
+            raise InputError("standard output is closed: give it a file, or /dev/null")
+        with _warnings_in_one_line():
+            work()
         sys.stdout.flush()
     except InputError as error:
         code, complaint = 2, f"error: {error}"
@@ -187,7 +166,7 @@ def run(
         code, complaint = 130, "interrupted"
     except _Terminated as stop:
         code, complaint = stop.code, "terminated"
-    except BrokenPipeError:  # nobody is left to tell
+    except BrokenPipeError:  # there is no reader any more
         code = 141
     except OSError as error:
         code, complaint = 2, f"error: {_os_error(error)}"
@@ -197,19 +176,28 @@ def run(
         with contextlib.suppress(OSError):
             print(printable(f"{program}: {' '.join(complaint.split())}"), file=sys.stderr)
     _empty(sys.stderr)
-    sys.exit(code)
+    return code
 
 
-@contextlib.contextmanager
-def _source_of(main: Callable[..., Any]) -> Iterator[None]:
-    """Let tyro find the help texts: it looks in __main__'s file, another one under `minigpt VERB`."""
-    module = sys.modules["__main__"]
-    before = getattr(module, "__file__", None)
-    module.__file__ = main.__code__.co_filename
-    try:
-        yield
-    finally:
-        module.__file__ = before
+def _open_closed_streams() -> bool:
+    """Put /dev/null in place of closed standard streams; returns whether standard output is one of them.
+
+    Otherwise the next file that is opened would take a stream's number, and Python prints to stdout what is
+    meant for a stderr of None.
+    """
+    closed = []
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, this one
+            closed.append(name)
+        if getattr(sys, name) is None:
+            stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # half a character in an answer must not end the program
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return "stdout" in closed
 
 
 class _Terminated(SystemExit):
@@ -223,20 +211,20 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Those that ask a program to stop: Ctrl-C's, SIGTERM, and SIGUSR1 where the system has it."""
+    """The signals that ask a program to stop: Ctrl-C's, SIGTERM, and SIGUSR1 where the system has it."""
     return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-_remembered: list[int] = []  # that came inside `remembered_signals`
+_remembered: list[int] = []  # signals that came inside `remembered_signals`
 
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[None]:
-    """Signals raise what they raised before, and are obeyed in the end if that did not get through.
+    """A context in which no signal is lost: its exception is raised at once, if need be again at the end.
 
-    Libraries written in C may swallow the exception, or make another one of it: importing torch loses some
-    KeyboardInterrupts, and one that came while safetensors and torch read a file became "could not determine
-    the shape of object type ...".
+    Libraries written in C may swallow the exception, or turn it into another one. Importing torch loses some
+    KeyboardInterrupts; one that came while safetensors and torch read a file became "could not determine the
+    shape of object type ...".
     """
     before = {number: signal.getsignal(number) for number in stop_signals()}
 
@@ -263,7 +251,7 @@ def remembered_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lasting_imports() -> Iterator[None]:
-    """For imports that make half a million objects: no search for garbage meanwhile, or among them later."""
+    """A context for imports that make half a million objects: Python never looks for garbage among them."""
     gc.disable()
     try:
         yield
@@ -280,7 +268,7 @@ def obey_swallowed() -> None:
 
 
 def _empty(stream: TextIO) -> None:
-    """Write out a stream's buffer; where that fails, into nothing, or Python would fail again at its exit."""
+    """Flush a stream. Where that fails, discard its buffer, or Python would fail again at its exit."""
     try:
         stream.flush()
     except OSError:

@@ -1,6 +1,6 @@
-"""What a person sees: progress, tables, bars. On a terminal they live; elsewhere they are plain lines.
+"""Progress, tables and bars: live on a terminal, plain lines elsewhere.
 
-`rich` draws; it counts a Chinese character as two columns. No text of a user is ever read as rich's markup.
+`rich` draws them and counts a Chinese character as two columns. A user's text is never read as rich's markup.
 """
 
 import math
@@ -16,14 +16,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from minigpt.console.command_line import warn
 from minigpt.errors import printable
 
 __all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "warn"]
-
-
-def warn(text: str) -> None:
-    """One line on stderr; results on stdout stay clean."""
-    print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
 
 
 def note(text: str) -> None:
@@ -32,7 +28,7 @@ def note(text: str) -> None:
 
 
 def seconds(value: float) -> str:
-    """A duration as people say it.
+    """A duration in words.
 
     >>> [seconds(v) for v in (0.25, 7, 75, 3720, float("inf"))]
     ['0.2 s', '7 s', '1 min 15 s', '1 h 02 min', 'unknown']
@@ -82,8 +78,8 @@ def histogram(title: str, labels: Sequence[str], counts: Sequence[int], width: i
 class ProgressLine:
     """A live progress bar on a terminal; elsewhere one plain line every `interval` seconds.
 
-    Used as a context manager. `update(done, text)` may be called as often as you like: it draws at most ten
-    times a second and costs microseconds otherwise. Nothing is drawn before `patience` seconds have passed.
+    A context manager. `update(done, text)` may be called often: it draws at most ten times a second and costs
+    microseconds otherwise. Nothing is drawn before `patience` seconds have passed.
     """
 
     def __init__(self, title: str, total: int, interval: float = 10.0, patience: float = 0.0) -> None:
@@ -125,7 +121,7 @@ class ProgressLine:
                 console=Console(stderr=True, highlight=False),
                 auto_refresh=False,
                 transient=True,
-                redirect_stdout=sys.stdout.isatty(),  # rich would carry a file's lines to the terminal
+                redirect_stdout=sys.stdout.isatty(),  # else rich would print a file's lines on the terminal
             )
             self._bar.start()
             self._task = self._bar.add_task(printable(self.title), total=self.total, text=text)
@@ -149,4 +145,4 @@ class ProgressLine:
     ) -> None:
         self._clear()
         if kind is None and self._shown and self._shown != self._last:
-            self._print_last()  # a log that began ends with the end
+            self._print_last()  # a log that has begun shows the end, too

@@ -93,6 +93,8 @@ def read_bytes(path: Path) -> bytes:
             )
         with path.open("rb") as file:
             data = file.read(_MOST + 1)
+    except InputError:  # which is a ValueError
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} does not exist (looked for it from {Path.cwd()})") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -170,8 +172,7 @@ def open_data(
     Args:
         encoding: what the user says that its text is in; "": find out.
         is_head: told the cells of a table's first row, in small letters, says whether they are column names;
-            told
-            one column of a Parquet file, whether it is read.
+            told one column of a Parquet file, whether it is read.
         only_beginning: a megabyte is enough, for who only wants to see some records. (Parquet is read whole.)
 
     Raises:
@@ -179,7 +180,7 @@ def open_data(
     """
     data = read_bytes(path)
     if only_beginning and not data.startswith(b"PAR1"):
-        data = data[: data.rfind(b"\n", 0, 1 << 20) + 1] if len(data) > 1 << 20 else data
+        data = data[: data.rfind(b"\n", 0, 1 << 20) + 1 or 1 << 20] if len(data) > 1 << 20 else data
     digest = hashlib.sha256(data).hexdigest()
     if not data:
         raise InputError(f"{path} is empty")

@@ -94,6 +94,7 @@ class FieldNames:
 class DataOptions:
     """How a data file is to be read."""
 
+    # How the data is read
     encoding: str = ""
     """encoding of the data file, such as gb18030 or big5; left out: found out"""
     question_field: str = ""
@@ -172,6 +173,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         return Text(text_of(item, found["text"]))
     for part, other in (("question", "answer"), ("answer", "question")):
         if found[part]:
+            if null := next((name for name in FIELDS[other] if name in item), None):
+                raise BadLine(f"`{null}` is null, not text")
             raise BadLine(f"`{FIELDS[other][0]}` is missing", _keys(item))
     raise BadLine("no field that is known", _keys(item))
 

@@ -71,6 +71,10 @@ class Family:
     block_weights: Callable[[Any], int]  # C -> values in the matrices of all blocks
     gguf_values: Callable[[Any], dict[str, float]]  # C -> GGUFWriter's add_NAME -> value
     gguf_notes: Callable[[Any], list[str]] = lambda model: []  # M -> what llama.cpp computes differently
+    # of generation.native: (OperationList, M), adds the operations of a forward; (C, columns) -> the table of
+    # rotary embeddings, (columns, D), of a model that has them
+    list_operations: Callable[[Any, Any], None]
+    rotary_table: Callable[[Any, int], Tensor] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
 

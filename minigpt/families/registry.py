@@ -10,32 +10,24 @@ The rest of minigpt works on any family. It asks a model for `config`, `base_mod
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minigpt.errors import InputError, unknown_name
 from minigpt.families.family import HEAD, Family
 from minigpt.families.gpt2 import family as gpt2
-from minigpt.families.gpt2 import native as gpt2_native
 from minigpt.families.qwen3 import family as qwen3
-from minigpt.families.qwen3 import native as qwen3_native
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 __all__ = ["FAMILIES", "LanguageModel", "ModelConfig", "family_of", "new_model", "parameter_table"]
-__all__ += ["NATIVE", "family_of_json"]
+__all__ += ["family_of_json"]
 
 LanguageModel = GPTLMHeadModel | Qwen3ForCausalLM
 ModelConfig = GPTConfig | Qwen3Config
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (gpt2.FAMILY, qwen3.FAMILY)}
-# what lists a model's operations for minigpt.generation.native, and makes the table of its rotary embedding
-NATIVE: dict[type[ModelConfig], tuple[Callable[[Any, Any], None], Callable[[Any, int], Tensor] | None]] = {
-    GPTConfig: (gpt2_native.list_operations, None),
-    Qwen3Config: (qwen3_native.list_operations, qwen3_native.rotary_table),
-}
 
 
 def family_of(config: ModelConfig) -> Family:

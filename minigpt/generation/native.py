@@ -6,8 +6,7 @@
 `native.c` executes a list of three kinds of operations (`products.h`: what takes their time). The family's
 folder writes the list from a model's own modules and weights, which it neither copies nor changes. So there
 is no second model that could drift from the first: the PyTorch modules are the slow twin, and the tests hold
-both together. The library is compiled at first use (about two seconds) with the system's C compiler, into the
-user's cache folder.
+both together. The library is compiled at first use (.native_library).
 
 A token's logits have the same bits whatever else is in the call: other slots, or other tokens of its own.
 
@@ -18,37 +17,33 @@ vocabulary.
 import contextlib
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-from collections.abc import Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from minigpt.families.registry import NATIVE, LanguageModel
+from minigpt.families.registry import LanguageModel, family_of
 from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.model_runner import TorchRunner
+from minigpt.generation.native_library import system_build
 from minigpt.generation.output import Recorder
 from minigpt.weights.quantized import QuantizedLinear
 
-__all__ = ["NativeRunner", "OperationList", "dtype_to_load", "runner_for"]
+__all__ = [
+    "NativeRunner",
+    "NativeStepWarning",
+    "OperationList",
+    "dtype_to_load",
+    "runner_for",
+    "without_warning",
+]
 
 _FEW = 64  # with more tokens, torch's products of float32 are faster
 # Multiplications for which a further thread is woken. With fewer it gains microseconds on a quiet machine; on
 # a busy one each step waits for a thread that is kept waiting, for milliseconds.
 _FOR_A_THREAD = 2**19
-SOURCE, PRODUCTS = (Path(__file__).with_name(name) for name in ("native.c", "products.h"))
-# -ffp-contract=off: compilers would join products and sums in one place and not in another, and a token's
-# bits would depend on how many there are
-FLAGS = (
-    *("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
-    *("-shared", "-fPIC"),
-)
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
@@ -79,41 +74,41 @@ class _Token(ctypes.Structure):
     )
 
 
-@functools.cache
-def library() -> Any | None:
-    """The compiled native.c, or None if it cannot be compiled here."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt"
-    # -march=native: another machine with the same home folder must not run it
-    texts = [file.read_text(encoding="utf-8") for file in (SOURCE, PRODUCTS)]
-    key = [*texts, *FLAGS, compiler, platform.machine(), _processor()]
-    path = cache / f"native-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]}.so"
-    temporary = path.with_suffix(f".{os.getpid()}")
+class NativeStepWarning(RuntimeWarning):
+    """PyTorch computes what one call of C would compute sooner, and why."""
+
+
+_was_said = False  # in this process. Python's own "once" forgets whenever a library changes the filters.
+
+
+@contextlib.contextmanager
+def without_warning() -> Iterator[None]:
+    """For a few tokens, whose time does not matter: nothing is said of a missing step; it may be later."""
+    global _was_said
+    before, _was_said = _was_said, True
     try:
-        if not path.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            command = [compiler, *FLAGS, "-o", str(temporary), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
-            temporary.replace(path)
-        loaded = ctypes.CDLL(str(path))
-        loaded.minigpt_scratch.restype = ctypes.c_int64
-        return loaded
-    except (OSError, subprocess.SubprocessError):
-        return None
+        yield
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _was_said = before
 
 
-def _processor() -> str:
-    """What instructions the processor has, as far as the system says."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    return "".join(sorted({line for line in text.splitlines() if line.startswith(("flags", "Features"))}))
+def _warn_once() -> None:
+    global _was_said
+    if _was_said:
+        return
+    warnings.warn(
+        # the table native-step in docs/performance.md says how slow
+        f"no native step ({system_build().reason}): answers come at about a third of this CPU's speed, in "
+        "int8 at a fiftieth; install gcc or clang, with OpenMP",
+        NativeStepWarning,
+        stacklevel=3,
+    )
+    _was_said = True
+
+
+def library() -> Any | None:
+    """The compiled native.c, or None if it cannot be compiled here: `system_build().reason` says why."""
+    return system_build().library
 
 
 def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
@@ -125,9 +120,15 @@ def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
 
 
 def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
-    """What runs a model: C where that is possible, for float32 activations on a CPU with a C compiler."""
+    """What runs a model: C where that is possible, for float32 activations on a CPU with a C compiler.
+
+    Warns once a process, with NativeStepWarning, where only the compiler is missing.
+    """
     one = next(model.parameters())
-    if one.device.type != "cpu" or one.dtype != torch.float32 or library() is None:
+    if one.device.type != "cpu" or one.dtype != torch.float32:
+        return TorchRunner(model)
+    if library() is None:
+        _warn_once()
         return TorchRunner(model)
     return NativeRunner(model)
 
@@ -261,8 +262,9 @@ class NativeRunner:
         self._sizes, self._numbers, self._logits, self._n_logits, self._found = (), (), None, 0, None
         self._cache: KeyValueCache | None = None
         self._list = OperationList(n)
-        list_operations, self._rotary_table = NATIVE[type(self._model.config)]
-        list_operations(self._list, self._model)
+        family = family_of(self._model.config)
+        family.list_operations(self._list, self._model)
+        self._rotary_table = family.rotary_table
         operations = self._list.operations
         operations[-1].wanted = 1
         self._all_logits = self._list.scratch["logits"]  # (n, V)

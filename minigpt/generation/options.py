@@ -10,11 +10,11 @@ included; `max_matching_ngram_size` is 3 (theirs 2), and `num_assistant_tokens` 
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, check_ranges
 
 __all__ = ["DEFAULT_NEW_TOKENS", "PAIRS", "GenerationOptions", "check_ids", "id_list", "refuse_pair"]
 
@@ -29,47 +29,128 @@ class GenerationOptions:
         InputError: for a value that makes no sense, or two that contradict each other.
     """
 
-    max_new_tokens: int | None = None  # tokens of an answer, at most; None: up to 128, fewer if no more fit
-    min_new_tokens: int = 0  # eos cannot come before that many
-    do_sample: bool = False  # False: always the most likely token; the next five options then change nothing
-    temperature: float = 1.0  # divides the scores; below 1 the likely tokens gain
-    top_k: int = 0  # draw among the k most likely only; 0: off
-    top_p: float = 1.0  # draw among the most likely, which add up to this probability; 1: off
-    min_p: float = 0.0  # draw among those at least this times as likely as the most likely; 0: off
-    typical_p: float = 1.0  # draw among the least surprising whose probabilities add up to this; 1: off
-    repetition_penalty: float = 1.0  # above 1: tokens of prompt and answer become less likely; 1: off
-    no_repeat_ngram_size: int = 0  # no n tokens in a row come twice, prompt included; 0: off
-    presence_penalty: float = 0.0  # taken from the score of each token that the answer has; 0: off
-    frequency_penalty: float = 0.0  # the same, times how often the answer has it; 0: off
-    logit_bias: Mapping[int, float] | None = None  # id -> number added to its score
-    bad_words_ids: Sequence[Sequence[int]] = ()  # sequences of ids that must not come
-    eos_token_id: int | Sequence[int] | None = None  # what ends an answer; None: the tokenizer's own
-    stop_strings: str | Sequence[str] = ()  # texts that end an answer, and do not belong to it
-    choices: Sequence[str] = ()  # the answer is one of these
-    regex: str | None = None  # the answer is a text that the expression matches as a whole
-    json_schema: Mapping[str, Any] | str | None = None  # the answer is JSON that fits the schema
-    num_beams: int = 1  # above 1: beam search, which keeps that many sequences
-    length_penalty: float = 1.0  # beams are ranked by log-probability / length ** this
-    early_stopping: bool | Literal["never"] = False  # True: num_beams finished beams are enough
-    num_return_sequences: int = 1  # answers to each prompt
-    seed: int | None = None  # decides what is drawn; None: torch's global generator does
-    window: int | None = None  # when the context is full, keep that many tokens and continue; None: end there
-    sinks: int = 0  # of the window's tokens, that many are the text's first ones
-    prompt_lookup_num_tokens: int | None = None  # guess that many that once followed the last few; None: off
-    max_matching_ngram_size: int = 3  # with the one above: that many last tokens are looked for first
-    num_assistant_tokens: int = 4  # with assistant_model: guesses at a time
-    use_cache: bool = True  # False computes all positions anew for each token: slow, for comparison
-    max_cache_mib: float | None = None  # refuse to take more MiB for keys and values; None: no limit
-    output_scores: bool = False  # report the scores that each token was chosen by, all options applied
-    output_logits: bool = False  # report the model's own scores
-    output_hidden_states: bool = False  # report the hidden states of each layer
-    output_attentions: bool = False  # report the attention weights
-    logprobs: int | None = None  # report log-probabilities of the chosen tokens and the n most likely
+    RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "max_new_tokens": (1, 10**9),
+        "min_new_tokens": (0, 10**9),
+        # The lower end is where scores in single precision stay finite: 1e-6 is greedy to all intents.
+        "temperature": (1e-6, 1e6, "do_sample=False takes the most likely token"),
+        "top_k": (0, 10**9),
+        "top_p": (1e-12, 1.0),
+        "min_p": (0.0, 1.0),
+        "typical_p": (1e-12, 1.0),
+        "repetition_penalty": (1e-6, 1e6),
+        "no_repeat_ngram_size": (0, 10**9),
+        "presence_penalty": (-1e6, 1e6),
+        "frequency_penalty": (-1e6, 1e6),
+        "num_beams": (1, 1000),
+        "length_penalty": (-1000.0, 1000.0),
+        "num_return_sequences": (1, 10**5),
+        "seed": (0, 2**63 - 1),
+        "window": (1, 10**9),
+        "sinks": (0, 10**9),
+        "prompt_lookup_num_tokens": (1, 1000),
+        "max_matching_ngram_size": (1, 1000),
+        "num_assistant_tokens": (1, 1000),
+        "max_cache_mib": (1e-6, 1e12),
+        "logprobs": (0, 10**9),
+    }
+
+    # How many tokens
+    max_new_tokens: int | None = None
+    """tokens of an answer, at most; left out: up to 128, fewer if the model has no room for more"""
+    min_new_tokens: int = 0
+    """tokens of an answer, at least"""
+
+    # Which token
+    do_sample: bool = False
+    """draw each token at random; without, the most likely one is taken"""
+
+    # How it is drawn, with do_sample
+    temperature: float = 1.0
+    """below 1 likely tokens gain, above 1 they lose"""
+    top_k: int = 0
+    """draw among the k most likely tokens only; 0: among all"""
+    top_p: float = 1.0
+    """draw among the most likely tokens whose probabilities add up to this"""
+    min_p: float = 0.0
+    """draw among tokens at least this times as likely as the most likely one; 0: off"""
+    typical_p: float = 1.0
+    """draw among the least surprising tokens whose probabilities add up to this"""
+
+    # Penalties
+    repetition_penalty: float = 1.0
+    """above 1: tokens that the question or the answer has become less likely"""
+    no_repeat_ngram_size: int = 0
+    """that many tokens in a row never come twice, question included; 0: off"""
+    presence_penalty: float = 0.0
+    """taken from the score of each token that the answer has"""
+    frequency_penalty: float = 0.0
+    """the same, times how often the answer has it"""
+
+    # What comes, what does not, what ends it
+    logit_bias: Mapping[int, float] | None = None
+    """id -> a number that is added to its score"""
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    """sequences of ids that must not come"""
+    eos_token_id: int | Sequence[int] | None = None
+    """what ends an answer; None: the tokenizer's own"""
+    stop_strings: str | Sequence[str] = ()
+    """texts that end an answer, and do not belong to it: one or several"""
+    choices: Sequence[str] = ()
+    """the answer is one of these texts"""
+    regex: str | None = None
+    """the answer is a text that this regular expression matches as a whole"""
+    json_schema: Mapping[str, Any] | str | None = None
+    """the answer is JSON that fits this JSON Schema"""
+
+    # Several answers
+    num_beams: int = 1
+    """above 1: beam search, which follows that many beginnings at once"""
+    length_penalty: float = 1.0
+    """with num_beams: above 1 favours long answers, below 1 short ones"""
+    early_stopping: bool | Literal["never"] = False
+    """with num_beams: stop as soon as that many answers are finished"""
+    num_return_sequences: int = 1
+    """with do_sample or num_beams: that many answers to each question, a line each"""
+    seed: int | None = None
+    """with do_sample: same seed, same answers"""
+
+    # Longer, sooner, smaller
+    window: int | None = None
+    """when the model's context is full: keep that many tokens and continue; left out: end there"""
+    sinks: int = 0
+    """with window: that many of its tokens are the text's first ones"""
+    prompt_lookup_num_tokens: int | None = None
+    """same answers, sooner where they repeat the question or themselves: guess so many tokens from there"""
+    max_matching_ngram_size: int = 3
+    """with prompt_lookup_num_tokens: so many last tokens are looked for first, then fewer"""
+    num_assistant_tokens: int = 4
+    """with assistant_model: guesses at a time"""
+    use_cache: bool = True
+    """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
+    max_cache_mib: float | None = None
+    """refuse to start where keys and values of one batch take more MiB; left out: no limit"""
+
+    # What is reported besides the ids
+    output_scores: bool = False
+    """the scores that a token was chosen by, as all of the above made them"""
+    output_logits: bool = False
+    """the model's own scores"""
+    output_hidden_states: bool = False
+    """the output of each layer"""
+    output_attentions: bool = False
+    """the attention weights of each layer"""
+    logprobs: int | None = None
+    """log-probabilities: of the chosen tokens and of the n most likely ones"""
 
     def __post_init__(self) -> None:
-        for name, (is_right, wanted) in _RANGES.items():
-            if not is_right(value := getattr(self, name)):
-                raise InputError(f"{name} must be {wanted}: got {name}={value!r}")
+        check_ranges(type(self), vars(self))
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False: got {name}={getattr(self, name)!r}")
+        early = self.early_stopping
+        if not (isinstance(early, bool) or early == "never"):
+            raise InputError(f'early_stopping must be True, False or "never": got early_stopping={early!r}')
         self._check_ids()
         self._check_stop_strings()
         self._check_constraint()
@@ -206,6 +287,7 @@ _PROCESSORS = (  # what minigpt.generation.logits_processors are made of
     "logit_bias", "bad_words_ids",
 )  # fmt: skip
 _REPORTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
+_SWITCHES = ("do_sample", "use_cache", *_REPORTS)
 # Two options that exclude each other -> why. docs/sampling.md has the same table.
 PAIRS = {
     ("num_beams", "do_sample"): "beam search takes the most likely sequences and draws nothing",
@@ -233,48 +315,6 @@ def _is_id(value: object) -> bool:
 
 def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _whole(least: int, or_none: bool = False) -> "_Range":
-    def is_right(value: object) -> bool:
-        return (or_none and value is None) or (
-            isinstance(value, int) and not isinstance(value, bool) and value >= least
-        )
-
-    return is_right, f"a whole number of at least {least}"
-
-
-def _number(test: Callable[[float], bool], wanted: str) -> "_Range":
-    return lambda value: _is_number(value) and test(value), wanted
-
-
-_Range = tuple[Callable[[Any], bool], str]  # is a value right? and what a right one is
-_SWITCH: _Range = (lambda value: isinstance(value, bool), "True or False")
-_POSITIVE = _number(lambda value: 0 < value < math.inf, "a finite number above 0")
-_FINITE = _number(math.isfinite, "a finite number")
-_SHARE = _number(lambda value: 0 < value <= 1, "above 0 and at most 1")
-_RANGES: dict[str, _Range] = {
-    "max_new_tokens": _whole(1, or_none=True), "min_new_tokens": _whole(0), "do_sample": _SWITCH,
-    # The lower end is where scores in single precision stay finite: 1e-6 is greedy in effect.
-    "temperature": _number(
-        lambda value: 1e-6 <= value < math.inf,
-        "a finite number of at least 1e-6 (do_sample=False takes the most likely token)",
-    ),
-    "top_k": _whole(0), "top_p": _SHARE, "typical_p": _SHARE,
-    "min_p": _number(lambda value: 0 <= value <= 1, "at least 0 and at most 1"),
-    "repetition_penalty": _POSITIVE, "no_repeat_ngram_size": _whole(0),
-    "presence_penalty": _FINITE, "frequency_penalty": _FINITE,
-    "num_beams": _whole(1), "length_penalty": _FINITE,
-    "early_stopping": (
-        lambda value: isinstance(value, bool) or value == "never", 'True, False or "never"'
-    ),
-    "num_return_sequences": _whole(1), "seed": _whole(0, or_none=True),
-    "window": _whole(1, or_none=True), "sinks": _whole(0),
-    "prompt_lookup_num_tokens": _whole(1, or_none=True), "max_matching_ngram_size": _whole(1),
-    "num_assistant_tokens": _whole(1), "use_cache": _SWITCH,
-    "max_cache_mib": (lambda value: value is None or _POSITIVE[0](value), _POSITIVE[1]),
-    "logprobs": _whole(0, or_none=True), **dict.fromkeys(_REPORTS, _SWITCH),
-}  # fmt: skip
 
 
 def id_list(ids: int | Sequence[int] | None) -> list[int]:

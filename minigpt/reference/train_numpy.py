@@ -27,7 +27,7 @@ __all__ = ["Options", "initial_weights", "main", "random_batch", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(command_line.DoorOptions):
+class Options(command_line.CommandOptions):
     """Train a tiny GPT, character by character, on a text."""
 
     text: Path

@@ -144,7 +144,7 @@ def _explained() -> Iterator[None]:
 class _Generation(Extension):
     """`{% generation %}...{% endgeneration %}` around what the assistant says. The text stays the same."""
 
-    tags = {"generation"}  # noqa: RUF012 -- Jinja's own name and type
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

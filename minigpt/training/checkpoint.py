@@ -97,7 +97,7 @@ def save(output: Path, contents: Contents) -> Path:
     aside = output / f".{folder.name}.old-{os.getpid()}"
 
     def fill(temporary: Path) -> None:
-        save_pretrained(contents.model, contents.tokenizer, temporary)
+        save_pretrained(contents.model, temporary, contents.tokenizer)
         if contents.shards is None:
             _write(temporary / _OPTIMIZER, safetensors_parts(contents.optimizer))
         else:

@@ -5,15 +5,14 @@ those have one. This module holds no behaviour but validation and reading recipe
 """
 
 import dataclasses
-import math
 import tomllib
+import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from minigpt.console.command_line import DoorOptions
+from minigpt.console.command_line import CommandOptions
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError, unknown_name
 from minigpt.families.options import OPTIONS, FamilyName
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from minigpt.families.registry import ModelConfig
 
 __all__ = ["FOREIGN_OPTIONS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "TrainConfig"]
-__all__ += ["read_recipe", "read_run"]
+__all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # in the output folder: the resolved configuration
@@ -33,38 +32,45 @@ PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags of on
 # Flags that a family does not have, each with the value that asks for nothing. Another one is an error.
 FOREIGN_OPTIONS = {name: family.UNSUPPORTED for name, family in OPTIONS.items()}
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-_OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size")
-
-
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    (
-        "max_length batch_size gradient_accumulation_steps logging_steps save_total_limit max_bad_steps",
-        "at least 1",
-        lambda n: n >= 1,
-    ),
-    (
-        "max_steps warmup_steps eval_steps tokens_per_batch threads workers "
-        "num_key_value_heads head_dim intermediate_size",
-        "at least 0",
-        lambda n: n >= 0,
-    ),
-    (
-        "muon_learning_rate muon_weight_decay weight_decay max_grad_norm min_lr_ratio learning_rate "
-        "num_train_epochs",
-        "a finite number of at least 0",
-        lambda x: math.isfinite(x) and x >= 0,
-    ),
-    ("adam_beta1 adam_beta2", "at least 0 and below 1", lambda x: 0 <= x < 1),
-    ("decay_ratio", "above 0 and at most 1", lambda x: 0 < x <= 1),
-    ("val_fraction", "above 0 and below 1", lambda x: 0 < x < 1),
-    ("seed", "at least 0 and below 2**63", lambda n: 0 <= n < 2**63),
-    ("max_length", "at least 3, a character and two separators", lambda n: n >= 3),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DoorOptions, DataOptions):
+class TrainConfig(DataOptions, CommandOptions):
     """Train a GPT on questions and answers, or with --text on plain text."""
+
+    RANGES = {
+        "val_fraction": (1e-6, 0.999999),
+        "n_layer": (1, 1000),
+        "n_embd": (1, 10**6),
+        "n_head": (1, 10**4),
+        "block_size": (1, 10**7),
+        "num_key_value_heads": (0, 10**4),
+        "head_dim": (0, 10**6),
+        "intermediate_size": (0, 10**7),
+        "max_length": (3, 10**6, "a character and two separators at least"),
+        "batch_size": (1, 10**6),
+        "tokens_per_batch": (0, 10**9),
+        "gradient_accumulation_steps": (1, 10**6),
+        "num_train_epochs": (0.0, 1e9),
+        "max_steps": (0, 10**9),
+        "learning_rate": (0.0, 1e38),
+        "muon_learning_rate": (0.0, 1e38),
+        "muon_weight_decay": (0.0, 1e38),
+        "min_lr_ratio": (0.0, 1e38),
+        "decay_ratio": (1e-6, 1.0),
+        "warmup_steps": (0, 10**9),
+        "weight_decay": (0.0, 1e38),
+        "adam_beta1": (0.0, 0.999999),
+        "adam_beta2": (0.0, 0.999999),
+        "max_grad_norm": (0.0, 1e38),
+        "eval_steps": (0, 10**9),
+        "logging_steps": (1, 10**9),
+        "save_total_limit": (1, 10**6),
+        "max_bad_steps": (1, 10**6),
+        "seed": (0, 2**63 - 1),
+        "threads": (0, 1024),
+        "workers": (0, 1024),
+    }
 
     recipe: str = ""
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
@@ -217,11 +223,7 @@ class TrainConfig(DoorOptions, DataOptions):
     def __post_init__(self) -> None:
         if self.size:
             parse_size(self.size)
-        for names, wanted, is_fine in _RANGES:
-            for name in names.split():
-                value = getattr(self, name)
-                if not is_fine(value):
-                    raise InputError(f"{name} must be {wanted}: got {name}={value}")
+        super().__post_init__()
         if not self.max_steps and not self.num_train_epochs:
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
         if self.text is None and (self.val_text or self.tokenizer != "char"):
@@ -280,7 +282,7 @@ def read_recipe(recipe: str) -> TrainConfig:
     if base and base not in known:
         raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")
     inherited = read_recipe(base).as_dict() if base else {}
-    return _checked({**inherited, **values, "recipe": recipe}, f"recipe {path}")
+    return checked_config({**inherited, **values, "recipe": recipe}, f"recipe {path}")
 
 
 def read_run(output: Path) -> TrainConfig:
@@ -300,10 +302,18 @@ def read_run(output: Path) -> TrainConfig:
             "settings too, or start anew with --overwrite"
         ) from None
     flags = dict.fromkeys(PER_CALL, False)
-    return _checked({**values, **flags, "output": str(output), "resume": True}, str(path))
+    return checked_config({**values, **flags, "output": str(output), "resume": True}, str(path))
 
 
-def _checked(values: dict[str, Any], source: str) -> TrainConfig:
+def checked_config(values: dict[str, Any], source: str) -> TrainConfig:
+    """The configuration of some JSON-ready values.
+
+    Args:
+        source: what they come from, for messages.
+
+    Raises:
+        InputError: for an unknown key, naming the nearest one; for a value of a wrong type or out of range.
+    """
     hints = typing.get_type_hints(TrainConfig)
     for key, value in values.items():
         if key not in hints:
@@ -313,20 +323,23 @@ def _checked(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def _typed(source: str, key: str, value: object, hint: Any) -> object:
+    if isinstance(hint, types.UnionType):  # X | None
+        if value is None:
+            return value
+        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
     if typing.get_origin(hint) is Literal:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if fits else value  # type: ignore[arg-type]
-    elif hint == Path | None and value is None:
-        fits = True
-    elif hint in (Path, Path | None):
-        fits = isinstance(value, str)
-        value = Path(value) if isinstance(value, str) else value
+        value = float(str(value)) if fits else value  # of text: 10**400 is infinite, not an error
+    elif hint is Path:
+        fits = isinstance(value, str | Path)
+        value = Path(value) if isinstance(value, str | Path) else value
     else:
         fits = type(value) is hint
     if not fits:
-        want = hint.__name__ if isinstance(hint, type) else str(typing.get_args(hint))
-        want = "a path" if hint == Path | None else want
+        want = (
+            "a path" if hint is Path else hint.__name__ if isinstance(hint, type) else typing.get_args(hint)
+        )
         raise InputError(f"{source}: {key} = {value!r}: expected {want}")
     return value

@@ -21,6 +21,7 @@ from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.api import GenerationOptions, answer_questions, generate_ids
+from minigpt.generation.native import without_warning
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
@@ -85,6 +86,7 @@ class RunData:
         """The same for a message."""
         return f"{shown_lines(positions)} of {config.train_data}"
 
+    @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
         """The model's answer to a question of the validation part; empty if none fits into its context."""
         question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
@@ -142,6 +144,7 @@ class TextData:
         starts = ", ".join(f"{start:,}" for start in positions[:_NAMED])
         return f"the windows from tokens {starts}, ... of {config.text}, the first of which begins {text!r}"
 
+    @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
         """The model's continuation of a piece of the validation part, another one each time."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))

@@ -1,7 +1,7 @@
 """Model directories as Hugging Face's libraries write and read them.
 
     model, tokenizer = load_model_and_tokenizer("output/best")
-    save_pretrained(model, tokenizer, "my-model")  # AutoModelForCausalLM.from_pretrained("my-model") reads it
+    save_pretrained(model, "my-model", tokenizer)  # AutoModelForCausalLM.from_pretrained("my-model") reads it
 
 A directory holds config.json, model.safetensors (or shards of it), generation_config.json and a tokenizer's
 files: characters, or byte-level BPE. Weights are read from safetensors only: a pickle can run code. Nothing
@@ -132,8 +132,8 @@ def load_weights(model: LanguageModel, path: str | Path) -> None:
 
 def save_pretrained(
     model: LanguageModel,
-    tokenizer: AnyTokenizer,
     directory: str | Path,
+    tokenizer: AnyTokenizer | None = None,
     *,
     max_shard_size: int | str = "5GB",
     dtype: torch.dtype | None = None,
@@ -143,6 +143,7 @@ def save_pretrained(
     Each file is replaced as a whole. A directory with a manifest, a finished checkpoint, is never written to.
 
     Args:
+        tokenizer: goes into the same directory; without one it holds the model alone.
         max_shard_size: bytes, or "500MB"; weights that take more are written in several files and an index.
         dtype: what to write, torch.float32, float16 or bfloat16; None is what the model has. (A float64
             model, or one of several dtypes, is written in float32.)
@@ -156,10 +157,11 @@ def save_pretrained(
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
     parse_size(max_shard_size)  # its error comes before anything is written
-    _require_same_vocabulary(model, tokenizer)
+    if tokenizer is not None:
+        _require_same_vocabulary(model, tokenizer)
     stored = _stored_dtype(model, dtype)
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
-    special_ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
     settings = {
         CONFIG: {**config, "dtype": _STORED[stored]},

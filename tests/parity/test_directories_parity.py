@@ -26,7 +26,7 @@ from minigpt.weights.pretrained import (
     load_tokenizer,
     save_pretrained,
 )
-from tests.doors import RunDoor
+from tests.commands import RunCommand
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
 
@@ -36,14 +36,11 @@ SIZE = 6000  # bytes; the models below take several such shards in each precisio
 
 
 @pytest.fixture(autouse=True)
-def quiet_transformers(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def quiet_transformers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Its log must stay empty: it is where it reports unexpected keys and the like."""
-    logger = logging.getLogger("transformers")
-    before = logger.propagate
-    logger.propagate = True
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="transformers"):
         yield
-    logger.propagate = before
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
@@ -113,7 +110,7 @@ def test_ours_is_read_there_and_theirs_here(
     family, make_tokenizer, spare = CASES[case]
     tokenizer = make_tokenizer()
     model = make(family, tokenizer.get_vocab_size() + spare, dtype)
-    save_pretrained(model, tokenizer, tmp_path / "ours", max_shard_size=size)
+    save_pretrained(model, tmp_path / "ours", tokenizer, max_shard_size=size)
     assert (tmp_path / "ours" / INDEX).exists() == (size == SIZE)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
@@ -134,7 +131,7 @@ def test_ours_is_read_there_and_theirs_here(
     back_tokenizer = load_tokenizer(tmp_path / "theirs")
     assert back_tokenizer.fingerprint == tokenizer.fingerprint
 
-    save_pretrained(back, back_tokenizer, tmp_path / "again", max_shard_size=size)
+    save_pretrained(back, tmp_path / "again", back_tokenizer, max_shard_size=size)
     for path in sorted((tmp_path / "ours").glob("model*")):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again", attn_implementation="eager")
@@ -147,7 +144,7 @@ def test_generation_ends_where_our_tokenizer_says(case: str, tmp_path: Path) -> 
     family, make_tokenizer, spare = CASES[case]
     tokenizer = make_tokenizer()
     model = make(family, tokenizer.get_vocab_size() + spare, torch.float32)
-    save_pretrained(model, tokenizer, tmp_path)
+    save_pretrained(model, tmp_path, tokenizer)
     settings = transformers.GenerationConfig.from_pretrained(tmp_path)
     assert (settings.eos_token_id, settings.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
     assert not settings.do_sample
@@ -156,7 +153,7 @@ def test_generation_ends_where_our_tokenizer_says(case: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3 tied"])
 def test_a_byte_level_model_without_sep_continues_the_text(
-    family: str, tmp_path: Path, run_door: RunDoor
+    family: str, tmp_path: Path, run_command: RunCommand
 ) -> None:
     """As `generate` of transformers does from the same ids; nothing is put behind the prompt."""
     tokenizer = BpeTokenizer.train(["low lower lowest 你好"] * 3, vocab_size=270)
@@ -166,9 +163,11 @@ def test_a_byte_level_model_without_sep_continues_the_text(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = BpeTokenizer.from_folder(tmp_path)
     assert tokenizer.sep_token_id is None
-    save_pretrained(make(family, tokenizer.get_vocab_size(), torch.float32), tokenizer, tmp_path)
+    save_pretrained(make(family, tokenizer.get_vocab_size(), torch.float32), tmp_path, tokenizer)
     prompt = "lowest 你"
-    done = run_door("generate.py", "--model", tmp_path, "--question", prompt, "--max_new_tokens", 5, "--json")
+    done = run_command(
+        "generate.py", "--model", tmp_path, "--question", prompt, "--max_new_tokens", 5, "--json"
+    )
     assert done.code == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([tokenizer.encode_text(prompt)])
@@ -237,7 +236,7 @@ def test_the_published_tokenizers_go_round(folder: str, family: str, entries: in
         model: LanguageModel = GPTLMHeadModel(GPTConfig(4, 2, 1, 0.1, 16, rows, True, "tanh"))
     else:
         model = Qwen3ForCausalLM(Qwen3Config(rows, 4, 8, 1, 2, 1, 2, 16))
-    save_pretrained(model, tokenizer, tmp_path / "saved", dtype=torch.bfloat16)
+    save_pretrained(model, tmp_path / "saved", tokenizer, dtype=torch.bfloat16)
     back, back_tokenizer = load_model_and_tokenizer(tmp_path / "saved")
     assert back.config.vocab_size == rows
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")

@@ -38,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
                 weight.data *= 30 if "wpe" in name else 9
         ours = ours.float().double()  # a checkpoint holds single precision
         folder: Path = tmp_path_factory.mktemp("parity") / str(seed)
-        save_pretrained(ours, tokenizer, folder)
+        save_pretrained(ours, folder, tokenizer)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
         theirs.generation_config = transformers.GenerationConfig()
         found.append((ours, theirs))

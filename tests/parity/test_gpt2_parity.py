@@ -31,14 +31,11 @@ CHARACTERS = "你好吗？我很\n \r\t<sep>abAé\u0301😀👩\u200d🚀"
 
 
 @pytest.fixture(autouse=True)
-def quiet_transformers(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def quiet_transformers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Its log must stay empty: it is where it reports unexpected keys and the like."""
-    logger = logging.getLogger("transformers")
-    before = logger.propagate
-    logger.propagate = True
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="transformers"):
         yield
-    logger.propagate = before
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
@@ -133,7 +130,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(
     bias: bool, gelu: str, tmp_path: Path
 ) -> None:
     model = our_model(bias, gelu)
-    save_pretrained(model, tokenizer(), tmp_path / "ours")
+    save_pretrained(model, tmp_path / "ours", tokenizer())
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
     )
@@ -209,7 +206,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("saved")
-    save_pretrained(our_model(), tokenizer(), path)
+    save_pretrained(our_model(), path, tokenizer())
     return path
 
 

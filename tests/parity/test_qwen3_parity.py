@@ -35,14 +35,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-5}
 
 
 @pytest.fixture(autouse=True)
-def quiet_transformers(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def quiet_transformers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Its log must stay empty: it is where it reports unexpected keys and the like."""
-    logger = logging.getLogger("transformers")
-    before = logger.propagate
-    logger.propagate = True
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="transformers"):
         yield
-    logger.propagate = before
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
@@ -170,7 +167,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(tied: bool,
     config = replace(CONFIGS[1], vocab_size=len(WORDS), tie_word_embeddings=tied)
     model = Qwen3ForCausalLM(config).eval()
     random_weights(model)
-    save_pretrained(model, tokenizer(), tmp_path / "ours")
+    save_pretrained(model, tmp_path / "ours", tokenizer())
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
     )

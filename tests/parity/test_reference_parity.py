@@ -343,7 +343,7 @@ def test_our_own_checkpoints(bias: bool, gelu: Any, tmp_path: Path) -> None:
     )
     model = GPTLMHeadModel(GPTConfig(16, 2, 2, 0.1, 12, 7, bias, gelu)).eval()
     random_weights(model)
-    save_pretrained(model, tokenizer, tmp_path)
+    save_pretrained(model, tmp_path, tokenizer)
     config, params = weights.load(tmp_path)
     assert config["minigpt_bias"] == bias
     ids = some_ids(7, 12)

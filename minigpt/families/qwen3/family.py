@@ -16,6 +16,7 @@ from minigpt.errors import InputError
 from minigpt.families.checks import require_fixed, require_keys
 from minigpt.families.family import Family, Weight
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.qwen3.native import list_operations, rotary_table
 
 __all__ = ["FAMILY"]
 
@@ -158,4 +159,6 @@ FAMILY = Family(
         "layer_norm_rms_eps": config.rms_norm_eps,
         "rope_freq_base": config.rope_theta,
     },
+    list_operations=list_operations,
+    rotary_table=rotary_table,
 )

@@ -1,4 +1,4 @@
-"""The command line; what it does is in benchmarks/survival/__init__.py."""
+"""The command line; what it does is in tests/survival/__init__.py."""
 
 import argparse
 import gc
@@ -8,15 +8,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import survival
-from benchmarks.survival.bad_numbers import numbers, order
-from benchmarks.survival.bench import Bench, Table
-from benchmarks.survival.corpus import corpus
-from benchmarks.survival.cost import cost
-from benchmarks.survival.damage import damage, disk
-from benchmarks.survival.interruptions import kill, signals
-from benchmarks.survival.several import processes, sharded
 from minigpt.console.terminal import table
+from tests import survival
+from tests.survival.bad_numbers import numbers, order
+from tests.survival.bench import Bench, Table
+from tests.survival.corpus import corpus
+from tests.survival.cost import cost
+from tests.survival.damage import damage, disk
+from tests.survival.interruptions import kill, signals
+from tests.survival.several import processes, sharded
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "kill": kill,
@@ -37,8 +37,10 @@ COUNTS = {  # how many trials, or how much data: --toy, --full
     "bad_steps": (100, 100),
     "resumes": (1000, 1000),
     "lost": (2, 20),  # processes of several that are killed
-    "gigabytes": (0.05, 5.0),  # of text
-    "bpe_gigabytes": (0.02, 0.5),  # of it, with byte-pair encoding
+    "steps": (30, 60),  # of the run that is disturbed
+    "gigabytes": (0.02, 5.0),  # of text
+    "bpe_gigabytes": (0.001, 0.5),  # of it, with byte-pair encoding
+    "sampled": (100_000, 2_000_000),  # characters that byte-pair encoding learns its vocabulary from
     "megabytes": (16, 1024),  # of a checkpoint that is verified
 }
 
@@ -46,7 +48,7 @@ COUNTS = {  # how many trials, or how much data: --toy, --full
 def main() -> None:
     """Run the parts, print the table and one JSON object."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.survival",
+        prog="python -m tests.survival",
         description=survival.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,7 +57,6 @@ def main() -> None:
     size.add_argument("--full", action="store_true", help="large counts, and every point everywhere")
     for name, (toy, full) in COUNTS.items():
         parser.add_argument(f"--{name}", type=type(full), help=f"{toy} with --toy, {full} with --full")
-    parser.add_argument("--steps", type=int, default=60, help="of the run that is disturbed")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
     parser.add_argument("--demo", action="store_true", help="also train the demo, for the share of its time")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import mmap
 import os
+import runpy
 import signal
 import socket
 import struct
@@ -15,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # the optimisers load it, the door loads tyro: every child would anew
-import tyro  # noqa: F401
+import torch._dynamo  # the optimisers load it: every child would anew
 
-from minigpt import train
-from minigpt.console import command_line
 from minigpt.storage import files
 from minigpt.training import checkpoint, parallel, run_data
 from minigpt.training import estimate as report
-from minigpt.training.config import TrainConfig
+from minigpt.training import run as _run  # noqa: F401 -- or every child would import it again
 from minigpt.training.loop import Trainer
 from minigpt.training.step import StepBatches, TrainStep
 
@@ -118,7 +116,7 @@ def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
         return child
     code = 1
     try:
-        for number in SIGNALS:  # before the door has its own: nothing is lost
+        for number in SIGNALS:  # before the command has its own: nothing is lost
             signal.signal(number, lambda signum, _: os._exit(128 + signum))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -128,7 +126,7 @@ def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
         if prepare is not None:
             prepare()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        command_line.run(TrainConfig, train.main, defaults=train.defaults)
+        runpy.run_module("minigpt.train", run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:

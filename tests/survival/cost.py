@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.survival.bench import Bench
-from benchmarks.survival.children import finished, start
-from benchmarks.survival.runs import void
 from minigpt.data.reader import read_conversations
 from minigpt.data.split import split_conversations, write_split
 from minigpt.storage import files
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training import checkpoint
 from minigpt.training.checkpointer import Checkpointer
+from tests.survival.bench import Bench
+from tests.survival.children import finished, start
+from tests.survival.runs import void
 
 
 def cost(bench: Bench) -> None:

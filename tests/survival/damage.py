@@ -7,10 +7,10 @@ import resource
 import shutil
 from pathlib import Path
 
-from benchmarks.survival.bench import Bench
-from benchmarks.survival.children import at_point
-from benchmarks.survival.runs import flip, newest_step
 from minigpt.training import checkpoint
+from tests.survival.bench import Bench
+from tests.survival.children import at_point
+from tests.survival.runs import flip, newest_step
 
 
 def damage(bench: Bench) -> None:

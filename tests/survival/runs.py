@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.survival.children import Prepare, finished, start
 from minigpt.storage import files
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training import checkpoint
 from minigpt.training.config import TrainConfig
+from tests.survival.children import Prepare, finished, start
 
 EVERY = 2  # steps between checkpoints
 

@@ -1,8 +1,8 @@
 """Does training survive? Kill it, signal it, damage its files, fill its disk, feed it NaN; then count.
 
-    python -m benchmarks.survival --toy                 # what the tests run: a minute or two on one core
-    python -m benchmarks.survival --full --output benchmarks/results/NAME.json
-    python -m benchmarks.survival --kills 500 --only kill signal
+    python -m tests.survival --toy                 # what the tests run: a minute or two on one core
+    python -m tests.survival --full --output benchmarks/results/NAME.json
+    python -m tests.survival --kills 500 --only kill signal
 
 Every run is `minigpt train` itself, through its door, on a tiny model; each runs in a fork of this process,
 which has imported torch but never computed with it, so that starting one takes a tenth of a second. Runs are

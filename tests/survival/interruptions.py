@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.survival.bench import Bench
-from benchmarks.survival.children import SIGNALS, WATCH, Watch, at_point, die, finished, start, watched
-from benchmarks.survival.runs import EVERY, newest_step
 from minigpt.training import checkpoint
+from tests.survival.bench import Bench
+from tests.survival.children import SIGNALS, WATCH, Watch, at_point, die, finished, start, watched
+from tests.survival.runs import EVERY, newest_step
 
 LIMIT = 5.0  # seconds from a signal to the exit
 ONCE = ("reading", "resuming", "estimating")  # long before the end: a run that ends well missed the signal
@@ -54,7 +54,7 @@ def kill(bench: Bench) -> None:
         return None if code == 0 else code == -signal.SIGKILL
 
     # long enough that a few checkpoints are written, of which the run consists
-    longest = bench.reference.seconds * min(1.0, 20 * EVERY / bench.options.steps)
+    longest = bench.reference.seconds * min(1.0, 10 * EVERY / bench.options.steps)
     instants = [bench.random.uniform(0, longest) for _ in range(bench.options.kills)]
     held = bench.chain("random", instants, anywhere)
     bench.table.add("kill", "SIGKILL at random instants", len(instants), held)

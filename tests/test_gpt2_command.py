@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from minigpt.families.gpt2.openai_checkpoint import read_checkpoint
 from minigpt.families.gpt2.presets import OPENAI_FILES
 from minigpt.tokenization.bpe import BpeTokenizer
-from tests.doors import Result, RunDoor
+from tests.commands import Result, RunCommand
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "tests" / "golden" / "openai_gpt2_tiny"
@@ -25,16 +25,16 @@ EXPECTED = json.loads((FIXTURE / "expected.json").read_text(encoding="utf-8"))
 PROMPT, NEXT = EXPECTED["prompt"], EXPECTED["next_ids"]
 BACKENDS = ("numpy", "jax", "torch")
 
-Door = Callable[..., Result]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
-def door(run_door: RunDoor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+def command(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """`python gpt2.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return partial(run_door, "../gpt2.py")
+    return partial(run_command, "../gpt2.py")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -75,16 +75,16 @@ def copy_of_hugging_face_form(folder: Path, prefix: str = "transformer.") -> Pat
     return folder
 
 
-def run(door: Door, *arguments: object) -> Result:
+def run(command: Command, *arguments: object) -> Result:
     """With the fixture as the model."""
-    return door("--models_dir", FIXTURE.parent, "--model_size", FIXTURE.name, *arguments)
+    return command("--models_dir", FIXTURE.parent, "--model_size", FIXTURE.name, *arguments)
 
 
 # -- what it writes -----------------------------------------------------------------------------------------
 
 
-def test_all_backends_write_what_tensorflow_wrote(door: Door, backend: str) -> None:
-    result = run(door, PROMPT, "--n_tokens_to_generate", len(NEXT), "--backend", backend, "--json")
+def test_all_backends_write_what_tensorflow_wrote(command: Command, backend: str) -> None:
+    result = run(command, PROMPT, "--n_tokens_to_generate", len(NEXT), "--backend", backend, "--json")
     assert (result.code, result.err) == (0, "")
     found = json.loads(result.out)
     assert found["ids"] == NEXT
@@ -92,9 +92,9 @@ def test_all_backends_write_what_tensorflow_wrote(door: Door, backend: str) -> N
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
-def test_hugging_faces_form(door: Door, backend: str, tmp_path: Path, prefix: str) -> None:
+def test_hugging_faces_form(command: Command, backend: str, tmp_path: Path, prefix: str) -> None:
     copy_of_hugging_face_form(tmp_path / "models" / "mine", prefix)
-    result = door(
+    result = command(
         PROMPT, "--model_size", "mine", "--n_tokens_to_generate", 20, "--backend", backend, "--json"
     )
     assert (result.code, result.err) == (0, "")
@@ -105,19 +105,19 @@ def test_the_prompt_is_encoded_as_openai_would() -> None:
     assert BpeTokenizer.from_folder(FIXTURE).encode_text(PROMPT) == EXPECTED["prompt_ids"]
 
 
-def test_text(door: Door) -> None:
+def test_text(command: Command) -> None:
     """NumPy is the default. Control characters (the model likes U+001F) are escaped."""
-    result = run(door, PROMPT, "--n_tokens_to_generate", 5)
+    result = run(command, PROMPT, "--n_tokens_to_generate", 5)
     raw = b"".join(BpeTokenizer.from_folder(FIXTURE).token_bytes(index) for index in NEXT[:5])
     assert raw[-1:] == b"\x1f"
     assert result == (0, raw[:-1].decode("utf-8", "replace") + "\\x1f\n", "")
 
 
-def test_to_the_end_of_the_context(door: Door, backend: str) -> None:
+def test_to_the_end_of_the_context(command: Command, backend: str) -> None:
     room = 48 - len(EXPECTED["prompt_ids"])
-    result = run(door, PROMPT, "--n_tokens_to_generate", room, "--backend", backend, "--json")
+    result = run(command, PROMPT, "--n_tokens_to_generate", room, "--backend", backend, "--json")
     assert json.loads(result.out)["ids"][: len(NEXT)] == NEXT
-    result = run(door, PROMPT, "--n_tokens_to_generate", room + 1, "--backend", backend)
+    result = run(command, PROMPT, "--n_tokens_to_generate", room + 1, "--backend", backend)
     assert (result.code, result.out) == (2, "")
     assert "the model reads 48 tokens: 15 of the prompt and --n_tokens_to_generate 34" in result.err
 
@@ -177,28 +177,28 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["124M", "gpt2"])
-def test_a_mirror(door: Door, server: str, tmp_path: Path, name: str) -> None:
+def test_a_mirror(command: Command, server: str, tmp_path: Path, name: str) -> None:
     served = copy_of_openai_form(tmp_path / "served" / "124M")
     arguments = (PROMPT, "--n_tokens_to_generate", 20, "--model_size", name, "--json")
-    result = door(*arguments, "--mirror", server)
+    result = command(*arguments, "--mirror", server)
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["ids"] == NEXT
     shutil.rmtree(served)
     assert {path.name for path in (tmp_path / "models" / "124M").iterdir()} == set(OPENAI_FILES)
-    assert json.loads(door(*arguments).out)["ids"] == NEXT  # the second time from the disk
+    assert json.loads(command(*arguments).out)["ids"] == NEXT  # the second time from the disk
 
 
-def test_hf_endpoint(door: Door, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hf_endpoint(command: Command, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy_of_hugging_face_form(tmp_path / "served/openai-community/gpt2-large/resolve/main")
     monkeypatch.setenv("HF_ENDPOINT", server)
-    result = door(PROMPT, "--n_tokens_to_generate", 20, "--model_size", "774M", "--json")
+    result = command(PROMPT, "--n_tokens_to_generate", 20, "--model_size", "774M", "--json")
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["ids"] == NEXT
 
 
-def test_what_is_missing_there(door: Door, server: str, tmp_path: Path) -> None:
+def test_what_is_missing_there(command: Command, server: str, tmp_path: Path) -> None:
     (copy_of_openai_form(tmp_path / "served" / "355M") / "vocab.bpe").unlink()
-    result = door(PROMPT, "--model_size", "355M", "--mirror", server)
+    result = command(PROMPT, "--model_size", "355M", "--mirror", server)
     assert result.code == 2
     assert result.err == (
         f"gpt2.py: error: {server}/355M/vocab.bpe cannot be downloaded: the server answers 404 (File not "
@@ -225,41 +225,41 @@ def test_what_is_missing_there(door: Door, server: str, tmp_path: Path) -> None:
         (["x", "--mirror", "ftp://a"], "mirror must be an address like https://example.org/models: got 'ftp"),
     ],
 )
-def test_bad_input(door: Door, arguments: list[str], text: str) -> None:
-    result = door(*arguments)
+def test_bad_input(command: Command, arguments: list[str], text: str) -> None:
+    result = command(*arguments)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith(f"gpt2.py: error: {text}")
     assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("prompt", ["-x", "--help", "--n_tokens_to_generate"])
-def test_a_prompt_that_looks_like_a_flag(door: Door, prompt: str) -> None:
-    result = run(door, "--n_tokens_to_generate", 1, "--json", "--", prompt)
+def test_a_prompt_that_looks_like_a_flag(command: Command, prompt: str) -> None:
+    result = run(command, "--n_tokens_to_generate", 1, "--json", "--", prompt)
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["prompt"] == prompt
 
 
-def test_a_folder_of_ones_own_that_lacks_a_file(door: Door, backend: str, tmp_path: Path) -> None:
+def test_a_folder_of_ones_own_that_lacks_a_file(command: Command, backend: str, tmp_path: Path) -> None:
     folder = copy_of_openai_form(tmp_path / "models" / "mine")
     (folder / "model.ckpt.index").unlink()
-    result = door("x", "--model_size", "mine", "--backend", backend)
+    result = command("x", "--model_size", "mine", "--backend", backend)
     assert result.code == 2
     assert result.err.startswith("gpt2.py: error: models/mine/model.ckpt.index is missing")
 
 
-def test_a_tokenizer_of_another_model(door: Door, backend: str, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model(command: Command, backend: str, tmp_path: Path) -> None:
     folder = copy_of_openai_form(tmp_path / "models" / "mine")
     words = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     (folder / "encoder.json").write_text(json.dumps(words | {"zz": len(words)}))
     with (folder / "vocab.bpe").open("a") as file:
         file.write("z z\n")
-    result = door("x", "--model_size", "mine", "--backend", backend)
+    result = command("x", "--model_size", "mine", "--backend", backend)
     assert result.code == 2
     assert "the tokenizer has 272 entries, the model 271: they do not belong together" in result.err
 
 
-def test_without_jax(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jax(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax", None)  # then `import jax` raises ImportError
-    result = door("x", "--backend", "jax")  # 124M, which is not there: nothing is downloaded before
+    result = command("x", "--backend", "jax")  # 124M, which is not there: nothing is downloaded before
     assert result.code == 2
     assert 'pip install "minigpt[jax]"' in result.err

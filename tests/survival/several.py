@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.survival.bench import Bench
-from benchmarks.survival.children import finished, start_several, stopped
-from benchmarks.survival.runs import digest
+from tests.survival.bench import Bench
+from tests.survival.children import finished, start_several, stopped
+from tests.survival.runs import digest
 
 IN_A_RUN = 5  # kills, before it may finish
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.survival.runs import Runs, digest, flip, void
 from minigpt.storage import files
 from minigpt.training import checkpoint
+from tests.survival.runs import Runs, digest, flip, void
 
 __all__ = ["Bench", "Table"]
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.survival.bench import Bench
 from minigpt.data.memory_mapped import Tokens, read_manifest
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
+from tests.survival.bench import Bench
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 10**9  # bytes of memory
@@ -40,7 +40,7 @@ def corpus(bench: Bench) -> None:
     prepared(bench, text, size, "char", "one token a character")
     size = min(size, round(bench.options.bpe_gigabytes * 1e9) // line_bytes() * line_bytes())
     os.truncate(text, size)
-    sample = text.open(encoding="utf-8").read(2_000_000)
+    sample = text.open(encoding="utf-8").read(bench.options.sampled)
     BpeTokenizer.train([sample], 8000).save(folder / "bpe")
     prepared(bench, text, size, str(folder / "bpe"), "byte-pair encoding")
     shutil.rmtree(folder)

@@ -4,12 +4,12 @@ import itertools
 import json
 import shutil
 
-from benchmarks.survival.bench import Bench
-from benchmarks.survival.children import at_point, die, poisoned
-from benchmarks.survival.runs import EVERY, digest, is_done, is_finite
 from minigpt.data.batches import BatchPlan
 from minigpt.training import checkpoint, run_data
 from minigpt.training.non_finite import NonFiniteGuard
+from tests.survival.bench import Bench
+from tests.survival.children import at_point, die, poisoned
+from tests.survival.runs import EVERY, digest, is_done, is_finite
 
 
 def numbers(bench: Bench) -> None:

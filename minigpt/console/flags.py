@@ -1,0 +1,260 @@
+"""Flags from a dataclass: what a command line says, as a dictionary, and the text of --help.
+
+Each field is a flag, the text below it its line of help. A comment right above a field begins a group.
+
+    n_layer: int = 6                            --n_layer 4, --n_layer=4, --n-layer 4
+    bias: bool = False                          --bias, --no_bias
+    gelu: Literal["exact", "tanh"] = "exact"    --gelu tanh
+    choices: tuple[str, ...] = ()               --choices 2 3 4
+    run: Path = field(..., metadata=POSITIONAL) a value without a flag before it
+    generation: dict = fields_of(GenerationOptions, ["top_k"])    that class's fields are flags, too
+
+Not argparse: of its sentences about wrong flags and of its help not one would stay as it is.
+"""
+
+import ast
+import dataclasses
+import itertools
+import shutil
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from minigpt.errors import InputError, unknown_name
+
+__all__ = ["POSITIONAL", "Flag", "fields_of", "flags_of", "help_text", "parse"]
+
+POSITIONAL = {"positional": True}
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+_MARGIN = 26  # columns of a flag's name in the help
+
+
+def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
+    """A field that holds a dictionary: those of the named fields of another dataclass that were given.
+
+    With a text below it, this is the one group of these flags in the help; else they have their class's.
+    """
+    metadata = {"fields_of": options, "names": tuple(names), "shows_defaults": shows_defaults}
+    return dataclasses.field(default_factory=dict, metadata=metadata)
+
+
+class Flag(NamedTuple):
+    """What a field is on the command line."""
+
+    name: str
+    kind: Any  # of one value: int, float, str, Path, a Literal; bool: a switch
+    is_list: bool
+    is_positional: bool
+    default: object  # MISSING: it must be given
+    holder: str  # the field whose dictionary it goes to; "": it is a field itself
+
+    @property
+    def title(self) -> str:
+        """As it is typed."""
+        return self.name.upper() if self.is_positional else f"--{self.name}"
+
+
+def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict[str, Flag]:
+    """The flags of a dataclass by their names: all of its fields, or the named ones."""
+    found: dict[str, Flag] = {}
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if inner := field.metadata.get("fields_of"):
+            inside = flags_of(inner, field.name, field.metadata["names"])
+            shown = field.metadata["shows_defaults"]
+            found |= {name: flag if shown else flag._replace(default=None) for name, flag in inside.items()}
+        elif not names or field.name in names:
+            kind, is_list = _kind(hints[field.name])
+            is_positional = "positional" in field.metadata
+            found[field.name] = Flag(field.name, kind, is_list, is_positional, field.default, holder)
+    return found
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether there may be several. Of several types the first that fits."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    members = typing.get_args(hint) if is_union else (hint,)
+    for member in members:
+        if (origin := typing.get_origin(member)) and issubclass(_class(origin), Sequence):
+            return typing.get_args(member)[0], True
+    return bool if bool in members else next(
+        one for one in members if one in _METAVARS or typing.get_origin(one) is Literal
+    ), False
+
+
+def _class(origin: Any) -> type:
+    return origin if isinstance(origin, type) else object
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
+    """What a command line gives: field -> value. Fields that it does not name are left out.
+
+    Raises:
+        InputError: for an unknown flag (naming the nearest), a missing or unreadable value.
+    """
+    flags = flags_of(options)
+    places = [flag for flag in flags.values() if flag.is_positional]
+    given: dict[str, Any] = {}
+    strays: list[str] = []
+
+    def take(flag: Flag, value: object) -> None:
+        (given.setdefault(flag.holder, {}) if flag.holder else given)[flag.name] = value
+
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":  # what follows is no flag, whatever it looks like
+            strays += words
+            break
+        if not _is_flag(word):
+            strays.append(word)
+            continue
+        written, equals, text = word.partition("=")
+        flag, is_on = _find(flags, written)
+        if flag.kind is bool:
+            if equals:
+                raise InputError(f"{written} takes no value: write --{flag.name} or --no_{flag.name}")
+            take(flag, is_on)
+            continue
+        texts = [text] if equals else []
+        while words and not equals and not _is_flag(words[0]) and (flag.is_list or not texts):
+            texts.append(words.pop(0))
+        if not texts:
+            raise InputError(f"{flag.title} needs a value (one that begins with '-': {flag.title}=VALUE)")
+        values = tuple(_read(flag, text) for text in texts)
+        take(flag, values if flag.is_list else values[0])
+    for flag, text in zip(places, strays):
+        take(flag, _read(flag, text))
+    if more := strays[len(places) :]:
+        raise InputError(
+            f"unexpected argument: {' '.join(more)} (a value with spaces needs quotes around it)"
+        )
+    for flag in flags.values():
+        if flag.default is dataclasses.MISSING and not flag.holder and flag.name not in given:
+            raise InputError(f"{flag.title} is missing: see --help")
+    return given
+
+
+def _is_flag(word: str) -> bool:
+    """Whether a word is meant as a flag; a dash as a word processor writes it counts, a number does not."""
+    if word[:1] not in ("-", "—", "–") or word == "-":
+        return False
+    try:
+        float(word)
+    except ValueError:
+        return True
+    return False
+
+
+def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
+    """The flag, and whether a switch is on: not after `no_`."""
+    name = written.removeprefix("--").replace("-", "_") if written.startswith("--") else ""
+    positive = name.removeprefix("no_")
+    known = {name: flag for name, flag in flags.items() if not flag.is_positional}
+    if name in known:
+        return known[name], True
+    if positive in known and known[positive].kind is bool:
+        return known[positive], False
+    if name in flags:
+        raise InputError(f"unknown flag {written!r}; write {flags[name].title} without a flag before it")
+    hint = "".join(f" ({flag.title} that begins with '-' is written at the end, after --)"
+                   for flag in flags.values() if flag.is_positional and not name)  # fmt: skip
+    raise InputError(unknown_name("flag", written, [f"--{one}" for one in [*known, "help"]]) + hint)
+
+
+def _read(flag: Flag, text: str) -> object:
+    if typing.get_origin(flag.kind) is Literal:
+        if text not in (choices := typing.get_args(flag.kind)):
+            raise InputError(f"{flag.title} must be one of {', '.join(map(repr, choices))}: got {text!r}")
+        return text
+    if flag.kind is Path and not text:
+        raise InputError(f"{flag.title} must be a path: got ''")
+    kind: Callable[[str], object] = flag.kind
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if flag.kind is int else "a number"
+        raise InputError(f"{flag.title} must be {what}: got {text!r}") from None
+
+
+# -- help --------------------------------------------------------------------------------------------------
+
+
+def help_text(options: type, program: str, source: str, defaults: object = None) -> str:
+    """All flags of a command in groups, each with its line of help, its choices and its default.
+
+    Args:
+        source: the file of a class that Python knows as __main__'s: under `minigpt VERB` that is another one.
+        defaults: an object of the class, whose values are shown as defaults instead of the class's.
+    """
+    width = min(80, shutil.get_terminal_size().columns)
+    flags = {name: flag._replace(default=getattr(defaults, name, flag.default))
+             for name, flag in flags_of(options).items()}  # fmt: skip
+    places = "".join(f" {flag.title}" if flag.default is dataclasses.MISSING else f" [{flag.title}]"
+                     for flag in flags.values() if flag.is_positional)  # fmt: skip
+    shown = [f"usage: {program}{places} [flags]", ""]
+    shown += textwrap.wrap(" ".join((options.__doc__ or "").split()), width)
+    group = None
+    for title, name, words in _described(options, source):
+        if title != group:
+            shown += ["", *textwrap.wrap(title or "Options", width)]
+            group = title
+        shown += _entry(flags[name], words, width)
+    return "\n".join(shown)
+
+
+def _entry(flag: Flag, words: str, width: int) -> list[str]:
+    label = f"  {flag.title}"
+    if flag.kind is bool:
+        label = f"  --[no_]{flag.name}" if flag.default is True else label
+    elif not flag.is_positional:
+        choices = typing.get_args(flag.kind)
+        metavar = f"{{{','.join(choices)}}}" if choices else _METAVARS[flag.kind]
+        label += f" {metavar}" + (f" [{metavar}]" if flag.is_list and not choices else "")
+    is_silent = flag.default is dataclasses.MISSING or isinstance(flag.default, bool)
+    if not is_silent and flag.default not in (None, "", ()):
+        words += f" (default {flag.default})"
+    lines = textwrap.wrap(words, width - _MARGIN)
+    first = f"{label:<{_MARGIN}}{lines.pop(0)}".rstrip() if lines and len(label) < _MARGIN else label
+    return [first, *(" " * _MARGIN + line for line in lines)]
+
+
+def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:
+    """Group, name and help of each flag, as the source has them; of a class's fields before its base's."""
+    seen = set()
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    for owner in filter(dataclasses.is_dataclass, options.__mro__):
+        for title, name, words in _texts(owner, source):
+            if name in seen or name not in fields:
+                continue
+            seen.add(name)
+            if inner := fields[name].metadata.get("fields_of"):
+                wanted = fields[name].metadata["names"]
+                inside = (row for row in _texts(inner, source) if row[1] in wanted)
+                yield from ((words or group, *rest) for group, *rest in inside)  # type: ignore[misc]
+            else:
+                yield title, name, words
+
+
+def _texts(owner: type, source: str) -> Iterator[tuple[str, str, str]]:
+    """The comment above a field or an earlier one, the field's name, the text below it."""
+    module = sys.modules.get(owner.__module__)
+    path = source if module is None or owner.__module__ == "__main__" else str(module.__file__)
+    text = Path(path).read_text(encoding="utf-8")
+    lines, group = text.splitlines(), ""
+    for node in ast.walk(ast.parse(text)):
+        if not (isinstance(node, ast.ClassDef) and node.name == owner.__name__):
+            continue
+        for field, below in itertools.pairwise([*node.body, ast.Pass()]):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                above = lines[field.lineno - 2].strip()
+                group = above.removeprefix("# ") if above.startswith("# ") else group
+                is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                yield group, field.target.id, str(below.value.value) if is_text else ""  # type: ignore[attr-defined]

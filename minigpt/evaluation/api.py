@@ -1,0 +1,200 @@
+"""A model measured on questions and answers, or on a text: what `minigpt eval` and `minigpt.evaluate` do.
+
+    evaluate(model, tokenizer, "data/val.jsonl")["exact_match"]
+    evaluate(model, tokenizer, [("1+1等于几？", "2")])
+    evaluate(model, tokenizer, text="novel.txt")["bits_per_byte"]
+
+Loss is measured on all tokens and on the answers' alone. Then every distinct question is answered with the
+most likely tokens and compared with its right answers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt.console.terminal import ProgressLine, warn
+from minigpt.data.batches import Batch, EncodedExamples, encode_conversations, encode_prompt
+from minigpt.data.conversation import Conversation, conversation_of_pair
+from minigpt.data.corpus import read_texts
+from minigpt.data.reader import read_conversations
+from minigpt.errors import InputError
+from minigpt.evaluation.answers import AnswerReport, Asked, by_question, score_answers
+from minigpt.evaluation.loss import LossReport, evaluate_loss
+from minigpt.evaluation.text import TextReport, evaluate_text
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import eos_of, generate_ids
+from minigpt.generation.options import GenerationOptions
+from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = [
+    "AnswersReport",
+    "evaluate",
+    "evaluate_conversations",
+    "evaluate_pieces",
+    "text_pieces",
+    "warn_of_unknown",
+]
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class AnswersReport:
+    """What a model does with questions and answers."""
+
+    losses: LossReport
+    scores: AnswerReport
+    conversations: int
+    pairs: int  # questions with their answers, of all conversations
+    max_length: int  # tokens of a conversation that the loss was measured on
+    cut: int  # conversations that are longer
+    context: int  # tokens that the model reads, at most
+    too_long: int  # questions that fill all of them, counted as not answered
+    unknown_characters: int  # questions with characters that are not in the vocabulary
+    answers: dict[Asked, str]  # to each distinct question
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready numbers."""
+        measured = {"all": self.losses.all.as_dict(), "answer": self.losses.answer.as_dict()}
+        names = ("conversations", "pairs", "cut", "too_long", "unknown_characters")
+        return {**measured, **self.scores.as_dict(), **{name: getattr(self, name) for name in names}}
+
+
+def evaluate(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    data: str | Path | Sequence[Conversation | tuple[str, str]] | None = None,
+    *,
+    text: str | Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    max_length: int = 0,
+    max_new_tokens: int | None = None,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Measure a model on questions and answers, or on a text; returns what `minigpt eval --json` prints.
+
+    Args:
+        data: questions and answers: a file, or (question, answer) pairs.
+        text: a file of plain text, instead.
+        batch_size: conversations measured, and questions answered, at once.
+        max_length: tokens of a conversation, or of a window of the text, that the loss is measured on; 0: as
+            many as the model reads.
+        max_new_tokens: tokens of an answer, at most.
+        strict: stop at the first bad record of a file instead of skipping it.
+
+    Raises:
+        InputError: for data that cannot be read, or without a single pair; for a tokenizer without <sep>,
+            unless a text is measured.
+    """
+    if (data is None) == (text is None):
+        raise InputError("evaluate needs questions and answers (data) or a text (text): give one of them")
+    if text is not None:
+        pieces = text_pieces(Path(text), strict)
+        warn_of_unknown(tokenizer, pieces)
+        return evaluate_pieces(model, tokenizer, pieces, max_length).as_dict()
+    skipped = 0
+    if isinstance(data, str | Path):
+        conversations, reading = read_conversations(Path(data), strict)
+        reading.print_summary()
+        skipped = len(reading.skipped)
+    else:
+        given = data or ()
+        conversations = [
+            one if isinstance(one, Conversation) else conversation_of_pair(*one) for one in given
+        ]
+    report = evaluate_conversations(model, tokenizer, conversations, batch_size, max_length, max_new_tokens)
+    return {**report.as_dict(), "skipped": skipped}
+
+
+def evaluate_conversations(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    conversations: Sequence[Conversation],
+    batch_size: int = BATCH_SIZE,
+    max_length: int = 0,
+    max_new_tokens: int | None = None,
+) -> AnswersReport:
+    """Loss on the conversations, and the model's answers to their questions. See `evaluate`."""
+    if not isinstance(tokenizer, Tokenizer):
+        raise InputError("the model has no <sep> behind a question: measure it on a text (--text FILE)")
+    limit = model.config.max_position_embeddings
+    if max_length > limit + 1:  # a conversation's last token is predicted, not read
+        raise InputError(
+            f"max_length={max_length} does not fit the model's block_size={limit}: at most {limit + 1} are "
+            "possible"
+        )
+    encoded = encode_conversations(conversations, tokenizer, max_length or limit)
+    losses = _loss(model, encoded, batch_size)
+    right = by_question(conversations)
+    options = GenerationOptions(max_new_tokens=max_new_tokens)
+    answers, too_long = _answers(model, tokenizer, list(right), options, batch_size)
+    return AnswersReport(
+        losses,
+        score_answers(list(answers.values()), list(right.values())),
+        conversations=len(conversations),
+        pairs=sum(len(one.exchanges) for one in conversations),
+        max_length=max_length or limit,
+        cut=encoded.n_cut,
+        context=limit,
+        too_long=too_long,
+        unknown_characters=sum(bool(tokenizer.unknown_characters(asked.question)) for asked in right),
+        answers=answers,
+    )
+
+
+def _loss(model: LanguageModel, encoded: EncodedExamples, batch_size: int) -> LossReport:
+    with ProgressLine("measuring the loss", len(encoded), patience=2.0) as progress:
+
+        def watched() -> Iterator[Batch]:
+            done = 0
+            for batch in encoded.in_order(batch_size):
+                yield batch
+                done += len(batch.rows)
+                progress.update(done)
+
+        return evaluate_loss(model, watched(), next(model.parameters()).device)
+
+
+def _answers(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    questions: Sequence[Asked],
+    options: GenerationOptions,
+    batch_size: int,
+) -> tuple[dict[Asked, str], int]:
+    """Question -> answer, "" where the question fills the whole context, and how many of these there are.
+
+    Where a conversation does not fit, its oldest questions are left out, so that half of the context is free.
+    """
+    context = model.config.max_position_embeddings
+    prompts = [encode_prompt(asked.before, asked.question, tokenizer, context // 2) for asked in questions]
+    short = [prompt for prompt in prompts if len(prompt) < context]
+    with ProgressLine("answering", len(short), patience=2.0) as progress:
+        eos = eos_of(tokenizer)
+        found = iter(generate_ids(model, short, options, eos, batch_size, progress.update, tokenizer))
+    answers = [tokenizer.decode(next(found).ids) if len(prompt) < context else "" for prompt in prompts]
+    return dict(zip(questions, answers)), len(prompts) - len(short)
+
+
+def text_pieces(path: Path, strict: bool = False) -> list[str]:
+    """A text file in pieces. Raises InputError for a folder, a missing or an unreadable file."""
+    if not path.is_file():
+        raise InputError(f"text {path} must be a file: {'it is a folder' if path.exists() else 'not found'}")
+    return list(read_texts(path, strict=strict))
+
+
+def evaluate_pieces(
+    model: LanguageModel, tokenizer: AnyTokenizer, pieces: Sequence[str], max_length: int = 0
+) -> TextReport:
+    """Loss and bits of a text in pieces. See `evaluate`."""
+    with ProgressLine("characters measured", sum(map(len, pieces)), patience=2.0) as progress:
+        return evaluate_text(model, tokenizer, pieces, max_length, progress.update)
+
+
+def warn_of_unknown(tokenizer: AnyTokenizer, pieces: Sequence[str]) -> None:
+    """Name the characters of a text that are not in the vocabulary, the first twenty."""
+    unknown = list(dict.fromkeys(c for piece in pieces for c in tokenizer.unknown_characters(piece)))
+    if unknown:
+        warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")

@@ -1,0 +1,64 @@
+"""A model, its tokenizer and its assistant, loaded to answer, for `minigpt generate` and `minigpt chat`.
+
+This module imports torch only when it loads: the weights' bytes are read meanwhile.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from minigpt.console.command_line import ModelOptions, lasting_imports, remembered_signals
+from minigpt.errors import InputError
+from minigpt.storage.read_ahead import ReadAhead
+
+if TYPE_CHECKING:
+    from minigpt.families.registry import LanguageModel
+    from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["Loaded", "load_to_answer", "require_model"]
+
+
+class Loaded(NamedTuple):
+    """What answers."""
+
+    folder: Path  # the checkpoint folder itself
+    model: "LanguageModel"
+    tokenizer: "AnyTokenizer"
+    assistant_model: "LanguageModel | None"
+
+
+def require_model(path: Path) -> None:
+    """Raise InputError, with advice for beginners, where there is nothing at a path."""
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist: train a model first (`minigpt train`; or `make demo`, then "
+            "--model output/demo/best), or name its folder with --model"
+        )
+
+
+@remembered_signals()  # some get lost while torch is imported
+def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loaded:
+    """Load with the precision, on the device and for the threads that the options name.
+
+    Raises:
+        InputError: as load_model_and_tokenizer; for a device that is not there.
+    """
+    require_model(options.model)
+    ahead = ReadAhead(options.model)  # beside the import of torch
+    with lasting_imports():
+        import torch
+
+        from minigpt.devices import pick_device
+        from minigpt.generation.native import dtype_to_load
+        from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
+        from minigpt.weights.quantized import set_precision
+
+    device = pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    folder = model_folder(options.model)
+    dtype = dtype_to_load(device)
+    model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
+    assistant = None
+    if assistant_model is not None:
+        assistant = set_precision(load_model(assistant_model, device, dtype), options.precision)
+    return Loaded(folder, set_precision(model, options.precision), tokenizer, assistant)
