@@ -3,12 +3,14 @@
     python benchmarks/architecture.py                     # this checkout
     python benchmarks/architecture.py ../before .         # two checkouts, side by side
     python benchmarks/architecture.py --json
+    python benchmarks/architecture.py --comments 50 --seed 1
 
 Counted are files and lines of the package, functions of more than 40 lines, public names, and the modules at
 the top of the package. Two stories are followed: the modules of minigpt that one training step enters (from
 one update of the weights to the next, nothing else being due), and those that one call of `minigpt.generate`
 enters. A step enters a module when it calls one of its functions; imports do not count. Each checkout runs in
-a process of its own.
+a process of its own. `--comments` prints comments and docstrings of the package, drawn at random: each
+should be understood at first reading.
 """
 
 import argparse
@@ -17,9 +19,12 @@ import contextlib
 import io
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import tempfile
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -141,6 +146,32 @@ def stories(root: Path) -> dict[str, list[str]]:
     return found
 
 
+def remarks(path: Path) -> Iterator[tuple[int, str]]:
+    """The comments and docstrings of a file, each with its line; a comment of several lines is one remark."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield node.body[0].lineno, text
+    blocks: list[tuple[int, int, list[str]]] = []  # first line, column, texts
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        (line, column), text = token.start, token.string.lstrip("#").strip()
+        if token.type != tokenize.COMMENT or re.match(r"noqa|type: ignore|fmt:|--", text):
+            continue
+        alone = not token.line[:column].strip()
+        if alone and blocks and (blocks[-1][0] + len(blocks[-1][2]), blocks[-1][1]) == (line, column):
+            blocks[-1][2].append(text)
+        else:
+            blocks.append((line, column, [text]))
+    yield from ((line, "\n".join(texts)) for line, _, texts in blocks)
+
+
+def drawn(root: Path, count: int, seed: int) -> list[str]:
+    """Remarks of the package, drawn at random; each begins with its file and line."""
+    files = sorted((root / "minigpt").rglob("*.py"))
+    found = [f"{path}:{line}\n{text}" for path in files for line, text in sorted(remarks(path))]
+    return random.Random(seed).sample(found, min(count, len(found)))
+
+
 def measured(root: Path) -> dict[str, Any]:
     """All numbers of one checkout; its stories come from a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -156,11 +187,17 @@ def main() -> None:
     )
     parser.add_argument("checkouts", nargs="*", type=Path, default=[Path()])
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--comments", type=int, metavar="N", help="print N comments and docstrings instead")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw of --comments")
     parser.add_argument("--stories", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.stories:
         sys.path.insert(0, str(chosen.stories))
         print(json.dumps(stories(chosen.stories)))
+        return
+    if chosen.comments is not None:
+        for root in chosen.checkouts:
+            print(*drawn(root, chosen.comments, chosen.seed), sep="\n\n")
         return
     found = {str(root): measured(root.resolve()) for root in chosen.checkouts}
     if chosen.json:

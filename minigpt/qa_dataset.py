@@ -1,10 +1,10 @@
-"""QADataset: a file of questions and answers as a torch Dataset, one conversation an item.
+"""QADataset: a file of questions and answers as a torch Dataset. Each item is one conversation.
 
     dataset = QADataset("data/train.jsonl", Tokenizer("data/vocab.json"), max_length=128)
     loader = torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)
 
-For reading along and for loops of your own. `minigpt train` itself uses `minigpt.data.batches`, which pads to
-the longest example of a batch instead of max_length.
+Use it to study the code, or in your own training loop. `minigpt train` itself uses `minigpt.data.batches`,
+which pads to the longest example of a batch instead of max_length.
 """
 
 from pathlib import Path

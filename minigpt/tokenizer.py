@@ -96,7 +96,7 @@ class Tokenizer:
         return ids
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of a text's characters, and nothing else."""
+        """The ids of a text's characters. No separator is added."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 

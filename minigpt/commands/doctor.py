@@ -64,7 +64,7 @@ def chosen_language(wanted: str) -> "Language":
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, examine, print."""
+    """Read a run's record, examine it and print the findings."""
     from minigpt.diagnosis.curves import read_curve, save_curve
     from minigpt.diagnosis.examination import examine
     from minigpt.diagnosis.record import read_record

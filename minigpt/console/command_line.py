@@ -279,7 +279,7 @@ def _json_line(result: dict[str, Any]) -> str:
     # Chinese stays readable where stdout can hold it; stdout itself escapes a lone surrogate, as JSON would
     ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
     line = json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False)
-    # JSON may hold these, but to str.splitlines and others a line would end there
+    # JSON may hold these characters, but str.splitlines and others would end a line at them
     return line.translate({0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"})
 
 

@@ -154,7 +154,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
-    """The flag, and whether a switch is on: not after `no_`."""
+    """The flag that a word names. The second value is False for a switch that is written with `no_`."""
     name = written.removeprefix("--").replace("-", "_") if written.startswith("--") else ""
     positive = name.removeprefix("no_")
     known = {name: flag for name, flag in flags.items() if not flag.is_positional}

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class ChatTokenizer(Protocol):
-    """What encoding a conversation needs of a tokenizer: the character Tokenizer has it, and BpeTokenizer."""
+    """The part of a tokenizer that encodes conversations; the character Tokenizer and BpeTokenizer fit."""
 
     @property
     def sep_token_id(self) -> int | None:
@@ -93,7 +93,7 @@ class EncodedExamples:
 
     @cached_property
     def _places_of_questions(self) -> npt.NDArray[np.int64]:
-        """Of each id its place in its row, or -1 where it belongs to an answer."""
+        """The place of each id in its row, or -1 if the id belongs to an answer."""
         places = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)
         return np.where(self.is_answer, -1, places)
 
@@ -127,7 +127,7 @@ class EncodedExamples:
 
     @property
     def answer_share(self) -> float:
-        """Of the tokens that have one before them, those that belong to answers."""
+        """The share of answer tokens among the targets: all tokens but the first of each row."""
         return float(self.is_answer.sum() / (self.lengths - 1).sum())
 
     @property

@@ -423,7 +423,7 @@ def _dump(value: Any) -> str:
 
 
 def _table(text: str, path: Path, is_head: IsHead) -> tuple[str, bool] | None:
-    """How a text is a table: by which delimiter, and whether with a head; None: it is none."""
+    """The delimiter of a table and whether it has a head; None if the text is no table."""
     is_named = path.suffix.lower() in (".csv", ".tsv")
     sample = text[: 1 << 16]
     for delimiter in ",\t;|":

@@ -22,7 +22,7 @@ _SHOWN = 5
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What shards.json says; None where there is none, or one that is damaged: then all is made anew."""
+    """The content of shards.json. None if it is missing or damaged: the shards are then written again."""
     try:
         manifest = read_json(folder / MANIFEST)
         is_whole = manifest.pop("own_sha256") == _digest(manifest) and manifest["format"] == 1

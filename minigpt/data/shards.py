@@ -53,7 +53,7 @@ _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards
 
 
 class TextTokenizer(Protocol):
-    """What a corpus needs of a tokenizer: the character Tokenizer has it, and BpeTokenizer."""
+    """The part of a tokenizer that encodes a corpus; the character Tokenizer and BpeTokenizer fit."""
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +80,7 @@ def end_of_text(tokenizer: TextTokenizer) -> int:
 
 @dataclass
 class _Counts:
-    """What was met in a piece of the corpus."""
+    """The counts of one piece of the corpus."""
 
     documents: int = 0
     tokens: int = 0
@@ -278,8 +278,8 @@ def prepare(
         folder: where the shards lie, or will.
         options: how the files are to be read.
         workers: processes; 0: one a core. The shards do not depend on it.
-        lock: called before anything is written; returns when nobody else writes there. Who finds shards that
-            fit needs none: the manifest comes last.
+        lock: called before anything is written; returns when nobody else writes there. It is not called if
+            the shards fit: the manifest is written last, so they are complete.
 
     Raises:
         InputError: for a corpus that cannot be read, or holds nothing; if the shards cannot be written.

@@ -128,7 +128,7 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
 
 
 def exchange_key(exchange: Exchange) -> Exchange:
-    """What makes two exchanges the same one: the question normalised, the answer as it is."""
+    """A key that is equal for equal exchanges: the question is normalised, the answer stays as it is."""
     return Exchange(normalise(exchange.question), exchange.answer)
 
 
@@ -137,7 +137,7 @@ def _identity(conversation: Conversation) -> tuple[Exchange, ...]:
 
 
 def _name(conversation: Conversation) -> str:
-    """Of one question: that question. Of several: all that was said, so that only equal ones share it."""
+    """A name that equal conversations share: the only question, or for several questions the whole text."""
     identity = _identity(conversation)
     if len(identity) == 1:
         return identity[0].question

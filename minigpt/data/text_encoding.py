@@ -39,7 +39,7 @@ _SENSIBLE = re.compile(
 )
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # bytes that are enough to tell an encoding
-_CERTAIN = 3.0  # how many times as likely as the next reading the first one must be
+_CERTAIN = 3.0  # the best reading must be this many times as likely as the second
 _ZEROS = 3  # bytes: a line end and the blanks of a sentence have as many; fewer may be a slip
 _ENOUGH = 8  # bytes that are not ASCII: fewer do not make anything certain
 _SHOWN = 12  # characters of a reading that a message shows

@@ -66,7 +66,7 @@ class Statistics:
 
     questions: npt.NDArray[np.int64]  # tokens of the questions
     answers: npt.NDArray[np.int64]  # tokens of the answers
-    exchanges: npt.NDArray[np.int64]  # questions with an answer
+    exchanges: npt.NDArray[np.int64]  # how many answered questions it has
     max_length: int
     cuts: list[Cut]
     vocab_size: int

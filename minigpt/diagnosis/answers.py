@@ -52,7 +52,7 @@ def ask(record: RunRecord, conversations: Sequence[Conversation]) -> tuple[list[
 
 
 def judge_answers(answers: Sequence[Answer], limit: int, max_length: int) -> list[Finding]:
-    """Do they end, do they differ, do they say something? (At least one answer.)"""
+    """Findings on whether the answers end, differ and say something. There is at least one answer."""
     count, found = len(answers), []
     ended = sum(answer.stop_reason == "eos" for answer in answers) / count
     if ended >= END_SHARE:

@@ -42,7 +42,7 @@ STEEP_SHARE, STEEP_NATS = 0.2, 0.1
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # Evaluations on a thousand pairs differ by chance by less than 1 %; below 0.02 nats nobody sees a difference.
 OVERFIT_SHARE, OVERFIT_NATS = 0.01, 0.02
-# A third of the time for half a per cent is not worth it.
+# The last third of a run is not worth its time if it lowers the loss by less than half a per cent.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
 # Mixed lengths and a busy machine make speeds differ by a tenth; a quarter is something else.
 SLOWER = 0.75

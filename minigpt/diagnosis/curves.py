@@ -31,7 +31,7 @@ BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
-# What does not move a loss: where things lie, looking on, the machine. All else is a curve's settings.
+# Options that do not change a loss: paths, reports, the machine. All others are the settings of a curve.
 _OF_NO_EFFECT = {
     *PER_CALL,
     *("recipe", "train_data", "val_data", "vocab_path", "text", "val_text", "shards", "output", "resume"),

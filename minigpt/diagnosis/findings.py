@@ -18,7 +18,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # the worst firs
 
 
 class Words(NamedTuple):
-    """What is said of a finding: what it is, then what to try (empty: nothing)."""
+    """The texts of a finding in both languages. Each advice says what to try; an empty one means nothing."""
 
     level: Level
     en: str

@@ -103,5 +103,5 @@ def parameter_shapes(model_class: Callable[[Any], nn.Module], config: Hashable) 
 
 
 def tensor_kind(tensor: Tensor) -> str:
-    """What `differences` compares: the shape, and the dtype, of which all floating-point ones are alike."""
+    """The text that `differences` compares: dtype and shape. All floating-point dtypes count as one."""
     return f"{'float' if tensor.is_floating_point() else tensor.dtype} {tuple(tensor.shape)}"

@@ -80,7 +80,7 @@ def allow_only(scores: Tensor, states: Sequence[State]) -> Tensor:
 
 
 class _Choice:
-    """What is left of each choice that is still possible."""
+    """The state of a list of choices: the rest of each choice that is still possible."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class _Grammar:
             grammar = LLMatcher.grammar_from_json_schema(
                 schema if isinstance(schema, str) else json.dumps(schema)
             )
-        # log_level 0: it would write to standard error
+        # without log_level=0 llguidance writes to standard error
         return cls(LLMatcher(LLTokenizer(words, eos_token=list(eos)), grammar, log_level=0), name)._checked()
 
     def _checked(self) -> "_Grammar":

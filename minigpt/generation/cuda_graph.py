@@ -56,7 +56,7 @@ def capacity(max_length: int, context: int) -> int:
 
 
 def sizes(largest: int, least: int) -> list[int]:
-    """What a number is rounded up to, so that there are few graphs: powers of two, and the largest.
+    """The sizes that a number is rounded up to, so that there are few graphs: powers of two, and the largest.
 
     >>> sizes(48, 1)
     [1, 2, 4, 8, 16, 32, 48]
@@ -77,7 +77,7 @@ def can_choose(sequence: Sequence) -> bool:
 
 
 class _Columns:
-    """What the model takes for its past_key_values: the first B slots, as if they held S - 1 tokens."""
+    """A view of the cache that the model uses as past_key_values: B slots, as if each held S - 1 tokens."""
 
     def __init__(self, cache: KeyValueCache, places: Tensor, rows: int, columns: int) -> None:
         self._cache, self._rows, self._columns = cache, rows, columns
@@ -161,7 +161,7 @@ class Graphs:
 
 
 class DecodeBurst:
-    """What some steps have written; on its way to the host."""
+    """The tokens that some steps have chosen, while they are copied to the host."""
 
     def __init__(self, written: Tensor, host: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -173,7 +173,10 @@ class DecodeBurst:
             self._event.record()
 
     def tokens(self) -> list[list[int]]:
-        """Of each step, an id of each row, or NOTHING or DAMAGED. Waits; good until two bursts later."""
+        """For each step and row an id, NOTHING or DAMAGED. Waits for the copy.
+
+        The memory is used again two bursts later: call it before.
+        """
         if self._event is not None:
             self._event.synchronize()
         ids: list[list[int]] = self._host.tolist()
@@ -324,7 +327,7 @@ class GraphDecoder:
         active &= sound & ~ended & (lengths < self._ends[:rows])
 
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
-        """What the model says behind ids (B,), the next token of each of the first slots: (B, V), float32."""
+        """The logits (B, V), in float32, after ids (B,), which are the next tokens of the first B slots."""
         B = len(ids)
         # A row that is not active must not overwrite its own tokens: it writes into the last column.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)

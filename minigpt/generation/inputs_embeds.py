@@ -19,7 +19,7 @@ __all__ = ["placeholders", "replaced_embeddings"]
 
 
 def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
-    """What makes vectors of ids: a family's first embedding; GPT's second one is of positions."""
+    """The module that turns ids into vectors: a model's first embedding. GPT's second is for positions."""
     kinds = nn.Embedding | NarrowEmbedding
     return next(module for module in model.base_model.modules() if isinstance(module, kinds))
 

@@ -18,7 +18,7 @@ __all__ = ["Loaded", "load_to_answer", "require_model"]
 
 
 class Loaded(NamedTuple):
-    """What answers."""
+    """A model that is ready to answer, with its folder and its tokenizer."""
 
     folder: Path  # the checkpoint folder itself
     model: "LanguageModel"

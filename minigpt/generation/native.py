@@ -120,7 +120,7 @@ def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
 
 
 def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
-    """What runs a model: C where that is possible, for float32 activations on a CPU with a C compiler.
+    """The runner of a model. It is C for float32 activations on a CPU with a C compiler, and else PyTorch.
 
     Warns once a process, with NativeStepWarning, where only the compiler is missing.
     """
@@ -288,7 +288,7 @@ class NativeRunner:
 
 
 class OperationList:
-    """What a family's `native.py` writes a model's operations into, for calls of up to n tokens."""
+    """A list that a family's `native.py` fills with a model's operations, for calls of up to n tokens."""
 
     def __init__(self, n: int) -> None:
         self._n = n

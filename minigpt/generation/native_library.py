@@ -40,7 +40,7 @@ _PATIENCE = 60  # seconds; two are usual
 
 
 class Build(NamedTuple):
-    """What came of building the library."""
+    """The result of building the library: the library, or why there is none."""
 
     library: Any | None  # a ctypes.CDLL
     reason: str = ""  # one line: why there is none
@@ -57,7 +57,7 @@ def system_build() -> Build:
     """The library as this process uses it: built with CC, or the first of cc, gcc and clang on PATH."""
     named = os.environ.get("CC", "")
     try:
-        command = shlex.split(named)  # "ccache gcc" is usual
+        command = shlex.split(named)  # CC may hold several words: "ccache gcc" is common
     except ValueError as error:
         return Build(None, f"CC={named!r} cannot be read: {error}")
     if command:

@@ -27,7 +27,7 @@ StopReason = Literal["eos", "stop_string", "length", "context", "cancelled"]
 
 
 class Completion(NamedTuple):
-    """What followed a prompt."""
+    """The answer to one prompt."""
 
     ids: list[int]  # the new tokens, without the eos that ended them, with those that made a stop string
     stop_reason: StopReason

@@ -42,7 +42,7 @@ class TextTokenizer(Protocol):
     """What generation needs of a tokenizer; minigpt.generation.api's `prompt_ids` and `eos_of` need more."""
 
     def encode_text(self, text: str, /) -> list[int]:
-        """The ids of a text, and nothing else."""
+        """The ids of a text. No separator and no end token is added."""
 
     def decode(self, ids: list[int], /) -> str:
         """The text of some ids."""
@@ -107,7 +107,7 @@ def check_prompt(name: str, prompt: Ids[int], model: LanguageModel, options: Gen
 
 
 def base_seed(options: GenerationOptions) -> int | None:
-    """What the generators of all sequences begin with; None without sampling."""
+    """The seed from which all sequences' generators are made; None without sampling."""
     if not options.do_sample:
         return None
     return (
@@ -247,7 +247,7 @@ class Sequence(StopChecker):
         out[len(out) - len(self.ids) :] = self.ids
 
     def slide(self, max_length: int) -> bool:
-        """Where the context is full, keep the window; returns whether it was full."""
+        """Cut a full context down to the window; returns whether the context was full."""
         options = self.request.options
         if options.window is None or len(self.context) < max_length:
             return False

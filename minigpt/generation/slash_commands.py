@@ -115,7 +115,7 @@ def _setting(name: str) -> Callable[[Conversation, str], str]:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What follows its name, what it does in a line, and the doing."""
+    """A command: its argument, one line of help, and the function that runs it."""
 
     argument: str
     help: str

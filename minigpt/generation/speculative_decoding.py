@@ -148,7 +148,7 @@ class NgramDrafter:
         self._seen = 0  # tokens whose n-grams are in the table
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """What followed the same tokens before."""
+        """Guess the tokens that followed when the last n-gram of the text came before."""
         ids = [*sequence.prompt, *sequence.ids]
         for end in range(self._seen + 1, len(ids)):  # the n-grams that something follows
             for size in range(1, min(self._size, end) + 1):

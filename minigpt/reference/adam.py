@@ -30,7 +30,7 @@ def adam(
     steps = state["steps"] + 1
     first = map_tree(lambda m, g: beta1 * m + (1 - beta1) * g, state["first"], gradients)
     second = map_tree(lambda v, g: beta2 * v + (1 - beta2) * (g * g), state["second"], gradients)
-    # Both began at zero, and lean towards it; the divisions take that out again.
+    # Both means began at zero, so they are too small at first. The divisions below correct that.
     lean1, lean2 = 1 - beta1**steps, 1 - beta2**steps
 
     def moved(p: Any, m: Any, v: Any) -> Any:

@@ -73,8 +73,8 @@ def attend_backward(g: Array, q: Array, k: Array, v: Array) -> tuple[Array, Arra
     scores = q @ k.swapaxes(1, 2) / math.sqrt(D)  # (H, T, T)
     weights = softmax(np.where(np.tri(T, dtype=bool), scores, -math.inf))  # (H, T, T)
     d_weights = g @ v.swapaxes(1, 2)  # (H, T, T)
-    # softmax: a row's weights sum to 1, so what all of them gain alike changes nothing. Hidden keys have
-    # weight 0, and so gradient 0: the mask needs no line of its own.
+    # softmax: the weights of a row sum to 1, so a gradient that all of them share has no effect.
+    # A hidden key has weight 0, so its gradient is 0, too: the mask needs no line of its own.
     d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))  # (H, T, T)
     d_scores = d_scores / math.sqrt(D)
     return d_scores @ k, d_scores.swapaxes(1, 2) @ q, weights.swapaxes(1, 2) @ g  # (H, T, D) each

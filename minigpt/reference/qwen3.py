@@ -154,7 +154,7 @@ def step(
 ) -> tuple[Array, Any]:
     """The next ids (T,) after those in the cache -> logits of the last one (V,), and the new cache.
 
-    NumPy's cache is changed in place: use the one that is returned, no longer the one that was given.
+    With NumPy the cache is changed in place. Use the returned cache from now on, not the argument.
     """
     x, cache = transformer(ids, **params, rope_theta=rope_theta, eps=eps, cache=cache, np=np)  # (T, C)
     return head(params) @ x[-1], cache  # (V, C) @ (C,) -> (V,)

@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 
 
 def _no_hook(point: str) -> None:
-    """The default."""
+    """The default of `step_hook`: do nothing."""
 
 
 # Called with the name of each point that writing passes ("model.safetensors: flushed"). Only the tests and

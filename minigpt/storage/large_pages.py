@@ -22,7 +22,7 @@ __all__ = ["LargePages", "ask_for_large_pages", "new_memory"]
 
 PAGE = 2**21  # bytes of a large page
 _BLOCK = 2**24  # bytes; a block lives as long as a tensor in it
-_ALIGNED = 256  # bytes: each copy begins at a multiple of them
+_ALIGNED = 256  # each copy begins at a multiple of this many bytes
 
 
 def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:

@@ -40,7 +40,7 @@ def folder_of_weights(folder: Path) -> Path:
     if not has_weights(folder):
         for name in ("best", "last"):  # a run that was stopped before its first evaluation has no `best`
             if (folder / name).is_dir():
-                return (folder / name).resolve()  # at once: training may point it elsewhere meanwhile
+                return (folder / name).resolve()  # resolved now: training may move the link
     return folder
 
 

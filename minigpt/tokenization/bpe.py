@@ -85,7 +85,7 @@ class BpeTokenizer:
         definition = read_folder(Path(path), kind, whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1", may_drop=True)  # some broken files only show here
+            tokenizer._encoding("a 1", may_drop=True)  # some damage only shows in use
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer

@@ -347,7 +347,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return JINJA_FILTERS["indent"](s, width, first, blank)  # type: ignore[no-any-return]
 
     def joined(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
-        """The filter and method `join`, and `~`."""
+        """Jinja's filter `join`, the method `join` of a string, and the operator `~`."""
         parts = []
         for item in value if attribute is None else map(make_attrgetter(self, attribute), value):
             self.charge(self.size((item, d), as_text=True))

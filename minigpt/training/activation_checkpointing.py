@@ -20,17 +20,19 @@ __all__ = ["checkpoint_activations"]
 def checkpoint_activations(
     blocks: nn.ModuleList, has_dropout: bool, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> None:
-    """Let each block forget its activations, in place. Without gradients it computes as before.
+    """Let each block drop its activations and compute them again in the backward pass. Changes the blocks.
+
+    Without gradients a block computes as before.
 
     Args:
         blocks: the model's blocks.
-        has_dropout: the second pass must draw the same random numbers; keeping their state costs a little.
-        autocast: makes the context of the forward pass, which has ended when the second pass begins.
+        has_dropout: keep the random state, at a small cost, so that the second pass drops the same values.
+        autocast: makes the context of the forward pass again, for the second pass.
     """
     for block in blocks:
         forward = functools.partial(_forward, block.forward, has_dropout, autocast)
         block.forward = (
-            forward  # an attribute of this object: `nn.Module.__call__` finds it before the class's
+            forward  # set on the object: `nn.Module.__call__` finds it before the method of the class
         )
 
 

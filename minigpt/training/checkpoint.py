@@ -185,8 +185,8 @@ def clear_leftovers(output: Path) -> None:
 def prune(output: Path, keep: int) -> None:
     """Delete old checkpoints, but neither the newest `keep` nor what `best` and `last` point at.
 
-    Nor the last one that verifies: before anything is deleted, one of those that stay is read and compared
-    with its manifest; if all of them are damaged, the newest older one that is whole stays too.
+    At least one good checkpoint stays. Before anything is deleted, one of the checkpoints that stay is read
+    and compared with its manifest. If all of them are damaged, the newest older one that is good stays, too.
 
     Raises:
         InputError: if a folder cannot be removed.

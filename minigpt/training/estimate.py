@@ -50,7 +50,7 @@ def print_parameters(trainer: Trainer) -> None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run, or what is left of it, will take."""
+    """The expected cost of a run, or of the rest of one."""
 
     steps: int
     tokens_per_step: float  # padding included

@@ -193,10 +193,10 @@ def _entries(
 
 
 def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put `state_tensors` back. Before the first update there are none: the optimisers stay as they are.
+    """Load tensors that `state_tensors` gave. Before the first update there are none, and nothing changes.
 
     Raises:
-        InputError: if they belong to another model or another optimiser.
+        InputError: if the tensors belong to another model or another optimiser.
     """
     if not tensors:
         return

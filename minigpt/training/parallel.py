@@ -256,7 +256,7 @@ class _Gathering:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether the rest of it lies in other processes: torch's DTensor."""
+    """Is the tensor a DTensor of torch, a part of which lies in other processes?"""
     return hasattr(tensor, "to_local")
 
 
@@ -282,7 +282,7 @@ def shard_like(like: Tensor, full: Tensor) -> Tensor:
 
 
 def local_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of them lies in this process."""
+    """The parts of the tensors that lie in this process."""
     return {
         name: t.to_local() if is_sharded(t) else t  # type: ignore[attr-defined]
         for name, t in tensors.items()

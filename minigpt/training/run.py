@@ -152,7 +152,7 @@ def _move_aside(output: Path) -> None:
             )
         shutil.rmtree(previous)
     output.rename(previous)
-    if (previous / "shards").exists():  # the encoded text is not the run's: it is used again
+    if (previous / "shards").exists():  # shards depend on the data, not on the run: the next one uses them
         output.mkdir()
         (previous / "shards").rename(output / "shards")
     print(f"the earlier run is in {output}.previous now")

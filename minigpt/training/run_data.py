@@ -73,7 +73,7 @@ class RunData:
         return plan.shapes(self.train, pad_to)
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """What training part, validation part and vocabulary come from, for a message."""
+        """The sources of the training part, the validation part and the vocabulary, for a message."""
         return str(config.train_data), str(config.val_data), str(config.vocab_path)
 
     unit = "lines"  # of positions
@@ -126,7 +126,7 @@ class TextData:
         return plan.shapes(self.train, pad_to)
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """What training part, validation part and vocabulary come from, for a message."""
+        """The sources of the training part, the validation part and the vocabulary, for a message."""
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 

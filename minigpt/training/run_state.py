@@ -46,7 +46,7 @@ class BatchSize(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What became of a step."""
+    """The numbers of one finished or skipped step."""
 
     step: int  # from 1
     learning_rate: float
@@ -170,7 +170,7 @@ def training_state(
 
 
 def surroundings(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """What the bits depend on besides the configuration and the data."""
+    """The facts that change a run's rounding, besides its configuration and its data."""
     here = {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
     return {**here, "processes": processes}
 

@@ -129,7 +129,7 @@ class TrainStep:
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
-        """The batches of a step, from 0. Every process has all of them, so none needs a message."""
+        """The batches of a step, counted from 0. Every process makes all of them, so no message is needed."""
         batches = self.batches(step)
         mine = [self.to_device(batch) for batch in self.parallel.shard_batches(batches)]
         sizes = [

@@ -49,7 +49,7 @@ class StopRequest:
 
     @property
     def agreed(self) -> int | None:
-        """The signal to obey. Of several processes, all have the same one at the same point of the run."""
+        """The signal that ends the run. All processes see the same signal at the same point of the run."""
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:

@@ -98,7 +98,7 @@ def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Version:
-    """What tells two versions of a file apart."""
+    """The marks by which two versions of a file are told apart."""
 
     url: str
     length: int | None  # of the whole file, in bytes
@@ -106,7 +106,7 @@ class _Version:
 
 
 class _Part:
-    """FILE.part, what has come so far, and FILE.part.json, of which version it is a part."""
+    """FILE.part holds the bytes that have come so far; FILE.part.json says which version they belong to."""
 
     def __init__(self, goal: Path) -> None:
         self.goal = goal

@@ -298,7 +298,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
 
 
 def precision_of(model: LanguageModel) -> Precision:
-    """What the weights of a model's linear layers are stored in."""
+    """The number format in which the weights of a model's linear layers are stored."""
     if any(isinstance(module, Int4Linear) for module in model.modules()):
         return "int4"
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")

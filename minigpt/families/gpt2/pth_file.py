@@ -118,7 +118,7 @@ def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Whether it is a number, or has one value on and below the diagonal and another above: no weights."""
+    """Is it a mask, not weights? A mask is one number, or one value up to the diagonal and another above."""
     if tensor.numel() == 1:
         return True
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:

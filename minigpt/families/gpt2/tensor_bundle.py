@@ -31,7 +31,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
 class _DamageError(Exception):
-    """What is wrong with a file; `read_bundle` adds its name."""
+    """A file is damaged. The message says how, and `read_bundle` adds the file's name."""
 
 
 class _Entry(NamedTuple):
