@@ -151,7 +151,11 @@ def test_no_file_to_read(command: Command, place: Workplace, verb: str, kind: st
     if kind == "below a file":
         wrong = place.vocab / "data.jsonl"
     arguments = [wrong if argument == place.data else argument for argument in place.arguments(verb)]
-    said = {"missing": "does not exist", "a directory": "is a folder; give a file", "below a file": "Not a directory"}
+    said = {
+        "missing": "does not exist",
+        "a directory": "is a folder; give a file",
+        "below a file": "Not a directory",
+    }
     if verb == "vocab":  # which also takes a folder of texts
         said["a directory"] = "holds no .txt"
     result = command(verb, *arguments)
