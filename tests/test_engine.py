@@ -391,13 +391,24 @@ def test_threads_may_ask_and_cancel_while_one_thread_writes() -> None:
     assert threading.active_count() == before
 
 
-def test_the_end_cancels_what_is_not_finished() -> None:
+def test_the_end_cancels_what_is_not_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     options = GenerationOptions(max_new_tokens=90, eos_token_id=[])
-    with EngineThread(Engine(make(), max_rows=1)) as engine:
+    thread = EngineThread(Engine(make(), max_rows=1))
+    with thread as engine:
+        step = engine.step
+
+        def step_until_the_end_comes() -> bool:
+            is_left = step()
+            with engine.changed:  # after the first token: the end must come before the last one
+                engine.changed.wait_for(lambda: thread._is_closing or engine.is_idle, timeout=60)
+            return is_left
+
+        monkeypatch.setattr(engine, "step", step_until_the_end_comes)
         handles = [engine.submit([3], options) for _ in range(3)]
         next(iter(handles[0]))
     reasons = [handle.result().stop_reason for handle in handles]
-    assert reasons[1:] == ["cancelled", "cancelled"]
+    assert reasons == ["cancelled"] * 3
+    assert len(handles[0].tokens) == 1
     assert engine.is_idle
     assert engine.cache.n_free == 1
     with pytest.raises(InputError, match="the engine takes no more requests: it was closed"):

@@ -190,6 +190,7 @@ def answer_questions(
     ]
 
 
+@torch.inference_mode()
 def generate_ids(
     model: LanguageModel,
     prompts: Rows[Rows[int]],
@@ -235,6 +236,7 @@ def generate_ids(
     return [completion for sequence in sequences for completion in _completions(sequence)]
 
 
+@torch.inference_mode()
 def generate_output(
     model: LanguageModel,
     prompts: Rows[Rows[int]],
@@ -255,7 +257,9 @@ def generate_output(
         raise InputError("prompts are empty: outputs need at least one")
     sequences = _sequences(model, prompts, options, eos_token_id, tokenizer, inputs_embeds, assistant_model)
     for sequence in sequences:
-        sequence.recorder = Recorder(options) if options.reports else None
+        if options.reports:
+            sequence.recorder = recorder = Recorder(options)
+            sequence.watcher = recorder if recorder.needs_states else None
     for _ in decode(model, sequences, len(sequences) * options.num_beams):
         pass
     completions = [completion for sequence in sequences for completion in _completions(sequence)]
@@ -367,7 +371,8 @@ def _sequences(
             sequence = Sequence(prompt, request, limit, own, embeds)
             if assistant_model is not None or options.prompt_lookup_num_tokens is not None:
                 sequence.speculation = speculation(options, assistant_model)
-            sequence.beams = BeamSearch(request) if options.num_beams > 1 else None
+            if options.num_beams > 1:
+                sequence.beams = sequence.kind = BeamSearch(request)
             found.append(sequence)
     return found
 

@@ -88,7 +88,7 @@ class BeamSearch:
         """Each of K beams becomes a copy of its parent, with one token more."""
         for _ in range(len(chosen) - len(beams)):
             new = Sequence(beams[0].prompt, self.request, beams[0].limit, embeds=beams[0].embeds)
-            new.beams = self
+            new.beams = new.kind = self
             loop.add(new)
             beams = [*beams, new]
         loop.cache.copy([beams[parent].slot for _, parent, _ in chosen], [beam.slot for beam in beams])

@@ -41,6 +41,9 @@ class KeyValueCache:
         max_length: tokens of a sequence, at most.
         max_cache_mib: refuse to take more than that many MiB (2**20 bytes); None: no limit.
 
+    Attributes:
+        lengths: tokens that each slot holds.
+
     Raises:
         InputError: if the memory is more than max_cache_mib; before it is taken.
     """
@@ -63,7 +66,7 @@ class KeyValueCache:
         shape = (config.num_hidden_layers, slots, config.num_key_value_heads, max_length, config.head_dim)
         self._keys = _zeros(shape, torch.device(device), dtype)  # (L, slots, H, S_max, D)
         self._values = _zeros(shape, torch.device(device), dtype)
-        self._lengths = [0] * slots
+        self.lengths = [0] * slots
         self._free = list(range(slots))
 
     @property
@@ -74,7 +77,7 @@ class KeyValueCache:
     @property
     def slots(self) -> int:
         """All slots, allocated or not."""
-        return len(self._lengths)
+        return len(self.lengths)
 
     @property
     def n_free(self) -> int:
@@ -90,7 +93,7 @@ class KeyValueCache:
         """A free slot, empty: the lowest, since a CUDA graph computes all up to the last one in use."""
         slot = min(self._free)
         self._free.remove(slot)
-        self._lengths[slot] = 0
+        self.lengths[slot] = 0
         return slot
 
     def free(self, slot: int) -> None:
@@ -100,7 +103,7 @@ class KeyValueCache:
 
     def length(self, slot: int) -> int:
         """Tokens that a slot holds."""
-        return self._lengths[slot]
+        return self.lengths[slot]
 
     def reserve(self, slot: int, tokens: int) -> int:
         """The column at which this many tokens will begin.
@@ -108,7 +111,7 @@ class KeyValueCache:
         Raises:
             InputError: if they do not fit.
         """
-        start = self._lengths[slot]
+        start = self.lengths[slot]
         if start + tokens > self.max_length:
             raise InputError(
                 f"the cache has room for {self.max_length} tokens: got {start} + {tokens} = {start + tokens}"
@@ -117,26 +120,26 @@ class KeyValueCache:
 
     def advance(self, slot: int, tokens: int) -> None:
         """All layers of a slot were written: its new tokens count from now on."""
-        self._lengths[slot] += tokens
+        self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all tokens of a slot but the first `length`: the next ones overwrite them."""
-        if not 0 <= length <= self._lengths[slot]:
-            raise InputError(f"the slot holds {self._lengths[slot]} tokens: cannot keep {length}")
-        self._lengths[slot] = length
+        if not 0 <= length <= self.lengths[slot]:
+            raise InputError(f"the slot holds {self.lengths[slot]} tokens: cannot keep {length}")
+        self.lengths[slot] = length
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the tokens of slots (n,) to others, which may be among the sources."""
         moved = [(a, b) for a, b in zip(sources, targets) if a != b]
         if not moved:
             return
-        S = max(self._lengths[source] for source, _ in moved)
+        S = max(self.lengths[source] for source, _ in moved)
         places = torch.tensor(moved, device=self._keys.device).unbind(1)
         for tensor in (self._keys, self._values):  # the right side is a copy: slots may change places
             tensor[:, places[1], :, :S] = tensor[:, places[0], :, :S]
-        lengths = [self._lengths[source] for source, _ in moved]
+        lengths = [self.lengths[source] for source, _ in moved]
         for (_, target), length in zip(moved, lengths):
-            self._lengths[target] = length
+            self.lengths[target] = length
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """The whole memory of a layer's keys and of its values, (slots, H, S_max, D) each, used or not."""

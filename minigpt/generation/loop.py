@@ -21,7 +21,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Rows
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ class DecodingLoop:
         self.runner = runner_for(model)
         self.running: list[Sequence] = []  # in the order in which they joined
         self.tokens_read = self.tokens_reused = 0  # of prompts and windows
+        self._n_special = 0  # running sequences that are not plain
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence join; there must be a free slot."""
@@ -83,59 +84,55 @@ class DecodingLoop:
         if self.prefix_cache and sequence.embeds is None:
             self.tokens_reused += self.prefix_cache.restore(sequence.context, sequence.slot)
         self.running.append(sequence)
+        self._n_special += not sequence.is_plain
 
     def remove(self, sequence: Sequence) -> None:
         """Free a sequence's slot."""
         self.cache.free(sequence.slot)
         self.running.remove(sequence)
+        self._n_special -= not sequence.is_plain
 
-    @torch.inference_mode()
     def step(self) -> list[Sequence]:
         """Decode, prefill; returns the sequences that have ended, which leave."""
-        self._decode()
-        self._prefill()
-        ended = [sequence for sequence in self.running if sequence.has_ended]
+        ready, unread = list[Sequence](), list[Sequence]()
+        for sequence in self.running:
+            (ready if self._is_prefilled(sequence) else unread).append(sequence)
+        with torch.inference_mode() if not torch.is_inference_mode_enabled() else nullcontext():
+            if ready or self.bursts:
+                self._decode(ready)
+            if unread:
+                self._prefill(unread)
+        ended = [one for one in self.running if one.stop_reason is not None or one.error is not None]
         for sequence in ended:
             self.remove(sequence)
         return ended
 
     def _is_prefilled(self, sequence: Sequence) -> bool:
         """Is only the last token not read? A CUDA graph reads a prompt's last token, too."""
-        missing = len(sequence.context) - self.cache.length(sequence.slot)
+        missing = len(sequence.context) - self.cache.lengths[sequence.slot]
         return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
 
     # -- decode ---------------------------------------------------------------------------------------------
 
-    def _decode(self) -> None:
-        ready = [sequence for sequence in self.running if self._is_prefilled(sequence)]
+    def _decode(self, ready: list[Sequence]) -> None:
         if self.bursts:
             ready = self._decode_by_graph(self.bursts, ready)
         elif not self.runner.in_any_slot:
             self._close_gaps()
-        ready.sort(key=lambda sequence: sequence.slot)
-        watched = [sequence for sequence in ready if sequence.recorder and sequence.recorder.needs_states]
-        for group in (
-            [sequence for sequence in ready if sequence not in watched],
-            *([one] for one in watched),
-        ):
-            if not group:
-                continue
-            rows = [self._next_tokens(sequence) for sequence in group]
-            logits = self.runner.decode(
-                rows,
-                [sequence.slot for sequence in group],
-                self.cache,
-                group[0].recorder if group[0] in watched else None,
-            )
-            self._choose(group, logits, [len(row) for row in rows])
+            ready.sort(key=lambda sequence: sequence.slot)
+        watched = [sequence for sequence in ready if sequence.watcher is not None]
+        if watched:
+            ready = [sequence for sequence in ready if sequence.watcher is None]
+        for group in [[one] for one in watched] + ([ready] if ready else []):
+            rows = [one.context[-1:] if one.speculation is None else self._guessed(one) for one in group]
+            logits = self.runner.decode(rows, [one.slot for one in group], self.cache, group[0].watcher)
+            self._choose(group, logits, rows)
 
-    def _next_tokens(self, sequence: Sequence) -> list[int]:
+    def _guessed(self, sequence: Sequence) -> list[int]:
         """The last token, and guesses at what follows it."""
-        last = sequence.context[-1:]
-        if sequence.speculation is None:
-            return last
-        room = self.max_length - 2 - self.cache.length(sequence.slot)  # the token behind them needs a place
-        return last + sequence.speculation.draft(sequence, room)
+        assert sequence.speculation is not None, "something guesses"
+        room = self.max_length - 2 - self.cache.lengths[sequence.slot]  # the token behind them needs a place
+        return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
     def _close_gaps(self) -> None:
         """Move sequences from the highest slots to lower free ones: slots side by side are read in place."""
@@ -171,25 +168,18 @@ class DecodingLoop:
 
     # -- prefill --------------------------------------------------------------------------------------------
 
-    def _prefill(self) -> None:
-        unread = [one for one in self.running if not one.has_ended and not self._is_prefilled(one)]
+    def _prefill(self, unread: list[Sequence]) -> None:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        alone = [
-            one for one in unread if one.embeds is not None or (one.recorder and one.recorder.needs_states)
-        ]
-        together = [one for one in unread if one not in alone]
-        for group in ([together] if together else []) + [[one] for one in alone]:
-            self._prefill_whole(group)
-
-    def _prefill_whole(self, group: list[Sequence]) -> None:
-        pieces, first = [sequence.context for sequence in group], group[0]
-        watched = first.recorder if first.recorder and first.recorder.needs_states else None
-        slots = [sequence.slot for sequence in group]
-        logits = self.runner.prefill(pieces, slots, self.cache, first.context_embeds, watched)
-        self.tokens_read += sum(map(len, pieces))
-        self._choose(group, logits)
+        together = [one for one in unread if one.embeds is None and one.watcher is None]
+        alone = [[one] for one in unread if one.embeds is not None or one.watcher is not None]
+        for group in [together, *alone] if together else alone:
+            pieces, first = [sequence.context for sequence in group], group[0]
+            slots = [sequence.slot for sequence in group]
+            logits = self.runner.prefill(pieces, slots, self.cache, first.context_embeds, first.watcher)
+            self.tokens_read += sum(map(len, pieces))
+            self._choose(group, logits)
 
     def _prefill_in_chunks(self, unread: list[Sequence], chunk: int) -> None:
         """Whole chunks, in the order in which the sequences joined."""
@@ -213,35 +203,47 @@ class DecodingLoop:
 
     # -- choose ---------------------------------------------------------------------------------------------
 
-    def _choose(self, sequences: list[Sequence], logits: Tensor, counts: Rows[int] | None = None) -> None:
+    def _choose(self, sequences: list[Sequence], logits: Tensor, read: Rows[Rows[int]] | None = None) -> None:
         """Choose each sequence's next token from its logits.
 
         Args:
-            counts: of each sequence the rows of logits, the last token's and its guesses'; None: one each.
+            read: of each sequence the last token and its guesses, which have logits each; None: no guesses.
         """
+        if not self._n_special:
+            choose(sequences, logits, argmax=self.runner.argmax)
+            return
+        for sequence in self._choose_by_kind(sequences, logits, read):
+            if not sequence.restarts or sequence.has_ended:
+                continue
+            if sequence.slide(self.max_length) or not sequence.request.options.use_cache:
+                self.cache.truncate(sequence.slot, 0)
+
+    def _choose_by_kind(
+        self, sequences: list[Sequence], logits: Tensor, read: Rows[Rows[int]] | None
+    ) -> list[Sequence]:
+        """As `_choose`; returns the sequences, and those that have forked from them."""
         groups: dict[object, tuple[list[Sequence], list[int]]] = {}
-        place = 0
+        place, found = 0, list(sequences)
         for number, sequence in enumerate(sequences):
-            count = 1 if counts is None else counts[number]
-            if counts is not None and sequence.speculation is not None:
+            count = 1 if read is None else len(read[number])
+            if read is not None and sequence.speculation is not None:
                 sequence.speculation.take(sequence, logits[place : place + count])
                 if not sequence.has_ended:  # wrong guesses are forgotten
                     self.cache.truncate(sequence.slot, len(sequence.context) - 1)
             else:
-                members, rows = groups.setdefault(_kind(sequence), ([], []))
+                # what processors do depends on the number of new tokens
+                new = len(sequence.ids) if sequence.request.processors else 0
+                members, rows = groups.setdefault((sequence.kind, new), ([], []))
                 members.append(sequence)
                 rows.append(place)
             place += count
         for members, rows in groups.values():
-            chosen_from = logits if len(rows) == len(logits) else logits[rows]
+            chosen_from = logits if len(rows) == place else logits[rows]
             if members[0].beams is not None:
-                sequences = [*sequences, *members[0].beams.take(members, chosen_from, self)]
+                found += members[0].beams.take(members, chosen_from, self)
             else:
                 choose(members, chosen_from, argmax=self.runner.argmax)
-        for sequence in sequences:
-            use_cache = sequence.request.options.use_cache
-            if not sequence.has_ended and (sequence.slide(self.max_length) or not use_cache):
-                self.cache.truncate(sequence.slot, 0)
+        return found
 
 
 def decode(
@@ -268,9 +270,10 @@ def decode(
     with evaluating(model):
         loop, waiting = DecodingLoop(model, cache, context), deque(sequences)
         while waiting or loop.running:
-            running = len({one.beams or one for one in loop.running})
-            for _ in range(min(len(waiting), at_once - running)):
-                loop.add(waiting.popleft())
+            if waiting:
+                running = len({one.beams or one for one in loop.running})
+                for _ in range(min(len(waiting), at_once - running)):
+                    loop.add(waiting.popleft())
             ended = loop.step()
             for sequence in ended:
                 if sequence.error is not None:
@@ -289,30 +292,20 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _kind(sequence: Sequence) -> object:
-    """Sequences whose tokens are chosen together have the same."""
-    request = sequence.request
-    if sequence.beams is not None:
-        return sequence.beams
-    if sequence.uniform is None and not request.processors and request.constraint is None:
-        return None
-    return id(request), len(sequence.ids) if request.processors else 0
-
-
 def choose(
     group: list[Sequence],
     logits: Tensor,
-    place: int = 0,
+    place: int | None = None,
     argmax: Callable[[Tensor], tuple[list[int], list[float]]] | None = None,
 ) -> None:
-    """Push the next token of each sequence of one `_kind`; one that cannot continue gets an error.
+    """Push the next token of each sequence of one kind; one that cannot continue gets an error.
 
     Args:
-        logits: (n, V); or of one sequence (1 + k, V), of which `place` is taken.
+        logits: (n, V); or of one sequence and its guesses (1 + k, V), of which `place` is taken.
         argmax: a faster one for these logits; see TorchRunner.argmax.
     """
-    first, given = group[0], logits[place : place + 1] if len(group) == 1 < len(logits) else logits
-    if _kind(first) is None and argmax is not None:
+    first, given = group[0], logits if place is None else logits[place : place + 1]
+    if first.kind is None and argmax is not None:
         scores, (tokens, highest) = given, argmax(given)
         problems = [None if math.isfinite(one) else NOT_FINITE for one in highest]
     else:
@@ -330,9 +323,7 @@ def choose(
             sequence.error = InputError(problem)
             continue
         if sequence.recorder is not None:
-            sequence.recorder.record(
-                given[row], scores[row], token, place if len(logits) > len(group) else None
-            )
+            sequence.recorder.record(given[row], scores[row], token, place)
         sequence.push(token)
 
 

@@ -218,16 +218,19 @@ class NativeRunner:
             self._bind(cache)
         tokens, place, longest = self._tokens, 0, 0
         for row, slot in zip(rows, slots):
-            start = cache.reserve(slot, len(row))
-            for column, token in enumerate(row, start):
+            column = cache.lengths[slot]
+            for token in row:
                 one = tokens[place]
                 one.id, one.slot, one.column, one.wanted = token, slot, column, every
                 place += 1
+                column += 1
             one.wanted = 1
-            longest = max(longest, column + 1)
+            if column > longest:
+                longest = column
+                cache.reserve(slot, len(row))  # raises where they do not fit
         self._step(n, longest, cache.max_length)
         for row, slot in zip(rows, slots):
-            cache.advance(slot, len(row))
+            cache.lengths[slot] += len(row)
         n_logits = n if every else len(rows)
         if self._logits is None or self._n_logits != n_logits:
             self._logits, self._n_logits = self._all_logits[:n_logits], n_logits

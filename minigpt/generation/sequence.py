@@ -208,8 +208,19 @@ class Sequence(StopChecker):
         if seed is not None:
             self.uniform = np.random.default_rng(list(seed)).random(limit)
         self.recorder: Recorder | None = None
+        self.watcher: Recorder | None = None  # a recorder of the model's states: the sequence is read alone
         self.speculation: Guesses | None = None
         self.beams: Beams | None = None
+        options = request.options
+        self.restarts = options.window is not None or not options.use_cache  # its slot is emptied at times
+        # Tokens of sequences of one kind are chosen together; None: the most likely one, of the logits alone.
+        is_plain = seed is None and not request.processors and request.constraint is None
+        self.kind: object = None if is_plain else id(request)
+
+    @property
+    def is_plain(self) -> bool:
+        """Are its tokens the most likely ones, of the logits alone, one at a time?"""
+        return self.kind is None and self.speculation is None and not self.restarts
 
     @property
     def has_ended(self) -> bool:
