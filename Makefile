@@ -43,7 +43,7 @@ format: .venv/ready-to-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Resolve pyproject.toml anew: the newest versions that fit, written down exactly.
+# Resolve pyproject.toml anew: the newest versions that fit, recorded exactly.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet "setuptools>=77" torch==2.13.0

@@ -20,7 +20,7 @@ from tests.commands import Result, RunCommand
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "tests" / "golden" / "openai_gpt2_tiny"
-# Made by TensorFlow alone (make_openai_checkpoint.py): a prompt, its ids, the likeliest ones behind them.
+# Made by TensorFlow alone (make_openai_checkpoint.py): a prompt, its ids, the most likely ones behind them.
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text(encoding="utf-8"))
 PROMPT, NEXT = EXPECTED["prompt"], EXPECTED["next_ids"]
 BACKENDS = ("numpy", "jax", "torch")

@@ -73,7 +73,7 @@ def assert_same(model: LanguageModel, expected: GPTLMHeadModel) -> None:
     assert model.lm_head.weight is model.get_parameter("transformer.wte.weight")
 
 
-# ------------------------------------------------------------------------------------------------------- door
+# ---------------------------------------------------------------------------------------------------- command
 
 
 @pytest.mark.parametrize("bias", [False, True])
