@@ -99,7 +99,7 @@ def _warn_once() -> None:
     warnings.warn(
         # the table native-step in docs/performance.md says how slow
         f"no native step ({system_build().reason}): answers come at about a third of this CPU's speed, in "
-        "int8 at a fiftieth; install gcc or clang, with OpenMP",
+        "int8 at a fiftieth or less; install gcc or clang, with OpenMP",
         NativeStepWarning,
         stacklevel=3,
     )
