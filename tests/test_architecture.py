@@ -27,6 +27,7 @@ LEVELS = (
     ("storage",),
     ("reference", "devices", "model", "tokenizer", "tokenization"),
     ("data", "families"),
+    ("finetuning",),
     ("qa_dataset", "weights"),
     ("generation",),
     ("evaluation",),
