@@ -23,16 +23,17 @@ from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 __all__ = ["FAMILIES", "LanguageModel", "ModelConfig", "family_of", "new_model", "parameter_table"]
-__all__ += ["family_of_json"]
+__all__ += ["BY_CONFIG", "family_of_json"]
 
 LanguageModel = GPTLMHeadModel | Qwen3ForCausalLM
 ModelConfig = GPTConfig | Qwen3Config
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (gpt2.FAMILY, qwen3.FAMILY)}
+BY_CONFIG: dict[type, Family] = {family.config_class: family for family in FAMILIES.values()}
 
 
 def family_of(config: ModelConfig) -> Family:
     """The family of a configuration in memory."""
-    return next(family for family in FAMILIES.values() if isinstance(config, family.config_class))
+    return BY_CONFIG[type(config)]
 
 
 def family_of_json(values: Mapping[str, Any]) -> Family:

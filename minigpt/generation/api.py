@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 BATCH_SIZE = 64
+_DEFAULTS = GenerationOptions()  # checked once
 
 
 class Answer(NamedTuple):
@@ -130,6 +131,8 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
     Raises:
         InputError: for an unknown name, naming the nearest one, of the options or of `also`.
     """
+    if not values:
+        return _DEFAULTS
     known = [field.name for field in dataclasses.fields(GenerationOptions)]
     for name in values:
         if name not in known:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from minigpt.families.registry import LanguageModel, family_of
+from minigpt.families.registry import BY_CONFIG, LanguageModel
 from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.model_runner import TorchRunner
 from minigpt.generation.native_library import system_build
@@ -262,7 +262,7 @@ class NativeRunner:
         self._sizes, self._numbers, self._logits, self._n_logits, self._found = (), (), None, 0, None
         self._cache: KeyValueCache | None = None
         self._list = OperationList(n)
-        family = family_of(self._model.config)
+        family = BY_CONFIG[type(self._model.config)]
         family.list_operations(self._list, self._model)
         self._rotary_table = family.rotary_table
         operations = self._list.operations
