@@ -24,7 +24,7 @@ demo: .venv/ready
 	@echo "== 3/5 statistics ==";  $(BIN)/minigpt stats --train_data data/train.jsonl --vocab_path data/vocab.json
 	@echo "== 4/5 training ==";    $(BIN)/minigpt train --recipe qa-cpu --output $(DEMO) --overwrite
 	@echo "== 5/5 evaluation on questions it never saw =="; $(BIN)/minigpt eval --model $(DEMO)/best --data data/val.jsonl --show 10
-	@echo
+	@echo ""
 	@echo "Three commands to try next:"
 	@echo "  $(BIN)/minigpt generate --model $(DEMO)/best"
 	@echo "  $(BIN)/minigpt generate --model $(DEMO)/best --question 四川省的省会是哪里？"
@@ -43,7 +43,7 @@ format: .venv/ready-to-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Resolve pyproject.toml anew: the newest versions that fit, written down exactly.
+# Resolve pyproject.toml anew: the newest versions that fit, recorded exactly.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet "setuptools>=77" torch==2.13.0

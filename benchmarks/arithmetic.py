@@ -12,7 +12,7 @@ sooner the one in 16 bits is done.
 A step's FLOP are those of minigpt's own estimate: for each token 6 for each weight
 that multiplies (the blocks' matrices and lm_head; an embedding is looked up, not multiplied), and 12 LdT for
 attention's products with all T positions. A causal product may skip the half that lies in the future: with 6
-LdT instead the ratio is the one called `causal`. The yardstick is torch.mm of two 2048 x 2048 matrices in the
+LdT instead the ratio is the one called `causal`. The baseline is torch.mm of two 2048 x 2048 matrices in the
 same process, just before and after each measurement.
 
 Then a + b N + c LdT, with N weights that multiply, is fitted to the seconds that a token takes, so that the
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="of a step; at least one sequence")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--edge", type=int, default=2048, help="of the square matrices of the yardstick")
+    parser.add_argument("--edge", type=int, default=2048, help="of the square matrices of the baseline")
     parser.add_argument("--profile", action="store_true", help="also print which operations take the time")
     parser.add_argument("--rows", type=Path, help="an earlier result, to fit again; nothing is measured")
     add_flags(parser)

@@ -27,6 +27,7 @@ from benchmarks.turns import add_flags, finish, shown_spread, spread, surroundin
 from minigpt.console.terminal import table
 from minigpt.generation.cache import KeyValueCache, cache_bytes
 from minigpt.generation.native import NativeRunner, runner_for
+from minigpt.generation.native_library import system_build
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import PRECISIONS, set_precision
 
@@ -67,7 +68,7 @@ def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) 
     model = set_precision(GPTLMHeadModel(GPTConfig(dropout=0.0, bias=True, gelu="tanh", **shape)), precision)
     runner = runner_for(model)
     if not isinstance(runner, NativeRunner):
-        raise SystemExit("no C compiler here: the step in C is what is measured")
+        raise SystemExit(f"the native step is what is measured: {system_build().reason}")
     longest = shape["block_size"]
     cache = KeyValueCache(model.config, 1, longest)
     for layer in range(model.config.num_hidden_layers):

@@ -5,7 +5,7 @@
 
 The models are tiny and random; the words are those of a byte-level vocabulary learned from data/data.jsonl,
 so that most Chinese characters are several tokens. Prompts are the corpus's questions, cut anywhere; options
-are mixed: the likeliest tokens, sampling with all filters, penalties, stop strings.
+are mixed: the most likely tokens, sampling with all filters, penalties, stop strings.
 
 Single precision, as users have it. A prompt of several tokens is rounded in another order in a batch than
 alone, so two scores that are equal to six digits may change places: such a case would count as different.

@@ -105,13 +105,13 @@ def parameters(config: TrainConfig, vocab_size: int) -> int:
     return config.model_config(vocab_size).parameter_count()
 
 
-def as_large(gpt: TrainConfig, vocab_size: int, knobs: dict[str, Any]) -> TrainConfig:
+def as_large(gpt: TrainConfig, vocab_size: int, more: dict[str, Any]) -> TrainConfig:
     """A Qwen3 with a GPT's layers and width whose MLP makes it as large.
 
     Raises:
         SystemExit: if no width of the MLP comes within 1 %.
     """
-    values: dict[str, Any] = {**FOREIGN_OPTIONS["qwen3"], "family": "qwen3", **knobs, "intermediate_size": 8}
+    values: dict[str, Any] = {**FOREIGN_OPTIONS["qwen3"], "family": "qwen3", **more, "intermediate_size": 8}
     least = dataclasses.replace(gpt, **values)
     goal, lowest = parameters(gpt, vocab_size), parameters(least, vocab_size)
     channels = (goal - lowest) / (

@@ -4,6 +4,7 @@
     python benchmarks/generate.py --shape gpt2 --tokenizer DIR --output benchmarks/results/NAME.json
     python benchmarks/generate.py --shape qwen3 --tokenizer DIR             # the 0.6B shape; 8 GiB of memory
     python benchmarks/generate.py --shape toy --rounds 1                    # in seconds
+    python benchmarks/generate.py --shape gpt2 --native_step                # what a missing C compiler costs
 
 Weights are random; nothing is downloaded. DIR holds a GPT-2 or Qwen3 tokenizer's files, which the peers'
 formats want. Peers are what is installed: transformers, ctranslate2, and xllamacpp (llama.cpp as a Python
@@ -13,6 +14,8 @@ library's threads disturb another's; the arms take turns, so that a busy neighbo
 Decoding: (N - 1) tokens / (time for N tokens - time for 1), after a prompt of 32. Prefill: a prompt of 512
 and one token. Cold: a fresh process from its start to its first token, beside `import torch` and reading the
 weights once. Greedy tokens are compared: minigpt's must be those of transformers. The last line is JSON.
+
+--native_step measures minigpt alone, with the native step and as it runs where that cannot be built.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPT, PREFILL, NEW = 32, 512, 128
+NEW_WITHOUT = 32  # tokens without the native step, where each takes a second
 SHAPES: dict[str, dict[str, Any]] = {
     "toy": {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 300, "block_size": 640},
     "char": {"n_embd": 256, "n_head": 4, "n_layer": 4, "vocab_size": 4825, "block_size": 640},
@@ -49,6 +53,8 @@ ARMS = {  # name -> package that it needs
     "llama.cpp f16": "xllamacpp",
     "llama.cpp q8_0": "xllamacpp",
 }
+WITHOUT = " without the native step"
+NATIVE_STEP_ARMS = [f"minigpt {precision}{how}" for precision in ("float32", "int8") for how in ("", WITHOUT)]
 
 
 def prompt_ids(length: int) -> list[int]:
@@ -77,7 +83,8 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
     else:
         model = GPTLMHeadModel(GPTConfig(dropout=0.0, **SHAPES[shape]))
     if tokenizer is None:
-        rest = map(chr, range(0x4E00, 0x4E00 + model.config.vocab_size - 3))
+        # 一, which is asked below, and a plane of characters that is as large as any vocabulary here
+        rest = ["一", *map(chr, range(0x20000, 0x20000 + model.config.vocab_size - 4))]
         chosen = Tokenizer.from_word2id({w: i for i, w in enumerate(["<pad>", "<unk>", "<sep>", *rest])})
     else:
         chosen = BpeTokenizer.from_folder(tokenizer)
@@ -108,7 +115,7 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
 
 def writer(arm: str, work: Path, threads: int) -> Callable[[list[int], int], list[int]]:
     """A function (prompt, new tokens) -> ids, ready to be timed."""
-    kind, _, precision = arm.partition(" ")
+    kind, _, precision = arm.removesuffix(WITHOUT).partition(" ")
     if kind == "llama.cpp":
         return _llama(work / f"{precision}.gguf", threads)
     if kind == "ctranslate2":
@@ -118,10 +125,16 @@ def writer(arm: str, work: Path, threads: int) -> Callable[[list[int], int], lis
     torch.set_num_threads(threads)
     if kind == "transformers":
         return _transformers(work / "model")
+    from minigpt.generation import native
     from minigpt.generation.api import GenerationOptions, generate_ids
+    from minigpt.generation.native_library import system_build
     from minigpt.weights.pretrained import load_model
     from minigpt.weights.quantized import set_precision
 
+    if arm.endswith(WITHOUT):
+        native.library = lambda: None
+    elif system_build().library is None:
+        raise SystemExit(f"{arm} cannot be measured: {system_build().reason}")
     model = set_precision(load_model(work / "model"), precision)  # type: ignore[arg-type]
     return lambda ids, new: generate_ids(model, [ids], GenerationOptions(max_new_tokens=new), None)[0].ids
 
@@ -181,18 +194,19 @@ def _llama(file: Path, threads: int) -> Callable[[list[int], int], list[int]]:
 def measure(arm: str, work: Path, threads: int) -> dict[str, Any]:
     """Time one arm."""
     write = writer(arm, work, threads)
+    new = NEW_WITHOUT if arm.endswith(WITHOUT) else NEW
 
-    def timed(length: int, new: int) -> float:
+    def timed(length: int, new: int) -> tuple[float, list[int]]:
         start = time.perf_counter()
-        write(prompt_ids(length), new)
-        return time.perf_counter() - start
+        ids = write(prompt_ids(length), new)
+        return time.perf_counter() - start, ids
 
     timed(PROMPT, 4)
-    one, all_of_them = timed(PROMPT, 1), timed(PROMPT, NEW)
+    (one, _), (all_of_them, ids) = timed(PROMPT, 1), timed(PROMPT, new)
     return {
-        "decode_per_second": (NEW - 1) / (all_of_them - one),
-        "prefill_seconds": timed(PREFILL, 1),
-        "ids": write(prompt_ids(PROMPT), 48),
+        "decode_per_second": (new - 1) / (all_of_them - one),
+        "prefill_seconds": timed(PREFILL, 1)[0],
+        "ids": ids[:48],
     }
 
 
@@ -248,26 +262,11 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         print(f"left out (not installed, or not for this shape): {', '.join(missing)}")
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     started: list[dict[str, tuple[float, float]]] = []
-    for number in range(options.rounds):
-        for arm in arms:
-            command = [sys.executable, __file__, "--arm", arm, "--work", str(work)]
-            command += ["--threads", str(options.threads)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "GOMP_SPINCOUNT": "10000"}
-            done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
-            found[arm].append(json.loads(done.stdout.splitlines()[-1]))
+    for _ in range(options.rounds):
+        take_turns(found, options, work)
         started.append(cold(work, options.threads))
-        print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-    rows = [row_of(arm, runs) for arm, runs in found.items()]
+    rows = print_rows(found, options)
     same = found["minigpt float32"][0]["ids"] == found.get("transformers float32", [{}])[0].get("ids")
-    print(
-        f"\n{options.shape}, {options.threads} threads, median of {options.rounds} rounds (least to most)\n"
-    )
-    print("| | tokens/s | prefill of 512, s |\n|---|---|---|")
-    for row in rows:
-        cells = [
-            "{median:.4g} ({least:.4g} to {most:.4g})".format(**row[key]) for key in ("decode", "prefill")
-        ]
-        print(f"| {row['arm']} | {' | '.join(cells)} |")
     fresh = {
         name: {
             moment: spread([one[name][place] for one in started])
@@ -292,6 +291,62 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in sorted(packages) if version(name)},
     }
+
+
+def run_native_step(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """With the native step and without it, in turns."""
+    from minigpt.diagnosis.installation import instructions, processor
+
+    prepare(options.shape, None, work)
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in NATIVE_STEP_ARMS}
+    for _ in range(options.rounds):
+        take_turns(found, options, work)
+    rows = print_rows(found, options)
+    print()
+    for row in rows:
+        if row["arm"].endswith(WITHOUT):
+            twins = zip(found[row["arm"]], found[row["arm"].removesuffix(WITHOUT)])  # of one round
+            speeds = [without["decode_per_second"] / beside["decode_per_second"] for without, beside in twins]
+            row["share"] = spread(speeds)
+            print("{arm}: {share[median]:.2g} of the speed with it".format(**row))
+    there = ", ".join(name for name, is_there in instructions().items() if is_there)
+    return {
+        "benchmark": "native_step",
+        "shape": options.shape,
+        "toy": options.shape == "toy",
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "rows": rows,
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {processor()} ({there})",
+        "versions": {name: version(name) for name in ("numpy", "torch")},
+    }
+
+
+def take_turns(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace, work: Path) -> None:
+    """Measure each arm once more, in a process of its own."""
+    for arm, measured in found.items():
+        command = [sys.executable, __file__, "--arm", arm, "--work", str(work)]
+        command += ["--threads", str(options.threads)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "GOMP_SPINCOUNT": "10000"}
+        done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+        measured.append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"round {len(measured)} of {options.rounds}", file=sys.stderr)
+
+
+def print_rows(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print the spread of each arm's rounds as a table; returns them."""
+    rows = [row_of(arm, runs) for arm, runs in found.items()]
+    print(
+        f"\n{options.shape}, {options.threads} threads, median of {options.rounds} rounds (least to most)\n"
+    )
+    print("| | tokens/s | prefill of 512, s |\n|---|---|---|")
+    for row in rows:
+        cells = [
+            "{median:.4g} ({least:.4g} to {most:.4g})".format(**row[key]) for key in ("decode", "prefill")
+        ]
+        print(f"| {row['arm']} | {' | '.join(cells)} |")
+    return rows
 
 
 def row_of(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -325,6 +380,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's or Qwen3's tokenizer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--native_step", action="store_true", help="minigpt with it and without it")
     parser.add_argument("--work", type=Path, help="folder for the models; default: a temporary one")
     parser.add_argument("--output", type=Path, help="also write the JSON object here")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
@@ -333,7 +389,8 @@ def main() -> None:
         print(json.dumps(measure(options.arm, options.work, options.threads)))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        result = run(options, options.work or Path(temporary))
+        measured = run_native_step if options.native_step else run
+        result = measured(options, options.work or Path(temporary))
     text = json.dumps(result, ensure_ascii=False)
     if options.output:
         options.output.write_text(text + "\n", encoding="utf-8")

@@ -47,6 +47,9 @@ CHINESE = {
     "last loss": "最后的损失",
     "seconds to transformers' loss": "达到 transformers 最后损失的秒数",
     "seeds that reach it": "达到的种子数",
+    "of the speed with it": "是有它时的几倍",
+    "minigpt float32 without the native step": "minigpt float32，没有原生步骤",
+    "minigpt int8 without the native step": "minigpt int8，没有原生步骤",
     "fresh process": "新进程",
     "to its end": "到进程结束",
     "minigpt generate: first token": "minigpt generate：第一个 token",
@@ -89,6 +92,16 @@ def generate(result: dict[str, Any]) -> Table:
         for row in result["rows"]
     ]
     return ["arm", "tokens/s", "prefill of 512, s"], rows
+
+
+def native_step(result: dict[str, Any]) -> Table:
+    """Decoding with the native step and without it."""
+    columns, rows = generate(result)
+    for row, measured in zip(rows, result["rows"]):
+        share = measured.get("share")
+        row.insert(2, "{median:.2g} ({least:.2g} to {most:.2g})".format(**share) if share else "")
+    columns.insert(2, "of the speed with it")
+    return columns, rows
 
 
 def cold(result: dict[str, Any]) -> Table:
@@ -254,6 +267,7 @@ def gpu_scaling(result: dict[str, Any]) -> Table:
 TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]] = {
     "generate-char": ("generate", {"shape": "char"}, generate),
     "generate-gpt2": ("generate", {"shape": "gpt2"}, generate),
+    "native-step": ("native_step", {"shape": "gpt2"}, native_step),
     "cold": ("generate", {"shape": "gpt2", "cold": ...}, cold),
     "generate-qwen3": ("generate", {"shape": "qwen3"}, generate),
     "context": ("context", {}, context),

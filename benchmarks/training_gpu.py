@@ -57,7 +57,7 @@ from minigpt.training.run_data import TextData, read_data
 
 PARTS = ("speed", "loss", "scaling")
 TOY = ["--n_layer=1", "--n_embd=32", "--n_head=2", "--block_size=64", "--batch_size=4", "--max_iters=30"]
-KNOBS = {field.name for field in dataclasses.fields(TrainConfig)}
+OPTIONS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def main() -> None:
@@ -118,7 +118,7 @@ def speed(options: argparse.Namespace, work: Path, left_out: list[str]) -> list[
     """GPT-2 124M on one device; minigpt and nanoGPT in turns, round by round."""
     flags, per_token = gpt2_flags(options, work)
     arms: dict[str, list[float]] = {"minigpt": []}
-    if options.compare_compile and "compile" in KNOBS:
+    if options.compare_compile and "compile" in OPTIONS:
         arms["minigpt, eager"] = []
     peer: Path | None = None
     try:
@@ -176,7 +176,7 @@ def gpt2_flags(options: argparse.Namespace, work: Path) -> tuple[list[str], floa
     flags = ["--recipe", recipe]
     flags += [f"--{name}={value}" for name, value in values.items() if not isinstance(value, bool)]
     flags += [f"--{name}" for name, value in values.items() if value is True]
-    if "compile" in KNOBS:
+    if "compile" in OPTIONS:
         flags.append("--compile" if options.has_gpu else "--no_compile")
     return flags, 6 * (12 * L * C * C + V * C) + 12 * L * C * T
 
@@ -338,7 +338,7 @@ def shakespeare_config(options: argparse.Namespace, work: Path) -> TrainConfig:
         values |= {"n_layer": 1, "n_embd": 32, "n_head": 2, "block_size": 64, "batch_size": 4}
         values |= {"max_steps": 30, "warmup_steps": 2, "threads": options.threads}
     if not options.has_gpu:
-        values |= {"precision": "float32"} | ({"compile": False} if "compile" in KNOBS else {})
+        values |= {"precision": "float32"} | ({"compile": False} if "compile" in OPTIONS else {})
     return dataclasses.replace(config, **values)
 
 

@@ -73,7 +73,7 @@ class Process:
         self.threads = self.torch.get_num_threads() if self.torch else 0
 
     def put_back(self) -> None:
-        """Undo what doors change on purpose: they are made for a process of their own."""
+        """Undo what commands change on purpose: they are made for a process of their own."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         environment = {**self.environment, "PYTEST_CURRENT_TEST": os.environ["PYTEST_CURRENT_TEST"]}

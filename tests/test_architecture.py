@@ -1,4 +1,4 @@
-"""The arrows between minigpt's rooms, and the house rules that a machine can check by reading the source."""
+"""The arrows between minigpt's folders, and the rules that a machine can check by reading the source."""
 
 import ast
 import fnmatch
@@ -27,6 +27,7 @@ LEVELS = (
     ("storage",),
     ("reference", "devices", "model", "tokenizer", "tokenization"),
     ("data", "families"),
+    ("finetuning",),
     ("qa_dataset", "weights"),
     ("generation",),
     ("evaluation",),
@@ -48,7 +49,7 @@ MAY_NAME_A_FAMILY = {
     "data.corpus": "a message names the tokenizers' kinds",
 }
 SCRIPTS = ("build_vocab", "split_data", "dataset_stats", "train", "generate")  # the tutorial's
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+LEVEL = {folder: level for level, folders in enumerate(LEVELS) for folder in folders}
 
 # What these may import besides the standard library (and, but for model.py, minigpt's lower levels).
 ONLY: dict[str, set[str]] = {
@@ -180,7 +181,7 @@ def our_imports(module: str) -> Iterator[tuple[str, int]]:
             yield item.name.removeprefix("minigpt."), item.line
 
 
-def room(module: str) -> str:
+def folder_of(module: str) -> str:
     return module.split(".")[0]
 
 
@@ -214,7 +215,7 @@ def tracked() -> list[Path]:
 
 
 def test_every_module_has_a_level_and_every_level_its_modules() -> None:
-    assert {room(module) for module in MODULES} == set(LEVEL)
+    assert {folder_of(module) for module in MODULES} == set(LEVEL)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -222,8 +223,10 @@ def test_imports_go_down(module: str) -> None:
     if module == "__init__":
         return  # the front may name everything; that it loads nothing is test_package.py's
     for other, line in our_imports(module):
-        same_room = room(other) == room(module) and module != other
-        assert same_room or LEVEL[room(other)] < LEVEL[room(module)], f"{where(module, line)} imports {other}"
+        same_folder = folder_of(other) == folder_of(module) and module != other
+        assert same_folder or LEVEL[folder_of(other)] < LEVEL[folder_of(module)], (
+            f"{where(module, line)} imports {other}"
+        )
 
 
 def test_nothing_imports_a_command() -> None:
@@ -231,7 +234,7 @@ def test_nothing_imports_a_command() -> None:
         f"{where(module, line)}: {other}"
         for module in MODULES
         for other, line in our_imports(module)
-        if room(other) in (*SCRIPTS, "commands", "__main__") and module != "__init__"
+        if folder_of(other) in (*SCRIPTS, "commands", "__main__") and module != "__init__"
     ]
     assert found == []
 
@@ -269,7 +272,7 @@ def test_imports_of_the_frugal(module: str) -> None:
     allowed = {*ONLY[module], *sys.stdlib_module_names} | (
         {"minigpt"} if module.split(".")[-1] != "model" else set()
     )
-    wrong = {item.name for item in imports(MODULES[module]) if room(item.name) not in allowed}
+    wrong = {item.name for item in imports(MODULES[module]) if folder_of(item.name) not in allowed}
     assert wrong == set()
 
 
@@ -301,21 +304,30 @@ def test_only_its_own_folder_names_a_family() -> None:
     found = {
         module
         for module, path in MODULES.items()
-        if room(module) not in ("families", "model", "reference", "tokenization") and any(family_names(path))
+        if folder_of(module) not in ("families", "model", "reference", "tokenization")
+        and any(family_names(path))
     }
     assert found == set(MAY_NAME_A_FAMILY)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if room(module) == "reference"])
+@pytest.mark.parametrize("module", [module for module in MODULES if folder_of(module) == "reference"])
 def test_the_reference_stands_apart(module: str) -> None:
-    foreign = {room(item.name) for item in imports(MODULES[module])} - sys.stdlib_module_names
+    foreign = {folder_of(item.name) for item in imports(MODULES[module])} - sys.stdlib_module_names
     assert foreign <= {"numpy", "jax", "minigpt"}
-    assert {room(name) for name, _ in our_imports(module)} <= {"reference", "errors", "console", "storage"}
+    assert {folder_of(name) for name, _ in our_imports(module)} <= {
+        "reference",
+        "errors",
+        "console",
+        "storage",
+    }
 
 
 def test_only_commands_may_import_the_reference() -> None:
     users = {
-        room(module) for module in MODULES for name, _ in our_imports(module) if room(name) == "reference"
+        folder_of(module)
+        for module in MODULES
+        for name, _ in our_imports(module)
+        if folder_of(name) == "reference"
     }
     assert users <= {"reference", "commands", *SCRIPTS}
 
@@ -325,7 +337,7 @@ def test_other_people_s_packages_are_required_and_optional_ones_imported_late(mo
     groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "excel", "wandb", "gguf")
     always, optional = required(), {name for group in groups for name in required(group)}
     for item in imports(MODULES[module]):
-        top = room(item.name)
+        top = folder_of(item.name)
         if top in sys.stdlib_module_names or top == "minigpt":
             continue
         owners = {owner.lower() for owner in providers().get(top, [top])}
@@ -342,7 +354,7 @@ def test_each_requirement_is_used() -> None:
         owner.lower()
         for path in MODULES.values()
         for item in imports(path)
-        for owner in providers().get(room(item.name), ())
+        for owner in providers().get(folder_of(item.name), ())
     }
     assert required() <= used
 
@@ -351,7 +363,7 @@ def test_each_requirement_is_used() -> None:
 
 
 def test_no_name_shadows_another_module() -> None:
-    """`python ./minigpt/train.py` puts minigpt/ first on sys.path; the same goes for a script in a room."""
+    """`python ./minigpt/train.py` puts minigpt/ first on sys.path; the same goes for a script in a folder."""
     foreign = set(providers()) - {"minigpt"}
     names = {part for module in MODULES for part in module.split(".")} - {"__init__", "__main__"}
     assert names & (sys.stdlib_module_names | foreign) == set()
@@ -407,6 +419,27 @@ def test_everything_public_says_what_it_is(module: str) -> None:
     assert list(silent(tree(MODULES[module]), module)) == []
 
 
+# Private words, which the field's have replaced: a reader would look for them in vain elsewhere.
+WORDS = re.compile(
+    r"(?i)\b(doors?|yardsticks?|knobs?|steppers?|likeliest|unfilled|singly|read_slot|give_back|stored_as"
+    r"|at_precision|weight_bytes|static_step|textsofar|(write|writes) on from|(go|goes) on with"
+    r"|(write|writes|written) down)\b"
+)
+
+
+def test_the_field_s_words() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]}"
+        for path in tracked()
+        if path.suffix in (".py", ".md", ".toml", ".c", ".h", ".yml")
+        and path.name not in ("LOG.md", Path(__file__).name)
+        and ROOT / "data" not in path.parents
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for match in WORDS.finditer(line)
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_repairs_the_path_before_it_imports(script: str) -> None:
     """Docstring, `import sys`, pathlib, then at once `if not __package__: sys.path[0] = <the repository>`."""
@@ -434,8 +467,8 @@ def test_a_script_repairs_the_path_before_it_imports(script: str) -> None:
 
 def risky(path: Path) -> Iterator[str]:
     for item in imports(path):
-        if room(item.name) in FORBIDDEN_MODULES:
-            yield room(item.name)
+        if folder_of(item.name) in FORBIDDEN_MODULES:
+            yield folder_of(item.name)
     for node in nodes(path):
         match node:
             case ast.Call(func=ast.Name(id=name)) if name in FORBIDDEN_CALLS:

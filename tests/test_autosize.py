@@ -1,4 +1,4 @@
-"""`minigpt train --size`: bad input, what it leaves alone, what it writes down, resuming, processes."""
+"""`minigpt train --size`: bad input, what it leaves alone, what it records, resuming, processes."""
 
 import itertools
 import json

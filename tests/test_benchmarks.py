@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import context
+from benchmarks import context, tables
+from tests.marks import compiled
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,12 +130,31 @@ def test_the_bytes_and_products_of_a_step_are_those_of_the_formula() -> None:
     assert count < module["weights_of"](int8)[0] < 1.2 * count  # one byte each, scales and norms besides
 
 
+@compiled
+def test_generate_with_and_without_the_native_step(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/generate.py", "--shape", "toy", "--native_step", "--rounds", "1"]
+    command += ["--threads", "1", "--output", str(tmp_path / "r.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert tables.newest(tmp_path, "native_step", {"shape": "toy"}) is None, "a toy's speed is no result"
+    columns, rows = tables.native_step(numbers)
+    assert columns[:3] == ["arm", "tokens/s", "of the speed with it"]
+    assert [row[0] for row in rows] == [
+        *("minigpt float32", "minigpt float32 without the native step"),
+        *("minigpt int8", "minigpt int8 without the native step"),
+    ]
+    # of a toy's hundred small operations each takes longer than the whole call of C
+    shares = [row[2] and 0 < float(row[2].split()[0]) < 1 for row in rows]
+    assert shares == ["", True, "", True]
+
+
+@compiled
 def test_context(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/context.py", "--toy", "--threads", "1", "--rounds", "2"]
     command += ["--output", str(tmp_path / "r.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-    if "no C compiler" in done.stderr:
-        pytest.skip("no C compiler here to build native.c with")
     assert done.returncode == 0, done.stderr
     numbers = json.loads(done.stdout.splitlines()[-1])
     assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))

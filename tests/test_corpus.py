@@ -1,6 +1,6 @@
 """The built-in corpus: made from its tables, each fact asked often enough, right where it can be recomputed.
 
-Expected values come from Python's integers, `calendar`, `datetime` and sizes of units written down here, not
+Expected values come from Python's integers, `calendar`, `datetime` and sizes of units recorded here, not
 from the tables.
 """
 

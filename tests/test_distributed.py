@@ -77,7 +77,7 @@ def flags(folder: Path, output: str, **values: Any) -> list[str]:
 
 
 def resume(folder: Path, output: str = "run") -> list[object]:
-    """The flags that go on with it."""
+    """The flags that continue with it."""
     return ["--output", folder / output, "--resume"]
 
 

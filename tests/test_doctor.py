@@ -599,7 +599,7 @@ def test_folders_that_hold_no_run(tmp_path: Path, run_command: RunCommand) -> No
         (tmp_path / "foreign", "holds no run.json"),
         (damaged, "is damaged"),
         (checkpoint, f"is a checkpoint; give its run's folder: {checkpoint.parent}"),
-        (impossible, "max_length must be at least 1"),
+        (impossible, "max_length must be from 3 to 1000000"),
     ):
         result = run_command("doctor", path)
         assert (result.code, result.out) == (2, "")

@@ -46,7 +46,7 @@ def failing(*_: Any, **__: Any) -> NoReturn:
 
 
 def test_the_report_is_aligned_lines_and_the_same_as_json(run_command: RunCommand) -> None:
-    plain, both = run_command("environment.py"), run_command("environment.py", "--json")
+    plain, both = run_command("env"), run_command("env", "--json")
     assert (plain.code, plain.err, both.code, both.err) == (0, "", 0, "")
     *lines, last = both.out.splitlines()
     found = facts()
@@ -75,7 +75,7 @@ def test_a_probe_that_fails_says_so_in_its_line(
     probe: str, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installation, probe, failing)
-    result = run_command("environment.py", "--json")
+    result = run_command("env", "--json")
     assert (result.code, result.err) == (0, "")
     label = probe[1:].replace("_", " ")
     assert re.search(rf"^{label} +unknown: ValueError: broken on purpose$", result.out, re.MULTILINE)
@@ -92,7 +92,7 @@ def test_everything_may_be_broken(run_command: RunCommand, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.metadata, "requires", failing)
     monkeypatch.setattr(installation, "CPUINFO", Path("nowhere"))
     monkeypatch.setattr(installation, "MEMINFO", Path("nowhere"))
-    result = run_command("environment.py")
+    result = run_command("env")
     assert result.code == 0
     assert result.err == ""
     assert "unknown" in line("gpu")
@@ -104,7 +104,7 @@ def test_strange_characters_stay_in_their_line(
     run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installation, "processor", lambda: "a\n\x1b[31mb\udc80")
-    assert "processor" in (out := run_command("environment.py").out)
+    assert "processor" in (out := run_command("env").out)
     assert r"a\n\x1b[31mb\udc80" in out
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: sums that depend on nothing but model and data, scores that a hand can check, and its door."""
+"""Evaluation: sums that depend on nothing but model and data, scores that a hand can check, and a command."""
 
 import json
 import math
@@ -287,14 +287,14 @@ def test_rows_of_the_table() -> None:
     assert answer_rows(questions, references, answers, 0) == []
 
 
-# -- the door -----------------------------------------------------------------------------------------------
+# -- the command --------------------------------------------------------------------------------------------
 
 
-Door = Callable[..., Result]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
-def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Door:
+def command(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """`python ./minigpt/commands/evaluate.py`, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
@@ -313,9 +313,9 @@ def write(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
-def test_the_door_prints_what_the_rooms_measure(door: Door, model_folder: Path) -> None:
+def test_the_command_prints_what_the_modules_measure(command: Command, model_folder: Path) -> None:
     data = write(Path("val.jsonl"), [(p.question, p.answer) for p in PAIRS])
-    result = door("--model", model_folder, "--data", data, "--json", "--show", 2, "--device", "cpu")
+    result = command("--model", model_folder, "--data", data, "--json", "--show", 2, "--device", "cpu")
     assert (result.code, result.err) == (0, "")
     found = json.loads(result.out.splitlines()[-1])
     model, tokenizer = minigpt.load_model(model_folder), minigpt.load_tokenizer(model_folder)
@@ -332,12 +332,12 @@ def test_the_door_prints_what_the_rooms_measure(door: Door, model_folder: Path) 
     assert sum("✗" in line or "✓" in line for line in result.out.splitlines()) == 2
 
 
-def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path) -> None:
+def test_the_command_counts_what_was_cut_or_unknown(command: Command, model_folder: Path) -> None:
     pairs = [("天是什么？", "天" * 20), ("水" * 30, "水"), ("😀", "天"), ("水", "水"), ("水", "地")]
     data = write(Path("val.jsonl"), pairs)
     with data.open("a", encoding="utf-8") as file:
         file.write("nonsense\n")
-    result = door("--model", model_folder, "--data", data, "--json", "--show", 0)
+    result = command("--model", model_folder, "--data", data, "--json", "--show", 0)
     assert result.code == 0
     found = json.loads(result.out.splitlines()[-1])
     counts = ("pairs", "count", "skipped", "cut", "too_long", "unknown_characters")
@@ -345,7 +345,7 @@ def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path)
     assert "2 of 5 pairs were cut at 16 tokens" in result.out
     assert "too long for block_size=16, counted as not answered: 1 of" in result.out
     assert "with characters that are not in the vocabulary: 1 of" in result.out
-    assert door("--model", model_folder, "--data", data, "--strict").code == 2
+    assert command("--model", model_folder, "--data", data, "--strict").code == 2
 
 
 @pytest.mark.parametrize(
@@ -369,20 +369,22 @@ def test_the_door_counts_what_was_cut_or_unknown(door: Door, model_folder: Path)
         (["--modle", "x"], "unknown flag '--modle'; did you mean '--model'?"),
     ],
 )
-def test_the_door_refuses_in_one_line(
-    door: Door, model_folder: Path, arguments: list[str], message: str
+def test_the_command_refuses_in_one_line(
+    command: Command, model_folder: Path, arguments: list[str], message: str
 ) -> None:
     data = write(Path("val.jsonl"), [(p.question, p.answer) for p in PAIRS])
-    result = door("--model", model_folder, "--data", data, *arguments)
+    result = command("--model", model_folder, "--data", data, *arguments)
     assert result.code == 2
     assert result.err.count("\n") == 1
     assert result.err.startswith("evaluate.py: error: ")
     assert message in result.err
 
 
-def test_the_door_measures_a_text(door: Door, model_folder: Path) -> None:
+def test_the_command_measures_a_text(command: Command, model_folder: Path) -> None:
     Path("novel.txt").write_text(NOVEL + "😀", encoding="utf-8")
-    result = door("--model", model_folder, "--text", "novel.txt", "--json", "--precision", "float32", "int8")
+    result = command(
+        "--model", model_folder, "--text", "novel.txt", "--json", "--precision", "float32", "int8"
+    )
     assert (result.code, result.err) == (
         0,
         "warning: not in the vocabulary, read as <unk>: '\\n' '！' '😀'\n",
@@ -396,17 +398,17 @@ def test_the_door_measures_a_text(door: Door, model_folder: Path) -> None:
         assert text in result.out
 
 
-def test_a_model_of_bytes_answers_no_questions(door: Door) -> None:
+def test_a_model_of_bytes_answers_no_questions(command: Command) -> None:
     minigpt.save_pretrained(bytes_model().float(), "bytes", BYTES)
     write(Path("val.jsonl"), [("天", "地")])
     Path("novel.txt").write_text(NOVEL, encoding="utf-8")
-    refused = door("--model", "bytes", "--data", "val.jsonl")
+    refused = command("--model", "bytes", "--data", "val.jsonl")
     assert refused.code == 2
     assert "the model has no <sep> behind a question: measure it on a text (--text FILE)" in refused.err
-    assert door("--model", "bytes", "--text", "novel.txt").code == 0
+    assert command("--model", "bytes", "--text", "novel.txt").code == 0
 
 
-def test_rounding_costs_a_trained_model_little(door: Door, tmp_path: Path) -> None:
+def test_rounding_costs_a_trained_model_little(command: Command, tmp_path: Path) -> None:
     """What `minigpt eval --precision` is for, on some of the built-in corpus: promises, not measurements."""
     lines = (ROOT / "data" / "data.jsonl").read_text(encoding="utf-8").splitlines()[:64]
     answers = {item["question"]: item["answer"] for item in map(json.loads, lines)}
@@ -414,7 +416,7 @@ def test_rounding_costs_a_trained_model_little(door: Door, tmp_path: Path) -> No
     data = write(tmp_path / "val.jsonl", list(answers.items()))
     kinds = ("float32", "float16", "int8", "bfloat16", "int4")
     flags = ("--precision", *kinds, "--show", 0, "--max_new_tokens", 1, "--json")
-    result = door("--model", folder, "--data", data, *flags)
+    result = command("--model", folder, "--data", data, *flags)
     assert result.code == 0, result.err
     found = json.loads(result.out.splitlines()[-1])["precisions"]
     assert found["float32"]["perplexity_change_percent"] == {"all": 0, "answers": 0}

@@ -214,7 +214,7 @@ def test_a_model_of_bytes_writes_on(command: Command) -> None:
     prompt = [tokenizer.encode_text("天")]
     ids = generate_ids(minigpt.load_model("bytes"), prompt, options, 1, tokenizer=tokenizer)[0].ids
     flags = ("--model", "bytes", "--max_new_tokens", 8, "--min_new_tokens", 8, "--json")
-    for name in ("prompt", "question"):  # without a template, a question is a text to write on from
+    for name in ("prompt", "question"):  # without a template, a question is a text to continue
         found = json.loads(command(*flags, f"--{name}", "天").out)
         assert found["text" if name == "prompt" else "answer"] == tokenizer.decode(ids)
 

@@ -153,7 +153,7 @@ QWEN3_NAMES = {
     "blk.*.ffn_up": "model.layers.*.mlp.up_proj",
     "blk.*.ffn_down": "model.layers.*.mlp.down_proj",
 }
-"""llama.cpp's names (its src/llama-arch.cpp) and Hugging Face's, written down once more, by hand."""
+"""llama.cpp's names (its src/llama-arch.cpp) and Hugging Face's, recorded once more, by hand."""
 
 
 def theirs(metadata: dict[str, Any], tensors: dict[str, tuple[int, npt.NDArray[np.float32]]]) -> Any:
@@ -367,11 +367,11 @@ def test_values_beyond_float16_are_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", model, characters(), "f32")
 
 
-# --------------------------------------------------------------------------------------------------- the door
+# ------------------------------------------------------------------------------------------------ the command
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_door_converts_a_folder(dtype: str, tmp_path: Path, run_command: RunCommand) -> None:
+def test_the_command_converts_a_folder(dtype: str, tmp_path: Path, run_command: RunCommand) -> None:
     save_pretrained(gpt2(), tmp_path / "model", characters())
     result = run_command("convert", "--model", tmp_path / "model", "--dtype", dtype, "--json")
     assert result.code == 0

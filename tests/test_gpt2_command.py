@@ -20,7 +20,7 @@ from tests.commands import Result, RunCommand
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "tests" / "golden" / "openai_gpt2_tiny"
-# Made by TensorFlow alone (make_openai_checkpoint.py): a prompt, its ids, the likeliest ones behind them.
+# Made by TensorFlow alone (make_openai_checkpoint.py): a prompt, its ids, the most likely ones behind them.
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text(encoding="utf-8"))
 PROMPT, NEXT = EXPECTED["prompt"], EXPECTED["next_ids"]
 BACKENDS = ("numpy", "jax", "torch")
@@ -216,12 +216,15 @@ def test_what_is_missing_there(command: Command, server: str, tmp_path: Path) ->
         ([], "PROMPT is missing: see --help"),
         ([""], "the prompt is empty: the model needs a token to start from"),
         (["two", "words"], "unexpected argument: words (a value with spaces needs quotes around it)"),
-        (["-x"], "prompt is missing (one that begins with '-' is written at the end, after --)"),
-        (["--prompt", "x"], "unknown flag '--prompt'; known: --json, --n_tokens_to_generate, "),
+        (["-x"], "unknown flag '-x'; known: --json, --n_tokens_to_generate, "),
+        (["--prompt", "x"], "unknown flag '--prompt'; write PROMPT without a flag before it"),
         (["x", "--model_sise", "124M"], "unknown flag '--model_sise'; did you mean '--model_size'?"),
         (["x", "--model_size", "345M"], "unknown GPT-2 model '345M'; did you mean '355M'?"),
         (["x", "--backend", "tf"], "--backend must be one of 'numpy', 'jax', 'torch': got 'tf'"),
-        (["x", "--n_tokens_to_generate", "0"], "--n_tokens_to_generate must be at least 1: got 0"),
+        (
+            ["x", "--n_tokens_to_generate", "0"],
+            "n_tokens_to_generate must be from 1 to 1000000: got n_tokens_to_generate=0",
+        ),
         (["x", "--mirror", "ftp://a"], "mirror must be an address like https://example.org/models: got 'ftp"),
     ],
 )

@@ -73,7 +73,7 @@ def assert_same(model: LanguageModel, expected: GPTLMHeadModel) -> None:
     assert model.lm_head.weight is model.get_parameter("transformer.wte.weight")
 
 
-# ------------------------------------------------------------------------------------------------------- door
+# ---------------------------------------------------------------------------------------------------- command
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -112,7 +112,7 @@ def test_vocabulary_and_model_must_belong_together(
         (["nowhere.pth"], "nowhere.pth does not exist: give the .pth"),
         (["m.pth", "--vocab", "nowhere.json"], "nowhere.json does not exist"),
         (["m.pth", "--n_head", "5"], "n_head must divide n_embd: got n_head=5, n_embd=16"),
-        (["m.pth", "--n_head", "0"], "n_head must be a whole number of at least 1"),
+        (["m.pth", "--n_head", "0"], "n_head must be from 1 to 10000: got n_head=0"),
         (["m.pth", "--gelu", "relu"], "--gelu must be one of 'exact', 'tanh': got 'relu'"),
         (["bare"], "has no suffix to leave out: name the folder to make with --output"),
         (["m.pth", "--output", "vocab.json"], "exists already"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.lora import LoraConfig, apply_lora, lora_layers, merge_and_unload
 from minigpt.generation import native
 from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.cache import KeyValueCache
@@ -255,6 +256,21 @@ def test_a_damaged_weight_does_not_look_whole(precision: Precision) -> None:
     next(model.parameters())[int(given[0, 2])] = float("nan")  # the embedding of a token
     got = read(runner_of(model), given, KeyValueCache(model.config, 1, 6))
     assert not got.isfinite().any()
+
+
+@compiled
+@pytest.mark.parametrize("name", ["gpt", "qwen3"])
+def test_adapters_are_not_left_out(name: str) -> None:
+    model, prompts, options = make(name), ids(3, 9).tolist(), GenerationOptions(max_new_tokens=9)
+    plain = generate_ids(model, prompts, options, None)
+    apply_lora(model, LoraConfig(r=4, lora_alpha=64))
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B)
+    found = generate_ids(model, prompts, options, None)
+    assert isinstance(runner_for(model), TorchRunner)
+    assert found != plain
+    assert generate_ids(merge_and_unload(model), prompts, options, None) == found
+    assert isinstance(runner_for(model), NativeRunner)
 
 
 @compiled

@@ -395,21 +395,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 @seen
-@pytest.mark.parametrize("command", ["generate", "chat", "eval"])
+@pytest.mark.parametrize("verb", ["generate", "chat", "eval"])
 def test_commands_print_it_as_they_print_every_warning(
-    command: str, without: str, folder: Path, run_command: RunCommand
+    verb: str, without: str, folder: Path, run_command: RunCommand
 ) -> None:
     flags: list[object] = ["--model", folder, "--device", "cpu", "--max_new_tokens", 2]
-    if command == "eval":
+    if verb == "eval":
         flags += ["--data", folder.parent / "data.jsonl"]
     stdin = "天\n地\n".encode()
-    result = run_command(command, *flags, stdin=stdin)
+    result = run_command(verb, *flags, stdin=stdin)
     assert result.code == 0
     warned = [line for line in result.err.splitlines() if "native step" in line]
     assert len(warned) == 1
     assert warned[0].startswith(f"warning: no native step ({without}): ")
     assert "native step" not in result.out
-    assert "native step" not in run_command(command, *flags, stdin=stdin).err, "once a process"
+    assert "native step" not in run_command(verb, *flags, stdin=stdin).err, "once a process"
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:

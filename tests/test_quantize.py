@@ -43,7 +43,7 @@ def saved(folder: Path, config: ModelConfig = GPT) -> Path:
 
 
 @pytest.fixture
-def door(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def command(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
     return partial(run_command, "quantize")
 
@@ -64,30 +64,30 @@ def assert_refused(result: Result, *fragments: str) -> None:
         assert fragment in result.err
 
 
-def test_what_the_door_refuses(door: Any, run_command: RunCommand) -> None:
+def test_what_the_command_refuses(command: Any, run_command: RunCommand) -> None:
     saved(Path("model"))
-    assert_refused(door("--model", "model"), "--output")
+    assert_refused(command("--model", "model"), "--output")
     assert_refused(
-        door("--model", "model", "--output", "new", "--precision", "int3"), "--precision", "'int3'"
+        command("--model", "model", "--output", "new", "--precision", "int3"), "--precision", "'int3'"
     )
-    assert_refused(door("--model", "nowhere", "--output", "new"), "nowhere does not exist")
-    assert_refused(door("--model", "model", "--output", "model"), "model exists already")
-    assert door("--model", "model", "--output", "small").code == 0
-    assert_refused(door("--model", "small", "--output", "new"), "small is quantised already")
-    assert door("--model", "model", "--output", "smaller", "--precision", "int4").code == 0
-    assert_refused(door("--model", "smaller", "--output", "new"), "smaller is quantised already")
+    assert_refused(command("--model", "nowhere", "--output", "new"), "nowhere does not exist")
+    assert_refused(command("--model", "model", "--output", "model"), "model exists already")
+    assert command("--model", "model", "--output", "small").code == 0
+    assert_refused(command("--model", "small", "--output", "new"), "small is quantised already")
+    assert command("--model", "model", "--output", "smaller", "--precision", "int4").code == 0
+    assert_refused(command("--model", "smaller", "--output", "new"), "smaller is quantised already")
     for folder in ("small", "smaller"):
         result = run_command("convert", "--model", folder)
         assert_refused(result, f"{folder} is quantised: give the folder that it was made from")
     assert not Path("new").exists()
 
 
-def test_weights_beyond_float16_are_refused(door: Any) -> None:
+def test_weights_beyond_float16_are_refused(command: Any) -> None:
     saved(Path("model"))
     weights = load_file("model/model.safetensors")
     weights["transformer.wte.weight"][0, 0] = 1e5
     save_file(weights, "model/model.safetensors", metadata={"format": "pt"})
-    result = door("--model", "model", "--output", "new", "--precision", "float16")
+    result = command("--model", "model", "--output", "new", "--precision", "float16")
     assert_refused(result, "transformer.wte.weight holds values beyond 65,504")
     assert not Path("new").exists()
 
@@ -131,9 +131,9 @@ FC = "transformer.h.1.mlp.c_fc"
         ("transformer.wte.weight", lambda t: t / 0, "transformer.wte.weight holds NaN or infinity"),
     ],
 )
-def test_damage_is_named(door: Any, tmp_path: Path, name: str, change: Any, message: str) -> None:
+def test_damage_is_named(command: Any, tmp_path: Path, name: str, change: Any, message: str) -> None:
     saved(Path("model"))
-    assert door("--model", "model", "--output", "small").code == 0
+    assert command("--model", "model", "--output", "small").code == 0
     with pytest.raises(InputError) as refused:
         minigpt.load_model(damaged(tmp_path / "small", name, change))
     assert message in str(refused.value)
@@ -152,9 +152,9 @@ def test_damage_is_named(door: Any, tmp_path: Path, name: str, change: Any, mess
         ("transformer.wte.weight", lambda t: t.float(), "transformer.wte.weight is torch.float32"),
     ],
 )
-def test_damage_of_int4_is_named(door: Any, tmp_path: Path, name: str, change: Any, message: str) -> None:
+def test_damage_of_int4_is_named(command: Any, tmp_path: Path, name: str, change: Any, message: str) -> None:
     saved(Path("model"))
-    assert door("--model", "model", "--output", "small", "--precision", "int4").code == 0
+    assert command("--model", "model", "--output", "small", "--precision", "int4").code == 0
     with pytest.raises(InputError) as refused:
         minigpt.load_model(damaged(tmp_path / "small", name, change, "int4.safetensors"))
     assert message in str(refused.value)
@@ -177,9 +177,9 @@ def test_other_formats_are_refused(tmp_path: Path, content: Any, message: str) -
         minigpt.load_model(folder)
 
 
-def test_a_flipped_bit_is_noticed(door: Any) -> None:
+def test_a_flipped_bit_is_noticed(command: Any) -> None:
     saved(Path("model"))
-    assert door("--model", "model", "--output", "small").code == 0
+    assert command("--model", "model", "--output", "small").code == 0
     weights = Path("small/int8.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -208,9 +208,9 @@ def test_a_quantised_model_is_neither_saved_as_a_plain_one_nor_rounded_twice(tmp
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_a_folder_is_the_model_that_rounding_in_memory_gives(door: Any, precision: Any, name: str) -> None:
+def test_a_folder_is_the_model_that_rounding_in_memory_gives(command: Any, precision: Any, name: str) -> None:
     saved(Path("model"), CONFIGS[name])
-    result = door("--model", "model", "--output", "small", "--precision", precision, "--json")
+    result = command("--model", "model", "--output", "small", "--precision", precision, "--json")
     assert (result.code, result.err) == (0, "")
     numbers = json.loads(result.out.splitlines()[-1])
     assert numbers["before"] == Path("model/model.safetensors").stat().st_size
@@ -228,10 +228,10 @@ def test_a_folder_is_the_model_that_rounding_in_memory_gives(door: Any, precisio
 
 
 @pytest.mark.parametrize("name", ["gpt", "qwen3"])
-def test_four_bits_are_as_described(door: Any, name: str) -> None:
+def test_four_bits_are_as_described(command: Any, name: str) -> None:
     """Read by hand: two numbers in a byte, a scale and an offset for 64 neighbours."""
     saved(Path("model"), CONFIGS[name])
-    assert door("--model", "model", "--output", "small", "--precision", "int4").code == 0
+    assert command("--model", "model", "--output", "small", "--precision", "int4").code == 0
     before, after = load_file("model/model.safetensors"), load_file("small/int4.safetensors")
     products = [key.removesuffix(".scales") for key in after if key.endswith(".scales")]
     assert len(products) == {"gpt": 2 * 4, "qwen3": 2 * 7}[name]
@@ -251,9 +251,9 @@ def test_four_bits_are_as_described(door: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt", "qwen3"])
-def test_weight_times_scale_is_hugging_face_s_matrix(door: Any, name: str) -> None:
+def test_weight_times_scale_is_hugging_face_s_matrix(command: Any, name: str) -> None:
     saved(Path("model"), CONFIGS[name])
-    assert door("--model", "model", "--output", "small").code == 0
+    assert command("--model", "model", "--output", "small").code == 0
     before, after = load_file("model/model.safetensors"), load_file("small/int8.safetensors")
     head = before.get("transformer.wte.weight", before.get("model.embed_tokens.weight"))
     assert head is not None
@@ -268,15 +268,15 @@ def test_weight_times_scale_is_hugging_face_s_matrix(door: Any, name: str) -> No
             assert ((after[key] * scale - exact).abs() <= scale * 0.5001).all(), key
 
 
-def test_other_programs_refuse_int8_and_read_float16(door: Any) -> None:
+def test_other_programs_refuse_int8_and_read_float16(command: Any) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     saved(Path("model"))
     for folder, precision in (("smaller", "int4"), ("small", "int8")):
-        assert door("--model", "model", "--output", folder, "--precision", precision).code == 0
+        assert command("--model", "model", "--output", folder, "--precision", precision).code == 0
         with pytest.raises(OSError, match=r"no file named model\.safetensors"):
             AutoModelForCausalLM.from_pretrained(folder)
-    assert door("--model", "model", "--output", "half", "--precision", "float16").code == 0
+    assert command("--model", "model", "--output", "half", "--precision", "float16").code == 0
     for folder in ("small", "half"):  # who may read a config.json may read the weights beside it
         assert len({path.stat().st_mode for path in Path(folder).iterdir()}) == 1
     theirs = AutoModelForCausalLM.from_pretrained("half", dtype=torch.float32).eval()

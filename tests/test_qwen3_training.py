@@ -63,15 +63,15 @@ def flags(folder: Path, **values: Any) -> list[str]:
     return [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
 
 
-# -- the model that the knobs describe ----------------------------------------------------------------------
+# -- the model that the options describe --------------------------------------------------------------------
 
 
 def test_knobs_become_a_qwen3(folder: Path) -> None:
     made = config(folder, rope_theta=500.0, tie_word_embeddings=False).model_config(99)
     # 8/3 * 32 = 85.3: the nearest multiple of 8 is 88
     assert made == Qwen3Config(99, 32, 88, 2, 4, 2, 8, 32, 1e-6, 500.0, False)
-    knobs: dict[str, Any] = {"num_key_value_heads": 0, "head_dim": 10, "intermediate_size": 17, "n_head": 5}
-    assert config(folder, **knobs).model_config(99) == Qwen3Config(
+    options: dict[str, Any] = {"num_key_value_heads": 0, "head_dim": 10, "intermediate_size": 17, "n_head": 5}
+    assert config(folder, **options).model_config(99) == Qwen3Config(
         99, 32, 17, 2, 5, 5, 10, 32, 1e-6, 1e4, True
     )
 
@@ -161,9 +161,9 @@ def identical(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize(("optimizer", "tied"), [("muon", True), ("adamw", False)])
 def test_a_resumed_run_ends_on_the_same_bits(folder: Path, optimizer: Any, tied: bool) -> None:
-    knobs = {"optimizer": optimizer, "tie_word_embeddings": tied}
-    trainer(config(folder, "straight", **knobs)).run()
-    stop_at(trainer(config(folder, "stopped", **knobs)), 5)
+    options = {"optimizer": optimizer, "tie_word_embeddings": tied}
+    trainer(config(folder, "straight", **options)).run()
+    stop_at(trainer(config(folder, "stopped", **options)), 5)
     again = trainer(read_run(folder / "stopped"))
     torch.manual_seed(999)  # whatever happened to the generator since must not matter
     assert again.resume().name == "step-00000005"
@@ -250,8 +250,8 @@ def test_flops_of_both_families_by_hand(folder: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt", "qwen3"])
 def test_memory_of_a_batch_is_what_autograd_keeps_of_it(folder: Path, family: str) -> None:
     """What the third row adds, multiplied, against the whole batch."""
-    knobs = {**FOREIGN_OPTIONS["gpt"], "family": "gpt", "dropout": 0.1} if family == "gpt" else {}
-    run = trainer(config(folder, **knobs))
+    options = {**FOREIGN_OPTIONS["gpt"], "family": "gpt", "dropout": 0.1} if family == "gpt" else {}
+    run = trainer(config(folder, **options))
     # the batch with the most tokens
     rows, T = max(
         ((rows, T - 1) for rows, T in run.data.shapes(run.step.plan, 0)), key=lambda s: s[0] * (s[1] + 1)

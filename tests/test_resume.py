@@ -298,7 +298,7 @@ def test_every_recipe_s_options_survive(
         own["tokens_per_batch"] = 64
     own["gradient_accumulation_steps"] = min(recipe.gradient_accumulation_steps, 3)
     if kind == "text":
-        (folder / "t.txt").write_text((folder / "train.jsonl").read_text("utf-8") * 4, encoding="utf-8")
+        (folder / "t.txt").write_text("天是蓝色。地是黄色。日是红色。月是白色。\n" * 20, encoding="utf-8")
         own |= {"text": folder / "t.txt", "shards": folder / "shards", "val_fraction": 0.1}
 
     def settings(output: str, **more: Any) -> TrainConfig:

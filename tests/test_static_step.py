@@ -219,7 +219,7 @@ def test_sizes_that_make_no_sense_are_refused(values: dict[str, int]) -> None:
 
 
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down what is computed: names, shapes, memory of the buffers, numbers that come from the host."""
+    """Records what is computed: names, shapes, memory of the buffers, numbers that come from the host."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

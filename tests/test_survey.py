@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data import token_statistics as room
+from minigpt.data import token_statistics
 from minigpt.data.conversation import Conversation, conversation_of_pair
 from minigpt.data.reader import read_conversations
 from minigpt.data.token_statistics import Unknown, compute_statistics, plot, print_statistics
@@ -85,7 +85,7 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(1)
     items = [("".join(rng.choices("abxy你", k=5)), "".join(rng.choices("cdz", k=3))) for _ in range(50)]
     whole = compute_statistics(make_pairs(items), TOKENIZER).as_dict()
-    monkeypatch.setattr(room, "_BLOCK", 7)
+    monkeypatch.setattr(token_statistics, "_BLOCK", 7)
     assert compute_statistics(make_pairs(items), TOKENIZER).as_dict() == whole
 
 
@@ -115,7 +115,7 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 @quick
 @given(st.lists(st.integers(4, 100_000), min_size=1))
 def test_every_pair_stands_in_one_bar(lengths: list[int]) -> None:
-    labels, counts = room._bins(np.array(lengths))
+    labels, counts = token_statistics._bins(np.array(lengths))
     assert sum(counts) == len(lengths)
     assert len(labels) == len(counts) <= 14
     for label, count in zip(labels, counts, strict=True):
@@ -126,7 +126,7 @@ def test_every_pair_stands_in_one_bar(lengths: list[int]) -> None:
 
 @needs_matplotlib
 def test_a_picture_with_chinese_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if room._chinese_font() is None:
+    if token_statistics._chinese_font() is None:
         pytest.skip("no font with Chinese characters is installed; the extra `plot` brings one")
     path = tmp_path / "stats.png"
     statistics = compute_statistics(make_pairs([("你好", "ab" * i) for i in range(1, 60)]), TOKENIZER)
@@ -146,10 +146,10 @@ def test_labels_reach_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     original = mpl.rc_context
     monkeypatch.setattr(mpl, "rc_context", lambda rc: original({**rc, "svg.fonttype": "none"}))
     statistics = compute_statistics(make_pairs([("你好", "ab"), ("a", "b" * 200)]), TOKENIZER, max_length=40)
-    monkeypatch.setattr(room, "_chinese_font", lambda: "DejaVu Sans")
+    monkeypatch.setattr(token_statistics, "_chinese_font", lambda: "DejaVu Sans")
     plot(statistics, tmp_path / "zh.svg", title="t")
     chinese = (tmp_path / "zh.svg").read_text(encoding="utf-8")
-    monkeypatch.setattr(room, "_chinese_font", lambda: None)
+    monkeypatch.setattr(token_statistics, "_chinese_font", lambda: None)
     plot(statistics, tmp_path / "en.svg", title="t")
     english = (tmp_path / "en.svg").read_text(encoding="utf-8")
     for zh, en in (("问题", "questions"), ("回答", "answers"), ("不被截断的比例", "share that is not cut")):
@@ -163,8 +163,8 @@ def test_labels_reach_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_without_a_font_the_labels_are_english_and_a_warning_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(room, "_FONT_PACKAGE", "no_such_font_package")
-    monkeypatch.setattr(room, "_FONT_NAMES", ())
+    monkeypatch.setattr(token_statistics, "_FONT_PACKAGE", "no_such_font_package")
+    monkeypatch.setattr(token_statistics, "_FONT_NAMES", ())
     plot(compute_statistics(make_pairs([("a", "b")]), TOKENIZER), tmp_path / "s.png", title="t")
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -177,8 +177,8 @@ def test_without_a_font_the_labels_are_english_and_a_warning_says_so(
 def test_fonts_are_judged_by_their_characters() -> None:
     import matplotlib as mpl
 
-    assert not room._has_labels(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-    assert not room._has_labels(Path("nowhere.ttf"))
+    assert not token_statistics._has_labels(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    assert not token_statistics._has_labels(Path("nowhere.ttf"))
 
 
 @needs_matplotlib

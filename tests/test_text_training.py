@@ -318,7 +318,7 @@ def test_a_loss_that_is_not_finite_says_where(tmp_path: Path) -> None:
         run.run()
 
 
-# -- the door -----------------------------------------------------------------------------------------------
+# -- the command --------------------------------------------------------------------------------------------
 
 
 def flags(folder: Path) -> list[str]:
@@ -327,7 +327,7 @@ def flags(folder: Path) -> list[str]:
     return [*found, "--recipe=shakespeare-cpu", f"--text={folder / 'text.txt'}", f"--output={folder / 'run'}"]
 
 
-def test_the_door(tmp_path: Path, run_command: RunCommand) -> None:
+def test_the_command(tmp_path: Path, run_command: RunCommand) -> None:
     first = run_command("train.py", *flags(tmp_path))
     assert first.code == 0, first.err
     assert "tokens to learn from" in first.out

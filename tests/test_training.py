@@ -1,4 +1,4 @@
-"""The loop: its fast paths equal their slow twins, it learns; its configuration and its door."""
+"""The loop: its fast paths equal their slow twins, it learns; its configuration and its command."""
 
 import dataclasses
 import json
@@ -374,18 +374,18 @@ def test_sizes_that_make_no_model(folder: Path) -> None:
         trainer(config(folder, n_head=5))
 
 
-# -- the door -----------------------------------------------------------------------------------------------
+# -- the command --------------------------------------------------------------------------------------------
 
 
-def door(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "minigpt/train.py", *given(folder), *flags]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_the_door_trains_refuses_to_mix_runs_and_moves_the_old_one(
+def test_the_command_trains_refuses_to_mix_runs_and_moves_the_old_one(
     folder: Path, run_command: RunCommand
 ) -> None:
-    first = door(folder, "--json")
+    first = command(folder, "--json")
     assert first.returncode == 0, first.stderr
     assert "recipe qa-cpu: no --recipe was given and the device is cpu" in first.stdout
     assert json.loads(first.stdout.splitlines()[-1])["steps"] == 12

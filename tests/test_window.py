@@ -17,7 +17,7 @@ V, BLOCK = 30, 20
 
 
 def kept(ids: list[int], window: int, sinks: int) -> list[int]:
-    """The first and the last tokens, written down once more."""
+    """The first and the last tokens, recorded once more."""
     return ids[:sinks] + ids[sinks - window :]
 
 

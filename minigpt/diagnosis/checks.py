@@ -50,7 +50,7 @@ ENOUGH_LINES = 10  # for words about a curve's shape
 
 
 def nothing_logged(record: RunRecord) -> Finding | None:
-    """No loss was written down."""
+    """No loss was recorded."""
     if record.train or record.val:
         return None
     return finding("nothing_logged", steps=record.steps_done, logging_steps=record.config.logging_steps)

@@ -41,7 +41,7 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
 def _answers(record: RunRecord, data: DataRecord | Finding) -> list[Finding]:
     if isinstance(data, Finding):
         return [finding("no_questions", why=data.code)]
-    from minigpt.diagnosis.answers import ask, judge_answers  # loads the inference room
+    from minigpt.diagnosis.answers import ask, judge_answers  # loads generation
 
     try:
         answers, limit = ask(record, data.val)

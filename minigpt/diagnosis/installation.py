@@ -23,7 +23,7 @@ from minigpt.generation.native_library import cache_folder, system_build
 
 __all__ = ["Fact", "facts", "instructions", "processor"]
 
-ROOT = Path(__file__).resolve().parents[1]  # of a checkout; else what holds the installed packages
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout; else what holds the installed packages
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _GIB = 2**30
 

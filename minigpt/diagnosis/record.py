@@ -40,7 +40,7 @@ class ValPoint:
 
     step: int
     loss: float  # of the tokens that training counts
-    answer_loss: float | None = None  # nan: no token of an answer was counted; None: not written down
+    answer_loss: float | None = None  # nan: no token of an answer was counted; None: not recorded
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def _warn_once() -> None:
     warnings.warn(
         # the table native-step in docs/performance.md says how slow
         f"no native step ({system_build().reason}): answers come at about a third of this CPU's speed, in "
-        "int8 at a fiftieth; install gcc or clang, with OpenMP",
+        "int8 at a fiftieth or less; install gcc or clang, with OpenMP",
         NativeStepWarning,
         stacklevel=3,
     )
@@ -122,6 +122,7 @@ def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
 def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
     """The runner of a model. It is C for float32 activations on a CPU with a C compiler, and else PyTorch.
 
+    A model with modules that C does not know (an adapter, say) runs in PyTorch.
     Warns once a process, with NativeStepWarning, where only the compiler is missing.
     """
     one = next(model.parameters())
@@ -130,7 +131,14 @@ def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
     if library() is None:
         _warn_once()
         return TorchRunner(model)
-    return NativeRunner(model)
+    try:
+        return NativeRunner(model)
+    except _UnknownModuleError:
+        return TorchRunner(model)
+
+
+class _UnknownModuleError(Exception):
+    """C would compute something else than this module."""
 
 
 class NativeRunner:
@@ -334,6 +342,10 @@ class OperationList:
                 out += ...; `wait=0`: the next operation does not read out.
         """
         values = more.pop("values", None)
+        for one in (layer, values):
+            # exactly these: what derives from them, or stands around them, may compute more
+            if one is not None and type(one) not in (nn.Linear, QuantizedLinear):
+                raise _UnknownModuleError(type(one))
         if act is not None:
             more["act"] = _GELU_TANH if act == "gelu_tanh" else _GELU_EXACT
         more["weight"] = layer.weight

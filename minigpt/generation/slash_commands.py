@@ -123,7 +123,7 @@ class Command:
 
 
 def _door_s(talk: Conversation, value: str) -> str:
-    return ""  # /why and /exit: the door draws the table, and ends
+    return ""  # /why and /exit: the command draws the table, and ends
 
 
 COMMANDS = {

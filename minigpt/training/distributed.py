@@ -26,7 +26,7 @@ import torch.distributed as dist
 from minigpt.devices import seed_everything
 from minigpt.errors import InputError, printable
 
-__all__ = ["SINGLE_PROCESS", "Processes", "is_restarted", "join_processes"]
+__all__ = ["SINGLE_PROCESS", "Processes", "Stopped", "is_restarted", "join_processes"]
 
 # One process may wait while another encodes a corpus or writes to a slow disk. A process that dies is noticed
 # at once all the same: its connections close.
@@ -34,6 +34,14 @@ _TIMEOUT = timedelta(hours=12)
 _LOST = ("gloo", "Gloo", "Connection", "NCCL", "socket", "recvValue", "sendBytes", "store")
 
 Value = TypeVar("Value")
+
+
+class Stopped(Exception):  # noqa: N818 -- not an error: all processes agreed to end, and the run is saved
+    """Training was interrupted by a signal, after saving. `code` is the exit code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class _SharedError(InputError):
@@ -227,7 +235,7 @@ def join_processes() -> Iterator[Processes]:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
     try:
         yield Processes(rank, size, _number("LOCAL_RANK", rank), group)
-    except (_SharedError, SystemExit, KeyboardInterrupt):
+    except (_SharedError, Stopped, SystemExit, KeyboardInterrupt):
         dist.destroy_process_group()  # its threads would abort the process at its end
         raise
     except InputError:

@@ -11,21 +11,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 from minigpt.console.command_line import stop_signals
-from minigpt.training.distributed import SINGLE_PROCESS, Processes
+from minigpt.training.distributed import SINGLE_PROCESS, Processes, Stopped
 
 __all__ = ["StopNow", "StopRequest", "Stopped"]
 
 
 class StopNow(BaseException):
     """A signal came inside `StopRequest.interruptible`. It passes `except Exception`."""
-
-
-class Stopped(Exception):  # noqa: N818 -- not an error: the run was asked to stop, and has saved itself
-    """Training was interrupted by a signal, after saving. `code` is the exit code."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class StopRequest:

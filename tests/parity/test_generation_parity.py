@@ -176,7 +176,7 @@ def test_logits_states_and_attentions_have_hugging_face_s_shapes_and_values(mode
 
 
 def test_rows_of_unlike_length_end_at_their_own_time(models: Models) -> None:
-    """A padded batch in transformers: the same ids; rows that have ended go on with the padding."""
+    """A padded batch in transformers: the same ids; rows that have ended continue with the padding."""
     ours, theirs = models[1]
     prompts, eos = [[3, 7, 5, 5, 9], [9, 4], [6], [8, 11, 12]], [4, 9]
     width = max(map(len, prompts))

@@ -4,7 +4,7 @@
     python -m tests.survival --full --output benchmarks/results/NAME.json
     python -m tests.survival --kills 500 --only kill signal
 
-Every run is `minigpt train` itself, through its door, on a tiny model; each runs in a fork of this process,
+Every run is `minigpt train` itself, as a command, on a tiny model; each runs in a fork of this process,
 which has imported torch but never computed with it, so that starting one takes a tenth of a second. Runs are
 killed and resumed in chains: the same run is killed again and again until the count is full, then it may
 finish, and must equal, by hash, the run that nobody disturbed: weights, optimiser, random states, training
