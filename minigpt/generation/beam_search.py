@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.generation.loop import processed
+from minigpt.generation.loop import problems_of, processed
 from minigpt.generation.output import Completion, StopReason
 from minigpt.generation.sequence import Request, Sequence
 
@@ -54,9 +54,10 @@ class BeamSearch:
         """Continue all beams of the search; returns those that are there afterwards, none at its end."""
         K, V, options = self.options.num_beams, logits.shape[-1], self.options
         length, limit = len(beams[0].ids) + 1, beams[0].limit  # of the candidates, in new tokens
-        scores, problems = processed(beams, logits.log_softmax(dim=-1))  # (K, V); at first (1, V)
-        if any(problems):
-            return self._end(beams, next(filter(None, problems)))
+        log_p = logits.log_softmax(dim=-1)  # (K, V); at first (1, V)
+        scores = processed(beams, log_p)
+        if problem := next(filter(None, problems_of(log_p, scores)), None):
+            return self._end(beams, problem)
         # Each beam can be ended by each eos; still K candidates that continue must be left.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
         # Among all continuations of all beams, the most likely, in descending order.

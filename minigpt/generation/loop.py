@@ -40,7 +40,7 @@ from minigpt.generation.options import GenerationOptions
 from minigpt.generation.prefix_cache import PrefixCache
 from minigpt.generation.sequence import Sequence
 
-__all__ = ["DecodingLoop", "choose", "decode", "evaluating", "filtered", "processed"]
+__all__ = ["DecodingLoop", "choose", "decode", "evaluating", "filtered", "problems_of", "processed"]
 
 NOT_FINITE = "the model's scores are not finite numbers: its weights are damaged or diverged"
 NO_TOKEN_LEFT = (
@@ -209,7 +209,7 @@ class DecodingLoop:
         Args:
             read: of each sequence the last token and its guesses, which have logits each; None: no guesses.
         """
-        if not self._n_special:
+        if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
             return
         for sequence in self._choose_by_kind(sequences, logits, read):
@@ -231,9 +231,7 @@ class DecodingLoop:
                 if not sequence.has_ended:  # wrong guesses are forgotten
                     self.cache.truncate(sequence.slot, len(sequence.context) - 1)
             else:
-                # what processors do depends on the number of new tokens
-                new = len(sequence.ids) if sequence.request.processors else 0
-                members, rows = groups.setdefault((sequence.kind, new), ([], []))
+                members, rows = groups.setdefault(_group(sequence), ([], []))
                 members.append(sequence)
                 rows.append(place)
             place += count
@@ -292,6 +290,11 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
         model.train(was_training)
 
 
+def _group(sequence: Sequence) -> object:
+    """Equal for sequences whose tokens are chosen together; what processors do depends on the new tokens."""
+    return (sequence.kind, len(sequence.ids)) if sequence.request.processors else sequence.kind
+
+
 def choose(
     group: list[Sequence],
     logits: Tensor,
@@ -305,19 +308,17 @@ def choose(
         argmax: a faster one for these logits; see TorchRunner.argmax.
     """
     first, given = group[0], logits if place is None else logits[place : place + 1]
-    if first.kind is None and argmax is not None:
-        scores, (tokens, highest) = given, argmax(given)
-        problems = [None if math.isfinite(one) else NOT_FINITE for one in highest]
+    scores = given if first.kind is None else processed(group, given)
+    if first.uniform is None:
+        tokens, highest = argmax(scores) if argmax else (sampling.greedy(scores).tolist(), None)
+        problems = problems_of(given, scores, highest)
     else:
-        scores, problems = processed(group, given)
-        if first.uniform is None:
-            tokens = sampling.greedy(scores).tolist()
-        else:
-            dtype = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
-            numbers = [one.uniform[len(one.ids)] for one in group if one.uniform is not None]
-            uniform = torch.tensor(numbers, dtype=dtype, device=scores.device)  # (n,)
-            scores = filtered(scores, first.request.options)
-            tokens = sampling.sample(scores, uniform).tolist()
+        problems = problems_of(given, scores)
+        dtype = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
+        numbers = [one.uniform[len(one.ids)] for one in group if one.uniform is not None]
+        uniform = torch.tensor(numbers, dtype=dtype, device=scores.device)  # (n,)
+        scores = filtered(scores, first.request.options)
+        tokens = sampling.sample(scores, uniform).tolist()
     for row, (sequence, token, problem) in enumerate(zip(group, tokens, problems)):
         if problem is not None:
             sequence.error = InputError(problem)
@@ -327,23 +328,33 @@ def choose(
         sequence.push(token)
 
 
-def processed(group: list[Sequence], logits: Tensor) -> tuple[Tensor, list[str | None]]:
-    """Logits (n, V) after processors and constraint, and for each row why no token can be chosen, if so."""
+def processed(group: list[Sequence], logits: Tensor) -> Tensor:
+    """Logits (n, V) of sequences of one kind, after processors and constraint."""
     request, scores = group[0].request, logits
     if request.processors:
-        new = len(group[0].ids)
-        lengths = [len(sequence.prompt) + new for sequence in group]
-        ids = np.full((len(group), max(lengths)), NO_TOKEN, dtype=np.int64)  # (n, S)  padded on the left
-        for sequence, length, row in zip(group, lengths, ids):
-            sequence.history(max(lengths) - length, row)
+        new, histories = len(group[0].ids), [sequence.history() for sequence in group]
+        longest = max(map(len, histories))
+        ids = np.full((len(group), longest), NO_TOKEN, dtype=np.int64)  # (n, S)  padded on the left
+        for row, history in zip(ids, histories):
+            row[longest - len(history) :] = history
         for process in request.processors:
             scores = process(scores, torch.from_numpy(ids).to(scores.device), new)
     if request.constraint is not None:
         scores = allow_only(scores, [one.constraint for one in group if one.constraint is not None])
+    return scores
+
+
+def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = None) -> list[str | None]:
+    """Why no token of a row can be chosen, where that is so.
+
+    Args:
+        logits, scores: (n, V), the model's and what `processed` made of them.
+        highest: each row's highest score, where it is known.
+    """
     # A NaN or an infinity would be a row's highest score; where all is -infinity, that is.
-    highest = scores.amax(dim=-1).tolist()
+    highest = scores.amax(dim=-1).tolist() if highest is None else highest
     loudest = highest if scores is logits else logits.amax(dim=-1).tolist()
-    return scores, [
+    return [
         NOT_FINITE if not math.isfinite(loud) else None if math.isfinite(high) else NO_TOKEN_LEFT
         for loud, high in zip(loudest, highest)
     ]

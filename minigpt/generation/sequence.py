@@ -26,7 +26,7 @@ from torch import Tensor
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.constraints import State, make_constraint
-from minigpt.generation.logits_processors import Processor, make_processors
+from minigpt.generation.logits_processors import NO_TOKEN, Processor, make_processors
 from minigpt.generation.options import GenerationOptions, check_ids, id_list
 from minigpt.generation.output import Completion, Recorder, StopReason
 
@@ -202,6 +202,8 @@ class Sequence(StopChecker):
         self.prompt, self.seed, self.embeds = list(prompt), seed, embeds
         self.context, self.context_embeds = list(prompt), embeds
         self.slot = -1
+        self._history: npt.NDArray[np.int64] | None = None
+        self._n_known = 0  # new ids that it has
         self.error: Exception | None = None
         self.constraint = request.constraint
         self.uniform: npt.NDArray[np.float64] | None = None  # (limit,)  a random number for each new token
@@ -219,8 +221,8 @@ class Sequence(StopChecker):
 
     @property
     def is_plain(self) -> bool:
-        """Are its tokens the most likely ones, of the logits alone, one at a time?"""
-        return self.kind is None and self.speculation is None and not self.restarts
+        """Does it get one token at a time, and keep its slot's tokens?"""
+        return self.speculation is None and self.beams is None and not self.restarts
 
     @property
     def has_ended(self) -> bool:
@@ -240,11 +242,17 @@ class Sequence(StopChecker):
             if self.constraint is not None:
                 self.constraint = self.constraint.after(token)
 
-    def history(self, start: int, out: npt.NDArray[np.int64]) -> None:
-        """Write prompt and new ids to the end of `out` (S,), from `start` on; vectors have no ids."""
-        if self.embeds is None:
-            out[start : len(out) - len(self.ids)] = self.prompt
-        out[len(out) - len(self.ids) :] = self.ids
+    def history(self) -> npt.NDArray[np.int64]:
+        """Prompt and new ids, (S,), to be used before the next call; a prompt of vectors has no ids."""
+        start = len(self.prompt)
+        if self._history is None:
+            self._history = np.full(start + self.limit, NO_TOKEN, dtype=np.int64)
+            if self.embeds is None:
+                self._history[:start] = self.prompt
+        known = 0 if self.beams is not None else self._n_known  # a beam may become another one's copy
+        self._history[start + known : start + len(self.ids)] = self.ids[known:]
+        self._n_known = len(self.ids)
+        return self._history[: start + len(self.ids)]
 
     def slide(self, max_length: int) -> bool:
         """Cut a full context down to the window; returns whether the context was full."""

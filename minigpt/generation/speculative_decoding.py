@@ -27,7 +27,7 @@ from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation import sampling
 from minigpt.generation.cache import KeyValueCache
-from minigpt.generation.loop import choose, filtered, processed
+from minigpt.generation.loop import choose, filtered, problems_of, processed
 from minigpt.generation.native import runner_for
 from minigpt.generation.options import GenerationOptions, refuse_pair
 from minigpt.generation.sequence import Sequence
@@ -108,8 +108,9 @@ class Speculation:
         if q is None or sequence.seed is None:
             choose([sequence], logits, place)
             return sequence.chosen[-1] if sequence.error is None else None
-        scores, (problem,) = processed([sequence], logits[place : place + 1])
-        if problem is not None:
+        given = logits[place : place + 1]
+        scores = processed([sequence], given)
+        if problem := problems_of(given, scores)[0]:
             sequence.error = InputError(problem)
             return None
         if self._judge is None:
