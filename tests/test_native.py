@@ -273,6 +273,50 @@ def test_adapters_are_not_left_out(name: str) -> None:
     assert isinstance(runner_for(model), NativeRunner)
 
 
+class Doubled(torch.nn.Module):
+    """A module around another one, with its weight: what a wrapper of any library looks like."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.weight, self.eps, self.bias = inner, inner.weight, 1e-5, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled: Tensor = 2 * self.inner(x)
+        return doubled
+
+
+@compiled
+@pytest.mark.parametrize("name", ["gpt", "qwen3"])
+@pytest.mark.parametrize(
+    "kind", ["around a norm", "around the head", "hook", "pre-hook", "forward", "a class"]
+)
+def test_what_c_does_not_know_is_not_left_out(name: str, kind: str) -> None:
+    model, prompts, options = make(name), ids(3, 9).tolist(), GenerationOptions(max_new_tokens=9)
+    assert isinstance(runner_for(model), NativeRunner)
+    block: Any = model.blocks[0]
+    norm = "ln_1" if name == "gpt" else "input_layernorm"
+    if kind == "around a norm":
+        setattr(block, norm, Doubled(getattr(block, norm)))
+    elif kind == "around the head":
+        model.lm_head = Doubled(model.lm_head)  # type: ignore[assignment]
+    elif kind == "hook":
+        block.mlp.register_forward_hook(lambda module, given, out: 2 * out)
+    elif kind == "pre-hook":
+        block.mlp.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    elif kind == "forward":
+        block.mlp.forward = lambda x: 0 * x
+    else:
+        block.mlp.__class__ = type("Other", (type(block.mlp),), {"forward": lambda self, x: 0 * x})
+    assert isinstance(runner_for(model), TorchRunner)
+    answered = generate_ids(model, prompts, options, None)
+    for prompt, answer in zip(prompts, answered):
+        text = [*prompt, *answer.ids]
+        with torch.inference_mode():
+            assert model(torch.tensor([text]))[0, len(prompt) - 1 : -1].argmax(-1).tolist() == list(
+                answer.ids
+            )
+
+
 @compiled
 @torch.inference_mode()
 def test_more_tokens_than_the_cache_holds_are_refused() -> None:

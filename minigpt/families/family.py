@@ -74,6 +74,7 @@ class Family:
     # of generation.native: (OperationList, M), adds the operations of a forward; (C, columns) -> the table of
     # rotary embeddings, (columns, D), of a model that has them
     list_operations: Callable[[Any, Any], None]
+    native_modules: tuple[type[nn.Module], ...]  # the family's classes that these operations stand for
     rotary_table: Callable[[Any, int], Tensor] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------

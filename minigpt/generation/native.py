@@ -29,7 +29,7 @@ from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.model_runner import TorchRunner
 from minigpt.generation.native_library import system_build
 from minigpt.generation.output import Recorder
-from minigpt.weights.quantized import QuantizedLinear
+from minigpt.weights.quantized import NarrowEmbedding, QuantizedLinear
 
 __all__ = [
     "NativeRunner",
@@ -49,6 +49,8 @@ _EMBED, _PRODUCT, _ATTENTION = range(3)
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 _NO_NORM, _LAYER_NORM, _RMS_NORM = range(3)
 _NO_ACT, _GELU_TANH, _GELU_EXACT, _SWIGLU = range(4)
+_KNOWN = {nn.Linear, QuantizedLinear, NarrowEmbedding, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList}
+_KNOWN.update(*(family.native_modules for family in BY_CONFIG.values()))
 
 
 class _Operation(ctypes.Structure):
@@ -122,23 +124,25 @@ def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
 def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
     """The runner of a model. It is C for float32 activations on a CPU with a C compiler, and else PyTorch.
 
-    A model with modules that C does not know (an adapter, say) runs in PyTorch.
+    A model that computes more than C knows runs in PyTorch: one with an adapter, a hook, a module of its own.
     Warns once a process, with NativeStepWarning, where only the compiler is missing.
     """
     one = next(model.parameters())
-    if one.device.type != "cpu" or one.dtype != torch.float32:
+    if one.device.type != "cpu" or one.dtype != torch.float32 or not all(map(_is_known, model.modules())):
         return TorchRunner(model)
     if library() is None:
         _warn_once()
         return TorchRunner(model)
-    try:
-        return NativeRunner(model)
-    except _UnknownModuleError:
-        return TorchRunner(model)
+    return NativeRunner(model)
 
 
-class _UnknownModuleError(Exception):
-    """C would compute something else than this module."""
+def _is_known(module: nn.Module) -> bool:
+    """Does a module compute what the list of operations says, and nothing else?
+
+    The list reads weights and calls no module. A wrapper, a subclass or a hook would be left out in silence.
+    """
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) in _KNOWN and not hooked
 
 
 class NativeRunner:
@@ -342,10 +346,6 @@ class OperationList:
                 out += ...; `wait=0`: the next operation does not read out.
         """
         values = more.pop("values", None)
-        for one in (layer, values):
-            # exactly these: what derives from them, or stands around them, may compute more
-            if one is not None and type(one) not in (nn.Linear, QuantizedLinear):
-                raise _UnknownModuleError(type(one))
         if act is not None:
             more["act"] = _GELU_TANH if act == "gelu_tanh" else _GELU_EXACT
         more["weight"] = layer.weight

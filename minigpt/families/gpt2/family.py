@@ -17,7 +17,7 @@ import torch
 from minigpt.errors import InputError
 from minigpt.families.checks import require_fixed, require_keys
 from minigpt.families.family import Family, Weight
-from minigpt.families.gpt2.native import list_operations
+from minigpt.families.gpt2.native import MODULES, list_operations
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 __all__ = ["FAMILY", "gelu_difference"]
@@ -184,4 +184,5 @@ FAMILY = Family(
     },
     gguf_notes=_gguf_notes,
     list_operations=list_operations,
+    native_modules=MODULES,
 )

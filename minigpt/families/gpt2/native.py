@@ -2,9 +2,13 @@
 
 from typing import Any
 
-from minigpt.model import GPTLMHeadModel
+from torch import nn
 
-__all__ = ["list_operations"]
+from minigpt.model import MLP, Block, CausalSelfAttention, GPTLMHeadModel, Transformer
+
+__all__ = ["MODULES", "list_operations"]
+
+MODULES: tuple[type[nn.Module], ...] = (GPTLMHeadModel, Transformer, Block, CausalSelfAttention, MLP)
 
 
 def list_operations(out: Any, model: GPTLMHeadModel) -> None:

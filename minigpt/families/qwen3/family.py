@@ -16,7 +16,7 @@ from minigpt.errors import InputError
 from minigpt.families.checks import require_fixed, require_keys
 from minigpt.families.family import Family, Weight
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
-from minigpt.families.qwen3.native import list_operations, rotary_table
+from minigpt.families.qwen3.native import MODULES, list_operations, rotary_table
 
 __all__ = ["FAMILY"]
 
@@ -160,5 +160,6 @@ FAMILY = Family(
         "rope_freq_base": config.rope_theta,
     },
     list_operations=list_operations,
+    native_modules=MODULES,
     rotary_table=rotary_table,
 )

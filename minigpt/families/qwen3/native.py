@@ -3,11 +3,22 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM, rope_tables
+from minigpt.families.qwen3.model import (
+    MLP,
+    Attention,
+    Block,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    RMSNorm,
+    rope_tables,
+)
 
-__all__ = ["list_operations", "rotary_table"]
+__all__ = ["MODULES", "list_operations", "rotary_table"]
+
+MODULES: tuple[type[nn.Module], ...] = (Qwen3ForCausalLM, Qwen3Model, Block, Attention, MLP, RMSNorm)
 
 
 def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
