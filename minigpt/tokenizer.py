@@ -23,12 +23,13 @@ import numpy.typing as npt
 
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import read_json
 
 __all__ = ["SPECIAL_TOKENS", "Tokenizer", "build_vocabulary"]
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<sep>")
 
-_REMEDY = "make it again with: minigpt vocab --data DATA --output VOCAB"
+_REMEDY = "make it with: minigpt vocab --data DATA --output VOCAB"
 
 
 def build_vocabulary(texts: Iterable[str]) -> dict[str, int]:
@@ -160,16 +161,10 @@ class Tokenizer:
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist; make it with: minigpt vocab --data DATA --output {path}"
-        ) from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory; give the path of a vocab.json") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON in UTF-8 ({error}); {_REMEDY}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("word2id"), dict):
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; {_REMEDY}") from None
+    if not isinstance(content.get("word2id"), dict):
         raise InputError(f"{path} has no object `word2id`; {_REMEDY}")
     word2id = _checked(content["word2id"], str(path))
     if "id2word" in content:  # files of other programs may lack it; it says nothing new

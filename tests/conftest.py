@@ -57,6 +57,10 @@ def pytest_runtest_call() -> None:
     torch.manual_seed(0)  # a shared fixture draws only in the first test that needs it
 
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would all that they start.
+for _number in stop_signals():
+    signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
 system_build()  # asked once a process: now, before a test changes CC, PATH or the home folder
 # Processes that tests start do not know pytest's filters; this one is pyproject.toml's.
 _FILTERS = [os.environ.get("PYTHONWARNINGS", ""), "ignore:no native step:RuntimeWarning"]
@@ -117,8 +121,6 @@ def nothing_is_left_behind(process: Process) -> Iterator[None]:
     A test that leaves behind anything but what `put_back` knows, fails: monkeypatch undoes what it does.
     """
     process.put_back()
-    if process.torch:
-        process.torch.manual_seed(0)
     before, modules = process.traces(), sys.modules.copy()
     yield
     process.put_back()

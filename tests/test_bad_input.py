@@ -168,10 +168,10 @@ def test_no_file_to_read(command: Command, place: Workplace, verb: str, kind: st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist; make it with: minigpt vocab"),
-        ("", "is not JSON in UTF-8"),
-        ("not JSON", "is not JSON in UTF-8"),
-        ("[]", "has no object `word2id`"),
+        (None, "is missing; make it with: minigpt vocab"),
+        ("", "is not JSON: "),
+        ("not JSON", "is not JSON: "),
+        ("[]", "must hold a JSON object: got list"),
         ('{"id2word": {}}', "has no object `word2id`"),
         (json.dumps({"word2id": {"a": 0}}), "<pad> must have id 0, but is missing"),
         (json.dumps({"word2id": {**VOCABULARY, "<sep>": 99}}), "<sep> must have id 2, but has id 99"),

@@ -230,7 +230,7 @@ class Reader:
         else:
             assert words[0] == "python", f"nobody knows how to run: {command}"
             script = Path(words[1]).name
-        if extra := TO_SHORTEN.get(script):
+        if (extra := TO_SHORTEN.get(script)) and "--help" not in words:
             self.shortened = True
             words += shlex.split(TO_GO_ON if "--resume" in words else extra)
         return self._run(words, code, TYPED.get(command))

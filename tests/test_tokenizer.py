@@ -236,11 +236,11 @@ def test_liberal_in_what_is_read(tmp_path: Path, content: Any) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is not JSON in UTF-8"),
-        ('{"word2id": ', "is not JSON in UTF-8"),
-        ("[" * 100_000, "is not JSON in UTF-8"),
-        ('{"word2id": {"<pad>": ' + "9" * 5000 + "}}", "is not JSON in UTF-8"),
-        ("[]", "has no object `word2id`"),
+        ("", "is not JSON: "),
+        ('{"word2id": ', "is not JSON: "),
+        ("[" * 100_000, "is not JSON: "),
+        ('{"word2id": {"<pad>": ' + "9" * 5000 + "}}", "a whole number has more than 4,300 digits"),
+        ("[]", "must hold a JSON object: got list; make it with: minigpt vocab"),
         ({"id2word": {"0": "<pad>"}}, "has no object `word2id`"),
         ({"word2id": ["<pad>"]}, "has no object `word2id`"),
         ({"word2id": {}}, "<pad> must have id 0, but is missing"),
@@ -276,14 +276,15 @@ def test_bad_vocabularies(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         Tokenizer(path)
     assert str(path) in str(caught.value)
-    assert "make it again with: minigpt vocab" in str(caught.value)
+    assert "make it with: minigpt vocab" in str(caught.value)
 
 
 def test_no_vocabulary_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"vocab.json does not exist; make it with: minigpt vocab"):
+    with pytest.raises(InputError, match=r"vocab.json is missing; make it with: minigpt vocab"):
         Tokenizer(tmp_path / "vocab.json")
     with pytest.raises(
-        InputError, match=re.escape(f"{tmp_path} is a directory; give the path of a vocab.json")
+        InputError,
+        match=re.escape(f"{tmp_path} must be a file, and is a directory; make it with: minigpt vocab"),
     ):
         Tokenizer(tmp_path)
 
@@ -291,7 +292,7 @@ def test_no_vocabulary_there(tmp_path: Path) -> None:
 def test_a_vocabulary_in_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "vocab.json"
     path.write_bytes(json.dumps({"word2id": {**SPECIALS, "好": 3}}, ensure_ascii=False).encode("gb18030"))
-    with pytest.raises(InputError, match="is not JSON in UTF-8"):
+    with pytest.raises(InputError, match="is not JSON: byte 50 is not UTF-8"):
         Tokenizer(path)
 
 

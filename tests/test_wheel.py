@@ -114,7 +114,9 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
             shutil.copy(ROOT / name, source)
     sdist = build("sdist", source, output)
     with tarfile.open(sdist) as archive:
-        archive.extractall(source / "unpacked", filter="data")
+        # Python 3.11 has filters from 3.11.4 on; newer versions warn without one
+        safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(source / "unpacked", **safely)
     (unpacked,) = (source / "unpacked").iterdir()
     return sdist, build("wheel", unpacked, output)
 

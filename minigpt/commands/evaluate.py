@@ -20,6 +20,7 @@ from minigpt.console import command_line
 from minigpt.console.terminal import table
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
+from minigpt.evaluation.options import EvaluationOptions
 from minigpt.generation.loading import require_model
 
 if TYPE_CHECKING:
@@ -29,15 +30,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DataOptions, command_line.MachineOptions):
+class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
     """Measure a checkpoint: loss, perplexity, bits per character, exact match, character F1."""
 
-    RANGES = {
-        "batch_size": (1, 10**6),
-        "max_length": (0, 10**7),
-        "max_new_tokens": (1, 10**9),
-        "show": (0, 10**6),
-    }
+    RANGES = {"show": (0, 10**6)}
 
     # The model
     model: Path = Path("output/best")
@@ -51,13 +47,6 @@ class Options(DataOptions, command_line.MachineOptions):
     text: Path | None = None
     """a plain text to measure on instead, for a model of any vocabulary"""
 
-    # How
-    batch_size: int = 64
-    """pairs measured, and questions answered, at once"""
-    max_length: int = 0
-    """tokens of a pair that the loss is measured on, or of a window of --text; 0: the model's block_size"""
-    max_new_tokens: int | None = None
-    """tokens of an answer, at most; left out: up to 128, fewer if the model's context is full before"""
     show: int = 10
     """questions to show with expected and given answers"""
 

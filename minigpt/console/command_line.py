@@ -19,6 +19,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -226,6 +227,9 @@ def remembered_signals() -> Iterator[None]:
     KeyboardInterrupts; one that came while safetensors and torch read a file became "could not determine the
     shape of object type ...".
     """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
+        yield
+        return
     before = {number: signal.getsignal(number) for number in stop_signals()}
 
     def note(signum: int, frame: FrameType | None) -> None:

@@ -309,14 +309,14 @@ def _json(text: str) -> tuple[Kind, Iterable[Record]]:
         value, end = _value(text, begin)
     except BadLine:
         if text[begin] == "[":
-            return "json", _elements(text, begin)
+            return "json", _values(text, _end_of_blank(text, begin + 1), in_array=True)
         return "jsonl", _lines(text)
     if _end_of_blank(text, end) < len(text):
-        return "json", _values(text)
+        return "json", _values(text, begin)
     if isinstance(value, list):
         if value and all(isinstance(item, dict) and _is_turn(item) for item in value):
             return "json", [Record(1, value, _dump(value))]  # one conversation
-        return "json", _elements(text, begin)
+        return "json", _values(text, _end_of_blank(text, begin + 1), in_array=True)
     inside = _inside(value)
     if inside is not None:
         return "json", [Record(number, item, _dump(item)) for number, item in enumerate(inside, 1)]
@@ -383,10 +383,10 @@ def _not_text(line: str, place: int) -> BadLine:
     return BadLine(NOT_TEXT, f"byte 0x{byte:02x} at column {column}")
 
 
-def _values(text: str) -> Iterator[Record]:
-    """Values one behind the other, each over as many lines as it takes."""
-    begin, line, counted = _end_of_blank(text, 0), 1, 0
-    while begin < len(text):
+def _values(text: str, begin: int, in_array: bool = False) -> Iterator[Record]:
+    """Values one behind the other, or the elements of an array, each over as many lines as it takes."""
+    line, counted = 1, 0
+    while begin < len(text) and not (in_array and text[begin] == "]"):
         line, counted = line + text.count("\n", counted, begin), begin
         try:
             value, end = _value(text, begin)
@@ -395,23 +395,9 @@ def _values(text: str) -> Iterator[Record]:
             return
         yield Record(line, value, _dump(value))
         begin = _end_of_blank(text, end)
-
-
-def _elements(text: str, begin: int) -> Iterator[Record]:
-    """The elements of an array, which may break off."""
-    begin, line, counted = _end_of_blank(text, begin + 1), 1, 0
-    while begin < len(text) and text[begin] != "]":
-        line, counted = line + text.count("\n", counted, begin), begin
-        try:
-            value, end = _value(text, begin)
-        except BadLine as bad:
-            yield Record(line, bad, "")
-            return
-        yield Record(line, value, _dump(value))
-        begin = _end_of_blank(text, end)
-        if text[begin : begin + 1] == ",":
+        if in_array and text[begin : begin + 1] == ",":
             begin = _end_of_blank(text, begin + 1)
-    if begin >= len(text):
+    if in_array and begin >= len(text):
         yield Record(line, BadLine("broken JSON", "the array has no end: the file is cut short"), "")
 
 

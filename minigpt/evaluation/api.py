@@ -18,9 +18,10 @@ from minigpt.data.batches import Batch, EncodedExamples, encode_conversations, e
 from minigpt.data.conversation import Conversation, conversation_of_pair
 from minigpt.data.corpus import read_texts
 from minigpt.data.reader import read_conversations
-from minigpt.errors import InputError
+from minigpt.errors import InputError, check_ranges
 from minigpt.evaluation.answers import AnswerReport, Asked, by_question, score_answers
 from minigpt.evaluation.loss import LossReport, evaluate_loss
+from minigpt.evaluation.options import EvaluationOptions
 from minigpt.evaluation.text import TextReport, evaluate_text
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.api import eos_of, generate_ids
@@ -37,7 +38,7 @@ __all__ = [
     "warn_of_unknown",
 ]
 
-BATCH_SIZE = 64
+BATCH_SIZE = EvaluationOptions.batch_size
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def evaluate(
         InputError: for data that cannot be read, or without a single pair; for a tokenizer without <sep>,
             unless a text is measured.
     """
+    given = {"batch_size": batch_size, "max_length": max_length, "max_new_tokens": max_new_tokens}
+    check_ranges(EvaluationOptions, given)
     if (data is None) == (text is None):
         raise InputError("evaluate needs questions and answers (data) or a text (text): give one of them")
     if text is not None:
@@ -100,9 +103,8 @@ def evaluate(
         reading.print_summary()
         skipped = len(reading.skipped)
     else:
-        given = data or ()
         conversations = [
-            one if isinstance(one, Conversation) else conversation_of_pair(*one) for one in given
+            one if isinstance(one, Conversation) else conversation_of_pair(*one) for one in data or ()
         ]
     report = evaluate_conversations(model, tokenizer, conversations, batch_size, max_length, max_new_tokens)
     return {**report.as_dict(), "skipped": skipped}

@@ -1,4 +1,4 @@
-"""The one way in for JSON that a file holds: bounded, and each complaint is one line.
+"""Reads the JSON that a file holds: bounded, and each complaint is one line.
 
     config = read_json(folder / "config.json", missing=f"{folder} is no model directory")
 
@@ -10,13 +10,16 @@ is unclear which value is meant, and programs differ in it), and a top level tha
 import json
 import os
 import stat
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from minigpt.errors import InputError
 
-__all__ = ["MAX_BYTES", "open_regular", "parse_json", "read_json"]
+__all__ = ["MAX_BYTES", "parse_json", "read_json", "reading"]
 
 MAX_BYTES = 256_000_000  # the largest tokenizer.json files have a tenth of it
 MAX_DEPTH = 100
@@ -34,15 +37,11 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
     """
     path = Path(path)
     try:
-        with open(open_regular(path), "rb") as file:
+        with reading(path, missing) as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise InputError(f"{path} has {size:,} bytes: more than {max_bytes:,} are not read")
             content = parse_json(file.read(max_bytes))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing{missing and ': '}{missing}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except InputError:
         raise
     except ValueError as error:
@@ -52,7 +51,7 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
     return content
 
 
-def open_regular(path: Path) -> int:
+def _open_regular(path: Path) -> int:
     """A descriptor to read a file with, which never waits.
 
     Raises:
@@ -68,6 +67,25 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
+@contextmanager
+def reading(path: Path, missing: str = "") -> Iterator[BinaryIO]:
+    """A file that is open to be read. It must be a regular one.
+
+    Args:
+        missing: the end of the message about a file that does not exist.
+
+    Raises:
+        InputError: if it is none, or cannot be opened or read.
+    """
+    try:
+        with open(_open_regular(path), "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing{missing and ': '}{missing}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def parse_json(content: bytes | str) -> Any:
     """The value of a JSON text.
 
@@ -81,6 +99,10 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
+    except ValueError as error:
+        if "set_int_max_str_digits" not in str(error):
+            raise
+        raise ValueError(f"a whole number has more than {sys.get_int_max_str_digits():,} digits") from None
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _children(outer) if isinstance(inner, dict | list)]

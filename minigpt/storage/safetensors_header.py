@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt.errors import InputError
-from minigpt.storage.json_files import open_regular, parse_json
+from minigpt.storage.json_files import parse_json, reading
 
 __all__ = ["ITEM_SIZES", "MAX_HEADER", "PICKLE_REMEDY", "Entry", "read_header"]
 
@@ -55,7 +55,7 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
         InputError: naming the file and what is wrong with it.
     """
     try:
-        with open(open_regular(path), "rb", buffering=0) as file:  # noqa: PTH123 -- a descriptor
+        with reading(path, missing) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = int.from_bytes(start, "little")
@@ -70,10 +70,6 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
             raise ValueError(f"its header must be a JSON object, and is {type(header).__name__}")
         header.pop("__metadata__", None)
         entries = sorted((_entry(name, entry) for name, entry in header.items()), key=lambda row: row[1][2:])
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing{missing and ': '}{missing}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except InputError:
         raise
     except ValueError as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import read_json
 
 __all__ = ["BYTE_SYMBOLS", "KINDS", "NAMED", "Definition", "checked", "read_folder", "write_folder"]
 
@@ -150,17 +151,7 @@ def write_folder(definition: Definition, folder: Path) -> None:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: copy it from where the other files come from") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a directory, not a file") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON in UTF-8 ({error}): copy it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object: got {type(content).__name__}")
-    return content
+    return read_json(path, missing="copy it from where the other files come from")
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from minigpt.console.terminal import seconds, table
 from minigpt.devices import pick_device
 from minigpt.errors import InputError
 from minigpt.families.options import RECOMMENDED
+from minigpt.families.registry import family_of
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
 from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig
@@ -162,8 +164,8 @@ class _Choice:
             steps, evaluations = self._steps_of_a_name(shape), _EVALUATIONS
         else:
             shape, steps, evaluations = self._within_budget(shapes)
-        if self.alone:
-            shape = self._that_fits(shape, shapes)
+        if self.alone and (fitting := self._that_fits(shape, shapes)) != shape:
+            shape, steps, evaluations = self._within_budget(shapes[: shapes.index(fitting) + 1])
         settings = self._settings(shape, steps, evaluations)
         found = self._measure(shape) if self.alone else None
         expected = {
@@ -187,21 +189,21 @@ class _Choice:
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
         """The largest shape with enough tokens for its parameters, its steps and its evaluations."""
-        shape = shapes[len(shapes) // 3]
+        shape, least = shapes[len(shapes) // 3], min(_LEAST_STEPS, self.most_steps)
         for _ in range(4):  # what was measured changes what seems best
             if self.size.unit == "seconds":
                 self._measure(shape)
             best = shapes[0]
             for other in shapes:
                 steps = min(self._affordable(other)[0], self.most_steps)
-                if steps * self.unique / self.per_epoch >= _TOKENS_PER_PARAMETER * self._parameters(other):
+                tokens = steps * self.unique / self.per_epoch
+                if steps >= least and tokens >= _TOKENS_PER_PARAMETER * self._parameters(other):
                     best = other
             if best == shape or (self.size.unit == "seconds" and best in self.measured):
                 shape = best
                 break
             shape = best
         steps, evaluations = self._affordable(shape)
-        least = min(_LEAST_STEPS, self.most_steps)
         if steps < least:
             raise InputError(self._too_small(shapes[0], least))
         return shape, min(steps, self.most_steps), evaluations
@@ -231,14 +233,13 @@ class _Choice:
         V, config = self.data.tokenizer.get_vocab_size(), self.config
         share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
 
-        def flops(tokens: float, T: float, counted: float) -> float:
-            blocks = 6 * self._parameters(shape) + 12 * shape.n_layer * shape.n_embd * T
-            return tokens * (blocks + counted * 6 * V * shape.n_embd)
-
-        means = [flops(rows * (width - 1), width - 1, share) for rows, width in self.batches]
-        mean = sum(means) / len(means)
+        made = dataclasses.replace(config, **shape._asdict()).model_config(V)
+        flops = partial(family_of(made).flops, made)
+        sizes = [(rows * (width - 1), width - 1) for rows, width in self.batches]  # tokens, length
+        mean = sum(flops(tokens, tokens * share, T) for tokens, T in sizes) / len(sizes)
         T = self.data.val.mean_targets
-        return mean * config.gradient_accumulation_steps, flops(self.data.val.rows * T, T, 1.0) / 3
+        tokens = self.data.val.rows * T
+        return mean * config.gradient_accumulation_steps, flops(tokens, tokens, T) / 3
 
     def _parameters(self, shape: Shape) -> int:
         """Of the blocks alone: what one more block adds, that many times."""

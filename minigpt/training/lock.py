@@ -3,6 +3,7 @@
 The kernel's lock on FOLDER/.lock, by way of `filelock`. The file stays behind; it locks nothing by itself.
 """
 
+import errno
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +15,7 @@ from minigpt.storage.files import make_folder
 __all__ = ["LOCK_FILE", "lock_folder"]
 
 LOCK_FILE = ".lock"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what such a file system answers
 
 
 def lock_folder(folder: Path, wait: bool = False) -> FileLock:
@@ -36,8 +38,8 @@ def lock_folder(folder: Path, wait: bool = False) -> FileLock:
             raise InputError(f"{held}: wait for it, stop it, or choose another --output") from None
         print(f"{held}: waiting until it is done", flush=True)
         lock.acquire()
-    except PermissionError as error:
-        raise InputError(f"cannot write {folder / LOCK_FILE}: {error.strerror}") from None
-    except OSError as error:  # a file system without locks
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise InputError(f"cannot write {folder / LOCK_FILE}: {error.strerror or error}") from None
         warn(f"{folder} cannot be locked ({error.strerror or error}): see that no second run writes there")
     return lock

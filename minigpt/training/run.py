@@ -14,8 +14,7 @@ from typing import Any
 from minigpt.console.command_line import obey_swallowed, remembered_signals
 from minigpt.console.terminal import seconds
 from minigpt.errors import InputError
-from minigpt.training import autosize, checkpoint, run_data
-from minigpt.training import estimate as report
+from minigpt.training import autosize, checkpoint, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
 from minigpt.training.distributed import Processes, is_restarted, join_processes
 from minigpt.training.lock import lock_folder
@@ -88,14 +87,15 @@ def _run(
     if config.size and not is_chosen:
         decision = autosize.decide(config, data, given, processes)
         config, data, record = decision.config, decision.data, decision.record
-    _require_memory(config, data.tokenizer.get_vocab_size())
+    with processes.shared_errors():
+        _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
     trainer.notes = {autosize.RECORD: record} if record else {}
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {trainer.model.config.parameter_count():,} parameters on {trainer.device}")
     if config.dry_run:
-        report.print_parameters(trainer)
+        estimate.print_parameters(trainer)
     elif config.resume and not has_checkpoint:
         print(f"{output} holds no checkpoint yet: the run starts from the beginning")
     elif config.resume:
@@ -103,7 +103,7 @@ def _run(
         done = f"{trainer.progress.steps_done} of {trainer.step.total_steps}"
         print(f"resumed from {folder}: {done} steps are done")
     if processes.size == 1:
-        expected = report.estimate(trainer)
+        expected = estimate.estimate(trainer)
         print(expected.sentence())
         if config.dry_run:
             counted = {"parameters": trainer.model.config.parameter_count()}

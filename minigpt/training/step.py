@@ -115,7 +115,8 @@ class TrainStep:
         self.progress.evaluated = False
         rate = share * self.config.learning_rate
         self.pending_metrics.append(PendingMetrics(step + 1, rate, batches.sizes, measured, found_inf))
-        self._next = self.prepare(step + 1)  # a GPU computes meanwhile
+        is_last = step + 1 == self.total_steps
+        self._next = None if is_last else self.prepare(step + 1)  # a GPU computes meanwhile
 
     def batches(self, step: int) -> list[Batch]:
         """The batches of a step (from 0), on the CPU: those of all processes."""

@@ -6,6 +6,7 @@ The exit code says which signal it was: 130, 143, 138 (128 and the signal's numb
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -32,6 +33,9 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """SIGINT, SIGTERM and SIGUSR1 are noted inside; a second one ends the process at once."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
+            yield
+            return
         before = {number: signal.signal(number, self._note) for number in stop_signals()}
         try:
             yield
