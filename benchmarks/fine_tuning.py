@@ -71,7 +71,7 @@ class Ours:
     def row(self) -> dict[str, Any]:
         """Where it stands."""
         trainer = self.trainer
-        loss = trainer.evaluate().answer.loss
+        loss = trainer.evaluate().metrics()["val_answer_loss"]
         return {"arm": self.name, "seed": trainer.config.seed, "steps": trainer.progress.steps_done} | {
             "seconds": round(self.seconds, 3),
             "answer_loss": round(loss, 4),

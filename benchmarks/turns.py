@@ -50,6 +50,11 @@ class Runner(Protocol):
         """Train for a slice; False once there is nothing left to do."""
 
 
+def answer_loss(run: Trainer) -> dict[str, float]:
+    """What an arm is measured by unless it says something else."""
+    return {"answer_loss": round(run.evaluate().metrics()["val_answer_loss"], 4)}
+
+
 class Arm:
     """One training run that can be continued for a while, measured at each budget of seconds.
 
@@ -66,7 +71,9 @@ class Arm:
         **labels: Any,
     ) -> None:
         self.name, self.budgets, self.labels = name, budgets, labels
-        self.measure = measure or (lambda run: {"answer_loss": round(run.evaluate().answer.loss, 4)})
+        self.measure = measure or (
+            lambda run: {"answer_loss": round(run.evaluate().metrics()["val_answer_loss"], 4)}
+        )
         self.fitted = config.lr_scheduler_type != "constant"
         self.trainer = Trainer(config, data)
         self.trainer.step.total_steps = 10**9

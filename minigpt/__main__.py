@@ -15,6 +15,7 @@ COMMANDS = {
     "split": ("minigpt.split_data", "split a JSONL file into train.jsonl and val.jsonl"),
     "stats": ("minigpt.dataset_stats", "token lengths, what a max_length would cut, unknown characters"),
     "train": ("minigpt.train", "train a GPT on questions and answers"),
+    "finetune": ("minigpt.commands.finetune", "continue to train a model on your own conversations, or LoRA"),
     "eval": ("minigpt.commands.evaluate", "loss, perplexity, exact match and character F1 of a checkpoint"),
     "doctor": ("minigpt.commands.doctor", "what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: in conversation, one question, or a file of them"),

@@ -86,6 +86,15 @@ class Tokenizer:
         """The id that ends a text: <sep>. Each tokenizer here has one under this name, or None."""
         return self.sep_token_id
 
+    def with_tokens(self, characters: Iterable[str]) -> "Tokenizer":
+        """The same vocabulary with more characters, behind the old ones; those that it has are left out.
+
+        Raises:
+            InputError: for what is not one character.
+        """
+        new = [character for character in dict.fromkeys(characters) if character not in self.word2id]
+        return Tokenizer.from_word2id({word: i for i, word in enumerate([*self.id2word, *new])})
+
     def get_vocab_size(self) -> int:
         """Entries of the vocabulary, the special tokens included."""
         return len(self.word2id)

@@ -4,6 +4,7 @@
     minigpt train --recipe qa-cpu --num_train_epochs 5
     minigpt train --text book.txt --recipe shakespeare-cpu
     minigpt train --size 10min                     # chooses model and steps for the data and this machine
+    minigpt train --init_from gpt2 --text book.txt # begins with the weights of a folder
     minigpt train --resume                         # after Ctrl-C or a crash: continues to the same bits
 
 Reads data/train.jsonl, data/val.jsonl and data/vocab.json, or what --text names. Writes output/ (see `--help`
@@ -16,28 +17,16 @@ from pathlib import Path
 if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import os
 from typing import Any
 
 from minigpt.console import command_line
+from minigpt.training.command import train_command
 from minigpt.training.config import TrainConfig, read_recipe
-from minigpt.training.resolve import resolve
 
 
 def main(given: dict[str, Any]) -> dict[str, Any]:
     """Complete the options that were given, then train."""
-    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
-        # of several processes only the first one prints results
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
-    config = resolve(given)
-    from minigpt.training.run import run_training
-    from minigpt.training.stop_request import Stopped
-
-    try:
-        return run_training(config, given)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.code)
+    return train_command(given, TrainConfig)
 
 
 if __name__ == "__main__":

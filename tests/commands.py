@@ -36,7 +36,7 @@ def path_of(name: str) -> Path:
 def options_of(verb: str) -> type:
     """The class of a command's options."""
     found = runpy.run_path(str(path_of(verb)), run_name="options")
-    options: type = found["TrainConfig" if verb == "train" else "Options"]
+    options: type = found[{"train": "TrainConfig", "finetune": "FinetuneConfig"}.get(verb, "Options")]
     return options
 
 

@@ -385,8 +385,35 @@ def test_the_mask_marks_what_the_assistant_says() -> None:
     said = [index for index, flag in zip(ids, mask) if flag]
     assert said == [*TOKENIZER.encode_text("你<|im_end|>"), IDS[END]]
     assert sum(mask) == len(said)
-    with pytest.raises(InputError, match=r"has no \{% generation %\} block"):
-        encode_chat_with_mask(TOKENIZER, HELLO, template=CHATML)
+
+
+def test_without_generation_blocks_the_contents_of_answers_are_found() -> None:
+    talk = [user("ab"), assistant("  你<|im_end|>\n"), user("c"), assistant("")]
+    ids, mask = encode_chat_with_mask(TOKENIZER, talk, template=CHATML)
+    assert ids == encode_chat(TOKENIZER, talk, template=CHATML)
+    said = [index for index, flag in zip(ids, mask) if flag]
+    assert said == [*TOKENIZER.encode_text("你<|im_end|>\n"), IDS[END], IDS[END]]
+
+
+def test_both_ways_of_marking_agree() -> None:
+    talk = [user("ab"), assistant("你好"), user("c"), assistant("再见")]
+    without = SAID.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    expected = encode_chat_with_mask(TOKENIZER, talk, template=SAID)
+    assert encode_chat_with_mask(TOKENIZER, talk, template=without) == expected
+
+
+def test_thoughts_that_a_template_takes_out_are_not_marked() -> None:
+    template = "{% for m in messages %}{{ m.content.split('</think>')[-1].strip() }}<|im_end|>{% endfor %}"
+    talk = [user("ab"), assistant("<think>c</think> 你")]
+    ids, mask = encode_chat_with_mask(TOKENIZER, talk, template=template)
+    said = [index for index, flag in zip(ids, mask) if flag]
+    assert said == [*TOKENIZER.encode_text("你"), IDS[END]]
+
+
+def test_a_template_that_leaves_answers_out_is_refused() -> None:
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(InputError, match="leaves out or repeats what the assistant says"):
+        encode_chat_with_mask(TOKENIZER, [user("a"), assistant("b")], template=template)
 
 
 # -- transformers ------------------------------------------------------------------------------------------

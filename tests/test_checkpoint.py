@@ -16,8 +16,8 @@ from minigpt.errors import InputError
 from minigpt.storage import files
 from minigpt.storage.files import atomic_folder, atomic_write
 from minigpt.training import checkpoint
-from minigpt.training.checkpointer import copied
 from minigpt.training.metrics import Metrics
+from minigpt.training.model_files import copied
 from tests.runs import config, identical, stop_at, trainer, write_data
 
 

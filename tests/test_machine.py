@@ -30,7 +30,7 @@ from minigpt.training import estimate as report
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.flops import model_flops, peak_flops
 from minigpt.training.loop import Trainer
-from minigpt.training.loss import LossBatch, logits_limit, summed_cross_entropy, vocabulary_multiple
+from minigpt.training.loss import NextTokenLoss, logits_limit, summed_cross_entropy, vocabulary_multiple
 from minigpt.training.mixed_precision import LossScale, MixedPrecision, pick_precision
 from minigpt.training.parallel import _require_compiler
 from minigpt.training.stop_request import Stopped
@@ -183,8 +183,9 @@ def test_the_next_batches_are_prepared_ahead_and_the_order_stays(folder: Path, a
         prepared.append(step)
         return batches(step)
 
-    def noting_loss(batch: LossBatch) -> torch.Tensor:
-        learned.append(batch.input_ids.tolist())
+    def noting_loss(batch: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
+        assert batch[0] is not None
+        learned.append(batch[0].tolist())
         return loss(batch)
 
     run.step.batches, run.step.summed_loss = noting_batches, noting_loss  # type: ignore[method-assign]
@@ -468,14 +469,16 @@ def test_what_torch_cannot_compile_on_a_cpu_is_refused_before_it_starts(
 def test_counted_positions_are_the_mask(folder: Path) -> None:
     run = trainer(config(folder, loss_on="answer"))
     batch = run.step.batches(0)[0]
-    ids, targets, positions = run.step.loss.select(batch)
+    objective = run.step.loss
+    assert isinstance(objective, NextTokenLoss)
+    ids, targets, positions = objective.select(batch)
     assert positions is not None
     assert torch.equal(ids, batch.input_ids)
     assert torch.equal(targets, batch.targets[batch.answer_mask])
     hidden = torch.randn(*ids.shape, 3)
     assert torch.equal(hidden.flatten(0, 1).index_select(0, positions), hidden[batch.answer_mask])
     everything = batch._replace(answer_mask=torch.ones_like(batch.answer_mask))
-    assert run.step.loss.select(everything).positions is None
+    assert objective.select(everything).positions is None
 
 
 # -- the loss -----------------------------------------------------------------------------------------------

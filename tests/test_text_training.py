@@ -361,9 +361,9 @@ def test_what_cannot_be_is_said_in_one_line(
 
 
 def test_text_flags_need_text(tmp_path: Path, run_command: RunCommand) -> None:
-    result = run_command("train.py", "--recipe=qa-cpu", "--tokenizer=bpe")
+    result = run_command("train.py", "--recipe=qa-cpu", "--val_text=bpe")
     assert result.code == 2
-    assert "belong to --text" in result.err
+    assert "belongs to --text" in result.err
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt", "folder"])

@@ -7,6 +7,7 @@ Each field is a flag, the text below it its line of help. A comment right above 
     gelu: Literal["exact", "tanh"] = "exact"    --gelu tanh
     choices: tuple[str, ...] = ()               --choices 2 3 4
     run: Path = field(..., metadata=POSITIONAL) a value without a flag before it
+    HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are no flags here
     generation: dict = fields_of(GenerationOptions, ["top_k"])    that class's fields are flags, too
 
 Not argparse: of its sentences about wrong flags and of its help not one would stay as it is.
@@ -63,6 +64,8 @@ def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict
     found: dict[str, Flag] = {}
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
+        if field.name in getattr(options, "HIDDEN", ()):
+            continue
         if inner := field.metadata.get("fields_of"):
             inside = flags_of(inner, field.name, field.metadata["names"])
             shown = field.metadata["shows_defaults"]
@@ -232,7 +235,7 @@ def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:
     fields = {field.name: field for field in dataclasses.fields(options)}
     for owner in filter(dataclasses.is_dataclass, options.__mro__):
         for title, name, words in _texts(owner, source):
-            if name in seen or name not in fields:
+            if name in seen or name not in fields or name in getattr(options, "HIDDEN", ()):
                 continue
             seen.add(name)
             if inner := fields[name].metadata.get("fields_of"):

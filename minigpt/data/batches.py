@@ -7,10 +7,10 @@ resumed at batch m meets exactly the batches that it would have met. There are n
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,16 @@ class Batch(NamedTuple):
         return Batch(
             move(ids, device), move(targets, device), move(tokens, device), move(answers, device), rows
         )
+
+    def some(self, which: slice) -> "Batch":
+        """Some of the rows."""
+        ids, targets, tokens, answers, rows = self
+        return Batch(ids[which], targets[which], tokens[which], answers[which], rows[which])
+
+    def blank(self) -> "Batch":
+        """The first row, in which nothing counts: for a process that has no row of its own."""
+        nothing = torch.zeros_like(self.token_mask[:1])
+        return Batch(self.input_ids[:1], self.targets[:1], nothing, nothing, self.rows[:0])
 
 
 @dataclass(frozen=True)
@@ -193,10 +203,22 @@ def encode_conversation(
     return ids[:max_length], is_answer[:max_length], bool(first) or len(ids) > max_length
 
 
+# (conversation, tokenizer, max_length) -> ids (T,), which belong to answers (T,), was something cut?
+Encode: TypeAlias = Callable[
+    [Conversation, Any, int], tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]
+]
+
+
 def encode_conversations(
-    conversations: Sequence[Conversation], tokenizer: ChatTokenizer, max_length: int
+    conversations: Sequence[Conversation],
+    tokenizer: Any,
+    max_length: int,
+    encode: Encode = encode_conversation,
 ) -> EncodedExamples:
-    """Encode each conversation: see `encode_conversation`. One that keeps no token of an answer is left out.
+    """Encode each conversation. One that keeps no token of an answer is left out.
+
+    Args:
+        encode: what encodes one: `encode_conversation` in the plain form, or `encode_chat_conversation`.
 
     Raises:
         InputError: if nothing is left to learn from.
@@ -206,7 +228,7 @@ def encode_conversations(
     lines: list[int] = []
     n_cut = n_without_answer = 0
     for conversation in conversations:
-        ids, is_answer, is_cut = encode_conversation(conversation, tokenizer, max_length)
+        ids, is_answer, is_cut = encode(conversation, tokenizer, max_length)
         n_cut += is_cut
         if not is_answer.any():
             n_without_answer += 1

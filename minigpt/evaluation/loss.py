@@ -11,8 +11,9 @@ Letters in shapes: B rows, T tokens, C channels, V entries of the vocabulary, P 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -21,7 +22,7 @@ from minigpt.data.batches import Batch
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 
-__all__ = ["LossReport", "LossSum", "evaluate_loss"]
+__all__ = ["LossReport", "LossSum", "Report", "evaluate_loss"]
 
 _CHUNK = 2**24  # logits held at a time: 64 MiB in float32
 
@@ -58,12 +59,63 @@ class LossSum:
         return {**{k: v if math.isfinite(v) else None for k, v in values.items()}, "tokens": self.count}
 
 
+class Report(Protocol):
+    """The result of an evaluation, as sums: several processes add up theirs."""
+
+    @property
+    def loss(self) -> float:
+        """The checkpoint with the lowest one is the best."""
+
+    def sums(self) -> list[float]:
+        """The sums of this process."""
+
+    def set_sums(self, sums: Sequence[float]) -> None:
+        """Put the sums of all processes in their place."""
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers for metrics.jsonl, by their names there; `val_loss` is `loss`."""
+
+    def shown(self) -> str:
+        """One of them in words, for the line that says the loss."""
+
+
 @dataclass
 class LossReport:
     """Loss over all tokens that have one before them, and over the answers' characters and closing <sep>."""
 
     all: LossSum = field(default_factory=LossSum)
     answer: LossSum = field(default_factory=LossSum)
+    loss_on: Literal["answer", "all"] = "all"
+
+    @property
+    def counted(self) -> LossSum:
+        """The one of the two that `loss_on` names."""
+        return self.answer if self.loss_on == "answer" else self.all
+
+    @property
+    def loss(self) -> float:
+        """Nats per token that counts."""
+        return self.counted.loss
+
+    def sums(self) -> list[float]:
+        """See `Report`."""
+        return [self.all.nll, self.all.count, self.answer.nll, self.answer.count]
+
+    def set_sums(self, sums: Sequence[float]) -> None:
+        """See `Report`."""
+        self.all, self.answer = LossSum(sums[0], int(sums[1])), LossSum(sums[2], int(sums[3]))
+
+    def metrics(self) -> dict[str, float]:
+        """See `Report`."""
+        return {
+            "val_loss": self.loss,
+            "val_answer_loss": self.answer.loss,
+            "val_all_loss": self.all.loss,
+        }
+
+    def shown(self) -> str:
+        """See `Report`."""
+        return f"perplexity {self.counted.perplexity:.2f}"
 
 
 @torch.inference_mode()
@@ -72,6 +124,7 @@ def evaluate_loss(
     batches: Iterable[Batch],
     device: torch.device | str = "cpu",
     finish: Callable[[LossReport], None] | None = None,
+    loss_on: Literal["answer", "all"] = "all",
 ) -> LossReport:
     """Measure a model on batches. Dropout is off meanwhile; the model is left in the mode that it was in.
 
@@ -80,11 +133,12 @@ def evaluate_loss(
 
     Args:
         finish: called with the sums: where each of several processes has some of the batches, it adds up.
+        loss_on: the part that the report's own `loss` is about.
 
     Raises:
         InputError: if no token counts.
     """
-    report, device, was_training = LossReport(), torch.device(device), model.training
+    report, device, was_training = LossReport(loss_on=loss_on), torch.device(device), model.training
     model.eval()
     try:
         for batch in batches:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from minigpt.errors import InputError
 from minigpt.families.checks import differences, full_names, require_layers
+from minigpt.families.options import FamilyName
 from minigpt.families.strict_loading import (
     cast,
     on_meta,
@@ -48,6 +49,7 @@ class Family:
     """A model family. C is its configuration's class, M its model's."""
 
     model_type: str  # config.json's
+    name: FamilyName  # as `--family` has it
     config_class: type[Any]  # C
     model_class: type[Any]  # M
     # C from the contents of a config.json; InputError naming the key

@@ -70,10 +70,12 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
     return model
 
 
-def parameter_table(model: LanguageModel) -> list[tuple[str, int]]:
+def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:
     """The parts and how many values each holds in all blocks; their sum is config.parameter_count()."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():  # a tied tensor comes once, under its first name
+        if only_trained and not parameter.requires_grad:
+            continue
         part = re.sub(r"\.\d+\.", ".*.", name).removeprefix(family_of(model.config).prefix)
         part = part.rpartition(".")[0]
         counts[part] = counts.get(part, 0) + parameter.numel()

@@ -80,12 +80,19 @@ def _saved_whole(model: LanguageModel, config: LoraConfig) -> list[tuple[str, nn
     ]
 
 
-def save_adapter(model: LanguageModel, config: LoraConfig, folder: Path, base: str = "") -> None:
+def save_adapter(
+    model: LanguageModel,
+    config: LoraConfig,
+    folder: Path,
+    base: str = "",
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a model's adapter as PEFT does.
 
     Args:
         config: what `apply_lora` was given.
         base: folder or name of the model that the adapter belongs to, for whoever loads it.
+        tensors: what `adapter_tensors` gave earlier, if the model has changed since; left out: as it is now.
 
     Raises:
         InputError: if a value is not finite, or the files cannot be written.
@@ -93,7 +100,7 @@ def save_adapter(model: LanguageModel, config: LoraConfig, folder: Path, base: s
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in adapter_tensors(model, config).items()
+        for name, tensor in (adapter_tensors(model, config) if tensors is None else tensors).items()
     }
     transposed = any(flip for _, flip in family_of(model.config).weight_names(model.config).values())
     layers = {name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name}

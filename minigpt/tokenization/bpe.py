@@ -15,6 +15,7 @@ Text never becomes a special token: the library is not told about them, so there
 set wrong. Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -139,6 +140,39 @@ class BpeTokenizer:
             named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
             template = named.get("default")
         return template if isinstance(template, str) else None
+
+    def with_chat_template(self, template: str) -> "BpeTokenizer":
+        """The same tokenizer with another chat template."""
+        config = {**self._definition.config, "chat_template": template}
+        return BpeTokenizer(dataclasses.replace(self._definition, config=config))
+
+    def with_tokens(self, texts: Iterable[str]) -> "BpeTokenizer":
+        """The same tokenizer with more tokens, each for a text of its own; those that it has are left out.
+
+        A text becomes its token wherever it stands. The new ids follow the old ones.
+
+        Raises:
+            InputError: for half a character.
+        """
+        old = self._definition
+        words = dict(old.words)
+        first = max(old.tokens.values()) + 1
+        for text in dict.fromkeys(texts):
+            if not text or len(self._encode(text)) == 1 or text in old.tokens:
+                continue
+            require_whole_characters(text)
+            words[text] = first
+            first += 1
+        flags = {
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": False,
+        }
+        new = [{"id": words[text], "content": text, **flags} for text in words if text not in old.words]
+        frame = {**old.frame, "added_tokens": [*old.frame["added_tokens"], *new]}
+        return BpeTokenizer(dataclasses.replace(old, words=words, frame=frame))
 
     def get_vocab_size(self) -> int:
         """Ids in use, the special tokens included. A model may have more rows: Qwen3's are padded."""

@@ -105,17 +105,26 @@ def encode_chat_with_mask(
     template: str | None = None,
     **options: Any,
 ) -> tuple[list[int], list[int]]:
-    """As `encode_chat`, and which tokens the assistant says: 1 in a `{% generation %}` block, 0 elsewhere.
+    """As `encode_chat`, and which tokens the assistant says: 1 there, 0 elsewhere.
+
+    A template with `{% generation %}` blocks says itself which ones these are. With another one they are the
+    contents of the assistant's messages, each with the special token behind it. (What such a
+    content holds before a `</think>` does not count, if the template takes it out.)
 
     Raises:
-        InputError: as `encode_chat`, and for a template without such a block.
+        InputError: as `encode_chat`, and for a template without such a block that changes the contents.
     """
     used = tokenizer.chat_template if template is None else template
-    if used is not None and not re.search(r"{%-?\s*generation\b", used):
-        raise InputError(
-            "the chat template has no {% generation %} block: it does not say what the assistant says"
-        )
-    return _encoded(tokenizer, messages, template, options)
+    if used is None or re.search(r"{%-?\s*generation\b", used):
+        return _encoded(tokenizer, messages, template, options)
+    try:
+        return _encoded(tokenizer, messages, template, options, before="")
+    except _LostError:
+        return _encoded(tokenizer, messages, template, options, before="</think>")
+
+
+class _LostError(InputError):
+    """The template does not write all contents of the assistant's messages as they are."""
 
 
 def _encoded(
@@ -123,7 +132,14 @@ def _encoded(
     messages: Sequence[Mapping[str, Any]],
     template: str | None,
     options: dict[str, Any],
+    before: str | None = None,
 ) -> tuple[list[int], list[int]]:
+    """See `encode_chat_with_mask`.
+
+    Args:
+        before: None: the template marks what the assistant says. Otherwise the contents of its messages are
+            marked, from behind the last `before` on, where they hold it.
+    """
     template = tokenizer.chat_template if template is None else template
     if template is None:
         raise InputError("the tokenizer has no chat_template: give one, or take a model that can chat")
@@ -134,7 +150,14 @@ def _encoded(
     stand_ins = dict(zip(special, private))
     named = {role: _replaced(stand_ins, token) for role, token in tokenizer.named_tokens.items()}
     plain = _compiled(template).render({**tokenizer.named_tokens, **given})
+    if before is not None:
+        given, count = _with_marks(given, begin, end, before)
     marked = _compiled(template, tuple(stand_ins.items()), (begin, end)).render({**named, **given})
+    if before is not None and not count == marked.count(begin) == marked.count(end):
+        raise _LostError(
+            "the chat template has no {% generation %} block, and it leaves out or repeats what the "
+            "assistant says: which tokens are to be learned is not known"
+        )
     written = _replaced({begin: "", end: "", **{char: token for token, char in stand_ins.items()}}, marked)
     more = [token for token in special if marked.count(token) > sum(text.count(token) for text in texts)]
     if written != plain or more:
@@ -146,23 +169,46 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    said = 0  # 1 in a generation block
+    said = closing = 0  # 1 in what the assistant says; right behind it
     id_of = {char: tokenizer.special_tokens[token] for token, char in stand_ins.items()}
     for piece in re.split(f"([{''.join(private)}])" if private else "(?!)", marked):
         if piece in id_of:
             ids.append(id_of[piece])
-            mask.append(said)
+            mask.append(said | closing)
+            closing = 0
             continue
         said_at: list[int] = []  # for each character of the piece
         for char in piece:
             if char in (begin, end):
                 said = int(char == begin)
+                closing = int(char == end and before is not None)
             else:
-                said_at.append(said)
+                closing &= char.isspace()
+                said_at.append(said | closing)
         new, offsets = tokenizer.encode_with_offsets(piece.replace(begin, "").replace(end, ""))
         ids += new
         mask += [max(said_at[start:stop], default=said) for start, stop in offsets]
     return ids, mask
+
+
+def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
+    """The template's variables with marks around what the assistant says, and the number of its messages.
+
+    The marks stand inside the white space at both ends, which many templates remove.
+    """
+    messages = []
+    count = 0
+    for message in given["messages"]:
+        if message["role"] == "assistant" and message.get("content") is not None:
+            head, found, said = (
+                message["content"].rpartition(before) if before else ("", "", message["content"])
+            )
+            core = said.strip()
+            left, _, right = said.partition(core) if core else ("", "", said)
+            message = {**message, "content": f"{head}{found}{left}{begin}{core}{end}{right}"}
+            count += 1
+        messages.append(message)
+    return {**given, "messages": messages}, count
 
 
 @lru_cache(maxsize=8)  # compiling takes longer than rendering

@@ -1,7 +1,8 @@
 """Checkpoints of a run: OUTPUT/step-00000400/, complete or not there, with links `best` and `last`.
 
-Each is a Hugging Face model folder; beside the model lie `optimizer.safetensors`, `rng.safetensors` and
-`training_state.json`, which a resume needs, and `manifest.json`, against which the folder is verified first.
+Each is a Hugging Face model folder, or a PEFT adapter's; beside the weights lie `optimizer.safetensors`,
+`rng.safetensors` and `training_state.json`, which a resume needs, and `manifest.json`, against which the
+folder is verified first.
 Where several processes train, `rng-rank-00001.safetensors` and so on are the others'. Where each has a shard
 of the model, the optimiser's state lies in `shard-00001-*.safetensors`, a file a process.
 No pickle anywhere. Each step of the writing is announced to `files.step_hook`, so that tests can kill there.
@@ -23,11 +24,9 @@ import torch
 
 from minigpt.console.command_line import obey_swallowed
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel
 from minigpt.storage.files import atomic_folder, reached, sync_folder, verify_manifest
 from minigpt.storage.json_files import read_json
 from minigpt.storage.safetensors_files import safetensors_parts
-from minigpt.weights.pretrained import AnyTokenizer, save_pretrained
 
 __all__ = [
     "Contents",
@@ -53,8 +52,7 @@ class Contents:
     """The contents of one checkpoint. The tensors must not change until it is written."""
 
     step: int
-    model: LanguageModel
-    tokenizer: AnyTokenizer
+    write_model: Callable[[Path], None]
     optimizer: dict[str, torch.Tensor]
     rng: dict[str, torch.Tensor]
     state: dict[str, Any]
@@ -64,7 +62,7 @@ class Contents:
 
 @dataclass
 class Snapshot:
-    """What a resume needs besides the weights, which lie in the folder's model.safetensors."""
+    """What a resume needs besides the weights, which lie in the same folder."""
 
     folder: Path
     optimizer: dict[str, torch.Tensor] | None  # None: it lies in shards
@@ -97,7 +95,7 @@ def save(output: Path, contents: Contents) -> Path:
     aside = output / f".{folder.name}.old-{os.getpid()}"
 
     def fill(temporary: Path) -> None:
-        save_pretrained(contents.model, temporary, contents.tokenizer)
+        contents.write_model(temporary)
         if contents.shards is None:
             _write(temporary / _OPTIMIZER, safetensors_parts(contents.optimizer))
         else:

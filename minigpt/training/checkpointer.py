@@ -17,17 +17,18 @@ import torch
 from minigpt.console.terminal import warn
 from minigpt.devices import random_state, set_random_state
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel, family_of
+from minigpt.families.registry import LanguageModel
 from minigpt.training import checkpoint
 from minigpt.training.checkpoint import Contents, Snapshot
 from minigpt.training.config import TrainConfig
 from minigpt.training.metrics import Logger
+from minigpt.training.model_files import ModelFiles
 from minigpt.training.optimizer import blank_state, load_state, state_tensors
 from minigpt.training.parallel import ShardedSave, read_shards
 from minigpt.training.run_state import changes, training_state
 from minigpt.training.step import TrainStep
 
-__all__ = ["Checkpointer", "copied"]
+__all__ = ["Checkpointer"]
 
 
 class Checkpointer:
@@ -37,15 +38,16 @@ class Checkpointer:
         config: of the run: where to, how many, in the background or not, what a failed save means.
         step: its model, optimisers, progress and the fingerprints of its data are saved.
         logger: no checkpoint is ahead of its metrics.
+        files: the format of the model in a checkpoint.
     """
 
-    def __init__(self, config: TrainConfig, step: TrainStep, logger: Logger) -> None:
-        self._config, self._step, self._logger = config, step, logger
+    def __init__(self, config: TrainConfig, step: TrainStep, logger: Logger, files: ModelFiles) -> None:
+        self._config, self._step, self._logger, self._files = config, step, logger, files
         self._processes = step.processes
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._newest = -1  # the step of the last save that went well, or is under way; -1: none, or it failed
-        self._confirmed = (math.inf, 0)  # best loss and its step, on the disk
+        self._confirmed: tuple[Any, ...] = (math.inf, 0, {})  # best loss, its step, metrics: on the disk
 
     def __enter__(self) -> "Checkpointer":
         self._confirm(True)
@@ -100,13 +102,15 @@ class Checkpointer:
         background = config.save_async
         contents = Contents(
             step=step.progress.steps_done,
-            model=copied(model) if background else model,
-            tokenizer=step.data.tokenizer,
+            write_model=self._files.writer(model, step.data.tokenizer, background),
             optimizer={k: v.clone() for k, v in optimizer.items()} if background else optimizer,
             rng=rngs[0],
-            state=training_state(
-                config, step.data, step.device, step.total_steps, step.progress, self._processes.size
-            ),
+            state={
+                **training_state(
+                    config, step.data, step.device, step.total_steps, step.progress, self._processes.size
+                ),
+                **self._files.facts(),
+            },
             other_rngs=rngs[1:],
             shards=shards,
         )
@@ -170,9 +174,9 @@ class Checkpointer:
     def _confirm(self, saved: bool) -> None:
         progress = self._step.progress
         if saved:
-            self._confirmed = (progress.best_val_loss, progress.best_step)
+            self._confirmed = (progress.best_val_loss, progress.best_step, progress.best_metrics)
         else:
-            progress.best_val_loss, progress.best_step = self._confirmed
+            progress.best_val_loss, progress.best_step, progress.best_metrics = self._confirmed
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is None:
@@ -209,7 +213,7 @@ class Checkpointer:
         """
         step, optimizer = self._step, snapshot.optimizer
         with self._processes.shared_errors():
-            step.parallel.load(snapshot.folder)
+            step.parallel.load(snapshot.folder, self._files)
         if optimizer is None:
             optimizer = blank_state(step.model, step.optimizers)
             read_shards(snapshot.folder, optimizer)
@@ -233,6 +237,12 @@ class Checkpointer:
         with self._processes.shared_errors():
             now = (config, step.data, step.device, step.total_steps, snapshot.folder, self._processes.size)
             found = changes(snapshot.state, *now)
+            for key, value in self._files.facts().items():
+                if snapshot.state.get(key) != value:
+                    raise InputError(
+                        f"{snapshot.folder} belongs to other weights than those of {config.starts_from} now: "
+                        "give the model back that the run began with"
+                    )
         self.load(snapshot)
         for sentence in found.rounding:
             warn(sentence)
@@ -251,14 +261,5 @@ class Checkpointer:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):
             # none yet, none that is complete, or measured on other data: the next one is the best
-            progress.best_val_loss, progress.best_step = math.inf, 0
+            progress.best_val_loss, progress.best_step, progress.best_metrics = math.inf, 0, {}
         return snapshot.folder
-
-
-def copied(model: LanguageModel) -> LanguageModel:
-    """The model's weights in a model of their own, on the CPU, which further training does not change."""
-    family = family_of(model.config)
-    copy: LanguageModel = family.on_meta(model.config)
-    weights = family.from_hugging_face(family.to_hugging_face(model), model.config, torch.float32)
-    family.load_state(copy, weights, assign=True)
-    return copy

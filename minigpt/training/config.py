@@ -90,13 +90,19 @@ class TrainConfig(DataOptions, CommandOptions):
     val_text: Path | None = None
     """text to measure on, never learned from; without it, the last val_fraction of --text"""
     val_fraction: float = 0.1
-    """share of --text, at its end, that is measured on where there is no --val_text"""
+    """share of the data that is measured on where no validation data is given; of --text: its end"""
     tokenizer: str = "char"
-    """of --text: char (one token a character), or path of a vocab.json or a folder with a tokenizer.json"""
+    """char (of --text: its characters, else --vocab_path), or path of a vocab.json or a tokenizer's folder"""
     text_field: str = ""
     """of --text: name of the field that holds the text; left out: text and its like, or the longest"""
     document_separator: str = "auto"
     """of --text: a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
+    init_from: Path | None = None
+    """begin with the weights of this folder instead of a new model: one of your runs, or Hugging Face's"""
+    add_tokens: str = ""
+    """with weights: more tokens, from a file (one a line), or from-data: characters that the data has"""
+    new_rows: Literal["mean", "zeros", "sampled"] = "mean"
+    """what the embeddings of more tokens begin as: the mean of the old ones, zeros, or drawn like them"""
     shards: Path | None = None
     """folder for the encoded --text, used again while that is the same; without it, shards in the output"""
     output: Path = Path("output")
@@ -226,9 +232,14 @@ class TrainConfig(DataOptions, CommandOptions):
         super().__post_init__()
         if not self.max_steps and not self.num_train_epochs:
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
-        if self.text is None and (self.val_text or self.tokenizer != "char"):
+        if self.text is None and self.val_text:
+            raise InputError("--val_text belongs to --text; for questions and answers: --val_data")
+        if self.add_tokens and self.starts_from is None:
+            raise InputError("--add_tokens needs a model that has tokens: give --init_from FOLDER, too")
+        if self.starts_from is not None and self.tokenizer != "char":
             raise InputError(
-                "--val_text and --tokenizer belong to --text; for questions and answers: --val_data"
+                f"the tokenizer is that of the weights in {self.starts_from}: leave out --tokenizer; "
+                "--add_tokens makes it larger"
             )
         if self.text is None and self.max_length - 1 > self.block_size:
             raise InputError(
@@ -245,8 +256,13 @@ class TrainConfig(DataOptions, CommandOptions):
         if self.resume and self.overwrite:
             raise InputError("--resume continues a run, --overwrite starts anew: give one of them")
 
+    @property
+    def starts_from(self) -> Path | None:
+        """The folder of the weights that training begins with; None: a new model."""
+        return self.init_from
+
     def model_config(self, vocab_size: int) -> "ModelConfig":
-        """The model that these options describe.
+        """The new model that these options describe.
 
         Raises:
             InputError: for sizes that make no model (n_head must divide n_embd, ...).
@@ -259,7 +275,7 @@ class TrainConfig(DataOptions, CommandOptions):
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
 
-def read_recipe(recipe: str) -> TrainConfig:
+def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """Read a recipe by its name or by the path of a TOML file.
 
     A file may begin with `base = "qa-cpu"`: what it does not say is then that recipe's, not this module's.
@@ -281,15 +297,18 @@ def read_recipe(recipe: str) -> TrainConfig:
     base = values.pop("base", "")
     if base and base not in known:
         raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")
-    inherited = read_recipe(base).as_dict() if base else {}
-    return checked_config({**inherited, **values, "recipe": recipe}, f"recipe {path}")
+    inherited = read_recipe(base, kind).as_dict() if base else {}
+    return checked_config({**inherited, **values, "recipe": recipe}, f"recipe {path}", kind)
 
 
-def read_run(output: Path) -> TrainConfig:
+def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """The configuration that a run was started with, from its folder, to resume it.
 
+    Args:
+        kind: the class of its options: TrainConfig, or that of `minigpt finetune`.
+
     Raises:
-        InputError: if the folder holds no run.
+        InputError: if the folder holds no run, or one of another command.
     """
     path = output / RUN_FILE
     if not path.exists():
@@ -301,25 +320,29 @@ def read_run(output: Path) -> TrainConfig:
             f"{path} is damaged: copy {output / 'last' / 'training_state.json'} over it, which holds the "
             "settings too, or start anew with --overwrite"
         ) from None
+    if ("task" in values) != hasattr(kind, "task"):
+        command = "finetune" if "task" in values else "train"
+        raise InputError(f"{output} holds a run of `minigpt {command}`: continue it with that command")
     flags = dict.fromkeys(PER_CALL, False)
-    return checked_config({**values, **flags, "output": str(output), "resume": True}, str(path))
+    return checked_config({**values, **flags, "output": str(output), "resume": True}, str(path), kind)
 
 
-def checked_config(values: dict[str, Any], source: str) -> TrainConfig:
+def checked_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """The configuration of some JSON-ready values.
 
     Args:
         source: what they come from, for messages.
+        kind: the class of the options.
 
     Raises:
         InputError: for an unknown key, naming the nearest one; for a value of a wrong type or out of range.
     """
-    hints = typing.get_type_hints(TrainConfig)
+    hints = typing.get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
             raise InputError(f"{source}: {unknown_name('key', key, hints)}")
         values[key] = _typed(source, key, value, hints[key])
-    return TrainConfig(**values)
+    return kind(**values)
 
 
 def _typed(source: str, key: str, value: object, hint: Any) -> object:
@@ -332,6 +355,10 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         value = float(str(value)) if fits else value  # of text: 10**400 is infinite, not an error
+    elif typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        fits = isinstance(value, list | tuple) and all(type(one) is inner for one in value)
+        value = tuple(value) if isinstance(value, list | tuple) else value
     elif hint is Path:
         fits = isinstance(value, str | Path)
         value = Path(value) if isinstance(value, str | Path) else value

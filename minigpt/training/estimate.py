@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minigpt.console.terminal import seconds, table
 from minigpt.devices import random_state, set_random_state
-from minigpt.families.registry import parameter_table
+from minigpt.families.registry import LanguageModel, parameter_table
 from minigpt.training.flops import model_flops
 from minigpt.training.loop import Trainer
 from minigpt.training.optimizer import make_optimizers
@@ -37,15 +37,30 @@ HELD = 1.4
 
 def print_parameters(trainer: Trainer) -> None:
     """Print the model's parts with their parameter counts, and check the sum against the closed formula."""
-    config = trainer.model.config
-    parts = parameter_table(trainer.model)
+    model = trainer.model
+    if trainer.config.starts_from is not None:
+        _print_trained(model)
+        return
+    parts = parameter_table(model)
     total = sum(count for _, count in parts)
     rows = [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts]
     table("model", ("part", "parameters", "share"), [*rows, ("sum", f"{total:,}", "")], numeric=(1, 2))
-    expected = config.parameter_count()
+    expected = model.config.parameter_count()
     if total != expected:
         raise AssertionError(f"the parts hold {total} parameters, the formula says {expected}")
     print(f"the closed formula gives {expected:,}: equal")
+
+
+def _print_trained(model: LanguageModel) -> None:
+    """Print the parts of a model that begins with weights: what is trained of each, and what is frozen."""
+    trained, total = parameter_table(model, only_trained=True), dict(parameter_table(model))
+    counts = dict(trained)
+    rows = [
+        (part, f"{counts.get(part, 0):,}", f"{count - counts.get(part, 0):,}")
+        for part, count in total.items()
+    ]
+    sums = ("sum", f"{sum(counts.values()):,}", f"{sum(total.values()) - sum(counts.values()):,}")
+    table("model", ("part", "trained", "frozen"), [*rows, sums], numeric=(1, 2))
 
 
 @dataclass(frozen=True)
@@ -163,8 +178,11 @@ def memory_needed(trainer: Trainer) -> int:
     # its gradient
     head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
     # weights, gradients, moments; what autocast makes of the weights lives until the gradient is there
-    per_weight = 16 if trainer.config.precision == "float32" else 18
-    counted = per_weight * config.parameter_count() + per_row * rows + head
+    per_weight = 4 if trainer.config.precision == "float32" else 6
+    weights = sum(
+        p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()
+    )
+    counted = weights + per_row * rows + head
     return int(counted * (HELD if trainer.device.type == "cpu" else 1.0)) + TORCH_ITSELF
 
 

@@ -26,17 +26,18 @@ import torch
 import minigpt
 from minigpt.devices import pick_device, seed_everything
 from minigpt.errors import InputError
-from minigpt.evaluation.loss import LossReport
-from minigpt.families.registry import LanguageModel, new_model
+from minigpt.evaluation.loss import Report
 from minigpt.storage.files import atomic_write, make_folder
 from minigpt.training import checkpoint
 from minigpt.training.checkpointer import Checkpointer
 from minigpt.training.config import RUN_FILE, TrainConfig
 from minigpt.training.distributed import SINGLE_PROCESS, Processes
-from minigpt.training.loss import NextTokenLoss
+from minigpt.training.loss import Objective
 from minigpt.training.metrics import Logger
 from minigpt.training.mixed_precision import pick_precision
+from minigpt.training.model_files import ModelFiles
 from minigpt.training.non_finite import NonFiniteGuard
+from minigpt.training.objective import make_objective
 from minigpt.training.run_data import RunData, TextData
 from minigpt.training.step import TrainStep
 from minigpt.training.stop_request import StopNow, Stopped
@@ -51,9 +52,8 @@ class Trainer:
         config: of the run.
         data: what to learn from and what to measure on.
         processes: all of them.
-        model: what to train; without one, a new model as `config` describes it. Parameters that require no
-            gradient stay as they are.
-        loss: the model with its loss; without one, next-token prediction.
+        objective: the model with its loss, and the format of its files; without one, what `config` describes.
+            Parameters that require no gradient stay as they are.
 
     Raises:
         InputError: for sizes that make no model; for a device or precision that this machine does not have.
@@ -64,8 +64,7 @@ class Trainer:
         config: TrainConfig,
         data: RunData | TextData,
         processes: Processes = SINGLE_PROCESS,
-        model: LanguageModel | None = None,
-        loss: NextTokenLoss | None = None,
+        objective: tuple[Objective, ModelFiles] | None = None,
     ) -> None:
         with processes.shared_errors():
             device = pick_device(processes.device(config.device))
@@ -80,20 +79,17 @@ class Trainer:
         self.config, self.data, self.processes, self.device = config, data, processes, device
         self.notes: Mapping[str, Any] = {}  # what else run.json is to hold
         with processes.shared_errors():
-            if loss is None:
-                loss = NextTokenLoss(model or self._new_model(), config.loss_on, device)
+            loss, files = objective or make_objective(config, data, device)
         self.step = TrainStep(config, loss, data, device, processes)
         self.eval_steps = config.eval_steps or max(1, math.ceil(self.step.total_steps / 10))
         self.model, self.progress, self.stop_request = loss.model, self.step.progress, self.step.stop_request
+        self.progress.evaluated = (
+            config.starts_from is None
+        )  # given weights are measured before the first step
         processes.seed(config.seed)
         self.logger = Logger(config, self.step)
-        self.checkpointer = Checkpointer(config, self.step, self.logger)
+        self.checkpointer = Checkpointer(config, self.step, self.logger, files)
         self.guard = NonFiniteGuard(config, self.step, self.checkpointer, self.logger)
-
-    def _new_model(self) -> LanguageModel:
-        vocab_size, zero = self.data.tokenizer.get_vocab_size(), self.config.zero_projections
-        model = new_model(self.config.model_config(vocab_size), zero_projections=zero)
-        return model.to(self.device)
 
     # -- the run ---------------------------------------------------------------------------------------------
 
@@ -123,6 +119,7 @@ class Trainer:
                 raise self._saved_and_stopped() from None
         return {
             "steps": self.progress.steps_done,
+            **self.progress.best_metrics,
             "val_loss": self.progress.best_val_loss,
             "best_step": self.progress.best_step,
             "seconds": round(self.progress.train_seconds, 1),
@@ -161,8 +158,8 @@ class Trainer:
         self.logger.log_steps(steps, sizes)
         self.guard.check_steps(steps)
 
-    def evaluate(self) -> LossReport:
-        """The loss over the whole validation part."""
+    def evaluate(self) -> Report:
+        """Measure the model on the whole validation part."""
         return self.step.parallel.evaluate(self.data.val.in_order(128), self.stop_request)
 
     def evaluate_and_save(self) -> None:
@@ -171,18 +168,18 @@ class Trainer:
         if self.guard.rolled_back_weights():  # there is nothing to measure; next time round there is
             return
         report = self.evaluate()
-        counted = report.answer if self.config.loss_on == "answer" else report.all
-        self.logger.log_losses(counted, report.answer, report.all)
+        self.logger.log_evaluation(report)
         self.checkpointer.wait()  # a save in the background may have lost the best one
-        is_best = counted.loss < progress.best_val_loss
+        is_best = report.loss < progress.best_val_loss
         if is_best:
-            progress.best_val_loss, progress.best_step = counted.loss, progress.steps_done
+            progress.best_val_loss, progress.best_step = report.loss, progress.steps_done
+            progress.best_metrics = {k: v for k, v in report.metrics().items() if math.isfinite(v)}
         progress.evaluated = True
         self.checkpointer.save(is_best, final=self.is_finished())
         sample = ""
         if self.processes.is_main and not self.step.parallel.is_sharded:
             sample = self.data.sample(self.model, progress.steps_done // self.eval_steps)
-        self.logger.show_evaluation(counted, is_best, sample, began)
+        self.logger.show_evaluation(report, is_best, sample, began)
 
     # -- begin, resume, stop ---------------------------------------------------------------------------------
 

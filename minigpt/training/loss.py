@@ -1,10 +1,12 @@
-"""The loss of next-token prediction: which targets count, and cross-entropy without all logits at once.
+"""What a run minimises: a model with its loss on top. Next-token prediction is here.
 
-A training stage is a loss module: a model with its loss on top. The step asks it three things:
+A training step asks an `Objective` three things:
 
     count(batch) -> int          how many terms the sum has, so that a step's loss is a mean over all of them
     select(batch) -> tensors     what `forward` needs of a batch, still on the CPU
     forward(*tensors) -> ()      the summed loss
+
+An evaluation asks it for a report. The cross-entropy is computed without all logits at once.
 
 A vocabulary of 50,257 is odd, and a GPU's matrix units want rows that begin at multiples of 16 bytes. So the
 matrix may be padded with rows of zeros for the product (with autocast its weights are copied anyway). The
@@ -15,8 +17,8 @@ Letters in shapes: B rows, T tokens, C channels, P positions that count, V entri
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +26,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minigpt.data.batches import Batch
+from minigpt.evaluation.loss import Report, evaluate_loss
 from minigpt.families.registry import LanguageModel
 
-__all__ = ["LossBatch", "NextTokenLoss", "logits_limit", "summed_cross_entropy", "vocabulary_multiple"]
+__all__ = [
+    "Finish", "LossBatch", "NextTokenLoss", "Objective",
+    "logits_limit", "summed_cross_entropy", "vocabulary_multiple",
+]  # fmt: skip
+
+Finish: TypeAlias = Callable[[Report], None]  # adds up the sums of several processes
 
 
 class LossBatch(NamedTuple):
@@ -37,8 +45,44 @@ class LossBatch(NamedTuple):
     positions: Tensor | None  # (P,) int64: where they stand among the B * T; None: all of them count
 
 
-class NextTokenLoss(nn.Module):
+class Objective(nn.Module):
     """A model with its loss on top; DDP and FSDP wrap this module, since they work in `forward`.
+
+    `forward` takes what `select` gives, on the model's device, and returns the summed loss, ().
+    """
+
+    model: LanguageModel
+
+    def count(self, batch: Any) -> int:
+        """Terms of the sum that `forward` returns for a batch."""
+        raise NotImplementedError
+
+    def select(self, batch: Any) -> tuple[Tensor | None, ...]:
+        """A NamedTuple of the tensors that `forward` needs of a batch, on the CPU."""
+        raise NotImplementedError
+
+    def example(self, device: torch.device) -> tuple[Tensor | None, ...]:
+        """What `select` gives for the smallest batch."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        model: LanguageModel,
+        batches: Iterable[Any],
+        device: torch.device,
+        finish: Finish | None = None,
+    ) -> Report:
+        """Measure the model on batches.
+
+        Args:
+            model: the model of this objective, or what stands for it where several processes share it.
+            finish: called with the report's sums before they are used.
+        """
+        raise NotImplementedError
+
+
+class NextTokenLoss(Objective):
+    """Next-token prediction.
 
     Args:
         model: its parameters that require gradients are trained.
@@ -74,6 +118,16 @@ class NextTokenLoss(nn.Module):
         """The smallest batch."""
         ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         return LossBatch(ids, ids[0], None)
+
+    def evaluate(
+        self,
+        model: LanguageModel,
+        batches: Iterable[Batch],
+        device: torch.device,
+        finish: Finish | None = None,
+    ) -> Report:
+        """See `Objective`: the loss over all tokens, and over the answers' alone."""
+        return evaluate_loss(model, batches, device, finish, self.loss_on)
 
     def forward(
         self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from minigpt.console.terminal import ProgressLine, seconds, warn
 from minigpt.errors import InputError
-from minigpt.evaluation.loss import LossSum
+from minigpt.evaluation.loss import Report
 from minigpt.storage.files import atomic_write
 from minigpt.training.config import TrainConfig
 from minigpt.training.flops import model_flops, peak_flops
@@ -121,23 +121,18 @@ class Logger:
             **{self._step.data.unit: positions},
         )
 
-    def log_losses(self, counted: LossSum, answer: LossSum, everything: LossSum) -> None:
-        """The losses of an evaluation."""
-        self._metrics.write(
-            self._progress.steps_done,
-            val_loss=counted.loss,
-            val_answer_loss=answer.loss,
-            val_all_loss=everything.loss,
-        )
+    def log_evaluation(self, report: Report) -> None:
+        """Write the numbers of an evaluation."""
+        self._metrics.write(self._progress.steps_done, **report.metrics())
 
-    def show_evaluation(self, counted: LossSum, is_best: bool, sample: str, began: float) -> None:
+    def show_evaluation(self, report: Report, is_best: bool, sample: str, began: float) -> None:
         """One line for an evaluation that began at `began`."""
         star = "*" if is_best else " "
         self._line.write(
-            f"step {self._progress.steps_done:>6}  validation loss {counted.loss:.4f}{star} "
-            f"perplexity {counted.perplexity:.2f}{sample}"
+            f"step {self._progress.steps_done:>6}  validation loss {report.loss:.4f}{star} "
+            f"{report.shown()}{sample}"
         )
-        self._loss_shown = f"val {counted.loss:.3f}  "
+        self._loss_shown = f"val {report.loss:.3f}  "
         self._evaluating += time.monotonic() - began
 
     def log_rollback(self, reason: str, to_step: int, positions: Sequence[int]) -> None:

@@ -25,13 +25,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minigpt.data.batches import Batch
 from minigpt.errors import InputError
-from minigpt.evaluation.loss import LossReport, evaluate_loss
+from minigpt.evaluation.loss import Report
 from minigpt.families.registry import LanguageModel, family_of
 from minigpt.training.config import TrainConfig
 from minigpt.training.distributed import Processes
-from minigpt.training.loss import LossBatch, NextTokenLoss
+from minigpt.training.loss import Objective
+from minigpt.training.model_files import ModelFiles
 from minigpt.training.stop_request import StopNow, StopRequest
-from minigpt.weights.pretrained import load_weights
 
 __all__ = [
     "Parallel",
@@ -54,11 +54,8 @@ def shard_batch(batch: Batch, processes: Processes) -> Batch:
     if processes.size == 1:
         return batch
     if processes.rank < len(batch.rows):
-        mine = slice(processes.rank, None, processes.size)
-        ids, targets, tokens, answers, rows = batch
-        return Batch(ids[mine], targets[mine], tokens[mine], answers[mine], rows[mine])
-    nothing = torch.zeros_like(batch.token_mask[:1])
-    return Batch(batch.input_ids[:1], batch.targets[:1], nothing, nothing, batch.rows[:0])
+        return batch.some(slice(processes.rank, None, processes.size))
+    return batch.blank()
 
 
 class Parallel:
@@ -77,9 +74,10 @@ class Parallel:
     """
 
     def __init__(
-        self, config: TrainConfig, loss: NextTokenLoss, device: torch.device, processes: Processes
+        self, config: TrainConfig, loss: Objective, device: torch.device, processes: Processes
     ) -> None:
         self._model, self._processes, self._device = loss.model, processes, device
+        self._objective = loss
         self.is_sharded = processes.size > 1 and config.parallel == "fsdp"
         self._loss: nn.Module = loss
         self._compiled: Any = None
@@ -104,7 +102,7 @@ class Parallel:
             torch._dynamo.config.optimize_ddp = False
             self._compiled = torch.compile(self._loss)
 
-    def _fix_message_order(self, example: LossBatch) -> None:
+    def _fix_message_order(self, example: tuple[Tensor | None, ...]) -> None:
         """A backward pass whose gradient is thrown away.
 
         After its first one, DDP orders its messages anew, and with them the order of sums. A resumed run has
@@ -123,12 +121,12 @@ class Parallel:
             return batches[rank::size]
         return [shard_batch(batch, self._processes) for batch in batches]
 
-    def loss(self, batch: LossBatch) -> Tensor:
+    def loss(self, batch: tuple[Tensor | None, ...]) -> Tensor:
         """The summed loss of a batch on the model's device."""
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch.positions is not None:
+        if batch[-1] is not None:  # positions
             # Lengths vary from batch to batch: one graph for all of them, instead of one each. (Windows are
             # all of one length, and kernels for a known size are faster: they are not marked.)
             for tensor in batch:
@@ -147,20 +145,19 @@ class Parallel:
 
     # -- evaluation ------------------------------------------------------------------------------------------
 
-    def evaluate(self, batches: Iterable[Batch], stop_request: StopRequest) -> LossReport:
-        """The loss over batches, of which each process computes its rows.
+    def evaluate(self, batches: Iterable[Batch], stop_request: StopRequest) -> Report:
+        """Measure the model on batches, of which each process computes its rows.
 
         Raises:
             StopNow: when a signal comes meanwhile.
         """
         with stop_request.interruptible():
             if self._processes.size == 1:
-                return evaluate_loss(self._model, batches, self._device)
+                return self._objective.evaluate(self._model, batches, self._device)
             model: Any = _Gathering(self._model, self._loss) if self.is_sharded else self._model
             try:
-                return evaluate_loss(
-                    model, self._my_rows(batches, stop_request), self._device, self._add_reports
-                )
+                mine = self._my_rows(batches, stop_request)
+                return self._objective.evaluate(model, mine, self._device, self._add_reports)
             finally:
                 if self.is_sharded:  # give the memory of gathered weights back
                     self._loss.reshard()  # type: ignore[operator]
@@ -174,12 +171,9 @@ class Parallel:
                     raise StopNow
             yield shard_batch(batch, self._processes)
 
-    def _add_reports(self, report: LossReport) -> None:
+    def _add_reports(self, report: Report) -> None:
         """The sums of one process become those of all."""
-        parts = (report.all, report.answer)
-        sums = self._processes.all_reduce([value for part in parts for value in (part.nll, part.count)])
-        for part, nll, count in zip(parts, sums[::2], sums[1::2]):
-            part.nll, part.count = nll, int(count)
+        report.set_sums(self._processes.all_reduce(report.sums()))
 
     # -- weights ---------------------------------------------------------------------------------------------
 
@@ -198,16 +192,16 @@ class Parallel:
         family.load_state(copy, weights, assign=True)
         return copy
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, files: ModelFiles) -> None:
         """Load a checkpoint's weights: each process reads all of them and keeps its shard."""
         if not self.is_sharded:
-            load_weights(self._model, folder)
+            files.load(self._model, folder)
             return
         family = family_of(self._model.config)
         full: LanguageModel = family.on_meta(self._model.config)
         shapes = {name: p.shape for name, p in self._model.named_parameters()}
         family.load_state(full, {name: torch.empty(shape) for name, shape in shapes.items()}, assign=True)
-        load_weights(full, folder)
+        files.load(full, folder)
         weights = dict(full.named_parameters())
         with torch.no_grad():
             for name, parameter in self._model.named_parameters():

@@ -14,14 +14,28 @@ from typing import Any
 from minigpt.console.command_line import obey_swallowed, remembered_signals
 from minigpt.console.terminal import seconds
 from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
 from minigpt.training import autosize, checkpoint, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
 from minigpt.training.distributed import Processes, is_restarted, join_processes
+from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.lock import lock_folder
 from minigpt.training.loop import Trainer
 from minigpt.training.resolve import resolve
 
-__all__ = ["run_training", "train"]
+__all__ = ["finetune", "run_training", "train"]
+
+
+def finetune(**options: Any) -> dict[str, Any]:
+    """Continue to train a model; returns what `minigpt finetune --json` prints.
+
+    Args:
+        options: fields of FinetuneConfig, as the flags of `minigpt finetune` have them; paths may be text.
+
+    Raises:
+        InputError, Stopped: as `train`.
+    """
+    return run_training(resolve(options, FinetuneConfig), options)
 
 
 def train(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:
@@ -38,7 +52,8 @@ def train(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:
     """
     if config is None:
         return run_training(resolve(options), options)
-    return run_training(checked_config({**config.as_dict(), **options}, "options"), options)
+    values = {**config.as_dict(), **options}
+    return run_training(checked_config(values, "options", type(config)), options)
 
 
 def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
@@ -50,7 +65,9 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
     if is_restarted():  # by torchrun, after a process died: with the flags that the run began with
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            begun = read_run(config.output)  # with what --size and --precision auto chose the first time
+            begun = read_run(
+                config.output, type(config)
+            )  # with what --size and --precision auto chose the first time
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
         return _run(config, given, locks, processes)
@@ -88,12 +105,13 @@ def _run(
         decision = autosize.decide(config, data, given, processes)
         config, data, record = decision.config, decision.data, decision.record
     with processes.shared_errors():
-        _require_memory(config, data.tokenizer.get_vocab_size())
+        if config.starts_from is None:
+            _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
     trainer.notes = {autosize.RECORD: record} if record else {}
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
-    print(f"{data.sentence}; {trainer.model.config.parameter_count():,} parameters on {trainer.device}")
+    print(f"{data.sentence}; {_counted(trainer.model)} on {trainer.device}")
     if config.dry_run:
         estimate.print_parameters(trainer)
     elif config.resume and not has_checkpoint:
@@ -106,7 +124,7 @@ def _run(
         expected = estimate.estimate(trainer)
         print(expected.sentence())
         if config.dry_run:
-            counted = {"parameters": trainer.model.config.parameter_count()}
+            counted = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
             return {**counted, **dataclasses.asdict(expected), **trainer.notes}
     else:
         steps = trainer.step.total_steps - trainer.progress.steps_done
@@ -130,6 +148,15 @@ def _run(
             autosize.write_record(output, record)
         result = {**result, autosize.RECORD: record}
     return result
+
+
+def _counted(model: LanguageModel) -> str:
+    """The number of the model's parameters, in words."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if trained == total:
+        return f"{total:,} parameters"
+    return f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})"
 
 
 def _require_memory(config: TrainConfig, vocab_size: int) -> None:

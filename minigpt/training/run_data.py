@@ -5,22 +5,32 @@ of a batch in the data, and a sample to print at an evaluation.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from minigpt.console.terminal import warn
-from minigpt.data.batches import Batch, BatchPlan, EncodedExamples, encode_conversations
+from minigpt.data.batches import (
+    Batch,
+    BatchPlan,
+    EncodedExamples,
+    encode_conversation,
+    encode_conversations,
+)  # fmt: skip
+from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.conversation import Conversation
 from minigpt.data.corpus import TextOptions
 from minigpt.data.memory_mapped import Tokens
 from minigpt.data.reader import read_conversations
 from minigpt.data.shards import characters_of, end_of_text, prepare
+from minigpt.data.split import split_conversations
 from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
-from minigpt.generation.api import GenerationOptions, answer_questions, generate_ids
+from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.conversation import QuestionAnswering, question_ids
+from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.native import without_warning
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
@@ -30,6 +40,12 @@ from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
 __all__ = ["RunData", "TextData", "read_data", "shown_lines"]
 
+HELD_OUT = Path()  # as val_data: a part of train_data is measured on
+# For byte-level tokens without a chat template: the plain form of minigpt.data.conversation.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if message['role'] == 'system' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+)
 SHARDS = "shards"  # in the output folder
 _SAMPLE = 48  # new tokens of a sample
 _PROMPT = 32  # tokens of text that a sample continues
@@ -40,7 +56,7 @@ _NAMED = 5  # windows that a message names
 class RunData:
     """Questions and answers."""
 
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     train: EncodedExamples
     val: EncodedExamples
     val_conversations: list[Conversation]
@@ -74,7 +90,8 @@ class RunData:
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
         """The sources of the training part, the validation part and the vocabulary, for a message."""
-        return str(config.train_data), str(config.val_data), str(config.vocab_path)
+        val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
+        return str(config.train_data), val, _tokenizer_name(config)
 
     unit = "lines"  # of positions
 
@@ -90,11 +107,12 @@ class RunData:
     def sample(self, model: LanguageModel, number: int) -> str:
         """The model's answer to a question of the validation part; empty if none fits into its context."""
         question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
-        free = model.config.max_position_embeddings - len(question) - 1
+        form: PromptFormat = "chat" if isinstance(self.tokenizer, BpeTokenizer) else "question"
+        free = model.config.max_position_embeddings - len(question_ids(self.tokenizer, form, question))
         if free <= 0:
             return ""
         options = GenerationOptions(max_new_tokens=min(_SAMPLE, free))
-        answer = answer_questions(model, self.tokenizer, [question], options)[0]
+        answer = QuestionAnswering(model, self.tokenizer, form, options).answers([question])[0]
         return f"  Q: {question}  A: {answer.text}"
 
 
@@ -178,31 +196,101 @@ def read_data(config: TrainConfig) -> RunData | TextData:
 
 
 def _read_pairs(config: TrainConfig) -> RunData:
-    tokenizer = Tokenizer(config.vocab_path)
+    train, val = _read_parts(config)
+    tokenizer = pair_tokenizer(config, (text for each in train for text in each.texts()))
     encoded = []
-    conversations: list[Conversation] = []
+    for path, part in ((config.train_data, train), (config.val_data, val)):
+        where = config.train_data if path == HELD_OUT else path
+        encoded.append(_encode_part(config, where, part, tokenizer))
+    return RunData(tokenizer, encoded[0], encoded[1], val)
+
+
+def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversation]]:
+    """The conversations to learn from and to measure on."""
+    parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
-        conversations, report = read_conversations(path, config.strict, config.encoding, config.field_names)
+        if path == HELD_OUT:
+            split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
+            print(
+                f"no --val_data: {len(split.val):,} of {len(parts[0]):,} conversations of "
+                f"{config.train_data} are measured on and not learned from"
+            )
+            return split.train, split.val
+        part, report = read_conversations(path, config.strict, config.encoding, config.field_names)
         report.print_summary()
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
+    """The tokenizer of conversations: the weights' own, that of --tokenizer, or the vocabulary.
+
+    Byte-level tokens without a chat template get one, which writes the end of a text behind each turn.
+
+    Args:
+        texts: of the training part: `--add_tokens from-data` looks for characters there.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    if config.starts_from is not None:
+        tokenizer = with_more_tokens(load_tokenizer(config.starts_from), config, texts)
+    elif config.tokenizer == "char":
+        tokenizer = Tokenizer(config.vocab_path)
+    else:
+        tokenizer = named_tokenizer(config.tokenizer)
+    if isinstance(tokenizer, BpeTokenizer) and tokenizer.chat_template is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has neither a chat template nor a token that ends a text")
+        tokenizer = tokenizer.with_chat_template(PLAIN_TEMPLATE)
+    return tokenizer
+
+
+def with_more_tokens(tokenizer: AnyTokenizer, config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
+    """A tokenizer with the tokens that --add_tokens asks for; says how many these are."""
+    if not config.add_tokens:
+        return tokenizer
+    if config.add_tokens == "from-data":
+        seen = dict.fromkeys(character for text in texts for character in text)
+        new = [c for c in seen if tokenizer.unknown_characters(c)]
+    else:
+        path = Path(config.add_tokens)
         try:
-            part = encode_conversations(conversations, tokenizer, config.max_length)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-        if part.n_cut:
-            lost = (
-                f", {part.n_without_answer} of them left out: no answer remained"
-                if part.n_without_answer
-                else ""
-            )
-            warn(
-                f"{path}: {part.n_cut} of {report.counted} are longer than max_length={config.max_length} "
-                f"and were cut{lost}"
-            )
-        unknown = int((part.ids == tokenizer.unk_token_id).sum())
-        if unknown:
-            warn(f"{path}: {unknown} characters are not in {config.vocab_path} and became <unk>")
-        encoded.append(part)
-    return RunData(tokenizer, encoded[0], encoded[1], conversations)
+            new = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--add_tokens {path} must be from-data, or a text in UTF-8: {error}") from None
+    larger = tokenizer.with_tokens(new)
+    count = larger.get_vocab_size() - tokenizer.get_vocab_size()
+    print(f"add_tokens: {count:,} new tokens, {larger.get_vocab_size():,} in all")
+    return larger
+
+
+def _encode_part(
+    config: TrainConfig, path: Path, conversations: list[Conversation], tokenizer: AnyTokenizer
+) -> EncodedExamples:
+    encode = encode_chat_conversation if isinstance(tokenizer, BpeTokenizer) else encode_conversation
+    try:
+        part = encode_conversations(conversations, tokenizer, config.max_length, encode)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if part.n_cut:
+        left_out = part.n_without_answer
+        lost = f", {left_out} of them left out: no answer remained" if left_out else ""
+        warn(
+            f"{path}: {part.n_cut} of {len(conversations):,} conversations are longer than "
+            f"max_length={config.max_length} and were cut{lost}"
+        )
+    unknown = int((part.ids == tokenizer.unk_token_id).sum()) if isinstance(tokenizer, Tokenizer) else 0
+    if unknown:
+        more = "" if config.starts_from is None else "; --add_tokens from-data adds them"
+        warn(f"{path}: {unknown} characters are not in {_tokenizer_name(config)} and became <unk>{more}")
+    return part
+
+
+def _tokenizer_name(config: TrainConfig) -> str:
+    if config.starts_from is not None:
+        return f"the tokenizer of {config.starts_from}"
+    return str(config.vocab_path) if config.tokenizer == "char" else f"--tokenizer {config.tokenizer}"
 
 
 class _ShardOptions(TypedDict):
@@ -263,9 +351,17 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
 
 
 def _text_tokenizer(config: TrainConfig, text: Path, folder: Path, options: _ShardOptions) -> AnyTokenizer:
+    if config.starts_from is not None:
+        texts = characters_of(text, folder, **options).id2word if config.add_tokens == "from-data" else ()
+        return with_more_tokens(load_tokenizer(config.starts_from), config, texts)
     if config.tokenizer == "char":
         return characters_of(text, folder, **options)
-    path = Path(config.tokenizer)
+    return named_tokenizer(config.tokenizer)
+
+
+def named_tokenizer(name: str) -> AnyTokenizer:
+    """The tokenizer of --tokenizer: a vocab.json, a model's folder, or a folder with a tokenizer alone."""
+    path = Path(name)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
         return BpeTokenizer.from_folder(path)  # GPT-2's and Qwen's own files
     return load_tokenizer(path)

@@ -67,6 +67,7 @@ class Progress:
     tokens_seen: int = 0  # tokens that are no padding and whose gradient reached the weights
     best_val_loss: float = math.inf
     best_step: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation at that step
     evaluated: bool = True  # False: an evaluation that is due at this step has not been done
     loss_sum: float = 0.0  # since the last line of metrics
     loss_steps: int = 0

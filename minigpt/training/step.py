@@ -22,7 +22,7 @@ from minigpt.devices import move, random_state, set_random_state
 from minigpt.training.activation_checkpointing import checkpoint_activations
 from minigpt.training.config import TrainConfig
 from minigpt.training.distributed import Processes
-from minigpt.training.loss import LossBatch, NextTokenLoss
+from minigpt.training.loss import Objective
 from minigpt.training.mixed_precision import MixedPrecision
 from minigpt.training.optimizer import make_optimizers, schedule
 from minigpt.training.parallel import Parallel, full_tensor
@@ -37,7 +37,7 @@ class StepBatches(NamedTuple):
     """The batches of a step."""
 
     step: int  # from 0
-    mine: list[LossBatch]  # of this process, on their way to the device
+    mine: list[tuple[Tensor | None, ...]]  # of this process, on their way to the device
     sizes: list[BatchSize]  # of all processes
 
 
@@ -65,7 +65,7 @@ class TrainStep:
     def __init__(
         self,
         config: TrainConfig,
-        loss: NextTokenLoss,
+        loss: Objective,
         data: RunData | TextData,
         device: torch.device,
         processes: Processes,
@@ -139,13 +139,11 @@ class TrainStep:
         ]
         return StepBatches(step, mine, sizes)
 
-    def to_device(self, batch: Batch) -> LossBatch:
-        """The part of a batch that the loss needs, on its way to the device."""
-        ids, targets, positions = self.loss.select(batch)
-        there = None if positions is None else move(positions, self.device)
-        return LossBatch(move(ids, self.device), move(targets, self.device), there)
+    def to_device(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        """The tensors of a batch that the loss needs, on their way to the device."""
+        return tuple(None if one is None else move(one, self.device) for one in self.loss.select(batch))
 
-    def summed_loss(self, batch: LossBatch) -> Tensor:
+    def summed_loss(self, batch: tuple[Tensor | None, ...]) -> Tensor:
         """The loss of a batch on the device, summed over the targets that count."""
         with self.precision.autocast():
             return self.parallel.loss(batch)

@@ -38,7 +38,9 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "model_folder",
+    "read_config",
     "save_pretrained",
+    "save_tokenizer",
 ]
 
 AnyTokenizer: TypeAlias = Tokenizer | BpeTokenizer
@@ -163,25 +165,36 @@ def save_pretrained(
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
-    settings = {
-        CONFIG: {**config, "dtype": _STORED[stored]},
-        GENERATION: {name: index for name, index in special_ids.items() if index is not None},
-    }
-    if isinstance(tokenizer, Tokenizer):
-        settings[TOKENIZER] = _tokenizer_json(tokenizer)
-        settings[TOKENIZER_CONFIG] = _tokenizer_config(tokenizer, model.config.max_position_embeddings)
-    try:
-        texts = {
-            name: (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
-            for name, content in settings.items()
-        }
-    except UnicodeEncodeError as error:
-        raise InputError(f"an entry of the vocabulary is no character of Unicode: {error.reason}") from None
-    for name, text in texts.items():
-        atomic_write(folder / name, text)
+    _write_json(folder / CONFIG, {**config, "dtype": _STORED[stored]})
+    _write_json(
+        folder / GENERATION, {name: index for name, index in special_ids.items() if index is not None}
+    )
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
+    write_weights(folder, weights, max_shard_size)
+
+
+def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> None:
+    """Write a tokenizer's files, which transformers reads.
+
+    Args:
+        max_length: tokens that the model can read.
+
+    Raises:
+        InputError: if an entry of the vocabulary is no character, or a file cannot be written.
+    """
     if isinstance(tokenizer, BpeTokenizer):
         tokenizer.save(folder)
-    write_weights(folder, weights, max_shard_size)
+        return
+    try:
+        _write_json(folder / TOKENIZER, _tokenizer_json(tokenizer))
+    except UnicodeEncodeError as error:
+        raise InputError(f"an entry of the vocabulary is no character of Unicode: {error.reason}") from None
+    _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(tokenizer, max_length))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    atomic_write(path, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
 
 
 def _stored_dtype(model: LanguageModel, dtype: torch.dtype | None) -> torch.dtype:
@@ -209,8 +222,11 @@ def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, wher
         )
 
 
-def model_folder(path: str | Path) -> Path:
+def model_folder(path: str | Path, verify: bool = True) -> Path:
     """The model directory of a path, which may be a run's folder; verified if it has a manifest.
+
+    Args:
+        verify: False leaves that out: all of the files would be read.
 
     Raises:
         InputError: if there is none, or a file does not match the manifest.
@@ -221,9 +237,18 @@ def model_folder(path: str | Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give the directory with {CONFIG} and {WEIGHTS}")
     folder = folder_of_weights(folder)
-    if (folder / MANIFEST).exists():
+    if verify and (folder / MANIFEST).exists():
         verify_manifest(folder)
     return folder
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The configuration of a directory's model.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    return _read_config(model_folder(path, verify=False))
 
 
 def _read_config(folder: Path) -> ModelConfig:

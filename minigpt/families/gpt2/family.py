@@ -157,6 +157,7 @@ def _gguf_notes(model: GPTLMHeadModel) -> list[str]:
 
 FAMILY = Family(
     model_type="gpt2",
+    name="gpt",
     config_class=GPTConfig,
     model_class=GPTLMHeadModel,
     config_from_hugging_face=_config_from_hugging_face,

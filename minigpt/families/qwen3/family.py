@@ -136,6 +136,7 @@ def _block_weights(config: Qwen3Config) -> int:
 
 FAMILY = Family(
     model_type="qwen3",
+    name="qwen3",
     config_class=Qwen3Config,
     model_class=Qwen3ForCausalLM,
     config_from_hugging_face=_config_from_hugging_face,

@@ -1,0 +1,32 @@
+"""Continue to train a model on your own conversations: all weights, some of them, or a LoRA adapter.
+
+    minigpt finetune --model output/best --train_data chats.jsonl --output mine
+    minigpt finetune --model Qwen3-0.6B --method lora --train_data chats.jsonl --output mine
+    minigpt finetune --model output/best --method freeze --train_only last:2 --train_data chats.jsonl
+    minigpt finetune --output mine --resume
+
+The loop is that of `minigpt train` (minigpt/training/loop.py), and so are the flags.
+"""
+
+from typing import Any
+
+from minigpt.console import command_line
+from minigpt.training.command import train_command
+from minigpt.training.config import read_recipe
+from minigpt.training.finetune_config import FinetuneConfig
+
+
+def main(given: dict[str, Any]) -> dict[str, Any]:
+    """Complete the options that were given, then train."""
+    return train_command(given, FinetuneConfig)
+
+
+def defaults() -> FinetuneConfig:
+    """The values that --help shows."""
+    recipe = read_recipe("finetune", FinetuneConfig)
+    assert isinstance(recipe, FinetuneConfig)
+    return recipe
+
+
+if __name__ == "__main__":
+    command_line.run(FinetuneConfig, main, build=dict, defaults=defaults)

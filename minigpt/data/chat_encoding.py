@@ -1,0 +1,45 @@
+"""Conversations as a chat model reads them: by its tokenizer's template, with a mark on what it is to say.
+
+The data of `minigpt finetune`; minigpt/data/batches.py has the plain form, question <sep> answer <sep>.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.data.conversation import Conversation
+from minigpt.tokenization.chat_template import ChatTokenizer, encode_chat_with_mask
+
+__all__ = ["encode_chat_conversation"]
+
+
+def encode_chat_conversation(
+    conversation: Conversation, tokenizer: ChatTokenizer, max_length: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
+    """One conversation by the tokenizer's template, of at most max_length tokens.
+
+    What is too long loses its oldest questions with their answers, never the system text; a single question
+    with its answer loses its end.
+
+    Returns: ids (T,), which of them the assistant says, the token that ends an answer included (T,), and
+    whether something was cut.
+
+    Raises:
+        InputError: if the template fails, or changes what the assistant says.
+    """
+    messages: list[Mapping[str, Any]] = [*conversation.messages()]
+    tools = json.loads(conversation.tools) if conversation.tools else None
+    first = 1 if messages[0]["role"] == "system" else 0
+    starts = [i for i in range(first, len(messages)) if messages[i]["role"] == "user"] or [first]
+    is_cut = False
+    while True:
+        kept = [*messages[:first], *messages[starts[0] :]] if is_cut else messages
+        ids, mask = encode_chat_with_mask(tokenizer, kept, tools=tools)
+        if len(ids) <= max_length or len(starts) < 2:
+            break
+        starts, is_cut = starts[1:], True
+    shown, said = np.array(ids[:max_length], dtype=np.int32), np.array(mask[:max_length], dtype=np.bool_)
+    return shown, said, is_cut or len(ids) > max_length

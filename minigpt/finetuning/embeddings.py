@@ -1,0 +1,68 @@
+"""New tokens: more rows in the matrices that read and that predict tokens.
+
+resize_token_embeddings(model, tokenizer.get_vocab_size())
+"""
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+
+__all__ = ["NewRows", "resize_token_embeddings"]
+
+NewRows: TypeAlias = Literal["mean", "zeros", "sampled"]
+
+
+@torch.no_grad()
+def resize_token_embeddings(model: LanguageModel, vocab_size: int, new_rows: NewRows = "mean") -> None:
+    """Give a model's embedding and head `vocab_size` rows, in place. The logits of the old tokens stay.
+
+    Args:
+        vocab_size: at least as many as there are.
+        new_rows: the mean of the old rows (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), zeros, or
+            drawn from a normal distribution with the old rows' mean and covariance.
+
+    Raises:
+        InputError: for fewer rows than there are.
+    """
+    old = model.config.vocab_size
+    if vocab_size < old:
+        raise InputError(f"the model has {old:,} rows of embeddings: they cannot become {vocab_size:,}")
+    if vocab_size == old:
+        return
+    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    is_tied = model.lm_head.weight is embedding.weight
+    embedding.weight = _longer(embedding.weight, vocab_size, new_rows)
+    embedding.num_embeddings = model.lm_head.out_features = vocab_size
+    model.lm_head.weight = (
+        embedding.weight if is_tied else _longer(model.lm_head.weight, vocab_size, new_rows)
+    )
+    config = dataclasses.replace(model.config, vocab_size=vocab_size)
+    for module in model.modules():
+        if getattr(module, "config", None) is not None:
+            module.config = config  # type: ignore[assignment]
+
+
+def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
+    """(V, C) -> (rows, C), the old rows first."""
+    more = rows - len(weight)
+    mean = weight.double().mean(dim=0)  # (C,)
+    if how == "zeros":
+        new = torch.zeros_like(mean).expand(more, -1)
+    elif how == "mean":
+        new = mean.expand(more, -1)
+    else:
+        new = mean + _drawn(weight.double() - mean, more)
+    together = torch.cat([weight, new.to(weight.dtype)])
+    return nn.Parameter(together, requires_grad=weight.requires_grad)
+
+
+def _drawn(centred: Tensor, rows: int) -> Tensor:
+    """Rows with the covariance of some centred rows (V, C): random mixtures of these, (rows, C)."""
+    mixture = torch.randn(rows, len(centred), dtype=centred.dtype, device=centred.device)
+    drawn: Tensor = mixture @ centred / len(centred) ** 0.5
+    return drawn

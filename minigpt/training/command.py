@@ -1,0 +1,31 @@
+"""`minigpt train` and `minigpt finetune`: complete the flags that were given, then train."""
+
+import os
+import sys
+from typing import Any
+
+from minigpt.training.config import TrainConfig
+from minigpt.training.resolve import resolve
+
+__all__ = ["train_command"]
+
+
+def train_command(given: dict[str, Any], kind: type[TrainConfig]) -> dict[str, Any]:
+    """Train; returns what --json prints.
+
+    Args:
+        given: the flags.
+        kind: the class of the command's options.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        # of several processes only the first one prints results
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
+    config = resolve(given, kind)
+    from minigpt.training.run import run_training
+    from minigpt.training.stop_request import Stopped
+
+    try:
+        return run_training(config, given)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.code)

@@ -1,0 +1,98 @@
+"""The options of `minigpt finetune`: those of a training run, and where it begins and what it trains."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from minigpt.errors import InputError
+from minigpt.training.config import TrainConfig
+
+__all__ = ["METHOD_RATES", "FinetuneConfig", "Method", "Task"]
+
+Task: TypeAlias = Literal["sft"]
+Method: TypeAlias = Literal["full", "freeze", "lora"]
+# The highest learning rate of each method where none is given.
+METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3}
+_LORA = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
+    *("use_rslora", "use_dora", "init_lora_weights", "modules_to_save"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """Continue to train a model on your own data: all weights, some of them, or an adapter beside them."""
+
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # here it is called `model`
+    RANGES = {
+        "r": (1, 10**5),
+        "lora_alpha": (1e-6, 1e6),
+        "lora_dropout": (0.0, 0.999),
+    }
+
+    # The data
+    val_data: Path = Path()
+    """conversations to measure on, never learned from; left out: val_fraction of the training data"""
+    output: Path = Path("finetuned")
+    """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
+
+    # The model to begin with
+    model: Path = Path("output/best")
+    """folder of the model: one of your own runs, or any GPT-2 or Qwen3 folder of Hugging Face's libraries"""
+    task: Task = "sft"
+    """sft: answer as in the conversations of the data"""
+
+    # What is trained
+    method: Method = "full"
+    """all weights (full), some of them (freeze, with --train_only), or low-rank adapters (lora)"""
+    train_only: str = ""
+    """freeze: head, attention, mlp, norms, embeddings, last:N blocks, or a regular expression for names"""
+    r: int = 8
+    """lora: rank of the adapters"""
+    lora_alpha: float = 16
+    """lora: what an adapter adds is multiplied by lora_alpha / r"""
+    lora_dropout: float = 0.0
+    """lora: share of an adapter's inputs that is zeroed in training"""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """lora: all-linear (all but lm_head), names such as c_attn or q_proj, or one regular expression"""
+    layers_to_transform: tuple[int, ...] = ()
+    """lora: numbers of the blocks that get adapters; left out: all"""
+    use_rslora: bool = False
+    """lora: divide lora_alpha by the square root of r: larger ranks keep learning"""
+    use_dora: bool = False
+    """lora: learn the length of each row of a weight apart from its direction (DoRA)"""
+    init_lora_weights: Literal["default", "gaussian"] = "default"
+    """lora: how the first matrix is drawn: uniformly, as linear layers are, or from a normal distribution"""
+    modules_to_save: tuple[str, ...] = ()
+    """lora: names of modules that are trained whole beside the adapters, such as lm_head"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.method == "freeze") != bool(self.train_only):
+            raise InputError(
+                f"--method freeze needs --train_only, and only it has that: got --method {self.method} and "
+                f"--train_only {self.train_only or '(none)'}"
+            )
+        if self.method != "lora":
+            plain = FinetuneConfig.__dataclass_fields__
+            for name in _LORA:
+                if getattr(self, name) != plain[name].default:
+                    raise InputError(f"--{name} belongs to --method lora: got --method {self.method}")
+        if self.add_tokens and self.method == "lora":
+            raise InputError(
+                "--add_tokens needs --method full or freeze: an adapter adds no rows to its base"
+            )
+        if self.method == "lora" and self.parallel == "fsdp":
+            raise InputError("parallel=fsdp does not go with method=lora: an adapter needs no sharding")
+
+    @property
+    def starts_from(self) -> Path:
+        """The folder of the weights."""
+        return self.model
+
+    def lora_options(self) -> dict[str, Any]:
+        """The options of `minigpt.finetuning.lora.LoraConfig`."""
+        options = {name: getattr(self, name) for name in _LORA}
+        target = self.target_modules
+        is_one_text = len(target) == 1 and not target[0].isidentifier()
+        return {**options, "target_modules": target[0] if is_one_text else target}

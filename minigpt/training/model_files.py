@@ -1,0 +1,98 @@
+"""The model in a checkpoint's folder: a whole Hugging Face model, or a PEFT adapter alone."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from minigpt.families.registry import LanguageModel, family_of
+from minigpt.finetuning.adapters import ADAPTER_MODEL, adapter_tensors, save_adapter
+from minigpt.finetuning.lora import LoraConfig
+from minigpt.storage.safetensors_files import TensorFile
+from minigpt.weights.pretrained import AnyTokenizer, load_weights, save_pretrained, save_tokenizer
+
+__all__ = ["AdapterFiles", "ModelFiles", "copied", "frozen_fingerprint"]
+
+
+class ModelFiles:
+    """A whole model: config.json, model.safetensors, and the tokenizer's files."""
+
+    def writer(
+        self, model: LanguageModel, tokenizer: AnyTokenizer, in_background: bool
+    ) -> Callable[[Path], None]:
+        """A function that writes the model, as it is now, into a folder.
+
+        Args:
+            in_background: training continues while the function runs: it works on a copy.
+        """
+        kept = copied(model) if in_background else model
+        return lambda folder: save_pretrained(kept, folder, tokenizer)
+
+    def facts(self) -> dict[str, str]:
+        """What a checkpoint rests on besides its own files, for training_state.json."""
+        return {}
+
+    def load(self, model: LanguageModel, folder: Path) -> None:
+        """Copy a checkpoint's weights into the model, in place.
+
+        Raises:
+            InputError: if they belong to another model.
+        """
+        load_weights(model, folder)
+
+
+class AdapterFiles(ModelFiles):
+    """An adapter alone: adapter_config.json, adapter_model.safetensors, and the tokenizer's files.
+
+    Args:
+        model: with the adapter; all but the adapter is frozen.
+        config: of the adapter.
+        base: folder of the model that it belongs to, for whoever loads it.
+    """
+
+    def __init__(self, model: LanguageModel, config: LoraConfig, base: Path) -> None:
+        self._config, self._base = config, base
+        self._fingerprint = frozen_fingerprint(model)
+
+    def facts(self) -> dict[str, str]:
+        """See `ModelFiles`."""
+        return {"base_fingerprint": self._fingerprint}
+
+    def writer(
+        self, model: LanguageModel, tokenizer: AnyTokenizer, in_background: bool
+    ) -> Callable[[Path], None]:
+        """See `ModelFiles`."""
+        tensors = {name: t.detach().clone() for name, t in adapter_tensors(model, self._config).items()}
+
+        def write(folder: Path) -> None:
+            save_adapter(model, self._config, folder, str(self._base), tensors)
+            save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
+
+        return write
+
+    def load(self, model: LanguageModel, folder: Path) -> None:
+        """See `ModelFiles`. The frozen weights stay."""
+        saved = TensorFile(folder / ADAPTER_MODEL)
+        with torch.no_grad():
+            for name, tensor in adapter_tensors(model, self._config).items():
+                tensor.copy_(saved[name])
+
+
+def copied(model: LanguageModel) -> LanguageModel:
+    """The model's weights in a model of their own, on the CPU, which further training does not change."""
+    family = family_of(model.config)
+    copy: LanguageModel = family.on_meta(model.config)
+    weights = family.from_hugging_face(family.to_hugging_face(model), model.config, torch.float32)
+    family.load_state(copy, weights, assign=True)
+    return copy
+
+
+def frozen_fingerprint(model: LanguageModel) -> str:
+    """SHA-256 of the parameters that are not trained: an adapter belongs to exactly these."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,48 @@
+"""What a run trains: a new model or given weights, which of the parameters, and the format of its files."""
+
+import torch
+
+from minigpt.families.registry import LanguageModel, new_model
+from minigpt.finetuning.embeddings import resize_token_embeddings
+from minigpt.finetuning.freezing import train_only
+from minigpt.finetuning.lora import LoraConfig, apply_lora
+from minigpt.training.config import TrainConfig
+from minigpt.training.finetune_config import FinetuneConfig
+from minigpt.training.loss import NextTokenLoss, Objective
+from minigpt.training.model_files import AdapterFiles, ModelFiles
+from minigpt.training.run_data import RunData, TextData
+from minigpt.weights.pretrained import load_model
+
+__all__ = ["make_objective"]
+
+
+def make_objective(
+    config: TrainConfig, data: RunData | TextData, device: torch.device
+) -> tuple[Objective, ModelFiles]:
+    """The model with its loss on a device, and the format of its checkpoints.
+
+    Raises:
+        InputError: for sizes that make no model; for weights that cannot be read, or that another vocabulary
+            belongs to; for options that choose what the model does not have.
+    """
+    vocab_size = data.tokenizer.get_vocab_size()
+    if config.starts_from is None:
+        model = new_model(config.model_config(vocab_size), zero_projections=config.zero_projections)
+    else:
+        model = load_model(config.starts_from).train()
+        if model.config.vocab_size < vocab_size:
+            resize_token_embeddings(model, vocab_size, config.new_rows)
+    files = _choose_parameters(model, config)
+    return NextTokenLoss(model.to(device), config.loss_on, device), files
+
+
+def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
+    """Freeze what is not trained, and add adapters, in place."""
+    if not isinstance(config, FinetuneConfig) or config.method == "full":
+        return ModelFiles()
+    if config.method == "freeze":
+        train_only(model, config.train_only)
+        return ModelFiles()
+    lora = LoraConfig(**config.lora_options())
+    apply_lora(model, lora)
+    return AdapterFiles(model, lora, config.model)
