@@ -197,7 +197,7 @@ class TrainConfig(DataOptions, CommandOptions):
     save_async: bool = False
     """write checkpoints in the background, while training continues"""
     on_save_error: Literal["continue", "stop"] = "continue"
-    """if a checkpoint cannot be written (for example, disk full): warn and try again at the next save, or stop"""
+    """if a checkpoint cannot be written (disk full, say): warn and try again at the next save, or stop"""
     max_bad_steps: int = 3
     """steps in a row with a NaN or infinite loss or gradient, after which the last checkpoint is reloaded"""
     report_to: Literal["none", "tensorboard", "wandb", "all"] = "tensorboard"
