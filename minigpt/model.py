@@ -112,8 +112,7 @@ def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.
     if attention_mask is None:
         return visible
     visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
-    # A softmax over no key is 0/0, and one such row would make all gradients NaN. So even a padding token
-    # attends to itself.
+    # A softmax over no key would be NaN, and so would all gradients. So every token attends to itself.
     return (visible | (key == query))[:, None]  # (B, 1, T, S): the same for all heads
 
 

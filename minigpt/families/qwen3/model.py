@@ -70,8 +70,7 @@ class Qwen3Config:
         C, D = self.hidden_size, self.head_dim
         queries, keys = self.num_attention_heads * D, self.num_key_value_heads * D
         attention = C * queries + C * keys + C * keys + queries * C  # q_proj, k_proj, v_proj, o_proj
-        # 2 D: weights of q_norm and k_norm
-        block = C + attention + 2 * D + C + 3 * C * self.intermediate_size
+        block = C + attention + 2 * D + C + 3 * C * self.intermediate_size  # 2 D: q_norm and k_norm
         embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + C  # the last C is the weight of the last norm
 
@@ -124,8 +123,7 @@ def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.
     if attention_mask is None:
         return visible
     visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
-    # A softmax over no key is 0/0, and one such row would make all gradients NaN. So even a padding token
-    # attends to itself.
+    # A softmax over no key would be NaN, and so would all gradients. So every token attends to itself.
     return (visible | (key == query))[:, None]  # (B, 1, T, S): the same for all heads
 
 
@@ -262,8 +260,7 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         # Rotate after the norm, because the norm has a weight per channel and the rotation mixes channels.
-        # The cache holds rotated keys, since a key's position never changes. `to` keeps one dtype under
-        # autocast.
+        # The cache holds rotated keys: a key's position never changes. `to` keeps one dtype in autocast.
         q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D) each
@@ -377,8 +374,7 @@ class Qwen3ForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Qwen3Model(config)
-        # A tied lm_head uses the tensor of embed_tokens. It is made on "meta", so that its own tensor costs
-        # neither memory nor random numbers.
+        # A tied lm_head gets embed_tokens' tensor. On "meta" its own takes no memory and no random numbers.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:
