@@ -1,15 +1,15 @@
-"""The model: a decoder-only Transformer, GPT-2's architecture with two switches, in one sitting.
+"""The model: a decoder-only Transformer. The architecture is GPT-2's, with two options (bias, gelu).
 
     ids - wte + wpe - dropout - n_layer x [ x + attn(ln_1(x)), x + mlp(ln_2(x)) ] - ln_f - lm_head - logits
 
     >>> model = GPTLMHeadModel(GPTConfig(n_embd=32, n_head=4, n_layer=2, vocab_size=100, block_size=16))
-    >>> model(torch.tensor([[5, 17, 3]])).shape  # a score per entry of the vocabulary, at each position
+    >>> model(torch.tensor([[5, 17, 3]])).shape  # a score for each vocabulary entry, at each position
     torch.Size([1, 3, 100])
 
 With `bias=True, gelu="tanh"` this is exactly GPT-2; the defaults are the tutorial's smaller model. This file
-needs torch alone. Training, sampling, caching, loading and saving are in other files.
+imports only torch. Training, sampling, caching, loading and saving are in other files.
 
-Letters in shapes: B rows of the batch; T tokens of this call; S tokens in all, the cached ones and these T;
+Letters in shapes: B rows of the batch; T tokens of this call; S all tokens, cached ones and these T;
 C = n_embd channels; H = n_head heads; D = C / H channels of a head; V = vocab_size.
 """
 
@@ -24,16 +24,16 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """All that decides the shapes of the weights and what is computed with them."""
+    """The configuration: everything that decides the shapes of the weights and the computation."""
 
-    n_embd: int = 768  # channels of a token's vector
-    n_head: int = 8  # attention heads; each sees n_embd / n_head channels
-    n_layer: int = 6  # blocks
-    dropout: float = 0.1  # share of activations zeroed in training
+    n_embd: int = 768  # channels: width of a token's vector
+    n_head: int = 8  # number of attention heads, of n_embd / n_head channels each
+    n_layer: int = 6  # number of blocks
+    dropout: float = 0.1  # share of activations that are set to zero in training
     block_size: int = 256  # longest sequence, in tokens
-    vocab_size: int = 4825  # entries of the vocabulary
-    bias: bool = False  # biases in out_proj, c_fc and c_proj, too, as in GPT-2
-    gelu: Literal["exact", "tanh"] = "exact"  # GELU itself, or GPT-2's approximation
+    vocab_size: int = 4825  # number of vocabulary entries
+    bias: bool = False  # True: biases in all linear layers; False: in qkv_proj only
+    gelu: Literal["exact", "tanh"] = "exact"  # the exact GELU, or GPT-2's approximation
 
     def __post_init__(self) -> None:
         for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size"):
@@ -47,7 +47,7 @@ class GPTConfig:
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
-    # Hugging Face's names, which the configurations of all families have.
+    # The names that the configurations of all families share; they are Hugging Face's.
     hidden_size = property(lambda self: self.n_embd)
     num_hidden_layers = property(lambda self: self.n_layer)
     num_attention_heads = num_key_value_heads = property(lambda self: self.n_head)
@@ -55,43 +55,43 @@ class GPTConfig:
     max_position_embeddings = property(lambda self: self.block_size)
 
     def parameter_count(self) -> int:
-        """Trainable values, by formula. lm_head is wte's tensor and counts once."""
+        """Compute the number of parameters from the sizes. lm_head shares the tensor of wte, counted once."""
         C, bias = self.n_embd, int(self.bias)
         embeddings = self.vocab_size * C + self.block_size * C  # wte (and lm_head), wpe
-        norm = C + C  # a LayerNorm's weight and bias
-        attention = (C * 3 * C + 3 * C) + (C * C + bias * C)  # qkv_proj, in both variants with bias; out_proj
+        norm = C + C  # weight and bias of a LayerNorm
+        attention = (C * 3 * C + 3 * C) + (C * C + bias * C)  # qkv_proj, always with bias; out_proj
         mlp = (C * 4 * C + bias * 4 * C) + (4 * C * C + bias * C)  # c_fc; c_proj
-        return embeddings + self.n_layer * (norm + attention + norm + mlp) + norm  # the last one is ln_f
+        return embeddings + self.n_layer * (norm + attention + norm + mlp) + norm  # the last norm is ln_f
 
 
 class KeyValueCache(Protocol):
-    """A cache of earlier tokens' keys and values, as the model needs it (see generation/cache.py)."""
+    """The interface of a cache of keys and values (see generation/cache.py)."""
 
     @property
     def length(self) -> int:
-        """Cached tokens, the same number in each row."""
+        """Number of cached tokens; it is the same for each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append T tokens' k and v, (B, H, T, D), to a layer; return all, (B, H, length + T, D) each."""
+        """Append k and v of T tokens, (B, H, T, D), to a layer. Return all: (B, H, length + T, D) each."""
 
     def advance(self, tokens: int) -> None:
-        """Add `tokens` to `length`, after all layers are updated."""
+        """Add `tokens` to `length`. Called after all layers are updated."""
 
 
 def check_inputs(
     ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
 ) -> None:
-    """Raise a clear ValueError where an embedding, SDPA or CUDA would fail later; `past`: cached tokens."""
+    """Raise a clear ValueError for inputs on which torch would fail later. `past`: count of cached tokens."""
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
-    # A mask of floats is probably additive, 0 and -inf: the opposite of ours.
+    # A float mask is probably additive (0 = attend, -inf = do not attend): the opposite of our 1 and 0.
     if mask is not None and (mask.shape != (B, width) or mask.is_floating_point()):
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row may be longer than its last position: only the values show it. Reading them
-    # stalls a GPU and breaks a compiled graph: a GPU reads them only if the width alone is too large.
+    # With left padding a row may have more columns than positions, so the values of the positions count. To
+    # read them, the CPU must wait for a GPU: on a GPU they are read only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -99,48 +99,48 @@ def check_inputs(
 
 
 def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which keys each query attends to, True = attend: (T, S), or (B, 1, T, S) with a padding mask (B, S).
+    """Return the mask of attention, True = attend: (T, S), or (B, 1, T, S) with a padding mask (B, S).
 
-    None is SDPA's fast path: nothing is cached, or the one query is the newest token and attends to all.
-    Right padding needs no mask: for every real token it is in the future.
+    Returns None where SDPA needs no mask and is faster without: no token is cached, or T is 1, because the
+    newest token attends to all tokens. Right padding needs no mask: real tokens never attend to later ones.
     """
     if attention_mask is None and (past == 0 or T == 1):
         return None
-    query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1)  positions of the queries
-    key = torch.arange(past + T, device=device)  # (S,)  positions of the keys
-    visible = key <= query  # (T, S)  (SDPA's is_causal aligns top left: wrong once tokens are cached)
+    query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1): positions of the queries
+    key = torch.arange(past + T, device=device)  # (S,): positions of the keys
+    visible = key <= query  # (T, S); SDPA's is_causal would ignore the cached tokens
     if attention_mask is None:
         return visible
     visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
-    # A softmax over no key is 0/0, and one such row makes all gradients NaN: so each token sees itself.
-    return (visible | (key == query))[:, None]  # (B, 1, T, S)  the same for all heads
+    # A softmax over no key would be NaN, and so would all gradients. So every token attends to itself.
+    return (visible | (key == query))[:, None]  # (B, 1, T, S): the same for all heads
 
 
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(D)) V, step by step: the slow twin of SDPA, which returns its weights.
+    """Compute softmax(Q K^T / sqrt(D)) V step by step. Slower than SDPA, but also returns the weights.
 
     https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
     q (B, H, T, D), k and v (B, H, S, D) -> output (B, H, T, D), weights (B, H, T, S) before dropout.
-    `visible` is from `causal_mask`; None is a causal mask whose T queries are the last of the S tokens.
+    `visible` comes from `causal_mask`. None means causal: the T queries are the last of the S tokens.
     """
     T, S, D = q.shape[-2], k.shape[-2], q.shape[-1]
     if visible is None:
         visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, S)
-    weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S)  a row sums to 1
+    weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S): each row sums to 1
     return F.dropout(weights, dropout) @ v, weights
 
 
 class CausalSelfAttention(nn.Module):
-    """Each position takes a weighted mean of the values of itself and of earlier positions, in H heads."""
+    """Causal attention in H heads: each position takes a weighted mean of its own and earlier values."""
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer  # the cache's index of this layer
+        self.layer = layer  # number of this layer in the cache
         self.n_head, self.dropout = config.n_head, config.dropout
-        # Queries, keys and values in one matrix: one large product is faster than three small ones.
+        # Queries, keys and values are one matrix, because one large product is faster than three small ones.
         self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -148,7 +148,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, visible: Tensor | None, cache: KeyValueCache | None, attentions: list[Tensor] | None
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). With a list `attentions`, eager_attention appends its weights to it."""
+        """(B, T, C) -> (B, T, C). If `attentions` is a list, the attention weights are appended to it."""
         B, T, C = x.shape
         qkv = self.qkv_proj(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each
@@ -168,15 +168,16 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers for each position alone, with 4C channels in between."""
+    """Two linear layers with 4C channels between them. Each position is computed independently."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
-        # https://arxiv.org/abs/1606.08415 (GELU). GPT-2 uses that paper's tanh approximation. The two differ
-        # by up to 5e-4, which changes the answers of trained weights: the option is saved with them.
+        # https://arxiv.org/abs/1606.08415 (GELU). GPT-2 uses that paper's tanh approximation. The two forms
+        # differ by up to 5e-4. A trained model needs the form that it was trained with, so config.json has
+        # it.
         self.approximate = "tanh" if config.gelu == "tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,10 +188,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP; each adds its output to the residual stream.
+    """A block: attention, then MLP. Each adds its output to the residual stream.
 
-    The norm comes before each part (pre-LN, https://arxiv.org/abs/2002.04745), so that gradients reach the
-    first block through sums alone. The first Transformer had it after each sum and needed a long warm-up.
+    A norm comes before each part (pre-LN, https://arxiv.org/abs/2002.04745), so gradients reach the first
+    block through sums only. The original Transformer had the norm after each sum and needed a long warm-up.
     """
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
@@ -210,24 +211,23 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks and the last norm: from ids to hidden vectors."""
+    """Embeddings, blocks and the last norm: from ids to hidden states."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(
-            config.block_size, config.n_embd
-        )  # learned positions: hence a longest sequence
+        # positions are learned, so there is a longest sequence
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5)
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw GPT-2's initial weights: normal(0, 0.02), biases 0; norms keep torch's 1 and 0.
+        """Initialise the weights as GPT-2: normal(0, 0.02), biases 0. LayerNorms keep 1 and 0.
 
-        The 2 * n_layer projections that add to the residual stream are smaller, so that their sum does not
+        The 2 * n_layer projections that add to the residual stream start smaller, so that their sum does not
         grow with depth: https://openai.com/index/better-language-models (GPT-2's paper, section 2.3).
         """
         for module in self.modules():
@@ -247,13 +247,13 @@ class Transformer(nn.Module):
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). Arguments: see GPTLMHeadModel.forward; `attentions`: CausalSelfAttention."""
+        """(B, T) -> (B, T, C). Arguments: see GPTLMHeadModel.forward and CausalSelfAttention.forward."""
         past = 0 if past_key_values is None else past_key_values.length
         check_inputs(input_ids, attention_mask, position_ids, past, self.config.block_size, "block_size")
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        visible = causal_mask(past, T, attention_mask, input_ids.device)  # once for all layers
+        visible = causal_mask(past, T, attention_mask, input_ids.device)  # computed once for all layers
         x = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, C)
         for block in self.blocks:
             x = block(x, visible, past_key_values, attentions)
@@ -264,18 +264,20 @@ class Transformer(nn.Module):
 
 
 class GPTLMHeadModel(nn.Module):
-    """The Transformer and lm_head: a score (logit) of each vocabulary entry as the next token."""
+    """The Transformer with lm_head. It gives a score (logit) to each vocabulary entry as the next token."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        # Weight tying, https://arxiv.org/abs/1608.05859: one matrix for input and output tokens. (On "meta"
-        # the tensor that is replaced takes neither memory nor random numbers.)
+        # Weight tying, https://arxiv.org/abs/1608.05859: input and output share one matrix. The layer is made
+        # on "meta", because its own tensor is replaced: it then costs neither memory nor random numbers.
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
         self.lm_head.weight = self.transformer.wte.weight
 
-    base_model = property(lambda self: self.transformer)  # ids -> hidden vectors, as Hugging Face calls it
+    base_model = property(
+        lambda self: self.transformer
+    )  # the model without lm_head, under Hugging Face's name
     blocks = property(lambda self: self.transformer.blocks)
 
     def forward(
@@ -285,11 +287,11 @@ class GPTLMHeadModel(nn.Module):
         position_ids: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
     ) -> Tensor:
-        """ids (B, T) -> logits (B, T, V): at each position the scores of the next token.
+        """ids (B, T) -> logits (B, T, V): at each position, the scores of the next token.
 
         attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs none.
-        position_ids (B, T): positions of these tokens. Rows padded on the left need both.
-        past_key_values: a cache of the tokens before these T, which are added to it.
+        position_ids (B, T): positions of these tokens. Left padding needs a mask and positions.
+        past_key_values: a cache of the earlier tokens; these T tokens are added to it.
         Raises ValueError if a shape or dtype is wrong, or if the sequence is longer than block_size.
         """
         hidden = self.transformer(input_ids, attention_mask, position_ids, past_key_values)  # (B, T, C)
@@ -297,7 +299,7 @@ class GPTLMHeadModel(nn.Module):
         return logits
 
     def attentions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-        """Attention weights of each layer, (B, H, T, T): each row is a distribution over the keys."""
+        """Return the attention weights of each layer, (B, H, T, T). Each row sums to 1 over the keys."""
         weights: list[Tensor] = []
         self.transformer(input_ids, attention_mask, attentions=weights)
         return weights

@@ -1,13 +1,12 @@
-"""The character tokenizer: one token per code point, and a vocabulary that fits in a JSON file.
+"""The character tokenizer: one token per Unicode code point. The vocabulary is a JSON file.
 
     >>> tokenizer = Tokenizer.from_word2id(build_vocabulary(["你好吗", "我很好"]))
     >>> tokenizer.encode("你好", "很好", max_length=8)
     ([3, 5, 2, 6, 5, 2, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0])
 
-Ids 0, 1, 2 are `<pad>`, `<unk>`, `<sep>`; the characters follow in code-point order. Text never becomes a
-special id: the five characters `<sep>` in a question are five characters. Encoding is one table look-up over
-the text's code points (NumPy), not a loop: benchmarks/tokenizer_speed.py. It neither normalises text nor
-learns sub-words.
+Ids 0, 1, 2 are `<pad>`, `<unk>`, `<sep>`; the characters follow in code-point order. The text of a special
+token never becomes its id: `<sep>` in a question is five characters. Encoding is one NumPy table look-up, not
+a loop (benchmarks/tokenizer_speed.py). The tokenizer does not normalise text and has no sub-words.
 """
 
 import hashlib
@@ -33,9 +32,9 @@ _REMEDY = "make it with: minigpt vocab --data DATA --output VOCAB"
 
 
 def build_vocabulary(texts: Iterable[str]) -> dict[str, int]:
-    """The vocabulary of some texts: the special tokens, then every character in code-point order.
+    """Build a vocabulary from texts: the special tokens, then every character in code-point order.
 
-    Half a character (a lone surrogate, which no UTF-8 file can hold) gets no id.
+    A lone surrogate (half a character, which a UTF-8 file cannot hold) gets no id.
 
     >>> build_vocabulary(["ba", "好"])
     {'<pad>': 0, '<unk>': 1, '<sep>': 2, 'a': 3, 'b': 4, '好': 5}
@@ -52,13 +51,13 @@ def _is_surrogate(character: str) -> bool:
 
 
 class Tokenizer:
-    """Characters <-> ids.
+    """Converts characters to ids and back.
 
     Args:
         vocab_path: a vocab.json with `word2id` and `id2word`, as `minigpt vocab` writes it.
 
     Raises:
-        InputError: if the file is not such a vocabulary; the text says what is wrong with it.
+        InputError: if the file is not such a vocabulary; the message says what is wrong with it.
     """
 
     def __init__(self, vocab_path: str | Path) -> None:
@@ -66,24 +65,24 @@ class Tokenizer:
 
     @classmethod
     def from_word2id(cls, word2id: Mapping[str, int]) -> "Tokenizer":
-        """A tokenizer from a vocabulary in memory. Raises InputError as reading a file does."""
+        """Make a tokenizer from a vocabulary in memory. Raises InputError as the constructor does."""
         tokenizer = cls.__new__(cls)
         tokenizer._set(_checked(word2id, "the vocabulary"))
         return tokenizer
 
     def _set(self, word2id: dict[str, int]) -> None:
         self.word2id = word2id
-        self.id2word = list(word2id)  # in the order of the ids
+        self.id2word = list(word2id)  # word2id is ordered by id
         self.pad_token_id, self.unk_token_id, self.sep_token_id = (word2id[token] for token in SPECIAL_TOKENS)
         characters = self.id2word[len(SPECIAL_TOKENS) :]
         highest = max(map(ord, characters), default=0)
-        # one entry per code point up to the highest; the entry behind them stands for all that are higher
+        # one entry per code point up to the highest known; the last entry is for all code points above it
         self._table = np.full(highest + 2, self.unk_token_id, dtype=np.int32)
         self._table[[ord(c) for c in characters]] = np.arange(len(SPECIAL_TOKENS), len(word2id))
 
     @property
     def eos_token_id(self) -> int:
-        """The id that ends a text: <sep>. Each tokenizer here has one under this name, or None."""
+        """The id that ends a text: <sep>. All tokenizers of minigpt have this attribute; it may be None."""
         return self.sep_token_id
 
     def with_tokens(self, characters: Iterable[str]) -> "Tokenizer":
@@ -96,26 +95,26 @@ class Tokenizer:
         return Tokenizer.from_word2id({word: i for i, word in enumerate([*self.id2word, *new])})
 
     def get_vocab_size(self) -> int:
-        """Entries of the vocabulary, the special tokens included."""
+        """Return the number of vocabulary entries, special tokens included."""
         return len(self.word2id)
 
     def encode_array(self, text: str) -> npt.NDArray[np.int32]:
-        """The ids of a text's characters, (len(text),); unknown ones become <unk>."""
+        """Return the ids of a text's characters, (len(text),). Unknown characters become <unk>."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
         ids: npt.NDArray[np.int32] = self._table.take(points, mode="clip")
         return ids
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of a text's characters. No separator is added."""
+        """Return the ids of a text's characters. No separator is added."""
         ids: list[int] = self.encode_array(text).tolist()
         return ids
 
     def encode(
         self, question: str, answer: str | None, max_length: int = 128, pad_to_max_length: bool = True
     ) -> tuple[list[int], list[int]]:
-        """Encode question <sep> answer <sep>, or with `answer=None` question <sep>, cut at max_length.
+        """Encode question <sep> answer <sep>, or question <sep> if `answer` is None; cut at max_length.
 
-        Returns: ids and attention mask (1: token, 0: padding), both of length max_length if padded.
+        Returns: ids and attention mask (1: token, 0: padding). Both have max_length entries if padded.
 
         Raises:
             ValueError: if max_length is less than 1.
@@ -130,10 +129,10 @@ class Tokenizer:
         return ids + [self.pad_token_id] * padding, [1] * len(ids) + [0] * padding
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """The text of some ids (a list, array or tensor). Skips <pad>; <unk> and <sep> are written out.
+        """Return the text of ids (a list, array or tensor). <pad> is skipped; <unk> and <sep> are written.
 
         Raises:
-            ValueError: for an id outside the vocabulary, naming it, its position and the vocabulary's size.
+            ValueError: for an id outside the vocabulary; the message names the id and its position.
         """
         words = []
         for position, item in enumerate(ids):
@@ -151,17 +150,17 @@ class Tokenizer:
         return "".join(words)
 
     def unknown_characters(self, text: str) -> list[str]:
-        """The distinct characters of a text that the vocabulary lacks, in order of appearance."""
+        """Return the distinct characters of a text that the vocabulary lacks, in order of appearance."""
         return list(dict.fromkeys(c for c in text if c not in self.word2id))
 
     def save(self, path: str | Path) -> None:
-        """Write vocab.json: readable, one entry a line; the old file stays whole if that fails."""
+        """Write vocab.json, one entry per line. If that fails, the old file does not change."""
         vocabulary = {"word2id": self.word2id, "id2word": dict(enumerate(self.id2word))}
         atomic_write(path, json.dumps(vocabulary, ensure_ascii=False, indent=4))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the entries in order: equal vocabularies have equal fingerprints."""
+        """SHA-256 of the entries in order. Equal vocabularies have equal fingerprints."""
         return hashlib.sha256("\0".join(self.id2word).encode("utf-8", "surrogatepass")).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -176,7 +175,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     if not isinstance(content.get("word2id"), dict):
         raise InputError(f"{path} has no object `word2id`; {_REMEDY}")
     word2id = _checked(content["word2id"], str(path))
-    if "id2word" in content:  # files of other programs may lack it; it says nothing new
+    if "id2word" in content:  # optional: it repeats word2id
         _require_agreement(word2id, content["id2word"], path)
     return word2id
 
@@ -194,7 +193,7 @@ def _require_agreement(word2id: dict[str, int], id2word: object, path: Path) -> 
 
 
 def _checked(word2id: Mapping[str, int], source: str) -> dict[str, int]:
-    """The vocabulary in the order of its ids, or an InputError."""
+    """Check a vocabulary, and return it ordered by id. Raises InputError."""
     for word, number in word2id.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise InputError(

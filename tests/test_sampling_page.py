@@ -1,4 +1,4 @@
-"""docs/sampling.md: its table has every option with its default, its picture shows what it says."""
+"""docs/sampling.md: its table has every option with default and range, its picture shows what it says."""
 
 import ast
 import dataclasses
@@ -27,6 +27,21 @@ def test_the_table_has_every_option_its_default_and_whether_it_is_a_flag(page: s
     for (name, default, tick), field in zip(rows, fields):
         assert ast.literal_eval(default) == field.default, name
         assert bool(tick) == (name in flags), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_table_has_the_ranges_that_are_checked(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    cells = dict(re.findall(r"^\| `(\w+)` \| `.*?` \| .* \| (.*?) \| ✓? ?\|$", text, re.MULTILINE))
+    number = r"(-?[\d.,]+(?:e-?\d+)?)"
+    for name, (low, high, *_) in GenerationOptions.RANGES.items():
+        found = re.match(rf"{number}(?: (?:to|到) {number})?", cells[name])
+        assert found, f"{name}: {cells[name]}"
+        assert float(found[1].replace(",", "")) == low, name
+        if found[2]:
+            assert float(found[2].replace(",", "")) == high, name
+        else:  # an upper end that is not named must be too large to matter
+            assert high >= 10**9, name
 
 
 def test_the_picture_is_there_and_small() -> None:

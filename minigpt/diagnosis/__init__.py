@@ -1,1 +1,1 @@
-"""What looks wrong with a training run, judged from what the run wrote down, and what to try."""
+"""Finds problems of a training run in the files that it wrote, and says what to try."""

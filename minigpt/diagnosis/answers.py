@@ -1,9 +1,9 @@
-"""Does the model answer as one that has learned its data would? A few held-out questions, asked greedily.
+"""Checks the answers of a trained model to some validation questions.
 
     answers, limit = ask(record, conversations)
     findings = judge_answers(answers, limit, max_length=256)
 
-Only this part of a diagnosis loads weights.
+Of all checks, only these load the weights.
 """
 
 from collections import Counter
@@ -18,29 +18,29 @@ from minigpt.weights.pretrained import load_model_and_tokenizer
 
 __all__ = ["MAX_NEW_TOKENS", "QUESTIONS", "ask", "judge_answers"]
 
-QUESTIONS = 32  # enough to tell "most" from "few", and seconds on a CPU
-MAX_NEW_TOKENS = 128  # as `minigpt eval` and `minigpt generate` have it
-# Nine in ten answers end in every healthy run; a few questions always make a model ramble.
+QUESTIONS = 32  # number of questions: takes seconds on a CPU
+MAX_NEW_TOKENS = 128  # the default of `minigpt eval` and `minigpt generate`
+# A warning if fewer answers end by themselves. In every healthy run nine in ten do.
 END_SHARE = 0.9
-# Half of all questions with one answer: the question has no say.
+# A warning if more questions get the same answer: then the answer hardly depends on the question.
 SAME_SHARE = 0.5
-# An answer of no character is never right, for the data has none.
+# A warning if more answers are empty: no answer in the data is empty, so these are all wrong.
 EMPTY_SHARE = 0.1
 
 
 def ask(record: RunRecord, conversations: Sequence[Conversation]) -> tuple[list[Answer], int]:
-    """The best checkpoint's answers to some of the questions, evenly spread over those that fit.
+    """Let the best checkpoint answer some of the questions, spread evenly over those that fit the context.
 
-    Returns: the answers, and how many tokens one may have.
+    Returns: the answers, and the most tokens that an answer may have.
 
     Raises:
-        InputError: if there is no checkpoint that can be read, or no question fits.
+        InputError: if no checkpoint can be read, or no question fits.
     """
     folder = record.folder / "best"
     if not folder.exists():
         raise InputError(f"{folder} does not exist: no evaluation has been done yet")
     model, tokenizer = load_model_and_tokenizer(folder)
-    room = model.config.max_position_embeddings - 2  # for the question's <sep> and a token of the answer
+    room = model.config.max_position_embeddings - 2  # minus 2: <sep> and one token of the answer
     first = dict.fromkeys(each.exchanges[0].question for each in conversations)
     questions = [question for question in first if len(tokenizer.encode_text(question)) <= room]
     if not questions:
@@ -52,7 +52,7 @@ def ask(record: RunRecord, conversations: Sequence[Conversation]) -> tuple[list[
 
 
 def judge_answers(answers: Sequence[Answer], limit: int, max_length: int) -> list[Finding]:
-    """Findings on whether the answers end, differ and say something. There is at least one answer."""
+    """Return findings on whether answers end, differ and are not empty. `answers` must not be empty."""
     count, found = len(answers), []
     ended = sum(answer.stop_reason == "eos" for answer in answers) / count
     if ended >= END_SHARE:

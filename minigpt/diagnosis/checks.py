@@ -1,10 +1,10 @@
-"""Is something wrong with the numbers of a run? One pure function a question: RunRecord -> Finding or None.
+"""Checks of a run's numbers. Each is a function that takes a RunRecord and returns a Finding or None.
 
     for check in CHECKS:
         found = check(record)
 
-Each threshold is a named constant with the reason for it. They are rules of thumb: a healthy run of a recipe
-that we ship is left in peace, and each finding shows its number, so that the reader can judge.
+Each threshold is a named constant with its reason. The thresholds are rules of thumb: a healthy run of a
+recipe in minigpt gives no warning. Each finding shows its numbers, so that the reader can judge.
 """
 
 import math
@@ -19,64 +19,67 @@ __all__ = ["CHECKS"]
 
 Point = TypeVar("Point", TrainPoint, ValPoint)
 
-# Fresh weights guess almost evenly: ln(V) nats. Half a nat more means that steps went in a bad direction.
+# A model with random weights has a loss of ln(V). More than 0.5 nats above that: the steps went wrong.
 FIRST_ABOVE = 0.5
-# One step cannot teach much: the first one's loss below 0.7 ln(V) was not learned in this run. A first line
-# that is a mean over several steps may lie as low as the loss of single characters, about half of ln(V).
+# One step cannot teach much: a first loss below 0.7 ln(V) was not learned in this run. If the first line is a
+# mean over several steps, the limit is 0.3 ln(V): the loss may already be that of single characters, about
+# half.
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
-# Real text is never predicted with certainty from the first line of metrics on.
+# A loss near 0 in the first line of metrics: real text is never that certain.
 NOTHING = 1e-3
-# The minimum of a noisy curve lies a little below its end; a third and 0.2 nats more is no noise.
+# The end of a noisy curve is a little above its minimum, but not by 30 % and 0.2 nats.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.2
-# A line is a mean over logging_steps steps, so half a nat and 30 % above the lines before it is a rare event.
+# A line is a mean over logging_steps steps. It is rarely 30 % and 0.5 nats above the 8 lines before it.
 SPIKE_TIMES, SPIKE_NATS, SPIKE_BEFORE = 1.3, 0.5, 8
-# One or two leaps are what a strange batch does; three and more are the learning rate's.
-SPIKES, SPIKE_SHARE = 3, 0.01  # fewer, or fewer of all steps: a hard batch now and then
-# Gradients get a little longer as the loss gets small. Five times is more than that.
+# One or two spikes come from unusual batches; three and more, in at least 1 % of the steps, from the learning
+# rate.
+SPIKES, SPIKE_SHARE = 3, 0.01
+# Gradients grow a little as the loss falls, but not five times.
 GRADIENT_TIMES = 5.0
-# Falling in a straight line, a third of the steps brings a third of the fall; a curve that is nearly done
-# brings under a tenth.
+# A loss that falls in a straight line falls by a third in the last third of the steps. A run that is nearly
+# done falls by less than a tenth.
 STEEP_SHARE, STEEP_NATS = 0.2, 0.1
-# At the end of a cosine the rate is small: 3 % between two evaluations says that much was still to come. But
-# 0.02 nats are nothing, whatever their percentage: nearly every token is certain already.
+# Near the end of a cosine the learning rate is small. If the loss still falls by 3 % between two evaluations,
+# more steps would help. Less than 0.02 nats does not count: nearly every token is certain already.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
-# Evaluations on a thousand pairs differ by chance by less than 1 %; below 0.02 nats nobody sees a difference.
+# By chance, evaluations on a thousand pairs differ by less than 1 %. Below 0.02 nats nobody sees a
+# difference.
 OVERFIT_SHARE, OVERFIT_NATS = 0.01, 0.02
-# The last third of a run is not worth its time if it lowers the loss by less than half a per cent.
+# If the last third of a run lowers the loss by less than 0.5 %, it was not worth its time.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# Mixed lengths and a busy machine make speeds differ by a tenth; a quarter is something else.
+# Different lengths and other programs change the speed by a tenth, not by a quarter.
 SLOWER = 0.75
-ENOUGH_LINES = 10  # for words about a curve's shape
+ENOUGH_LINES = 10  # fewest lines of metrics for a check of the curve's shape
 
 
 def nothing_logged(record: RunRecord) -> Finding | None:
-    """No loss was recorded."""
+    """Report that no loss was recorded."""
     if record.train or record.val:
         return None
     return finding("nothing_logged", steps=record.steps_done, logging_steps=record.config.logging_steps)
 
 
 def metrics_damaged(record: RunRecord) -> Finding | None:
-    """Lines that cannot be read; a single one is the end of a killed process."""
+    """Report lines that cannot be read. (A single one is normal: a killed process leaves it.)"""
     return finding("metrics_damaged", lines=record.broken_lines) if record.broken_lines > 1 else None
 
 
 def unfinished(record: RunRecord) -> Finding | None:
-    """Steps are left to do."""
+    """Report that not all steps are done."""
     if record.is_finished or not record.total_steps:
         return None
     return finding("unfinished", steps=record.steps_done, total=record.total_steps, folder=str(record.folder))
 
 
 def no_checkpoint(record: RunRecord) -> Finding | None:
-    """Steps were done, and nothing was saved."""
+    """Report that steps were done but no checkpoint was saved."""
     if record.state or not record.steps_done:
         return None
     return finding("no_checkpoint", steps=record.steps_done)
 
 
 def non_finite(record: RunRecord) -> Finding | None:
-    """NaN or infinity, or null in its place."""
+    """Report NaN and infinity in the metrics (JSON has null for them)."""
     if not record.non_finite:
         return None
     return finding(
@@ -88,7 +91,7 @@ def non_finite(record: RunRecord) -> Finding | None:
 
 
 def steps_skipped(record: RunRecord) -> Finding | None:
-    """Steps without a finite loss or gradient, as the run counted them."""
+    """Report skipped steps: those whose loss or gradient was not finite."""
     written = record.state.get("skipped")
     windows = [w for w in written if isinstance(w, list)] if isinstance(written, list) else []
     ends = [(w[0], w[1]) for w in windows if len(w) == 2 and all(isinstance(end, int) for end in w)]
@@ -98,7 +101,7 @@ def steps_skipped(record: RunRecord) -> Finding | None:
 
 
 def rolled_back(record: RunRecord) -> Finding | None:
-    """Training had to go back."""
+    """Report that the run rolled back to an earlier checkpoint."""
     written = record.state.get("rollbacks")
     count = max(
         written if isinstance(written, int) else 0, sum(event.kind == "rollback" for event in record.events)
@@ -107,10 +110,10 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def first_loss(record: RunRecord) -> Finding | None:
-    """Does the first line fit a model that knows nothing? Step 0 itself is not logged: this is a mean."""
+    """Check the first line of metrics, a mean over the first steps, against an untrained model's loss."""
     train = _finite(record.train)
     if not train or record.vocab_size < 2 or train[0].step > 2 * record.config.logging_steps:
-        return None  # an earlier part of the curve is missing
+        return None  # the beginning of the curve is missing
     first, expected = train[0], math.log(record.vocab_size)
     numbers = {"loss": first.loss, "step": first.step, "expected": expected, "vocab": record.vocab_size}
     if first.loss < NOTHING:
@@ -123,15 +126,16 @@ def first_loss(record: RunRecord) -> Finding | None:
 
 
 def no_answer_tokens(record: RunRecord) -> Finding | None:
-    """Every evaluation says that no token of an answer counted."""
+    """Report that in every evaluation no token of an answer was counted."""
     told = [point for point in record.val if point.answer_loss is not None]
-    if not told or any(point.answer_loss == point.answer_loss for point in told):  # nan is not itself
+    # only nan differs from itself
+    if not told or any(point.answer_loss == point.answer_loss for point in told):
         return None
     return finding("no_answer_tokens", count=len(told), max_length=record.config.max_length)
 
 
 def diverged(record: RunRecord) -> Finding | None:
-    """The loss ended far above its own minimum."""
+    """Report that the loss ended far above its minimum."""
     train = _finite(record.train)
     if len(train) < ENOUGH_LINES:
         return None
@@ -151,9 +155,9 @@ def diverged(record: RunRecord) -> Finding | None:
 
 
 def loss_spikes(record: RunRecord) -> Finding | None:
-    """The loss leapt and came back; the run's own count where it kept one, else the lines that stand out."""
+    """Report spikes of the loss: those that the run recorded, or else those in the lines of metrics."""
     train = _finite(record.train)
-    leaps: dict[int, tuple[float, float]] = {}  # step -> loss, what was usual before
+    leaps: dict[int, tuple[float, float]] = {}  # step -> (loss, usual loss before it)
     for index in range(SPIKE_BEFORE, len(train)):
         point = train[index]
         usual = median(before.loss for before in train[index - SPIKE_BEFORE : index])
@@ -163,10 +167,10 @@ def loss_spikes(record: RunRecord) -> Finding | None:
     for event in counted:
         earlier = [point.loss for point in train if point.step < event.step][-SPIKE_BEFORE:]
         leaps[event.step] = event.loss, median(earlier or [event.loss])
-    count = len(counted) or len(leaps)  # the run sees each step, we see means over some
+    count = len(counted) or len(leaps)  # the run's own count is exact: it sees each step
     steps = train[-1].step if train else 0
     if count < max(SPIKES, SPIKE_SHARE * steps) or diverged(record):
-        return None  # a diverged run is one long leap
+        return None  # in a diverged run, the rise at the end is not a spike
     step = max(leaps, key=lambda step: leaps[step][0] - leaps[step][1])
     largest, usual = leaps[step]
     return finding(
@@ -175,12 +179,13 @@ def loss_spikes(record: RunRecord) -> Finding | None:
 
 
 def gradient_grows(record: RunRecord) -> Finding | None:
-    """The gradient is much longer at the end than after the start."""
+    """Report that gradients are much longer at the end than near the start."""
     norms = [point.grad_norm for point in record.train if math.isfinite(point.grad_norm)]
     if len(norms) < ENOUGH_LINES:
         return None
     fifth = len(norms) // 5
-    before, after = median(norms[fifth : 2 * fifth]), median(norms[-fifth:])  # the first fifth warms up
+    # skip the warm-up: the first fifth
+    before, after = median(norms[fifth : 2 * fifth]), median(norms[-fifth:])
     if before <= 0 or after < GRADIENT_TIMES * before:
         return None
     return finding(
@@ -189,7 +194,7 @@ def gradient_grows(record: RunRecord) -> Finding | None:
 
 
 def rate_too_low(record: RunRecord) -> Finding | None:
-    """A constant rate, and the curve is still steep at the end."""
+    """Report a loss that still falls fast at the end, at a learning rate that does not decay."""
     config, train = record.config, _finite(record.train)
     falls = config.lr_scheduler_type != "constant" and config.min_lr_ratio < 0.5
     if not record.is_finished or falls or len(train) < ENOUGH_LINES:
@@ -202,7 +207,7 @@ def rate_too_low(record: RunRecord) -> Finding | None:
 
 
 def still_falling(record: RunRecord) -> Finding | None:
-    """The last evaluation is still much better than the one before it."""
+    """Report that the last evaluation is still much better than the one before."""
     val = _finite(record.val)
     if not record.is_finished or len(val) < 3 or val[-2].loss <= 0:
         return None
@@ -216,7 +221,7 @@ def still_falling(record: RunRecord) -> Finding | None:
 
 
 def overfitting(record: RunRecord) -> Finding | None:
-    """The validation loss has risen from its minimum while the training loss went on falling."""
+    """Report that the validation loss rises while the training loss falls."""
     val, train = _finite(record.val), _finite(record.train)
     if len(val) < 3 or not train:
         return None
@@ -233,7 +238,7 @@ def overfitting(record: RunRecord) -> Finding | None:
 
 
 def plateau(record: RunRecord) -> Finding | None:
-    """The last third of the evaluations brought next to nothing."""
+    """Report that the last third of the evaluations hardly improved the loss."""
     val = _finite(record.val)
     if len(val) < PLATEAU_EVALUATIONS or overfitting(record):
         return None
@@ -246,7 +251,7 @@ def plateau(record: RunRecord) -> Finding | None:
 
 
 def throughput_drop(record: RunRecord) -> Finding | None:
-    """The end was slower than the beginning."""
+    """Report that the run was much slower at the end than at the beginning."""
     speeds = [p.tokens_per_second for p in record.train if math.isfinite(p.tokens_per_second)]
     if len(speeds) < ENOUGH_LINES:
         return None
@@ -262,7 +267,7 @@ def _finite(points: Sequence[Point]) -> list[Point]:
 
 
 def _smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """The median of each line and its two neighbours on either side: one strange line changes nothing."""
+    """Return for each line the median of it and two neighbours on each side, which removes single spikes."""
     losses = [point.loss for point in points]
     return [median(losses[max(0, i - 2) : i + 3]) for i in range(len(losses))]
 

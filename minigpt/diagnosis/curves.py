@@ -1,12 +1,12 @@
-"""Reference curves: what a finished run's losses were, after how many tokens of which data.
+"""Reference curves: the losses of a finished run by number of tokens, to compare other runs with.
 
     save_curve(record, Path("minigpt/training/recipes/curves/qa-cpu.jsonl"))
     found = compare(record, read_curve(path))
 
-A curve is a JSONL file. Its first line says whose it is: recipe, SHA-256 of the encoded data and of the
-vocabulary, settings, steps, tokens. Every further line is a point: step, share (of the run's steps), tokens
-(seen by then), and train_loss or val_loss. Two runs are compared after the same number of tokens, and only
-where data and vocabulary are the same: a loss on other data says nothing.
+A curve is a JSONL file. The first line describes the run: recipe, SHA-256 of the encoded data and of the
+vocabulary, settings, steps, tokens. Each further line is a point: step, share (of the run's steps), tokens
+(seen so far), and train_loss or val_loss. Two runs are compared after the same number of tokens, and only if
+data and vocabulary are the same, because losses on other data cannot be compared.
 """
 
 import itertools
@@ -25,13 +25,13 @@ from minigpt.training.config import PER_CALL, RECIPES
 
 __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]
 
-# Another seed or machine ends a little higher or lower; 15 % and 0.02 nats is a difference that has a reason.
+# Another seed or machine gives slightly other losses. More than 15 % and 0.02 nats has another cause.
 BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
-# A schedule that falls over a longer run is behind a shorter one half way, without anything being wrong.
+# If a run is 1.25 times longer than the reference, its learning rate falls later, so it is behind half way.
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
-# Options that do not change a loss: paths, reports, the machine. All others are the settings of a curve.
+# options that do not change a loss: paths, reports, the machine; a curve records all others as settings
 _OF_NO_EFFECT = {
     *PER_CALL,
     *("recipe", "train_data", "val_data", "vocab_path", "text", "val_text", "shards", "output", "resume"),
@@ -42,18 +42,18 @@ _OF_NO_EFFECT = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A finished run's losses."""
+    """The losses of a finished run."""
 
     recipe: str
     fingerprints: dict[str, str]
     settings: dict[str, Any]
-    tokens: int  # of the whole run
-    val: list[tuple[float, float]]  # tokens seen, validation loss; in order
+    tokens: int  # number of tokens of the whole run
+    val: list[tuple[float, float]]  # (tokens seen, validation loss), in order
 
     def loss_at(self, tokens: float) -> float:
-        """The validation loss after so many tokens, on a straight line between two evaluations.
+        """Return the validation loss after a number of tokens, interpolated between two evaluations.
 
-        nan before the first evaluation, the last one's after the last.
+        Before the first evaluation it is nan; after the last one, the loss of the last one.
         """
         if tokens < self.val[0][0]:
             return math.nan
@@ -64,7 +64,7 @@ class Curve:
 
 
 def _tokens_per_step(record: RunRecord) -> float:
-    """Tokens of a step, on average; nan without a checkpoint."""
+    """Return the mean number of tokens per step; nan without a checkpoint."""
     tokens, steps = record.state.get("tokens_seen"), record.state.get("steps_done")
     if not (isinstance(tokens, int) and isinstance(steps, int) and tokens > 0 and steps > 0):
         return math.nan
@@ -72,10 +72,10 @@ def _tokens_per_step(record: RunRecord) -> float:
 
 
 def save_curve(record: RunRecord, path: Path) -> int:
-    """Write a finished run's curve; returns its number of points.
+    """Write the curve of a finished run. Returns the number of points.
 
     Raises:
-        InputError: if the run is not finished or has no evaluation, or the file cannot be written.
+        InputError: if the run is not finished or has no evaluation; if the file cannot be written.
     """
     per_step, total = _tokens_per_step(record), record.total_steps
     if not record.is_finished or not math.isfinite(per_step):
@@ -105,17 +105,17 @@ def save_curve(record: RunRecord, path: Path) -> int:
     for point in points:
         point["share"] = round(point["step"] / total, 6)
         point["tokens"] = round(point["step"] * per_step)
-    points.sort(key=lambda point: point["step"])  # stable: training first
+    points.sort(key=lambda point: point["step"])  # the sort is stable: at equal steps training comes first
     lines = [json.dumps(line, ensure_ascii=False) for line in (head, *points)]
     atomic_write(path, "".join(f"{line}\n" for line in lines))
     return len(points)
 
 
 def read_curve(path: Path) -> Curve:
-    """Read what `save_curve` wrote.
+    """Read a curve that `save_curve` wrote.
 
     Raises:
-        InputError: if it cannot be read or is something else.
+        InputError: if the file cannot be read or is not a curve.
     """
     try:
         head, *points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -139,10 +139,10 @@ def read_curve(path: Path) -> Curve:
 
 
 def compare_with_recipe(record: RunRecord, folder: Path = RECIPES / "curves") -> Finding:
-    """Compare with the curve that comes with the run's recipe, if there is one.
+    """Compare a run with the curve that belongs to its recipe, if there is one.
 
     Raises:
-        InputError: if that curve is damaged.
+        InputError: if the curve is damaged.
     """
     recipe = record.config.recipe
     path = folder / f"{recipe}.jsonl"
@@ -152,8 +152,8 @@ def compare_with_recipe(record: RunRecord, folder: Path = RECIPES / "curves") ->
 
 
 def compare(record: RunRecord, curve: Curve) -> Finding:
-    """A run's validation loss against a curve's, after the same number of tokens."""
-    if not record.fingerprints:  # no checkpoint, which would say what data the run is on
+    """Compare a run's validation loss with a curve, after the same number of tokens."""
+    if not record.fingerprints:  # without a checkpoint, the run's data is unknown
         return finding("reference_too_early", steps=record.steps_done)
     if record.fingerprints != curve.fingerprints:
         return finding("reference_other_data")
@@ -164,7 +164,7 @@ def compare(record: RunRecord, curve: Curve) -> Finding:
     longer = per_step * record.total_steps / curve.tokens
     if not record.is_finished and not 1 / UNLIKE_LENGTH <= longer <= UNLIKE_LENGTH:
         return finding("reference_too_early", steps=record.steps_done)
-    # finished: the best counts, which is what is kept; under way: where it stands
+    # of a finished run the best evaluation counts, because that checkpoint is kept; else the last one
     point = min(val, key=lambda one: one.loss) if record.is_finished else val[-1]
     tokens = round(per_step * (record.total_steps if record.is_finished else point.step))
     reference = curve.loss_at(tokens)

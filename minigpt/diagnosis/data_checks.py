@@ -1,9 +1,9 @@
-"""Is something wrong with the data that a run learned from? Pure functions, DataRecord -> Finding or None.
+"""Checks of a run's data. Each is a function that takes a DataRecord and returns a Finding or None.
 
     data = read_data_record(record)
     found = [data] if isinstance(data, Finding) else [check(data) for check in DATA_CHECKS]
 
-The files are those that run.json names, if they are still there and still what the run saw.
+The files are those in run.json. They are checked only if they still exist and have not changed.
 """
 
 from collections import Counter
@@ -25,35 +25,35 @@ from minigpt.training.config import TrainConfig
 
 __all__ = ["DATA_CHECKS", "DataRecord", "read_data_record"]
 
-# A line in a hundred is a slip of the pen; more is a fault of whatever wrote the file.
+# One bad line in a hundred is an accident; more is an error of the program that wrote the file.
 SKIPPED_SHARE = 0.01
-# An answer that one in five questions has is what a model says when it does not know.
+# If one in five questions has the same answer, the model will give it whenever it is unsure.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# `minigpt split` leaves no question on both sides; one in two hundred is another program's split.
+# `minigpt split` never puts a question into both parts; one in 200 shows that another program split the data.
 LEAK_SHARE = 0.005
-# One character in a hundred unknown: about one in every third sentence.
+# one unknown character in a hundred: about one in every third sentence
 UNKNOWN_SHARE = 0.01
-# Long tails are usual; one pair in twenty without its end teaches the model not to end.
+# A few long pairs are usual. If one in twenty is cut, the model learns not to end its answers.
 CUT_SHARE = 0.05
-# A pair without any answer is waste. One in a hundred is worth a word.
+# A pair without any answer token teaches nothing. One in a hundred is worth a note.
 NO_ANSWER_SHARE = 0.01
-# Padding costs as much as text; above half, most of the time is spent on it.
+# Padding takes as much time as text. Above half, most of the time is lost.
 PADDING_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Both parts of the data as they were read."""
+    """The training and validation data, as read."""
 
     config: TrainConfig
     train: list[Conversation]
     val: list[Conversation]
-    reports: tuple[ReadReport, ReadReport]  # of train, of val
-    statistics: Statistics  # of train
+    reports: tuple[ReadReport, ReadReport]  # reports on reading the training and the validation file
+    statistics: Statistics  # token statistics of the training data
 
 
 def read_data_record(record: RunRecord) -> DataRecord | Finding:
-    """Read what the run read; a finding that says why, if that cannot be done."""
+    """Read the data of a run. If that is not possible, return a Finding that says why."""
     config = record.config
     if getattr(config, "text", None):
         return finding("text_run")
@@ -69,7 +69,7 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         changed = [str(config.vocab_path)] * (
             seen.get("vocabulary_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint
         )
-        if not changed:  # with another vocabulary the same data has other ids
+        if not changed:  # with another vocabulary, unchanged data has other ids
             for name, conversations, path in (
                 ("train_fingerprint", train, config.train_data),
                 ("val_fingerprint", val, config.val_data),
@@ -89,7 +89,7 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Lines that the reader could not use, empty ones apart; the worse of both files."""
+    """Report lines that the reader skipped, empty ones excepted, in the worse of both files."""
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -105,7 +105,7 @@ def lines_skipped(data: DataRecord) -> Finding | None:
 
 
 def empty_answers(data: DataRecord) -> Finding | None:
-    """Lines whose question or answer is empty; the worse of both files."""
+    """Report lines with an empty question or answer, in the worse of both files."""
     shares = []
     for report in data.reports:
         count = sum(len(lines) for why, lines in report.by_reason().items() if _is_empty(why))
@@ -117,11 +117,11 @@ def empty_answers(data: DataRecord) -> Finding | None:
 
 
 def _is_empty(reason: str) -> bool:
-    return reason.endswith("is empty")  # the reader's words: "`answer` is empty"
+    return reason.endswith("is empty")  # the reader's reason is, for example, "`answer` is empty"
 
 
 def same_answer(data: DataRecord) -> Finding | None:
-    """One answer that very many questions have."""
+    """Report an answer that very many questions share."""
     answers = [exchange.answer.strip() for each in data.train for exchange in each.exchanges]
     ((answer, count),) = Counter(answers).most_common(1)
     share = count / len(answers)
@@ -131,8 +131,8 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 
 def leak(data: DataRecord) -> Finding | None:
-    """Questions of the validation part that were learned from; width, case and spaces do not count."""
-    # the question alone tells pairs apart; in a conversation the same question comes again and again
+    """Report validation questions that are also in the training data, ignoring width, case and spaces."""
+    # pairs are compared by question; in conversations a question may repeat, so the answer counts, too
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
     learned = {
         exchange_key(exchange) if several else normalise(exchange.question)
@@ -152,7 +152,7 @@ def leak(data: DataRecord) -> Finding | None:
 
 
 def unknown_characters(data: DataRecord) -> Finding | None:
-    """Characters that became <unk>."""
+    """Report characters that became <unk>."""
     unknown = data.statistics.unknown
     count = sum(character.count for character in unknown)
     share = count / int((data.statistics.questions + data.statistics.answers).sum())
@@ -163,7 +163,7 @@ def unknown_characters(data: DataRecord) -> Finding | None:
 
 
 def pairs_cut(data: DataRecord) -> Finding | None:
-    """Pairs that lost their end; those that lost the whole answer are counted apart."""
+    """Report pairs whose end was cut off. Pairs without any answer left are another check."""
     cut = next(cut for cut in data.statistics.cuts if cut.max_length == data.config.max_length)
     count = cut.pairs - cut.without_answer
     share = count / len(data.train)
@@ -173,7 +173,7 @@ def pairs_cut(data: DataRecord) -> Finding | None:
 
 
 def answers_cut_away(data: DataRecord) -> Finding | None:
-    """Pairs with nothing left to learn."""
+    """Report pairs whose whole answer was cut off."""
     cut = next(cut for cut in data.statistics.cuts if cut.max_length == data.config.max_length)
     share = cut.without_answer / len(data.train)
     if share <= NO_ANSWER_SHARE:
@@ -188,12 +188,12 @@ def answers_cut_away(data: DataRecord) -> Finding | None:
 
 
 def mostly_padding(data: DataRecord) -> Finding | None:
-    """Most of what was computed was padding. (With batches by length it is little.)"""
+    """Report that most of the computed tokens were padding. (Batches of equal lengths have little.)"""
     config = data.config
     if not config.pad_to_max_length:
         return None
     real = float(np.minimum(data.statistics.pairs, config.max_length).mean())
-    share = 1 - (real - 1) / (config.max_length - 1)  # a row of n tokens has n - 1 inputs
+    share = 1 - (real - 1) / (config.max_length - 1)  # minus 1: a row of n tokens has n - 1 inputs
     if share <= PADDING_SHARE:
         return None
     return finding("mostly_padding", share=share, max_length=config.max_length)

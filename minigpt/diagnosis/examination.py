@@ -1,4 +1,4 @@
-"""All checks on one run, in one go: `examine(record)` gives the findings, the worst first."""
+"""Runs all checks on a run. `examine(record)` returns the findings, the worst first."""
 
 from minigpt.diagnosis.checks import CHECKS
 from minigpt.diagnosis.curves import Curve, compare, compare_with_recipe
@@ -14,8 +14,9 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
     """Run every check.
 
     Args:
-        curve: compare with this one instead of the recipe's.
-        deep: load the best checkpoint and ask it held-out questions.
+        record: the run.
+        curve: compare with this curve instead of the recipe's.
+        deep: also load the best checkpoint and let it answer validation questions.
 
     Raises:
         InputError: if the recipe's reference curve is damaged.
@@ -41,7 +42,7 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
 def _answers(record: RunRecord, data: DataRecord | Finding) -> list[Finding]:
     if isinstance(data, Finding):
         return [finding("no_questions", why=data.code)]
-    from minigpt.diagnosis.answers import ask, judge_answers  # loads generation
+    from minigpt.diagnosis.answers import ask, judge_answers  # imported here, because it imports torch
 
     try:
         answers, limit = ask(record, data.val)

@@ -1,8 +1,8 @@
-"""What can be found (findings.toml), and `Finding`: a code with the numbers that it rests on.
+"""Finding: a code and its numbers. The texts of all codes are in findings.toml, in two languages.
 
     finding("overfitting", step=400, minimum=1.52, last=1.71, gap=0.19, train=0.4).text("zh")
 
-A text is a template in two languages; the numbers fill it. Whether something is found is decided elsewhere.
+A text is a template that the numbers fill. The checks, in other modules, decide what is found.
 """
 
 import tomllib
@@ -14,11 +14,11 @@ __all__ = ["LEVELS", "WORDS", "Finding", "Language", "Words", "finding"]
 
 Language = Literal["en", "zh"]
 Level = Literal["ok", "note", "warning", "error"]
-LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # the worst first
+LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # ordered from the worst
 
 
 class Words(NamedTuple):
-    """The texts of a finding in both languages. Each advice says what to try; an empty one means nothing."""
+    """The texts of a finding in both languages. The advice says what to try; "" means nothing."""
 
     level: Level
     en: str
@@ -29,28 +29,28 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A code of findings.toml and the numbers that fill its templates."""
+    """A finding: a code of findings.toml, and the numbers for its templates."""
 
     code: str
     numbers: dict[str, Any]
 
     @property
     def level(self) -> Level:
-        """How bad it is."""
+        """The severity of the finding."""
         return WORDS[self.code].level
 
     def text(self, language: Language) -> str:
-        """What was found."""
+        """Return the text of the finding."""
         words = WORDS[self.code]
         return (words.zh if language == "zh" else words.en).format(**self.numbers)
 
     def advice(self, language: Language) -> str:
-        """What to try; empty where there is nothing to do."""
+        """Return what to try; "" if there is nothing to do."""
         words = WORDS[self.code]
         return (words.advice_zh if language == "zh" else words.advice_en).format(**self.numbers)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: everything, in both languages."""
+        """Return everything, in both languages, for `--json`."""
         said = {
             f"{name}_{language}": getattr(self, name)(language)
             for name in ("text", "advice")
@@ -60,7 +60,7 @@ class Finding:
 
 
 def finding(code: str, **numbers: Any) -> Finding:
-    """A finding whose code exists (an assertion: codes are ours)."""
+    """Make a finding. The code must be in findings.toml (asserted, because all codes are minigpt's)."""
     assert code in WORDS, code
     return Finding(code, numbers)
 

@@ -1,10 +1,10 @@
-"""Facts about this installation and this machine, for a bug report.
+"""Facts about this installation and this machine, for bug reports.
 
     for fact in facts():
-        for label, text in fact.lines.items(): ...     # to be read
-        fact.name, fact.data                            # the same for machines
+        for label, text in fact.lines.items(): ...     # for people
+        fact.name, fact.data                            # for programs
 
-No probe raises: what cannot be found out is "unknown", with the reason.
+No probe raises an error: a fact that cannot be found out is "unknown", with the reason.
 """
 
 import importlib.metadata
@@ -23,11 +23,11 @@ from minigpt.generation.native_library import cache_folder, system_build
 
 __all__ = ["Fact", "facts", "instructions", "processor"]
 
-ROOT = Path(__file__).resolve().parents[2]  # of a checkout; else what holds the installed packages
+ROOT = Path(__file__).resolve().parents[2]  # root of the checkout, or the folder of installed packages
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _GIB = 2**30
 
-# What a processor may have that matters here -> what systems call it: /proc/cpuinfo, macOS's sysctl
+# our name of an instruction set -> its names in /proc/cpuinfo and in macOS's sysctl
 _X86 = {
     "AVX2": {"avx2", "avx2_0"},
     "AVX-512": {"avx512f"},
@@ -45,15 +45,15 @@ _ARM = {
 
 
 class Fact(NamedTuple):
-    """One thing that is known, or that could not be found out."""
+    """A fact, or the reason why it is unknown."""
 
     name: str
-    lines: dict[str, str]  # label -> text; most facts have one
-    data: Any  # what JSON can hold
+    lines: dict[str, str]  # label -> text; most facts have one line
+    data: Any  # the same in types that JSON can hold
 
 
 def facts() -> list[Fact]:
-    """All of them, in the order in which a reader wants them."""
+    """Return all facts, in the order in which they are printed."""
     probes = (
         ("minigpt", _minigpt),
         ("python", _python),
@@ -73,7 +73,7 @@ def facts() -> list[Fact]:
 def _probed(name: str, probe: Callable[[], tuple[str | dict[str, str], Any]]) -> Fact:
     try:
         text, data = probe()
-    except Exception as error:  # whatever is broken here: the other facts are wanted all the more
+    except Exception as error:  # one broken probe must not hide the other facts
         text = f"unknown: {_one_line(error)}"
         data = {"error": _one_line(error)}
     return Fact(name.replace(" ", "_"), text if isinstance(text, dict) else {name: text}, data)
@@ -84,7 +84,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a program prints. Raises OSError if there is no such program, or if it fails."""
+    """Return the output of a program. Raises OSError if it does not exist or fails."""
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(command, capture_output=True, timeout=5, env=environment, stdin=subprocess.DEVNULL)
     if done.returncode:
@@ -115,10 +115,10 @@ def _platform() -> tuple[str, Any]:
 
 
 def _requirements() -> list[tuple[str, str]]:
-    """Each distribution that minigpt names, and its optional group, "" for what it always needs."""
+    """Return each package that minigpt requires, with its optional group; "" for required packages."""
     try:
         lines = importlib.metadata.requires("minigpt") or []
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is used without being installed
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         groups = project["optional-dependencies"].items()
         lines = [f'{line}; extra == "{group}"' for group, names in groups for line in names]
@@ -157,7 +157,7 @@ def _optional_packages() -> tuple[dict[str, str], Any]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's entries in /proc/cpuinfo, keys in lower case; empty where there is none."""
+    """Return the first processor's entries in /proc/cpuinfo, keys in lower case; {} without that file."""
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -167,7 +167,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's model, as the system calls it."""
+    """Return the processor's model name."""
     if name := _cpuinfo().get("model name"):
         return name
     try:
@@ -185,10 +185,10 @@ def _processor() -> tuple[str, Any]:
 
 
 def instructions() -> dict[str, bool]:
-    """Whether the processor has each kind of instruction that speed depends on.
+    """Return for each instruction set that matters for speed whether the processor has it.
 
     Raises:
-        OSError: where the system does not say.
+        OSError: if the system does not say.
     """
     known = _ARM if platform.machine().lower() in ("arm64", "aarch64") else _X86
     info = _cpuinfo()
@@ -218,7 +218,7 @@ def _cores() -> tuple[str, Any]:
 
         data["threads"] = torch.get_num_threads()
         text += f"; torch computes with {data['threads']} threads"
-    except Exception as error:  # torch is broken: the very thing to be reported
+    except Exception as error:  # report that torch is broken
         text += f"; torch's threads unknown: {_one_line(error)}"
     asked = os.environ.get("OMP_NUM_THREADS")
     return text + (f" (OMP_NUM_THREADS={asked})" if asked else ""), data
@@ -250,7 +250,7 @@ def _native_step() -> tuple[str, Any]:
 
 
 def _short(path: Path | None) -> str | None:
-    """A path without the user's name."""
+    """Return a path without the user's name."""
     try:
         return None if path is None else f"~/{path.relative_to(Path.home())}"
     except (ValueError, RuntimeError):
@@ -260,7 +260,7 @@ def _short(path: Path | None) -> str | None:
 def _gpu() -> tuple[str | dict[str, str], Any]:
     import torch
 
-    with warnings.catch_warnings(record=True) as said:  # a driver that is too old, for instance
+    with warnings.catch_warnings(record=True) as said:  # for example, a warning that the driver is too old
         warnings.simplefilter("always")
         is_there = torch.cuda.is_available()
     runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"

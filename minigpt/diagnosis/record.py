@@ -1,10 +1,10 @@
-"""What a run wrote down. Lines that cannot be read are counted, not fatal.
+"""Reads the files that a run wrote. Lines that cannot be read are counted, and do not raise an error.
 
     record = read_record(Path("output"))
     record.train[-1].loss, record.val[-1].loss, record.total_steps
 
-Reads run.json, metrics.jsonl and the newest checkpoint's training_state.json and config.json: some kilobytes
-of JSON, no weights. A number that is missing or no number is nan, so that no check has to ask twice.
+The files are run.json, metrics.jsonl, and the newest checkpoint's training_state.json and config.json: some
+kilobytes of JSON, no weights. A missing or invalid number becomes nan, so that checks need not test for it.
 """
 
 import dataclasses
@@ -23,29 +23,29 @@ __all__ = ["Event", "RunRecord", "TrainPoint", "ValPoint", "read_record"]
 
 @dataclass(frozen=True)
 class TrainPoint:
-    """One line about training."""
+    """A line of metrics.jsonl about training."""
 
     step: int
-    loss: float  # nats per counted token, the mean over the steps since the line before
-    grad_norm: float = math.nan  # before clipping
+    loss: float  # mean loss per counted token since the line before, in nats
+    grad_norm: float = math.nan  # gradient norm before clipping
     learning_rate: float = math.nan
-    epoch: float = math.nan  # how often the data was seen by then
-    tokens_per_second: float = math.nan  # mean since the process began
+    epoch: float = math.nan  # number of passes over the data so far
+    tokens_per_second: float = math.nan  # mean speed since the process began
     seconds: float = math.nan
 
 
 @dataclass(frozen=True)
 class ValPoint:
-    """One evaluation."""
+    """A line of metrics.jsonl about an evaluation."""
 
     step: int
-    loss: float  # of the tokens that training counts
-    answer_loss: float | None = None  # nan: no token of an answer was counted; None: not recorded
+    loss: float  # mean loss of the tokens that the training counts
+    answer_loss: float | None = None  # loss of answers; nan: no token of an answer; None: not recorded
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened at a step: "skipped", "spike", "rollback"."""
+    """An event at a step: "skipped", "spike" or "rollback"."""
 
     step: int
     kind: str
@@ -54,47 +54,47 @@ class Event:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run on paper. Points are in the order of their steps, each step once (its last line counts)."""
+    """The record of a run. Points are ordered by step. If a step has two lines, the later one counts."""
 
     folder: Path
     config: TrainConfig
     train: list[TrainPoint] = field(default_factory=list)
     val: list[ValPoint] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    broken_lines: int = 0  # of metrics.jsonl that are no JSON object with a step
-    non_finite: int = 0  # lines with a loss or a gradient norm that is not a finite number
-    first_non_finite: int = 0  # step of the first of them
-    state: dict[str, Any] = field(default_factory=dict)  # training_state.json; empty: no checkpoint
-    vocab_size: int = 0  # 0: unknown
+    broken_lines: int = 0  # number of lines in metrics.jsonl that are not a JSON object with a step
+    non_finite: int = 0  # number of lines whose loss or gradient norm is not finite
+    first_non_finite: int = 0  # step of the first such line
+    state: dict[str, Any] = field(default_factory=dict)  # training_state.json; empty without a checkpoint
+    vocab_size: int = 0  # vocabulary size; 0 if unknown
 
     @property
     def steps_done(self) -> int:
-        """The last step that anything tells of."""
+        """The last step in the metrics or in the newest checkpoint."""
         seen = [*(point.step for point in self.train[-1:]), *(point.step for point in self.val[-1:])]
         return max([*seen, _whole(self.state.get("steps_done"))])
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run; 0: nobody has written it down."""
+        """Number of steps of the whole run; 0 if unknown."""
         return _whole(self.state.get("total_steps")) or self.config.max_steps
 
     @property
     def is_finished(self) -> bool:
-        """Whether every step was done."""
+        """True if all steps are done."""
         return 0 < self.total_steps <= self.steps_done
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the encoded data and of the vocabulary, by the names in training_state.json."""
+        """SHA-256 of the encoded data and of the vocabulary. Keys as in training_state.json."""
         names = ("train_fingerprint", "val_fingerprint", "vocabulary_fingerprint")
         return {name: str(self.state[name]) for name in names if self.state.get(name)}
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run's folder.
+    """Read the folder of a run.
 
     Raises:
-        InputError: if there is no such folder, or it holds no run, or the run's settings cannot be read.
+        InputError: if the folder does not exist or holds no run; if the run's options cannot be read.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -142,7 +142,7 @@ _MUST_BE_FINITE = ("train_loss", "val_loss", "grad_norm")
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose state can be read. (Names have eight digits: their order is the steps'.)"""
+    """Return the newest checkpoint whose state can be read. (Names of eight digits sort by step.)"""
     for path in sorted(folder.glob("step-????????/training_state.json"), reverse=True):
         if _json_object(path):
             return path.parent
@@ -150,10 +150,10 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _settings(folder: Path, state: dict[str, Any]) -> TrainConfig:
-    """The run's settings: those of its run.json, else of its newest checkpoint.
+    """Read the run's options from run.json, or else from its newest checkpoint.
 
-    What this version does not know is passed over, what has another type has its default: a doctor asks less
-    than a resume, which must be exact.
+    Unknown options are ignored, and a value of a wrong type is replaced by the default. (A resume is
+    stricter, because it must be exact.)
     """
     written = _json_object(folder / RUN_FILE).get("config", state.get("config"))
     if not isinstance(written, dict):
@@ -179,7 +179,7 @@ def _settings(folder: Path, state: dict[str, Any]) -> TrainConfig:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; {} for a line that is none; nothing if there is no file."""
+    """Read the objects of a JSONL file. A line that is no object gives {}; a missing file gives []."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -206,7 +206,7 @@ def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if is_number else math.nan  # type: ignore[arg-type]
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # the integer is too large for a float
         return math.nan
 
 

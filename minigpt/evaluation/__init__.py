@@ -1,1 +1,1 @@
-"""Numbers about a model: loss on every token and on answers alone, exact match, character F1."""
+"""Measures a model: loss on all tokens and on answers only, exact match, character F1, bits per byte."""

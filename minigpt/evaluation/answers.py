@@ -1,13 +1,13 @@
-"""Are the answers right? Exact match and character F1 of given answers against the expected ones.
+"""Scores answers: exact match and character F1 of a model's answers against the expected ones.
 
     references = by_question(conversations)  # a question may have several right answers
     report = score_answers(given, list(references.values()))
     print(report.exact_match, report.character_f1, report.count)
 
-Each distinct question counts once. When a file has several answers to one question, the given answer is
-scored against each and the best score counts, as is usual for questions with several references.
+Each distinct question counts once. If a file has several answers to a question, the model's answer is scored
+against each, and the best score counts, as is usual for questions with several references.
 
-Nothing is generated here (see minigpt.generation.api). Neither measure knows what a text means.
+This module does not generate answers (minigpt.generation.api does). The scores compare text, not meaning.
 """
 
 from collections import Counter
@@ -31,19 +31,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class AnswerReport:
-    """Means over questions."""
+    """Mean scores over questions."""
 
-    exact_match: float  # share of questions answered exactly, 0 to 1
-    character_f1: float  # mean over questions, 0 to 1
-    count: int  # distinct questions
+    exact_match: float  # share of questions with an exactly right answer, 0 to 1
+    character_f1: float  # mean F1 over questions, 0 to 1
+    count: int  # number of distinct questions
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the scores as a dict that JSON can hold."""
         return asdict(self)
 
 
 def exact_match(given: str, expected: str) -> bool:
-    """The same text, apart from white space at both ends.
+    """Return True if two texts are equal, apart from white space at both ends.
 
     >>> exact_match("成都。 ", "成都。"), exact_match("成都", "成都。")
     (True, False)
@@ -52,14 +52,14 @@ def exact_match(given: str, expected: str) -> bool:
 
 
 def character_f1(given: str, expected: str) -> float:
-    """How many characters two texts share, however often and in whatever order: 0 (none) to 1 (all).
+    """Return how many characters two texts share, in any order: 0 (none) to 1 (all).
 
-    The harmonic mean of precision (shared / given) and recall (shared / expected), counting a character as
-    often as both texts have it; SQuAD's F1 (https://arxiv.org/abs/1606.05250, section 6.1) over characters
-    instead of words, for Chinese puts no spaces between words. White space does not count. Two empty texts
-    agree (1), an empty one and another do not (0).
+    It is the harmonic mean of precision (shared / given) and recall (shared / expected). A character counts
+    as often as both texts have it. This is SQuAD's F1 (https://arxiv.org/abs/1606.05250, section 6.1) with
+    characters instead of words, because Chinese has no spaces between words. White space does not count. Two
+    empty texts give 1; an empty text and another one give 0.
 
-    >>> character_f1("是成都。", "成都市。")  # three of four shared, both ways
+    >>> character_f1("是成都。", "成都市。")  # three of four characters are shared
     0.75
     """
     ours, theirs = Counter("".join(given.split())), Counter("".join(expected.split()))
@@ -69,14 +69,14 @@ def character_f1(given: str, expected: str) -> float:
 
 
 class Asked(NamedTuple):
-    """A question, and the exchanges before it."""
+    """A question, with the exchanges before it in the conversation."""
 
     before: tuple[Exchange, ...]
     question: str
 
 
 def by_question(conversations: Iterable[Conversation]) -> dict[Asked, list[str]]:
-    """Each distinct question, with what was said before it, and its distinct answers, in file order."""
+    """Return each distinct question (with the exchanges before it) -> its distinct answers, in file order."""
     answers: dict[Asked, list[str]] = {}
     for conversation in conversations:
         for number, exchange in enumerate(conversation.exchanges):
@@ -87,10 +87,10 @@ def by_question(conversations: Iterable[Conversation]) -> dict[Asked, list[str]]
 
 
 def score_answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> AnswerReport:
-    """Score one given answer per question against the question's right answers; the best of them counts.
+    """Score one answer per question. If a question has several right answers, the best score counts.
 
     Raises:
-        InputError: if there are no questions, or not one given answer for each.
+        InputError: if there are no questions, or the numbers of answers and questions differ.
     """
     if not given or len(given) != len(references):
         raise InputError(
@@ -108,9 +108,9 @@ def _is_right(given: str, references: Sequence[str]) -> bool:
 def answer_rows(
     questions: Sequence[str], references: Sequence[Sequence[str]], given: Sequence[str], count: int
 ) -> list[tuple[str, str, str, str]]:
-    """Rows of a table (mark, question, expected, given): `count` of the questions, evenly spread.
+    """Return table rows (mark, question, expected, given) of `count` questions, spread evenly over all.
 
-    Of several right answers the one is shown that the given answer comes nearest to.
+    Of several right answers, the one that is most similar to the given answer is shown.
     """
     count = min(count, len(questions))
     rows = []

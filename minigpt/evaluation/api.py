@@ -1,11 +1,11 @@
-"""A model measured on questions and answers, or on a text: what `minigpt eval` and `minigpt.evaluate` do.
+"""Measures a model on questions and answers, or on a text. `minigpt eval` and `minigpt.evaluate` call this.
 
     evaluate(model, tokenizer, "data/val.jsonl")["exact_match"]
     evaluate(model, tokenizer, [("1+1等于几？", "2")])
     evaluate(model, tokenizer, text="novel.txt")["bits_per_byte"]
 
-Loss is measured on all tokens and on the answers' alone. Then every distinct question is answered with the
-most likely tokens and compared with its right answers.
+The loss is measured on all tokens and on the tokens of answers only. Then the model answers each distinct
+question, always with the most likely token, and the answers are compared with the right ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,21 +43,21 @@ BATCH_SIZE = EvaluationOptions.batch_size
 
 @dataclass(frozen=True)
 class AnswersReport:
-    """What a model does with questions and answers."""
+    """The results of a model on questions and answers."""
 
     losses: LossReport
     scores: AnswerReport
-    conversations: int
-    pairs: int  # questions with their answers, of all conversations
-    max_length: int  # tokens of a conversation that the loss was measured on
-    cut: int  # conversations that are longer
-    context: int  # tokens that the model reads, at most
-    too_long: int  # questions that fill all of them, counted as not answered
-    unknown_characters: int  # questions with characters that are not in the vocabulary
-    answers: dict[Asked, str]  # to each distinct question
+    conversations: int  # number of conversations
+    pairs: int  # number of questions with answers, in all conversations
+    max_length: int  # most tokens of a conversation that the loss is measured on
+    cut: int  # number of conversations that are longer than that
+    context: int  # most tokens that the model can read
+    too_long: int  # number of questions that fill the whole context, counted as not answered
+    unknown_characters: int  # number of questions with characters that are not in the vocabulary
+    answers: dict[Asked, str]  # the model's answer to each distinct question
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready numbers."""
+        """Return the numbers as a dict that JSON can hold."""
         measured = {"all": self.losses.all.as_dict(), "answer": self.losses.answer.as_dict()}
         names = ("conversations", "pairs", "cut", "too_long", "unknown_characters")
         return {**measured, **self.scores.as_dict(), **{name: getattr(self, name) for name in names}}
@@ -74,20 +74,22 @@ def evaluate(
     max_new_tokens: int | None = None,
     strict: bool = False,
 ) -> dict[str, Any]:
-    """Measure a model on questions and answers, or on a text; returns what `minigpt eval --json` prints.
+    """Measure a model on questions and answers, or on a text. Returns what `minigpt eval --json` prints.
 
     Args:
-        data: questions and answers: a file, or (question, answer) pairs.
-        text: a file of plain text, instead.
-        batch_size: conversations measured, and questions answered, at once.
-        max_length: tokens of a conversation, or of a window of the text, that the loss is measured on; 0: as
-            many as the model reads.
-        max_new_tokens: tokens of an answer, at most.
-        strict: stop at the first bad record of a file instead of skipping it.
+        model: the model.
+        tokenizer: its tokenizer.
+        data: questions and answers: a file, or a list of (question, answer) pairs or conversations.
+        text: a text file, instead of `data`.
+        batch_size: number of conversations measured, and questions answered, in one batch.
+        max_length: most tokens of a conversation, or of a window of the text, for the loss; 0: as many as the
+            model can read (in a window of the text at most 1,024).
+        max_new_tokens: most tokens of an answer.
+        strict: raise an error at the first bad record of a file, instead of skipping it.
 
     Raises:
-        InputError: for data that cannot be read, or without a single pair; for a tokenizer without <sep>,
-            unless a text is measured.
+        InputError: for data that cannot be read or has no pair; for questions and answers if the tokenizer
+            has no <sep>.
     """
     given = {"batch_size": batch_size, "max_length": max_length, "max_new_tokens": max_new_tokens}
     check_ranges(EvaluationOptions, given)
@@ -118,11 +120,11 @@ def evaluate_conversations(
     max_length: int = 0,
     max_new_tokens: int | None = None,
 ) -> AnswersReport:
-    """Loss on the conversations, and the model's answers to their questions. See `evaluate`."""
+    """Measure the loss on conversations, and let the model answer their questions. See `evaluate`."""
     if not isinstance(tokenizer, Tokenizer):
         raise InputError("the model has no <sep> behind a question: measure it on a text (--text FILE)")
     limit = model.config.max_position_embeddings
-    if max_length > limit + 1:  # a conversation's last token is predicted, not read
+    if max_length > limit + 1:  # + 1: the last token is predicted, not read
         raise InputError(
             f"max_length={max_length} does not fit the model's block_size={limit}: at most {limit + 1} are "
             "possible"
@@ -166,9 +168,9 @@ def _answers(
     options: GenerationOptions,
     batch_size: int,
 ) -> tuple[dict[Asked, str], int]:
-    """Question -> answer, "" where the question fills the whole context, and how many of these there are.
+    """Answer the questions. Also return how many questions fill the whole context; their answer is "".
 
-    Where a conversation does not fit, its oldest questions are left out, so that half of the context is free.
+    If a conversation is too long, its oldest exchanges are left out until half of the context is free.
     """
     context = model.config.max_position_embeddings
     prompts = [encode_prompt(asked.before, asked.question, tokenizer, context // 2) for asked in questions]
@@ -181,7 +183,7 @@ def _answers(
 
 
 def text_pieces(path: Path, strict: bool = False) -> list[str]:
-    """A text file in pieces. Raises InputError for a folder, a missing or an unreadable file."""
+    """Read a text file in pieces. Raises InputError for a folder and for a missing or unreadable file."""
     if not path.is_file():
         raise InputError(f"text {path} must be a file: {'it is a folder' if path.exists() else 'not found'}")
     return list(read_texts(path, strict=strict))
@@ -190,13 +192,13 @@ def text_pieces(path: Path, strict: bool = False) -> list[str]:
 def evaluate_pieces(
     model: LanguageModel, tokenizer: AnyTokenizer, pieces: Sequence[str], max_length: int = 0
 ) -> TextReport:
-    """Loss and bits of a text in pieces. See `evaluate`."""
+    """Measure the loss and the bits of a text in pieces. See `evaluate`."""
     with ProgressLine("characters measured", sum(map(len, pieces)), patience=2.0) as progress:
         return evaluate_text(model, tokenizer, pieces, max_length, progress.update)
 
 
 def warn_of_unknown(tokenizer: AnyTokenizer, pieces: Sequence[str]) -> None:
-    """Name the characters of a text that are not in the vocabulary, the first twenty."""
+    """Warn of the characters of a text that are not in the vocabulary. Names at most twenty."""
     unknown = list(dict.fromkeys(c for piece in pieces for c in tokenizer.unknown_characters(piece)))
     if unknown:
         warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")

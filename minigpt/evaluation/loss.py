@@ -1,11 +1,11 @@
-"""How well a model predicts: exact sums of negative log-likelihood over all tokens, and over answers alone.
+"""The loss of a model: the exact negative log-likelihood, over all tokens and over answers only.
 
     report = evaluate_loss(model, encoded.in_order(128))
     print(report.answer.loss, report.answer.perplexity, report.all.bits_per_character)
 
-The sums are taken in double precision over each token once, so that the result depends neither on how rows
-are batched nor on padding. Which tokens count is decided by the batches (minigpt.data.batches); nothing is
-generated here (see minigpt.evaluation.answers for that).
+Each token counts once, and the sums are in float64. So the result depends neither on the batches nor on
+padding. The batches (minigpt.data.batches) decide which tokens count. This module does not generate answers
+(see minigpt.evaluation.answers).
 
 Letters in shapes: B rows, T tokens, C channels, V entries of the vocabulary, P counted positions.
 """
@@ -24,33 +24,33 @@ from minigpt.families.registry import LanguageModel
 
 __all__ = ["LossReport", "LossSum", "Report", "evaluate_loss"]
 
-_CHUNK = 2**24  # logits held at a time: 64 MiB in float32
+_CHUNK = 2**24  # most logits in memory at a time: 64 MiB in float32
 
 
 @dataclass
 class LossSum:
-    """A sum over tokens and what follows from it."""
+    """A sum of losses over tokens, and numbers that follow from it."""
 
-    nll: float = 0.0  # negative log-likelihood in nats, summed
-    count: int = 0  # tokens
+    nll: float = 0.0  # sum of the negative log-likelihood, in nats
+    count: int = 0  # number of tokens
 
     @property
     def loss(self) -> float:
-        """Nats per token; nan if there are none."""
+        """Loss in nats per token; nan without tokens."""
         return self.nll / self.count if self.count else math.nan
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): between how many tokens the model hesitates, as it were."""
-        return math.exp(self.loss) if self.loss < 709 else math.inf  # exp(710) is beyond a double
+        """exp(loss): the model is as uncertain as with so many equally likely tokens."""
+        return math.exp(self.loss) if self.loss < 709 else math.inf  # exp(710) overflows float64
 
     @property
     def bits_per_character(self) -> float:
-        """Loss in bits. A token is a character here; a closing <sep> counts as one."""
+        """Loss in bits per token. With the character tokenizer a token is a character, or a closing <sep>."""
         return self.loss / math.log(2)
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """JSON-ready; what is not finite is None."""
+        """Return the numbers as a dict that JSON can hold; NaN and infinity become None."""
         values = {
             "loss": self.loss,
             "perplexity": self.perplexity,
@@ -81,7 +81,7 @@ class Report(Protocol):
 
 @dataclass
 class LossReport:
-    """Loss over all tokens that have one before them, and over the answers' characters and closing <sep>."""
+    """Two losses: over all tokens but the first of a row, and over answers with their closing <sep>."""
 
     all: LossSum = field(default_factory=LossSum)
     answer: LossSum = field(default_factory=LossSum)
@@ -126,14 +126,17 @@ def evaluate_loss(
     finish: Callable[[LossReport], None] | None = None,
     loss_on: Literal["answer", "all"] = "all",
 ) -> LossReport:
-    """Measure a model on batches. Dropout is off meanwhile; the model is left in the mode that it was in.
+    """Measure the loss of a model on batches. Dropout is off; the model's mode does not change.
 
-    lm_head, the largest product of a small model, is computed only at positions that count, in pieces, so
-    that the memory stays bounded whatever the vocabulary.
+    lm_head is the largest product of a small model. It is computed only at positions that count, and in
+    pieces, so that the memory does not grow with the vocabulary.
 
     Args:
-        finish: called with the sums: where each of several processes has some of the batches, it adds up.
-        loss_on: the part that the report's own `loss` is about.
+        model: the model.
+        batches: the batches.
+        device: device of the model.
+        finish: called with the sums at the end. With several processes, it adds up their sums.
+        loss_on: which targets the report's `loss` is about.
 
     Raises:
         InputError: if no token counts.

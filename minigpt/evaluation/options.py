@@ -1,4 +1,4 @@
-"""What may be asked of an evaluation. This module needs no torch."""
+"""The options of an evaluation. This module does not need torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ __all__ = ["EvaluationOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """The numbers of an evaluation, each with its range."""
+    """The options of an evaluation that are numbers, with their ranges."""
 
     RANGES: ClassVar[Mapping[str, tuple[int, int]]] = {
         "batch_size": (1, 10**6),
@@ -17,10 +17,10 @@ class EvaluationOptions:
         "max_new_tokens": (1, 10**9),
     }
 
-    # How
+    # Numbers
     batch_size: int = 64
-    """pairs measured, and questions answered, at once"""
+    """number of pairs that are measured, and of questions that are answered, in one batch"""
     max_length: int = 0
-    """tokens of a pair that the loss is measured on, or of a window of --text; 0: the model's block_size"""
+    """most tokens of a pair, or of a window of --text, for the loss; 0: the model's block_size"""
     max_new_tokens: int | None = None
-    """tokens of an answer, at most; left out: up to 128, fewer if the model's context is full before"""
+    """most tokens of an answer; without it: 128, or fewer if the model's context is full"""

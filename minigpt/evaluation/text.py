@@ -1,14 +1,12 @@
-"""How well a model predicts a text: loss per token, and bits per byte and character, whatever the tokens are.
+"""The loss of a model on a text: per token, and in bits per byte and per character.
 
     report = evaluate_text(model, tokenizer, text)
     print(report.loss.perplexity, report.bits_per_byte)
 
-Losses per token of two vocabularies cannot be compared: longer tokens are fewer. Bits for the whole text can,
-divided by its bytes or characters, whoever cut it into tokens. The text is read in windows of `window` tokens
-that do not overlap; the first follows an end-of-text token, as if another document had ended before it, so
-that each token of the text is predicted exactly once.
-
-Letters in shapes: B rows, T tokens of a window.
+Losses per token of two vocabularies cannot be compared, because longer tokens are fewer. The bits of the
+whole text, divided by its bytes or characters, can be compared for any tokenizer. The text is read in windows
+of `window` tokens that do not overlap. The first window begins with an end-of-text token, as if another
+document had ended before, so that each token of the text is predicted exactly once.
 """
 
 import math
@@ -29,29 +27,29 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["TextReport", "evaluate_text"]
 
-_MEASURED = 1 << 13  # tokens of a batch, at most, but for a single window
+_MEASURED = 1 << 13  # most tokens of a batch that has several windows
 
 
 @dataclass(frozen=True)
 class TextReport:
-    """What a text costs a model."""
+    """The loss of a model on a text."""
 
-    loss: LossSum  # per token
-    characters: int  # of the text
-    bytes: int  # of the text in UTF-8
+    loss: LossSum  # sum of the losses of the tokens
+    characters: int  # number of characters in the text
+    bytes: int  # number of bytes of the text in UTF-8
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits for the whole text, by its bytes in UTF-8."""
+        """Bits of the whole text, divided by its number of UTF-8 bytes."""
         return self.loss.nll / math.log(2) / self.bytes
 
     @property
     def bits_per_character(self) -> float:
-        """Bits for the whole text, by its characters (code points)."""
+        """Bits of the whole text, divided by its number of characters (code points)."""
         return self.loss.nll / math.log(2) / self.characters
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready; what is not finite is None."""
+        """Return the numbers as a dict that JSON can hold; NaN and infinity become None."""
         bits = {"bits_per_byte": self.bits_per_byte, "bits_per_character": self.bits_per_character}
         shown = {name: value if math.isfinite(value) else None for name, value in bits.items()}
         return {**self.loss.as_dict(), **shown, "characters": self.characters, "bytes": self.bytes}
@@ -64,15 +62,17 @@ def evaluate_text(
     window: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> TextReport:
-    """Measure a model on a text.
+    """Measure the loss of a model on a text.
 
     Args:
-        text: whole, or in pieces that may be encoded one by one (minigpt.data.corpus cuts so).
-        window: tokens that the model reads at once; 0: as many as it can, but 1,024 at most.
-        on_progress: called with about how many characters are measured.
+        model: the model.
+        tokenizer: its tokenizer.
+        text: the text, or pieces of it that can be encoded separately (as from minigpt.data.corpus).
+        window: number of tokens that the model reads at once; 0: as many as it can, but at most 1,024.
+        on_progress: called with the approximate number of characters measured so far.
 
     Raises:
-        InputError: if the text is empty, the window does not fit, or the tokenizer has no end-of-text token.
+        InputError: if the text is empty, the window too long, or the tokenizer has no end-of-text token.
     """
     limit = model.config.max_position_embeddings
     if not 0 <= window <= limit:

@@ -1,16 +1,16 @@
-"""The model families (GPT-2 and Qwen3), and what the rest of minigpt asks of any of them.
+"""The model families (GPT-2 and Qwen3), and everything in which they differ.
 
-It may import errors, console, storage, devices and model. In reading order:
+This folder may import errors, console, storage, devices and model. In reading order:
 
-    checks.py           checks of settings and names of weights that others wrote; no torch
-    strict_loading.py   finite weights, models on "meta", loading a state_dict
-    family.py           Family: all that differs between families, and what is done with it alike
+    checks.py           checks of settings and weight names in other tools' files; no torch
+    strict_loading.py   checks for NaN, models on "meta", loading a state_dict
+    family.py           Family: the description of a family, and the functions that use it
     gpt2/               GPT-2; its model is minigpt/model.py
-    qwen3/              Qwen3, the dense models
-    registry.py         the families by name, and a model from a configuration
-    options.py          what training's flags mean for each family; no torch
+    qwen3/              the dense Qwen3 models
+    registry.py         the families by name; the family of a configuration
+    options.py          the flags of `minigpt train` for each family; no torch
 
-A further family is a folder with a `model.py`, a `family.py` (a `Family`: names of weights, config.json,
-FLOPs, GGUF) and an `options.py`; and its entries in registry.py (FAMILIES and the two unions) and in
-options.py. No other file names a family.
+To add a family, add a folder with `model.py`, `family.py` (a `Family`: weight names, config.json, FLOPs,
+GGUF) and `options.py`. Then add it to registry.py (FAMILIES and the two unions) and to options.py. No other
+file names a family.
 """

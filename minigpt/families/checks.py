@@ -1,6 +1,6 @@
-"""Checks of what others wrote, settings and names of weights: what does not fit is an InputError of one line.
+"""Checks of settings and weight names in other tools' files. Each error is an InputError of one line.
 
-Nothing is guessed and nothing is skipped. This module knows no family, opens no file and needs no torch.
+Nothing is guessed or ignored. This module knows no family, opens no file and does not need torch.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -18,14 +18,14 @@ __all__ = [
     "require_layers",
 ]
 
-MAX_LAYERS = 1000  # of any model
+MAX_LAYERS = 1000  # most layers of any model
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Check the keys that have one value here and several elsewhere. An absent key means the same value.
+    """Check settings of which only one value is supported. An absent key means that value.
 
     Raises:
-        InputError: naming the first key with another value.
+        InputError: for another value; the message names the key.
     """
     for key, value in fixed.items():
         if values.get(key, value) != value:
@@ -40,14 +40,18 @@ def require_keys(values: Mapping[str, Any], keys: Collection[str]) -> None:
 
 
 def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> None:
-    """Refuse a configuration with far more layers than the weights have, before all their names are listed.
+    """Check that a configuration does not have far more layers than the weights.
+
+    Without this check, a damaged configuration could make minigpt list the names of a billion layers.
 
     Args:
-        names: of the tensors; those of layer i begin with prefix, i and a dot.
-        count: layers in the configuration, under `key`.
+        names: names of the tensors; those of layer i begin with `prefix`, i and a dot.
+        prefix: the part of these names before the layer's number.
+        count: number of layers in the configuration.
+        key: name of that setting, for the message.
 
     Raises:
-        InputError: if the weights have fewer layers, and no model has so many.
+        InputError: if there are more layers than in the weights, and more than MAX_LAYERS.
     """
     numbers = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
     present = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
@@ -56,9 +60,10 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
 
 
 def full_names(names: Iterable[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
-    """Names with the prefix that a file of the model without its head leaves out: wte is transformer.wte.
+    """Add the prefix to names that lack it (files of a model without its head): wte is transformer.wte.
 
-    Returns: full name -> name in the file, and complaints about names that the file has in both forms.
+    Returns: full name -> name in the file, and complaints about names that the file has with and without
+        prefix.
     """
     found: dict[str, str] = {}
     twice = []
@@ -78,13 +83,13 @@ def differences(
     optional: Collection[str] = (),
     complaints: Collection[str] = (),
 ) -> str:
-    """All that is missing, unexpected or different, in one line; empty if everything fits.
+    """Describe all missing, unexpected and different tensors in one line. Returns "" if everything fits.
 
     Args:
-        found: name of each tensor -> its type and shape as text, "float32 (8, 2)" say.
-        expected: the same of every tensor that may be there.
+        found: name of each tensor -> its type and shape as text, for example "float32 (8, 2)".
+        expected: the same for every tensor that may be there.
         optional: names that may be absent.
-        complaints: what the caller has found unexpected already.
+        complaints: unexpected things that the caller has found already.
     """
     kinds = {
         "missing": [name for name in expected if name not in found and name not in optional],
@@ -99,6 +104,6 @@ def differences(
 
 
 def listed(names: Collection[object], limit: int = 8) -> str:
-    """The names, or the first of very many: a message is one line."""
+    """Join names for a message. Only the first `limit` are shown."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, list(names)[:limit])) + more

@@ -1,11 +1,11 @@
-"""Family: all that differs between model families, and what is done with it in the same way for each.
+"""Family: the description of a model family, and the functions that use it for any family.
 
     family = family_of(model.config)                              # from .registry
     weights = family.from_hugging_face(WeightFiles(folder), config)
     model = family.on_meta(config)
     family.load_state(model, weights, assign=True)
 
-Reading is strict: what is missing, unexpected, of another shape, or not finite is an error that names it.
+Reading is strict: a tensor that is missing, unexpected, of another shape or not finite is an error.
 """
 
 import itertools
@@ -33,11 +33,11 @@ from minigpt.storage.safetensors_files import described, has_own_memory
 
 __all__ = ["HEAD", "Family", "Weight"]
 
-HEAD = "lm_head.weight"  # in every family
+HEAD = "lm_head.weight"  # name of the output matrix in every family
 
 
 class Weight(NamedTuple):
-    """One weight. `*` is the block's number; the transposed ones are stored as (in, out) by Hugging Face."""
+    """A weight's names, ours and Hugging Face's. `*`: the block's number. transposed: stored as (in, out)."""
 
     ours: str
     theirs: str
@@ -46,52 +46,52 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model family. C is its configuration's class, M its model's."""
+    """The description of a model family. C is the class of its configuration, M the class of its model."""
 
-    model_type: str  # config.json's
-    name: FamilyName  # as `--family` has it
-    config_class: type[Any]  # C
-    model_class: type[Any]  # M
-    # C from the contents of a config.json; InputError naming the key
+    model_type: str  # model_type in config.json
+    name: FamilyName  # as the flag --family spells it
+    config_class: type[Any]  # the class C
+    model_class: type[Any]  # the class M
+    # content of a config.json -> C; raises InputError that names the key
     config_from_hugging_face: Callable[[Mapping[str, Any]], Any]
-    # (C, eos_token_id, pad_token_id) -> the contents of config.json
+    # (C, eos_token_id, pad_token_id) -> content of config.json
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
-    weights: tuple[Weight, ...]  # all but lm_head
-    prefix: str  # of all of these; files of the model without its head leave it out
-    layer_prefix: str  # Hugging Face's, of a block's weights: the text before its number
-    layers_key: str  # of config.json: how many blocks there are
-    embedding: str  # our name of the matrix that a tied lm_head shares
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of old files that are no weights
-    # The configuration with every weight that files have. Those that `config` lacks are zeros there.
+    weights: tuple[Weight, ...]  # all weights but lm_head
+    prefix: str  # begins the names of all these weights; files of a model without its head lack it
+    layer_prefix: str  # Hugging Face's name of a block's weights up to the block's number
+    layers_key: str  # key of config.json for the number of blocks
+    embedding: str  # our name of the embedding matrix, which a tied lm_head shares
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors in old files that are not weights
+    # C -> the configuration of the files, whose model may have more weights than ours: zeros in the files
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
-    residual_projections: tuple[str, ...]  # the last matrices of attention and MLP, which add to the stream
-    fused: Mapping[str, int] = field(
-        default_factory=dict
-    )  # end of a name -> matrices stacked in the parameter
-    block_weights: Callable[[Any], int]  # C -> values in the matrices of all blocks
-    gguf_values: Callable[[Any], dict[str, float]]  # C -> GGUFWriter's add_NAME -> value
-    gguf_notes: Callable[[Any], list[str]] = lambda model: []  # M -> what llama.cpp computes differently
-    # of generation.native: (OperationList, M), adds the operations of a forward; (C, columns) -> the table of
-    # rotary embeddings, (columns, D), of a model that has them
+    residual_projections: tuple[str, ...]  # last matrices of attention and MLP, which add to the stream
+    # end of a weight's name -> number of matrices that are stacked in it
+    fused: Mapping[str, int] = field(default_factory=dict)
+    block_weights: Callable[[Any], int]  # C -> number of matrix weights in all blocks
+    gguf_values: Callable[[Any], dict[str, float]]  # C -> {NAME: value} for GGUFWriter.add_NAME(value)
+    # M -> notes on what llama.cpp computes differently
+    gguf_notes: Callable[[Any], list[str]] = lambda model: []
+    # For generation.native. list_operations: (OperationList, M) adds the operations of a forward pass.
+    # rotary_table: (C, columns) -> RoPE's cos and sin, (columns, D); None for a family without RoPE.
     list_operations: Callable[[Any, Any], None]
-    native_modules: tuple[type[nn.Module], ...]  # the family's classes that these operations stand for
+    native_modules: tuple[type[nn.Module], ...]  # the module classes that these operations replace
     rotary_table: Callable[[Any, int], Tensor] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
 
     def on_meta(self, config: Any) -> Any:
-        """M on the "meta" device: shapes without memory."""
+        """Make a model on the "meta" device: it has shapes but no memory."""
         return on_meta(self.model_class, config)
 
     def parameter_shapes(self, config: Any) -> dict[str, torch.Size]:
-        """The shape of each parameter; kept, so that the second call costs nothing."""
+        """Return the shape of each parameter. The result is cached."""
         shapes: dict[str, torch.Size] = parameter_shapes(self.model_class, config)  # type: ignore[arg-type]
         return shapes
 
     def rows(self, config: Any) -> Iterator[Weight]:
-        """The table with each block's number filled in, block by block; lm_head last, if it is not tied."""
+        """Yield the weights with block numbers filled in, block by block; an untied lm_head comes last."""
         for in_block, rows in itertools.groupby(self.weights, lambda row: "*" in row.ours):
             together = list(rows)
             for block in map(str, range(config.num_hidden_layers if in_block else 1)):
@@ -101,14 +101,16 @@ class Family:
             yield Weight(HEAD, HEAD)
 
     def weight_names(self, config: Any) -> dict[str, tuple[str, bool]]:
-        """Our name of each weight, lm_head's too -> Hugging Face's, and whether it is stored as (in, out)."""
+        """Return our name of each weight, lm_head included -> (Hugging Face's name, stored as (in, out))."""
         return {row.ours: (row.theirs, row.transposed) for row in self.rows(config)} | {HEAD: (HEAD, False)}
 
     def to_hugging_face(self, model: Any) -> dict[str, Tensor]:
-        """A model's weights under Hugging Face's names: float32 copies on the CPU, without a tied lm_head.
+        """Return a model's weights under Hugging Face's names, as float32 copies on the CPU.
+
+        A tied lm_head is left out.
 
         Raises:
-            InputError: naming the tensor, if one holds NaN or infinity: no program could use the file.
+            InputError: if a tensor holds NaN or infinity; the message names it.
         """
         state, own = dict(model.named_parameters()), self.parameter_shapes(model.config)
         assert state.keys() == own.keys(), "a wrapped model: give the model inside"
@@ -126,16 +128,18 @@ class Family:
     def from_hugging_face(
         self, tensors: Mapping[str, Tensor], config: Any, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
-        """Weights under our names, copied to `dtype`: every parameter of M, a tied lm_head not twice.
+        """Return weights under our names, copied to `dtype`: every parameter of M, a tied lm_head once.
 
         Args:
-            tensors: under Hugging Face's names, those of the model without its head, too. Of `WeightFiles`,
-                two tensors at a time are held besides the result.
+            tensors: tensors under Hugging Face's names, with or without the prefix. Of `WeightFiles`, two
+                tensors at a time are in memory besides the result.
+            config: configuration of the model.
+            dtype: dtype of the result.
 
         Raises:
-            InputError: in one line, all that is missing, unexpected, or of the wrong shape or type; or the
-                first tensor with a value that is not finite in `dtype`, that the configuration says does not
-                exist, or with an lm_head of its own where it is tied.
+            InputError: listing, in one line, all tensors that are missing, unexpected, or of a wrong shape or
+                type. Or naming the first tensor that is not finite in `dtype`, that should be zero, or an
+                lm_head that differs from the embedding although it is tied.
         """
         name_of, twice = full_names(tensors, self.prefix, "lm_head.")
         require_layers(name_of, self.layer_prefix, config.num_hidden_layers, self.layers_key)
@@ -158,7 +162,7 @@ class Family:
 
         def read(row: Weight) -> Tensor | None:
             name = name_of[row.theirs]
-            tensor = tensors[name]  # files are read here, each tensor once
+            tensor = tensors[name]  # of WeightFiles, this reads the file
             if row.ours in own:
                 ordered = tensor.t() if row.transposed else tensor
                 return cast(row.theirs, ordered, dtype, pages, own=has_own_memory(tensors, name))
@@ -176,31 +180,33 @@ class Family:
         return weights
 
     def load_state(self, model: Any, weights: dict[str, Tensor], *, assign: bool) -> None:
-        """Put what `from_hugging_face` returned into a model: copied, or (assign) used as they are."""
+        """Put the result of `from_hugging_face` into a model. assign: use the tensors instead of copying."""
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=assign)
         assert missing in ([], [HEAD]), missing
         assert unexpected == [], unexpected
         if missing:
-            model.lm_head.weight = model.get_parameter(self.embedding)  # assignment unties it
+            model.lm_head.weight = model.get_parameter(self.embedding)  # assign=True has untied lm_head
 
     # -- training --------------------------------------------------------------------------------------------
 
     def matrix_parameters(self, model: Any) -> Iterator[tuple[nn.Parameter, int]]:
-        """The matrices inside the blocks, each with how many matrices are stacked in it (3 for fused QKV)."""
+        """Yield the matrices inside the blocks, with the number of matrices stacked in each (3 for QKV)."""
         for name, parameter in model.blocks.named_parameters():
             if parameter.dim() == 2:
                 yield parameter, next((n for end, n in self.fused.items() if name.endswith(end)), 1)
 
     def flops(self, config: Any, tokens: float, targets: float, length: float) -> float:
-        """Forward and backward: 6 for each weight of a matrix and token, and attention.
+        """Return the FLOPs of forward and backward: 6 per matrix weight and token, plus attention.
 
-        Attention has two products of each query with T keys or values of D channels, in each head and layer:
-        4 T D forward, twice that backward. (Half of it lies in the future; usually that is counted, too.)
-        Where every token is a target this is the field's 6 N + 12 L H D T a token.
+        In each head and layer, a query is multiplied with T keys and T values of D channels: 4 T D forward,
+        and twice that backward. The masked half of attention is counted, too, as is usual. If every token is
+        a target, this is the well-known 6 N + 12 L H D T per token.
 
         Args:
-            tokens: in rows of `length` tokens.
-            targets: those of them that the loss counts; lm_head is computed for these only.
+            config: configuration of the model.
+            tokens: number of tokens.
+            targets: number of tokens that the loss counts; lm_head is computed for these only.
+            length: T, the tokens of a row.
         """
         attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * length
         head = config.vocab_size * config.hidden_size

@@ -1,4 +1,4 @@
-"""What the flags of `minigpt train` mean for each family. It needs no torch, and so `--help` is quick.
+"""The flags of `minigpt train` for each family. This module does not import torch, so `--help` is quick.
 
 OPTIONS["gpt"].model_config(config, vocab_size)     # config: an object with the flags as attributes
 OPTIONS["gpt"].UNSUPPORTED                          # flags that the family does not have
@@ -15,15 +15,15 @@ FamilyName = Literal["gpt", "qwen3"]
 
 
 class FamilyOptions(Protocol):
-    """What a family's `options` module has."""
+    """The interface of a family's `options` module."""
 
-    # flag of another family -> the value that asks for nothing. Any other value is an error: to ignore it
-    # would train something else than what was asked for.
+    # flag of another family -> its value when it is not set. Any other value is an error: to ignore the flag
+    # would train another model than the user asked for.
     UNSUPPORTED: dict[str, Any]
 
     def model_config(self, options: Any, /, vocab_size: int) -> Any:
-        """The model's configuration; InputError, in the flags' names, for sizes that make no model."""
+        """Build the model configuration. Raises InputError, with the flags' names, for impossible sizes."""
 
 
 OPTIONS: dict[FamilyName, FamilyOptions] = {"gpt": gpt2, "qwen3": qwen3}
-RECOMMENDED: FamilyName = "qwen3"  # a lower loss than gpt's after equal time, at equal parameters (LOG.md)
+RECOMMENDED: FamilyName = "qwen3"  # lower loss than gpt after equal time, with equal parameters (LOG.md)

@@ -1,10 +1,10 @@
-"""The model families by name, and a model of whichever family a configuration belongs to.
+"""The model families by name, and the family of a configuration.
 
-    family = family_of(model.config)         # a Family: see .family for what it can do
+    family = family_of(model.config)         # a Family, see family.py
     model = new_model(GPTConfig(n_embd=64))
 
-The rest of minigpt works on any family. It asks a model for `config`, `base_model` (ids -> hidden vectors),
-`blocks` and `lm_head`, and a configuration for `parameter_count()` and Hugging Face's common names
+The rest of minigpt works with any family. It uses a model's `config`, `base_model` (ids -> hidden states),
+`blocks` and `lm_head`, and a configuration's `parameter_count()` and Hugging Face's common names
 (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`,
 `max_position_embeddings`, `vocab_size`).
 """
@@ -32,15 +32,15 @@ BY_CONFIG: dict[type, Family] = {family.config_class: family for family in FAMIL
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of a configuration in memory."""
+    """Return the family of a configuration object."""
     return BY_CONFIG[type(config)]
 
 
 def family_of_json(values: Mapping[str, Any]) -> Family:
-    """The family that the contents of a config.json belong to.
+    """Return the family of a config.json, given its content.
 
     Raises:
-        InputError: if there is no such family here.
+        InputError: if minigpt has no such family.
     """
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
@@ -51,18 +51,19 @@ def family_of_json(values: Mapping[str, Any]) -> Family:
 
 
 def new_model(config: ModelConfig, *, zero_projections: bool = False) -> LanguageModel:
-    """A model with freshly drawn weights, from torch's random generator.
+    """Make a model with random weights, from torch's random generator.
 
     Args:
-        zero_projections: set the last matrices of attention and MLP in each block to zero, and an lm_head
-            that is not tied. Each block begins by adding nothing (https://arxiv.org/abs/1901.09321), and at
-            first all tokens are equally likely (https://arxiv.org/abs/2203.03466). The blocks' other matrices
-            get a gradient from the second step on: only for learning rates that are high enough to leave.
+        config: configuration of the model.
+        zero_projections: set the last matrices of attention and MLP in each block to zero, and an untied
+            lm_head. Each block then adds nothing at first (https://arxiv.org/abs/1901.09321), and all tokens
+            are equally likely (https://arxiv.org/abs/2203.03466). The other matrices of the blocks get a
+            gradient only from the second step on, so this needs high learning rates.
     """
     family = family_of(config)
     model: LanguageModel = family.model_class(config)
     if zero_projections:
-        zeros = [f".{end}" for end in family.residual_projections] + [HEAD]  # a tied head has another name
+        zeros = [f".{end}" for end in family.residual_projections] + [HEAD]  # a tied lm_head is not listed
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith(tuple(zeros)):
@@ -71,9 +72,9 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
 
 
 def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:
-    """The parts and how many values each holds in all blocks; their sum is config.parameter_count()."""
+    """Return the parts of a model and their parameter counts, summed over blocks."""
     counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():  # a tied tensor comes once, under its first name
+    for name, parameter in model.named_parameters():  # a tied tensor is listed once, under its first name
         if only_trained and not parameter.requires_grad:
             continue
         part = re.sub(r"\.\d+\.", ".*.", name).removeprefix(family_of(model.config).prefix)

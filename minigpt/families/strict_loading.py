@@ -1,4 +1,4 @@
-"""Weights that are finite, models without memory, and loading a state_dict: what every family does alike."""
+"""Functions for loading that all families share: checks for NaN, models on "meta", casts."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +30,10 @@ Result = TypeVar("Result")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity: one pass and no copy; torch.isfinite makes several."""
+    """Return True if a tensor holds no NaN or infinity. Makes one pass and no copy; torch.isfinite copies."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
-    ends = torch.stack(torch.aminmax(tensor.detach()))  # a NaN anywhere is both the minimum and the maximum
+    ends = torch.stack(torch.aminmax(tensor.detach()))  # if there is a NaN, both ends are NaN
     return bool(ends.isfinite().all())
 
 
@@ -46,10 +46,17 @@ def require_finite(name: str, tensor: Tensor) -> None:
 def cast(
     name: str, tensor: Tensor, dtype: torch.dtype, pages: LargePages | None = None, own: bool = False
 ) -> Tensor:
-    """A contiguous copy in another dtype, in large pages where `pages` are given; `own` as in LargePages.
+    """Return a contiguous copy in another dtype.
+
+    Args:
+        name: name of the tensor, for messages.
+        tensor: the tensor.
+        dtype: dtype of the copy.
+        pages: put the copy into large pages of memory.
+        own: see LargePages.copied.
 
     Raises:
-        InputError: if the tensor holds NaN or infinity, or a value that the new dtype cannot hold.
+        InputError: if the tensor holds NaN or infinity, or a value that is too large for the dtype.
     """
     if pages is None:
         copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
@@ -63,7 +70,7 @@ def cast(
 
 
 def two_at_a_time(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """What `read` returns for each item, in their order. Torch releases Python while it copies."""
+    """Yield the results of `read` in order, computed in two threads. (torch copies without the GIL.)"""
     with ThreadPoolExecutor(2) as pool:
         yield from pool.map(read, items)
 
@@ -72,7 +79,7 @@ def two_at_a_time(read: Callable[[Item], Result], items: Iterable[Item]) -> Iter
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skips torch.nn.init, which draws nothing on "meta", but loads torch._dynamo: most of a second."""
+    """Skips torch.nn.init, which does nothing on "meta" but imports torch._dynamo (most of a second)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -82,10 +89,10 @@ class _SkipInit(TorchFunctionMode):
 
 
 def on_meta(model_class: Callable[[Any], nn.Module], config: Any) -> Any:
-    """A model on the "meta" device: shapes, but neither memory nor time for weights.
+    """Make a model on the "meta" device: it has shapes, but takes neither memory nor time.
 
     Raises:
-        InputError: if a tensor would have more values than can be counted.
+        InputError: if a tensor would have more values than a 64-bit number can count.
     """
     try:
         with torch.device("meta"), _SkipInit():
@@ -98,10 +105,10 @@ def on_meta(model_class: Callable[[Any], nn.Module], config: Any) -> Any:
 
 @lru_cache(maxsize=8)
 def parameter_shapes(model_class: Callable[[Any], nn.Module], config: Hashable) -> dict[str, torch.Size]:
-    """The shape of each parameter of model_class(config); a tensor with two names has its first one."""
+    """Return the shape of each parameter of model_class(config). A shared tensor is listed once."""
     return {name: parameter.shape for name, parameter in on_meta(model_class, config).named_parameters()}
 
 
 def tensor_kind(tensor: Tensor) -> str:
-    """The text that `differences` compares: dtype and shape. All floating-point dtypes count as one."""
+    """Return dtype and shape as text, for `differences`. All floating-point dtypes give "float"."""
     return f"{'float' if tensor.is_floating_point() else tensor.dtype} {tuple(tensor.shape)}"

@@ -1,7 +1,9 @@
-"""Fine-tuning: from existing weights to one's own model.
+"""Fine-tuning: which weights of a given model are trained, and what is added to them.
 
-It imports families and storage. No command uses it yet. In reading order:
+It imports families and storage. minigpt/training/objective.py uses it. In reading order:
 
+    freezing.py     trains some parameters and freezes the others
     lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA): apply, merge
-    adapters.py     PEFT's adapter folders, read and written
+    adapters.py     reads and writes PEFT's adapter folders
+    embeddings.py   more rows in embedding and head, for new tokens
 """

@@ -1,11 +1,11 @@
-"""Files on disk: written as a whole or not at all, read with bounds, verified.
+"""Files on disk: atomic writing, size limits when reading, checksums.
 
-It may import errors. In reading order:
+This folder may import errors. In reading order:
 
     files.py                atomic writing, SHA-256, a folder's manifest
-    json_files.py           the one way in for JSON
+    json_files.py           reads JSON files, with limits
     safetensors_header.py   the header of a safetensors file
-    safetensors_files.py    tensors in safetensors, one file or several
-    large_pages.py          copies of weights in memory that is read faster
-    read_ahead.py           a directory's weights, read while Python imports torch
+    safetensors_files.py    weights in one safetensors file or several
+    large_pages.py          copies of weights in large pages of memory, which are faster to read
+    read_ahead.py           reads weights in a thread while Python imports torch
 """

@@ -1,8 +1,8 @@
-"""Files that are either whole or not there: atomic writing, hashes, and a folder's manifest.
+"""Atomic writing: a file is either complete or does not exist. Also hashes, and a folder's manifest.
 
-A file is written under a temporary name beside its goal, flushed to the disk, and then renamed: a crash, a
-full disk or Ctrl-C leaves the old file as it was. A manifest lists a folder's files with size and SHA-256:
-one flipped bit in a weight file loads silently everywhere else; here it is noticed.
+A file is written under a temporary name in the same folder, flushed to the disk, and then renamed. After a
+crash, a full disk or Ctrl-C the old file is unchanged. A manifest lists the files of a folder with size and
+SHA-256. Without it, a flipped bit in a weight file would load without an error.
 """
 
 import contextlib
@@ -35,37 +35,37 @@ MANIFEST = "manifest.json"
 
 
 def _no_hook(point: str) -> None:
-    """The default of `step_hook`: do nothing."""
+    """Do nothing. The default of `step_hook`."""
 
 
-# Called with the name of each point that writing passes ("model.safetensors: flushed"). Only the tests and
-# the benchmark that kill a run at each of them, or let the disk fail there, put another function here.
+# Called at each step of writing with the step's name ("model.safetensors: flushed"). The tests and a
+# benchmark replace it, to kill the process or simulate a disk error at that step.
 step_hook: Callable[[str], None] = _no_hook
 
 
 def reached(point: str) -> None:
-    """Say that writing has come to a named point, for `step_hook`."""
+    """Call `step_hook` with the name of a step of writing."""
     step_hook(point)
 
 
 @contextlib.contextmanager
 def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends without an error.
+    """Open a binary file that replaces `path` when the block ends without an error.
 
-    A link is written through, a device or pipe (/dev/null) is written to directly.
+    If `path` is a link, its target is replaced. A device or pipe (/dev/null) is written to directly.
 
     Raises:
-        InputError: if it cannot be written; the text names the path, the reason and the free bytes.
+        InputError: if the file cannot be written; the message has the path, the reason and the free bytes.
     """
     goal = Path(os.path.realpath(path))
     temporary = _temporary_name(goal)
     with _explained(Path(path), goal, temporary):
-        if goal.is_symlink():  # after realpath: it leads back to itself
+        if goal.is_symlink():  # realpath has not resolved it: the link leads to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(goal))
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory; a file name is needed", str(goal))
         if Path(path).exists() and not Path(path).is_file():
-            with Path(path).open("wb") as device:  # renaming a file over /dev/null would break the system
+            with Path(path).open("wb") as device:  # never replace a device such as /dev/null
                 yield device
             return
         _make_folder(goal.parent)
@@ -88,7 +88,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a whole file, or leave what was there untouched (see `atomic_open`)."""
+    """Write a file atomically (see `atomic_open`)."""
     data = content.encode() if isinstance(content, str) else content
     with atomic_open(path) as file:
         file.write(data)
@@ -97,15 +97,15 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
 def atomic_folder(
     goal: Path, fill: Callable[[Path], None], before_rename: Callable[[], None] | None = None
 ) -> None:
-    """Make the new folder `goal`: filled under a temporary name, with a manifest, flushed, then renamed.
+    """Make the new folder `goal` atomically: fill a temporary folder, add a manifest, flush, rename.
 
     Args:
-        goal: must not exist when the folder is to be renamed.
-        fill: writes the files into the folder that it is given.
-        before_rename: called when the new folder is whole and on the disk; may move an old `goal` away.
+        goal: the folder. It must not exist at the time of the rename.
+        fill: writes the files into the temporary folder.
+        before_rename: called when the new folder is complete and on the disk. It may move an old `goal` away.
 
     Raises:
-        InputError: if the folder cannot be written; nothing is left behind.
+        InputError: if the folder cannot be written; the temporary folder is removed.
     """
     temporary = _temporary_name(goal)
     with _explained(goal, goal, temporary):
@@ -133,10 +133,10 @@ def atomic_folder(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, so that a power cut takes none of them away. It may exist already.
+    """Make a folder and its parents, and flush them, so that they survive a power cut. It may already exist.
 
     Raises:
-        InputError: if it cannot be made; the text names the path, the reason and the free bytes.
+        InputError: if it cannot be made; the message has the path, the reason and the free bytes.
     """
     with _explained(folder, folder, folder):
         _make_folder(folder)
@@ -146,11 +146,11 @@ def _make_folder(folder: Path) -> None:
     new = [level for level in (folder, *folder.parents) if not level.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # "File exists" would puzzle people
+    except FileExistsError:  # a parent is a file; "File exists" would be misleading
         text = f"{os.strerror(errno.ENOTDIR)}: {folder}"
         raise NotADirectoryError(errno.ENOTDIR, text, str(folder)) from None
     for level in new:
-        with contextlib.suppress(PermissionError):  # a parent that may be passed through but not read
+        with contextlib.suppress(PermissionError):  # some parents may not be opened
             sync_folder(level.parent)
 
 
@@ -160,16 +160,16 @@ def _temporary_name(goal: Path) -> Path:
 
 @contextlib.contextmanager
 def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
-    """Replace the operating system's message by ours, with the path that the user knows."""
+    """Convert an OSError to an InputError that names the path which the user knows."""
     try:
         yield
-    except InputError as error:  # from a file inside the temporary folder
+    except InputError as error:  # raised for a file in the temporary folder
         raise InputError(str(error).replace(str(temporary), str(name))) from error
     except OSError as error:
         culprit = goal if error.filename is None else Path(os.fsdecode(error.filename))
         is_ours = culprit in (name, goal, temporary, *goal.parents) or temporary in culprit.parents
         if isinstance(error, BrokenPipeError) or not is_ours:
-            raise  # about another file, which was read or printed meanwhile
+            raise  # the error is about another file
         raise InputError(f"cannot write {name}: {_reason(error, goal)}; nothing was changed") from error
 
 
@@ -179,7 +179,7 @@ def _reason(error: OSError, goal: Path) -> str:
 
 
 def _sync_entry(goal: Path) -> None:
-    """Make a rename permanent. The renamed file is whole by now: so the message is another one."""
+    """Flush the folder after a rename. An error has its own message, because the file itself is complete."""
     try:
         sync_folder(goal.parent)
         reached(f"{goal.name if goal.is_file() else 'folder'}: parent flushed")
@@ -190,27 +190,27 @@ def _sync_entry(goal: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries: a rename is only safe once its folder is on the disk."""
-    if os.name == "nt":  # folders cannot be opened there
+    """Flush a folder to the disk. A rename survives a power cut only after that."""
+    if os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by some network file systems
             raise
     finally:
         os.close(descriptor)
 
 
 def sha256(path: Path | str) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_manifest(folder: Path) -> None:
-    """List every file of `folder` with size and SHA-256 in manifest.json, and flush all of it to the disk."""
+    """Write manifest.json with size and SHA-256 of every file in the folder, and flush all files."""
     files = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb+") as file:
@@ -229,12 +229,12 @@ def _write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path | str) -> None:
-    """Check every file of a folder against its manifest.json.
+    """Compare every file of a folder with its manifest.json.
 
-    A link to a file counts as what it leads to: download caches are made of links.
+    Links are followed, because download caches consist of links.
 
     Raises:
-        InputError: naming the first file that is missing, additional, or differs in size or hash.
+        InputError: if a file is missing, additional, or differs in size or hash; the message names it.
     """
     folder = Path(folder)
     expected = _read_manifest(folder / MANIFEST)
@@ -256,7 +256,7 @@ def verify_manifest(folder: Path | str) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Size and hash of each file that a manifest lists."""
+    """Read a manifest. Returns size and hash of each file."""
     manifest = read_json(path, missing="this folder was not written completely")
     try:
         version, files = manifest.pop("format"), manifest.pop("files")

@@ -1,10 +1,10 @@
-"""Reads the JSON that a file holds: bounded, and each complaint is one line.
+"""Reads JSON files, with limits. Each error is one line.
 
     config = read_json(folder / "config.json", missing=f"{folder} is no model directory")
 
-Refused are: what is no regular file (a pipe or device could wait for ever), more than `max_bytes`, a depth of
-more than 100, a whole number of more than 4,300 digits, bytes that are not UTF-8, a key that comes twice (it
-is unclear which value is meant, and programs differ in it), and a top level that is no object.
+An error is raised for: anything but a regular file (reading a pipe or device might never end), more than
+`max_bytes`, more than 100 levels of nesting, an integer of more than 4,300 digits, invalid UTF-8, a key that
+occurs twice in an object (programs disagree about which value counts), and a top level that is no object.
 """
 
 import json
@@ -21,19 +21,20 @@ from minigpt.errors import InputError
 
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "reading"]
 
-MAX_BYTES = 256_000_000  # the largest tokenizer.json files have a tenth of it
+MAX_BYTES = 256_000_000  # ten times the largest tokenizer.json files
 MAX_DEPTH = 100
 
 
 def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Read a JSON object from a file.
 
     Args:
-        missing: the end of the message about a file that does not exist.
-        max_bytes: of the file.
+        path: the file.
+        missing: end of the error message if the file does not exist.
+        max_bytes: largest size of the file.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if the file is missing or wrong; the message names it.
     """
     path = Path(path)
     try:
@@ -52,13 +53,13 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
 
 
 def _open_regular(path: Path) -> int:
-    """A descriptor to read a file with, which never waits.
+    """Open a regular file for reading, without ever waiting. Returns the descriptor.
 
     Raises:
-        InputError: if it is no regular file.
+        InputError: if it is not a regular file.
         OSError: if it cannot be opened.
     """
-    # A pipe without a writer would wait to be opened; one with O_NONBLOCK does not.
+    # Without O_NONBLOCK, opening a pipe would wait until another program writes to it.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     kind = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(kind):
@@ -69,13 +70,14 @@ def _open_regular(path: Path) -> int:
 
 @contextmanager
 def reading(path: Path, missing: str = "") -> Iterator[BinaryIO]:
-    """A file that is open to be read. It must be a regular one.
+    """Open a regular file for reading.
 
     Args:
-        missing: the end of the message about a file that does not exist.
+        path: the file.
+        missing: end of the error message if the file does not exist.
 
     Raises:
-        InputError: if it is none, or cannot be opened or read.
+        InputError: if it is not a regular file, or cannot be opened or read.
     """
     try:
         with open(_open_regular(path), "rb") as file:
@@ -87,10 +89,10 @@ def reading(path: Path, missing: str = "") -> Iterator[BinaryIO]:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: saying in one line what is wrong with it.
+        ValueError: if it is invalid or exceeds a limit; the message is one line.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content

@@ -1,12 +1,12 @@
-"""Memory in large pages, and copies of weights in it, side by side.
+"""Copies of weights in large pages of memory.
 
     pages = LargePages()          # one for all weights of a model
     weight = pages.copied(tensor)
 
-A decoding step reads every weight once. In pages of 4 KiB the processor looks up an address every 64 cache
-lines; in pages of 2 MiB hardly ever. GPT-2's 124M decodes a fifth faster in float32 from large pages, and two
-fifths in int8 (LOG.md). Few matrices are a whole number of such pages long: so they share blocks. Where the
-system has no large pages, the memory is ordinary.
+A decoding step reads every weight once. With pages of 4 KiB, the processor must look up an address after
+every 64 cache lines; with pages of 2 MiB hardly ever. From large pages, GPT-2's 124M generates a fifth faster
+in float32, and two fifths faster in int8 (LOG.md). Matrices are rarely a multiple of 2 MiB, so several share
+a block of memory. If the system has no large pages, the memory is ordinary.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["LargePages", "ask_for_large_pages", "new_memory"]
 
 PAGE = 2**21  # bytes of a large page
-_BLOCK = 2**24  # bytes; a block lives as long as a tensor in it
-_ALIGNED = 256  # each copy begins at a multiple of this many bytes
+_BLOCK = 2**24  # bytes of a block; it is freed when no tensor uses it any more
+_ALIGNED = 256  # the address of each copy is a multiple of this
 
 
 def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
-    """New memory, and `size` bytes of it that begin where a large page may; freed with its last user."""
+    """Allocate memory. Returns it, and a view of `size` bytes that begins at a multiple of a large page."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, -(-size // PAGE) * PAGE + PAGE, **private)
     begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PAGE
@@ -34,29 +34,30 @@ def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
 
 
 def ask_for_large_pages(memory: mmap.mmap) -> None:
-    """Ask Linux for large pages, madvise(2): now if the memory is not written yet, else when it has time."""
+    """Ask Linux for large pages (madvise). For memory in use, the kernel may convert it later."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # the kernel may have no large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 class LargePages:
-    """Memory for copies. Several threads may use it; no tensor's storage contains its neighbours."""
+    """Copies tensors into large pages. Thread-safe. Each tensor has its own storage within a block."""
 
     def __init__(self) -> None:
-        self._free: list[memoryview] = []  # the end of each block
+        self._free: list[memoryview] = []  # the unused end of each block
         self._lock = threading.Lock()
 
     def copied(
         self, tensor: "torch.Tensor", dtype: "torch.dtype | None" = None, *, own: bool = False
     ) -> "torch.Tensor":
-        """A contiguous copy on the same device, of another dtype where one is given.
+        """Return a contiguous copy on the same device.
 
         Args:
-            own: the caller alone has this tensor. Where the dtype stays, its values are put in order in
-                their place and not copied.
+            tensor: the tensor.
+            dtype: dtype of the copy. Default: the tensor's.
+            own: the caller gives the tensor away. If the dtype is the same, its memory is then reused.
         """
-        import torch  # here: .read_ahead uses this module while torch is being imported
+        import torch  # not at the top: .read_ahead must not wait for torch
 
         dtype = dtype or tensor.dtype
         if own and dtype == tensor.dtype:

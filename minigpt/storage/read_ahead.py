@@ -1,11 +1,11 @@
-"""Where a model directory's weights are, and their bytes, read in a thread while Python imports torch.
+"""Finds the weights of a model folder, and reads them in a thread while Python imports torch.
 
     ahead = ReadAhead(Path("output/best"))
-    import torch  # which keeps one core busy for a second
+    import torch  # keeps one core busy for a second
     model, tokenizer = load_model_and_tokenizer("output/best", ahead=ahead)
 
-Most of what reading a model costs is the first use of new memory; it happens here beside the import. No error
-is raised: `minigpt.storage.safetensors_files` reads a damaged file again, and says what is wrong with it.
+Loading a model is slow mainly because new memory is used for the first time; here that happens during the
+import. This module raises no errors: for a damaged file, `minigpt.storage.safetensors_files` raises one.
 """
 
 import contextlib
@@ -22,42 +22,41 @@ from minigpt.storage.safetensors_header import read_header
 __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-KEPT = 2**18  # bytes: a smaller tensor is copied, so that it does not keep its neighbours in memory
+KEPT = 2**18  # bytes; smaller tensors are copied, so that their block can be freed
 
-_BLOCK = 2**24  # bytes that are read in one go at most, or one tensor that is larger
-_MOST = 2**31  # bytes: more cannot be read during an import
-_PIECE = 2**30  # bytes of one system call, which are limited to near twice as many
-_LINE = 64  # bytes of a cache line: a tensor that begins between two lines is left out
+_BLOCK = 2**24  # most bytes that are read at once; a larger tensor is read alone
+_MOST = 2**31  # most bytes that are read ahead: more would take longer than the import
+_PIECE = 2**30  # bytes of one system call; the limit of Linux is nearly twice this
+_LINE = 64  # bytes of a cache line; a tensor that is not aligned to it is not read ahead
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a directory has weights under the names used here. It does not look into them."""
+    """Return True if a folder has files with the names of weights. The files are not opened."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
 def folder_of_weights(folder: Path) -> Path:
-    """The directory itself; for a run's folder, which has no weights, its `best`, or else its `last`."""
+    """Return the folder with the weights: `folder` itself, or for a run its `best`, or else its `last`."""
     if not has_weights(folder):
-        for name in ("best", "last"):  # a run that was stopped before its first evaluation has no `best`
+        for name in ("best", "last"):  # a run has no `best` before its first evaluation
             if (folder / name).is_dir():
-                return (folder / name).resolve()  # resolved now: training may move the link
+                return (folder / name).resolve()  # resolve the link now, because training may move it
     return folder
 
 
 class ReadAhead:
-    """The bytes of a directory's tensors, in memory of their own. A thread begins to read them at once.
+    """Reads the tensors of a model folder into memory, in a thread that starts at once.
 
     Args:
-        folder: as `folder_of_weights` takes it. Without weights in safetensors nothing is read; of large ones
-            the first two GiB.
+        folder: a folder as in `folder_of_weights`. Only safetensors files are read, and at most 2 GiB.
     """
 
     def __init__(self, folder: Path) -> None:
         self._states: dict[Path, os.stat_result] = {}
         self._blocks: dict[tuple[Path, str], _Block] = {}
         self._contents: dict[tuple[Path, str], memoryview] = {}
-        with contextlib.suppress(OSError, RuntimeError):  # about names and permissions; too many threads
-            if hasattr(os, "preadv"):  # Windows has none
+        with contextlib.suppress(OSError, RuntimeError):  # no access to files, or too many threads
+            if hasattr(os, "preadv"):  # does not exist on Windows
                 folder = folder_of_weights(folder)
                 pattern = WEIGHTS if (folder / WEIGHTS).exists() else "model-*-of-*.safetensors"
                 blocks = [block for path in sorted(folder.glob(pattern)) for block in self._planned(path)]
@@ -67,9 +66,9 @@ class ReadAhead:
                 self._blocks = {(one.path, place.name): one for one in blocks for place in one.places}
 
     def take(self, path: Path, name: str) -> memoryview | None:
-        """A tensor's bytes, which nothing else uses; the second time None, or if the file has changed.
+        """Return a tensor's bytes, for the caller alone. None if taken already, or if the file has changed.
 
-        Waits until they are read. They keep the block that was read with them in memory.
+        Waits until the bytes are read. They keep their whole block in memory.
         """
         if (path, name) not in self._blocks:
             return None
@@ -80,7 +79,7 @@ class ReadAhead:
         return None
 
     def _planned(self, path: Path) -> "list[_Block]":
-        """What to read in one go; nothing of a file that is damaged."""
+        """Plan the blocks of a file. For a damaged file there are none."""
         blocks: list[_Block] = []
         with contextlib.suppress(OSError, InputError):
             self._states[path] = path.stat()
@@ -92,7 +91,7 @@ class ReadAhead:
 
     def _read(self, blocks: "list[_Block]") -> None:
         for block in blocks:
-            # On any error `take` must not wait for ever: its caller reads the file, and gets the error.
+            # After an error, `take` must not wait for ever: it returns None, and its caller reads the file.
             with contextlib.suppress(Exception):
                 first = block.places[0].begin
                 content = _bytes_of(block.path, first, block.size)
@@ -103,7 +102,7 @@ class ReadAhead:
 
 
 class _Place(NamedTuple):
-    """Where a tensor is in its file, in bytes."""
+    """The place of a tensor in its file: first byte and end."""
 
     begin: int
     end: int
@@ -111,7 +110,7 @@ class _Place(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Tensors side by side in a file."""
+    """Neighbouring tensors in a file that are read at once."""
 
     path: Path
     places: list[_Place]
@@ -119,12 +118,12 @@ class _Block(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Number of bytes."""
         return self.places[-1].end - self.places[0].begin
 
 
 def _bytes_of(path: Path, begin: int, size: int) -> memoryview:
-    """Read into ordinary pages: new large ones take longer to fill where a host has to find them first."""
+    """Read bytes of a file into ordinary pages. (Large pages would take longer to fill on some hosts.)"""
     memory, content = new_memory(size)
     filled = 0
     with path.open("rb", buffering=0) as file:
@@ -133,7 +132,7 @@ def _bytes_of(path: Path, begin: int, size: int) -> memoryview:
             if not count:
                 raise EOFError(f"{path} ends early")
             filled += count
-    ask_for_large_pages(memory)  # Linux may merge the small ones, some each minute
+    ask_for_large_pages(memory)  # Linux may merge small pages later, some per minute
     return content
 
 

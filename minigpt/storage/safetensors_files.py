@@ -1,10 +1,10 @@
-"""Weights in safetensors: one model.safetensors, or shards with an index, named as Hugging Face names them.
+"""Weights in safetensors: one model.safetensors, or shards with an index, with Hugging Face's file names.
 
-    weights = WeightFiles("my-model")    # looks at the headers: names, types, shapes
-    weights["transformer.wte.weight"]    # reads this tensor, and keeps nothing of it
+    weights = WeightFiles("my-model")    # reads the headers: names, types, shapes
+    weights["transformer.wte.weight"]    # reads this tensor; it is not cached
     write_weights(folder, tensors, max_shard_size="5GB")
 
-A pickle can run code, so there is no way here to read one. `minigpt.families` knows what the names mean.
+Pickles are never read, because a pickle can run code. `minigpt.families` knows the meaning of the names.
 """
 
 import json
@@ -52,28 +52,28 @@ assert list(_DTYPES) == list(ITEM_SIZES), "safetensors_parts writes tensors in t
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """One safetensors file's tensors by name. Each look-up reads from the disk and keeps nothing.
+    """The tensors of one safetensors file, by name. Each look-up reads from the disk; nothing is cached.
 
     Args:
         path: the file.
-        ahead: where its bytes may be in memory already.
-        missing: the end of the message about a file that does not exist.
+        ahead: a ReadAhead that may have its bytes in memory.
+        missing: end of the error message if the file does not exist.
 
     Raises:
-        InputError: if the file is missing, or is no safetensors file.
+        InputError: if the file is missing or not a safetensors file.
     """
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        self.own: set[str] = set()  # names of the tensors that were returned in memory of their own
-        self.described = {  # on "meta": dtype and shape
+        self.own: set[str] = set()  # names of returned tensors whose memory nothing else uses
+        self.described = {  # tensors on "meta", for dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
             for name, entry in read_header(path, missing).items()
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        # Opened for each tensor: what is read is a window into the file, and the window closes with its last
-        # user. Through one window for the whole file, a process would soon hold all of it a second time.
+        # The file is opened for each tensor. A tensor is a memory-mapped view of the file, and the mapping
+        # ends with its last user. With one mapping for the file, all of it would soon be in memory twice.
         form, content = self.described[name], self._ahead.take(self.path, name) if self._ahead else None
         self.own.discard(name)
         if content is not None and content.nbytes == form.nbytes:
@@ -95,22 +95,22 @@ class TensorFile(Mapping[str, Tensor]):
 
 
 class WeightFiles(Mapping[str, Tensor]):
-    """A directory's tensors by name: those of model.safetensors, or else of the shards that its index lists.
+    """The tensors of a folder, by name: from model.safetensors, or else from the shards in its index.
 
     Args:
-        folder: the directory.
-        ahead: where their bytes may be in memory already.
+        folder: the folder.
+        ahead: a ReadAhead that may have the bytes in memory.
 
     Raises:
-        InputError: if a file is missing, is no safetensors file, or is another one than the index says.
+        InputError: if a file is missing, is not a safetensors file, or differs from the index.
     """
 
     def __init__(self, folder: Path | str, ahead: ReadAhead | None = None) -> None:
         folder = Path(folder)
-        self.path = _find(folder)  # for messages
+        self.path = _find(folder)  # used in messages
         self._parts: list[TensorFile] = []
         self._files: dict[str, TensorFile] = {}
-        self.described: dict[str, Tensor] = {}  # on "meta": dtype and shape
+        self.described: dict[str, Tensor] = {}  # tensors on "meta", for dtype and shape
         names_of = {WEIGHTS: None} if self.path.name == WEIGHTS else _read_index(self.path)
         for file_name, names in names_of.items():
             file = TensorFile(folder / file_name, ahead)
@@ -123,7 +123,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     @property
     def own(self) -> set[str]:
-        """Names of the tensors that were returned in memory of their own."""
+        """Names of the returned tensors whose memory nothing else uses."""
         return {name for file in self._parts for name in file.own}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -137,26 +137,27 @@ class WeightFiles(Mapping[str, Tensor]):
 
 
 def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The same names with tensors that have dtype and shape: of files only the headers are read."""
+    """Return tensors with dtype and shape for the same names. Of files, only the headers are read."""
     return tensors.described if isinstance(tensors, WeightFiles | TensorFile) else tensors
 
 
 def has_own_memory(tensors: Mapping[str, Tensor], name: str) -> bool:
-    """Whether the tensor that was looked up is in memory that nothing else uses."""
+    """Return True if nothing else uses the memory of the tensor that was looked up."""
     return isinstance(tensors, WeightFiles | TensorFile) and name in tensors.own
 
 
 def safetensors_parts(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> Iterator[bytes | memoryview]:
-    """A safetensors file, tensor by tensor: https://github.com/huggingface/safetensors says how it looks.
+    """Yield the bytes of a safetensors file, tensor by tensor, without copying the tensors.
 
-    Together the bytes that `safetensors.torch.save` returns, which makes a copy of all tensors, where this
-    makes none. Its `save_file` makes none either, but files that only their owner may read, and its errors
-    are no OSErrors.
+    The format: https://github.com/huggingface/safetensors. The bytes are the same as those of
+    `safetensors.torch.save`, which copies all tensors. Its `save_file` does not copy, but makes files that
+    only their owner may read, and raises errors that are not OSErrors.
 
     Args:
-        tensors: contiguous, on the CPU, of the types above.
+        tensors: contiguous tensors on the CPU, of the dtypes above.
+        metadata: texts for the header.
     """
     places = {dtype: (place, name) for place, (name, dtype) in enumerate(_DTYPES.items())}
     order = sorted(tensors, key=lambda name: (places[tensors[name].dtype], name))
@@ -178,18 +179,19 @@ def safetensors_parts(
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int | str = "5GB") -> None:
-    """Write tensors, and empty the dictionary meanwhile. The same tensors give the same bytes.
+    """Write weights to a folder. The dict is emptied meanwhile. Equal tensors give equal bytes.
 
-    Up to `max_shard_size` there is one model.safetensors; of more, shards in the dictionary's order, each
-    filled as far as the next tensor allows, and an index. What an earlier call left and no longer belongs
-    here is removed.
+    Weights up to `max_shard_size` go into one model.safetensors. Larger ones go into shards, in the order of
+    the dict, with an index. Weight files of an earlier call that are not needed any more are removed.
 
     Args:
-        tensors: contiguous, on the CPU, none sharing memory with another.
-        max_shard_size: bytes, or a text like "500MB", in powers of 1000 as in Hugging Face's libraries.
+        folder: the folder.
+        tensors: contiguous tensors on the CPU that share no memory.
+        max_shard_size: a number of bytes, or text such as "500MB" (1 MB is 1,000,000 bytes, as at Hugging
+            Face).
 
     Raises:
-        InputError: for a size that is not one, or a file that cannot be written.
+        InputError: for an invalid size, or a file that cannot be written.
     """
     limit = parse_size(max_shard_size)
     shards: list[list[str]] = []
@@ -224,7 +226,7 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int 
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes.
+    """Convert a size to a number of bytes.
 
     >>> parse_size("5GB"), parse_size("1.5 MB"), parse_size(4096)
     (5000000000, 1500000, 4096)
@@ -240,7 +242,7 @@ def parse_size(size: int | str) -> int:
 
 
 def _find(folder: Path) -> Path:
-    for name in (WEIGHTS, INDEX):  # this order is transformers'
+    for name in (WEIGHTS, INDEX):  # the same order as in transformers
         if (folder / name).exists():
             return folder / name
     text = f"{folder / WEIGHTS} is missing: weights are read from safetensors, never from a pickle"
@@ -252,13 +254,13 @@ def _find(folder: Path) -> Path:
 
 
 def _read_index(path: Path) -> dict[str, set[str]]:
-    """The names that each shard must have."""
+    """Read an index. Returns for each shard the names of its tensors."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path}: weight_map must be an object from tensor to file")
     shards: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
-        # a plain name: an index must not make us open files elsewhere
+        # only a plain file name is allowed: an index must not make minigpt open files in other folders
         if not (isinstance(file_name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file_name)):
             raise InputError(f"{path}: {name} must be in a .safetensors file beside it: got {file_name!r}")
         shards.setdefault(file_name, set()).add(name)

@@ -1,10 +1,10 @@
-"""The header of a safetensors file: which tensor has which type and shape, and where its bytes are.
+"""Reads the header of a safetensors file: type, shape and place of each tensor.
 
     entries = read_header(Path("model.safetensors"))     # name -> Entry, in the order of the file
 
-A file is 8 bytes with the length of a JSON header, the header, and then the tensors, one after the other
-without gaps: https://github.com/huggingface/safetensors. Length, JSON, types, shapes and offsets are checked,
-and that the tensors fill the file exactly. It needs neither torch nor NumPy.
+A file has 8 bytes with the length of a JSON header, the header, and then the tensors without gaps:
+https://github.com/huggingface/safetensors. Everything is checked: length, JSON, types, shapes, offsets, and
+that the tensors fill the file exactly. This module needs neither torch nor NumPy.
 """
 
 import math
@@ -17,11 +17,11 @@ from minigpt.storage.json_files import parse_json, reading
 
 __all__ = ["ITEM_SIZES", "MAX_HEADER", "PICKLE_REMEDY", "Entry", "read_header"]
 
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_HEADER = 100_000_000  # most bytes of a header; the format's own limit
 PICKLE_REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
 
-# Bytes of a value, in the order in which the library puts a file's tensors. These are the types of weights
-# and of masks beside them; 8-bit floats would need scales besides.
+# type -> bytes of a value, in the order in which the safetensors library sorts tensors. These are the types
+# of weights and masks. 8-bit floats are not supported, because they would need scales.
 ITEM_SIZES = {
     "I64": 8,
     "F64": 8,
@@ -37,7 +37,7 @@ ITEM_SIZES = {
 
 
 class Entry(NamedTuple):
-    """One tensor: its type as the format calls it, and its bytes in the file."""
+    """A tensor in a file: its type (the format's name), its shape, its first byte and its end."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,13 +46,14 @@ class Entry(NamedTuple):
 
 
 def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
-    """The tensors of a file by name, in their order in the file.
+    """Read the header of a file. Returns name -> Entry, in the order of the file.
 
     Args:
-        missing: the end of the message about a file that does not exist.
+        path: the file.
+        missing: end of the error message if the file does not exist.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if the file is missing or damaged; the message names it.
     """
     try:
         with reading(path, missing) as file:
@@ -92,7 +93,7 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
 
 
 def _entry(name: str, entry: Any) -> tuple[str, Entry]:
-    """One row of the header, with offsets as they are there: from the header's end on."""
+    """Check an entry of the header. Its offsets count from the end of the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r:.80} needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding: GPT-2's tokenizer, Qwen's, or one trained on your own texts.
+"""Byte-level byte-pair encoding (BPE): GPT-2's tokenizer, Qwen's, or one trained on your own texts.
 
     >>> tokenizer = BpeTokenizer.train(["low lower lowest", "new newer newest"] * 2, vocab_size=265)
     >>> ids = tokenizer.encode_text("lowest 你")
@@ -7,12 +7,12 @@
     >>> tokenizer.decode(ids)
     'lowest 你'
 
-A text is UTF-8 bytes, so that no character is unknown; frequent neighbours are merged into longer tokens
-(https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The `tokenizers` library does the
-merging; minigpt/reference/bpe.py does the same in plain Python, to be read.
+A text is a sequence of UTF-8 bytes, so no character is unknown. Frequent pairs of neighbours are merged into
+longer tokens (https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The `tokenizers` library
+does the merging; minigpt/reference/bpe.py does the same in plain Python, for reading.
 
-Text never becomes a special token: the library is not told about them, so there is no switch that could be
-set wrong. Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
+The text of a special token never becomes that token: the library does not know the special tokens, so no
+setting can be wrong. Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ __all__ = ["BpeTokenizer"]
 
 
 class BpeTokenizer:
-    """Text <-> ids of byte-level tokens. Make one with `from_folder` or `train`.
+    """Converts text to ids of byte-level tokens and back. Make one with `from_folder` or `train`.
 
     Attributes:
-        eos_token_id, pad_token_id, sep_token_id: None where there is no such token.
-        special_tokens: text -> id of all tokens that stand for no text, in the order of the ids. Qwen's
-            `<think>` is one, too, though its files call it an ordinary token.
-        special_ids: the same ids.
-        named_tokens: "eos_token" and other roles -> text of the token that has it.
+        eos_token_id, pad_token_id, sep_token_id: None if there is no such token.
+        special_tokens: text -> id of all tokens that are not ordinary text, ordered by id. It includes Qwen's
+            `<think>`, although Qwen's files call it an ordinary token.
+        special_ids: the ids of the special tokens.
+        named_tokens: role, such as "eos_token" -> text of the token with that role.
         chat_template: the Jinja template that came with the tokenizer, or None.
     """
 
@@ -64,29 +64,30 @@ class BpeTokenizer:
         added = [
             token for token in definition.frame["added_tokens"] if token["content"] in self.special_tokens
         ]
-        # the longest first, as the `tokenizers` library looks for them
+        # the longest first, because the `tokenizers` library matches the longest
         added.sort(key=lambda token: len(token["content"]), reverse=True)
         self._special = re.compile("|".join(map(_expression, added)) or "(?!)")
         lacking = [byte for byte, symbol in enumerate(BYTE_SYMBOLS) if symbol not in definition.vocab]
-        self._lacking = frozenset(lacking)  # bytes without a token: the trainer had not seen them
+        self._lacking = frozenset(lacking)  # bytes that have no token
 
     @classmethod
     def from_folder(
         cls, path: str | Path, kind: str | None = None, whole: dict[str, Any] | None = None
     ) -> "BpeTokenizer":
-        """The tokenizer of a model's folder, in any of the layouts of minigpt/tokenization/bpe_files.py.
+        """Read the tokenizer of a model folder, in any layout of minigpt/tokenization/bpe_files.py.
 
         Args:
-            kind: how text is cut into words, "gpt2" or "qwen2"; needed only where no file says it.
-            whole: what tokenizer.json holds, where it was parsed already: it is megabytes.
+            path: the folder.
+            kind: rule for splitting text into words, "gpt2" or "qwen2". Needed only if no file says it.
+            whole: the parsed tokenizer.json, if the caller has it (parsing megabytes takes time).
 
         Raises:
-            InputError: naming the file, what is wrong with it, and what to do.
+            InputError: if a file is missing or wrong; the message names the file and what to do.
         """
         definition = read_folder(Path(path), kind, whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1", may_drop=True)  # some damage only shows in use
+            tokenizer._encoding("a 1", may_drop=True)  # some damage shows only when a text is encoded
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer
@@ -102,27 +103,28 @@ class BpeTokenizer:
         min_frequency: int = 2,
         on_progress: Callable[[int, str], None] = lambda stage, text: None,
     ) -> "BpeTokenizer":
-        """Learn merges from texts. The same texts, in any order, give the same tokenizer.
+        """Learn a vocabulary from texts. The same texts, in any order, give the same tokenizer.
 
-        Ids 0, 1, 2 are `<pad>`, `<|endoftext|>`, `<sep>`; then `special_tokens`, the 256 bytes, the merges.
+        Ids 0, 1, 2 are `<pad>`, `<|endoftext|>`, `<sep>`. Then come `special_tokens`, 256 bytes, and merges.
 
         Args:
-            vocab_size: entries in all; fewer are made if the texts have no more pairs to merge.
-            kind: how text is cut into words: "gpt2", which keeps every text, or "qwen2", which composes
-                accents (NFC) and takes numbers digit by digit.
-            special_tokens: more of them, such as `<|im_start|>`.
-            min_frequency: how often a pair must stand in the texts to be merged.
-            on_progress: called ten times a second with the stage (1: reading, 2: merging) and how far it is.
+            texts: the texts to learn from.
+            vocab_size: number of entries; fewer if the texts have no more pairs to merge.
+            kind: rule for splitting text into words. "gpt2" changes no text. "qwen2" composes accents (NFC)
+                and splits numbers into digits.
+            special_tokens: further special tokens, such as `<|im_start|>`.
+            min_frequency: least number of times that a pair must occur to be merged.
+            on_progress: called ten times per second with the stage (1: reading, 2: merging) and a text.
 
         Raises:
-            ValueError: if vocab_size is too small for the bytes and special tokens, or kind is unknown.
-            InputError: for half a character (a lone surrogate) in a text, or a special token that is none.
+            ValueError: if vocab_size is too small for bytes and special tokens, or kind is unknown.
+            InputError: for a lone surrogate (half a character) in a text, or an invalid special token.
         """
         return cls(learn(texts, vocab_size, kind, special_tokens, min_frequency, on_progress))
 
     @property
     def definition(self) -> Definition:
-        """What decides the ids, as the files have it: for writing it in another format."""
+        """The content of the tokenizer's files, for writing it in another format."""
         return self._definition
 
     @functools.cached_property
@@ -134,7 +136,7 @@ class BpeTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template that came with the tokenizer (of several: the one named "default"), or None."""
+        """The tokenizer's Jinja template (of several, the one named "default"), or None."""
         template = self._definition.config.get("chat_template")
         if isinstance(template, list):  # older releases: [{"name": ..., "template": ...}, ...]
             named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
@@ -175,18 +177,19 @@ class BpeTokenizer:
         return BpeTokenizer(dataclasses.replace(old, words=words, frame=frame))
 
     def get_vocab_size(self) -> int:
-        """Ids in use, the special tokens included. A model may have more rows: Qwen3's are padded."""
+        """Return the number of ids, special tokens included. (A model may have more rows, as Qwen3 does.)"""
         return self._size
 
     def encode_text(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of a text, and nothing else: no end token.
+        """Return the ids of a text. No end token is added.
 
         Args:
-            allow_special: whether the text of a special token stands for that token. Only for text that no
-                user has written: a prompt with such text could pretend to be something else.
+            text: the text.
+            allow_special: convert the text of a special token to that token. Use it only for text that no
+                user has written: with such text, a prompt could pretend to be part of the template.
 
         Raises:
-            InputError: for half a character (a lone surrogate), naming its position.
+            InputError: for a lone surrogate (half a character); the message says where it is.
         """
         if not allow_special:
             return self._encode(text)
@@ -213,7 +216,7 @@ class BpeTokenizer:
         return encoding
 
     def _require_nothing_dropped(self, text: str, ids: list[int]) -> None:
-        """The library leaves out bytes that have no token."""
+        """Raise InputError if the library has left out bytes, which happens to bytes without a token."""
         normalizer = self._library.normalizer
         whole = (normalizer.normalize_str(text) if normalizer else text).encode()
         if sum(len(self._bytes[index]) for index in ids) != len(whole):
@@ -221,16 +224,16 @@ class BpeTokenizer:
             raise InputError(f"the tokenizer has no tokens for the bytes of {''.join(unknown[:5])!r}")
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a text, and where each begins and ends in it; parts of a character have its place."""
+        """Return the ids of a text, and for each token its start and end in the text (in characters)."""
         encoding = self._encoding(text)
         return encoding.ids, encoding.offsets
 
     def encode_array(self, text: str) -> npt.NDArray[np.int32]:
-        """The ids of a text as an array, (number of tokens,). Raises InputError as `encode_text`."""
+        """Return the ids of a text as an array, (number of tokens,). Raises InputError as `encode_text`."""
         return np.array(self._encode(text), dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of many texts, on all cores; each as `encode_text` gives them. Raises InputError as it."""
+        """Return the ids of many texts, computed on all cores. Raises InputError as `encode_text`."""
         texts = list(texts)
         if self._lacking:
             return [self._encode(text) for text in texts]
@@ -242,13 +245,14 @@ class BpeTokenizer:
             raise in_one_line(error, "a text cannot be encoded") from None
 
     def decode(self, ids: Iterable[SupportsIndex], *, skip_special_tokens: bool = False) -> str:
-        """The text of some ids (a list, array or tensor); bytes that are no UTF-8 become U+FFFD.
+        """Return the text of ids (a list, array or tensor). Invalid UTF-8 becomes U+FFFD.
 
         Args:
-            skip_special_tokens: leave them out; else they are written out, `<|endoftext|>` and padding too.
+            ids: the ids.
+            skip_special_tokens: leave special tokens out. By default their text is included.
 
         Raises:
-            ValueError: for an id outside the vocabulary, naming it, its position and the vocabulary's size.
+            ValueError: for an id outside the vocabulary; the message names the id and its position.
         """
         numbers = [self._checked_id(item, f" at position {position}") for position, item in enumerate(ids)]
         if skip_special_tokens:
@@ -256,7 +260,7 @@ class BpeTokenizer:
         return b"".join(map(self._bytes.__getitem__, numbers)).decode("utf-8", "replace")
 
     def token_bytes(self, index: SupportsIndex) -> bytes:
-        """The bytes of one token: often only part of a character. Raises ValueError as `decode`."""
+        """Return the bytes of one token, often only part of a character. Raises ValueError as `decode`."""
         return self._bytes[self._checked_id(index, "")]
 
     def _checked_id(self, item: SupportsIndex, where: str) -> int:
@@ -269,8 +273,10 @@ class BpeTokenizer:
         return number
 
     def unknown_characters(self, text: str) -> list[str]:
-        """The distinct characters that cannot be encoded: halves of characters (lone surrogates), and those
-        whose bytes have no token. [] for nearly every tokenizer and text."""
+        """Return the distinct characters of a text that cannot be encoded; [] for nearly every text.
+
+        These are lone surrogates (halves of characters) and characters with a byte that has no token.
+        """
         return [
             character
             for character in dict.fromkeys(text)
@@ -278,7 +284,7 @@ class BpeTokenizer:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which `from_folder` and transformers read.
+        """Write tokenizer.json and tokenizer_config.json, for `from_folder` and transformers.
 
         Raises:
             InputError: if a file cannot be written.
@@ -287,7 +293,7 @@ class BpeTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the ids, the same for every layout of the files."""
+        """SHA-256 of everything that decides the ids. It is the same for all layouts of the files."""
         definition = self._definition
         decisive = (
             sorted(definition.tokens.items(), key=lambda item: item[1]),
@@ -305,7 +311,7 @@ class BpeTokenizer:
 
 
 class _Bytes(dict[int, bytes]):
-    """id -> a token's bytes, made when they are first asked for: the first answer needs few of 100,000."""
+    """id -> bytes of the token. Computed on first use, because an answer needs few of 100,000 tokens."""
 
     _byte_of: ClassVar = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 
@@ -320,7 +326,7 @@ class _Bytes(dict[int, bytes]):
 
 
 def _expression(token: dict[str, Any]) -> str:
-    """Where a special token stands in a text that may hold some."""
+    """Return a regular expression that finds a special token in a text."""
     around = r"(?<!\w){}(?!\w)" if token["single_word"] else "{}"
     text = around.format(f"({re.escape(token['content'])})")
     return r"\s*" * bool(token["lstrip"]) + text + r"\s*" * bool(token["rstrip"])
@@ -331,7 +337,7 @@ def _token_text(token: Any) -> str:
 
 
 def _decisive(step: Any) -> Any:
-    """A step of the preparation without what only places offsets, and with what older files leave out."""
+    """Return a normalizer or pre-tokenizer step without the settings that do not change ids."""
     match step:
         case {"type": "ByteLevel"}:
             return {"use_regex": True, **{k: v for k, v in step.items() if k != "trim_offsets"}}

@@ -1,11 +1,11 @@
-"""The files of a byte-level BPE tokenizer: read in three layouts, checked, written in one.
+"""The files of a byte-level BPE tokenizer. Three layouts are read; one is written.
 
     tokenizer.json                 one file for everything (the `tokenizers` library)
     vocab.json and merges.txt      GPT-2, Qwen2 and Qwen3 as they are published
     encoder.json and vocab.bpe     GPT-2 as OpenAI released it
 
-The last two do not say how text is split into words before merging; GPT-2 and Qwen do it differently.
-tokenizer_config.json or config.json beside them says which of the two it is; nothing is guessed from a path.
+The last two layouts do not say how text is split into words before merging, and GPT-2 and Qwen do this
+differently. tokenizer_config.json or config.json in the folder decides; the folder's name does not.
 """
 
 import json
@@ -33,11 +33,11 @@ def _byte_symbols() -> tuple[str, ...]:
 
 
 BYTE_SYMBOLS = _byte_symbols()
-"""How each byte is written in the files, as one printable character: `BYTE_SYMBOLS[32] == "Ġ"`."""
+"""BYTE_SYMBOLS[byte]: the printable character for a byte in the files. `BYTE_SYMBOLS[32] == "Ġ"`."""
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# https://huggingface.co/Qwen/Qwen3-0.6B, tokenizer.json: as GPT-2's, but numbers digit by digit, contractions
-# in capitals too, line ends apart, and one symbol in front of a word joins it
+# https://huggingface.co/Qwen/Qwen3-0.6B, tokenizer.json. Differences from GPT-2's: each digit is a word; also
+# contractions in capitals; line ends are words of their own; one symbol before a word belongs to it.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -46,7 +46,7 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 
 
 def split_by(*expressions: str) -> dict[str, Any]:
-    """A pre_tokenizer that splits text by each expression in turn, and then into bytes."""
+    """Return a pre_tokenizer that splits text by each expression in turn, and then into bytes."""
     steps = [
         {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
         for expression in expressions
@@ -55,10 +55,10 @@ def split_by(*expressions: str) -> dict[str, Any]:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # has GPT2_WORDS built in
+    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # ByteLevel splits by GPT2_WORDS itself
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
-"""How text is prepared before merging: by GPT-2, and by Qwen2, Qwen2.5 and Qwen3."""
+"""The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
 
 _CLASSES = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer"}
 _KIND_OF_CLASS = {name + end: kind for kind, name in _CLASSES.items() for end in ("", "Fast")}
@@ -74,36 +74,37 @@ _QWEN_MARKERS = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
 
 @dataclass(frozen=True)
 class Definition:
-    """Everything that decides a tokenizer's ids, and what is kept for writing it again."""
+    """Everything that decides a tokenizer's ids, and everything else that its files must keep."""
 
     vocab: dict[str, int]
-    """token, in byte symbols -> id; GPT-2's holds its special token too"""
+    """token, written in byte symbols -> id; GPT-2's vocabulary includes its special token"""
     merges: list[tuple[str, str]]
-    """pairs of tokens that become one; earlier ones are merged first"""
+    """pairs of tokens that are merged into one; earlier pairs are merged first"""
     special: dict[str, int]
-    """the text of a special token -> id, in the order of the ids"""
+    """text of a special token -> id, ordered by id"""
     words: dict[str, int]
-    """an added token that stands for its own text, a word added to the vocabulary -> id"""
+    """added token that is an ordinary word of the text -> id"""
     frame: dict[str, Any]
-    """tokenizer.json without its vocabulary, merges and special tokens' ids"""
+    """tokenizer.json without the vocabulary, the merges and the ids of special tokens"""
     config: dict[str, Any]
-    """tokenizer_config.json: which token ends a text, the chat template, ..."""
+    """tokenizer_config.json: the token that ends a text, the chat template, ..."""
 
     @property
     def tokens(self) -> dict[str, int]:
-        """All tokens as the files write them -> id."""
+        """All tokens, as the files write them -> id."""
         return self.vocab | self.words | self.special
 
 
 def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | None = None) -> Definition:
-    """The tokenizer of a folder, checked.
+    """Read and check the tokenizer of a folder.
 
     Args:
-        kind: "gpt2" or "qwen2", for files that do not say; tokenizer.json always does.
-        whole: what tokenizer.json holds, where the caller has parsed it.
+        folder: the folder.
+        kind: "gpt2" or "qwen2", for files that do not say it; tokenizer.json always does.
+        whole: the parsed tokenizer.json, if the caller has it.
 
     Raises:
-        InputError: naming the file, what is wrong with it, and what to do.
+        InputError: if a file is missing or wrong; the message names the file and what to do.
     """
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
@@ -119,7 +120,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
             merges = _read_merges(folder / merges_name)
             kind = kind or layout_kind or _kind(folder, config)
             config.setdefault("tokenizer_class", _CLASSES[kind])
-            if kind == "gpt2" and "<|endoftext|>" in vocab:  # its one special token has no other file
+            if kind == "gpt2" and "<|endoftext|>" in vocab:  # GPT-2's only special token is in no other file
                 config.setdefault("eos_token", "<|endoftext|>")
             return _assembled(folder / vocab_name, frame_of(kind), vocab, merges, config)
     raise InputError(
@@ -129,7 +130,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
 
 
 def frame_of(kind: str) -> dict[str, Any]:
-    """tokenizer.json without vocabulary, for one of KINDS."""
+    """Return a tokenizer.json without vocabulary, for one of KINDS."""
     empty: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
     steps = {**KINDS[kind], "post_processor": None, "decoder": {**_BYTE_LEVEL, "add_prefix_space": True}}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "ignore_merges": False}
@@ -137,7 +138,7 @@ def frame_of(kind: str) -> dict[str, Any]:
 
 
 def write_folder(definition: Definition, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, each as a whole; the same tokenizer, the same bytes."""
+    """Write tokenizer.json and tokenizer_config.json atomically. Equal tokenizers give equal bytes."""
     model = {
         **definition.frame["model"],
         "vocab": definition.vocab,
@@ -159,12 +160,12 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with what older releases keep in files of their own."""
+    """Read tokenizer_config.json, and add what older releases store in separate files."""
     config = _optional(folder / CONFIG)
     for key, value in _optional(folder / "special_tokens_map.json").items():
         config.setdefault(key, value)
     template = folder / "chat_template.jinja"
-    if template.exists():  # newer releases; it wins over the one in the configuration, as in transformers
+    if template.exists():  # as in transformers, this file has priority
         try:
             config["chat_template"] = template.read_text(encoding="utf-8")
         except ValueError as error:
@@ -214,7 +215,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
-    """Merges are written as "a b" or as ["a", "b"]."""
+    """Convert merges, written as "a b" or as ["a", "b"], to pairs."""
     pairs = []
     for number, merge in enumerate(merges, 1):
         parts = merge.split(" ") if isinstance(merge, str) else merge
@@ -227,12 +228,12 @@ def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
 def _read_whole(
     path: Path, frame: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
-    """tokenizer.json as its frame, vocabulary and merges."""
+    """Read a tokenizer.json. Returns the frame (see Definition), the vocabulary and the merges."""
     frame = _object(path) if frame is None else frame
     model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise InputError(f"{path} has no `model` with a `vocab`")
-    kind = model.get("type", "BPE")  # GPT-2's own file is older than this key
+    kind = model.get("type", "BPE")  # GPT-2's published file lacks this key
     if kind != "BPE":
         raise InputError(f"{path}: its model is {kind!r}, not 'BPE': this is no byte-level tokenizer")
     if not isinstance(model.get("merges"), list):
@@ -254,11 +255,11 @@ def _read_whole(
     return {**frame, "model": {"type": "BPE", **rest}}, model["vocab"], _pairs(model["merges"], path)
 
 
-# -- putting together --------------------------------------------------------------------------------------
+# -- the definition ----------------------------------------------------------------------------------------
 
 
 def _text(token: object, path: Path, key: str) -> str:
-    """A token's text: files give it as such, or in an object with its flags."""
+    """Return a token's text. Files store it as a string, or as an object with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str) or not text:
         raise InputError(f"{path}: {key} must be a token's text: got {text!r}")
@@ -269,7 +270,7 @@ def _assembled(
     path: Path, frame: dict[str, Any], vocab: dict[str, Any],
     merges: list[tuple[str, str]], config: dict[str, Any],
 ) -> Definition:  # fmt: skip
-    """The definition out of its parts. Special are all added tokens, and those that have a role."""
+    """Build the definition from its parts. All added tokens, and all tokens with a role, are special."""
     beside = path.parent / CONFIG
     if config.get("add_prefix_space"):
         raise InputError(f"{beside}: add_prefix_space is true: decoding would not give back what was encoded")
@@ -315,20 +316,20 @@ def _assembled(
 
 
 def _is_word(token: dict[str, Any], roles: set[str]) -> bool:
-    """Whether an added token is a word of the text. Qwen's files say so of `<think>`, too: markup is none."""
+    """Return True if an added token is an ordinary word. Markup such as Qwen's `<think>` is not one."""
     text = token["content"]
     is_markup = re.fullmatch(r"[<\[|].*[>\]|]", text, re.DOTALL)
     return token["special"] is False and text not in roles and not is_markup
 
 
 def checked(definition: Definition, source: str) -> Definition:
-    """The definition with its vocabulary in the order of the ids.
+    """Check a definition, and order its vocabulary by id.
 
-    The `tokenizers` library checks the merges. It says nothing about the rest, and would drop text.
+    The `tokenizers` library checks only the merges. With other errors it would silently drop text.
 
     Raises:
-        InputError: if an id is no number, given twice or missing; an entry is not written in byte symbols; a
-            special token is blank, or text can become one.
+        InputError: if an id is not a number, given twice or missing; if an entry is not written in byte
+            symbols; if a special token is blank, or equals a byte that a text may contain.
     """
     vocab, special = definition.vocab, definition.special
     tokens = definition.tokens
@@ -357,7 +358,7 @@ def checked(definition: Definition, source: str) -> Definition:
 
 
 def _roles(config: dict[str, Any], path: Path) -> Iterable[tuple[str, str]]:
-    """Which tokens a configuration names for what."""
+    """Yield (role, text) of each token that the configuration gives a role."""
     for key in NAMED:
         if config.get(key) is not None:
             yield key, _text(config[key], path, key)

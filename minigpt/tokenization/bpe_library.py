@@ -1,4 +1,4 @@
-"""The `tokenizers` library's object for a Definition; and what the library raises, in one line."""
+"""Builds the `tokenizers` library's object from a Definition, and converts its errors to InputError."""
 
 import json
 from typing import Any
@@ -14,17 +14,17 @@ __all__ = ["in_one_line", "library_of", "prepared", "require_whole_characters"]
 
 
 def library_of(definition: Definition) -> Library:
-    """The object that encodes. It knows the added words, but no special tokens: text cannot become one.
+    """Build the object that encodes. It knows no special tokens, so no text can become one.
 
     Raises:
-        InputError: for what the library does not understand.
+        InputError: if the library does not accept the definition.
     """
     library = prepared(definition.frame)
     plain = {token: index for token, index in definition.vocab.items() if token not in definition.special}
     flags = ("single_word", "lstrip", "rstrip", "normalized")
     try:
         library.model = BPE(
-            vocab=plain | definition.words,  # so that a word gets its id, not the next free one
+            vocab=plain | definition.words,  # words are included, so that they keep their ids
             merges=definition.merges,
             ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
         )
@@ -37,7 +37,7 @@ def library_of(definition: Definition) -> Library:
 
 
 def prepared(frame: dict[str, Any]) -> Library:
-    """The library's object with an empty vocabulary: how text is normalised and split into words."""
+    """Build the object with an empty vocabulary. It normalises text and splits it into words."""
     steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     try:
@@ -48,14 +48,14 @@ def prepared(frame: dict[str, Any]) -> Library:
 
 
 def in_one_line(error: BaseException, problem: str) -> BaseException:
-    """The InputError for what the library raises: a plain Exception, or a panic, which is no Exception."""
+    """Convert an error of the library to an InputError. (A panic of the library is not an Exception.)"""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # Ctrl-C
+        return error  # KeyboardInterrupt and the like stay as they are
     return InputError(f"{problem}: {' '.join(str(error).split())}")
 
 
 def require_whole_characters(text: str, where: str = "") -> None:
-    """Raise an InputError for half a character; the library's own TypeError says nothing."""
+    """Raise an InputError for a lone surrogate (half a character); the library's TypeError is unclear."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

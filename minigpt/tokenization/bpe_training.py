@@ -1,4 +1,4 @@
-"""Learns a byte-level BPE vocabulary from texts. minigpt/reference/bpe.py shows how that works."""
+"""Learns a byte-level BPE vocabulary from texts. minigpt/reference/bpe.py explains the algorithm."""
 
 import json
 import threading
@@ -22,10 +22,11 @@ from minigpt.tokenization.bpe_library import in_one_line, prepared, require_whol
 
 __all__ = ["LONGEST_WORD", "learn"]
 
-_TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")  # <pad> and <sep> with the character tokenizer's ids
-# Training takes time in proportion to the square of a word's length, and a Chinese text without punctuation
-# is one word. So longer words are cut, for training only; other words learn the same merges as uncut.
-LONGEST_WORD = 64  # characters
+# as in the character tokenizer, <pad> is 0 and <sep> is 2
+_TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")
+# The time of training grows with the square of a word's length, and a Chinese text without punctuation is one
+# word. So longer words are cut, in training only. The merges of shorter words do not change.
+LONGEST_WORD = 64  # number of characters
 _CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
 _TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}
 
@@ -38,7 +39,7 @@ def learn(
     min_frequency: int,
     on_progress: Callable[[int, str], None],
 ) -> Definition:
-    """The definition of a trained tokenizer; arguments and errors as `BpeTokenizer.train`."""
+    """Train a tokenizer and return its definition. Arguments and errors as `BpeTokenizer.train`."""
     special = list(dict.fromkeys((*_TRAINED_SPECIAL, *special_tokens)))
     least = len(special) + len(BYTE_SYMBOLS)
     if vocab_size < least:
@@ -65,7 +66,7 @@ def learn(
         "pad_token": "<pad>",
         "eos_token": "<|endoftext|>",
         "sep_token": "<sep>",
-        "split_special_tokens": True,  # "<sep>" typed by a user stays five characters there too
+        "split_special_tokens": True,  # for transformers: "<sep>" in a text is five characters
         "clean_up_tokenization_spaces": False,
     }
     names = {text: index for index, text in enumerate(special)}
@@ -77,9 +78,9 @@ def learn(
 def _train(
     library: Library, trainer: BpeTrainer, texts: Iterable[str], on_progress: Callable[[int, str], None]
 ) -> None:
-    """Train in a thread: the library looks at no signals, so the main thread waits, and obeys Ctrl-C.
+    """Train in a thread. The library ignores signals; so the main thread waits, and handles Ctrl-C.
 
-    What was interrupted while it merges computes on until the process ends, and is never looked at again.
+    After Ctrl-C while merging, the thread computes on until the process ends; its result is not used.
     """
     characters, is_read, is_stopped = 0, False, False
     failures: list[BaseException] = []

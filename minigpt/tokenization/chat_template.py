@@ -1,14 +1,14 @@
-"""A conversation as one prompt, by the template that comes with a model.
+"""Turns a conversation into one prompt, with the chat template that comes with a model.
 
     tokenizer = BpeTokenizer.from_folder("Qwen3-0.6B")
     ids = encode_chat(tokenizer, [{"role": "user", "content": "你好"}], add_generation_prompt=True)
 
-Only the template writes special tokens: `<|im_end|>` in a message stays ten characters. A second rendering
-tells the two apart. In it the constants that the template *writes* hold one private character in place of
-each special token. The constants that it *compares* with are the same both times, and so are the messages:
-`message.content.split('</think>')` finds what it looks for.
+Only the template can write special tokens: `<|im_end|>` in a message stays ten characters. To distinguish the
+two, the template is rendered twice. In the second rendering, the constants that the template *writes* have a
+private Unicode character in place of each special token. Constants that it *compares* with do not change, and
+neither do the messages: `message.content.split('</think>')` still finds what it looks for.
 
-A template is a program, and not to be trusted: template_sandbox.py runs it.
+A template is a program that cannot be trusted; template_sandbox.py runs it.
 """
 
 import re
@@ -24,27 +24,24 @@ from minigpt.tokenization.template_sandbox import SandboxedTemplate
 __all__ = ["ROLES", "ChatTokenizer", "encode_chat", "encode_chat_with_mask", "render_chat"]
 
 ROLES = ("system", "user", "assistant", "tool")
-_REASONING = (
-    "reasoning_content",
-    "thinking",
-    "reasoning",
-)  # the names of one thing; the first is the usual one
+# keys for the reasoning in a message; all mean the same, and the first is the most usual
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTokenizer(Protocol):
-    """What `encode_chat` needs of a tokenizer; `minigpt.tokenization.bpe.BpeTokenizer` has it."""
+    """The interface that `encode_chat` needs; `minigpt.tokenization.bpe.BpeTokenizer` has it."""
 
     special_tokens: dict[str, int]
-    """text -> id"""
+    """text of a special token -> id"""
     named_tokens: dict[str, str]
-    """role, such as "eos_token" -> text"""
+    """role, such as "eos_token" -> text of the token"""
 
     @property
     def chat_template(self) -> str | None:
-        """The template in Jinja's language, if there is one."""
+        """The Jinja template, or None."""
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a text, none of them special, and where each token begins and ends in it."""
+        """Return the ids of a text, without special tokens, and each token's start and end in the text."""
 
 
 def render_chat(
@@ -57,22 +54,22 @@ def render_chat(
     add_generation_prompt: bool = False,
     **variables: Any,
 ) -> str:
-    """The conversation as text, as transformers' `apply_chat_template(..., tokenize=False)` writes it.
+    """Render a conversation as text, like transformers' `apply_chat_template(..., tokenize=False)`.
 
-    It is for people. In it the special tokens that a user typed look like the template's own: what a model
-    is to read comes from `encode_chat`.
+    The text is for people. Special tokens that a user typed look like the template's own in it. The input of
+    a model comes from `encode_chat`.
 
     Args:
-        template: in Jinja's language.
-        messages: each with `role` (one of ROLES) and `content`, perhaps `reasoning_content`, `tool_calls`.
+        template: the Jinja template.
+        messages: each has `role` (one of ROLES) and `content`; optional: `reasoning_content`, `tool_calls`.
         named_tokens: the template's variables bos_token, eos_token and so on.
-        tools: descriptions of functions, as JSON has them.
-        documents: texts to answer from, as JSON has them.
-        add_generation_prompt: whether to end with the beginning of an answer.
-        variables: others that the template knows, such as enable_thinking; one that is None is left out.
+        tools: descriptions of functions, in types that JSON has.
+        documents: texts to answer from, in types that JSON has.
+        add_generation_prompt: end with the beginning of an answer.
+        variables: further variables of the template, such as enable_thinking; None is left out.
 
     Raises:
-        InputError: for a message that is none, and for a template that fails (see `SandboxedTemplate`).
+        InputError: for an invalid message, and for a template that fails (see `SandboxedTemplate`).
     """
     given = _variables(messages, tools, documents, add_generation_prompt, **variables)
     return _compiled(template).render({**(named_tokens or {}), **given})
@@ -85,15 +82,17 @@ def encode_chat(
     template: str | None = None,
     **options: Any,
 ) -> list[int]:
-    """The ids of a conversation: special tokens where the template writes them, and nowhere else.
+    """Return the ids of a conversation. Special tokens come only from the template, never from a message.
 
     Args:
-        template: None: the tokenizer's own.
-        options: as `render_chat`.
+        tokenizer: the tokenizer.
+        messages: as in `render_chat`.
+        template: the Jinja template. Default: the tokenizer's own.
+        options: as in `render_chat`.
 
     Raises:
-        InputError: as `render_chat`; without a template; and for a template whose special tokens cannot be
-            told from what users type.
+        InputError: as `render_chat`; if there is no template; if the template's special tokens cannot be
+            distinguished from text that users type.
     """
     return _encoded(tokenizer, messages, template, options)[0]
 
@@ -105,11 +104,11 @@ def encode_chat_with_mask(
     template: str | None = None,
     **options: Any,
 ) -> tuple[list[int], list[int]]:
-    """As `encode_chat`, and which tokens the assistant says: 1 there, 0 elsewhere.
+    """Like `encode_chat`, but also return a mask: 1 for the tokens that the assistant says, else 0.
 
-    A template with `{% generation %}` blocks says itself which ones these are. With another one they are the
-    contents of the assistant's messages, each with the special token behind it. (What such a
-    content holds before a `</think>` does not count, if the template takes it out.)
+    A template with `{% generation %}` blocks marks these tokens itself. With another template they are the
+    contents of the assistant's messages, each with the special token behind it. (Text before `</think>` in
+    such a content does not count if the template removes it.)
 
     Raises:
         InputError: as `encode_chat`, and for a template without such a block that changes the contents.
@@ -169,7 +168,7 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    said = closing = 0  # 1 in what the assistant says; right behind it
+    said = closing = 0  # 1 inside of what the assistant says; 1 right behind it
     id_of = {char: tokenizer.special_tokens[token] for token, char in stand_ins.items()}
     for piece in re.split(f"([{''.join(private)}])" if private else "(?!)", marked):
         if piece in id_of:
@@ -177,7 +176,7 @@ def _encoded(
             mask.append(said | closing)
             closing = 0
             continue
-        said_at: list[int] = []  # for each character of the piece
+        said_at: list[int] = []  # value of `said` for each character of the piece
         for char in piece:
             if char in (begin, end):
                 said = int(char == begin)
@@ -192,9 +191,9 @@ def _encoded(
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """The template's variables with marks around what the assistant says, and the number of its messages.
+    """Put marks around the contents of the assistant's messages; also return the number of these.
 
-    The marks stand inside the white space at both ends, which many templates remove.
+    The marks stand inside of the white space at both ends, because many templates strip that.
     """
     messages = []
     count = 0
@@ -211,7 +210,7 @@ def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tup
     return {**given, "messages": messages}, count
 
 
-@lru_cache(maxsize=8)  # compiling takes longer than rendering
+@lru_cache(maxsize=8)  # cached, because compiling takes longer than rendering
 def _compiled(
     template: str, stand_ins: tuple[tuple[str, str], ...] = (), marks: tuple[str, str] = ("", "")
 ) -> SandboxedTemplate:
@@ -225,7 +224,7 @@ def _variables(
     add_generation_prompt: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """The template's variables, checked and copied: a template sees plain JSON and nothing else."""
+    """Check and copy the template's variables. The template gets only types that JSON has."""
     if isinstance(messages, str | Mapping) or not messages:
         raise InputError("a conversation is a list of at least one message with `role` and `content`")
     given = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
@@ -235,7 +234,7 @@ def _variables(
 
 
 def _message(message: object, name: str) -> dict[str, Any]:
-    """A message without keys that are None, and its reasoning under the names that templates use."""
+    """Check a message and drop keys that are None. Its reasoning gets all names that templates use."""
     if not isinstance(message, Mapping):
         raise InputError(f"{name} must have `role` and `content`: got {message!r}")
     for key in ("role",) if message.get("tool_calls") else ("role", "content"):
@@ -253,7 +252,7 @@ def _message(message: object, name: str) -> dict[str, Any]:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A copy of JSON's values; anything else, and half a character, is an InputError."""
+    """Copy a value of JSON's types. Raise InputError for other types and for lone surrogates."""
     if type(value) is str and (half := re.search("[\ud800-\udfff]", value)):
         raise InputError(
             f"{name}, position {half.start()}: U+{ord(half[0]):04X} is half a character "
@@ -269,7 +268,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in JSON's values, the keys included."""
+    """Yield every text in a value of JSON's types, dict keys included."""
     match value:
         case str():
             yield value
@@ -282,7 +281,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _private_characters(count: int, texts: Iterable[str]) -> list[str]:
-    """Characters of Unicode's last private plane that none of the texts holds."""
+    """Return characters of Unicode's private plane 16 that occur in none of the texts."""
     used = set().union(*texts)
     free = [chr(point) for point in range(0x100000, 0x10FFFE) if chr(point) not in used][:count]
     if len(free) < count:
@@ -297,7 +296,7 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
-    """Put stand-ins into the constants that a template writes, not into those that it compares with."""
+    """Replace special tokens in the constants that a template writes, not in those it compares with."""
     match node:
         case nodes.TemplateData():
             node.data = mark(node.data)
@@ -308,7 +307,7 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)
         case nodes.Call() if not isinstance(node.node, nodes.Name):
-            # .split('<think>') looks for its argument; a macro or a namespace writes it
+            # the argument of .split('<think>') is compared; the argument of a macro or namespace is written
             _mark(mark, node.node)
         case _:
             for child in node.iter_child_nodes():

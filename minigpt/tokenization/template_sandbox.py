@@ -1,15 +1,15 @@
-"""Runs a chat template without trusting it: a template is a program that came with a model's weights.
+"""Runs a chat template without trusting it. A template is a program that comes with a model's weights.
 
     template = SandboxedTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     template.render({"messages": [{"content": "hello"}]})
 
-Jinja's immutable sandbox keeps Python's inner parts out of reach. It does not bound what a template costs, so
-this module adds a budget. Text that a template makes and entries of the lists that it builds are charged,
-and each charge looks at the processor time of the thread. No step may cost much more than its charge: what
-makes much out of little (`'x' * 10**9`, `.ljust`, `9 ** 9 ** 9`) is charged before it runs, or not offered.
+Jinja's immutable sandbox hides Python's internals, but does not limit time or memory. This module adds a
+budget. Each text that the template makes, and each entry of a list that it builds, is charged to the budget,
+and each charge also checks the thread's CPU time. No operation may cost much more than its charge. Operations
+that make much from little (`'x' * 10**9`, `.ljust`, `9 ** 9 ** 9`) are charged before they run, or forbidden.
 
-What transformers offers to templates is here, too: `raise_exception`, `strftime_now`, its `tojson`,
-`{% generation %}` blocks, `break` and `continue`. Filters that no chat needs are left out.
+Templates can use what transformers offers: `raise_exception`, `strftime_now`, its `tojson`,
+`{% generation %}` blocks, `break` and `continue`. Filters that no chat template needs are left out.
 """
 
 import functools
@@ -38,17 +38,17 @@ from minigpt.errors import InputError
 
 __all__ = ["SandboxedTemplate"]
 
-MAX_TEMPLATE = 200_000  # characters; published templates have up to 30,000
-CHARACTERS, PER_CHARACTER = 1_000_000, 100  # the budget: this much, and more for longer variables
-STEP = 10  # the charge of one call, or one turn of a loop
-SECONDS = 5.0  # of processor time; 1,000 messages take Qwen3's template about 0.1 s
-MAX_NUMBER = 10**15  # above it, numbers take more than one step
+MAX_TEMPLATE = 200_000  # most characters of a template; published ones have up to 30,000
+CHARACTERS, PER_CHARACTER = 1_000_000, 100  # the budget: a base, plus so much per character of the variables
+STEP = 10  # charge for a call or an iteration of a loop
+SECONDS = 5.0  # most CPU time; Qwen3's template needs about 0.1 s for 1,000 messages
+MAX_NUMBER = 10**15  # larger numbers could make arithmetic slow
 
 FILTERS = (
     "abs count d default dictsort first float groupby int items last length list map max min reject "
     "rejectattr reverse select selectattr sort unique"
 )
-# these make text of whatever they are given, so that the whole of it is charged
+# filters that convert their arguments to text, so the whole arguments are charged
 TEXT_FILTERS = "capitalize e escape lower safe string title truncate upper wordcount"
 METHODS: dict[type, str] = {
     str: "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit "
@@ -61,22 +61,22 @@ METHODS: dict[type, str] = {
     int: "",
     float: "is_integer",
 }
-"""All attributes that a template may use of Python's own types."""
+"""The attributes of Python's own types that a template may use."""
 
-PERCENT_FORMAT = re.compile(r"(?:[^%]|%%|%(?:\.\d)?[sdrfx])*")  # no widths, which pad
-BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")  # neither widths nor attributes
+PERCENT_FORMAT = re.compile(r"(?:[^%]|%%|%(?:\.\d)?[sdrfx])*")  # no widths: padding could make long text
+BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")  # no widths, no attributes
 
 
 class SandboxedTemplate:
-    """A template that can be rendered any number of times, in any thread.
+    """A compiled template. It can be rendered many times, in any thread.
 
     Args:
-        source: the template, in Jinja's language.
-        rewrite: changes the parsed template in place before it is compiled.
+        source: the Jinja template.
+        rewrite: a function that changes the parsed template in place before it is compiled.
         marks: two strings that are written around the text of each `{% generation %}` block.
 
     Raises:
-        InputError: for a template that is too long or not in Jinja's language.
+        InputError: if the template is too long or not valid Jinja.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class SandboxedTemplate:
             self._template = self._sandbox.from_string(_Charged(self._sandbox).visit(parsed))
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """The text that the template makes of some variables.
+        """Return the text that the template makes from the variables.
 
         Args:
-            variables: JSON's values: text, numbers, true, false, None, and lists and dictionaries of them.
+            variables: values of JSON's types: text, numbers, booleans, None, lists and dicts.
 
         Raises:
-            InputError: for a template that refuses its variables (raise_exception), fails, tries what is
+            InputError: if the template rejects its variables (raise_exception), fails, tries something
                 forbidden, or exceeds a limit.
         """
         with _explained():
@@ -112,19 +112,19 @@ class SandboxedTemplate:
 
 
 class _LimitError(BaseException):
-    """A limit is exceeded. It is no Exception, because some of Jinja's filters catch those."""
+    """Raised when a limit is exceeded. Not an Exception, because some of Jinja's filters catch those."""
 
 
 class _RefusalError(Exception):
-    """The template called raise_exception."""
+    """Raised when the template calls raise_exception."""
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Whatever a template causes, as an InputError."""
+    """Convert any error of a template to an InputError."""
     try:
         yield
-    except (_LimitError, Exception) as error:  # Python's operators raise whatever they like
+    except (_LimitError, Exception) as error:  # Python's operators may raise anything
         match error:
             case jinja2.TemplateSyntaxError():
                 reason = f"has an error in line {error.lineno}: {error.message}"
@@ -142,7 +142,7 @@ def _explained() -> Iterator[None]:
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` around what the assistant says. The text stays the same."""
+    """The block `{% generation %}...{% endgeneration %}`, which marks the assistant's text."""
 
     tags = {"generation"}
 
@@ -157,7 +157,7 @@ def _filter(node: Any, name: str) -> nodes.Filter:
 
 
 class _Charged(NodeTransformer):
-    """Sends everything that Jinja would compile to plain Python through a filter that charges for it."""
+    """Rewrites a template so that operations which Jinja compiles to plain Python are charged, too."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         self._environment = environment
@@ -166,7 +166,7 @@ class _Charged(NodeTransformer):
         node = self.generic_visit(node)
         new: nodes.Node = node
         match node:
-            case nodes.TemplateData():  # plain text becomes something that is printed
+            case nodes.TemplateData():  # make text a printed constant, so that it is charged
                 new = nodes.Const(node.data)
             case nodes.Concat():  # a ~ b
                 new = _filter(nodes.List(node.nodes), "join")
@@ -181,20 +181,20 @@ class _Charged(NodeTransformer):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox with a budget."""
+    """Jinja's immutable sandbox, with a budget."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self, marks: tuple[str, str]) -> None:
         super().__init__(
-            trim_blocks=True,  # these two as in transformers: every published template was written for them
+            trim_blocks=True,  # trim_blocks and lstrip_blocks as in transformers
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
             finalize=self.printed,
-            optimized=False,  # constants are computed when the budget is there
+            optimized=False,  # compute constants while rendering, when they are charged
             cache_size=0,
         )
-        self.budget = threading.local()  # of this thread: `characters` that are left, `end` of the time
+        self.budget = threading.local()  # per thread: `characters` left, `end` of the CPU time
         self.filters = {name: self.charged(JINJA_FILTERS[name]) for name in FILTERS.split()}
         self.filters |= {
             name: self.charged(JINJA_FILTERS[name], as_text=True) for name in TEXT_FILTERS.split()
@@ -219,12 +219,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),
             "namespace": Namespace,
             "raise_exception": self.refuse,
-            "range": self.globals["range"],  # at most 100,000 numbers
+            "range": self.globals["range"],  # Jinja's range, limited to 100,000 numbers
             "strftime_now": lambda pattern: datetime.now().strftime(pattern),
         }
 
     def charge(self, amount: int) -> None:
-        """Take characters, or entries of lists, out of the budget; look at the clock."""
+        """Take an amount (of characters or list entries) from the budget, and check the CPU time."""
         self.budget.characters -= amount
         if self.budget.characters < 0:
             raise _LimitError("it makes too much text or too long lists")
@@ -232,10 +232,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise _LimitError(f"it takes more than {SECONDS:g} seconds")
 
     def size(self, value: Any, as_text: bool = False) -> int:
-        """How many entries a value has, those of inner lists included; counting stops above the budget.
+        """Count the entries of a value, nested ones included. Counting stops above the budget.
 
         Args:
-            as_text: count also the characters that its text has, at most a factor of ten too few.
+            value: the value.
+            as_text: also count the characters of its text; the count may be too low by a factor of ten.
         """
         total, todo = 0, [value]
         while todo and total <= self.budget.characters:
@@ -257,30 +258,30 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     # -- what the compiled template calls ------------------------------------------------------------------
 
-    @pass_context  # this stops Jinja from printing constants while it compiles
+    @pass_context  # keeps Jinja from calling this while it compiles
     def printed(self, context: Any, value: Any) -> Any:
-        """Each piece of the text passes through here."""
+        """Charge for a piece of the output. Each piece passes through here."""
         self.charge(self.size(value, as_text=True))
         return value
 
     def built(self, value: Any) -> Any:
-        """Each list, tuple and dictionary that a template writes passes through here, and each slice."""
+        """Charge for a list, tuple, dict or slice that the template makes. Each passes through here."""
         self.charge(self.size(value, as_text=isinstance(value, str)))
         return value
 
     def each(self, values: Iterable[Any]) -> Iterator[Any]:
-        """Each `for` loop gets its items from here."""
+        """Charge for each iteration of a `for` loop."""
         for value in values:
             self.charge(STEP)
             yield value
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Each call passes through here: functions, methods, macros, `loop(...)`."""
+        """Charge for a call: of a function, a method, a macro or `loop(...)`."""
         given = [value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")]
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
-            # strip, rfind and their like may compare each character with each
+            # methods such as strip and rfind may compare each character of one text with each of the other
             self.charge(len(owner) * sum(len(text) for text in args if isinstance(text, str)) // 1000)
             if name in self.methods:
                 function = functools.partial(self.methods[name], owner)
@@ -290,7 +291,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Each arithmetic operator passes through here."""
+        """Charge for an arithmetic operator, and check its operands."""
         if operator == "%" and isinstance(left, str):
             return self.formatted(left, *right) if isinstance(right, tuple) else self.formatted(left, right)
         if operator != "+" or isinstance(left, int | float):
@@ -304,23 +305,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Whether a template may use an attribute."""
+        """Return True if a template may use an attribute."""
         allowed = next((names.split() for kind, names in METHODS.items() if isinstance(obj, kind)), [attr])
         return super().is_safe_attribute(obj, attr, value) and attr in allowed
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        """Jinja would continue with an undefined value."""
+        """Raise an error. (Jinja itself would continue with an undefined value.)"""
         raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__}")
 
     def wrap_str_format(self, value: Any) -> None:
-        """`call` does this here."""
+        """Switch off Jinja's handling of str.format; `call` handles it here."""
 
-    # -- filters and functions: the names of the arguments are Jinja's -------------------------------------
+    # -- filters and functions; the arguments have the names that Jinja gives them -------------------------
 
     def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
-        """One of Jinja's filters, whose result is charged, and its arguments if it makes text of them."""
+        """Wrap one of Jinja's filters so that its result is charged; as_text: its arguments, too."""
 
-        @functools.wraps(function)  # the copy keeps Jinja's marks, such as pass_environment
+        @functools.wraps(function)  # keeps Jinja's markers, such as pass_environment
         def filtered(*args: Any, **kwargs: Any) -> Any:
             inner = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
             given = [arg for arg in (*args, *kwargs.values()) if not isinstance(arg, inner)]
@@ -333,7 +334,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return filtered
 
     def formatted(self, pattern: str, *args: Any, with_braces: bool = False, **kwargs: Any) -> str:
-        """`'%s' % x`, the filter `'%s'|format(x)`, and the method `'{}'.format(x)`."""
+        """Format text: `'%s' % x`, the filter `'%s'|format(x)`, or the method `'{}'.format(x)`."""
         holes = pattern.count("{" if with_braces else "%")
         self.charge((1 + holes) * self.size((pattern, args, kwargs), as_text=True))
         if not (BRACE_FORMAT if with_braces else PERCENT_FORMAT).fullmatch(pattern):
@@ -341,13 +342,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return pattern.format(*args, **kwargs) if with_braces else pattern % args
 
     def indented(self, s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-        """The filter `indent`."""
+        """Implement the filter `indent`."""
         size = width if isinstance(width, int) else len(width)
         self.charge(self.size(s, as_text=True) + (1 + str(s).count("\n")) * abs(size))
         return JINJA_FILTERS["indent"](s, width, first, blank)  # type: ignore[no-any-return]
 
     def joined(self, value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
-        """Jinja's filter `join`, the method `join` of a string, and the operator `~`."""
+        """Implement the filter `join`, the string method `join` and the operator `~`."""
         parts = []
         for item in value if attribute is None else map(make_attrgetter(self, attribute), value):
             self.charge(self.size((item, d), as_text=True))
@@ -355,7 +356,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return str(d).join(parts)
 
     def replaced(self, s: Any, old: str, new: str, count: int | None = None) -> str:
-        """The filter and method `replace`."""
+        """Implement the filter and the method `replace`."""
         self.charge(self.size((s, old, new), as_text=True))
         s, old, new = str(s), str(old), str(new)
         self.charge(s.count(old) * len(new))
@@ -365,7 +366,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self, value: Any, ensure_ascii: bool = False, indent: int | None = None,
         separators: tuple[str, str] | None = None, sort_keys: bool = False,
     ) -> str:  # fmt: skip
-        """The filter `tojson`: transformers' version, which leaves < and > as they are."""
+        """Implement the filter `tojson` as in transformers, which does not escape < and >."""
         self.charge(self.size(value, as_text=True))
         if indent is not None and indent > 16:
             raise SecurityError(f"to indent JSON by {indent}")
@@ -373,18 +374,19 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        for piece in encoder.iterencode(value):  # piece by piece: the indents may be longer than the rest
+        for piece in encoder.iterencode(value):  # charge piece by piece: indents may be long
             self.charge(len(piece))
             pieces.append(piece)
         return "".join(pieces)
 
     def trimmed(self, value: Any, chars: str | None = None) -> str:
-        """The filter `trim`."""
+        """Implement the filter `trim`."""
         size = self.size(value, as_text=True)
-        self.charge(size + size * len(chars or "") // 1000)  # it may compare each character with each
+        # `strip` may compare each character with each of `chars`
+        self.charge(size + size * len(chars or "") // 1000)
         return str(value).strip(chars)
 
     def refuse(self, message: object = "") -> NoReturn:
-        """The function `raise_exception`."""
+        """Implement the function `raise_exception`."""
         self.charge(self.size(message, as_text=True))
         raise _RefusalError(str(message))

@@ -1,26 +1,33 @@
-"""Training: one loop, from a configuration and data to checkpoints that a resume continues to the same bits.
+"""Training: from a configuration and data to checkpoints. A resumed run gives the same bits.
 
-It may import every folder below it: evaluation, generation, weights, data, families, storage, console.
+This folder may import finetuning, evaluation, generation, weights, data, families, tokenization, storage and
+console.
 
 In reading order:
 
-    config                    every option of a run, and recipes
+    config                    all options of a run; recipes
+    resolve                   completes the options of the user from a recipe or an earlier run
+    finetune_config           the options of fine-tuning
+    command                   what the commands `train` and `finetune` do with their flags
+    run                       one run, from its configuration to its result
     loop                      Trainer: the loop
     step                      TrainStep: one step
+    objective                 the model that a run trains, which of its parameters, with which loss
     loss                      the loss of next-token prediction
     optimizer                 AdamW, Muon, the learning rate's schedule
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic
-    run_data                  pairs or plain text, read and encoded
+    run_data                  the data: pairs or plain text, read and encoded
     run_state                 progress, and the JSON part of a checkpoint
-    metrics, trackers         what a run logs
+    metrics, trackers         metrics.jsonl, TensorBoard, Weights & Biases
     flops                     model FLOPs and a GPU's peak
     checkpoint                checkpoint folders
+    model_files               the model in a checkpoint: whole, or an adapter alone
     checkpointer              saves and loads a run
-    non_finite                goes back when numbers are not finite
+    non_finite                rolls back after NaN or infinity
     stop_request              Ctrl-C and SIGTERM
-    distributed, parallel     several processes: messages; DDP and FSDP2
-    lock                      one run a folder
+    distributed, parallel     several processes: communication; DDP and FSDP2
+    lock                      at most one run per folder
     estimate                  time and memory, before a run
-    autosize, sizing, measuring  --size: chooses a model for the data and the machine
+    autosize, sizing          --size: chooses a model for the data and the machine
 """

@@ -1,8 +1,8 @@
-"""Activation checkpointing: a block keeps its input alone, and computes the rest again for the gradient.
+"""Activation checkpointing: a block keeps only its input, and computes the rest again in the backward pass.
 
-https://arxiv.org/abs/1604.06174. A third more arithmetic, for memory that grows with the blocks' inputs and
-not with everything between them: for batches or models that would not fit. The model's definition and the
-names of its weights stay as they are.
+https://arxiv.org/abs/1604.06174. Training does a third more arithmetic, and keeps only the inputs of the
+blocks in memory. It is for batches or models that do not fit otherwise. The model's code and the names of
+its weights do not change.
 """
 
 import functools
@@ -20,20 +20,19 @@ __all__ = ["checkpoint_activations"]
 def checkpoint_activations(
     blocks: nn.ModuleList, has_dropout: bool, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> None:
-    """Let each block drop its activations and compute them again in the backward pass. Changes the blocks.
+    """Make each block recompute its activations in the backward pass. Changes the blocks in place.
 
     Without gradients a block computes as before.
 
     Args:
         blocks: the model's blocks.
-        has_dropout: keep the random state, at a small cost, so that the second pass drops the same values.
-        autocast: makes the context of the forward pass again, for the second pass.
+        has_dropout: restore the random state, so that the second pass drops the same values (a small cost).
+        autocast: returns the context manager of the forward pass; the second pass uses it again.
     """
     for block in blocks:
         forward = functools.partial(_forward, block.forward, has_dropout, autocast)
-        block.forward = (
-            forward  # set on the object: `nn.Module.__call__` finds it before the method of the class
-        )
+        # nn.Module.__call__ finds an attribute of the object before the method of the class
+        block.forward = forward
 
 
 def _forward(
@@ -42,7 +41,7 @@ def _forward(
     autocast: Callable[[], AbstractContextManager[Any]],
     *inputs: Any,
 ) -> Any:
-    if not torch.is_grad_enabled():  # an evaluation, an answer: there is nothing to keep
+    if not torch.is_grad_enabled():  # evaluation or generation: no backward pass
         return forward(*inputs)
 
     def computed(*inputs: Any) -> Any:

@@ -3,11 +3,11 @@
     minigpt train --size 10min
     minigpt train --size base --text book.txt --dry_run
 
-The rule: of a ladder of shapes, take the largest that can read enough tokens for each of its parameters
-within the budget, without repeating the data more often than helps. A time is measured on this machine: some
-real steps of a shape that is then thrown away; the others' times follow from their FLOPs. Rates, schedule,
-optimiser and batches are the recipe's. A flag that the user gave stays as it is. What was expected is written
-into run.json, and at the end what came.
+The rule: take the largest model of a list (the "ladder") that can read enough tokens per parameter within
+the budget, without repeating the data too often. For a time, some real steps of one size are measured on
+this machine and that model is thrown away; the times of the other sizes follow from their FLOPs. Learning
+rates, schedule, optimiser and batches come from the recipe. An option that the user gave does not change.
+run.json records the expected time, and after the run the real one.
 """
 
 import dataclasses
@@ -39,22 +39,22 @@ from minigpt.training.sizing import Size, parse_size
 
 __all__ = ["RECORD", "Decision", "Shape", "check_flags", "compare", "decide", "read_record", "write_record"]
 
-RECORD = "size"  # the key of run.json
-_TOKENS_PER_PARAMETER = 2  # of the blocks: what the tuned recipes for CPUs end at (LOG.md), with Muon
-_TOKENS_OF_A_NAME = 20  # for small, base and large: https://arxiv.org/abs/2203.15556
-_EPOCHS_OF_TEXT = 16.0  # more readings of a text gain little: https://arxiv.org/abs/2305.16264
-_LEAST_STEPS = 20  # Muon has hardly left its warm-up by then: fewer steps are refused
-_EVALUATIONS, _EVALUATION_SHARE = 10, 0.1  # evaluations of a run; the share of the budget that they may take
-_MEMORY = 0.8  # share of the free memory that a run may fill
-_CUT, _LONGEST = 0.01, 1024  # where more pairs than this are cut, max_length grows, up to this many tokens
-_SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")  # 0: what follows from width and heads
+RECORD = "size"  # the key in run.json
+_TOKENS_PER_PARAMETER = 2  # tokens per parameter of the blocks, as in the tuned CPU recipes (LOG.md)
+_TOKENS_OF_A_NAME = 20  # tokens per parameter for small, base and large: https://arxiv.org/abs/2203.15556
+_EPOCHS_OF_TEXT = 16.0  # most passes over a text; more gain little: https://arxiv.org/abs/2305.16264
+_LEAST_STEPS = 20  # fewer steps are refused: Muon would hardly be past its warm-up
+_EVALUATIONS, _EVALUATION_SHARE = 10, 0.1  # most evaluations in a run, and most of the budget for them
+_MEMORY = 0.8  # share of the free memory that a run may use
+_CUT, _LONGEST = 0.01, 1024  # if more than 1 % of pairs are cut, max_length grows, up to 1,024 tokens
+_SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")  # 0: derived from n_embd and n_head
 _STEPS = {"max_steps", "num_train_epochs"}
 
-Why = list[tuple[str, object, str]]  # option, value, reason
+Why = list[tuple[str, object, str]]  # (option, value, reason)
 
 
 class Shape(NamedTuple):
-    """Layers, channels and heads of a model."""
+    """The size of a model: layers, channels and heads."""
 
     n_layer: int
     n_embd: int
@@ -65,7 +65,9 @@ class Shape(NamedTuple):
 
 
 def heads(n_embd: int) -> int:
-    """Heads of 32 channels, from a width of 256 on 64, as in the recipes; else the next number that divides.
+    """Return a number of heads for a width: 32 channels per head, or 64 for widths of 256 and more.
+
+    If that does not divide the width, the next smaller number that does.
 
     >>> heads(128), heads(512), heads(100)
     (4, 8, 2)
@@ -84,15 +86,15 @@ NAMED = {"small": Shape(4, 128, 4), "base": Shape(6, 256, 4), "large": Shape(8, 
 
 @dataclass(frozen=True)
 class Decision:
-    """The configuration that was chosen, its data, and what is recorded about it."""
+    """The chosen configuration, its data, and the record for run.json."""
 
     config: TrainConfig
     data: RunData | TextData
-    record: dict[str, Any]  # JSON-ready: asked, chosen, because, expected
+    record: dict[str, Any]  # can be written as JSON; keys: asked, chosen, because, expected
 
 
 def check_flags(config: TrainConfig, given: Collection[str]) -> None:
-    """See that no flag decides what --size is to decide. Raises InputError naming both."""
+    """Raise InputError if the user gave an option that --size decides. The message names both."""
     if parse_size(config.size).unit != "name":
         for name in sorted(_STEPS & set(given)):
             raise InputError(
@@ -103,16 +105,17 @@ def check_flags(config: TrainConfig, given: Collection[str]) -> None:
 def decide(
     config: TrainConfig, data: RunData | TextData, given: Collection[str], processes: Processes
 ) -> Decision:
-    """Choose what `given` leaves open, print it and why. The first of several processes does.
+    """Choose the options that the user left open, and print them with reasons. Process 0 decides for all.
 
     Args:
-        config: the recipe with the user's flags.
-        data: what `config` reads.
-        given: names of the flags on the command line.
+        config: the recipe with the user's options.
+        data: the data of `config`.
+        given: names of the options that the user gave.
+        processes: the processes that train together.
 
     Raises:
-        InputError: if the budget is too small, nothing fits into memory, or flags leave no model; for a time
-            and several processes: one process cannot measure how fast they are together.
+        InputError: if the budget is too small, if no model fits into memory, if the given options make no
+            model; for a time with several processes, because one process cannot measure their speed.
     """
     size = parse_size(config.size)
     check_flags(config, given)
@@ -134,7 +137,7 @@ def decide(
 
 
 class _Choice:
-    """One choice, with its reasons."""
+    """Makes one choice and collects the reasons."""
 
     def __init__(
         self, config: TrainConfig, data: RunData | TextData, given: set[str], size: Size, alone: bool
@@ -147,7 +150,7 @@ class _Choice:
         plan = self.data.plan(self.config)
         self.per_epoch = len(plan) / self.config.gradient_accumulation_steps
         pad_to = self.config.max_length if self.config.pad_to_max_length else 0
-        self.batches = self.data.shapes(plan, pad_to)  # rows and tokens of each
+        self.batches = self.data.shapes(plan, pad_to)  # (rows, tokens per row) of each batch
         if isinstance(self.data, TextData):
             self.unique, self.epochs = len(self.data.train) - 1, _EPOCHS_OF_TEXT
         else:
@@ -157,7 +160,7 @@ class _Choice:
         self.measured: dict[Shape, Estimate] = {}
 
     def decide(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Changes of the configuration, and the record."""
+        """Return the changed options, and the record for run.json."""
         shapes = self._shapes()
         if self.size.unit == "name":
             (shape,) = shapes
@@ -185,12 +188,12 @@ class _Choice:
         before, after = self.before.as_dict(), settings.as_dict()
         return {key: value for key, value in after.items() if value != before[key]}, record
 
-    # -- how large, and how long -----------------------------------------------------------------------------
+    # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """The largest shape with enough tokens for its parameters, its steps and its evaluations."""
+        """Return the largest shape with enough tokens per parameter, its steps and evaluations."""
         shape, least = shapes[len(shapes) // 3], min(_LEAST_STEPS, self.most_steps)
-        for _ in range(4):  # what was measured changes what seems best
+        for _ in range(4):  # each measurement may change which shape is best
             if self.size.unit == "seconds":
                 self._measure(shape)
             best = shapes[0]
@@ -209,18 +212,21 @@ class _Choice:
         return shape, min(steps, self.most_steps), evaluations
 
     def _affordable(self, shape: Shape) -> tuple[int, int]:
-        """Steps and evaluations that the budget pays for."""
+        """Return the numbers of steps and evaluations that fit into the budget."""
         step, evaluation = self._costs(shape)
         budget = self.size.amount
         if self.size.unit == "seconds":
-            budget -= time.perf_counter() - self.started  # measuring took its part
+            budget -= time.perf_counter() - self.started  # the time spent on measuring counts, too
         evaluations = max(
             1, min(_EVALUATIONS, math.floor(_EVALUATION_SHARE * budget / max(evaluation, 1e-12)))
         )
         return max(0, math.floor((budget - evaluations * evaluation) / step)), evaluations
 
     def _costs(self, shape: Shape) -> tuple[float, float]:
-        """A step and an evaluation, in the budget's unit; of a shape that was not measured by its FLOPs."""
+        """Return the costs of a step and an evaluation, in seconds or FLOPs, as the budget.
+
+        The seconds of a shape that was not measured follow from those of a measured one, by FLOPs.
+        """
         step, evaluation = self._flops(shape)
         if self.size.unit != "seconds":
             return step, evaluation
@@ -229,7 +235,7 @@ class _Choice:
         return found.step_seconds * step / near_step, found.evaluation_seconds * evaluation / near_evaluation
 
     def _flops(self, shape: Shape) -> tuple[float, float]:
-        """FLOPs of a step and of an evaluation: blocks, attention, lm_head where the loss counts."""
+        """Return the FLOPs of a step and of an evaluation. lm_head counts only where the loss counts."""
         V, config = self.data.tokenizer.get_vocab_size(), self.config
         share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
 
@@ -242,7 +248,7 @@ class _Choice:
         return mean * config.gradient_accumulation_steps, flops(tokens, tokens, T) / 3
 
     def _parameters(self, shape: Shape) -> int:
-        """Of the blocks alone: what one more block adds, that many times."""
+        """Return the number of parameters in the blocks: n_layer times what one more block adds."""
         counts = [
             dataclasses.replace(self.config, **shape._asdict()).model_config(3).parameter_count(),
             dataclasses.replace(self.config, **{**shape._asdict(), "n_layer": shape.n_layer + 1})
@@ -252,14 +258,14 @@ class _Choice:
         return (counts[1] - counts[0]) * shape.n_layer
 
     def _measure(self, shape: Shape) -> Estimate:
-        """Real steps of a model that is thrown away: seconds, and the memory that training takes."""
+        """Measure the time and memory of real steps, on a model that is then thrown away."""
         if shape not in self.measured:
             values: dict[str, Any] = {**shape._asdict(), "max_steps": 1000, "warmup_steps": 1}
             self.measured[shape] = estimate(Trainer(dataclasses.replace(self.config, **values), self.data))
         return self.measured[shape]
 
     def _that_fits(self, shape: Shape, shapes: list[Shape]) -> Shape:
-        """The shape, or the largest below it that the memory holds."""
+        """Return the shape, or the largest smaller one that fits into memory."""
         free = free_memory(self.config)
         below = [other for other in shapes if self._parameters(other) <= self._parameters(shape)]
         for other in reversed(below):
@@ -291,12 +297,13 @@ class _Choice:
         wanted = math.ceil(_TOKENS_OF_A_NAME * self._parameters(shape) * self.per_epoch / self.unique)
         return min(wanted, self.most_steps)
 
-    # -- what the flags leave open ---------------------------------------------------------------------------
+    # -- options that the user left open ---------------------------------------------------------------------
 
     def _with_family(self, config: TrainConfig) -> TrainConfig:
-        """The recommended family, which learns more in the same time (LOG.md), unless the flags want another.
+        """Use the recommended family, unless the user's options ask for another one.
 
-        Sizes that the recipe fits to its own model go: other ones are chosen here.
+        It reaches a lower loss in the same time (LOG.md). Sizes that a recipe chose for its own model are
+        dropped, since the model is another one here.
         """
         wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
@@ -311,7 +318,7 @@ class _Choice:
     def _with_lengths(
         self, config: TrainConfig, data: RunData | TextData
     ) -> tuple[TrainConfig, RunData | TextData]:
-        """A max_length that cuts one example of a hundred at most."""
+        """Raise max_length, if needed, until at most one example in a hundred is cut."""
         if isinstance(data, TextData):
             self.why.append(("block_size", config.block_size, self._whose("block_size")))
             return config, data
@@ -333,7 +340,7 @@ class _Choice:
         return "given" if name in self.given else "the recipe's"
 
     def _shapes(self) -> list[Shape]:
-        """The ladder, or the name's shape, with the layers, channels and heads that were given."""
+        """Return the ladder, or the shape of a name, with the layers, channels and heads of the user."""
         fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}
         complaint: InputError | None = None
@@ -356,7 +363,7 @@ class _Choice:
             values["max_steps"] = steps
         if "eval_steps" not in self.given:
             values["eval_steps"] = math.ceil(steps / evaluations)
-        if "warmup_steps" not in self.given:  # of a short run a tenth is enough
+        if "warmup_steps" not in self.given:  # in a short run, at most a tenth of the steps
             values["warmup_steps"] = min(self.config.warmup_steps, math.ceil(steps / 10))
         return dataclasses.replace(self.config, **values)
 
@@ -389,7 +396,7 @@ class _Choice:
 
 
 def free_memory(config: TrainConfig) -> float:
-    """Bytes that are free where training runs; infinity where the system does not say."""
+    """Return the free memory of the device in bytes; infinity if the system does not tell."""
     device = pick_device(config.device)
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
@@ -405,11 +412,11 @@ def free_memory(config: TrainConfig) -> float:
 
 
 def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The record with what came, and a sentence that puts it beside what was expected.
+    """Add the real loss and time to the record. Also return a sentence that compares real and expected time.
 
     Args:
-        record: of `decide`, or `read_record`.
-        result: of `Trainer.run`.
+        record: from `decide` or `read_record`.
+        result: from `Trainer.run`.
     """
     got = {"val_loss": result["val_loss"], "seconds": result["seconds"]}
     expected = record["expected"]["seconds"]
@@ -421,7 +428,7 @@ def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, A
 
 
 def read_record(output: Path) -> dict[str, Any] | None:
-    """What was recorded in a run's run.json; None if there is nothing that can be used."""
+    """Read the record from run.json. Returns None if there is none that can be used."""
     try:
         record = read_json(output / RUN_FILE)[RECORD]
         return dict(record) if "seconds" in record["expected"] else None
@@ -430,7 +437,7 @@ def read_record(output: Path) -> dict[str, Any] | None:
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:
-    """Put a record into a run's run.json, in place of an older one."""
+    """Write the record into run.json, in place of an older one."""
     path = output / RUN_FILE
     written = {**read_json(path), RECORD: record}
     atomic_write(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: OUTPUT/step-00000400/, complete or not there, with links `best` and `last`.
+"""Checkpoints of a run: folders OUTPUT/step-00000400/, always complete, with the links `best` and `last`.
 
-Each is a Hugging Face model folder, or a PEFT adapter's; beside the weights lie `optimizer.safetensors`,
-`rng.safetensors` and `training_state.json`, which a resume needs, and `manifest.json`, against which the
-folder is verified first.
-Where several processes train, `rng-rank-00001.safetensors` and so on are the others'. Where each has a shard
-of the model, the optimiser's state lies in `shard-00001-*.safetensors`, a file a process.
-No pickle anywhere. Each step of the writing is announced to `files.step_hook`, so that tests can kill there.
+A checkpoint is a Hugging Face model folder, or a PEFT adapter folder, with four more files. A resume needs
+`optimizer.safetensors`, `rng.safetensors` (random states) and `training_state.json`. `manifest.json` lists
+sizes and hashes; every load compares the files with it first. With several processes,
+`rng-rank-00001.safetensors` and so on hold the random states of the others. With FSDP, the optimiser's state
+is in `shard-00001-*.safetensors`, one file per process. No file is a pickle. Each step of a save calls
+`files.step_hook`, where tests kill the process.
 """
 
 import contextlib
@@ -49,29 +49,29 @@ _SET_ASIDE = re.compile(r"\.(step-\d{8})\.old-\d+")
 
 @dataclass(frozen=True)
 class Contents:
-    """The contents of one checkpoint. The tensors must not change until it is written."""
+    """Everything that one checkpoint contains. The tensors must not change until it is written."""
 
     step: int
     write_model: Callable[[Path], None]
     optimizer: dict[str, torch.Tensor]
     rng: dict[str, torch.Tensor]
     state: dict[str, Any]
-    other_rngs: Sequence[bytes] = ()  # of the processes from number 1 on, as safetensors
-    shards: Callable[[Path], None] | None = None  # writes the optimiser's state instead of `optimizer`
+    other_rngs: Sequence[bytes] = ()  # random states of processes 1, 2, ... as safetensors files
+    shards: Callable[[Path], None] | None = None  # FSDP: writes the optimiser's state; replaces `optimizer`
 
 
 @dataclass
 class Snapshot:
-    """What a resume needs besides the weights, which lie in the same folder."""
+    """The data of a checkpoint for a resume, without the weights (they are in the same folder)."""
 
     folder: Path
-    optimizer: dict[str, torch.Tensor] | None  # None: it lies in shards
-    rng: dict[str, torch.Tensor]  # empty: there was no such process
+    optimizer: dict[str, torch.Tensor] | None  # None: the state is in shards
+    rng: dict[str, torch.Tensor]  # empty: the checkpoint's run did not have this process
     state: dict[str, Any]
 
 
 def list_checkpoints(output: Path) -> list[Path]:
-    """The run's checkpoint folders, newest first. Names must match in full: step-100.backup is none."""
+    """List the checkpoint folders of a run, newest first. Only exact names count, not step-100.backup."""
     if not output.is_dir():
         return []
     found = [
@@ -85,11 +85,11 @@ def list_checkpoints(output: Path) -> list[Path]:
 def save(output: Path, contents: Contents) -> Path:
     """Write a checkpoint atomically and return its folder.
 
-    A checkpoint of the same step (one that was found damaged, or saved before its evaluation) gives way only
-    when the new one is whole and on the disk.
+    A checkpoint of the same step may exist: a damaged one, or one saved before its evaluation. It is
+    replaced only when the new one is complete and on the disk.
 
     Raises:
-        InputError: if it cannot be written; earlier checkpoints are untouched.
+        InputError: if the checkpoint cannot be written. Earlier checkpoints do not change.
     """
     folder = output / f"step-{contents.step:08d}"
     aside = output / f".{folder.name}.old-{os.getpid()}"
@@ -120,7 +120,7 @@ def save(output: Path, contents: Contents) -> Path:
             aside.rename(folder)
         raise
     if aside.exists():
-        with contextlib.suppress(OSError):  # the new one is in its place; the next start clears this away
+        with contextlib.suppress(OSError):  # the save is done; the next start deletes the leftover
             shutil.rmtree(aside)
             reached("old one: deleted")
     return folder
@@ -131,7 +131,7 @@ def _rng(rank: int) -> str:
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """A file inside the temporary folder, which is flushed with its manifest."""
+    """Write a file into the temporary folder. It is flushed to the disk later, together with the manifest."""
     reached(f"{path.name}: begun")
     with path.open("wb") as file:
         file.writelines(parts)
@@ -139,10 +139,10 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 
 def set_link(output: Path, name: str, folder: Path) -> None:
-    """Point `output/name` at a checkpoint, atomically.
+    """Make the symbolic link `output/name` point at a checkpoint, atomically.
 
     Raises:
-        InputError: if something else has that name, or links cannot be made there.
+        InputError: if another file or folder has that name; if the file system has no symbolic links.
     """
     temporary = output / f".{name}.tmp-{os.getpid()}"
     try:
@@ -161,16 +161,16 @@ def set_link(output: Path, name: str, folder: Path) -> None:
 
 
 def clear_leftovers(output: Path) -> None:
-    """Remove what a killed process was still writing, and put back what it had set aside.
+    """Remove the unfinished files of a killed process, and rename back a checkpoint that it had renamed.
 
-    The caller must hold the folder's lock: another run's work in progress looks the same.
+    The caller must hold the folder's lock, because a running process has files with the same names.
     """
     for path in output.glob(".step-*"):
         match = _SET_ASIDE.fullmatch(path.name)
         if match and path.is_dir() and not path.is_symlink():
             if (output / match[1]).exists():
                 shutil.rmtree(path)
-            else:  # killed between the two renames
+            else:  # the process died between the two renames
                 path.rename(output / match[1])
     for path in output.glob(".*.tmp-*"):
         if _LEFTOVER.fullmatch(path.name):
@@ -181,10 +181,10 @@ def clear_leftovers(output: Path) -> None:
 
 
 def prune(output: Path, keep: int) -> None:
-    """Delete old checkpoints, but neither the newest `keep` nor what `best` and `last` point at.
+    """Delete old checkpoints. Keep the newest `keep` and those that `best` and `last` point at.
 
-    At least one good checkpoint stays. Before anything is deleted, one of the checkpoints that stay is read
-    and compared with its manifest. If all of them are damaged, the newest older one that is good stays, too.
+    At least one undamaged checkpoint stays: before deleting, the checkpoints to keep are compared with their
+    manifests until one is good. If all are damaged, the newest good one among the others stays, too.
 
     Raises:
         InputError: if a folder cannot be removed.
@@ -199,10 +199,10 @@ def prune(output: Path, keep: int) -> None:
         going = going[next((n for n, folder in enumerate(going) if verifies(folder)), len(going) - 1) + 1 :]
     reached("pruning: begun")
     try:
-        sync_folder(output)  # the links, before what they pointed at goes
+        sync_folder(output)  # first the new links, then the deletions, reach the disk
         for folder in going:
             doomed = output / f".{folder.name}.tmp-{os.getpid()}"
-            folder.rename(doomed)  # half deleted, it must not look like a checkpoint
+            folder.rename(doomed)  # a half-deleted folder must not have a checkpoint's name
             reached("pruning: renamed")
             shutil.rmtree(doomed)
             reached("pruning: deleted")
@@ -213,7 +213,7 @@ def prune(output: Path, keep: int) -> None:
 
 
 def verifies(folder: Path) -> bool:
-    """Whether a checkpoint is what its manifest says; reads all of it."""
+    """Return True if all files of a checkpoint agree with its manifest. Reads all of them."""
     try:
         verify_manifest(folder)
     except (InputError, OSError):
@@ -222,10 +222,10 @@ def verifies(folder: Path) -> bool:
 
 
 def read(folder: Path, rank: int = 0) -> Snapshot:
-    """A checkpoint that was verified, for the process number `rank`.
+    """Read a checkpoint that has been verified, for process number `rank`.
 
     Raises:
-        OSError, ValueError, safetensors.SafetensorError: if it is none.
+        OSError, ValueError, safetensors.SafetensorError: if a file is missing or cannot be read.
     """
     state = read_json(folder / "training_state.json")
     path = folder / _rng(rank)
@@ -238,14 +238,14 @@ def read(folder: Path, rank: int = 0) -> Snapshot:
 def read_newest(
     output: Path, acceptable: Callable[[dict[str, Any]], bool] = lambda state: True
 ) -> tuple[Snapshot, list[str]]:
-    """The newest checkpoint that verifies, and one sentence for each newer one that does not.
+    """Read the newest undamaged checkpoint. Also return a sentence about each newer one that is damaged.
 
     Args:
-        output: the run's folder.
-        acceptable: of a checkpoint's training state, whether it will do.
+        output: folder of the run.
+        acceptable: gets the training state of a checkpoint; False skips that checkpoint.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no such checkpoint.
     """
     passed_over = []
     for folder in list_checkpoints(output):

@@ -1,8 +1,8 @@
-"""Saves and loads a run: what goes into a checkpoint, at once or in the background, and what a failure means.
+"""Saves and loads a run: the content of a checkpoint, saves in the background, and failed saves.
 
-In the background means: the loop copies what is saved and continues; a thread writes it. There is one save at
-a time: the next one waits for it, and so does the end of the run. The thread does what would have been done
-at once, in the same order, so it is no less safe; the newest checkpoint is only a little older.
+For a save in the background (`save_async`), the loop copies the state and continues, and a thread writes the
+copy. Only one save runs at a time: the next save, and the end of the run, wait for it. The thread does the
+same work in the same order as a save in the foreground, so it is as safe.
 """
 
 import math
@@ -32,22 +32,22 @@ __all__ = ["Checkpointer"]
 
 
 class Checkpointer:
-    """The checkpoints of a run. As a context manager it waits for a save in the background.
+    """Saves and loads the checkpoints of a run. At its end, the context manager waits for a running save.
 
     Args:
-        config: of the run: where to, how many, in the background or not, what a failed save means.
-        step: its model, optimisers, progress and the fingerprints of its data are saved.
-        logger: no checkpoint is ahead of its metrics.
-        files: the format of the model in a checkpoint.
+        config: options of the run, among them the output folder, `save_async` and `on_save_error`.
+        step: its model, optimisers, progress and data fingerprints are saved.
+        logger: is flushed first, so that metrics.jsonl never lacks a line before a checkpoint.
+        files: reads and writes the model's files in a checkpoint.
     """
 
     def __init__(self, config: TrainConfig, step: TrainStep, logger: Logger, files: ModelFiles) -> None:
         self._config, self._step, self._logger, self._files = config, step, logger, files
         self._processes = step.processes
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._newest = -1  # the step of the last save that went well, or is under way; -1: none, or it failed
-        self._confirmed: tuple[Any, ...] = (math.inf, 0, {})  # best loss, its step, metrics: on the disk
+        self._error: BaseException | None = None  # from the last save; raised or printed by `_join`
+        self._newest = -1  # step of the last save that succeeded or is running; -1: none, or it failed
+        self._confirmed: tuple[Any, ...] = (math.inf, 0, {})  # best loss on the disk, its step and metrics
 
     def __enter__(self) -> "Checkpointer":
         self._confirm(True)
@@ -56,16 +56,16 @@ class Checkpointer:
     # -- saving ----------------------------------------------------------------------------------------------
 
     def save(self, best: bool = False, final: bool = False) -> None:
-        """Save this step, and let `last` (and `best`) point at it. Waits for an earlier save first.
+        """Save the current step and move the link `last` to it. First waits for an earlier save.
 
-        If it, or the save before it, failed and the run continues, the best loss is again that on the disk.
+        If this or the earlier save fails and the run continues, the best loss becomes the one on the disk.
 
         Args:
-            best: the link `best` moves too.
-            final: nothing comes after it: wait until it is written, and let no error pass.
+            best: move the link `best`, too.
+            final: the last save of the run: wait until it is written, and raise any error.
 
         Raises:
-            InputError: if it failed, and is final or the run is to stop.
+            InputError: if a save failed, and `final` is true or `on_save_error` is "stop".
         """
         step, processes, saved = self._step, self._processes, True
         rng, model = random_state(step.device), step.parallel.full_model()
@@ -92,7 +92,7 @@ class Checkpointer:
         rngs: list[Any],
         shards: ShardedSave | None,
     ) -> bool:
-        """In process 0. Returns: False if it, or the save before it, failed and the run is to continue."""
+        """Save, in process 0. Returns False if this or the earlier save failed and the run continues."""
         config, step, before = self._config, self._step, self._join(final=False)
         try:
             self._logger.flush()
@@ -133,7 +133,7 @@ class Checkpointer:
         except BaseException as error:
             if not self._config.save_async and not isinstance(error, InputError):
                 raise
-            self._error = error  # the loop's thread learns of it in `_join`
+            self._error = error  # `_join` raises or prints it in the loop's thread
 
     def _prune(self) -> None:
         try:
@@ -141,10 +141,10 @@ class Checkpointer:
         except InputError as error:
             if self._config.on_save_error == "stop":
                 raise
-            warn(str(error))  # the checkpoint itself is saved
+            warn(str(error))  # only a warning: the new checkpoint is saved
 
     def _join(self, final: bool) -> bool:
-        """Wait for the save that is under way. True if all went well; errors as in `save`."""
+        """Wait for a running save. Returns True if it succeeded. Raises as `save` does."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -161,14 +161,14 @@ class Checkpointer:
         return False
 
     def wait(self, final: bool = False) -> None:
-        """Wait for a save in the background; see `save`."""
+        """Wait for a save in the background. `final` and errors as in `save`."""
         saved = True
         with self._processes.shared_errors():
-            saved = self._join(final)  # only process 0 has one
+            saved = self._join(final)  # only process 0 has a thread
         self._confirm(self._processes.broadcast(saved))
 
     def is_saved(self) -> bool:
-        """Whether this step is saved, or is being saved."""
+        """Return True if the current step is saved, or is being saved."""
         return self._processes.broadcast(self._newest == self._step.progress.steps_done)
 
     def _confirm(self, saved: bool) -> None:
@@ -184,17 +184,17 @@ class Checkpointer:
         elif not isinstance(error, SystemExit):
             if self._thread is not None:
                 self._thread.join()
-            if self._error is not None:  # `error` is on its way already
+            if self._error is not None:  # the block has raised an error already, so only print this one
                 warn(str(self._error))
-        # a second signal: at once, and the thread dies with the process
+        # SystemExit comes from a second signal: do not wait, the thread ends with the process
 
     # -- loading ---------------------------------------------------------------------------------------------
 
     def newest(self, acceptable: Callable[[dict[str, Any]], bool] = lambda _: True) -> Snapshot:
-        """The newest checkpoint that verifies. Process 0 chooses it; the others read the same one.
+        """Find the newest undamaged checkpoint. Process 0 chooses it; the others read the same one.
 
         Raises:
-            InputError: if there is none.
+            InputError: if there is none that is `acceptable` (see `checkpoint.read_newest`).
         """
         output, found = self._config.output, None
         with self._processes.shared_errors():
@@ -206,10 +206,10 @@ class Checkpointer:
         return found or checkpoint.read(folder, self._processes.rank)
 
     def load(self, snapshot: Snapshot) -> None:
-        """Put back weights, optimisers and random generators; the progress stays.
+        """Load weights, optimisers and random generators from a checkpoint. The progress does not change.
 
         Raises:
-            InputError: if they belong to another model or optimiser.
+            InputError: if the checkpoint belongs to another model or optimiser.
         """
         step, optimizer = self._step, snapshot.optimizer
         with self._processes.shared_errors():
@@ -221,11 +221,11 @@ class Checkpointer:
             load_state(step.model, step.optimizers, optimizer)
         if snapshot.rng:
             set_random_state(step.device, snapshot.rng)
-        else:  # there were fewer processes
+        else:  # the checkpoint's run had fewer processes
             self._processes.seed(self._config.seed, int(snapshot.state["steps_done"]))
 
     def resume(self) -> Path:
-        """Load the newest checkpoint that verifies, and its progress; returns its folder.
+        """Load the newest undamaged checkpoint and its progress. Returns its folder.
 
         Raises:
             InputError: if there is none; if data, vocabulary or model differ.
@@ -257,9 +257,9 @@ class Checkpointer:
             if self._processes.is_main:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 has_best = progress.best_step > 0 and not found.validation_data and checkpoint.verifies(best)
-                if has_best:  # a kill between saving and linking left the link behind
+                if has_best:  # the process may have died before it moved the link
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):
-            # none yet, none that is complete, or measured on other data: the next one is the best
+            # there is no best checkpoint, or it is damaged, or other data was used: start anew
             progress.best_val_loss, progress.best_step, progress.best_metrics = math.inf, 0, {}
         return snapshot.folder

@@ -1,7 +1,7 @@
-"""Every option of a training run, in one frozen dataclass; recipes are TOML files of the same keys.
+"""All options of a training run, in one frozen dataclass. A recipe is a TOML file with the same keys.
 
-The command line's flags are these fields. Names follow Hugging Face's TrainingArguments and GPT2Config where
-those have one. This module holds no behaviour but validation and reading recipes.
+The flags of `minigpt train` are the fields of TrainConfig. A field has the name that Hugging Face's
+TrainingArguments or GPT2Config gives to the same option. This module only holds, checks and reads options.
 """
 
 import dataclasses
@@ -26,10 +26,11 @@ __all__ = ["FOREIGN_OPTIONS", "PER_CALL", "RECIPES", "RUN_FILE", "Precision", "T
 __all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
-RUN_FILE = "run.json"  # in the output folder: the resolved configuration
-PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags of one call, not of the run
+RUN_FILE = "run.json"  # file in the output folder that holds the resolved configuration
+PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags that --resume does not inherit
 
-# Flags that a family does not have, each with the value that asks for nothing. Another one is an error.
+# For each family: the options that it does not have, with the value that means "not set". Any other value of
+# such an option is an error.
 FOREIGN_OPTIONS = {name: family.UNSUPPORTED for name, family in OPTIONS.items()}
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -76,97 +77,97 @@ class TrainConfig(DataOptions, CommandOptions):
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
 
     size: str = ""
-    """small, base, large, a time (10min) or arithmetic (2e6GFLOP): chooses what you do not, and says why"""
+    """small, base, large, a time (10min) or arithmetic (2e6GFLOP): minigpt chooses what you leave out"""
 
-    # Where from, where to
+    # Input and output
     train_data: Path = Path("data/train.jsonl")
-    """questions and answers, or conversations, to learn from: JSON Lines, JSON, CSV, Excel or Parquet"""
+    """training data: questions and answers, or conversations, as JSON Lines, JSON, CSV, Excel or Parquet"""
     val_data: Path = Path("data/val.jsonl")
-    """the same to measure on, never learned from"""
+    """validation data, in the same formats; the model never learns from it"""
     vocab_path: Path = Path("data/vocab.json")
-    """vocabulary, made by `minigpt vocab`"""
+    """vocabulary file, made by `minigpt vocab`"""
     text: Path | None = None
-    """text to learn from instead of train_data: a file or a folder; plain text, or records with a text"""
+    """text to learn from instead of train_data: a file or folder of plain text, or of records with a text"""
     val_text: Path | None = None
-    """text to measure on, never learned from; without it, the last val_fraction of --text"""
+    """validation text; the model never learns from it; without it, the last val_fraction of --text"""
     val_fraction: float = 0.1
-    """share of the data that is measured on where no validation data is given; of --text: its end"""
+    """share of the data that is validation data where none is given; of --text: its end"""
     tokenizer: str = "char"
-    """char (of --text: its characters, else --vocab_path), or path of a vocab.json or a tokenizer's folder"""
+    """char (characters of --text, else --vocab_path), a vocab.json, or a folder with a tokenizer.json"""
     text_field: str = ""
-    """of --text: name of the field that holds the text; left out: text and its like, or the longest"""
+    """with --text: field of a record that holds the text; empty: text or a similar name, or the longest"""
     document_separator: str = "auto"
-    """of --text: a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
+    """with --text: the line between documents; blank: empty lines; none: no such line; auto: <|endoftext|>"""
     init_from: Path | None = None
-    """begin with the weights of this folder instead of a new model: one of your runs, or Hugging Face's"""
+    """start from the weights of this folder: one of your runs, or a Hugging Face model"""
     add_tokens: str = ""
-    """with weights: more tokens, from a file (one a line), or from-data: characters that the data has"""
+    """with weights: new tokens from a file (one per line), or from-data: characters that the data has"""
     new_rows: Literal["mean", "zeros", "sampled"] = "mean"
-    """what the embeddings of more tokens begin as: the mean of the old ones, zeros, or drawn like them"""
+    """initial embeddings of new tokens: the mean of the old ones, zeros, or drawn with their covariance"""
     shards: Path | None = None
-    """folder for the encoded --text, used again while that is the same; without it, shards in the output"""
+    """folder for the encoded --text, reused while the text is the same; without it, OUTPUT/shards"""
     output: Path = Path("output")
-    """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
+    """folder of the run: checkpoints (with the links best and last), metrics.jsonl, tensorboard/"""
     resume: bool = False
-    """continue from the newest complete checkpoint in the output folder, to the same bits"""
+    """continue from the newest complete checkpoint in the output folder; the result has the same bits"""
     allow_changed_data: bool = False
-    """with --resume: continue although the data is not the data that the run began with"""
+    """with --resume: continue even if the data has changed since the run began"""
     overwrite: bool = False
-    """start anew in a folder that holds a run, which is moved to OUTPUT.previous, in place of an older one"""
+    """start a new run; the run in the output folder is moved to OUTPUT.previous and replaces an older one"""
     dry_run: bool = False
-    """print the model's parts, the estimated memory and time, and start nothing"""
+    """print the model's parts and the estimated memory and time, and do not train"""
 
     # The model
     family: FamilyName = "gpt"
     """architecture: the GPT of the documents, or Qwen3 (RMSNorm, RoPE, grouped queries, SwiGLU)"""
     n_layer: int = 6
-    """blocks"""
+    """number of transformer blocks"""
     n_embd: int = 768
-    """channels of a token's vector"""
+    """width of the model: numbers in the vector of a token"""
     n_head: int = 8
-    """attention heads; must divide n_embd, unless head_dim is given"""
+    """number of attention heads; must divide n_embd, unless head_dim is given"""
     block_size: int = 256
     """longest sequence that the model can read, in tokens"""
     dropout: float = 0.1
-    """gpt: share of activations zeroed in training"""
+    """gpt: share of activations that are set to zero in training"""
     bias: bool = False
-    """gpt: biases in every linear layer, as in GPT-2 (False: in qkv_proj alone)"""
+    """gpt: biases in every linear layer, as in GPT-2; without it, only qkv_proj has biases"""
     gelu: Literal["exact", "tanh"] = "exact"
-    """gpt: GELU itself, or GPT-2's tanh approximation"""
+    """gpt: the exact GELU, or GPT-2's tanh approximation"""
     num_key_value_heads: int = 0
-    """qwen3: heads of keys and values; must divide n_head; 0: n_head, nothing is shared"""
+    """qwen3: number of key and value heads; must divide n_head; 0: as many as n_head"""
     head_dim: int = 0
-    """qwen3: channels of a head, even; 0: n_embd / n_head"""
+    """qwen3: width of an attention head, an even number; 0: n_embd / n_head"""
     intermediate_size: int = 0
-    """qwen3: channels inside the MLP; 0: 8/3 n_embd, where its three matrices are as large as gpt's two"""
+    """qwen3: width inside the MLP; 0: 8/3 n_embd, which gives as many weights as gpt's MLP"""
     rope_theta: float = 10_000.0
-    """qwen3: RoPE's base (10,000, the paper's, does for some thousand tokens; published models have 1e6)"""
+    """qwen3: base of RoPE; the paper's 10,000 is enough for some thousand tokens; published models use 1e6"""
     tie_word_embeddings: bool = True
-    """qwen3: one matrix reads and predicts tokens; --no_tie_word_embeddings: two"""
+    """qwen3: lm_head uses the weights of the token embedding; --no_tie_word_embeddings: it has its own"""
     zero_projections: bool = False
-    """begin with blocks that add nothing: zeros in what ends attention and MLP, and in an untied lm_head"""
+    """start with zeros in the last layer of attention and MLP and in an untied lm_head: blocks add nothing"""
 
     # The batches
     max_length: int = 128
-    """tokens of a pair (question, answer, two separators); longer ones are cut"""
+    """most tokens of a pair (question, answer, two separators); longer pairs are cut"""
     batch_size: int = 32
-    """pairs of a batch, at most; of --text: windows of block_size tokens"""
+    """most pairs in a batch; with --text: number of windows of block_size tokens"""
     tokens_per_batch: int = 0
-    """tokens of a batch including padding, at most; 0: no limit"""
+    """most tokens in a batch, padding included; 0: no limit"""
     gradient_accumulation_steps: int = 1
-    """batches whose gradients are added up before each step"""
+    """number of batches whose gradients are summed for one step"""
     by_length: bool = True
-    """batch pairs of like length together, so that little is padding"""
+    """put pairs of similar length into one batch, so that there is little padding"""
     pad_to_max_length: bool = False
-    """pad every batch to max_length, as the textbook loop does, instead of to its own longest pair"""
+    """pad every batch to max_length, instead of to its longest pair"""
     loss_on: Literal["answer", "all"] = "answer"
-    """learn to predict the answer's tokens alone, or the question's too"""
+    """targets of the loss: the tokens of the answer, or all tokens"""
 
     # The steps
     num_train_epochs: float = 15.0
-    """how often the training data is seen"""
+    """number of passes over the training data"""
     max_steps: int = 0
-    """number of steps; overrides num_train_epochs; 0: as many as the epochs need"""
+    """number of steps; overrides num_train_epochs; 0: as many as num_train_epochs needs"""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest"""
     learning_rate: float = 1e-4
@@ -174,57 +175,57 @@ class TrainConfig(DataOptions, CommandOptions):
     muon_learning_rate: float = 0.02
     """Muon's highest learning rate"""
     muon_weight_decay: float = 0.01
-    """Muon's decoupled decay"""
+    """Muon's decoupled weight decay"""
     lr_scheduler_type: Literal["cosine", "wsd", "constant"] = "cosine"
-    """what follows the warm-up: fall along a cosine to min_lr_ratio; stay, then fall in a line; or stay"""
+    """after the warm-up: cosine down to min_lr_ratio; wsd: constant, then linear to min_lr_ratio; constant"""
     min_lr_ratio: float = 0.1
-    """where cosine and wsd end, as a share of the highest learning rate"""
+    """last learning rate of cosine and wsd, as a share of the highest one"""
     decay_ratio: float = 0.2
-    """wsd: share of the steps, at the end, over which the learning rate falls"""
+    """wsd: share of the steps, at the end of the run, in which the learning rate falls"""
     warmup_steps: int = 0
-    """steps over which the learning rate rises from 0"""
+    """number of steps in which the learning rate rises to its highest value"""
     weight_decay: float = 0.01
-    """decoupled decay of matrices (vectors are never decayed)"""
+    """AdamW's decoupled weight decay; it applies to matrices only, not to biases and norms"""
     adam_beta1: float = 0.9
-    """AdamW's memory of the gradient"""
+    """AdamW's beta1: decay rate of the mean of the gradient"""
     adam_beta2: float = 0.999
-    """AdamW's memory of the squared gradient"""
+    """AdamW's beta2: decay rate of the mean of the squared gradient"""
     max_grad_norm: float = 0.0
-    """longest gradient; longer ones are scaled down to it; 0: no limit"""
+    """norm to which a longer gradient is scaled down; 0: no clipping"""
 
-    # Looking on
+    # Evaluation, logging, checkpoints
     eval_steps: int = 0
-    """steps between evaluations on all of val_data (each also saves a checkpoint); 0: ten in the run"""
+    """steps between evaluations on all of val_data; each also saves a checkpoint; 0: ten in a run"""
     logging_steps: int = 10
-    """steps between lines of metrics.jsonl"""
+    """steps between two lines of metrics.jsonl"""
     save_total_limit: int = 2
-    """newest checkpoints to keep, besides the best"""
+    """number of newest checkpoints to keep; the best one is kept besides"""
     save_async: bool = False
     """write checkpoints in the background, while training continues"""
     on_save_error: Literal["continue", "stop"] = "continue"
-    """a checkpoint cannot be written (disk full, ...): warn and try again at the next one, or stop"""
+    """if a checkpoint cannot be written (disk full, say): warn and try again at the next save, or stop"""
     max_bad_steps: int = 3
-    """steps in a row without a finite loss and gradient, after which the last checkpoint is gone back to"""
+    """steps in a row with a NaN or infinite loss or gradient, after which the last checkpoint is reloaded"""
     report_to: Literal["none", "tensorboard", "wandb", "all"] = "tensorboard"
-    """what else shows the numbers of metrics.jsonl, if it is installed (wandb: WANDB_PROJECT, WANDB_MODE)"""
+    """tools that also show the numbers of metrics.jsonl, if installed (wandb: WANDB_PROJECT, WANDB_MODE)"""
 
     # The machine
     seed: int = 42
-    """decides initial weights, order of data, dropout: on a CPU, same seed, data and threads, same bits"""
+    """seed of weights, data order and dropout; on a CPU: same seed, data and threads give the same bits"""
     device: str = "auto"
-    """cpu, cuda, mps, or auto: the best that is there"""
+    """cpu, cuda, mps, or auto: the fastest one of this machine"""
     precision: Precision = "float32"
-    """matrix products; auto: in 16 bits on CUDA and on CPUs with AVX-512 BF16 or AMX, else float32"""
+    """dtype of matrix products; auto: 16 bits on CUDA and on CPUs with AVX-512 BF16 or AMX, else float32"""
     compile: bool = False
-    """let torch.compile write kernels for this model: a minute at the start, then faster steps on a GPU"""
+    """compile the model with torch.compile: a minute at the start, then faster steps on a GPU"""
     gradient_checkpointing: bool = False
-    """keep less of each block for the gradient and compute it twice: less memory, a third more work"""
+    """recompute activations in the backward pass instead of keeping them: less memory, a third more work"""
     threads: int = 0
-    """CPU threads; 0: as many as there are cores"""
+    """number of CPU threads; 0: one per core"""
     workers: int = 0
-    """processes that encode --text; 0: one a core; the shards are the same whatever their number"""
+    """number of processes that encode --text; 0: one per core; the number does not change the shards"""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """of several processes: each has the whole model (ddp), or a piece (fsdp: for one that does not fit)"""
+    """with several processes: each has the whole model (ddp), or a shard of it (fsdp: for large models)"""
 
     def __post_init__(self) -> None:
         if self.size:
@@ -262,27 +263,28 @@ class TrainConfig(DataOptions, CommandOptions):
         return self.init_from
 
     def model_config(self, vocab_size: int) -> "ModelConfig":
-        """The new model that these options describe.
+        """Build the model configuration of a new model with these options.
 
         Raises:
-            InputError: for sizes that make no model (n_head must divide n_embd, ...).
+            InputError: for sizes that do not make a model (n_head must divide n_embd, ...).
         """
         config: ModelConfig = OPTIONS[self.family].model_config(self, vocab_size)
         return config
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values, paths as text."""
+        """Return the options as a dict that JSON can hold; paths are strings."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
 
 
 def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """Read a recipe by its name or by the path of a TOML file.
 
-    A file may begin with `base = "qa-cpu"`: what it does not say is then that recipe's, not this module's.
+    A file may begin with `base = "qa-cpu"`. An option that the file leaves out then has the value of that
+    recipe, instead of the default of TrainConfig.
 
     Raises:
-        InputError: for a recipe that does not exist, broken TOML, an unknown key (naming the nearest), or a
-            value of the wrong type.
+        InputError: for a recipe that does not exist, invalid TOML, an unknown key (the message names the
+            nearest one), or a value of the wrong type.
     """
     path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
     known = sorted(file.stem for file in RECIPES.glob("*.toml"))
@@ -302,13 +304,13 @@ def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConf
 
 
 def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """The configuration that a run was started with, from its folder, to resume it.
+    """Read the configuration of an earlier run from its folder, to resume the run.
 
     Args:
         kind: the class of its options: TrainConfig, or that of `minigpt finetune`.
 
     Raises:
-        InputError: if the folder holds no run, or one of another command.
+        InputError: if the folder holds no run, or one of another command, or its run.json is damaged.
     """
     path = output / RUN_FILE
     if not path.exists():
@@ -328,14 +330,15 @@ def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig
 
 
 def checked_config(values: dict[str, Any], source: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """The configuration of some JSON-ready values.
+    """Build a configuration from values that JSON or TOML can hold, and check them.
 
     Args:
-        source: what they come from, for messages.
-        kind: the class of the options.
+        values: option names with their values; a path may be a string.
+        source: name of the file or the options, for error messages.
+        kind: class of the configuration.
 
     Raises:
-        InputError: for an unknown key, naming the nearest one; for a value of a wrong type or out of range.
+        InputError: for an unknown key (the message names the nearest), a wrong type, a value out of range.
     """
     hints = typing.get_type_hints(kind)
     for key, value in values.items():
@@ -354,7 +357,7 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(str(value)) if fits else value  # of text: 10**400 is infinite, not an error
+        value = float(str(value)) if fits else value  # str first: float(10**400) would raise OverflowError
     elif typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]
         fits = isinstance(value, list | tuple) and all(type(one) is inner for one in value)

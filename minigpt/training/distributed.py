@@ -1,13 +1,12 @@
-"""The processes that train one model: which one this is, and how they agree.
+"""The processes that train one model: the rank of this process, and communication between all of them.
 
-A launcher (torchrun, accelerate, a Kubernetes operator) starts the same command N times and gives each
-process its place: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. Where WORLD_SIZE is unset or 1, no
-process group is made, and every method here does what a single process would do anyway.
+A launcher (torchrun, accelerate, a Kubernetes operator) starts the same command N times, and tells each
+process its number by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. If WORLD_SIZE is unset or 1,
+no process group is made, and each method here works for a single process.
 
-Process 0 alone prints, and alone writes the run's folder. A signal, an error or a step without a finite loss
-in one process reaches all of them at the next point where they exchange messages anyway. These messages are
-numbers and text in tensors on the CPU (gloo), in a group of their own. Gradients travel as parallel.py says,
-between CUDA devices over NCCL.
+Only process 0 prints and writes to the run's folder. A signal, an error or a non-finite loss in one process
+reaches the others at their next exchange of messages. These messages are tensors on the CPU (gloo), in a
+process group of their own. parallel.py exchanges gradients and weights, between CUDA devices over NCCL.
 """
 
 import json
@@ -28,8 +27,8 @@ from minigpt.errors import InputError, printable
 
 __all__ = ["SINGLE_PROCESS", "Processes", "Stopped", "is_restarted", "join_processes"]
 
-# One process may wait while another encodes a corpus or writes to a slow disk. A process that dies is noticed
-# at once all the same: its connections close.
+# One process may encode a corpus or write to a slow disk for long while the others wait. A process that dies
+# is noticed at once in spite of this, because its connections close.
 _TIMEOUT = timedelta(hours=12)
 _LOST = ("gloo", "Gloo", "Connection", "NCCL", "socket", "recvValue", "sendBytes", "store")
 
@@ -37,7 +36,7 @@ Value = TypeVar("Value")
 
 
 class Stopped(Exception):  # noqa: N818 -- not an error: all processes agreed to end, and the run is saved
-    """Training was interrupted by a signal, after saving. `code` is the exit code."""
+    """Raised after a signal, when the run has been saved. `code` is the exit code of the process."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -45,39 +44,39 @@ class Stopped(Exception):  # noqa: N818 -- not an error: all processes agreed to
 
 
 class _SharedError(InputError):
-    """An error that every process has; process 0 prints it."""
+    """An error that all processes raise together; only process 0 prints it."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """One of `size` processes."""
+    """This process: one of `size` processes, with number `rank`."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those on the same machine: decides its CUDA device
-    group: Any = None  # for messages on the CPU
+    local_rank: int = 0  # number among the processes of this machine; decides the CUDA device
+    group: Any = None  # gloo process group for messages on the CPU
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """Return True in process 0, which prints and writes."""
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """`--device` for this process: on a machine with several CUDA devices each has one of its own."""
+        """Return the device of this process for `--device`. Each process has a CUDA device of its own."""
         if self.size > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
-        return "cpu" if self.size > 1 and name == "auto" else name  # no MPS: it has no collectives
+        return "cpu" if self.size > 1 and name == "auto" else name  # MPS has no collective operations
 
     def seed(self, seed: int, step: int = 0) -> None:
-        """Seed each process but the first with a number of its own, so that their dropout differs."""
+        """Seed every process but process 0 differently, so that their dropout differs."""
         if not self.is_main:
             seed_everything((seed + 0x9E3779B97F4A7C15 * self.rank + step) % 2**63)
 
-    # -- messages: every process must call each of these, in the same order ----------------------------------
+    # -- messages: all processes must call these methods, in the same order ----------------------------------
 
     def all_reduce(self, values: Sequence[float]) -> list[float]:
-        """The sum of each value over the processes, in double precision: the same bits everywhere."""
+        """Sum each value over the processes, in float64. All processes get the same bits."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -85,11 +84,11 @@ class Processes:
         return [float(value) for value in tensor]
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in some process."""
+        """Return True if `flag` is true in at least one process."""
         return self.all_reduce([float(flag)])[0] > 0
 
     def all_gather(self, content: bytes) -> list[bytes]:
-        """The content of each process, by rank."""
+        """Return the contents of all processes, ordered by rank."""
         if self.size == 1:
             return [content]
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -101,7 +100,7 @@ class Processes:
         return [row[: int(length)].numpy().tobytes() for row, length in zip(rows, lengths)]
 
     def broadcast(self, value: Value) -> Value:
-        """Process 0's value, which JSON must be able to hold."""
+        """Return the value of process 0. JSON must be able to hold it."""
         if self.size == 1:
             return value
         content = _bytes(json.dumps(value).encode() if self.is_main else b"")
@@ -114,10 +113,10 @@ class Processes:
         return received
 
     def require_same(self, fingerprint: str, what: str) -> None:
-        """See that every process has the same.
+        """Check that a fingerprint is equal in all processes. `what` names the thing in the message.
 
         Raises:
-            InputError: naming the first process with another fingerprint.
+            InputError: if it differs; the message names the first process that differs.
         """
         rows = self.all_gather(fingerprint.encode())
         for rank, row in enumerate(rows):
@@ -130,10 +129,10 @@ class Processes:
 
     @contextmanager
     def shared_errors(self) -> Iterator[None]:
-        """A block that every process runs: an error of one becomes an error of all.
+        """Run a block in every process. An error in one process is raised in all of them.
 
         Raises:
-            InputError: everywhere, if the block fails anywhere; the text of another process names its rank.
+            InputError: if the block fails in any process. The message names the rank if it is not 0.
         """
         if self.size == 1:
             yield
@@ -147,10 +146,10 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """A block that process 0 runs first, then the others: they find what it has prepared on the disk.
+        """Run a block in process 0 first, then in the others, which find the files that process 0 made.
 
         Raises:
-            InputError: as `shared_errors`. If process 0 fails, the others do not begin.
+            InputError: as `shared_errors`. If process 0 fails, the others do not run the block.
         """
         if not self.is_main:
             self._raise_first("")
@@ -184,15 +183,15 @@ def _number(name: str, default: int) -> int:
 
 
 def is_restarted() -> bool:
-    """Whether torchrun has started the processes anew after one had died (--max_restarts)."""
+    """Return True if torchrun restarted the processes after one died (--max_restarts)."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def _store(rank: int, size: int) -> Any:
-    """Where processes leave their addresses for each other, under a name of this start's own.
+    """Make the store in which the processes exchange their addresses. Each restart uses another prefix.
 
-    torchrun's processes share one store over all restarts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; in
-    torch's own place for them (2.13) those started anew wait for ever for the addresses of the dead.
+    torchrun's processes share one store over all restarts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1. With
+    torch's default prefix (2.13), restarted processes would read the old addresses and wait for ever.
     """
     host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
     is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -205,11 +204,11 @@ def _store(rank: int, size: int) -> Any:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Meet the other processes; leave them at the end.
+    """Join the other processes, and leave them at the end of the block.
 
     Raises:
-        InputError: if the environment does not say who this is, or the others cannot be reached.
-        SystemExit: 1, after a line, if another process has died.
+        InputError: if the environment lacks the rank or the address, or the others cannot be reached.
+        SystemExit: 1, if another process has died; a line has been printed.
     """
     size, rank = _number("WORLD_SIZE", 1), _number("RANK", -1)
     if size == 1:
@@ -236,7 +235,7 @@ def join_processes() -> Iterator[Processes]:
     try:
         yield Processes(rank, size, _number("LOCAL_RANK", rank), group)
     except (_SharedError, Stopped, SystemExit, KeyboardInterrupt):
-        dist.destroy_process_group()  # its threads would abort the process at its end
+        dist.destroy_process_group()  # otherwise its threads abort the process at exit
         raise
     except InputError:
         sys.stderr = stderr
@@ -251,7 +250,7 @@ def join_processes() -> Iterator[Processes]:
         else:
             print(f"process {rank}: {printable(first)}", file=stderr, flush=True)
             traceback.print_exc(file=stderr)
-        # not sys.exit: torch would wait for those who are gone
+        # not sys.exit: torch would wait for the processes that have died
         os._exit(1)
     else:
         dist.destroy_process_group()

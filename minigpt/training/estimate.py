@@ -1,7 +1,7 @@
-"""Before a run: the model's parts, the memory that training will take, and how long, on this machine.
+"""Before a run: the parts of the model, and the memory and time that training will need on this machine.
 
-Time is measured on a piece of a real batch and scaled by arithmetic; memory is counted, not measured.
-Nothing is trained: gradients are thrown away, weights and random states are as they were.
+The time of a piece of a real batch is measured and scaled by FLOPs. The memory is computed, not measured.
+The model is not trained: gradients are thrown away; weights and random states do not change.
 """
 
 import copy
@@ -28,15 +28,15 @@ __all__ = [
     "print_parameters",
 ]
 
-TORCH_ITSELF = 350 * 2**20  # what a process holds that has imported all that training needs, bytes
-# What a process holds for each byte that is counted. Activations, gradients and moments are freed and taken
-# in another order each time, and the C library keeps the gaps: measured by benchmarks/memory.py on Linux, not
-# derived. torch's allocators for GPUs have gaps of their own sort.
+TORCH_ITSELF = 350 * 2**20  # bytes of a process that has only imported what training needs
+# Memory of the process per computed byte, on a CPU. Activations, gradients and moments are freed and taken
+# in changing order, which leaves gaps in the C library's heap. The factor was measured on Linux with
+# benchmarks/memory.py. It does not apply to GPUs, which have other allocators.
 HELD = 1.4
 
 
 def print_parameters(trainer: Trainer) -> None:
-    """Print the model's parts with their parameter counts, and check the sum against the closed formula."""
+    """Print the parameter count of each part of the model, and check the sum against the closed formula."""
     model = trainer.model
     if trainer.config.starts_from is not None:
         _print_trained(model)
@@ -65,19 +65,19 @@ def _print_trained(model: LanguageModel) -> None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The expected cost of a run, or of the rest of one."""
+    """The expected cost of a run, or of what is left of a resumed one."""
 
     steps: int
-    tokens_per_step: float  # padding included
+    tokens_per_step: float  # number of tokens, padding included
     flops_per_step: float
-    flops_per_second: float  # measured
+    flops_per_second: float  # measured speed
     step_seconds: float
     evaluation_seconds: float
-    seconds: float  # training and evaluation
-    memory_bytes: int  # weights, gradients, AdamW's two moments, activations, gaps, torch itself
+    seconds: float  # total time of training and evaluations
+    memory_bytes: int  # total memory; see `memory_needed`
 
     def sentence(self) -> str:
-        """The estimate in one line."""
+        """Return the estimate in one line."""
         return (
             f"{self.steps:,} steps of about {self.tokens_per_step:,.0f} tokens; this machine does "
             f"{self.flops_per_second / 1e9:,.0f} GFLOP/s on them: about {seconds(self.seconds)}, "
@@ -86,7 +86,7 @@ class Estimate:
 
 
 def estimate(trainer: Trainer) -> Estimate:
-    """Measure a piece of the first batch (about a second) and work out the rest."""
+    """Estimate the cost of a run: measure a piece of the first batch (about a second), and scale it."""
     plan, config = trainer.step.plan, trainer.config
     pad_to = config.max_length if config.pad_to_max_length else 0
     shapes = trainer.data.shapes(plan, pad_to)
@@ -116,12 +116,12 @@ def estimate(trainer: Trainer) -> Estimate:
 
 
 def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
-    """Forward and backward of rows of T tokens; `counted`: the share of tokens that the loss counts."""
+    """Return the training FLOPs of rows of T tokens. `counted`: share of the tokens that the loss counts."""
     return model_flops(trainer.model, rows * T, rows * T * counted, T)
 
 
 def _measure(trainer: Trainer, answer_share: float) -> float:
-    """FLOP/s of forward and backward on at most about a hundred GFLOP of the first batch, never compiled."""
+    """Measure the FLOP/s of forward and backward in eager mode, on at most 100 GFLOP of the first batch."""
     config = trainer.config
     rows = trainer.step.plan.rows(0)
     pad_to = config.max_length if config.pad_to_max_length else 0
@@ -144,12 +144,12 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:
-    """What updating the weights takes, measured on a copy: nothing of it depends on the batch."""
+    """Measure the time of an update of the weights, on a copy of the model."""
     model = copy.deepcopy(trainer.model)
     optimizers = make_optimizers(model, trainer.config)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    for _ in range(2):  # the first time allocates
+    for _ in range(2):  # the first update also allocates the state
         start = time.perf_counter()
         for optimizer in optimizers:
             optimizer.step()
@@ -159,9 +159,9 @@ def _optimizer_seconds(trainer: Trainer) -> float:
 
 
 def memory_needed(trainer: Trainer) -> int:
-    """Weights, gradients and AdamW's two moments, what the backward pass keeps of a batch; torch itself.
+    """Compute the bytes that training needs: weights, gradients, moments, activations, torch itself.
 
-    Muon keeps one moment instead of two, and takes as much while it orthogonalises.
+    Muon counts as AdamW. It keeps one moment instead of two, but needs as much memory to orthogonalise.
     """
     pad_to = trainer.config.max_length if trainer.config.pad_to_max_length else 0
     answer_share = trainer.data.train.answer_share if trainer.config.loss_on == "answer" else 1.0
@@ -170,14 +170,13 @@ def memory_needed(trainer: Trainer) -> int:
     config, width = trainer.model.config, trainer.model.lm_head.in_features
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
-    # a third row: what does not grow with the batch (weights, and autocast's copies of them) drops out; not a
-    # second one, because of one row alone no part has to be copied to be reshaped
+    # The difference between three rows and two: weights, and autocast's copies of them, do not grow with the
+    # batch and cancel out. One row is not used, because torch reshapes a single row without a copy.
     per_row = _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
     set_random_state(trainer.device, before)
-    # at each counted position: its hidden vector and that one's gradient; the logits, their log-softmax, and
-    # its gradient
+    # floats per counted position: the hidden state and its gradient; logits, log-softmax and its gradient
     head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
-    # weights, gradients, moments; what autocast makes of the weights lives until the gradient is there
+    # weight, gradient and two moments in float32; autocast's 16-bit copy lives until the gradient is computed
     per_weight = 4 if trainer.config.precision == "float32" else 6
     weights = sum(
         p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()
@@ -187,9 +186,9 @@ def memory_needed(trainer: Trainer) -> int:
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
-    """What autograd keeps of the blocks' forward pass until the backward pass, each storage once.
+    """Return the bytes that autograd keeps of the blocks' forward pass. Each storage counts once.
 
-    With gradient_checkpointing that is the blocks' inputs, which torch keeps elsewhere.
+    With gradient_checkpointing the inputs of the blocks are added, because torch keeps these elsewhere.
     """
     kept: dict[int, int] = {}
 
@@ -199,12 +198,12 @@ def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
         return tensor
 
     was_training = trainer.model.training
-    trainer.model.train()  # dropout's masks are kept, too
+    trainer.model.train()  # training mode, so that dropout's masks count, too
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.step.precision.autocast(),
     ):
-        hidden = trainer.model.base_model(ids)  # alive until all is counted: no address is used twice
+        hidden = trainer.model.base_model(ids)  # kept alive, so that no address is reused
     trainer.model.train(was_training)
     inputs = trainer.model.config.num_hidden_layers * hidden.nbytes
     del hidden

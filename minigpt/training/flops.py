@@ -1,10 +1,10 @@
-"""How much of a GPU a run uses: floating-point operations of the model, against what the maker promises.
+"""Model FLOPs, and the peak speed of a GPU: how much of a GPU a run uses.
 
-Model FLOP utilisation (https://arxiv.org/abs/2204.02311, appendix B): what the model needs for the tokens
-seen, divided by what the device could do in that time. Padding, and activations that are computed twice, do
-not count. There is no such promise for a CPU, hence no number.
+Model FLOP utilisation (MFU, https://arxiv.org/abs/2204.02311, appendix B) is the number of FLOPs that the
+model needs for the tokens, divided by what the device could do in that time at its peak. Padding and
+recomputed activations do not count. CPUs have no published peak, so they have no MFU.
 
-Letters: T tokens of a row, L layers, H heads, D channels of a head.
+Letter: T tokens of a row.
 """
 
 import math
@@ -16,13 +16,13 @@ from minigpt.families.registry import LanguageModel, family_of
 
 __all__ = ["model_flops", "peak_flops", "peaks"]
 
-# TFLOP/s of matrix products with 16-bit inputs, sums in float32, without sparsity (data sheets often print
-# the double, "with sparsity"), and TB/s of memory; by the whole name that torch gives the device. H100 (SXM),
-# H200, A100 and L40S agree with tables that quote the sheets; the sheets named here were not at hand, and the
-# other rows not compared: do so before you quote a share of them.
+# Peak speeds by the device name in torch: (TFLOP/s, TB/s of memory). The first is for matrix products with
+# 16-bit inputs, float32 sums and no sparsity; data sheets often print twice that, "with sparsity". The rows
+# for H100 (SXM), H200, A100 and L40S agree with tables that quote the data sheets. The other rows are not
+# verified: compare them with these data sheets before you publish an MFU.
 # H200, H100: https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306
 # A100: https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet.pdf
-# L40S, L4, A10, T4, V100: https://www.nvidia.com/en-us/data-center/ and the name
+# L40S, L4, A10, T4, V100: https://www.nvidia.com/en-us/data-center/ followed by the name
 # RTX 4090: https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf
 # RTX 3090: https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf
 _PEAKS = {
@@ -45,7 +45,7 @@ _PEAKS = {
 
 
 def peaks(device: torch.device) -> tuple[float, float]:
-    """FLOP/s of 16-bit products and bytes/s of memory that the maker promises; nan: not in the table."""
+    """Return the device's peak FLOP/s of 16-bit products and bytes/s of memory; nan: not in the table."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     found = (both for pattern, both in _PEAKS.items() if re.fullmatch(pattern, name))
     tera_flops, tera_bytes = next(found, (math.nan, math.nan))
@@ -53,15 +53,17 @@ def peaks(device: torch.device) -> tuple[float, float]:
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP/s that the maker promises for 16-bit products; nan: not promised, or not in the table."""
+    """Return the device's peak FLOP/s of 16-bit products; nan for float32 or a device not in the table."""
     return math.nan if precision == "float32" else peaks(device)[0]
 
 
 def model_flops(model: LanguageModel, tokens: float, counted: float, T: float) -> float:
-    """Forward and backward, as Family.flops.
+    """Return the FLOPs of forward and backward; see Family.flops.
 
     Args:
-        tokens: of rows of T tokens.
-        counted: those of them that the loss counts.
+        model: the model.
+        tokens: number of tokens, in rows of T tokens.
+        counted: number of tokens that the loss counts.
+        T: tokens of a row, which decide the cost of attention.
     """
     return family_of(model.config).flops(model.config, tokens, counted, T)

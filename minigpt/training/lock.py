@@ -1,6 +1,7 @@
-"""One run a folder, and one that makes shards in it: a lock that dies with its process.
+"""A lock on a folder: one process at a time trains in it, or makes shards in it.
 
-The kernel's lock on FOLDER/.lock, by way of `filelock`. The file stays behind; it locks nothing by itself.
+It is an operating-system lock on FOLDER/.lock (package `filelock`), which ends with its process. The file
+stays in the folder; without a process that holds it, it locks nothing.
 """
 
 import errno
@@ -15,18 +16,18 @@ from minigpt.storage.files import make_folder
 __all__ = ["LOCK_FILE", "lock_folder"]
 
 LOCK_FILE = ".lock"
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what such a file system answers
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without locks
 
 
 def lock_folder(folder: Path, wait: bool = False) -> FileLock:
-    """Make a folder and take its lock. `release()` gives it back, and so does the end of the process.
+    """Make a folder and lock it. `release()`, or the end of the process, unlocks it.
 
     Args:
-        folder: which one.
-        wait: if another run holds it, say so in a line, and wait.
+        folder: the folder.
+        wait: if another run has the lock, print a line and wait for it.
 
     Raises:
-        InputError: if another run holds it; if the folder cannot be made or written to.
+        InputError: if another run has the lock and `wait` is False; if the folder cannot be written.
     """
     make_folder(folder)
     lock = FileLock(folder / LOCK_FILE)

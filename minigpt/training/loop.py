@@ -1,15 +1,15 @@
-"""The training loop: steps, evaluations, checkpoints, signals; resumes to the same bits.
+"""The training loop: steps, evaluations, checkpoints, signals. A resumed run gives the same bits.
 
-`Trainer` puts the parts of a run together, and `Trainer.run` is the loop. The parts are:
+`Trainer` builds the parts of a run; `Trainer.run` is the loop. The parts are:
 
     TrainStep        one step                           step.py
     Logger           metrics.jsonl, trackers, progress  metrics.py
-    Checkpointer     saves and loads                    checkpointer.py
-    NonFiniteGuard   goes back when numbers are bad     non_finite.py
+    Checkpointer     saves and loads the run            checkpointer.py
+    NonFiniteGuard   rolls back after NaN or infinity   non_finite.py
     StopRequest      Ctrl-C and SIGTERM                 stop_request.py
-    Processes        all processes agree                distributed.py
+    Processes        communication between processes    distributed.py
 
-Everything that decides the rest of a run is in its checkpoints; speed and time left are only shown.
+A checkpoint holds everything that the rest of a run depends on. Measured speed and time change nothing.
 """
 
 import dataclasses
@@ -46,17 +46,17 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """A training run: `run()` is the whole of it; `resume()` before it continues an earlier one.
+    """A training run. `run()` does all of it. Call `resume()` before it to continue an earlier run.
 
     Args:
-        config: of the run.
-        data: what to learn from and what to measure on.
-        processes: all of them.
-        objective: the model with its loss, and the format of its files; without one, what `config` describes.
-            Parameters that require no gradient stay as they are.
+        config: options of the run.
+        data: training and validation data.
+        processes: the processes that train together.
+        objective: the model with its loss, and the format of its files. Default: as `config` describes them.
+            Parameters that do not require gradients stay as they are.
 
     Raises:
-        InputError: for sizes that make no model; for a device or precision that this machine does not have.
+        InputError: for sizes that do not make a model; for a device or precision that this machine lacks.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class Trainer:
     ) -> None:
         with processes.shared_errors():
             device = pick_device(processes.device(config.device))
-        # what `auto` means in process 0 holds for all, and is recorded: a run keeps its arithmetic
+        # Process 0 resolves `auto` for all processes. The resolved precision is recorded, so that a resumed
+        # run computes in the same one.
         precision = processes.broadcast(pick_precision(config.precision, device))
         config = dataclasses.replace(config, precision=precision)
         if config.output.exists() and not config.output.is_dir():
@@ -77,7 +78,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
         self.config, self.data, self.processes, self.device = config, data, processes, device
-        self.notes: Mapping[str, Any] = {}  # what else run.json is to hold
+        self.notes: Mapping[str, Any] = {}  # further entries of run.json
         with processes.shared_errors():
             loss, files = objective or make_objective(config, data, device)
         self.step = TrainStep(config, loss, data, device, processes)
@@ -96,12 +97,12 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end, or until a signal asks to stop.
 
-        Returns: what `--json` prints: steps, best validation loss, seconds, where the best checkpoint lies.
+        Returns: the dict that `--json` prints: steps, best validation loss, seconds, path of the best model.
 
         Raises:
             Stopped: after SIGINT, SIGTERM or SIGUSR1, once the state is saved.
-            InputError: if the last checkpoint cannot be written; if training has gone back once and again
-                meets numbers that are not finite.
+            InputError: if the last checkpoint cannot be written; if numbers are not finite again after one
+                rollback.
         """
         self._prepare_folder()
         with self.stop_request.listening(), self.logger.open(), self.checkpointer:
@@ -128,20 +129,21 @@ class Trainer:
         }
 
     def is_finished(self) -> bool:
-        """All steps are done, and the last evaluation."""
+        """Return True if all steps and the last evaluation are done."""
         return self.progress.steps_done >= self.step.total_steps and self.progress.evaluated
 
     def evaluation_is_due(self) -> bool:
-        """Every `eval_steps` steps, and at the end."""
+        """Return True after every `eval_steps` steps and the last step, until the evaluation is done."""
         done = self.progress.steps_done
         is_due = done % self.eval_steps == 0 or done >= self.step.total_steps
         return is_due and not self.progress.evaluated
 
     def metrics_are_due(self) -> bool:
-        """Every `logging_steps` steps, before an evaluation, and at the end.
+        """Return True every `logging_steps` steps, before an evaluation, and when the run has to stop.
 
-        Where the CPU does not wait for them, they are also read after a bad step, and once a second for the
-        progress line. That changes no bit: all processes know a bad step at the same point.
+        On a CPU or MPS also after a bad step, and once per second for the progress line. (On CUDA, reading
+        the metrics would make the CPU wait for the GPU.) The time changes no result, because every process
+        sees a bad step at the same step number.
         """
         is_logging_step = self.progress.steps_done % self.config.logging_steps == 0
         if is_logging_step or self.evaluation_is_due() or self.stop_request.agreed is not None:
@@ -151,7 +153,7 @@ class Trainer:
         return time.monotonic() > self._last_read + 1 or bool(self.step.pending_metrics[-1].found_inf)
 
     def log_metrics(self) -> None:
-        """Read the metrics of the steps since the last time; after too many bad ones, roll back."""
+        """Read and log the metrics of all steps since the last call. Roll back after too many bad steps."""
         self._last_read = time.monotonic()
         sizes = [each.sizes for each in self.step.pending_metrics]
         steps = self.step.read_metrics()
@@ -159,17 +161,17 @@ class Trainer:
         self.guard.check_steps(steps)
 
     def evaluate(self) -> Report:
-        """Measure the model on the whole validation part."""
+        """Measure the model on all validation data."""
         return self.step.parallel.evaluate(self.data.val.in_order(128), self.stop_request)
 
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, print a sample."""
         began, progress = time.monotonic(), self.progress
-        if self.guard.rolled_back_weights():  # there is nothing to measure; next time round there is
+        if self.guard.rolled_back_weights():  # the loop's next iteration evaluates the restored weights
             return
         report = self.evaluate()
         self.logger.log_evaluation(report)
-        self.checkpointer.wait()  # a save in the background may have lost the best one
+        self.checkpointer.wait()  # if a background save failed, this resets best_val_loss
         is_best = report.loss < progress.best_val_loss
         if is_best:
             progress.best_val_loss, progress.best_step = report.loss, progress.steps_done
@@ -181,7 +183,7 @@ class Trainer:
             sample = self.data.sample(self.model, progress.steps_done // self.eval_steps)
         self.logger.show_evaluation(report, is_best, sample, began)
 
-    # -- begin, resume, stop ---------------------------------------------------------------------------------
+    # -- start, resume, stop ---------------------------------------------------------------------------------
 
     def _prepare_folder(self) -> None:
         output, self._last_read = self.config.output, -math.inf
@@ -193,10 +195,10 @@ class Trainer:
                 atomic_write(output / RUN_FILE, json.dumps(contents, ensure_ascii=False, indent=2) + "\n")
 
     def resume(self) -> Path:
-        """Load the newest checkpoint that verifies; returns its folder.
+        """Load the newest checkpoint that is complete and undamaged. Returns its folder.
 
         Raises:
-            InputError: if there is none; if data, vocabulary or model differ; if nothing is left to do.
+            InputError: if there is none; if data, vocabulary or model differ; if all steps are done already.
         """
         folder = self.checkpointer.resume()
         if self.is_finished():
@@ -209,7 +211,7 @@ class Trainer:
     def _saved_and_stopped(self) -> Stopped:
         number = self.stop_request.agreed
         assert number is not None
-        self.log_metrics()  # nothing is left of a step that the signal broke off
+        self.log_metrics()  # an interrupted step has left no metrics
         self.guard.rolled_back_weights()
         if not self.checkpointer.is_saved():
             self.checkpointer.save(final=True)

@@ -1,17 +1,17 @@
-"""What a run minimises: a model with its loss on top. Next-token prediction is here.
+"""The losses that a run minimises. This file has next-token prediction.
 
-A training step asks an `Objective` three things:
+A TrainStep calls three methods of an `Objective`, which is a model with its loss on top:
 
-    count(batch) -> int          how many terms the sum has, so that a step's loss is a mean over all of them
-    select(batch) -> tensors     what `forward` needs of a batch, still on the CPU
+    count(batch) -> int          number of targets that count; a step's loss is the mean over all of them
+    select(batch) -> tensors     the inputs of `forward`, still on the CPU
     forward(*tensors) -> ()      the summed loss
 
-An evaluation asks it for a report. The cross-entropy is computed without all logits at once.
+An evaluation calls `evaluate`. The cross-entropy is computed without all logits in memory.
 
-A vocabulary of 50,257 is odd, and a GPU's matrix units want rows that begin at multiples of 16 bytes. So the
-matrix may be padded with rows of zeros for the product (with autocast its weights are copied anyway). The
-logits of those rows are cut off before the softmax: loss and gradient are the same, and the saved model has
-no such rows. A kernel that never writes the logits at all would be a dependency on Triton.
+A vocabulary of 50,257 is odd, and a GPU multiplies faster if each row begins at a multiple of 16 bytes. So on
+CUDA, lm_head's matrix is padded with rows of zeros for the product (autocast copies its weights anyway). The
+logits of these rows are cut off before the softmax. Loss, gradient and the saved model do not change. (A
+kernel that never writes the logits to memory would need Triton.)
 
 Letters in shapes: B rows, T tokens, C channels, P positions that count, V entries of the vocabulary.
 """
@@ -38,15 +38,15 @@ Finish: TypeAlias = Callable[[Report], None]  # adds up the sums of several proc
 
 
 class LossBatch(NamedTuple):
-    """A batch as the loss needs it."""
+    """The tensors of a batch that the loss needs."""
 
     input_ids: Tensor  # (B, T) int64
-    targets: Tensor  # (P,) int64: the targets that count
-    positions: Tensor | None  # (P,) int64: where they stand among the B * T; None: all of them count
+    targets: Tensor  # (P,) int64: the targets that the loss counts
+    positions: Tensor | None  # (P,) int64: positions of the targets in the flat B * T tokens; None: all
 
 
 class Objective(nn.Module):
-    """A model with its loss on top; DDP and FSDP wrap this module, since they work in `forward`.
+    """A model with its loss on top. DDP and FSDP wrap this module, because they hook into `forward`.
 
     `forward` takes what `select` gives, on the model's device, and returns the summed loss, ().
     """
@@ -86,8 +86,8 @@ class NextTokenLoss(Objective):
 
     Args:
         model: its parameters that require gradients are trained.
-        loss_on: "answer" counts the targets of answers, "all" counts every target that is no padding.
-        device: where it runs. It decides how many logits are held at a time, and the padding of lm_head.
+        loss_on: "answer" counts the targets in answers; "all" counts every target that is not padding.
+        device: decides how many logits are in memory at a time, and the padding of lm_head.
     """
 
     def __init__(self, model: LanguageModel, loss_on: Literal["answer", "all"], device: torch.device) -> None:
@@ -97,25 +97,24 @@ class NextTokenLoss(Objective):
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def _mask(self, batch: Batch) -> Tensor:
-        """(B, T) bool: the targets that count. The model needs no mask: padding is every token's future."""
+        """(B, T) bool: True for targets that count. Padding is on the right, so attention needs no mask."""
         return batch.answer_mask if self.loss_on == "answer" else batch.token_mask
 
     def count(self, batch: Batch) -> int:
-        """Targets that count."""
+        """Return the number of targets that count."""
         return int(self._mask(batch).sum())
 
     def select(self, batch: Batch) -> LossBatch:
-        """The targets that count, with their positions.
+        """Return the targets that count and their positions.
 
-        The positions are found on the CPU: with a mask on a CUDA device the CPU would wait until the device
-        has told how many there are.
+        The positions are found on the CPU. On a CUDA device, the CPU would have to wait for their number.
         """
         mask, targets = self._mask(batch), batch.targets.flatten()  # (B, T), (B * T,)
         positions = None if bool(mask.all()) else mask.flatten().nonzero().flatten()  # (P,)
         return LossBatch(batch.input_ids, targets if positions is None else targets[positions], positions)
 
     def example(self, device: torch.device) -> LossBatch:
-        """The smallest batch."""
+        """Return the smallest possible batch: one token."""
         ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         return LossBatch(ids, ids[0], None)
 
@@ -132,9 +131,9 @@ class NextTokenLoss(Objective):
     def forward(
         self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Summed cross-entropy of `targets` (P,); without them the hidden vectors (B, T, C).
+        """Return the summed cross-entropy of `targets` (P,), or without them the hidden states (B, T, C).
 
-        lm_head, the largest product of a small model, is computed at `positions` alone.
+        lm_head is the largest product of a small model, so it is computed only at `positions`.
         """
         hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
         if targets is None:
@@ -146,10 +145,10 @@ class NextTokenLoss(Objective):
 
 
 def logits_limit(device: torch.device) -> int:
-    """How many logits the loss may hold at a time; with their gradient each takes 14 bytes.
+    """Return how many logits the loss may hold at a time.
 
-    256 MiB in float32 on a CPU; a quarter of a GPU's memory in all. (More pieces cost time: each is computed
-    twice.)
+    On a CPU 2**26 (256 MiB in float32). On CUDA a quarter of the memory, at 14 bytes per logit and its
+    gradient. More pieces cost time, because each piece is computed twice.
     """
     if device.type != "cuda":
         return 2**26
@@ -157,7 +156,7 @@ def logits_limit(device: torch.device) -> int:
 
 
 def vocabulary_multiple(device: torch.device) -> int:
-    """The multiple that lm_head's rows are padded to, in training only."""
+    """Return the number whose multiple lm_head's rows are padded to in training. 1: no padding."""
     return 64 if device.type == "cuda" else 1
 
 
@@ -168,28 +167,28 @@ def summed_cross_entropy(
     limit: int = 2**26,
     multiple: int = 1,
 ) -> Tensor:
-    """The sum of -log p(target) over all positions, in float32 whatever the logits are in.
+    """Return the sum of -log p(target) over all positions, in float32 for any dtype of the logits.
 
-    Up to `limit` logits it is the plain computation. Beyond, each piece's logits are thrown away and computed
-    again for the gradient: one more product with lm_head (a third of its cost) for memory that does not grow.
+    More than `limit` logits are computed in pieces. The logits of a piece are freed, and computed again in
+    the backward pass. This costs one more product with lm_head (a third more), and bounds the memory.
 
     Args:
-        lm_head: hidden (P, C) -> logits (P, V), a linear layer.
+        lm_head: a linear layer, hidden (P, C) -> logits (P, V).
         hidden: (P, C).
         targets: (P,) int64.
-        limit: logits held at a time.
-        multiple: the product's V is padded to a multiple of it. 1: no padding.
+        limit: number of logits in memory at a time.
+        multiple: V is padded to a multiple of this number for the product. 1: no padding.
     """
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
     if vocab_size % multiple:
-        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C)  once for all pieces
+        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C), padded once for all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
     if len(hidden) <= rows:
         return _sum(lm_head, hidden, targets)
     pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
-    # there is no dropout in here, hence no random state to keep
+    # no dropout in here, so the random state need not be restored
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
     return torch.stack([checkpoint(_sum, lm_head, some, goal, **again) for some, goal in pieces]).sum()
 

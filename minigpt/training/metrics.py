@@ -1,4 +1,4 @@
-"""What a run logs: metrics.jsonl, the same numbers for the trackers, and the progress line."""
+"""The numbers that a run logs: metrics.jsonl, TensorBoard or Weights & Biases, and the progress line."""
 
 import json
 import math
@@ -22,21 +22,21 @@ __all__ = ["Logger", "Metrics"]
 
 
 class Logger:
-    """Logs steps and evaluations. It measures time, which decides nothing about the training.
+    """Logs steps and evaluations, in process 0. It also measures time; this does not change the training.
 
     Args:
-        config: of the run.
-        step: its progress, and where its data comes from. Process 0 alone writes.
+        config: options of the run.
+        step: gives the progress and the data.
     """
 
     def __init__(self, config: TrainConfig, step: TrainStep) -> None:
         self._config, self._step, self._progress = config, step, step.progress
         self._peak = peak_flops(step.device, config.precision) * step.processes.size
         self._loss_shown = ""
-        self._evaluating = 0.0  # seconds
+        self._evaluating = 0.0  # seconds spent in evaluations
 
     def open(self) -> "Logger":
-        """Begin, or resume, the files of the run. The result is a context manager."""
+        """Open the log files of the run, or continue those of a resumed run. Returns a context manager."""
         config, progress, is_main = self._config, self._progress, self._step.processes.is_main
         self._metrics = Metrics(
             config.output, progress.steps_done, config.report_to, config.as_dict(), is_main
@@ -56,11 +56,11 @@ class Logger:
         self._metrics.__exit__(*error)
 
     def log_steps(self, steps: Sequence[StepMetrics], sizes: Sequence[Sequence[BatchSize]]) -> None:
-        """Show what became of steps, name those that stand out, and write a line where one is due.
+        """Show steps on the progress line, report unusual ones, and write a line of metrics if it is due.
 
         Args:
-            steps: in their order.
-            sizes: of the batches of each.
+            steps: metrics of consecutive steps.
+            sizes: for each step, the sizes of its batches.
         """
         if not steps:
             return
@@ -91,9 +91,9 @@ class Logger:
             progress.loss_sum, progress.loss_steps = 0.0, 0
 
     def _utilisation(self, sizes: Sequence[BatchSize]) -> float:
-        """Model FLOP utilisation since the last call, less the time of evaluations; nan: no known peak.
+        """Return the model FLOP utilisation since the last call, without evaluations; nan: unknown GPU.
 
-        (In the mean since the start a slower hour would hardly show.)
+        The mean since the start of the run would hardly show a slower hour.
         """
         if math.isnan(self._peak):
             return math.nan
@@ -102,7 +102,7 @@ class Logger:
         return sum(model_flops(self._step.model, *size) for size in sizes) / elapsed / self._peak
 
     def _log_event(self, step: StepMetrics) -> None:
-        """A step that was skipped, or whose loss stands out."""
+        """Report a step that was skipped, or whose loss is a spike."""
         is_spike = step.is_finite and step.loss > step.spike_threshold
         if step.is_overflow or (step.is_finite and not is_spike):
             return
@@ -122,11 +122,11 @@ class Logger:
         )
 
     def log_evaluation(self, report: Report) -> None:
-        """Write the numbers of an evaluation."""
+        """Write the numbers of an evaluation to the metrics."""
         self._metrics.write(self._progress.steps_done, **report.metrics())
 
     def show_evaluation(self, report: Report, is_best: bool, sample: str, began: float) -> None:
-        """One line for an evaluation that began at `began`."""
+        """Print the line of an evaluation. `began` is its start, from time.monotonic()."""
         star = "*" if is_best else " "
         self._line.write(
             f"step {self._progress.steps_done:>6}  validation loss {report.loss:.4f}{star} "
@@ -136,7 +136,7 @@ class Logger:
         self._evaluating += time.monotonic() - began
 
     def log_rollback(self, reason: str, to_step: int, positions: Sequence[int]) -> None:
-        """The weights of an earlier step have come back."""
+        """Report that the weights of an earlier step were loaded."""
         step = self._progress.steps_done
         self._metrics.write(
             step, event="rollback", reason=reason, to_step=to_step, **{self._step.data.unit: positions}
@@ -147,22 +147,26 @@ class Logger:
         )
 
     def flush(self) -> None:
-        """See that every line of metrics.jsonl is on the disk.
+        """Flush metrics.jsonl to the disk.
 
         Raises:
-            InputError: if one is not; it is kept and tried again.
+            InputError: if that fails. The missing lines are kept and written with the next line.
         """
         self._metrics.flush()
 
 
 class Metrics:
-    """metrics.jsonl, one object a line, and the same numbers for TensorBoard and Weights & Biases.
+    """Writes metrics.jsonl, one JSON object per line, and sends the same numbers to the trackers.
 
-    A full disk costs no line: what cannot be written is kept and tried again with the next line, and at the
-    end. `flush` says whether all is on the disk, so that no checkpoint is ever ahead of its metrics.
+    A full disk loses no line: unwritten lines are kept, and written with the next line or at the end.
+    `flush` fails if a line is not on the disk. So a checkpoint is never newer than its metrics.
 
     Args:
-        enabled: False: nothing is written; of several processes only one writes.
+        output: folder of the run.
+        steps_done: 0, or the number of steps that a resumed run has done.
+        report_to: the trackers to use.
+        settings: options of the run, for the trackers.
+        enabled: False in all processes but process 0: nothing is written.
     """
 
     def __init__(
@@ -176,7 +180,7 @@ class Metrics:
         self._enabled = enabled
         self._path = output / "metrics.jsonl"
         self._descriptor = -1
-        self._length = 0  # bytes of whole lines
+        self._length = 0  # number of bytes written
         self._pending = b""
         self._warned = False
         self._steps_done = steps_done
@@ -186,7 +190,7 @@ class Metrics:
         if not self._enabled:
             return self
         kept = ""
-        if self._steps_done and self._path.exists():  # lines behind the checkpoint will be written again
+        if self._steps_done and self._path.exists():  # a resumed run writes later lines again
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
         atomic_write(self._path, kept)
@@ -196,10 +200,7 @@ class Metrics:
         return self
 
     def write(self, step: int, **values: object) -> None:
-        """One line: the step and what was measured at it, or what happened (text and lists: no curve).
-
-        NaN and infinities, for which JSON has no words, become null.
-        """
+        """Write one line: the step number and its values. NaN and infinity become null."""
         if not self._enabled:
             return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
@@ -222,10 +223,10 @@ class Metrics:
         return None
 
     def flush(self) -> None:
-        """See that every line is on the disk.
+        """Flush all lines to the disk.
 
         Raises:
-            InputError: if one is not; it is kept and tried again.
+            InputError: if that fails. The missing lines are kept and written with the next line.
         """
         error = self._write_pending()
         try:
@@ -246,5 +247,5 @@ class Metrics:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line that was cut off while it was written
+    except (ValueError, KeyError, TypeError):  # an incomplete line, from a process that died
         return math.inf

@@ -1,13 +1,13 @@
-"""Matrix products in 16 bits: which precision `auto` means, autocast, and float16's loss scale.
+"""Matrix products in 16 bits: the meaning of `auto`, autocast, and float16's loss scale.
 
-- `float32` is IEEE single precision everywhere, so that a GPU computes what a CPU does, to rounding. With 16
-  bits on CUDA, what stays in float32 (an evaluation's products, Muon's with float16) may use TF32: its 10
-  bits are still more than bfloat16's 7.
-- `float16` needs its loss scaled, since small gradients would become 0: see `LossScale`.
-- `auto` is what the device has fast products for: bfloat16 on a CPU with AVX-512 BF16 or AMX; on CUDA
-  bfloat16, or float16 on cards from before 2020; else float32.
-- Attention needs no mask in training (padding stands on the right, windows have none). So SDPA can take its
-  causal path: FlashAttention or cuDNN's with 16 bits on CUDA, the memory-efficient kernel in float32.
+- `float32`: IEEE single precision on every device, so a GPU gives the CPU's results up to rounding. With 16
+  bits on CUDA, the products that stay in float32 (evaluation; Muon with float16) may use TF32, whose
+  mantissa of 10 bits is still longer than bfloat16's 7.
+- `float16` needs a scaled loss, because small gradients would become 0: see `LossScale`.
+- `auto`: bfloat16 on a CPU with AVX-512 BF16 or AMX; on CUDA bfloat16, or float16 on GPUs older than 2020;
+  otherwise float32. That is the precision in which the device computes products fastest.
+- Training needs no attention mask: padding is on the right, and windows have none. So SDPA can use its causal
+  kernels: FlashAttention or cuDNN with 16 bits on CUDA, the memory-efficient kernel in float32.
 """
 
 import functools
@@ -29,12 +29,12 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_precision(wanted: Precision, device: torch.device) -> Precision:
-    """The precision that `auto` means on this device; any other name is itself."""
+    """Resolve `auto` for this device. Any other precision is returned as it is."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-    # not in all versions of torch that will do
+    # torch.cpu.get_capabilities does not exist in all supported versions of torch
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
@@ -43,15 +43,15 @@ class MixedPrecision:
     """The arithmetic of a run: weights in float32, matrix products in `precision`.
 
     Attributes:
-        autocast: makes the context for a forward pass.
+        autocast: returns the context manager for a forward pass.
         scale: float16's loss scale; None for the other precisions.
 
     Args:
-        precision: no longer "auto".
-        device: where the model is.
+        precision: the resolved precision, not "auto".
+        device: device of the model.
 
     Raises:
-        InputError: for a precision that the device does not have.
+        InputError: if the device does not support the precision.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
@@ -74,22 +74,22 @@ class MixedPrecision:
 
 
 class LossScale:
-    """Factor of a float16 loss. It saves gradients below 6e-8, which float16 takes for 0.
+    """The factor of a float16 loss. Without it, gradients below 6e-8 would become 0.
 
-    https://arxiv.org/abs/1710.03740, section 3.2. The factor doubles after 2,000 steps without overflow; an
-    overflow halves it, and the step is skipped: torch.amp.GradScaler's rule. Here one decision holds for all
-    optimisers, processes and shards, together with the check for numbers that are not finite; it is taken
-    on the device, and the CPU does not wait for it. The factors are powers of 2: scaling rounds nothing.
+    https://arxiv.org/abs/1710.03740, section 3.2. As in torch.amp.GradScaler, the factor doubles after 2,000
+    steps without overflow; an overflow halves it, and the step is skipped. Differences: one decision holds
+    for all optimisers, processes and shards, together with the check for NaN; and the device takes it, so
+    the CPU does not wait. The factors are powers of 2, so scaling does not round.
     """
 
     interval = 2000
 
     def __init__(self, device: torch.device) -> None:
         self.value = torch.full((), 2.0**16, device=device)
-        self._good = torch.zeros((), device=device)  # steps without overflow since it changed
+        self._good = torch.zeros((), device=device)  # steps without overflow since the factor changed
 
     def update(self, found_inf: Tensor) -> None:
-        """After a step: `found_inf` is 1.0 if its gradient was not finite."""
+        """Adapt the factor after a step. `found_inf` is 1.0 if the step's gradient was not finite."""
         is_bad = found_inf > 0
         due = self._good + 1 >= self.interval
         grown = torch.where(due, self.value * 2, self.value)
@@ -97,11 +97,11 @@ class LossScale:
         self._good = torch.where(is_bad | due, torch.zeros_like(self._good), self._good + 1)
 
     def state(self) -> list[float]:
-        """For a checkpoint: the factor, and good steps since it changed."""
+        """Return the factor and the number of good steps since it changed, for a checkpoint."""
         return [float(self.value), float(self._good)]
 
     def load(self, state: list[float]) -> None:
-        """Put `state` back. An empty one, from a run without a scale, changes nothing."""
+        """Restore `state()`. An empty list (from a run without a loss scale) changes nothing."""
         if state:
             self.value = torch.full_like(self.value, state[0])
             self._good = torch.full_like(self._good, state[1])
@@ -114,17 +114,18 @@ def _cpu_autocast(dtype: torch.dtype) -> Iterator[None]:
 
 
 class _CPUAutocast(TorchFunctionMode):
-    """What torch.autocast leaves undone on a CPU (LOG.md has the times).
+    """Two corrections to torch.autocast on a CPU (times in LOG.md).
 
-    - Attention stays in float32: the gradient of its kernel for 16 bits takes several times as long on short
-      rows, and gains a fifth on long ones.
-    - An input of several linear layers (queries, keys, values; gate and up) is rounded once, not by each.
+    - Attention stays in float32. Its 16-bit kernel has a backward pass that is several times slower on short
+      rows, and only a fifth faster on long ones.
+    - The input of several linear layers (queries, keys, values; gate and up) is rounded once, not once for
+      each layer.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
-        self._last: tuple[Tensor, Tensor] | None = None  # a linear layer's input: as it is, and rounded
+        self._last: tuple[Tensor, Tensor] | None = None  # last input of a linear layer: float32, rounded
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

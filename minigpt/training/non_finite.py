@@ -1,8 +1,8 @@
-"""Numbers that must not reach the weights or the disk: NaN and infinities.
+"""Rolls a run back when a loss, a gradient or a weight is NaN or infinite.
 
-A step whose loss or gradient is not finite counts, but leaves no trace. After several in a row the last
-checkpoint's weights come back, and the step count stays: the data in between is passed over, as in PaLM's
-training (https://arxiv.org/abs/2204.02311, 5.1).
+A step whose loss or gradient is not finite is counted, but does not change the weights. After several such
+steps in a row, the weights of the last checkpoint are loaded. The step count does not go back, so the
+training data in between is skipped, as in PaLM's training (https://arxiv.org/abs/2204.02311, section 5.1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ __all__ = ["NonFiniteGuard", "first_non_finite"]
 
 
 class NonFiniteGuard:
-    """Goes back to the last checkpoint when numbers are not finite.
+    """Rolls the run back to the last checkpoint when numbers are not finite.
 
     Args:
-        config: of the run; `max_bad_steps` is the limit.
-        step: its model and optimisers are watched.
-        checkpointer: loads and saves.
-        logger: records it.
+        config: options of the run; `max_bad_steps` is the limit.
+        step: its model and optimisers are checked.
+        checkpointer: loads and saves checkpoints.
+        logger: records a rollback.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class NonFiniteGuard:
         self._config, self._step, self._checkpointer, self._logger = config, step, checkpointer, logger
 
     def check_steps(self, steps: Sequence[StepMetrics]) -> None:
-        """Roll back after too many bad steps in a row."""
+        """Roll back if there were `max_bad_steps` bad steps in a row."""
         bad = max((step.bad_steps for step in steps), default=0)
         if bad >= self._config.max_bad_steps:
             self.roll_back(f"{bad} steps in a row without a finite loss and gradient")
 
     def rolled_back_weights(self) -> bool:
-        """Look at weights and optimisers; roll back, and return True, if a number is not finite."""
+        """Check weights and optimisers. If a number is not finite, roll back and return True."""
         model = self._step.model
         state = state_tensors(model, self._step.optimizers)
         name = first_non_finite(local_tensors({**dict(model.named_parameters()), **state}))
@@ -54,10 +54,10 @@ class NonFiniteGuard:
         return is_bad
 
     def roll_back(self, why: str) -> None:
-        """Load weights, optimisers and random generators of the last good checkpoint, and save that.
+        """Load weights, optimisers and random generators of the last good checkpoint. Save a new checkpoint.
 
         Raises:
-            InputError: the second time, or where there is no such checkpoint.
+            InputError: at the second rollback of a run; if there is no good checkpoint.
         """
         progress, config, step = self._step.progress, self._config, self._step
         self._checkpointer.wait()
@@ -82,5 +82,5 @@ class NonFiniteGuard:
 
 
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The name of the first tensor that holds NaN or an infinity; "" if none does."""
+    """Return the name of the first tensor that holds NaN or infinity, or "" if there is none."""
     return next((name for name, tensor in tensors.items() if not is_finite(tensor)), "")

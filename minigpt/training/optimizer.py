@@ -1,8 +1,8 @@
-"""The learning rate's schedule, AdamW, and Muon; and their state as plain named tensors.
+"""The learning rate's schedule, AdamW, and Muon. The state of the optimisers as named tensors.
 
-AdamW is torch's own, with decoupled weight decay (https://arxiv.org/abs/1711.05101) on matrices only: vectors
-(biases, norms) are few, and pulling them to zero only hurts. Muon (https://kellerjordan.github.io/posts/muon,
-https://arxiv.org/abs/2502.16982) updates the matrices inside the blocks; embeddings and vectors stay AdamW's.
+AdamW is torch's own. Its decoupled weight decay (https://arxiv.org/abs/1711.05101) applies only to matrices;
+vectors (biases, norms) are few, and decay would hurt. Muon (https://kellerjordan.github.io/posts/muon,
+https://arxiv.org/abs/2502.16982) updates the matrices inside the blocks; AdamW updates all the others.
 """
 
 import math
@@ -29,13 +29,13 @@ __all__ = [
 
 
 def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The learning rate of step number `step` (0 to total_steps - 1) as a share of the highest one.
+    """Return the learning rate of a step (0 to total_steps - 1), as a share of the highest rate.
 
-    Warm-up, then cosine, "wsd" or constant. The first step already moves: it has 1 / warmup_steps. The last
-    step of cosine and wsd has min_lr_ratio.
+    A linear warm-up comes first; its first step has the share 1 / warmup_steps, not 0. Then comes cosine, wsd
+    or a constant rate. The last step of cosine and wsd has min_lr_ratio.
 
-    Wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392) stays at the top and falls linearly over
-    the last `decay_ratio` of the steps: only the end depends on the length of the run.
+    Wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392) keeps the highest rate, and falls linearly
+    in the last `decay_ratio` of the steps. So only the end of a run depends on its length.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -51,8 +51,8 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Optimisers for all parameters that require gradients; a group's `peak_lr` is its highest rate."""
-    # a fused projection of queries, keys and values is three matrices
+    """Make the optimisers of the parameters that require gradients. `peak_lr` is a group's highest rate."""
+    # number of matrices in a parameter -> parameters; a fused projection of Q, K and V holds 3 matrices
     stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
         for p, parts in family_of(model.config).matrix_parameters(model):
@@ -71,7 +71,7 @@ def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.opt
     ]
     if by_muon:
         rate, decay = config.muon_learning_rate, config.muon_weight_decay
-        # not in float16, whose small values would become 0
+        # float16 is not used for Muon's products, because small values would become 0
         products = torch.bfloat16 if config.precision == "bfloat16" else None
         optimizers.append(Muon(by_muon, lr=rate, weight_decay=decay, products=products))
     for optimizer in optimizers:
@@ -80,41 +80,42 @@ def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.opt
     return optimizers
 
 
-# The quintic that takes singular values from (0, 1] towards 1; steep at 0, so that few steps are enough. The
-# values end between about 0.7 and 1.2, which is as good as 1 for an update's direction.
+# Coefficients of a quintic polynomial that moves singular values from (0, 1] towards 1. It is steep at 0, so
+# few steps are enough. The values end between about 0.7 and 1.2, which is close enough for an update.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: int = 3) -> Tensor:
-    """Newton-Schulz iteration: (N, R, C) -> the nearest matrices with singular values of about 1.
+    """Orthogonalise matrices (N, R, C) by Newton-Schulz iteration: singular values become about 1.
 
-    With G = U S V^T, returns about U V^T. Three steps bring values above about 0.03 of the Frobenius norm
-    there; smaller ones are noise in a gradient. In bfloat16 the update is off by about a percent.
+    For G = U S V^T it returns about U V^T. After three steps, singular values that were above about 0.03 of
+    the Frobenius norm are near 1; smaller ones are noise in a gradient. With products in bfloat16 the update
+    is off by about a percent.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x: Tensor = matrices.mT if tall else matrices  # (N, r, c), r <= c: the products below are then (N, r, r)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is above 1
+    x: Tensor = matrices.mT if tall else matrices  # (N, r, c) with r <= c, for small products
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is above 1 now
     x = x.to(products or x.dtype)
     for _ in range(steps):
         gram = x @ x.mT  # (N, r, r)
         polynomial = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)  # B gram + C gram^2
-        x = torch.baddbmm(x, polynomial, x, beta=_A)  # (N, r, c)  A x + polynomial x
+        x = torch.baddbmm(x, polynomial, x, beta=_A)  # (N, r, c): A x + polynomial x
     x = x.to(matrices.dtype)
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: each update of a matrix moves all its directions by the same length.
+    """Muon: momentum whose direction is orthogonalised, so an update changes all directions equally.
 
-    A group's `parts` says how many matrices each parameter is, one on top of the other: 3 for a fused QKV
-    projection (3C, C). Matrices of one shape are stacked and orthogonalised together.
+    A group's `parts` is the number of matrices in each of its parameters, stacked along the rows: 3 for a
+    fused QKV projection (3C, C). Matrices of equal shape are orthogonalised in one batch.
 
     Args:
-        params: matrices, or groups of them, each with its `parts`.
-        lr: the length of a step, in units of a matrix's spectral norm (times sqrt(rows / columns) if tall).
-        momentum: how much of the old direction is kept (Nesterov's form).
-        weight_decay: decoupled, times lr.
-        products: what matrices are multiplied in; None: the weights' dtype.
+        params: matrices, or groups of matrices, each group with its `parts`.
+        lr: spectral norm of an update (times sqrt(rows / columns) for a tall matrix).
+        momentum: share of the old direction that is kept; in Nesterov's form.
+        weight_decay: decoupled weight decay; it is multiplied by lr.
+        products: dtype of the matrix products. Default: the dtype of the weights.
     """
 
     def __init__(
@@ -133,8 +134,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient.
 
-        As fused AdamW does, it looks at `self.found_inf`: a tensor of 1.0 there says that the gradient is not
-        finite, and nothing changes. That is decided on the device; the CPU does not wait for it.
+        `self.found_inf` works as in fused AdamW: if it is a tensor of 1.0, the gradient is not finite and
+        nothing changes. The device decides this; the CPU does not wait.
         """
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         keep = 1.0 if found_inf is None else 1 - found_inf
@@ -161,9 +162,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' state under the parameters' names: `transformer.wte.weight.exp_avg` and so on.
+    """Return the optimisers' state by parameter name: `transformer.wte.weight.exp_avg` and so on.
 
-    On the CPU; of a sharded model, this process's shards where they are.
+    The tensors are on the CPU. Of a sharded model, they are this process's shards, on its device.
     """
     return {
         f"{name}.{key}": value.detach() if is_sharded(value) else value.detach().cpu().contiguous()
@@ -174,7 +175,7 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
 
 
 def blank_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Zeros in the place of each of `state_tensors`, to read a checkpoint into."""
+    """Return zeros with the names and shapes of `state_tensors`, to be filled from a checkpoint."""
     return {
         name: torch.zeros(()) if key == "step" else torch.zeros_like(parameter.detach())
         for name, _, parameter, key in _entries(model, optimizers)
@@ -193,10 +194,10 @@ def _entries(
 
 
 def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Load tensors that `state_tensors` gave. Before the first update there are none, and nothing changes.
+    """Load the tensors of `state_tensors`. An empty dict (before the first update) changes nothing.
 
     Raises:
-        InputError: if the tensors belong to another model or another optimiser.
+        InputError: if the tensors belong to another model or optimiser.
     """
     if not tensors:
         return
@@ -205,7 +206,7 @@ def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensor
         tensor = remaining.pop(name, None)
         if tensor is None or (key != "step" and tensor.shape != parameter.shape):
             raise InputError(f"the optimiser's state does not fit the model: {name}")
-        # fused AdamW keeps its step count beside the parameter
+        # fused AdamW keeps its step count on the parameter's device
         like = tensor if key == "step" else parameter
         optimizer.state[parameter][key] = shard_like(like, tensor).to(parameter.device)
     if remaining:

@@ -1,12 +1,12 @@
-"""How several processes share the work on one model: DDP, where each has all of it, or FSDP2, a shard each.
+"""Several processes train one model: DDP (each has the whole model) or FSDP2 (each has a shard).
 
-DDP (https://arxiv.org/abs/2006.15704) adds up gradients while the backward pass is still running. FSDP2
+DDP (https://arxiv.org/abs/2006.15704) sums gradients over processes while the backward pass is running. FSDP2
 (torch's `fully_shard`, after https://arxiv.org/abs/2304.11277) keeps 1/N of weights, gradients and optimiser
-state in each process and gathers a block's weights when it computes: for models that do not fit.
+state in each process, and gathers the weights of a block when it computes. It is for models that do not fit.
 
-With one process the model is used as it is. What is computed does not depend on the number of processes, but
-for the rounding of sums, and the numbers that dropout draws. torch.distributed's larger parts are imported
-where they are used: one process pays nothing.
+A single process uses the model directly. The number of processes changes the result only by the rounding of
+sums and by the random numbers of dropout. The larger parts of torch.distributed are imported where they are
+used, so that a single process does not load them.
 """
 
 import contextlib
@@ -46,10 +46,10 @@ __all__ = [
 
 
 def shard_batch(batch: Batch, processes: Processes) -> Batch:
-    """This process's rows of a batch: every N-th. If there are too few, a row in which nothing counts.
+    """Return this process's rows of a batch: every N-th row.
 
-    The batch's rows are sorted by length, so that every process has as much to do. All must take part: in the
-    sums of gradients, and in gathering weights.
+    A batch's rows are sorted by length, so all processes have similar work. A process for which there is no
+    row gets a row in which no token counts, because all must take part in the collective operations.
     """
     if processes.size == 1:
         return batch
@@ -59,15 +59,14 @@ def shard_batch(batch: Batch, processes: Processes) -> Batch:
 
 
 class Parallel:
-    """A model with its loss in one of N processes.
+    """A model with its loss, in one of N processes.
 
     Args:
-        config: `parallel` says what N > 1 processes do. With `compile`, torch.compile writes kernels for the
-            loss and its gradient. Evaluations and answers, whose shapes are all different, use the model as
-            it is; so do checkpoints, with its names.
-        loss: a module around the model, with the same weights in each process; FSDP shards it in place.
-        device: where the model is.
-        processes: all of them.
+        config: options of the run. `parallel` chooses DDP or FSDP for N > 1. `compile` compiles the loss and
+            its gradient. Evaluation, generation and checkpoints use the model that is not compiled.
+        loss: a module around the model, with the same weights in each process. FSDP shards it in place.
+        device: device of the model.
+        processes: the processes that train together.
 
     Raises:
         InputError: for `compile` without a compiler.
@@ -81,7 +80,7 @@ class Parallel:
         self.is_sharded = processes.size > 1 and config.parallel == "fsdp"
         self._loss: nn.Module = loss
         self._compiled: Any = None
-        compiled = config.compile and not config.dry_run  # which computes a little, never compiled
+        compiled = config.compile and not config.dry_run  # a dry run never compiles
         if compiled:
             with processes.shared_errors():
                 _require_compiler(config, device)
@@ -92,43 +91,43 @@ class Parallel:
             mesh = init_device_mesh(device.type, (processes.size,))
             for block in self._model.blocks:
                 fully_shard(block, mesh=mesh)
-            fully_shard(self._loss, mesh=mesh)  # embeddings, the last norm, lm_head
+            fully_shard(self._loss, mesh=mesh)  # the rest: embeddings, last norm, lm_head
         elif processes.size > 1:
             self._loss = DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
             self._fix_message_order(loss.example(device))
         if compiled:
-            # DDP's own way of compiling cuts the graph where its messages begin, and does not support
-            # activation checkpointing. Without it the messages wait for the last gradient.
+            # DDP's own compile mode cuts the graph at each gradient message, and does not support activation
+            # checkpointing. Without this mode, the messages start after the last gradient.
             torch._dynamo.config.optimize_ddp = False
             self._compiled = torch.compile(self._loss)
 
     def _fix_message_order(self, example: tuple[Tensor | None, ...]) -> None:
-        """A backward pass whose gradient is thrown away.
+        """Do one backward pass and throw its gradient away, so that DDP fixes the order of its sums.
 
-        After its first one, DDP orders its messages anew, and with them the order of sums. A resumed run has
-        its first pass at another step than a run that was never stopped, so the first one must not count.
+        DDP reorders its messages after the first backward pass, and so changes how sums are rounded. A
+        resumed run starts at another step than an uninterrupted one; without this pass the bits would differ.
         """
         was_training = self._loss.training
-        self._loss.eval()  # no dropout: no random numbers
+        self._loss.eval()  # no dropout, so no random numbers are drawn
         self._loss(*example).backward()
         self._loss.train(was_training)
         self._model.zero_grad()
 
     def shard_batches(self, batches: list[Batch]) -> list[Batch]:
-        """This process's part of a step: whole batches where N divides their number, else rows of each."""
+        """Return this process's part of a step: whole batches if N divides their number, or rows."""
         rank, size = self._processes.rank, self._processes.size
         if len(batches) % size == 0:
             return batches[rank::size]
         return [shard_batch(batch, self._processes) for batch in batches]
 
     def loss(self, batch: tuple[Tensor | None, ...]) -> Tensor:
-        """The summed loss of a batch on the model's device."""
+        """Compute the summed loss of a batch that is on the model's device."""
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch[-1] is not None:  # positions
-            # Lengths vary from batch to batch: one graph for all of them, instead of one each. (Windows are
-            # all of one length, and kernels for a known size are faster: they are not marked.)
+        if batch[-1] is not None:  # the positions that count
+            # Batches of pairs have various lengths: mark them as dynamic, so that one graph serves all.
+            # Windows all have the same length; their graph is faster with a fixed size.
             for tensor in batch:
                 for dim in range(tensor.dim() if tensor is not None else 0):
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
@@ -136,7 +135,7 @@ class Parallel:
         return compiled
 
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
-        """Around a forward and backward pass: only a step's last one adds up the processes' gradients."""
+        """Return the context for a forward and backward pass. Only a step's last pass sums gradients."""
         if self.is_sharded:
             self._loss.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif isinstance(self._loss, DistributedDataParallel) and not last:
@@ -146,10 +145,10 @@ class Parallel:
     # -- evaluation ------------------------------------------------------------------------------------------
 
     def evaluate(self, batches: Iterable[Batch], stop_request: StopRequest) -> Report:
-        """Measure the model on batches, of which each process computes its rows.
+        """Measure the model on batches. Each process computes its rows; all get the total.
 
         Raises:
-            StopNow: when a signal comes meanwhile.
+            StopNow: if a signal comes meanwhile.
         """
         with stop_request.interruptible():
             if self._processes.size == 1:
@@ -159,11 +158,11 @@ class Parallel:
                 mine = self._my_rows(batches, stop_request)
                 return self._objective.evaluate(model, mine, self._device, self._add_reports)
             finally:
-                if self.is_sharded:  # give the memory of gathered weights back
+                if self.is_sharded:  # frees the gathered weights
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:
-        """This process's rows. All processes have as many batches, and stop together."""
+        """Yield this process's rows. All processes have the same number of batches, and stop together."""
         for number, batch in enumerate(batches):
             if number % 8 == 0:
                 stop_request.agree(self._processes)
@@ -172,13 +171,13 @@ class Parallel:
             yield shard_batch(batch, self._processes)
 
     def _add_reports(self, report: Report) -> None:
-        """The sums of one process become those of all."""
+        """Replace the sums of this process by the sums over all processes."""
         report.set_sums(self._processes.all_reduce(report.sums()))
 
     # -- weights ---------------------------------------------------------------------------------------------
 
     def full_model(self) -> LanguageModel:
-        """The model for process 0 to save. Every process must call it; the others cannot use the result."""
+        """Return the model for process 0 to save. All processes must call it; only process 0 uses it."""
         if not self.is_sharded:
             return self._model
         weights = {}
@@ -193,7 +192,7 @@ class Parallel:
         return copy
 
     def load(self, folder: Path, files: ModelFiles) -> None:
-        """Load a checkpoint's weights: each process reads all of them and keeps its shard."""
+        """Load a checkpoint's weights. With FSDP, each process reads all of them and keeps its shard."""
         if not self.is_sharded:
             files.load(self._model, folder)
             return
@@ -209,7 +208,7 @@ class Parallel:
 
 
 def _require_compiler(config: TrainConfig, device: torch.device) -> None:
-    """torch.compile writes C++ for a CPU and Triton for CUDA; its own complaint is 100 lines."""
+    """Raise InputError if torch.compile cannot work here. (Its own error message has 100 lines.)"""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise InputError(
             "--compile needs Triton, which is not installed: pip install triton, or --no_compile"
@@ -226,9 +225,10 @@ def _require_compiler(config: TrainConfig, device: torch.device) -> None:
 
 
 class _Gathering:
-    """A sharded model for `evaluate_loss`: hidden vectors through FSDP, which gathers weights on the way.
+    """A sharded model as `evaluate_loss` expects it. FSDP gathers the weights in the forward pass.
 
-    lm_head is used outside. The outermost part, which holds it, stays gathered until `reshard`.
+    `evaluate_loss` calls lm_head itself. FSDP's outermost part holds lm_head, and stays gathered until
+    `reshard`.
     """
 
     def __init__(self, model: LanguageModel, loss: nn.Module) -> None:
@@ -244,18 +244,18 @@ class _Gathering:
         self._loss.eval()
 
     def base_model(self, input_ids: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():  # FSDP keeps the memory, for training too
+        with torch.inference_mode(False), torch.no_grad():  # FSDP reuses these buffers in training
             hidden: Tensor = self._loss(input_ids.clone())
             return hidden
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Is the tensor a DTensor of torch, a part of which lies in other processes?"""
+    """Return True if the tensor is a torch DTensor, whose other parts are in other processes."""
     return hasattr(tensor, "to_local")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of it, put together in every process."""
+    """Return the whole tensor in every process, gathered from the shards."""
     if not is_sharded(tensor):
         return tensor
     full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
@@ -263,7 +263,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(like: Tensor, full: Tensor) -> Tensor:
-    """A whole tensor, which every process has, cut and placed as another one is."""
+    """Shard a whole tensor in the same way as `like`. Every process must have the whole tensor."""
     if is_sharded(full):
         return full
     full = full.to(like.device)
@@ -276,7 +276,7 @@ def shard_like(like: Tensor, full: Tensor) -> Tensor:
 
 
 def local_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parts of the tensors that lie in this process."""
+    """Return the parts of the tensors that are in this process."""
     return {
         name: t.to_local() if is_sharded(t) else t  # type: ignore[attr-defined]
         for name, t in tensors.items()
@@ -287,29 +287,30 @@ def local_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class ShardedSave:
-    """Each process writes its shards into the folder that process 0 is filling.
+    """Writes the optimiser's state as shards: each process writes its own into process 0's folder.
 
-    torch.distributed.checkpoint does it, in safetensors files: its own format would need pickle. It replaces
-    files in place and knows no hashes; here the folder is new, and process 0 lists all files in its manifest.
+    torch.distributed.checkpoint writes them as safetensors files, because its own format needs pickle. It
+    would overwrite files in place and stores no hashes; but here the folder is new, and process 0 lists the
+    files in its manifest.
 
-    Process 0 calls it with the folder, or `end` if it has not come to that; the others `follow`.
+    Process 0 calls the object with the folder, or `end` if the save failed before. The others call `follow`.
     """
 
     def __init__(self, processes: Processes, tensors: dict[str, Tensor]) -> None:
         self._processes, self._tensors, self._begun = processes, tensors, False
 
     def __call__(self, folder: Path) -> None:
-        """In process 0: write this process's shards while the others write theirs."""
+        """In process 0: send the folder to the others, and write this process's shards."""
         self._begun = True
         self._write(self._processes.broadcast(str(folder)))
 
     def end(self) -> None:
-        """The save has failed before the shards' turn: let the others go."""
+        """In process 0: tell the others that the save failed before the shards were written."""
         if not self._begun:
             self._processes.broadcast("")
 
     def follow(self) -> None:
-        """Wait for the folder and write this process's shards; a failure is process 0's to tell."""
+        """In the other processes: wait for the folder and write the shards. Process 0 reports failures."""
         if folder := self._processes.broadcast(""):
             with contextlib.suppress(InputError):
                 self._write(folder)
@@ -321,23 +322,23 @@ class ShardedSave:
 
         try:
             save(dict(self._tensors), storage_writer=HuggingFaceStorageWriter(folder, save_distributed=True))
-        except CheckpointException as error:  # the same one in every process
+        except CheckpointException as error:  # every process gets the same error
             reasons = [f"process {rank}: {failure[0]}" for rank, failure in error.failures.items()]
             raise InputError(f"cannot write {folder}: {'; '.join(reasons)}") from None
 
 
 def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, whole ones or shards, from a folder that was verified; other numbers of shards are fine.
+    """Fill tensors (whole or sharded) from a verified folder. The number of shards may have changed.
 
     Raises:
-        InputError: if one of them is missing or has another shape.
+        InputError: if a tensor is missing or has another shape.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads alone
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # torch's warning
         try:
             load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
         except (CheckpointException, RuntimeError, ValueError) as error:

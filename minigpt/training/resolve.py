@@ -1,4 +1,4 @@
-"""From the options that a user gave to a whole configuration: the rest is a recipe's, or a run's.
+"""Completes the options that the user gave: a recipe, or the run to resume, provides the others.
 
 resolve({"recipe": "document", "n_layer": 2})
 resolve({"resume": True, "output": "run"})
@@ -24,19 +24,19 @@ _SHAPE = (
 
 
 def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """The configuration: `given`, and what it leaves out from the recipe, or with `resume` from the run.
+    """Build the whole configuration: `given`, and for the rest a recipe, or with `resume` the earlier run.
 
-    Without a recipe the device decides which one, and a line says so.
+    If no recipe is given, the device and the data decide which one is used, and a line says so.
 
     Args:
-        given: fields of `kind`; paths may be text.
-        kind: TrainConfig, or the class of another command's options.
+        given: fields of `kind`; a path may be a string.
+        kind: class of the configuration: TrainConfig or FinetuneConfig.
 
     Raises:
-        InputError: for an unknown option (naming the nearest) or a bad value; for a recipe or a run that
-            cannot be read; for a run that began with another recipe or size.
+        InputError: for an unknown option (the message names the nearest one) or a bad value; for a recipe or
+            run that cannot be read; for a recipe or size that differs from that of the run to resume.
     """
-    check_ranges(kind, given)  # before torch is imported to look for a GPU
+    check_ranges(kind, given)  # quick check first: looking for a GPU imports torch
     if given.get("resume"):
         base = _run(given, kind)
     else:
@@ -65,7 +65,7 @@ def _run(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
 
 def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
     if given.get("size"):
-        parse_size(given["size"])  # before anything is printed
+        parse_size(given["size"])  # report an error before anything is printed
     if given.get("recipe"):
         name = given["recipe"]
     elif kind is FinetuneConfig:
@@ -121,8 +121,8 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
 
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
-    """A recipe with the family that was given, without the options of its own family, which are named."""
-    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:  # checked later
+    """Change a recipe to the given family. Options that the family lacks are reset, and printed."""
+    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:  # checked_config raises
         return recipe
     nothing = FOREIGN_OPTIONS[family]
     dropped = [f"{name}={value}" for name in nothing if (value := getattr(recipe, name)) != nothing[name]]

@@ -1,4 +1,4 @@
-"""One training run, from its configuration to its result: what `minigpt train` and `minigpt.train` do.
+"""One training run, from its configuration to its result. `minigpt train` and `minigpt.train` call this.
 
 result = train(recipe="qa-cpu", output="run", max_steps=100)
 result = train(TrainConfig(...))
@@ -39,16 +39,16 @@ def finetune(**options: Any) -> dict[str, Any]:
 
 
 def train(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:
-    """Train a model; returns what `minigpt train --json` prints: steps, val_loss, best_step, model, ...
+    """Train a model. Returns the same dict that `minigpt train --json` prints: steps, val_loss, model, ...
 
     Args:
-        config: a whole configuration. Left out, what `options` leave out is the recipe's.
-        options: fields of TrainConfig, as the flags of `minigpt train` have them; paths may be text.
+        config: a whole configuration. Without it, a recipe gives the values that `options` leaves out.
+        options: fields of TrainConfig, named as the flags of `minigpt train`; a path may be a string.
 
     Raises:
-        InputError: for an unknown option (naming the nearest), a bad value, unreadable data, a folder that
-            holds a run already.
-        Stopped: after Ctrl-C or SIGTERM; the run has saved itself, and `resume=True` continues it.
+        InputError: for an unknown option (the message names the nearest one), a bad value, unreadable data,
+            or an output folder that already holds a run.
+        Stopped: after Ctrl-C or SIGTERM. The run has been saved; `resume=True` continues it.
     """
     if config is None:
         return run_training(resolve(options), options)
@@ -57,17 +57,16 @@ def train(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:
 
 
 def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
-    """Read, build, estimate, train.
+    """Read the data, build the model, print the estimate, and train.
 
     Args:
-        given: names of the options that the user gave: `size` leaves them as they are.
+        config: options of the run.
+        given: names of the options that the user gave. `size` does not change these.
     """
-    if is_restarted():  # by torchrun, after a process died: with the flags that the run began with
+    if is_restarted():  # by torchrun, which repeats the flags of the first start
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            begun = read_run(
-                config.output, type(config)
-            )  # with what --size and --precision auto chose the first time
+            begun = read_run(config.output, type(config))  # holds the choices of --size and --precision auto
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
         return _run(config, given, locks, processes)
@@ -85,7 +84,7 @@ def _run(
     has_checkpoint = is_locked = False
     with processes.shared_errors():
         if processes.is_main:
-            if output.is_dir() and not config.dry_run:  # at once, not after minutes of reading data
+            if output.is_dir() and not config.dry_run:  # lock before reading data, which may take minutes
                 locks.callback(lock_folder(output).release)
                 is_locked = True
                 checkpoint.clear_leftovers(output)
@@ -131,7 +130,7 @@ def _run(
         print(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
     with processes.shared_errors():
         if processes.is_main:
-            if occupied:  # not earlier: a missing file or a wrong size must not cost the old run its place
+            if occupied:  # only after all checks: an error must leave the old run in place
                 _move_aside(output)
             if occupied or not is_locked:
                 locks.callback(lock_folder(output).release)
@@ -160,7 +159,7 @@ def _counted(model: LanguageModel) -> str:
 
 
 def _require_memory(config: TrainConfig, vocab_size: int) -> None:
-    """Refuse a model that cannot even be made here: the system would end the process without a word."""
+    """Raise InputError if the weights exceed free memory: the system would kill the process."""
     count, free = config.model_config(vocab_size).parameter_count(), autosize.free_memory(config)
     if 4 * count > free and config.parallel == "ddp":
         raise InputError(
@@ -170,7 +169,7 @@ def _require_memory(config: TrainConfig, vocab_size: int) -> None:
 
 
 def _move_aside(output: Path) -> None:
-    """Move a run to OUTPUT.previous, in place of a run that lies there."""
+    """Move a run to OUTPUT.previous. A run that is already there is deleted."""
     previous = output.absolute().with_name(f"{output.absolute().name}.previous")
     if previous.exists():
         if not (previous / RUN_FILE).exists():
@@ -179,7 +178,7 @@ def _move_aside(output: Path) -> None:
             )
         shutil.rmtree(previous)
     output.rename(previous)
-    if (previous / "shards").exists():  # shards depend on the data, not on the run: the next one uses them
+    if (previous / "shards").exists():  # the new run uses the same shards
         output.mkdir()
         (previous / "shards").rename(output / "shards")
     print(f"the earlier run is in {output}.previous now")

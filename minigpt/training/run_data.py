@@ -1,7 +1,7 @@
-"""The data of a run: questions and answers, or plain text.
+"""The data of a run: questions and answers (RunData), or plain text (TextData).
 
-Both kinds of data have the same methods: a plan (which rows stand in batch m), batches of rows, the positions
-of a batch in the data, and a sample to print at an evaluation.
+Both classes have the same methods: the plan (which rows are in which batch), the positions of a batch in the
+data, and a sample of the model's output that is printed at an evaluation.
 """
 
 import contextlib
@@ -40,21 +40,21 @@ from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
 __all__ = ["RunData", "TextData", "read_data", "shown_lines"]
 
-HELD_OUT = Path()  # as val_data: a part of train_data is measured on
-# For byte-level tokens without a chat template: the plain form of minigpt.data.conversation.
+HELD_OUT = Path()  # value of val_data: a part of train_data becomes the validation data
+# The chat template of a BPE tokenizer that has none: the plain form of minigpt.data.conversation.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'system' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-SHARDS = "shards"  # in the output folder
-_SAMPLE = 48  # new tokens of a sample
-_PROMPT = 32  # tokens of text that a sample continues
-_NAMED = 5  # windows that a message names
+SHARDS = "shards"  # subfolder of the output folder
+_SAMPLE = 48  # number of tokens that the model generates for a sample
+_PROMPT = 32  # number of prompt tokens of a sample
+_NAMED = 5  # most windows that a message lists
 
 
 @dataclass(frozen=True)
 class RunData:
-    """Questions and answers."""
+    """The data of a run on questions and answers, or conversations."""
 
     tokenizer: AnyTokenizer
     train: EncodedExamples
@@ -63,17 +63,17 @@ class RunData:
 
     @property
     def sentence(self) -> str:
-        """How much it is."""
+        """The sizes of both parts, for the screen."""
         return f"{len(self.train):,} {self.examples} to learn from, {len(self.val):,} to measure on"
 
     @property
     def examples(self) -> str:
-        """What an example is called."""
+        """The word for an example in messages: "conversations" or "pairs"."""
         several = any(len(each.exchanges) > 1 for each in self.val_conversations)
         return "conversations" if several else "pairs"
 
     def plan(self, config: TrainConfig) -> BatchPlan:
-        """Which pairs stand in which batch."""
+        """Plan which examples are in which batch."""
         return BatchPlan(
             self.train,
             batch_size=config.batch_size,
@@ -84,28 +84,28 @@ class RunData:
         )
 
     def shapes(self, plan: BatchPlan | WindowPlan, pad_to: int) -> list[tuple[int, int]]:
-        """Rows and tokens of an epoch's batches."""
+        """Return (rows, tokens per row) of each batch of an epoch."""
         assert isinstance(plan, BatchPlan)
         return plan.shapes(self.train, pad_to)
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """The sources of the training part, the validation part and the vocabulary, for a message."""
+        """Return the names of training data, validation data and vocabulary for messages."""
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, _tokenizer_name(config)
 
-    unit = "lines"  # of positions
+    unit = "lines"  # what the numbers of `positions` count
 
     def positions(self, batch: Batch) -> list[int]:
-        """The lines of the file that a batch of the training part comes from."""
+        """Return the line numbers, in the training file, of a batch's rows."""
         return [int(line) for line in self.train.lines[batch.rows]]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """The same for a message."""
+        """Describe `positions` in a message."""
         return f"{shown_lines(positions)} of {config.train_data}"
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
-        """The model's answer to a question of the validation part; empty if none fits into its context."""
+        """Answer a validation question. Returns "" if the question leaves no room in the context."""
         question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
         form: PromptFormat = "chat" if isinstance(self.tokenizer, BpeTokenizer) else "question"
         free = model.config.max_position_embeddings - len(question_ids(self.tokenizer, form, question))
@@ -118,7 +118,7 @@ class RunData:
 
 @dataclass(frozen=True)
 class TextData:
-    """Plain text."""
+    """The data of a run on plain text."""
 
     tokenizer: AnyTokenizer
     train: TextPart
@@ -126,11 +126,11 @@ class TextData:
 
     @property
     def sentence(self) -> str:
-        """How much it is."""
+        """The sizes of both parts, for the screen."""
         return f"{len(self.train):,} tokens to learn from, {len(self.val):,} to measure on"
 
     def plan(self, config: TrainConfig) -> WindowPlan:
-        """Which windows stand in which batch."""
+        """Plan which windows are in which batch."""
         return WindowPlan(
             self.train,
             batch_size=config.batch_size,
@@ -139,23 +139,23 @@ class TextData:
         )
 
     def shapes(self, plan: BatchPlan | WindowPlan, pad_to: int) -> list[tuple[int, int]]:
-        """Rows and tokens of a typical batch."""
+        """Return (rows, tokens per row) of a typical batch."""
         assert isinstance(plan, WindowPlan)
         return plan.shapes(self.train, pad_to)
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """The sources of the training part, the validation part and the vocabulary, for a message."""
+        """Return the names of training data, validation data and vocabulary for messages."""
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
-    unit = "windows"  # of positions
+    unit = "windows"  # what the numbers of `positions` count
 
     def positions(self, batch: Batch) -> list[int]:
-        """The numbers of the first tokens of a batch's windows, in the training part."""
+        """Return the number of the first training token of each window in a batch."""
         return [int(start) for start in batch.rows]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """The same for a message."""
+        """Describe `positions` in a message."""
         text = self.tokenizer.decode(
             self.train.tokens.read(positions[0], min(_PROMPT, len(self.train) - positions[0])).tolist()
         )
@@ -164,9 +164,9 @@ class TextData:
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
-        """The model's continuation of a piece of the validation part, another one each time."""
+        """Continue a piece of the validation text. Each `number` takes another piece."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))
-        # multiples of the golden ratio: each falls into the largest gap between the earlier ones
+        # multiples of the golden ratio spread the pieces evenly over the text, for any count of samples
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
         prompt = self.val.tokens.read(self.val.first + start, length).tolist()
         free = model.config.max_position_embeddings - length
@@ -177,7 +177,7 @@ class TextData:
 
 
 def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
-    """Line numbers for a message: the first ones.
+    """Format line numbers for a message; at most `limit` of them.
 
     >>> shown_lines([3, 1, 4])
     'lines 3, 1, 4'
@@ -187,10 +187,10 @@ def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
 
 
 def read_data(config: TrainConfig) -> RunData | TextData:
-    """Read vocabulary and both parts of the data, and say what was skipped or cut.
+    """Read the vocabulary, the training and the validation data. Print what was skipped or cut.
 
     Raises:
-        InputError: naming the file, if one cannot be read or holds nothing to learn from.
+        InputError: if a file cannot be read or holds nothing to learn from; the message names the file.
     """
     return _read_pairs(config) if config.text is None else _read_text(config, config.text)
 
@@ -294,7 +294,7 @@ def _tokenizer_name(config: TrainConfig) -> str:
 
 
 class _ShardOptions(TypedDict):
-    """How shards are made."""
+    """Keyword arguments for making shards."""
 
     options: TextOptions
     workers: int
@@ -363,5 +363,5 @@ def named_tokenizer(name: str) -> AnyTokenizer:
     """The tokenizer of --tokenizer: a vocab.json, a model's folder, or a folder with a tokenizer alone."""
     path = Path(name)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
-        return BpeTokenizer.from_folder(path)  # GPT-2's and Qwen's own files
+        return BpeTokenizer.from_folder(path)  # vocab and merges files as OpenAI and Qwen publish them
     return load_tokenizer(path)

@@ -1,7 +1,7 @@
-"""The progress of a run, the part of a checkpoint that is JSON, and what has changed when a run is resumed.
+"""The progress of a run, the JSON part of a checkpoint, and the differences between a run and its resume.
 
-A resume is exact when everything that decides the rest of the run is in the checkpoint, or the same as then.
-A difference is refused, or named in one line each: "changed on resume: seed 42 -> 7".
+A resume is exact if everything that the rest of the run depends on is in the checkpoint, or has not changed.
+Each change stops the resume, or is printed in one line: "changed on resume: seed 42 -> 7".
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from minigpt.training.run_data import RunData, TextData
 
 __all__ = ["BatchSize", "Changes", "Progress", "StepMetrics", "changes", "spike_threshold", "training_state"]
 
-# fields that change nothing about the training itself: not worth a line when they differ
+# options that do not change the training itself: a resume prints no line if one of them has changed
 _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", "threads", "workers"} | {
     "save_async",
     "on_save_error",
@@ -30,58 +30,58 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "report_to",
     "gradient_checkpointing",
 }
-_RECENT = 64  # losses that the next one is compared with
-_FEWEST = 16  # fewer say little about what is usual
-_SIGMAS = 6.0  # of a normal distribution one value in a billion lies beyond
-_FLOOR = 0.02  # of the median: once a loss hardly moves at all, its noise must not count as spikes
-_VISIBLE = 0.1  # nats: when all is learned but a few hard examples, each of them would stand out
+_RECENT = 64  # number of recent losses that a new loss is compared with
+_FEWEST = 16  # with fewer losses than this, no loss counts as a spike
+_SIGMAS = 6.0  # with normal noise, one loss in a billion is this many standard deviations above the mean
+_FLOOR = 0.02  # least sigma, as a share of the median loss: tiny noise around a constant loss is no spike
+_VISIBLE = 0.1  # nats; a smaller step up is no spike: at the end of training each hard example would be one
 
 
 class BatchSize(NamedTuple):
-    """How much a batch is."""
+    """The size of a batch."""
 
-    tokens: int  # targets that are no padding
-    counted: int  # targets that the loss counts
-    width: int  # T
+    tokens: int  # number of targets that are not padding
+    counted: int  # number of targets that the loss counts
+    width: int  # T, the tokens of a row
 
 
 class StepMetrics(NamedTuple):
-    """The numbers of one finished or skipped step."""
+    """The numbers of one step. The step may have been skipped."""
 
-    step: int  # from 1
+    step: int  # step number, from 1
     learning_rate: float
-    loss: float  # per target that counts
-    grad_norm: float  # before clipping
-    loss_scale: float | None  # of float16
-    is_finite: bool  # else the step was skipped
-    is_overflow: bool  # too large for float16 alone: its scale is halved, nothing is wrong
-    bad_steps: int  # in a row, up to this one
-    spike_threshold: float  # a higher loss stands out from those before
+    loss: float  # mean loss per counted target
+    grad_norm: float  # gradient norm before clipping
+    loss_scale: float | None  # float16's loss scale; None for other dtypes
+    is_finite: bool  # False: loss or gradient is not finite, and the step was skipped
+    is_overflow: bool  # True: the gradient overflowed float16; the loss scale is halved, nothing is wrong
+    bad_steps: int  # number of bad steps in a row, this step included
+    spike_threshold: float  # a loss above this is reported as a spike
 
 
 @dataclass
 class Progress:
-    """The progress of a run: all of its state besides weights, optimiser and random generators."""
+    """The progress of a run: its whole state besides weights, optimiser and random generators."""
 
-    steps_done: int = 0  # skipped ones count; the batches of a step follow from its number alone
-    tokens_seen: int = 0  # tokens that are no padding and whose gradient reached the weights
+    steps_done: int = 0  # skipped steps count; this number alone decides the batches of the next step
+    tokens_seen: int = 0  # tokens whose gradient reached the weights, without padding
     best_val_loss: float = math.inf
     best_step: int = 0
-    best_metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation at that step
-    evaluated: bool = True  # False: an evaluation that is due at this step has not been done
-    loss_sum: float = 0.0  # since the last line of metrics
+    best_metrics: dict[str, float] = field(default_factory=dict)  # metrics of the evaluation at best_step
+    evaluated: bool = True  # False: an evaluation that is due after this step has not been done
+    loss_sum: float = 0.0  # sum of the losses since the last line of metrics
     loss_steps: int = 0
     train_seconds: float = 0.0
-    bad_steps: int = 0  # in a row, up to now
+    bad_steps: int = 0  # number of bad steps in a row, up to now
     rollbacks: int = 0
-    skipped: list[list[int]] = field(default_factory=list)  # [first, last] steps that left no trace
+    skipped: list[list[int]] = field(default_factory=list)  # [first, last]: steps without effect on weights
     recent_losses: list[float] = field(default_factory=list)
-    loss_scale: list[float] = field(default_factory=list)  # of float16: LossScale.state
+    loss_scale: list[float] = field(default_factory=list)  # float16's LossScale.state()
 
     def record(
         self, step: int, learning_rate: float, tokens: int, numbers: Sequence[float], has_scale: bool
     ) -> StepMetrics:
-        """Count a step, whose `numbers` are loss, length of the gradient, and the loss's scale."""
+        """Record a step. `numbers` are its loss, gradient norm and loss scale."""
         loss, norm, scale = numbers
         threshold = spike_threshold(self.recent_losses)
         is_finite = all(map(math.isfinite, numbers))
@@ -109,18 +109,18 @@ class Progress:
         )
 
     def skip(self, first: int, last: int) -> None:
-        """Record that the steps from `first` to `last` left no trace in the weights."""
+        """Record that the steps from `first` to `last` had no effect on the weights."""
         before = [window for window in self.skipped if window[1] < first - 1]
         joined = [window for window in self.skipped if window[1] >= first - 1]
         self.skipped = [*before, [min([first, *(w[0] for w in joined)]), last]]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no infinity."""
+        """Return the progress as a dict for JSON. JSON has no infinity, so that becomes None."""
         best = self.best_val_loss if math.isfinite(self.best_val_loss) else None
         return {**dataclasses.asdict(self), "best_val_loss": best}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put back the content of a training_state.json; what an earlier version did not write stays."""
+        """Restore the progress from a training_state.json. A field that the file lacks does not change."""
         for item in dataclasses.fields(self):
             if item.name in state:
                 setattr(self, item.name, state[item.name])
@@ -129,12 +129,12 @@ class Progress:
 
 
 def spike_threshold(losses: Sequence[float]) -> float:
-    """The loss above which a step stands out: 6 sigma above the loss that one in 16 recent ones exceeds.
+    """Return the loss above which a step counts as a spike.
 
-    Mean and standard deviation would be pulled up by the very spikes that they are to find. That bound and
-    the median distance from the median (times 1.4826: sigma, for normal noise) are not. The median itself is
-    not the base, because batches are unlike: the few of long or hard answers have a higher loss each time
-    that they come. A falling loss widens the bound. Less than 0.1 nats above it is no spike.
+    It is 6 robust standard deviations above the loss that one in 16 of the recent losses exceeds, but at
+    least 0.1 nats and 12 % of the median above it. The robust standard deviation is 1.4826 times the median
+    distance from the median. The plain one would grow with the spikes themselves, and so find none. The
+    threshold does not start at the median, because a few batches with hard answers always have a higher loss.
 
     >>> spike_threshold([2.0, 2.2] * 8)  # 2.2 + 6 * 1.4826 * 0.1
     3.08956
@@ -158,7 +158,7 @@ def training_state(
     progress: Progress,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """The contents of training_state.json."""
+    """Return the content of training_state.json."""
     return {
         "minigpt": minigpt.__version__,
         "platform": platform.platform(),
@@ -171,7 +171,7 @@ def training_state(
 
 
 def surroundings(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """The facts that change a run's rounding, besides its configuration and its data."""
+    """Return the facts that change how sums are rounded: torch, device, threads, number of processes."""
     here = {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
     return {**here, "processes": processes}
 
@@ -187,11 +187,11 @@ def _fingerprints(config: TrainConfig, data: RunData | TextData) -> list[tuple[s
 
 @dataclass
 class Changes:
-    """What has changed since a checkpoint was written."""
+    """The changes since a checkpoint was written."""
 
-    settings: list[str]  # "seed 42 -> 7": another run from here on
-    rounding: list[str]  # the same run, but sums are rounded differently
-    validation_data: bool  # losses before and after cannot be compared
+    settings: list[str]  # changed options, as in "seed 42 -> 7": the run continues differently
+    rounding: list[str]  # changed machine or torch: the same run, but sums are rounded differently
+    validation_data: bool  # True: the validation data has changed, so losses cannot be compared
 
 
 def changes(
@@ -206,7 +206,7 @@ def changes(
     """Compare a checkpoint's training_state.json with the run that resumes from it.
 
     Raises:
-        InputError: if the vocabulary has changed; or the data, without --allow_changed_data.
+        InputError: if the vocabulary has changed; if the data has changed, without --allow_changed_data.
     """
     named = []
     changed = [(key, what) for key, value, what in _fingerprints(config, data) if state[key] != value]

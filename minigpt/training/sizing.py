@@ -1,4 +1,4 @@
-"""What `--size` may ask for: a name, a time, or an amount of arithmetic."""
+"""The values of `--size`: a name, a time, or an amount of arithmetic."""
 
 import re
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ _UNITS = {
     **dict.fromkeys(("tflop", "tflops"), ("flops", 1e12)),
     **dict.fromkeys(("pflop", "pflops"), ("flops", 1e15)),
 }
-_MOST = {"seconds": (30 * 86400.0, "720h"), "flops": (1e24, "1e15GFLOP")}  # beyond: surely a slip
+_MOST = {"seconds": (30 * 86400.0, "720h"), "flops": (1e24, "1e15GFLOP")}  # more than this is an error
 
 
 @dataclass(frozen=True)
 class Size:
-    """What --size asks for."""
+    """A value of --size."""
 
     unit: Literal["name", "seconds", "flops"]
-    amount: float  # 0 for a name
+    amount: float  # number of seconds or FLOPs; 0 for a name
     text: str
 
 
 def parse_size(text: str) -> Size:
-    """`small`, `base`, `large`, `10min`, `10m`, `2h`, `90s`, `2e6GFLOP`, ... -> Size.
+    """Parse a size: `small`, `base`, `large`, `10min`, `10m`, `2h`, `90s`, `2e6GFLOP`, ...
 
     Raises:
-        InputError: for anything else, an amount of 0, one without a unit, or one that no machine will do.
+        InputError: for any other text, an amount without a unit, an amount of 0 or one that is too large.
 
     >>> parse_size("10min").amount, parse_size("2e6GFLOP").amount
     (600.0, 2000000000000000.0)

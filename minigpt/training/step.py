@@ -1,12 +1,12 @@
 """One training step: batches, loss, backward, clip, update.
 
-What a step does is a function of (seed, data, step) and of the state in a checkpoint: weights, optimisers,
-random generators (dropout) and `Progress`. On a GPU, where sums in attention's gradient have no fixed order,
-two runs agree to rounding, not to the bit. Nothing here touches a disk.
+The result of a step depends only on (seed, data, step number) and on the state in a checkpoint: weights,
+optimisers, random generators (for dropout) and `Progress`. On a GPU, two equal runs agree up to rounding, but
+not to the bit, because the sums in attention's gradient have no fixed order. This module uses no disk.
 
-The metrics of a step stay on the device, as `pending_metrics`, until the loop reads them. Whether loss and
-gradient are finite is decided on the device, too, so that on CUDA the CPU never waits: it prepares the next
-batches meanwhile. Pinned memory suffices for that: a batch has some 100 KB, a second stream gains nothing.
+The metrics of a step stay on the device in `pending_metrics` until the loop reads them. The device also
+decides whether loss and gradient are finite. So on CUDA the CPU never waits, and prepares the next batches
+meanwhile. A batch has some 100 KB, so pinned memory is enough; a second CUDA stream did not make it faster.
 """
 
 import math
@@ -34,32 +34,32 @@ __all__ = ["PendingMetrics", "StepBatches", "TrainStep"]
 
 
 class StepBatches(NamedTuple):
-    """The batches of a step."""
+    """All batches of one step."""
 
-    step: int  # from 0
-    mine: list[tuple[Tensor | None, ...]]  # of this process, on their way to the device
-    sizes: list[BatchSize]  # of all processes
+    step: int  # step number, from 0
+    mine: list[tuple[Tensor | None, ...]]  # this process's batches, already being copied to the device
+    sizes: list[BatchSize]  # sizes of the batches of all processes
 
 
 class PendingMetrics(NamedTuple):
-    """The metrics of a step, some of them still on the device."""
+    """The metrics of one step. The tensors are still on the device."""
 
-    step: int  # from 1
+    step: int  # step number, from 1
     learning_rate: float
     sizes: list[BatchSize]
-    measured: Tensor  # (3,): loss, length of the gradient, the loss's scale
-    found_inf: Tensor  # (): 1.0 if one of them is not finite, and the step was skipped; else 0.0
+    measured: Tensor  # (3,): loss, gradient norm, loss scale
+    found_inf: Tensor  # (): 1.0 if loss or gradient is not finite (the step was skipped), else 0.0
 
 
 class TrainStep:
-    """A model with its loss, data and optimisers; a call does one step.
+    """Does one training step per call. Holds the model with its loss, the data and the optimisers.
 
     Args:
-        config: of the run; `precision` is no longer "auto".
-        loss: the model with its loss; the parameters that require gradients are trained.
-        data: what to learn from. The batches of a step are a pure function of its number.
-        device: where the model is.
-        processes: all of them.
+        config: options of the run; `precision` must be resolved (not "auto").
+        loss: the model with its loss. Parameters that require gradients are trained.
+        data: training data. The batches of a step depend on nothing but its number.
+        device: device of the model.
+        processes: the processes that train together.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class TrainStep:
         self.stop_request = StopRequest(processes)
         self.progress = Progress()
         self.pending_metrics: list[PendingMetrics] = []
-        self.asynchronous = device.type == "cuda"  # reading a tensor makes the CPU wait
+        self.asynchronous = device.type == "cuda"  # on CUDA, reading a tensor makes the CPU wait for the GPU
         self._next: StepBatches | None = None
 
     def __call__(self) -> None:
-        """One step. If loss or gradient is not finite, weights and optimisers stay as they are.
+        """Do one step. If loss or gradient is not finite, weights and optimisers do not change.
 
         Raises:
-            StopNow: when a signal comes while the gradient is computed; all is then as before the step.
+            StopNow: if a signal comes while the gradient is computed. The state is then as before the step.
         """
         step = self.progress.steps_done
         batches = self._next if self._next is not None and self._next.step == step else self.prepare(step)
@@ -116,21 +116,21 @@ class TrainStep:
         rate = share * self.config.learning_rate
         self.pending_metrics.append(PendingMetrics(step + 1, rate, batches.sizes, measured, found_inf))
         is_last = step + 1 == self.total_steps
-        self._next = None if is_last else self.prepare(step + 1)  # a GPU computes meanwhile
+        self._next = None if is_last else self.prepare(step + 1)  # the GPU still computes this step
 
     def batches(self, step: int) -> list[Batch]:
-        """The batches of a step (from 0), on the CPU: those of all processes."""
+        """Build the batches of a step (counted from 0) for all processes, on the CPU."""
         per_step = self.config.gradient_accumulation_steps
         pad_to = self.config.max_length if self.config.pad_to_max_length else 0
         numbers = range(step * per_step, (step + 1) * per_step)
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def positions(self, steps: Iterable[int]) -> list[int]:
-        """The positions of some steps' batches in the training data; `data.unit` says what they are."""
+        """Return where in the training data the batches of these steps come from; see `data.unit`."""
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
-        """The batches of a step, counted from 0. Every process makes all of them, so no message is needed."""
+        """Build the batches of a step (counted from 0). Every process builds all, so none needs a message."""
         batches = self.batches(step)
         mine = [self.to_device(batch) for batch in self.parallel.shard_batches(batches)]
         sizes = [
@@ -140,18 +140,18 @@ class TrainStep:
         return StepBatches(step, mine, sizes)
 
     def to_device(self, batch: Batch) -> tuple[Tensor | None, ...]:
-        """The tensors of a batch that the loss needs, on their way to the device."""
+        """Select the tensors of a batch that the loss needs, and start to copy them to the device."""
         return tuple(None if one is None else move(one, self.device) for one in self.loss.select(batch))
 
     def summed_loss(self, batch: tuple[Tensor | None, ...]) -> Tensor:
-        """The loss of a batch on the device, summed over the targets that count."""
+        """Compute the loss of a batch on the device, summed over the counted targets."""
         with self.precision.autocast():
             return self.parallel.loss(batch)
 
     def backward(self, batches: StepBatches) -> Tensor:
-        """The gradient of the mean loss, clipped.
+        """Compute the gradient of the step's mean loss, and clip it.
 
-        Returns: (3,): this process's part of the loss, length of the gradient before clipping, loss scale.
+        Returns: (3,): this process's share of the loss, gradient norm before clipping, loss scale.
         """
         self.model.train()
         counted = sum(size.counted for size in batches.sizes)
@@ -159,7 +159,8 @@ class TrainStep:
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches.mine, 1):
             with self.parallel.accumulate(last=number == len(batches.mine)):
-                # the mean over the whole step, not of means; DDP and FSDP divide the processes' sum by `size`
+                # Mean over all targets of the step, not mean of the batches' means. DDP and FSDP divide the
+                # sum over processes by `size`, so multiply by it.
                 loss = self.summed_loss(batch) * self.processes.size / counted
                 (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -172,11 +173,11 @@ class TrainStep:
         return torch.stack([total, norm, torch.ones_like(total) if scale is None else scale])
 
     def update(self, share: float, found_inf: Tensor) -> None:
-        """Update the weights at a share of the highest learning rates, unless `found_inf` is 1.0."""
+        """Update the weights with `share` times the highest learning rates, unless `found_inf` is 1.0."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * group["peak_lr"]
-            # with it, an optimiser looks at it on the device
+            # an optimiser that has `found_inf` skips the update on the device, without a wait of the CPU
             optimizer.found_inf = found_inf if self.asynchronous else None  # type: ignore[attr-defined]
             if self.asynchronous or not found_inf:
                 optimizer.step()
@@ -185,7 +186,7 @@ class TrainStep:
         self.model.zero_grad()
 
     def read_metrics(self) -> list[StepMetrics]:
-        """Wait for the device, and record in `progress` what became of the steps since the last reading."""
+        """Wait for the device, record all pending steps in `progress`, and return their metrics."""
         pending, self.pending_metrics = self.pending_metrics, []
         if not pending:
             return []

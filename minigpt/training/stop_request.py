@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: a request to stop, obeyed where the state of the run is complete.
+"""Ctrl-C, SIGTERM and SIGUSR1 ask a run to stop. It stops where its state is complete and can be saved.
 
-SIGUSR1 means the same as SIGTERM: batch systems send it ahead of pre-emption (Slurm: `--signal=B:USR1@60`).
-The exit code says which signal it was: 130, 143, 138 (128 and the signal's number).
+SIGUSR1 means the same as SIGTERM; batch systems send it before they end a job (Slurm: `--signal=B:USR1@60`).
+The exit code is 128 and the number of the signal: 130, 143 or 138.
 """
 
 import signal
@@ -18,22 +18,22 @@ __all__ = ["StopNow", "StopRequest", "Stopped"]
 
 
 class StopNow(BaseException):
-    """A signal came inside `StopRequest.interruptible`. It passes `except Exception`."""
+    """Raised inside `StopRequest.interruptible` when a signal comes. `except Exception` does not catch it."""
 
 
 class StopRequest:
-    """The signal that asked the run to stop, if one has come."""
+    """Notes the signal that asks the run to stop."""
 
     def __init__(self, processes: Processes = SINGLE_PROCESS) -> None:
-        self.signal: int | None = None  # that came to this process
+        self.signal: int | None = None  # the signal that this process received
         self._alone = processes.size == 1
         self._agreed: int | None = None
         self._interruptible = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGUSR1 are noted inside; a second one ends the process at once."""
-        if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
+        """Note SIGINT, SIGTERM and SIGUSR1 inside the block. A second signal ends the process at once."""
+        if threading.current_thread() is not threading.main_thread():  # no signal handlers there
             yield
             return
         before = {number: signal.signal(number, self._note) for number in stop_signals()}
@@ -45,32 +45,32 @@ class StopRequest:
 
     @property
     def agreed(self) -> int | None:
-        """The signal that ends the run. All processes see the same signal at the same point of the run."""
+        """The signal that ends the run, or None. All processes see it after the same step."""
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
-        """Learn which signals have come to the other processes; all must call it."""
+        """Exchange the signals of all processes. Every process must call this."""
         counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
         self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Work that may be broken off anywhere, since it leaves no trace: gradients, evaluation, compiling.
+        """Let a signal interrupt the block anywhere. The block must leave no trace: gradients, evaluation.
 
-        With several processes it goes on to its end, since the others would wait for ever: then they agree.
+        With several processes the block runs to its end, because the others would wait for ever.
 
         Raises:
-            StopNow: when a signal comes meanwhile, or has come before.
+            StopNow: if a signal comes in the block or has come before.
         """
         self._interruptible = self._alone
         try:
             if self._alone and self.signal is not None:
                 raise StopNow
             yield
-            if self._alone and self.signal is not None:  # a library swallowed StopNow: what it did is unknown
+            if self._alone and self.signal is not None:  # a library has caught StopNow
                 raise StopNow
         except Exception:
-            if self._alone and self.signal is not None:  # or made another error of it
+            if self._alone and self.signal is not None:  # a library has turned StopNow into another error
                 raise StopNow from None
             raise
         finally:

@@ -1,13 +1,13 @@
-"""Where a run's numbers are shown while it runs: TensorBoard and Weights & Biases, both optional.
+"""Sends a run's numbers to TensorBoard and Weights & Biases while it trains. Both are optional.
 
-    minigpt train --report_to all                          # whichever of the two is installed
-    WANDB_MODE=offline minigpt train --report_to wandb     # no network; `wandb sync` sends it later
+    minigpt train --report_to all                          # both, if they are installed
+    WANDB_MODE=offline minigpt train --report_to wandb     # no network; `wandb sync` sends the numbers later
 
-metrics.jsonl (minigpt.training.metrics) is always written and is the truth; this is a copy of it for the eye.
-So nothing here may stop a run: the first failure of a tracker is one warning, and that tracker is left out.
+metrics.jsonl (minigpt.training.metrics) is always written and has all numbers; trackers only show them. So a
+tracker never stops a run: its first error is printed as a warning, and that tracker is not used any more.
 
-Weights & Biases is steered by its own environment variables (WANDB_PROJECT, WANDB_MODE, WANDB_DIR,
-WANDB_RUN_ID, ...). The id of its run lies in the run's folder, so that `--resume` continues the same one.
+Weights & Biases reads its own environment variables (WANDB_PROJECT, WANDB_MODE, WANDB_DIR, WANDB_RUN_ID).
+The id of its run is a file in the output folder, so that `--resume` continues the same run.
 """
 
 import math
@@ -22,11 +22,11 @@ from minigpt.storage.files import atomic_write
 __all__ = ["WANDB_ID", "ReportTo", "Trackers"]
 
 ReportTo = Literal["none", "tensorboard", "wandb", "all"]
-WANDB_ID = "wandb_run_id"  # file in the run's folder
+WANDB_ID = "wandb_run_id"  # file in the output folder that holds the id of the run
 
 
 class _Tracker(Protocol):
-    """One of the two."""
+    """A tool that shows numbers: TensorBoard or Weights & Biases."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -34,12 +34,12 @@ class _Tracker(Protocol):
 
 
 class _TensorBoard:
-    """Event files in OUTPUT/tensorboard."""
+    """Writes event files into OUTPUT/tensorboard."""
 
     def __init__(self, output: Path, steps_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # what was written behind the checkpoint that a resume begins at disappears from the curves
+        # purge_step removes the points that a stopped run wrote after its last checkpoint
         self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=steps_done + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -52,7 +52,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases, online or offline, as the environment says."""
+    """Sends numbers to a run of Weights & Biases, online or offline, as the environment says."""
 
     def __init__(self, output: Path, steps_done: int, settings: Mapping[str, Any]) -> None:
         import wandb
@@ -63,13 +63,14 @@ class _Wandb:
             project=os.environ.get("WANDB_PROJECT") or "minigpt",
             dir=os.environ.get("WANDB_DIR") or output,
             id=known or os.environ.get("WANDB_RUN_ID") or None,
-            resume="allow",  # the run of that id if there is one, else a new one
+            resume="allow",  # continue the run of this id, or start a new one
             config=dict(settings),
-            # what is printed holds answers, that is, people's data; and wandb would wrap our progress bar
+            # The console is not sent: it shows answers, which may be private. wandb would also break our
+            # progress bar.
             settings=wandb.Settings(console=os.environ.get("WANDB_CONSOLE") or "off"),
         )
-        # Our own step is the horizontal axis. wandb's must not go back, and a resumed run does: the steps
-        # behind its checkpoint are done again, to the same numbers.
+        # Our own step is the horizontal axis. wandb's step may not go back, but a resumed run repeats the
+        # steps after its checkpoint.
         self._run.define_metric("*", step_metric="step")
         atomic_write(path, f"{self._run.id}\n")
 
@@ -81,13 +82,13 @@ class _Wandb:
 
 
 class Trackers:
-    """Those that `report_to` asks for and that are installed. Used as a context manager.
+    """The trackers of `report_to` that are installed, as a context manager.
 
     Args:
-        output: the run's folder.
-        steps_done: 0, or the steps that a resumed run has done.
-        report_to: Hugging Face's name. "tensorboard" uses it if it is installed, as "all" does with both.
-        settings: the run's configuration, JSON-ready, to be shown beside its curves.
+        output: folder of the run.
+        steps_done: 0, or the number of steps that a resumed run has done.
+        report_to: "none", "tensorboard", "wandb" or "all"; one that is not installed is left out.
+        settings: the run's options, in types that JSON can hold, shown beside its curves.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Trackers:
             try:
                 self._trackers[name] = makers[name]()
             except ImportError as error:
-                # an installed one can fail to import, too; then its own words help
+                # an installed package can also fail to import; then its error message is printed
                 missing = isinstance(error, ModuleNotFoundError) and error.name in (name, None)
                 why = "is not installed" if missing or name == "tensorboard" else f"cannot be used: {error}"
                 warn(f"{name} {why}: the curves are in metrics.jsonl (pip install 'minigpt[{name}]')")
@@ -117,7 +118,7 @@ class Trackers:
         return self
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
-        """Show what was measured at a step. Text, lists, numbers that are not finite, events are no curve."""
+        """Send the numbers of a step. Texts, lists, events, NaN and infinity are not sent."""
         if "event" in values:
             return
         numbers = {
@@ -133,7 +134,7 @@ class Trackers:
                 self._complain(name, error)
 
     def close(self) -> None:
-        """Let each write what it still holds."""
+        """Let each tracker write its remaining numbers, and close it."""
         while self._trackers:
             name, tracker = self._trackers.popitem()
             try:

@@ -1,10 +1,11 @@
-"""Weights from and to files, and weights in fewer bits.
+"""Reads and writes model files, and stores weights in fewer bits.
 
-It may import errors, console, storage, tokenization, tokenizer, model and families. In reading order:
+This folder may import errors, console, storage, tokenization, tokenizer, model and families. In reading
+order:
 
-    pretrained.py           directories as Hugging Face's libraries write and read them
+    pretrained.py           model folders in Hugging Face's format
     quantized.py            linear layers in 16, 8 and 4 bits; set_precision
-    quantized_folders.py    directories of int8 and int4 weights
+    quantized_folders.py    folders of int8 and int4 weights
     gguf_file.py            GGUF files, for llama.cpp
-    download.py             a published model's files
+    download.py             downloads a published model
 """

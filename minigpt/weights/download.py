@@ -1,11 +1,11 @@
-"""Download a published model's files.
+"""Downloads the files of a published model.
 
     download_model(Path("models/124M"), {"hparams.json": "https://..."})
 
-A file grows under the name FILE.part and gets its own name when it is complete. An interrupted download
-continues where it stopped, if the server still has the same file; a broken connection is tried again, at
-growing intervals. Progress is shown on stderr. The reader of a file checks its bytes: OpenAI's checkpoint has
-checksums for all its weights.
+A file is written to FILE.part, and renamed when it is complete. An interrupted download continues where it
+stopped, if the file on the server is still the same. After a network error the download is tried again, with
+growing pauses. Progress is shown on stderr. This module does not check the content; the reader of a file
+does (OpenAI's checkpoint has checksums for all its weights).
 """
 
 import contextlib
@@ -30,31 +30,33 @@ from minigpt.storage.json_files import read_json
 
 __all__ = ["Patience", "download_model", "fetch"]
 
-CHUNK = 1 << 18  # bytes read at once: a quarter of a megabyte
+CHUNK = 1 << 18  # number of bytes per read: a quarter of a megabyte
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait, and how often to try."""
+    """Limits of a download: timeout, attempts and pauses."""
 
-    timeout: float = 30.0  # seconds without a byte, then the connection counts as dropped
-    attempts: int = 5  # in a row without a byte more than before
-    pause: float = 1.0  # seconds before the second attempt; then twice as many each time
+    timeout: float = 30.0  # seconds without a byte after which the connection counts as broken
+    attempts: int = 5  # most attempts in a row that bring no new byte
+    pause: float = 1.0  # seconds before the second attempt; doubled before each further one
     sleep: Callable[[float], None] = time.sleep
 
 
 class _DroppedError(Exception):
-    """The connection broke, or the server is busy: worth another attempt."""
+    """Raised for errors that may go away: a broken connection, a busy server. Another attempt follows."""
 
 
 def download_model(folder: Path, addresses: dict[str, str], patience: Patience | None = None) -> None:
-    """Fetch the files that are not in `folder` yet.
+    """Download the files that are not yet in `folder`.
 
     Args:
-        addresses: each file's name and URL, as from `urls`.
+        folder: where the files go.
+        addresses: name of each file -> its URL, as from `urls`.
+        patience: timeout, attempts and pauses.
 
     Raises:
-        InputError: naming the file, what went wrong, and which files to put where by hand.
+        InputError: if a file cannot be downloaded; the message says which files to put where by hand.
     """
     for name, url in addresses.items():
         if (folder / name).exists():
@@ -63,7 +65,7 @@ def download_model(folder: Path, addresses: dict[str, str], patience: Patience |
             fetch(url, folder / name, patience)
         except InputError as error:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # which it does if it is empty
+                folder.rmdir()  # works only if the folder is empty
             missing = [name for name in addresses if not (folder / name).exists()]
             raise InputError(
                 f"{error}. Without a network: put {', '.join(missing)} into {folder}, "
@@ -72,10 +74,10 @@ def download_model(folder: Path, addresses: dict[str, str], patience: Patience |
 
 
 def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
-    """Download one file, continuing what an earlier attempt left in FILE.part.
+    """Download one file. Continue from FILE.part if it is there.
 
     Raises:
-        InputError: naming the URL, if it cannot be had, or the file, if it cannot be written.
+        InputError: if the URL cannot be downloaded or the file cannot be written; the message names it.
     """
     patience = patience or Patience()
     attempts, furthest = 0, -1
@@ -98,15 +100,15 @@ def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Version:
-    """The marks by which two versions of a file are told apart."""
+    """Identifies a version of a file on a server."""
 
     url: str
-    length: int | None  # of the whole file, in bytes
+    length: int | None  # number of bytes of the whole file
     tag: str | None  # ETag, or the time of the last change
 
 
 class _Part:
-    """FILE.part holds the bytes that have come so far; FILE.part.json says which version they belong to."""
+    """The unfinished file. FILE.part holds the bytes so far, FILE.part.json says of which version."""
 
     def __init__(self, goal: Path) -> None:
         self.goal = goal
@@ -123,7 +125,7 @@ class _Part:
         with contextlib.suppress(ValueError, TypeError):
             self.version = _Version(**read_json(self.notes))
         if self.version is None:
-            self.restart(None)  # it is not known which file it is a part of
+            self.restart(None)  # without notes, the version of these bytes is unknown
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -135,21 +137,21 @@ class _Part:
                 self.notes.unlink(missing_ok=True)
 
     def restart(self, version: _Version | None) -> None:
-        """Throw away what has come, and note what will come."""
+        """Delete the bytes so far, and note which version is downloaded next."""
         with self._explained():
-            self.file.truncate(0)  # first: notes about another version's bytes would be a lie
+            self.file.truncate(0)  # before the new notes, which describe other bytes
             self.size, self.version = 0, version
             if version is not None:
                 self.notes.write_text(json.dumps(asdict(version)) + "\n", encoding="utf-8")
 
     def write(self, data: bytes) -> None:
-        """Append."""
+        """Append bytes to the file."""
         with self._explained():
             self.file.write(data)
         self.size += len(data)
 
     def finish(self) -> None:
-        """Give the file its name."""
+        """Flush the file to the disk and rename it."""
         with self._explained():
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -171,19 +173,19 @@ class _Part:
 
 
 def _continue(url: str, part: _Part, patience: Patience) -> None:
-    """One attempt: from where `part` ends to the end of the file.
+    """Make one attempt: download from the end of `part` to the end of the file.
 
     Raises:
-        _DroppedError: if it is worth another attempt.
-        InputError: if it is not.
+        _DroppedError: for an error after which another attempt makes sense.
+        InputError: for any other error.
     """
-    # "identity": a compressed answer would be another file, of another length
+    # "identity": without compression, because a compressed file would have another length
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "minigpt"})
     before = part.version
     if part.size and before is not None and before.url == url:
         request.add_header("Range", f"bytes={part.size}-")
         if before.tag:
-            request.add_header("If-Range", before.tag)  # else, please, the whole new file
+            request.add_header("If-Range", before.tag)  # if the file has changed, the server sends all of it
     else:
         part.restart(None)
     try:
@@ -201,7 +203,7 @@ def _continue(url: str, part: _Part, patience: Patience) -> None:
 
 
 def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
-    """Compare what the server sends with what is there; returns the whole file's length."""
+    """Compare the server's headers with the part that we have. Returns the length of the whole file."""
     if headers.get("Content-Encoding", "identity") != "identity":
         raise InputError(f"{url} comes as {headers['Content-Encoding']}, which was not asked for")
     given = headers.get("Content-Length", "")
@@ -209,7 +211,7 @@ def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
     if body is None and "chunked" not in headers.get("Transfer-Encoding", "").lower():
         raise InputError(f"{url} comes without its length: it could not be checked whether it is complete")
     tag = headers.get("ETag") or headers.get("Last-Modified")
-    if tag and tag.startswith("W/"):  # "the same to a reader" is not "the same bytes"
+    if tag and tag.startswith("W/"):  # a weak ETag does not promise the same bytes
         tag = headers.get("Last-Modified")
     if status == 206 and (before := part.version) is not None:
         found = re.fullmatch(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)", headers.get("Content-Range", ""))
@@ -222,16 +224,16 @@ def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
         return total
     if status != 200:
         raise InputError(f"{url} cannot be downloaded: the server answers {status}")
-    part.restart(_Version(url, body, tag))  # the whole file, though perhaps a part was asked for
+    part.restart(_Version(url, body, tag))  # 200: the server sends the whole file
     return body
 
 
 def _receive(answer: http.client.HTTPResponse, part: _Part, length: int | None) -> None:
-    """Read to the end. Megabytes are shown: numbers of nine digits would flicker past."""
+    """Read to the end. Progress is in megabytes, because the last digits of a byte count would flicker."""
     total = "?" if length is None else f"{length / 1e6:,.1f}"
     start, began = part.size, time.monotonic()
     with ProgressLine(f"{part.goal.name}:", (length or 0) // 10**6, patience=1.0) as progress:
-        while data := answer.read1(CHUNK):  # what has come; `read` would lose it when the rest does not
+        while data := answer.read1(CHUNK):  # unlike `read`, keeps bytes that came before an error
             part.write(data)
             speed = (part.size - start) / 1e6 / max(time.monotonic() - began, 1e-3)
             progress.update(part.size // 10**6, f"MB ({total} in all), {speed:.1f} MB/s")
@@ -240,7 +242,7 @@ def _receive(answer: http.client.HTTPResponse, part: _Part, length: int | None) 
 
 
 def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
-    if error.code == 416:  # there is nothing behind what we have: is that because we have all?
+    if error.code == 416:  # nothing after our part; perhaps the part is the whole file
         total = error.headers.get("Content-Range", "").removeprefix("bytes */")
         if part.version is not None and total == str(part.size) == str(part.version.length):
             return
@@ -253,7 +255,7 @@ def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
 
 
 def _unreachable(url: str, part: _Part, reason: object) -> None:
-    # A name that does not exist and a certificate that is wrong will be so in a second too.
+    # An unknown host name or a wrong certificate will not change within seconds, so no further attempt.
     if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError) and not part.size:
         raise InputError(f"{url} cannot be reached: {_words(reason)}") from None
     if not isinstance(reason, OSError):

@@ -1,13 +1,14 @@
-"""GGUF files, which llama.cpp and what is built on it read: writing them.
+"""Writes GGUF files, for llama.cpp and programs that use it.
 
-    notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # what differs in llama.cpp
+    notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # differences in llama.cpp
 
-Names, keys and the quantisation are those of llama.cpp's own package `gguf`, an optional one, which is
-imported late. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Nothing here reads GGUF.
+Names, keys and quantisation come from llama.cpp's Python package `gguf`. It is optional and imported only
+when needed. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. minigpt does not read
+GGUF.
 
-llama.cpp has no tokenizer for single characters. The vocabulary is written as its "t5" kind, which looks for
-the most probable pieces of a text. With pieces of one character there is one way only, so that the ids are
-ours; but several unknown characters in a row become a single <unk> there.
+llama.cpp has no tokenizer for single characters. So a character vocabulary is written as a "t5" (unigram)
+vocabulary. Since each piece is one character, there is only one way to cut a text, and the ids are the same
+as here. One difference: llama.cpp turns several unknown characters in a row into a single <unk>.
 """
 
 from collections.abc import Iterator
@@ -27,9 +28,10 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["DTYPES", "write_gguf"]
 
-DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # here -> LlamaFileType
+# our name -> name in gguf.LlamaFileType
+DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 
-_SPACE = "\u2581"  # how "t5" writes a space
+_SPACE = "\u2581"  # stands for a space in a "t5" vocabulary
 _FLOAT16_MAX = 65504.0
 
 
@@ -39,22 +41,25 @@ def write_gguf(
     """Write a model and its tokenizer as one GGUF file.
 
     Args:
-        dtype: of the matrices: "f32", "f16", or "q8_0", which is 8 bits and a scale for each 32 values of a
-            row (rows of another length become f16). Vectors and position embeddings stay f32, as llama.cpp
-            expects.
-        name: the model's, for people.
+        path: the file to write.
+        model: the model, not quantised.
+        tokenizer: its tokenizer.
+        dtype: type of the matrices: "f32", "f16" or "q8_0". q8_0 has 8 bits per weight and a scale for each
+            32 weights of a row; a matrix whose rows are not a multiple of 32 becomes f16. Vectors and
+            position embeddings are always f32, as llama.cpp expects.
+        name: a name of the model for people.
 
     Returns: sentences about what llama.cpp does differently from minigpt.
 
     Raises:
-        InputError: if the gguf package is missing, the tokenizer is none that llama.cpp knows, a value is too
+        InputError: if the gguf package is missing, llama.cpp does not support the tokenizer, a value is too
             large for float16, or the file cannot be written.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}: got {dtype!r}")
     gguf = _package()
     family = family_of(model.config)
-    # llama.cpp keeps matrices as torch's Linear does, (out, in)
+    # llama.cpp stores matrices as (out, in), like torch's Linear
     transposed = {row.theirs for row in family.rows(model.config) if row.transposed}
     weights = {
         name: tensor.t() if name in transposed else tensor
@@ -62,7 +67,7 @@ def write_gguf(
     }
     plan = list(_plan(gguf, model, weights, dtype))
     with atomic_open(path) as file:
-        # it opens the file by name: the temporary one
+        # GGUFWriter opens a file by its name, so it gets the temporary one
         writer = gguf.GGUFWriter(file.name, family.model_type)
         try:
             writer.add_type("model")
@@ -80,7 +85,7 @@ def write_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for _, source, kind in plan:  # one tensor at a time
+            for _, source, kind in plan:  # one tensor in memory at a time
                 array = np.ascontiguousarray(weights.pop(source).numpy())
                 writer.write_tensor_data(gguf.quants.quantize(array, kind))
         finally:
@@ -102,7 +107,7 @@ def _package() -> Any:
 def _plan(
     gguf: Any, model: LanguageModel, weights: dict[str, Tensor], dtype: str
 ) -> Iterator[tuple[str, str, Any]]:
-    """For each tensor its name in llama.cpp, Hugging Face's name, and the type it is stored in."""
+    """Yield for each tensor: its name in llama.cpp, its Hugging Face name, the type in the file."""
     kinds = gguf.GGMLQuantizationType
     architectures = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
     architecture = architectures[family_of(model.config).model_type]
@@ -137,13 +142,13 @@ def _add_characters(gguf: Any, writer: Any, tokenizer: Tokenizer) -> list[str]:
     special[tokenizer.unk_token_id] = kinds.UNKNOWN
     tokens, types = [], []
     for index, word in enumerate(tokenizer.id2word):
-        # U+2581 itself gets another text: it would be taken for the space
+        # the character U+2581 itself is replaced, because llama.cpp would read it as a space
         tokens.append({" ": _SPACE, _SPACE: "<U+2581>"}.get(word, word))
         types.append(kinds.UNUSED if word == _SPACE else special.get(index, kinds.NORMAL))
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(tokens))  # the unknown token's score is lower by itself
+    writer.add_token_scores([0.0] * len(tokens))  # llama.cpp lowers the score of <unk> itself
     writer.add_token_types([int(kind) for kind in types])
     writer.add_unk_token_id(tokenizer.unk_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
@@ -176,7 +181,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     }
     tokens, types = [], []
     for index in range(rows):
-        # rows without a token fill a vocabulary up to a round number
+        # ids without a token (the model's vocabulary is padded) need a name, too
         tokens.append(text_of.get(index, f"[PAD{index}]"))
         if index not in text_of:
             types.append(kinds.UNUSED)
@@ -192,7 +197,8 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     writer.add_add_bos_token(False)
     if tokenizer.eos_token_id is not None:
         writer.add_eos_token_id(tokenizer.eos_token_id)
-        writer.add_bos_token_id(tokenizer.eos_token_id)  # GPT-2's own; llama.cpp's default is no id of ours
+        # as in GPT-2; otherwise llama.cpp uses an id that we lack
+        writer.add_bos_token_id(tokenizer.eos_token_id)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     if tokenizer.chat_template:
@@ -203,7 +209,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
 
 
 def _cut(frame: dict[str, Any]) -> str:
-    """The kind of a tokenizer.json's pre-tokenizer: how it cuts text into words."""
+    """Return the kind ("gpt2" or "qwen2") of the pre-tokenizer in a tokenizer.json, which splits text."""
 
     def expressions(step: dict[str, Any]) -> list[str]:
         parts = step.get("pretokenizers", [step])

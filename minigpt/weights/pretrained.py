@@ -1,11 +1,11 @@
-"""Model directories as Hugging Face's libraries write and read them.
+"""Reads and writes model folders in Hugging Face's format.
 
     model, tokenizer = load_model_and_tokenizer("output/best")
     save_pretrained(model, "my-model", tokenizer)  # AutoModelForCausalLM.from_pretrained("my-model") reads it
 
-A directory holds config.json, model.safetensors (or shards of it), generation_config.json and a tokenizer's
-files: characters, or byte-level BPE. Weights are read from safetensors only: a pickle can run code. Nothing
-is fetched from the network. `minigpt.training` keeps training state, `minigpt.storage.files` the manifest.
+A folder holds config.json, model.safetensors (or shards of it), generation_config.json and the tokenizer's
+files (characters or byte-level BPE). Weights are read only from safetensors, because a pickle can run code.
+Nothing is downloaded. Training state belongs to `minigpt.training`, the manifest to `minigpt.storage.files`.
 """
 
 import contextlib
@@ -56,30 +56,31 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["stored"] | None = None,
 ) -> LanguageModel:
-    """The model of a directory, in eval mode.
+    """Load the model of a folder, in eval mode.
+
+    Besides the model, this needs memory for two tensors as the file stores them.
 
     Args:
-        path: a directory with config.json and model.safetensors or its shards, or a run's folder with such a
-            `best`, or else such a `last`, in it.
-        dtype: of its parameters. None is float32, whatever the file holds (most CPUs compute more slowly in
-            bfloat16); "stored" is float16 or bfloat16 if the file holds nothing else, and else float32.
-
-    Besides the model itself, it needs memory for two tensors as the file stores them.
+        path: a folder with config.json and model.safetensors or its shards. Or the folder of a run, whose
+            `best`, or else `last`, is loaded.
+        device: device of the model.
+        dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
+            bfloat16). "stored": float16 or bfloat16 if all weights are stored in it, otherwise float32.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if a file is missing or wrong; the message names it.
     """
     return _model_reader(model_folder(path), device, dtype)()
 
 
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
-    """The tokenizer of a directory, or the character tokenizer of a vocab.json file.
+    """Load the tokenizer of a folder, or the character tokenizer of a vocab.json file.
 
-    A directory's tokenizer.json says which of the two it has; without one, vocab.json and merges.txt are
-    byte-level BPE, as in GPT-2's and Qwen's folders.
+    tokenizer.json decides the kind of tokenizer. Without it, vocab.json and merges.txt are byte-level BPE, as
+    in the folders of GPT-2 and Qwen.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if a file is missing or wrong; the message names it.
     """
     return Tokenizer(path) if Path(path).is_file() else _read_tokenizer(model_folder(path))
 
@@ -90,34 +91,37 @@ def load_model_and_tokenizer(
     dtype: torch.dtype | Literal["stored"] | None = None,
     ahead: ReadAhead | None = None,
 ) -> tuple[LanguageModel, AnyTokenizer]:
-    """Both from one directory, checked to belong together.
+    """Load model and tokenizer of a folder, and check that they belong together.
 
     Args:
-        ahead: of the same directory, started before. Where the dtype stays, its bytes become the model's;
-            elsewhere all of them may be in memory beside the model for a moment.
+        path: as in `load_model`.
+        device: as in `load_model`.
+        dtype: as in `load_model`.
+        ahead: a ReadAhead of the same folder that has been started. If the dtype does not change, the model
+            uses its memory. Otherwise the file and the model may both be in memory for a moment.
 
     Raises:
-        InputError: as `load_model`, and if the model's vocabulary and the tokenizer differ in size. (For
-            byte-level BPE the model may have more rows: Qwen3 has 151,936 for 151,669 tokens.)
+        InputError: as `load_model`; also if model and tokenizer have different vocabulary sizes. (With
+            byte-level BPE, the model may have more rows: Qwen3 has 151,936 rows for 151,669 tokens.)
     """
     folder = model_folder(path)
     read_model = _model_reader(folder, device, dtype, ahead)
-    # Python makes the tokenizer while torch, which releases Python, copies the weights.
+    # A thread makes the tokenizer, in Python, while torch copies the weights without holding the GIL.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
-        model = read_model()  # its errors come first
+        model = read_model()  # an error of the model is raised before one of the tokenizer
         tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return model, tokenizer
 
 
 def load_weights(model: LanguageModel, path: str | Path) -> None:
-    """Copy a directory's weights into an existing model, as training does when it resumes.
+    """Copy the weights of a folder into an existing model, as a resumed training does.
 
-    The parameters stay the same objects, on their device and in their dtype. Dropout may differ.
+    The parameters keep their identity, device and dtype. The dropout setting may differ.
 
     Raises:
-        InputError: as `load_model`, and if the directory's model is another one, naming what differs.
+        InputError: as `load_model`; also if the folder holds a different model.
     """
     folder = model_folder(path)
     config, expected = _read_config(folder), model.config
@@ -140,25 +144,29 @@ def save_pretrained(
     max_shard_size: int | str = "5GB",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a directory that transformers, and `load_model`, read. The same weights give the same bytes.
+    """Write a folder that transformers and `load_model` can read. Equal weights give equal bytes.
 
-    Each file is replaced as a whole. A directory with a manifest, a finished checkpoint, is never written to.
+    Each file is replaced atomically. A finished checkpoint, which has a manifest, is never written to.
 
     Args:
-        tokenizer: goes into the same directory; without one it holds the model alone.
-        max_shard_size: bytes, or "500MB"; weights that take more are written in several files and an index.
-        dtype: what to write, torch.float32, float16 or bfloat16; None is what the model has. (A float64
-            model, or one of several dtypes, is written in float32.)
+        model: the model, not quantised.
+        directory: the folder.
+        tokenizer: saved in the same folder if given.
+        max_shard_size: a number of bytes, or text such as "500MB". Larger weights are split into several
+            files with an index.
+        dtype: dtype in the file: torch.float32, float16 or bfloat16. Default: the model's dtype, or float32
+            if the model is float64 or has several dtypes.
 
     Raises:
-        InputError: if the vocabularies do not fit, a weight is not finite, or a file cannot be written.
+        InputError: if model and tokenizer differ in size, a weight is not finite, or a file cannot be
+        written.
     """
     folder = Path(directory)
     if not isinstance(model.lm_head, nn.Linear):
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
-    parse_size(max_shard_size)  # its error comes before anything is written
+    parse_size(max_shard_size)  # check before anything is written
     if tokenizer is not None:
         _require_same_vocabulary(model, tokenizer)
     stored = _stored_dtype(model, dtype)
@@ -206,7 +214,7 @@ def _stored_dtype(model: LanguageModel, dtype: torch.dtype | None) -> torch.dtyp
 
 
 def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The same in another dtype, each tensor freed as soon as it is converted."""
+    """Convert the weights to another dtype. Each tensor is freed as soon as it is converted."""
     if dtype != torch.float32:
         for name in weights:
             weights[name] = cast(name, weights[name], dtype)
@@ -223,13 +231,13 @@ def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, wher
 
 
 def model_folder(path: str | Path, verify: bool = True) -> Path:
-    """The model directory of a path, which may be a run's folder; verified if it has a manifest.
+    """Return the model folder of a path, which may be the folder of a run. Verify its manifest, if any.
 
     Args:
         verify: False leaves that out: all of the files would be read.
 
     Raises:
-        InputError: if there is none, or a file does not match the manifest.
+        InputError: if there is no model folder, or a file differs from the manifest.
     """
     folder = Path(path)
     if not folder.exists():
@@ -283,10 +291,10 @@ def _model_reader(
     dtype: torch.dtype | Literal["stored"] | None,
     ahead: ReadAhead | None = None,
 ) -> Callable[[], LanguageModel]:
-    """A function that reads a directory's weights. The model's shapes are made now, before it is called.
+    """Return a function that reads the weights of a folder. The model's structure is made right away.
 
-    They are a thousand short calls into torch, and each of them releases Python: beside a thread that is busy
-    in Python every one would wait for its turn.
+    Making it takes a thousand short calls into torch, and each releases the GIL. With another thread busy in
+    Python, each call would have to wait for the GIL.
     """
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
     if is_quantized(content):
@@ -296,8 +304,8 @@ def _model_reader(
     config = _read_config(folder)
     family = family_of(config)
     made: LanguageModel | None = None
-    if config.num_hidden_layers <= MAX_LAYERS:  # a billion: first see what the file has
-        with contextlib.suppress(InputError):  # raised again below, with the file's name
+    if config.num_hidden_layers <= MAX_LAYERS:  # for more, _read_weights raises an error first
+        with contextlib.suppress(InputError):  # `read` raises it again, with the file's name
             made = family.on_meta(config)
             family.parameter_shapes(config)
 
@@ -311,7 +319,7 @@ def _model_reader(
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The character vocabulary as the `tokenizers` library runs it: each code point is a word of its own."""
+    """Return the character vocabulary as a tokenizer.json, for the `tokenizers` library."""
     names = {index: word for word, index in tokenizer.word2id.items()}
     specials = sorted({tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id})
     sep = names[tokenizer.sep_token_id]
@@ -327,7 +335,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "padding": None,
         "added_tokens": [{"id": index, "content": names[index], **flags} for index in specials],
         "normalizer": None,
-        # [\s\S] rather than a dot: a dot matches no newline
+        # [\s\S] instead of a dot, which would not match a newline
         "pre_tokenizer": {
             "type": "Split",
             "pattern": {"Regex": r"[\s\S]"},
@@ -340,7 +348,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "pair": [first, end, second, end],
             "special_tokens": {sep: {"id": sep, "ids": [tokenizer.sep_token_id], "tokens": [sep]}},
         },
-        "decoder": {"type": "Fuse"},  # joins without spaces
+        "decoder": {"type": "Fuse"},  # joins tokens without spaces
         "model": {
             "type": "WordLevel",
             "vocab": {names[index]: index for index in sorted(names)},
@@ -359,7 +367,7 @@ def _tokenizer_config(tokenizer: Tokenizer, model_max_length: int) -> dict[str, 
         "unk_token": names[tokenizer.unk_token_id],
         "sep_token": names[tokenizer.sep_token_id],
         "eos_token": names[tokenizer.sep_token_id],
-        "split_special_tokens": True,  # "<sep>" typed by a user stays five characters
+        "split_special_tokens": True,  # "<sep>" in a user's text is five characters
         "clean_up_tokenization_spaces": False,
     }
 

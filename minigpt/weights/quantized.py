@@ -1,24 +1,25 @@
-"""Linear layers with weights in fewer bits, and the one function that puts them into a model.
+"""Linear layers with weights in fewer bits, and set_precision, which puts them into a model.
 
-    set_precision(model, "int8")     # in place, in eval mode; there is no training afterwards
+    set_precision(model, "int8")     # in place; the model is then for inference only
     precision_of(model)              # "int8"
 
-Decoding waits for memory: half the bytes are nearly half the time. What is stored in fewer bits are the
-weights of the linear layers, lm_head included; a tied lm_head gets weights of its own where they are rounded.
+Generation is limited by reading weights from memory, so half the bytes take nearly half the time. Only the
+weights of linear layers, lm_head included, get fewer bits. A tied lm_head gets its own rounded weights.
 
     precision           stored                              computed on a CPU        on a GPU
     float16, bfloat16   rounded weights                     float32                  the same 16 bits
-    int8                whole numbers and a scale a row     float32, inputs rounded  bfloat16
+    int8                integers, one scale per row         float32, inputs rounded  bfloat16
                                                             to int8 in groups
-    int4                4 bits, a scale and an offset       bfloat16, slowly         bfloat16, torch's kernel
-                        for each 64 weights; lm_head int8                            (tinygemm)
+    int4                4 bits, a scale and an offset       bfloat16, slow           bfloat16, torch's kernel
+                        per 64 weights; lm_head int8                                 (tinygemm)
 
-A CPU has fast products of whole numbers (`minigpt.generation.native`; the layers here are their slow twin in
-floats): so inputs are rounded, too, with a scale for each 128 neighbours of a token. One large value costs
-only its neighbours precision, and no token depends on another. A GPU has arithmetic to spare. There int8
-without torch.compile saves memory, not time: PyTorch makes the weights bfloat16 before each product.
+A CPU multiplies integers fast (`minigpt.generation.native` does; the layers here give the same result slowly,
+with floats). So the inputs are rounded, too: each group of 128 neighbours in a token's vector has a scale. A
+large value then costs precision only in its group, and tokens do not influence each other. A GPU computes
+fast enough without this. Without torch.compile, int8 on a GPU saves memory but no time, because PyTorch
+converts the weights to bfloat16 before each product.
 
-torchao was looked at, and is not needed: its int4 kernels want a further package, its int8 is this product.
+torchao is not used: its int4 kernels need a further package, and its int8 product is this one.
 
 Letters in shapes: N outputs, K inputs, G groups of neighbours.
 """
@@ -55,18 +56,18 @@ __all__ = [
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-INPUT_GROUP = 128  # neighbours of an input that share a scale; as in generation/products.h
-WEIGHT_GROUP = 64  # neighbours of an int4 row that share a scale and an offset; one that the kernel knows
+INPUT_GROUP = 128  # group size of rounded inputs; the same as in generation/products.h
+WEIGHT_GROUP = 64  # group size of int4 weights, one that torch's kernel supports
 
 
 # -- rounding ----------------------------------------------------------------------------------------------
 
 
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (N, K) and scales (N,): weight is about int8 * scale, off by at most half a scale.
+    """Round a matrix (N, K) to int8 (N, K) and scales (N,): weight is about int8 * scale.
 
-    The largest value of a row becomes 127 or -127; -128 is not used, which keeps sums of two products within
-    16 bits for the fastest instructions of older CPUs.
+    The error is at most half a scale. The largest value of a row becomes 127 or -127. -128 is not used, so
+    that the sum of two products fits into 16 bits, for the fastest instructions of older CPUs.
     """
     scale = weight.abs().amax(dim=1) / 127  # (N,)
     steps = weight / scale.clamp(min=torch.finfo(scale.dtype).tiny)[:, None]
@@ -74,20 +75,20 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_groups(x: Tensor) -> Tensor:
-    """(..., K) -> the same shape: each INPUT_GROUP of neighbours rounded to 255 steps from -max to max."""
+    """Round (..., K) in groups of INPUT_GROUP neighbours, to 255 steps from -max to max. Same shape."""
     K = x.shape[-1]
     padded = F.pad(x, (0, -K % INPUT_GROUP))
     groups = padded.reshape(*x.shape[:-1], -1, INPUT_GROUP)  # (..., G, INPUT_GROUP)
     largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., G, 1)
-    steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()  # all zeros stay zeros
+    steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()  # a group of zeros stays zero
     rounded: Tensor = (steps * (largest / 127)).flatten(-2)[..., :K]
     return rounded
 
 
 def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float (N, K) -> whole numbers 0 to 15 as uint8 (N, K), and (G, N, 2) bfloat16: scale and offset.
+    """Round float (N, K) to integers 0 to 15, uint8 (N, K), and (G, N, 2) bfloat16: scale and offset.
 
-    A weight is about (number - 8) * scale + offset. K is a multiple of WEIGHT_GROUP.
+    A weight is about (integer - 8) * scale + offset. K must be a multiple of WEIGHT_GROUP.
     """
     N, K = weight.shape
     groups = weight.float().view(N, K // WEIGHT_GROUP, WEIGHT_GROUP)  # (N, G, WEIGHT_GROUP)
@@ -103,13 +104,13 @@ def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class QuantizedLinear(nn.Module):
-    """An nn.Linear with weights in float16, bfloat16 or int8.
+    """An nn.Linear for inference, with weights in float16, bfloat16 or int8.
 
     Args:
         weight: (N, K).
-        scale: (N,) float32 for int8, else None.
+        scale: (N,) float32 for int8; None for the other dtypes.
         bias: (N,) or None.
-        rounds_inputs: round the inputs of int8 weights, too, as a CPU's products of whole numbers do.
+        rounds_inputs: for int8, also round the inputs, as the integer products of a CPU do.
     """
 
     def __init__(
@@ -137,10 +138,10 @@ class QuantizedLinear(nn.Module):
         pages: LargePages | None = None,
         name: str = "the layer",
     ) -> "QuantizedLinear":
-        """Quantise a linear layer. Weights that have the precision's dtype already are shared, not copied.
+        """Convert a linear layer. Weights that already have the right dtype are shared, not copied.
 
         Raises:
-            InputError: naming the layer, if a weight is too large for float16 or bfloat16.
+            InputError: if a weight is too large for float16 or bfloat16; the message names the layer.
         """
         pages = pages or LargePages()
         weight = linear.weight.detach()
@@ -153,7 +154,7 @@ class QuantizedLinear(nn.Module):
         return cls(weight if same else cast(f"{name}.weight", weight, dtype, pages), None, bias)
 
     def dequantized(self) -> Tensor:
-        """The weights (N, K) as float32."""
+        """Return the weights (N, K) as float32."""
         weight = self.weight.float()
         return weight if self.scale is None else weight * self.scale[:, None]
 
@@ -164,17 +165,18 @@ class QuantizedLinear(nn.Module):
             return F.linear(x, self.weight.to(x.dtype), bias)
         if self.rounds_inputs:
             x = rounded_groups(x)
-        # Whole numbers up to 127 are exact in bfloat16; the scale comes last, on N numbers instead of N * K.
+        # Integers up to 127 are exact in bfloat16. The scale is applied to N results instead of N * K
+        # weights.
         out = F.linear(x, self.weight.to(x.dtype)) * self.scale
         return (out if self.bias is None else out + self.bias).to(x.dtype)
 
 
 class Int4Linear(nn.Module):
-    """An nn.Linear with weights of 4 bits, two in a byte.
+    """An nn.Linear for inference, with weights of 4 bits, two in a byte.
 
     Args:
-        numbers: (N, K) as from rounded_to_int4, K a multiple of WEIGHT_GROUP.
-        scales: (G, N, 2).
+        numbers: (N, K) from rounded_to_int4; K is a multiple of WEIGHT_GROUP.
+        scales: (G, N, 2) from rounded_to_int4.
         bias: (N,) or None.
         in_features: K without padding.
     """
@@ -192,10 +194,9 @@ class Int4Linear(nn.Module):
         self._pack()
 
     def _pack(self) -> None:
-        """On CUDA, put the weights in the kernel's order, for good.
+        """On CUDA, convert the weights to the order of torch's kernel. This cannot be undone.
 
-        It takes outputs by eights, and inputs by the 16 of a tile times 2, 4 or 8. A multiple of 64 is one of
-        4 tiles.
+        The kernel needs N to be a multiple of 8, and K a multiple of 16 times 2, 4 or 8 (64 is 16 times 4).
         """
         if self.weight.is_cuda and not self.uses_kernel and not self.out_features % 8:
             self.weight = torch._convert_weight_to_int4pack(self.weight, 4)
@@ -209,7 +210,7 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def of(cls, linear: nn.Linear, name: str = "the layer") -> "Int4Linear":
-        """Round a linear layer; its inputs are padded to whole groups."""
+        """Convert a linear layer. K is padded to a multiple of WEIGHT_GROUP."""
         weight = linear.weight.detach()
         numbers, scales = rounded_to_int4(F.pad(weight, (0, -weight.shape[1] % WEIGHT_GROUP)))
         if not scales.is_meta:
@@ -217,7 +218,7 @@ class Int4Linear(nn.Module):
         return cls(numbers, scales, None if linear.bias is None else linear.bias.detach(), weight.shape[1])
 
     def dequantized(self) -> Tensor:
-        """The weights (N, K) as bfloat16, padding included."""
+        """Return the weights (N, K) as bfloat16, padding included."""
         assert not self.uses_kernel, "in the kernel's order"
         numbers = torch.stack([self.weight >> 4, self.weight & 15], dim=-1)  # (N, K / 2, 2)
         groups = (
@@ -228,7 +229,7 @@ class Int4Linear(nn.Module):
         return whole
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) -> (..., N), in the dtype of x; bfloat16 where the kernel reads."""
+        """(..., K) -> (..., N), in the dtype of x. With torch's kernel, x must be bfloat16."""
         x = F.pad(x, (0, -self.in_features % WEIGHT_GROUP))
         out: Tensor
         if self.uses_kernel:
@@ -241,9 +242,9 @@ class Int4Linear(nn.Module):
 
 
 class NarrowEmbedding(nn.Module):
-    """An nn.Embedding (V, C) in float16 or bfloat16, whose rows are looked up as float32.
+    """An nn.Embedding (V, C) that stays in float16 or bfloat16; rows are converted to float32 on lookup.
 
-    Made float32 as a whole, Qwen3-0.6B's would take as much memory as half of the model.
+    A float32 copy of Qwen3-0.6B's embedding would take as much memory as half of the model.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -260,15 +261,15 @@ class NarrowEmbedding(nn.Module):
 
 
 def set_precision(model: LanguageModel, precision: Precision | None) -> LanguageModel:
-    """Store the weights of a model's linear layers in another precision, in place; returns it in eval mode.
+    """Store the weights of a model's linear layers in another precision. Returns the model, in eval mode.
 
-    What is not stored in fewer bits, the norms and positions, is float32 on a CPU and 16 bits on a GPU; an
-    embedding of 16 bits stays one. None: the precision that the model has, on its device: 16 bits as they
-    were read stay 16 bits.
+    The model changes in place. Norms and position embeddings become float32 on a CPU and 16 bits on a GPU. An
+    embedding in 16 bits stays so. With None, the precision does not change, but the layers are prepared for
+    the device.
 
     Raises:
-        InputError: for an unknown precision; for another one than that of a quantised model, since what
-            rounding took away does not come back; naming a weight that is too large for 16 bits.
+        InputError: for an unknown precision; if the model is quantised and another precision is given,
+            because rounding cannot be undone; if a weight is too large for 16 bits.
     """
     if precision is not None and precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}: got {precision!r}")
@@ -279,7 +280,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
             raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
         if target != "int8" or not on_gpu:
             return model
-        for module in model.modules():  # read on a CPU, and moved
+        for module in model.modules():  # the model was loaded on a CPU and then moved
             if isinstance(module, QuantizedLinear):
                 module.rounds_inputs = False
         return cast_parameters(model, torch.bfloat16)
@@ -298,7 +299,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
 
 
 def precision_of(model: LanguageModel) -> Precision:
-    """The number format in which the weights of a model's linear layers are stored."""
+    """Return the precision in which the weights of a model's linear layers are stored."""
     if any(isinstance(module, Int4Linear) for module in model.modules()):
         return "int4"
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
@@ -306,7 +307,7 @@ def precision_of(model: LanguageModel) -> Precision:
 
 
 def replace_linears(model: LanguageModel, precision: Precision, rounds_inputs: bool = True) -> None:
-    """Put a quantised layer in the place of each nn.Linear. On "meta", too: shapes without values."""
+    """Replace each nn.Linear by a layer in the given precision. Works on "meta", too."""
     pages, head = LargePages(), model.lm_head
 
     def quantized(name: str, linear: nn.Linear) -> nn.Module:
@@ -321,7 +322,7 @@ def replace_linears(model: LanguageModel, precision: Precision, rounds_inputs: b
 
 
 def cast_parameters(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
-    """A model with its parameters in another dtype, in eval mode. Buffers stay: scales are exact."""
+    """Cast the parameters of a model, and set eval mode. Buffers do not change: scales must stay exact."""
     pages = LargePages()
     for name, parameter in model.named_parameters():
         if parameter.dtype != dtype:

@@ -1,19 +1,20 @@
-"""Folders of models in int8 and int4: the result of rounding, written and read back bit for bit.
+"""Reads and writes folders of models in int8 and int4. Reading gives the same bits that were written.
 
     config.json         as before, and "quantization_config": {"quant_method": "minigpt", "precision": "int8"}
-    int8.safetensors    Hugging Face's names and shapes. NAME.weight of a product is int8, and next to it is
-                        NAME.scale, one float32 for each output, so shaped that NAME.weight * NAME.scale is
-                        the matrix: (1, N) where Hugging Face keeps (in, out), as in GPT-2, else (N, 1).
-                        All else (embeddings, norms, biases) is float32. lm_head has weights of its own.
-    int4.safetensors    lm_head as above. NAME.weight of any other product is uint8 (N, K / 2), outputs by
-                        inputs in every family: the first of two neighbours in the upper four bits, K padded
-                        to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2): a weight is about
-                        (number - 8) * scale + offset of its group of 64. Embeddings and norms are bfloat16,
-                        biases of products float32.
+    int8.safetensors    Names and shapes are Hugging Face's. NAME.weight of a linear layer is int8. NAME.scale
+                        has one float32 per output, in a shape for which NAME.weight * NAME.scale is the
+                        matrix: (N, 1), or (1, N) where Hugging Face stores (in, out), as in GPT-2. All other
+                        tensors (embeddings, norms, biases) are float32. lm_head has its own weights.
+    int4.safetensors    lm_head as above. NAME.weight of each other linear layer is uint8 (N, K / 2), (out,
+    in)
+                        in every family. Of two neighbours, the first is in the upper four bits. K is padded
+                        to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2), scale and offset of each
+                        group of 64: a weight is about (integer - 8) * scale + offset. Embeddings and norms
+                        are bfloat16; biases of linear layers are float32.
 
-The file is not called model.safetensors, because transformers only warns of a `quant_method` that it does not
-know, and would then take the whole numbers for weights. float16 needs no format of its own: a folder of
-float16 weights is one that every program reads.
+The file is not named model.safetensors, because transformers only warns about an unknown `quant_method`, and
+would then use the integers as weights. float16 needs no format of its own: every program reads a folder of
+float16 weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,23 +40,23 @@ _METHOD = "minigpt"
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Whether the content of a config.json is that of a quantised model, ours or another program's."""
+    """Return True if a config.json is that of a quantised model, from minigpt or another program."""
     return config.get(KEY) is not None
 
 
 def quantized_config(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """The content of config.json, and that the weights are int8 or int4."""
+    """Add the quantisation settings to the content of a config.json."""
     return {**config, KEY: {"quant_method": _METHOD, "precision": precision}}
 
 
 def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """All tensors of an int8 or int4 model on a CPU under Hugging Face's names, as the file keeps them."""
+    """Return the tensors of an int8 or int4 model on a CPU as the file stores them, with the file's names."""
     state = model.state_dict()
     written = {}
     for entry in _entries(model.config, state):
         tensor = state[entry.ours]
         if precision_of(model) == "int8" and tensor.is_floating_point():
-            tensor = tensor.float()  # an embedding that came in 16 bits
+            tensor = tensor.float()  # an embedding that was loaded in 16 bits
         if tensor.dim() == 1 and entry.ours.endswith(".scale"):
             tensor = tensor[:, None]  # (N, 1)
         written[entry.theirs] = (tensor.t() if entry.transposed else tensor).contiguous().cpu()
@@ -63,14 +64,15 @@ def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
-    """The int8 or int4 model of a folder, on the CPU, in eval mode.
+    """Load the int8 or int4 model of a folder, on the CPU, in eval mode.
 
     Args:
-        content: of the folder's config.json.
+        folder: the folder.
+        content: content of its config.json.
 
     Raises:
-        InputError: naming the file and what is wrong: another program's format, an unknown precision, tensors
-            that are missing, unexpected, of another type or shape, or damaged scales.
+        InputError: for another program's format, an unknown precision, damaged scales, or tensors that are
+            missing, unexpected, or of another type or shape; the message names the file.
     """
     config, precision = _config(folder / "config.json", content)
     path = folder / FILES[precision]
@@ -98,7 +100,7 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
 
 
 class _Entry(NamedTuple):
-    """A tensor's name in our state_dict and in the file; transposed ones are (in, out) in the file."""
+    """A tensor's name in our state_dict and in the file. transposed: stored as (in, out) in the file."""
 
     ours: str
     theirs: str
@@ -114,7 +116,7 @@ def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entr
             yield _Entry(ours, f"{theirs.removesuffix('.weight')}.{kind}", transposed and kind == "scale")
         else:
             theirs, transposed = names[ours]
-            is_packed = state[ours].dtype == torch.uint8  # two inputs in a byte: nothing to transpose
+            is_packed = state[ours].dtype == torch.uint8  # two inputs share a byte, so never transposed
             yield _Entry(ours, theirs, transposed and not is_packed)
 
 
@@ -138,13 +140,13 @@ def _config(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Precis
 
 
 def _stored_form(entry: _Entry, form: Tensor) -> str:
-    """Type and shape in the file of a tensor that has the dtype and shape of `form` in the model."""
+    """Return dtype and shape in the file of a tensor that has the dtype and shape of `form` in the model."""
     shape = (*form.shape, 1) if entry.ours.endswith(".scale") else tuple(form.shape)
     return f"{form.dtype} {shape[::-1] if entry.transposed else shape}"
 
 
 def _require_sound(path: Path, name: str, tensor: Tensor) -> None:
-    """Refuse what quantising never makes: such a model would answer nonsense in silence."""
+    """Raise InputError for values that quantising never makes: the model would silently answer nonsense."""
     wrong = ""
     if tensor.dtype == torch.int8:
         wrong = "the number -128, which is not used" if tensor.numel() and tensor.amin() == -128 else ""

@@ -1,4 +1,4 @@
-"""GPT-2, the family: how its weights and its configuration are called elsewhere.
+"""The GPT-2 family: the names of weights and settings at Hugging Face and OpenAI, and published sizes.
 
-The model itself is `minigpt.model` with `bias=True, gelu="tanh"`; there is no second one here.
+The model itself is in minigpt/model.py, with `bias=True, gelu="tanh"`.
 """

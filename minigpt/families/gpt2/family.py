@@ -1,10 +1,10 @@
-"""GPT-2, the family: the names of its weights and settings at Hugging Face, and its arithmetic.
+"""The GPT-2 family: the names of its weights and settings at Hugging Face, and its FLOPs.
 
     minigpt.model.GPTLMHeadModel  <->  transformers.GPT2LMHeadModel (model.safetensors, config.json)
 
-Two things differ besides names. Hugging Face's GPT-2 keeps the shapes of the original TensorFlow weights,
-(in, out) where torch's Linear has (out, in). And our `bias=False` variant lacks biases that GPT-2 always has:
-they are written as zeros, which changes no result, and dropped again on reading.
+Two things differ besides names. Hugging Face stores matrices as (in, out), like the original TensorFlow
+weights; torch's Linear has (out, in). And our models with `bias=False` lack some of GPT-2's biases: these are
+saved as zeros, which does not change the result, and dropped when the folder is read.
 """
 
 import re
@@ -45,7 +45,7 @@ _WEIGHTS = (
     Weight("transformer.ln_f.bias", "transformer.ln_f.bias"),
 )
 
-# GPTConfig's fields that Hugging Face has one to one.
+# field of GPTConfig -> key of Hugging Face's config.json
 _SIZES = {
     "vocab_size": "vocab_size",
     "block_size": "n_positions",
@@ -53,11 +53,13 @@ _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
 }
-_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # one number here
+# three keys of config.json; GPTConfig has one dropout
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-_BIAS = "minigpt_bias"  # our own key; a file without it is a GPT-2, which has all biases
+_BIAS = "minigpt_bias"  # our own key in config.json; without it, the model has all biases
 
-# What a GPT-2 may vary elsewhere and not here. An absent key means Hugging Face's default, the same value.
+# Settings of which this model supports one value only. An absent key means that value: Hugging Face's
+# default.
 _FIXED: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
@@ -71,7 +73,7 @@ _FIXED: dict[str, Any] = {
 def _config_to_hugging_face(
     config: GPTConfig, eos_token_id: int | None = None, pad_token_id: int | None = None
 ) -> dict[str, Any]:
-    """The contents of config.json."""
+    """Return the content of config.json."""
     gelu = next(theirs for theirs, ours in _GELUS.items() if ours == config.gelu)
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -83,7 +85,7 @@ def _config_to_hugging_face(
         "layer_norm_epsilon": _FIXED["layer_norm_epsilon"],
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
-        "bos_token_id": None,  # said aloud, because the default there is 50256
+        "bos_token_id": None,  # must be written: Hugging Face's default is 50256
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
         "dtype": "float32",
@@ -92,10 +94,10 @@ def _config_to_hugging_face(
 
 
 def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
-    """GPTConfig from the contents of config.json.
+    """Build a GPTConfig from the content of a config.json.
 
     Raises:
-        InputError: naming the key, if the file describes a model that this one cannot be.
+        InputError: if this model does not support a setting; the message names the key.
     """
     if values.get("model_type") != "gpt2":
         raise InputError(f'model_type must be "gpt2": got {values.get("model_type")!r}')
@@ -123,7 +125,7 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
 
 
 def gelu_difference(model: GPTLMHeadModel, tokens: int = 64) -> tuple[float, float]:
-    """What GELU's tanh form changes in a model with the exact one, on random tokens.
+    """Compare the exact GELU with its tanh approximation in a model, on random tokens.
 
     Returns: the largest difference of logits, and the share of positions whose most likely token changes.
     """
@@ -167,14 +169,13 @@ FAMILY = Family(
     layer_prefix="transformer.h.",
     layers_key="n_layer",
     embedding="transformer.wte.weight",
-    # causal masks, which old files carry as if they were weights
+    # causal masks: old files store these buffers beside the weights
     ignored=re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
     with_all_weights=lambda config: replace(config, bias=True),
     residual_projections=("attn.out_proj.weight", "mlp.c_proj.weight"),
     fused={"qkv_proj.weight": 3},
-    block_weights=lambda config: (
-        config.n_layer * 12 * config.n_embd**2
-    ),  # 3 + 1 in attention, 4 + 4 in the MLP
+    # attention has (3 + 1) C^2 weights, the MLP (4 + 4) C^2
+    block_weights=lambda config: config.n_layer * 12 * config.n_embd**2,
     gguf_values=lambda config: {
         "block_count": config.n_layer,
         "context_length": config.block_size,

@@ -1,12 +1,12 @@
-"""GPT-2 as OpenAI released it: a folder with TensorFlow's checkpoint, read without TensorFlow, without torch.
+"""Reads GPT-2 as OpenAI released it, a TensorFlow checkpoint, without TensorFlow and without torch.
 
     sizes, weights = read_checkpoint("models/124M")
     weights["transformer.h.0.attn.c_attn.weight"].shape  # (768, 2304), under Hugging Face's name
 
-The folder holds `checkpoint` (the checkpoint's name), `hparams.json` and the checkpoint itself,
-`model.ckpt.index` and `model.ckpt.data-00000-of-00001`. (`model.ckpt.meta`, the graph, is not needed;
-encoder.json and vocab.bpe are the tokenizer's.) Hugging Face's GPT-2 keeps OpenAI's matrices as they are,
-(in, out), so the arrays suit `FAMILY.from_hugging_face` in .family as well as NumPy and JAX.
+The folder holds `checkpoint` (a text file with the name of the checkpoint), `hparams.json` (the sizes) and
+the checkpoint: `model.ckpt.index` and `model.ckpt.data-00000-of-00001`. `model.ckpt.meta` (the graph) is not
+needed; encoder.json and vocab.bpe belong to the tokenizer. OpenAI and Hugging Face both store GPT-2's
+matrices as (in, out). So the arrays fit `FAMILY.from_hugging_face` in .family, and NumPy and JAX code.
 """
 
 import re
@@ -24,8 +24,8 @@ from minigpt.storage.json_files import read_json
 
 __all__ = ["read_checkpoint"]
 
-# OpenAI's names and Hugging Face's; `*` is the block's number. "w" of a convolution of width 1 is
-# (1, in, out), which is a matrix.
+# OpenAI's name, Hugging Face's name; `*` is the number of the block. A "w" is a convolution of width 1, with
+# the shape (1, in, out): without the 1 it is a matrix.
 NAMES = (
     ("model/wte", "transformer.wte.weight"),
     ("model/wpe", "transformer.wpe.weight"),
@@ -47,19 +47,19 @@ NAMES = (
 
 
 def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.float32]]]:
-    """The sizes of a released model, and its weights under Hugging Face's names.
+    """Read the sizes of a released model, and its weights under Hugging Face's names.
 
-    The arrays are float32 views of the mapped file. Writing to them changes no file.
+    The arrays are float32 views of the memory-mapped file. Writing to them does not change the file.
 
     Raises:
-        InputError: naming the file that is missing, damaged, or does not fit the others.
+        InputError: if a file is missing, damaged, or does not fit the others; the message names it.
     """
     folder = Path(folder)
     hparams = folder / "hparams.json"
     sizes = _read_sizes(hparams)
     prefix = folder / _checkpoint_name(folder / "checkpoint")
     tensors = read_bundle(prefix)
-    if sizes.n_layer > len(tensors):  # before a list of that many blocks is made
+    if sizes.n_layer > len(tensors):  # check before listing the names of all these blocks
         raise InputError(
             f"{hparams}: n_layer={sizes.n_layer}, but {prefix}.index names {len(tensors)} tensors"
         )
@@ -96,9 +96,9 @@ def _read_sizes(path: Path) -> Sizes:
 
 
 def _checkpoint_name(path: Path) -> str:
-    """The checkpoint that the file `checkpoint`, a protocol buffer as text, names.
+    """Return the name in the file `checkpoint`, which is a protocol buffer in text form.
 
-    Only the last part of a path counts: TensorFlow may have written the path on the machine of training.
+    Of a path only the last part is used, because the path may be from the computer of the training.
     """
     try:
         content = path.read_text(encoding="utf-8")
@@ -118,7 +118,7 @@ def _checkpoint_name(path: Path) -> str:
 
 
 def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
-    """The shape that a tensor of NAMES' first column must have in TensorFlow's file."""
+    """Return the shape that a tensor must have in TensorFlow's file. `name`: from NAMES, first column."""
     C = sizes.n_embd
     inside = 4 * C if name.endswith("mlp/c_proj/w") else C
     outside = 3 * C if "/c_attn/" in name else 4 * C if "/c_fc/" in name else C

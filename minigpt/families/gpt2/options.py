@@ -1,4 +1,4 @@
-"""The flags of `minigpt train` for our GPT."""
+"""The flags of `minigpt train` that describe a GPT model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ _FLAGS = ("n_embd", "n_head", "n_layer", "dropout", "block_size", "bias", "gelu"
 
 
 def model_config(options: Any, /, vocab_size: int) -> "GPTConfig":
-    """The model that the flags describe.
+    """Build the model configuration from the flags.
 
     Raises:
-        InputError: for sizes that make no model (n_head must divide n_embd, ...).
+        InputError: for sizes that do not make a model (n_head must divide n_embd, ...).
     """
     from minigpt.model import GPTConfig
 

@@ -1,7 +1,7 @@
-"""The four published sizes of GPT-2, as data, and where their files are.
+"""The four published sizes of GPT-2, as data, and the addresses of their files.
 
 preset("124M").sizes.config()     # a GPTConfig
-preset("gpt2-xl").sizes.config()  # Hugging Face's names are known too
+preset("gpt2-xl").sizes.config()  # Hugging Face's names work, too
 urls(preset("124M"))              # file -> URL, for minigpt.weights.download
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt.errors import InputError, unknown_name
 
-if TYPE_CHECKING:  # loading torch takes a second, which a table should not cost
+if TYPE_CHECKING:  # not at run time: importing torch takes a second
     from minigpt.model import GPTConfig
 
 __all__ = ["HUGGING_FACE_FILES", "OPENAI", "OPENAI_FILES", "PRESETS", "Preset", "Sizes", "preset", "urls"]
@@ -23,14 +23,14 @@ OPENAI_FILES = (
     "encoder.json",
     "vocab.bpe",
     "model.ckpt.index",
-    "model.ckpt.data-00000-of-00001",  # last: the others show within a second whether the source is right
+    "model.ckpt.data-00000-of-00001",  # last, as it is the largest: a wrong address shows at once
 )
 HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What varies between models of GPT-2's architecture: the keys of OpenAI's hparams.json."""
+    """The sizes of a GPT-2 model. The fields are the keys of OpenAI's hparams.json."""
 
     n_vocab: int = 50257  # 256 bytes, 50,000 merges, <|endoftext|>
     n_ctx: int = 1024
@@ -39,10 +39,10 @@ class Sizes:
     n_layer: int
 
     def config(self) -> "GPTConfig":
-        """The model of these sizes as GPT-2 was trained: with all biases, GELU by tanh, dropout 0.1.
+        """Return the configuration as GPT-2 was trained: all biases, GELU's tanh form, dropout 0.1.
 
         Raises:
-            ValueError: naming the size that no model can have.
+            ValueError: for a size that no model can have; the message names it.
         """
         from minigpt.model import GPTConfig
 
@@ -66,7 +66,7 @@ class Preset(NamedTuple):
     sizes: Sizes
 
 
-# https://github.com/openai/gpt-2. The paper's table 2 says 117M, 345M, 762M and 1542M, which was a miscount.
+# https://github.com/openai/gpt-2. The paper's table 2 says 117M, 345M, 762M and 1542M: OpenAI had miscounted.
 PRESETS = (
     Preset("124M", "openai-community/gpt2", Sizes(n_embd=768, n_head=12, n_layer=12)),
     Preset("355M", "openai-community/gpt2-medium", Sizes(n_embd=1024, n_head=16, n_layer=24)),
@@ -76,10 +76,10 @@ PRESETS = (
 
 
 def preset(name: str) -> Preset:
-    """The preset called "124M" by OpenAI, "gpt2" by Hugging Face.
+    """Return the preset of a name: OpenAI's, as "124M", or Hugging Face's, as "gpt2".
 
     Raises:
-        InputError: for another name; the text says which one is nearest.
+        InputError: for an unknown name; the message says which one is nearest.
     """
     known = {row.name: row for row in PRESETS} | {row.repository.split("/")[1]: row for row in PRESETS}
     if name not in known:
@@ -88,11 +88,12 @@ def preset(name: str) -> Preset:
 
 
 def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
-    """Where each file of a model is. A mirror comes first, then a server of Hugging Face's form, then OpenAI.
+    """Return the address of each file of a model: at the mirror if given, else `hf_endpoint`, else OpenAI.
 
     Args:
-        mirror: base address of a copy of OpenAI's bucket: MIRROR/124M/hparams.json.
-        hf_endpoint: as in the environment variable HF_ENDPOINT: https://huggingface.co or a copy of it.
+        model: the published model.
+        mirror: address of a copy of OpenAI's bucket: MIRROR/124M/hparams.json.
+        hf_endpoint: https://huggingface.co or a copy of it, as in the environment variable HF_ENDPOINT.
 
     Raises:
         InputError: if an address does not begin with http:// or https://.

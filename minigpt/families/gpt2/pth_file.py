@@ -1,10 +1,10 @@
-"""Read a .pth of torch.save: the documents' checkpoint, `output/best_model.pth`, and what resembles it.
+"""Reads a .pth file of torch.save: the tutorial's checkpoint, `output/best_model.pth`, or a similar one.
 
     model, epoch = read_pth("output/best_model.pth", n_head=8)
 
-Such a file is a zip with a pickle, which may ask for any function to be called. Torch's own reader with
-weights_only calls none but those that make tensors; it is the only one used here, and only tensors are taken
-from its result. The sizes of the model are those of its tensors. Only n_head cannot be seen in them.
+Such a file is a zip with a pickle, and a pickle can call any function. Only torch's own reader is used, with
+weights_only=True: it calls only functions that make tensors. Then only the tensors are used. Their shapes
+give the sizes of the model, except n_head.
 """
 
 import re
@@ -25,7 +25,7 @@ from minigpt.model import GPTConfig, GPTLMHeadModel
 __all__ = ["read_pth"]
 
 _WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
 _BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
 _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
 
@@ -33,16 +33,16 @@ _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|caus
 def read_pth(
     path: str | Path, n_head: int = 8, gelu: Literal["exact", "tanh"] = "exact"
 ) -> tuple[GPTLMHeadModel, int | None]:
-    """The model of a .pth, in float32 and eval mode, and the epoch that the file names.
+    """Read the model of a .pth file, in float32 and eval mode, and the epoch in the file (None if absent).
 
     Args:
-        path: a dictionary with `model_state_dict`, as the documents' training script writes it, or the
-            state_dict itself; its names may begin with "module." or "_orig_mod.".
-        n_head: must divide the channels. With a wrong number the model's answers make no sense.
+        path: the file. It holds a dict with `model_state_dict`, as the tutorial's training script writes it,
+            or a state_dict; the names may begin with "module." or "_orig_mod.".
+        n_head: number of heads; must divide the channels. With a wrong number the answers make no sense.
         gelu: as in GPTConfig.
 
     Raises:
-        InputError: if the file is damaged, asks for more than tensors, or is no such model.
+        InputError: if the file is damaged, holds more than tensors, or is not such a model.
     """
     path = Path(path)
     content = _load(path)
@@ -77,7 +77,7 @@ def _load(path: Path) -> Any:
     _require_sound_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged or evil file may be wrong in any way at all
+    except Exception as error:  # a damaged or malicious file may raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         if refused:
@@ -86,7 +86,7 @@ def _load(path: Path) -> Any:
 
 
 def _require_sound_zip(path: Path) -> None:
-    """Check each entry's CRC-32, which torch's reader does not. torch.save has written zips since 2020."""
+    """Check the CRC-32 of each zip entry, which torch does not. (torch.save has written zips since 2020.)"""
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -104,12 +104,12 @@ def _require_plain(state: dict[str, Tensor], size: int) -> None:
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(f"{name} is no plain tensor, but {tensor.layout} on {tensor.device}")
-        if tensor.numel() * tensor.element_size() > size:  # one number, said to be a matrix of many
+        if tensor.numel() * tensor.element_size() > size:  # a tensor with strides of 0 can claim any size
             raise InputError(f"{name} claims more bytes than the file has")
 
 
 def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters under GPTLMHeadModel's names: without a wrapper's prefix, without masks."""
+    """Return the parameters under GPTLMHeadModel's names, without wrapper prefixes and without masks."""
     while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return {
@@ -118,7 +118,7 @@ def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Is it a mask, not weights? A mask is one number, or one value up to the diagonal and another above."""
+    """Return True for a mask: one number, or a square with one value up to the diagonal and another above."""
     if tensor.numel() == 1:
         return True
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:

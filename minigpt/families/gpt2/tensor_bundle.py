@@ -1,13 +1,13 @@
-"""TensorFlow's checkpoint files ("tensor bundles"), read without TensorFlow.
+"""Reads TensorFlow's checkpoint files ("tensor bundles") without TensorFlow.
 
     tensors = read_bundle(Path("models/124M/model.ckpt"))  # .index and .data-00000-of-00001
 
-The data files hold the numbers, one tensor after the other. The index says where: it is a sorted table as
-LevelDB writes it (names to protocol buffers), described in TensorFlow's `lib/io/table_format.txt`,
-`util/tensor_bundle/tensor_bundle.h` and `protobuf/tensor_bundle.proto`. Each block of the table and each
-tensor has a CRC-32C, and each is checked: the result is what TensorFlow wrote.
+The data files hold the numbers, one tensor after another. The index file says where each tensor is: it is a
+sorted table in LevelDB's format, from names to protocol buffers. TensorFlow describes the formats in
+`lib/io/table_format.txt`, `util/tensor_bundle/tensor_bundle.h` and `protobuf/tensor_bundle.proto`. Each block
+of the table and each tensor has a CRC-32C checksum, and all are checked.
 
-Supported is what OpenAI's GPT-2 needs: float32, little-endian, no partitioned variables. It writes nothing.
+Only what OpenAI's GPT-2 needs is supported: float32, little-endian, no partitioned variables.
 """
 
 import math
@@ -23,37 +23,37 @@ from minigpt.errors import InputError
 
 __all__ = ["read_bundle"]
 
-FOOTER = 48  # bytes: two handles of up to 20 bytes, zeros, the magic number
+FOOTER = 48  # bytes at the end of the index: two handles of up to 20 bytes, zeros, the magic number
 MAGIC = 0xDB4775248B80FB57
-TRAILER = 5  # bytes behind a block: how it is compressed, and its checksum
-FLOAT32 = 1  # of TensorFlow's DataType
+TRAILER = 5  # bytes after a block: kind of compression, checksum
+FLOAT32 = 1  # number of float32 in TensorFlow's DataType
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
 class _DamageError(Exception):
-    """A file is damaged. The message says how, and `read_bundle` adds the file's name."""
+    """Raised when a file is damaged. The message says how; `read_bundle` adds the name of the file."""
 
 
 class _Entry(NamedTuple):
-    """Where a tensor is in its file."""
+    """The place and shape of a tensor in the data files."""
 
     shape: tuple[int, ...]
-    shard: int  # which data file
-    offset: int  # in bytes
-    size: int  # in bytes
-    checksum: int  # masked
+    shard: int  # number of the data file
+    offset: int  # first byte in the data file
+    size: int  # number of bytes
+    checksum: int  # masked CRC-32C, see _masked_checksum
 
 
 def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
-    """All tensors of a checkpoint under TensorFlow's names, in the order of the names.
+    """Read all tensors of a checkpoint. The names are TensorFlow's, in sorted order.
 
-    The arrays are views of the mapped files. They may be written to: the files do not change.
+    The arrays are views of memory-mapped files. Writing to them does not change the files.
 
     Args:
-        prefix: the checkpoint's files less their ends ".index" and ".data-00000-of-00001".
+        prefix: path of the checkpoint's files without ".index" and ".data-00000-of-00001".
 
     Raises:
-        InputError: naming the file, and the tensor, that is missing, damaged or of a kind not supported.
+        InputError: if a file or tensor is missing, damaged or of an unsupported kind; the message names it.
     """
     path = prefix.with_name(f"{prefix.name}.index")
     try:
@@ -78,8 +78,8 @@ def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
     if path.stat().st_size == 0:
-        return np.zeros(0, np.uint8)  # nothing cannot be mapped
-    # "c": a change would stay in memory. Read-only arrays would do as well, but torch warns about them.
+        return np.zeros(0, np.uint8)  # an empty file cannot be memory-mapped
+    # Mode "c": writes stay in memory. A read-only array would also do, but torch would warn about it.
     return np.asarray(np.memmap(path, np.uint8, mode="c"))
 
 
@@ -93,12 +93,12 @@ def _tensor(data: NDArray[np.uint8], entry: _Entry) -> NDArray[np.float32]:
     if _masked_checksum(raw) != entry.checksum:
         raise _DamageError("does not match its checksum")
     values = raw.view("<f4")
-    # old files start a tensor at any byte
+    # copy if needed: in old files a tensor may start at any byte, not at a multiple of 4
     return np.require(values, np.float32, "A").reshape(entry.shape)
 
 
 def _masked_checksum(data: Any) -> int:
-    """CRC-32C, rotated and shifted as in LevelDB, where a checksum of checksums would be weak."""
+    """Return the CRC-32C, rotated and shifted as in LevelDB (a CRC of data that holds CRCs would be weak)."""
     checksum = int(google_crc32c.value(data))  # type: ignore[no-untyped-call, unused-ignore]
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -107,12 +107,12 @@ def _masked_checksum(data: Any) -> int:
 
 
 def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
-    """Where each tensor is, and the number of data files."""
+    """Return where each tensor is, and the number of data files."""
     rows = list(_table(file))
     keys = [key for key, _ in rows]
     if keys != sorted(set(keys)):
         raise _DamageError("its names are not in order")
-    if not keys or keys[0] != b"":  # the first row, without a name, is about all others
+    if not keys or keys[0] != b"":  # the first row has an empty name: it is the header
         raise _DamageError("it has no header")
     shards = _header(rows[0][1])
     entries = {}
@@ -129,11 +129,11 @@ def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
 
 
 def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values: the footer leads to a block of handles, each of which leads to a block of rows."""
+    """Yield keys and values. The footer points to a block of handles, and each handle to a block of rows."""
     if len(file) < FOOTER or int.from_bytes(file[-8:], "little") != MAGIC:
         raise _DamageError("it does not end as a checkpoint's index does (cut off, or another kind of file)")
     footer = file[-FOOTER:-8]
-    _, at = _handle(footer, 0)  # of a block of statistics, which is empty
+    _, at = _handle(footer, 0)  # skip the handle of a block of statistics, which is empty
     handle, at = _handle(footer, at)
     if footer[at:].strip(b"\0"):
         raise _DamageError("its last 48 bytes are damaged")
@@ -143,7 +143,7 @@ def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """A block's offset and size, and where the next number begins."""
+    """Read a block's offset and size. Also return the index of the next byte."""
     offset, at = _varint(data, at)
     size, at = _varint(data, at)
     return (offset, size), at
@@ -164,9 +164,10 @@ def _block(file: bytes, handle: tuple[int, int]) -> bytes:
 
 
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """A block's rows. A key is stored as what differs from the key before it.
+    """Yield the rows of a block: keys and values. Each key shares a prefix with the key before it.
 
-    After the rows come the places where a key is stored in full, for binary search: they are not needed here.
+    After the rows come the offsets of keys that are stored in full, for binary search. They are not needed
+    here.
     """
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
@@ -189,7 +190,7 @@ def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number in groups of seven bits, lowest first, and where the next one begins."""
+    """Read a number stored in groups of 7 bits, lowest first. Also return the index of the next byte."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -205,7 +206,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The fields of a message: number, wire type, and its value as a number or as bytes."""
+    """Yield the fields of a message: field number, wire type, value as a number, value as bytes."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -213,7 +214,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         value, content = 0, b""
         if kind == VARINT:
             value, at = _varint(message, at)
-            value -= (value >> 63) << 64  # negative ones are stored as 64-bit two's complement
+            value -= (value >> 63) << 64  # negative numbers are 64-bit two's complement
         elif kind in (FIXED32, FIXED64, BYTES):
             length = {FIXED32: 4, FIXED64: 8}.get(kind)
             if length is None:
@@ -229,20 +230,20 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def _header(message: bytes) -> int:
-    """BundleHeaderProto: the number of data files."""
+    """Read a BundleHeaderProto. Returns the number of data files."""
     shards = 0
     for number, kind, value, _ in _fields(message):
         if (number, kind) == (1, VARINT):
             shards = value
         elif (number, kind) == (2, VARINT) and value != 0:
             raise _DamageError("its numbers are big-endian, which is not supported")
-    if not 1 <= shards <= 99_999:  # five digits in the files' names
+    if not 1 <= shards <= 99_999:  # file names have five digits
         raise _DamageError(f"it speaks of {shards} data files")
     return shards
 
 
 def _entry(message: bytes, shards: int) -> _Entry:
-    """BundleEntryProto, checked as far as it can be without the data."""
+    """Read a BundleEntryProto, and check everything that does not need the data."""
     dtype = shard = offset = size = 0
     checksum: int | None = None
     shape: tuple[int, ...] = ()
@@ -276,7 +277,7 @@ def _entry(message: bytes, shards: int) -> _Entry:
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
-    """TensorShapeProto. A side without a size is 0, as everywhere in protocol buffers."""
+    """Read a TensorShapeProto. A dimension without a size is 0, the default of protocol buffers."""
     sides = []
     for number, kind, _, content in _fields(message):
         if (number, kind) != (2, BYTES):

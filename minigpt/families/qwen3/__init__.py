@@ -1,4 +1,5 @@
-"""Qwen3, the family: its model, its published sizes, and the names that others have for them.
+"""The Qwen3 family: model, published sizes, and the names of weights and settings at Hugging Face.
 
-Only the dense models; the mixtures of experts (Qwen3-30B-A3B and -235B-A22B) are another architecture.
+Only dense models are supported. The mixtures of experts (Qwen3-30B-A3B and -235B-A22B) are another
+architecture.
 """

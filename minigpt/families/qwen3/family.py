@@ -1,11 +1,12 @@
-"""Qwen3, the family: the names of its weights and settings at Hugging Face, and its arithmetic.
+"""The Qwen3 family: the names of its weights and settings at Hugging Face, and its FLOPs.
 
     .model.Qwen3ForCausalLM  <->  transformers.Qwen3ForCausalLM (model.safetensors, config.json)
 
-Our model's attributes are called as theirs are, and both keep torch's shapes: no name needs a translation.
+Our model has the same attribute names and shapes as Hugging Face's, so no name is translated.
 
-A config.json may ask for what this model does not compute (a sliding window, stretched positions, biases).
-Each such key is an error unless it is off; keys that change no result, `auto_map` among them, are not read.
+A config.json may ask for something that this model does not compute (a sliding window, scaled positions,
+biases). Such a key is an error unless it is off. Keys that do not change the result, like `auto_map`, are not
+read.
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ _WEIGHTS = tuple(
 )
 _ARCHITECTURES = ("Qwen3ForCausalLM", "Qwen3Model")
 
-# What a Qwen3 may vary elsewhere and not here. An absent key means Hugging Face's default, the same value.
+# Settings of which this model supports one value only. An absent key means that value: Hugging Face's
+# default.
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -44,13 +46,13 @@ _FIXED: dict[str, Any] = {
     "use_sliding_window": False,
     "quantization_config": None,
 }
-_ROPE_KEYS = ("rope_parameters", "rope_scaling")  # the name since transformers 5, and the one before
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")  # the name in transformers 5, and the older one
 
 
 def _config_to_hugging_face(
     config: Qwen3Config, eos_token_id: int | None = None, pad_token_id: int | None = None
 ) -> dict[str, Any]:
-    """The contents of config.json, with the keys that the published models have."""
+    """Return the content of config.json, with the same keys as the published models."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -67,10 +69,10 @@ def _config_to_hugging_face(
 
 
 def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
-    """Qwen3Config from the contents of config.json.
+    """Build a Qwen3Config from the content of a config.json.
 
     Raises:
-        InputError: naming the key, if the file describes a model that this one cannot be.
+        InputError: if this model does not support a setting; the message names the key.
     """
     if values.get("model_type") != "qwen3":
         raise InputError(f'model_type must be "qwen3": got {values.get("model_type")!r}')
@@ -81,19 +83,20 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
     sizes = [field.name for field in fields(Qwen3Config) if field.type is int]
     require_keys(values, sizes)
     chosen = {name: values[name] for name in sizes}
-    if chosen["num_key_value_heads"] is None:  # older files: as many as there are heads of queries
+    if chosen["num_key_value_heads"] is None:  # in older files: one per query head
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]
     try:
         config = Qwen3Config(
             **chosen,
             rms_norm_eps=values.get("rms_norm_eps", 1e-6),
             rope_theta=_rope_theta(values),
-            tie_word_embeddings=values.get("tie_word_embeddings", False),  # Hugging Face's default
+            tie_word_embeddings=values.get("tie_word_embeddings", False),  # False is Hugging Face's default
         )
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from None
     kinds = values.get("layer_types")
-    is_list = isinstance(kinds, list) and len(kinds) == config.num_hidden_layers  # which may be a billion
+    # a damaged file may say a billion
+    is_list = isinstance(kinds, list) and len(kinds) == config.num_hidden_layers
     if kinds is not None and not (is_list and set(map(str, kinds)) == {"full_attention"}):
         raise InputError(
             'layer_types must be null or "full_attention" for each of the '
@@ -103,7 +106,7 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
 
 
 def _rope_theta(values: Mapping[str, Any]) -> Any:
-    """RoPE's base, which files of different age keep in different places."""
+    """Return the base of RoPE. It has different places in older and newer files."""
     found = {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
     for key in _ROPE_KEYS:
         inside = values.get(key)
@@ -129,7 +132,8 @@ def _shown(value: object) -> str:
 
 
 def _block_weights(config: Qwen3Config) -> int:
-    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # queries, output; keys, values
+    # q_proj and o_proj; k_proj and v_proj
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     block = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
     return config.num_hidden_layers * block
 

@@ -1,4 +1,4 @@
-"""Qwen3, the dense models, in one sitting: a decoder-only Transformer of 2025.
+"""The dense Qwen3 models: a decoder-only Transformer of 2025, in one file.
 
     ids - embed_tokens - num_hidden_layers x [ x + self_attn(input_layernorm(x)),
                                    x + mlp(post_attention_layernorm(x)) ] - norm - lm_head - logits
@@ -8,15 +8,15 @@
     torch.Size([1, 3, 100])
 
 https://arxiv.org/abs/2505.09388 (Qwen3 Technical Report). Read minigpt/model.py first: the structure is the
-same, each part is newer. RMSNorm instead of LayerNorm; rotated queries and keys (RoPE) instead of learned
-positions; fewer heads of keys and values than of queries (GQA); norms of queries and keys; a gate in the MLP;
-no biases, no dropout.
+same, but the parts are newer. RMSNorm replaces LayerNorm; rotated queries and keys (RoPE) replace learned
+positions; there are fewer heads of keys and values than of queries (GQA); queries and keys have norms; the
+MLP has a gate; there are no biases and no dropout.
 
-Fields and attributes have the names of Hugging Face's config.json and weights, so that both can be read side
-by side. Left out are sliding windows, YaRN and experts. This file needs torch alone: KeyValueCache,
-check_inputs, causal_mask and eager_attention are the same text as in minigpt/model.py (a test compares).
+Fields and attributes have the names of Hugging Face's config.json and weights, so that you can read both side
+by side. Sliding windows, YaRN and experts are not supported. This file imports only torch: KeyValueCache,
+check_inputs, causal_mask and eager_attention are copied from minigpt/model.py (a test compares the text).
 
-Letters in shapes: B rows of the batch; T tokens of this call; S tokens in all, the cached ones and these T;
+Letters in shapes: B rows of the batch; T tokens of this call; S all tokens, cached ones and these T;
 C = hidden_size; H = num_attention_heads (of queries); K = num_key_value_heads; D = head_dim;
 I = intermediate_size; V = vocab_size.
 """
@@ -33,19 +33,19 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Qwen3Config:
-    """All that decides the shapes of the weights and what is computed; the defaults are the 0.6B's."""
+    """The configuration: everything that decides the weights and the computation. Defaults: Qwen3-0.6B."""
 
-    vocab_size: int = 151936  # entries of the vocabulary
-    hidden_size: int = 1024  # channels of a token's vector
+    vocab_size: int = 151936  # number of vocabulary entries
+    hidden_size: int = 1024  # channels: width of a token's vector
     intermediate_size: int = 3072  # channels inside the MLP
-    num_hidden_layers: int = 28  # blocks
-    num_attention_heads: int = 16  # heads of queries
-    num_key_value_heads: int = 8  # heads of keys and values; each serves H / K heads of queries
+    num_hidden_layers: int = 28  # number of blocks
+    num_attention_heads: int = 16  # number of query heads
+    num_key_value_heads: int = 8  # number of key and value heads; each serves H / K query heads
     head_dim: int = 128  # channels of a head; need not be hidden_size / num_attention_heads
     max_position_embeddings: int = 40960  # longest sequence, in tokens
-    rms_norm_eps: float = 1e-6  # keeps RMSNorm from dividing by 0
-    rope_theta: float = 1e6  # RoPE's base: the larger, the slower the slowest pair of channels rotates
-    tie_word_embeddings: bool = True  # lm_head is embed_tokens' tensor: True up to 4B
+    rms_norm_eps: float = 1e-6  # added in RMSNorm, against division by 0
+    rope_theta: float = 1e6  # base of RoPE; with a larger base, the slow channel pairs rotate more slowly
+    tie_word_embeddings: bool = True  # lm_head shares the tensor of embed_tokens (published models up to 4B)
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self) if field.type is int):
@@ -66,43 +66,43 @@ class Qwen3Config:
             raise ValueError(f"head_dim must be even, RoPE turns pairs: got head_dim={self.head_dim}")
 
     def parameter_count(self) -> int:
-        """Trainable values, by formula. A tied lm_head is embed_tokens' tensor and counts once."""
+        """Compute the number of parameters from the sizes. A tied lm_head is not counted again."""
         C, D = self.hidden_size, self.head_dim
         queries, keys = self.num_attention_heads * D, self.num_key_value_heads * D
         attention = C * queries + C * keys + C * keys + queries * C  # q_proj, k_proj, v_proj, o_proj
-        block = C + attention + 2 * D + C + 3 * C * self.intermediate_size  # 2 D: q_norm, k_norm
+        block = C + attention + 2 * D + C + 3 * C * self.intermediate_size  # 2 D: q_norm and k_norm
         embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * block + C  # the last C is the last norm
+        return embeddings + self.num_hidden_layers * block + C  # the last C is the weight of the last norm
 
 
 class KeyValueCache(Protocol):
-    """A cache of earlier tokens' keys and values, as the model needs it (see generation/cache.py)."""
+    """The interface of a cache of keys and values (see generation/cache.py)."""
 
     @property
     def length(self) -> int:
-        """Cached tokens, the same number in each row."""
+        """Number of cached tokens; it is the same for each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append T tokens' k and v, (B, H, T, D), to a layer; return all, (B, H, length + T, D) each."""
+        """Append k and v of T tokens, (B, H, T, D), to a layer. Return all: (B, H, length + T, D) each."""
 
     def advance(self, tokens: int) -> None:
-        """Add `tokens` to `length`, after all layers are updated."""
+        """Add `tokens` to `length`. Called after all layers are updated."""
 
 
 def check_inputs(
     ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
 ) -> None:
-    """Raise a clear ValueError where an embedding, SDPA or CUDA would fail later; `past`: cached tokens."""
+    """Raise a clear ValueError for inputs on which torch would fail later. `past`: count of cached tokens."""
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
-    # A mask of floats is probably additive, 0 and -inf: the opposite of ours.
+    # A float mask is probably additive (0 = attend, -inf = do not attend): the opposite of our 1 and 0.
     if mask is not None and (mask.shape != (B, width) or mask.is_floating_point()):
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row may be longer than its last position: only the values show it. Reading them
-    # stalls a GPU and breaks a compiled graph: a GPU reads them only if the width alone is too large.
+    # With left padding a row may have more columns than positions, so the values of the positions count. To
+    # read them, the CPU must wait for a GPU: on a GPU they are read only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -110,45 +110,45 @@ def check_inputs(
 
 
 def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which keys each query attends to, True = attend: (T, S), or (B, 1, T, S) with a padding mask (B, S).
+    """Return the mask of attention, True = attend: (T, S), or (B, 1, T, S) with a padding mask (B, S).
 
-    None is SDPA's fast path: nothing is cached, or the one query is the newest token and attends to all.
-    Right padding needs no mask: for every real token it is in the future.
+    Returns None where SDPA needs no mask and is faster without: no token is cached, or T is 1, because the
+    newest token attends to all tokens. Right padding needs no mask: real tokens never attend to later ones.
     """
     if attention_mask is None and (past == 0 or T == 1):
         return None
-    query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1)  positions of the queries
-    key = torch.arange(past + T, device=device)  # (S,)  positions of the keys
-    visible = key <= query  # (T, S)  (SDPA's is_causal aligns top left: wrong once tokens are cached)
+    query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1): positions of the queries
+    key = torch.arange(past + T, device=device)  # (S,): positions of the keys
+    visible = key <= query  # (T, S); SDPA's is_causal would ignore the cached tokens
     if attention_mask is None:
         return visible
     visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
-    # A softmax over no key is 0/0, and one such row makes all gradients NaN: so each token sees itself.
-    return (visible | (key == query))[:, None]  # (B, 1, T, S)  the same for all heads
+    # A softmax over no key would be NaN, and so would all gradients. So every token attends to itself.
+    return (visible | (key == query))[:, None]  # (B, 1, T, S): the same for all heads
 
 
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(D)) V, step by step: the slow twin of SDPA, which returns its weights.
+    """Compute softmax(Q K^T / sqrt(D)) V step by step. Slower than SDPA, but also returns the weights.
 
     https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
     q (B, H, T, D), k and v (B, H, S, D) -> output (B, H, T, D), weights (B, H, T, S) before dropout.
-    `visible` is from `causal_mask`; None is a causal mask whose T queries are the last of the S tokens.
+    `visible` comes from `causal_mask`. None means causal: the T queries are the last of the S tokens.
     """
     T, S, D = q.shape[-2], k.shape[-2], q.shape[-1]
     if visible is None:
         visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     scores = q @ k.transpose(-2, -1) / math.sqrt(D)  # (B, H, T, S)
-    weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S)  a row sums to 1
+    weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)  # (B, H, T, S): each row sums to 1
     return F.dropout(weights, dropout) @ v, weights
 
 
 class RMSNorm(nn.Module):
-    """weight * x / sqrt(mean(x^2) + eps): LayerNorm without its mean and bias.
+    """weight * x / sqrt(mean(x^2) + eps): LayerNorm without the mean and the bias.
 
-    https://arxiv.org/abs/1910.07467. Squares of a bfloat16 have 8 bits: they are summed in float32
-    at least. The result is rounded before it is multiplied by the weight, as in the models' training.
+    https://arxiv.org/abs/1910.07467. The squares are summed in float32 or better, because bfloat16 has only 8
+    bits. The result is rounded to x's dtype before the product with the weight, as Qwen3 was trained.
     """
 
     def __init__(self, channels: int, eps: float) -> None:
@@ -157,7 +157,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> the same, same dtype."""
+        """(..., C) -> (..., C), in the same dtype."""
         if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             out: Tensor = _RMSNormOnCpu.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
             return out
@@ -167,15 +167,15 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNormOnCpu(torch.autograd.Function):
-    """RMSNorm with its gradient by hand, for training on a CPU.
+    """RMSNorm with a gradient written by hand, for training on a CPU.
 
-    Torch has no kernel for it there: its gradient, composed of those of a square, a mean, a root and two
-    products, passes over the activations a dozen times. Written out it takes half the time (LOG.md). With
-    r = 1 / sqrt(mean(x^2) + eps), n = r x, y = w n, and g the gradient of the loss at y:
+    Torch has no CPU kernel for this gradient. It would chain the gradients of a square, a mean, a root and
+    two products, and pass over the activations a dozen times. This one takes half the time (LOG.md). With
+    r = 1 / sqrt(mean(x^2) + eps), n = r x, y = w n, and g the gradient of the loss with respect to y:
 
         dw = sum over all vectors of g n        dx = r (g w - n mean(g w n))
 
-    There is no second derivative, and torch.func does not see through it: nothing here asks for either.
+    Second derivatives and torch.func are not supported; minigpt does not use them.
     """
 
     @staticmethod
@@ -200,40 +200,40 @@ class _RMSNormOnCpu(torch.autograd.Function):
 
 
 def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angle by which each pair of channels is rotated at each position.
+    """Return cos and sin of the angles by which RoPE rotates each pair of channels at each position.
 
     RoPE, https://arxiv.org/abs/2104.09864: pair i is rotated by position * theta^(-2i/D). The product of a
-    query and a key then depends on their distance alone, and no position is learned.
-    positions (T,) or (B, T) -> cos, sin (1, T, D/2) or (B, 1, T, D/2), float32 in any model: in bfloat16,
-    position 257 is 256. They are computed in each forward pass, once for all layers: it costs little, and no
-    checkpoint, cast or move to another device can make them wrong.
+    query and a key then depends only on their distance, and no positions are learned.
+    positions (T,) or (B, T) -> cos, sin (1, T, D/2) or (B, 1, T, D/2), always float32: in bfloat16, position
+    257 would be 256. The tables are computed in each forward pass, once for all layers. This is cheap, and
+    no checkpoint, cast or move to another device can make the tables wrong.
     """
     D = config.head_dim
     exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D  # (D/2,)
-    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,)  rounded as in the published code
+    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), rounded as in the published code
     angles = (positions[..., None].float() * frequencies).unsqueeze(-3)  # (1, T, D/2) or (B, 1, T, D/2)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs of channels: (B, H, T, D) -> (B, H, T, D); lengths of vectors stay.
+    """Rotate pairs of channels: (B, H, T, D) -> (B, H, T, D). Vectors keep their length.
 
-    Channel i is paired with channel i + D/2, as Hugging Face's weights expect. (The paper pairs neighbours,
-    which is the same but for the order of q_proj's and k_proj's rows.)
+    Channel i is paired with channel i + D/2, as Hugging Face's weights expect. (The paper pairs neighbours.
+    The only difference is the order of the rows of q_proj and k_proj.)
     """
     first, second = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)  # (B, H, T, D)
 
 
 class Attention(nn.Module):
-    """H heads of queries share K heads of keys and values (GQA, https://arxiv.org/abs/2305.13245).
+    """Attention with H query heads that share K key and value heads (GQA, https://arxiv.org/abs/2305.13245).
 
-    It makes the cache smaller: with H = 4 K a token's keys and values take a quarter of the memory.
+    GQA makes the cache smaller: with H = 4 K, the keys and values of a token take a quarter of the memory.
     """
 
     def __init__(self, config: Qwen3Config, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer  # the cache's index of this layer
+        self.layer = layer  # number of this layer in the cache
         self.head_dim = config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads  # H / K
         C, queries = config.hidden_size, config.num_attention_heads * config.head_dim  # H * D
@@ -241,7 +241,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(C, queries, bias=False)
         self.k_proj, self.v_proj = nn.Linear(C, keys, bias=False), nn.Linear(C, keys, bias=False)
         self.o_proj = nn.Linear(queries, C, bias=False)
-        # Norms of each head's query and key bound their product, so that no score can explode in training
+        # The norms of queries and keys limit the scores, so that scores cannot explode in training
         # (https://arxiv.org/abs/2302.05442). Qwen2 had biases in q, k and v instead.
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
@@ -254,13 +254,13 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         attentions: list[Tensor] | None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). With a list `attentions`, eager_attention appends its weights to it."""
+        """(B, T, C) -> (B, T, C). If `attentions` is a list, the attention weights are appended to it."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        # Norm before rotation: a norm's weight differs by channel, and rotation mixes channels. The cache
-        # holds rotated keys: a key's position never changes. (`to`: autocast would mix two dtypes.)
+        # Rotate after the norm, because the norm has a weight per channel and the rotation mixes channels.
+        # The cache holds rotated keys: a key's position never changes. `to` keeps one dtype in autocast.
         q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D) each
@@ -268,7 +268,7 @@ class Attention(nn.Module):
             k, v = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (k, v))  # (B, H, S, D) each
             out, weights = eager_attention(q, k, v, visible)
             attentions.append(weights)
-        elif visible is None and T > 1:  # enable_gqa: shared heads are not copied
+        elif visible is None and T > 1:  # enable_gqa: SDPA shares heads without copies
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups > 1)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.groups > 1)
@@ -277,9 +277,9 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU, https://arxiv.org/abs/2002.05202: up_proj's output, times a gate from gate_proj.
+    """SwiGLU, https://arxiv.org/abs/2002.05202: down_proj(silu(gate_proj(x)) * up_proj(x)).
 
-    Its three matrices are as large as GPT's two if intermediate_size is 8/3 hidden_size.
+    The three matrices have as many weights as GPT's two if intermediate_size is 8/3 hidden_size.
     """
 
     def __init__(self, config: Qwen3Config) -> None:
@@ -295,7 +295,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP; each adds its output to the residual stream, as in GPT."""
+    """A block: attention, then MLP. Each adds its output to the residual stream, as in GPT."""
 
     def __init__(self, config: Qwen3Config, layer: int = 0) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ class Block(nn.Module):
 
 
 class Qwen3Model(nn.Module):
-    """Embedding, blocks and the last norm: from ids to hidden vectors."""
+    """Embedding, blocks and the last norm: from ids to hidden states."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -330,9 +330,9 @@ class Qwen3Model(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw initial weights as for GPT: normal(0, 0.02), smaller where they add to the stream; norms 1.
+        """Initialise as GPT: normal(0, 0.02), smaller where a layer adds to the stream; norms keep 1.
 
-        The report does not describe Qwen3's. With GPT-2's the two families differ in architecture alone.
+        The report does not describe Qwen3's initialisation. With GPT-2's, only the architectures differ.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -349,14 +349,14 @@ class Qwen3Model(nn.Module):
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). Arguments: see Qwen3ForCausalLM.forward; `attentions`: Attention."""
+        """(B, T) -> (B, T, C). For the arguments see Qwen3ForCausalLM.forward and Attention.forward."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        rope = rope_tables(position_ids, self.config)  # once for all layers, as is `visible`
+        rope = rope_tables(position_ids, self.config)  # computed once for all layers
         visible = causal_mask(past, T, attention_mask, input_ids.device)
         x = self.embed_tokens(input_ids)  # (B, T, C)
         for block in self.layers:
@@ -368,13 +368,13 @@ class Qwen3Model(nn.Module):
 
 
 class Qwen3ForCausalLM(nn.Module):
-    """The model and lm_head: a score (logit) of each vocabulary entry as the next token."""
+    """The model with lm_head. It gives a score (logit) to each vocabulary entry as the next token."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
         self.config = config
         self.model = Qwen3Model(config)
-        # A tied head is the embedding's tensor. (On "meta" its own takes neither memory nor random numbers.)
+        # A tied lm_head gets embed_tokens' tensor. On "meta" its own takes no memory and no random numbers.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:
@@ -382,7 +382,7 @@ class Qwen3ForCausalLM(nn.Module):
         else:
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
-    base_model = property(lambda self: self.model)  # ids -> hidden vectors, as Hugging Face calls it
+    base_model = property(lambda self: self.model)  # the model without lm_head, under Hugging Face's name
     blocks = property(lambda self: self.model.layers)
 
     def forward(
@@ -392,19 +392,19 @@ class Qwen3ForCausalLM(nn.Module):
         position_ids: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
     ) -> Tensor:
-        """ids (B, T) -> logits (B, T, V): at each position the scores of the next token.
+        """ids (B, T) -> logits (B, T, V): at each position, the scores of the next token.
 
         attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs none.
-        position_ids (B, T): positions of these tokens. Rows padded on the left need both.
-        past_key_values: a cache of the tokens before these T, which are added to it.
-        Raises ValueError if a shape or dtype is wrong, or the text exceeds max_position_embeddings.
+        position_ids (B, T): positions of these tokens. Left padding needs a mask and positions.
+        past_key_values: a cache of the earlier tokens; these T tokens are added to it.
+        Raises ValueError if a shape or dtype is wrong, or the sequence exceeds max_position_embeddings.
         """
         hidden = self.model(input_ids, attention_mask, position_ids, past_key_values)  # (B, T, C)
         logits: Tensor = self.lm_head(hidden)  # (B, T, V)
         return logits
 
     def attentions(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-        """Attention weights of each layer, (B, H, T, T): each row is a distribution over the keys."""
+        """Return the attention weights of each layer, (B, H, T, T). Each row sums to 1 over the keys."""
         weights: list[Tensor] = []
         self.model(input_ids, attention_mask, attentions=weights)
         return weights

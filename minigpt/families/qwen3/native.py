@@ -1,4 +1,4 @@
-"""Qwen3 as a list of operations for minigpt.generation.native."""
+"""Describes Qwen3 as a list of operations, which minigpt.generation.native runs in C."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ MODULES: tuple[type[nn.Module], ...] = (Qwen3ForCausalLM, Qwen3Model, Block, Att
 
 
 def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
-    """Add the model's operations to an OperationList."""
+    """Add the operations of the model's forward pass to an OperationList."""
     config, body = model.config, model.model
     C, D, H, G = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
     x, qkv, mixed = out.buffer("x", C), out.buffer("qkv", (H + 2 * G) * D), out.buffer("mixed", H * D)
     wide, logits = out.buffer("wide", config.intermediate_size), out.buffer("logits", config.vocab_size)
-    q, k, v = torch.split(qkv, [H * D, G * D, G * D], dim=1)  # side by side, as attention wants them
+    q, k, v = torch.split(qkv, [H * D, G * D, G * D], dim=1)  # attention reads q, k and v side by side
     blocks: Any = body.layers
     out.embed(body.embed_tokens.weight, x)
     for block in blocks:
@@ -44,5 +44,5 @@ def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
 
 
 def rotary_table(config: Qwen3Config, columns: int) -> Tensor:
-    """Cosines and sines of the first positions, (columns, D): D / 2 of each."""
+    """Return RoPE's cos and sin of the first positions: (columns, D), with D / 2 columns of each."""
     return torch.cat(rope_tables(torch.arange(columns), config), dim=-1)[0].contiguous()

@@ -1,4 +1,4 @@
-"""The flags of `minigpt train` for Qwen3."""
+"""The flags of `minigpt train` that describe a Qwen3 model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["UNSUPPORTED", "model_config"]
 
 UNSUPPORTED: dict[str, Any] = {"dropout": 0.0, "bias": False, "gelu": "exact"}
-_FLAGS = {  # Qwen3Config's sizes that have one flag for all families
+_FLAGS = {  # field of Qwen3Config -> flag that all families share
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
@@ -19,18 +19,18 @@ _FLAGS = {  # Qwen3Config's sizes that have one flag for all families
 
 
 def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
-    """The model that the flags describe; those that are 0 are chosen here.
+    """Build the model configuration from the flags. A flag that is 0 gets a value that fits the others.
 
     Raises:
-        InputError: for sizes that make no model (n_head must divide n_embd, ...).
+        InputError: for sizes that do not make a model (n_head must divide n_embd, ...).
     """
     from minigpt.families.qwen3.model import Qwen3Config
 
     n_head, n_embd = options.n_head, options.n_embd
     if not options.head_dim and (n_head < 1 or n_embd % n_head):
         raise InputError(f"n_head must divide n_embd: got {n_head=}, {n_embd=}; or give --head_dim")
-    # As many values as a GPT's MLP has: 3 C I = 2 C 4C. To the nearest multiple of 8, which is a vector of
-    # floats on a CPU (AVX2) and what a GPU's bfloat16 matrix units want.
+    # As many weights as in a GPT's MLP: 3 C I = 2 C 4C. Rounded to a multiple of 8, which suits the vectors
+    # of a CPU (AVX2: 8 floats) and the matrix units of a GPU.
     same_size = max(8, round(n_embd / 3) * 8)
     try:
         return Qwen3Config(
@@ -44,6 +44,6 @@ def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
         )
     except ValueError as error:
         text = str(error)
-        for theirs, ours in _FLAGS.items():  # the names that the user knows
+        for theirs, ours in _FLAGS.items():  # the message names the flags, not the fields
             text = text.replace(theirs, ours)
         raise InputError(text) from None

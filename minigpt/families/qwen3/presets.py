@@ -1,10 +1,10 @@
 """The six published sizes of dense Qwen3, as data.
 
     preset("0.6B").config()        # a Qwen3Config
-    preset("Qwen3-0.6B").config()  # Hugging Face's names are known too
+    preset("Qwen3-0.6B").config()  # Hugging Face's name works, too
 
-They have in common what Qwen3Config has as defaults: the vocabulary, heads of 128 channels (8 of keys and
-values), 40,960 positions, and RoPE's base. Base models and their instruct versions have the same sizes.
+All sizes share the defaults of Qwen3Config: the vocabulary, heads of 128 channels (8 key and value heads),
+40,960 positions, and the base of RoPE. The instruct versions have the same sizes as the base models.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from minigpt.errors import InputError, unknown_name
 
-if TYPE_CHECKING:  # loading torch takes a second, which a table should not cost
+if TYPE_CHECKING:  # not at run time: importing torch takes a second
     from minigpt.families.qwen3.model import Qwen3Config
 
 __all__ = ["PRESETS", "Preset", "preset"]
@@ -20,7 +20,7 @@ __all__ = ["PRESETS", "Preset", "preset"]
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model: its name and what differs from the other sizes."""
+    """A published model: its name and the sizes that differ between models."""
 
     name: str
     hidden_size: int
@@ -31,11 +31,11 @@ class Preset:
 
     @property
     def repository(self) -> str:
-        """Its name at Hugging Face."""
+        """The name of its repository at Hugging Face."""
         return f"Qwen/Qwen3-{self.name}"
 
     def config(self) -> "Qwen3Config":
-        """Its configuration."""
+        """Return the model configuration."""
         from minigpt.families.qwen3.model import Qwen3Config
 
         return Qwen3Config(
@@ -47,7 +47,8 @@ class Preset:
         )
 
 
-# https://arxiv.org/abs/2505.09388, table 1; the two widths are the published config.json files'.
+# Sizes from https://arxiv.org/abs/2505.09388, table 1; hidden_size and intermediate_size from the published
+# config.json files.
 PRESETS = (
     Preset("0.6B", 1024, 3072, 28, 16, True),
     Preset("1.7B", 2048, 6144, 28, 16, True),
@@ -59,10 +60,10 @@ PRESETS = (
 
 
 def preset(name: str) -> Preset:
-    """The preset called "0.6B", or "Qwen3-0.6B".
+    """Return the preset of a name, "0.6B" or "Qwen3-0.6B".
 
     Raises:
-        InputError: for another name; the text says which one is nearest.
+        InputError: for an unknown name; the message says which one is nearest.
     """
     known = {row.name: row for row in PRESETS} | {f"Qwen3-{row.name}": row for row in PRESETS}
     if name not in known:
