@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minigpt.tokenization.bpe import BpeTokenizer as BpeTokenizer
     from minigpt.tokenizer import Tokenizer as Tokenizer
     from minigpt.training.config import TrainConfig as TrainConfig
+    from minigpt.training.run import finetune as finetune
     from minigpt.training.run import train as train
     from minigpt.weights.pretrained import load_model as load_model
     from minigpt.weights.pretrained import load_tokenizer as load_tokenizer
@@ -45,6 +46,7 @@ _MODULES = {
     "Tokenizer": "minigpt.tokenizer",
     "TrainConfig": "minigpt.training.config",
     "evaluate": "minigpt.evaluation.api",
+    "finetune": "minigpt.training.run",
     "generate": "minigpt.generation.api",
     "load_model": "minigpt.weights.pretrained",
     "load_tokenizer": "minigpt.weights.pretrained",

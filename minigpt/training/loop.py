@@ -125,6 +125,7 @@ class Trainer:
             "best_step": self.progress.best_step,
             "seconds": round(self.progress.train_seconds, 1),
             "tokens": self.progress.tokens_seen,
+            "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "model": str(self.config.output / "best"),
         }
 

@@ -84,7 +84,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     recipe = read_recipe(name, kind)
     if isinstance(recipe, FinetuneConfig):
-        rate = METHOD_RATES[given.get("method", recipe.method)]
+        rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)  # checked later
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     return _of_family(recipe, given.get("family"))
 
@@ -99,9 +99,6 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
     from minigpt.weights.pretrained import read_config
 
     model = read_config(folder)
-    for name in _SHAPE:
-        if name in given:
-            raise InputError(f"--{name} is for a new model: the one in {folder} has its own; leave it out")
     context = model.max_position_embeddings
     if given.get("block_size", 0) > context:
         raise InputError(f"--block_size {given['block_size']}: the model in {folder} reads {context} tokens")
@@ -115,9 +112,12 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
         "dropout": getattr(model, "dropout", 0.0),
         "block_size": min(given.get("block_size", recipe.block_size), context),
     }
-    if "max_length" not in given:
-        values["max_length"] = min(recipe.max_length, values["block_size"] + 1)
-    return dataclasses.replace(recipe, **values)
+    values["max_length"] = given.get("max_length", min(recipe.max_length, values["block_size"] + 1))
+    config = dataclasses.replace(recipe, **values)
+    for name in _SHAPE:
+        if given.get(name, getattr(config, name)) != getattr(config, name):
+            raise InputError(f"--{name} is for a new model: the one in {folder} has its own; leave it out")
+    return config
 
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:

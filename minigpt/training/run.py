@@ -22,6 +22,7 @@ from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.lock import lock_folder
 from minigpt.training.loop import Trainer
 from minigpt.training.resolve import resolve
+from minigpt.training.sizing import parse_size
 
 __all__ = ["finetune", "run_training", "train"]
 
@@ -79,7 +80,7 @@ def _run(
     if config.dry_run and processes.size > 1:
         raise InputError("--dry_run looks at the machine that it runs on: run it as one process")
     is_chosen = config.resume and (output / RUN_FILE).exists()
-    if config.size and not is_chosen:
+    if config.size and not is_chosen and config.starts_from is None:
         autosize.check_flags(config, given)
     has_checkpoint = is_locked = False
     with processes.shared_errors():
@@ -100,7 +101,9 @@ def _run(
         data = run_data.read_data(config)
     processes.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
     record = autosize.read_record(output) if config.size and is_chosen else None
-    if config.size and not is_chosen:
+    if config.size and config.starts_from is not None:
+        config = _with_steps(config, data, processes)
+    elif config.size and not is_chosen:
         decision = autosize.decide(config, data, given, processes)
         config, data, record = decision.config, decision.data, decision.record
     with processes.shared_errors():
@@ -147,6 +150,26 @@ def _run(
             autosize.write_record(output, record)
         result = {**result, autosize.RECORD: record}
     return result
+
+
+def _with_steps(
+    config: TrainConfig, data: run_data.RunData | run_data.TextData, processes: Processes
+) -> TrainConfig:
+    """With given weights, --size chooses the number of steps: those of all epochs, or fewer for its time."""
+    size = parse_size(config.size)
+    if size.unit == "name":
+        raise InputError(
+            f"--size {config.size} chooses a new model; with given weights it may be a time, such as 10min"
+        )
+    trainer = Trainer(dataclasses.replace(config, size=""), data, processes)
+    expected = estimate.estimate(trainer)
+    if size.unit == "seconds":
+        most = int((size.amount - 11 * expected.evaluation_seconds) / expected.step_seconds)
+    else:
+        most = int(size.amount / expected.flops_per_step)
+    steps = processes.broadcast(max(1, min(trainer.step.total_steps, most)))
+    print(f"size {config.size}: {steps:,} of the {trainer.step.total_steps:,} steps that the epochs have")
+    return dataclasses.replace(config, size="", max_steps=steps)
 
 
 def _counted(model: LanguageModel) -> str:
