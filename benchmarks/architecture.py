@@ -1,16 +1,16 @@
-"""The size and the shape of the code, of any checkout: what a reader has to read.
+"""Counts the size and the structure of the code, in one or several checkouts.
 
     python benchmarks/architecture.py                     # this checkout
     python benchmarks/architecture.py ../before .         # two checkouts, side by side
     python benchmarks/architecture.py --json
     python benchmarks/architecture.py --comments 50 --seed 1
 
-Counted are files and lines of the package, functions of more than 40 lines, public names, and the modules at
-the top of the package. Two stories are followed: the modules of minigpt that one training step enters (from
-one update of the weights to the next, nothing else being due), and those that one call of `minigpt.generate`
-enters. A step enters a module when it calls one of its functions; imports do not count. Each checkout runs in
-a process of its own. `--comments` prints comments and docstrings of the package, drawn at random: each
-should be understood at first reading.
+It counts the files and lines of the package, functions of more than 40 lines, public names, and the modules
+at the top of the package. It also follows two stories: the modules of minigpt that one training step enters
+(from one update of the weights to the next, without an evaluation or a save), and those that one call of
+`minigpt.generate` enters. A step enters a module if it calls one of its functions; imports do not count. Each
+checkout runs in its own process. `--comments` prints comments and docstrings of the package, drawn at random:
+a reader should understand each of them at first sight.
 """
 
 import argparse
@@ -43,7 +43,7 @@ ROWS = {
 
 
 def counted(root: Path) -> dict[str, Any]:
-    """What can be counted without running anything."""
+    """Count everything that needs no run."""
     package = root / "minigpt"
     files = sorted(package.rglob("*.py"))
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
@@ -66,20 +66,20 @@ def counted(root: Path) -> dict[str, Any]:
 
 
 def public_names(tree: ast.Module) -> set[str]:
-    """The functions and classes at a module's top whose names have no underscore in front."""
+    """Return the functions and classes of a module whose names do not begin with an underscore."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return {node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")}
 
 
 class Entered:
-    """The modules of a package whose functions were called, in the order of their first calls."""
+    """Records the modules of a package whose functions are called, in the order of their first calls."""
 
     def __init__(self, package: Path) -> None:
         self.package = f"{package}{os.sep}"
         self.modules: list[str] = []
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        """Note one event of sys.setprofile."""
+        """Handle an event of sys.setprofile."""
         name = frame.f_code.co_filename
         if event == "call" and name.startswith(self.package) and frame.f_code.co_name != "<module>":
             module = name.removeprefix(self.package)
@@ -88,7 +88,7 @@ class Entered:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Count what is entered inside."""
+        """Record the modules that are entered inside the block."""
         sys.setprofile(self)
         try:
             yield
@@ -97,7 +97,7 @@ class Entered:
 
 
 def stories(root: Path) -> dict[str, list[str]]:
-    """The modules that one training step and one generate call enter. `root` is first on sys.path."""
+    """Return the modules of one training step and one generate call. `root` must be first on sys.path."""
     import torch
 
     import minigpt
@@ -120,7 +120,7 @@ def stories(root: Path) -> dict[str, list[str]]:
         def counting(self: Any, *arguments: Any, **options: Any) -> Any:
             nonlocal steps
             steps += 1
-            # from the run's third update to its fourth: the estimate before it does two on a copy
+            # from the run's third update to its fourth (the estimate before the run does two on a copy)
             sys.setprofile(entered if steps == 5 else None)
             return update(self, *arguments, **options)
 
@@ -147,12 +147,12 @@ def stories(root: Path) -> dict[str, list[str]]:
 
 
 def remarks(path: Path) -> Iterator[tuple[int, str]]:
-    """The comments and docstrings of a file, each with its line; a comment of several lines is one remark."""
+    """Yield (line, text) of the comments and docstrings of a file. Adjacent comment lines are one text."""
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, kinds) and (text := ast.get_docstring(node)):
             yield node.body[0].lineno, text
-    blocks: list[tuple[int, int, list[str]]] = []  # first line, column, texts
+    blocks: list[tuple[int, int, list[str]]] = []  # (first line, column, texts)
     for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
         (line, column), text = token.start, token.string.lstrip("#").strip()
         if token.type != tokenize.COMMENT or re.match(r"noqa|type: ignore|fmt:|--", text):
@@ -166,14 +166,14 @@ def remarks(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def drawn(root: Path, count: int, seed: int) -> list[str]:
-    """Remarks of the package, drawn at random; each begins with its file and line."""
+    """Draw comments and docstrings of the package at random. Each begins with its file and line."""
     files = sorted((root / "minigpt").rglob("*.py"))
     found = [f"{path}:{line}\n{text}" for path in files for line, text in sorted(remarks(path))]
     return random.Random(seed).sample(found, min(count, len(found)))
 
 
 def measured(root: Path) -> dict[str, Any]:
-    """All numbers of one checkout; its stories come from a process of its own."""
+    """Return all numbers of a checkout. The two stories come from a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--stories", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -181,7 +181,7 @@ def measured(root: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a table, a column a checkout, and the two stories of each."""
+    """Print a table with a column for each checkout, and the two stories of each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

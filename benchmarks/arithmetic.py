@@ -1,30 +1,29 @@
-"""How much of a CPU's arithmetic a training step uses: its GFLOP/s over those of one large matrix product.
+"""Measures how much of a CPU's speed a training step uses: its GFLOP/s compared with a large matrix product.
 
     python benchmarks/arithmetic.py --output benchmarks/results/NAME.json         # 124M: 4 GiB of memory
     python benchmarks/arithmetic.py --sizes 10M --profile                          # what takes the time
     python benchmarks/arithmetic.py --precision bfloat16 --sizes 10M 124M --lengths 256 --output ...
     python benchmarks/arithmetic.py --toy
 
-A step is what `minigpt train` does: batches, forward, backward, clipping, AdamW, in float32, `--tokens`
-tokens of random text a step. With `--precision bfloat16` steps in both take turns, and `times` is how much
-sooner the one in 16 bits is done.
+A step is a step of `minigpt train`: batches, forward, backward, clipping, AdamW, in float32, with `--tokens`
+tokens of random text. With `--precision bfloat16`, steps in both precisions take turns, and `times` is how
+many times faster the step in 16 bits is.
 
-A step's FLOP are those of minigpt's own estimate: for each token 6 for each weight
-that multiplies (the blocks' matrices and lm_head; an embedding is looked up, not multiplied), and 12 LdT for
-attention's products with all T positions. A causal product may skip the half that lies in the future: with 6
-LdT instead the ratio is the one called `causal`. The baseline is torch.mm of two 2048 x 2048 matrices in the
-same process, just before and after each measurement.
+The FLOPs of a step are those of minigpt's own estimate. For each token: 6 per weight that is multiplied (the
+matrices of the blocks and lm_head; an embedding is looked up, not multiplied), and 12 LdT for attention over
+all T positions. A causal product may skip the masked half; `causal` is the ratio with 6 LdT instead. The
+baseline is torch.mm of two 2048 x 2048 matrices in the same process, just before and after each measurement.
 
-Then a + b N + c LdT, with N weights that multiply, is fitted to the seconds that a token takes, so that the
+Then a + b N + c LdT, with N weights that are multiplied, is fitted to the seconds per token, so that the
 relative errors are small. The last line is JSON.
 
-    python benchmarks/arithmetic.py --rows benchmarks/results/NAME.json            # only fit again
+    python benchmarks/arithmetic.py --rows benchmarks/results/NAME.json            # repeat only the fit
 """
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -49,7 +48,7 @@ from minigpt.training.run_data import TextData, read_data
 
 
 def main() -> None:
-    """Measure every size at every length; print the table, the fit, the machine, and one JSON object."""
+    """Measure every size at every length. Print the table, the fit, the machine, and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,7 +90,7 @@ def main() -> None:
 
 
 def show(numbers: dict[str, Any], output: Path | None) -> None:
-    """The table, the fit, the machine, and one JSON object."""
+    """Print the table, the fit, the machine, and one JSON object."""
     keys = {"gflops": "GFLOP/s", "ratio": "of sgemm", "times": "times float32"}
     keys = {key: title for key, title in keys.items() if key in numbers["rows"][0]}
     shown = [
@@ -109,7 +108,7 @@ def show(numbers: dict[str, Any], output: Path | None) -> None:
 
 
 def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The rounds of one size and length."""
+    """Measure the rounds of one size and length."""
     paths = write_text(folder, SIZES[size]["vocab_size"])
     B = max(1, options.tokens // T)
     config = config_of(size, paths, block_size=T, batch_size=B, output=folder, threads=options.threads)
@@ -128,18 +127,18 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
         return float(2 * options.edge**3 / min(times))
 
     def steps(count: int, trainer: Trainer = trainer) -> float:
-        """Seconds a token: batches may differ by a row."""
+        """Return seconds per token. (Batches may differ by a row.)"""
         before, began = trainer.progress.tokens_seen, time.perf_counter()
         for _ in range(count):
             trainer.step()
         trainer.step.read_metrics()
         return (time.perf_counter() - began) / (trainer.progress.tokens_seen - before)
 
-    flops = report.batch_flops(trainer, 1 / T, T, 1.0)  # of one token
+    flops = report.batch_flops(trainer, 1 / T, T, 1.0)  # FLOPs of one token
     half = attention_share(trainer, T) / 2
-    steps(1)  # allocates
+    steps(1)  # the first step allocates memory
     product()
-    count = max(1, math.ceil(0.3 / (steps(1) * options.tokens)))  # a third of a second at least
+    count = max(1, math.ceil(0.3 / (steps(1) * options.tokens)))  # steps for at least 0.3 seconds
     if plain is not None:
         steps(1, plain)
     yards, taken, times = [product()], [], []
@@ -169,27 +168,27 @@ def measure(size: str, T: int, options: argparse.Namespace, folder: Path) -> dic
 
 
 def multiplying(trainer: Trainer) -> int:
-    """Weights that are multiplied with a token's vector: of the blocks' matrices and of lm_head."""
+    """Count the weights that are multiplied with a token's vector: matrices of the blocks and lm_head."""
     blocks = sum(p.numel() for p in trainer.model.blocks.parameters() if p.dim() == 2)
     return int(blocks + trainer.model.lm_head.weight.numel())
 
 
 def attention_share(trainer: Trainer, T: int) -> float:
-    """The share of a step's FLOP that attention's products with T positions have."""
+    """Return attention's share of the FLOPs of a step, with T positions."""
     model = trainer.model.config
     attention = 12 * model.num_hidden_layers * model.num_attention_heads * model.head_dim * T
     return float(attention / (attention + 6 * multiplying(trainer)))
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Least squares of the relative error: seconds a token = constant + per_weight N + per_attention LdT.
+    """Fit seconds per token = constant + per_weight N + per_attention LdT by least relative squares.
 
-    `gflops_of_weights` and `gflops_of_attention` are what the slopes mean: 6 FLOP a weight, 12 of LdT.
+    `gflops_of_weights` and `gflops_of_attention` follow from the slopes: 6 FLOPs per weight, 12 per LdT.
     """
     y = np.array([row["seconds_per_token"]["median"] for row in rows])
     columns = [[1.0, row["multiplying"], row["layers_times_width"] * row["T"]] for row in rows]
     x = np.array(columns) / y[:, None]
-    scale = x.max(axis=0)  # numbers of like size, or the solution loses digits
+    scale = x.max(axis=0)  # scale the columns, or the solution loses digits
     found = np.linalg.lstsq(x / scale, np.ones(len(y)), rcond=None)[0] / scale
     guess = x @ found * y
     spread_of = float(((y - y.mean()) ** 2).sum())
@@ -206,7 +205,7 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def profile(trainer: Trainer) -> None:
-    """Print the operations that take most of a step."""
+    """Print the operations that take most of the time of a step."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         for _ in range(3):
             trainer.step()

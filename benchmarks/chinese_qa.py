@@ -1,24 +1,24 @@
-"""Chinese questions and answers on a CPU: the recipe `qa-cpu` beside the tutorial's loop.
+"""Chinese questions and answers on a CPU: the recipe `qa-cpu` compared with the tutorial's loop.
 
-    python benchmarks/chinese_qa.py --data QA.jsonl --output benchmarks/results/NAME.json
-    python benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1   # the peer: first seed only
+    python benchmarks/chinese_qa.py --data QA.jsonl --output benchmarks/results/NAME.json python
+    benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1   # run the tutorial's loop for one seed only
     python benchmarks/chinese_qa.py --data data/data.jsonl --toy
 
-Each budget is a training time in seconds. `qa-cpu` is run once for each budget and seed, its schedule fitted
-to it; for the long budgets with a wider model (`--wide`) and otherwise the same recipe, as who has more time
-would choose. The `document` arm (AdamW, 1e-4 constant, batch 32, padded to 128, loss on all positions,
-dropout 0.1) has no schedule and is one run a seed of `--peer_seconds`, measured at every budget and at its
-end. All arms of a seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows
-all of them alike. Time counts steps only, not evaluation. Printed is the loss per answer character (its
-closing <sep> counts as one) over the whole validation part.
+A budget is a training time in seconds. `qa-cpu` is run once for each budget and seed, with a schedule that
+ends with the budget. For the long budgets the model is wider (`--wide`), as users with more time would
+choose. The `document` arm (AdamW, constant 1e-4, batch 32, padded to 128, loss on all positions, dropout 0.1)
+has no schedule: there is one run of `--peer_seconds` per seed, which is measured at every budget and at its
+end. All arms of a seed take turns of `--slice` seconds on the same threads, so that other programs slow all
+of them equally. Time counts steps only, not evaluation. The loss is per answer character (a closing <sep>
+counts as one) over the whole validation part.
 
-The ratio: the peer's seconds over those of `qa-cpu`'s shortest run whose loss is not above the peer's last. A
-seed decides initial weights and order; the split is the same for all. The last line is JSON."""
+The ratio is the peer's time divided by that of the shortest `qa-cpu` run whose loss is not above the peer's
+last loss. A seed decides initial weights and order; the split is the same for all. The last line is JSON."""
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -45,7 +45,7 @@ from minigpt.training.run_data import RunData, read_data
 
 
 def main() -> None:
-    """Run all arms in turns and print the table, the machine, and one JSON object."""
+    """Run all arms in turns. Print the table, the machine, and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Split the data, build the arms, let them take turns, seed by seed."""
+    """Split the data and build the arms; they take turns, seed by seed."""
     paths = {
         **prepared_data(options.data, folder, options.split_seed),
         "threads": options.threads,
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         paths |= {"n_layer": 1, "n_embd": 32, "n_head": 2}
     ours = dataclasses.replace(read_recipe("qa-cpu"), **paths)
     wide = dataclasses.replace(ours, n_embd=options.wide)
-    # the tutorial's GPT, scaled down: 4.1 million parameters at 3,382 characters, more than `qa-cpu` has
+    # the tutorial's GPT, scaled down to 4.1 million parameters at 3,382 characters (`qa-cpu` has fewer)
     size = {"n_layer": 4, "n_embd": 256, "n_head": 4, "block_size": ours.block_size}
     if options.toy:
         size = {name: getattr(ours, name) for name in ("n_layer", "n_embd", "n_head", "block_size")}
@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data, textbook = read_data(ours), read_data(document)
     assert isinstance(data, RunData)
     assert isinstance(textbook, RunData)
-    # both arms are measured on the same characters: what `qa-cpu` reads, uncut at its max_length
+    # both arms are evaluated on the same characters: those of `qa-cpu`, cut at its max_length
     textbook = dataclasses.replace(textbook, val=data.val)
     rows: list[dict[str, Any]] = []
     for number, seed in enumerate(options.seeds):
@@ -133,20 +133,20 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def wider(options: argparse.Namespace) -> str:
-    """The name of the recipe with a wider model."""
+    """Return the name of the recipe with a wider model."""
     return f"qa-cpu --n_embd {options.wide}"
 
 
 def run_of(config: TrainConfig, data: RunData, seed: int, name: str, budgets: list[float]) -> Arm:
-    """One arm of a seed."""
+    """Make one arm of a seed."""
     return Arm(name, dataclasses.replace(config, seed=seed), data, budgets, seed=seed)
 
 
 def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """Losses over the seeds, and how many times as fast `qa-cpu` is.
+    """Return the losses over the seeds, and how many times faster `qa-cpu` is.
 
-    Each seed is compared with the peer's run of the same seed, or where there is none with the median of
-    those that there are.
+    Each seed is compared with the peer's run of the same seed, or if there is none, with the median of the
+    peer's runs.
     """
     of_peer = [row for row in rows if row["arm"] == "document"]
     found: dict[tuple[str, float], list[float]] = {}
@@ -170,7 +170,7 @@ def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str
             for (arm, seconds), losses in sorted(found.items(), key=lambda item: (item[0][1], item[0][0]))
         ],
         "ratio": spread(reached) if reached else None,
-        "reached": len(reached),  # seeds
+        "reached": len(reached),  # number of seeds that reached the loss
     }
 
 

@@ -1,18 +1,19 @@
-"""What a longer context costs: milliseconds of a token on a CPU, and the straight line through them.
+"""The cost of a longer context: milliseconds per token on a CPU, and a straight line fitted to them.
 
     python benchmarks/context.py --output benchmarks/results/NAME.json    # GPT-2's 124M shape
     python benchmarks/context.py --toy
 
-A token reads every weight once, and once what is kept of each token before it: 2 L H D numbers. Both come
-from memory, so its time should be a + b S with S tokens before it, and b those bytes over the memory's speed.
-One cache is filled once; then tokens are read at each length in turns, `--rounds` times, and a line is fitted
-to the medians. The memory's speed is that of adding up numbers that no processor cache holds, in the same
-turns. Weights are random. The last line is JSON."""
+A token reads every weight once, and the keys and values of each earlier token once: 2 L H D numbers. Both
+come from memory. So with S earlier tokens, the time should be a + b S, where b is the size of these numbers
+divided by the memory's speed. The cache is filled once. Then tokens are read at each length in turns,
+`--rounds` times, and a line is fitted to the medians. The speed of the memory is measured in the same turns,
+by summing
+numbers that do not fit into a processor cache. Weights are random. The last line is JSON."""
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -33,11 +34,11 @@ from minigpt.weights.quantized import PRECISIONS, set_precision
 
 SHAPE = {"n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "block_size": 1024}
 TOY = {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 300, "block_size": 128}
-LENGTHS = 16  # that the line is fitted to
+LENGTHS = 16  # number of lengths for the fit
 
 
 def main() -> None:
-    """Measure all precisions; print the table, the lines, the machine, and one JSON object."""
+    """Measure all precisions. Print the table, the lines, the machine, and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +64,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
-    """One precision: the times at all lengths, and the line through their medians."""
+    """Measure one precision: the times at all lengths, and the line through their medians."""
     torch.manual_seed(0)
     model = set_precision(GPTLMHeadModel(GPTConfig(dropout=0.0, bias=True, gelu="tanh", **shape)), precision)
     runner = runner_for(model)
@@ -81,7 +82,7 @@ def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) 
     for number in range(options.rounds + 1):
         for length in lengths:
             seconds = timed(runner, cache, length)
-            if number:  # the first round brings all to its place
+            if number:  # the first round is a warm-up
                 taken[length].append(1000 * seconds)
         began = time.perf_counter()
         numbers.sum()
@@ -98,16 +99,16 @@ def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) 
 
 
 def timed(runner: NativeRunner, cache: KeyValueCache, length: int) -> float:
-    """Seconds of a token with `length` before it."""
+    """Return the seconds of a token after `length` earlier ones."""
     cache.truncate(0, 0)
-    cache.advance(0, length)  # what is there counts again
+    cache.advance(0, length)  # the cached tokens are used again
     began = time.perf_counter()
     runner.decode([[length % 250]], [0], cache)
     return time.perf_counter() - began
 
 
 def fit(points: list[tuple[int, float]], bytes_of_token: int) -> dict[str, float]:
-    """The line through (tokens, milliseconds): where it begins, microseconds of a further token, how well."""
+    """Fit a line to (tokens, milliseconds). Returns its intercept, microseconds per token, and R^2."""
     lengths, times = np.array(points, float).T
     slope, begin = np.polyfit(lengths, times, 1)
     rest = times - (begin + slope * lengths)

@@ -1,17 +1,17 @@
-"""Is it the same text? Streamed and whole, batched and alone, with guesses and without, on many prompts.
+"""Checks that the text is the same: streamed or whole, in a batch or alone, with guesses or without.
 
     python benchmarks/equality.py --output benchmarks/results/NAME.json
     python benchmarks/equality.py --streamed 20 --batched 20 --speculative 10    # in seconds
 
-The models are tiny and random; the words are those of a byte-level vocabulary learned from data/data.jsonl,
-so that most Chinese characters are several tokens. Prompts are the corpus's questions, cut anywhere; options
-are mixed: the most likely tokens, sampling with all filters, penalties, stop strings.
+The models are tiny and random. The tokenizer is a byte-level vocabulary learned from data/data.jsonl, so most
+Chinese characters are several tokens. Prompts are questions of the corpus, cut anywhere. The options vary:
+greedy, sampling with all filters, penalties, stop strings.
 
-Single precision, as users have it. A prompt of several tokens is rounded in another order in a batch than
-alone, so two scores that are equal to six digits may change places: such a case would count as different.
+The models are in float32, as for users. A prompt of several tokens is rounded differently in a batch than
+alone, so two scores that agree in six digits may change places. Such a case would count as different.
 
-Printed are one row for each comparison (how many, how many differ) and one JSON object. Exit code 1 if a
-single one differs.
+The script prints a row for each comparison (trials, differences) and one JSON object. The exit code is 1 if
+anything differs.
 """
 
 import sys
@@ -53,7 +53,7 @@ BLOCK = 128
 
 
 def models(vocab_size: int, seed: int) -> list[LanguageModel]:
-    """One of each family, with weights so large that they say various things."""
+    """Make a model of each family, with weights so large that its texts vary."""
     torch.manual_seed(seed)
     made: list[LanguageModel] = [
         GPTLMHeadModel(GPTConfig(32, 2, 2, 0.0, BLOCK, vocab_size)),
@@ -67,7 +67,7 @@ def models(vocab_size: int, seed: int) -> list[LanguageModel]:
 
 
 def mixed(draw: random.Random, stops: bool = True) -> GenerationOptions:
-    """Options of one request."""
+    """Draw the options of a request."""
     values: dict[str, Any] = {"max_new_tokens": draw.randint(1, 30)}
     if draw.random() < 0.6:
         values |= {"do_sample": True, "seed": draw.randrange(10**6), "temperature": draw.uniform(0.7, 1.5)}
@@ -79,7 +79,7 @@ def mixed(draw: random.Random, stops: bool = True) -> GenerationOptions:
 
 
 def texts(count: int, draw: random.Random) -> Iterator[str]:
-    """Questions of the corpus, cut anywhere."""
+    """Yield questions of the corpus, cut anywhere."""
     questions = [pair.question for pair in read_conversations(DATA)[0]]
     for _ in range(count):
         question = draw.choice(questions)
@@ -87,7 +87,7 @@ def texts(count: int, draw: random.Random) -> Iterator[str]:
 
 
 def streamed(tokenizer: BpeTokenizer, count: int) -> dict[str, Any]:
-    """The pieces joined, against the answer in one piece."""
+    """Compare the joined pieces of a stream with the whole answer."""
     draw, different, multi_byte, pieces_seen = random.Random(1), 0, 0, 0
     both = models(tokenizer.get_vocab_size(), 1)
     for number, text in enumerate(texts(count, draw)):
@@ -102,7 +102,7 @@ def streamed(tokenizer: BpeTokenizer, count: int) -> dict[str, Any]:
 
 
 def batched(tokenizer: BpeTokenizer, count: int) -> list[dict[str, Any]]:
-    """In a padded batch, and in a running one where requests join and leave, against alone."""
+    """Compare answers in a padded batch, and in the engine's running batch, with answers alone."""
     draw, rows = random.Random(2), []
     both, eos = models(tokenizer.get_vocab_size(), 2), eos_of(tokenizer)
     in_batch = in_engine = n_engine = 0
@@ -132,18 +132,18 @@ def batched(tokenizer: BpeTokenizer, count: int) -> list[dict[str, Any]]:
 
 
 def speculative(tokenizer: BpeTokenizer, count: int) -> list[dict[str, Any]]:
-    """With guesses, of n-grams and of another model, against without."""
+    """Compare answers with guesses, by n-grams and by another model, with answers without."""
     draw, rows = random.Random(3), []
     both, eos = models(tokenizer.get_vocab_size(), 3), eos_of(tokenizer)
     for name in ("n-grams", "a model"):
         different = drafted = accepted = 0
         for number, text in enumerate(texts(count, draw)):
             model = both[number % 2]
-            # The other family disagrees almost always, the model itself never: both ways are taken.
+            # The other family almost never agrees with the model, the model itself always does.
             assistant = both[(number + number // 2) % 2]
             options, guesses, prompt = mixed(draw), draw.randint(1, 7), prompt_ids(tokenizer, text)
             helper: LanguageModel | None = None
-            if name == "a model":  # draws of its own would give other ids, from the same distribution
+            if name == "a model":  # sampling with guesses gives other ids
                 options = GenerationOptions(max_new_tokens=options.max_new_tokens)
                 changed, helper = dataclasses.replace(options, num_assistant_tokens=guesses), assistant
             else:
@@ -163,7 +163,7 @@ def speculative(tokenizer: BpeTokenizer, count: int) -> list[dict[str, Any]]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Compare, print, write; 1 if anything differs."""
+    """Compare, print, write. Returns 1 if anything differs."""
     torch.set_num_threads(arguments.threads)
     lines = [pair.question + pair.answer for pair in read_conversations(DATA)[0]]
     tokenizer = BpeTokenizer.train(lines, vocab_size=arguments.vocab_size)

@@ -1,20 +1,20 @@
-"""GPT and Qwen3 side by side: equal parameters, equal data and recipe, equal time.
+"""GPT and Qwen3 compared: with equal parameters, equal data and recipe, equal time.
 
     python benchmarks/families.py --data QA.jsonl --output benchmarks/results/NAME.json
     python benchmarks/families.py --data data/data.jsonl --budgets 2 4 --seeds 1 --slice 1      # toy size
 
-Both families train by one recipe (`qa-cpu`, without dropout, which Qwen3 does not have) with the same layers,
-width and heads. What Qwen3 saves in positions, biases and shared heads, its MLP gets: `intermediate_size` is
-chosen so that both have the same number of parameters, within 1 %. For each seed and each budget of training
-seconds there is one run a family, its cosine fitted to the budget; the runs of a seed take turns of `--slice`
-seconds on the same threads. Printed is the loss per answer character (its closing <sep> counts as one) over
-the whole validation part. A seed decides initial weights and order; the split is the same for all.
+Both families train with one recipe (`qa-cpu`, without dropout, which Qwen3 does not have), with the same
+layers, width and heads. `intermediate_size` of Qwen3 is chosen so that both have the same number of
+parameters, within 1 %. For each seed and each budget of training seconds there is one run per family, with a
+schedule that ends with the budget. The runs of a seed take turns of `--slice` seconds on the same threads.
+The loss is per answer character (a closing <sep> counts as one) over the whole validation part. A seed
+decides initial weights and order; the split is the same for all.
 """
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -34,7 +34,7 @@ FAMILIES = ("gpt", "qwen3")
 
 
 def main() -> None:
-    """Run all arms in turns and print the table, the machine, and one JSON object."""
+    """Run all arms in turns. Print the table, the machine, and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,13 +57,14 @@ def main() -> None:
     columns = ("seconds", *FAMILIES, "difference", "deviation")
     rows = [[row[column] for column in columns] for row in numbers["means"]]
     table(f"loss per answer character, mean of {len(options.seeds)} seeds", columns, rows, (0, 1, 2, 3, 4))
-    print(json.dumps(numbers, ensure_ascii=False), flush=True)  # first: the file may be refused
+    # printed before the file is written, which may fail
+    print(json.dumps(numbers, ensure_ascii=False), flush=True)
     if options.output:
         options.output.write_text(json.dumps(numbers, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Split the data, build the arms, let them take turns, seed by seed."""
+    """Split the data and build the arms; they take turns, seed by seed."""
     paths = prepared_data(options.data, folder, options.split_seed)
     chosen = {name: value for name in ("n_layer", "n_embd", "n_head") if (value := getattr(options, name))}
     family: dict[str, Any] = {**FOREIGN_OPTIONS["gpt"], "family": "gpt", "dropout": 0.0}
@@ -101,22 +102,22 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def parameters(config: TrainConfig, vocab_size: int) -> int:
-    """How many values a family's model has."""
+    """Return the number of parameters of a family's model."""
     return config.model_config(vocab_size).parameter_count()
 
 
 def as_large(gpt: TrainConfig, vocab_size: int, more: dict[str, Any]) -> TrainConfig:
-    """A Qwen3 with a GPT's layers and width whose MLP makes it as large.
+    """Return a Qwen3 with a GPT's layers and width, and as many parameters by the size of its MLP.
 
     Raises:
-        SystemExit: if no width of the MLP comes within 1 %.
+        SystemExit: if no MLP size comes within 1 %.
     """
     values: dict[str, Any] = {**FOREIGN_OPTIONS["qwen3"], "family": "qwen3", **more, "intermediate_size": 8}
     least = dataclasses.replace(gpt, **values)
     goal, lowest = parameters(gpt, vocab_size), parameters(least, vocab_size)
     channels = (goal - lowest) / (
         3 * gpt.n_embd * gpt.n_layer
-    )  # each channel costs a value in three matrices
+    )  # a channel of the MLP adds a row to three matrices
     found = dataclasses.replace(least, intermediate_size=8 + max(0, round(channels / 8) * 8))
     there = parameters(found, vocab_size)
     if abs(there - goal) > 0.01 * goal:
@@ -127,7 +128,7 @@ def as_large(gpt: TrainConfig, vocab_size: int, more: dict[str, Any]) -> TrainCo
 
 
 def mean_of(rows: list[dict[str, Any]], budget: float) -> dict[str, Any]:
-    """The families' mean losses at a budget; by how much Qwen3's is higher: mean and deviation over seeds."""
+    """Return the mean losses at a budget, and how much higher Qwen3's is: mean and deviation over seeds."""
     losses = {
         family: [row["answer_loss"] for row in rows if (row["family"], row["budget"]) == (family, budget)]
         for family in FAMILIES

@@ -1,29 +1,29 @@
-"""Fine-tuning on questions and answers: minigpt beside transformers' Trainer, from the same weights.
+"""Fine-tuning on questions and answers: minigpt compared with transformers' Trainer, from the same weights.
 
     python benchmarks/fine_tuning.py --data data/data.jsonl --output benchmarks/results/NAME.json
     python benchmarks/fine_tuning.py --data data/data.jsonl --toy
 
-Both start from one checkpoint (made here, `--epochs_before` epochs of minigpt on the questions and answers as
-plain sequences, or random with 0), of the size of `qa-cpu`, and learn the same pairs with the loss on the
-answers alone. `transformers` is used as its users write it: Trainer, AdamW at the same rate with the same
-betas and decay, a cosine with the same warm-up, a collator that pads to the longest pair of the batch and
-puts -100 wherever no answer stands. Arms:
+Both start from the same checkpoint, of the size of `qa-cpu`. It is made here: `--epochs_before` epochs of
+minigpt on the questions and answers as plain sequences, or random weights with 0. Both learn the same pairs,
+with the loss on the answers only. `transformers` is used in the usual way: Trainer, AdamW with the same rate,
+betas and decay, a cosine with the same warm-up, and a collator that pads to the longest pair of the batch and
+sets labels outside of answers to -100. The arms:
 
 - `transformers`: batches of `--batch_size` pairs in random order;
-- `minigpt, same steps`: the same batch size, AdamW with the same rate: what is left is how it is computed
-  (pairs of like length together, lm_head only where the loss counts);
-- `minigpt, qa-cpu`: the recipe, Muon and its own batches.
+- `minigpt, same steps`: the same batch size and AdamW with the same rate, so only the computation differs
+  (pairs of similar length in a batch, lm_head only where the loss counts);
+- `minigpt, qa-cpu`: the recipe, with Muon and its own batches.
 
-The arms take turns, epoch by epoch. Time is training alone. The loss is nats per answer token over the whole
-validation part, computed for all by minigpt's evaluation. `seconds_to_equal` is until the loss that
-transformers ends with, on the straight line between epochs. The last line is JSON. Needs transformers and
-accelerate; without them minigpt runs alone.
+The arms take turns, epoch by epoch. Time is training only. The loss is in nats per answer token over the
+whole validation part, computed for all by minigpt's evaluation. `seconds_to_equal` is the time to
+transformers' last loss, interpolated between epochs. The last line is JSON. The script needs transformers and
+accelerate; without them only minigpt runs.
 """
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -60,7 +60,7 @@ PEER = "transformers"
 
 
 class Ours:
-    """A minigpt run from a checkpoint; a turn is an epoch."""
+    """A minigpt run from a checkpoint. A turn is an epoch."""
 
     def __init__(self, name: str, config: TrainConfig, data: RunData, checkpoint: Path) -> None:
         self.name, self.trainer = name, Trainer(config, data)
@@ -69,7 +69,7 @@ class Ours:
         self.rows: list[dict[str, Any]] = [self.row()]
 
     def row(self) -> dict[str, Any]:
-        """Where it stands."""
+        """Return a row of the result: time and loss so far."""
         trainer = self.trainer
         loss = trainer.evaluate().metrics()["val_answer_loss"]
         return {"arm": self.name, "seed": trainer.config.seed, "steps": trainer.progress.steps_done} | {
@@ -78,7 +78,7 @@ class Ours:
         }
 
     def run(self, slice_seconds: float) -> bool:
-        """An epoch, however long it takes."""
+        """Train for an epoch. `slice_seconds` is ignored."""
         trainer, began = self.trainer, time.perf_counter()
         epoch = len(trainer.step.plan) // trainer.config.gradient_accumulation_steps
         for _ in range(min(epoch, trainer.step.total_steps - trainer.progress.steps_done)):
@@ -90,7 +90,7 @@ class Ours:
 
 
 class Theirs:
-    """A Trainer of transformers in a thread that waits between epochs; a turn is an epoch."""
+    """transformers' Trainer in a thread that waits between epochs. A turn is an epoch."""
 
     def __init__(self, config: TrainConfig, data: RunData, checkpoint: Path, work: Path, epochs: int) -> None:
         self.config, self.data, self.work = config, data, work
@@ -105,7 +105,7 @@ class Theirs:
         self._thread.start()
 
     def make(self, epochs: int) -> Any:
-        """The Trainer as a user writes it."""
+        """Make the Trainer as its users do."""
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -121,7 +121,7 @@ class Theirs:
                 module.p = 0.0
 
         class Turns(transformers.TrainerCallback):  # type: ignore[misc]
-            """Waits where an epoch begins; keeps the time."""
+            """Waits at the begin of each epoch, and measures time."""
 
             def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 outer._go.acquire()
@@ -163,7 +163,7 @@ class Theirs:
     _began = 0.0
 
     def note(self, steps: int) -> None:
-        """Measure with minigpt's own evaluation, on a model of minigpt's with these weights."""
+        """Measure the loss with minigpt's evaluation, on a minigpt model with these weights."""
         folder = self.work / "weights"
         self.model.save_pretrained(folder)
         report = evaluate_loss(load_model(folder), self.data.val.in_order(128))
@@ -173,15 +173,15 @@ class Theirs:
         )
 
     def _work(self, trainer: Any) -> None:
-        torch.set_num_threads(self.config.threads)  # each thread has a number of its own
+        torch.set_num_threads(self.config.threads)  # torch's thread count is a setting of each thread
         try:
             trainer.train()
-        except BaseException as error:  # told to who waits for the turn's end
+        except BaseException as error:  # `run` raises it in the main thread
             self._error = error
             self._back.release()
 
     def run(self, slice_seconds: float) -> bool:
-        """An epoch."""
+        """Train for an epoch."""
         self._go.release()
         self._back.acquire()
         if self._error is not None:
@@ -193,7 +193,7 @@ class Theirs:
 
 
 class Pairs(torch.utils.data.Dataset[dict[str, list[int]]]):
-    """The encoded pairs as Trainer wants them."""
+    """The encoded pairs as a Dataset for Trainer."""
 
     def __init__(self, pairs: EncodedExamples) -> None:
         self.pairs = pairs
@@ -209,7 +209,7 @@ class Pairs(torch.utils.data.Dataset[dict[str, list[int]]]):
 
 
 def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """The collator: to the batch's longest, -100 where there is nothing to learn."""
+    """Collate: pad to the longest row of the batch; labels that do not count are -100."""
     width = max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": 0, "labels": -100}
     batch = {
@@ -221,7 +221,7 @@ def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    """Run all arms in turns and print the table, the machine, and one JSON object."""
+    """Run all arms in turns. Print the table, the machine, and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -254,13 +254,13 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Make the checkpoint; let all arms take turns, seed by seed."""
+    """Make the checkpoint; all arms take turns, seed by seed."""
     paths = {**prepared_data(options.data, folder, options.split_seed), "threads": options.threads}
     size: dict[str, Any] = {"n_layer": 1, "n_embd": 32, "n_head": 2} if options.toy else {}
     recipe = dataclasses.replace(
         read_recipe("qa-cpu"), **paths, **size, device="cpu", num_train_epochs=float(options.epochs)
     )
-    if recipe.family == "gpt":  # GPT-2 in transformers has all biases, and trains them: so both do
+    if recipe.family == "gpt":  # both models have biases, as GPT-2 in transformers
         recipe = dataclasses.replace(recipe, bias=True)
     same = dataclasses.replace(
         recipe,
@@ -308,7 +308,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def make_checkpoint(recipe: TrainConfig, data: RunData, folder: Path, epochs: float) -> None:
-    """What all arms start from: some epochs of the recipe with the loss on all tokens."""
+    """Train the checkpoint that all arms start from: some epochs with the loss on all tokens."""
     config = dataclasses.replace(recipe, loss_on="all", num_train_epochs=epochs or 1.0)
     trainer = Trainer(config, data)
     for _ in range(trainer.step.total_steps if epochs else 0):
@@ -317,7 +317,7 @@ def make_checkpoint(recipe: TrainConfig, data: RunData, folder: Path, epochs: fl
 
 
 def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """Over the seeds: seconds an epoch, the last loss, and the time to transformers' last loss."""
+    """Return for each arm, over the seeds: seconds per epoch, last loss, time to transformers' last loss."""
     found, ratios = [], {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         epochs, lasts, equal, faster = [], [], [], []
@@ -344,7 +344,7 @@ def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str
 
 
 def curve_of(rows: list[dict[str, Any]], arm: str, seed: int) -> list[tuple[float, float]]:
-    """(seconds, loss) of a run."""
+    """Return the (seconds, loss) points of a run."""
     return [(r["seconds"], r["answer_loss"]) for r in rows if (r["arm"], r["seed"]) == (arm, seed)]
 
 

@@ -1,21 +1,23 @@
-"""Tokens a second on a CPU at batch 1, greedy: minigpt beside transformers, CTranslate2 and llama.cpp.
+"""Tokens per second on a CPU at batch 1, greedy: minigpt, transformers, CTranslate2 and llama.cpp.
 
-    python benchmarks/generate.py --shape char                 # 4 layers x 256, beside transformers
+    python benchmarks/generate.py --shape char                 # 4 layers x 256; only transformers as peer
     python benchmarks/generate.py --shape gpt2 --tokenizer DIR --output benchmarks/results/NAME.json
     python benchmarks/generate.py --shape qwen3 --tokenizer DIR             # the 0.6B shape; 8 GiB of memory
-    python benchmarks/generate.py --shape toy --rounds 1                    # in seconds
-    python benchmarks/generate.py --shape gpt2 --native_step                # what a missing C compiler costs
+    python benchmarks/generate.py --shape toy --rounds 1                    # takes seconds
+    python benchmarks/generate.py --shape gpt2 --native_step                # the cost of a missing C compiler
 
-Weights are random; nothing is downloaded. DIR holds a GPT-2 or Qwen3 tokenizer's files, which the peers'
-formats want. Peers are what is installed: transformers, ctranslate2, and xllamacpp (llama.cpp as a Python
-package); one that is missing is left out, and named. Each measurement is a process of its own, so that no
-library's threads disturb another's; the arms take turns, so that a busy neighbour slows all of them alike.
+Weights are random; nothing is downloaded. DIR holds the files of a GPT-2 or Qwen3 tokenizer, which the
+formats of the peers need. Peers are the installed packages: transformers, ctranslate2, and xllamacpp
+(llama.cpp for Python). A missing one is left out and named. Each measurement is a process of its own, so that
+the threads of one library do not disturb another. The arms take turns, so that other programs slow all of
+them equally.
 
 Decoding: (N - 1) tokens / (time for N tokens - time for 1), after a prompt of 32. Prefill: a prompt of 512
-and one token. Cold: a fresh process from its start to its first token, beside `import torch` and reading the
-weights once. Greedy tokens are compared: minigpt's must be those of transformers. The last line is JSON.
+and one token. Cold: from the start of a process to its first token, and for comparison the time of `import
+torch` and of reading the weights once. minigpt's greedy tokens must equal those of transformers. The last
+line is JSON.
 
---native_step measures minigpt alone, with the native step and as it runs where that cannot be built.
+--native_step measures minigpt only, with the native step and without it (as if there were no C compiler).
 """
 
 import argparse
@@ -34,15 +36,15 @@ from pathlib import Path
 from typing import Any
 
 PROMPT, PREFILL, NEW = 32, 512, 128
-NEW_WITHOUT = 32  # tokens without the native step, where each takes a second
+NEW_WITHOUT = 32  # fewer tokens without the native step, which is slow
 SHAPES: dict[str, dict[str, Any]] = {
     "toy": {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 300, "block_size": 640},
     "char": {"n_embd": 256, "n_head": 4, "n_layer": 4, "vocab_size": 4825, "block_size": 640},
     "gpt2": {"n_embd": 768, "n_head": 12, "n_layer": 12, "bias": True, "gelu": "tanh"}
     | {"vocab_size": 50257, "block_size": 1024},
-    "qwen3": {},  # the 0.6B preset
+    "qwen3": {},  # the preset 0.6B
 }
-ARMS = {  # name -> package that it needs
+ARMS = {  # name of an arm -> package that it needs
     "minigpt float32": "minigpt",
     "minigpt float16": "minigpt",
     "minigpt bfloat16": "minigpt",
@@ -58,15 +60,15 @@ NATIVE_STEP_ARMS = [f"minigpt {precision}{how}" for precision in ("float32", "in
 
 
 def prompt_ids(length: int) -> list[int]:
-    """A prompt of some tokens that every vocabulary here has."""
+    """Return a prompt whose ids are in every vocabulary here."""
     return [3 + i * 7 % 250 for i in range(length)]
 
 
-# -- what the peers need -------------------------------------------------------------------------------------
+# -- preparing the models ------------------------------------------------------------------------------------
 
 
 def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
-    """Write the model in every format that an installed peer reads; returns the arms that can run."""
+    """Write the model in every format that an installed peer reads. Returns the arms that can run."""
     import torch
 
     from minigpt.families.qwen3.model import Qwen3ForCausalLM
@@ -83,7 +85,7 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
     else:
         model = GPTLMHeadModel(GPTConfig(dropout=0.0, **SHAPES[shape]))
     if tokenizer is None:
-        # 一, which is asked below, and a plane of characters that is as large as any vocabulary here
+        # 一, which `cold` asks, and as many other characters as the vocabulary needs
         rest = ["一", *map(chr, range(0x20000, 0x20000 + model.config.vocab_size - 4))]
         chosen = Tokenizer.from_word2id({w: i for i, w in enumerate(["<pad>", "<unk>", "<sep>", *rest])})
     else:
@@ -91,7 +93,7 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
     folder = work / "model"
     save_pretrained(model, folder, chosen)
     arms = [name for name, package in ARMS.items() if importlib.util.find_spec(package)]
-    if tokenizer is None:  # llama.cpp and CTranslate2 have no character vocabularies
+    if tokenizer is None:  # llama.cpp and CTranslate2 need a BPE tokenizer
         return [name for name in arms if name.startswith(("minigpt", "transformers"))]
     for dtype in ("f32", "f16", "q8_0"):
         if f"llama.cpp {dtype}" in arms:
@@ -114,7 +116,7 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
 
 
 def writer(arm: str, work: Path, threads: int) -> Callable[[list[int], int], list[int]]:
-    """A function (prompt, new tokens) -> ids, ready to be timed."""
+    """Return the function (prompt, number of new tokens) -> ids that is timed."""
     kind, _, precision = arm.removesuffix(WITHOUT).partition(" ")
     if kind == "llama.cpp":
         return _llama(work / f"{precision}.gguf", threads)
@@ -192,7 +194,7 @@ def _llama(file: Path, threads: int) -> Callable[[list[int], int], list[int]]:
 
 
 def measure(arm: str, work: Path, threads: int) -> dict[str, Any]:
-    """Time one arm."""
+    """Measure one arm."""
     write = writer(arm, work, threads)
     new = NEW_WITHOUT if arm.endswith(WITHOUT) else NEW
 
@@ -219,17 +221,17 @@ print(len(content), flush=True)
 
 
 def cold(work: Path, threads: int) -> dict[str, tuple[float, float]]:
-    """Of a fresh process, seconds to its first output and to its end.
+    """Return the seconds of a fresh process to its first output and to its end.
 
-    `minigpt generate` shows its first token; beside it, what no such program can do without: importing torch
-    and reading the weights' bytes once.
+    Measured are `minigpt generate`, and for comparison what any such program must do: import torch and read
+    the weights once.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users' modules are compiled once
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users have compiled modules (.pyc files)
     first = ["-m", "minigpt", "generate", "--model", str(work / "model"), "--question", "一", "--stream"]
     first += ["--max_new_tokens", "1", "--threads", str(threads)]
     reading = ["-c", COLD.format(str(work / "model" / "model.safetensors"))]
-    _timed([sys.executable, *reading], environment)  # not counted: both find their files in memory
+    _timed([sys.executable, *reading], environment)  # warm-up, so that all files are in the page cache
     return {
         name: _timed([sys.executable, *command], environment)
         for name, command in {"first_token": first, "torch_and_reading": reading}.items()
@@ -251,11 +253,11 @@ def _timed(command: list[str], environment: dict[str, str]) -> tuple[float, floa
     return first, time.perf_counter() - start
 
 
-# -- all of them, in turns -----------------------------------------------------------------------------------
+# -- all arms, in turns --------------------------------------------------------------------------------------
 
 
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Prepare, take turns, print."""
+    """Prepare the models, let the arms take turns, print the results."""
     arms = prepare(options.shape, options.tokenizer, work)
     missing = [name for name in ARMS if name not in arms]
     if missing:
@@ -294,7 +296,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def run_native_step(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """With the native step and without it, in turns."""
+    """Measure minigpt with the native step and without it, in turns."""
     from minigpt.diagnosis.installation import instructions, processor
 
     prepare(options.shape, None, work)
@@ -305,7 +307,8 @@ def run_native_step(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     print()
     for row in rows:
         if row["arm"].endswith(WITHOUT):
-            twins = zip(found[row["arm"]], found[row["arm"].removesuffix(WITHOUT)])  # of one round
+            # pairs of measurements of one round
+            twins = zip(found[row["arm"]], found[row["arm"].removesuffix(WITHOUT)])
             speeds = [without["decode_per_second"] / beside["decode_per_second"] for without, beside in twins]
             row["share"] = spread(speeds)
             print("{arm}: {share[median]:.2g} of the speed with it".format(**row))
@@ -335,7 +338,7 @@ def take_turns(found: dict[str, list[dict[str, Any]]], options: argparse.Namespa
 
 
 def print_rows(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Print the spread of each arm's rounds as a table; returns them."""
+    """Print a table with the spread of each arm's rounds. Returns its rows."""
     rows = [row_of(arm, runs) for arm, runs in found.items()]
     print(
         f"\n{options.shape}, {options.threads} threads, median of {options.rounds} rounds (least to most)\n"
@@ -350,7 +353,7 @@ def print_rows(found: dict[str, list[dict[str, Any]]], options: argparse.Namespa
 
 
 def row_of(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The spread of an arm's rounds."""
+    """Return the spread of an arm's rounds."""
     return {
         "arm": arm,
         "decode": spread([one["decode_per_second"] for one in runs]),
@@ -359,12 +362,12 @@ def row_of(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return median, least and greatest value."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def version(package: str) -> str:
-    """An installed package's version, or nothing."""
+    """Return the version of an installed package, or nothing."""
     from importlib import metadata
 
     try:
@@ -374,7 +377,7 @@ def version(package: str) -> str:
 
 
 def main() -> None:
-    """Read the flags; measure one arm, or all."""
+    """Parse the flags; measure one arm, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="toy")
     parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's or Qwen3's tokenizer")

@@ -1,19 +1,19 @@
-"""Generation on one GPU: a single answer, batches of 1 to 256, and 256 requests of mixed length at once.
+"""Generation on one GPU: a single answer, batches of 1 to 256, and 256 requests of mixed lengths.
 
-    python benchmarks/generate_gpu.py --output benchmarks/results/NAME.json      # Qwen3-0.6B's shape
-    python benchmarks/generate_gpu.py --only single --precision bfloat16 int4
-    python benchmarks/generate_gpu.py --toy                                      # in seconds, anywhere
+    python benchmarks/generate_gpu.py --output benchmarks/results/NAME.json      # Qwen3-0.6B's shape python
+    benchmarks/generate_gpu.py --only single --precision bfloat16 int4 python benchmarks/generate_gpu.py --toy
+    # takes seconds, on any machine
 
-Weights are random; nothing is downloaded. All of it goes through minigpt.generation.engine, as in a server.
+Weights are random; nothing is downloaded. All parts use minigpt.generation.engine, as a server would.
 
-single: one request; the step as a CUDA graph, with torch.compile before that, and without either.
-sweep: B requests of one length, submitted at once. Time to first token is that of the last of them. Time per
-    token counts from there until the first one ends. Bytes: the weights once for each step, and the keys and
-    values that rows hold, on average; operations: 2 for each weight and row, and attention's. Both beside
-    what the maker promises for the device, where it is known here.
-mixed: 256 requests, prompts and answers of 100 to 1,024 tokens each; as many rows as fit the memory.
+single: one request; the step as a CUDA graph, as a CUDA graph with torch.compile, and without either. sweep:
+B requests of equal length, submitted together. The time to the first token is that of the last request.
+    The time per token counts from there until the first request ends. Bytes: the weights once per step, and
+    on average the keys and values of all rows. Operations: 2 per weight and row, and attention's. Both are
+    compared with the device's data sheet, if minigpt knows it.
+mixed: 256 requests, prompts and answers of 100 to 1,024 tokens each; as many rows as fit into the memory.
 
-Without a CUDA device all of it runs at toy size on the CPU, and says so. The last line is JSON.
+Without a CUDA device all parts run at toy size on the CPU, and the result says so. The last line is JSON.
 """
 
 import argparse
@@ -44,7 +44,7 @@ TOY = Qwen3Config(300, 64, 96, 2, 4, 2, 16, 256)
 
 
 def build(config: Qwen3Config, precision: str, device: torch.device) -> LanguageModel:
-    """A model of random weights, on its device."""
+    """Make a model with random weights on its device."""
     torch.manual_seed(0)
     with torch.device(device):
         model = new_model(config)
@@ -52,7 +52,7 @@ def build(config: Qwen3Config, precision: str, device: torch.device) -> Language
 
 
 def weights_of(model: LanguageModel) -> tuple[int, int]:
-    """Bytes that a step reads of the weights, and weights that multiply. An embedding is looked up only."""
+    """Return the bytes of weights that a step reads, and the number of weights that are multiplied."""
     held = {id(tensor): tensor for module in model.modules() for tensor in module._buffers.values()
             if tensor is not None}  # fmt: skip
     for module in model.modules():
@@ -65,14 +65,14 @@ def weights_of(model: LanguageModel) -> tuple[int, int]:
 
 
 def wait(device: torch.device) -> float:
-    """Now, when the device has done all that it was asked for."""
+    """Return the time when the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def run(engine: Engine, prompts: list[list[int]], new: list[int]) -> dict[str, float]:
-    """Submit all, write all: seconds to the last one's first token, per token from there, and in all."""
+    """Submit all requests and run them. Returns seconds to the last first token, per token, and in total."""
     start = wait(engine.cache.layer(0)[0].device)
     handles: list[RequestHandle] = [
         engine.submit(prompt, GenerationOptions(max_new_tokens=n)) for prompt, n in zip(prompts, new)
@@ -96,18 +96,18 @@ def run(engine: Engine, prompts: list[list[int]], new: list[int]) -> dict[str, f
 
 
 def prompts_of(count: int, lengths: tuple[int, int], vocab_size: int) -> list[list[int]]:
-    """Prompts of random ids, with lengths in a range."""
+    """Make prompts of random ids, with lengths in a range."""
     draw = random.Random(0)
     return [[draw.randrange(vocab_size) for _ in range(draw.randint(*lengths))] for _ in range(count)]
 
 
 def median(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """Of each number; the first round, which records graphs, is not among them."""
+    """Return the median of each number over the rounds."""
     return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
 
 
 class Bench:
-    """The parts, with what they have in common."""
+    """The three parts, and what they share."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -122,14 +122,14 @@ class Bench:
     def measure(
         self, model: LanguageModel, prompts: list[list[int]], new: list[int], **more: Any
     ) -> dict[str, float]:
-        """Median of the rounds, after one to warm up."""
+        """Return the medians of the rounds, after a warm-up round."""
         engine = Engine(model, max_waiting=len(prompts), **{"cuda_graph": True, **more})
         run(engine, prompts, new)
         found = median([run(engine, prompts, new) for _ in range(self.options.rounds)])
         return {**found, "cache_mib": engine.bytes / 2**20}
 
     def single(self) -> list[dict[str, Any]]:
-        """One request, in each precision and way."""
+        """Measure one request, in each precision and each way of running a step."""
         rows = []
         prompts = prompts_of(1, (self.prompt, self.prompt), self.config.vocab_size)
         kinds: dict[str, dict[str, Any]] = {"graph": {}, "neither": {"cuda_graph": False}}
@@ -145,8 +145,8 @@ class Bench:
         return rows
 
     def use(self, model: LanguageModel, rows: int, found: dict[str, float]) -> dict[str, float]:
-        """Bytes and operations of a step, each second, and what part of the promised they are."""
-        held = self.prompt + self.new / 2  # tokens of a row, on average
+        """Return bytes and operations per second, and their share of the data sheet's numbers."""
+        held = self.prompt + self.new / 2  # mean number of tokens in a row
         size, count = weights_of(model)
         dtype = next(model.parameters()).dtype
         moved = size + rows * held * cache_bytes(self.config, 1, 1, dtype)
@@ -160,7 +160,7 @@ class Bench:
         return per_second
 
     def sweep(self) -> list[dict[str, Any]]:
-        """Batches of one length."""
+        """Measure batches of requests of equal length."""
         model, rows = build(self.config, self.options.precision[0], self.device), []
         for B in (1, 2, 4) if self.is_toy else (1, 2, 4, 8, 16, 32, 64, 128, 256):
             prompts = prompts_of(B, (self.prompt, self.prompt), self.config.vocab_size)
@@ -172,7 +172,7 @@ class Bench:
         return rows
 
     def mixed(self) -> dict[str, Any]:
-        """Requests of unlike lengths; those that have no row wait."""
+        """Measure requests of mixed lengths. Requests without a free row wait."""
         count, lengths = (8, (4, 24)) if self.is_toy else (256, (100, 1024))
         model = build(self.config, self.options.precision[0], self.device)
         prompts = prompts_of(count, lengths, self.config.vocab_size)
@@ -185,14 +185,14 @@ class Bench:
             rows = min(count, max(1, int(0.85 * free / row)))
         size = {"max_rows": rows, "max_length": length, "chunk": 4096}
         found = self.measure(model, prompts, new, **size)
-        found.pop("per_token", None)  # from the last first token on: says nothing here
+        found.pop("per_token", None)  # not meaningful for mixed lengths
         found.pop("first_token", None)
         print(f"mixed: {count} requests in {rows} rows, {found['tokens_per_second']:.0f} new tokens/s")
         return {"requests": count, "rows": rows, "read": sum(map(len, prompts)), "written": sum(new), **found}
 
 
 def main() -> None:
-    """Read the flags, run the parts, print the object."""
+    """Parse the flags, run the parts, print the JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=None,

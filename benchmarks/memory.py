@@ -1,21 +1,21 @@
-"""Memory of `minigpt train`: the most that a run held, beside what `--dry_run` says and what arithmetic says.
+"""Peak memory of `minigpt train`, compared with the estimate of `--dry_run` and with simple arithmetic.
 
     python benchmarks/memory.py --output benchmarks/results/NAME.json             # 124M: 6 GiB of memory
     python benchmarks/memory.py --toy
 
-Each run is a process of its own, the command that users type, of a few steps with an evaluation and two
-checkpoints, on random text with `--tokens` tokens a step. `peak` is the most that the system saw in it at any
-time (ru_maxrss), Python, torch and all, from start to end: nothing is taken off. `import` is the same of a
-process that imports what training needs and ends. `parts` is 16 bytes a parameter (weights, gradients and
-AdamW's two moments in float32) and what is kept for the backward pass, by arithmetic; `estimate` is what
---dry_run says: these parts with the gaps that the C library's allocator leaves, and Python and torch. `error`
-is how far the estimate is from the peak. The last line is JSON.
+Each run is a process of its own: the users' command with a few steps, an evaluation and two checkpoints, on
+random text with `--tokens` tokens per step. `peak` is the maximum memory of the process as the system reports
+it (ru_maxrss), with Python and torch. `import` is the same for a process that only imports what training
+needs. `parts` is 16 bytes per parameter (weights, gradients and AdamW's two moments in float32) plus the
+computed memory of activations. `estimate` is the estimate of --dry_run: these parts with the gaps of the C
+library's allocator, plus Python and torch. `error` is the difference between estimate and peak. The last line
+is JSON.
 """
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -31,8 +31,8 @@ from benchmarks.turns import add_flags, finish, spread, surroundings
 from minigpt.console.terminal import table
 from minigpt.training.estimate import HELD, TORCH_ITSELF
 
-# Started by a process that is small itself: before a new program begins, its process counts as large as the
-# one that it was forked from.
+# The run is started by a small process, because ru_maxrss of a new process begins with the size of its
+# parent.
 LAUNCHER = """
 import json, os, sys
 pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, *sys.argv[1:]])
@@ -43,7 +43,7 @@ IMPORT = "import minigpt.train, minigpt.training.estimate, minigpt.training.loop
 
 
 def main() -> None:
-    """Measure every size; print the table, the machine, and one JSON object."""
+    """Measure every size. Print the table, the machine, and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def measure(size: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The rounds of one size."""
+    """Measure the rounds of one size."""
     flags = command(size, options, folder)
     told, _ = run([*flags, "--output", str(folder / "dry"), "--dry_run"], options.threads)
     estimate = json.loads(told.splitlines()[-1])
@@ -106,7 +106,7 @@ def measure(size: str, options: argparse.Namespace, folder: Path) -> dict[str, A
 
 
 def command(size: str, options: argparse.Namespace, folder: Path) -> list[str]:
-    """The user's command, without --output."""
+    """Return the user's command, without --output."""
     shape = {"block_size": options.length, **SIZES[size]}
     paths = write_text(folder, shape.pop("vocab_size"))
     values = {**shape, **paths, "shards": folder / "shards", "optimizer": options.optimizer}
@@ -119,10 +119,10 @@ def command(size: str, options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def run(arguments: list[str], threads: int) -> tuple[str, float]:
-    """Standard output of a Python process, and the most memory it held, MiB.
+    """Run Python. Returns its standard output and its peak memory in MiB.
 
     Raises:
-        SystemExit: if it fails, with what it said.
+        SystemExit: if it fails, with its output.
     """
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHER, *arguments],
@@ -135,7 +135,7 @@ def run(arguments: list[str], threads: int) -> tuple[str, float]:
     code, most = json.loads(done.stderr.splitlines()[-1])
     if code:
         raise SystemExit(f"{' '.join(arguments)}: exit code {code}\n{done.stderr}")
-    return done.stdout, most / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB here
+    return done.stdout, most / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB on Linux
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Drives the user's own nanoGPT: runs its train.py as it is, in turns, and measures what it has learned.
+"""Runs the user's own nanoGPT: its unchanged train.py takes turns with minigpt, and its loss is measured.
 
     python benchmarks/nanogpt.py EVERY SEED VAL.bin train.py's arguments
 
-That is what `NanoGPT` starts, in a temporary folder with the checkout's files; not for people. train.py
-prints a line after each iteration; its `print` is replaced by one that keeps the time, that measures the loss
-over the whole validation part after every EVERY iterations, and that waits for its next turn when one is
-over. Training's time runs from one such line to the next: neither the measurement nor the waiting counts. A
-turn is a line "SECONDS" on standard input; what was measured goes to standard output, one JSON object a line.
+`NanoGPT` starts this command in a temporary folder with the files of the checkout; it is not for people.
+train.py prints a line after each iteration. Its `print` is replaced by a function that measures time, that
+measures the loss over the whole validation part after every EVERY iterations, and that waits for the next
+turn. Training time runs from one such line to the next, without measurements and waiting. A turn is a line
+"SECONDS" on standard input. The results go to standard output, one JSON object per line.
 
-It imports nothing of minigpt. The same function measures both: `loss_over`.
+It imports nothing from minigpt. One function, `loss_over`, measures both.
 """
 
 import json
@@ -35,17 +35,19 @@ from torch.nn import functional as F
 def loss_over(
     logits: Callable[[Tensor], Tensor], ids: npt.NDArray[Any], T: int, device: str | torch.device = "cpu"
 ) -> float:
-    """Nats per token over all of `ids` but the first, read in windows of T side by side.
+    """Return nats per token over all of `ids` but the first, read in adjacent windows of T tokens.
 
     Args:
-        logits: ids (B, T) -> scores (B, T, V).
+        logits: function from ids (B, T) to scores (B, T, V).
+        ids: the tokens.
+        T: length of a window.
     """
     all_ids = torch.from_numpy(ids.astype(np.int64))
     total, whole = 0.0, (len(ids) - 1) // T * T
     windows, targets = all_ids[:whole].view(-1, T), all_ids[1 : whole + 1].view(-1, T)
     B = max(1, 2**15 // T)
     pieces = [(windows[i : i + B], targets[i : i + B]) for i in range(0, len(windows), B)]
-    if whole < len(ids) - 1:  # the last window is shorter
+    if whole < len(ids) - 1:  # the last, shorter window
         pieces.append((all_ids[None, whole:-1], all_ids[None, whole + 1 :]))
     for x, y in pieces:
         scores = logits(x.to(device)).float()  # (B, T, V)
@@ -55,14 +57,14 @@ def loss_over(
 
 
 class Missing(Exception):  # noqa: N818 -- no error of ours: the peer is named, and the rest runs
-    """A peer that is not there, or does not run."""
+    """Raised if a peer is not installed or does not run. The benchmark names it, and runs the rest."""
 
 
 def require_checkout(folder: Path | None, *needed: str) -> Path:
-    """A folder with the files of nanoGPT that a benchmark needs.
+    """Return the folder of nanoGPT, after checking that it has the needed files.
 
     Raises:
-        Missing: saying what is not there.
+        Missing: if a file is missing; the message names it.
     """
     if folder is None:
         raise Missing("nanoGPT: no --nanogpt DIR was given")
@@ -73,7 +75,7 @@ def require_checkout(folder: Path | None, *needed: str) -> Path:
 
 
 def lay_out(checkout: Path, work: Path) -> None:
-    """Put the checkout's files into a folder where it may write: the user's own stays as it is."""
+    """Copy the files of the checkout into a work folder, so that the user's folder does not change."""
     for file in checkout.glob("*.py"):
         shutil.copy(file, work)
     if (checkout / "config").is_dir():
@@ -81,19 +83,19 @@ def lay_out(checkout: Path, work: Path) -> None:
 
 
 class NanoGPT:
-    """A run of the user's nanoGPT that takes turns with ours. Rows: seconds, iterations, loss.
+    """A run of the user's nanoGPT that takes turns with minigpt. Its rows have seconds, iterations and loss.
 
     Args:
         checkout: the user's folder.
         work: an empty folder for this run.
-        text: what to learn from; as in its prepare.py the last tenth is the validation part, and the
-            vocabulary is the text's characters.
-        arguments: of train.py.
-        every: iterations between measurements.
-        stop: seconds of training after which the run is not continued.
+        text: the text. As in nanoGPT's prepare.py, the last tenth is the validation part, and the vocabulary
+            consists of the text's characters.
+        arguments: arguments of train.py.
+        every: number of iterations between measurements.
+        stop: seconds of training after which the run ends.
 
     Raises:
-        Missing: if train.py ends with an error, with its last line.
+        Missing: if train.py fails; the message has its last line.
     """
 
     def __init__(
@@ -116,9 +118,9 @@ class NanoGPT:
         first = int(len(text) * 0.9)
         ids[:first].tofile(data / "train.bin")
         ids[first:].tofile(data / "val.bin")
-        # without it train.py would take GPT-2's 50,304 entries; written here, read only by nanoGPT
+        # without this file train.py would use GPT-2's 50,304 entries; only nanoGPT reads it
         (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(characters)}))
-        # the one evaluation of its own that is left is the one before the first iteration
+        # switch off train.py's own evaluations, except the one before the first iteration
         arguments = [*arguments, "--eval_interval=1000000000"]
         command = [sys.executable, str(Path(__file__).resolve()), str(every), str(seed)]
         number = str(threads)
@@ -167,14 +169,14 @@ class NanoGPT:
         raise Missing(f"nanoGPT: train.py ended with an error: {said[-1] if said else 'it said nothing'}")
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         if self._child.poll() is None:
             self._child.kill()
         self._child.communicate()
 
 
 class Watch:
-    """Stands in for `print` in train.py."""
+    """Replaces `print` in train.py."""
 
     def __init__(self, every: int, ids: npt.NDArray[Any], channel: Any) -> None:
         self.every, self.ids, self.channel = every, ids, channel
@@ -182,20 +184,20 @@ class Watch:
         self.began: float | None = None
 
     def tell(self, **values: Any) -> None:
-        """One JSON object to whoever started this."""
+        """Send a JSON object to the parent process."""
         self.channel.write(json.dumps(values) + "\n")
         self.channel.flush()
 
     def wait(self) -> None:
-        """Until the next turn."""
+        """Wait for the next turn."""
         self.turn = self.seconds + float(sys.stdin.readline())
 
     def __call__(self, *values: Any, **_: Any) -> None:
-        """A line of train.py's."""
+        """Handle a line that train.py prints."""
         now = time.perf_counter()
         line = " ".join(map(str, values))
         names = sys._getframe(1).f_globals
-        if line.startswith("step "):  # its own evaluation is over, before the first iteration
+        if line.startswith("step "):  # train.py's evaluation before the first iteration is done
             self.wait()
         elif found := re.match(r"iter (\d+): loss", line):
             assert self.began is not None, "train.py's first evaluation did not come"
@@ -211,11 +213,11 @@ class Watch:
         self.began = time.perf_counter()
 
     def measure(self, iterations: int, names: dict[str, Any]) -> None:
-        """The loss over the whole validation part."""
+        """Measure the loss over the whole validation part."""
         model, T = names["raw_model"], names["block_size"]
         model.eval()
         try:
-            with names["ctx"]:  # given targets, it computes the scores of all positions
+            with names["ctx"]:  # with targets, nanoGPT computes logits at all positions
                 loss = loss_over(lambda ids: model(ids, ids)[0], self.ids, T, names["device"])
         finally:
             model.train()
@@ -224,13 +226,13 @@ class Watch:
 
 
 def main() -> None:
-    """Run train.py of the folder."""
+    """Run the train.py in the current folder."""
     every, seed, val = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what else is printed is a log
+    os.dup2(2, 1)  # all other output goes to stderr
     sys.argv = sys.argv[4:]
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    real = torch.manual_seed  # train.py has one seed of its own
+    real = torch.manual_seed  # train.py has a fixed seed
     torch.manual_seed = lambda number: real(number + seed)  # type: ignore[assignment]
     watch = Watch(every, np.fromfile(val, dtype=np.uint16), channel)
     runpy.run_path(sys.argv[0], init_globals={"print": watch}, run_name="__main__")

@@ -1,11 +1,11 @@
-"""Every benchmark of this folder that is made for a GPU, one after the other; a JSON file of each.
+"""Runs every benchmark of this folder that is made for a GPU, and writes a JSON file for each.
 
     python benchmarks/on_a_gpu.py --output results                          # all that need no data
-    python benchmarks/on_a_gpu.py --output results --text input.txt         # training's, too: plain text
+    python benchmarks/on_a_gpu.py --output results --text input.txt         # also training, on plain text
 
-A benchmark is a script whose name ends in _gpu.py; its last line is JSON. One that fails is named, its output
-is kept beside the results, and the others run all the same; the exit status is then 1. Without a CUDA device
-they run at toy size, and say so.
+A benchmark is a script whose name ends in _gpu.py; its last line is JSON. If one fails, it is named, its
+output is kept with the results, the others still run, and the exit status is 1. Without a CUDA device they
+run at toy size, and say so.
 """
 
 import argparse
@@ -22,10 +22,10 @@ NEEDS_TEXT = {"training_gpu"}
 
 
 def run(script: Path, arguments: list[str], goal: Path) -> dict[str, Any]:
-    """One benchmark: its JSON object, or what went wrong."""
+    """Run one benchmark. Returns its JSON object, or the error."""
     start = time.perf_counter()
     print(f"\n== {script.name} {' '.join(arguments)}", flush=True)
-    # a checkout is enough: nothing need be installed
+    # minigpt need not be installed: the checkout is on PYTHONPATH
     path = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, str(script), *arguments], cwd=FOLDER.parent, text=True, encoding="utf-8",
@@ -34,7 +34,7 @@ def run(script: Path, arguments: list[str], goal: Path) -> dict[str, Any]:
     assert process.stdout is not None
     lines = []
     with (goal / f"{script.stem}.log").open("w", encoding="utf-8") as log:
-        for line in process.stdout:  # shown as it comes: it may take minutes
+        for line in process.stdout:  # show the output at once, because it may take minutes
             print(line, end="", flush=True)
             log.write(line)
             lines.append(line)
@@ -50,7 +50,7 @@ def run(script: Path, arguments: list[str], goal: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run them all; returns the exit status."""
+    """Run all benchmarks. Returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the results; made if need be")
     parser.add_argument("--text", type=Path, help="what the benchmarks of training read")

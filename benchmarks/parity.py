@@ -1,12 +1,12 @@
-"""How far apart are the same weights' results in minigpt's PyTorch, in transformers, in NumPy and in JAX?
+"""Compares the results of the same weights in minigpt's PyTorch, transformers, NumPy and JAX.
 
-    python benchmarks/parity.py                    # tiny random shapes of both families, in seconds
-    python benchmarks/parity.py --gpt2_124m        # and GPT-2's 124M shape once; 4 GiB of memory
+    python benchmarks/parity.py                    # tiny random shapes of both families; takes seconds
+    python benchmarks/parity.py --gpt2_124m        # also GPT-2's 124M shape; 4 GiB of memory
 
-Random weights (nothing is downloaded), drawn by transformers, large enough that the logits are of ordinary
-size. Differences are the largest over all entries and shapes: absolute, and relative to the largest entry of
-what is compared with. Gradients are those of every weight, of the mean loss of predicting the next token.
-Prints a table for the README and, last, one JSON object.
+Weights are random (nothing is downloaded). transformers draws them, so large that the logits have a usual
+size. A difference is the largest over all entries and shapes: absolute, and relative to the largest entry of
+the expected array. Gradients are those of every weight, for the mean loss of next-token prediction. The
+script prints a table for the README and, last, one JSON object.
 """
 
 import argparse
@@ -47,13 +47,13 @@ QWEN3 = [  # hidden, heads, key/value heads, head_dim, layers, vocabulary, inter
 
 @dataclass
 class Difference:
-    """The largest difference met so far."""
+    """The largest difference so far."""
 
     absolute: float = 0.0
     relative: float = 0.0
 
     def add(self, got: Any, expected: Any) -> None:
-        """Compare two arrays of one shape; NaN anywhere counts as infinitely far."""
+        """Compare two arrays of equal shape. NaN counts as an infinite difference."""
         got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
         assert got.shape == expected.shape, (got.shape, expected.shape)
         off = np.abs(got - expected).max()
@@ -64,13 +64,13 @@ class Difference:
 
 @dataclass
 class Row:
-    """One line of the table."""
+    """A row of the table."""
 
     logits: Difference = field(default_factory=Difference)
     gradients: Difference | None = None
 
     def add_gradients(self, got: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Compare every weight's gradient; relative to the largest entry of all."""
+        """Compare the gradients of all weights, relative to the largest entry of all of them."""
         self.gradients = self.gradients or Difference()
         assert got.keys() == expected.keys(), got.keys() ^ expected.keys()
         names = sorted(expected)
@@ -79,7 +79,7 @@ class Row:
 
 
 def oracle(family: str, shape: tuple[Any, ...], dtype: torch.dtype, scale: float) -> Any:
-    """A model of transformers with random weights."""
+    """Make a model of transformers with random weights."""
     if family == "gpt2":
         C, H, L, V, N = shape
         config = transformers.GPT2Config(
@@ -97,13 +97,13 @@ def oracle(family: str, shape: tuple[Any, ...], dtype: torch.dtype, scale: float
         )  # fmt: skip
         model = transformers.Qwen3ForCausalLM(config)
     for name, parameter in model.named_parameters():
-        if "norm" in name or ".ln_" in name or name.endswith("bias"):  # else they are all ones and zeros
+        if "norm" in name or ".ln_" in name or name.endswith("bias"):  # these are otherwise all ones or zeros
             torch.nn.init.normal_(parameter, 0.0 if name.endswith("bias") else 1.0, 0.1)
     return model.to(dtype).eval()
 
 
 def loss_gradients(model: Any, logits: Callable[[Any], Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """Gradients of the mean loss, under the model's own names."""
+    """Return the gradients of the mean loss, under the model's own names."""
     model.zero_grad()
     F.cross_entropy(logits(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -118,14 +118,14 @@ def compare(
     T: int,
     B: int,
 ) -> float:
-    """Add one shape to the table; returns its largest logit."""
+    """Add one shape to the table. Returns its largest logit."""
     theirs = oracle(family, shape, dtype, scale)
     names = FAMILIES[family]
     values = json.loads(theirs.config.to_json_string(use_diff=False))
     config = names.config_from_hugging_face(values)
     tensors = dict(theirs.state_dict())
     if getattr(config, "tie_word_embeddings", True):
-        tensors.pop("lm_head.weight")  # the embedding once more
+        tensors.pop("lm_head.weight")  # a copy of the embedding
     ours = names.on_meta(config)
     names.load_state(ours, names.from_hugging_face(tensors, config, dtype), assign=True)
     ours.eval()
@@ -184,7 +184,7 @@ def _mean(trees: list[Any]) -> dict[str, Any]:
 
 
 def _named(names: Any, arrays: dict[str, Any], config: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """A reference's gradients under our names, turned as ours are."""
+    """Return the gradients of a reference under minigpt's names, transposed as there."""
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     return dict(names.from_hugging_face(tensors, config, dtype))
 
@@ -202,7 +202,7 @@ ROWS = (
 def measure(
     family: str, shapes: list[tuple[Any, ...]], dtype: torch.dtype, scale: float, T: int, B: int
 ) -> dict[str, Any]:
-    """One table: prints it, and returns it for the JSON line."""
+    """Print one table, and return it for the JSON line."""
     rows = {name: Row() for name in ROWS}
     largest = max(compare(family, shape, dtype, rows, scale, T, B) for shape in shapes)
     kind = str(dtype).removeprefix("torch.")

@@ -1,12 +1,12 @@
-"""Tokens a second of minigpt.reference.gpt2 in NumPy, with its KV cache and without, at GPT-2's 124M shape.
+"""Tokens per second of minigpt.reference.gpt2 in NumPy, with and without its cache, at GPT-2's 124M shape.
 
     python benchmarks/reference_speed.py --threads 2
-    python benchmarks/reference_speed.py --toy                                # in a second
+    python benchmarks/reference_speed.py --toy                                # takes a second
 
-Without means what the shortest NumPy versions of GPT-2 do: for each new token the whole text goes through
-the model, and logits are computed at all of its positions. The weights are random, the tokens are what they
-are; both arms must write the same ones. The arms take turns in each round, so that a busy neighbour slows
-both alike; printed is the median of the rounds. The last line is JSON.
+Without the cache it works like the shortest NumPy versions of GPT-2: for each new token the model reads the
+whole text, and computes logits at all positions. Weights are random; both arms must give the same tokens. The
+arms take turns in each round, so that other programs slow both equally; the result is the median of the
+rounds. The last line is JSON.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SHAPES = {  # vocab_size, n_positions, n_embd, n_layer; n_head
 
 
 def measure(shape: str, prompt: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Seconds of both arms, and tokens a second by their medians."""
+    """Measure both arms. Returns their seconds, and tokens per second by the medians."""
     import numpy
 
     from minigpt.reference import gpt2, names
@@ -52,7 +52,8 @@ def measure(shape: str, prompt: int, tokens: int, rounds: int) -> dict[str, Any]
                 ids, params, n_head=n_head, n_tokens_to_generate=tokens, use_cache=use_cache
             )
             seconds[use_cache].append(time.perf_counter() - start)
-        # Sums in another order may turn a near-tie; the first token comes from the same text in both.
+        # Another order of summation may change a token when two scores are nearly equal. The first token
+        # comes from the same computation in both arms.
         assert written[True][0] == written[False][0]
     median = {use_cache: statistics.median(times) for use_cache, times in seconds.items()}
     return {
@@ -91,7 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="threads of NumPy's matrix products")
     options = parser.parse_args()
-    # NumPy's libraries read these when it is first imported, which is in `measure`
+    # NumPy's libraries read these variables when they are first imported, which happens in `measure`
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(options.threads)
     result = measure("toy" if options.toy else "124M", options.prompt, options.tokens, options.rounds)

@@ -1,10 +1,10 @@
-"""The picture of docs/sampling.md: what each option of generation does to one distribution.
+"""Draws the picture of docs/sampling.md: how each option of generation changes a distribution.
 
     python benchmarks/sampling.py                       # writes docs/sampling.png
     python benchmarks/sampling.py --output picture.svg
 
-Twelve tokens with made-up scores, behind a made-up text; what is drawn is what minigpt's own functions make
-of them, those that generation calls. It needs matplotlib (`pip install "minigpt[plot]"`).
+Twelve tokens get made-up scores after a made-up text. minigpt's own functions, the same as in generation,
+then change the scores. The script needs matplotlib (`pip install "minigpt[plot]"`).
 """
 
 import argparse
@@ -20,9 +20,10 @@ from minigpt.generation.sampling import filtered, greedy
 from minigpt.storage.files import atomic_write
 
 EOS = 3
-PROMPT, ANSWER = [4, 1], [0, 2, 0]  # the text so far; the next token is asked for
+PROMPT, ANSWER = [4, 1], [0, 2, 0]  # the text so far; the picture shows the next token
 PROBABILITIES = [0.26, 0.18, 0.13, 0.10, 0.08, 0.065, 0.055, 0.045, 0.035, 0.025, 0.015, 0.010]
-SCORES = [torch.tensor(p).log().item() + 3 for p in PROBABILITIES]  # above 0 and below, as a model's are
+# both above and below 0, as a model's scores
+SCORES = [torch.tensor(p).log().item() + 3 for p in PROBABILITIES]
 PANELS: list[dict[str, Any]] = [
     {},
     {"do_sample": False},
@@ -44,7 +45,7 @@ PANELS: list[dict[str, Any]] = [
 
 
 def distribution(options: GenerationOptions) -> list[float]:
-    """What each token's probability has become."""
+    """Return the probability of each token under the options."""
     scores = torch.tensor([SCORES])  # (1, V)
     ids = torch.tensor([[*PROMPT, *ANSWER]])  # (1, S)
     for process in make_processors(options, [EOS], len(SCORES), scores.device):
@@ -59,7 +60,7 @@ def distribution(options: GenerationOptions) -> list[float]:
 
 
 def title(values: dict[str, Any]) -> str:
-    """What a panel shows."""
+    """Return the title of a panel."""
     shown = [f"{name}={value}" for name, value in values.items()]
     return ", ".join(shown) if shown else "as the model says (do_sample=True)"
 
@@ -99,7 +100,7 @@ def draw(path: Path) -> None:
 
 
 def main() -> None:
-    """Read the flag; draw."""
+    """Parse the flag and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     default = Path(__file__).parents[1] / "docs" / "sampling.png"
     parser.add_argument("--output", type=Path, default=default)

@@ -1,24 +1,24 @@
-"""Plain text on a CPU: seconds to a validation loss, nanoGPT's recipe for CPUs beside `shakespeare-cpu`.
+"""Plain text on a CPU: time to a validation loss, for nanoGPT's recipe for CPUs and `shakespeare-cpu`.
 
     python benchmarks/shakespeare.py --text input.txt --nanogpt DIR --output benchmarks/results/NAME.json
     python benchmarks/shakespeare.py --text input.txt --nanogpt DIR --toy
 
-DIR is your checkout of https://github.com/karpathy/nanoGPT, which is run as it is, with the command that its
-README gives for CPUs (2,000 iterations; only its own evaluations are turned off, and it starts from another
-seed each time). minigpt trains by the recipe `shakespeare-cpu`, once for each of `--fast_budgets` and for
-`--budget`, its schedule fitted to that time. Both learn from the first 90 % of the text's characters. All
-runs of a seed take turns of `--slice` seconds on the same threads, so that a busy neighbour slows all alike.
+DIR is your checkout of https://github.com/karpathy/nanoGPT. It is run unchanged, with the command that its
+README gives for CPUs (2,000 iterations; only its own evaluations are turned off, and each run has another
+seed). minigpt trains with the recipe `shakespeare-cpu`, once for each of `--fast_budgets` and for `--budget`,
+with a schedule that ends with that time. Both learn from the first 90 % of the text's characters. All runs of
+a seed take turns of `--slice` seconds on the same threads, so that other programs slow all of them equally.
 
-Time is training alone, from the first step on. The loss is nats per character over the whole validation part,
-in windows of 64 characters side by side, computed for both by one function. nanoGPT is measured every
-`--every` iterations; when it reaches `--target` is read off the straight line between two measurements. For
-minigpt it is the shortest whole run that ends at or below the target. The last line is JSON.
+Time is training only, from the first step on. The loss is in nats per character over the whole validation
+part, in adjacent windows of 64 characters, computed for both by one function. nanoGPT is measured every
+`--every` iterations; the time at which it reaches `--target` is interpolated. For minigpt, it is the time of
+the shortest whole run that ends at or below the target. The last line is JSON.
 """
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -47,17 +47,17 @@ from minigpt.training.config import read_recipe
 from minigpt.training.loop import Trainer
 from minigpt.training.run_data import TextData, read_data
 
-COMMAND = (  # nanoGPT's README, "I only have a macbook"
+COMMAND = (  # from nanoGPT's README, "I only have a macbook"
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
     "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
     "--lr_decay_iters=2000 --dropout=0.0"
 )
-WINDOW = 64  # characters that both see when they are measured: nanoGPT's block_size
+WINDOW = 64  # length of a window when both are measured: nanoGPT's block_size
 TOY = "--n_layer=1 --n_embd=32 --n_head=2 --max_iters=60 --lr_decay_iters=60 --eval_iters=1"
 
 
 def main() -> None:
-    """Run all arms in turns and print the table, the machine, and one JSON object."""
+    """Run all arms in turns. Print the table, the machine, and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Prepare both, let them take turns, seed by seed."""
+    """Prepare both programs; they take turns, seed by seed."""
     text = options.text.read_text(encoding="utf-8")
     config = dataclasses.replace(
         read_recipe(options.recipe), text=options.text, output=folder, threads=options.threads, device="cpu"
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         config = dataclasses.replace(config, n_layer=1, n_embd=32, n_head=2, warmup_steps=5)
     data = read_data(config)
     assert isinstance(data, TextData)
-    first, tokens = int(len(text) * 0.9), data.train.tokens  # nanoGPT's split
+    first, tokens = int(len(text) * 0.9), data.train.tokens  # the same split as nanoGPT's
     assert len(tokens) == len(text) + 1, "one token a character, and the one that ends the text"
     data = dataclasses.replace(data, train=TextPart(tokens, 0, first, config.block_size))
     validation = tokens.read(first, len(text) - first)
@@ -135,7 +135,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             rows += take_turns(arms, options.slice)
         except Missing as why:
             left_out.append(str(why))
-            rows += take_turns(arms[1:], options.slice)  # they go on where they stood
+            rows += take_turns(arms[1:], options.slice)  # the runs continue where they stopped
         finally:
             if peer is not None:
                 peer.close()
@@ -153,10 +153,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def start_peer(options: argparse.Namespace, work: Path, text: str, seed: int) -> NanoGPT:
-    """nanoGPT, ready for its first turn.
+    """Start nanoGPT, ready for its first turn.
 
     Raises:
-        Missing: if the folder is no checkout of it.
+        Missing: if the folder is not a checkout of nanoGPT.
     """
     checkout = require_checkout(
         options.nanogpt, "train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py"
@@ -167,9 +167,10 @@ def start_peer(options: argparse.Namespace, work: Path, text: str, seed: int) ->
 
 
 def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
-    """What the table shows, over the seeds, and how many times as fast minigpt is.
+    """Return the numbers of the table, over the seeds, and how many times faster minigpt is.
 
-    `final_ratio`: nanoGPT's whole training time over that of minigpt's shortest run that ends as low.
+    `final_ratio`: nanoGPT's whole training time divided by that of the shortest minigpt run with as low a
+    loss.
     """
     times: dict[str, list[float | None]] = {"nanoGPT": [], "minigpt": []}
     losses: dict[str, list[float]] = {"nanoGPT": [], "minigpt": []}
@@ -205,12 +206,12 @@ def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str
         "summary": arms,
         "ratio": spread(ratios) if ratios else None,
         "final_ratio": spread(final_ratios) if final_ratios else None,
-        "nanogpt_seconds": spread(ends) if ends else None,  # of its whole run
+        "nanogpt_seconds": spread(ends) if ends else None,  # time of its whole run
     }
 
 
 def loss_at(seconds: float, curve: list[tuple[float, float]]) -> float:
-    """A curve's loss after some seconds, on the straight line between measurements; at its end, its last."""
+    """Return a curve's loss after some seconds, interpolated; after its end, its last loss."""
     for (before, a), (after, b) in itertools.pairwise(curve):
         if before <= seconds <= after:
             return a + (b - a) * (seconds - before) / (after - before)

@@ -1,17 +1,17 @@
-"""Does the engine stay as it is? Mixed requests for minutes; memory, threads and slots over time.
+"""Sends mixed requests to the engine for minutes, and checks that memory, threads and slots stay constant.
 
     python benchmarks/soak.py --minutes 30 --output benchmarks/results/NAME.json
-    python benchmarks/soak.py --minutes 0.05 --clients 2                        # in seconds
+    python benchmarks/soak.py --minutes 0.05 --clients 2                        # takes seconds
 
-A tiny random model; a thread drives the engine, as in a server, and clients ask, one request after another:
-prompts of all lengths, half with a common beginning, options of all kinds. A third of the requests is
-cancelled somewhere; sometimes a client asks for more than the queue takes. Now and then a client compares an
-answer with the one that the model gives alone.
+The model is tiny and random. A thread runs the engine, as in a server. Clients send one request after
+another: prompts of all lengths, half of them with a common prefix, with options of all kinds. A third of the
+requests is cancelled at some point; sometimes a client sends more than the queue accepts. Now and then a
+client compares an answer with the model's answer outside the engine.
 
-Asserted at the end: every request has ended in one of its ways, none failed, all compared were the same, all
-slots are back, there are no more threads than after the warm-up (the first fifth of the time), and the
-process has grown since then by less than SLACK. Printed are one row an interval and one JSON object; exit
-code 1 if one of these did not hold.
+At the end the script checks: every request has ended, none failed, all compared answers were equal, all slots
+are free, there are no more threads than after the warm-up (the first fifth of the time), and the process has
+grown by less than SLACK since then. It prints a row per interval and one JSON object. The exit code is 1 if a
+check failed.
 """
 
 import sys
@@ -36,14 +36,14 @@ from minigpt.generation.engine import Engine, EngineThread, QueueFullError, Requ
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 V, BLOCK, EOS = 200, 128, 2
-# What malloc may hold back: it returns the end of a heap only from 128 KiB on, each thread has a heap of its
-# own, and a freed block that lies below a living one stays. 64 times that for all. So a leak of 1 KiB a
-# request shows from 8192 requests on; the result says how many there were.
+# Memory that malloc may keep. It returns the end of a heap only from 128 KiB on, each thread has its own
+# heap, and a freed block below a used one stays. 64 times 128 KiB for all of this. So a leak of 1 KiB per
+# request shows from 8,192 requests on; the result has the number of requests.
 SLACK = 64 * 128 * 1024
 
 
 class Client(threading.Thread):
-    """Asks, waits, cancels, until it is told to stop."""
+    """A client thread: sends requests, waits, and cancels until it is told to stop."""
 
     def __init__(self, engine: Engine, seed: int, compare_every: int) -> None:
         super().__init__(name=f"client {seed}")
@@ -53,7 +53,7 @@ class Client(threading.Thread):
         self.errors: list[str] = []
 
     def run(self) -> None:
-        """One request after another."""
+        """Send one request after another."""
         while not self.is_over.is_set():
             try:
                 self.ask()
@@ -65,7 +65,7 @@ class Client(threading.Thread):
                 return
 
     def ask(self) -> None:
-        """One request, or several at once."""
+        """Send one request, or several together."""
         draw = self.draw
         prompt = [draw.randrange(3, V) for _ in range(draw.randint(1, 60))]
         if draw.random() < 0.5:
@@ -77,7 +77,7 @@ class Client(threading.Thread):
             values |= {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}
         options = GenerationOptions(**values)
         handle = self.submit(prompt, options)
-        if draw.random() < 0.05:  # a burst
+        if draw.random() < 0.05:  # now and then, more than the queue accepts
             self.ask_too_much(prompt, options)
         way = draw.random()
         if way < 0.33:
@@ -96,7 +96,7 @@ class Client(threading.Thread):
             )
 
     def ask_too_much(self, prompt: list[int], options: GenerationOptions) -> None:
-        """More than there is room for; then nobody wants it."""
+        """Send more requests than the queue accepts, and cancel them."""
         handles: list[RequestHandle] = []
         try:
             for _ in range(self.engine.max_waiting + self.engine.cache.slots + 1):
@@ -108,14 +108,14 @@ class Client(threading.Thread):
                 handle.cancel()
 
     def submit(self, prompt: list[int], options: GenerationOptions) -> RequestHandle:
-        """Ask, and count."""
+        """Submit a request, and count it."""
         handle = self.engine.submit(prompt, options, EOS)
         self.counts["asked"] += 1
         return handle
 
 
 def status(name: str) -> int:
-    """A number of this process: "VmRSS" in KiB, "Threads"."""
+    """Return a number of this process from /proc: "VmRSS" in KiB, "Threads"."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])
@@ -123,7 +123,7 @@ def status(name: str) -> int:
 
 
 def soak(minutes: float, clients: int, rows: int, interval: float, compare_every: int) -> dict[str, Any]:
-    """Let clients ask for some minutes; what was seen."""
+    """Let the clients send requests for some minutes. Returns the result."""
     torch.manual_seed(0)
     model = GPTLMHeadModel(GPTConfig(64, 4, 2, 0.0, BLOCK, V))
     for parameter in model.parameters():
@@ -158,7 +158,7 @@ def judged(
     samples: list[dict[str, Any]],
     alive: int,
 ) -> dict[str, Any]:
-    """What was seen, and which of the promises held."""
+    """Return the result, with the checks that passed and failed."""
     done, warm = engine.statistics, len(samples) // 5 + 1
     early, late = samples[warm : warm + max(1, len(samples) // 5)], samples[-max(1, len(samples) // 5) :]
     growth = 1024 * int(
@@ -186,7 +186,7 @@ def judged(
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Soak, print, write; 1 if a promise did not hold."""
+    """Run, print, write. Returns 1 if a check failed."""
     torch.set_num_threads(arguments.threads)
     found = soak(
         arguments.minutes, arguments.clients, arguments.rows, arguments.interval, arguments.compare_every

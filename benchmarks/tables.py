@@ -1,17 +1,17 @@
-"""Writes the tables of docs/performance.md and its translation from benchmarks/results/: no digit is typed.
+"""Writes the tables of docs/performance.md and its translation from benchmarks/results/.
 
-    python benchmarks/tables.py            # writes both pages anew
-    python benchmarks/tables.py --check    # changes nothing; exit code 1 if a page is not what it would write
+    python benchmarks/tables.py            # writes both pages
+    python benchmarks/tables.py --check    # changes nothing; exit code 1 if a page is out of date
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`. Of each benchmark (and shape) the newest result
-counts whose size is no toy's: by the date in it, then the file's name. Without one the table says "not yet
+A table is between `<!-- NAME -->` and `<!-- end -->`. Of each benchmark (and shape) the newest result that is
+not of toy size is used: by its date, then by its file name. Without a result the table says "not yet
 measured".
 """
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -78,12 +78,12 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def spread_of(values: dict[str, float] | None, nothing: str = "not reached") -> str:
-    """Median (least to most)."""
+    """Format a spread: median (least to greatest)."""
     return "{median:g} ({least:g} to {most:g})".format(**values) if values else nothing
 
 
 def generate(result: dict[str, Any]) -> Table:
-    """Decoding."""
+    """Table: decoding."""
     rows = [
         [
             row["arm"],
@@ -95,7 +95,7 @@ def generate(result: dict[str, Any]) -> Table:
 
 
 def native_step(result: dict[str, Any]) -> Table:
-    """Decoding with the native step and without it."""
+    """Table: decoding with the native step and without it."""
     columns, rows = generate(result)
     for row, measured in zip(rows, result["rows"]):
         share = measured.get("share")
@@ -105,7 +105,7 @@ def native_step(result: dict[str, Any]) -> Table:
 
 
 def cold(result: dict[str, Any]) -> Table:
-    """From a process' start to its first token."""
+    """Table: time from the start of a process to its first token."""
     names = {
         "first_token": "minigpt generate: first token",
         "torch_and_reading": "import torch, read the weights",
@@ -119,7 +119,7 @@ def cold(result: dict[str, Any]) -> Table:
 
 
 def context(result: dict[str, Any]) -> Table:
-    """A token's time over the tokens before it."""
+    """Table: time of a token by the number of earlier tokens."""
     columns = ["weights", "ms = ... + ... times S", "R²", "GB/s of the slope", "GB/s of adding up numbers"]
     rows = []
     for row in result["rows"]:
@@ -135,13 +135,13 @@ def context(result: dict[str, Any]) -> Table:
 
 
 def equality(result: dict[str, Any]) -> Table:
-    """Two ways to the same tokens."""
+    """Table: two ways that must give the same tokens."""
     rows = [[r["compared"], f"{r['trials']:,}", f"{r['different']:,}"] for r in result["rows"]]
     return ["compared", "trials", "different"], rows
 
 
 def soak(result: dict[str, Any]) -> Table:
-    """The engine over minutes."""
+    """Table: the engine over minutes."""
     counts, samples = result["requests"], result["samples"]
     warm = samples[len(samples) // 5 + 1]
     return ["what", "seen"], [
@@ -159,12 +159,12 @@ def soak(result: dict[str, Any]) -> Table:
 
 
 def shakespeare(result: dict[str, Any]) -> Table:
-    """Seconds to a loss."""
+    """Table: time to a loss on Shakespeare."""
     rows = [
         [row["arm"], spread_of(row["seconds_to_target"]), spread_of(row["loss_at_budget"]), "", ""]
         for row in result["summary"]
     ]
-    ends = {row["seed"]: row for row in result["rows"] if row["arm"] == "nanoGPT"}  # of each the last
+    ends = {row["seed"]: row for row in result["rows"] if row["arm"] == "nanoGPT"}  # last row of each seed
     whole = "; ".join(f"{end['seconds']:.0f} s: {end['loss']:.3f}" for end in ends.values())
     for row in rows:
         row[3] = spread_of(result["ratio"], "") if row[0] == "minigpt" else ""
@@ -174,7 +174,7 @@ def shakespeare(result: dict[str, Any]) -> Table:
 
 
 def chinese_qa(result: dict[str, Any]) -> Table:
-    """Loss after seconds."""
+    """Table: loss after seconds of training."""
     rows = [[row["arm"], f"{row['seconds']:g}", spread_of(row["loss"]), ""] for row in result["summary"]]
     if rows:
         rows[-1][-1] = spread_of(result["ratio"], "not reached")
@@ -182,7 +182,7 @@ def chinese_qa(result: dict[str, Any]) -> Table:
 
 
 def arithmetic(result: dict[str, Any]) -> Table:
-    """Share of sgemm."""
+    """Table: share of sgemm's speed."""
     columns = ["size", "parameters", "T", "GFLOP/s", "of sgemm", "the line is off by"]
     line = result["fit"]
     rows = []
@@ -199,7 +199,7 @@ def arithmetic(result: dict[str, Any]) -> Table:
 
 
 def arithmetic_in_16_bits(result: dict[str, Any]) -> Table:
-    """Beside sgemm, and beside the same steps in float32."""
+    """Table: speed in 16 bits, compared with sgemm and with the same steps in float32."""
     rows = [
         [
             r["size"],
@@ -213,7 +213,7 @@ def arithmetic_in_16_bits(result: dict[str, Any]) -> Table:
 
 
 def memory(result: dict[str, Any]) -> Table:
-    """The most that a run holds."""
+    """Table: peak memory of training."""
     columns = ["size", "parameters", "MiB at most", "estimate", "error", "import alone, MiB"]
     rows = []
     for r in result["rows"]:
@@ -228,7 +228,7 @@ def memory(result: dict[str, Any]) -> Table:
 
 
 def fine_tuning(result: dict[str, Any]) -> Table:
-    """Epochs beside transformers."""
+    """Table: fine-tuning compared with transformers."""
     columns = ["arm", "seconds an epoch", "last loss", "seconds to transformers' loss", "seeds that reach it"]
     columns.append("times as fast")
     rows = []
@@ -240,13 +240,13 @@ def fine_tuning(result: dict[str, Any]) -> Table:
 
 
 def gpu_speed(result: dict[str, Any]) -> Table:
-    """One GPU."""
+    """Table: training speed on one GPU."""
     rows = [[r["arm"], spread_of(r["tokens_per_second"]), spread_of(r["mfu"], "")] for r in result["speed"]]
     return ["arm", "tokens/s", "MFU"], rows
 
 
 def gpu_loss(result: dict[str, Any]) -> Table:
-    """Seconds to a loss on one GPU."""
+    """Table: time to a loss on one GPU."""
     rows = [
         [r["arm"], spread_of(r["seconds_to_target"]), spread_of(r["last_loss"])]
         for r in result["loss"]["summary"]
@@ -255,7 +255,7 @@ def gpu_loss(result: dict[str, Any]) -> Table:
 
 
 def gpu_scaling(result: dict[str, Any]) -> Table:
-    """Several GPUs."""
+    """Table: training on several GPUs."""
     rows = [
         [str(r["devices"]), spread_of(r["tokens_per_second"]), f"{r['share_of_ideal']:.1%}"]
         for r in result["scaling"]
@@ -263,7 +263,7 @@ def gpu_scaling(result: dict[str, Any]) -> Table:
     return ["GPUs", "tokens/s", "of n times one"], rows
 
 
-# name in the pages -> benchmark, what its result must hold, and how it is shown
+# name in the pages -> (benchmark, values that its result must have, function that makes the table)
 TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]] = {
     "generate-char": ("generate", {"shape": "char"}, generate),
     "generate-gpt2": ("generate", {"shape": "gpt2"}, generate),
@@ -286,7 +286,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
 
 
 def newest(folder: Path, benchmark: str, wanted: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The file's name and the result that counts."""
+    """Return the name of the newest result file, and its content."""
     found = []
     for path in folder.glob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -297,7 +297,7 @@ def newest(folder: Path, benchmark: str, wanted: dict[str, Any]) -> tuple[str, d
 
 
 def rendered(name: str, language: str, folder: Path) -> str:
-    """A table as Markdown, and below it where its numbers come from."""
+    """Return a table as Markdown, with the source of its numbers below."""
     benchmark, wanted, show = TABLES[name]
     found = newest(folder, benchmark, wanted)
     if found is None:
@@ -322,10 +322,10 @@ def rendered(name: str, language: str, folder: Path) -> str:
 
 
 def page(text: str, language: str, folder: Path) -> str:
-    """A page with its tables written anew.
+    """Return the text of a page with new tables.
 
     Raises:
-        SystemExit: for a table that does not exist.
+        SystemExit: for an unknown table name.
     """
 
     def written(match: re.Match[str]) -> str:
@@ -337,7 +337,7 @@ def page(text: str, language: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Write both pages, or compare them."""
+    """Write both pages, or check them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

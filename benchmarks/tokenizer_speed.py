@@ -1,8 +1,8 @@
-"""Characters a second of Tokenizer.encode_array, beside a loop that looks each character up in a dictionary.
+"""Characters per second of Tokenizer.encode_array, compared with a loop of dictionary look-ups.
 
     python benchmarks/tokenizer_speed.py
 
-One thread, the text repeated to --characters, the best of --repeats runs of each. The last line is JSON.
+One thread; the text is repeated to --characters; the best of --repeats runs counts. The last line is JSON.
 """
 
 import argparse
@@ -22,13 +22,13 @@ TEXT = (
 
 
 def encode_loop(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The slow twin: what a tokenizer of a few lines does."""
+    """Encode with a loop, as a simple tokenizer does."""
     word2id, unknown = tokenizer.word2id, tokenizer.unk_token_id
     return [word2id.get(character, unknown) for character in text]
 
 
 def measure(characters: int, repeats: int) -> dict[str, float]:
-    """Characters a second of both, and their ratio."""
+    """Return characters per second of both, and their ratio."""
     text = (TEXT * (characters // len(TEXT) + 1))[:characters]
     tokenizer = Tokenizer.from_word2id(build_vocabulary([TEXT]))
     assert tokenizer.encode_array(text).tolist() == encode_loop(tokenizer, text)

@@ -1,27 +1,29 @@
-"""Training on CUDA GPUs: tokens a second and MFU of GPT-2 124M, time to a loss, several GPUs.
+"""Training on CUDA GPUs: tokens per second and MFU of GPT-2 124M, time to a loss, several GPUs.
 
     python benchmarks/training_gpu.py --text input.txt --nanogpt DIR --output benchmarks/results/NAME.json
     python benchmarks/training_gpu.py --text input.txt --only speed --compare_compile
 
-DIR is your checkout of https://github.com/karpathy/nanoGPT, which is run as it is. Three parts:
+DIR is your checkout of https://github.com/karpathy/nanoGPT; it is run unchanged. There are three parts:
 
-- `speed`: GPT-2's 124M shape, T = 1024, bfloat16, random text, `minigpt train` as users start it; beside it
-  nanoGPT's bench.py (`--real_data=False`, batches of 12). Counted are steps after the first third.
+- `speed`: GPT-2's 124M shape, T = 1024, bfloat16, random text, with the users' command `minigpt train`,
+  compared with nanoGPT's bench.py (`--real_data=False`, batches of 12). The first third of the steps does not
+  count.
 - `loss`: nanoGPT's recipe for one GPU (config/train_shakespeare_char.py, 10.7M parameters, 5,000
-  iterations) and minigpt's `shakespeare-gpu`, in turns: training seconds until the loss over the whole
-  validation part, in windows of 256 characters, is `--target`, on the straight line between measurements.
-  `first` is the first step, in which torch.compile works; it is in the seconds.
+  iterations) and minigpt's `shakespeare-gpu`, in turns. It is the training time until the loss over the whole
+  validation part, in windows of 256 characters, is `--target`, interpolated between measurements. `first` is
+  the first step, in which torch.compile works; it is included.
 - `scaling`: the speed of 1, 2, ... GPUs under torchrun, each with the same batch.
 
-MFU: 6 N + 12 LdT operations a token (N: weights that multiply) over `--peak_tflops`, what the data sheet
-promises for bfloat16 without sparsity (H100 and H200 SXM: 989; A100: 312), for both by the same formula.
-Without a CUDA device all of it runs at toy size on the CPU, and says so. The last line is JSON.
+MFU is 6 N + 12 LdT operations per token (N: weights that are multiplied) over `--peak_tflops`, the data
+sheet's speed for bfloat16 without sparsity (H100 and H200 SXM: 989; A100: 312), with the same formula for
+both. Without a CUDA device all parts run at toy size on the CPU, and the result says so. The last line is
+JSON.
 """
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt, and the file beside this one
+# run as a script: import minigpt from this checkout, and the other files of this folder
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -61,7 +63,7 @@ OPTIONS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def main() -> None:
-    """Run the parts; print the tables, the machine, and one JSON object."""
+    """Run the parts. Print the tables, the machine, and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,11 +113,11 @@ def main() -> None:
     finish(numbers, options.output)
 
 
-# -- tokens a second -----------------------------------------------------------------------------------------
+# -- tokens per second ---------------------------------------------------------------------------------------
 
 
 def speed(options: argparse.Namespace, work: Path, left_out: list[str]) -> list[dict[str, Any]]:
-    """GPT-2 124M on one device; minigpt and nanoGPT in turns, round by round."""
+    """Measure GPT-2 124M on one device; minigpt and nanoGPT take turns, round by round."""
     flags, per_token = gpt2_flags(options, work)
     arms: dict[str, list[float]] = {"minigpt": []}
     if options.compare_compile and "compile" in OPTIONS:
@@ -150,14 +152,14 @@ def speed(options: argparse.Namespace, work: Path, left_out: list[str]) -> list[
 def speed_row(
     arm: str, values: list[float], per_token: float, options: argparse.Namespace, devices: int = 1
 ) -> dict[str, Any]:
-    """The spread of an arm's rounds, and its share of what the devices could do."""
+    """Return the spread of an arm's rounds, and its share of the devices' peak."""
     peak = options.peak_tflops * 1e12 * devices
     mfu = spread([value * per_token / peak for value in values]) if options.has_gpu else None
     return {"arm": arm, "devices": devices, "tokens_per_second": spread(values), "mfu": mfu}
 
 
 def gpt2_flags(options: argparse.Namespace, work: Path) -> tuple[list[str], float]:
-    """Flags of `minigpt train` for GPT-2's shape on random text, and the operations a token takes."""
+    """Return the flags of `minigpt train` for GPT-2's shape on random text, and the FLOPs per token."""
     shape = {"block_size": 16, **SIZES["toy" if options.toy else "124M"]}
     V, L, C, T = shape.pop("vocab_size"), shape["n_layer"], shape["n_embd"], shape["block_size"]
     values = {**shape, **write_text(work, V, 2_000_000 if options.has_gpu else 20_000)}
@@ -182,10 +184,10 @@ def gpt2_flags(options: argparse.Namespace, work: Path) -> tuple[list[str], floa
 
 
 def tokens_per_second(flags: list[str], place: Path, options: argparse.Namespace, devices: int) -> float:
-    """Run `minigpt train`; the speed between its first line of metrics, after a third, and its last.
+    """Run `minigpt train`. Returns its speed from the first line of metrics (after a third) to the last.
 
     Raises:
-        SystemExit: if it fails, with what it said.
+        SystemExit: if it fails, with its output.
     """
     module = ["-m", "minigpt", "train", *flags, "--output", str(place)]
     if devices > 1:
@@ -206,10 +208,10 @@ def tokens_per_second(flags: list[str], place: Path, options: argparse.Namespace
 
 
 def bench_of(checkout: Path, work: Path, options: argparse.Namespace) -> float:
-    """Tokens a second of nanoGPT's bench.py.
+    """Return the tokens per second of nanoGPT's bench.py.
 
     Raises:
-        Missing: if it fails, with its last line.
+        Missing: if it fails; the message has its last line.
     """
     work.mkdir()
     lay_out(checkout, work)
@@ -228,7 +230,7 @@ def bench_of(checkout: Path, work: Path, options: argparse.Namespace) -> float:
 
 
 class Run:
-    """A minigpt run on the device; a turn is some steps. Only whole turns are timed: nobody waits inside."""
+    """A minigpt run on the device. A turn is some steps; only whole turns are timed."""
 
     def __init__(self, config: TrainConfig, data: TextData, validation: Any, every: int) -> None:
         self.trainer, self.validation, self.every = Trainer(config, data), validation, every
@@ -236,10 +238,10 @@ class Run:
         self.rows: list[dict[str, Any]] = []
 
     def run(self, slice_seconds: float) -> bool:
-        """Steps up to the next measurement."""
+        """Train until the next measurement."""
         trainer = self.trainer
         left = min(self.every, trainer.step.total_steps - trainer.progress.steps_done)
-        if not self.first:  # what torch.compile takes
+        if not self.first:  # the time of torch.compile
             self.first = self._timed(1)
             left -= 1
         self._timed(left)
@@ -270,12 +272,12 @@ class Run:
 
 
 def loss(options: argparse.Namespace, work: Path, left_out: list[str]) -> dict[str, Any]:
-    """Shakespeare by character: both recipes for one GPU, in turns, seed by seed."""
+    """Measure Shakespeare by character: both recipes for one GPU, in turns, seed by seed."""
     text = options.text.read_text(encoding="utf-8")
     config = shakespeare_config(options, work)
     data = read_data(config)
     assert isinstance(data, TextData)
-    first, tokens = int(len(text) * 0.9), data.train.tokens  # nanoGPT's split
+    first, tokens = int(len(text) * 0.9), data.train.tokens  # the same split as nanoGPT's
     data = dataclasses.replace(data, train=TextPart(tokens, 0, first, config.block_size))
     validation = tokens.read(first, len(text) - first)
     rows: list[dict[str, Any]] = []
@@ -304,7 +306,7 @@ def loss(options: argparse.Namespace, work: Path, left_out: list[str]) -> dict[s
 
 
 def summary_of(arm: str, rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """An arm's seeds."""
+    """Return the summary of an arm over its seeds."""
     curves = curves_of(rows, arm)
     times = [found for curve in curves if (found := seconds_to(target, curve))]
     return {
@@ -317,7 +319,7 @@ def summary_of(arm: str, rows: list[dict[str, Any]], target: float) -> dict[str,
 
 
 def curves_of(rows: list[dict[str, Any]], arm: str) -> list[list[tuple[float, float]]]:
-    """(seconds, loss) of each seed."""
+    """Return the (seconds, loss) points of each seed."""
     seeds = dict.fromkeys(row["seed"] for row in rows if row["arm"] == arm)
     return [
         [(row["seconds"], row["loss"]) for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
@@ -326,7 +328,7 @@ def curves_of(rows: list[dict[str, Any]], arm: str) -> list[list[tuple[float, fl
 
 
 def shakespeare_config(options: argparse.Namespace, work: Path) -> TrainConfig:
-    """minigpt's recipe; where there is none yet, nanoGPT's shape with the recipe for CPUs."""
+    """Return minigpt's recipe; if there is none, nanoGPT's shape with the recipe for CPUs."""
     there = (RECIPES / "shakespeare-gpu.toml").exists()
     config = read_recipe("shakespeare-gpu" if there else "shakespeare-cpu")
     values: dict[str, Any] = {"text": options.text, "output": work / "run", "report_to": "none"}
@@ -343,10 +345,10 @@ def shakespeare_config(options: argparse.Namespace, work: Path) -> TrainConfig:
 
 
 def start_peer(options: argparse.Namespace, work: Path, text: str, seed: int) -> NanoGPT:
-    """nanoGPT's recipe for one GPU.
+    """Start nanoGPT with its recipe for one GPU.
 
     Raises:
-        Missing: if the folder is no checkout of it.
+        Missing: if the folder is not a checkout of nanoGPT.
     """
     needed = ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py")
     checkout = require_checkout(options.nanogpt, *needed)
@@ -363,7 +365,7 @@ def start_peer(options: argparse.Namespace, work: Path, text: str, seed: int) ->
 
 
 def scaling(options: argparse.Namespace, work: Path, left_out: list[str]) -> list[dict[str, Any]]:
-    """Speed of 1, 2, ... devices, each with the same batch; on a CPU processes of one thread each."""
+    """Measure the speed of 1, 2, ... devices, each with the same batch; on a CPU, processes of one thread."""
     flags, per_token = gpt2_flags(options, work)
     devices = torch.cuda.device_count() if options.has_gpu else 2
     counts = [n for n in (1, 2, 4, 8, 16) if n <= devices]

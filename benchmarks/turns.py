@@ -1,7 +1,7 @@
-"""Training runs that take turns in one process, so that a busy neighbour slows all of them alike.
+"""Training runs that take turns in one process, so that other programs slow all of them equally.
 
-What the benchmarks of training share: the split of the data, a run that can be continued for a while, and
-what a result says about the machine. Time counts steps only, not evaluation.
+The benchmarks of training share this: the split of the data, a run that can train for a slice of time, and
+the description of the machine in a result. Time counts steps only, not evaluation.
 """
 
 import argparse
@@ -42,12 +42,12 @@ __all__ = [
 
 
 class Runner(Protocol):
-    """What can take turns: one of our runs, or a peer's."""
+    """The interface of a run that takes turns: one of minigpt, or a peer's."""
 
     rows: list[dict[str, Any]]
 
     def run(self, slice_seconds: float) -> bool:
-        """Train for a slice; False once there is nothing left to do."""
+        """Train for a slice. Returns False when the run is finished."""
 
 
 def answer_loss(run: Trainer) -> dict[str, float]:
@@ -56,9 +56,9 @@ def answer_loss(run: Trainer) -> dict[str, float]:
 
 
 class Arm:
-    """One training run that can be continued for a while, measured at each budget of seconds.
+    """A training run that can train for a slice of time. It is measured at each budget of seconds.
 
-    With cosine or wsd the schedule is fitted to the last budget, so give such a run one budget.
+    With cosine or wsd the schedule ends with the last budget, so such a run should have one budget.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Arm:
         self.rows: list[dict[str, Any]] = []
 
     def run(self, slice_seconds: float) -> bool:
-        """Train for a slice, measuring at each budget that is reached; False once the last one is."""
+        """Train for a slice, and measure at each budget reached. Returns False after the last budget."""
         turn = self.seconds + slice_seconds
         while self.seconds < turn and len(self.rows) < len(self.budgets):
             trainer, goal = self.trainer, self.budgets[len(self.rows)]
@@ -103,7 +103,7 @@ class Arm:
 
 
 def take_turns(arms: Sequence[Runner], slice_seconds: float) -> list[dict[str, Any]]:
-    """Run all arms to their ends, a slice each in turn; returns their rows, arm by arm."""
+    """Run all arms to their ends, a slice each in turn. Returns their rows, arm by arm."""
     running = list(arms)
     while running:
         running = [arm for arm in running if arm.run(slice_seconds)]
@@ -111,7 +111,7 @@ def take_turns(arms: Sequence[Runner], slice_seconds: float) -> list[dict[str, A
 
 
 def prepared_data(data: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """Build the vocabulary of a JSONL file and split it, into `folder`; returns TrainConfig's paths."""
+    """Write the vocabulary and the split of a JSONL file into `folder`. Returns the paths for TrainConfig."""
     pairs, report = read_conversations(data)
     Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in pairs)).save(folder / "vocab.json")
     split = split_conversations(pairs, 0.8, seed)
@@ -124,22 +124,22 @@ def prepared_data(data: Path, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Median, least and most, to so many digits that count."""
+    """Return median, least and greatest value, rounded to a number of significant digits."""
     found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     return {name: float(f"{value:.{digits}g}") for name, value in found.items()}
 
 
 def shown_spread(values: dict[str, float] | None, nothing: str = "not reached") -> str:
-    """A spread for a table."""
+    """Format a spread for a table."""
     return "{median:g} ({least:g} to {most:g})".format(**values) if values else nothing
 
 
 def seconds_to(goal: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """When a curve of (seconds, loss) first reaches a loss: on the straight line between two points.
+    """Return the time when a curve of (seconds, loss) first reaches a loss, interpolated between points.
 
     >>> seconds_to(2.0, [(10, 3.0), (20, 2.5), (30, 1.5)])
     25.0
-    >>> seconds_to(1.0, [(10, 3.0), (20, 2.5)])  # None: it does not
+    >>> seconds_to(1.0, [(10, 3.0), (20, 2.5)])  # None: never
     """
     for (before, above), (after, below) in itertools.pairwise(curve):
         if above > goal >= below:
@@ -148,19 +148,19 @@ def seconds_to(goal: float, curve: Sequence[tuple[float, float]]) -> float | Non
 
 
 def first_to_reach(goal: float, runs: Sequence[tuple[float, float]]) -> float | None:
-    """The shortest of several runs, (seconds, loss), each with a schedule of its own, that reaches a loss."""
+    """Return the time of the shortest run, of several (seconds, loss), that reaches a loss; or None."""
     return min((seconds for seconds, loss in runs if loss <= goal), default=None)
 
 
 def add_flags(parser: argparse.ArgumentParser, threads: int = 2) -> None:
-    """What every benchmark of training has."""
+    """Add the flags that every benchmark of training has."""
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to see that it runs: in seconds")
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--output", type=Path, help="also write the JSON object here")
 
 
 def finish(numbers: dict[str, Any], output: Path | None) -> None:
-    """Where and with what it was measured, and the last line; then the file, which may be refused."""
+    """Print machine and versions, the JSON object as the last line; then write the file, if any."""
     versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
     print(f"{numbers['machine']}, {numbers['threads']} threads, {versions}, {numbers['date']}")
     print(json.dumps(numbers, ensure_ascii=False), flush=True)
@@ -178,7 +178,7 @@ def _version(package: str) -> str:
 def surroundings(
     benchmark: str, data: Path | None, threads: int, packages: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What a result must say to be compared: which benchmark, which data, when, where, with what."""
+    """Return the facts of a result: which benchmark, which data, when, where, with which versions."""
     return {
         "benchmark": benchmark,
         **({"data": data.resolve().parent.name + "/" + data.name} if data else {}),

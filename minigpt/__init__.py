@@ -4,9 +4,9 @@
     tokenizer = minigpt.load_tokenizer("output/best")
     print(minigpt.generate(model, tokenizer, "四川省的省会是哪里？"))
 
-The names below are the public ones; docs/api.md describes them. Each is loaded when it is first used, so
-that `import minigpt` loads no torch. `train` and `generate` are functions although this folder has scripts of
-these names: an imported script puts the function in its own place.
+docs/api.md describes the public names. A name is imported when it is first used, so `import minigpt` does not
+import torch. `train` and `generate` are functions, although scripts with these names are in this folder: when
+such a script is imported, it replaces itself by the function.
 """
 
 from importlib import import_module

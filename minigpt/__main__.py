@@ -1,7 +1,7 @@
-"""`minigpt VERB ...`, or `python -m minigpt VERB ...`: a table from verb to command, and nothing else.
+"""`minigpt VERB ...`, or `python -m minigpt VERB ...`: a table from verbs to commands.
 
-A command is run as the script that it is: `minigpt train` and `python ./minigpt/train.py` are one thing. This
-module loads neither torch nor a command before a verb is known: `minigpt --help` answers at once.
+A command is run as a script, so `minigpt train` and `python ./minigpt/train.py` do the same. This module
+imports neither torch nor a command before the verb is known, so `minigpt --help` is quick.
 """
 
 import runpy
@@ -12,18 +12,27 @@ from minigpt.errors import InputError, unknown_name
 
 COMMANDS = {
     "vocab": ("minigpt.build_vocab", "build vocab.json: one token per character of your data"),
-    "split": ("minigpt.split_data", "split a JSONL file into train.jsonl and val.jsonl"),
-    "stats": ("minigpt.dataset_stats", "token lengths, what a max_length would cut, unknown characters"),
+    "split": ("minigpt.split_data", "split a file of questions and answers into train.jsonl and val.jsonl"),
+    "stats": (
+        "minigpt.dataset_stats",
+        "print token lengths, what a max_length would cut, unknown characters",
+    ),
     "train": ("minigpt.train", "train a GPT on questions and answers"),
     "finetune": ("minigpt.commands.finetune", "continue to train a model on your own conversations, or LoRA"),
-    "eval": ("minigpt.commands.evaluate", "loss, perplexity, exact match and character F1 of a checkpoint"),
-    "doctor": ("minigpt.commands.doctor", "what looks wrong with a training run, and what to try"),
+    "eval": (
+        "minigpt.commands.evaluate",
+        "measure a checkpoint: loss, perplexity, exact match, character F1",
+    ),
+    "doctor": ("minigpt.commands.doctor", "find what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: in conversation, one question, or a file of them"),
-    "chat": ("minigpt.commands.chat", "a conversation in the terminal, with any model"),
+    "chat": ("minigpt.commands.chat", "talk with any model in the terminal"),
     "quantize": ("minigpt.commands.quantize", "save a checkpoint in int8, int4 or float16"),
     "import": ("minigpt.commands.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),
     "convert": ("minigpt.commands.convert", "turn a checkpoint folder into a GGUF file, for llama.cpp"),
-    "env": ("minigpt.commands.environment", "what is installed, and what machine this is: for a bug report"),
+    "env": (
+        "minigpt.commands.environment",
+        "print what is installed and what machine this is, for a bug report",
+    ),
 }
 
 
@@ -38,7 +47,7 @@ def _usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command that the first argument names; returns the process's exit code."""
+    """Run the command of the verb, which is the first argument. Returns the exit code of the process."""
     arguments = sys.argv[1:] if argv is None else argv
     verb, rest = arguments[0] if arguments else "", arguments[1:]
     if verb not in COMMANDS:
@@ -50,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         runpy.run_module(COMMANDS[verb][0], run_name="__main__")
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):
-            raise  # a text, which Python prints
+            raise  # a message, which Python prints
         return stop.code or 0
-    except KeyboardInterrupt:  # before the command had taken over, while its modules were loaded
+    except KeyboardInterrupt:  # Ctrl-C while the command's modules were imported
         print(f"minigpt {verb}: interrupted", file=sys.stderr)
         return 130
     finally:

@@ -1,17 +1,17 @@
-"""Build a vocabulary from questions and answers, or from plain text: of characters, or of byte-level tokens.
+"""Build a vocabulary from questions and answers, or from plain text: characters, or byte-level tokens.
 
     python ./minigpt/build_vocab.py --data ./data/data.jsonl --output ./data/vocab.json
     minigpt vocab --data data/data.jsonl --output data/vocab.json
     minigpt vocab --data book.txt --kind bpe --vocab_size 6400 --output bpe
 
-`char` gives every character an id, however rare, in a vocab.json. `bpe` learns tokens of several characters
-(minigpt/tokenization/bpe.py) and writes a folder with a tokenizer.json.
+`char` gives every character an id, even a rare one, and writes a vocab.json. `bpe` learns tokens of several
+characters (minigpt/tokenization/bpe.py), and writes a folder with a tokenizer.json.
 """
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
+if not __package__:  # run as a script: replace this folder in sys.path by its parent
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections.abc import Iterable
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(DataOptions, command_line.CommandOptions):
-    """Build a vocabulary: one token a character, or byte-level tokens of several characters."""
+    """Build a vocabulary: one token per character, or byte-level tokens of several characters."""
 
     RANGES = {"vocab_size": (1, 10**6)}
 
     data: Path = Path("data/data.jsonl")
-    """questions and answers, conversations, or texts, in any usual format; or a folder of texts"""
+    """questions and answers, conversations, or texts, in any supported format; or a folder of texts"""
     output: Path = Path("data/vocab.json")
-    """the vocabulary to write (bpe: a folder); an existing one is replaced"""
+    """vocabulary file to write (bpe: a folder); an existing one is replaced"""
     kind: Literal["char", "bpe"] = "char"
-    """char: one token a character; bpe: tokens of several characters, learned from the data"""
+    """char: one token per character; bpe: tokens of several characters, learned from the data"""
     vocab_size: int = 6400
-    """entries of a bpe vocabulary at most, the special ones included; char has as many as it needs"""
+    """most entries of a bpe vocabulary, special tokens included; char has as many as it needs"""
     text_field: str = ""
-    """name of the field that holds the texts; left out: a usual name such as text, or the longest"""
+    """field of a record that holds the text; default: a usual name such as text, or the longest field"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read the texts, collect their characters or learn their tokens, write the vocabulary."""
+    """Read the texts, collect their characters or learn tokens, write the vocabulary."""
     from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer, build_vocabulary
 
     texts, described, report = _read(options)
@@ -66,7 +66,10 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
-    """The texts, their origin in words, and what was skipped. Plain text is read while it is used."""
+    """Return the texts, a description of their source, and a report on skipped records (not for plain text).
+
+    Plain text is read while it is used.
+    """
     from minigpt.data.corpus import TextOptions, find_sources, read_texts
     from minigpt.data.reader import holds_texts, read_conversations
 

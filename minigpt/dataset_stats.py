@@ -1,15 +1,15 @@
-"""Statistics of a file of questions and answers: lengths in tokens, and what training would lose.
+"""Print statistics of a file of questions and answers: lengths in tokens, and what training would cut.
 
     python ./minigpt/dataset_stats.py --train_data ./data/train.jsonl --vocab_path ./data/vocab.json
     minigpt stats --max_length 256 --plot stats.png
 
-It changes no data. `--plot` needs: pip install 'minigpt[plot]'.
+The data is not changed. `--plot` needs: pip install 'minigpt[plot]'.
 """
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
+if not __package__:  # run as a script: replace this folder in sys.path by its parent
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ from minigpt.data.records import DataOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Options(DataOptions, command_line.CommandOptions):
-    """Token lengths, what a max_length would cut, unknown characters, repeated questions."""
+    """Print token lengths, what a max_length would cut, unknown characters, repeated questions."""
 
     RANGES = {"max_length": (1, 10**6)}
 
     train_data: Path = Path("data/train.jsonl")
     """questions and answers, or conversations: JSON Lines, JSON, CSV, Excel or Parquet"""
     vocab_path: Path = Path("data/vocab.json")
-    """the vocabulary, made by `minigpt vocab`"""
+    """vocabulary file, made by `minigpt vocab`"""
     max_length: int = 128
-    """tokens of a pair that you want to train with; 64, 128, 256 and 512 are always shown"""
+    """most tokens of a pair that you plan to train with; 64, 128, 256 and 512 are always shown"""
     plot: Path | None = None
-    """also draw a picture into this .png, .pdf or .svg file"""
+    """also write a picture to this .png, .pdf or .svg file"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, count, print, draw."""
+    """Read the file, count, print, and draw."""
     from minigpt.data.reader import read_conversations
     from minigpt.data.token_statistics import compute_statistics, plot, print_statistics, require_plotting
     from minigpt.tokenizer import Tokenizer

@@ -1,4 +1,4 @@
-"""The device to compute on, and the state of all random generators."""
+"""The device to compute on, and the states of all random generators."""
 
 import random
 
@@ -11,10 +11,10 @@ __all__ = ["move", "pick_device", "random_state", "seed_everything", "set_random
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` takes CUDA, then MPS, then the CPU.
+    """Return the device that `--device` names. `auto` means CUDA, else MPS, else the CPU.
 
     Raises:
-        InputError: for a name that torch does not know, or a device that is not there.
+        InputError: for a name that torch does not know, or a device that this machine lacks.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -27,24 +27,24 @@ def pick_device(name: str) -> torch.device:
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on a device. The copy to a CUDA device overlaps with computing."""
+    """Copy a tensor to a device. The copy to a CUDA device overlaps with computing."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # without pinned memory the source might be gone before it is read
+    return tensor.to(device)  # not asynchronous: without pinned memory the source may be freed too early
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and torch, devices included."""
+    """Seed the random generators of Python, NumPy and torch, those of devices included."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # it takes no more
+    np.random.seed(seed % 2**32)  # NumPy's seed has at most 32 bits
     torch.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of the generators: Python's, NumPy's, torch's on the CPU, and the device's own.
+    """Return the states of the random generators: Python's, NumPy's, torch's on the CPU, and the device's.
 
-    Dropout on a device uses the device's generator. Python's and NumPy's are Mersenne twisters: 624 words
-    and a position, as int64, and a spare normal number, because these are drawn in pairs.
+    Dropout on a device uses the device's generator. The states of Python and NumPy (Mersenne twisters) are
+    624 words and a position, as int64, and a spare normal number, because these are drawn in pairs.
     """
     _, words, spare = random.getstate()
     _, keys, position, has_spare, numpy_spare = np.random.get_state(legacy=True)
@@ -63,7 +63,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(device: torch.device, state: dict[str, torch.Tensor]) -> None:
-    """Restore what `random_state` returned; entries of another kind of device are ignored."""
+    """Restore the states from `random_state`. States of another kind of device are ignored."""
     torch.set_rng_state(state["torch"])
     if "python" in state:
         *words, has_spare = state["python"].tolist()

@@ -1,6 +1,6 @@
-"""The error that a user sees, and how its one line is written. This module imports nothing of minigpt.
+"""The error that a user sees, and functions for its message. This module imports nothing from minigpt.
 
-It also checks numbers: a class has a table `RANGES`, and `check_ranges` holds its fields against it.
+It also checks numbers: `check_ranges` compares the fields of a class with its table `RANGES`.
 """
 
 import difflib
@@ -12,10 +12,10 @@ __all__ = ["InputError", "check_ranges", "printable", "printable_lines", "unknow
 
 
 class InputError(ValueError):
-    """Bad input or usage. Its text is the one line that a user sees: what, where, what to do."""
+    """Bad input or usage. The message is the one line that a user sees: what, where, what to do."""
 
 
-# What people call an option in other programs, and what it is called here.
+# name of an option in other programs -> names of the same option here
 SHORT_NAMES = {
     "accumulation": "gradient_accumulation_steps",
     "amp": "precision",
@@ -66,7 +66,7 @@ SHORT_NAMES = {
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """The sentence about a flag, key or recipe that does not exist, with the nearest one that does.
+    """Return the message about an unknown flag, key or recipe. It names the nearest known one.
 
     >>> unknown_name("flag", "--n_layers", ["--n_layer", "--n_head"])
     "unknown flag '--n_layers'; did you mean '--n_layer'?"
@@ -83,16 +83,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
-    """Hold numbers against the table RANGES of a class and of the classes above it.
+    """Check numbers against the table RANGES of a class and of its base classes.
 
-    The table says for each field its least and its greatest value: two whole numbers for a whole number, two
-    floats for any number; a third entry is advice. None is right where it is the field's default.
+    RANGES maps a field to its least and greatest value: two ints for an integer, two floats for any number.
+    A third entry is advice for the message. None is allowed if it is the field's default.
 
     Args:
-        values: field -> value; fields that it does not have are not checked.
+        owner: the class with RANGES.
+        values: field -> value; absent fields are not checked.
 
     Raises:
-        InputError: naming the first field that is outside, its range and its value.
+        InputError: for the first value outside its range; the message has the range and the value.
 
     >>> class Options:
     ...     RANGES = {"max_length": (3, 10**6)}
@@ -109,7 +110,7 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
                 continue
             is_whole = isinstance(low, int)
             is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
-            if is_number and low <= value <= high:  # NaN is not
+            if is_number and low <= value <= high:  # False for NaN
                 continue
             kind = "" if is_number else "a whole number " if is_whole else "a number "
             ends = " to ".join(f"{end}" if is_whole else f"{end:g}" for end in (low, high))
@@ -118,14 +119,14 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print the longest
+    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print very long integers
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:80]}..."
 
 
 def printable(text: str) -> str:
-    r"""Text that any stream can print in one line: escapes for line ends, terminal codes and lone surrogates.
+    r"""Return text that is safe to print in one line: line ends, terminal codes and surrogates are escaped.
 
     >>> print(printable("四川\n\x1b[31m\udc80"))
     四川\n\x1b[31m\udc80
@@ -135,7 +136,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    r"""As `printable`, but line ends and tabs stay: for texts that may take several lines.
+    r"""Like `printable`, but line ends and tabs stay, for texts of several lines.
 
     >>> print(printable_lines("四川\n\x1b[31m"))
     四川

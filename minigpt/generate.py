@@ -1,29 +1,29 @@
-r"""Ask a trained model: in conversation, one question, or a file of them.
+r"""Ask a trained model: in a conversation, a single question, or a file of questions.
 
     python ./minigpt/generate.py                                # Q: ... A: ..., until an empty line
     minigpt generate --question 四川省的省会是哪里？            # one answer on stdout
-    minigpt generate --file questions.txt > answers.txt         # an answer a line, in the questions' order
-    minigpt generate --file val.jsonl --output answers.jsonl    # {"question": ..., "answer": ...} a line
+    minigpt generate --file questions.txt > answers.txt         # one answer per line, in the same order
+    minigpt generate --file val.jsonl --output answers.jsonl    # {"question": ..., "answer": ...} per line
     cat questions.txt | minigpt generate --json                 # the same on stdout
-    minigpt generate --question 四川省的省会是哪里？ --stream   # the answer while it is being written
-    minigpt generate --model gpt2 --prompt "Once upon a time"   # continue a text: no question, no <sep>
+    minigpt generate --question 四川省的省会是哪里？ --stream   # show the answer while it is generated
+    minigpt generate --model gpt2 --prompt "Once upon a time"   # continue a text; no <sep> is added
     minigpt generate --question 1+1等于几？ --choices 2 3 4     # the answer is one of these
     minigpt generate --model gpt2 --prompt "Once" --window 512 --sinks 4 --max_new_tokens 5000
 
-A file has one question a line, or is JSONL with "question" (its first character, "{", says which). A blank
-line gets a blank answer, so that the lines of questions and answers correspond; in JSONL it does not count.
-Line ends and control characters in an answer are written as escapes (\n), so that it takes one line; JSON has
-the exact text.
+A file has one question per line, or is JSONL with "question" (if its first character is "{"). A blank line
+gets a blank answer, so that lines of questions and answers correspond; in JSONL blank lines are ignored. Line
+ends and control characters in an answer are written as escapes (\n), so that an answer is one line; with
+--json the text is exact.
 
-The model's folder says how the model is asked: question <sep>, or by the chat template of its tokenizer, or
-as plain text. The most likely tokens make the answer, unless --do_sample is given. With --seed, sampling is
+The model's folder decides the prompt format: question <sep>, the chat template of its tokenizer, or plain
+text. The most likely token is always chosen, unless --do_sample is given. With --seed, sampling is
 reproducible.
 """
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
+if not __package__:  # run as a script: replace this folder in sys.path by its parent
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
@@ -53,38 +53,38 @@ _NO_FLAGS = {"logit_bias", "bad_words_ids", "eos_token_id"} | {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.ModelOptions):
-    """Ask a trained model: in conversation, one question (--question), or many (--file, standard input)."""
+    """Ask a trained model: in a conversation, a single question (--question), or many (--file, stdin)."""
 
     RANGES = {"batch_size": (1, 10**6)}
 
     # The questions
     question: str | None = None
-    """answer this question and stop"""
+    """answer this question and exit"""
     prompt: str | None = None
-    """continue this text and stop: no question, nothing is added to it"""
+    """continue this text and exit; it is not a question, and nothing is added to it"""
     file: Path | None = None
-    """answer the questions of this file: one a line, or JSONL with "question" """
+    """answer the questions of this file: one per line, or JSONL with "question" """
     output: Path | None = None
-    """write question and answer as JSONL to this file instead of answers to stdout"""
+    """write questions and answers as JSONL to this file, instead of answers to stdout"""
     stream: bool = False
-    """show an answer while it is being written; with --question, or in conversation"""
+    """show an answer while it is generated; with --question, or in a conversation"""
     batch_size: int = 64
-    """questions answered at once"""
+    """number of questions that are answered in one batch"""
 
     generation: dict[str, Any] = fields_of(  # noqa: RUF009
         GenerationOptions,
         [field.name for field in dataclasses.fields(GenerationOptions) if field.name not in _NO_FLAGS],
     )
 
-    # More
+    # Other options
     bad_words: tuple[str, ...] = ()
-    """texts that must not come, as long as they are made of the tokens that encoding them gives"""
+    """texts that an answer must not contain (in the tokens that encoding them gives)"""
     assistant_model: Path | None = None
-    """same answers, sooner: folder of a much smaller model with the same tokenizer, which guesses"""
+    """folder of a much smaller model with the same tokenizer, which guesses tokens: same answers, faster"""
 
 
 def main(options: Options) -> dict[str, Any] | None:
-    """Read the questions, load the model, answer."""
+    """Read the questions, load the model, answer, print."""
     questions = _questions(options)
     chosen = GenerationOptions(**options.generation)
     require_model(options.model)
@@ -115,12 +115,13 @@ def main(options: Options) -> dict[str, Any] | None:
         return None
     for record in records[:-1]:
         print(_json(record))
-    return records[-1]  # printed by command_line.run: the last line, as those before it
+    return records[-1]  # command_line.run prints the returned record as the last line
 
 
 def _json(record: dict[str, str]) -> str:
     line = json.dumps(record, ensure_ascii=False)
-    return line.encode("utf-8", "backslashreplace").decode()  # half a character: escaped, as JSON would
+    # escape lone surrogates, which UTF-8 cannot encode
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
@@ -142,7 +143,7 @@ def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
 def _completed(
     chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", eos: list[int] | None
 ) -> GenerationOptions:
-    """The options with what only the model's folder knows: the ids of words, and those that end an answer."""
+    """Add to the options what depends on the model's folder: ids of forbidden texts and end-of-text ids."""
     words = []
     for word in options.bad_words:
         if not word:
@@ -152,7 +153,7 @@ def _completed(
 
 
 def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
-    """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
+    """Load model and tokenizer. The folder decides the prompt format and the ids that end an answer."""
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
     from minigpt.generation.conversation import QuestionAnswering
     from minigpt.generation.generation_config import prompt_format, recommended_options
@@ -169,7 +170,7 @@ def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
 
 
 def _questions(options: Options) -> list[str] | None:
-    """The questions that the flags or standard input give; None: a person will ask them."""
+    """Return the questions from the flags or standard input. None: a person will type them."""
     from minigpt.data.questions import parse_questions
 
     if options.question is not None and options.file is not None:
@@ -198,7 +199,7 @@ def _questions(options: Options) -> list[str] | None:
 
 
 def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -> "list[Answer]":
-    """Answer all questions that are not blank; warn of what was cut, blank or unknown."""
+    """Answer all questions that are not blank. Warn of cut answers, blank lines and unknown characters."""
     from minigpt.console.terminal import ProgressLine, warn
 
     written = [question for question in questions if asked.has_answer(question)]
@@ -242,11 +243,11 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
         warn(f"not in the vocabulary, read as <unk>: {shown}{where}")
 
 
-# -- one answer, while it is being written ------------------------------------------------------------------
+# -- one answer, shown while it is generated ----------------------------------------------------------------
 
 
 def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "StopReason":
-    """Print an answer piece by piece; returns why it ended."""
+    """Print an answer piece by piece. Returns the reason why it ended."""
     pieces = asked.pieces(question)
     _warn_of_unknown([asked.tokenizer.unknown_characters(question)])
     shown = printable_lines if asked.form == "text" else printable
@@ -265,9 +266,9 @@ def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "Stop
 
 
 def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
-    """Ask and answer until an empty line or the end of input; returns the number of questions."""
+    """Ask and answer until an empty line or the end of input. Returns the number of questions."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 -- gives input() line editing and a history, where there is one
+        import readline  # noqa: F401 -- gives input() line editing and a history
     print("An empty line ends the conversation.")
     count = 0
     while True:
@@ -287,13 +288,13 @@ def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
                 _write(asked, question, before="A: ")
             else:
                 print(f"A: {printable(_answer(asked, [question], 1)[0].text)}")
-        except InputError as error:  # too long: the next one may be shorter
+        except InputError as error:  # the question is too long; continue with the next
             print(f"   ({error})", file=sys.stderr)
 
 
 if __name__ == "__main__":
     command_line.run(Options, main)
-elif __name__ == "minigpt.generate":  # imported: `minigpt.generate` is the function, not this script
+elif __name__ == "minigpt.generate":  # imported: replace this module by the function
     from minigpt.generation.api import generate
 
     sys.modules[__name__] = generate  # type: ignore[assignment]

@@ -1,10 +1,10 @@
-"""QADataset: a file of questions and answers as a torch Dataset. Each item is one conversation.
+"""QADataset: a torch Dataset of a file of questions and answers. Each item is one conversation.
 
     dataset = QADataset("data/train.jsonl", Tokenizer("data/vocab.json"), max_length=128)
     loader = torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)
 
-Use it to study the code, or in your own training loop. `minigpt train` itself uses `minigpt.data.batches`,
-which pads to the longest example of a batch instead of max_length.
+It is for study and for your own training loop. `minigpt train` uses `minigpt.data.batches` instead, which
+pads to the longest example of a batch, not to max_length.
 """
 
 from pathlib import Path
@@ -22,18 +22,18 @@ __all__ = ["QADataset"]
 
 
 class QADataset(Dataset[dict[str, Tensor]]):
-    """Item i is {"input_ids", "attention_mask", "targets"}, each int64 of shape (max_length - 1,).
+    """A Dataset. Item i is {"input_ids", "attention_mask", "targets"}, each int64, (max_length - 1,).
 
-    The target of a position is the next token: input_ids is the encoded example without its last token,
-    targets without its first, attention_mask is 1 where input_ids holds a token and 0 where it is padded.
+    input_ids is the encoded conversation without its last token, targets the same without its first token:
+    the target of a position is the next token. attention_mask is 1 for tokens and 0 for padding.
 
     Args:
-        path: the data; bad records are skipped with a warning.
+        path: the data file. Bad records are skipped with a warning.
         tokenizer: encodes the conversations.
-        max_length: tokens of an example; longer ones are cut, shorter ones padded.
+        max_length: longer conversations are cut to this number of tokens; shorter ones are padded.
 
     Raises:
-        InputError: for a file that cannot be used, or a max_length that is less than 2.
+        InputError: if the file cannot be read, or max_length is less than 2.
     """
 
     def __init__(self, path: str | Path, tokenizer: Tokenizer, max_length: int = 128) -> None:
@@ -47,7 +47,7 @@ class QADataset(Dataset[dict[str, Tensor]]):
         return len(self.conversations)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        conversation = self.conversations[index]  # negative and out-of-range indices: as in any list
+        conversation = self.conversations[index]  # index behaves as in a list
         found, _, _ = encode_conversation(conversation, self.tokenizer, self.max_length)
         ids = torch.full((self.max_length,), self.tokenizer.pad_token_id)
         ids[: len(found)] = torch.from_numpy(found)

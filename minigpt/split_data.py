@@ -3,14 +3,15 @@
     python ./minigpt/split_data.py --input ./data/data.jsonl --train_ratio 0.8
     minigpt split --input data/data.jsonl --train_ratio 0.8
 
-No question stands in both files; repeated pairs are dropped. The files keep the input's records and their
-order (training shuffles them itself). split.json beside them records what was done. The input is not changed.
+No question is in both files, and repeated pairs are dropped. The files keep the input's records and their
+order (training shuffles anyway). split.json, in the same folder, records the result. The input is not
+changed.
 """
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
+if not __package__:  # run as a script: replace this folder in sys.path by its parent
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import dataclass
@@ -30,15 +31,15 @@ class Options(DataOptions, command_line.CommandOptions):
     input: Path = Path("data/data.jsonl")
     """questions and answers, or conversations: JSON Lines, JSON, CSV, Excel or Parquet"""
     train_ratio: float = 0.9
-    """share of the pairs for train.jsonl, between 0 and 1"""
+    """share of the pairs that go into train.jsonl, between 0 and 1"""
     seed: int = 42
-    """decides the split: another seed, another split"""
+    """another seed gives another split"""
     output_dir: Path | None = None
-    """folder for train.jsonl, val.jsonl and split.json; by default the input's"""
+    """folder for train.jsonl, val.jsonl and split.json; default: the folder of the input"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, split, write, print what was found."""
+    """Read the data, split it, write both files, print a summary."""
     from minigpt.data.reader import ReadReport, read_conversations
     from minigpt.data.split import split_conversations, write_split
 

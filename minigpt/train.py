@@ -1,20 +1,21 @@
 """Train a GPT on questions and answers, or on plain text.
 
-    python ./minigpt/train.py                      # picks a recipe by device, says which and why
+    python ./minigpt/train.py                      # chooses a recipe for the device, and says why
     minigpt train --recipe qa-cpu --num_train_epochs 5
     minigpt train --text book.txt --recipe shakespeare-cpu
     minigpt train --size 10min                     # chooses model and steps for the data and this machine
-    minigpt train --init_from gpt2 --text book.txt # begins with the weights of a folder
-    minigpt train --resume                         # after Ctrl-C or a crash: continues to the same bits
+    minigpt train --init_from gpt2 --text book.txt # start from the weights of a folder
+    minigpt train --resume                         # after Ctrl-C or a crash; gives the same bits
 
-Reads data/train.jsonl, data/val.jsonl and data/vocab.json, or what --text names. Writes output/ (see `--help`
-for every path). What a run does stands in minigpt/training/run.py, its loop in minigpt/training/loop.py.
+The command reads data/train.jsonl, data/val.jsonl and data/vocab.json, or the text of --text. It writes to
+output/ (`--help` lists all paths). The run is in minigpt/training/run.py, the loop in
+minigpt/training/loop.py.
 """
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: Python put this folder first, where our names would shadow others
+if not __package__:  # run as a script: replace this folder in sys.path by its parent
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from typing import Any
@@ -25,13 +26,13 @@ from minigpt.training.config import TrainConfig, read_recipe
 
 
 def main(given: dict[str, Any]) -> dict[str, Any]:
-    """Complete the options that were given, then train."""
+    """Complete the options of the user, and train."""
     return train_command(given, TrainConfig)
 
 
 if __name__ == "__main__":
     command_line.run(TrainConfig, main, build=dict, defaults=lambda: read_recipe("qa-cpu"))
-elif __name__ == "minigpt.train":  # imported: `minigpt.train` is the function, not this script
+elif __name__ == "minigpt.train":  # imported: replace this module by the function
     from minigpt.training.run import train
 
     sys.modules[__name__] = train  # type: ignore[assignment]

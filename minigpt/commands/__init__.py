@@ -1,12 +1,12 @@
-"""The verbs of `minigpt` besides the tutorial's five scripts: parse, call one function, print.
+"""The commands of `minigpt` besides the tutorial's five scripts. Each parses flags, calls a function, prints.
 
-A command may import everything below; nothing imports a command. In the order of the work:
+A command may import every other folder; no other module imports a command. In the order of the work:
 
-    evaluate.py           measure a checkpoint
-    doctor.py             what looks wrong with a training run
+    evaluate.py           measures a checkpoint
+    doctor.py             finds problems of a training run
     chat.py               a conversation in the terminal
-    quantize.py           save a checkpoint in fewer bits
-    import_checkpoint.py  a .pth of torch.save becomes a checkpoint folder
-    convert.py            a checkpoint folder becomes a GGUF file
-    environment.py        what is installed, for a bug report
+    quantize.py           saves a checkpoint in fewer bits
+    import_checkpoint.py  turns a .pth of torch.save into a checkpoint folder
+    convert.py            turns a checkpoint folder into a GGUF file
+    environment.py        prints what is installed, for a bug report
 """

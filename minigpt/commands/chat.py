@@ -1,17 +1,17 @@
-r"""A conversation in the terminal, with any model: one trained here, GPT-2, Qwen3.
+r"""A conversation in the terminal, with any model: one that you trained, GPT-2, or Qwen3.
 
-    minigpt chat                                   # /help lists what may be typed besides questions
+    minigpt chat                                   # /help lists the commands of the conversation
     minigpt chat --model Qwen3-0.6B --think off
     minigpt chat --precision int8 --temperature 0.8
-    minigpt chat < questions.txt                   # no terminal: a question a line, an answer a line
+    minigpt chat < questions.txt                   # no terminal: one question per line, one answer per line
 
-The answer appears while it is being written. Ctrl-C stops it, and at the prompt, twice, the program; Ctrl-D
-leaves. Several lines can be pasted (where the terminal knows bracketed paste); a backslash at the end of a
-line continues it in the next one. A model trained on questions and answers reads each question alone, unless
---history says that it was trained on conversations. A model of plain text continues all that is there.
+The answer is shown while it is generated. Ctrl-C stops it; at the prompt, two Ctrl-C end the program, as does
+Ctrl-D. You can paste several lines (if the terminal supports bracketed paste); a backslash at the end of a
+line continues it in the next one. A model trained on questions and answers sees only the last question,
+unless --history says that it was trained on conversations. A model of plain text continues the whole text.
 
-Without a terminal commands work too; what they say goes to stderr. Line ends and control characters in an
-answer are then written as escapes (\n), so that it takes one line.
+Commands also work without a terminal; their output goes to stderr. Then line ends and control characters in
+an answer are written as escapes (\n), so that an answer is one line.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from minigpt.generation.options import GenerationOptions
 if TYPE_CHECKING:
     from minigpt.generation.conversation import Conversation
 
-_CHAT_TOKENS = 1024  # of a chat model's answer, which may think before; others have 128
-_EXPLAINED = 60  # tokens in the table of /why
-_DRAWING = ("temperature", "top_k", "top_p")  # to give one of them is to draw; temperature 0: not to
+_CHAT_TOKENS = 1024  # most tokens of a chat model's answer, which may include thinking; 128 for other models
+_EXPLAINED = 60  # most tokens in the table of /why
+_DRAWING = ("temperature", "top_k", "top_p")  # options that turn sampling on; temperature 0 turns it off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,15 @@ class Options(command_line.ModelOptions):
 
     # The conversation
     form: Literal["auto", "chat", "question", "text"] = "auto"
-    """chat: by the template; question: then <sep>; text: continue it; auto: as the folder says"""
+    """prompt format: chat template, question with <sep>, or plain text; auto: as the model's folder says"""
     system: str = ""
-    """what a chat model reads before all else"""
+    """system message: a chat model reads it before the conversation"""
     think: Literal["auto", "on", "off"] = "auto"
-    """whether a chat model thinks before it answers; auto: as its template has it"""
+    """let a chat model think before it answers; auto: as its template does by default"""
     history: bool = False
-    """for models trained on conversations of questions and answers: what was said before is read, too"""
+    """the model also reads the earlier questions and answers; for models trained on conversations"""
     assistant_model: Path | None = None
-    """sooner: folder of a much smaller model with the same tokenizer, which guesses"""
+    """folder of a much smaller model with the same tokenizer, which guesses tokens: same answers, faster"""
 
     generation: dict[str, Any] = fields_of(  # noqa: RUF009
         GenerationOptions,
@@ -59,11 +59,11 @@ class Options(command_line.ModelOptions):
         ),
         shows_defaults=False,
     )
-    """How to choose tokens (left out: as the folder advises; a chat model writes up to 1,024 of them)"""
+    """How to choose tokens (default: as the folder advises; a chat model writes up to 1,024 tokens)"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Load the model, then talk until the user leaves."""
+    """Load the model, and talk until the user ends the conversation."""
     talk = _conversation(options)
     if sys.stdin.isatty():
         _talk(talk)
@@ -74,7 +74,7 @@ def main(options: Options) -> dict[str, Any]:
 
 def _conversation(options: Options) -> "Conversation":
     given = {name: value for name, value in options.generation.items() if name not in _DRAWING}
-    GenerationOptions(**given)  # complain before the model is loaded
+    GenerationOptions(**given)  # report a bad value before the model is loaded
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
     from minigpt.generation.conversation import Conversation
     from minigpt.generation.generation_config import prompt_format, recommended_options
@@ -99,11 +99,11 @@ def _conversation(options: Options) -> "Conversation":
 
 
 def _talk(talk: "Conversation") -> None:
-    """Ask and answer until the user leaves."""
+    """Ask and answer until the user ends the conversation."""
     from minigpt.generation.slash_commands import is_command
 
     with contextlib.suppress(ImportError):
-        import readline  # gives input() line editing and a history, where there is one
+        import readline  # gives input() line editing and a history
 
         readline.parse_and_bind("set enable-bracketed-paste on")
     what = {"chat": "a chat model", "question": "a model of questions and answers", "text": "a model of text"}
@@ -118,14 +118,14 @@ def _talk(talk: "Conversation") -> None:
                 _obey(talk, line.strip())
             else:
                 _show(talk, line.strip())
-        except InputError as error:  # the next one may be better
+        except InputError as error:  # the conversation continues after an error
             print(f"({error})")
         except KeyboardInterrupt:
             print(" (stopped)")
 
 
 def _typed() -> str | None:
-    """What the user types, its lines joined; None at Ctrl-D, or at the second Ctrl-C in a row."""
+    """Read what the user types, with continued lines joined. None after Ctrl-D or two Ctrl-C in a row."""
     lines: list[str] = []
     warned = False
     while True:
@@ -150,14 +150,14 @@ def _typed() -> str | None:
 
 
 def _show(talk: "Conversation", text: str) -> None:
-    """Print an answer piece by piece."""
+    """Generate an answer and print it piece by piece."""
     if unknown := talk.tokenizer.unknown_characters(text):
         print(f"(not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))})")
     before = talk.forgotten
     pieces = talk.say(text)
-    if before == 0 < talk.forgotten:  # said once, until /reset
+    if before == 0 < talk.forgotten:  # printed once, until /reset
         print("(the context is full: from now on the oldest turns are left out)")
-    with contextlib.closing(pieces):  # the turn is kept as it stands when Ctrl-C comes
+    with contextlib.closing(pieces):  # after Ctrl-C, the turn keeps the text so far
         for piece in pieces:
             print(printable_lines(piece), end="", flush=True)
     print()
@@ -199,11 +199,11 @@ def _explain(talk: "Conversation") -> None:
     table(f"tokens of the last answer{more}", ("token", "probability", "instead of"), rows, numeric=(1,))
 
 
-# -- without one --------------------------------------------------------------------------------------------
+# -- without a terminal -------------------------------------------------------------------------------------
 
 
 def _answer_lines(talk: "Conversation") -> None:
-    """A line of standard input, an answer on a line of standard output."""
+    """Answer each line of standard input with a line on standard output."""
     from minigpt.console.terminal import warn
     from minigpt.generation.slash_commands import is_command, obey
 
@@ -221,13 +221,13 @@ def _answer_lines(talk: "Conversation") -> None:
                 warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")
             try:
                 answer = "".join(talk.say(line.strip()))
-            except InputError as error:  # too long: the next one may be shorter
+            except InputError as error:  # the question is too long; continue with the next
                 warn(str(error))
         print(printable(answer), flush=True)
 
 
 def _read_lines() -> Iterator[str]:
-    """The lines of standard input; one that ends with a backslash continues in the next."""
+    """Yield the lines of standard input. A line that ends with a backslash continues in the next."""
     before = ""
     for number, raw in enumerate(sys.stdin.buffer, 1):
         try:

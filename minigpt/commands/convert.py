@@ -1,10 +1,10 @@
-"""Convert a checkpoint folder to a GGUF file, which llama.cpp, Ollama, LM Studio and others run.
+"""Convert a checkpoint folder to a GGUF file, for llama.cpp, Ollama, LM Studio and others.
 
     minigpt convert --model output/best --output model.gguf
     minigpt convert --model output/best --dtype q8_0
 
-Needs the gguf package: pip install 'minigpt[gguf]'. Warnings name what those programs compute or read in
-another way than minigpt. Hugging Face's libraries need no conversion: they read the folder as it is.
+This needs the gguf package: pip install 'minigpt[gguf]'. Warnings say what these programs do differently from
+minigpt. Hugging Face's libraries need no conversion: they read the folder directly.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ class Options(command_line.CommandOptions):
     """Convert a checkpoint folder to a GGUF file for llama.cpp."""
 
     model: Path = Path("output/best")
-    """checkpoint folder, as `minigpt train` or Hugging Face's libraries write it"""
+    """checkpoint folder, from `minigpt train` or in Hugging Face's format"""
     output: Path | None = None
-    """file to write; by default the folder with the dtype and .gguf behind its name"""
+    """file to write; default: the name of the folder, followed by the dtype and .gguf"""
     dtype: Literal["f32", "f16", "q8_0"] = "f16"
-    """format of matrices: f32 exact; f16 half the size; q8_0 a quarter, 8 bits and a scale for 32 values"""
+    """type of matrices: f32: exact; f16: half the size; q8_0: a quarter, with a scale for each 32 values"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, write, warn of differences."""
+    """Read the folder, write the file, warn of differences."""
     from minigpt.console.terminal import warn
     from minigpt.weights.gguf_file import write_gguf
     from minigpt.weights.pretrained import load_model_and_tokenizer

@@ -1,10 +1,10 @@
-"""Look at a training run and say in plain words what looks wrong with it, and what to try.
+"""Examine a training run, and say in plain words what looks wrong with it and what to try.
 
     minigpt doctor output
     minigpt doctor output/demo --deep --language zh
 
-It reads what the run wrote (run.json, metrics.jsonl, the newest checkpoint's state) and the data files that
-the run names, if they are still there. It changes nothing. The exit code is 0, whatever it finds.
+The command reads the run's own files (run.json, metrics.jsonl, the newest checkpoint's state), and the data
+files in run.json if they still exist. It changes nothing. The exit code is 0, also if it finds problems.
 """
 
 import os
@@ -26,13 +26,13 @@ class Options(command_line.CommandOptions):
     run: Path = field(default=Path("output"), metadata=POSITIONAL)
     """folder of the run, as `minigpt train --output` made it"""
     deep: bool = False
-    """also load the best checkpoint and ask it some held-out questions"""
+    """also load the best checkpoint and let it answer some validation questions"""
     language: Literal["auto", "en", "zh"] = "auto"
-    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
+    """English, Chinese, or the language of LC_ALL, LC_MESSAGES or LANG"""
     curve: Path | None = None
     """reference curve to compare with instead of the recipe's"""
     save_curve: Path | None = None
-    """write the curve of this run, which must be finished, as a reference for others"""
+    """write the curve of this run, which must be finished, as a reference for other runs"""
 
 
 _LABELS: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ _LABELS: dict[str, dict[str, Any]] = {
 
 
 def chosen_language(wanted: str) -> "Language":
-    """The language of the words; for `auto` the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
+    """Return the language. For `auto`, the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
     if wanted == "auto":
         names = (os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
         wanted = next((name for name in names if name), "")
@@ -64,7 +64,7 @@ def chosen_language(wanted: str) -> "Language":
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read a run's record, examine it and print the findings."""
+    """Read the record of a run, examine it and print the findings."""
     from minigpt.diagnosis.curves import read_curve, save_curve
     from minigpt.diagnosis.examination import examine
     from minigpt.diagnosis.record import read_record
@@ -98,7 +98,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
     labels = _LABELS[language]
     rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
-    print(printable(title))  # a table's title would be folded to the table's width
+    print(printable(title))  # not as the table's title, which would be wrapped
     table("", labels["columns"], rows)
     for found in findings:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")
@@ -107,7 +107,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    """The numbers alone; texts stand in the paragraph."""
+    """Format the numbers of a finding. Texts are left out: they are in the paragraph below."""
     shown = {name: value for name, value in numbers.items() if not isinstance(value, str)}
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

@@ -1,10 +1,10 @@
-"""Say what is installed and what machine this is: a report to paste into an issue.
+"""Print what is installed and what machine this is, for a bug report.
 
     minigpt env
     minigpt env --json      # the same as one JSON object, on the last line
 
-Besides versions, processor, memory and GPUs it says whether a CPU writes answers by the native step, and if
-not, why. What cannot be found out is "unknown" in its line.
+Besides versions, processor, memory and GPUs, the report says whether the native step (generation in C on a
+CPU) works here, and if not, why. A fact that cannot be found out is "unknown".
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Options(command_line.CommandOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Ask, and print a line for each fact."""
+    """Collect the facts, and print a line for each."""
     from minigpt.diagnosis.installation import facts
 
     found = facts()

@@ -2,13 +2,13 @@
 
     minigpt eval --model output/best --data data/val.jsonl
     minigpt eval --show 10 --json
-    minigpt eval --precision float32 int8      # what weights in fewer bits cost
+    minigpt eval --precision float32 int8      # how much worse the model is with weights in fewer bits
     minigpt eval --model my-gpt2 --text novel.txt
 
-The loss is measured on all tokens and on the answers' alone. Then every distinct question is answered with
-the most likely tokens and compared with what the file says (exact match, character F1); of several right
-answers the nearest counts. A text is measured per token, and per byte and character, which does not depend
-on the vocabulary.
+The loss is measured on all tokens and on the tokens of answers only. Then the model answers each distinct
+question, always with the most likely token, and the answers are compared with those in the file (exact match,
+character F1). Of several right answers the most similar one counts. A text is measured per token, and also
+per byte and per character, which does not depend on the vocabulary.
 """
 
 from collections.abc import Iterator
@@ -37,22 +37,22 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
 
     # The model
     model: Path = Path("output/best")
-    """checkpoint folder, as `minigpt train` or Hugging Face's libraries write it"""
+    """checkpoint folder, from `minigpt train` or in Hugging Face's format"""
     precision: tuple[Literal["float32", "float16", "bfloat16", "int8", "int4"], ...] = ()
-    """store the weights so: one, or several to compare; left out: as the folder has them"""
+    """precision of the weights: one, or several to compare; default: as the folder stores them"""
 
-    # What it is measured on
+    # The data
     data: Path = Path("data/val.jsonl")
-    """questions and answers, or conversations, to measure on"""
+    """file of questions and answers, or conversations"""
     text: Path | None = None
-    """a plain text to measure on instead, for a model of any vocabulary"""
+    """plain text file to measure on instead, for a model with any vocabulary"""
 
     show: int = 10
-    """questions to show with expected and given answers"""
+    """number of questions to print with the expected and the given answer"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, measure, print."""
+    """Read the model and the data, measure, print."""
     require_model(options.model)
     if len({*options.precision}) < len(options.precision):
         raise InputError(f"--precision names one twice: got {' '.join(options.precision)}")
@@ -64,7 +64,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
-    """The model in each precision, loaded anew each time, since rounding is for good."""
+    """Yield the model in each precision. It is loaded again each time, because rounding cannot be undone."""
     from minigpt.devices import pick_device
     from minigpt.weights.pretrained import load_model_and_tokenizer
     from minigpt.weights.quantized import set_precision
@@ -168,12 +168,15 @@ def _compare(
     others: dict[str, list[str]],
     found: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Print what each precision gives beside the first; returns it for JSON. One alone is not printed.
+    """Print the results of each precision next to those of the first. Returns them for JSON.
+
+    With a single precision nothing is printed.
 
     Args:
-        perplexities: what was measured on -> one for each precision.
-        others: title of a column -> one cell for each precision.
-        found: what else JSON is to hold of each precision.
+        precisions: names of the precisions.
+        perplexities: what was measured -> its perplexity in each precision.
+        others: title of a column -> its cell for each precision.
+        found: further numbers of each precision, for JSON.
     """
     if len(precisions) < 2:
         return {}

@@ -1,11 +1,11 @@
-"""Turn a .pth of torch.save, such as the documents' output/best_model.pth, into a checkpoint folder.
+"""Turn a .pth of torch.save, such as the tutorial's output/best_model.pth, into a checkpoint folder.
 
     minigpt import output/best_model.pth --vocab data/vocab.json
     minigpt import output/best_model.pth --vocab data/vocab.json --output imported
 
-The folder is like those that training writes: `minigpt generate --model FOLDER` answers with it, and Hugging
-Face's libraries read it. Only weights are read from the .pth; no code in it is run. The optimiser's state is
-not kept: training cannot be resumed from the folder.
+The folder is like those of `minigpt train`: `minigpt generate --model FOLDER` uses it, and so do Hugging
+Face's libraries. Only weights are read from the .pth; code in it is never run. The optimiser's state is not
+kept, so training cannot be resumed from the folder.
 """
 
 from dataclasses import dataclass, field
@@ -19,24 +19,24 @@ from minigpt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.CommandOptions):
-    """Turn a .pth of torch.save into a checkpoint folder that everything here reads."""
+    """Turn a .pth of torch.save into a checkpoint folder that all commands can read."""
 
     RANGES = {"n_head": (1, 10_000)}
 
     checkpoint: Path = field(default=Path("output/best_model.pth"), metadata=POSITIONAL)
-    """the .pth: a dictionary with model_state_dict, or the state_dict itself"""
+    """the .pth file: a dict with model_state_dict, or a state_dict"""
     vocab: Path = Path("data/vocab.json")
-    """the vocabulary that the model was trained with"""
+    """vocabulary that the model was trained with"""
     output: Path | None = None
-    """folder to make; by default the .pth's name without .pth"""
+    """folder to make; default: the name of the .pth file without .pth"""
     n_head: int = 8
-    """attention heads of the model; its tensors do not show them"""
+    """number of attention heads; the tensors do not show it"""
     gelu: Literal["exact", "tanh"] = "exact"
-    """the GELU that the model was trained with: exact, as in the tutorial, or GPT-2's tanh form"""
+    """GELU that the model was trained with: exact, as in the tutorial, or GPT-2's tanh approximation"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, check, write."""
+    """Read the file, check it, write the folder."""
     from minigpt.families.gpt2.pth_file import read_pth
     from minigpt.storage.files import atomic_folder
     from minigpt.tokenizer import Tokenizer

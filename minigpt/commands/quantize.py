@@ -1,13 +1,13 @@
-"""Save a model in fewer bits: int8, a quarter of float32's bytes, int4 or float16.
+"""Save a model in fewer bits: int8 (a quarter of float32's size), int4 or float16.
 
     minigpt quantize --model output/best --output output/int8 --precision int8
     minigpt generate --model output/int8 --question 四川省的省会是哪里？
-    minigpt eval --model output/best --precision float32 int8          # what it costs, before you do it
+    minigpt eval --model output/best --precision float32 int8          # the loss of quality, before you do it
 
 Only minigpt reads an int8 or int4 folder (weights/quantized_folders.py describes it); other programs refuse
-it. It gives the same numbers, bit for bit, as rounding when the model is loaded (`--precision int8`). int4 is
-for a GPU: a CPU multiplies it out, slowly. Every program reads a float16 folder; in minigpt its weights stay
-in 16 bits, and all else is float32.
+it. The folder gives the same bits as rounding the model when it is loaded (`--precision int8`). int4 is for
+a GPU: on a CPU it is slow. Every program reads a float16 folder. In minigpt its weights stay in 16 bits, and
+everything else is float32.
 """
 
 import json
@@ -22,7 +22,7 @@ from minigpt.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What a model's folder has besides its weights and config.json; what only training needs is not copied.
+# files that are copied from the model's folder; training state is not copied
 COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "encoder.json", "vocab.bpe"),
@@ -34,15 +34,15 @@ class Options(command_line.CommandOptions):
     """Save a model in fewer bits: int8, int4 or float16."""
 
     model: Path = Path("output/best")
-    """checkpoint folder, as `minigpt train` writes it"""
+    """checkpoint folder of `minigpt train`"""
     output: Path
     """the new folder; must not exist yet"""
     precision: Literal["int8", "int4", "float16"] = "int8"
-    """int8: only minigpt reads it; int4: the same, and fast on a GPU only; float16: every program reads it"""
+    """int8: only minigpt reads it; int4: also only minigpt, and fast only on a GPU; float16: all programs"""
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, round, write, print the sizes."""
+    """Read the model, round it, write the folder, print the sizes."""
     if options.output.exists():
         raise InputError(f"{options.output} exists already: choose another folder with --output")
     from torch import float16
@@ -68,7 +68,7 @@ def main(options: Options) -> dict[str, Any]:
         weights = quantized_weights(set_precision(model, options.precision))
     else:
         config = {**config, "dtype": "float16"}
-        config.pop("torch_dtype", None)  # the key's older name
+        config.pop("torch_dtype", None)  # older name of the key "dtype"
         exact = family_of(model.config).to_hugging_face(model)
         weights = {name: cast(name, tensor, float16) for name, tensor in exact.items()}
 
@@ -91,7 +91,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of a folder's weights."""
+    """Return the number of bytes of a folder's weights."""
     from minigpt.weights.quantized_folders import FILES
 
     names = ("model*.safetensors", *FILES.values())

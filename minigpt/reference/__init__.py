@@ -1,19 +1,19 @@
-"""GPT-2, Qwen3 and BPE as pure functions, for NumPy and JAX, without torch: made to be read.
+"""GPT-2, Qwen3 and BPE as pure functions, for NumPy and JAX, without torch. The code is written for reading.
 
-May import NumPy, JAX, errors, console and storage. In reading order:
+This folder may import NumPy, JAX, errors, console and storage. In reading order:
 
     bpe.py          text <-> ids
-    attention.py    what both models share: softmax, attention, the cache of keys and values
-    gpt2.py         GPT-2 on a page
-    qwen3.py        Qwen3 on a page
+    attention.py    shared by both models: softmax, attention, the cache of keys and values
+    gpt2.py         GPT-2
+    qwen3.py        Qwen3
     sampling.py     from logits to the next token
-    generation.py   the loop that generates
+    generation.py   the generation loop
     names.py        the names of weights as a tree of arrays
     weights.py      reads a Hugging Face folder
     loss.py         the loss
-    backward.py     GPT-2's gradients, written out
+    backward.py     GPT-2's gradients, written by hand
     adam.py         Adam
     train_numpy.py  trains a tiny GPT with NumPy
-    transforms.py   what JAX makes of the functions: compiled, batched, differentiated
+    transforms.py   the functions compiled, batched and differentiated by JAX
     train_jax.py    the same training with JAX
 """

@@ -1,14 +1,14 @@
-"""GPT-2's gradients in NumPy, written out: each function's derivative under the name of the function.
+"""GPT-2's gradients in NumPy, written by hand: for each function f a function f_backward.
 
     loss, gradients = loss_and_gradients(params, ids, n_head=4)          # gradients: a tree like params
 
-`f_backward(g, x, weights)` is given g, the gradient of the loss with respect to what f returned, of that same
-shape, and what f was given. It returns the gradient with respect to x, and those of the weights. What f had
-inside is computed once more from x, so that nothing needs to be kept but the inputs of the blocks.
+`f_backward(g, x, weights)` gets g, the gradient of the loss with respect to f's result (with its shape), and
+the arguments of f. It returns the gradients with respect to x and to the weights. It computes f's inner
+values again from x, so only the inputs of the blocks are kept.
 
-The chain rule, all that is used: if y = f(x), then the loss changes with x by (its change with y) times f'.
+Only the chain rule is needed: if y = f(x), then dloss/dx = dloss/dy * f'(x).
 
-Letters in shapes: as in `gpt2.py`. One sequence at a time; a batch's gradient is the mean of its rows'.
+Letters in shapes: as in `gpt2.py`. One sequence at a time; the gradient of a batch is the mean over its rows.
 """
 
 import math
@@ -25,30 +25,30 @@ __all__ = ["loss_and_gradients"]
 
 
 def linear_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple[Array, Tree]:
-    """y = x @ weight + bias; g (T, out), x (T, in)."""
+    """Gradients of y = x @ weight + bias; g (T, out), x (T, in)."""
     return g @ weight.T, {"weight": x.T @ g, "bias": g.sum(axis=0)}  # (T, in); (in, out), (out,)
 
 
 def layer_norm_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple[Array, Tree]:
-    """y = normed * weight + bias, normed = (x - mean) / deviation; g and x (T, C)."""
+    """Gradients of y = normed * weight + bias, normed = (x - mean) / deviation; g and x (T, C)."""
     centred = x - x.mean(axis=-1, keepdims=True)  # (T, C)
     deviation = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-5)  # (T, 1)
     normed = centred / deviation  # (T, C)
-    d = g * weight  # (T, C)  with respect to normed
-    # A shift of x, or a stretch, leaves `normed` as it is: those two directions get no gradient.
+    d = g * weight  # (T, C): gradient with respect to normed
+    # Adding a constant to x, or scaling x, does not change `normed`, so these two directions get no gradient.
     d = d - d.mean(axis=-1, keepdims=True) - normed * (d * normed).mean(axis=-1, keepdims=True)  # (T, C)
     return d / deviation, {"weight": (g * normed).sum(axis=0), "bias": g.sum(axis=0)}  # (T, C); (C,), (C,)
 
 
 def gelu_tanh_backward(g: Array, x: Array) -> Array:
-    """y = x/2 (1 + tanh u), u = c (x + 0.044715 x^3), so y' = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'."""
+    """y = x/2 (1 + tanh u), u = c (x + 0.044715 x^3): y' = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'."""
     c = math.sqrt(2 / math.pi)
     t = np.tanh(c * (x + 0.044715 * (x * x * x)))
     return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * (x * x)))
 
 
 def gelu_exact_backward(g: Array, x: Array) -> Array:
-    """y = x P(x) with the normal distribution's P, so y' = P(x) + x p(x), p being its density."""
+    """Gradient of y = x P(x): y' = P(x) + x p(x). P is the normal distribution function, p its density."""
     share = np.fromiter(
         (0.5 * math.erfc(-number) for number in (x * math.sqrt(0.5)).ravel().tolist()), x.dtype
     )
@@ -60,7 +60,7 @@ GELUS_BACKWARD = {"tanh": gelu_tanh_backward, "exact": gelu_exact_backward}
 
 
 def mlp_backward(g: Array, x: Array, c_fc: Tree, c_proj: Tree, gelu: str) -> tuple[Array, Tree]:
-    """y = linear(gelu(linear(x))); g and x (T, C)."""
+    """Gradients of y = linear(gelu(linear(x))); g and x (T, C)."""
     u = linear(x, **c_fc)  # (T, 4C)
     d, of_proj = linear_backward(g, GELUS[gelu](u), **c_proj)  # (T, 4C)
     d, of_fc = linear_backward(GELUS_BACKWARD[gelu](d, u), x, **c_fc)  # (T, C)
@@ -68,20 +68,20 @@ def mlp_backward(g: Array, x: Array, c_fc: Tree, c_proj: Tree, gelu: str) -> tup
 
 
 def attend_backward(g: Array, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """y = softmax(q k^T / sqrt(D)) v, causal; all (H, T, D). Returns the gradients of q, k and v."""
+    """Gradients of y = softmax(q k^T / sqrt(D)) v, causal, with respect to q, k and v; all (H, T, D)."""
     T, D = q.shape[1:]
     scores = q @ k.swapaxes(1, 2) / math.sqrt(D)  # (H, T, T)
     weights = softmax(np.where(np.tri(T, dtype=bool), scores, -math.inf))  # (H, T, T)
     d_weights = g @ v.swapaxes(1, 2)  # (H, T, T)
-    # softmax: the weights of a row sum to 1, so a gradient that all of them share has no effect.
-    # A hidden key has weight 0, so its gradient is 0, too: the mask needs no line of its own.
+    # The weights of a row sum to 1, so a gradient that is equal for all weights of a row has no effect. A
+    # masked key has weight 0, so its gradient is 0, and the mask needs no line here.
     d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))  # (H, T, T)
     d_scores = d_scores / math.sqrt(D)
     return d_scores @ k, d_scores.swapaxes(1, 2) @ q, weights.swapaxes(1, 2) @ g  # (H, T, D) each
 
 
 def attention_backward(g: Array, x: Array, c_attn: Tree, c_proj: Tree, n_head: int) -> tuple[Array, Tree]:
-    """y = linear(attend(heads of linear(x))); g and x (T, C)."""
+    """Gradients of y = linear(attend(heads of linear(x))); g and x (T, C)."""
     T, C = x.shape
     q, k, v = linear(x, **c_attn).reshape(T, 3, n_head, C // n_head).transpose(1, 2, 0, 3)  # (H, T, D) each
     out = attend(q, k, v, np.arange(T))  # (T, C)
@@ -95,21 +95,21 @@ def attention_backward(g: Array, x: Array, c_attn: Tree, c_proj: Tree, n_head: i
 def block_backward(
     g: Array, x: Array, ln_1: Tree, attn: Tree, ln_2: Tree, mlp: Tree, n_head: int, gelu: str
 ) -> tuple[Array, Tree]:
-    """y = middle + mlp(ln_2(middle)), middle = x + attention(ln_1(x)); g and x (T, C)."""
+    """Gradients of y = middle + mlp(ln_2(middle)), middle = x + attention(ln_1(x)); g and x (T, C)."""
     normed = layer_norm(x, **ln_1)  # (T, C)
     middle = x + attention_forward(normed, **attn, n_head=n_head, positions=np.arange(len(x)))[0]  # (T, C)
     d, of_mlp = mlp_backward(g, layer_norm(middle, **ln_2), **mlp, gelu=gelu)
     d, of_ln_2 = layer_norm_backward(d, middle, **ln_2)
-    g = g + d  # (T, C)  of middle: the stream passes g on as it is, and the MLP adds to it
+    g = g + d  # (T, C): gradient of middle: from the stream, plus from the MLP
     d, of_attn = attention_backward(g, normed, **attn, n_head=n_head)
     d, of_ln_1 = layer_norm_backward(d, x, **ln_1)
     return g + d, {"ln_1": of_ln_1, "attn": of_attn, "ln_2": of_ln_2, "mlp": of_mlp}
 
 
 def next_token_losses_backward(logits: Array, targets: Array, mask: Array) -> Array:
-    """The loss is the mean of -log softmax(logits)[target] where the mask is 1; (T, V) -> (T, V).
+    """Gradient of the loss, the mean of -log softmax(logits)[target] where mask is 1; (T, V) -> (T, V).
 
-    What the model believes minus what is so: the most beautiful gradient of them all.
+    It is simple: the predicted probabilities minus the one-hot target.
     """
     g = softmax(logits)  # (T, V)
     g[np.arange(len(targets)), targets] -= 1
@@ -119,11 +119,14 @@ def next_token_losses_backward(logits: Array, targets: Array, mask: Array) -> Ar
 def loss_and_gradients(
     params: Tree, ids: Array, mask: Array | None = None, *, n_head: int, gelu: str = "tanh"
 ) -> tuple[float, dict[str, Any]]:
-    """Mean loss in nats of predicting ids[1:] from ids[:-1], and its gradients, a tree like params.
+    """Return the mean loss in nats of predicting ids[1:] from ids[:-1], and the tree of its gradients.
 
     Args:
+        params: the weights.
         ids: (T+1,).
-        mask: (T,), 1 where the token ids[1:] is to be learned; None: everywhere.
+        mask: (T,), 1 where the loss counts the token of ids[1:]. Default: 1 everywhere.
+        n_head: number of heads.
+        gelu: "tanh" or "exact".
     """
     ids = np.asarray(ids)
     given, targets = ids[:-1], ids[1:]  # (T,) each
@@ -131,7 +134,7 @@ def loss_and_gradients(
     mask = np.ones(len(targets), wte.dtype) if mask is None else np.asarray(mask, wte.dtype)
     # forward
     positions = np.arange(len(given))
-    inputs = [wte[given] + wpe[positions]]  # (T, C) each: what goes into a block, the last one into ln_f
+    inputs = [wte[given] + wpe[positions]]  # (T, C) each: inputs of the blocks and of ln_f
     for weights in params["h"]:
         inputs.append(block(inputs[-1], **weights, n_head=n_head, gelu=gelu, positions=positions)[0])
     hidden = layer_norm(inputs[-1], **ln_f)  # (T, C)
@@ -139,13 +142,13 @@ def loss_and_gradients(
     loss = float((next_token_losses(logits, targets) * mask).sum() / mask.sum())
     # backward
     g = next_token_losses_backward(logits, targets, mask)  # (T, V)
-    d_wte = g.T @ hidden  # (V, C)  as the head
+    d_wte = g.T @ hidden  # (V, C): gradient of wte as the head
     g, of_ln_f = layer_norm_backward(g @ wte, inputs[-1], **ln_f)  # (T, C)
     of_blocks: list[Tree] = []
     for weights, x in zip(reversed(params["h"]), reversed(inputs[:-1]), strict=True):
         g, of_block = block_backward(g, x, **weights, n_head=n_head, gelu=gelu)  # (T, C)
         of_blocks.insert(0, of_block)
-    np.add.at(d_wte, given, g)  # as the embedding; `+=` would count a token that comes twice once
+    np.add.at(d_wte, given, g)  # gradient of wte as the embedding; `+=` would lose repeated tokens
     d_wpe = np.zeros_like(wpe)  # (N, C)
     d_wpe[positions] = g
     return loss, {"wte": {"weight": d_wte}, "wpe": {"weight": d_wpe}, "h": of_blocks, "ln_f": of_ln_f}

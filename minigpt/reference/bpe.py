@@ -1,13 +1,13 @@
-"""Byte-level BPE in plain Python: how a vocabulary is learned, and how text becomes ids. Made to be read.
+"""Byte-level BPE in plain Python: learning a vocabulary, and encoding text. The code is written for reading.
 
     tokens, merges = train(["low lower lowest"], vocab_size=260)
     ids = encode("lowest", tokens, merges)
     text = b"".join(tokens[i] for i in ids).decode()
 
-Learning: split the texts into words, the words into bytes; join the most frequent pair of neighbours into
-one token, everywhere; repeat. Encoding: split the text in the same way, and repeat the joins in the order in
-which they were learned. Sennrich et al., https://arxiv.org/abs/1508.07909; bytes in place of characters:
-section 2.2 of GPT-2's paper. minigpt/tokenization/bpe.py gives the same merges and ids, in less time.
+Learning: split the texts into words, and the words into bytes. Join the most frequent pair of neighbours into
+one token everywhere; repeat. Encoding: split the text in the same way, and repeat the joins in the order in
+which they were learned. See Sennrich et al., https://arxiv.org/abs/1508.07909; section 2.2 of GPT-2's paper
+uses bytes instead of characters. minigpt/tokenization/bpe.py gives the same merges and ids, but faster.
 """
 
 import re
@@ -20,28 +20,27 @@ __all__ = ["encode", "split", "train"]
 
 Pair = tuple[bytes, bytes]
 
-# GPT-2's order of the bytes: those that can be printed first. Of equally frequent pairs the order decides.
+# GPT-2's order of the bytes: printable ones first. The order decides between equally frequent pairs.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = [bytes([byte]) for byte in (*_PRINTABLE, *sorted({*range(256)} - {*_PRINTABLE}))]
 
 _CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
-# Over kinds of characters: L letter, N number, _ a space, S other white space, O everything else
+# a word as a pattern of character kinds: L letter, N number, _ space, S other white space, O all others
 _WORD = re.compile(r"_?L+|_?N+|_?O+|[_S]+(?=[_S]|$)|[_S]")
 
 
 def _kind(character: str) -> str:
     if character == " ":
         return "_"
-    if (
-        character.isspace() and character not in "\x1c\x1d\x1e\x1f"
-    ):  # which Unicode does not count as white space
+    # \x1c to \x1f are white space for Python, but not for Unicode
+    if character.isspace() and character not in "\x1c\x1d\x1e\x1f":
         return "S"
     category = unicodedata.category(character)[0]
     return category if category in "LN" else "O"
 
 
 def split(text: str) -> Iterator[str]:
-    """GPT-2's words: one space belongs to the word behind it. No token reaches across two words.
+    """Split text into GPT-2's words. A space belongs to the word after it. No token spans two words.
 
     >>> list(split("it's 2024,  so"))
     ['it', "'s", ' 2024', ',', ' ', ' so']
@@ -58,12 +57,13 @@ def split(text: str) -> Iterator[str]:
 def train(
     texts: Iterable[str], vocab_size: int, min_frequency: int = 2, longest_word: int = 64
 ) -> tuple[list[bytes], list[Pair]]:
-    """All tokens, a token's id being its place; and the pairs that were joined, in order.
+    """Learn a vocabulary. Returns all tokens (the id of a token is its index), and the joined pairs in order.
 
     Args:
-        vocab_size: tokens in all, the 256 bytes included.
-        min_frequency: how often a pair must occur.
-        longest_word: characters; longer ones are cut, for learning only.
+        texts: the texts to learn from.
+        vocab_size: number of tokens, the 256 bytes included.
+        min_frequency: least number of times that a pair must occur.
+        longest_word: longer words are cut to this number of characters, for learning only.
     """
     counts = Counter[str]()
     for text in texts:
@@ -77,12 +77,12 @@ def train(
         for word, parts in words.items():
             for pair in pairwise(parts):
                 pairs[pair] += counts[word]
-        # the most frequent pair; of equals the one whose tokens have the lowest ids
+        # the most frequent pair; of equally frequent ones, the pair with the lowest ids
         best = min(pairs, key=lambda pair: (-pairs[pair], ids[pair[0]], ids[pair[1]]), default=None)
         if best is None or pairs[best] < min_frequency:
             break
         merges.append(best)
-        if (new := best[0] + best[1]) not in ids:  # it may have been made before of other parts
+        if (new := best[0] + best[1]) not in ids:  # another pair may have made this token before
             ids[new] = len(tokens)
             tokens.append(new)
         words = {word: _join(parts, best) for word, parts in words.items()}
@@ -90,7 +90,7 @@ def train(
 
 
 def _join(parts: list[bytes], pair: Pair) -> list[bytes]:
-    """Each occurrence of the pair becomes one part, from the left."""
+    """Join each occurrence of the pair, from left to right."""
     joined: list[bytes] = []
     i = 0
     while i < len(parts):
@@ -101,7 +101,7 @@ def _join(parts: list[bytes], pair: Pair) -> list[bytes]:
 
 
 def encode(text: str, tokens: list[bytes], merges: list[Pair]) -> list[int]:
-    """The ids of a text: of a word's pairs, the one that was learned first is joined first."""
+    """Return the ids of a text. In a word, the pair that was learned first is joined first."""
     ids = {token: i for i, token in enumerate(tokens)}
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     result: list[int] = []

@@ -1,7 +1,7 @@
-"""The loop that generates, for either model: choose a token, give it to the model, choose the next.
+"""The generation loop, for both models: choose a token, give it to the model, choose the next one.
 
-With a cache the model sees each token once. Without, it is given the whole text for each new token and its
-answer is taken from the last row: the slow twin.
+With a cache, the model reads each token once. Without a cache, it reads the whole text again for each new
+token, which is slower; the tokens are the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ __all__ = ["check_ids", "generate"]
 
 
 def check_ids(ids: Sequence[int], V: int, n_tokens_to_generate: int, N: int | None = None) -> None:
-    """Find what NumPy and JAX would let pass: an id below 0 counts from the end there, JAX clips one above.
+    """Check ids. NumPy and JAX would accept wrong ones: NumPy counts negative ids from the end, JAX clips.
 
     Raises:
-        InputError: for an empty prompt, an id outside of the vocabulary, or more than N tokens in all.
+        InputError: for an empty prompt, an id outside the vocabulary, or more than N tokens in total.
     """
     if len(ids) == 0:
         raise InputError("the prompt is empty: the model needs at least one token to continue")
@@ -54,12 +54,19 @@ def generate(
     top_p: float = 1.0,
     np: Any = numpy,
 ) -> list[int]:
-    """New ids, at most n_tokens_to_generate; the end token, which is not among them, stops it.
+    """Return at most n_tokens_to_generate new ids. An end token stops the loop, and is not in the result.
 
     Args:
-        step, forward, cache, settings: a model's functions, and their settings.
-        rng: draws a number for each token; None takes the most likely token instead.
-        temperature, top_k, top_p: as `sampling.filtered`; they matter only with rng.
+        ids: the prompt.
+        params: the weights.
+        step, forward, cache: functions of the model.
+        settings: further arguments of these functions.
+        n_tokens_to_generate: most new tokens.
+        eos_token_id: the end token or several.
+        use_cache: see the top of this file.
+        rng: random generator for sampling. None: always take the most likely token.
+        temperature, top_k, top_p: see `sampling.filtered`; used only with rng.
+        np: numpy or jax.numpy.
     """
     sampling.check(temperature, top_k, top_p)
     ends = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
@@ -74,7 +81,7 @@ def generate(
         if state is None:
             logits = forward(numpy.array([*ids, *written]), params, **settings)[-1]  # (V,)
         else:
-            given = written[-1:] if written else ids  # the cache holds what came before
+            given = written[-1:] if written else ids  # the cache holds all earlier tokens
             logits, state = step(numpy.array(given), state, params, **settings)  # (V,)
         if rng is None:
             token = int(sampling.greedy(logits, np))

@@ -1,18 +1,19 @@
-"""GPT-2, all of it, as pure functions over a tree of arrays.
+"""GPT-2 as pure functions over a tree of arrays.
 
     config, params = weights.load("output/best")
     logits = forward(ids, params, **settings(config))                                     # (T,) -> (T, V)
     new_ids = generate(ids, params, **settings(config), n_tokens_to_generate=20)          # a list
 
-The arguments of a function are the names of the weights in Hugging Face's files; `np` is the array module:
-NumPy, or `jax.numpy`, under which these very functions can be compiled, differentiated and batched
-(`minigpt.reference.transforms`). What is computed in is what the arrays are: float32, float64.
+The arguments of a function have the names of the weights in Hugging Face's files. `np` is the array module:
+NumPy, or `jax.numpy`, with which the same functions can be compiled, differentiated and batched
+(`minigpt.reference.transforms`). Computation is in the dtype of the arrays, float32 or float64.
 
 The architecture: https://openai.com/index/better-language-models (Language Models are Unsupervised
-Multitask Learners, 2019). Weights are (in, out), as in the original. Dropout is for training and not here.
+Multitask Learners, 2019). Weights are (in, out), as in the original. Dropout is only for training, so it is
+not here.
 
-Letters in shapes: T tokens given now, S tokens in all (`attention.py`), C = n_embd channels, H = n_head
-heads, D = C / H channels of one head, V entries of the vocabulary, N = n_positions.
+Letters in shapes: T tokens of this call, S all tokens (see `attention.py`), C = n_embd channels, H = n_head
+heads, D = C / H channels of a head, V entries of the vocabulary, N = n_positions.
 """
 
 import math
@@ -37,7 +38,7 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, np: Any = numpy) -> Array:
-    """(T, C) -> (T, C): each token's channels get mean 0 and variance 1, then a learned scale and shift."""
+    """(T, C) -> (T, C): normalise each token's channels to mean 0 and variance 1, scale and shift."""
     centred = x - x.mean(axis=-1, keepdims=True)  # (T, C)
     variance = (centred * centred).mean(axis=-1, keepdims=True)  # (T, 1)
     return centred / np.sqrt(variance + 1e-5) * weight + bias  # (T, C)
@@ -49,12 +50,12 @@ def gelu_tanh(x: Array, np: Any = numpy) -> Array:
 
 
 def gelu_exact(x: Array, np: Any = numpy) -> Array:
-    """x times the share of a standard normal distribution below x: what minigpt's smaller GPT uses."""
+    """The exact GELU: x times the standard normal distribution function. minigpt's smaller GPT uses it."""
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5), np))
 
 
 def erf(x: Array, np: Any = numpy) -> Array:
-    """The error function. NumPy has none: math.erf on each number. JAX has one that it can differentiate."""
+    """The error function. NumPy has none, so math.erf computes each number. JAX has a differentiable one."""
     if np is numpy:
         return numpy.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size).reshape(x.shape)
     from jax.scipy.special import erf as jax_erf
@@ -66,7 +67,7 @@ GELUS = {"tanh": gelu_tanh, "exact": gelu_exact}
 
 
 def mlp_forward(x: Array, c_fc: names.Tree, c_proj: names.Tree, gelu: str, np: Any = numpy) -> Array:
-    """(T, C) -> (T, C): each token by itself."""
+    """(T, C) -> (T, C). Each token is computed independently."""
     a = GELUS[gelu](linear(x, **c_fc), np)  # (T, C) -> (T, 4C)
     return linear(a, **c_proj)  # (T, 4C) -> (T, C)
 
@@ -75,7 +76,7 @@ def attention_forward(
     x: Array, c_attn: names.Tree, c_proj: names.Tree,
     n_head: int, positions: Array, cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache: each token gathers from itself and from those before it."""
+    """(T, C) -> (T, C), and the layer's cache. Each token attends to itself and to earlier tokens."""
     T, C = x.shape
     qkv = linear(x, **c_attn).reshape(T, 3, n_head, C // n_head)  # (T, C) -> (T, 3C) -> (T, 3, H, D)
     q, k, v = qkv.transpose(1, 2, 0, 3)  # (3, H, T, D): three times (H, T, D)
@@ -87,7 +88,7 @@ def block(
     x: Array, ln_1: names.Tree, attn: names.Tree, ln_2: names.Tree, mlp: names.Tree, *,
     n_head: int, gelu: str, positions: Array, cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache: attention, then MLP, each added to a stream."""
+    """(T, C) -> (T, C), and the layer's cache: attention, then MLP; each adds to the residual stream."""
     normed = layer_norm(x, **ln_1, np=np)  # (T, C)
     mixed, cache = attention_forward(normed, **attn, n_head=n_head, positions=positions, cache=cache, np=np)
     x = x + mixed  # (T, C)
@@ -106,7 +107,7 @@ def transformer(
     cache: Any = None,
     np: Any = numpy,
 ) -> tuple[Array, Any]:
-    """ids (T,) -> hidden vectors (T, C), and the cache with these tokens in it."""
+    """ids (T,) -> hidden states (T, C), and the cache with these tokens added."""
     ids = np.asarray(ids)
     past = 0 if cache is None else cache["length"]
     positions = past + np.arange(ids.shape[0])  # (T,)
@@ -124,24 +125,24 @@ def transformer(
 
 
 def forward(ids: Array, params: names.Tree, *, n_head: int, gelu: str = "tanh", np: Any = numpy) -> Array:
-    """ids (T,) -> logits (T, V): at each position, scores of the token that follows."""
+    """ids (T,) -> logits (T, V): at each position, the scores of the next token."""
     x, _ = transformer(ids, **params, n_head=n_head, gelu=gelu, np=np)  # (T, C)
-    return x @ params["wte"]["weight"].T  # (T, V)  the same matrix reads and predicts tokens
+    return x @ params["wte"]["weight"].T  # (T, V); input and output share wte
 
 
 def step(
     ids: Array, cache: Any, params: names.Tree, *, n_head: int, gelu: str = "tanh", np: Any = numpy
 ) -> tuple[Array, Any]:
-    """The next ids (T,) after those in the cache -> logits of the last one (V,), and the new cache.
+    """The next ids (T,) after those in the cache -> logits after the last one (V,), and the new cache.
 
-    With NumPy the cache is changed in place. Use the returned cache from now on, not the argument.
+    With NumPy the cache changes in place. Always use the returned cache afterwards.
     """
     x, cache = transformer(ids, **params, n_head=n_head, gelu=gelu, cache=cache, np=np)  # (T, C)
     return params["wte"]["weight"] @ x[-1], cache  # (V, C) @ (C,) -> (V,)
 
 
 def cache_for(params: names.Tree, size: int, *, n_head: int, np: Any = numpy) -> Any:
-    """An empty cache for `size` tokens of this model."""
+    """Make an empty cache for `size` tokens of this model."""
     wte = params["wte"]["weight"]
     return new_cache(len(params["h"]), n_head, size, wte.shape[1] // n_head, wte.dtype, np)
 
@@ -158,17 +159,20 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """The ids with which the model continues: greedy, or drawn with rng=numpy.random.default_rng(seed).
+    """Return the ids that continue a prompt: greedy, or sampled with rng=numpy.random.default_rng(seed).
 
     Args:
         ids: the prompt.
-        eos_token_id: stop where the model says this, or one of these; it is not part of the result.
-        use_cache: keep keys and values; without, everything is computed again for each token: the slow twin.
-        np: numpy, or jax.numpy: then `step` is compiled.
-        sampling: rng, temperature, top_k, top_p, as `generation.generate` has them.
+        params: the weights.
+        n_head, gelu: see `settings`.
+        n_tokens_to_generate: most new tokens.
+        eos_token_id: the end token or several; the end token is not in the result.
+        use_cache: keep keys and values. Without, everything is computed again for each token.
+        np: numpy or jax.numpy. With jax.numpy, `step` is compiled.
+        sampling: rng, temperature, top_k, top_p: see `generation.generate`.
 
     Raises:
-        InputError: for ids that are not in the vocabulary, or more tokens than the model has positions.
+        InputError: for ids outside the vocabulary, or more tokens than the model has positions.
     """
     V, N = params["wte"]["weight"].shape[0], params["wpe"]["weight"].shape[0]
     generation.check_ids(ids, V, n_tokens_to_generate, N)
@@ -187,11 +191,11 @@ def generate(
     )
 
 
-# -- its files ---------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------
 
 
 def shapes(vocab_size: int, n_positions: int, n_embd: int, n_layer: int) -> dict[str, tuple[int, ...]]:
-    """Every weight's name, without `transformer.`, and its shape."""
+    """Return the name (without `transformer.`) and the shape of every weight."""
     C = n_embd
     of_block = {
         "ln_1.weight": (C,),
@@ -217,16 +221,16 @@ def shapes(vocab_size: int, n_positions: int, n_embd: int, n_layer: int) -> dict
 
 
 def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
-    """The tree of a GPT2LMHeadModel's (or a GPT2Model's) weights under their names.
+    """Return the tree of a GPT2LMHeadModel's or GPT2Model's weights, given by name.
 
     Raises:
-        InputError: naming what is missing, unexpected or of the wrong shape; or a head that is not wte.
+        InputError: if a weight is missing, unexpected or of the wrong shape, or if lm_head differs from wte.
     """
     found = {name.removeprefix("transformer."): array for name, array in tensors.items()}
     if len(found) < len(tensors):
         raise InputError("a weight comes twice, with and without `transformer.` before its name")
     for name in [name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))]:
-        del found[name]  # causal masks that old files carry as if they were weights
+        del found[name]  # causal masks: old files store them as weights
     head = found.pop("lm_head.weight", None)
     sizes = [found[name].shape for name in ("wte.weight", "wpe.weight") if name in found]
     if len(sizes) != 2 or any(len(size) != 2 for size in sizes):
@@ -239,10 +243,10 @@ def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `forward` and `generate` need besides the weights, from config.json.
+    """Return the arguments of `forward` and `generate` that come from config.json.
 
     Raises:
-        InputError: naming the key, if the file describes a model that this one is not.
+        InputError: if this code does not support a setting; the message names the key.
     """
     fixed = {
         "model_type": "gpt2",

@@ -1,4 +1,4 @@
-"""The loss of a language model: how surprised it is by the token that came."""
+"""The loss of a language model."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ __all__ = ["next_token_losses"]
 
 
 def next_token_losses(logits: Array, targets: Array, np: Any = numpy) -> Array:
-    """Minus the log-probability of each target, in nats: logits (..., V), targets (...) -> (...).
+    """Return minus the log-probability of each target, in nats: logits (..., V), targets (...) -> (...).
 
-    >>> next_token_losses(numpy.zeros((1, 4)), numpy.array([2])).round(4)  # a guess among four: log 4
+    >>> next_token_losses(numpy.zeros((1, 4)), numpy.array([2])).round(4)  # four equally likely tokens: log 4
     array([1.3863])
     """
     shifted = logits - logits.max(axis=-1, keepdims=True)  # (..., V)

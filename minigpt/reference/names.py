@@ -1,6 +1,6 @@
-"""From flat names to a tree and back: {"h.0.ln_1.weight": array} <-> {"h": [{"ln_1": {"weight": array}}]}.
+"""Converts flat names to a tree and back: {"h.0.ln_1.weight": a} <-> {"h": [{"ln_1": {"weight": a}}]}.
 
-A name of Hugging Face is a path: its parts are keys, and those that are digits are places in a list.
+A Hugging Face name is a path. Its parts are dict keys; parts that are digits are list indices.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ Tree = dict[str, Any]
 
 
 def tree(tensors: Mapping[str, Any]) -> Tree:
-    """The nested dictionary of these names.
+    """Convert flat names to a tree.
 
     >>> tree({"h.0.w": 1, "h.1.w": 2, "ln_f.bias": 3})
     {'h': [{'w': 1}, {'w': 2}], 'ln_f': {'bias': 3}}
@@ -40,7 +40,7 @@ def _listed(node: Any) -> Any:
 
 
 def flat(params: Any, prefix: str = "") -> dict[str, Any]:
-    """The way back.
+    """Convert a tree to flat names.
 
     >>> flat({"h": [{"w": 1}, {"w": 2}], "ln_f": {"bias": 3}})
     {'h.0.w': 1, 'h.1.w': 2, 'ln_f.bias': 3}
@@ -54,7 +54,7 @@ def flat(params: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def map_tree(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """The tree of function(leaf of the first, leaf of the second, ...), for trees of the same form.
+    """Return the tree of function(leaf of first, leaf of second, ...), for trees with the same structure.
 
     >>> map_tree(lambda a, b: a + b, {"h": [1, 2]}, {"h": [10, 20]})
     {'h': [11, 22]}
@@ -67,16 +67,16 @@ def map_tree(function: Callable[..., Any], first: Any, *others: Any) -> Any:
 
 
 def layer_count(names: Mapping[str, Any], prefix: str) -> int:
-    """One more than the largest number after the prefix: layer_count({"h.0.w": 1, "h.5.w": 2}, "h.") is 6."""
+    """Return 1 + the highest layer number after the prefix. {"h.0.w": 1, "h.5.w": 2} with "h." gives 6."""
     numbers = [name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)]
     return max((int(number) + 1 for number in numbers if number.isascii() and number.isdecimal()), default=0)
 
 
 def check_names(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes.
+    """Compare the names and shapes of tensors with the expected ones.
 
     Raises:
-        InputError: in one line, all that is missing, unexpected, or of the wrong shape.
+        InputError: listing, in one line, all that are missing, unexpected, or of the wrong shape.
     """
     complaints = {
         "missing": [name for name in shapes if name not in tensors],

@@ -1,18 +1,18 @@
-"""Qwen3 (the dense models), all of it, as pure functions over a tree of arrays.
+"""Qwen3 (the dense models) as pure functions over a tree of arrays.
 
     config, params = weights.load("Qwen3-0.6B")
     logits = forward(ids, params, **settings(config))                                     # (T,) -> (T, V)
     new_ids = generate(ids, params, **settings(config), n_tokens_to_generate=20)          # a list
 
-It reads like `gpt2.py`; what is new: RMSNorm instead of LayerNorm, rotated queries and keys (RoPE) instead of
-learned positions, a norm on queries and keys, fewer heads for keys and values, SwiGLU instead of GELU, and no
-biases. Weights are (out, in), as torch's Linear has them.
+It reads like `gpt2.py`. The differences: RMSNorm instead of LayerNorm, rotated queries and keys (RoPE)
+instead of learned positions, norms on queries and keys, fewer heads for keys and values, SwiGLU instead of
+GELU, and no biases. Weights are (out, in), as in torch's Linear.
 
 The architecture: https://arxiv.org/abs/2505.09388 (Qwen3 Technical Report), section 2.
 
-Letters in shapes: T tokens given now, S tokens in all (`attention.py`), C = hidden_size channels, H heads of
-the queries, G heads of keys and values, D channels of one head (H * D need not be C), F = intermediate_size,
-V entries of the vocabulary.
+Letters in shapes: T tokens of this call, S all tokens (see `attention.py`), C = hidden_size channels, H query
+heads, G key and value heads, D channels of a head (H * D need not be C), F = intermediate_size, V entries of
+the vocabulary.
 """
 
 from collections.abc import Mapping
@@ -31,24 +31,24 @@ __all__ = ["cache_for", "forward", "generate", "params_from_names", "settings", 
 
 
 def linear(x: Array, weight: Array) -> Array:
-    """(T, in) -> (T, out). Turning the weights around moves no number: BLAS reads them in either order."""
+    """(T, in) -> (T, out). `.T` copies nothing: BLAS can read a matrix in either order."""
     return x @ weight.T
 
 
 def rms_norm(x: Array, weight: Array, eps: float, np: Any = numpy) -> Array:
-    """(..., C) -> (..., C): divided by the root of the mean square. https://arxiv.org/abs/1910.07467."""
+    """(..., C) -> (..., C): divide by the root of the mean square. https://arxiv.org/abs/1910.07467."""
     return weight * (x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps))
 
 
 def silu(x: Array, np: Any = numpy) -> Array:
-    """x * sigmoid(x), by way of tanh: exp(-x) would overflow."""
+    """x * sigmoid(x). It is computed with tanh, because exp(-x) could overflow."""
     return x * (0.5 + 0.5 * np.tanh(0.5 * x))
 
 
 def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = numpy) -> tuple[Array, Array]:
-    """Cosine and sine, (T, D/2) each, of position * rope_theta^(-2i/D), for the pairs of channels i.
+    """Return cos and sin, (T, D/2) each, of position * rope_theta^(-2i/D) for each pair of channels i.
 
-    In the precision of the weights, as the published model does it.
+    They are computed in the precision of the weights, as in the published model.
     """
     frequencies = 1 / rope_theta ** (np.arange(0, D, 2).astype(dtype) / D)  # (D/2,)
     angles = positions[:, None].astype(dtype) * frequencies  # (T, D/2)
@@ -56,10 +56,11 @@ def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = 
 
 
 def rotate(x: Array, cos: Array, sin: Array, np: Any = numpy) -> Array:
-    """(H, T, D) -> (H, T, D): channels i and i + D/2 turned as one point by their position's angle.
+    """(H, T, D) -> (H, T, D): rotate channels i and i + D/2, as a point in the plane, by an angle.
 
-    So q and k of two tokens meet at an angle that tells how far apart they are.
-    https://arxiv.org/abs/2104.09864 (RoFormer), section 3.2; there the pairs are neighbours, here halves.
+    The product of a query and a key then depends on the distance of the two tokens.
+    https://arxiv.org/abs/2104.09864 (RoFormer), section 3.2. The paper pairs neighbours; here halves are
+    paired.
     """
     a, b = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]  # (H, T, D/2) each
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # (H, T, D)
@@ -78,15 +79,15 @@ def attention_forward(
     q_norm: names.Tree, k_norm: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
     cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache. `turn` is `rotation`'s cosine and sine."""
+    """(T, C) -> (T, C), and the layer's cache. `turn` is the result of `rotation`."""
     T, D = x.shape[0], q_norm["weight"].shape[0]
     q = linear(x, **q_proj).reshape(T, -1, D)  # (T, C) -> (T, H * D) -> (T, H, D)
     k = linear(x, **k_proj).reshape(T, -1, D)  # (T, C) -> (T, G * D) -> (T, G, D)
     v = linear(x, **v_proj).reshape(T, -1, D).transpose(1, 0, 2)  # (T, C) -> (T, G, D) -> (G, T, D)
-    # The norms keep the scores small whatever the weights grow to; each head's D channels by themselves.
+    # The norms, over the D channels of each head, keep the scores small even if the weights become large.
     q = rotate(rms_norm(q, **q_norm, eps=eps, np=np).transpose(1, 0, 2), *turn, np)  # (H, T, D)
     k = rotate(rms_norm(k, **k_norm, eps=eps, np=np).transpose(1, 0, 2), *turn, np)  # (G, T, D)
-    k, v, cache = remember(cache, k, v, positions, np)  # (G, S, D) each; k is kept as rotated
+    k, v, cache = remember(cache, k, v, positions, np)  # (G, S, D) each; the cache holds rotated keys
     return linear(attend(q, k, v, positions, np), **o_proj), cache  # (T, H * D) -> (T, C)
 
 
@@ -95,7 +96,7 @@ def layer_forward(
     mlp: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
     cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache: attention, then MLP, each added to a stream."""
+    """(T, C) -> (T, C), and the layer's cache: attention, then MLP; each adds to the residual stream."""
     normed = rms_norm(x, **input_layernorm, eps=eps, np=np)  # (T, C)
     mixed, cache = attention_forward(
         normed, **self_attn, positions=positions, turn=turn, eps=eps, cache=cache, np=np
@@ -117,13 +118,13 @@ def transformer(
     cache: Any = None,
     np: Any = numpy,
 ) -> tuple[Array, Any]:
-    """ids (T,) -> hidden vectors (T, C), and the cache with these tokens in it. (lm_head is `forward`'s.)"""
+    """ids (T,) -> hidden states (T, C), and the cache with these tokens added. lm_head is not used here."""
     ids = np.asarray(ids)
     past = 0 if cache is None else cache["length"]
     positions = past + np.arange(ids.shape[0])  # (T,)
     x = embed_tokens["weight"][ids]  # (T, C)
     D = layers[0]["self_attn"]["q_norm"]["weight"].shape[0]
-    turn = rotation(positions, D, rope_theta, x.dtype, np)  # (T, D/2) each, the same for all layers
+    turn = rotation(positions, D, rope_theta, x.dtype, np)  # (T, D/2) each; the same for all layers
     updated = []
     for i, weights in enumerate(layers):
         of_layer = None if cache is None else cache["layers"][i]
@@ -137,14 +138,14 @@ def transformer(
 
 
 def head(params: names.Tree) -> Array:
-    """(V, C): what turns a hidden vector into scores; small models tie it to the embedding."""
+    """Return the matrix (V, C) from hidden states to logits: lm_head, or the embedding if it is tied."""
     return params["lm_head" if "lm_head" in params else "embed_tokens"]["weight"]
 
 
 def forward(
     ids: Array, params: names.Tree, *, rope_theta: float, eps: float = 1e-6, np: Any = numpy
 ) -> Array:
-    """ids (T,) -> logits (T, V): at each position, scores of the token that follows."""
+    """ids (T,) -> logits (T, V): at each position, the scores of the next token."""
     x, _ = transformer(ids, **params, rope_theta=rope_theta, eps=eps, np=np)  # (T, C)
     return x @ head(params).T  # (T, V)
 
@@ -152,16 +153,16 @@ def forward(
 def step(
     ids: Array, cache: Any, params: names.Tree, *, rope_theta: float, eps: float = 1e-6, np: Any = numpy
 ) -> tuple[Array, Any]:
-    """The next ids (T,) after those in the cache -> logits of the last one (V,), and the new cache.
+    """The next ids (T,) after those in the cache -> logits after the last one (V,), and the new cache.
 
-    With NumPy the cache is changed in place. Use the returned cache from now on, not the argument.
+    With NumPy the cache changes in place. Always use the returned cache afterwards.
     """
     x, cache = transformer(ids, **params, rope_theta=rope_theta, eps=eps, cache=cache, np=np)  # (T, C)
     return head(params) @ x[-1], cache  # (V, C) @ (C,) -> (V,)
 
 
 def cache_for(params: names.Tree, size: int, *, np: Any = numpy) -> Any:
-    """An empty cache for `size` tokens of this model: G heads of keys and values, not H."""
+    """Make an empty cache for `size` tokens of this model, with G heads of keys and values."""
     attention = params["layers"][0]["self_attn"]
     D = attention["q_norm"]["weight"].shape[0]
     k_proj = attention["k_proj"]["weight"]  # (G * D, C)
@@ -180,9 +181,9 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """The ids with which the model continues; arguments and errors as `gpt2.generate`.
+    """Return the ids that continue a prompt. Arguments and errors as in `gpt2.generate`.
 
-    No number of positions ends it; beyond max_position_embeddings of config.json it was not trained.
+    The length is not limited; but the model was not trained beyond max_position_embeddings of config.json.
     """
     generation.check_ids(ids, params["embed_tokens"]["weight"].shape[0], n_tokens_to_generate)
     return generation.generate(
@@ -200,14 +201,14 @@ def generate(
     )
 
 
-# -- its files ---------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------
 
 
 def shapes(
     vocab_size: int, hidden_size: int, intermediate_size: int, num_hidden_layers: int,
     num_attention_heads: int, num_key_value_heads: int, head_dim: int, tie_word_embeddings: bool = True,
 ) -> dict[str, tuple[int, ...]]:  # fmt: skip
-    """Every weight's name, without `model.`, and its shape."""
+    """Return the name (without `model.`) and the shape of every weight."""
     C, F, D = hidden_size, intermediate_size, head_dim
     H, G = num_attention_heads, num_key_value_heads
     of_layer = {
@@ -232,12 +233,12 @@ def shapes(
 
 
 def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
-    """The tree of a Qwen3ForCausalLM's (or a Qwen3Model's) weights under their names.
+    """Return the tree of a Qwen3ForCausalLM's or Qwen3Model's weights, given by name.
 
-    All sizes are read off the weights. A head that equals the embedding is kept as it is: nothing is copied.
+    All sizes follow from the weights.
 
     Raises:
-        InputError: naming what is missing, unexpected or of the wrong shape.
+        InputError: if a weight is missing, unexpected or of the wrong shape; the message names it.
     """
     found = {name.removeprefix("model."): array for name, array in tensors.items()}
     if len(found) < len(tensors):
@@ -264,10 +265,10 @@ def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `forward` and `generate` need besides the weights, from config.json.
+    """Return the arguments of `forward` and `generate` that come from config.json.
 
     Raises:
-        InputError: naming the key, if the file describes a model that this one is not.
+        InputError: if this code does not support a setting; the message names the key.
     """
     fixed = {
         "model_type": "qwen3",
@@ -280,7 +281,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in fixed.items():
         if config.get(key, value) != value:
             raise InputError(f"{key}={config[key]!r} is not supported, only {value!r}")
-    rope = config.get("rope_parameters") or {}  # where transformers 5 writes what was rope_theta before
+    rope = config.get("rope_parameters") or {}  # transformers 5 stores rope_theta here
     if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
         raise InputError(f'rope_parameters={rope!r} is not supported, only rope_type "default"')
     values = {

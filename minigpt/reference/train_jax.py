@@ -1,11 +1,11 @@
-"""Train a tiny GPT on a text with JAX: the gradients come from the forward pass by themselves.
+"""Train a tiny GPT on a text with JAX, which computes the gradients from the forward pass.
 
     pip install "minigpt[jax]"
     python -m minigpt.reference.train_jax --text poems.txt --steps 1000
 
-The pure functions of `gpt2.py` go through jax.vmap (a batch), jax.value_and_grad (the gradients) and jax.jit
-(one compiled step). Text, first weights, batches, Adam and printing are those of `train_numpy.py`, so that
-with one seed both print the same losses, but for rounding.
+jax.vmap runs the pure functions of `gpt2.py` on a batch, jax.value_and_grad computes the gradients, jax.jit
+compiles a step. Text, initial weights, batches, Adam and output are those of `train_numpy.py`. So with the
+same seed both print the same losses, up to rounding.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ __all__ = ["main", "step"]
 
 
 def step(options: Options) -> Step:
-    """One step of training, compiled: (params, batch, state, rate) -> loss, params, state."""
+    """Return the training step, compiled: (params, batch, state, rate) -> loss, params, state."""
     jax = imported_jax()
 
     @jax.jit  # type: ignore[untyped-decorator]
@@ -38,7 +38,7 @@ def step(options: Options) -> Step:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Train on the text, print losses and a sample."""
+    """Train on the text, and print losses and a sample."""
     return train_and_sample(options, step)
 
 

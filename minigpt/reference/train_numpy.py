@@ -1,10 +1,10 @@
-"""Train a tiny GPT on a text with nothing but NumPy: gradients written out (`backward.py`), Adam by hand.
+"""Train a tiny GPT on a text with only NumPy. The gradients (`backward.py`) and Adam are written by hand.
 
     python -m minigpt.reference.train_numpy --text poems.txt --steps 300
 
-Each character of the text is a token. It prints losses (the first is near the log of the vocabulary's size: a
-guess) and a sample. It is there to be read and tried: `minigpt train` is for work. The same with JAX, which
-finds the gradients by itself: `minigpt.reference.train_jax`.
+Each character of the text is a token. The script prints losses and a sample. The first loss is about the log
+of the vocabulary size, as for random guesses. The script is for study; use `minigpt train` for real training.
+`minigpt.reference.train_jax` does the same with JAX, which computes the gradients itself.
 
 Letters in shapes: B rows of the batch, T tokens of a row.
 """
@@ -28,32 +28,32 @@ __all__ = ["Options", "initial_weights", "main", "random_batch", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.CommandOptions):
-    """Train a tiny GPT, character by character, on a text."""
+    """Train a tiny GPT on a text, with one token per character."""
 
     text: Path
-    """a text file, UTF-8"""
+    """text file in UTF-8"""
     steps: int = 300
-    """steps of Adam"""
+    """number of steps"""
     batch_size: int = 8
-    """rows of a batch"""
+    """number of rows in a batch"""
     block_size: int = 32
-    """tokens of a row; the model sees no further back"""
+    """number of tokens in a row; the model sees at most this many"""
     n_embd: int = 64
-    """channels of a token's vector"""
+    """width of the model: numbers in the vector of a token"""
     n_head: int = 4
-    """attention heads"""
+    """number of attention heads"""
     n_layer: int = 2
-    """blocks"""
+    """number of blocks"""
     learning_rate: float = 3e-3
-    """the first one; it falls to a tenth along a cosine"""
+    """first learning rate; it falls to a tenth along a cosine"""
     seed: int = 0
-    """of the weights, the batches and the sample: same seed, same run"""
+    """seed of weights, batches and sample; the same seed gives the same run"""
     sample: int = 200
-    """characters to write at the end"""
+    """number of characters to generate at the end"""
 
 
 def initial_weights(rng: numpy.random.Generator, shapes: dict[str, tuple[int, ...]]) -> names.Tree:
-    """As GPT-2 begins: normal(0, 0.02), less for what adds to the stream; biases 0, norms' weights 1."""
+    """Initialise as GPT-2: normal(0, 0.02), smaller where added to the stream; biases 0, norm weights 1."""
     n_layer = names.layer_count(shapes, "h.")
     arrays = {}
     for name, shape in shapes.items():
@@ -66,13 +66,13 @@ def initial_weights(rng: numpy.random.Generator, shapes: dict[str, tuple[int, ..
 
 
 def random_batch(rng: numpy.random.Generator, ids: Any, B: int, T: int) -> Any:
-    """B pieces of the text (B, T+1): T tokens to read, and the ones that follow each of them."""
+    """Return B pieces of the text, (B, T+1): T tokens to read, and the token after each of them."""
     starts = rng.integers(0, len(ids) - T, B)  # (B,)
     return ids[starts[:, None] + numpy.arange(T + 1)]  # (B, T+1)
 
 
 def batch_loss_and_gradients(params: names.Tree, batch: Any, n_head: int) -> tuple[float, names.Tree]:
-    """The means over the rows of a batch (B, T+1)."""
+    """Return loss and gradients, as means over the rows of a batch (B, T+1)."""
     losses, gradients = zip(*(loss_and_gradients(params, row, n_head=n_head) for row in batch), strict=True)
     return sum(losses) / len(batch), names.map_tree(lambda *rows: sum(rows) / len(batch), *gradients)
 
@@ -81,7 +81,7 @@ Step = Callable[[names.Tree, Any, dict[str, Any], float], tuple[float, names.Tre
 
 
 def step(options: Options) -> Step:
-    """One step of training, as NumPy does it: (params, batch, state, rate) -> loss, params, state."""
+    """Return the training step in NumPy: (params, batch, state, rate) -> loss, params, state."""
 
     def one(params: names.Tree, batch: Any, state: dict[str, Any], rate: float) -> Any:
         loss, gradients = batch_loss_and_gradients(params, batch, options.n_head)
@@ -91,7 +91,7 @@ def step(options: Options) -> Step:
 
 
 def train(options: Options, step: Step, ids: Any, V: int) -> Iterator[tuple[float, names.Tree]]:
-    """Yields the loss before each step and the weights after it."""
+    """Yield the loss before each step and the weights after it."""
     rng = numpy.random.default_rng(options.seed)
     shapes = gpt2.shapes(V, options.block_size, options.n_embd, options.n_layer)
     params = initial_weights(rng, shapes)
@@ -104,7 +104,7 @@ def train(options: Options, step: Step, ids: Any, V: int) -> Iterator[tuple[floa
 
 
 def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[str, Any]:
-    """Read the text, train, print losses and a sample."""
+    """Read the text, train, and print losses and a sample."""
     for name in ("steps", "batch_size", "block_size", "n_embd", "n_head", "n_layer"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} must be at least 1: got {getattr(options, name)}")
@@ -129,9 +129,8 @@ def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[
     params = names.map_tree(numpy.asarray, params)
     written = [index.get("\n", 0)]
     rng = numpy.random.default_rng(options.seed)
-    while (
-        len(written) <= options.sample
-    ):  # the model's positions end at block_size: continue from the last half
+    # the model has block_size positions: when they are used, continue from the last half
+    while len(written) <= options.sample:
         context = written[-max(1, options.block_size // 2) :]
         count = min(options.block_size - len(context), options.sample + 1 - len(written))
         if count < 1:

@@ -1,13 +1,13 @@
-"""What JAX does with the pure functions: compile them, differentiate them, run them on a batch.
+"""JAX transformations of the pure functions: compile them, differentiate them, run them on a batch.
 
     logits = compiled(gpt2.forward, n_head=12)(ids, params)                       # (T,) -> (T, V), compiled
     logits = batched(gpt2.forward, n_head=12)(ids, params)                        # (B, T) -> (B, T, V)
     loss, gradients = loss_and_gradients(gpt2.forward, n_head=12)(params, ids, mask)
     new_ids = decode(gpt2.step, n_head=12)(ids, cache, params, key, n_tokens_to_generate=20)
 
-JAX is optional: pip install "minigpt[jax]". The functions know nothing of it; they are given `np=jax.numpy`.
-What differs from NumPy: JAX arrays are float32 unless `jax.enable_x64(True)` is on, and a compiled function
-is compiled again for each new shape.
+JAX is optional: pip install "minigpt[jax]". The functions themselves only get `np=jax.numpy`. Two differences
+from NumPy: JAX arrays are float32 unless `jax.enable_x64(True)` is set, and a compiled function is compiled
+again for each new shape.
 
 Letters in shapes: B rows of the batch, T tokens, V entries of the vocabulary.
 """
@@ -26,10 +26,10 @@ __all__ = ["batch_loss", "batched", "compiled", "decode", "imported_jax", "loss_
 
 
 def imported_jax() -> Any:
-    """The module jax.
+    """Import JAX and return the module.
 
     Raises:
-        InputError: saying what to install.
+        InputError: if JAX is not installed; the message says how to install it.
     """
     try:
         import jax
@@ -38,30 +38,34 @@ def imported_jax() -> Any:
     return jax
 
 
-# `cache`: jax.jit remembers what it compiled for each function object, so ask for the same object again
+# cached, because jax.jit compiles again for a new function object
 @functools.cache
 def compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """A model's function with its settings fixed (they decide shapes), compiled by jax.jit."""
+    """Compile a model's function with jax.jit. The settings are constants, because they decide shapes."""
     jax = imported_jax()
     return jax.jit(functools.partial(function, **settings, np=jax.numpy))  # type: ignore[no-any-return]
 
 
 @functools.cache
 def batched(forward: Callable[..., Any], **settings: Any) -> Callable[[Array, Tree], Array]:
-    """ids (B, T), params -> logits (B, T, V), compiled. Right padding, being in the future, needs no mask."""
+    """Return the compiled function ids (B, T), params -> logits (B, T, V). Right padding needs no mask."""
     jax = imported_jax()
     one = functools.partial(forward, **settings, np=jax.numpy)
-    return jax.jit(jax.vmap(one, in_axes=(0, None)))  # type: ignore[no-any-return]  # params: the same for all
+    # in_axes: one row of ids for each call, the same params for all
+    return jax.jit(jax.vmap(one, in_axes=(0, None)))  # type: ignore[no-any-return]
 
 
 def batch_loss(
     params: Tree, ids: Array, mask: Array, *, forward: Callable[..., Any], **settings: Any
 ) -> Array:
-    """Mean loss in nats over the tokens that count.
+    """Return the mean loss in nats over the tokens that count.
 
     Args:
+        params: the weights.
         ids: (B, T+1).
-        mask: (B, T), 1 where the token of ids[:, 1:] is to be learned, 0 at padding.
+        mask: (B, T), 1 where the loss counts the token of ids[:, 1:], 0 at padding.
+        forward: the model's function.
+        settings: further arguments of `forward`.
     """
     jax = imported_jax()
     one = functools.partial(forward, **settings, np=jax.numpy)
@@ -74,7 +78,7 @@ def batch_loss(
 def loss_and_gradients(
     forward: Callable[..., Any], **settings: Any
 ) -> Callable[[Tree, Array, Array], tuple[Array, Tree]]:
-    """params, ids (B, T+1), mask (B, T) -> the loss and its gradients, a tree like params. Compiled."""
+    """Return the compiled function params, ids (B, T+1), mask (B, T) -> loss, tree of gradients."""
     jax = imported_jax()
     loss = functools.partial(batch_loss, forward=forward, **settings)
     return jax.jit(jax.value_and_grad(loss))  # type: ignore[no-any-return]
@@ -82,12 +86,12 @@ def loss_and_gradients(
 
 @functools.cache
 def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
-    """The whole loop of generation, compiled as one: no Python between two tokens.
+    """Return the whole generation loop, compiled, so that no Python runs between two tokens.
 
-    The result is a function of ids (T,), an empty cache for all tokens, params and jax.random.key(seed),
-    and by keyword n_tokens_to_generate, do_sample=False (then the key is ignored), temperature=1.0, top_k=0,
-    top_p=1.0 and eos_token_id=-1. It returns (n_tokens_to_generate,) ids; from the end token on all are that.
-    It is compiled again for another length of ids, another cache size, n_tokens_to_generate, top_k or top_p.
+    Arguments of the result: ids (T,), an empty cache for all tokens, params and jax.random.key(seed). By
+    keyword: n_tokens_to_generate, do_sample=False (the key is then ignored), temperature=1.0, top_k=0,
+    top_p=1.0 and eos_token_id=-1. It returns n_tokens_to_generate ids; after an end token all are end tokens.
+    It is compiled again for another length of ids, size of the cache, n_tokens_to_generate, top_k or top_p.
     """
     jax = imported_jax()
     np = jax.numpy
@@ -101,9 +105,8 @@ def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
         def choose(logits: Array, count: Array) -> Array:
             if not do_sample:
                 return sampling.greedy(logits, np).astype(np.int32)
-            uniform = jax.random.uniform(
-                jax.random.fold_in(key, count)
-            )  # token `count` has a number of its own
+            # each token has a random number of its own
+            uniform = jax.random.uniform(jax.random.fold_in(key, count))
             scores = sampling.filtered(logits, temperature, top_k, top_p, np)
             return sampling.sample(scores, uniform, np).astype(np.int32)
 

@@ -1,11 +1,11 @@
-"""Reads a Hugging Face folder into arrays of NumPy: config.json and safetensors files, without torch.
+"""Reads a Hugging Face folder into NumPy arrays, without torch: config.json and safetensors files.
 
     config, params = load("output/best")
     new_ids = gpt2.generate(ids, params, **gpt2.settings(config), n_tokens_to_generate=20)
 
-A safetensors file is 8 bytes with the length of a JSON header, the header, and then the numbers. They are
-mapped into memory, not copied: a float32 file needs no memory of its own. float16 and bfloat16, which NumPy
-computes slowly or not at all, become float32, in which each of their numbers is exact.
+A safetensors file has 8 bytes with the length of a JSON header, the header, and then the numbers. The numbers
+are memory-mapped, not copied, so a float32 file takes no extra memory. float16 and bfloat16 become float32,
+which is exact, because NumPy computes slowly with float16 and does not know bfloat16.
 
 https://github.com/huggingface/safetensors describes the format.
 """
@@ -28,18 +28,19 @@ __all__ = ["load", "read_safetensors", "read_tensors"]
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "qwen3": qwen3}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bfloat16: its 16 bits, see _widened
+# bfloat16 is read as its 16 bits, see _widened
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
-    """The contents of config.json, and the weights as the tree that `gpt2` or `qwen3` computes with.
+    """Load a folder. Returns the content of config.json, and the weights as a tree for `gpt2` or `qwen3`.
 
     Args:
-        folder: written by transformers, or by minigpt; its manifest.json, if there is one, is verified.
-        dtype: what to compute in, numpy.float64 say; None leaves float32 and float64 as they are.
+        folder: a folder from transformers or minigpt. If it has a manifest.json, that is verified.
+        dtype: dtype of the weights, for example numpy.float64. Default: float32 or float64 as in the file.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if a file is missing or wrong; the message names it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -60,7 +61,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
         if not numpy.isfinite(array).all():
             raise InputError(f"{folder}: {name} holds NaN or infinity: these weights are unusable")
         if dtype is not None:
-            with numpy.errstate(over="ignore"):  # said below
+            with numpy.errstate(over="ignore"):  # checked below
                 tensors[name] = array.astype(dtype)
             if not numpy.isfinite(tensors[name]).all():
                 raise InputError(f"{folder}: {name} holds values beyond the largest {numpy.dtype(dtype)}")
@@ -75,12 +76,12 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
 
 
 def _without_tied_head(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The embedding is the head, so a second copy says nothing; one that differs is not to be used."""
+    """Drop lm_head if it is tied: the embedding is used instead, even if the file's copy differs."""
     return {name: array for name, array in tensors.items() if name != "lm_head.weight"}
 
 
 def _compare_sizes(path: Path, config: dict[str, Any], params: Tree) -> None:
-    """Whether config.json speaks of these weights; what it does not say is as in the weights."""
+    """Check that the sizes in config.json are those of the weights. Sizes that it lacks are not checked."""
     if config["model_type"] == "gpt2":
         V, C = params["wte"]["weight"].shape
         sizes = {"vocab_size": V, "n_embd": C, "n_layer": len(params["h"])}
@@ -100,10 +101,10 @@ def _compare_sizes(path: Path, config: dict[str, Any], params: Tree) -> None:
 
 
 def read_tensors(folder: str | Path) -> dict[str, Any]:
-    """All tensors of a folder: model.safetensors, or the files that model.safetensors.index.json lists.
+    """Read all tensors of a folder: model.safetensors, or the files in model.safetensors.index.json.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if a file is missing or wrong; the message names it.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
@@ -126,10 +127,10 @@ def read_tensors(folder: str | Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: str | Path) -> dict[str, Any]:
-    """The tensors of one file, read-only; their memory is the file's.
+    """Read the tensors of one file. The arrays are read-only views of the memory-mapped file.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if the file is missing or wrong; the message names it.
     """
     path = Path(path)
     entries = read_header(path)
@@ -146,7 +147,7 @@ def read_safetensors(path: str | Path) -> dict[str, Any]:
 
 
 def _widened(array: Any) -> Any:
-    """float32 for what is narrower. bfloat16 is float32 without its last 16 bits: they come back as zeros."""
+    """Convert float16 and bfloat16 to float32. bfloat16 is float32 without its last 16 bits, now 0."""
     if array.dtype == numpy.uint16:
         return (array.astype(numpy.uint32) << 16).view(numpy.float32)
     return array.astype(numpy.float32) if array.dtype == numpy.float16 else array
