@@ -205,6 +205,20 @@ def test_several_processes_compute_what_one_does(
     torch.testing.assert_close(found(ids), expected(ids), rtol=1e-2, atol=1e-2)
 
 
+def test_an_adapter_learns_the_same_in_two_processes(folder: Path, launch: Launch) -> None:
+    trainer(config(folder, "base", **NO_CHANCE)).run()
+    more = {"method": "lora", "max_steps": 6, "eval_steps": 3, "batch_size": 4, "threads": 1, "device": "cpu"}
+    more |= {"model": folder / "base", "train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl"}
+    flags = [part for name, value in more.items() for part in (f"--{name}", str(value))]
+    for output, size in (("one", 1), ("two", 2)):
+        ended = launch(folder, size, ["finetune", *flags, "--output", folder / output])
+        assert ended.codes == [0] * size, ended.said
+    expected, found = (load_file(folder / run / "last/adapter_model.safetensors") for run in ("one", "two"))
+    assert expected.keys() == found.keys()
+    for key in expected:  # six steps of 1e-3: see the test above
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-3)
+
+
 # The same with 16 bits: where a float32 differs by 1e-7, a few of its roundings to bfloat16 fall to the other
 # side, by 2^-8 of one value among thousands. Together less than one more rounding of everything.
 CLOSE_16 = 2.0**-9

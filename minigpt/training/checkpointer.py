@@ -256,7 +256,8 @@ class Checkpointer:
         with self._processes.shared_errors():
             if self._processes.is_main:
                 checkpoint.set_link(output, "last", snapshot.folder)
-                has_best = progress.best_step > 0 and not found.validation_data and checkpoint.verifies(best)
+                is_known = math.isfinite(progress.best_val_loss) and not found.validation_data
+                has_best = is_known and checkpoint.verifies(best)
                 if has_best:  # the process may have died before it moved the link
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

@@ -273,7 +273,8 @@ class TrainConfig(DataOptions, CommandOptions):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as a dict that JSON can hold; paths are strings."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        ready = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in ready.items()}
 
 
 def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:

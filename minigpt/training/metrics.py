@@ -38,8 +38,10 @@ class Logger:
     def open(self) -> "Logger":
         """Open the log files of the run, or continue those of a resumed run. Returns a context manager."""
         config, progress, is_main = self._config, self._progress, self._step.processes.is_main
+        # given weights are measured at step 0, so a run may be resumed there
+        resumed = progress.steps_done > 0 or (config.starts_from is not None and progress.evaluated)
         self._metrics = Metrics(
-            config.output, progress.steps_done, config.report_to, config.as_dict(), is_main
+            config.output, progress.steps_done, config.report_to, config.as_dict(), is_main, resumed
         )
         self._line = ProgressLine("training", self._step.total_steps)
         self._start = self._mfu_since = time.monotonic()
@@ -167,6 +169,7 @@ class Metrics:
         report_to: the trackers to use.
         settings: options of the run, for the trackers.
         enabled: False in all processes but process 0: nothing is written.
+        resumed: the lines up to `steps_done` stay. Default: True if `steps_done` is not 0.
     """
 
     def __init__(
@@ -176,6 +179,7 @@ class Metrics:
         report_to: ReportTo = "tensorboard",
         settings: Mapping[str, Any] | None = None,
         enabled: bool = True,
+        resumed: bool | None = None,
     ) -> None:
         self._enabled = enabled
         self._path = output / "metrics.jsonl"
@@ -184,13 +188,14 @@ class Metrics:
         self._pending = b""
         self._warned = False
         self._steps_done = steps_done
+        self._resumed = steps_done > 0 if resumed is None else resumed
         self._trackers = Trackers(output, steps_done, report_to, settings)
 
     def __enter__(self) -> "Metrics":
         if not self._enabled:
             return self
         kept = ""
-        if self._steps_done and self._path.exists():  # a resumed run writes later lines again
+        if self._resumed and self._path.exists():  # a resumed run writes later lines again
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
         atomic_write(self._path, kept)

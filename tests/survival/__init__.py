@@ -20,6 +20,7 @@ be run one by one, and what interrupts a run costs the row that was being counte
 | runs.py | the tiny data set, the flags of a run, its end as a hash |
 | bench.py | the table, the undisturbed run, chains of disturbed ones |
 | interruptions.py | parts kill, signal |
+| finetuning.py | part finetune |
 | damage.py | parts damage, disk |
 | bad_numbers.py | parts numbers, order |
 | several.py | parts processes, sharded |

@@ -15,12 +15,14 @@ from tests.survival.bench import Bench, Table
 from tests.survival.corpus import corpus
 from tests.survival.cost import cost
 from tests.survival.damage import damage, disk
+from tests.survival.finetuning import finetuning
 from tests.survival.interruptions import kill, signals
 from tests.survival.several import processes, sharded
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "kill": kill,
     "signal": signals,
+    "finetune": finetuning,
     "damage": damage,
     "disk": disk,
     "numbers": numbers,

@@ -125,9 +125,21 @@ class Bench:
         return Reference(digest(self.runs.folder / "reference"), seconds, points)
 
     def chain(
-        self, name: str, trials: list[Any], one: Callable[[Path, Any], bool | None], **more: Any
+        self,
+        name: str,
+        trials: list[Any],
+        one: Callable[[Path, Any], bool | None],
+        expected: str = "",
+        **more: Any,
     ) -> int:
         """Disturb runs until all trials are through; each run must end as the reference did.
+
+        Args:
+            name: of the runs' folders.
+            trials: what is done, one trial after the other.
+            one: does it to the run in a folder; True if it went as it should.
+            expected: the hash that a run must end with; left out: the reference's.
+            more: flags of the runs.
 
         A trial that says None came too late, when the run had ended: it is tried again, in half the time if
         it is a number of seconds.
@@ -136,7 +148,7 @@ class Bench:
         """
         held, in_this, number = 0, 0, 0
         queue = list(trials)
-        expected = self.reference.end
+        expected = expected or self.reference.end
         while queue:
             output = self.runs.folder / f"{name}-{number}"
             number += 1

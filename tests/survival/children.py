@@ -19,7 +19,7 @@ import torch
 import torch._dynamo  # the optimisers load it: every child would anew
 
 from minigpt.storage import files
-from minigpt.training import checkpoint, parallel, run_data
+from minigpt.training import checkpoint, loss, run_data
 from minigpt.training import estimate as report
 from minigpt.training import run as _run  # noqa: F401 -- or every child would import it again
 from minigpt.training.loop import Trainer
@@ -96,7 +96,7 @@ def watched(strike: str = "") -> None:
     wrap(Trainer, "resume", "resuming")
     wrap(report, "estimate", "estimating")
     wrap(TrainStep, "backward", "training")
-    wrap(parallel, "evaluate_loss", "evaluating")
+    wrap(loss, "evaluate_loss", "evaluating")
     wrap(checkpoint, "save", "saving")
     wrap(run_data.RunData, "sample", "answering")
 
@@ -107,7 +107,10 @@ def replace(name: str, method: Callable[..., Any]) -> None:
 
 
 def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
-    """`minigpt train ARGV` in a child; returns its process id. `prepare` is called in the child first."""
+    """`minigpt train ARGV` in a child; returns its process id. `prepare` is called in the child first.
+
+    With "finetune" as the first word it is `minigpt finetune`.
+    """
     WATCH.set(0, -1, 0.0)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child can answer
     child = os.fork()
@@ -122,11 +125,12 @@ def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        sys.argv = ["minigpt train", *argv]
+        verb, module = ("finetune", "commands.finetune") if argv[0] == "finetune" else ("train", "train")
+        sys.argv = [f"minigpt {verb}", *(argv[1:] if verb == "finetune" else argv)]
         if prepare is not None:
             prepare()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        runpy.run_module("minigpt.train", run_name="__main__")
+        runpy.run_module(f"minigpt.{module}", run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
@@ -246,7 +250,7 @@ def poisoned(bad: dict[int, str]) -> None:
         if hook is not None:
             hook.remove()
 
-    def loss(self: TrainStep, batch: Any) -> torch.Tensor:
+    def spoiled_loss(self: TrainStep, batch: Any) -> torch.Tensor:
         return real_loss(self, batch) * (math.nan if bad.get(self.progress.steps_done) == "loss" else 1.0)
 
     def batches(self: TrainStep, number: int) -> list[Any]:
@@ -257,5 +261,5 @@ def poisoned(bad: dict[int, str]) -> None:
         return found
 
     replace("__call__", one_step)
-    replace("summed_loss", loss)
+    replace("summed_loss", spoiled_loss)
     replace("batches", batches)

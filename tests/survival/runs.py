@@ -14,6 +14,7 @@ from minigpt.training import checkpoint
 from minigpt.training.config import TrainConfig
 from tests.survival.children import Prepare, finished, start
 
+NEW_MODEL = ("recipe", "vocab_path", "n_layer", "n_embd", "n_head", "family", "dropout")  # not of finetune
 EVERY = 2  # steps between checkpoints
 
 
@@ -41,11 +42,14 @@ class Runs:
     def argv(self, output: str, **more: Any) -> list[str]:
         """The flags of a run: all of them, or --resume where one has begun."""
         goal = self.folder / output
+        command = ["finetune"] if "method" in more else []
         if (goal / "run.json").exists():
-            return ["--output", str(goal), "--resume"]
-        return [
+            return [*command, "--output", str(goal), "--resume"]
+        settings = {**self.settings, **more, "output": goal}
+        return command + [
             part
-            for name, value in {**self.settings, **more, "output": goal}.items()
+            for name, value in settings.items()
+            if not command or name not in NEW_MODEL
             for part in ((f"--{name}",) if value is True else (f"--{name}", str(value)))
         ]
 
