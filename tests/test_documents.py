@@ -52,6 +52,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/data.zh-CN.md": "docs/data.md",
     "docs/parity.zh-CN.md": "docs/parity.md",
     "docs/training.zh-CN.md": "docs/training.md",
+    "docs/fine_tuning.zh-CN.md": "docs/fine_tuning.md",
     "data/README.md": "",  # both languages in one file
 }
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
@@ -68,6 +69,7 @@ THE_TUTORIAL_S_COMMANDS = [
 _TINY = "--n_layer 1 --n_embd 32 --n_head 2 --eval_steps 2 --logging_steps 1"
 TO_SHORTEN = {  # script -> flags that the tests add
     "train.py": f"{_TINY} --max_steps 4",
+    "finetune.py": "--max_steps 4 --eval_steps 2 --logging_steps 1",
     "evaluate.py": "--max_new_tokens 4",
     "generate.py": "--max_new_tokens 4",
 }
