@@ -103,13 +103,10 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
     joined = _joined(groups, min(train_ratio, 1 - train_ratio) * len(kept))
     order = sorted(joined, key=lambda name: _rank(name, seed))
     sides = _choose([len(joined[name]) for name in order], train_ratio)
-    train, val = (
-        sorted(
-            (each for name, chosen in zip(order, sides) if chosen == is_train for each in joined[name]),
-            key=lambda each: each.line,
-        )
-        for is_train in (True, False)
-    )
+    learned = {name for name, is_train in zip(order, sides) if is_train}
+    in_train = {id(each) for name in learned for each in joined[name]}
+    train = [each for each in kept.values() if id(each) in in_train]
+    val = [each for each in kept.values() if id(each) not in in_train]
     questions = [name for name, group in groups.items() if len(group[0].exchanges) == 1]
     if not train or not val:
         empty = "val" if train else "train"
@@ -275,7 +272,7 @@ def write_split(
 def _raw(conversation: Conversation) -> str:
     if conversation.raw:
         return conversation.raw
-    if len(conversation.turns) == 2 and not conversation.tools:
+    if [turn.role for turn in conversation.turns] == ["user", "assistant"] and not conversation.tools:
         return json.dumps(
             {"question": conversation.question, "answer": conversation.answer}, ensure_ascii=False
         )

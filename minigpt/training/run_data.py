@@ -16,7 +16,7 @@ from minigpt.data.conversation import Conversation
 from minigpt.data.corpus import TextOptions
 from minigpt.data.memory_mapped import Tokens
 from minigpt.data.reader import read_conversations
-from minigpt.data.shards import characters_of, end_of_text, prepare
+from minigpt.data.shards import VOCABULARY, end_of_text, prepare
 from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
@@ -229,8 +229,9 @@ def _read_text(config: TrainConfig, text: Path) -> TextData:
             document_separator=config.document_separator,
         )
         options: _ShardOptions = {"options": reading, "workers": config.workers, "lock": lock}
-        tokenizer = _text_tokenizer(config, text, folder, options)
-        tokens = prepare(text, folder, tokenizer, **options)
+        own = _text_tokenizer(config)
+        tokens = prepare(text, folder, own, **options)
+        tokenizer = Tokenizer(folder / VOCABULARY) if own is None else own
         if config.val_text is not None:
             others = prepare(config.val_text, folder / "val", tokenizer, **options)
     if config.strict:
@@ -262,9 +263,10 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
         raise InputError(f"{text if text.is_file() else text / name}:{line}: {why}")
 
 
-def _text_tokenizer(config: TrainConfig, text: Path, folder: Path, options: _ShardOptions) -> AnyTokenizer:
+def _text_tokenizer(config: TrainConfig) -> AnyTokenizer | None:
+    """None: one of the text's own characters."""
     if config.tokenizer == "char":
-        return characters_of(text, folder, **options)
+        return None
     path = Path(config.tokenizer)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
         return BpeTokenizer.from_folder(path)  # GPT-2's and Qwen's own files
