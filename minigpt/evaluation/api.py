@@ -187,7 +187,8 @@ def text_pieces(
 ) -> list[str]:
     """A text file in pieces. Raises InputError for a folder, a missing or an unreadable file."""
     if not path.is_file():
-        raise InputError(f"text {path} must be a file: {'it is a folder' if path.exists() else 'not found'}")
+        wrong = "it is a folder" if path.is_dir() else "it is none" if path.exists() else "not found"
+        raise InputError(f"text {path} must be a file: {wrong}")
     return list(read_texts(path, strict=strict, options=options))
 
 
