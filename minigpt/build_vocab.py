@@ -70,18 +70,21 @@ def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
 
     Plain text is read while it is used.
     """
-    from minigpt.data.corpus import TextOptions, find_sources, read_texts
-    from minigpt.data.reader import holds_texts, read_conversations
+    from minigpt.data.corpus import TextOptions, find_sources, holds_texts, read_sources
+    from minigpt.data.reader import read_conversations
 
+    reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
     if (
         options.data.is_dir()
         or options.text_field
-        or holds_texts(options.data, options.encoding, options.field_names)
+        # a pipe can be read only once: it must hold conversations
+        or (options.data.is_file() and holds_texts(options.data, reading, options.field_names))
     ):
-        reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
-        count = len(find_sources(options.data, reading))
-        described = f"{count:,} files in {options.data}" if options.data.is_dir() else str(options.data)
-        return read_texts(options.data, options.strict, options=reading), described, None
+        sources = find_sources(options.data, reading)
+        described = (
+            f"{len(sources):,} files in {options.data}" if options.data.is_dir() else str(options.data)
+        )
+        return read_sources(sources, options.strict, options=reading), described, None
     conversations, report = read_conversations(
         options.data, options.strict, options.encoding, options.field_names
     )

@@ -1,5 +1,8 @@
 """Shards: whatever the borders, the ids are those of the whole text; kills, damage and rubbish are met."""
 
+import gzip
+import hashlib
+import json
 import os
 import re
 import signal
@@ -8,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +19,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minigpt.data import corpus, shards
-from minigpt.data.memory_mapped import Tokens
-from minigpt.data.shards import characters_of, collect_characters, end_of_text, prepare
+from minigpt.data import corpus, documents, file_formats, shards
+from minigpt.data.corpus import TextOptions
+from minigpt.data.memory_mapped import Tokens, read_manifest, write_manifest
+from minigpt.data.reader import read_conversations
+from minigpt.data.shards import VOCABULARY, collect_characters, end_of_text, prepare
 from minigpt.data.worker_pool import run_in_processes
 from minigpt.errors import InputError
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -48,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Borders everywhere: pieces, chunks and blocks of a few bytes."""
     monkeypatch.setattr(shards, "PIECE", 24)
     monkeypatch.setattr(shards, "CHUNK", 5)
-    monkeypatch.setattr(corpus, "_BLOCK", 7)
+    monkeypatch.setattr(documents, "_BLOCK", 7)
 
 
 # -- the same ids -------------------------------------------------------------------------------------------
@@ -78,8 +84,8 @@ def test_borders_change_no_id(tmp_path: Path, name: str, text: str) -> None:
     file, tokenizer = tmp_path / "t.txt", TOKENIZERS[name]
     file.write_bytes(text.encode())
     meant = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    if not meant:
-        with pytest.raises(InputError, match="holds no text"):
+    if not meant.strip(" \n\r\t"):
+        with pytest.raises(InputError, match="holds nothing but white space"):
             prepare(file, tmp_path / "shards", tokenizer, workers=1)
         return
     tokens = prepare(file, tmp_path / "shards", tokenizer, workers=1)
@@ -96,8 +102,8 @@ def test_long_texts_are_cut_at_all(tmp_path: Path, name: str) -> None:
     tokens = prepare(tmp_path / "t.txt", tmp_path / "shards", TOKENIZERS[name], workers=1)
     assert len(tokens.manifest["shards"]) > 10
     source = corpus.find_sources(tmp_path / "t.txt")[0]
-    whole = corpus.Piece(0, 0, source.size)
-    chunks = list(corpus.read_document(source, whole, 5, any_place=name == "char"))
+    whole = documents.Piece(0, 0, source.size)
+    chunks = list(documents.read_document(source, whole, 5, any_place=name == "char"))
     assert len(chunks) > 20
     assert "".join(text for text, _ in chunks) == "a best test，你好。\n" * 30
 
@@ -199,11 +205,64 @@ def test_the_vocabulary_of_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "t.txt").write_bytes("\ufeff好a\r\nb\u2028a".encode() * 9)
     found = collect_characters(corpus.find_sources(tmp_path / "t.txt"), workers=1)
     assert found == set("好a\nb\u2028\ufeff")
-    tokenizer = characters_of(tmp_path / "t.txt", tmp_path / "s", workers=1)
-    assert tokenizer == Tokenizer.from_word2id(build_vocabulary(found))
-    prepare(tmp_path / "t.txt", tmp_path / "s", tokenizer, workers=1)
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(found))
+    tokens = prepare(tmp_path / "t.txt", tmp_path / "s", None, workers=1)
+    assert Tokenizer(tmp_path / "s" / VOCABULARY) == tokenizer
+    assert ids_of(tokens) == expected(tokenizer, "好a\nb\u2028a" + "\ufeff好a\nb\u2028a" * 8)
     monkeypatch.setattr(shards, "collect_characters", None)  # not called again
-    assert characters_of(tmp_path / "t.txt", tmp_path / "s") == tokenizer
+    prepare(tmp_path / "t.txt", tmp_path / "s", None)
+    prepare(tmp_path / "t.txt", tmp_path / "s", tokenizer)
+    (tmp_path / "s" / VOCABULARY).unlink()
+    with pytest.raises(TypeError, match="NoneType"):  # it would be called: the vocabulary is gone
+        prepare(tmp_path / "t.txt", tmp_path / "s", None)
+
+
+BORDERING = ["it's", " a", "best 12", "你好", "，", "\n", "\r\n", "\n\n", " \n", "\t"]
+BORDERING += ["<|endoftext|>", "* * *", "* *", "-", "- "]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("separator", ["auto", "blank", "* * *", "-"])
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=80,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(parts=st.lists(st.sampled_from(BORDERING), min_size=1, max_size=60))
+def test_separators_wherever_the_borders_are(
+    tmp_path: Path, name: str, separator: str, parts: list[str]
+) -> None:
+    """The slow twin splits the whole text by lines."""
+    file, tokenizer = tmp_path / "t.txt", TOKENIZERS[name]
+    text = "".join(parts)
+    file.write_bytes(text.encode())
+    line = {"auto": "<|endoftext|>", "blank": ""}.get(separator, separator)
+    documents_: list[str] = [""]
+    for each in text.replace("\r\n", "\n").splitlines(keepends=True):
+        if each.rstrip(" \t\n") == line:
+            documents_.append("")
+        else:
+            documents_[-1] += each
+    meant = [each for each in documents_ if each]
+    options = TextOptions(document_separator=separator)
+    if not meant or not text.strip(" \n\r\t"):
+        with pytest.raises(InputError, match="holds no"):
+            prepare(file, tmp_path / "shards", tokenizer, options=options, workers=1)
+        return
+    tokens = prepare(file, tmp_path / "shards", tokenizer, options=options, workers=1)
+    assert ids_of(tokens) == expected(tokenizer, *meant)
+    assert tokens.manifest["documents"] == len(meant)
+
+
+def test_a_separator_that_comes_late(tmp_path: Path) -> None:
+    """Behind the bytes by which a file is recognised; also in another encoding."""
+    text = "ab好1 \n" * 20_000
+    for codec in ("utf-8", "utf-16"):
+        (tmp_path / "t.txt").write_bytes(f"{text}<|endoftext|>\nst\n".encode(codec))
+        tokens = prepare(tmp_path / "t.txt", tmp_path / codec, CHARACTERS, workers=1)
+        assert ids_of(tokens) == expected(CHARACTERS, text, "st\n")
 
 
 # -- kept, damaged, changed ---------------------------------------------------------------------------------
@@ -229,6 +288,160 @@ def test_prepared_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert ids_of(prepare(file, folder, TOKENIZERS["gpt2"])) == expected(TOKENIZERS["gpt2"], "st")
     assert (folder / "notes.txt").read_text() == "mine"
     assert len(ids_of(first)) == 3  # mapped: what was replaced stays readable to who has opened it
+
+
+OPTIONS = {
+    "text_field": (b'{"text": "a", "b": "st"}\n' * 2, TextOptions(text_field="b"), ["st"] * 2, ["a"] * 2),
+    "encoding": (b"\xc3\xa4" * 9, TextOptions(encoding="cp1252"), ["\u00c3\u00a4" * 9], ["\u00e4" * 9]),
+    "document_separator": (b"a\n\nb", TextOptions(document_separator="blank"), ["a\n", "b"], ["a\n\nb"]),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("before", [False, True], ids=["as written now", "as written before"])
+def test_what_was_read_otherwise_is_not_kept(
+    tmp_path: Path, kind: str, before: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, options, meant, usual = OPTIONS[kind]
+    file, folder = tmp_path / "t", tmp_path / "shards"
+    file.write_bytes(data)
+    own = Tokenizer.from_word2id(build_vocabulary("abst\n\u00c3\u00a4\u00e4"))
+
+    def prepared(reading: TextOptions) -> tuple[list[int], bool]:
+        tokens = prepare(file, folder, own, options=reading)
+        return ids_of(tokens), "as prepared" in capsys.readouterr().out
+
+    assert prepared(TextOptions()) == (expected(own, *usual), False)
+    if before:  # a manifest that says nothing of how the files were read: as usual
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        del manifest["reading"]
+        write_manifest(folder, manifest)
+        assert prepared(TextOptions()) == (expected(own, *usual), True)
+    assert prepared(options) == (expected(own, *meant), False)
+    assert prepared(options) == (expected(own, *meant), True)
+    assert prepared(TextOptions()) == (expected(own, *usual), False)
+
+
+def test_shards_of_before_that_were_cut_at_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("a\n\nb")
+    prepare(tmp_path / "t", tmp_path / "s", CHARACTERS, options=TextOptions(document_separator="blank"))
+    manifest = read_manifest(tmp_path / "s")
+    assert manifest is not None
+    del manifest["reading"]
+    manifest["sources"][0]["separator"] = ""
+    write_manifest(tmp_path / "s", manifest)
+    assert ids_of(prepare(tmp_path / "t", tmp_path / "s", CHARACTERS)) == expected(CHARACTERS, "a\n\nb")
+
+
+def test_a_vocabulary_of_characters_that_were_read_otherwise(tmp_path: Path) -> None:
+    file, folder = tmp_path / "t.jsonl", tmp_path / "shards"
+    file.write_text('{"text": "a", "b": "st"}\n' * 2)
+    prepare(file, folder, None)
+    prepare(file, folder, None, options=TextOptions(text_field="b"))
+    assert Tokenizer(folder / VOCABULARY) == Tokenizer.from_word2id(build_vocabulary("st"))
+
+
+def test_decoded_copies_are_made_once_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = "床前明月光，疑是地上霜。\n" * 30
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a.txt").write_bytes(texts.encode("gb18030"))
+    (tmp_path / "t" / "b.csv").write_text("id,text\n1,霜\n", encoding="utf-8")
+    opened: list[str] = []
+    one = file_formats.open_data
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return one(path, *arguments, **options)
+
+    monkeypatch.setattr(corpus, "open_data", counted)
+    tokens = prepare(tmp_path / "t", tmp_path / "s", None, workers=1)
+    assert ids_of(tokens) == expected(Tokenizer(tmp_path / "s" / VOCABULARY), texts, "霜")
+    assert sorted(opened) == ["a.txt", "b.csv"]
+    assert sorted(content(tmp_path / "s")) == ["shard-00000.bin", "shards.json", "vocab.json"]
+
+
+def test_lines_of_decoded_copies_are_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text('id,text\n1,"a\nb"\n\n2,st,more\n3,\n4,st\n')
+    tokens = prepare(tmp_path / "t.csv", tmp_path / "s", CHARACTERS, workers=1)
+    assert ids_of(tokens) == expected(CHARACTERS, "a\nb", "st")
+    skipped = [(line, why.split(":")[0]) for _, line, why in tokens.manifest["skipped"]]
+    assert skipped == [(5, "more cells than the head has"), (6, "`text` is empty")]
+    assert (
+        f"{tmp_path / 't.csv'}:5: skipped: more cells than the head has: 3 for 2" in capsys.readouterr().err
+    )
+
+
+def test_a_bad_byte_of_a_decoded_copy_is_the_files(tmp_path: Path) -> None:
+    (tmp_path / "t.txt.gz").write_bytes(gzip.compress("好\n好\n好\n".encode() + b"a\xff\n"))
+    said = refusal(tmp_path / "t.txt.gz", tmp_path / "s")
+    assert f"{tmp_path / 't.txt.gz'}:4: not UTF-8: byte 0xff at column 2" in said
+
+
+# -- files that are larger than what is read whole ----------------------------------------------------------
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read whole may have as many bytes as a test can write."""
+    monkeypatch.setattr(file_formats, "_MOST", 100_000)
+    monkeypatch.setattr(file_formats, "_BLOCK", 1000)
+
+
+@pytest.mark.usefixtures("little")
+def test_texts_are_of_any_size(tmp_path: Path) -> None:
+    """Text, JSON Lines and Parquet; the field of the texts is guessed, and a vocabulary collected, too."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    story = ["ab st 好 " * 50, "st ab"] * 400
+    rows = [{"id": f"{i}", "story": text} for i, text in enumerate(story)]
+    files = {
+        "t.txt": "".join(story),
+        "t.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    # bytes that cannot be packed: the file must be as large as what it holds
+    noise = [hashlib.sha512(str(i).encode()).hexdigest() for i in range(800)]
+    long = [f"{text}{extra}" for text, extra in zip(story, noise)]
+    parquet.write_table(pyarrow.table({"id": noise, "story": long}), tmp_path / "t.parquet")
+    for name in ("t.txt", "t.jsonl", "t.parquet"):
+        assert (tmp_path / name).stat().st_size > 100_000
+        with pytest.raises(InputError, match="not read whole"):
+            file_formats.read_bytes(tmp_path / name)
+        texts_ = "".join(corpus.read_texts(tmp_path / name))
+        assert texts_.startswith(story[0][:9])
+        tokens = prepare(tmp_path / name, tmp_path / f"s {name}", None, workers=1)
+        assert tokens.manifest["characters"] == len(texts_)
+    assert corpus.holds_texts(tmp_path / "t.txt")
+    conversations = tmp_path / "q.parquet"
+    parquet.write_table(pyarrow.table({"question": noise, "answer": noise}), conversations)
+    assert len(read_conversations(conversations)[0]) == 800
+
+
+@pytest.mark.usefixtures("little")
+def test_what_is_read_whole_is_bounded(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("床前明月光" * 30_000, encoding="gb18030")
+    with pytest.raises(InputError, match="not read whole"):
+        prepare(tmp_path / "t.txt", tmp_path / "s", CHARACTERS)
+    (tmp_path / "t.gz").write_bytes(gzip.compress(b"a" * 200_000))
+    with pytest.raises(InputError, match="unpacks to more than"):
+        prepare(tmp_path / "t.gz", tmp_path / "s", CHARACTERS)
+
+
+def test_the_longest_field_of_parquet_is_found_among_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    # `system` and `tools` are names that are known, for conversations
+    table = pyarrow.table({"system": ["a", "b"], "Story": ["st st", "ab ab"], "tools": ["a", "b"]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    tokens = prepare(tmp_path / "t.parquet", tmp_path / "s", CHARACTERS)
+    assert ids_of(tokens) == expected(CHARACTERS, "st st", "ab ab")
+    assert "'Story'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
@@ -405,7 +618,8 @@ def refusal(path: Path, folder: Path, tokenizer: shards.TextTokenizer = CHARACTE
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"\xef\xbb\xbf", "holds no text"),
+        (b"\xef\xbb\xbf", "holds nothing but white space"),
+        (b"\n \r\n", "holds nothing but white space"),
         (b"ab\nab\0", "is a binary file (it holds zero bytes)"),
         (b"ab\n" * 30_000 + b"ab\0", ":30001: a zero byte at column 3: this is no text file"),
         (b"a\xe5\xa5\xbd\nab\xff\n", ":2: not UTF-8: byte 0xff at column 3"),
@@ -427,14 +641,13 @@ def test_no_folder_no_files(tmp_path: Path) -> None:
         tmp_path / "books", tmp_path / "s"
     )
     (tmp_path / "books" / "a.txt").touch()
-    assert "a.txt is empty" in refusal(tmp_path / "books", tmp_path / "s")
-    (tmp_path / "books" / "b.txt").touch()
+    (tmp_path / "books" / "b.txt").write_text("\n")
     assert "every file in it is empty" in refusal(tmp_path / "books", tmp_path / "s")
 
 
 def test_questions_are_no_texts(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"question": "a", "answer": "b"}\n')
-    assert "give it as --train_data" in refusal(tmp_path / "t.jsonl", tmp_path / "s")
+    assert "minigpt split --input" in refusal(tmp_path / "t.jsonl", tmp_path / "s")
 
 
 def test_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> None:
@@ -442,7 +655,7 @@ def test_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small:
     assert ids_of(prepare(tmp_path / "t.txt", tmp_path / "c", CHARACTERS)) == expected(CHARACTERS, "a" * 3000)
     bpe = TOKENIZERS["gpt2"]  # nowhere to cut: encoded as a whole
     assert ids_of(prepare(tmp_path / "t.txt", tmp_path / "b", bpe)) == expected(bpe, "a" * 3000)
-    monkeypatch.setattr(corpus, "_LONGEST", 1000)
+    monkeypatch.setattr(documents, "_LONGEST", 1000)
     assert "without a line's end or a space" in refusal(tmp_path / "t.txt", tmp_path / "s", bpe)
 
 

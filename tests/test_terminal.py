@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from minigpt.__main__ import COMMANDS
 from minigpt.console.terminal import ProgressLine, histogram, seconds, table, warn
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +128,20 @@ def test_a_table_with_chinese_is_aligned(capsys: pytest.CaptureFixture[str]) -> 
     cells = [line.strip("│").split("│")[1] for line in body]
     assert [cell.strip() for cell in cells] == [str(row[1]) for row in rows]
     assert all(cell.endswith(" ") and cell[-2].isdigit() for cell in cells), "numbers stand right"
+
+
+def test_the_command_line_answers_without_rich() -> None:
+    """`--help` of every verb: an installation without its dependencies can say what it needs."""
+    program = (
+        "import runpy, sys\n"
+        "sys.modules['rich'] = sys.modules['torch'] = sys.modules['numpy'] = None\n"
+        "from minigpt.__main__ import COMMANDS, main\n"
+        "for verb in COMMANDS:\n"
+        "    assert main([verb, '--help']) == 0, verb\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    assert done.stdout.count(b"usage: minigpt ") == len(COMMANDS)
 
 
 @pytest.mark.parametrize("text", STRANGE)
@@ -263,6 +278,19 @@ def test_nothing_done_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressLine("x", 0):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_total_that_is_not_known_is_not_shown(
+    capsys: pytest.CaptureFixture[str], clock: Clock, screen: Terminal
+) -> None:
+    with ProgressLine("reading, records", 0) as progress:
+        progress.update(7, "x")
+    assert capsys.readouterr().err == "reading, records 7 x\n"
+    with redirect_stderr(screen), ProgressLine("reading, records", 0) as progress:
+        progress.update(7, "x")
+    text = without_codes(screen.getvalue())
+    assert " 7 x" in text
+    assert "/" not in text
 
 
 @pytest.mark.parametrize("text", STRANGE)

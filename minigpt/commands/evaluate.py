@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
-from minigpt.console.terminal import table
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.options import EvaluationOptions
@@ -45,7 +44,9 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
     data: Path = Path("data/val.jsonl")
     """file of questions and answers, or conversations"""
     text: Path | None = None
-    """plain text file to measure on instead, for a model with any vocabulary"""
+    """text to measure on instead, for a model with any vocabulary: plain text, or records with a text"""
+    text_field: str = ""
+    """name of the field that holds the text; left out: a usual name such as text, or the longest"""
 
     show: int = 10
     """number of questions to print with the expected and the given answer"""
@@ -75,6 +76,7 @@ def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
 
 
 def _measure_pairs(options: Options) -> dict[str, Any]:
+    from minigpt.console.terminal import table
     from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question
     from minigpt.evaluation.api import evaluate_conversations
@@ -111,6 +113,8 @@ def _measure_pairs(options: Options) -> dict[str, Any]:
 
 
 def _print_report(report: "AnswersReport", counted: str) -> None:
+    from minigpt.console.terminal import table
+
     rows = [
         (
             name,
@@ -136,10 +140,13 @@ def _print_report(report: "AnswersReport", counted: str) -> None:
 
 
 def _measure_text(options: Options, text: Path) -> dict[str, Any]:
+    from minigpt.console.terminal import table
+    from minigpt.data.corpus import TextOptions
     from minigpt.evaluation.api import evaluate_pieces, text_pieces, warn_of_unknown
     from minigpt.evaluation.text import TextReport
 
-    pieces = text_pieces(text, options.strict)
+    reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
+    pieces = text_pieces(text, options.strict, reading)
     reports: list[TextReport] = []
     for model, tokenizer in _models(options):
         if not reports:
@@ -178,6 +185,8 @@ def _compare(
         others: title of a column -> its cell for each precision.
         found: further numbers of each precision, for JSON.
     """
+    from minigpt.console.terminal import table
+
     if len(precisions) < 2:
         return {}
     rows: list[list[object]] = [[name] for name in precisions]

@@ -79,7 +79,8 @@ class ProgressLine:
     """A live progress bar on a terminal; elsewhere one plain line every `interval` seconds.
 
     A context manager. `update(done, text)` may be called often: it draws at most ten times a second and costs
-    microseconds otherwise. Nothing is drawn before `patience` seconds have passed.
+    microseconds otherwise. Nothing is drawn before `patience` seconds have passed. A total of 0 is one
+    that is not known.
     """
 
     def __init__(self, title: str, total: int, interval: float = 10.0, patience: float = 0.0) -> None:
@@ -101,10 +102,13 @@ class ProgressLine:
             self._next = now + 0.1
             self._draw(done, printable(text))
         elif not self._live:
-            self._last = printable(f"{self.title} {done}/{self.total} {text}".rstrip())
+            self._last = printable(f"{self.title} {self._count(done)} {text}".rstrip())
             if is_due:
                 self._next = now + self.interval
                 self._print_last()
+
+    def _count(self, done: int) -> str:
+        return f"{done}/{self.total}" if self.total else f"{done}"
 
     def _print_last(self) -> None:
         self._shown = self._last
@@ -116,7 +120,7 @@ class ProgressLine:
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed}/{task.total}", markup=False),
+                TextColumn("{task.fields[count]}", markup=False),
                 TextColumn("{task.fields[text]}", markup=False),
                 console=Console(stderr=True, highlight=False),
                 auto_refresh=False,
@@ -124,9 +128,10 @@ class ProgressLine:
                 redirect_stdout=sys.stdout.isatty(),  # else rich would print a file's lines on the terminal
             )
             self._bar.start()
-            self._task = self._bar.add_task(printable(self.title), total=self.total, text=text)
+            title = printable(self.title)
+            self._task = self._bar.add_task(title, total=self.total or None, text=text, count="")
         assert self._task is not None
-        self._bar.update(self._task, completed=done, text=text)
+        self._bar.update(self._task, completed=done, text=text, count=self._count(done))
         self._bar.refresh()
 
     def write(self, text: str) -> None:

@@ -101,7 +101,7 @@ class EncodedExamples:
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    @cached_property
+    @property
     def _places_of_questions(self) -> npt.NDArray[np.int64]:
         """The place of each id in its row, or -1 if the id belongs to an answer."""
         places = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)
@@ -162,9 +162,10 @@ def _separator(tokenizer: ChatTokenizer) -> npt.NDArray[np.int32]:
 def encode_prompt(
     before: Sequence[Exchange], question: str, tokenizer: ChatTokenizer, max_length: int
 ) -> list[int]:
-    """What a model reads, in the plain form, to answer a question: at most max_length ids.
+    """What a model reads, in the plain form, to answer a question: at most max_length ids if it can be.
 
-    What is too long loses its oldest questions with their answers; the question itself is never cut.
+    What is too long loses its oldest questions with their answers. The question itself is never cut: alone it
+    may be longer.
     """
     sep = _separator(tokenizer)
     ids: list[int] = np.concatenate([tokenizer.encode_array(question), sep]).tolist()

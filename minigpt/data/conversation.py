@@ -41,7 +41,6 @@ class Conversation:
     line: int = 0  # of the file, from 1
     raw: str = ""  # as it stands in the file, or as one line of JSON
     tools: str = ""  # JSON: the tools that a chat template may describe
-    weight: float = 1.0  # of its loss
 
     @cached_property
     def exchanges(self) -> tuple[Exchange, ...]:

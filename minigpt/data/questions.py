@@ -1,7 +1,8 @@
-"""Questions to be answered: one a line, or JSONL with "question", told by its first character."""
+"""Questions to be answered: one a line, or JSONL with "question", told by how the file begins."""
 
 import json
 
+from minigpt.data.json_values import looks_like_json
 from minigpt.errors import InputError
 
 __all__ = ["parse_questions"]
@@ -20,7 +21,7 @@ def parse_questions(content: bytes, source: str) -> list[str]:
     if not content.strip():
         raise InputError(f'{source} holds no question: one a line, or JSONL with "question"')
     lines = content.removesuffix(b"\n").split(b"\n")  # bytes: U+2028 may stand inside a question
-    is_jsonl = content.lstrip().startswith(b"{")
+    is_jsonl = content.lstrip().startswith(b"{") and looks_like_json(content.decode("utf-8", "replace"))
     questions = []
     for number, line in enumerate(lines, 1):
         try:

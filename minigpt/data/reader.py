@@ -8,7 +8,6 @@ counted and named; `strict` makes the first one an error. Nothing is repaired in
 """
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,13 @@ from typing import Any
 
 from minigpt.console.terminal import ProgressLine, note, warn
 from minigpt.data.conversation import Conversation
-from minigpt.data.file_formats import BadLine, DataFile, open_data, rows_of
+from minigpt.data.file_formats import DataFile, advised, open_data
+from minigpt.data.json_values import BadLine
 from minigpt.data.records import KNOWN_SHAPES, FieldNames, Text, head_test, meaning_of
+from minigpt.data.tables import rows_of
 from minigpt.errors import InputError
 
-__all__ = ["ReadReport", "holds_texts", "read_conversations"]
+__all__ = ["ReadReport", "read_conversations"]
 
 _SHOWN = 5  # lines that a summary names for each reason
 _LOST = "\ufffd"  # stands where a program could not read a character
@@ -117,9 +118,7 @@ def read_conversations(
         data = DataFile("json", "", rows_of(path), "")
         path = Path("the data set")
     if data.kind == "text":
-        raise InputError(
-            f"{path} is plain text, no questions and answers; to learn from it: minigpt train --text {path}"
-        )
+        raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     found: list[Conversation] = []
     texts = 0
@@ -151,16 +150,21 @@ def read_conversations(
     report.conversations = len(found)
     report.answers = sum(len(conversation.exchanges) for conversation in found)
     if not found:
-        raise _nothing_good(report, texts)
+        raise _nothing_good(report, texts, encoding)
     return found, report
 
 
-def _nothing_good(report: ReadReport, texts: int) -> InputError:
+def _as_text(path: Path, encoding: str) -> str:
+    """What to do with texts, in words."""
+    if path.exists() and not path.is_file():  # a pipe cannot be read twice
+        return "write it into a file, and learn from it with `minigpt train --text FILE`"
+    return f"to learn from it: {advised('train --text', path, encoding)}"
+
+
+def _nothing_good(report: ReadReport, texts: int, encoding: str) -> InputError:
     path = report.path
     if texts:
-        return InputError(
-            f"{path} holds texts, no questions and answers; to learn from texts: minigpt train --text {path}"
-        )
+        return InputError(f"{path} holds texts, no questions and answers; {_as_text(path, encoding)}")
     if not report.lines:
         return InputError(f"{path} holds no record")
     listed = [
@@ -172,21 +176,3 @@ def _nothing_good(report: ReadReport, texts: int) -> InputError:
         f"{path} holds no question with an answer: {'; '.join(listed)}. Known are {KNOWN_SHAPES}; other "
         "fields: --question_field NAME --answer_field NAME"
     )
-
-
-def holds_texts(path: Path, encoding: str = "", names: FieldNames = FieldNames()) -> bool:  # noqa: B008
-    """Is a file plain text, or are its first records texts, no conversations?
-
-    Raises:
-        InputError: as read_conversations does for what is no data.
-    """
-    data = open_data(path, encoding, head_test(names), only_beginning=True)
-    if data.kind == "text":
-        return True
-    for _, value, _ in itertools.islice(data.records, 100):
-        try:
-            if not isinstance(value, BadLine):
-                return isinstance(meaning_of(value, names), Text)
-        except BadLine:
-            continue
-    return False

@@ -1,25 +1,24 @@
 """What a record means: a conversation in one of many shapes, or a text.
 
     {"question": ..., "answer": ...}                       and prompt/completion, query/response, ...
-    {"instruction": ..., "input": ..., "output": ...}      Alpaca; with "system" and "history" as
-    LLaMA-Factory has it {"messages": [{"role": ..., "content": ...}, ...]}     OpenAI's; also under
-    "conversations", "dialogue", ... {"conversations": [{"from": ..., "value": ...}, ...]}  ShareGPT's
-    [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts said in turn {"text":
-    ...}                                          a text to read, for --text
+    {"instruction": ..., "input": ..., "output": ...}      Alpaca; with "system" and "history": LLaMA-Factory
+    {"messages": [{"role": ..., "content": ...}, ...]}     OpenAI's; also under "dialogue", ...
+    {"conversations": [{"from": ..., "value": ...}, ...]}  ShareGPT's
+    [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts said in turn
+    {"text": ...}                                          a text to read, for --text
 
 Names are compared without case, in English and Chinese (`FIELDS`). Options name other fields.
 """
 
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from minigpt.data.conversation import Conversation, Role, Turn
-from minigpt.data.file_formats import NOT_TEXT, BadLine
-from minigpt.data.text_encoding import BAD_BYTES
+from minigpt.data.json_values import NOT_TEXT, REPEATED, BadLine, json_object, parse_value
+from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
 from minigpt.errors import InputError
 
 __all__ = [
@@ -52,7 +51,6 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> names that a file may have for
     ),
     "text": ("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
     "tools": ("tools",),
-    "weight": ("weight",),
 }
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations"
@@ -68,7 +66,6 @@ _ROLES: dict[str, Role] = {
 }
 _SPEAKERS = ("role", "from", "speaker", "角色")
 _WORDS = ("content", "value", "text", "utterance", "内容")
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters from "\ud800" escapes
 
 
 class Text(str):
@@ -83,7 +80,6 @@ class FieldNames:
 
     question: str = ""
     answer: str = ""
-    text: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.question) != bool(self.answer):
@@ -128,7 +124,7 @@ def is_head(cells: Collection[str]) -> bool:
 
 def head_test(names: FieldNames) -> Callable[[Collection[str]], bool]:
     """As `is_head`, for fields that the user may have named."""
-    own = {name.strip().lower() for name in (names.question, names.answer, names.text) if name}
+    own = {name.strip().lower() for name in (names.question, names.answer) if name}
     return (lambda cells: bool(own & set(cells))) if own else is_head
 
 
@@ -144,31 +140,22 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         return _conversation(_turns(value, "the list"), line, raw)
     if not isinstance(value, Mapping):
         raise BadLine("not an object", f"it is {_kind(value)}")
-    item = {str(key).strip().lower(): part for key, part in value.items()}
+    item = json_object((str(key).strip().lower(), part) for key, part in value.items())
     if names.question:
-        turns = [
-            Turn("user", text_of(item, names.question.strip().lower())),
-            Turn("assistant", text_of(item, names.answer.strip().lower())),
-        ]
-        return _conversation(turns, line, "", item)  # written anew, it has the usual names
-    if names.text:
-        return Text(text_of(item, names.text.strip().lower()))
+        pair = [names.question.strip().lower(), names.answer.strip().lower()]
+        return _conversation(_pair_of(item, *pair), line, "", item)  # written anew, it has the usual names
     found = {part: _first(item, part) for part in FIELDS}
-    if found["turns"] and isinstance(item[found["turns"]], list | str):
+    if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`")
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
         return _conversation(turns, line, raw, item)
+    if found["input"] and found["answer"] and not found["question"]:  # {"input": ..., "output": ...}
+        found |= {"question": found["input"], "input": None}
     if found["question"] and found["answer"]:
-        return _conversation(_pair(item, found), line, raw, item)
-    if found["input"] and found["answer"]:  # {"input": ..., "output": ...}
-        return _conversation(
-            _pair(item, {**found, "question": found["input"], "input": None}), line, raw, item
-        )
+        return _conversation(_question_and_answer(item, found), line, raw, item)
     if list(item)[:2] == ["0", "1"]:  # a table without a head
-        return _conversation(
-            [Turn("user", text_of(item, "0")), Turn("assistant", text_of(item, "1"))], line, ""
-        )
+        return _conversation(_pair_of(item, "0", "1"), line, "")
     if found["text"]:
         return Text(text_of(item, found["text"]))
     for part, other in (("question", "answer"), ("answer", "question")):
@@ -179,6 +166,14 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     raise BadLine("no field that is known", _keys(item))
 
 
+def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
+    """Is it a conversation, in a cell of a table perhaps, or its name beside other parts?"""
+    if isinstance(value, str):
+        has_others = found["text"] or (found["question"] and found["answer"])
+        return value.lstrip().startswith("[") or not has_others
+    return isinstance(value, list) or value is REPEATED
+
+
 def _first(item: Mapping[str, Any], part: str) -> str | None:
     return next((name for name in FIELDS[part] if item.get(name) is not None), None)
 
@@ -187,16 +182,20 @@ def _keys(item: Mapping[str, Any]) -> str:
     return f"it has {', '.join(repr(str(key)[:40]) for key in list(item)[:8]) or 'no keys at all'}"
 
 
-def _pair(item: Mapping[str, Any], found: Mapping[str, str | None]) -> list[Turn]:
+def _pair_of(item: Mapping[str, Any], question: str, answer: str) -> list[Turn]:
+    return [Turn("user", text_of(item, question)), Turn("assistant", text_of(item, answer))]
+
+
+def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None]) -> list[Turn]:
     question_key, answer_key = found["question"], found["answer"]
     assert question_key is not None
     assert answer_key is not None
     if isinstance(item[question_key], list):  # a prompt that is itself a list of turns
-        turns = _turns(item[question_key], f"`{question_key}`", needs_answer=False)
+        turns = _turns(item[question_key], f"`{question_key}`")
     else:
         question = text_of(item, question_key)
         more = found["input"]
-        if more and more != question_key and item[more] not in (None, "", "nan"):
+        if more and more != question_key and not _is_nothing(item[more]):
             question = f"{question}\n{text_of(item, more)}"
         turns = [Turn("user", question)]
     answer = item[answer_key]
@@ -208,37 +207,46 @@ def _pair(item: Mapping[str, Any], found: Mapping[str, str | None]) -> list[Turn
         )  # of several right answers one
     else:
         turns.append(Turn("assistant", text_of(item, answer_key)))
-    before = item.get(found["history"] or "") or []
-    for each in before if isinstance(before, list) else []:
-        if not (isinstance(each, list | tuple) and len(each) == 2):
-            raise BadLine("`history` is no list of [question, answer]")
-    if before:
-        turns[:0] = [
-            turn
-            for said, answered in before
-            for turn in (
-                Turn("user", _checked(said, "`history`")),
-                Turn("assistant", _checked(answered, "`history`")),
-            )
-        ]
+    if found["history"]:
+        turns[:0] = _history(item[found["history"]])
     if found["system"]:
         turns[:0] = _system(item, found["system"])
     return turns
 
 
+def _history(value: Any) -> list[Turn]:
+    if _is_nothing(value):
+        return []
+    if not isinstance(value, list | tuple):
+        raise _not_a(value, "a list of [question, answer]", "`history`")
+    turns: list[Turn] = []
+    for each in value:
+        if not (isinstance(each, list | tuple) and len(each) == 2):
+            raise BadLine("`history` is no list of [question, answer]")
+        said, answered = (_checked(part, "`history`") for part in each)
+        turns += [Turn("user", said), Turn("assistant", answered)]
+    return turns
+
+
 def _system(item: Mapping[str, Any], key: str) -> list[Turn]:
-    value = item[key]
-    return [Turn("system", _checked(value, f"`{key}`"))] if isinstance(value, str) and value.strip() else []
+    return [] if _is_nothing(item[key]) else [Turn("system", _checked(item[key], f"`{key}`"))]
 
 
-def _turns(value: Any, where: str, needs_answer: bool = True) -> list[Turn]:
+def _is_nothing(value: Any) -> bool:
+    """Is a part that may be left out left empty? A table of pandas writes NaN then."""
+    if isinstance(value, str):
+        return value.strip() in ("", "nan")
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _turns(value: Any, where: str) -> list[Turn]:
     if isinstance(value, str):  # JSON inside a cell of a table
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_value(value)
+        except BadLine:
             raise BadLine(f"{where} is text, not a list of turns") from None
     if not isinstance(value, list):
-        raise BadLine(f"{where} is {_kind(value)}, not a list of turns")
+        raise _not_a(value, "a list of turns", where)
     if value and all(isinstance(each, str) for each in value):  # said in turn, a user first
         return [Turn("assistant" if i % 2 else "user", _checked(text, where)) for i, text in enumerate(value)]
     turns = []
@@ -246,8 +254,6 @@ def _turns(value: Any, where: str, needs_answer: bool = True) -> list[Turn]:
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
         turns.append(_turn({str(key).lower(): part for key, part in each.items()}, number))
-    if needs_answer and not any(turn.role == "assistant" for turn in turns):
-        raise BadLine("no turn is an assistant's: there is no answer")
     return turns
 
 
@@ -255,38 +261,55 @@ def _turn(item: dict[str, Any], number: int) -> Turn:
     speaker = next((key for key in _SPEAKERS if key in item), None)
     if speaker is None:
         raise BadLine("a turn has no `role`", f"turn {number}: {_keys(item)}")
+    if item[speaker] is REPEATED:
+        raise _not_a(REPEATED, "", f"`{speaker}`")
     role = _ROLES.get(str(item[speaker]).strip().lower())
     if role is None:
         raise BadLine(
             f"a `{speaker}` is none of system, user, assistant, tool",
             f"turn {number}: {str(item[speaker])[:40]!r}",
         )
-    words = next((key for key in _WORDS if item.get(key) not in (None, "")), None)
-    calls = item.get("tool_calls") or item.get("function_call")
-    if words is None and calls:
-        return Turn(role, json.dumps(calls, ensure_ascii=False))
-    if words is None:
+    words = next((key for key in _WORDS if item.get(key) not in (None, "", [])), None)
+    said = [_words(item[words], f"`{words}`")] if words else []
+    said += [_described(item[key], f"`{key}`") for key in ("tool_calls", "function_call") if item.get(key)]
+    if not said:
         raise BadLine("a turn is empty", f"turn {number}")
-    content = item[words]
-    if isinstance(content, list):  # OpenAI's parts
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    return Turn(role, _checked(content, f"`{words}`"))
+    return Turn(role, "\n".join(said))
+
+
+def _words(value: Any, where: str) -> str:
+    if not isinstance(value, list):
+        return _checked(value, where)
+    texts = []
+    for part in value:  # OpenAI's
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            raise BadLine(f"a part of {where} is no text")
+        texts.append(text)
+    return _checked("".join(texts), where)
+
+
+def _described(value: Any, where: str) -> str:
+    """Tools and their calls as text: JSON."""
+    if _repeats(value):
+        raise BadLine(f"{where} holds a key more than once")
+    return _checked(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), where
+    )
+
+
+def _repeats(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return value is REPEATED or any(map(_repeats, inner))
 
 
 def _conversation(
     turns: list[Turn], line: int, raw: str, item: Mapping[str, Any] | None = None
 ) -> Conversation:
-    tools, weight = (item or {}).get("tools"), (item or {}).get("weight", 1.0)
-    if weight in (None, ""):
-        weight = 1.0
-    try:
-        number = float(weight)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise BadLine("`weight` is no finite number of at least 0", str(weight)[:40])
-    described = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False) if tools else ""
-    return Conversation(tuple(turns), line, raw, described, number)
+    if not any(turn.role == "assistant" for turn in turns):
+        raise BadLine("no turn is an assistant's: there is no answer")
+    tools = (item or {}).get("tools")
+    return Conversation(tuple(turns), line, raw, _described(tools, "`tools`") if tools else "")
 
 
 def text_of(item: Mapping[str, Any], key: str) -> str:
@@ -301,24 +324,32 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 
 
 def _checked(value: Any, where: str) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and (isinstance(value, int) or math.isfinite(value)):
         value = str(value)  # an answer such as 42, which a spreadsheet or pandas made a number
     if not isinstance(value, str):
-        if isinstance(value, type):
-            raise BadLine(f"{where} stands there more than once")
-        raise BadLine(f"{where} is {_kind(value)}, not text")
+        raise _not_a(value, "text", where)
     if not value.strip():
         raise BadLine(f"{where} is empty")
-    if found := _NO_TEXT.search(value):
+    if "\0" in value:
+        raise BadLine(f"{where} holds NUL", f"at character {value.index(chr(0)) + 1}")
+    if found := HALF_CHARACTER.search(value):
         if BAD_BYTES.match(found[0]):
             raise BadLine(NOT_TEXT, where)
-        what = "NUL" if found[0] == "\0" else "half a character (a lone surrogate)"
+        what = "half a character (a lone surrogate)"
         raise BadLine(f"{where} holds {what}", f"at character {found.start() + 1}")
     return value
 
 
+def _not_a(value: Any, wanted: str, where: str) -> BadLine:
+    if value is REPEATED:
+        return BadLine(f"{where} stands there more than once")
+    return BadLine(f"{where} is {_kind(value)}, not {wanted}")
+
+
 def _kind(value: object) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
     if isinstance(value, float) and math.isnan(value):
         return "missing (NaN)"
-    return names.get(type(value), "an object" if isinstance(value, dict) else "null")
+    names: dict[type, str] = {bool: "true or false", int: "a number", float: "a number", str: "text"}
+    names |= {list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), type(value).__name__)

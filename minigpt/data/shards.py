@@ -6,7 +6,7 @@
 The folder holds `shard-00000.bin`, ...: ids as little-endian uint16 (uint32 for more than 65,536 entries),
 document behind document, each followed by the tokenizer's end-of-text id. `shards.json` lists them with size
 and SHA-256, and the sources with size, time and SHA-256; it comes last. Each shard is made from its own
-piece of the corpus (minigpt/data/corpus.py), so that any number of processes can work, and none holds more
+piece of the corpus (minigpt/data/documents.py), so that any number of processes can work, and none holds more
 than a few megabytes. A shard is first written under a temporary name; its `shard-00000.json` says that it is
 whole. After a kill, such shards are verified and kept.
 
@@ -16,6 +16,7 @@ Reading is only by position. What a window is, and in which order they come, is 
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,16 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.console.terminal import ProgressLine
-from minigpt.data.corpus import (
-    Piece,
-    Source,
-    TextOptions,
-    decode_sources,
-    find_sources,
-    plan_pieces,
-    read_document,
-    read_lines,
-)
+from minigpt.data.corpus import END_OF_TEXT, TextOptions, decode_sources, find_sources
+from minigpt.data.documents import Piece, Source, plan_pieces, read_document, read_lines
 from minigpt.data.memory_mapped import MANIFEST, Tokens, read_manifest, report, write_manifest
 from minigpt.data.worker_pool import run_in_processes
 from minigpt.errors import InputError, printable
@@ -43,7 +36,7 @@ from minigpt.storage.files import atomic_open, atomic_write, sha256
 from minigpt.storage.json_files import read_json
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
-__all__ = ["TextTokenizer", "characters_of", "collect_characters", "end_of_text", "prepare"]
+__all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "prepare"]
 
 VOCABULARY = "vocab.json"  # of --tokenizer char
 DECODED = "decoded"  # folder of what is not read as it is
@@ -225,47 +218,10 @@ def collect_characters(sources: list[Source], workers: int = 0) -> set[str]:
     return found
 
 
-def characters_of(
-    path: Path,
-    folder: Path,
-    *,
-    options: TextOptions = TextOptions(),  # noqa: B008 -- frozen
-    workers: int = 0,
-    lock: Callable[[Path], None] = lambda folder: None,
-) -> Tokenizer:
-    """The character tokenizer of a corpus: that of the shards in the folder if they fit, else made anew.
-
-    Args:
-        options, workers, lock: as for `prepare`.
-
-    Raises:
-        InputError: as `collect_characters`; if `folder`/vocab.json cannot be written.
-    """
-    sources = find_sources(path, options)
-    if found := _fitting_vocabulary(sources, folder):
-        return found
-    lock(folder)
-    if found := _fitting_vocabulary(sources, folder):
-        return found
-    sources = decode_sources(sources, folder / DECODED, options)
-    tokenizer = Tokenizer.from_word2id(build_vocabulary(collect_characters(sources, workers)))
-    tokenizer.save(folder / VOCABULARY)
-    return tokenizer
-
-
-def _fitting_vocabulary(sources: list[Source], folder: Path) -> Tokenizer | None:
-    old = read_manifest(folder)
-    if old and (folder / VOCABULARY).is_file() and _same_sources(sources, old["sources"]):
-        tokenizer = Tokenizer(folder / VOCABULARY)
-        if tokenizer.fingerprint == old["tokenizer"]:
-            return tokenizer
-    return None
-
-
 def prepare(
     path: Path,
     folder: Path,
-    tokenizer: TextTokenizer,
+    tokenizer: TextTokenizer | None,
     *,
     options: TextOptions = TextOptions(),  # noqa: B008 -- frozen
     workers: int = 0,
@@ -276,6 +232,7 @@ def prepare(
     Args:
         path: a text file, or a folder of them.
         folder: where the shards lie, or will.
+        tokenizer: None: one of the corpus's characters, in `folder`/vocab.json.
         options: how the files are to be read.
         workers: processes; 0: one a core. The shards do not depend on it.
         lock: called before anything is written; returns when nobody else writes there. It is not called if
@@ -285,19 +242,21 @@ def prepare(
         InputError: for a corpus that cannot be read, or holds nothing; if the shards cannot be written.
     """
     sources = find_sources(path, options)
-    if tokens := _as_prepared(path, sources, folder, tokenizer):
+    if tokens := _as_prepared(path, sources, options, folder, tokenizer):
         return tokens
     lock(folder)
-    if tokens := _as_prepared(path, sources, folder, tokenizer):  # by whom we waited for
+    if tokens := _as_prepared(path, sources, options, folder, tokenizer):  # by whom we waited for
         return tokens
     folder.mkdir(parents=True, exist_ok=True)
     described = _described(sources)
     sources = decode_sources(sources, folder / DECODED, options)
+    if tokenizer is None:
+        tokenizer = Tokenizer.from_word2id(build_vocabulary(collect_characters(sources, workers)))
+        tokenizer.save(folder / VOCABULARY)
     any_place = isinstance(tokenizer, Tokenizer)
     pieces = plan_pieces(sources, PIECE, any_place=any_place, check=partial(_joins, tokenizer))
-    key = hashlib.sha256(
-        json.dumps([1, tokenizer.fingerprint, [(s["name"], s["sha256"]) for s in described], pieces]).encode()
-    ).hexdigest()
+    read = [asdict(options), [(s["name"], s["sha256"]) for s in described], pieces]
+    key = hashlib.sha256(json.dumps([2, tokenizer.fingerprint, *read]).encode()).hexdigest()
     jobs = _jobs(sources, pieces, key)
     (folder / MANIFEST).unlink(missing_ok=True)  # from here on it would list what is being replaced
     records = {job.number: record for job in jobs if (record := _finished(folder, job))}
@@ -316,22 +275,33 @@ def prepare(
         status = source.origin.stat()
         if (status.st_size, status.st_mtime_ns) != (source.origin_size, source.mtime_ns):
             raise InputError(f"{source.origin} was changed while it was read; run the command again")
-    manifest = _manifest(tokenizer, described, [records[job.number] for job in jobs], jobs)
+    manifest = {
+        **_manifest(tokenizer, [records[job.number] for job in jobs], jobs),
+        "reading": asdict(options),
+        "sources": described,
+    }
     if not manifest["tokens"] - manifest["documents"]:
         raise InputError(f"{path} holds no text to learn from")
     write_manifest(folder, manifest)
     for job in jobs:
         (folder / f"shard-{job.number:05d}.json").unlink()
+    shutil.rmtree(folder / DECODED, ignore_errors=True)
     tokens = Tokens(folder, manifest)
     print(f"{path}: {tokens.sentence}; prepared in {folder}")
     report(manifest, path)
     return tokens
 
 
-def _as_prepared(path: Path, sources: list[Source], folder: Path, tokenizer: TextTokenizer) -> Tokens | None:
-    """What the folder holds, if it was made from this corpus with this tokenizer."""
+def _as_prepared(
+    path: Path, sources: list[Source], options: TextOptions, folder: Path, tokenizer: TextTokenizer | None
+) -> Tokens | None:
+    """What the folder holds, if it was made from this corpus, read in this way, with this tokenizer."""
     old = read_manifest(folder)
-    if not old or old["tokenizer"] != tokenizer.fingerprint or not _same_sources(sources, old["sources"]):
+    if not old or not _same_reading(options, old) or not _same_sources(sources, old["sources"]):
+        return None
+    if tokenizer is None and (folder / VOCABULARY).is_file():
+        tokenizer = Tokenizer(folder / VOCABULARY)
+    if tokenizer is None or old["tokenizer"] != tokenizer.fingerprint:
         return None
     tokens = Tokens(folder, old)
     tokens.verify()
@@ -340,22 +310,27 @@ def _as_prepared(path: Path, sources: list[Source], folder: Path, tokenizer: Tex
     return tokens
 
 
+def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
+    """Was it read as now? A manifest of before says nothing of it but the separators."""
+    if "reading" in manifest:
+        return bool(manifest["reading"] == asdict(options))
+    usual = all(source.get("separator") in (None, END_OF_TEXT) for source in manifest["sources"])
+    return usual and options == TextOptions()
+
+
 def _described(sources: list[Source]) -> list[dict[str, Any]]:
     result = []
     with ProgressLine("hashing, files", len(sources), patience=2.0) as progress:
         for number, source in enumerate(sources):
             progress.update(number)
             entry = {"name": source.name, "size": source.origin_size, "mtime_ns": source.mtime_ns}
-            reading = {} if source.separator is None else {"separator": source.separator}
-            result.append({**entry, **reading, "sha256": sha256(source.origin)})
+            result.append({**entry, "sha256": sha256(source.origin)})
     return result
 
 
 def _same_sources(sources: list[Source], described: list[dict[str, Any]]) -> bool:
     """By name, size and time; where only the time differs, the content decides."""
     if [(s.name, s.origin_size) for s in sources] != [(d["name"], d["size"]) for d in described]:
-        return False
-    if any(s.kind != "other" and s.separator != d.get("separator") for s, d in zip(sources, described)):
         return False
     return all(
         s.mtime_ns == d["mtime_ns"] or sha256(s.origin) == d["sha256"] for s, d in zip(sources, described)
@@ -386,9 +361,7 @@ def _finished(folder: Path, job: _Job) -> dict[str, Any] | None:
     return None
 
 
-def _manifest(
-    tokenizer: TextTokenizer, sources: list[dict[str, Any]], records: list[dict[str, Any]], jobs: list[_Job]
-) -> dict[str, Any]:
+def _manifest(tokenizer: TextTokenizer, records: list[dict[str, Any]], jobs: list[_Job]) -> dict[str, Any]:
     unknown: dict[str, int] = {}
     for record in records:
         for character, count in record["unknown"].items():
@@ -410,6 +383,5 @@ def _manifest(
         **{key: sum(r[key] for r in records) for key in ("documents", "tokens", "characters", "text_bytes")},
         "unknown": dict(sorted(unknown.items(), key=lambda item: -item[1])),
         "skipped": skipped,
-        "sources": sources,
         "shards": [{key: r[key] for key in ("name", "tokens", "size", "sha256")} for r in records],
     }

@@ -1,8 +1,8 @@
 """Splitting conversations into a side to learn from and a side to measure on, so that nothing stands on both.
 
 Questions that differ only in width, case or spaces are one question, and all its pairs go to one side. The
-second and later pairs with the same question and the same answer are dropped. The seed and the questions
-alone decide the rest: neither the order of the lines nor Python's hashes matter.
+second and later pairs with the same question and the same answer are dropped. The seed, the ratio and what
+was said decide the rest: neither the order of the lines nor Python's hashes matter.
 
 Conversations of several questions go together where they share a question and its answer. An exchange that
 very many share, a greeting say, would join them all: the rarest exchanges join first, and none joins more
@@ -82,8 +82,8 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
     Args:
         conversations: as read.
         train_ratio: the share of conversations (duplicates not counted) for train, met as closely as whole
-            groups
-            allow: exactly closest for up to 400 groups, and to the conversation in any usual file beyond.
+            groups allow: exactly closest for up to 400 groups, beyond that to the conversation in any usual
+            file.
         seed: decides which groups go where.
 
     Raises:
@@ -97,19 +97,16 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
         first = kept.setdefault(_identity(conversation), conversation)
         if first is not conversation:
             dropped.append((conversation, first))
-    groups: dict[str, list[Conversation]] = {}  # by the first question -> those that share it alone
+    groups: dict[str, list[Conversation]] = {}  # `_name` -> one conversation, or all pairs of a question
     for conversation in kept.values():
         groups.setdefault(_name(conversation), []).append(conversation)
     joined = _joined(groups, min(train_ratio, 1 - train_ratio) * len(kept))
     order = sorted(joined, key=lambda name: _rank(name, seed))
     sides = _choose([len(joined[name]) for name in order], train_ratio)
-    train, val = (
-        sorted(
-            (each for name, chosen in zip(order, sides) if chosen == is_train for each in joined[name]),
-            key=lambda each: each.line,
-        )
-        for is_train in (True, False)
-    )
+    learned = {name for name, is_train in zip(order, sides) if is_train}
+    in_train = {id(each) for name in learned for each in joined[name]}
+    train = [each for each in kept.values() if id(each) in in_train]
+    val = [each for each in kept.values() if id(each) not in in_train]
     questions = [name for name, group in groups.items() if len(group[0].exchanges) == 1]
     if not train or not val:
         empty = "val" if train else "train"
@@ -137,7 +134,7 @@ def _identity(conversation: Conversation) -> tuple[Exchange, ...]:
 
 
 def _name(conversation: Conversation) -> str:
-    """A name that equal conversations share: the only question, or for several questions the whole text."""
+    """A name for what stays together: the question of a pair; of several questions the whole text."""
     identity = _identity(conversation)
     if len(identity) == 1:
         return identity[0].question
@@ -232,7 +229,8 @@ def write_split(
 ) -> dict[str, Any]:
     """Write train.jsonl, val.jsonl and split.json; all are on the disk before the first is put in place.
 
-    Lines of JSON are the input's, character for character; records of other formats become lines of JSON.
+    Lines of JSON are the input's, character for character. Records of other formats, and those whose fields a
+    user named, become lines of JSON with the usual names.
 
     Returns: the content of split.json.
 
@@ -275,7 +273,7 @@ def write_split(
 def _raw(conversation: Conversation) -> str:
     if conversation.raw:
         return conversation.raw
-    if len(conversation.turns) == 2 and not conversation.tools:
+    if [turn.role for turn in conversation.turns] == ["user", "assistant"] and not conversation.tools:
         return json.dumps(
             {"question": conversation.question, "answer": conversation.answer}, ensure_ascii=False
         )

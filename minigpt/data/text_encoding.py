@@ -1,6 +1,6 @@
 """The encoding of a file: its mark, UTF-8, or what the library chardet finds, if that is certain.
 
-    text, encoding = decode(Path("questions.csv").read_bytes(), Path("questions.csv"))
+    text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
 Nothing is dropped or replaced. In a file that is UTF-8 but for some lines, a bad byte becomes a lone
 surrogate (U+DC80 to U+DCFF, Python's "surrogateescape"), so that the reader can name the lines and leave them
@@ -12,9 +12,10 @@ import re
 
 from minigpt.errors import InputError, printable
 
-__all__ = ["BAD_BYTES", "decode", "known_encoding"]
+__all__ = ["BAD_BYTES", "HALF_CHARACTER", "decode", "is_mostly_utf8", "shown_name"]
 
 BAD_BYTES = re.compile("[\udc80-\udcff]")  # what `decode` makes of bytes that are no characters
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate
 _MARKS = {  # what a file starts with -> Python's name; the longer marks first
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
@@ -42,6 +43,7 @@ _SAMPLE = 200_000  # bytes that are enough to tell an encoding
 _CERTAIN = 3.0  # the best reading must be this many times as likely as the second
 _ZEROS = 3  # bytes: a line end and the blanks of a sentence have as many; fewer may be a slip
 _ENOUGH = 8  # bytes that are not ASCII: fewer do not make anything certain
+_NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")  # Python's own
 _SHOWN = 12  # characters of a reading that a message shows
 _NAMES = {
     "utf-8-sig": "UTF-8",
@@ -52,7 +54,7 @@ _NAMES = {
 }
 
 
-def known_encoding(name: str) -> str:
+def _known_encoding(name: str) -> str:
     """Python's name of an encoding.
 
     Raises:
@@ -62,7 +64,8 @@ def known_encoding(name: str) -> str:
         codec = codecs.lookup(name.strip())
     except (LookupError, ValueError):
         codec = None
-    if codec is None or not codec._is_text_encoding:  # such as "hex", which makes bytes of bytes
+    # "hex" makes bytes of bytes
+    if codec is None or not codec._is_text_encoding or codec.name.replace("-", "_") in _NO_FILE_HAS:
         raise InputError(
             f"unknown encoding {name!r}; usual ones: utf-8, gb18030, big5, shift_jis, euc_kr, utf-16, cp1252"
         )
@@ -81,13 +84,18 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
             the bytes do not fit the encoding that the user named.
     """
     if encoding:
-        codec = known_encoding(encoding)
+        codec = _known_encoding(encoding)
         try:
-            return data.decode(codec).removeprefix("\ufeff"), codec
+            text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            byte = f"byte 0x{data[error.start]:02x}" if error.start < len(data) else "its end"
+            read = error.object  # without a mark
+            line = read.count(b"\n", 0, error.start) + 1
+            byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
+        if found := HALF_CHARACTER.search(text):  # UTF-7 lets it through
+            line = text.count("\n", 0, found.start()) + 1
+            raise InputError(f"{name}:{line}: half a character in {encoding}; choose another --encoding")
+        return text, codec
     for mark, codec in _MARKS.items():
         if data.startswith(mark):
             return _marked(data, codec, name)
@@ -99,7 +107,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         return data.decode("utf-8"), "utf-8"
     except UnicodeDecodeError:
         pass
-    if _mostly_utf8(data):
+    if is_mostly_utf8(data):
         return data.decode("utf-8", "surrogateescape"), "utf-8"
     return _detected(data, name)
 
@@ -127,10 +135,10 @@ def _utf16_without_mark(head: bytes) -> str | None:
     return None
 
 
-def _mostly_utf8(data: bytes) -> bool:
-    """Are at least half of the lines that are not ASCII UTF-8? LF is in no character of any candidate."""
+def is_mostly_utf8(data: bytes) -> bool:
+    """Is it UTF-8 but for some bad lines: at least half of those that are not ASCII?"""
     good = bad = 0
-    for line in data.split(b"\n"):
+    for line in data.split(b"\n"):  # which is in no character of any candidate
         if not line.isascii():
             try:
                 line.decode("utf-8")

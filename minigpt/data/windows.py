@@ -59,7 +59,7 @@ class TextPart:
         """The windows that begin at `rows`, counted from the part's beginning; the last may be shorter.
 
         Args:
-            pad_to: not used: windows are of one length. (EncodedPairs has it.)
+            pad_to: not used: windows are of one length. (EncodedExamples has it.)
         """
         T = self.block_size
         ids = np.zeros((len(rows), T + 1), dtype=np.int64)
@@ -78,7 +78,7 @@ class TextPart:
 
     @property
     def answer_share(self) -> float:
-        """Everything counts. (EncodedPairs has this and the next one, for estimates.)"""
+        """Everything counts. (EncodedExamples has this and the next one, for estimates.)"""
         return 1.0
 
     @property

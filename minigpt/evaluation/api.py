@@ -16,7 +16,7 @@ from typing import Any
 from minigpt.console.terminal import ProgressLine, warn
 from minigpt.data.batches import Batch, EncodedExamples, encode_conversations, encode_prompt
 from minigpt.data.conversation import Conversation, conversation_of_pair
-from minigpt.data.corpus import read_texts
+from minigpt.data.corpus import TextOptions, read_texts
 from minigpt.data.reader import read_conversations
 from minigpt.errors import InputError, check_ranges
 from minigpt.evaluation.answers import AnswerReport, Asked, by_question, score_answers
@@ -182,11 +182,16 @@ def _answers(
     return dict(zip(questions, answers)), len(prompts) - len(short)
 
 
-def text_pieces(path: Path, strict: bool = False) -> list[str]:
-    """Read a text file in pieces. Raises InputError for a folder and for a missing or unreadable file."""
+def text_pieces(
+    path: Path,
+    strict: bool = False,
+    options: TextOptions = TextOptions(),  # noqa: B008 -- frozen
+) -> list[str]:
+    """Read a text file in pieces. Raises InputError for a folder, a missing or an unreadable file."""
     if not path.is_file():
-        raise InputError(f"text {path} must be a file: {'it is a folder' if path.exists() else 'not found'}")
-    return list(read_texts(path, strict=strict))
+        wrong = "it is a folder" if path.is_dir() else "it is none" if path.exists() else "not found"
+        raise InputError(f"text {path} must be a file: {wrong}")
+    return list(read_texts(path, strict=strict, options=options))
 
 
 def evaluate_pieces(

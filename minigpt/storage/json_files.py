@@ -42,7 +42,7 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise InputError(f"{path} has {size:,} bytes: more than {max_bytes:,} are not read")
-            content = parse_json(file.read(max_bytes))
+            content = parse_json(file.read(size))  # `read` reserves what it is asked for
     except InputError:
         raise
     except ValueError as error:

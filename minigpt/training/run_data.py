@@ -20,10 +20,10 @@ from minigpt.data.batches import (
 )  # fmt: skip
 from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.conversation import Conversation
-from minigpt.data.corpus import TextOptions
+from minigpt.data.corpus import TextOptions, find_sources, read_sources
 from minigpt.data.memory_mapped import Tokens
 from minigpt.data.reader import read_conversations
-from minigpt.data.shards import characters_of, end_of_text, prepare
+from minigpt.data.shards import VOCABULARY, end_of_text, prepare
 from minigpt.data.split import split_conversations
 from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
@@ -317,8 +317,9 @@ def _read_text(config: TrainConfig, text: Path) -> TextData:
             document_separator=config.document_separator,
         )
         options: _ShardOptions = {"options": reading, "workers": config.workers, "lock": lock}
-        tokenizer = _text_tokenizer(config, text, folder, options)
-        tokens = prepare(text, folder, tokenizer, **options)
+        own = _text_tokenizer(config, text, reading)
+        tokens = prepare(text, folder, own, **options)
+        tokenizer = Tokenizer(folder / VOCABULARY) if own is None else own
         if config.val_text is not None:
             others = prepare(config.val_text, folder / "val", tokenizer, **options)
     if config.strict:
@@ -350,17 +351,16 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
         raise InputError(f"{text if text.is_file() else text / name}:{line}: {why}")
 
 
-def _text_tokenizer(config: TrainConfig, text: Path, folder: Path, options: _ShardOptions) -> AnyTokenizer:
+def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> AnyTokenizer | None:
+    """Load the tokenizer of --text. None: it is made of the text's own characters."""
     if config.starts_from is not None:
-        texts = characters_of(text, folder, **options).id2word if config.add_tokens == "from-data" else ()
+        texts = read_sources(find_sources(text, reading), options=reading)
         return with_more_tokens(load_tokenizer(config.starts_from), config, texts)
-    if config.tokenizer == "char":
-        return characters_of(text, folder, **options)
-    return named_tokenizer(config.tokenizer)
+    return None if config.tokenizer == "char" else named_tokenizer(config.tokenizer)
 
 
 def named_tokenizer(name: str) -> AnyTokenizer:
-    """The tokenizer of --tokenizer: a vocab.json, a model's folder, or a folder with a tokenizer alone."""
+    """Load the tokenizer of --tokenizer: a vocab.json, a model's folder, or a folder with a tokenizer alone."""
     path = Path(name)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
         return BpeTokenizer.from_folder(path)  # vocab and merges files as OpenAI and Qwen publish them

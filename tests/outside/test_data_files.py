@@ -267,7 +267,7 @@ def test_alpaca_s_input_system_and_history(tmp_path: Path) -> None:
     )
 
 
-def test_roles_tools_and_weights_are_kept(tmp_path: Path) -> None:
+def test_roles_and_tools_are_kept(tmp_path: Path) -> None:
     item = {
         "conversations": [
             {"from": "system", "value": "帮忙。"},
@@ -277,13 +277,12 @@ def test_roles_tools_and_weights_are_kept(tmp_path: Path) -> None:
             {"from": "gpt", "value": "九点。"},
         ],
         "tools": [{"name": "clock"}],
-        "weight": 2,
     }
     (tmp_path / "d.jsonl").write_text(json.dumps(item) + "\n", encoding="utf-8")
     ((conversation,), report) = read_conversations(tmp_path / "d.jsonl")
     assert [turn.role for turn in conversation.turns] == ["system", "user", "assistant", "tool", "assistant"]
     assert conversation.exchanges == (("帮忙。\n几点？", '{"name": "clock"}'), ("九点", "九点。"))
-    assert (json.loads(conversation.tools), conversation.weight) == ([{"name": "clock"}], 2.0)
+    assert json.loads(conversation.tools) == [{"name": "clock"}]
     assert report.counted == "1 conversation with 2 answers"
 
 
@@ -458,5 +457,7 @@ def test_empty_lines_separate_documents_where_they_are_said_to(tmp_path: Path) -
 
 def test_questions_are_no_texts(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json_lines(CHINESE), encoding="utf-8")
-    with pytest.raises(InputError, match="questions and answers, no texts: give it as --train_data"):
+    with pytest.raises(
+        InputError, match="questions and answers, no texts; to learn from them, first: minigpt split"
+    ):
         list(read_texts(tmp_path / "a.jsonl"))

@@ -1,0 +1,353 @@
+"""Texts on the disk as documents, in pieces that never need the whole file in memory.
+
+    for piece in plan_pieces(sources, 16 << 20, any_place=True):
+        for text, ends in read_document(sources[piece.source], piece, 1 << 16, any_place=True): ...
+
+A plain text is one document, unless lines such as <|endoftext|> separate several. In a file of records (JSON
+Lines, Parquet) each text is one: see `read_lines`. A byte order mark and the CR of CRLF are no part of the
+text; nothing else is changed.
+
+Where a text may be cut: byte-pair encoding first cuts a text into words, and a cut at a border between two
+words changes no id. Two places are such borders for GPT-2's and Qwen's rules alike, whatever stands around:
+
+- behind a line's end that has something other than white space on both sides ("/" on the right does not
+  count: later rules take it to the left);
+- before a space that has something other than white space on both sides;
+- where those are lacking, before Chinese punctuation that follows a Chinese character.
+
+(White space on either side would not do: GPT-2's rules take "\\n\\n" at a text's end as one word, and before
+a letter as two.) An encoder of single characters may cut anywhere (`any_place`) but inside CRLF.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+from minigpt.data.json_values import BadLine, parse_line
+from minigpt.data.records import text_of
+from minigpt.data.tables import parquet_records
+from minigpt.errors import InputError
+
+__all__ = ["Piece", "Source", "plan_pieces", "read_document", "read_lines", "whole_characters"]
+
+Kind = Literal["text", "jsonl", "parquet", "other"]  # other: to be decoded first
+_BLOCK = 1 << 20  # bytes read at a time
+_LINE = 1 << 12  # bytes before a cut that are enough to see whether it falls into a separator
+_LONGEST = 1 << 26  # bytes without a place to cut that are still held in memory
+_CUTS = re.compile(r"(?<=\S)\r?\n(?=[^\s/])|(?<=\S)(?= \S)")
+_SPARE_CUTS = re.compile(r"(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
+_CONTINUED = bytes(range(0x80, 0xC0))  # bytes inside a character of UTF-8
+
+Check = Callable[[str, str], bool]  # told the text on both sides of a cut, says whether it may be made
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of a corpus."""
+
+    path: Path  # what is read: the file, or its decoded copy
+    name: str  # below the corpus's folder, with "/"
+    kind: Kind
+    size: int  # bytes of `path`
+    mtime_ns: int
+    field: str = "text"  # of records: where the text stands
+    separator: str | None = None  # a line between documents, without blanks at its end; "": an empty line
+    origin: Path = dataclasses.field(default_factory=Path)  # the file itself
+    origin_size: int = 0
+
+
+class Piece(NamedTuple):
+    """Bytes `start` to `stop` of a source; both are places where it may be cut."""
+
+    source: int  # its number
+    start: int
+    stop: int
+
+
+# -- where to cut --------------------------------------------------------------------------------------------
+
+
+def plan_pieces(
+    sources: list[Source], size: int, *, any_place: bool, check: Check = lambda left, right: True
+) -> list[Piece]:
+    """Cut long files into pieces of about `size` bytes each, without reading them whole.
+
+    The pieces depend on the files alone, not on who works on them.
+
+    Raises:
+        InputError: if a file has no place to cut for too long.
+    """
+    pieces = []
+    for number, source in enumerate(sources):
+        start = 0
+        with source.path.open("rb") as file:
+            while source.kind != "parquet" and source.size - start > size * 3 // 2:
+                if source.kind == "jsonl":
+                    file.seek(start + size)
+                    file.readline()
+                    stop = file.tell()
+                else:
+                    stop = _cut_after(file, source, start + size, any_place, check)
+                if stop >= source.size:
+                    break
+                pieces.append(Piece(number, start, stop))
+                start = stop
+        pieces.append(Piece(number, start, source.size))
+    return pieces
+
+
+def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, check: Check) -> int:
+    """The first byte behind `target` where the text may be cut, or the file's size."""
+    width = 1 << 16
+    first = max(0, target - _LINE)
+    while True:
+        file.seek(first)
+        data = file.read(target - first + width)
+        is_end = first + len(data) >= source.size
+        begin = target - first
+        begin += len(data[begin:]) - len(data[begin:].lstrip(_CONTINUED))  # the rest of a character
+        # bad bytes are complained about where they are read; here they must only keep their places
+        before = data[:begin].lstrip(_CONTINUED).decode("utf-8", "surrogateescape")
+        text = data[begin:].decode("utf-8", "surrogateescape")
+        around = before + text
+        for cut in _cuts(text, any_place):
+            place = len(before) + cut
+            if not _is_in_separator(around, place, source.separator):
+                left, right = around[max(0, place - 256) : place], around[place : place + 256]
+                _require(check(left.replace("\r\n", "\n"), right.replace("\r\n", "\n")), source)
+                return first + begin + len(text[:cut].encode("utf-8", "surrogateescape"))
+        if is_end:
+            return source.size
+        if width >= _LONGEST:
+            raise _no_cut(source)
+        width *= 8
+
+
+def _cuts(text: str, any_place: bool) -> Iterator[int]:
+    last = len(text) - 4  # behind it a character may be incomplete
+    if any_place:
+        yield from (i for i in range(1, last) if text[i - 1] != "\r")
+        return
+    for pattern in (_CUTS, _SPARE_CUTS):
+        yield from (found.end() for found in pattern.finditer(text) if 0 < found.end() < last)
+
+
+def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
+    """Would a cut make two of a line that separates documents, or of several blank ones?"""
+    if separator is None:
+        return False
+    begin, end = text.rfind("\n", 0, cut) + 1, text.find("\n", cut)
+    return text[begin : end if end >= 0 else len(text)].rstrip() == separator
+
+
+def _last_cut(text: str, any_place: bool, start: int) -> int:
+    """The last place behind `start` where a text that goes on may be cut; 0: none."""
+    if any_place:
+        return len(text)
+    for pattern in (_CUTS, _SPARE_CUTS):
+        for first in (max(start, len(text) - 4096), start):  # most often it is near
+            cut = max((m.end() for m in pattern.finditer(text, first)), default=0)
+            if cut > first:
+                return cut
+    return 0
+
+
+def _no_cut(source: Source) -> InputError:
+    return InputError(
+        f"{source.origin} runs on for {_LONGEST >> 20} MB without a line's end or a space between words "
+        "where byte-pair encoding may be cut; break its lines, or use a character vocabulary"
+    )
+
+
+def _require(allowed: bool, source: Source) -> None:
+    if not allowed:
+        raise InputError(
+            f"{source.origin}: this tokenizer joins what stands on both sides of a line's end or a space, so "
+            "that long texts cannot be encoded in pieces; use one that cuts words as GPT-2's or Qwen's does"
+        )
+
+
+# -- plain text ----------------------------------------------------------------------------------------------
+
+
+def read_document(
+    source: Source,
+    piece: Piece,
+    chunk: int,
+    *,
+    any_place: bool,
+    check: Check = lambda left, right: True,
+) -> Iterator[tuple[str, bool]]:
+    """The text of a piece of a text file, in chunks of at least `chunk` characters but for a document's last.
+
+    Joined, the chunks of all pieces are the file's text without its separators; encoded one by one, they are
+    its ids.
+
+    Yields: chunks, and "" with True where a separator ends a document. The end of the file is the caller's
+    affair.
+
+    Raises:
+        InputError: for bytes that are no UTF-8 text, with file, line and column.
+    """
+    parts = (part for part in _split(source, piece, _decoded(source, piece)) if part != "")
+    is_first = piece.start == 0
+    for is_separator, group in itertools.groupby(parts, key=lambda part: part is None):
+        if not is_separator:
+            for text in _chunks(source, filter(None, group), chunk, any_place, check):
+                yield text, False
+        elif not is_first:  # what stands before the first document ends none
+            yield "", True
+        is_first = False
+
+
+def _split(source: Source, piece: Piece, parts: Iterator[str]) -> Iterator[str | None]:
+    """The parts without the lines that separate documents; None in place of such a line."""
+    separator = source.separator
+    if separator is None:
+        yield from parts
+        return
+    border = re.compile(rf"(?m)^{re.escape(separator)}[ \t]*\n")
+    in_line = not _begins_a_line(source, piece)  # `held` begins inside a line, which is no separator
+    held = ""
+    for part in parts:
+        held += part
+        begin, last = 0, held.rfind("\n") + 1
+        for found in border.finditer(held, held.find("\n") + 1 if in_line else 0, last):
+            yield held[begin : found.start()]
+            yield None
+            begin = found.end()
+        yield held[begin:last]
+        in_line = in_line and not last
+        held = held[last:]
+        may_be_one = separator.startswith(held) or held.rstrip(" \t") == separator
+        if in_line or not may_be_one:
+            yield held
+            held, in_line = "", in_line or bool(held)
+    if piece.stop < source.size or held.rstrip(" \t") != separator:
+        yield held
+
+
+def _begins_a_line(source: Source, piece: Piece) -> bool:
+    if piece.start == 0:
+        return True
+    with source.path.open("rb") as file:
+        file.seek(piece.start - 1)
+        return file.read(1) == b"\n"
+
+
+def _chunks(source: Source, parts: Iterator[str], chunk: int, any_place: bool, check: Check) -> Iterator[str]:
+    text, searched, tail = "", 0, ""
+    for part in parts:
+        text += part
+        while len(text) >= chunk:
+            cut = _last_cut(text, any_place, max(searched - 2, 0))
+            if not cut:
+                searched = len(text)
+                if len(text) > _LONGEST:
+                    raise _no_cut(source)
+                break
+            _require(check((tail + text[:cut])[-256:], text[cut : cut + 256]), source)
+            yield text[:cut]
+            tail, text, searched = text[max(0, cut - 256) : cut], text[cut:], 0
+    if text:
+        yield text
+
+
+def _decoded(source: Source, piece: Piece) -> Iterator[str]:
+    """The piece's text without BOM and with LF alone, in blocks that do not end in CR."""
+    with source.path.open("rb") as file:
+        file.seek(piece.start)
+        position, carry = piece.start, b""
+        while position < piece.stop:
+            block = file.read(min(_BLOCK, piece.stop - position))
+            if not block:
+                raise InputError(f"{source.origin} has become shorter while it was read")
+            position += len(block)
+            data = carry + block
+            begin = position - len(data)
+            end = len(data)
+            if position < piece.stop:
+                end = whole_characters(data)
+            good, carry = data[:end], data[end:]
+            try:
+                text = good.decode("utf-8")
+            except UnicodeDecodeError as error:
+                line, column = _place(source.path, begin + error.start)
+                raise InputError(
+                    f"{source.origin}:{line}: not UTF-8: byte 0x{good[error.start]:02x} at column {column}; "
+                    "repair that line, or name the encoding of the whole file with --encoding"
+                ) from None
+            if "\0" in text:
+                line, column = _place(source.path, begin + good.index(b"\0"))
+                raise InputError(
+                    f"{source.origin}:{line}: a zero byte at column {column}: this is no text file"
+                )
+            if begin == 0:
+                text = text.removeprefix("\ufeff")
+            yield text.replace("\r\n", "\n")
+
+
+def whole_characters(data: bytes) -> int:
+    """How many bytes of data end in neither half a character nor a CR whose LF may follow."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:  # begins a character of 2, 3 or 4 bytes
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) if back >= length else len(data) - back
+        if byte < 0x80:
+            break
+    return len(data) - 1 if data.endswith(b"\r") else len(data)
+
+
+def _place(path: Path, offset: int) -> tuple[int, int]:
+    """Line and column (in bytes) of a byte, both from 1."""
+    line, column, left = 1, 1, offset
+    with path.open("rb") as file:
+        while left > 0:
+            block = file.read(min(_BLOCK, left))
+            left -= len(block)
+            line += block.count(b"\n")
+            behind = len(block) - 1 - block.rfind(b"\n")
+            column = behind + 1 if b"\n" in block else column + len(block)
+    return line, column
+
+
+# -- records -------------------------------------------------------------------------------------------------
+
+
+def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLine]]:
+    """The texts of a piece of a JSONL or Parquet file, each with its number within the piece, from 1."""
+    if source.kind == "parquet":
+        field = source.field.strip().lower()
+        for number, value, _ in parquet_records(
+            source.path, str(source.origin), lambda names: field in names
+        ):
+            yield number, _text_or_bad(value, source)
+        return
+    with source.path.open("rb") as file:
+        file.seek(piece.start)
+        number = 0
+        while file.tell() < piece.stop and (line := file.readline()):
+            number += 1
+            line = line.removesuffix(b"\n").removesuffix(b"\r").removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            try:
+                yield number, _text_or_bad(parse_line(line), source)
+            except BadLine as bad:
+                yield number, bad
+
+
+def _text_or_bad(value: Any, source: Source) -> str | BadLine:
+    if isinstance(value, str) and source.path != source.origin:
+        return BadLine(value)  # a decoded copy says so what was wrong
+    if not isinstance(value, Mapping):
+        return BadLine("not an object")
+    try:
+        return text_of(value, source.field).replace("\r\n", "\n")
+    except BadLine as bad:
+        return bad

@@ -1,0 +1,293 @@
+"""JSON: one value in a file, or a value a line. What is broken becomes a `BadLine`, with its place.
+
+    looks_like_json(text)                      # or is it a text that begins with a bracket?
+    kind, records = json_records(text)         # Record(line, value, raw), a BadLine in place of a bad value
+
+A key that an object has twice gets the value `REPEATED`: which one is meant?
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
+
+from minigpt.data.text_encoding import BAD_BYTES
+
+__all__ = [
+    "NOT_TEXT", "REPEATED", "BadLine", "Record",
+    "as_json", "json_object", "json_records", "looks_like_json", "parse_line", "parse_value",
+]  # fmt: skip
+
+NOT_TEXT = "bytes that are no character"
+_DEEPEST = 64  # levels of a JSON value: conversations have three or four
+
+
+class BadLine(Exception):  # noqa: N818 -- the reader's business, not an error of anybody else
+    """A record that is left out. `reason` groups such records, `detail` is the record's own."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+class Record(NamedTuple):
+    """One record of a file."""
+
+    line: int  # where it begins, from 1; in Parquet and Excel the row, from 1
+    value: Any  # what JSON has: a dictionary, list, text, ...; or a BadLine
+    raw: str  # the record as one line of JSON
+
+
+class _Repeated:
+    """The type of REPEATED."""
+
+
+REPEATED = _Repeated()
+
+
+def json_object(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary, with REPEATED under the keys that come more than once."""
+    found: dict[str, Any] = {}
+    for key, value in items:
+        found[key] = REPEATED if key in found else value
+    return found
+
+
+def as_json(value: Any) -> str:
+    """A value as one line of JSON: null for REPEATED, text for what JSON does not have, such as a date."""
+    text = json.dumps(value, ensure_ascii=False, default=lambda part: None if part is REPEATED else str(part))
+    return text.encode("utf-8", "backslashreplace").decode()  # half a character as the escape that it was
+
+
+# -- one value -----------------------------------------------------------------------------------------------
+
+_DECODER = json.JSONDecoder(object_pairs_hook=json_object)
+_BLANK = re.compile(r"[ \t\r\n\ufeff]*")
+
+
+def parse_value(text: str) -> Any:
+    """The value that a text is.
+
+    Raises:
+        BadLine: if it is not one JSON value.
+    """
+    value, end = _value(text, _end_of_blank(text, 0))
+    if _end_of_blank(text, end) < len(text):
+        raise BadLine("broken JSON", f"something follows the value at column {end + 1}")
+    return value
+
+
+def parse_line(line: bytes) -> Any:
+    """The value of a line of JSON Lines.
+
+    Raises:
+        BadLine: if it is not UTF-8, or not one JSON value.
+    """
+    text = line.decode("utf-8", "surrogateescape")
+    if found := BAD_BYTES.search(text):
+        raise _not_text(text, found.start())
+    return parse_value(text)
+
+
+def _value(text: str, begin: int) -> tuple[Any, int]:
+    """The JSON value at a place, and its end. Raises BadLine."""
+    try:
+        value, end = _DECODER.raw_decode(text, begin)
+    except json.JSONDecodeError as error:
+        raise BadLine("broken JSON", f"{error.msg} at column {error.colno}") from None
+    except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits
+        raise BadLine("broken JSON", "a value that cannot be read") from None
+    if _depth(value) > _DEEPEST:
+        raise BadLine("broken JSON", f"nested more than {_DEEPEST} levels deep")
+    return value, end
+
+
+def _depth(value: Any) -> int:
+    level, values = 0, [value]
+    while values and level <= _DEEPEST:
+        level += 1
+        inner: list[Any] = []
+        for each in values:
+            if isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+        values = inner
+    return level
+
+
+def _end_of_blank(text: str, begin: int) -> int:
+    found = _BLANK.match(text, begin)
+    return found.end() if found else begin
+
+
+def _not_text(line: str, place: int) -> BadLine:
+    byte = ord(line[place]) - 0xDC00
+    column = len(line[:place].encode("utf-8", "surrogateescape")) + 1
+    return BadLine(NOT_TEXT, f"byte 0x{byte:02x} at column {column}")
+
+
+# -- JSON, or a text that begins with a bracket --------------------------------------------------------------
+
+_BEGINNING = 1 << 20  # characters that are looked at
+_FIRST_LINES = 20
+# How JSON begins that cannot be read: with a key in quotes of any kind or without any, with a text in an
+# array, or with nothing but brackets.
+_BROKEN = re.compile(
+    r"""(?:\[\s*)*+ (?: \{\s*(?: ["'“”‘’] | \w+\s*:\s*["'“\d\[{] | \Z ) | \Z )"""
+    r"""| (?:\[\s*)++ "[^"\\]*(?:\\.[^"\\]*)* (?: "\s*[,\]] | \Z )""",
+    re.DOTALL | re.VERBOSE,
+)
+
+
+def looks_like_json(text: str) -> bool:
+    """Is a text JSON, be it broken, or is it prose? The beginning of a text is enough.
+
+    >>> looks_like_json('{"question": "a", "ans'), looks_like_json("[Verse 1] La la")
+    (True, False)
+    """
+    text = text[:_BEGINNING]
+    begin = _end_of_blank(text, 0)
+    if text.startswith(("[", "{"), begin):
+        try:
+            value, end = _value(text, begin)
+            rest = text[end:].lstrip(" \t\r\ufeff")
+            if not rest.strip() or (_holds_an_object(value) and rest[0] in "\n[{,"):
+                return True
+        except BadLine:
+            if _BROKEN.match(text, begin):
+                return True
+    lines = _first_lines(text)
+    return 2 * sum(_is_value(line) or bool(_BROKEN.match(line)) for line in lines) > len(lines)
+
+
+def _first_lines(text: str) -> list[str]:
+    """The first lines that are not blank."""
+    found = itertools.islice(re.finditer(r"[^\n]*\S[^\n]*", text), _FIRST_LINES)
+    return [line[0].strip() for line in found]
+
+
+def _is_value(line: str) -> bool:
+    """Is a line an object or an array, with nothing behind it?"""
+    try:
+        return isinstance(parse_value(line), dict | list)
+    except BadLine:
+        return False
+
+
+def _holds_an_object(value: Any) -> bool:
+    return bool(value) and (
+        isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_an_object, value)))
+    )
+
+
+# -- records -------------------------------------------------------------------------------------------------
+
+
+def json_records(text: str) -> tuple[Literal["jsonl", "json"], Iterable[Record]]:
+    """The records of a JSON text: a value a line, or one value with everything in it."""
+    begin = _end_of_blank(text, 0)
+    line_end = text.find("\n", begin)
+    first_line = text[begin : len(text) if line_end < 0 else line_end]
+    try:
+        _, end = _value(first_line, 0)
+        if _end_of_blank(text, begin + end) < len(text):
+            return "jsonl", _lines(text)
+    except BadLine:
+        pass  # the first value may go on in the next line
+    try:
+        value, end = _value(text, begin)
+    except BadLine:
+        in_lines = first_line.strip("[ \t\r") and _in_lines(text)
+        if text[begin] == "[" and not in_lines:
+            return "json", _values(text, _end_of_blank(text, begin + 1), in_array=True)
+        return "jsonl", _lines(text)
+    if _end_of_blank(text, end) < len(text):
+        return "json", _values(text, begin)
+    if isinstance(value, list):
+        if value and all(isinstance(item, dict) and _is_turn(item) for item in value):
+            return "json", [Record(1, value, as_json(value))]  # one conversation
+        return "json", _values(text, _end_of_blank(text, begin + 1), in_array=True)
+    inside = _inside(value)
+    if inside is not None:
+        return "json", [Record(number, item, as_json(item)) for number, item in enumerate(inside, 1)]
+    raw = text[begin:end]
+    line = text.count("\n", 0, begin) + 1
+    return "jsonl", [Record(line, value, raw if "\n" not in raw else as_json(value))]
+
+
+def _in_lines(text: str) -> bool:
+    lines = _first_lines(text)
+    return 2 * sum(map(_is_value, lines)) > len(lines)
+
+
+def _is_turn(item: dict[str, Any]) -> bool:
+    return ("role" in item and "content" in item) or ("from" in item and "value" in item)
+
+
+def _inside(value: dict[str, Any]) -> list[Any] | None:
+    """The records of an object of columns, or around a list of records; None: it is a record itself."""
+    lists = {key: item for key, item in value.items() if isinstance(item, list)}
+    if lists and len(lists) == len(value) and len({len(item) for item in lists.values()}) == 1:
+        count = len(next(iter(lists.values())))
+        if len(lists) > 1 and not any(
+            isinstance(item, dict | list) for row in lists.values() for item in row
+        ):
+            return [{key: lists[key][i] for key in lists} for i in range(count)]
+    records = [item for item in lists.values() if item and all(isinstance(row, dict) for row in item)]
+    if len(records) == 1 and not all(_is_turn(row) for row in records[0]):
+        return records[0]
+    by_index = list(value.values())
+    if by_index and all(isinstance(item, dict) for item in by_index):
+        keys = [list(item) for item in by_index]
+        if all(key.isdigit() for item in keys for key in item) and len(set(map(tuple, keys))) == 1:
+            return [{name: column[key] for name, column in value.items()} for key in keys[0]]  # pandas
+    return None
+
+
+def _lines(text: str) -> Iterator[Record]:
+    """A value a line; several in a line, one behind the other, are read, too."""
+    # not splitlines(): U+2028 and others may stand inside an answer
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r").removeprefix("\ufeff")
+        if not line.strip():
+            continue
+        if found := BAD_BYTES.search(line):
+            yield Record(number, _not_text(line, found.start()), line)
+            continue
+        begin, several = _end_of_blank(line, 0), []
+        try:
+            while begin < len(line):
+                value, end = _value(line, begin)
+                several.append(Record(number, value, line[begin:end]))
+                begin = _end_of_blank(line, end)
+        except BadLine as bad:
+            several.append(Record(number, bad, line[begin:]))
+        if len(several) == 1:
+            yield several[0]._replace(raw=line)
+        else:
+            yield from several
+
+
+def _values(text: str, begin: int, in_array: bool = False) -> Iterator[Record]:
+    """Values one behind the other, or the elements of an array, each over as many lines as it takes."""
+    line, counted = 1, 0
+    while begin < len(text) and not (in_array and text[begin] == "]"):
+        line, counted = line + text.count("\n", counted, begin), begin
+        try:
+            value, end = _value(text, begin)
+        except BadLine as bad:
+            where = " in the array" if in_array else ""
+            yield Record(
+                line, BadLine(f"{bad.reason}, and all that follows it{where} is lost", bad.detail), ""
+            )
+            return
+        yield Record(line, value, as_json(value))
+        begin = _end_of_blank(text, end)
+        if in_array and text[begin : begin + 1] == ",":
+            begin = _end_of_blank(text, begin + 1)
+    if in_array and begin == len(text):
+        yield Record(line, BadLine("broken JSON", "the array has no end: the file is cut short"), "")
+    elif in_array and _end_of_blank(text, begin + 1) < len(text):
+        yield Record(line, BadLine("broken JSON", "more follows behind the array"), "")
