@@ -11,6 +11,6 @@ It may import errors, console, storage, devices and model. In reading order:
     options.py          what training's flags mean for each family; no torch
 
 A further family is a folder with a `model.py`, a `family.py` (a `Family`: names of weights, config.json,
-FLOPs, GGUF) and an `options.py`; and its entries in registry.py (FAMILIES and the two unions) and in
-options.py. No other file names a family.
+FLOPs, GGUF), a `native.py` (its operations for C) and an `options.py`; and its entries in registry.py
+(FAMILIES and the two unions) and in options.py. No other file names a family.
 """
