@@ -5,6 +5,7 @@ A command may import everything below; nothing imports a command. In the order o
     evaluate.py           measure a checkpoint
     doctor.py             what looks wrong with a training run
     chat.py               a conversation in the terminal
+    merge.py              an adapter becomes part of its model's weights
     quantize.py           save a checkpoint in fewer bits
     import_checkpoint.py  a .pth of torch.save becomes a checkpoint folder
     convert.py            a checkpoint folder becomes a GGUF file

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
-from minigpt.console.terminal import table
+from minigpt.console.terminal import note, table
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.options import EvaluationOptions
-from minigpt.generation.loading import require_model
+from minigpt.generation.loading import adapter_note, require_model
 
 if TYPE_CHECKING:
     from minigpt.evaluation.api import AnswersReport
@@ -38,6 +38,8 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
     # The model
     model: Path = Path("output/best")
     """checkpoint folder, as `minigpt train` or Hugging Face's libraries write it"""
+    adapter: Path | None = None
+    """adapter folder of PEFT's kind: merged into the weights; beside those in int8 and int4 it stays"""
     precision: tuple[Literal["float32", "float16", "bfloat16", "int8", "int4"], ...] = ()
     """store the weights so: one, or several to compare; left out: as the folder has them"""
 
@@ -69,8 +71,11 @@ def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
     from minigpt.weights.pretrained import load_model_and_tokenizer
     from minigpt.weights.quantized import set_precision
 
-    for precision in options.precision or (None,):
-        model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
+    for number, precision in enumerate(options.precision or (None,)):
+        device = pick_device(options.device)
+        model, tokenizer = load_model_and_tokenizer(options.model, device, adapter=options.adapter)
+        if options.adapter is not None and number == 0:
+            note(adapter_note(model, options.adapter))
         yield set_precision(model, precision), tokenizer
 
 

@@ -1,7 +1,7 @@
 """Fine-tuning: from existing weights to one's own model.
 
-It imports families and storage. No command uses it yet. In reading order:
+It may import errors, storage and families. In reading order:
 
-    lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA): apply, merge
+    lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA): apply, switch, weigh, merge
     adapters.py     PEFT's adapter folders, read and written
 """

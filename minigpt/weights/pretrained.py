@@ -10,7 +10,7 @@ is fetched from the network. `minigpt.training` keeps training state, `minigpt.s
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +23,8 @@ from minigpt.errors import InputError
 from minigpt.families.checks import MAX_LAYERS
 from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
 from minigpt.families.strict_loading import cast
+from minigpt.finetuning.adapters import advice, is_adapter, load_adapter
+from minigpt.finetuning.lora import adapter_names, merge_and_unload, set_adapter
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 AnyTokenizer: TypeAlias = Tokenizer | BpeTokenizer
+Adapters: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -53,6 +56,7 @@ def load_model(
     path: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["stored"] | None = None,
+    adapter: Adapters | None = None,
 ) -> LanguageModel:
     """The model of a directory, in eval mode.
 
@@ -61,13 +65,16 @@ def load_model(
             `best`, or else such a `last`, in it.
         dtype: of its parameters. None is float32, whatever the file holds (most CPUs compute more slowly in
             bfloat16); "stored" is float16 or bfloat16 if the file holds nothing else, and else float32.
+        adapter: PEFT's adapter folder. It is merged into the weights, but beside int8 and int4 it stays. Of
+            several, given as a list (their names are the folders') or as name -> folder, all stay beside the
+            weights, and the first one is active; see minigpt.finetuning.lora.
 
     Besides the model itself, it needs memory for two tensors as the file stores them.
 
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    return _model_reader(model_folder(path), device, dtype)()
+    return _adapted(_model_reader(model_folder(path), device, dtype)(), adapter)
 
 
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
@@ -87,12 +94,14 @@ def load_model_and_tokenizer(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["stored"] | None = None,
     ahead: ReadAhead | None = None,
+    adapter: Adapters | None = None,
 ) -> tuple[LanguageModel, AnyTokenizer]:
     """Both from one directory, checked to belong together.
 
     Args:
         ahead: of the same directory, started before. Where the dtype stays, its bytes become the model's;
             elsewhere all of them may be in memory beside the model for a moment.
+        adapter: see load_model.
 
     Raises:
         InputError: as `load_model`, and if the model's vocabulary and the tokenizer differ in size. (For
@@ -106,7 +115,23 @@ def load_model_and_tokenizer(
         model = read_model()  # its errors come first
         tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
-    return model, tokenizer
+    return _adapted(model, adapter), tokenizer
+
+
+def _adapted(model: LanguageModel, adapter: Adapters | None) -> LanguageModel:
+    if isinstance(adapter, str | Path):
+        is_quantised = not isinstance(model.lm_head, nn.Linear)
+        load_adapter(model, Path(adapter))
+        return model if is_quantised else merge_and_unload(model)
+    if isinstance(adapter, Mapping):
+        several = list(adapter.items())
+    else:
+        several = [(Path(one).name, one) for one in adapter or ()]
+    for name, folder in several:
+        load_adapter(model, Path(folder), name)
+    if several:
+        set_adapter(model, several[0][0])
+    return model
 
 
 def load_weights(model: LanguageModel, path: str | Path) -> None:
@@ -152,6 +177,8 @@ def save_pretrained(
         InputError: if the vocabularies do not fit, a weight is not finite, or a file cannot be written.
     """
     folder = Path(directory)
+    if adapter_names(model):
+        raise InputError("the model has adapters beside its weights: merge_and_unload them, or save_adapter")
     if not isinstance(model.lm_head, nn.Linear):
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
@@ -221,13 +248,18 @@ def model_folder(path: str | Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give the directory with {CONFIG} and {WEIGHTS}")
     folder = folder_of_weights(folder)
+    if is_adapter(folder):
+        raise InputError(advice(folder))
     if (folder / MANIFEST).exists():
         verify_manifest(folder)
     return folder
 
 
 def _read_config(folder: Path) -> ModelConfig:
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    return _config_of(folder, read_json(folder / CONFIG, missing=f"{folder} is not a model directory"))
+
+
+def _config_of(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
     try:
         config: ModelConfig = family_of_json(content).config_from_hugging_face(content)
         return config
@@ -268,7 +300,7 @@ def _model_reader(
         if dtype not in (None, "stored"):
             raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")
         return lambda: read_quantized(folder, content).to(device)
-    config = _read_config(folder)
+    config = _config_of(folder, content)
     family = family_of(config)
     made: LanguageModel | None = None
     if config.num_hidden_layers <= MAX_LAYERS:  # a billion: first see what the file has

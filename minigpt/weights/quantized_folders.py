@@ -50,11 +50,11 @@ def quantized_config(config: Mapping[str, Any], precision: str) -> dict[str, Any
 
 def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
     """All tensors of an int8 or int4 model on a CPU under Hugging Face's names, as the file keeps them."""
-    state = model.state_dict()
+    state, precision = model.state_dict(), precision_of(model)
     written = {}
     for entry in _entries(model.config, state):
         tensor = state[entry.ours]
-        if precision_of(model) == "int8" and tensor.is_floating_point():
+        if precision == "int8" and tensor.is_floating_point():
             tensor = tensor.float()  # an embedding that came in 16 bits
         if tensor.dim() == 1 and entry.ours.endswith(".scale"):
             tensor = tensor[:, None]  # (N, 1)
