@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": ("minigpt.commands.doctor", "find what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: in conversation, one question, or a file of them"),
     "chat": ("minigpt.commands.chat", "talk with any model in the terminal"),
+    "merge": ("minigpt.commands.merge", "merge an adapter into the weights of its model"),
     "quantize": ("minigpt.commands.quantize", "save a checkpoint in int8, int4 or float16"),
     "import": ("minigpt.commands.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),
     "convert": ("minigpt.commands.convert", "turn a checkpoint folder into a GGUF file, for llama.cpp"),

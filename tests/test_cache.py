@@ -1,5 +1,7 @@
 """The cache: reading in pieces gives what reading at once gives, in memory that was taken once."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -155,3 +157,14 @@ def test_memory_that_is_not_allowed_is_not_taken() -> None:
         GenerationOptions(max_cache_mib=0)
     small = GenerationOptions(max_new_tokens=5, max_cache_mib=0.2)
     assert len(generate_ids(model, [[3]], small, None)[0].ids) == 5
+
+
+def test_what_is_read_anew_for_each_token_needs_one_layer_s_memory() -> None:
+    model = GPTLMHeadModel(GPTConfig(n_embd=64, n_head=2, n_layer=5, block_size=64, vocab_size=40))
+    one_layer = cache_bytes(model.config, 2, 50) / 5 / 2**20
+    values: dict[str, Any] = {"max_new_tokens": 48, "max_cache_mib": one_layer * 1.01}
+    prompts = [[3, 4, 5], [6]]
+    with pytest.raises(InputError, match="max_cache_mib"):
+        generate_ids(model, prompts, GenerationOptions(**values), None)
+    found = generate_ids(model, prompts, GenerationOptions(**values, use_cache=False), None)
+    assert found == generate_ids(model, prompts, GenerationOptions(max_new_tokens=48), None)

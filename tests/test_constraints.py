@@ -95,7 +95,7 @@ def test_beams_find_the_likeliest_choice() -> None:
 def test_all_ways_to_write_a_choice_are_open() -> None:
     state = make_constraint(GenerationOptions(choices=["红色"]), BYTES, [0])
     assert state is not None
-    scores = allow_only(torch.zeros(1, BYTES.get_vocab_size()), [state])
+    scores = allow_only(torch.zeros(1, BYTES.get_vocab_size()), [state.allowed()])
     first = scores[0].isfinite().nonzero()[:, 0].tolist()
     assert {BYTES.tokens[index] for index in first} == {"红".encode()[:1], "红".encode(), "红色".encode()}
 

@@ -43,11 +43,14 @@ def vectors_of(model: LanguageModel, prompts: list[list[int]]) -> list[torch.Ten
         {"num_beams": 3, "num_return_sequences": 2},
         {"use_cache": False},
         {"prompt_lookup_num_tokens": 2},
+        {"num_beams": 3, "use_cache": False},
+        {"num_beams": 3, "window": 12, "max_new_tokens": 45},
+        {"num_beams": 2, "window": 12, "sinks": 2, "use_cache": False, "max_new_tokens": 45},
     ],
 )
 def test_vectors_of_ids_are_the_ids(family: str, values: dict[str, Any]) -> None:
     model = make(family)
-    options, vectors = GenerationOptions(max_new_tokens=9, **values), vectors_of(model, PROMPTS)
+    options, vectors = GenerationOptions(**{"max_new_tokens": 9, **values}), vectors_of(model, PROMPTS)
     expected = generate_ids(model, PROMPTS, options, EOS)
     assert len({tuple(completion.ids) for completion in expected}) > 2
     for batch_size in (1, 3, 64):

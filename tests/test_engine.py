@@ -1,5 +1,6 @@
 """The engine: a request's result is the one that it has alone, whoever joins, leaves or is cancelled."""
 
+import dataclasses
 import random
 import threading
 from collections.abc import Callable
@@ -11,10 +12,11 @@ import torch
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
-from minigpt.generation import native
+from minigpt.generation import native, sequence
 from minigpt.generation.api import Completion, GenerationOptions, generate_ids
 from minigpt.generation.cache import KeyValueCache, cache_bytes
 from minigpt.generation.engine import Engine, EngineThread, QueueFullError, RequestHandle
+from minigpt.generation.loop import DecodingLoop
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import set_precision
 from tests.marks import compiled
@@ -336,6 +338,112 @@ def test_a_request_that_cannot_go_on_fails_alone() -> None:
     assert good.result() == alone(model, [3], options)
     assert engine.cache.n_free == engine.cache.slots
     assert (engine.statistics.failed, engine.statistics.finished) == (1, 1)
+
+
+class GivesUp:
+    """A constraint that raises an error after some tokens: asked what may come, or what follows a token."""
+
+    def __init__(self, where: str, left: int = 3) -> None:
+        self.where, self.left = where, left
+
+    def allowed(self) -> range:
+        if self.where == "allowed" and not self.left:
+            raise InputError("regex is not understood: it grew too large")
+        return range(3, V)
+
+    def after(self, token: int) -> "GivesUp":
+        if self.where == "after" and not self.left:
+            raise InputError("regex is not understood: it grew too large")
+        return GivesUp(self.where, self.left - 1)
+
+
+GUESSES: list[dict[str, Any]] = [{}, {"do_sample": True, "seed": 1}, {"prompt_lookup_num_tokens": 3}]
+
+
+@pytest.mark.parametrize("where", ["allowed", "after"])
+@pytest.mark.parametrize("values", GUESSES)
+def test_a_constraint_that_gives_up_ends_its_request_alone(
+    where: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "make_constraint", lambda *_: GivesUp(where))
+    model, options = make(), GenerationOptions(max_new_tokens=9, eos_token_id=[])
+    engine = Engine(model)
+    handles = [
+        engine.submit([4], dataclasses.replace(options, regex=regex, **values)) for regex in ("a", None, "b")
+    ]
+    for bad in (handles[0], handles[2]):
+        with pytest.raises(InputError, match=r"^regex is not understood: it grew too large$"):
+            bad.result()
+    assert handles[1].result() == alone(model, [4], dataclasses.replace(options, **values))
+    assert engine.cache.n_free == engine.cache.slots
+    assert (engine.statistics.failed, engine.statistics.finished) == (2, 1)
+
+
+@pytest.mark.parametrize("where", ["allowed", "after"])
+def test_of_sequences_whose_tokens_are_chosen_together_one_may_fail(where: str) -> None:
+    model = make()
+    request = sequence.Request(GenerationOptions(), [], constraint=GivesUp(where, 99))
+    loop = DecodingLoop(model, KeyValueCache(model.config, 2, 20), 20)
+    good, bad = sequence.Sequence([3], request, 5), sequence.Sequence([3], request, 5)
+    bad.constraint = GivesUp(where, 1)
+    for one in (good, bad):
+        loop.add(one)
+    ended = [loop.step() for _ in range(5)]
+    assert [one for step in ended for one in step] == [bad, good]
+    assert (str(bad.error), good.error) == ("regex is not understood: it grew too large", None)
+
+
+@pytest.mark.parametrize("where", ["allowed", "after"])
+@pytest.mark.parametrize("values", [{"num_beams": 3}, {"do_sample": True, "seed": 1}])
+def test_beams_and_drawn_guesses_end_with_the_constraint_s_error(
+    where: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequence, "make_constraint", lambda *_: GivesUp(where))
+    model, options = make(), GenerationOptions(max_new_tokens=9, regex="a", eos_token_id=[], **values)
+    assistant = None if "num_beams" in values else make(seed=1)
+    with pytest.raises(InputError, match=r"^regex is not understood: it grew too large$"):
+        generate_ids(model, [[3]], options, EOS, assistant_model=assistant)
+
+
+def test_numbers_that_a_failed_request_left_do_not_reach_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_compiler(monkeypatch, True)  # C reads no masked column
+    model = make("qwen3")
+    model.base_model.embed_tokens.weight.data[V - 1] = torch.nan
+    # tied: no row's scores may be NaN for that
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().nan_to_num())
+    options = GenerationOptions(max_new_tokens=8, eos_token_id=[])
+    engine = Engine(model, max_rows=2)
+    long = engine.submit([3] * 40, options)
+    with pytest.raises(InputError, match="the model's scores are not finite numbers"):
+        engine.submit([4] * 20 + [V - 1], options).result()
+    short = engine.submit([5], options)
+    assert short.result() == alone(model, [5], options)
+    assert long.result() == alone(model, [3] * 40, options)
+
+
+def test_an_engine_may_be_made_in_inference_mode() -> None:
+    model, options = make(), GenerationOptions(max_new_tokens=3)
+    with torch.inference_mode():
+        engine = Engine(model, chunk=8, prefix_mib=1)
+    prompt = prompts_of(2, 1)[0] * 5
+    expected = alone(model, prompt, options)
+    assert [engine.submit(prompt, options).result().ids for _ in range(2)] == [expected.ids] * 2
+    assert engine.statistics.tokens_reused > 0
+
+
+def test_tokens_are_counted_by_one_thread() -> None:
+    engine = Engine(make(), max_rows=1)
+    options = GenerationOptions(max_new_tokens=3, eos_token_id=[])
+    first, waits = engine.submit([3], options), engine.submit([4], options)
+    update = waits._update
+
+    def meanwhile(outcome: Any = None) -> int:  # while another thread cancels a waiting request
+        assert first.result().ids
+        return update(outcome)
+
+    waits._update = meanwhile  # type: ignore[method-assign]
+    waits.cancel()
+    assert engine.statistics.tokens_written == 3
 
 
 def test_stop_strings_and_ends_as_alone() -> None:

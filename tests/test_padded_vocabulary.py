@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minigpt.families.registry import LanguageModel
+from minigpt.generation import loop
 from minigpt.generation.api import (
     GenerationOptions,
     answer_questions,
@@ -15,6 +16,7 @@ from minigpt.generation.api import (
     stream_ids,
 )
 from minigpt.generation.engine import Engine
+from minigpt.generation.sequence import Sequence
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 V, TOKENS, EOS = 24, 20, 2
@@ -71,6 +73,24 @@ def narrow(model: Any) -> LanguageModel:
 
 def test_without_a_tokenizer_such_rows_come(model: LanguageModel) -> None:
     assert max(generate_ids(model, [PROMPT], GREEDY, EOS)[0].ids) >= TOKENS
+
+
+def test_rows_without_a_token_do_not_tell_sequences_of_unlike_lengths_apart(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(Sequence, "history", lambda self: pytest.fail("the text so far does not matter"))
+    original = loop.choose
+
+    def counting(group: list[Sequence], *rest: Any, **more: Any) -> None:
+        sizes.append(len(group))
+        original(group, *rest, **more)
+
+    monkeypatch.setattr(loop, "choose", counting)
+    prompts = [[5] * 54, [5] * 60, [5] * 62]  # there is room for 10, 4 and 2 tokens
+    generate_ids(model, prompts, GenerationOptions(eos_token_id=[]), None, 2, tokenizer=TOKENIZER)
+    # two at once; the third one's prompt, beside a token of the first; both once more; the first alone
+    assert sizes == [2] * 4 + [1, 1] + [2] + [1] * 4
 
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])

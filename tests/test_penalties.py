@@ -49,6 +49,15 @@ LENGTHS = pytest.mark.parametrize("S", [1, 2, 12])
 # -- against transformers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"bad_words_ids": []}, {"logit_bias": {}}, {"min_new_tokens": 0}, {"repetition_penalty": 1}],
+)
+def test_options_that_ask_for_nothing_change_no_scores(values: dict[str, Any]) -> None:
+    assert not GenerationOptions(**values).changes_scores  # a GPU chooses the token then
+    assert GenerationOptions(**{**values, "presence_penalty": -0.5}).changes_scores
+
+
 @SEEDS
 @LENGTHS
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 5.0])

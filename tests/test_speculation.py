@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import random
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
-from minigpt.generation import native
+from minigpt.generation import native, speculative_decoding
 from minigpt.generation.api import GenerationOptions, generate_ids, generate_output
 from minigpt.generation.loop import decode
 from minigpt.generation.output import Completion
@@ -329,6 +330,29 @@ def test_generate_takes_guesses_as_options() -> None:
     looking_up = GenerationOptions(prompt_lookup_num_tokens=3)
     with pytest.raises(InputError, match="assistant_model does not go with prompt_lookup_num_tokens: both"):
         generate_ids(model, prompts, looking_up, EOS, assistant_model=small)
+
+
+def test_an_assistant_takes_memory_only_while_its_sequence_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, counts = list[weakref.ref[Any]](), list[int]()
+
+    def watched(make: Callable[..., Any]) -> Callable[..., Any]:
+        def making(*arguments: Any) -> Any:
+            new = make(*arguments)
+            made.append(weakref.ref(new))
+            return new
+
+        return making
+
+    for name in ("KeyValueCache", "runner_for"):
+        monkeypatch.setattr(speculative_decoding, name, watched(getattr(speculative_decoding, name)))
+
+    def note(finished: int) -> None:
+        counts.append(sum(one() is not None for one in made))
+
+    options, prompts = GenerationOptions(max_new_tokens=6, eos_token_id=[]), prompts_of(0, 5)
+    generate_ids(gpt(0), prompts, options, EOS, 2, note, assistant_model=gpt(1))
+    assert (len(made), len(counts)) == (10, 5)
+    assert max(counts) <= 2  # of the other one that is running
 
 
 @pytest.mark.parametrize("more", [{"prompt_lookup_num_tokens": 3}, {}])

@@ -174,6 +174,7 @@ def test_it_says_why_it_stopped() -> None:
             {"max_new_tokens": 10_000_000},
             "max_new_tokens=10000000 can never be reached.*block_size=40.*at most 39",
         ),
+        ({"max_cache_mib": 1e-5}, "max_cache_mib=1e-05 is too little"),
     ],
 )
 def test_what_is_refused_is_refused_before_the_first_piece(options: dict[str, Any], message: str) -> None:

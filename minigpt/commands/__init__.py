@@ -5,6 +5,8 @@ A command may import every other folder; no other module imports a command. In t
     evaluate.py           measures a checkpoint
     doctor.py             finds problems of a training run
     chat.py               a conversation in the terminal
+    finetune.py           continues to train a model on other data, or an adapter for it
+    merge.py              merges an adapter into the weights of its model
     quantize.py           saves a checkpoint in fewer bits
     import_checkpoint.py  turns a .pth of torch.save into a checkpoint folder
     convert.py            turns a checkpoint folder into a GGUF file

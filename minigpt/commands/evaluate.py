@@ -20,7 +20,7 @@ from minigpt.console import command_line
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.options import EvaluationOptions
-from minigpt.generation.loading import require_model
+from minigpt.generation.loading import adapter_note, require_model
 
 if TYPE_CHECKING:
     from minigpt.evaluation.api import AnswersReport
@@ -37,6 +37,8 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
     # The model
     model: Path = Path("output/best")
     """checkpoint folder, from `minigpt train` or in Hugging Face's format"""
+    adapter: Path | None = None
+    """PEFT adapter folder; it is merged into the weights, but int8 and int4 weights stay as they are"""
     precision: tuple[Literal["float32", "float16", "bfloat16", "int8", "int4"], ...] = ()
     """precision of the weights: one, or several to compare; default: as the folder stores them"""
 
@@ -70,8 +72,13 @@ def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
     from minigpt.weights.pretrained import load_model_and_tokenizer
     from minigpt.weights.quantized import set_precision
 
-    for precision in options.precision or (None,):
-        model, tokenizer = load_model_and_tokenizer(options.model, pick_device(options.device))
+    for number, precision in enumerate(options.precision or (None,)):
+        device = pick_device(options.device)
+        model, tokenizer = load_model_and_tokenizer(options.model, device, adapter=options.adapter)
+        if options.adapter is not None and number == 0:
+            from minigpt.console.terminal import note
+
+            note(adapter_note(model, options.adapter))
         yield set_precision(model, precision), tokenizer
 
 

@@ -10,8 +10,6 @@ a GPU: on a CPU it is slow. Every program reads a float16 folder. In minigpt its
 everything else is float32.
 """
 
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,12 +19,6 @@ from minigpt.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# files that are copied from the model's folder; training state is not copied
-COPIED = (
-    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "encoder.json", "vocab.bpe"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +41,9 @@ def main(options: Options) -> dict[str, Any]:
 
     from minigpt.families.registry import family_of
     from minigpt.families.strict_loading import cast
-    from minigpt.storage.files import atomic_folder
     from minigpt.storage.json_files import read_json
     from minigpt.storage.safetensors_files import safetensors_parts
+    from minigpt.weights.derived_folders import write_derived
     from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
     from minigpt.weights.quantized import set_precision
     from minigpt.weights.quantized_folders import FILES, is_quantized, quantized_config, quantized_weights
@@ -72,16 +64,11 @@ def main(options: Options) -> dict[str, Any]:
         exact = family_of(model.config).to_hugging_face(model)
         weights = {name: cast(name, tensor, float16) for name, tensor in exact.items()}
 
-    def fill(goal: Path) -> None:
-        for name in COPIED:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, goal / name)
-        text = json.dumps(config, ensure_ascii=False, indent=2)
-        (goal / "config.json").write_text(f"{text}\n", encoding="utf-8")
+    def write(goal: Path) -> None:
         with (goal / name_of_weights).open("wb") as file:
             file.writelines(safetensors_parts(weights, {"format": "pt"}))
 
-    atomic_folder(options.output, fill)
+    write_derived(folder, options.output, config, write)
     before, after = _size(folder), _size(options.output)
     print(
         f"{options.output}: {after:,} bytes of weights in {options.precision}, {after / before:.0%} of "

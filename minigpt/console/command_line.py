@@ -77,6 +77,8 @@ class ModelOptions(MachineOptions):
     # The model
     model: Path = Path("output/best")
     """checkpoint folder, as `minigpt train` or Hugging Face's libraries write it"""
+    adapter: Path | None = None
+    """adapter folder of PEFT's kind: merged into the weights; beside those in int8 and int4 it stays"""
     precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
     """store the weights so, which is faster on a CPU; left out: as the folder has them"""
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import InputError
-from minigpt.families.checks import differences, full_names, require_layers
+from minigpt.families.checks import differences, full_names, listed, require_layers
 from minigpt.families.options import FamilyName
 from minigpt.families.strict_loading import (
     cast,
@@ -110,10 +110,15 @@ class Family:
         A tied lm_head is left out.
 
         Raises:
-            InputError: if a tensor holds NaN or infinity; the message names it.
+            InputError: if a tensor holds NaN or infinity, or a parameter has no name in a folder of the
+                family; the message names it.
         """
         state, own = dict(model.named_parameters()), self.parameter_shapes(model.config)
-        assert state.keys() == own.keys(), "a wrapped model: give the model inside"
+        if other := sorted(state.keys() ^ own.keys()):
+            raise InputError(
+                f"a {self.model_type} folder cannot hold {listed(other, 2)}: merge adapters first, give the "
+                "model inside a wrapper; a tied lm_head that an adapter has changed is held by no folder"
+            )
         every = self.parameter_shapes(self.with_all_weights(model.config))
         written = {}
         for ours, theirs, transposed in self.rows(model.config):

@@ -1,9 +1,9 @@
 """Fine-tuning: which weights of a given model are trained, and what is added to them.
 
-It imports families and storage. minigpt/training/objective.py uses it. In reading order:
+It may import errors, storage and families. minigpt/training/objective.py uses it. In reading order:
 
     freezing.py     trains some parameters and freezes the others
-    lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA): apply, merge
+    lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA): apply, switch, weigh, merge
     adapters.py     reads and writes PEFT's adapter folders
     embeddings.py   more rows in embedding and head, for new tokens
 """

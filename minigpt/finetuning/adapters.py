@@ -8,7 +8,9 @@ A folder of PEFT is read as it is; what it asks for and minigpt does not have is
 """
 
 import json
+import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +20,52 @@ from torch import Tensor, nn
 from minigpt.errors import InputError
 from minigpt.families.checks import differences
 from minigpt.families.registry import LanguageModel, family_of
-from minigpt.finetuning.lora import LoraConfig, apply_lora, lora_layers
-from minigpt.storage.files import atomic_write
+from minigpt.finetuning.lora import (
+    LoraConfig,
+    apply_lora,
+    chosen_layers,
+    is_called,
+    lora_layers,
+    module_names,
+    whole_modules,
+)
+from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.storage.json_files import read_json
+from minigpt.storage.read_ahead import has_weights
 from minigpt.storage.safetensors_files import TensorFile, safetensors_parts
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_MODEL", "adapter_tensors", "is_adapter", "load_adapter", "save_adapter"]
+__all__ = [
+    "ADAPTER_CONFIG", "ADAPTER_MODEL", "adapter_folder", "adapter_tensors", "advice", "is_adapter",
+    "load_adapter", "save_adapter",
+]  # fmt: skip
 
 ADAPTER_CONFIG, ADAPTER_MODEL = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# What PEFT may vary and minigpt does not have: the value that asks for nothing.
-_FIXED: dict[str, Any] = {
-    "bias": "none",
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "layers_pattern": None,
-    "layer_replication": None,
-    "megatron_config": None,
-    "loftq_config": {},
-    "exclude_modules": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "lora_bias": False,
-    "alora_invocation_tokens": None,
-    "use_qalora": False,
+# Keys on which the result does not depend: what begins a training, what the file says of itself, the layout
+# of Hugging Face's weights, which is known. Any other key must ask for nothing.
+_NO_MATTER = {
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "ephemeral_gpu_offload", "eva_config"),
+    *(
+        "fan_in_fan_out",
+        "inference_mode",
+        "lora_ga_config",
+        "loftq_config",
+        "megatron_core",
+        "parent_library",
+    ),
+    *("peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type"),
 }
+_FIELDS = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora", "use_dora"),
+    *("init_lora_weights", "modules_to_save"),
+}
+_NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})
+# Ways to draw A and B that leave the model's own weights alone. With others (pissa, olora, corda, loftq,
+# lora_ga) PEFT changes those when it loads the adapter.
+_DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+
+
+# -- folders -----------------------------------------------------------------------------------------------
 
 
 def is_adapter(folder: Path) -> bool:
@@ -50,34 +73,57 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
-def adapter_tensors(model: LanguageModel, config: LoraConfig) -> dict[str, Tensor]:
-    """The adapter's parameters under PEFT's names; they are the model's own, not copies."""
-    theirs = {
-        ours.removesuffix(".weight"): name.removesuffix(".weight")
-        for ours, (name, _) in family_of(model.config).weight_names(model.config).items()
-    }
+def adapter_folder(path: Path) -> Path:
+    """The adapter's folder of a path, which may be a run's folder; verified if it has a manifest.
+
+    Raises:
+        InputError: if there is none, or a file does not match the manifest.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a folder with {ADAPTER_CONFIG} and {ADAPTER_MODEL}")
+    inside = (path, path / "best", path / "last")
+    folder = next((folder for folder in inside if is_adapter(folder)), None)
+    if folder is None:
+        if has_weights(path):
+            raise InputError(
+                f"{path} is a model, not an adapter (it has no {ADAPTER_CONFIG}): give it as --model"
+            )
+        raise InputError(f"{path} is no adapter's folder: it has no {ADAPTER_CONFIG}")
+    if (folder / MANIFEST).exists():
+        verify_manifest(folder)
+    return folder
+
+
+def advice(folder: Path) -> str:
+    """What to do with an adapter's folder that was given where a model is wanted."""
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
+    model, given = shlex.quote(str(base)), shlex.quote(str(folder))
+    return (
+        f"{folder} is an adapter, not a model: give --model {model} --adapter {given}, or merge them: "
+        f"minigpt merge --model {model} --adapter {given} --output {shlex.quote(f'{folder}-merged')}"
+    )
+
+
+# -- weights -----------------------------------------------------------------------------------------------
+
+
+def adapter_tensors(model: LanguageModel, adapter: str = "default") -> dict[str, Tensor]:
+    """An adapter's parameters under PEFT's names and in its shapes; they are the model's own, not copies."""
+    names = family_of(model.config).weight_names(model.config)
     found: dict[str, Tensor] = {}
     for name, layer in lora_layers(model):
-        stem = f"{_PREFIX}{theirs[name]}"
-        found[f"{stem}.lora_A.weight"] = layer.lora_A
-        found[f"{stem}.lora_B.weight"] = layer.lora_B
-        if layer.use_dora:
-            found[f"{stem}.lora_magnitude_vector"] = layer.lora_magnitude_vector
-    for name, parameter in _saved_whole(model, config):
-        key, _, kind = name.rpartition(".")
-        found[f"{_PREFIX}{theirs.get(key, key)}.{kind}"] = parameter
+        if layer.adapter == adapter:
+            stem = f"{_PREFIX}{names[f'{name}.weight'][0].removesuffix('.weight')}"
+            found[f"{stem}.lora_A.weight"] = layer.lora_A
+            found[f"{stem}.lora_B.weight"] = layer.lora_B
+            if layer.use_dora:
+                found[f"{stem}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+    for name, whole in whole_modules(model).items():
+        if adapter in whole.copies:
+            for inside, parameter in whole.copies[adapter].named_parameters():
+                theirs, transposed = names[f"{name}.{inside}"]
+                found[f"{_PREFIX}{theirs}"] = parameter.t() if transposed else parameter
     return found
-
-
-def _saved_whole(model: LanguageModel, config: LoraConfig) -> list[tuple[str, nn.Parameter]]:
-    return [
-        (name, parameter)
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if any(
-            f".{module}." in f".{name}" and not name.split(".")[-1].startswith("lora_")
-            for module in config.modules_to_save
-        )
-    ]
 
 
 def save_adapter(
@@ -85,6 +131,7 @@ def save_adapter(
     config: LoraConfig,
     folder: Path,
     base: str = "",
+    adapter: str = "default",
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a model's adapter as PEFT does.
@@ -92,21 +139,20 @@ def save_adapter(
     Args:
         config: what `apply_lora` was given.
         base: folder or name of the model that the adapter belongs to, for whoever loads it.
-        tensors: what `adapter_tensors` gave earlier, if the model has changed since; left out: as it is now.
+        adapter: its name in the model.
+        tensors: what `adapter_tensors` gave earlier, if the model has changed since. Default: as it is now.
 
     Raises:
         InputError: if a value is not finite, or the files cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in (adapter_tensors(model, config) if tensors is None else tensors).items()
+        for name, tensor in (adapter_tensors(model, adapter) if tensors is None else tensors).items()
     }
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{name} holds NaN or infinity: the adapter is not written")
     transposed = any(flip for _, flip in family_of(model.config).weight_names(model.config).values())
-    layers = {name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name}
-    names: Any = sorted({layer.rpartition(".")[2] for layer in layers})
-    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
-        names = config.target_modules  # a regular expression
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -114,7 +160,7 @@ def save_adapter(
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
-        "target_modules": names,
+        "target_modules": _targets(model, config, tensors),
         "layers_to_transform": list(config.layers_to_transform) or None,
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
@@ -124,46 +170,94 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise InputError(f"{name} holds NaN or infinity: the adapter is not written")
     atomic_write(folder / ADAPTER_CONFIG, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
     atomic_write(folder / ADAPTER_MODEL, b"".join(bytes(part) for part in safetensors_parts(tensors)))
 
 
-def load_adapter(model: LanguageModel, folder: Path) -> LoraConfig:
-    """Put an adapter's folder onto a model that has none, in place; only the adapter requires gradients then.
+def _targets(model: LanguageModel, config: LoraConfig, tensors: Mapping[str, Tensor]) -> str | list[str]:
+    """What target_modules says: short names where they choose no other layers, as the field writes them."""
+    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        return config.target_modules  # a regular expression
+    stems = {name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name}
+    layers = {stem.removeprefix(_PREFIX) for stem in stems}
+    short = sorted({layer.rpartition(".")[2] for layer in layers})
+    chosen = chosen_layers(model, replace(config, target_modules=tuple(short)))
+    return short if set(chosen.values()) == layers else sorted(layers)
+
+
+def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -> LoraConfig:
+    """Put an adapter's folder onto a model, in place. It alone is active, and requires gradients, then.
+
+    Args:
+        folder: as `adapter_folder` takes it.
+        adapter: a name, which no other adapter of the model has.
 
     Raises:
         InputError: naming the file and what is wrong: no adapter, one for another model or rank, a kind of
-            adapter that minigpt does not have.
+            adapter that minigpt does not have. The model is as it was.
     """
-    if not is_adapter(folder):
-        raise InputError(f"{folder} is no adapter's folder: it has no {ADAPTER_CONFIG}")
+    folder = adapter_folder(folder)
     path = folder / ADAPTER_CONFIG
-    config = config_of(read_json(path), path)
-    tensors = _read(folder / ADAPTER_MODEL)
-    apply_lora(model, config)
-    own = adapter_tensors(model, config)
+    config, tensors = config_of(read_json(path), path), _read(folder / ADAPTER_MODEL, model)
+    if not isinstance(config.target_modules, str):  # PEFT passes over names that no layer has
+        names, wanted = module_names(model).values(), config.target_modules
+        known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
+        config = replace(config, target_modules=known or wanted)
+    _require_rank(folder, config, tensors)
+    twin: LanguageModel = family_of(model.config).on_meta(model.config)  # shows what would be there
+    try:
+        apply_lora(twin, config, adapter, draw=False)
+    except InputError as error:
+        raise InputError(f"{path} does not fit the model: {error}") from None
     wrong = differences(
         {name: f"{tuple(tensor.shape)}" for name, tensor in tensors.items()},
-        {name: f"{tuple(tensor.shape)}" for name, tensor in own.items()},
+        {name: f"{tuple(tensor.shape)}" for name, tensor in adapter_tensors(twin, adapter).items()},
     )
     if wrong:
         raise InputError(f"{folder / ADAPTER_MODEL} does not fit the model; {wrong}")
+    apply_lora(model, config, adapter, draw=False)
+    own = adapter_tensors(model, adapter)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise InputError(f"{folder / ADAPTER_MODEL}: {name} holds NaN or infinity")
             own[name].copy_(tensor)
     return config
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
+    """The tensors of a file, without those that are the model's own.
+
+    PEFT saves the weight that lies below an adapter of lm_head, too.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist: the adapter's weights are read from safetensors only")
     file = TensorFile(path)
-    return {name: file[name] for name in file}
+    found = {name: file[name] for name in file}
+    for ours, (theirs, transposed) in family_of(model.config).weight_names(model.config).items():
+        name = f"{_PREFIX}{theirs.removesuffix('.weight')}.base_layer.weight"
+        if name in found:
+            own = model.get_parameter(ours) if isinstance(model.lm_head, nn.Linear) else None
+            stored = found[name].t() if transposed else found[name]
+            if own is None or own.shape != stored.shape or not torch.equal(own.cpu(), stored.to(own.dtype)):
+                raise InputError(
+                    f"{path}: {name} is not the model's own weight: the adapter is for another one"
+                )
+            del found[name]
+    for name, tensor in found.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} holds NaN or infinity")
+    return found
+
+
+def _require_rank(folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if name.endswith(".lora_A.weight") and tensor.shape[:1] != (config.r,):
+            raise InputError(
+                f"{folder / ADAPTER_CONFIG} says r={config.r}, but {ADAPTER_MODEL} has another rank: {name} "
+                f"is {tuple(tensor.shape)}"
+            )
+
+
+# -- adapter_config.json -----------------------------------------------------------------------------------
 
 
 def config_of(values: Mapping[str, Any], path: Path) -> LoraConfig:
@@ -174,35 +268,54 @@ def config_of(values: Mapping[str, Any], path: Path) -> LoraConfig:
     """
     if values.get("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type={values.get('peft_type')!r}; only LORA is known")
-    for key, plain in _FIXED.items():
-        if values.get(key, plain) not in (plain, None, [], {}):
-            raise InputError(f"{path}: {key}={values[key]!r} is not known here, only {plain!r}")
-    kind = values.get("init_lora_weights", True)
+    for key, value in values.items():
+        if key not in _FIELDS | _NO_MATTER and value not in _NOTHING:
+            raise InputError(f"{path}: {key}={value!r} is not known here")
+    drawn = values.get("init_lora_weights", True)
+    drawn = drawn.lower() if isinstance(drawn, str) else drawn
+    if drawn not in _DRAWN:
+        raise InputError(
+            f"{path}: init_lora_weights={drawn!r} changes the model's own weights, too: save the adapter "
+            "with PEFT's path_initial_model_for_weight_conversion"
+        )
     target = values.get("target_modules")
-    if not isinstance(target, str | list) or not target:
+    if not (isinstance(target, str) or _is_list_of(target, str)) or not target:
         raise InputError(f"{path}: target_modules must name modules: got {target!r}")
+    layers, saved = values.get("layers_to_transform"), values.get("modules_to_save") or []
+    layers = [] if layers is None else layers if isinstance(layers, list) else [layers]
+    if not _is_list_of(layers, int):
+        raise InputError(f"{path}: layers_to_transform must be numbers of blocks: got {layers!r}")
+    if not _is_list_of(saved, str):
+        raise InputError(f"{path}: modules_to_save must be a list of names: got {saved!r}")
     try:
         return LoraConfig(
             r=_number(values, "r", 8, path, int),
             lora_alpha=_number(values, "lora_alpha", 8, path, float),
             lora_dropout=_number(values, "lora_dropout", 0.0, path, float),
-            target_modules=target if isinstance(target, str) else tuple(map(str, target)),
-            layers_to_transform=_layers(values.get("layers_to_transform")),
-            use_rslora=bool(values.get("use_rslora", False)),
-            use_dora=bool(values.get("use_dora", False)),
-            init_lora_weights="gaussian" if kind == "gaussian" else "default",
-            modules_to_save=tuple(values.get("modules_to_save") or ()),
+            target_modules=target if isinstance(target, str) else tuple(target),
+            layers_to_transform=tuple(layers),
+            use_rslora=_switch(values, "use_rslora", path),
+            use_dora=_switch(values, "use_dora", path),
+            init_lora_weights="gaussian" if drawn == "gaussian" else "default",
+            modules_to_save=tuple(saved),
         )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(one) is kind for one in value)
+
+
 def _number(values: Mapping[str, Any], key: str, default: Any, path: Path, kind: type) -> Any:
     value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
-        raise InputError(f"{path}: {key} must be a number: got {value!r}")
+    if type(value) not in (int, kind) or not abs(value) < 1e9:  # NaN is not, either
+        raise InputError(f"{path}: {key} must be a number below 1e9: got {str(value)[:40]}")
     return kind(value)
 
 
-def _layers(value: Any) -> tuple[int, ...]:
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+def _switch(values: Mapping[str, Any], key: str, path: Path) -> bool:
+    value = values.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {key} must be true or false: got {value!r}")
+    return value

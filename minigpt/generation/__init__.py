@@ -1,6 +1,7 @@
 """Answers: from prompts to new tokens, for one user or many.
 
-May import families, weights, tokenization, tokenizer, storage and errors. In reading order:
+May import errors, console, storage, devices, tokenization, tokenizer, data, families and weights. In reading
+order:
 
     options.py               what a caller may ask of generation, checked
     sampling.py              from scores to a token: temperature, top-k, top-p, ...
@@ -16,6 +17,7 @@ May import families, weights, tokenization, tokenizer, storage and errors. In re
     beam_search.py           sequences that fork
     speculative_decoding.py  guesses, several tokens a step
     api.py                   generate, stream, answer_questions, generate_ids, generate_output
+    loading.py               model, tokenizer and assistant, loaded to answer
     generation_config.py     what a model's folder says about its use
     conversation.py          a conversation, and questions in the format of the model
     slash_commands.py        the commands of a conversation: /temperature, /why, ...

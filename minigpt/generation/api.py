@@ -6,7 +6,7 @@
     generate_ids(model, prompts, options, eos_token_id=tokenizer.sep_token_id)  # the ids themselves
     generate_output(model, prompts, options, eos_token_id=...)              # with scores, hidden states, ...
 
-Each makes sequences and lets minigpt.generation.loop decode them. Other packages load models and questions.
+Each makes sequences and lets minigpt.generation.loop decode them. No model is loaded here.
 """
 
 import dataclasses
@@ -327,14 +327,17 @@ def stream_ids(
     (sequence,) = _sequences(
         model, [prompt], options, eos_of(tokenizer), tokenizer, assistant_model=assistant_model
     )
-    return _pieces(model, tokenizer, sequence, [] if taken is None else taken)
+    steps = decode(model, [sequence], 1)
+    return _pieces(steps, tokenizer, sequence, [] if taken is None else taken)
 
 
 def _pieces(
-    model: LanguageModel, tokenizer: TextTokenizer, sequence: Sequence, taken: list[int]
+    steps: Generator[list[Sequence], None, None],
+    tokenizer: TextTokenizer,
+    sequence: Sequence,
+    taken: list[int],
 ) -> Generator[str, None, StopReason]:
-    text = IncrementalDetokenizer(tokenizer.decode, sequence.request.options.stops)
-    steps, n_shown = decode(model, [sequence], 1), 0
+    text, n_shown = IncrementalDetokenizer(tokenizer.decode, sequence.request.options.stops), 0
     try:
         for _ in steps:
             taken += sequence.chosen[n_shown:]

@@ -100,9 +100,7 @@ class BeamSearch:
             beam.context, beam.context_embeds, beam.ids, beam.constraint = states[parent]
             beam.context, beam.ids = list(beam.context), list(beam.ids)
             beam.ids.append(ids[-1])
-            beam.context.append(ids[-1])
-            if beam.constraint is not None:
-                beam.constraint = beam.constraint.after(ids[-1])
+            beam.follow(ids[-1])
         return beams
 
     def _end(self, beams: list[Sequence], problem: str | None = None) -> list[Sequence]:
@@ -112,8 +110,10 @@ class BeamSearch:
                 f"beam search found {found} sequences, num_return_sequences={count}: the options forbid too "
                 "many tokens"
             )
+        reason = InputError(problem) if problem else None
+        error = next((beam.error for beam in beams if beam.error), reason)
         for beam in beams:
-            beam.stop_reason, beam.error = "length", None if problem is None else InputError(problem)
+            beam.stop_reason, beam.error = "length", error
         return []
 
     def _reason(self, ids: list[int], limit: int) -> StopReason | None:

@@ -26,10 +26,12 @@ __all__ = ["MIB", "CacheView", "KeyValueCache", "cache_bytes"]
 MIB = 2**20
 
 
-def cache_bytes(config: ModelConfig, slots: int, columns: int, dtype: torch.dtype = torch.float32) -> int:
-    """Memory that keys and values of slots * columns tokens take, in bytes."""
-    numbers = config.num_hidden_layers * slots * config.num_key_value_heads * columns * config.head_dim
-    return 2 * numbers * dtype.itemsize
+def cache_bytes(
+    config: ModelConfig, slots: int, columns: int, dtype: torch.dtype = torch.float32, layers: int = 0
+) -> int:
+    """Memory that keys and values of slots * columns tokens take, in bytes; layers=0: of all layers."""
+    numbers = slots * config.num_key_value_heads * columns * config.head_dim
+    return 2 * (layers or config.num_hidden_layers) * numbers * dtype.itemsize
 
 
 class KeyValueCache:
@@ -40,6 +42,7 @@ class KeyValueCache:
         slots: sequences at once, at most.
         max_length: tokens of a sequence, at most.
         max_cache_mib: refuse to take more than that many MiB (2**20 bytes); None: no limit.
+        keeps: False: the layers share one layer's memory, for sequences that are read anew for each token.
 
     Attributes:
         lengths: tokens that each slot holds.
@@ -56,14 +59,16 @@ class KeyValueCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         max_cache_mib: float | None = None,
+        keeps: bool = True,
     ) -> None:
-        needed = cache_bytes(config, slots, max_length, dtype)
+        self._layers = config.num_hidden_layers if keeps else 1
+        needed = cache_bytes(config, slots, max_length, dtype, self._layers)
         if max_cache_mib is not None and needed > max_cache_mib * MIB:
             raise InputError(
                 f"max_cache_mib={max_cache_mib:g} is too little: a cache of {slots} rows of {max_length} "
                 f"tokens takes {needed / MIB:.2f} MiB of keys and values; allow more, or fewer rows or tokens"
             )
-        shape = (config.num_hidden_layers, slots, config.num_key_value_heads, max_length, config.head_dim)
+        shape = (self._layers, slots, config.num_key_value_heads, max_length, config.head_dim)
         self._keys = _zeros(shape, torch.device(device), dtype)  # (L, slots, H, S_max, D)
         self._values = _zeros(shape, torch.device(device), dtype)
         self.lengths = [0] * slots
@@ -100,6 +105,10 @@ class KeyValueCache:
         """The sequence of this slot has ended."""
         assert slot not in self._free, "a slot is freed once"
         self._free.append(slot)
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot's values, too: a NaN that attention masks is a NaN in its sum all the same."""
+        self._keys[:, slot] = self._values[:, slot] = 0
 
     def length(self, slot: int) -> int:
         """Tokens that a slot holds."""
@@ -143,7 +152,7 @@ class KeyValueCache:
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """The whole memory of a layer's keys and of its values, (slots, H, S_max, D) each, used or not."""
-        return self._keys[layer], self._values[layer]
+        return self._keys[layer % self._layers], self._values[layer % self._layers]
 
     def columns(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Some columns of a slot, keys and values of all layers, as views, (L, H, end - start, D) each."""

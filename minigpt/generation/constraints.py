@@ -71,12 +71,12 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
     return start
 
 
-def allow_only(scores: Tensor, states: Sequence[State]) -> Tensor:
-    """Forbid, in each row of scores (B, V), all tokens but those that its state allows."""
-    allowed = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)
-    for row, state in enumerate(states):
-        allowed[row, torch.tensor(state.allowed(), dtype=torch.int64)] = True
-    return scores.masked_fill(~allowed.to(scores.device), -math.inf)
+def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
+    """Forbid, in each row of scores (B, V), all tokens but those allowed there."""
+    mask = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)
+    for row, ids in enumerate(allowed):
+        mask[row, torch.tensor(ids, dtype=torch.int64)] = True
+    return scores.masked_fill(~mask.to(scores.device), -math.inf)
 
 
 class _Choice:

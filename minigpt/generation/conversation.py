@@ -27,7 +27,15 @@ from minigpt.data.batches import encode_prompt
 from minigpt.data.conversation import Exchange
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
-from minigpt.generation.api import BATCH_SIZE, Answer, answer_questions, eos_of, generate_ids, stream_ids
+from minigpt.generation.api import (
+    BATCH_SIZE,
+    Answer,
+    answer_questions,
+    eos_of,
+    generate_ids,
+    prompt_ids,
+    stream_ids,
+)  # fmt: skip
 from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.output import StopReason
@@ -83,10 +91,7 @@ class Conversation:
         history: bool = False,
         assistant_model: LanguageModel | None = None,
     ) -> None:
-        if form == "chat" and (not isinstance(tokenizer, BpeTokenizer) or tokenizer.chat_template is None):
-            raise InputError("form=chat needs a model whose tokenizer has a chat_template")
-        if form == "question" and tokenizer.sep_token_id is None:
-            raise InputError("form=question needs a tokenizer with <sep>")
+        require_form(tokenizer, form)
         self.model, self.tokenizer, self.form, self.history = model, tokenizer, form, history
         self.assistant_model = assistant_model
         self.system = ""
@@ -223,19 +228,21 @@ def question_ids(
     Raises:
         InputError: if the tokenizer lacks what the form needs: a chat template, or <sep>.
     """
-    if form == "chat":
-        if not isinstance(tokenizer, BpeTokenizer):
-            raise InputError("form=chat needs a model whose tokenizer has a chat_template")
+    require_form(tokenizer, form)
+    if isinstance(tokenizer, BpeTokenizer) and form == "chat":
         from minigpt.tokenization.chat_template import encode_chat  # and Jinja: only chat models need them
 
         messages = [*before, {"role": "user", "content": text}]
         return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
-    ids = tokenizer.encode_text(text)
-    if form == "text":
-        return ids
-    if tokenizer.sep_token_id is None:
+    return tokenizer.encode_text(text) if form == "text" else prompt_ids(tokenizer, text)
+
+
+def require_form(tokenizer: AnyTokenizer, form: PromptFormat) -> None:
+    """Raise InputError if a tokenizer lacks what a prompt format needs."""
+    if form == "chat" and (not isinstance(tokenizer, BpeTokenizer) or tokenizer.chat_template is None):
+        raise InputError("form=chat needs a model whose tokenizer has a chat_template")
+    if form == "question" and tokenizer.sep_token_id is None:
         raise InputError("form=question needs a tokenizer with <sep>")
-    return [*ids, tokenizer.sep_token_id]
 
 
 @dataclass(frozen=True)

@@ -244,9 +244,9 @@ class GraphDecoder:
 
     @property
     def bytes(self) -> int:
-        """Memory of the buffers, without the cache's and what graphs take."""
-        found = [*self._values.values(), self._ids, self._lengths, self._first, self._ends, self._active]
-        return sum(tensor.nbytes for tensor in (*found, self._eos, self._samples, self._drawn, self._written))
+        """Memory of the buffers on the device, without the cache's and what graphs take."""
+        own = [one for one in vars(self).values() if isinstance(one, Tensor)]
+        return sum(tensor.nbytes for tensor in (*own, *self._values.values()))
 
     def start(self, slot: int, sequence: Sequence) -> None:
         """Let the device decode a sequence from the next burst on; the last token is not read yet."""

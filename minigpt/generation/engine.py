@@ -267,7 +267,7 @@ class Engine:
             self.statistics.tokens_read = self.loop.tokens_read
             self.statistics.tokens_reused = self.loop.tokens_reused
             for sequence in self.loop.running:
-                self.statistics.tokens_written += self._running[sequence]._update()
+                self._show(self._running[sequence])
             for sequence in ended:
                 self._leave(sequence, sequence.error or sequence.completion())
         return not self.is_idle
@@ -304,7 +304,12 @@ class Engine:
                 self.statistics.cancelled += 1
             else:
                 self.statistics.finished += 1
-        self.statistics.tokens_written += handle._update(outcome)
+        self._show(handle, outcome)
+
+    def _show(self, handle: RequestHandle, outcome: Completion | Exception | None = None) -> None:
+        # One thread adds, the one that steps: what others cancel while it waits for a row has no tokens.
+        if new := handle._update(outcome):
+            self.statistics.tokens_written += new
 
 
 class EngineThread:

@@ -48,11 +48,11 @@ def placeholders(
 
 @contextmanager
 def replaced_embeddings(model: LanguageModel, vectors: Tensor) -> Iterator[None]:
-    """Meanwhile the embedding of ids (1, S) gives these vectors (tokens, C) in the first places."""
+    """Meanwhile the embedding of ids (B, S) gives these vectors (tokens, C) in each row's first places."""
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output = output.clone()  # (1, S, C)
-        output[0, : len(vectors)] = vectors
+        output = output.clone()  # (B, S, C)
+        output[:, : len(vectors)] = vectors
         return output
 
     hook = token_embedding(model).register_forward_hook(replace)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from minigpt.families.registry import LanguageModel
     from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["Loaded", "load_to_answer", "require_model"]
+__all__ = ["Loaded", "adapter_note", "load_to_answer", "require_model"]
 
 
 class Loaded(NamedTuple):
@@ -35,6 +35,16 @@ def require_model(path: Path) -> None:
         )
 
 
+def adapter_note(model: "LanguageModel", adapter: Path) -> str:
+    """What became of the adapter that a model was loaded with, for people."""
+    from minigpt.finetuning.lora import adapter_names
+    from minigpt.weights.quantized import precision_of
+
+    if adapter_names(model):
+        return f"{adapter} stays beside the {precision_of(model)} weights: PyTorch computes it, slowly"
+    return f"{adapter} is merged into the weights"
+
+
 @remembered_signals()  # some get lost while torch is imported
 def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loaded:
     """Load with the precision, on the device and for the threads that the options name.
@@ -47,6 +57,7 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loade
     with lasting_imports():
         import torch
 
+        from minigpt.console.terminal import note
         from minigpt.devices import pick_device
         from minigpt.generation.native import dtype_to_load
         from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
@@ -57,7 +68,9 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loade
         torch.set_num_threads(options.threads)
     folder = model_folder(options.model)
     dtype = dtype_to_load(device)
-    model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
+    model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead, options.adapter)
+    if options.adapter is not None:
+        note(adapter_note(model, options.adapter))
     assistant = None
     if assistant_model is not None:
         assistant = set_precision(load_model(assistant_model, device, dtype), options.precision)

@@ -77,6 +77,7 @@ class DecodingLoop:
         self.tokens_read = self.tokens_reused = 0  # of prompts and windows
         self._n_special = 0  # running sequences that are not plain
 
+    @torch.inference_mode()  # as the steps, whatever mode the cache was made in
     def add(self, sequence: Sequence) -> None:
         """Let a sequence join; there must be a free slot."""
         sequence.slot = self.cache.allocate()
@@ -86,11 +87,15 @@ class DecodingLoop:
         self.running.append(sequence)
         self._n_special += not sequence.is_plain
 
+    @torch.inference_mode()
     def remove(self, sequence: Sequence) -> None:
-        """Free a sequence's slot."""
+        """Free a sequence's slot, and what guesses for it, which may have a cache of its own."""
+        if sequence.error is not None:
+            self.cache.clear(sequence.slot)
         self.cache.free(sequence.slot)
         self.running.remove(sequence)
         self._n_special -= not sequence.is_plain
+        sequence.speculation = None
 
     def step(self) -> list[Sequence]:
         """Decode, prefill; returns the sequences that have ended, which leave."""
@@ -172,9 +177,11 @@ class DecodingLoop:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        together = [one for one in unread if one.embeds is None and one.watcher is None]
-        alone = [[one] for one in unread if one.embeds is not None or one.watcher is not None]
-        for group in [together, *alone] if together else alone:
+        groups: dict[object, list[Sequence]] = {}  # beams have their vectors in common
+        for one in unread:
+            is_alone = one.embeds is not None or one.watcher is not None
+            groups.setdefault((one.beams or one) if is_alone else None, []).append(one)
+        for group in groups.values():
             pieces, first = [sequence.context for sequence in group], group[0]
             slots = [sequence.slot for sequence in group]
             logits = self.runner.prefill(pieces, slots, self.cache, first.context_embeds, first.watcher)
@@ -253,20 +260,27 @@ def decode(
         batch_size: sequences at once, at most, each beam being one.
 
     Raises:
-        InputError: what a sequence fails with.
+        InputError: at once, if the cache takes more than max_cache_mib; later, what a sequence fails with.
     """
     if not sequences:
-        return
+        return (ended for ended in list[list[Sequence]]())
     options, weight = sequences[0].request.options, next(model.parameters())
     context, beams = model.config.max_position_embeddings, options.num_beams
     at_once = min(len(sequences), max(1, batch_size // beams))
     # the last token of a sequence is never read: one column less
     columns = max(min(context, len(one.prompt) + one.limit) for one in sequences) - 1
     cache = KeyValueCache(
-        model.config, at_once * beams, columns, weight.device, weight.dtype, options.max_cache_mib
-    )
+        model.config, at_once * beams, columns, weight.device, weight.dtype, options.max_cache_mib,
+        options.use_cache,
+    )  # fmt: skip
+    return _steps(model, deque(sequences), cache, at_once)
+
+
+def _steps(
+    model: LanguageModel, waiting: deque[Sequence], cache: KeyValueCache, at_once: int
+) -> Generator[list[Sequence], None, None]:
     with evaluating(model):
-        loop, waiting = DecodingLoop(model, cache, context), deque(sequences)
+        loop = DecodingLoop(model, cache, model.config.max_position_embeddings)
         while waiting or loop.running:
             if waiting:
                 running = len({one.beams or one for one in loop.running})
@@ -292,7 +306,7 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 def _group(sequence: Sequence) -> object:
     """Equal for sequences whose tokens are chosen together; what processors do depends on the new tokens."""
-    return (sequence.kind, len(sequence.ids)) if sequence.request.processors else sequence.kind
+    return (sequence.kind, len(sequence.ids)) if sequence.request.options.changes_scores else sequence.kind
 
 
 def choose(
@@ -321,7 +335,7 @@ def choose(
         tokens = sampling.sample(scores, uniform).tolist()
     for row, (sequence, token, problem) in enumerate(zip(group, tokens, problems)):
         if problem is not None:
-            sequence.error = InputError(problem)
+            sequence.fail(problem)
             continue
         if sequence.recorder is not None:
             sequence.recorder.record(given[row], scores[row], token, place)
@@ -332,16 +346,22 @@ def processed(group: list[Sequence], logits: Tensor) -> Tensor:
     """Logits (n, V) of sequences of one kind, after processors and constraint."""
     request, scores = group[0].request, logits
     if request.processors:
-        new, histories = len(group[0].ids), [sequence.history() for sequence in group]
-        longest = max(map(len, histories))
-        ids = np.full((len(group), longest), NO_TOKEN, dtype=np.int64)  # (n, S)  padded on the left
-        for row, history in zip(ids, histories):
-            row[longest - len(history) :] = history
+        ids = _padded(group if request.options.changes_scores else []).to(scores.device)
         for process in request.processors:
-            scores = process(scores, torch.from_numpy(ids).to(scores.device), new)
+            scores = process(scores, ids, len(group[0].ids))
     if request.constraint is not None:
-        scores = allow_only(scores, [one.constraint for one in group if one.constraint is not None])
+        scores = allow_only(scores, [sequence.allowed() for sequence in group])
     return scores
+
+
+def _padded(group: list[Sequence]) -> Tensor:
+    """The ids of each sequence so far, padded on the left, (n, S)."""
+    histories = [sequence.history() for sequence in group]
+    longest = max(map(len, histories), default=0)
+    ids = np.full((len(group), longest), NO_TOKEN, dtype=np.int64)
+    for row, history in zip(ids, histories):
+        row[longest - len(history) :] = history
+    return torch.from_numpy(ids)
 
 
 def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = None) -> list[str | None]:

@@ -47,7 +47,7 @@ class TorchRunner:
         Several slots must hold equally many tokens: their pieces are one batch, padded on the right.
 
         Args:
-            embeds: (tokens, C), vectors in place of the first tokens, of the only piece.
+            embeds: (tokens, C), vectors in place of the first tokens of every piece.
             recorder: gets hidden states and attentions, of the only piece.
         """
         counts = [len(piece) for piece in pieces]

@@ -270,11 +270,11 @@ class NativeRunner:
         """Scratch memory for n tokens, and the list of operations, which names it."""
         self._n = n
         self._tokens = (_Token * n)()
-        self._workspace: Tensor = torch.empty(0, dtype=torch.uint8)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
         self._sizes, self._numbers, self._logits, self._n_logits, self._found = (), (), None, 0, None
         self._cache: KeyValueCache | None = None
         self._list = OperationList(n)
-        family = BY_CONFIG[type(self._model.config)]
+        family = BY_CONFIG[type(self._model.config)]  # no call: what an answer enters is kept short
         family.list_operations(self._list, self._model)
         self._rotary_table = family.rotary_table
         operations = self._list.operations

@@ -9,6 +9,7 @@ sampling draws from what the model says; `max_new_tokens` is up to 128 where the
 included; `max_matching_ngram_size` is 3 (theirs 2), and `num_assistant_tokens` 4 (theirs 20).
 """
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class GenerationOptions:
     num_assistant_tokens: int = 4
     """with assistant_model: guesses at a time"""
     use_cache: bool = True
-    """keep the keys and values of earlier tokens; without, all is computed anew for each token"""
+    """keep the keys and values of earlier tokens; without, all is computed anew, in one layer's memory"""
     max_cache_mib: float | None = None
     """refuse to start where keys and values of one batch take more MiB; left out: no limit"""
 
@@ -238,10 +239,11 @@ class GenerationOptions:
     def _constraints(self) -> list[str]:
         return [name for name in _CONSTRAINTS if getattr(self, name) not in (None, (), [])]
 
-    @property
+    @functools.cached_property
     def changes_scores(self) -> bool:
         """Is there an option that changes scores by the text so far, or by the token?"""
-        return any(getattr(self, name) != getattr(GenerationOptions, name) for name in _PROCESSORS)
+        # an empty list or dictionary asks for nothing, as None does
+        return any((getattr(self, name) or None) != (off or None) for name, off in _PROCESSORS.items())
 
     @property
     def reports(self) -> list[str]:
@@ -282,10 +284,13 @@ class GenerationOptions:
 
 
 _CONSTRAINTS = ("choices", "regex", "json_schema")
-_PROCESSORS = (  # what minigpt.generation.logits_processors are made of
-    "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty",
-    "logit_bias", "bad_words_ids",
-)  # fmt: skip
+_PROCESSORS = {  # what minigpt.generation.logits_processors are made of -> what asks for nothing
+    name: getattr(GenerationOptions, name)
+    for name in (
+        *("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty"),
+        *("frequency_penalty", "logit_bias", "bad_words_ids"),
+    )
+}
 _REPORTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
 _SWITCHES = ("do_sample", "use_cache", *_REPORTS)
 # Two options that exclude each other -> why. docs/sampling.md has the same table.

@@ -238,9 +238,29 @@ class Sequence(StopChecker):
         """Take the next token."""
         super().push(token)
         if self.stop_reason is None:
-            self.context.append(token)
-            if self.constraint is not None:
+            self.follow(token)
+
+    def follow(self, token: int) -> None:
+        """Put a token behind the context and the constraint. What the constraint raises is the error."""
+        self.context.append(token)
+        if self.constraint is not None:
+            try:
                 self.constraint = self.constraint.after(token)
+            except InputError as error:
+                self.error = error
+
+    def allowed(self) -> Ids[int]:
+        """The ids that the constraint allows next; none where it raises an error, which is the sequence's."""
+        assert self.constraint is not None, "something says what is allowed"
+        try:
+            return self.constraint.allowed()
+        except InputError as error:
+            self.error = error
+            return []
+
+    def fail(self, problem: str) -> None:
+        """No token can follow. An error that it has already says more."""
+        self.error = self.error or InputError(problem)
 
     def history(self) -> npt.NDArray[np.int64]:
         """Prompt and new ids, (S,), to be used before the next call; a prompt of vectors has no ids."""

@@ -16,6 +16,7 @@ follows there. The tokens are distributed as without guesses:
 Letters in shapes: k guesses, V entries of the vocabulary.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +29,8 @@ from minigpt.families.registry import LanguageModel
 from minigpt.generation import sampling
 from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.loop import choose, filtered, problems_of, processed
-from minigpt.generation.native import runner_for
+from minigpt.generation.model_runner import TorchRunner
+from minigpt.generation.native import NativeRunner, runner_for
 from minigpt.generation.options import GenerationOptions, refuse_pair
 from minigpt.generation.sequence import Sequence
 
@@ -111,7 +113,7 @@ class Speculation:
         given = logits[place : place + 1]
         scores = processed([sequence], given)
         if problem := problems_of(given, scores)[0]:
-            sequence.error = InputError(problem)
+            sequence.fail(problem)
             return None
         if self._judge is None:
             self._judge = np.random.default_rng([*sequence.seed, 0, 2])
@@ -170,10 +172,13 @@ class ModelDrafter:
 
     def __init__(self, assistant_model: LanguageModel) -> None:
         self._model = assistant_model
-        self._runner = runner_for(assistant_model.eval())
         self._cache: KeyValueCache | None = None
         self._read: list[int] = []  # what the cache holds
         self._random: np.random.Generator | None = None
+
+    @functools.cached_property
+    def _runner(self) -> NativeRunner | TorchRunner:
+        return runner_for(self._model.eval())
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
         """The model's own next tokens; none beyond what it can read."""

@@ -63,10 +63,10 @@ class AdapterFiles(ModelFiles):
         self, model: LanguageModel, tokenizer: AnyTokenizer, in_background: bool
     ) -> Callable[[Path], None]:
         """See `ModelFiles`."""
-        tensors = {name: t.detach().clone() for name, t in adapter_tensors(model, self._config).items()}
+        tensors = {name: t.detach().clone() for name, t in adapter_tensors(model).items()}
 
         def write(folder: Path) -> None:
-            save_adapter(model, self._config, folder, str(self._base), tensors)
+            save_adapter(model, self._config, folder, str(self._base), tensors=tensors)
             save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
 
         return write
@@ -75,7 +75,7 @@ class AdapterFiles(ModelFiles):
         """See `ModelFiles`. The frozen weights stay."""
         saved = TensorFile(folder / ADAPTER_MODEL)
         with torch.no_grad():
-            for name, tensor in adapter_tensors(model, self._config).items():
+            for name, tensor in adapter_tensors(model).items():
                 tensor.copy_(saved[name])
 
 

@@ -360,7 +360,7 @@ def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> An
 
 
 def named_tokenizer(name: str) -> AnyTokenizer:
-    """Load the tokenizer of --tokenizer: a vocab.json, a model's folder, or a folder with a tokenizer alone."""
+    """Load the tokenizer of --tokenizer: a vocab.json, a model folder, or a folder with a tokenizer alone."""
     path = Path(name)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
         return BpeTokenizer.from_folder(path)  # vocab and merges files as OpenAI and Qwen publish them

@@ -10,7 +10,7 @@ Nothing is downloaded. Training state belongs to `minigpt.training`, the manifes
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +23,8 @@ from minigpt.errors import InputError
 from minigpt.families.checks import MAX_LAYERS
 from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
 from minigpt.families.strict_loading import cast
+from minigpt.finetuning.adapters import advice, is_adapter, load_adapter
+from minigpt.finetuning.lora import adapter_names, merge_and_unload, set_adapter
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 AnyTokenizer: TypeAlias = Tokenizer | BpeTokenizer
+Adapters: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -55,6 +58,7 @@ def load_model(
     path: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["stored"] | None = None,
+    adapter: Adapters | None = None,
 ) -> LanguageModel:
     """Load the model of a folder, in eval mode.
 
@@ -66,11 +70,14 @@ def load_model(
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
             bfloat16). "stored": float16 or bfloat16 if all weights are stored in it, otherwise float32.
+        adapter: PEFT adapter folder. It is merged into the weights; int8 and int4 weights stay, and it is
+            computed beside them. Of several adapters (a list, whose names are the folders', or name ->
+            folder) all stay beside the weights, and the first one is active. See minigpt.finetuning.lora.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
     """
-    return _model_reader(model_folder(path), device, dtype)()
+    return _adapted(_model_reader(model_folder(path), device, dtype)(), adapter)
 
 
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
@@ -82,7 +89,10 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     Raises:
         InputError: if a file is missing or wrong; the message names it.
     """
-    return Tokenizer(path) if Path(path).is_file() else _read_tokenizer(model_folder(path))
+    path = Path(path)
+    if path.is_file():
+        return Tokenizer(path)
+    return _read_tokenizer(path if is_adapter(path) else model_folder(path))  # an adapter may have one, too
 
 
 def load_model_and_tokenizer(
@@ -90,6 +100,7 @@ def load_model_and_tokenizer(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | Literal["stored"] | None = None,
     ahead: ReadAhead | None = None,
+    adapter: Adapters | None = None,
 ) -> tuple[LanguageModel, AnyTokenizer]:
     """Load model and tokenizer of a folder, and check that they belong together.
 
@@ -99,6 +110,7 @@ def load_model_and_tokenizer(
         dtype: as in `load_model`.
         ahead: a ReadAhead of the same folder that has been started. If the dtype does not change, the model
             uses its memory. Otherwise the file and the model may both be in memory for a moment.
+        adapter: as in `load_model`.
 
     Raises:
         InputError: as `load_model`; also if model and tokenizer have different vocabulary sizes. (With
@@ -112,7 +124,23 @@ def load_model_and_tokenizer(
         model = read_model()  # an error of the model is raised before one of the tokenizer
         tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
-    return model, tokenizer
+    return _adapted(model, adapter), tokenizer
+
+
+def _adapted(model: LanguageModel, adapter: Adapters | None) -> LanguageModel:
+    if isinstance(adapter, str | Path):
+        is_quantised = not isinstance(model.lm_head, nn.Linear)
+        load_adapter(model, Path(adapter))
+        return model if is_quantised else merge_and_unload(model)
+    if isinstance(adapter, Mapping):
+        several = list(adapter.items())
+    else:
+        several = [(Path(one).name, one) for one in adapter or ()]
+    for name, folder in several:
+        load_adapter(model, Path(folder), name)
+    if several:
+        set_adapter(model, several[0][0])
+    return model
 
 
 def load_weights(model: LanguageModel, path: str | Path) -> None:
@@ -162,6 +190,8 @@ def save_pretrained(
         written.
     """
     folder = Path(directory)
+    if adapter_names(model):
+        raise InputError("the model has adapters beside its weights: merge_and_unload them, or save_adapter")
     if not isinstance(model.lm_head, nn.Linear):
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
@@ -245,6 +275,8 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give the directory with {CONFIG} and {WEIGHTS}")
     folder = folder_of_weights(folder)
+    if is_adapter(folder):
+        raise InputError(advice(folder))
     if verify and (folder / MANIFEST).exists():
         verify_manifest(folder)
     return folder
@@ -260,7 +292,10 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def _read_config(folder: Path) -> ModelConfig:
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    return _config_of(folder, read_json(folder / CONFIG, missing=f"{folder} is not a model directory"))
+
+
+def _config_of(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
     try:
         config: ModelConfig = family_of_json(content).config_from_hugging_face(content)
         return config
@@ -301,7 +336,7 @@ def _model_reader(
         if dtype not in (None, "stored"):
             raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")
         return lambda: read_quantized(folder, content).to(device)
-    config = _read_config(folder)
+    config = _config_of(folder, content)
     family = family_of(config)
     made: LanguageModel | None = None
     if config.num_hidden_layers <= MAX_LAYERS:  # for more, _read_weights raises an error first

@@ -51,11 +51,11 @@ def quantized_config(config: Mapping[str, Any], precision: str) -> dict[str, Any
 
 def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
     """Return the tensors of an int8 or int4 model on a CPU as the file stores them, with the file's names."""
-    state = model.state_dict()
+    state, precision = model.state_dict(), precision_of(model)
     written = {}
     for entry in _entries(model.config, state):
         tensor = state[entry.ours]
-        if precision_of(model) == "int8" and tensor.is_floating_point():
+        if precision == "int8" and tensor.is_floating_point():
             tensor = tensor.float()  # an embedding that was loaded in 16 bits
         if tensor.dim() == 1 and entry.ours.endswith(".scale"):
             tensor = tensor[:, None]  # (N, 1)

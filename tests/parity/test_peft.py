@@ -1,6 +1,7 @@
 """LoRA, rsLoRA and DoRA against PEFT: outputs, gradients, three steps, and folders in both directions."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,33 @@ from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.adapters import adapter_tensors, load_adapter, save_adapter
-from minigpt.finetuning.lora import LoraConfig, apply_lora, lora_layers, merge_and_unload, module_names
+from minigpt.finetuning.lora import (
+    LoraConfig,
+    adapter_names,
+    add_weighted_adapter,
+    apply_lora,
+    disable_adapter,
+    lora_layers,
+    merge_and_unload,
+    module_names,
+    set_adapter,
+)
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.storage.files import verify_manifest
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from tests.commands import RunCommand
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.filterwarnings(  # of what PEFT asks transformers
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-)
+pytestmark = [
+    # of what PEFT asks transformers
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    # what an adapter of lm_head or the embedding leads to is tested here
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
+]
 CHARACTERS = Tokenizer.from_word2id(build_vocabulary(["天地玄黄宇宙洪荒日月盈昃"]))
 V = CHARACTERS.get_vocab_size()
 MODELS: dict[str, Callable[[], LanguageModel]] = {
@@ -39,6 +57,8 @@ CONFIGS = {
     "rslora": LoraConfig(r=3, lora_alpha=7, use_rslora=True),
     "dora": LoraConfig(r=3, lora_alpha=7, use_dora=True),
     "one block": LoraConfig(r=2, lora_alpha=4, layers_to_transform=(1,)),
+    "whole head": LoraConfig(r=2, lora_alpha=4, modules_to_save=("lm_head",)),
+    "head": LoraConfig(r=2, lora_alpha=4, target_modules=r"lm_head|.*\.0\..*(c_attn|q_proj)"),
 }
 
 
@@ -102,12 +122,13 @@ def test_outputs_gradients_and_three_steps(folder: Path, name: str, dtype: torch
     ours = minigpt.load_model(folder).to(dtype)
     apply_lora(ours, config)
     theirs = theirs_of(folder, config, dtype)
-    own = randomised(adapter_tensors(ours, config))
+    own = randomised(adapter_tensors(ours))
     named = {
         key.replace(".default", ""): value for key, value in theirs.named_parameters() if value.requires_grad
     }
     named = {
-        key.removesuffix(".weight") if "magnitude" in key else key: value for key, value in named.items()
+        (key.removesuffix(".weight") if "magnitude" in key else key).replace("modules_to_save.", ""): value
+        for key, value in named.items()
     }
     assert own.keys() == named.keys()
     with torch.no_grad():
@@ -138,21 +159,173 @@ def test_folders_in_both_directions(folder: Path, name: str, tmp_path: Path) -> 
     config, given = CONFIGS[name], next(ids())
     ours = minigpt.load_model(folder)
     apply_lora(ours, config)
-    randomised(adapter_tensors(ours, config))
+    randomised(adapter_tensors(ours))
     save_adapter(ours, config, tmp_path / "ours", base=str(folder))
     base = transformers.AutoModelForCausalLM.from_pretrained(folder)
     read = peft.PeftModel.from_pretrained(base, tmp_path / "ours")
     expected = ours(given)
     assert (read(given).logits - expected).abs().max() < 1e-5
     read.save_pretrained(tmp_path / "theirs")
-    again = minigpt.load_model(folder)
+    again, plain = minigpt.load_model(folder), minigpt.load_model(folder)(given)
     assert load_adapter(again, tmp_path / "theirs").r == config.r
+    assert torch.equal(again(given), expected)
+    with disable_adapter(again), read.disable_adapter():
+        assert torch.equal(again(given), plain)
+        assert (read(given).logits - plain).abs().max() < 1e-5
     assert torch.equal(again(given), expected)
     merged = merge_and_unload(again)
     assert not list(lora_layers(merged))
     assert (merged(given) - expected).abs().max() < 1e-5
+    assert torch.equal(minigpt.load_model(folder, adapter=tmp_path / "theirs")(given), merged(given))
+    if "head" in name and isinstance(merged, GPTLMHeadModel):  # its folders have one matrix for both
+        with pytest.raises(InputError, match=r"a gpt2 folder cannot hold lm_head\.weight: "):
+            minigpt.save_pretrained(merged, tmp_path / "merged", CHARACTERS)
+        return
     minigpt.save_pretrained(merged, tmp_path / "merged", CHARACTERS)
     assert torch.equal(minigpt.load_model(tmp_path / "merged")(given), merged(given))
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("gpt2", {"target_modules": ("attn.c_proj",), "modules_to_save": ("mlp.c_fc", "wte", "ln_f")}),
+        ("gpt2", {"target_modules": ("transformer.h.1.mlp.c_fc",), "modules_to_save": ("h.0.mlp",)}),
+        (
+            "qwen3",
+            {"target_modules": ("self_attn.q_proj",), "modules_to_save": ("embed_tokens", "model.norm")},
+        ),
+        ("qwen3-untied", {"target_modules": ("lm_head", "v_proj"), "layers_to_transform": ()}),
+    ],
+)
+@torch.no_grad()
+def test_names_of_modules_mean_what_they_mean_in_peft(
+    family: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    model, config, given = MODELS[family](), LoraConfig(r=2, **values), next(ids())
+    minigpt.save_pretrained(model.eval(), tmp_path / "base", CHARACTERS)
+    theirs = theirs_of(tmp_path / "base", config, torch.float32)
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.eval().save_pretrained(tmp_path / "theirs")
+    expected = theirs(given).logits
+    load_adapter(model, tmp_path / "theirs")
+    assert (model(given) - expected).abs().max() < 1e-5
+    save_adapter(model, config, tmp_path / "ours", base=str(tmp_path / "base"))
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    read = peft.PeftModel.from_pretrained(base, tmp_path / "ours")
+    assert (read(given).logits - expected).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_several_adapters_switched_added_and_weighted(folder: Path, tmp_path: Path) -> None:
+    given, parts = next(ids()), {"a": tmp_path / "a", "b.1": tmp_path / "b.1"}
+    for number, part in enumerate(parts.values()):
+        config = LoraConfig(r=3, lora_alpha=5 + number, use_rslora=number == 1)
+        model = minigpt.load_model(folder)
+        apply_lora(model, config)
+        for tensor in adapter_tensors(model).values():
+            tensor.copy_(torch.randn(tensor.shape) * 0.2)
+        save_adapter(model, config, part, base=str(folder))
+    ours = minigpt.load_model(folder, adapter=list(parts.values()))
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs = peft.PeftModel.from_pretrained(base, parts["a"], adapter_name="a")
+    theirs.load_adapter(parts["b.1"], adapter_name="b_1")
+    assert adapter_names(ours) == {"a": True, "b.1": False}
+
+    def agree() -> None:
+        assert (ours(given) - theirs(given).logits).abs().max() < 1e-5
+
+    agree()
+    seen = [ours(given)]
+    set_adapter(ours, "b.1")
+    theirs.set_adapter("b_1")
+    agree()
+    seen.append(ours(given))
+    set_adapter(ours, ["a", "b.1"])
+    theirs.base_model.set_adapter(["a", "b_1"])
+    agree()
+    seen.append(ours(given))
+    with disable_adapter(ours), theirs.disable_adapter():
+        agree()
+    agree()
+    theirs.add_weighted_adapter(["a", "b_1"], [0.7, -0.4], "both", combination_type="linear")
+    theirs.set_adapter("both")
+    made = add_weighted_adapter(ours, ["a", "b.1"], [0.7, -0.4], "both")
+    agree()
+    seen.append(ours(given))
+    assert min(float((x - y).abs().max()) for n, x in enumerate(seen) for y in seen[:n]) > 1e-3
+    save_adapter(ours, made, tmp_path / "both", base=str(folder), adapter="both")
+    assert (minigpt.load_model(folder, adapter=tmp_path / "both")(given) - seen[-1]).abs().max() < 1e-5
+    add_weighted_adapter(ours, ["b.1"], [1.0], "same")
+    assert (ours(given) - seen[1]).abs().max() < 1e-5
+    set_adapter(ours, ["a", "b.1"])
+    assert (merge_and_unload(ours)(given) - seen[2]).abs().max() < 1e-5
+    assert adapter_names(ours) == {}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "qwen3-untied"])
+@pytest.mark.parametrize("name", ["lora", "dora"])
+@torch.no_grad()
+def test_a_merged_folder_is_one_that_transformers_runs(
+    family: str, name: str, tmp_path: Path, run_command: RunCommand
+) -> None:
+    torch.manual_seed(5)
+    minigpt.save_pretrained(MODELS[family](), tmp_path / "base", CHARACTERS)
+    theirs, given = theirs_of(tmp_path / "base", CONFIGS[name], torch.float32).eval(), next(ids())
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.save_pretrained(tmp_path / "adapter")
+    arguments = (
+        "--model",
+        tmp_path / "base",
+        "--adapter",
+        tmp_path / "adapter",
+        "--output",
+        tmp_path / "merged",
+    )
+    done = run_command("merge", *arguments)
+    assert (done.code, done.err) == (0, "")
+    verify_manifest(tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert (merged(given).logits - theirs(given).logits).abs().max() < 1e-5
+    assert (minigpt.load_model(tmp_path / "merged")(given) - theirs(given).logits).abs().max() < 1e-5
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.encode("天地", add_special_tokens=False) == CHARACTERS.encode_text("天地")
+    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        before, after = (json.loads((tmp_path / each / file).read_bytes()) for each in ("base", "merged"))
+        assert after == before
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@torch.no_grad()
+def test_beside_quantised_weights_an_adapter_adds_what_it_adds_in_peft(
+    precision: Any, tmp_path: Path, run_command: RunCommand
+) -> None:
+    torch.manual_seed(5)
+    minigpt.save_pretrained(MODELS["qwen3"](), tmp_path / "base", CHARACTERS)
+    config, given = LoraConfig(r=3, lora_alpha=7, target_modules=QWEN3), next(ids())
+    theirs = theirs_of(tmp_path / "base", config, torch.float32).eval()
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.save_pretrained(tmp_path / "adapter")
+    given_flags = ("--model", tmp_path / "base", "--output", tmp_path / "small", "--precision", precision)
+    assert run_command("quantize", *given_flags).code == 0
+    model = minigpt.load_model(tmp_path / "small", adapter=tmp_path / "adapter")
+    assert adapter_names(model) == {"default": True}
+    inputs = torch.randn(2, 5, 24)
+    for name, layer in lora_layers(model):
+        x = inputs if layer.in_features == 24 else torch.randn(2, 5, layer.in_features)
+        peer = theirs.base_model.model.get_submodule(name)
+        added = peer.lora_B["default"](peer.lora_A["default"](x)) * peer.scaling["default"]
+        torch.testing.assert_close(layer(x), layer.linear(x) + added, rtol=1e-6, atol=1e-6)
+    assert (model(given) - minigpt.load_model(tmp_path / "small")(given)).abs().max() > 1e-3
+    with disable_adapter(model):
+        assert torch.equal(model(given), minigpt.load_model(tmp_path / "small")(given))
+    with pytest.raises(InputError, match="quantised weights cannot take up an adapter"):
+        merge_and_unload(model)
 
 
 @torch.no_grad()
@@ -175,7 +348,7 @@ def test_at_the_start_nothing_is_changed_and_the_base_is_frozen(folder: Path) ->
         ({"target_modules": "("}, "no regular expression"),
         ({"target_modules": "nothing"}, "chooses no layer"),
         ({"layers_to_transform": (2,)}, "the model has 0 to 1"),
-        ({"modules_to_save": ("head",)}, "unknown module in modules_to_save 'head'"),
+        ({"modules_to_save": ("hood",)}, "unknown module in modules_to_save 'hood'"),
     ],
 )
 def test_bad_configurations(values: dict[str, Any], message: str) -> None:
@@ -198,17 +371,39 @@ def test_an_adapter_of_another_model_or_kind_is_refused(tmp_path: Path) -> None:
     for old, new, message in (
         ('"LORA"', '"IA3"', "only LORA is known"),
         ('"bias": "none"', '"bias": "all"', "bias='all' is not known here"),
-        ('"r": 8', '"r": 4', "does not fit the model"),
-        ('"r": 8', '"r": "x"', "r must be a number"),
+        ('"r": 8', '"r": 4', r"says r=4, but adapter_model\.safetensors has another rank: .* is \(8, "),
+        ('"r": 8', '"r": "x"', "r must be a number below 1e9: got x"),
+        ('"r": 8', f'"r": {10**30}', "r must be a number below 1e9: got 1"),
+        ('"lora_alpha": 8', '"lora_alpha": NaN', "lora_alpha must be a number"),
+        ('"layers_to_transform": null', '"layers_to_transform": "0"', "must be numbers of blocks: got"),
+        ('"layers_to_transform": null', '"layers_to_transform": [true]', "must be numbers of blocks: got"),
+        ('"modules_to_save": null', '"modules_to_save": "lm_head"', "must be a list of names: got 'lm_head'"),
+        ('"use_dora": false', '"use_dora": "no"', "use_dora must be true or false: got 'no'"),
+        ('"bias": "none"', '"kasa_config": {"r": 2}', "kasa_config={'r': 2} is not known here"),
+        *(
+            ('"init_lora_weights": true', f'"init_lora_weights": "{kind}"', "changes the model's own weights")
+            for kind in ("pissa", "pissa_niter_4", "OLoRA", "corda", "loftq", "lora_ga", "something new")
+        ),
     ):
+        assert old in text
         (tmp_path / "adapter_config.json").write_text(text.replace(old, new), encoding="utf-8")
-        with pytest.raises(InputError, match=message):
-            load_adapter(MODELS["qwen3"](), tmp_path)
+        whole = MODELS["qwen3"]()
+        with pytest.raises(InputError, match=message) as error:
+            load_adapter(whole, tmp_path)
+        assert "\n" not in str(error.value)
+        assert not list(lora_layers(whole))
+        assert all(parameter.requires_grad for parameter in whole.parameters())
+    for kind in ("false", '"gaussian"', '"eva"', '"orthogonal"', '"mica"'):  # they are drawn otherwise, only
+        new = text.replace('"init_lora_weights": true', f'"init_lora_weights": {kind}')
+        (tmp_path / "adapter_config.json").write_text(new, encoding="utf-8")
+        load_adapter(MODELS["qwen3"](), tmp_path)
     (tmp_path / "adapter_config.json").write_text(text, encoding="utf-8")
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="does not exist"):
         load_adapter(MODELS["qwen3"](), tmp_path)
     with pytest.raises(InputError, match="no adapter's folder"):
+        load_adapter(MODELS["qwen3"](), tmp_path.parent)
+    with pytest.raises(InputError, match=r"nowhere does not exist: give a folder with adapter_config\.json"):
         load_adapter(MODELS["qwen3"](), tmp_path / "nowhere")
 
 

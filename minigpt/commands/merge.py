@@ -1,0 +1,60 @@
+"""Merge an adapter into the weights of its model: a plain Hugging Face folder, which every program reads.
+
+    minigpt merge --model gpt2 --adapter output/lora --output output/merged
+    minigpt generate --model output/merged --question 四川省的省会是哪里？
+
+The adapter is PEFT's (LoRA, rsLoRA, DoRA). The new folder has the model's tokenizer and settings, and weights
+of the same precision. `minigpt generate --model gpt2 --adapter output/lora` merges in memory instead.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt.console import command_line
+from minigpt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.CommandOptions):
+    """Merge an adapter into the weights of its model."""
+
+    model: Path = Path("output/best")
+    """checkpoint folder that the adapter was trained on"""
+    adapter: Path
+    """adapter folder, as `minigpt finetune` or PEFT writes it"""
+    output: Path
+    """the new folder; must not exist yet, or be empty"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Read, merge, write."""
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise InputError(f"{options.output} exists and is not empty: choose another folder with --output")
+    from minigpt.finetuning.adapters import adapter_folder, load_adapter
+    from minigpt.finetuning.lora import lora_layers, merge_and_unload
+    from minigpt.storage.json_files import read_json
+    from minigpt.weights.derived_folders import write_derived
+    from minigpt.weights.pretrained import load_model, model_folder, save_pretrained
+    from minigpt.weights.quantized_folders import is_quantized
+
+    folder, adapter = model_folder(options.model), adapter_folder(options.adapter)
+    config = read_json(folder / "config.json")
+    if is_quantized(config):
+        raise InputError(f"{folder} is quantised: give the folder that it was made from")
+    model = load_model(folder, dtype="stored")
+    r = load_adapter(model, adapter).r
+    layers = sum(1 for _ in lora_layers(model))
+    merge_and_unload(model)
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    config = {key: value for key, value in config.items() if key != "torch_dtype"}  # the key's older name
+    config |= {"dtype": dtype}
+    if "tie_word_embeddings" in config:  # an adapter of a tied lm_head unties it
+        config["tie_word_embeddings"] = getattr(model.config, "tie_word_embeddings", True)
+    write_derived(folder, options.output, config, lambda goal: save_pretrained(model, goal))
+    print(f"{options.output}: {adapter} (rank {r}, {layers} layers) merged into {folder}, in {dtype}")
+    return {"output": options.output, "rank": r, "layers": layers, "dtype": dtype}
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

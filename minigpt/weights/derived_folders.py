@@ -1,0 +1,43 @@
+"""Model folders made from another one: other weights, the same tokenizer and settings of generation."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt.storage.files import atomic_folder
+
+__all__ = ["write_derived"]
+
+# What a model's folder has besides its weights and config.json; what only training needs is not copied.
+_COPIED = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "encoder.json", "vocab.bpe"),
+)
+
+
+def write_derived(
+    source: Path, goal: Path, config: Mapping[str, Any], write: Callable[[Path], object]
+) -> None:
+    """Make a folder, whole and with a manifest, or leave nothing behind.
+
+    Args:
+        source: the model's folder, whose tokenizer and generation_config.json are copied.
+        goal: the new folder; it may be there, if it is empty.
+        config: the content of config.json.
+        write: writes the weights into the folder that it is given.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+
+    def fill(folder: Path) -> None:
+        write(folder)
+        for name in _COPIED:
+            if (source / name).exists():
+                shutil.copyfile(source / name, folder / name)
+        text = json.dumps(config, ensure_ascii=False, indent=2)
+        (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
+
+    atomic_folder(goal, fill, goal.rmdir if goal.is_dir() else None)
