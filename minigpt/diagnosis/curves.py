@@ -25,9 +25,9 @@ from minigpt.training.config import PER_CALL, RECIPES
 
 __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]
 
-# Another seed or machine gives slightly other losses. More than 15 % and 0.02 nats has another cause.
+# Another seed or machine gives slightly different losses. More than 15 % and 0.02 nats has another cause.
 BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
-# If a run is 1.25 times longer than the reference, its learning rate falls later, so it is behind half way.
+# Runs are not compared half way if one is 1.25 times longer, because its learning rate falls later.
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
@@ -47,8 +47,8 @@ class Curve:
     recipe: str
     fingerprints: dict[str, str]
     settings: dict[str, Any]
-    tokens: int  # number of tokens of the whole run
-    val: list[tuple[float, float]]  # (tokens seen, validation loss), in order
+    tokens: int  # number of tokens that the whole run trains on
+    val: list[tuple[float, float]]  # (tokens seen, validation loss) of each evaluation, in order
 
     def loss_at(self, tokens: float) -> float:
         """Return the validation loss after a number of tokens, interpolated between two evaluations.
@@ -105,7 +105,8 @@ def save_curve(record: RunRecord, path: Path) -> int:
     for point in points:
         point["share"] = round(point["step"] / total, 6)
         point["tokens"] = round(point["step"] * per_step)
-    points.sort(key=lambda point: point["step"])  # the sort is stable: at equal steps training comes first
+    # sort is stable: at equal steps, training points stay before validation points
+    points.sort(key=lambda point: point["step"])
     lines = [json.dumps(line, ensure_ascii=False) for line in (head, *points)]
     atomic_write(path, "".join(f"{line}\n" for line in lines))
     return len(points)
@@ -153,7 +154,7 @@ def compare_with_recipe(record: RunRecord, folder: Path = RECIPES / "curves") ->
 
 def compare(record: RunRecord, curve: Curve) -> Finding:
     """Compare a run's validation loss with a curve, after the same number of tokens."""
-    if not record.fingerprints:  # without a checkpoint, the run's data is unknown
+    if not record.fingerprints:  # without a checkpoint it is unknown which data the run used
         return finding("reference_too_early", steps=record.steps_done)
     if record.fingerprints != curve.fingerprints:
         return finding("reference_other_data")

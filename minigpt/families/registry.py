@@ -63,7 +63,8 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
     family = family_of(config)
     model: LanguageModel = family.model_class(config)
     if zero_projections:
-        zeros = [f".{end}" for end in family.residual_projections] + [HEAD]  # a tied lm_head is not listed
+        # a tied lm_head is not among these names
+        zeros = [f".{end}" for end in family.residual_projections] + [HEAD]
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith(tuple(zeros)):
@@ -74,7 +75,8 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
 def parameter_table(model: LanguageModel) -> list[tuple[str, int]]:
     """Return the parts of a model and their parameter counts, summed over blocks."""
     counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():  # a tied tensor is listed once, under its first name
+    # named_parameters lists a tied tensor once, under its first name
+    for name, parameter in model.named_parameters():
         part = re.sub(r"\.\d+\.", ".*.", name).removeprefix(family_of(model.config).prefix)
         part = part.rpartition(".")[0]
         counts[part] = counts.get(part, 0) + parameter.numel()

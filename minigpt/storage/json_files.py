@@ -21,7 +21,7 @@ from minigpt.errors import InputError
 
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "reading"]
 
-MAX_BYTES = 256_000_000  # ten times the largest tokenizer.json files
+MAX_BYTES = 256_000_000  # most bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
 
 

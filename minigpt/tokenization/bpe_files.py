@@ -55,7 +55,7 @@ def split_by(*expressions: str) -> dict[str, Any]:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # ByteLevel splits by GPT2_WORDS itself
+    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # ByteLevel itself splits text by GPT2_WORDS
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
 """The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
@@ -120,7 +120,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
             merges = _read_merges(folder / merges_name)
             kind = kind or layout_kind or _kind(folder, config)
             config.setdefault("tokenizer_class", _CLASSES[kind])
-            if kind == "gpt2" and "<|endoftext|>" in vocab:  # GPT-2's only special token is in no other file
+            if kind == "gpt2" and "<|endoftext|>" in vocab:  # no other file names GPT-2's only special token
                 config.setdefault("eos_token", "<|endoftext|>")
             return _assembled(folder / vocab_name, frame_of(kind), vocab, merges, config)
     raise InputError(
@@ -165,7 +165,7 @@ def _config(folder: Path) -> dict[str, Any]:
     for key, value in _optional(folder / "special_tokens_map.json").items():
         config.setdefault(key, value)
     template = folder / "chat_template.jinja"
-    if template.exists():  # as in transformers, this file has priority
+    if template.exists():  # newer models have this file; as in transformers, it has priority
         try:
             config["chat_template"] = template.read_text(encoding="utf-8")
         except ValueError as error:
@@ -233,7 +233,7 @@ def _read_whole(
     model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise InputError(f"{path} has no `model` with a `vocab`")
-    kind = model.get("type", "BPE")  # GPT-2's published file lacks this key
+    kind = model.get("type", "BPE")  # "BPE" by default, because GPT-2's published file lacks this key
     if kind != "BPE":
         raise InputError(f"{path}: its model is {kind!r}, not 'BPE': this is no byte-level tokenizer")
     if not isinstance(model.get("merges"), list):

@@ -24,7 +24,8 @@ def library_of(definition: Definition) -> Library:
     flags = ("single_word", "lstrip", "rstrip", "normalized")
     try:
         library.model = BPE(
-            vocab=plain | definition.words,  # words are included, so that they keep their ids
+            # added words are part of the vocabulary, so that they keep their ids
+            vocab=plain | definition.words,
             merges=definition.merges,
             ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
         )
@@ -50,7 +51,7 @@ def prepared(frame: dict[str, Any]) -> Library:
 def in_one_line(error: BaseException, problem: str) -> BaseException:
     """Convert an error of the library to an InputError. (A panic of the library is not an Exception.)"""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # KeyboardInterrupt and the like stay as they are
+        return error  # for example KeyboardInterrupt
     return InputError(f"{problem}: {' '.join(str(error).split())}")
 
 

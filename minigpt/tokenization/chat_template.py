@@ -145,14 +145,14 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    said = 0  # 1 inside a generation block, else 0
+    said = 0  # 1 for text inside a generation block, else 0
     id_of = {char: tokenizer.special_tokens[token] for token, char in stand_ins.items()}
     for piece in re.split(f"([{''.join(private)}])" if private else "(?!)", marked):
         if piece in id_of:
             ids.append(id_of[piece])
             mask.append(said)
             continue
-        said_at: list[int] = []  # value of `said` for each character of the piece
+        said_at: list[int] = []  # for each character of the piece: 1 inside a generation block, else 0
         for char in piece:
             if char in (begin, end):
                 said = int(char == begin)

@@ -59,7 +59,8 @@ class Contents:
     rng: dict[str, torch.Tensor]
     state: dict[str, Any]
     other_rngs: Sequence[bytes] = ()  # random states of processes 1, 2, ... as safetensors files
-    shards: Callable[[Path], None] | None = None  # FSDP: writes the optimiser's state; replaces `optimizer`
+    # with FSDP: function that writes the optimiser's state, instead of `optimizer`
+    shards: Callable[[Path], None] | None = None
 
 
 @dataclass
@@ -67,8 +68,8 @@ class Snapshot:
     """The data of a checkpoint for a resume, without the weights (they are in model.safetensors)."""
 
     folder: Path
-    optimizer: dict[str, torch.Tensor] | None  # None: the state is in shards
-    rng: dict[str, torch.Tensor]  # empty: the checkpoint's run did not have this process
+    optimizer: dict[str, torch.Tensor] | None  # None if the optimiser's state is in shards
+    rng: dict[str, torch.Tensor]  # empty if the checkpoint's run had fewer processes
     state: dict[str, Any]
 
 
@@ -122,7 +123,8 @@ def save(output: Path, contents: Contents) -> Path:
             aside.rename(folder)
         raise
     if aside.exists():
-        with contextlib.suppress(OSError):  # the save is done; the next start deletes the leftover
+        # ignore an error: the save is done, and the next start deletes the old folder
+        with contextlib.suppress(OSError):
             shutil.rmtree(aside)
             reached("old one: deleted")
     return folder
@@ -172,7 +174,7 @@ def clear_leftovers(output: Path) -> None:
         if match and path.is_dir() and not path.is_symlink():
             if (output / match[1]).exists():
                 shutil.rmtree(path)
-            else:  # the process died between the two renames
+            else:  # the process died after the first rename and before the second
                 path.rename(output / match[1])
     for path in output.glob(".*.tmp-*"):
         if _LEFTOVER.fullmatch(path.name):
@@ -201,10 +203,11 @@ def prune(output: Path, keep: int) -> None:
         going = going[next((n for n, folder in enumerate(going) if verifies(folder)), len(going) - 1) + 1 :]
     reached("pruning: begun")
     try:
-        sync_folder(output)  # first the new links, then the deletions, reach the disk
+        sync_folder(output)  # flush the new links before the old checkpoints are deleted
         for folder in going:
             doomed = output / f".{folder.name}.tmp-{os.getpid()}"
-            folder.rename(doomed)  # a half-deleted folder must not have a checkpoint's name
+            # rename first, so that a half-deleted folder does not look like a checkpoint
+            folder.rename(doomed)
             reached("pruning: renamed")
             shutil.rmtree(doomed)
             reached("pruning: deleted")

@@ -43,9 +43,9 @@ class Checkpointer:
         self._config, self._step, self._logger = config, step, logger
         self._processes = step.processes
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None  # from the last save; raised or printed by `_join`
-        self._newest = -1  # step of the last save that succeeded or is running; -1: none, or it failed
-        self._confirmed = (math.inf, 0)  # best loss that is on the disk, and its step
+        self._error: BaseException | None = None  # error of the last save; `_join` raises or prints it
+        self._newest = -1  # step of the last save that succeeded or is running; -1 if none, or if it failed
+        self._confirmed = (math.inf, 0)  # (best loss, its step), as in the checkpoint on the disk
 
     def __enter__(self) -> "Checkpointer":
         self._confirm(True)
@@ -129,7 +129,7 @@ class Checkpointer:
         except BaseException as error:
             if not self._config.save_async and not isinstance(error, InputError):
                 raise
-            self._error = error  # `_join` raises or prints it in the loop's thread
+            self._error = error  # `_join` raises or prints this error in the main thread
 
     def _prune(self) -> None:
         try:
@@ -137,7 +137,7 @@ class Checkpointer:
         except InputError as error:
             if self._config.on_save_error == "stop":
                 raise
-            warn(str(error))  # only a warning: the new checkpoint is saved
+            warn(str(error))  # old checkpoints could not be deleted; the new one is saved
 
     def _join(self, final: bool) -> bool:
         """Wait for a running save. Returns True if it succeeded. Raises as `save` does."""
@@ -160,7 +160,7 @@ class Checkpointer:
         """Wait for a save in the background. `final` and errors as in `save`."""
         saved = True
         with self._processes.shared_errors():
-            saved = self._join(final)  # only process 0 has a thread
+            saved = self._join(final)  # only process 0 saves in a thread
         self._confirm(self._processes.broadcast(saved))
 
     def is_saved(self) -> bool:
@@ -180,9 +180,9 @@ class Checkpointer:
         elif not isinstance(error, SystemExit):
             if self._thread is not None:
                 self._thread.join()
-            if self._error is not None:  # the block has raised an error already, so only print this one
+            if self._error is not None:  # another error is being raised already, so this one is only printed
                 warn(str(self._error))
-        # SystemExit comes from a second signal: do not wait, the thread ends with the process
+        # SystemExit comes from a second signal: do not wait for the thread, it ends with the process
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class Checkpointer:
             load_state(step.model, step.optimizers, optimizer)
         if snapshot.rng:
             set_random_state(step.device, snapshot.rng)
-        else:  # the checkpoint's run had fewer processes
+        else:  # no random state: the checkpoint's run had fewer processes
             self._processes.seed(self._config.seed, int(snapshot.state["steps_done"]))
 
     def resume(self) -> Path:
@@ -247,10 +247,12 @@ class Checkpointer:
             if self._processes.is_main:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 has_best = progress.best_step > 0 and not found.validation_data and checkpoint.verifies(best)
-                if has_best:  # the process may have died before it moved the link
+                # repeat this, because the earlier process may have died before it moved the link
+                if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):
-            # there is no best checkpoint, or it is damaged, or other data was used: start anew
+            # There is no best checkpoint, or it is damaged, or the validation data has changed: the next
+            # evaluation is the best so far.
             progress.best_val_loss, progress.best_step = math.inf, 0
         return snapshot.folder
 

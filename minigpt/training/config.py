@@ -111,7 +111,7 @@ class TrainConfig(DataOptions, CommandOptions):
     dry_run: bool = False
     """print the model's parts and the estimated memory and time, and do not train"""
 
-    # The model
+    # Model
     family: FamilyName = "gpt"
     """architecture: the GPT of the documents, or Qwen3 (RMSNorm, RoPE, grouped queries, SwiGLU)"""
     n_layer: int = 6
@@ -141,7 +141,7 @@ class TrainConfig(DataOptions, CommandOptions):
     zero_projections: bool = False
     """start with zeros in the last layer of attention and MLP and in an untied lm_head: blocks add nothing"""
 
-    # The batches
+    # Batches
     max_length: int = 128
     """most tokens of a pair (question, answer, two separators); longer pairs are cut"""
     batch_size: int = 32
@@ -157,7 +157,7 @@ class TrainConfig(DataOptions, CommandOptions):
     loss_on: Literal["answer", "all"] = "answer"
     """targets of the loss: the tokens of the answer, or all tokens"""
 
-    # The steps
+    # Steps and optimiser
     num_train_epochs: float = 15.0
     """number of passes over the training data"""
     max_steps: int = 0
@@ -203,7 +203,7 @@ class TrainConfig(DataOptions, CommandOptions):
     report_to: Literal["none", "tensorboard", "wandb", "all"] = "tensorboard"
     """tools that also show the numbers of metrics.jsonl, if installed (wandb: WANDB_PROJECT, WANDB_MODE)"""
 
-    # The machine
+    # Machine
     seed: int = 42
     """seed of weights, data order and dropout; on a CPU: same seed, data and threads give the same bits"""
     device: str = "auto"
@@ -326,7 +326,7 @@ def checked_config(values: dict[str, Any], source: str) -> TrainConfig:
 
 
 def _typed(source: str, key: str, value: object, hint: Any) -> object:
-    if isinstance(hint, types.UnionType):  # X | None
+    if isinstance(hint, types.UnionType):  # a hint such as `Path | None`
         if value is None:
             return value
         hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
@@ -334,7 +334,7 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(str(value)) if fits else value  # str first: float(10**400) would raise OverflowError
+        value = float(str(value)) if fits else value  # str, because float(10**400) would raise OverflowError
     elif hint is Path:
         fits = isinstance(value, str | Path)
         value = Path(value) if isinstance(value, str | Path) else value

@@ -79,7 +79,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
         self.config, self.data, self.processes, self.device = config, data, processes, device
-        self.notes: Mapping[str, Any] = {}  # further entries of run.json
+        self.notes: Mapping[str, Any] = {}  # further entries to write into run.json
         with processes.shared_errors():
             if loss is None:
                 loss = NextTokenLoss(model or self._new_model(), config.loss_on, device)
@@ -170,12 +170,13 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, print a sample."""
         began, progress = time.monotonic(), self.progress
-        if self.guard.rolled_back_weights():  # the loop's next iteration evaluates the restored weights
+        # the weights were rolled back; the loop's next iteration evaluates them
+        if self.guard.rolled_back_weights():
             return
         report = self.evaluate()
         counted = report.answer if self.config.loss_on == "answer" else report.all
         self.logger.log_losses(counted, report.answer, report.all)
-        self.checkpointer.wait()  # if a background save failed, this resets best_val_loss
+        self.checkpointer.wait()  # wait, because a failed background save resets best_val_loss
         is_best = counted.loss < progress.best_val_loss
         if is_best:
             progress.best_val_loss, progress.best_step = counted.loss, progress.steps_done
@@ -214,7 +215,7 @@ class Trainer:
     def _saved_and_stopped(self) -> Stopped:
         number = self.stop_request.agreed
         assert number is not None
-        self.log_metrics()  # an interrupted step has left no metrics
+        self.log_metrics()  # the interrupted step is not among these metrics
         self.guard.rolled_back_weights()
         if not self.checkpointer.is_saved():
             self.checkpointer.save(final=True)

@@ -185,7 +185,7 @@ class Metrics:
         self._enabled = enabled
         self._path = output / "metrics.jsonl"
         self._descriptor = -1
-        self._length = 0  # number of bytes written
+        self._length = 0  # number of bytes written so far
         self._pending = b""
         self._warned = False
         self._steps_done = steps_done
@@ -195,7 +195,8 @@ class Metrics:
         if not self._enabled:
             return self
         kept = ""
-        if self._steps_done and self._path.exists():  # a resumed run writes later lines again
+        # drop lines after the checkpoint: the resumed run writes them again
+        if self._steps_done and self._path.exists():
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
         atomic_write(self._path, kept)
@@ -252,5 +253,5 @@ class Metrics:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # an incomplete line, from a process that died
+    except (ValueError, KeyError, TypeError):  # the line is incomplete, because its process died
         return math.inf

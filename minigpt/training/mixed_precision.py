@@ -70,7 +70,7 @@ class MixedPrecision:
                     f"{torch.cuda.get_device_name(device)} has no bfloat16: "
                     "give --precision float16 (or float32)"
                 )
-            torch.set_float32_matmul_precision("high")  # TF32
+            torch.set_float32_matmul_precision("high")  # "high" allows TF32 in float32 products
 
 
 class LossScale:
@@ -86,7 +86,7 @@ class LossScale:
 
     def __init__(self, device: torch.device) -> None:
         self.value = torch.full((), 2.0**16, device=device)
-        self._good = torch.zeros((), device=device)  # steps without overflow since the factor changed
+        self._good = torch.zeros((), device=device)  # steps without overflow since the loss scale changed
 
     def update(self, found_inf: Tensor) -> None:
         """Adapt the factor after a step. `found_inf` is 1.0 if the step's gradient was not finite."""
@@ -125,7 +125,8 @@ class _CPUAutocast(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
-        self._last: tuple[Tensor, Tensor] | None = None  # last input of a linear layer: float32, rounded
+        # last input of a linear layer, and the same rounded to 16 bits
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -28,7 +28,7 @@ def resolve(given: Mapping[str, Any]) -> TrainConfig:
         InputError: for an unknown option (the message names the nearest one) or a bad value; for a recipe or
             run that cannot be read; for a recipe or size that differs from that of the run to resume.
     """
-    check_ranges(TrainConfig, given)  # quick check first: looking for a GPU imports torch
+    check_ranges(TrainConfig, given)  # check ranges first, because looking for a GPU imports torch
     base = _run(given) if given.get("resume") else _recipe(given)
     return checked_config({**base.as_dict(), **given}, "options")
 
@@ -51,7 +51,7 @@ def _run(given: Mapping[str, Any]) -> TrainConfig:
 
 def _recipe(given: Mapping[str, Any]) -> TrainConfig:
     if given.get("size"):
-        parse_size(given["size"])  # report an error before anything is printed
+        parse_size(given["size"])  # report a bad size before anything is printed
     if given.get("recipe"):
         name = given["recipe"]
     elif given.get("size") and given.get("text"):
@@ -68,7 +68,8 @@ def _recipe(given: Mapping[str, Any]) -> TrainConfig:
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
     """Change a recipe to the given family. Options that the family lacks are reset, and printed."""
-    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:  # checked_config raises
+    # an unknown family raises an error later
+    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:
         return recipe
     nothing = FOREIGN_OPTIONS[family]
     dropped = [f"{name}={value}" for name in nothing if (value := getattr(recipe, name)) != nothing[name]]

@@ -48,10 +48,11 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
         config: options of the run.
         given: names of the options that the user gave. `size` does not change these.
     """
-    if is_restarted():  # by torchrun, which repeats the flags of the first start
+    if is_restarted():  # after a crash torchrun repeats the first command, so resume instead
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            begun = read_run(config.output)  # holds the choices of --size and --precision auto
+            # the earlier run's options, with what --size and --precision auto chose
+            begun = read_run(config.output)
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
         return _run(config, given, locks, processes)
@@ -69,7 +70,8 @@ def _run(
     has_checkpoint = is_locked = False
     with processes.shared_errors():
         if processes.is_main:
-            if output.is_dir() and not config.dry_run:  # lock before reading data, which may take minutes
+            # lock the folder before reading data, which may take minutes
+            if output.is_dir() and not config.dry_run:
                 locks.callback(lock_folder(output).release)
                 is_locked = True
                 checkpoint.clear_leftovers(output)
@@ -114,7 +116,7 @@ def _run(
         print(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
     with processes.shared_errors():
         if processes.is_main:
-            if occupied:  # only after all checks: an error must leave the old run in place
+            if occupied:  # move the old run only after all checks, so that an error leaves it in place
                 _move_aside(output)
             if occupied or not is_locked:
                 locks.callback(lock_folder(output).release)
@@ -153,7 +155,7 @@ def _move_aside(output: Path) -> None:
             )
         shutil.rmtree(previous)
     output.rename(previous)
-    if (previous / "shards").exists():  # the new run uses the same shards
+    if (previous / "shards").exists():  # keep the shards, because they depend only on the data
         output.mkdir()
         (previous / "shards").rename(output / "shards")
     print(f"the earlier run is in {output}.previous now")

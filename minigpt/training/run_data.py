@@ -30,7 +30,7 @@ from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
 __all__ = ["RunData", "TextData", "read_data", "shown_lines"]
 
-SHARDS = "shards"  # subfolder of the output folder
+SHARDS = "shards"  # name of a folder in the output folder
 _SAMPLE = 48  # number of tokens that the model generates for a sample
 _PROMPT = 32  # number of prompt tokens of a sample
 _NAMED = 5  # most windows that a message lists
@@ -76,7 +76,7 @@ class RunData:
         """Return the names of training data, validation data and vocabulary for messages."""
         return str(config.train_data), str(config.val_data), str(config.vocab_path)
 
-    unit = "lines"  # what the numbers of `positions` count
+    unit = "lines"  # word for the numbers that `positions` returns
 
     def positions(self, batch: Batch) -> list[int]:
         """Return the line numbers, in the training file, of a batch's rows."""
@@ -130,7 +130,7 @@ class TextData:
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
-    unit = "windows"  # what the numbers of `positions` count
+    unit = "windows"  # word for the numbers that `positions` returns
 
     def positions(self, batch: Batch) -> list[int]:
         """Return the number of the first training token of each window in a batch."""
@@ -148,7 +148,7 @@ class TextData:
     def sample(self, model: LanguageModel, number: int) -> str:
         """Continue a piece of the validation text. Each `number` takes another piece."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))
-        # multiples of the golden ratio spread the pieces evenly over the text, for any count of samples
+        # multiples of the golden ratio spread the samples evenly over the text
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
         prompt = self.val.tokens.read(self.val.first + start, length).tolist()
         free = model.config.max_position_embeddings - length
@@ -267,5 +267,6 @@ def _text_tokenizer(config: TrainConfig, text: Path, folder: Path, options: _Sha
         return characters_of(text, folder, **options)
     path = Path(config.tokenizer)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
-        return BpeTokenizer.from_folder(path)  # vocab and merges files as OpenAI and Qwen publish them
+        # a folder with vocab.json and merges.txt, as OpenAI and Qwen publish them
+        return BpeTokenizer.from_folder(path)
     return load_tokenizer(path)

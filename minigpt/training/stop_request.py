@@ -25,7 +25,7 @@ class StopRequest:
     """Notes the signal that asks the run to stop."""
 
     def __init__(self, processes: Processes = SINGLE_PROCESS) -> None:
-        self.signal: int | None = None  # the signal that this process received
+        self.signal: int | None = None  # signal that this process has received, or None
         self._alone = processes.size == 1
         self._agreed: int | None = None
         self._interruptible = False
@@ -33,7 +33,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note SIGINT, SIGTERM and SIGUSR1 inside the block. A second signal ends the process at once."""
-        if threading.current_thread() is not threading.main_thread():  # no signal handlers there
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
             yield
             return
         before = {number: signal.signal(number, self._note) for number in stop_signals()}
@@ -67,10 +67,10 @@ class StopRequest:
             if self._alone and self.signal is not None:
                 raise StopNow
             yield
-            if self._alone and self.signal is not None:  # a library has caught StopNow
+            if self._alone and self.signal is not None:  # a library has caught our StopNow, so raise it again
                 raise StopNow
         except Exception:
-            if self._alone and self.signal is not None:  # a library has turned StopNow into another error
+            if self._alone and self.signal is not None:  # a library has turned our StopNow into another error
                 raise StopNow from None
             raise
         finally:

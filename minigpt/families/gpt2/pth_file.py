@@ -25,7 +25,7 @@ from minigpt.model import GPTConfig, GPTLMHeadModel
 __all__ = ["read_pth"]
 
 _WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
-_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to names
 _BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
 _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
 
@@ -104,7 +104,8 @@ def _require_plain(state: dict[str, Tensor], size: int) -> None:
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(f"{name} is no plain tensor, but {tensor.layout} on {tensor.device}")
-        if tensor.numel() * tensor.element_size() > size:  # a tensor with strides of 0 can claim any size
+        # a tensor with strides of 0 can have any shape in a small file
+        if tensor.numel() * tensor.element_size() > size:
             raise InputError(f"{name} claims more bytes than the file has")
 
 

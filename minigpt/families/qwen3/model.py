@@ -237,7 +237,7 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads  # H / K
         C, queries = config.hidden_size, config.num_attention_heads * config.head_dim  # H * D
-        keys = config.num_key_value_heads * config.head_dim  # K * D
+        keys = config.num_key_value_heads * config.head_dim  # K * D: width of all key heads
         self.q_proj = nn.Linear(C, queries, bias=False)
         self.k_proj, self.v_proj = nn.Linear(C, keys, bias=False), nn.Linear(C, keys, bias=False)
         self.o_proj = nn.Linear(queries, C, bias=False)
@@ -356,7 +356,7 @@ class Qwen3Model(nn.Module):
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        rope = rope_tables(position_ids, self.config)  # computed once for all layers
+        rope = rope_tables(position_ids, self.config)  # tables for all layers
         visible = causal_mask(past, T, attention_mask, input_ids.device)
         x = self.embed_tokens(input_ids)  # (B, T, C)
         for block in self.layers:
