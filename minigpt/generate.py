@@ -176,7 +176,7 @@ def _questions(options: Options) -> list[str] | None:
     if options.question is not None and options.file is not None:
         raise InputError("--question asks one question, --file many: give one of them")
     if options.prompt is not None and (options.question is not None or options.file is not None):
-        raise InputError("--prompt is no question: leave out --question and --file, or --prompt")
+        raise InputError("--prompt is not a question: leave out --question and --file, or --prompt")
     if options.stream and (options.json or options.output is not None):
         raise InputError("--stream shows text while it is being written: leave out --json and --output")
     if options.prompt is not None:

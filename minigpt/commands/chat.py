@@ -125,7 +125,7 @@ def _talk(talk: "Conversation") -> None:
 
 
 def _typed() -> str | None:
-    """Read what the user types, with continued lines joined. None after Ctrl-D or two Ctrl-C in a row."""
+    """Read the user's input, continued lines joined. Returns None after Ctrl-D or two Ctrl-C in a row."""
     lines: list[str] = []
     warned = False
     while True:

@@ -60,7 +60,7 @@ def nothing_logged(record: RunRecord) -> Finding | None:
 
 
 def metrics_damaged(record: RunRecord) -> Finding | None:
-    """Report lines that cannot be read. (A single one is normal: a killed process leaves it.)"""
+    """Report lines of metrics.jsonl that cannot be read. (One is normal: a killed process leaves it.)"""
     return finding("metrics_damaged", lines=record.broken_lines) if record.broken_lines > 1 else None
 
 

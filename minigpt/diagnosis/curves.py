@@ -80,8 +80,8 @@ def save_curve(record: RunRecord, path: Path) -> int:
     per_step, total = _tokens_per_step(record), record.total_steps
     if not record.is_finished or not math.isfinite(per_step):
         raise InputError(
-            f"{record.folder} is no finished run (step {record.steps_done} of {total or 'unknown'}): only a "
-            "finished one's curve can be a reference"
+            f"{record.folder} is not a finished run (step {record.steps_done} of {total or 'unknown'}): only "
+            "the curve of a finished run can be a reference"
         )
     points: list[dict[str, float]] = [
         {"step": point.step, "train_loss": point.loss} for point in record.train if math.isfinite(point.loss)
@@ -135,7 +135,7 @@ def read_curve(path: Path) -> Curve:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{path} is no reference curve as `minigpt doctor --save_curve` writes it") from None
+        raise InputError(f"{path} is not a reference curve of `minigpt doctor --save_curve`") from None
     return curve
 
 

@@ -44,10 +44,10 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: give the one with {CONFIG} and {WEIGHTS}")
+        raise InputError(f"{folder} is not a folder: give the one with {CONFIG} and {WEIGHTS}")
     if (folder / MANIFEST).exists():
         verify_manifest(folder)
-    config = read_json(folder / CONFIG, missing=f"{folder} is no model's folder")
+    config = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         known = ", ".join(FAMILIES)

@@ -277,7 +277,7 @@ class BpeTokenizer:
 
 
 class _Bytes(dict[int, bytes]):
-    """id -> bytes of the token. Computed on first use, because an answer needs few of 100,000 tokens."""
+    """A dict: id -> bytes of the token. Computed on first use: an answer needs few of 100,000 tokens."""
 
     _byte_of: ClassVar = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 

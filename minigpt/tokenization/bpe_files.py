@@ -109,7 +109,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
     if not folder.is_dir():
-        raise InputError(f"{folder} is no directory: give the one that holds {TOKENIZER} or vocab.json")
+        raise InputError(f"{folder} is not a folder: give the one that holds {TOKENIZER} or vocab.json")
     config = _config(folder)
     if (folder / TOKENIZER).exists():
         frame, vocab, merges = _read_whole(folder / TOKENIZER, whole)
@@ -235,7 +235,7 @@ def _read_whole(
         raise InputError(f"{path} has no `model` with a `vocab`")
     kind = model.get("type", "BPE")  # "BPE" by default, because GPT-2's published file lacks this key
     if kind != "BPE":
-        raise InputError(f"{path}: its model is {kind!r}, not 'BPE': this is no byte-level tokenizer")
+        raise InputError(f"{path}: its model is {kind!r}, not 'BPE': this is not a byte-level tokenizer")
     if not isinstance(model.get("merges"), list):
         raise InputError(f"{path} has no `merges`: a vocabulary without them cannot encode")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
@@ -294,7 +294,7 @@ def _assembled(
         if (index := config.pop(f"{key}_id", None)) is not None:
             if not isinstance(index, int) or index not in names:
                 raise InputError(
-                    f"{path.parent / 'generation_config.json'}: {key}_id {index!r} is no token's id"
+                    f"{path.parent / 'generation_config.json'}: {key}_id {index!r} is not the id of a token"
                 )
             config[key] = names[index]
     for key, text in _roles(config, beside):

@@ -14,7 +14,7 @@ __all__ = ["in_one_line", "library_of", "prepared", "require_whole_characters"]
 
 
 def library_of(definition: Definition) -> Library:
-    """Build the object that encodes. It knows no special tokens, so no text can become one.
+    """Build the library's object that encodes text. It knows no special tokens, so no text can become one.
 
     Raises:
         InputError: if the library does not accept the definition.
@@ -38,7 +38,7 @@ def library_of(definition: Definition) -> Library:
 
 
 def prepared(frame: dict[str, Any]) -> Library:
-    """Build the object with an empty vocabulary. It normalises text and splits it into words."""
+    """Build the library's object with an empty vocabulary. It normalises text and splits it into words."""
     steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     try:

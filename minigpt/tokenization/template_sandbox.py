@@ -264,23 +264,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context  # with a context argument, Jinja does not call this at compile time
     def printed(self, context: Any, value: Any) -> Any:
-        """Charge for a piece of the output. Each piece passes through here."""
+        """Charge the budget for a piece of the output. Each piece passes through here."""
         self.charge(self.size(value, as_text=True))
         return value
 
     def built(self, value: Any) -> Any:
-        """Charge for a list, tuple, dict or slice that the template makes. Each passes through here."""
+        """Charge the budget for a list, tuple, dict or slice that the template makes."""
         self.charge(self.size(value, as_text=isinstance(value, str)))
         return value
 
     def each(self, values: Iterable[Any]) -> Iterator[Any]:
-        """Charge for each iteration of a `for` loop."""
+        """Charge the budget for each iteration of a `for` loop."""
         for value in values:
             self.charge(STEP)
             yield value
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Charge for a call: of a function, a method, a macro or `loop(...)`."""
+        """Charge the budget for a call: of a function, a method, a macro or `loop(...)`."""
         given = [value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")]
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
@@ -295,7 +295,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Charge for an arithmetic operator, and check its operands."""
+        """Charge the budget for an arithmetic operator, and check its operands."""
         if operator == "%" and isinstance(left, str):
             return self.formatted(left, *right) if isinstance(right, tuple) else self.formatted(left, right)
         if operator != "+" or isinstance(left, int | float):

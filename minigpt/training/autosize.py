@@ -139,7 +139,7 @@ def decide(
 
 
 class _Choice:
-    """Makes one choice and collects the reasons."""
+    """Chooses the options for --size, and collects the reasons."""
 
     def __init__(
         self, config: TrainConfig, data: RunData | TextData, given: set[str], size: Size, alone: bool
@@ -225,7 +225,7 @@ class _Choice:
         return max(0, math.floor((budget - evaluations * evaluation) / step)), evaluations
 
     def _costs(self, shape: Shape) -> tuple[float, float]:
-        """Return the costs of a step and an evaluation, in seconds or FLOPs, as the budget.
+        """Return the costs of a step and an evaluation in the unit of the budget, seconds or FLOPs.
 
         The seconds of a shape that was not measured follow from those of a measured one, by FLOPs.
         """
@@ -237,7 +237,7 @@ class _Choice:
         return found.step_seconds * step / near_step, found.evaluation_seconds * evaluation / near_evaluation
 
     def _flops(self, shape: Shape) -> tuple[float, float]:
-        """Return the FLOPs of a step and of an evaluation. lm_head counts only where the loss counts."""
+        """Return the FLOPs of a step and of an evaluation. lm_head counts only at counted positions."""
         V, config = self.data.tokenizer.get_vocab_size(), self.config
         share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
 
@@ -343,7 +343,7 @@ class _Choice:
         return "given" if name in self.given else "the recipe's"
 
     def _shapes(self) -> list[Shape]:
-        """Return the ladder, or the shape of a name, with the layers, channels and heads of the user."""
+        """Return the shapes to choose from: the ladder, or the named one, with the user's layers etc."""
         fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}
         complaint: InputError | None = None

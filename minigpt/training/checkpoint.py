@@ -165,7 +165,7 @@ def set_link(output: Path, name: str, folder: Path) -> None:
 
 
 def clear_leftovers(output: Path) -> None:
-    """Remove the unfinished files of a killed process, and rename back a checkpoint that it had renamed.
+    """Clean up after a killed process: delete unfinished files, restore a checkpoint that it had renamed.
 
     The caller must hold the folder's lock, because a running process has files with the same names.
     """

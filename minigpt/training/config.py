@@ -279,7 +279,7 @@ def read_recipe(recipe: str) -> TrainConfig:
     except FileNotFoundError:
         raise InputError(f"recipe {path} does not exist; the built-in ones are {', '.join(known)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} is no TOML: {error}") from None
+        raise InputError(f"recipe {path} is not valid TOML: {error}") from None
     base = values.pop("base", "")
     if base and base not in known:
         raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")

@@ -102,7 +102,7 @@ def logits_limit(device: torch.device) -> int:
 
 
 def vocabulary_multiple(device: torch.device) -> int:
-    """Return the number whose multiple lm_head's rows are padded to in training. 1: no padding."""
+    """Return the multiple to which lm_head's rows are padded in training; 1 means no padding."""
     return 64 if device.type == "cuda" else 1
 
 

@@ -151,7 +151,7 @@ def _move_aside(output: Path) -> None:
     if previous.exists():
         if not (previous / RUN_FILE).exists():
             raise InputError(
-                f"{output}.previous is in the way and is no run: move it away, or choose another --output"
+                f"{output}.previous is in the way and is not a run: move it away, or choose another --output"
             )
         shutil.rmtree(previous)
     output.rename(previous)

@@ -47,7 +47,7 @@ class RunData:
 
     @property
     def sentence(self) -> str:
-        """The sizes of both parts, for the screen."""
+        """A sentence with the sizes of the training and the validation data."""
         return f"{len(self.train):,} {self.examples} to learn from, {len(self.val):,} to measure on"
 
     @property
@@ -83,7 +83,7 @@ class RunData:
         return [int(line) for line in self.train.lines[batch.rows]]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe `positions` in a message."""
+        """Describe positions in the training data, for a message."""
         return f"{shown_lines(positions)} of {config.train_data}"
 
     @without_warning()
@@ -108,7 +108,7 @@ class TextData:
 
     @property
     def sentence(self) -> str:
-        """The sizes of both parts, for the screen."""
+        """A sentence with the sizes of the training and the validation data."""
         return f"{len(self.train):,} tokens to learn from, {len(self.val):,} to measure on"
 
     def plan(self, config: TrainConfig) -> WindowPlan:
@@ -137,7 +137,7 @@ class TextData:
         return [int(start) for start in batch.rows]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe `positions` in a message."""
+        """Describe positions in the training data, for a message."""
         text = self.tokenizer.decode(
             self.train.tokens.read(positions[0], min(_PROMPT, len(self.train) - positions[0])).tolist()
         )

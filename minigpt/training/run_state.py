@@ -115,7 +115,7 @@ class Progress:
         self.skipped = [*before, [min([first, *(w[0] for w in joined)]), last]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the progress as a dict for JSON. JSON has no infinity, so that becomes None."""
+        """Return the progress as a dict for JSON. Infinity becomes None, because JSON lacks it."""
         best = self.best_val_loss if math.isfinite(self.best_val_loss) else None
         return {**dataclasses.asdict(self), "best_val_loss": best}
 

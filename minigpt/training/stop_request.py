@@ -49,13 +49,13 @@ class StopRequest:
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
-        """Exchange the signals of all processes. Every process must call this."""
+        """Exchange the received signals between all processes. Every process must call this."""
         counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
         self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let a signal interrupt the block anywhere. The block must leave no trace: gradients, evaluation.
+        """Run a block that a signal may interrupt, because it changes no state: gradients, evaluation.
 
         With several processes the block runs to its end, because the others would wait for ever.
 

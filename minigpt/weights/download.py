@@ -267,6 +267,6 @@ def _unreachable(url: str, part: _Part, reason: object) -> None:
 
 def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "the server fell silent"
+        return "the server stopped answering"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())

@@ -184,7 +184,7 @@ def save_pretrained(
             for name, content in settings.items()
         }
     except UnicodeEncodeError as error:
-        raise InputError(f"an entry of the vocabulary is no character of Unicode: {error.reason}") from None
+        raise InputError(f"an entry of the vocabulary is not a Unicode character: {error.reason}") from None
     for name, text in texts.items():
         atomic_write(folder / name, text)
     if isinstance(tokenizer, BpeTokenizer):
@@ -235,7 +235,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def _read_config(folder: Path) -> ModelConfig:
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     try:
         config: ModelConfig = family_of_json(content).config_from_hugging_face(content)
         return config
@@ -271,7 +271,7 @@ def _model_reader(
     Making it takes a thousand short calls into torch, and each releases the GIL. With another thread busy in
     Python, each call would have to wait for the GIL.
     """
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     if is_quantized(content):
         if dtype not in (None, "stored"):
             raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")

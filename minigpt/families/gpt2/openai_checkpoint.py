@@ -81,7 +81,7 @@ def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.flo
 
 
 def _read_sizes(path: Path) -> Sizes:
-    content = read_json(path, missing=f"{path.parent} is no folder of OpenAI's GPT-2 release")
+    content = read_json(path, missing=f"{path.parent} is not a folder of OpenAI's GPT-2 release")
     known = {field.name for field in fields(Sizes)}
     if content.keys() != known:
         keys = ", ".join(sorted(map(repr, content))[:8])

@@ -238,7 +238,7 @@ def _header(message: bytes) -> int:
         elif (number, kind) == (2, VARINT) and value != 0:
             raise _DamageError("its numbers are big-endian, which is not supported")
     if not 1 <= shards <= 99_999:  # names of data files have room for five digits
-        raise _DamageError(f"it speaks of {shards} data files")
+        raise _DamageError(f"it claims to have {shards} data files")
     return shards
 
 
