@@ -27,7 +27,8 @@ __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"
 
 # Another seed or machine gives slightly different losses. More than 15 % and 0.02 nats has another cause.
 BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
-# Runs are not compared half way if one is 1.25 times longer, because its learning rate falls later.
+# An unfinished run is not compared if it is 1.25 times longer or shorter than the reference: their learning
+# rates fall at different times.
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1

@@ -169,7 +169,7 @@ def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
         culprit = goal if error.filename is None else Path(os.fsdecode(error.filename))
         is_ours = culprit in (name, goal, temporary, *goal.parents) or temporary in culprit.parents
         if isinstance(error, BrokenPipeError) or not is_ours:
-            raise  # the error is about another file, so do not change it
+            raise  # an error about another file keeps its own message
         raise InputError(f"cannot write {name}: {_reason(error, goal)}; nothing was changed") from error
 
 

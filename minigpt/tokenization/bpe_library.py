@@ -51,7 +51,7 @@ def prepared(frame: dict[str, Any]) -> Library:
 def in_one_line(error: BaseException, problem: str) -> BaseException:
     """Convert an error of the library to an InputError. (A panic of the library is not an Exception.)"""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # for example KeyboardInterrupt
+        return error  # KeyboardInterrupt and the like are no errors of the library
     return InputError(f"{problem}: {' '.join(str(error).split())}")
 
 

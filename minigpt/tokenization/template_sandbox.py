@@ -160,7 +160,7 @@ def _filter(node: Any, name: str) -> nodes.Filter:
 
 
 class _Charged(NodeTransformer):
-    """Rewrites a template so that operations which Jinja compiles to plain Python are charged, too."""
+    """Rewrites a template: operations that Jinja compiles to plain Python are charged to the budget, too."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         self._environment = environment

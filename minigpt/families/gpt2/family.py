@@ -73,7 +73,7 @@ _FIXED: dict[str, Any] = {
 def _config_to_hugging_face(
     config: GPTConfig, eos_token_id: int | None = None, pad_token_id: int | None = None
 ) -> dict[str, Any]:
-    """Return the content of config.json."""
+    """Convert a GPTConfig to the content of a config.json."""
     gelu = next(theirs for theirs, ours in _GELUS.items() if ours == config.gelu)
     return {
         "architectures": ["GPT2LMHeadModel"],

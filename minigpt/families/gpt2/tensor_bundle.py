@@ -23,9 +23,9 @@ from minigpt.errors import InputError
 
 __all__ = ["read_bundle"]
 
-FOOTER = 48  # bytes at the end of the index: two handles of up to 20 bytes, zeros, the magic number
+FOOTER = 48  # length of the index's end: two handles of up to 20 bytes, zeros, the magic number
 MAGIC = 0xDB4775248B80FB57
-TRAILER = 5  # bytes after a block: kind of compression, checksum
+TRAILER = 5  # length of a block's end: one byte for the kind of compression, four for the checksum
 FLOAT32 = 1  # number that stands for float32 in TensorFlow's DataType
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 

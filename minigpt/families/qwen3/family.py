@@ -53,7 +53,7 @@ _ROPE_KEYS = ("rope_parameters", "rope_scaling")
 def _config_to_hugging_face(
     config: Qwen3Config, eos_token_id: int | None = None, pad_token_id: int | None = None
 ) -> dict[str, Any]:
-    """Return the content of config.json, with the same keys as the published models."""
+    """Convert a Qwen3Config to the content of a config.json, with the keys of the published models."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
