@@ -92,8 +92,8 @@ def check_inputs(
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row may have more columns than positions, so the values of the positions count. To
-    # read them, the CPU must wait for a GPU: on a GPU they are read only if the width exceeds the limit.
+    # With left padding a row has more columns than positions, so the largest position is checked instead. To
+    # read it, the CPU must wait for a GPU: on a GPU this is done only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:

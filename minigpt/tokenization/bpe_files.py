@@ -120,7 +120,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
             merges = _read_merges(folder / merges_name)
             kind = kind or layout_kind or _kind(folder, config)
             config.setdefault("tokenizer_class", _CLASSES[kind])
-            if kind == "gpt2" and "<|endoftext|>" in vocab:  # no other file names GPT-2's only special token
+            if kind == "gpt2" and "<|endoftext|>" in vocab:  # GPT-2's files do not name its special token
                 config.setdefault("eos_token", "<|endoftext|>")
             return _assembled(folder / vocab_name, frame_of(kind), vocab, merges, config)
     raise InputError(

@@ -156,8 +156,8 @@ def memory_needed(trainer: Trainer) -> int:
     config, width = trainer.model.config, trainer.model.lm_head.in_features
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
-    # The difference between three rows and two: weights, and autocast's copies of them, do not grow with the
-    # batch and cancel out. One row is not used, because torch reshapes a single row without a copy.
+    # Bytes per row: the difference between three rows and two, in which weights and autocast's copies of them
+    # cancel out. One row is not used, because torch reshapes a single row without a copy.
     per_row = _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
     set_random_state(trainer.device, before)
     # Per counted position: the hidden state and its gradient (width each); logits, log-softmax and its

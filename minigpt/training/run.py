@@ -51,7 +51,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
     if is_restarted():  # after a crash torchrun repeats the first command, so resume instead
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            # the earlier run's options, with what --size and --precision auto chose
+            # options of the earlier run, with the choices of --size and of --precision auto
             begun = read_run(config.output)
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:

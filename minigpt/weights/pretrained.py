@@ -279,7 +279,7 @@ def _model_reader(
     config = _read_config(folder)
     family = family_of(config)
     made: LanguageModel | None = None
-    # with more, reading the weights raises an error
+    # with more layers than any model has, reading the weights raises an error
     if config.num_hidden_layers <= MAX_LAYERS:
         with contextlib.suppress(InputError):  # `read` raises the same error again, with the name of the file
             made = family.on_meta(config)
