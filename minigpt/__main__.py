@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         runpy.run_module(COMMANDS[verb][0], run_name="__main__")
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):
-            raise  # a message, which Python prints
+            raise  # the exit code is a text: Python prints it as a message
         return stop.code or 0
     except KeyboardInterrupt:  # Ctrl-C while the command's modules were imported
         print(f"minigpt {verb}: interrupted", file=sys.stderr)

@@ -30,7 +30,7 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor to a device. The copy to a CUDA device overlaps with computing."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # not asynchronous: without pinned memory the source may be freed too early
+    return tensor.to(device)  # copy without overlap: unpinned memory may be freed before it is read
 
 
 def seed_everything(seed: int) -> None:
@@ -50,9 +50,9 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     _, keys, position, has_spare, numpy_spare = np.random.get_state(legacy=True)
     state = {
         "torch": torch.get_rng_state(),
-        "python": torch.tensor([*words, spare is not None]),  # (626,) int64
+        "python": torch.tensor([*words, spare is not None]),  # (626,) int64: Python's state
         "python_spare": torch.tensor([spare or 0.0], dtype=torch.float64),
-        "numpy": torch.tensor([*map(int, keys), position, has_spare]),  # (626,) int64
+        "numpy": torch.tensor([*map(int, keys), position, has_spare]),  # (626,) int64: NumPy's state
         "numpy_spare": torch.tensor([numpy_spare], dtype=torch.float64),
     }
     if device.type == "cuda":

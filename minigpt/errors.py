@@ -110,7 +110,7 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
                 continue
             is_whole = isinstance(low, int)
             is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
-            if is_number and low <= value <= high:  # False for NaN
+            if is_number and low <= value <= high:  # NaN fails this comparison
                 continue
             kind = "" if is_number else "a whole number " if is_whole else "a number "
             ends = " to ".join(f"{end}" if is_whole else f"{end:g}" for end in (low, high))

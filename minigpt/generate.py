@@ -23,7 +23,7 @@ reproducible.
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: replace this folder in sys.path by its parent
+if not __package__:  # run as a script: in sys.path, replace this folder by the one above it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
@@ -57,7 +57,7 @@ class Options(command_line.ModelOptions):
 
     RANGES = {"batch_size": (1, 10**6)}
 
-    # The questions
+    # Questions
     question: str | None = None
     """answer this question and exit"""
     prompt: str | None = None
@@ -176,7 +176,7 @@ def _questions(options: Options) -> list[str] | None:
     if options.question is not None and options.file is not None:
         raise InputError("--question asks one question, --file many: give one of them")
     if options.prompt is not None and (options.question is not None or options.file is not None):
-        raise InputError("--prompt is no question: leave out --question and --file, or --prompt")
+        raise InputError("--prompt is not a question: leave out --question and --file, or --prompt")
     if options.stream and (options.json or options.output is not None):
         raise InputError("--stream shows text while it is being written: leave out --json and --output")
     if options.prompt is not None:
@@ -288,13 +288,14 @@ def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
                 _write(asked, question, before="A: ")
             else:
                 print(f"A: {printable(_answer(asked, [question], 1)[0].text)}")
-        except InputError as error:  # the question is too long; continue with the next
+        except InputError as error:  # for example, the question is too long; the conversation continues
             print(f"   ({error})", file=sys.stderr)
 
 
 if __name__ == "__main__":
     command_line.run(Options, main)
-elif __name__ == "minigpt.generate":  # imported: replace this module by the function
+# when imported, this module is replaced by the function of the same name
+elif __name__ == "minigpt.generate":
     from minigpt.generation.api import generate
 
     sys.modules[__name__] = generate  # type: ignore[assignment]

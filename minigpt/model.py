@@ -57,10 +57,12 @@ class GPTConfig:
     def parameter_count(self) -> int:
         """Compute the number of parameters from the sizes. lm_head shares the tensor of wte, counted once."""
         C, bias = self.n_embd, int(self.bias)
-        embeddings = self.vocab_size * C + self.block_size * C  # wte (and lm_head), wpe
-        norm = C + C  # weight and bias of a LayerNorm
-        attention = (C * 3 * C + 3 * C) + (C * C + bias * C)  # qkv_proj, always with bias; out_proj
-        mlp = (C * 4 * C + bias * 4 * C) + (4 * C * C + bias * C)  # c_fc; c_proj
+        # parameters of wte (shared with lm_head) and wpe
+        embeddings = self.vocab_size * C + self.block_size * C
+        norm = C + C  # parameters of a LayerNorm: weight and bias
+        # parameters of qkv_proj (always with bias) and out_proj
+        attention = (C * 3 * C + 3 * C) + (C * C + bias * C)
+        mlp = (C * 4 * C + bias * 4 * C) + (4 * C * C + bias * C)  # parameters of c_fc and c_proj
         return embeddings + self.n_layer * (norm + attention + norm + mlp) + norm  # the last norm is ln_f
 
 
@@ -90,8 +92,8 @@ def check_inputs(
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row may have more columns than positions, so the values of the positions count. To
-    # read them, the CPU must wait for a GPU: on a GPU they are read only if the width exceeds the limit.
+    # With left padding a row has more columns than positions, so the largest position is checked instead. To
+    # read it, the CPU must wait for a GPU: on a GPU this is done only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -253,7 +255,7 @@ class Transformer(nn.Module):
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        visible = causal_mask(past, T, attention_mask, input_ids.device)  # computed once for all layers
+        visible = causal_mask(past, T, attention_mask, input_ids.device)  # one mask for all layers
         x = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, C)
         for block in self.blocks:
             x = block(x, visible, past_key_values, attentions)

@@ -175,7 +175,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     if not isinstance(content.get("word2id"), dict):
         raise InputError(f"{path} has no object `word2id`; {_REMEDY}")
     word2id = _checked(content["word2id"], str(path))
-    if "id2word" in content:  # optional: it repeats word2id
+    if "id2word" in content:  # id2word is optional, because it repeats word2id
         _require_agreement(word2id, content["id2word"], path)
     return word2id
 

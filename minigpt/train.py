@@ -15,7 +15,7 @@ minigpt/training/loop.py.
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: replace this folder in sys.path by its parent
+if not __package__:  # run as a script: in sys.path, replace this folder by the one above it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from typing import Any
@@ -32,7 +32,7 @@ def main(given: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     command_line.run(TrainConfig, main, build=dict, defaults=lambda: read_recipe("qa-cpu"))
-elif __name__ == "minigpt.train":  # imported: replace this module by the function
+elif __name__ == "minigpt.train":  # when imported, this module is replaced by the function of the same name
     from minigpt.training.run import train
 
     sys.modules[__name__] = train  # type: ignore[assignment]

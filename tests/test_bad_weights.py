@@ -128,9 +128,9 @@ def test_every_truncation_of_a_shard_is_named(sharded: Path) -> None:
     content = path.read_bytes()
     for length in [0, 1, 7, 8, 9, 50, len(content) // 2, len(content) - 1]:
         path.write_bytes(content[:length])
-        assert f"{path} is damaged or no safetensors file" in message(lambda: load_model(sharded))
+        assert f"{path} is damaged or not a safetensors file" in message(lambda: load_model(sharded))
     path.write_bytes(content + b"\0")
-    assert f"{path} is damaged or no safetensors file" in message(lambda: load_model(sharded))
+    assert f"{path} is damaged or not a safetensors file" in message(lambda: load_model(sharded))
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error_too(whole: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error_too(whole: Path) -> No
 )
 def test_a_forged_header_is_refused(old: str, new: str, whole: Path) -> None:
     with_header(whole, lambda text: re.sub(old, new, text, count=1))
-    assert f"{whole / WEIGHTS} is damaged or no safetensors file: " in message(lambda: load_model(whole))
+    assert f"{whole / WEIGHTS} is damaged or not a safetensors file: " in message(lambda: load_model(whole))
 
 
 def test_a_tensor_named_twice_is_refused_even_if_it_is_the_same(whole: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_header_that_claims_to_be_enormous_is_not_read(whole: Path) -> None:
     path = whole / WEIGHTS
     for length in (0, 2**40, 2**63, 2**64 - 1):
         path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
-        assert "is damaged or no safetensors file" in message(lambda: load_model(whole))
+        assert "is damaged or not a safetensors file" in message(lambda: load_model(whole))
 
 
 def test_types_that_need_scales_are_refused_by_name(whole: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_pickle_in_place_of_a_safetensors_file_is_told_as_one(size: int | str,
     for protocol in (2, 3, 4, 5):
         path.write_bytes(pickle.dumps(Trap(), protocol))
         line = message(lambda: load_model(folder))
-        assert f"{path} is damaged or no safetensors file: it is a pickle, which is never read" in line
+        assert f"{path} is damaged or not a safetensors file: it is a pickle, which is never read" in line
     with zipfile.ZipFile(path, "w") as archive:  # what torch.save writes
         archive.writestr("archive/data.pkl", pickle.dumps(Trap()))
     assert "it is a pickle, which is never read" in message(lambda: load_model(folder))

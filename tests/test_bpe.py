@@ -330,7 +330,7 @@ def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
     ):
         BpeTokenizer.from_folder(tmp_path)
     for path in (tmp_path / "nowhere", saved(tmp_path) / "tokenizer.json"):
-        with pytest.raises(InputError, match="is no directory"):
+        with pytest.raises(InputError, match="is not a folder"):
             BpeTokenizer.from_folder(path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"chat_template.jinja is not text in UTF-8"):
@@ -635,7 +635,7 @@ def test_roles_from_the_other_files(tmp_path: Path) -> None:
     tokenizer = BpeTokenizer.from_folder(tmp_path)
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id) == (2, 0, 2)
     (tmp_path / "generation_config.json").write_text('{"pad_token_id": 290}')
-    with pytest.raises(InputError, match=r"generation_config.json: pad_token_id 290 is no token's id"):
+    with pytest.raises(InputError, match=r"_config.json: pad_token_id 290 is not the id of a token"):
         BpeTokenizer.from_folder(tmp_path)
 
 

@@ -378,7 +378,7 @@ def test_silence_before_the_first_word(server: Server, goal: Path) -> None:
 
     server.acts = [waits] * 2
     try:
-        with pytest.raises(InputError, match="the server fell silent, 2 times"):
+        with pytest.raises(InputError, match="the server stopped answering, 2 times"):
             fetch(f"{server.url}/file", goal, Patience(timeout=0.1, attempts=2, sleep=lambda _: None))
     finally:
         over.set()

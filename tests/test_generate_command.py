@@ -344,7 +344,7 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--num_beams", "2", "--do_sample"], "num_beams=2 does not go with do_sample: beam search takes"),
         (["--num_beams", "2", "--stream"], "num_beams=2 cannot be streamed"),
         (["--seed", "x"], "--seed must be a whole number: got 'x'"),
-        (["--prompt", "x"], "--prompt is no question: leave out --question and --file, or --prompt"),
+        (["--prompt", "x"], "--prompt is not a question: leave out --question and --file, or --prompt"),
         (["--bad_words", ""], "--bad_words must be texts of at least one character"),
         (["--num_return_sequences", "2"], "num_return_sequences=2 needs do_sample"),
         (["--choices", "a", "--regex", "b"], "choices and regex both say what the answer is"),

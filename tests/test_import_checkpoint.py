@@ -110,7 +110,7 @@ def test_vocabulary_and_model_must_belong_together(
     ("flags", "text"),
     [
         (["nowhere.pth"], "nowhere.pth does not exist: give the .pth"),
-        (["m.pth", "--vocab", "nowhere.json"], "nowhere.json does not exist"),
+        (["m.pth", "--vocab", "nowhere.json"], "nowhere.json is missing"),
         (["m.pth", "--n_head", "5"], "n_head must divide n_embd: got n_head=5, n_embd=16"),
         (["m.pth", "--n_head", "0"], "n_head must be from 1 to 10000: got n_head=0"),
         (["m.pth", "--gelu", "relu"], "--gelu must be one of 'exact', 'tanh': got 'relu'"),
@@ -225,7 +225,7 @@ def test_no_code_is_run(trap: Any, place: str, tmp_path: Path) -> None:
     else:
         content["model_state_dict"] = {**content["model_state_dict"], "x": bomb}
     line = refused(content, tmp_path)
-    assert re.search(r"it asks for [\w.]+, and nothing but tensors is read; nothing was run", line), line
+    assert re.search(r"it asks for [\w.]+, but only tensors are read; no code was run", line), line
     assert not (tmp_path / "gotcha").exists()
     torch.load(tmp_path / "x.pth", weights_only=False)  # it is a trap indeed: this springs it
     assert (tmp_path / "gotcha").exists()
@@ -233,9 +233,9 @@ def test_no_code_is_run(trap: Any, place: str, tmp_path: Path) -> None:
 
 def test_a_plain_pickle_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(pickle.dumps(Touch(tmp_path / "gotcha")))
-    assert "or no file of torch.save: " in message(lambda: read_pth(tmp_path / "x.pth"))
+    assert "or not a file of torch.save: " in message(lambda: read_pth(tmp_path / "x.pth"))
     torch.save(make_model().state_dict(), tmp_path / "x.pth", _use_new_zipfile_serialization=False)
-    assert "or no file of torch.save: " in message(lambda: read_pth(tmp_path / "x.pth"))
+    assert "or not a file of torch.save: " in message(lambda: read_pth(tmp_path / "x.pth"))
     assert not (tmp_path / "gotcha").exists()
 
 
@@ -248,7 +248,7 @@ def test_truncated_and_foreign_files_are_named(tmp_path: Path) -> None:
         assert str(path) in message(lambda: read_pth(path))
     for other in (b"", b"hello", b"PK\x03\x04" + bytes(100)):
         path.write_bytes(other)
-        assert "no file of torch.save" in message(lambda: read_pth(path))
+        assert "not a file of torch.save" in message(lambda: read_pth(path))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "no weights")
     assert f"{path} cannot be read as weights" in message(lambda: read_pth(path))
@@ -297,7 +297,7 @@ def test_another_kind_of_model_is_told(tmp_path: Path) -> None:
     assert "there is no matrix transformer.wte.weight, but weight, bias" in refused(
         torch.nn.Linear(3, 4).state_dict(), tmp_path
     )
-    assert "whose name is no text" in refused({3: torch.ones(1)}, tmp_path)
+    assert "whose name is not a string" in refused({3: torch.ones(1)}, tmp_path)
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_compressed_zip_is_no_file_of_torch_save(tmp_path: Path) -> None:
 def test_tensors_that_are_less_or_more_than_their_bytes_are_refused(tmp_path: Path) -> None:
     for odd in (torch.ones(4, 16).to_sparse(), torch.ones(4, 16, device="meta")):
         state = {**make_model().state_dict(), "transformer.wpe.weight": odd}
-        assert "transformer.wpe.weight is no plain tensor" in refused(state, tmp_path)
+        assert "transformer.wpe.weight is not a plain tensor" in refused(state, tmp_path)
     for name, shape in (("wpe.weight", (10**9, 16)), ("blocks.0.attn.mask", (10**6, 10**6))):
         state = {**make_model().state_dict(), f"transformer.{name}": torch.ones(1, 1).expand(shape)}
         assert f"transformer.{name} claims more bytes than the file has" in refused(state, tmp_path)

@@ -148,5 +148,5 @@ def test_tensors_must_fill_the_file(data: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("header", [b"[]", b"3", b"{", b"\xff\xff", b"[" * 100_000])
 def test_a_header_that_is_no_object(header: bytes, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is damaged or no safetensors file: "):
+    with pytest.raises(InputError, match="is damaged or not a safetensors file: "):
         read_header(written(tmp_path / "a.safetensors", header))

@@ -237,7 +237,7 @@ def test_a_pickle_is_never_opened(saved: Path) -> None:
         (saved / name).write_bytes(pickle.dumps(Trap()))
     assert "never from a pickle" in message(lambda: load_model(saved))
     (saved / "model.safetensors").write_bytes(pickle.dumps(Trap()))
-    assert "model.safetensors is damaged or no safetensors file" in message(lambda: load_model(saved))
+    assert "model.safetensors is damaged or not a safetensors file" in message(lambda: load_model(saved))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])

@@ -492,14 +492,14 @@ def entry(begin: int = 0, stop: int = 8, dtype: Any = "F32", shape: Any = (2,)) 
         (b"\x01\x00", "it is too short"),
         (struct.pack("<Q", 1000) + b"{}", "its header is longer than the file"),
         (struct.pack("<Q", 2**63) + b"{}", "its header is longer than the file"),
-        (file_of(b"{broken", b""), "no safetensors file"),
-        (file_of(b"\xff\xfe", b""), "no safetensors file"),
-        (file_of(b"[" * 5000, b""), "no safetensors file"),
-        (file_of([], b""), "no safetensors file"),
-        (file_of({"a": 3}, b""), "no safetensors file"),
-        (file_of({"a": {"dtype": "F32"}}, b""), "no safetensors file"),
+        (file_of(b"{broken", b""), "not a safetensors file"),
+        (file_of(b"\xff\xfe", b""), "not a safetensors file"),
+        (file_of(b"[" * 5000, b""), "not a safetensors file"),
+        (file_of([], b""), "not a safetensors file"),
+        (file_of({"a": 3}, b""), "not a safetensors file"),
+        (file_of({"a": {"dtype": "F32"}}, b""), "not a safetensors file"),
         (file_of({"a": entry(dtype="I8", shape=[8])}, b"x" * 8), "a is I8"),
-        (file_of({"a": entry(dtype=["F32"])}, b"x" * 8), "no safetensors file"),
+        (file_of({"a": entry(dtype=["F32"])}, b"x" * 8), "not a safetensors file"),
         (file_of({"a": entry(shape=[3])}, b"x" * 8), "are not those of F32"),
         (file_of({"a": entry(shape=[-1, -2])}, b"x" * 8), "that make sense"),
         (file_of({"a": entry(shape=[2.0])}, b"x" * 8), "that make sense"),
@@ -536,7 +536,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         weights.load(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"config\.json is missing"):
         weights.load(tmp_path)

@@ -331,7 +331,7 @@ def test_every_recipe_is_read_and_makes_a_model() -> None:
         ("n_layer = 'three'", "n_layer = 'three': expected int"),
         ("n_layer = true", "n_layer = True: expected int"),
         ("loss_on = 'both'", r"loss_on = 'both': expected \('answer', 'all'\)"),
-        ("n_layer = ", "is no TOML"),
+        ("n_layer = ", "is not valid TOML"),
         ("batch_size = 0", "batch_size must be from 1 to 1000000: got batch_size=0"),
         ("learning_rate = nan", "learning_rate must be from 0 to 1e\\+38: got learning_rate=nan"),
         ("lr_scheduler_type = 'linear'", "lr_scheduler_type = 'linear': expected"),
@@ -411,7 +411,7 @@ def test_overwrite_moves_a_run_only_for_one_that_starts(folder: Path, run_comman
     strange.write_text("mine", encoding="utf-8")
     refused = run_command("train.py", *given(folder), "--overwrite")
     assert refused.code == 2
-    assert "run.previous is in the way and is no run" in refused.err
+    assert "run.previous is in the way and is not a run" in refused.err
     assert strange.exists()
     assert minigpt.load_model(folder / "run")  # the old run is where it was
 

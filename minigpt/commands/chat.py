@@ -39,7 +39,7 @@ _DRAWING = ("temperature", "top_k", "top_p")  # options that turn sampling on; t
 class Options(command_line.ModelOptions):
     """A conversation in the terminal, with any model."""
 
-    # The conversation
+    # Conversation
     form: Literal["auto", "chat", "question", "text"] = "auto"
     """prompt format: chat template, question with <sep>, or plain text; auto: as the model's folder says"""
     system: str = ""
@@ -74,7 +74,7 @@ def main(options: Options) -> dict[str, Any]:
 
 def _conversation(options: Options) -> "Conversation":
     given = {name: value for name, value in options.generation.items() if name not in _DRAWING}
-    GenerationOptions(**given)  # report a bad value before the model is loaded
+    GenerationOptions(**given)  # report a bad option now, before the model is loaded, which takes longer
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
     from minigpt.generation.conversation import Conversation
     from minigpt.generation.generation_config import prompt_format, recommended_options
@@ -103,7 +103,7 @@ def _talk(talk: "Conversation") -> None:
     from minigpt.generation.slash_commands import is_command
 
     with contextlib.suppress(ImportError):
-        import readline  # gives input() line editing and a history
+        import readline  # importing readline gives input() line editing and a history
 
         readline.parse_and_bind("set enable-bracketed-paste on")
     what = {"chat": "a chat model", "question": "a model of questions and answers", "text": "a model of text"}
@@ -118,14 +118,14 @@ def _talk(talk: "Conversation") -> None:
                 _obey(talk, line.strip())
             else:
                 _show(talk, line.strip())
-        except InputError as error:  # the conversation continues after an error
+        except InputError as error:  # an error does not end the conversation
             print(f"({error})")
         except KeyboardInterrupt:
             print(" (stopped)")
 
 
 def _typed() -> str | None:
-    """Read what the user types, with continued lines joined. None after Ctrl-D or two Ctrl-C in a row."""
+    """Read the user's input, continued lines joined. Returns None after Ctrl-D or two Ctrl-C in a row."""
     lines: list[str] = []
     warned = False
     while True:
@@ -155,9 +155,10 @@ def _show(talk: "Conversation", text: str) -> None:
         print(f"(not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))})")
     before = talk.forgotten
     pieces = talk.say(text)
-    if before == 0 < talk.forgotten:  # printed once, until /reset
+    if before == 0 < talk.forgotten:  # this message is printed once, until /reset
         print("(the context is full: from now on the oldest turns are left out)")
-    with contextlib.closing(pieces):  # after Ctrl-C, the turn keeps the text so far
+    # after Ctrl-C, the conversation keeps the part of the answer that was generated
+    with contextlib.closing(pieces):
         for piece in pieces:
             print(printable_lines(piece), end="", flush=True)
     print()
@@ -221,7 +222,8 @@ def _answer_lines(talk: "Conversation") -> None:
                 warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")
             try:
                 answer = "".join(talk.say(line.strip()))
-            except InputError as error:  # the question is too long; continue with the next
+            # the question is too long for the model: warn, and go to the next line
+            except InputError as error:
                 warn(str(error))
         print(printable(answer), flush=True)
 

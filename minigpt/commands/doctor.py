@@ -98,7 +98,8 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
     labels = _LABELS[language]
     rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
-    print(printable(title))  # not as the table's title, which would be wrapped
+    # printed separately, because a table's title is wrapped at the width of the table
+    print(printable(title))
     table("", labels["columns"], rows)
     for found in findings:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")

@@ -34,7 +34,7 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
 
     RANGES = {"show": (0, 10**6)}
 
-    # The model
+    # Model
     model: Path = Path("output/best")
     """checkpoint folder, from `minigpt train` or in Hugging Face's format"""
     adapter: Path | None = None
@@ -42,7 +42,7 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
     precision: tuple[Literal["float32", "float16", "bfloat16", "int8", "int4"], ...] = ()
     """precision of the weights: one, or several to compare; default: as the folder stores them"""
 
-    # The data
+    # Data
     data: Path = Path("data/val.jsonl")
     """file of questions and answers, or conversations"""
     text: Path | None = None

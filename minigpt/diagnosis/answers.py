@@ -18,13 +18,13 @@ from minigpt.weights.pretrained import load_model_and_tokenizer
 
 __all__ = ["MAX_NEW_TOKENS", "QUESTIONS", "ask", "judge_answers"]
 
-QUESTIONS = 32  # number of questions: takes seconds on a CPU
-MAX_NEW_TOKENS = 128  # the default of `minigpt eval` and `minigpt generate`
-# A warning if fewer answers end by themselves. In every healthy run nine in ten do.
+QUESTIONS = 32  # number of questions that are asked; this takes seconds on a CPU
+MAX_NEW_TOKENS = 128  # most tokens of an answer, as in `minigpt eval` and `minigpt generate`
+# Least share of answers that end by themselves. In every healthy run nine in ten do.
 END_SHARE = 0.9
-# A warning if more questions get the same answer: then the answer hardly depends on the question.
+# Most questions with the same answer, as a share. With more, the answer hardly depends on the question.
 SAME_SHARE = 0.5
-# A warning if more answers are empty: no answer in the data is empty, so these are all wrong.
+# Most empty answers, as a share. No answer in the data is empty, so an empty one is always wrong.
 EMPTY_SHARE = 0.1
 
 
@@ -40,7 +40,8 @@ def ask(record: RunRecord, conversations: Sequence[Conversation]) -> tuple[list[
     if not folder.exists():
         raise InputError(f"{folder} does not exist: no evaluation has been done yet")
     model, tokenizer = load_model_and_tokenizer(folder)
-    room = model.config.max_position_embeddings - 2  # minus 2: <sep> and one token of the answer
+    # minus 2, for <sep> after the question and one token of the answer
+    room = model.config.max_position_embeddings - 2
     first = dict.fromkeys(each.exchanges[0].question for each in conversations)
     questions = [question for question in first if len(tokenizer.encode_text(question)) <= room]
     if not questions:

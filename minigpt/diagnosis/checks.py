@@ -19,35 +19,35 @@ __all__ = ["CHECKS"]
 
 Point = TypeVar("Point", TrainPoint, ValPoint)
 
-# A model with random weights has a loss of ln(V). More than 0.5 nats above that: the steps went wrong.
+# A model with random weights has a loss of ln(V). A first loss more than 0.5 nats above that means that the
+# first steps made the model worse.
 FIRST_ABOVE = 0.5
-# One step cannot teach much: a first loss below 0.7 ln(V) was not learned in this run. If the first line is a
-# mean over several steps, the limit is 0.3 ln(V): the loss may already be that of single characters, about
-# half.
+# Least first loss, as a share of ln(V). One step cannot teach more than that, so a lower loss was not learned
+# in this run. If the first line of metrics is a mean over several steps, the limit is 0.3.
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
-# A loss near 0 in the first line of metrics: real text is never that certain.
+# a first loss below this is suspicious: real text is never so certain
 NOTHING = 1e-3
-# The end of a noisy curve is a little above its minimum, but not by 30 % and 0.2 nats.
+# A run has diverged if its last loss is 1.3 times its minimum and 0.2 nats above it. Noise is smaller.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.2
-# A line is a mean over logging_steps steps. It is rarely 30 % and 0.5 nats above the 8 lines before it.
+# A line of metrics is a spike if its loss is 1.3 times the median of the 8 lines before it and 0.5 nats above
+# it.
 SPIKE_TIMES, SPIKE_NATS, SPIKE_BEFORE = 1.3, 0.5, 8
-# One or two spikes come from unusual batches; three and more, in at least 1 % of the steps, from the learning
-# rate.
+# One or two spikes come from unusual batches. Three and more, in at least 1 % of the steps, come from the
+# learning rate.
 SPIKES, SPIKE_SHARE = 3, 0.01
-# Gradients grow a little as the loss falls, but not five times.
+# The gradient norm grows a little as the loss falls, but in a healthy run not to five times its value.
 GRADIENT_TIMES = 5.0
-# A loss that falls in a straight line falls by a third in the last third of the steps. A run that is nearly
-# done falls by less than a tenth.
+# If a loss falls in a straight line, a third of the fall comes in the last third of the steps. In a run that
+# is nearly done, it is less than a tenth.
 STEEP_SHARE, STEEP_NATS = 0.2, 0.1
 # Near the end of a cosine the learning rate is small. If the loss still falls by 3 % between two evaluations,
-# more steps would help. Less than 0.02 nats does not count: nearly every token is certain already.
+# more steps would help. A fall of less than 0.02 nats does not count.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
-# By chance, evaluations on a thousand pairs differ by less than 1 %. Below 0.02 nats nobody sees a
-# difference.
+# A rise of the validation loss counts from 1 % and 0.02 nats on. Smaller ones are chance.
 OVERFIT_SHARE, OVERFIT_NATS = 0.01, 0.02
 # If the last third of a run lowers the loss by less than 0.5 %, it was not worth its time.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# Different lengths and other programs change the speed by a tenth, not by a quarter.
+# Texts of other lengths, and other programs, change the speed by a tenth, but not by a quarter.
 SLOWER = 0.75
 ENOUGH_LINES = 10  # fewest lines of metrics for a check of the curve's shape
 
@@ -60,7 +60,7 @@ def nothing_logged(record: RunRecord) -> Finding | None:
 
 
 def metrics_damaged(record: RunRecord) -> Finding | None:
-    """Report lines that cannot be read. (A single one is normal: a killed process leaves it.)"""
+    """Report lines of metrics.jsonl that cannot be read. (One is normal: a killed process leaves it.)"""
     return finding("metrics_damaged", lines=record.broken_lines) if record.broken_lines > 1 else None
 
 
@@ -113,7 +113,7 @@ def first_loss(record: RunRecord) -> Finding | None:
     """Check the first line of metrics, a mean over the first steps, against an untrained model's loss."""
     train = _finite(record.train)
     if not train or record.vocab_size < 2 or train[0].step > 2 * record.config.logging_steps:
-        return None  # the beginning of the curve is missing
+        return None  # no finding: the beginning of the curve is missing
     first, expected = train[0], math.log(record.vocab_size)
     numbers = {"loss": first.loss, "step": first.step, "expected": expected, "vocab": record.vocab_size}
     if first.loss < NOTHING:
@@ -128,7 +128,7 @@ def first_loss(record: RunRecord) -> Finding | None:
 def no_answer_tokens(record: RunRecord) -> Finding | None:
     """Report that in every evaluation no token of an answer was counted."""
     told = [point for point in record.val if point.answer_loss is not None]
-    # only nan differs from itself
+    # x == x is False only for nan
     if not told or any(point.answer_loss == point.answer_loss for point in told):
         return None
     return finding("no_answer_tokens", count=len(told), max_length=record.config.max_length)
@@ -167,10 +167,11 @@ def loss_spikes(record: RunRecord) -> Finding | None:
     for event in counted:
         earlier = [point.loss for point in train if point.step < event.step][-SPIKE_BEFORE:]
         leaps[event.step] = event.loss, median(earlier or [event.loss])
-    count = len(counted) or len(leaps)  # the run's own count is exact: it sees each step
+    # the run's own count is better, because the run sees the loss of each step
+    count = len(counted) or len(leaps)
     steps = train[-1].step if train else 0
     if count < max(SPIKES, SPIKE_SHARE * steps) or diverged(record):
-        return None  # in a diverged run, the rise at the end is not a spike
+        return None  # no finding: in a diverged run, the rise at the end is not a spike
     step = max(leaps, key=lambda step: leaps[step][0] - leaps[step][1])
     largest, usual = leaps[step]
     return finding(

@@ -25,9 +25,10 @@ from minigpt.training.config import PER_CALL, RECIPES
 
 __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]
 
-# Another seed or machine gives slightly other losses. More than 15 % and 0.02 nats has another cause.
+# Another seed or machine gives slightly different losses. More than 15 % and 0.02 nats has another cause.
 BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
-# If a run is 1.25 times longer than the reference, its learning rate falls later, so it is behind half way.
+# An unfinished run is not compared if it is 1.25 times longer or shorter than the reference: their learning
+# rates fall at different times.
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
@@ -47,8 +48,8 @@ class Curve:
     recipe: str
     fingerprints: dict[str, str]
     settings: dict[str, Any]
-    tokens: int  # number of tokens of the whole run
-    val: list[tuple[float, float]]  # (tokens seen, validation loss), in order
+    tokens: int  # number of tokens that the whole run trains on
+    val: list[tuple[float, float]]  # (tokens seen, validation loss) of each evaluation, in order
 
     def loss_at(self, tokens: float) -> float:
         """Return the validation loss after a number of tokens, interpolated between two evaluations.
@@ -80,8 +81,8 @@ def save_curve(record: RunRecord, path: Path) -> int:
     per_step, total = _tokens_per_step(record), record.total_steps
     if not record.is_finished or not math.isfinite(per_step):
         raise InputError(
-            f"{record.folder} is no finished run (step {record.steps_done} of {total or 'unknown'}): only a "
-            "finished one's curve can be a reference"
+            f"{record.folder} is not a finished run (step {record.steps_done} of {total or 'unknown'}): only "
+            "the curve of a finished run can be a reference"
         )
     points: list[dict[str, float]] = [
         {"step": point.step, "train_loss": point.loss} for point in record.train if math.isfinite(point.loss)
@@ -105,7 +106,8 @@ def save_curve(record: RunRecord, path: Path) -> int:
     for point in points:
         point["share"] = round(point["step"] / total, 6)
         point["tokens"] = round(point["step"] * per_step)
-    points.sort(key=lambda point: point["step"])  # the sort is stable: at equal steps training comes first
+    # sort is stable: at equal steps, training points stay before validation points
+    points.sort(key=lambda point: point["step"])
     lines = [json.dumps(line, ensure_ascii=False) for line in (head, *points)]
     atomic_write(path, "".join(f"{line}\n" for line in lines))
     return len(points)
@@ -134,7 +136,7 @@ def read_curve(path: Path) -> Curve:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{path} is no reference curve as `minigpt doctor --save_curve` writes it") from None
+        raise InputError(f"{path} is not a reference curve of `minigpt doctor --save_curve`") from None
     return curve
 
 
@@ -153,7 +155,7 @@ def compare_with_recipe(record: RunRecord, folder: Path = RECIPES / "curves") ->
 
 def compare(record: RunRecord, curve: Curve) -> Finding:
     """Compare a run's validation loss with a curve, after the same number of tokens."""
-    if not record.fingerprints:  # without a checkpoint, the run's data is unknown
+    if not record.fingerprints:  # without a checkpoint it is unknown which data the run used
         return finding("reference_too_early", steps=record.steps_done)
     if record.fingerprints != curve.fingerprints:
         return finding("reference_other_data")

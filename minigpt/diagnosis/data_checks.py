@@ -31,7 +31,7 @@ SKIPPED_SHARE = 0.01
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
 # `minigpt split` never puts a question into both parts; one in 200 shows that another program split the data.
 LEAK_SHARE = 0.005
-# one unknown character in a hundred: about one in every third sentence
+# most unknown characters, as a share: one in a hundred is about one in every third sentence
 UNKNOWN_SHARE = 0.01
 # A few long pairs are usual. If one in twenty is cut, the model learns not to end its answers.
 CUT_SHARE = 0.05
@@ -69,7 +69,7 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         changed = [str(config.vocab_path)] * (
             seen.get("vocabulary_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint
         )
-        if not changed:  # with another vocabulary, unchanged data has other ids
+        if not changed:  # if the vocabulary has changed, data that has not changed has other ids, too
             for name, conversations, path in (
                 ("train_fingerprint", train, config.train_data),
                 ("val_fingerprint", val, config.val_data),
@@ -117,7 +117,7 @@ def empty_answers(data: DataRecord) -> Finding | None:
 
 
 def _is_empty(reason: str) -> bool:
-    return reason.endswith("is empty")  # the reader's reason is, for example, "`answer` is empty"
+    return reason.endswith("is empty")  # the reader writes, for example, "`answer` is empty"
 
 
 def same_answer(data: DataRecord) -> Finding | None:
@@ -132,7 +132,8 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 def leak(data: DataRecord) -> Finding | None:
     """Report validation questions that are also in the training data, ignoring width, case and spaces."""
-    # pairs are compared by question; in conversations a question may repeat, so the answer counts, too
+    # Pairs are compared by their question. In conversations a question may repeat, so there the answer
+    # counts, too.
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
     learned = {
         exchange_key(exchange) if several else normalise(exchange.question)
@@ -193,7 +194,7 @@ def mostly_padding(data: DataRecord) -> Finding | None:
     if not config.pad_to_max_length:
         return None
     real = float(np.minimum(data.statistics.pairs, config.max_length).mean())
-    share = 1 - (real - 1) / (config.max_length - 1)  # minus 1: a row of n tokens has n - 1 inputs
+    share = 1 - (real - 1) / (config.max_length - 1)  # - 1, because a row of n tokens has n - 1 inputs
     if share <= PADDING_SHARE:
         return None
     return finding("mostly_padding", share=share, max_length=config.max_length)

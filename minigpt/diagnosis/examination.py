@@ -42,7 +42,8 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
 def _answers(record: RunRecord, data: DataRecord | Finding) -> list[Finding]:
     if isinstance(data, Finding):
         return [finding("no_questions", why=data.code)]
-    from minigpt.diagnosis.answers import ask, judge_answers  # imported here, because it imports torch
+    # not at the top of the file, because it imports torch
+    from minigpt.diagnosis.answers import ask, judge_answers
 
     try:
         answers, limit = ask(record, data.val)

@@ -14,7 +14,7 @@ __all__ = ["LEVELS", "WORDS", "Finding", "Language", "Words", "finding"]
 
 Language = Literal["en", "zh"]
 Level = Literal["ok", "note", "warning", "error"]
-LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # ordered from the worst
+LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # severities, the worst first
 
 
 class Words(NamedTuple):

@@ -23,7 +23,7 @@ from minigpt.generation.native_library import cache_folder, system_build
 
 __all__ = ["Fact", "facts", "instructions", "processor"]
 
-ROOT = Path(__file__).resolve().parents[2]  # root of the checkout, or the folder of installed packages
+ROOT = Path(__file__).resolve().parents[2]  # root of the git checkout, or the folder of installed packages
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _GIB = 2**30
 
@@ -48,8 +48,8 @@ class Fact(NamedTuple):
     """A fact, or the reason why it is unknown."""
 
     name: str
-    lines: dict[str, str]  # label -> text; most facts have one line
-    data: Any  # the same in types that JSON can hold
+    lines: dict[str, str]  # label -> text, for people; most facts have one line
+    data: Any  # the fact in types that JSON can hold, for programs
 
 
 def facts() -> list[Fact]:
@@ -73,7 +73,7 @@ def facts() -> list[Fact]:
 def _probed(name: str, probe: Callable[[], tuple[str | dict[str, str], Any]]) -> Fact:
     try:
         text, data = probe()
-    except Exception as error:  # one broken probe must not hide the other facts
+    except Exception as error:  # whatever fails in a probe, the other facts must still be printed
         text = f"unknown: {_one_line(error)}"
         data = {"error": _one_line(error)}
     return Fact(name.replace(" ", "_"), text if isinstance(text, dict) else {name: text}, data)
@@ -118,7 +118,8 @@ def _requirements() -> list[tuple[str, str]]:
     """Return each package that minigpt requires, with its optional group; "" for required packages."""
     try:
         lines = importlib.metadata.requires("minigpt") or []
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+    # minigpt is not installed: read pyproject.toml in the checkout
+    except importlib.metadata.PackageNotFoundError:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         groups = project["optional-dependencies"].items()
         lines = [f'{line}; extra == "{group}"' for group, names in groups for line in names]
@@ -218,7 +219,7 @@ def _cores() -> tuple[str, Any]:
 
         data["threads"] = torch.get_num_threads()
         text += f"; torch computes with {data['threads']} threads"
-    except Exception as error:  # report that torch is broken
+    except Exception as error:  # torch is broken, which the report should say
         text += f"; torch's threads unknown: {_one_line(error)}"
     asked = os.environ.get("OMP_NUM_THREADS")
     return text + (f" (OMP_NUM_THREADS={asked})" if asked else ""), data
@@ -260,7 +261,8 @@ def _short(path: Path | None) -> str | None:
 def _gpu() -> tuple[str | dict[str, str], Any]:
     import torch
 
-    with warnings.catch_warnings(record=True) as said:  # for example, a warning that the driver is too old
+    # catches, for example, a warning that the driver is too old
+    with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         is_there = torch.cuda.is_available()
     runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"

@@ -26,7 +26,7 @@ class TrainPoint:
     """A line of metrics.jsonl about training."""
 
     step: int
-    loss: float  # mean loss per counted token since the line before, in nats
+    loss: float  # mean loss per counted token since the previous line of metrics, in nats
     grad_norm: float = math.nan  # gradient norm before clipping
     learning_rate: float = math.nan
     epoch: float = math.nan  # number of passes over the data so far
@@ -40,7 +40,8 @@ class ValPoint:
 
     step: int
     loss: float  # mean loss of the tokens that the training counts
-    answer_loss: float | None = None  # loss of answers; nan: no token of an answer; None: not recorded
+    # mean loss of answers; nan: no answer token was counted; None: not recorded
+    answer_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class RunRecord:
     events: list[Event] = field(default_factory=list)
     broken_lines: int = 0  # number of lines in metrics.jsonl that are not a JSON object with a step
     non_finite: int = 0  # number of lines whose loss or gradient norm is not finite
-    first_non_finite: int = 0  # step of the first such line
-    state: dict[str, Any] = field(default_factory=dict)  # training_state.json; empty without a checkpoint
+    first_non_finite: int = 0  # step of the first line whose loss or gradient norm is not finite
+    # content of training_state.json; empty without a checkpoint
+    state: dict[str, Any] = field(default_factory=dict)
     vocab_size: int = 0  # vocabulary size; 0 if unknown
 
     @property
@@ -206,7 +208,7 @@ def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if is_number else math.nan  # type: ignore[arg-type]
-    except OverflowError:  # the integer is too large for a float
+    except OverflowError:  # the integer is too large for a Python float
         return math.nan
 
 

@@ -41,7 +41,7 @@ class LossSum:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): the model is as uncertain as with so many equally likely tokens."""
+        """exp(loss): the number of equally likely tokens that would give the same loss."""
         return math.exp(self.loss) if self.loss < 709 else math.inf  # exp(710) overflows float64
 
     @property

@@ -27,14 +27,14 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["TextReport", "evaluate_text"]
 
-_MEASURED = 1 << 13  # most tokens of a batch that has several windows
+_MEASURED = 1 << 13  # most tokens of a batch; a single window may have more
 
 
 @dataclass(frozen=True)
 class TextReport:
     """The loss of a model on a text."""
 
-    loss: LossSum  # sum of the losses of the tokens
+    loss: LossSum  # sum of the losses of all tokens
     characters: int  # number of characters in the text
     bytes: int  # number of bytes of the text in UTF-8
 

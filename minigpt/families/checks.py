@@ -18,7 +18,7 @@ __all__ = [
     "require_layers",
 ]
 
-MAX_LAYERS = 1000  # most layers of any model
+MAX_LAYERS = 1000  # most layers that a model may have
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:

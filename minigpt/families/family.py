@@ -54,29 +54,32 @@ class Family:
     model_class: type[Any]  # the class M
     # content of a config.json -> C; raises InputError that names the key
     config_from_hugging_face: Callable[[Mapping[str, Any]], Any]
-    # (C, eos_token_id, pad_token_id) -> content of config.json
+    # (C, eos_token_id, pad_token_id) -> content of a config.json
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
-    weights: tuple[Weight, ...]  # all weights but lm_head
-    prefix: str  # begins the names of all these weights; files of a model without its head lack it
-    layer_prefix: str  # Hugging Face's name of a block's weights up to the block's number
-    layers_key: str  # key of config.json for the number of blocks
-    embedding: str  # our name of the embedding matrix, which a tied lm_head shares
+    weights: tuple[Weight, ...]  # names of all weights except lm_head
+    prefix: str  # text before the name of each weight; files of a model without its head leave it out
+    layer_prefix: str  # Hugging Face's name of a block's weights, up to the number of the block
+    layers_key: str  # key of config.json that holds the number of blocks
+    embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors in old files that are not weights
-    # C -> the configuration of the files, whose model may have more weights than ours: zeros in the files
+    # C -> C, with all weights that Hugging Face's files have. Weights that the model lacks are zeros in
+    # files.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
-    residual_projections: tuple[str, ...]  # last matrices of attention and MLP, which add to the stream
+    # names of the last matrices of attention and MLP, which add to the residual stream
+    residual_projections: tuple[str, ...]
     # end of a weight's name -> number of matrices that are stacked in it
     fused: Mapping[str, int] = field(default_factory=dict)
     block_weights: Callable[[Any], int]  # C -> number of matrix weights in all blocks
-    gguf_values: Callable[[Any], dict[str, float]]  # C -> {NAME: value} for GGUFWriter.add_NAME(value)
-    # M -> notes on what llama.cpp computes differently
+    # C -> {NAME: value}, to be written with GGUFWriter.add_NAME(value)
+    gguf_values: Callable[[Any], dict[str, float]]
+    # M -> sentences on what llama.cpp computes differently
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
-    # For generation.native. list_operations: (OperationList, M) adds the operations of a forward pass.
-    # rotary_table: (C, columns) -> RoPE's cos and sin, (columns, D); None for a family without RoPE.
+    # For generation.native: list_operations(OperationList, M) adds the operations of a forward pass;
+    # rotary_table(C, columns) returns RoPE's cos and sin, (columns, D), or is None for a family without RoPE.
     list_operations: Callable[[Any, Any], None]
-    native_modules: tuple[type[nn.Module], ...]  # the module classes that these operations replace
+    native_modules: tuple[type[nn.Module], ...]  # module classes whose forward these operations replace
     rotary_table: Callable[[Any, int], Tensor] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ class Family:
 
         def read(row: Weight) -> Tensor | None:
             name = name_of[row.theirs]
-            tensor = tensors[name]  # of WeightFiles, this reads the file
+            tensor = tensors[name]  # if `tensors` is a WeightFiles, this look-up reads the file
             if row.ours in own:
                 ordered = tensor.t() if row.transposed else tensor
                 return cast(row.theirs, ordered, dtype, pages, own=has_own_memory(tensors, name))
@@ -190,7 +193,8 @@ class Family:
         assert missing in ([], [HEAD]), missing
         assert unexpected == [], unexpected
         if missing:
-            model.lm_head.weight = model.get_parameter(self.embedding)  # assign=True has untied lm_head
+            # tie lm_head again, because load_state_dict(assign=True) has untied it
+            model.lm_head.weight = model.get_parameter(self.embedding)
 
     # -- training --------------------------------------------------------------------------------------------
 

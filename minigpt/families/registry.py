@@ -63,7 +63,8 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
     family = family_of(config)
     model: LanguageModel = family.model_class(config)
     if zero_projections:
-        zeros = [f".{end}" for end in family.residual_projections] + [HEAD]  # a tied lm_head is not listed
+        # a tied lm_head is not among these names
+        zeros = [f".{end}" for end in family.residual_projections] + [HEAD]
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith(tuple(zeros)):

@@ -77,12 +77,12 @@ def train(
         for word, parts in words.items():
             for pair in pairwise(parts):
                 pairs[pair] += counts[word]
-        # the most frequent pair; of equally frequent ones, the pair with the lowest ids
+        # take the most frequent pair; of equally frequent ones, the pair with the lowest ids
         best = min(pairs, key=lambda pair: (-pairs[pair], ids[pair[0]], ids[pair[1]]), default=None)
         if best is None or pairs[best] < min_frequency:
             break
         merges.append(best)
-        if (new := best[0] + best[1]) not in ids:  # another pair may have made this token before
+        if (new := best[0] + best[1]) not in ids:  # the same token may have come from another pair before
             ids[new] = len(tokens)
             tokens.append(new)
         words = {word: _join(parts, best) for word, parts in words.items()}

@@ -81,7 +81,8 @@ def generate(
         if state is None:
             logits = forward(numpy.array([*ids, *written]), params, **settings)[-1]  # (V,)
         else:
-            given = written[-1:] if written else ids  # the cache holds all earlier tokens
+            # the last token is enough: the cache holds all earlier ones
+            given = written[-1:] if written else ids
             logits, state = step(numpy.array(given), state, params, **settings)  # (V,)
         if rng is None:
             token = int(sampling.greedy(logits, np))

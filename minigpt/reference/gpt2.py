@@ -127,7 +127,7 @@ def transformer(
 def forward(ids: Array, params: names.Tree, *, n_head: int, gelu: str = "tanh", np: Any = numpy) -> Array:
     """ids (T,) -> logits (T, V): at each position, the scores of the next token."""
     x, _ = transformer(ids, **params, n_head=n_head, gelu=gelu, np=np)  # (T, C)
-    return x @ params["wte"]["weight"].T  # (T, V); input and output share wte
+    return x @ params["wte"]["weight"].T  # (T, V); input and output share the matrix wte
 
 
 def step(
@@ -230,7 +230,7 @@ def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
     if len(found) < len(tensors):
         raise InputError("a weight comes twice, with and without `transformer.` before its name")
     for name in [name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))]:
-        del found[name]  # causal masks: old files store them as weights
+        del found[name]  # these tensors are causal masks, which old files store among the weights
     head = found.pop("lm_head.weight", None)
     sizes = [found[name].shape for name in ("wte.weight", "wpe.weight") if name in found]
     if len(sizes) != 2 or any(len(size) != 2 for size in sizes):

@@ -281,7 +281,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in fixed.items():
         if config.get(key, value) != value:
             raise InputError(f"{key}={config[key]!r} is not supported, only {value!r}")
-    rope = config.get("rope_parameters") or {}  # transformers 5 stores rope_theta here
+    rope = config.get("rope_parameters") or {}  # transformers 5 stores rope_theta in rope_parameters
     if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
         raise InputError(f'rope_parameters={rope!r} is not supported, only rope_type "default"')
     values = {

@@ -32,13 +32,13 @@ def filtered(
     """
     logits = logits / temperature
     if top_k and top_k < logits.shape[0]:
-        kth = np.sort(logits)[-top_k]  # tokens with the same score stay, too
+        kth = np.sort(logits)[-top_k]  # a token with the same score as the k-th stays, too
         logits = np.where(logits < kth, -math.inf, logits)
     if top_p < 1:
-        order = np.argsort(logits)  # (V,), the most likely last
+        order = np.argsort(logits)  # (V,): indices, the most likely token last
         # Sum from the least likely token on: while the sum is at most 1 - top_p, tokens are excluded.
         tail = np.cumsum(softmax(logits[order], np)) <= 1 - top_p  # (V,)
-        tail = tail & (np.arange(order.shape[0]) < order.shape[0] - 1)  # never exclude the most likely one
+        tail = tail & (np.arange(order.shape[0]) < order.shape[0] - 1)  # never exclude the most likely token
         logits = np.where(tail[np.argsort(order)], -math.inf, logits)
     return logits
 
@@ -50,7 +50,7 @@ def sample(logits: Array, uniform: Array, np: Any = numpy) -> Array:
     probability 0 is never drawn.
     """
     cumulative = np.cumsum(softmax(logits, np))  # (V,)
-    return np.argmax(cumulative > uniform * cumulative[-1])  # argmax returns the first True
+    return np.argmax(cumulative > uniform * cumulative[-1])  # argmax returns the index of the first True
 
 
 def check(temperature: float, top_k: int, top_p: float) -> None:

@@ -38,7 +38,7 @@ def imported_jax() -> Any:
     return jax
 
 
-# cached, because jax.jit compiles again for a new function object
+# The result is cached, because jax.jit would compile again for a new function object.
 @functools.cache
 def compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     """Compile a model's function with jax.jit. The settings are constants, because they decide shapes."""
@@ -51,7 +51,7 @@ def batched(forward: Callable[..., Any], **settings: Any) -> Callable[[Array, Tr
     """Return the compiled function ids (B, T), params -> logits (B, T, V). Right padding needs no mask."""
     jax = imported_jax()
     one = functools.partial(forward, **settings, np=jax.numpy)
-    # in_axes: one row of ids for each call, the same params for all
+    # in_axes: each row of ids is one call; all calls share params
     return jax.jit(jax.vmap(one, in_axes=(0, None)))  # type: ignore[no-any-return]
 
 
@@ -105,7 +105,7 @@ def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
         def choose(logits: Array, count: Array) -> Array:
             if not do_sample:
                 return sampling.greedy(logits, np).astype(np.int32)
-            # each token has a random number of its own
+            # each token gets its own random number
             uniform = jax.random.uniform(jax.random.fold_in(key, count))
             scores = sampling.filtered(logits, temperature, top_k, top_p, np)
             return sampling.sample(scores, uniform, np).astype(np.int32)

@@ -28,7 +28,7 @@ __all__ = ["load", "read_safetensors", "read_tensors"]
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "qwen3": qwen3}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# bfloat16 is read as its 16 bits, see _widened
+# bfloat16 is read as 16-bit integers, see _widened
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -44,10 +44,10 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: give the one with {CONFIG} and {WEIGHTS}")
+        raise InputError(f"{folder} is not a folder: give the one with {CONFIG} and {WEIGHTS}")
     if (folder / MANIFEST).exists():
         verify_manifest(folder)
-    config = read_json(folder / CONFIG, missing=f"{folder} is no model's folder")
+    config = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         known = ", ".join(FAMILIES)
@@ -61,7 +61,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
         if not numpy.isfinite(array).all():
             raise InputError(f"{folder}: {name} holds NaN or infinity: these weights are unusable")
         if dtype is not None:
-            with numpy.errstate(over="ignore"):  # checked below
+            with numpy.errstate(over="ignore"):  # an overflow is reported below
                 tensors[name] = array.astype(dtype)
             if not numpy.isfinite(tensors[name]).all():
                 raise InputError(f"{folder}: {name} holds values beyond the largest {numpy.dtype(dtype)}")

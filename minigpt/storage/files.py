@@ -60,12 +60,12 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
     goal = Path(os.path.realpath(path))
     temporary = _temporary_name(goal)
     with _explained(Path(path), goal, temporary):
-        if goal.is_symlink():  # realpath has not resolved it: the link leads to itself
+        if goal.is_symlink():  # a link that realpath could not resolve: it leads to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(goal))
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory; a file name is needed", str(goal))
         if Path(path).exists() and not Path(path).is_file():
-            with Path(path).open("wb") as device:  # never replace a device such as /dev/null
+            with Path(path).open("wb") as device:  # write to a device such as /dev/null, never replace it
                 yield device
             return
         _make_folder(goal.parent)
@@ -146,11 +146,11 @@ def _make_folder(folder: Path) -> None:
     new = [level for level in (folder, *folder.parents) if not level.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # a parent is a file; "File exists" would be misleading
+    except FileExistsError:  # a parent folder is a file; Python's "File exists" would be misleading
         text = f"{os.strerror(errno.ENOTDIR)}: {folder}"
         raise NotADirectoryError(errno.ENOTDIR, text, str(folder)) from None
     for level in new:
-        with contextlib.suppress(PermissionError):  # some parents may not be opened
+        with contextlib.suppress(PermissionError):  # we may have no right to open some parent folders
             sync_folder(level.parent)
 
 
@@ -163,13 +163,13 @@ def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
     """Convert an OSError to an InputError that names the path which the user knows."""
     try:
         yield
-    except InputError as error:  # raised for a file in the temporary folder
+    except InputError as error:  # the message names a file in the temporary folder: name the goal instead
         raise InputError(str(error).replace(str(temporary), str(name))) from error
     except OSError as error:
         culprit = goal if error.filename is None else Path(os.fsdecode(error.filename))
         is_ours = culprit in (name, goal, temporary, *goal.parents) or temporary in culprit.parents
         if isinstance(error, BrokenPipeError) or not is_ours:
-            raise  # the error is about another file
+            raise  # an error about another file keeps its own message
         raise InputError(f"cannot write {name}: {_reason(error, goal)}; nothing was changed") from error
 
 
@@ -191,13 +191,14 @@ def _sync_entry(goal: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder to the disk. A rename survives a power cut only after that."""
-    if os.name == "nt":  # Windows cannot open folders
+    if os.name == "nt":  # Windows cannot open a folder to flush it
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by some network file systems
+        # some network file systems cannot flush a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(descriptor)

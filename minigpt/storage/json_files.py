@@ -1,6 +1,6 @@
 """Reads JSON files, with limits. Each error is one line.
 
-    config = read_json(folder / "config.json", missing=f"{folder} is no model directory")
+    config = read_json(folder / "config.json", missing=f"{folder} is not a model folder")
 
 An error is raised for: anything but a regular file (reading a pipe or device might never end), more than
 `max_bytes`, more than 100 levels of nesting, an integer of more than 4,300 digits, invalid UTF-8, a key that
@@ -21,7 +21,7 @@ from minigpt.errors import InputError
 
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "reading"]
 
-MAX_BYTES = 256_000_000  # ten times the largest tokenizer.json files
+MAX_BYTES = 256_000_000  # most bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
 
 

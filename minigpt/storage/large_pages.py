@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["LargePages", "ask_for_large_pages", "new_memory"]
 
 PAGE = 2**21  # bytes of a large page
-_BLOCK = 2**24  # bytes of a block; it is freed when no tensor uses it any more
-_ALIGNED = 256  # the address of each copy is a multiple of this
+_BLOCK = 2**24  # bytes of a block of copies; it is freed when no tensor uses it any more
+_ALIGNED = 256  # the address of each copy is a multiple of this number
 
 
 def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
@@ -36,7 +36,7 @@ def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
 def ask_for_large_pages(memory: mmap.mmap) -> None:
     """Ask Linux for large pages (madvise). For memory in use, the kernel may convert it later."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # the kernel may have no large pages
+        with contextlib.suppress(OSError):  # the kernel may not support large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
 
 
@@ -44,7 +44,7 @@ class LargePages:
     """Copies tensors into large pages. Thread-safe. Each tensor has its own storage within a block."""
 
     def __init__(self) -> None:
-        self._free: list[memoryview] = []  # the unused end of each block
+        self._free: list[memoryview] = []  # the end of each block that is not used yet
         self._lock = threading.Lock()
 
     def copied(
@@ -57,7 +57,7 @@ class LargePages:
             dtype: dtype of the copy. Default: the tensor's.
             own: the caller gives the tensor away. If the dtype is the same, its memory is then reused.
         """
-        import torch  # not at the top: .read_ahead must not wait for torch
+        import torch  # imported here, because .read_ahead uses this module while torch is being imported
 
         dtype = dtype or tensor.dtype
         if own and dtype == tensor.dtype:

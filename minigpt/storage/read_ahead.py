@@ -22,12 +22,12 @@ from minigpt.storage.safetensors_header import read_header
 __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-KEPT = 2**18  # bytes; smaller tensors are copied, so that their block can be freed
+KEPT = 2**18  # size in bytes; a smaller tensor is copied, so that its block of memory can be freed
 
 _BLOCK = 2**24  # most bytes that are read at once; a larger tensor is read alone
 _MOST = 2**31  # most bytes that are read ahead: more would take longer than the import
-_PIECE = 2**30  # bytes of one system call; the limit of Linux is nearly twice this
-_LINE = 64  # bytes of a cache line; a tensor that is not aligned to it is not read ahead
+_PIECE = 2**30  # bytes per system call; Linux allows nearly twice as many
+_LINE = 64  # bytes of a cache line; a tensor that is not aligned to this is not read ahead
 
 
 def has_weights(folder: Path) -> bool:
@@ -38,7 +38,7 @@ def has_weights(folder: Path) -> bool:
 def folder_of_weights(folder: Path) -> Path:
     """Return the folder with the weights: `folder` itself, or for a run its `best`, or else its `last`."""
     if not has_weights(folder):
-        for name in ("best", "last"):  # a run has no `best` before its first evaluation
+        for name in ("best", "last"):  # before its first evaluation, a run has `last` but no `best`
             if (folder / name).is_dir():
                 return (folder / name).resolve()  # resolve the link now, because training may move it
     return folder
@@ -55,8 +55,8 @@ class ReadAhead:
         self._states: dict[Path, os.stat_result] = {}
         self._blocks: dict[tuple[Path, str], _Block] = {}
         self._contents: dict[tuple[Path, str], memoryview] = {}
-        with contextlib.suppress(OSError, RuntimeError):  # no access to files, or too many threads
-            if hasattr(os, "preadv"):  # does not exist on Windows
+        with contextlib.suppress(OSError, RuntimeError):  # ignore: no access to a file, or too many threads
+            if hasattr(os, "preadv"):  # os.preadv does not exist on Windows
                 folder = folder_of_weights(folder)
                 pattern = WEIGHTS if (folder / WEIGHTS).exists() else "model-*-of-*.safetensors"
                 blocks = [block for path in sorted(folder.glob(pattern)) for block in self._planned(path)]
@@ -132,7 +132,7 @@ def _bytes_of(path: Path, begin: int, size: int) -> memoryview:
             if not count:
                 raise EOFError(f"{path} ends early")
             filled += count
-    ask_for_large_pages(memory)  # Linux may merge small pages later, some per minute
+    ask_for_large_pages(memory)  # Linux may later merge small pages into large ones
     return content
 
 

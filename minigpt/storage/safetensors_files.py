@@ -65,8 +65,8 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        self.own: set[str] = set()  # names of returned tensors whose memory nothing else uses
-        self.described = {  # tensors on "meta", for dtype and shape
+        self.own: set[str] = set()  # names of tensors that were returned in memory that nothing else uses
+        self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
             for name, entry in read_header(path, missing).items()
         }
@@ -107,10 +107,10 @@ class WeightFiles(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path | str, ahead: ReadAhead | None = None) -> None:
         folder = Path(folder)
-        self.path = _find(folder)  # used in messages
+        self.path = _find(folder)  # the file that messages name
         self._parts: list[TensorFile] = []
         self._files: dict[str, TensorFile] = {}
-        self.described: dict[str, Tensor] = {}  # tensors on "meta", for dtype and shape
+        self.described: dict[str, Tensor] = {}  # name -> tensor on "meta", which has dtype and shape
         names_of = {WEIGHTS: None} if self.path.name == WEIGHTS else _read_index(self.path)
         for file_name, names in names_of.items():
             file = TensorFile(folder / file_name, ahead)
@@ -242,7 +242,7 @@ def parse_size(size: int | str) -> int:
 
 
 def _find(folder: Path) -> Path:
-    for name in (WEIGHTS, INDEX):  # the same order as in transformers
+    for name in (WEIGHTS, INDEX):  # transformers looks in the same order
         if (folder / name).exists():
             return folder / name
     text = f"{folder / WEIGHTS} is missing: weights are read from safetensors, never from a pickle"

@@ -74,7 +74,7 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}") from None
+        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from None
     found: dict[str, Entry] = {}
     place = first = 8 + length
     for name, (dtype, shape, begin, end) in entries:
@@ -83,12 +83,12 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
             raise InputError(f"{path}: {name} is stored as {dtype}: only {known} are read")
         if first + begin != place or end - begin != math.prod(shape) * ITEM_SIZES[dtype]:
             wrong = f"the bytes of {name} are not those of {dtype} {list(shape)} in its place"
-            raise InputError(f"{path} is damaged or no safetensors file: {wrong}")
+            raise InputError(f"{path} is damaged or not a safetensors file: {wrong}")
         place = first + end
         found[name] = Entry(dtype, shape, first + begin, place)
     if place != size:
         wrong = f"its tensors end at byte {place:,}, the file has {size:,}"
-        raise InputError(f"{path} is damaged or no safetensors file: {wrong}")
+        raise InputError(f"{path} is damaged or not a safetensors file: {wrong}")
     return found
 
 

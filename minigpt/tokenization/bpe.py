@@ -64,11 +64,11 @@ class BpeTokenizer:
         added = [
             token for token in definition.frame["added_tokens"] if token["content"] in self.special_tokens
         ]
-        # the longest first, because the `tokenizers` library matches the longest
+        # longest first, because of several special tokens at one place the longest counts
         added.sort(key=lambda token: len(token["content"]), reverse=True)
         self._special = re.compile("|".join(map(_expression, added)) or "(?!)")
         lacking = [byte for byte, symbol in enumerate(BYTE_SYMBOLS) if symbol not in definition.vocab]
-        self._lacking = frozenset(lacking)  # bytes that have no token
+        self._lacking = frozenset(lacking)  # bytes for which the vocabulary has no token
 
     @classmethod
     def from_folder(
@@ -87,7 +87,7 @@ class BpeTokenizer:
         definition = read_folder(Path(path), kind, whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1", may_drop=True)  # some damage shows only when a text is encoded
+            tokenizer._encoding("a 1", may_drop=True)  # encode something, because some damage shows only then
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer
@@ -138,7 +138,7 @@ class BpeTokenizer:
     def chat_template(self) -> str | None:
         """The tokenizer's Jinja template (of several, the one named "default"), or None."""
         template = self._definition.config.get("chat_template")
-        if isinstance(template, list):  # older releases: [{"name": ..., "template": ...}, ...]
+        if isinstance(template, list):  # older files have a list: [{"name": ..., "template": ...}, ...]
             named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
             template = named.get("default")
         return template if isinstance(template, str) else None
@@ -311,7 +311,7 @@ class BpeTokenizer:
 
 
 class _Bytes(dict[int, bytes]):
-    """id -> bytes of the token. Computed on first use, because an answer needs few of 100,000 tokens."""
+    """A dict: id -> bytes of the token. Computed on first use: an answer needs few of 100,000 tokens."""
 
     _byte_of: ClassVar = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 

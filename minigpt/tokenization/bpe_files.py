@@ -55,7 +55,7 @@ def split_by(*expressions: str) -> dict[str, Any]:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # ByteLevel splits by GPT2_WORDS itself
+    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # ByteLevel itself splits text by GPT2_WORDS
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
 """The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
@@ -109,7 +109,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
     if not folder.is_dir():
-        raise InputError(f"{folder} is no directory: give the one that holds {TOKENIZER} or vocab.json")
+        raise InputError(f"{folder} is not a folder: give the one that holds {TOKENIZER} or vocab.json")
     config = _config(folder)
     if (folder / TOKENIZER).exists():
         frame, vocab, merges = _read_whole(folder / TOKENIZER, whole)
@@ -120,7 +120,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
             merges = _read_merges(folder / merges_name)
             kind = kind or layout_kind or _kind(folder, config)
             config.setdefault("tokenizer_class", _CLASSES[kind])
-            if kind == "gpt2" and "<|endoftext|>" in vocab:  # GPT-2's only special token is in no other file
+            if kind == "gpt2" and "<|endoftext|>" in vocab:  # GPT-2's files do not name its special token
                 config.setdefault("eos_token", "<|endoftext|>")
             return _assembled(folder / vocab_name, frame_of(kind), vocab, merges, config)
     raise InputError(
@@ -165,7 +165,7 @@ def _config(folder: Path) -> dict[str, Any]:
     for key, value in _optional(folder / "special_tokens_map.json").items():
         config.setdefault(key, value)
     template = folder / "chat_template.jinja"
-    if template.exists():  # as in transformers, this file has priority
+    if template.exists():  # newer models have this file; as in transformers, it has priority
         try:
             config["chat_template"] = template.read_text(encoding="utf-8")
         except ValueError as error:
@@ -233,9 +233,9 @@ def _read_whole(
     model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise InputError(f"{path} has no `model` with a `vocab`")
-    kind = model.get("type", "BPE")  # GPT-2's published file lacks this key
+    kind = model.get("type", "BPE")  # "BPE" by default, because GPT-2's published file lacks this key
     if kind != "BPE":
-        raise InputError(f"{path}: its model is {kind!r}, not 'BPE': this is no byte-level tokenizer")
+        raise InputError(f"{path}: its model is {kind!r}, not 'BPE': this is not a byte-level tokenizer")
     if not isinstance(model.get("merges"), list):
         raise InputError(f"{path} has no `merges`: a vocabulary without them cannot encode")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
@@ -294,7 +294,7 @@ def _assembled(
         if (index := config.pop(f"{key}_id", None)) is not None:
             if not isinstance(index, int) or index not in names:
                 raise InputError(
-                    f"{path.parent / 'generation_config.json'}: {key}_id {index!r} is no token's id"
+                    f"{path.parent / 'generation_config.json'}: {key}_id {index!r} is not the id of a token"
                 )
             config[key] = names[index]
     for key, text in _roles(config, beside):

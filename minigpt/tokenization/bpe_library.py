@@ -14,7 +14,7 @@ __all__ = ["in_one_line", "library_of", "prepared", "require_whole_characters"]
 
 
 def library_of(definition: Definition) -> Library:
-    """Build the object that encodes. It knows no special tokens, so no text can become one.
+    """Build the library's object that encodes text. It knows no special tokens, so no text can become one.
 
     Raises:
         InputError: if the library does not accept the definition.
@@ -24,7 +24,8 @@ def library_of(definition: Definition) -> Library:
     flags = ("single_word", "lstrip", "rstrip", "normalized")
     try:
         library.model = BPE(
-            vocab=plain | definition.words,  # words are included, so that they keep their ids
+            # added words are part of the vocabulary, so that they keep their ids
+            vocab=plain | definition.words,
             merges=definition.merges,
             ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
         )
@@ -37,7 +38,7 @@ def library_of(definition: Definition) -> Library:
 
 
 def prepared(frame: dict[str, Any]) -> Library:
-    """Build the object with an empty vocabulary. It normalises text and splits it into words."""
+    """Build the library's object with an empty vocabulary. It normalises text and splits it into words."""
     steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     try:
@@ -50,7 +51,7 @@ def prepared(frame: dict[str, Any]) -> Library:
 def in_one_line(error: BaseException, problem: str) -> BaseException:
     """Convert an error of the library to an InputError. (A panic of the library is not an Exception.)"""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # KeyboardInterrupt and the like stay as they are
+        return error  # KeyboardInterrupt and the like are no errors of the library
     return InputError(f"{problem}: {' '.join(str(error).split())}")
 
 

@@ -22,11 +22,11 @@ from minigpt.tokenization.bpe_library import in_one_line, prepared, require_whol
 
 __all__ = ["LONGEST_WORD", "learn"]
 
-# as in the character tokenizer, <pad> is 0 and <sep> is 2
+# ids 0, 1, 2; <pad> and <sep> have the same ids as in the character tokenizer
 _TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")
 # The time of training grows with the square of a word's length, and a Chinese text without punctuation is one
 # word. So longer words are cut, in training only. The merges of shorter words do not change.
-LONGEST_WORD = 64  # number of characters
+LONGEST_WORD = 64  # most characters of a word in training
 _CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
 _TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}
 
@@ -66,7 +66,7 @@ def learn(
         "pad_token": "<pad>",
         "eos_token": "<|endoftext|>",
         "sep_token": "<sep>",
-        "split_special_tokens": True,  # for transformers: "<sep>" in a text is five characters
+        "split_special_tokens": True,  # tells transformers to read "<sep>" in a text as five characters
         "clean_up_tokenization_spaces": False,
     }
     names = {text: index for index, text in enumerate(special)}

@@ -176,7 +176,7 @@ def _encoded(
             mask.append(said | closing)
             closing = 0
             continue
-        said_at: list[int] = []  # value of `said` for each character of the piece
+        said_at: list[int] = []  # for each character of the piece: 1 inside a generation block, else 0
         for char in piece:
             if char in (begin, end):
                 said = int(char == begin)

@@ -38,11 +38,12 @@ from minigpt.errors import InputError
 
 __all__ = ["SandboxedTemplate"]
 
-MAX_TEMPLATE = 200_000  # most characters of a template; published ones have up to 30,000
-CHARACTERS, PER_CHARACTER = 1_000_000, 100  # the budget: a base, plus so much per character of the variables
-STEP = 10  # charge for a call or an iteration of a loop
-SECONDS = 5.0  # most CPU time; Qwen3's template needs about 0.1 s for 1,000 messages
-MAX_NUMBER = 10**15  # larger numbers could make arithmetic slow
+MAX_TEMPLATE = 200_000  # most characters of a template; published templates have up to 30,000
+# budget of a rendering: a base, and an amount for each character of the variables
+CHARACTERS, PER_CHARACTER = 1_000_000, 100
+STEP = 10  # charge for each call and each iteration of a loop
+SECONDS = 5.0  # most CPU time of a rendering; Qwen3's template needs about 0.1 s for 1,000 messages
+MAX_NUMBER = 10**15  # largest operand of arithmetic: larger numbers could be slow
 
 FILTERS = (
     "abs count d default dictsort first float groupby int items last length list map max min reject "
@@ -63,8 +64,9 @@ METHODS: dict[type, str] = {
 }
 """The attributes of Python's own types that a template may use."""
 
-PERCENT_FORMAT = re.compile(r"(?:[^%]|%%|%(?:\.\d)?[sdrfx])*")  # no widths: padding could make long text
-BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")  # no widths, no attributes
+# allowed formats have no width, because padding could make long text
+PERCENT_FORMAT = re.compile(r"(?:[^%]|%%|%(?:\.\d)?[sdrfx])*")
+BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")  # allowed formats have no width and no attributes
 
 
 class SandboxedTemplate:
@@ -124,7 +126,7 @@ def _explained() -> Iterator[None]:
     """Convert any error of a template to an InputError."""
     try:
         yield
-    except (_LimitError, Exception) as error:  # Python's operators may raise anything
+    except (_LimitError, Exception) as error:  # Exception, because Python's operators may raise anything
         match error:
             case jinja2.TemplateSyntaxError():
                 reason = f"has an error in line {error.lineno}: {error.message}"
@@ -153,11 +155,12 @@ class _Generation(Extension):
 
 
 def _filter(node: Any, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None)  # a template cannot write a name with a colon
+    # names with a colon are ours: a template cannot write them
+    return nodes.Filter(node, name, [], [], None, None)
 
 
 class _Charged(NodeTransformer):
-    """Rewrites a template so that operations which Jinja compiles to plain Python are charged, too."""
+    """Rewrites a template: operations that Jinja compiles to plain Python are charged to the budget, too."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         self._environment = environment
@@ -168,7 +171,7 @@ class _Charged(NodeTransformer):
         match node:
             case nodes.TemplateData():  # make text a printed constant, so that it is charged
                 new = nodes.Const(node.data)
-            case nodes.Concat():  # a ~ b
+            case nodes.Concat():  # the operator ~, which joins texts
                 new = _filter(nodes.List(node.nodes), "join")
             case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load") | nodes.Getitem(arg=nodes.Slice()):
                 new = _filter(node, ":built")
@@ -187,14 +190,15 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, marks: tuple[str, str]) -> None:
         super().__init__(
-            trim_blocks=True,  # trim_blocks and lstrip_blocks as in transformers
+            trim_blocks=True,  # as in transformers: published templates rely on these two settings
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
             finalize=self.printed,
-            optimized=False,  # compute constants while rendering, when they are charged
+            optimized=False,  # do not compute constants at compile time, when there is no budget
             cache_size=0,
         )
-        self.budget = threading.local()  # per thread: `characters` left, `end` of the CPU time
+        # per thread: `characters` is the rest of the budget, `end` the end of the CPU time
+        self.budget = threading.local()
         self.filters = {name: self.charged(JINJA_FILTERS[name]) for name in FILTERS.split()}
         self.filters |= {
             name: self.charged(JINJA_FILTERS[name], as_text=True) for name in TEXT_FILTERS.split()
@@ -219,7 +223,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),
             "namespace": Namespace,
             "raise_exception": self.refuse,
-            "range": self.globals["range"],  # Jinja's range, limited to 100,000 numbers
+            "range": self.globals["range"],  # Jinja's range, which is limited to 100,000 numbers
             "strftime_now": lambda pattern: datetime.now().strftime(pattern),
         }
 
@@ -258,30 +262,30 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     # -- what the compiled template calls ------------------------------------------------------------------
 
-    @pass_context  # keeps Jinja from calling this while it compiles
+    @pass_context  # with a context argument, Jinja does not call this at compile time
     def printed(self, context: Any, value: Any) -> Any:
-        """Charge for a piece of the output. Each piece passes through here."""
+        """Charge the budget for a piece of the output. Each piece passes through here."""
         self.charge(self.size(value, as_text=True))
         return value
 
     def built(self, value: Any) -> Any:
-        """Charge for a list, tuple, dict or slice that the template makes. Each passes through here."""
+        """Charge the budget for a list, tuple, dict or slice that the template makes."""
         self.charge(self.size(value, as_text=isinstance(value, str)))
         return value
 
     def each(self, values: Iterable[Any]) -> Iterator[Any]:
-        """Charge for each iteration of a `for` loop."""
+        """Charge the budget for each iteration of a `for` loop."""
         for value in values:
             self.charge(STEP)
             yield value
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Charge for a call: of a function, a method, a macro or `loop(...)`."""
+        """Charge the budget for a call: of a function, a method, a macro or `loop(...)`."""
         given = [value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")]
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
-            # methods such as strip and rfind may compare each character of one text with each of the other
+            # charge more: strip, rfind and others may compare each character with each
             self.charge(len(owner) * sum(len(text) for text in args if isinstance(text, str)) // 1000)
             if name in self.methods:
                 function = functools.partial(self.methods[name], owner)
@@ -291,7 +295,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Charge for an arithmetic operator, and check its operands."""
+        """Charge the budget for an arithmetic operator, and check its operands."""
         if operator == "%" and isinstance(left, str):
             return self.formatted(left, *right) if isinstance(right, tuple) else self.formatted(left, right)
         if operator != "+" or isinstance(left, int | float):
@@ -321,7 +325,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
         """Wrap one of Jinja's filters so that its result is charged; as_text: its arguments, too."""
 
-        @functools.wraps(function)  # keeps Jinja's markers, such as pass_environment
+        @functools.wraps(function)  # wraps keeps Jinja's markers, such as pass_environment
         def filtered(*args: Any, **kwargs: Any) -> Any:
             inner = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
             given = [arg for arg in (*args, *kwargs.values()) if not isinstance(arg, inner)]
@@ -374,7 +378,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        for piece in encoder.iterencode(value):  # charge piece by piece: indents may be long
+        for piece in encoder.iterencode(value):  # charge for each piece, because indents may be long
             self.charge(len(piece))
             pieces.append(piece)
         return "".join(pieces)

@@ -41,7 +41,7 @@ def _forward(
     autocast: Callable[[], AbstractContextManager[Any]],
     *inputs: Any,
 ) -> Any:
-    if not torch.is_grad_enabled():  # evaluation or generation: no backward pass
+    if not torch.is_grad_enabled():  # evaluation and generation have no backward pass
         return forward(*inputs)
 
     def computed(*inputs: Any) -> Any:

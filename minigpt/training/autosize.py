@@ -39,15 +39,17 @@ from minigpt.training.sizing import Size, parse_size
 
 __all__ = ["RECORD", "Decision", "Shape", "check_flags", "compare", "decide", "read_record", "write_record"]
 
-RECORD = "size"  # the key in run.json
+RECORD = "size"  # key of the record in run.json
 _TOKENS_PER_PARAMETER = 2  # tokens per parameter of the blocks, as in the tuned CPU recipes (LOG.md)
 _TOKENS_OF_A_NAME = 20  # tokens per parameter for small, base and large: https://arxiv.org/abs/2203.15556
-_EPOCHS_OF_TEXT = 16.0  # most passes over a text; more gain little: https://arxiv.org/abs/2305.16264
-_LEAST_STEPS = 20  # fewer steps are refused: Muon would hardly be past its warm-up
-_EVALUATIONS, _EVALUATION_SHARE = 10, 0.1  # most evaluations in a run, and most of the budget for them
+_EPOCHS_OF_TEXT = 16.0  # most passes over a text; more passes gain little: https://arxiv.org/abs/2305.16264
+_LEAST_STEPS = 20  # least steps of a run: with fewer, Muon would hardly be past its warm-up
+# most evaluations in a run, and the largest share of the budget for them
+_EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # share of the free memory that a run may use
 _CUT, _LONGEST = 0.01, 1024  # if more than 1 % of pairs are cut, max_length grows, up to 1,024 tokens
-_SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")  # 0: derived from n_embd and n_head
+# if such an option is 0, its value is derived from n_embd and n_head
+_SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")
 _STEPS = {"max_steps", "num_train_epochs"}
 
 Why = list[tuple[str, object, str]]  # (option, value, reason)
@@ -90,7 +92,7 @@ class Decision:
 
     config: TrainConfig
     data: RunData | TextData
-    record: dict[str, Any]  # can be written as JSON; keys: asked, chosen, because, expected
+    record: dict[str, Any]  # record in types that JSON can hold; keys: asked, chosen, because, expected
 
 
 def check_flags(config: TrainConfig, given: Collection[str]) -> None:
@@ -137,7 +139,7 @@ def decide(
 
 
 class _Choice:
-    """Makes one choice and collects the reasons."""
+    """Chooses the options for --size, and collects the reasons."""
 
     def __init__(
         self, config: TrainConfig, data: RunData | TextData, given: set[str], size: Size, alone: bool
@@ -216,14 +218,14 @@ class _Choice:
         step, evaluation = self._costs(shape)
         budget = self.size.amount
         if self.size.unit == "seconds":
-            budget -= time.perf_counter() - self.started  # the time spent on measuring counts, too
+            budget -= time.perf_counter() - self.started  # subtract the time that measuring has taken
         evaluations = max(
             1, min(_EVALUATIONS, math.floor(_EVALUATION_SHARE * budget / max(evaluation, 1e-12)))
         )
         return max(0, math.floor((budget - evaluations * evaluation) / step)), evaluations
 
     def _costs(self, shape: Shape) -> tuple[float, float]:
-        """Return the costs of a step and an evaluation, in seconds or FLOPs, as the budget.
+        """Return the costs of a step and an evaluation in the unit of the budget, seconds or FLOPs.
 
         The seconds of a shape that was not measured follow from those of a measured one, by FLOPs.
         """
@@ -235,13 +237,14 @@ class _Choice:
         return found.step_seconds * step / near_step, found.evaluation_seconds * evaluation / near_evaluation
 
     def _flops(self, shape: Shape) -> tuple[float, float]:
-        """Return the FLOPs of a step and of an evaluation. lm_head counts only where the loss counts."""
+        """Return the FLOPs of a step and of an evaluation. lm_head counts only at counted positions."""
         V, config = self.data.tokenizer.get_vocab_size(), self.config
         share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
 
         made = dataclasses.replace(config, **shape._asdict()).model_config(V)
         flops = partial(family_of(made).flops, made)
-        sizes = [(rows * (width - 1), width - 1) for rows, width in self.batches]  # tokens, length
+        # (tokens, tokens per row) of each batch
+        sizes = [(rows * (width - 1), width - 1) for rows, width in self.batches]
         mean = sum(flops(tokens, tokens * share, T) for tokens, T in sizes) / len(sizes)
         T = self.data.val.mean_targets
         tokens = self.data.val.rows * T
@@ -340,7 +343,7 @@ class _Choice:
         return "given" if name in self.given else "the recipe's"
 
     def _shapes(self) -> list[Shape]:
-        """Return the ladder, or the shape of a name, with the layers, channels and heads of the user."""
+        """Return the shapes to choose from: the ladder, or the named one, with the user's layers etc."""
         fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}
         complaint: InputError | None = None
@@ -363,7 +366,7 @@ class _Choice:
             values["max_steps"] = steps
         if "eval_steps" not in self.given:
             values["eval_steps"] = math.ceil(steps / evaluations)
-        if "warmup_steps" not in self.given:  # in a short run, at most a tenth of the steps
+        if "warmup_steps" not in self.given:  # in a short run, the warm-up takes at most a tenth of the steps
             values["warmup_steps"] = min(self.config.warmup_steps, math.ceil(steps / 10))
         return dataclasses.replace(self.config, **values)
 

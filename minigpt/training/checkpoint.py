@@ -57,7 +57,8 @@ class Contents:
     rng: dict[str, torch.Tensor]
     state: dict[str, Any]
     other_rngs: Sequence[bytes] = ()  # random states of processes 1, 2, ... as safetensors files
-    shards: Callable[[Path], None] | None = None  # FSDP: writes the optimiser's state; replaces `optimizer`
+    # with FSDP: function that writes the optimiser's state, instead of `optimizer`
+    shards: Callable[[Path], None] | None = None
 
 
 @dataclass
@@ -65,8 +66,8 @@ class Snapshot:
     """The data of a checkpoint for a resume, without the weights (they are in the same folder)."""
 
     folder: Path
-    optimizer: dict[str, torch.Tensor] | None  # None: the state is in shards
-    rng: dict[str, torch.Tensor]  # empty: the checkpoint's run did not have this process
+    optimizer: dict[str, torch.Tensor] | None  # None if the optimiser's state is in shards
+    rng: dict[str, torch.Tensor]  # empty if the checkpoint's run had fewer processes
     state: dict[str, Any]
 
 
@@ -120,7 +121,8 @@ def save(output: Path, contents: Contents) -> Path:
             aside.rename(folder)
         raise
     if aside.exists():
-        with contextlib.suppress(OSError):  # the save is done; the next start deletes the leftover
+        # ignore an error: the save is done, and the next start deletes the old folder
+        with contextlib.suppress(OSError):
             shutil.rmtree(aside)
             reached("old one: deleted")
     return folder
@@ -161,7 +163,7 @@ def set_link(output: Path, name: str, folder: Path) -> None:
 
 
 def clear_leftovers(output: Path) -> None:
-    """Remove the unfinished files of a killed process, and rename back a checkpoint that it had renamed.
+    """Clean up after a killed process: delete unfinished files, restore a checkpoint that it had renamed.
 
     The caller must hold the folder's lock, because a running process has files with the same names.
     """
@@ -170,7 +172,7 @@ def clear_leftovers(output: Path) -> None:
         if match and path.is_dir() and not path.is_symlink():
             if (output / match[1]).exists():
                 shutil.rmtree(path)
-            else:  # the process died between the two renames
+            else:  # the process died after the first rename and before the second
                 path.rename(output / match[1])
     for path in output.glob(".*.tmp-*"):
         if _LEFTOVER.fullmatch(path.name):
@@ -199,10 +201,11 @@ def prune(output: Path, keep: int) -> None:
         going = going[next((n for n, folder in enumerate(going) if verifies(folder)), len(going) - 1) + 1 :]
     reached("pruning: begun")
     try:
-        sync_folder(output)  # first the new links, then the deletions, reach the disk
+        sync_folder(output)  # flush the new links before the old checkpoints are deleted
         for folder in going:
             doomed = output / f".{folder.name}.tmp-{os.getpid()}"
-            folder.rename(doomed)  # a half-deleted folder must not have a checkpoint's name
+            # rename first, so that a half-deleted folder does not look like a checkpoint
+            folder.rename(doomed)
             reached("pruning: renamed")
             shutil.rmtree(doomed)
             reached("pruning: deleted")

@@ -133,7 +133,7 @@ class Checkpointer:
         except BaseException as error:
             if not self._config.save_async and not isinstance(error, InputError):
                 raise
-            self._error = error  # `_join` raises or prints it in the loop's thread
+            self._error = error  # `_join` raises or prints this error in the main thread
 
     def _prune(self) -> None:
         try:
@@ -141,7 +141,7 @@ class Checkpointer:
         except InputError as error:
             if self._config.on_save_error == "stop":
                 raise
-            warn(str(error))  # only a warning: the new checkpoint is saved
+            warn(str(error))  # old checkpoints could not be deleted; the new one is saved
 
     def _join(self, final: bool) -> bool:
         """Wait for a running save. Returns True if it succeeded. Raises as `save` does."""
@@ -164,7 +164,7 @@ class Checkpointer:
         """Wait for a save in the background. `final` and errors as in `save`."""
         saved = True
         with self._processes.shared_errors():
-            saved = self._join(final)  # only process 0 has a thread
+            saved = self._join(final)  # only process 0 saves in a thread
         self._confirm(self._processes.broadcast(saved))
 
     def is_saved(self) -> bool:
@@ -184,9 +184,9 @@ class Checkpointer:
         elif not isinstance(error, SystemExit):
             if self._thread is not None:
                 self._thread.join()
-            if self._error is not None:  # the block has raised an error already, so only print this one
+            if self._error is not None:  # another error is being raised already, so this one is only printed
                 warn(str(self._error))
-        # SystemExit comes from a second signal: do not wait, the thread ends with the process
+        # SystemExit comes from a second signal: do not wait for the thread, it ends with the process
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ class Checkpointer:
             load_state(step.model, step.optimizers, optimizer)
         if snapshot.rng:
             set_random_state(step.device, snapshot.rng)
-        else:  # the checkpoint's run had fewer processes
+        else:  # no random state: the checkpoint's run had fewer processes
             self._processes.seed(self._config.seed, int(snapshot.state["steps_done"]))
 
     def resume(self) -> Path:

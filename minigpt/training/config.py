@@ -117,7 +117,7 @@ class TrainConfig(DataOptions, CommandOptions):
     dry_run: bool = False
     """print the model's parts and the estimated memory and time, and do not train"""
 
-    # The model
+    # Model
     family: FamilyName = "gpt"
     """architecture: the GPT of the documents, or Qwen3 (RMSNorm, RoPE, grouped queries, SwiGLU)"""
     n_layer: int = 6
@@ -147,7 +147,7 @@ class TrainConfig(DataOptions, CommandOptions):
     zero_projections: bool = False
     """start with zeros in the last layer of attention and MLP and in an untied lm_head: blocks add nothing"""
 
-    # The batches
+    # Batches
     max_length: int = 128
     """most tokens of a pair (question, answer, two separators); longer pairs are cut"""
     batch_size: int = 32
@@ -163,7 +163,7 @@ class TrainConfig(DataOptions, CommandOptions):
     loss_on: Literal["answer", "all"] = "answer"
     """targets of the loss: the tokens of the answer, or all tokens"""
 
-    # The steps
+    # Steps and optimiser
     num_train_epochs: float = 15.0
     """number of passes over the training data"""
     max_steps: int = 0
@@ -209,7 +209,7 @@ class TrainConfig(DataOptions, CommandOptions):
     report_to: Literal["none", "tensorboard", "wandb", "all"] = "tensorboard"
     """tools that also show the numbers of metrics.jsonl, if installed (wandb: WANDB_PROJECT, WANDB_MODE)"""
 
-    # The machine
+    # Machine
     seed: int = 42
     """seed of weights, data order and dropout; on a CPU: same seed, data and threads give the same bits"""
     device: str = "auto"
@@ -296,7 +296,7 @@ def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConf
     except FileNotFoundError:
         raise InputError(f"recipe {path} does not exist; the built-in ones are {', '.join(known)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} is no TOML: {error}") from None
+        raise InputError(f"recipe {path} is not valid TOML: {error}") from None
     base = values.pop("base", "")
     if base and base not in known:
         raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")
@@ -350,7 +350,7 @@ def checked_config(values: dict[str, Any], source: str, kind: type[TrainConfig] 
 
 
 def _typed(source: str, key: str, value: object, hint: Any) -> object:
-    if isinstance(hint, types.UnionType):  # X | None
+    if isinstance(hint, types.UnionType):  # a hint such as `Path | None`
         if value is None:
             return value
         hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)

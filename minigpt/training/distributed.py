@@ -53,7 +53,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # number among the processes of this machine; decides the CUDA device
+    local_rank: int = 0  # number among the processes on this machine; decides the CUDA device
     group: Any = None  # gloo process group for messages on the CPU
 
     @property
@@ -66,7 +66,8 @@ class Processes:
         if self.size > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
-        return "cpu" if self.size > 1 and name == "auto" else name  # MPS has no collective operations
+        # without CUDA, several processes use the CPU: MPS has no collective operations
+        return "cpu" if self.size > 1 and name == "auto" else name
 
     def seed(self, seed: int, step: int = 0) -> None:
         """Seed every process but process 0 differently, so that their dropout differs."""
@@ -235,7 +236,7 @@ def join_processes() -> Iterator[Processes]:
     try:
         yield Processes(rank, size, _number("LOCAL_RANK", rank), group)
     except (_SharedError, Stopped, SystemExit, KeyboardInterrupt):
-        dist.destroy_process_group()  # otherwise its threads abort the process at exit
+        dist.destroy_process_group()  # destroy the group, or its threads would abort the process at exit
         raise
     except InputError:
         sys.stderr = stderr
@@ -250,7 +251,7 @@ def join_processes() -> Iterator[Processes]:
         else:
             print(f"process {rank}: {printable(first)}", file=stderr, flush=True)
             traceback.print_exc(file=stderr)
-        # not sys.exit: torch would wait for the processes that have died
+        # os._exit instead of sys.exit, because torch would wait for processes that have died
         os._exit(1)
     else:
         dist.destroy_process_group()

@@ -28,7 +28,7 @@ __all__ = [
     "print_parameters",
 ]
 
-TORCH_ITSELF = 350 * 2**20  # bytes of a process that has only imported what training needs
+TORCH_ITSELF = 350 * 2**20  # bytes of a process that has imported what training needs, and nothing else
 # Memory of the process per computed byte, on a CPU. Activations, gradients and moments are freed and taken
 # in changing order, which leaves gaps in the C library's heap. The factor was measured on Linux with
 # benchmarks/memory.py. It does not apply to GPUs, which have other allocators.
@@ -68,13 +68,13 @@ class Estimate:
     """The expected cost of a run, or of what is left of a resumed one."""
 
     steps: int
-    tokens_per_step: float  # number of tokens, padding included
+    tokens_per_step: float  # number of tokens in a step, padding included
     flops_per_step: float
-    flops_per_second: float  # measured speed
+    flops_per_second: float  # measured speed of the model
     step_seconds: float
     evaluation_seconds: float
-    seconds: float  # total time of training and evaluations
-    memory_bytes: int  # total memory; see `memory_needed`
+    seconds: float  # total time of training and evaluations, in seconds
+    memory_bytes: int  # memory that the run needs; see `memory_needed`
 
     def sentence(self) -> str:
         """Return the estimate in one line."""
@@ -100,7 +100,8 @@ def estimate(trainer: Trainer) -> Estimate:
         -(-trainer.step.total_steps // trainer.eval_steps) - trainer.progress.steps_done // trainer.eval_steps
     )
     val = trainer.data.val
-    val_flops = batch_flops(trainer, val.rows, val.mean_targets, 1.0) / 3  # forward only
+    # / 3, because an evaluation has no backward pass
+    val_flops = batch_flops(trainer, val.rows, val.mean_targets, 1.0) / 3
     step_seconds = flops * per_step / speed + _optimizer_seconds(trainer)
     evaluation_seconds = val_flops / speed
     return Estimate(
@@ -149,7 +150,7 @@ def _optimizer_seconds(trainer: Trainer) -> float:
     optimizers = make_optimizers(model, trainer.config)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    for _ in range(2):  # the first update also allocates the state
+    for _ in range(2):  # twice, because the first update also allocates the optimiser's state
         start = time.perf_counter()
         for optimizer in optimizers:
             optimizer.step()
@@ -170,11 +171,12 @@ def memory_needed(trainer: Trainer) -> int:
     config, width = trainer.model.config, trainer.model.lm_head.in_features
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
-    # The difference between three rows and two: weights, and autocast's copies of them, do not grow with the
-    # batch and cancel out. One row is not used, because torch reshapes a single row without a copy.
+    # Bytes per row: the difference between three rows and two, in which weights and autocast's copies of them
+    # cancel out. One row is not used, because torch reshapes a single row without a copy.
     per_row = _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
     set_random_state(trainer.device, before)
-    # floats per counted position: the hidden state and its gradient; logits, log-softmax and its gradient
+    # Per counted position: the hidden state and its gradient (width each); logits, log-softmax and its
+    # gradient (vocab_size each). A float has 4 bytes.
     head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
     # weight, gradient and two moments in float32; autocast's 16-bit copy lives until the gradient is computed
     per_weight = 4 if trainer.config.precision == "float32" else 6
@@ -198,12 +200,13 @@ def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
         return tensor
 
     was_training = trainer.model.training
-    trainer.model.train()  # training mode, so that dropout's masks count, too
+    trainer.model.train()  # training mode, so that dropout's masks are counted
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.step.precision.autocast(),
     ):
-        hidden = trainer.model.base_model(ids)  # kept alive, so that no address is reused
+        # kept until the sum is computed, so that no address is used twice
+        hidden = trainer.model.base_model(ids)
     trainer.model.train(was_training)
     inputs = trainer.model.config.num_hidden_layers * hidden.nbytes
     del hidden

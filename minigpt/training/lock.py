@@ -16,7 +16,8 @@ from minigpt.storage.files import make_folder
 __all__ = ["LOCK_FILE", "lock_folder"]
 
 LOCK_FILE = ".lock"
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without locks
+# errors that a file system without locks returns
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def lock_folder(folder: Path, wait: bool = False) -> FileLock:

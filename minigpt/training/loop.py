@@ -78,7 +78,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
         self.config, self.data, self.processes, self.device = config, data, processes, device
-        self.notes: Mapping[str, Any] = {}  # further entries of run.json
+        self.notes: Mapping[str, Any] = {}  # further entries to write into run.json
         with processes.shared_errors():
             loss, files = objective or make_objective(config, data, device)
         self.step = TrainStep(config, loss, data, device, processes)
@@ -168,7 +168,8 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, print a sample."""
         began, progress = time.monotonic(), self.progress
-        if self.guard.rolled_back_weights():  # the loop's next iteration evaluates the restored weights
+        # the weights were rolled back; the loop's next iteration evaluates them
+        if self.guard.rolled_back_weights():
             return
         report = self.evaluate()
         self.logger.log_evaluation(report)
@@ -212,7 +213,7 @@ class Trainer:
     def _saved_and_stopped(self) -> Stopped:
         number = self.stop_request.agreed
         assert number is not None
-        self.log_metrics()  # an interrupted step has left no metrics
+        self.log_metrics()  # the interrupted step is not among these metrics
         self.guard.rolled_back_weights()
         if not self.checkpointer.is_saved():
             self.checkpointer.save(final=True)

@@ -156,7 +156,7 @@ def logits_limit(device: torch.device) -> int:
 
 
 def vocabulary_multiple(device: torch.device) -> int:
-    """Return the number whose multiple lm_head's rows are padded to in training. 1: no padding."""
+    """Return the multiple to which lm_head's rows are padded in training; 1 means no padding."""
     return 64 if device.type == "cuda" else 1
 
 
@@ -182,13 +182,13 @@ def summed_cross_entropy(
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
     if vocab_size % multiple:
-        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C), padded once for all pieces
+        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C): padded once for all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
     if len(hidden) <= rows:
         return _sum(lm_head, hidden, targets)
     pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
-    # no dropout in here, so the random state need not be restored
+    # there is no dropout in here, so no random state must be restored
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
     return torch.stack([checkpoint(_sum, lm_head, some, goal, **again) for some, goal in pieces]).sum()
 

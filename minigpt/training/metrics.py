@@ -184,7 +184,7 @@ class Metrics:
         self._enabled = enabled
         self._path = output / "metrics.jsonl"
         self._descriptor = -1
-        self._length = 0  # number of bytes written
+        self._length = 0  # number of bytes written so far
         self._pending = b""
         self._warned = False
         self._steps_done = steps_done
@@ -252,5 +252,5 @@ class Metrics:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # an incomplete line, from a process that died
+    except (ValueError, KeyError, TypeError):  # the line is incomplete, because its process died
         return math.inf

@@ -70,11 +70,11 @@ class MixedPrecision:
                     f"{torch.cuda.get_device_name(device)} has no bfloat16: "
                     "give --precision float16 (or float32)"
                 )
-            torch.set_float32_matmul_precision("high")  # TF32
+            torch.set_float32_matmul_precision("high")  # "high" allows TF32 in float32 products
 
 
 class LossScale:
-    """The factor of a float16 loss. Without it, gradients below 6e-8 would become 0.
+    """float16's loss scale: a factor of the loss. Without it, gradients below 6e-8 would become 0.
 
     https://arxiv.org/abs/1710.03740, section 3.2. As in torch.amp.GradScaler, the factor doubles after 2,000
     steps without overflow; an overflow halves it, and the step is skipped. Differences: one decision holds
@@ -86,10 +86,10 @@ class LossScale:
 
     def __init__(self, device: torch.device) -> None:
         self.value = torch.full((), 2.0**16, device=device)
-        self._good = torch.zeros((), device=device)  # steps without overflow since the factor changed
+        self._good = torch.zeros((), device=device)  # steps without overflow since the loss scale changed
 
     def update(self, found_inf: Tensor) -> None:
-        """Adapt the factor after a step. `found_inf` is 1.0 if the step's gradient was not finite."""
+        """Adapt the loss scale after a step. `found_inf` is 1.0 if the step's gradient was not finite."""
         is_bad = found_inf > 0
         due = self._good + 1 >= self.interval
         grown = torch.where(due, self.value * 2, self.value)
@@ -97,7 +97,7 @@ class LossScale:
         self._good = torch.where(is_bad | due, torch.zeros_like(self._good), self._good + 1)
 
     def state(self) -> list[float]:
-        """Return the factor and the number of good steps since it changed, for a checkpoint."""
+        """Return the loss scale and the number of good steps since it changed, for a checkpoint."""
         return [float(self.value), float(self._good)]
 
     def load(self, state: list[float]) -> None:
@@ -125,7 +125,8 @@ class _CPUAutocast(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
-        self._last: tuple[Tensor, Tensor] | None = None  # last input of a linear layer: float32, rounded
+        # last input of a linear layer, and the same rounded to 16 bits
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

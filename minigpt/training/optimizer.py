@@ -93,8 +93,9 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
     is off by about a percent.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x: Tensor = matrices.mT if tall else matrices  # (N, r, c) with r <= c, for small products
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value is above 1 now
+    # (N, r, c) with r <= c, so that the products below are small
+    x: Tensor = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # after this, no singular value is above 1
     x = x.to(products or x.dtype)
     for _ in range(steps):
         gram = x @ x.mT  # (N, r, r)

@@ -80,7 +80,8 @@ class Parallel:
         self.is_sharded = processes.size > 1 and config.parallel == "fsdp"
         self._loss: nn.Module = loss
         self._compiled: Any = None
-        compiled = config.compile and not config.dry_run  # a dry run never compiles
+        # a dry run computes only a little, so it does not compile
+        compiled = config.compile and not config.dry_run
         if compiled:
             with processes.shared_errors():
                 _require_compiler(config, device)
@@ -91,7 +92,7 @@ class Parallel:
             mesh = init_device_mesh(device.type, (processes.size,))
             for block in self._model.blocks:
                 fully_shard(block, mesh=mesh)
-            fully_shard(self._loss, mesh=mesh)  # the rest: embeddings, last norm, lm_head
+            fully_shard(self._loss, mesh=mesh)  # wrap the rest: embeddings, last norm, lm_head
         elif processes.size > 1:
             self._loss = DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
             self._fix_message_order(loss.example(device))
@@ -108,13 +109,13 @@ class Parallel:
         resumed run starts at another step than an uninterrupted one; without this pass the bits would differ.
         """
         was_training = self._loss.training
-        self._loss.eval()  # no dropout, so no random numbers are drawn
+        self._loss.eval()  # eval mode: without dropout, no random numbers are drawn
         self._loss(*example).backward()
         self._loss.train(was_training)
         self._model.zero_grad()
 
     def shard_batches(self, batches: list[Batch]) -> list[Batch]:
-        """Return this process's part of a step: whole batches if N divides their number, or rows."""
+        """Return this process's batches of a step if N divides their number, else its rows of each batch."""
         rank, size = self._processes.rank, self._processes.size
         if len(batches) % size == 0:
             return batches[rank::size]
@@ -158,7 +159,7 @@ class Parallel:
                 mine = self._my_rows(batches, stop_request)
                 return self._objective.evaluate(model, mine, self._device, self._add_reports)
             finally:
-                if self.is_sharded:  # frees the gathered weights
+                if self.is_sharded:  # free the memory of the gathered weights
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:
@@ -244,7 +245,8 @@ class _Gathering:
         self._loss.eval()
 
     def base_model(self, input_ids: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():  # FSDP reuses these buffers in training
+        # no inference tensors, because FSDP reuses these buffers in training
+        with torch.inference_mode(False), torch.no_grad():
             hidden: Tensor = self._loss(input_ids.clone())
             return hidden
 
@@ -322,7 +324,7 @@ class ShardedSave:
 
         try:
             save(dict(self._tensors), storage_writer=HuggingFaceStorageWriter(folder, save_distributed=True))
-        except CheckpointException as error:  # every process gets the same error
+        except CheckpointException as error:  # every process raises the same error
             reasons = [f"process {rank}: {failure[0]}" for rank, failure in error.failures.items()]
             raise InputError(f"cannot write {folder}: {'; '.join(reasons)}") from None
 
@@ -338,7 +340,8 @@ def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # torch's warning
+        # torch warns when a single process reads
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
         except (CheckpointException, RuntimeError, ValueError) as error:

@@ -65,7 +65,7 @@ def _run(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
 
 def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
     if given.get("size"):
-        parse_size(given["size"])  # report an error before anything is printed
+        parse_size(given["size"])  # report a bad size before anything is printed
     if given.get("recipe"):
         name = given["recipe"]
     elif kind is FinetuneConfig:
@@ -122,7 +122,8 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
     """Change a recipe to the given family. Options that the family lacks are reset, and printed."""
-    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:  # checked_config raises
+    # an unknown family raises an error later
+    if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:
         return recipe
     nothing = FOREIGN_OPTIONS[family]
     dropped = [f"{name}={value}" for name in nothing if (value := getattr(recipe, name)) != nothing[name]]

@@ -64,7 +64,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
         config: options of the run.
         given: names of the options that the user gave. `size` does not change these.
     """
-    if is_restarted():  # by torchrun, which repeats the flags of the first start
+    if is_restarted():  # after a crash torchrun repeats the first command, so resume instead
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
             begun = read_run(config.output, type(config))  # holds the choices of --size and --precision auto
@@ -85,7 +85,8 @@ def _run(
     has_checkpoint = is_locked = False
     with processes.shared_errors():
         if processes.is_main:
-            if output.is_dir() and not config.dry_run:  # lock before reading data, which may take minutes
+            # lock the folder before reading data, which may take minutes
+            if output.is_dir() and not config.dry_run:
                 locks.callback(lock_folder(output).release)
                 is_locked = True
                 checkpoint.clear_leftovers(output)
@@ -133,7 +134,7 @@ def _run(
         print(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
     with processes.shared_errors():
         if processes.is_main:
-            if occupied:  # only after all checks: an error must leave the old run in place
+            if occupied:  # move the old run only after all checks, so that an error leaves it in place
                 _move_aside(output)
             if occupied or not is_locked:
                 locks.callback(lock_folder(output).release)
@@ -197,11 +198,11 @@ def _move_aside(output: Path) -> None:
     if previous.exists():
         if not (previous / RUN_FILE).exists():
             raise InputError(
-                f"{output}.previous is in the way and is no run: move it away, or choose another --output"
+                f"{output}.previous is in the way and is not a run: move it away, or choose another --output"
             )
         shutil.rmtree(previous)
     output.rename(previous)
-    if (previous / "shards").exists():  # the new run uses the same shards
+    if (previous / "shards").exists():  # keep the shards, because they depend only on the data
         output.mkdir()
         (previous / "shards").rename(output / "shards")
     print(f"the earlier run is in {output}.previous now")

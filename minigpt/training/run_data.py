@@ -63,7 +63,7 @@ class RunData:
 
     @property
     def sentence(self) -> str:
-        """The sizes of both parts, for the screen."""
+        """A sentence with the sizes of the training and the validation data."""
         return f"{len(self.train):,} {self.examples} to learn from, {len(self.val):,} to measure on"
 
     @property
@@ -93,14 +93,14 @@ class RunData:
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, _tokenizer_name(config)
 
-    unit = "lines"  # what the numbers of `positions` count
+    unit = "lines"  # word for the numbers that `positions` returns
 
     def positions(self, batch: Batch) -> list[int]:
         """Return the line numbers, in the training file, of a batch's rows."""
         return [int(line) for line in self.train.lines[batch.rows]]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe `positions` in a message."""
+        """Describe positions in the training data, for a message."""
         return f"{shown_lines(positions)} of {config.train_data}"
 
     @without_warning()
@@ -126,7 +126,7 @@ class TextData:
 
     @property
     def sentence(self) -> str:
-        """The sizes of both parts, for the screen."""
+        """A sentence with the sizes of the training and the validation data."""
         return f"{len(self.train):,} tokens to learn from, {len(self.val):,} to measure on"
 
     def plan(self, config: TrainConfig) -> WindowPlan:
@@ -148,14 +148,14 @@ class TextData:
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
-    unit = "windows"  # what the numbers of `positions` count
+    unit = "windows"  # word for the numbers that `positions` returns
 
     def positions(self, batch: Batch) -> list[int]:
         """Return the number of the first training token of each window in a batch."""
         return [int(start) for start in batch.rows]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe `positions` in a message."""
+        """Describe positions in the training data, for a message."""
         text = self.tokenizer.decode(
             self.train.tokens.read(positions[0], min(_PROMPT, len(self.train) - positions[0])).tolist()
         )
@@ -166,7 +166,7 @@ class TextData:
     def sample(self, model: LanguageModel, number: int) -> str:
         """Continue a piece of the validation text. Each `number` takes another piece."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))
-        # multiples of the golden ratio spread the pieces evenly over the text, for any count of samples
+        # multiples of the golden ratio spread the samples evenly over the text
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
         prompt = self.val.tokens.read(self.val.first + start, length).tolist()
         free = model.config.max_position_embeddings - length
@@ -363,5 +363,6 @@ def named_tokenizer(name: str) -> AnyTokenizer:
     """Load the tokenizer of --tokenizer: a vocab.json, a model folder, or a folder with a tokenizer alone."""
     path = Path(name)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
-        return BpeTokenizer.from_folder(path)  # vocab and merges files as OpenAI and Qwen publish them
+        # a folder with vocab.json and merges.txt, as OpenAI and Qwen publish them
+        return BpeTokenizer.from_folder(path)
     return load_tokenizer(path)

@@ -33,8 +33,8 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
 _RECENT = 64  # number of recent losses that a new loss is compared with
 _FEWEST = 16  # with fewer losses than this, no loss counts as a spike
 _SIGMAS = 6.0  # with normal noise, one loss in a billion is this many standard deviations above the mean
-_FLOOR = 0.02  # least sigma, as a share of the median loss: tiny noise around a constant loss is no spike
-_VISIBLE = 0.1  # nats; a smaller step up is no spike: at the end of training each hard example would be one
+_FLOOR = 0.02  # least sigma, as a share of the median loss, so that tiny noise is no spike
+_VISIBLE = 0.1  # least height of a spike in nats, because at the end of training each hard example stands out
 
 
 class BatchSize(NamedTuple):
@@ -42,7 +42,7 @@ class BatchSize(NamedTuple):
 
     tokens: int  # number of targets that are not padding
     counted: int  # number of targets that the loss counts
-    width: int  # T, the tokens of a row
+    width: int  # number of tokens in a row (T)
 
 
 class StepMetrics(NamedTuple):
@@ -52,10 +52,10 @@ class StepMetrics(NamedTuple):
     learning_rate: float
     loss: float  # mean loss per counted target
     grad_norm: float  # gradient norm before clipping
-    loss_scale: float | None  # float16's loss scale; None for other dtypes
+    loss_scale: float | None  # float16's loss scale; None for other precisions
     is_finite: bool  # False: loss or gradient is not finite, and the step was skipped
     is_overflow: bool  # True: the gradient overflowed float16; the loss scale is halved, nothing is wrong
-    bad_steps: int  # number of bad steps in a row, this step included
+    bad_steps: int  # number of bad steps in a row, with this step
     spike_threshold: float  # a loss above this is reported as a spike
 
 
@@ -63,7 +63,7 @@ class StepMetrics(NamedTuple):
 class Progress:
     """The progress of a run: its whole state besides weights, optimiser and random generators."""
 
-    steps_done: int = 0  # skipped steps count; this number alone decides the batches of the next step
+    steps_done: int = 0  # number of steps done or skipped; the batches of a step depend only on its number
     tokens_seen: int = 0  # tokens whose gradient reached the weights, without padding
     best_val_loss: float = math.inf
     best_step: int = 0
@@ -74,9 +74,10 @@ class Progress:
     train_seconds: float = 0.0
     bad_steps: int = 0  # number of bad steps in a row, up to now
     rollbacks: int = 0
-    skipped: list[list[int]] = field(default_factory=list)  # [first, last]: steps without effect on weights
+    # [first, last]: ranges of steps that had no effect on the weights
+    skipped: list[list[int]] = field(default_factory=list)
     recent_losses: list[float] = field(default_factory=list)
-    loss_scale: list[float] = field(default_factory=list)  # float16's LossScale.state()
+    loss_scale: list[float] = field(default_factory=list)  # LossScale.state() for float16, else empty
 
     def record(
         self, step: int, learning_rate: float, tokens: int, numbers: Sequence[float], has_scale: bool
@@ -115,7 +116,7 @@ class Progress:
         self.skipped = [*before, [min([first, *(w[0] for w in joined)]), last]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the progress as a dict for JSON. JSON has no infinity, so that becomes None."""
+        """Return the progress as a dict for JSON. Infinity becomes None, because JSON lacks it."""
         best = self.best_val_loss if math.isfinite(self.best_val_loss) else None
         return {**dataclasses.asdict(self), "best_val_loss": best}
 
@@ -190,8 +191,8 @@ class Changes:
     """The changes since a checkpoint was written."""
 
     settings: list[str]  # changed options, as in "seed 42 -> 7": the run continues differently
-    rounding: list[str]  # changed machine or torch: the same run, but sums are rounded differently
-    validation_data: bool  # True: the validation data has changed, so losses cannot be compared
+    rounding: list[str]  # changes of machine or torch: it is the same run, but sums are rounded differently
+    validation_data: bool  # True if the validation data has changed, so that losses cannot be compared
 
 
 def changes(

@@ -18,7 +18,8 @@ _UNITS = {
     **dict.fromkeys(("tflop", "tflops"), ("flops", 1e12)),
     **dict.fromkeys(("pflop", "pflops"), ("flops", 1e15)),
 }
-_MOST = {"seconds": (30 * 86400.0, "720h"), "flops": (1e24, "1e15GFLOP")}  # more than this is an error
+# unit -> largest amount, as a number and as text
+_MOST = {"seconds": (30 * 86400.0, "720h"), "flops": (1e24, "1e15GFLOP")}
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ class TrainStep:
         rate = share * self.config.learning_rate
         self.pending_metrics.append(PendingMetrics(step + 1, rate, batches.sizes, measured, found_inf))
         is_last = step + 1 == self.total_steps
-        self._next = None if is_last else self.prepare(step + 1)  # the GPU still computes this step
+        # prepared while the GPU computes the current step
+        self._next = None if is_last else self.prepare(step + 1)
 
     def batches(self, step: int) -> list[Batch]:
         """Build the batches of a step (counted from 0) for all processes, on the CPU."""
@@ -177,7 +178,7 @@ class TrainStep:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * group["peak_lr"]
-            # an optimiser that has `found_inf` skips the update on the device, without a wait of the CPU
+            # with `found_inf`, an optimiser decides on the device whether to update
             optimizer.found_inf = found_inf if self.asynchronous else None  # type: ignore[attr-defined]
             if self.asynchronous or not found_inf:
                 optimizer.step()

@@ -25,7 +25,7 @@ class StopRequest:
     """Notes the signal that asks the run to stop."""
 
     def __init__(self, processes: Processes = SINGLE_PROCESS) -> None:
-        self.signal: int | None = None  # the signal that this process received
+        self.signal: int | None = None  # signal that this process has received, or None
         self._alone = processes.size == 1
         self._agreed: int | None = None
         self._interruptible = False
@@ -33,7 +33,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note SIGINT, SIGTERM and SIGUSR1 inside the block. A second signal ends the process at once."""
-        if threading.current_thread() is not threading.main_thread():  # no signal handlers there
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
             yield
             return
         before = {number: signal.signal(number, self._note) for number in stop_signals()}
@@ -49,13 +49,13 @@ class StopRequest:
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
-        """Exchange the signals of all processes. Every process must call this."""
+        """Exchange the received signals between all processes. Every process must call this."""
         counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
         self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let a signal interrupt the block anywhere. The block must leave no trace: gradients, evaluation.
+        """Run a block that a signal may interrupt, because it changes no state: gradients, evaluation.
 
         With several processes the block runs to its end, because the others would wait for ever.
 
@@ -67,10 +67,10 @@ class StopRequest:
             if self._alone and self.signal is not None:
                 raise StopNow
             yield
-            if self._alone and self.signal is not None:  # a library has caught StopNow
+            if self._alone and self.signal is not None:  # a library has caught our StopNow, so raise it again
                 raise StopNow
         except Exception:
-            if self._alone and self.signal is not None:  # a library has turned StopNow into another error
+            if self._alone and self.signal is not None:  # a library has turned our StopNow into another error
                 raise StopNow from None
             raise
         finally:

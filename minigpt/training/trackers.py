@@ -22,7 +22,7 @@ from minigpt.storage.files import atomic_write
 __all__ = ["WANDB_ID", "ReportTo", "Trackers"]
 
 ReportTo = Literal["none", "tensorboard", "wandb", "all"]
-WANDB_ID = "wandb_run_id"  # file in the output folder that holds the id of the run
+WANDB_ID = "wandb_run_id"  # file in the output folder with the id of the wandb run
 
 
 class _Tracker(Protocol):
@@ -63,14 +63,14 @@ class _Wandb:
             project=os.environ.get("WANDB_PROJECT") or "minigpt",
             dir=os.environ.get("WANDB_DIR") or output,
             id=known or os.environ.get("WANDB_RUN_ID") or None,
-            resume="allow",  # continue the run of this id, or start a new one
+            resume="allow",  # "allow": continue the run of this id, or start a new one
             config=dict(settings),
             # The console is not sent: it shows answers, which may be private. wandb would also break our
             # progress bar.
             settings=wandb.Settings(console=os.environ.get("WANDB_CONSOLE") or "off"),
         )
-        # Our own step is the horizontal axis. wandb's step may not go back, but a resumed run repeats the
-        # steps after its checkpoint.
+        # The horizontal axis is our own step number. wandb's step may not go back, but a resumed run repeats
+        # the steps after its checkpoint.
         self._run.define_metric("*", step_metric="step")
         atomic_write(path, f"{self._run.id}\n")
 
@@ -109,7 +109,7 @@ class Trackers:
             try:
                 self._trackers[name] = makers[name]()
             except ImportError as error:
-                # an installed package can also fail to import; then its error message is printed
+                # the package may be installed but fail to import; then print its error message
                 missing = isinstance(error, ModuleNotFoundError) and error.name in (name, None)
                 why = "is not installed" if missing or name == "tensorboard" else f"cannot be used: {error}"
                 warn(f"{name} {why}: the curves are in metrics.jsonl (pip install 'minigpt[{name}]')")

@@ -30,7 +30,7 @@ from minigpt.storage.json_files import read_json
 
 __all__ = ["Patience", "download_model", "fetch"]
 
-CHUNK = 1 << 18  # number of bytes per read: a quarter of a megabyte
+CHUNK = 1 << 18  # number of bytes that are read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def download_model(folder: Path, addresses: dict[str, str], patience: Patience |
             fetch(url, folder / name, patience)
         except InputError as error:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # works only if the folder is empty
+                folder.rmdir()  # rmdir removes only an empty folder
             missing = [name for name in addresses if not (folder / name).exists()]
             raise InputError(
                 f"{error}. Without a network: put {', '.join(missing)} into {folder}, "
@@ -103,8 +103,8 @@ class _Version:
     """Identifies a version of a file on a server."""
 
     url: str
-    length: int | None  # number of bytes of the whole file
-    tag: str | None  # ETag, or the time of the last change
+    length: int | None  # number of bytes of the whole file; None if the server does not say
+    tag: str | None  # ETag of the file, or the time of its last change
 
 
 class _Part:
@@ -125,7 +125,7 @@ class _Part:
         with contextlib.suppress(ValueError, TypeError):
             self.version = _Version(**read_json(self.notes))
         if self.version is None:
-            self.restart(None)  # without notes, the version of these bytes is unknown
+            self.restart(None)  # without the notes, the part may belong to another version of the file
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,7 +139,7 @@ class _Part:
     def restart(self, version: _Version | None) -> None:
         """Delete the bytes so far, and note which version is downloaded next."""
         with self._explained():
-            self.file.truncate(0)  # before the new notes, which describe other bytes
+            self.file.truncate(0)  # before the notes change, because they describe the bytes
             self.size, self.version = 0, version
             if version is not None:
                 self.notes.write_text(json.dumps(asdict(version)) + "\n", encoding="utf-8")
@@ -179,13 +179,14 @@ def _continue(url: str, part: _Part, patience: Patience) -> None:
         _DroppedError: for an error after which another attempt makes sense.
         InputError: for any other error.
     """
-    # "identity": without compression, because a compressed file would have another length
+    # ask for no compression, because a compressed file would have another length
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "minigpt"})
     before = part.version
     if part.size and before is not None and before.url == url:
         request.add_header("Range", f"bytes={part.size}-")
         if before.tag:
-            request.add_header("If-Range", before.tag)  # if the file has changed, the server sends all of it
+            # if the file has changed, the server then sends all of it
+            request.add_header("If-Range", before.tag)
     else:
         part.restart(None)
     try:
@@ -211,7 +212,7 @@ def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
     if body is None and "chunked" not in headers.get("Transfer-Encoding", "").lower():
         raise InputError(f"{url} comes without its length: it could not be checked whether it is complete")
     tag = headers.get("ETag") or headers.get("Last-Modified")
-    if tag and tag.startswith("W/"):  # a weak ETag does not promise the same bytes
+    if tag and tag.startswith("W/"):  # a weak ETag does not promise equal bytes
         tag = headers.get("Last-Modified")
     if status == 206 and (before := part.version) is not None:
         found = re.fullmatch(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)", headers.get("Content-Range", ""))
@@ -224,7 +225,7 @@ def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
         return total
     if status != 200:
         raise InputError(f"{url} cannot be downloaded: the server answers {status}")
-    part.restart(_Version(url, body, tag))  # 200: the server sends the whole file
+    part.restart(_Version(url, body, tag))  # status 200: the server sends the whole file
     return body
 
 
@@ -233,7 +234,8 @@ def _receive(answer: http.client.HTTPResponse, part: _Part, length: int | None) 
     total = "?" if length is None else f"{length / 1e6:,.1f}"
     start, began = part.size, time.monotonic()
     with ProgressLine(f"{part.goal.name}:", (length or 0) // 10**6, patience=1.0) as progress:
-        while data := answer.read1(CHUNK):  # unlike `read`, keeps bytes that came before an error
+        # read1 returns the bytes that came before an error; `read` would lose them
+        while data := answer.read1(CHUNK):
             part.write(data)
             speed = (part.size - start) / 1e6 / max(time.monotonic() - began, 1e-3)
             progress.update(part.size // 10**6, f"MB ({total} in all), {speed:.1f} MB/s")
@@ -242,7 +244,7 @@ def _receive(answer: http.client.HTTPResponse, part: _Part, length: int | None) 
 
 
 def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
-    if error.code == 416:  # nothing after our part; perhaps the part is the whole file
+    if error.code == 416:  # 416: the server has no bytes after our part; perhaps the part is complete
         total = error.headers.get("Content-Range", "").removeprefix("bytes */")
         if part.version is not None and total == str(part.size) == str(part.version.length):
             return
@@ -265,6 +267,6 @@ def _unreachable(url: str, part: _Part, reason: object) -> None:
 
 def _words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "the server fell silent"
+        return "the server stopped answering"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())

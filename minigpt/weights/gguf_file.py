@@ -31,7 +31,7 @@ __all__ = ["DTYPES", "write_gguf"]
 # our name -> name in gguf.LlamaFileType
 DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 
-_SPACE = "\u2581"  # stands for a space in a "t5" vocabulary
+_SPACE = "\u2581"  # character for a space in llama.cpp's "t5" vocabularies
 _FLOAT16_MAX = 65504.0
 
 
@@ -67,7 +67,7 @@ def write_gguf(
     }
     plan = list(_plan(gguf, model, weights, dtype))
     with atomic_open(path) as file:
-        # GGUFWriter opens a file by its name, so it gets the temporary one
+        # GGUFWriter opens the temporary file by its name
         writer = gguf.GGUFWriter(file.name, family.model_type)
         try:
             writer.add_type("model")
@@ -85,7 +85,7 @@ def write_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for _, source, kind in plan:  # one tensor in memory at a time
+            for _, source, kind in plan:  # so that only one tensor at a time is in memory twice
                 array = np.ascontiguousarray(weights.pop(source).numpy())
                 writer.write_tensor_data(gguf.quants.quantize(array, kind))
         finally:
@@ -148,7 +148,7 @@ def _add_characters(gguf: Any, writer: Any, tokenizer: Tokenizer) -> list[str]:
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(tokens))  # llama.cpp lowers the score of <unk> itself
+    writer.add_token_scores([0.0] * len(tokens))  # equal scores; llama.cpp itself lowers that of <unk>
     writer.add_token_types([int(kind) for kind in types])
     writer.add_unk_token_id(tokenizer.unk_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
@@ -181,7 +181,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     }
     tokens, types = [], []
     for index in range(rows):
-        # ids without a token (the model's vocabulary is padded) need a name, too
+        # an id without a token, in a padded vocabulary, needs a name, too
         tokens.append(text_of.get(index, f"[PAD{index}]"))
         if index not in text_of:
             types.append(kinds.UNUSED)
@@ -197,7 +197,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     writer.add_add_bos_token(False)
     if tokenizer.eos_token_id is not None:
         writer.add_eos_token_id(tokenizer.eos_token_id)
-        # as in GPT-2; otherwise llama.cpp uses an id that we lack
+        # the same token, as in GPT-2; llama.cpp's default would be an id that we lack
         writer.add_bos_token_id(tokenizer.eos_token_id)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)

@@ -121,7 +121,7 @@ def load_model_and_tokenizer(
     # A thread makes the tokenizer, in Python, while torch copies the weights without holding the GIL.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
-        model = read_model()  # an error of the model is raised before one of the tokenizer
+        model = read_model()  # the model's error, if any, is raised first
         tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return _adapted(model, adapter), tokenizer
@@ -196,7 +196,7 @@ def save_pretrained(
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if (folder / MANIFEST).exists():
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
-    parse_size(max_shard_size)  # check before anything is written
+    parse_size(max_shard_size)  # checks the size before anything is written
     if tokenizer is not None:
         _require_same_vocabulary(model, tokenizer)
     stored = _stored_dtype(model, dtype)
@@ -331,7 +331,7 @@ def _model_reader(
     Making it takes a thousand short calls into torch, and each releases the GIL. With another thread busy in
     Python, each call would have to wait for the GIL.
     """
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     if is_quantized(content):
         if dtype not in (None, "stored"):
             raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")
@@ -339,8 +339,9 @@ def _model_reader(
     config = _config_of(folder, content)
     family = family_of(config)
     made: LanguageModel | None = None
-    if config.num_hidden_layers <= MAX_LAYERS:  # for more, _read_weights raises an error first
-        with contextlib.suppress(InputError):  # `read` raises it again, with the file's name
+    # with more layers than any model has, reading the weights raises an error
+    if config.num_hidden_layers <= MAX_LAYERS:
+        with contextlib.suppress(InputError):  # `read` raises the same error again, with the name of the file
             made = family.on_meta(config)
             family.parameter_shapes(config)
 
@@ -383,7 +384,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "pair": [first, end, second, end],
             "special_tokens": {sep: {"id": sep, "ids": [tokenizer.sep_token_id], "tokens": [sep]}},
         },
-        "decoder": {"type": "Fuse"},  # joins tokens without spaces
+        "decoder": {"type": "Fuse"},  # joins the tokens without spaces
         "model": {
             "type": "WordLevel",
             "vocab": {names[index]: index for index in sorted(names)},
@@ -402,7 +403,7 @@ def _tokenizer_config(tokenizer: Tokenizer, model_max_length: int) -> dict[str, 
         "unk_token": names[tokenizer.unk_token_id],
         "sep_token": names[tokenizer.sep_token_id],
         "eos_token": names[tokenizer.sep_token_id],
-        "split_special_tokens": True,  # "<sep>" in a user's text is five characters
+        "split_special_tokens": True,  # tells transformers to read "<sep>" in a text as five characters
         "clean_up_tokenization_spaces": False,
     }
 

@@ -56,8 +56,9 @@ __all__ = [
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-INPUT_GROUP = 128  # group size of rounded inputs; the same as in generation/products.h
-WEIGHT_GROUP = 64  # group size of int4 weights, one that torch's kernel supports
+INPUT_GROUP = 128  # inputs that share a scale; the same number as in generation/products.h
+# weights of a row that share a scale and an offset in int4; torch's kernel supports this number
+WEIGHT_GROUP = 64
 
 
 # -- rounding ----------------------------------------------------------------------------------------------
@@ -80,7 +81,8 @@ def rounded_groups(x: Tensor) -> Tensor:
     padded = F.pad(x, (0, -K % INPUT_GROUP))
     groups = padded.reshape(*x.shape[:-1], -1, INPUT_GROUP)  # (..., G, INPUT_GROUP)
     largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., G, 1)
-    steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()  # a group of zeros stays zero
+    # nan_to_num, so that a group of zeros stays zero
+    steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()
     rounded: Tensor = (steps * (largest / 127)).flatten(-2)[..., :K]
     return rounded
 
@@ -203,7 +205,7 @@ class Int4Linear(nn.Module):
             self.uses_kernel = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
-        # called by `to` and `cuda`
+        # torch calls this method in `to` and `cuda`
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._pack()
         return self
@@ -280,7 +282,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
             raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
         if target != "int8" or not on_gpu:
             return model
-        for module in model.modules():  # the model was loaded on a CPU and then moved
+        for module in model.modules():  # the model was loaded on a CPU and then moved to a GPU
             if isinstance(module, QuantizedLinear):
                 module.rounds_inputs = False
         return cast_parameters(model, torch.bfloat16)

@@ -5,12 +5,11 @@
                         has one float32 per output, in a shape for which NAME.weight * NAME.scale is the
                         matrix: (N, 1), or (1, N) where Hugging Face stores (in, out), as in GPT-2. All other
                         tensors (embeddings, norms, biases) are float32. lm_head has its own weights.
-    int4.safetensors    lm_head as above. NAME.weight of each other linear layer is uint8 (N, K / 2), (out,
-    in)
-                        in every family. Of two neighbours, the first is in the upper four bits. K is padded
-                        to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2), scale and offset of each
-                        group of 64: a weight is about (integer - 8) * scale + offset. Embeddings and norms
-                        are bfloat16; biases of linear layers are float32.
+    int4.safetensors    lm_head as above. NAME.weight of each other linear layer is uint8 (N, K / 2), outputs
+                        by inputs in every family. Of two neighbours, the first is in the upper four bits. K
+                        is padded to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2): scale and
+                        offset of each group of 64. A weight is about (integer - 8) * scale + offset.
+                        Embeddings and norms are bfloat16; biases of linear layers are float32.
 
 The file is not named model.safetensors, because transformers only warns about an unknown `quant_method`, and
 would then use the integers as weights. float16 needs no format of its own: every program reads a folder of
@@ -116,7 +115,8 @@ def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entr
             yield _Entry(ours, f"{theirs.removesuffix('.weight')}.{kind}", transposed and kind == "scale")
         else:
             theirs, transposed = names[ours]
-            is_packed = state[ours].dtype == torch.uint8  # two inputs share a byte, so never transposed
+            # packed weights (two in a byte) are never transposed
+            is_packed = state[ours].dtype == torch.uint8
             yield _Entry(ours, theirs, transposed and not is_packed)
 
 

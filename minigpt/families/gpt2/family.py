@@ -53,10 +53,10 @@ _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
 }
-# three keys of config.json; GPTConfig has one dropout
+# keys of config.json that all hold GPTConfig's dropout
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-_BIAS = "minigpt_bias"  # our own key in config.json; without it, the model has all biases
+_BIAS = "minigpt_bias"  # minigpt's own key of config.json; without it, the model has all biases
 
 # Settings of which this model supports one value only. An absent key means that value: Hugging Face's
 # default.
@@ -73,7 +73,7 @@ _FIXED: dict[str, Any] = {
 def _config_to_hugging_face(
     config: GPTConfig, eos_token_id: int | None = None, pad_token_id: int | None = None
 ) -> dict[str, Any]:
-    """Return the content of config.json."""
+    """Convert a GPTConfig to the content of a config.json."""
     gelu = next(theirs for theirs, ours in _GELUS.items() if ours == config.gelu)
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -85,7 +85,7 @@ def _config_to_hugging_face(
         "layer_norm_epsilon": _FIXED["layer_norm_epsilon"],
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
-        "bos_token_id": None,  # must be written: Hugging Face's default is 50256
+        "bos_token_id": None,  # None must be written, because Hugging Face's default is 50256
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
         "dtype": "float32",
@@ -169,7 +169,7 @@ FAMILY = Family(
     layer_prefix="transformer.h.",
     layers_key="n_layer",
     embedding="transformer.wte.weight",
-    # causal masks: old files store these buffers beside the weights
+    # names of causal masks, which old files store beside the weights
     ignored=re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
     with_all_weights=lambda config: replace(config, bias=True),
     residual_projections=("attn.out_proj.weight", "mlp.c_proj.weight"),

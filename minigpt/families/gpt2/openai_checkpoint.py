@@ -24,8 +24,8 @@ from minigpt.storage.json_files import read_json
 
 __all__ = ["read_checkpoint"]
 
-# OpenAI's name, Hugging Face's name; `*` is the number of the block. A "w" is a convolution of width 1, with
-# the shape (1, in, out): without the 1 it is a matrix.
+# (OpenAI's name, Hugging Face's name); `*` is the number of the block. A tensor named "w" is a convolution of
+# width 1 with shape (1, in, out); without the 1 it is a matrix.
 NAMES = (
     ("model/wte", "transformer.wte.weight"),
     ("model/wpe", "transformer.wpe.weight"),
@@ -59,7 +59,7 @@ def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.flo
     sizes = _read_sizes(hparams)
     prefix = folder / _checkpoint_name(folder / "checkpoint")
     tensors = read_bundle(prefix)
-    if sizes.n_layer > len(tensors):  # check before listing the names of all these blocks
+    if sizes.n_layer > len(tensors):  # check first, because a damaged n_layer could be a billion
         raise InputError(
             f"{hparams}: n_layer={sizes.n_layer}, but {prefix}.index names {len(tensors)} tensors"
         )
@@ -81,7 +81,7 @@ def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.flo
 
 
 def _read_sizes(path: Path) -> Sizes:
-    content = read_json(path, missing=f"{path.parent} is no folder of OpenAI's GPT-2 release")
+    content = read_json(path, missing=f"{path.parent} is not a folder of OpenAI's GPT-2 release")
     known = {field.name for field in fields(Sizes)}
     if content.keys() != known:
         keys = ", ".join(sorted(map(repr, content))[:8])

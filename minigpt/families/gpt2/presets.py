@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt.errors import InputError, unknown_name
 
-if TYPE_CHECKING:  # not at run time: importing torch takes a second
+if TYPE_CHECKING:  # only for type checkers, because importing torch takes a second
     from minigpt.model import GPTConfig
 
 __all__ = ["HUGGING_FACE_FILES", "OPENAI", "OPENAI_FILES", "PRESETS", "Preset", "Sizes", "preset", "urls"]
@@ -23,7 +23,7 @@ OPENAI_FILES = (
     "encoder.json",
     "vocab.bpe",
     "model.ckpt.index",
-    "model.ckpt.data-00000-of-00001",  # last, as it is the largest: a wrong address shows at once
+    "model.ckpt.data-00000-of-00001",  # the largest file is last, so that a wrong address shows at once
 )
 HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
 
@@ -32,7 +32,7 @@ HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json
 class Sizes:
     """The sizes of a GPT-2 model. The fields are the keys of OpenAI's hparams.json."""
 
-    n_vocab: int = 50257  # 256 bytes, 50,000 merges, <|endoftext|>
+    n_vocab: int = 50257  # 256 bytes, 50,000 merges and <|endoftext|>
     n_ctx: int = 1024
     n_embd: int
     n_head: int

@@ -25,7 +25,7 @@ from minigpt.model import GPTConfig, GPTLMHeadModel
 __all__ = ["read_pth"]
 
 _WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
-_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to names
 _BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
 _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
 
@@ -59,7 +59,7 @@ def read_pth(
         )
         raise InputError(f"{path} holds no model_state_dict of tensors, but {has}")
     if not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} has a tensor whose name is no text")
+        raise InputError(f"{path} has a tensor whose name is not a string")
     epoch = content.get("epoch")
     try:
         _require_plain(state, path.stat().st_size)
@@ -81,7 +81,7 @@ def _load(path: Path) -> Any:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         refused = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         if refused:
-            reason = f"it asks for {refused[1]}, and nothing but tensors is read; nothing was run"
+            reason = f"it asks for {refused[1]}, but only tensors are read; no code was run"
         raise InputError(f"{path} cannot be read as weights: {reason}") from None
 
 
@@ -90,12 +90,12 @@ def _require_sound_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise InputError(f"{path} is no file of torch.save, which never compresses")
+                raise InputError(f"{path} is not a file of torch.save, which never compresses")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is damaged, or no file of torch.save: {error}") from None
+        raise InputError(f"{path} is damaged, or not a file of torch.save: {error}") from None
     if damaged is not None:
         raise InputError(f"{path} is damaged: {damaged} in it does not match its checksum (CRC-32)")
 
@@ -103,8 +103,9 @@ def _require_sound_zip(path: Path) -> None:
 def _require_plain(state: dict[str, Tensor], size: int) -> None:
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise InputError(f"{name} is no plain tensor, but {tensor.layout} on {tensor.device}")
-        if tensor.numel() * tensor.element_size() > size:  # a tensor with strides of 0 can claim any size
+            raise InputError(f"{name} is not a plain tensor, but {tensor.layout} on {tensor.device}")
+        # a tensor with strides of 0 can have any shape in a small file
+        if tensor.numel() * tensor.element_size() > size:
             raise InputError(f"{name} claims more bytes than the file has")
 
 
@@ -118,7 +119,7 @@ def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Return True for a mask: one number, or a square with one value up to the diagonal and another above."""
+    """Return True for a causal mask: one number, or a square with one value above the diagonal."""
     if tensor.numel() == 1:
         return True
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:
@@ -131,7 +132,7 @@ def _is_mask(tensor: Tensor) -> bool:
 def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]) -> GPTLMHeadModel:
     for name in (_WTE, _WPE):
         if name not in state or state[name].ndim != 2:
-            raise InputError(f"this is no GPT of minigpt: there is no matrix {name}, but {listed(state)}")
+            raise InputError(f"this is not a GPT of minigpt: there is no matrix {name}, but {listed(state)}")
     blocks = {match[1] for match in map(_BLOCK.fullmatch, state) if match}
     (vocab_size, n_embd), block_size = state[_WTE].shape, state[_WPE].shape[0]
     bias = "transformer.blocks.0.attn.out_proj.bias" in state
@@ -153,7 +154,7 @@ def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]
         {name: tensor_kind(tensor) for name, tensor in expected.named_parameters()},
     )
     if wrong:
-        raise InputError(f"the tensors are no GPT of minigpt; {wrong}")
+        raise InputError(f"the tensors are not those of a GPT of minigpt; {wrong}")
     weights = {name: cast(name, tensor, torch.float32) for name, tensor in state.items()}
     FAMILY.load_state(expected, weights, assign=True)
     model: GPTLMHeadModel = expected.eval()

@@ -23,10 +23,10 @@ from minigpt.errors import InputError
 
 __all__ = ["read_bundle"]
 
-FOOTER = 48  # bytes at the end of the index: two handles of up to 20 bytes, zeros, the magic number
+FOOTER = 48  # length of the index's end: two handles of up to 20 bytes, zeros, the magic number
 MAGIC = 0xDB4775248B80FB57
-TRAILER = 5  # bytes after a block: kind of compression, checksum
-FLOAT32 = 1  # number of float32 in TensorFlow's DataType
+TRAILER = 5  # length of a block's end: one byte for the kind of compression, four for the checksum
+FLOAT32 = 1  # number that stands for float32 in TensorFlow's DataType
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
@@ -38,9 +38,9 @@ class _Entry(NamedTuple):
     """The place and shape of a tensor in the data files."""
 
     shape: tuple[int, ...]
-    shard: int  # number of the data file
-    offset: int  # first byte in the data file
-    size: int  # number of bytes
+    shard: int  # number of the data file that holds the tensor
+    offset: int  # first byte of the tensor in its data file
+    size: int  # number of bytes of the tensor
     checksum: int  # masked CRC-32C, see _masked_checksum
 
 
@@ -79,7 +79,7 @@ def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
 def _mapped(path: Path) -> NDArray[np.uint8]:
     if path.stat().st_size == 0:
         return np.zeros(0, np.uint8)  # an empty file cannot be memory-mapped
-    # Mode "c": writes stay in memory. A read-only array would also do, but torch would warn about it.
+    # Mode "c" keeps writes in memory. A read-only array would also do, but torch would warn about it.
     return np.asarray(np.memmap(path, np.uint8, mode="c"))
 
 
@@ -93,7 +93,7 @@ def _tensor(data: NDArray[np.uint8], entry: _Entry) -> NDArray[np.float32]:
     if _masked_checksum(raw) != entry.checksum:
         raise _DamageError("does not match its checksum")
     values = raw.view("<f4")
-    # copy if needed: in old files a tensor may start at any byte, not at a multiple of 4
+    # "A" copies a tensor that is not aligned: in old files it may start at any byte
     return np.require(values, np.float32, "A").reshape(entry.shape)
 
 
@@ -112,7 +112,7 @@ def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
     keys = [key for key, _ in rows]
     if keys != sorted(set(keys)):
         raise _DamageError("its names are not in order")
-    if not keys or keys[0] != b"":  # the first row has an empty name: it is the header
+    if not keys or keys[0] != b"":  # the first row must have an empty name: it is the header
         raise _DamageError("it has no header")
     shards = _header(rows[0][1])
     entries = {}
@@ -133,7 +133,7 @@ def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(file) < FOOTER or int.from_bytes(file[-8:], "little") != MAGIC:
         raise _DamageError("it does not end as a checkpoint's index does (cut off, or another kind of file)")
     footer = file[-FOOTER:-8]
-    _, at = _handle(footer, 0)  # skip the handle of a block of statistics, which is empty
+    _, at = _handle(footer, 0)  # skip the first handle: it points to an empty block of statistics
     handle, at = _handle(footer, at)
     if footer[at:].strip(b"\0"):
         raise _DamageError("its last 48 bytes are damaged")
@@ -214,7 +214,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         value, content = 0, b""
         if kind == VARINT:
             value, at = _varint(message, at)
-            value -= (value >> 63) << 64  # negative numbers are 64-bit two's complement
+            value -= (value >> 63) << 64  # negative numbers are stored as 64-bit two's complement
         elif kind in (FIXED32, FIXED64, BYTES):
             length = {FIXED32: 4, FIXED64: 8}.get(kind)
             if length is None:
@@ -237,8 +237,8 @@ def _header(message: bytes) -> int:
             shards = value
         elif (number, kind) == (2, VARINT) and value != 0:
             raise _DamageError("its numbers are big-endian, which is not supported")
-    if not 1 <= shards <= 99_999:  # file names have five digits
-        raise _DamageError(f"it speaks of {shards} data files")
+    if not 1 <= shards <= 99_999:  # names of data files have room for five digits
+        raise _DamageError(f"it claims to have {shards} data files")
     return shards
 
 

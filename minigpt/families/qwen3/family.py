@@ -46,13 +46,14 @@ _FIXED: dict[str, Any] = {
     "use_sliding_window": False,
     "quantization_config": None,
 }
-_ROPE_KEYS = ("rope_parameters", "rope_scaling")  # the name in transformers 5, and the older one
+# keys of config.json for RoPE's settings, in transformers 5 and before
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")
 
 
 def _config_to_hugging_face(
     config: Qwen3Config, eos_token_id: int | None = None, pad_token_id: int | None = None
 ) -> dict[str, Any]:
-    """Return the content of config.json, with the same keys as the published models."""
+    """Convert a Qwen3Config to the content of a config.json, with the keys of the published models."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -83,19 +84,20 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
     sizes = [field.name for field in fields(Qwen3Config) if field.type is int]
     require_keys(values, sizes)
     chosen = {name: values[name] for name in sizes}
-    if chosen["num_key_value_heads"] is None:  # in older files: one per query head
+    if chosen["num_key_value_heads"] is None:  # null in older files: as many as query heads
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]
     try:
         config = Qwen3Config(
             **chosen,
             rms_norm_eps=values.get("rms_norm_eps", 1e-6),
             rope_theta=_rope_theta(values),
-            tie_word_embeddings=values.get("tie_word_embeddings", False),  # False is Hugging Face's default
+            # without the key: False, as in transformers
+            tie_word_embeddings=values.get("tie_word_embeddings", False),
         )
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from None
     kinds = values.get("layer_types")
-    # a damaged file may say a billion
+    # check the length first, because a damaged file may say a billion layers
     is_list = isinstance(kinds, list) and len(kinds) == config.num_hidden_layers
     if kinds is not None and not (is_list and set(map(str, kinds)) == {"full_attention"}):
         raise InputError(
@@ -132,7 +134,7 @@ def _shown(value: object) -> str:
 
 
 def _block_weights(config: Qwen3Config) -> int:
-    # q_proj and o_proj; k_proj and v_proj
+    # heads in q_proj and o_proj, and in k_proj and v_proj
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     block = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
     return config.num_hidden_layers * block

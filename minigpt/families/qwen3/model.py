@@ -101,8 +101,8 @@ def check_inputs(
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row may have more columns than positions, so the values of the positions count. To
-    # read them, the CPU must wait for a GPU: on a GPU they are read only if the width exceeds the limit.
+    # With left padding a row has more columns than positions, so the largest position is checked instead. To
+    # read it, the CPU must wait for a GPU: on a GPU this is done only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -237,7 +237,7 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads  # H / K
         C, queries = config.hidden_size, config.num_attention_heads * config.head_dim  # H * D
-        keys = config.num_key_value_heads * config.head_dim  # K * D
+        keys = config.num_key_value_heads * config.head_dim  # K * D: width of all key heads
         self.q_proj = nn.Linear(C, queries, bias=False)
         self.k_proj, self.v_proj = nn.Linear(C, keys, bias=False), nn.Linear(C, keys, bias=False)
         self.o_proj = nn.Linear(queries, C, bias=False)
@@ -356,7 +356,7 @@ class Qwen3Model(nn.Module):
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        rope = rope_tables(position_ids, self.config)  # computed once for all layers
+        rope = rope_tables(position_ids, self.config)  # tables for all layers
         visible = causal_mask(past, T, attention_mask, input_ids.device)
         x = self.embed_tokens(input_ids)  # (B, T, C)
         for block in self.layers:

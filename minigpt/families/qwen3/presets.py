@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from minigpt.errors import InputError, unknown_name
 
-if TYPE_CHECKING:  # not at run time: importing torch takes a second
+if TYPE_CHECKING:  # only for type checkers, because importing torch takes a second
     from minigpt.families.qwen3.model import Qwen3Config
 
 __all__ = ["PRESETS", "Preset", "preset"]
