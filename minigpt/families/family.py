@@ -50,9 +50,9 @@ class Family:
 
     model_type: str  # model_type in config.json
     name: FamilyName  # as the flag --family spells it
-    config_class: type[Any]  # the class C
-    model_class: type[Any]  # the class M
-    # content of a config.json -> C; raises InputError that names the key
+    config_class: type[Any]  # class of the configuration, called C below
+    model_class: type[Any]  # class of the model, called M below
+    # (content of a config.json) -> C; raises InputError that names the wrong key
     config_from_hugging_face: Callable[[Mapping[str, Any]], Any]
     # (C, eos_token_id, pad_token_id) -> content of a config.json
     config_to_hugging_face: Callable[..., dict[str, Any]]

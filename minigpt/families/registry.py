@@ -75,7 +75,8 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
 def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:
     """Return the parts of a model and their parameter counts, summed over blocks."""
     counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():  # a tied tensor is listed once, under its first name
+    # named_parameters lists a tied tensor once, under its first name
+    for name, parameter in model.named_parameters():
         if only_trained and not parameter.requires_grad:
             continue
         part = re.sub(r"\.\d+\.", ".*.", name).removeprefix(family_of(model.config).prefix)

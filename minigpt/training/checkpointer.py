@@ -45,8 +45,8 @@ class Checkpointer:
         self._config, self._step, self._logger, self._files = config, step, logger, files
         self._processes = step.processes
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None  # from the last save; raised or printed by `_join`
-        self._newest = -1  # step of the last save that succeeded or is running; -1: none, or it failed
+        self._error: BaseException | None = None  # error of the last save; `_join` raises or prints it
+        self._newest = -1  # step of the last save that succeeded or is running; -1 if none, or if it failed
         self._confirmed: tuple[Any, ...] = (math.inf, 0, {})  # best loss on the disk, its step and metrics
 
     def __enter__(self) -> "Checkpointer":
@@ -258,9 +258,11 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.validation_data
                 has_best = is_known and checkpoint.verifies(best)
-                if has_best:  # the process may have died before it moved the link
+                # repeat this, because the earlier process may have died before it moved the link
+                if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):
-            # there is no best checkpoint, or it is damaged, or other data was used: start anew
+            # There is no best checkpoint, or it is damaged, or the validation data has changed: the next
+            # evaluation is the best so far.
             progress.best_val_loss, progress.best_step, progress.best_metrics = math.inf, 0, {}
         return snapshot.folder

@@ -358,7 +358,7 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(str(value)) if fits else value  # str first: float(10**400) would raise OverflowError
+        value = float(str(value)) if fits else value  # str, because float(10**400) would raise OverflowError
     elif typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]
         fits = isinstance(value, list | tuple) and all(type(one) is inner for one in value)

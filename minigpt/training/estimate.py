@@ -178,7 +178,7 @@ def memory_needed(trainer: Trainer) -> int:
     # Per counted position: the hidden state and its gradient (width each); logits, log-softmax and its
     # gradient (vocab_size each). A float has 4 bytes.
     head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
-    # weight, gradient and two moments in float32; autocast's 16-bit copy lives until the gradient is computed
+    # Bytes per weight: weight, gradient and two moments in float32, and autocast's copy in 16 bits.
     per_weight = 4 if trainer.config.precision == "float32" else 6
     weights = sum(
         p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()

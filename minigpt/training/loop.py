@@ -173,7 +173,7 @@ class Trainer:
             return
         report = self.evaluate()
         self.logger.log_evaluation(report)
-        self.checkpointer.wait()  # if a background save failed, this resets best_val_loss
+        self.checkpointer.wait()  # wait, because a failed background save resets best_val_loss
         is_best = report.loss < progress.best_val_loss
         if is_best:
             progress.best_val_loss, progress.best_step = report.loss, progress.steps_done

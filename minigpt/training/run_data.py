@@ -46,7 +46,7 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'system' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-SHARDS = "shards"  # subfolder of the output folder
+SHARDS = "shards"  # name of a folder in the output folder
 _SAMPLE = 48  # number of tokens that the model generates for a sample
 _PROMPT = 32  # number of prompt tokens of a sample
 _NAMED = 5  # most windows that a message lists

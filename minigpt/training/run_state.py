@@ -68,7 +68,7 @@ class Progress:
     best_val_loss: float = math.inf
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)  # metrics of the evaluation at best_step
-    evaluated: bool = True  # False: an evaluation that is due after this step has not been done
+    evaluated: bool = True  # False if the evaluation after the last step has not been done yet
     loss_sum: float = 0.0  # sum of the losses since the last line of metrics
     loss_steps: int = 0
     train_seconds: float = 0.0

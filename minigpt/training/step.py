@@ -38,7 +38,7 @@ class StepBatches(NamedTuple):
 
     step: int  # step number, from 0
     mine: list[tuple[Tensor | None, ...]]  # this process's batches, already being copied to the device
-    sizes: list[BatchSize]  # sizes of the batches of all processes
+    sizes: list[BatchSize]  # sizes of the batches of all processes together
 
 
 class PendingMetrics(NamedTuple):

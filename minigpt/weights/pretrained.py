@@ -227,7 +227,7 @@ def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> No
     try:
         _write_json(folder / TOKENIZER, _tokenizer_json(tokenizer))
     except UnicodeEncodeError as error:
-        raise InputError(f"an entry of the vocabulary is no character of Unicode: {error.reason}") from None
+        raise InputError(f"an entry of the vocabulary is not a Unicode character: {error.reason}") from None
     _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(tokenizer, max_length))
 
 

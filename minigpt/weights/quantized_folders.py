@@ -55,7 +55,7 @@ def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
     for entry in _entries(model.config, state):
         tensor = state[entry.ours]
         if precision == "int8" and tensor.is_floating_point():
-            tensor = tensor.float()  # an embedding that was loaded in 16 bits
+            tensor = tensor.float()  # the embedding may have been loaded in 16 bits
         if tensor.dim() == 1 and entry.ours.endswith(".scale"):
             tensor = tensor[:, None]  # (N, 1)
         written[entry.theirs] = (tensor.t() if entry.transposed else tensor).contiguous().cpu()
