@@ -146,7 +146,7 @@ class Trainer:
         Where the CPU does not wait for them, they are also read after a bad step, and once a second for the
         progress line. That changes no bit: all processes know a bad step at the same point.
         """
-        is_logging_step = self.progress.steps_done % self.config.logging_steps == 0
+        is_logging_step = self.progress.steps_done % self.step.logging_steps == 0
         if is_logging_step or self.evaluation_is_due() or self.stop_request.agreed is not None:
             return True
         if self.step.asynchronous:
@@ -173,16 +173,25 @@ class Trainer:
         report = self.evaluate()
         counted = report.answer if self.config.loss_on == "answer" else report.all
         self.logger.log_losses(counted, report.answer, report.all)
+        if not math.isfinite(counted.loss):  # finite weights may give outputs that are not
+            self.guard.roll_back("the validation loss is not a finite number")
+            return
         self.checkpointer.wait()  # a save in the background may have lost the best one
         is_best = counted.loss < progress.best_val_loss
         if is_best:
             progress.best_val_loss, progress.best_step = counted.loss, progress.steps_done
         progress.evaluated = True
         self.checkpointer.save(is_best, final=self.is_finished())
-        sample = ""
-        if self.processes.is_main and not self.step.parallel.is_sharded:
-            sample = self.data.sample(self.model, progress.steps_done // self.eval_steps)
-        self.logger.show_evaluation(counted, is_best, sample, began)
+        self.logger.show_evaluation(counted, is_best, self._sample(), began)
+
+    def _sample(self) -> str:
+        """What the model writes now. It is only looked at: no error in it ends the run."""
+        if not self.processes.is_main or self.step.parallel.is_sharded:
+            return ""
+        try:
+            return self.data.sample(self.model, self.progress.steps_done // self.eval_steps)
+        except Exception as error:
+            return f"  no sample: {' '.join(str(error).split())}"
 
     # -- begin, resume, stop ---------------------------------------------------------------------------------
 

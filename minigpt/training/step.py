@@ -60,6 +60,8 @@ class TrainStep:
         data: what to learn from. The batches of a step are a pure function of its number.
         device: where the model is.
         processes: all of them.
+
+    A run of a few steps would end before its tenth: `logging_steps` is then less.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class TrainStep:
         self.plan = data.plan(config)
         steps = math.ceil(config.num_train_epochs * len(self.plan) / config.gradient_accumulation_steps)
         self.total_steps = config.max_steps or max(1, steps)
+        self.logging_steps = config.logging_steps or max(1, min(10, self.total_steps // 100))
         with processes.shared_errors():
             self.precision = MixedPrecision(config.precision, device)
         if config.gradient_checkpointing:
