@@ -291,7 +291,8 @@ def test_it_learns_and_answers(folder: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("steps", "asked", "every"), [(2, 0, 1), (199, 0, 1), (350, 0, 3), (1000, 0, 10), (99999, 0, 10), (2, 5, 5)]
+    ("steps", "asked", "every"),
+    [(2, 0, 1), (199, 0, 1), (350, 0, 3), (1000, 0, 10), (99999, 0, 10), (2, 5, 5)],
 )
 def test_a_short_run_writes_more_lines(folder: Path, steps: int, asked: int, every: int) -> None:
     run = trainer(config(folder, max_steps=steps, logging_steps=asked))
