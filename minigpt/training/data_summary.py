@@ -64,13 +64,14 @@ class DataSummary:
         """What is too small, and what would help: a sentence each."""
         if self.train_targets < LEARN_FROM:
             yield (
-                f"{self.train_targets:,} tokens to learn from ({self._size(self.train_examples)}) are so few that "
-                f"a model learns them by heart and nothing else: add {self.unit}, to {LEARN_FROM:,} tokens at least"
+                f"{self.train_targets:,} tokens to learn from ({self._size(self.train_examples)}) are so few "
+                f"that a model learns them by heart and nothing else: add {self.unit}, to {LEARN_FROM:,} "
+                "tokens at least"
             )
         if self.val_targets < MEASURE_ON:
             yield (
-                f"{self.val_targets:,} tokens to measure on ({self._size(self.val_examples)}) give a validation "
-                f"loss that is right to {self.val_error:.0%} at best: measure on more, {MEASURE_ON:,} tokens at "
+                f"{self.val_targets:,} tokens to measure on ({self._size(self.val_examples)}) give a loss "
+                f"that is right to {self.val_error:.0%} at best: measure on more, {MEASURE_ON:,} tokens at "
                 "least"
             )
         if self.is_same:
