@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from minigpt.errors import InputError
+from minigpt.evaluation.loss import LossReport
 from minigpt.training import checkpoint
 from minigpt.training.loop import Trainer
 from minigpt.training.non_finite import first_non_finite
-from minigpt.training.run_data import shown_lines
+from minigpt.training.run_data import RunData, shown_lines
 from minigpt.training.run_state import Progress, spike_threshold
 from tests.runs import after_updates, config, identical, metrics, one_step, stop_at, trainer, write_data
 
@@ -138,6 +139,57 @@ def test_weights_that_are_not_finite_are_never_saved(folder: Path, where: str) -
     (event,) = [line for line in metrics(folder / "run") if line.get("event") == "rollback"]
     assert "holds numbers that are not finite" in event["reason"]
     assert [line["step"] for line in metrics(folder / "run") if "val_loss" in line] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite_goes_back(folder: Path, value: float) -> None:
+    """Weights may be finite and outputs not: such weights are no checkpoint."""
+    run = trainer(config(folder, eval_steps=3))
+    evaluate = run.evaluate
+
+    def spoiled() -> LossReport:
+        report = evaluate()
+        if run.progress.steps_done == 6 and not run.progress.rollbacks:
+            report.all.nll = report.answer.nll = value
+        return report
+
+    run.evaluate = spoiled  # type: ignore[method-assign]
+    run.run()
+    assert (run.progress.rollbacks, run.progress.skipped) == (1, [[4, 6]])
+    lines = metrics(folder / "run")
+    (event,) = [line for line in lines if line.get("event") == "rollback"]
+    assert (event["step"], event["to_step"]) == (6, 3)
+    assert "validation loss is not a finite number" in event["reason"]
+    losses = [(line["step"], line["val_loss"] is None) for line in lines if "val_loss" in line]
+    assert losses == [(3, False), (6, True), (6, False), (9, False), (12, False)]
+
+
+def test_a_second_validation_loss_that_is_not_finite_ends_the_run(folder: Path) -> None:
+    run = trainer(config(folder, eval_steps=3))
+    evaluate = run.evaluate
+
+    def spoiled() -> LossReport:
+        report = evaluate()
+        if run.progress.steps_done > 3:
+            report.all.nll = report.answer.nll = math.nan
+        return report
+
+    run.evaluate = spoiled  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"step 6: the validation loss .* once already; lower --learning_ra"):
+        run.run()
+    (state,) = [json.loads(p.read_bytes()) for p in (folder / "run").glob("last/training_state.json")]
+    assert (state["steps_done"], state["rollbacks"]) == (6, 1)
+
+
+def test_a_sample_that_cannot_be_written_ends_no_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> str:
+        raise ValueError("no such token")
+
+    monkeypatch.setattr(RunData, "sample", fail)
+    assert trainer(config(folder)).run()["steps"] == 12
+    assert "no sample: no such token" in capsys.readouterr().out
 
 
 def test_a_spike_is_named(folder: Path) -> None:

@@ -27,7 +27,7 @@ from minigpt.training.lock import LOCK_FILE, lock_folder
 from minigpt.training.resolve import resolve
 from minigpt.training.stop_request import Stopped
 from tests.commands import RunCommand, swallowed
-from tests.runs import TINY, config, given, identical, paths, stop_at, trainer, write_data
+from tests.runs import TINY, config, given, identical, metrics, paths, stop_at, trainer, write_data
 
 
 @pytest.fixture
@@ -206,6 +206,13 @@ def test_changed_data_needs_to_be_allowed_and_is_said(
     assert run.progress.best_val_loss == math.inf  # measured on other data
     fresh = trainer(config(folder, "other"))
     assert run.step.positions([8, 9]) == fresh.step.positions([8, 9])
+    run.run()
+    (event,) = [line for line in metrics(folder / "run") if line.get("event") == "changed"]
+    assert event["step"] == 8
+    assert [sentence.split(" (")[0] for sentence in event["what"]] == [
+        "the training data",
+        "the validation data",
+    ]
 
 
 def test_another_vocabulary_is_refused_whatever_is_allowed(folder: Path) -> None:

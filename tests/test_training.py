@@ -21,7 +21,7 @@ from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.optimizer import Muon, make_optimizers, orthogonalize, schedule
 from minigpt.training.run_data import RunData, read_data
 from tests.commands import RunCommand
-from tests.runs import config, given, identical, one_step, trainer, write_data
+from tests.runs import config, given, identical, metrics, one_step, trainer, write_data
 
 ROOT = Path(__file__).parents[1]
 
@@ -288,6 +288,20 @@ def test_it_learns_and_answers(folder: Path, capsys: pytest.CaptureFixture[str])
     assert {"learning_rate", "grad_norm", "tokens_per_second"} <= trained[0].keys()
     assert [line["step"] for line in lines if "val_loss" in line] == [20, 40, 60]
     assert list((folder / "run" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "asked", "every"),
+    [(2, 0, 1), (199, 0, 1), (350, 0, 3), (1000, 0, 10), (99999, 0, 10), (2, 5, 5)],
+)
+def test_a_short_run_writes_more_lines(folder: Path, steps: int, asked: int, every: int) -> None:
+    run = trainer(config(folder, max_steps=steps, logging_steps=asked))
+    assert run.step.logging_steps == every
+
+
+def test_a_run_of_two_steps_has_both_losses(folder: Path) -> None:
+    trainer(config(folder, max_steps=2, logging_steps=0)).run()
+    assert [line["step"] for line in metrics(folder / "run") if "train_loss" in line] == [1, 2]
 
 
 def test_the_estimate_is_of_what_is_left_and_changes_nothing(folder: Path) -> None:

@@ -18,6 +18,7 @@ In reading order:
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic
     run_data                  the data: pairs or plain text, read and encoded
+    data_summary              sizes and baselines of the data; is it enough?
     run_state                 progress, and the JSON part of a checkpoint
     metrics, trackers         metrics.jsonl, TensorBoard, Weights & Biases
     flops                     model FLOPs and a GPU's peak

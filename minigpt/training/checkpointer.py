@@ -248,6 +248,7 @@ class Checkpointer:
             warn(sentence)
         for sentence in found.settings:
             print(f"changed on resume: {sentence}")
+        self._logger.changed = found.settings
         progress = step.progress
         progress.load(snapshot.state)
         if step.precision.scale is not None:

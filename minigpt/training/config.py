@@ -65,7 +65,7 @@ class TrainConfig(DataOptions, CommandOptions):
         "adam_beta2": (0.0, 0.999999),
         "max_grad_norm": (0.0, 1e38),
         "eval_steps": (0, 10**9),
-        "logging_steps": (1, 10**9),
+        "logging_steps": (0, 10**9),
         "save_total_limit": (1, 10**6),
         "max_bad_steps": (1, 10**6),
         "seed": (0, 2**63 - 1),
@@ -196,8 +196,8 @@ class TrainConfig(DataOptions, CommandOptions):
     # Evaluation, logging, checkpoints
     eval_steps: int = 0
     """steps between evaluations on all of val_data; each also saves a checkpoint; 0: ten in a run"""
-    logging_steps: int = 10
-    """steps between two lines of metrics.jsonl"""
+    logging_steps: int = 0
+    """steps between two lines of metrics.jsonl; 0: ten, or fewer in a short run, for a hundred lines"""
     save_total_limit: int = 2
     """number of newest checkpoints to keep; the best one is kept besides"""
     save_async: bool = False

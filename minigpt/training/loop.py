@@ -146,7 +146,7 @@ class Trainer:
         the metrics would make the CPU wait for the GPU.) The time changes no result, because every process
         sees a bad step at the same step number.
         """
-        is_logging_step = self.progress.steps_done % self.config.logging_steps == 0
+        is_logging_step = self.progress.steps_done % self.step.logging_steps == 0
         if is_logging_step or self.evaluation_is_due() or self.stop_request.agreed is not None:
             return True
         if self.step.asynchronous:
@@ -173,6 +173,9 @@ class Trainer:
             return
         report = self.evaluate()
         self.logger.log_evaluation(report)
+        if not math.isfinite(report.loss):  # finite weights may give outputs that are not finite
+            self.guard.roll_back("the validation loss is not a finite number")
+            return
         self.checkpointer.wait()  # wait, because a failed background save resets best_val_loss
         is_best = report.loss < progress.best_val_loss
         if is_best:
@@ -180,10 +183,16 @@ class Trainer:
             progress.best_metrics = {k: v for k, v in report.metrics().items() if math.isfinite(v)}
         progress.evaluated = True
         self.checkpointer.save(is_best, final=self.is_finished())
-        sample = ""
-        if self.processes.is_main and not self.step.parallel.is_sharded:
-            sample = self.data.sample(self.model, progress.steps_done // self.eval_steps)
-        self.logger.show_evaluation(report, is_best, sample, began)
+        self.logger.show_evaluation(report, is_best, self._sample(), began)
+
+    def _sample(self) -> str:
+        """Let the model write something. No error in it ends the run."""
+        if not self.processes.is_main or self.step.parallel.is_sharded:
+            return ""
+        try:
+            return self.data.sample(self.model, self.progress.steps_done // self.eval_steps)
+        except Exception as error:
+            return f"  no sample: {' '.join(str(error).split())}"
 
     # -- start, resume, stop ---------------------------------------------------------------------------------
 

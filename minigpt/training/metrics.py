@@ -32,6 +32,7 @@ class Logger:
     def __init__(self, config: TrainConfig, step: TrainStep) -> None:
         self._config, self._step, self._progress = config, step, step.progress
         self._peak = peak_flops(step.device, config.precision) * step.processes.size
+        self.changed: Sequence[str] = ()  # by a resume
         self._loss_shown = ""
         self._evaluating = 0.0  # seconds spent in evaluations
 
@@ -51,6 +52,8 @@ class Logger:
 
     def __enter__(self) -> "Logger":
         self._metrics.__enter__()
+        if self.changed:
+            self._metrics.write(self._progress.steps_done, event="changed", what=list(self.changed))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -77,7 +80,7 @@ class Logger:
         self._line.update(progress.steps_done, shown)
         for step in steps:
             self._log_event(step)
-        if progress.steps_done % self._config.logging_steps == 0 and progress.loss_steps:
+        if progress.steps_done % self._step.logging_steps == 0 and progress.loss_steps:
             batches_done = progress.steps_done * self._config.gradient_accumulation_steps
             self._metrics.write(
                 progress.steps_done,

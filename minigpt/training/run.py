@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.console.command_line import obey_swallowed, remembered_signals
-from minigpt.console.terminal import seconds
+from minigpt.console.terminal import seconds, warn
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.training import autosize, checkpoint, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
+from minigpt.training.data_summary import summarize
 from minigpt.training.distributed import Processes, is_restarted, join_processes
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.lock import lock_folder
@@ -111,10 +112,13 @@ def _run(
         if config.starts_from is None:
             _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
-    trainer.notes = {autosize.RECORD: record} if record else {}
+    summary = summarize(data, config)
+    trainer.notes = {"data": summary.as_dict(), **({autosize.RECORD: record} if record else {})}
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {_counted(trainer.model)} on {trainer.device}")
+    for sentence in summary.warnings():
+        warn(sentence)
     if config.dry_run:
         estimate.print_parameters(trainer)
     elif config.resume and not has_checkpoint:

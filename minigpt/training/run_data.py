@@ -330,8 +330,6 @@ def _read_text(config: TrainConfig, text: Path) -> TextData:
         val = (tokens, first, len(tokens))
     else:
         first = len(tokens)
-        if others.manifest["sources"] == tokens.manifest["sources"]:
-            warn("--val_text is --text: the validation loss will say nothing about other texts")
         val = (others, 0, len(others))
     for name, length in (("to learn from", first), ("to measure on", val[2] - val[1])):
         if length < 2:

@@ -60,6 +60,8 @@ class TrainStep:
         data: training data. The batches of a step depend on nothing but its number.
         device: device of the model.
         processes: the processes that train together.
+
+    With `logging_steps` 0, a short run writes its metrics more often than every ten steps.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class TrainStep:
         self.plan = data.plan(config)
         steps = math.ceil(config.num_train_epochs * len(self.plan) / config.gradient_accumulation_steps)
         self.total_steps = config.max_steps or max(1, steps)
+        self.logging_steps = config.logging_steps or max(1, min(10, self.total_steps // 100))
         with processes.shared_errors():
             self.precision = MixedPrecision(config.precision, device)
         if config.gradient_checkpointing:
