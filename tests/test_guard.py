@@ -149,6 +149,7 @@ def test_a_validation_loss_that_is_not_finite_goes_back(folder: Path, value: flo
 
     def spoiled() -> LossReport:
         report = evaluate()
+        assert isinstance(report, LossReport)
         if run.progress.steps_done == 6 and not run.progress.rollbacks:
             report.all.nll = report.answer.nll = value
         return report
@@ -170,6 +171,7 @@ def test_a_second_validation_loss_that_is_not_finite_ends_the_run(folder: Path) 
 
     def spoiled() -> LossReport:
         report = evaluate()
+        assert isinstance(report, LossReport)
         if run.progress.steps_done > 3:
             report.all.nll = report.answer.nll = math.nan
         return report

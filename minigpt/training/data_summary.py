@@ -131,7 +131,7 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     A token that was not seen has a share, too: as many new ones are expected as there were first ones
     (Witten and Bell, https://doi.org/10.1109/18.87000), and each is as likely as another.
     """
-    seen = max(1, np.count_nonzero(counts))
+    seen: int = max(1, int(np.count_nonzero(counts)))
     losses: npt.NDArray[np.float64] = -np.log((counts + seen / len(counts)) / (counts.sum() + seen))
     return losses
 
