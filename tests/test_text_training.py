@@ -364,6 +364,9 @@ def test_text_flags_need_text(tmp_path: Path, run_command: RunCommand) -> None:
     result = run_command("train.py", "--recipe=qa-cpu", "--val_text=bpe")
     assert result.code == 2
     assert "belongs to --text" in result.err
+    result = run_command("train.py", "--recipe=qa-cpu", f"--shards={tmp_path}", f"--output={tmp_path}")
+    assert result.code == 2
+    assert "each needs a folder of its own" in result.err
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt", "folder"])

@@ -235,6 +235,13 @@ class TrainConfig(DataOptions, CommandOptions):
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
         if self.text is None and self.val_text:
             raise InputError("--val_text belongs to --text; for questions and answers: --val_data")
+        output = self.output.absolute()
+        if self.shards is not None and self.shards.absolute() == output:
+            raise InputError(f"--shards {self.shards} is the output folder: each needs a folder of its own")
+        if self.overwrite and self.starts_from and self.starts_from.absolute().is_relative_to(output):
+            raise InputError(
+                f"--overwrite would move {self.starts_from}, where training starts: give another --output"
+            )
         if self.add_tokens and self.starts_from is None:
             raise InputError("--add_tokens needs a model that has tokens: give --init_from FOLDER, too")
         if self.starts_from is not None and self.tokenizer != "char":
