@@ -400,9 +400,6 @@ def test_a_size_chooses_the_number_of_steps(
 )
 def test_bad_options_are_one_line(folder: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        values = {
-            name: folder / value if isinstance(value, Path) else value for name, value in values.items()
-        }
         trainer(settings(folder, **{"model": "gpt", **values}))
     assert "\n" not in str(caught.value)
     assert not checkpoint.list_checkpoints(folder / "run")
