@@ -16,6 +16,7 @@ COMMANDS = {
     "stats": ("minigpt.dataset_stats", "token lengths, what a max_length would cut, unknown characters"),
     "train": ("minigpt.train", "train a GPT on questions and answers"),
     "finetune": ("minigpt.commands.finetune", "continue to train a model on your own conversations, or LoRA"),
+    "classify": ("minigpt.commands.classify", "label texts with a classifier: labels and probabilities"),
     "eval": ("minigpt.commands.evaluate", "loss, perplexity, exact match and character F1 of a checkpoint"),
     "doctor": ("minigpt.commands.doctor", "what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: in conversation, one question, or a file of them"),

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import Conversation, Role, Turn
 from minigpt.data.file_formats import NOT_TEXT, BadLine
@@ -23,7 +23,7 @@ from minigpt.data.text_encoding import BAD_BYTES
 from minigpt.errors import InputError
 
 __all__ = [
-    "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "Text",
+    "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "ProblemType", "Text",
     "head_test", "is_head", "meaning_of", "text_of",
 ]  # fmt: skip
 
@@ -68,6 +68,8 @@ _ROLES: dict[str, Role] = {
 }
 _SPEAKERS = ("role", "from", "speaker", "角色")
 _WORDS = ("content", "value", "text", "utterance", "内容")
+# What the labels of texts are, as transformers calls it.
+ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters from "\ud800" escapes
 
 

@@ -62,6 +62,8 @@ class Family:
     layer_prefix: str  # Hugging Face's, of a block's weights: the text before its number
     layers_key: str  # of config.json: how many blocks there are
     embedding: str  # our name of the matrix that a tied lm_head shares
+    classifier: str  # Hugging Face's class of the same body with a head that classifies
+    head: str = HEAD  # the head's weight: of a model that classifies another one
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of old files that are no weights
     # The configuration with every weight that files have. Those that `config` lacks are zeros there.
     with_all_weights: Callable[[Any], Any] = lambda config: config
@@ -97,8 +99,8 @@ class Family:
             for block in map(str, range(config.num_hidden_layers if in_block else 1)):
                 for ours, theirs, transposed in together:
                     yield Weight(ours.replace("*", block), theirs.replace("*", block), transposed)
-        if HEAD in self.parameter_shapes(config):
-            yield Weight(HEAD, HEAD)
+        if self.head in self.parameter_shapes(config):
+            yield Weight(self.head, self.head)
 
     def weight_names(self, config: Any) -> dict[str, tuple[str, bool]]:
         """Our name of each weight, lm_head's too -> Hugging Face's, and whether it is stored as (in, out)."""
@@ -137,11 +139,11 @@ class Family:
                 first tensor with a value that is not finite in `dtype`, that the configuration says does not
                 exist, or with an lm_head of its own where it is tied.
         """
-        name_of, twice = full_names(tensors, self.prefix, "lm_head.")
+        name_of, twice = full_names(tensors, self.prefix, f"{self.head.partition('.')[0]}.")
         require_layers(name_of, self.layer_prefix, config.num_hidden_layers, self.layers_key)
         own = self.parameter_shapes(config)
         every = self.parameter_shapes(self.with_all_weights(config))
-        head = None if HEAD in own else name_of.pop(HEAD, None)
+        head = None if self.head in own else name_of.pop(self.head, None)
         forms = described(tensors)
         found = {full: forms[name] for full, name in name_of.items() if not self.ignored.fullmatch(full)}
         rows = list(self.rows(config))

@@ -9,6 +9,7 @@ A folder of PEFT is read as it is; what it asks for and minigpt does not have is
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def save_adapter(
     folder: Path,
     base: str = "",
     tensors: Mapping[str, Tensor] | None = None,
+    task_type: str = "CAUSAL_LM",
 ) -> None:
     """Write a model's adapter as PEFT does.
 
@@ -93,6 +95,7 @@ def save_adapter(
         config: what `apply_lora` was given.
         base: folder or name of the model that the adapter belongs to, for whoever loads it.
         tensors: what `adapter_tensors` gave earlier, if the model has changed since; left out: as it is now.
+        task_type: as PEFT calls it; of a classifier SEQ_CLS.
 
     Raises:
         InputError: if a value is not finite, or the files cannot be written.
@@ -109,7 +112,7 @@ def save_adapter(
         names = config.target_modules  # a regular expression
     values = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "r": config.r,
         "lora_alpha": config.lora_alpha,
@@ -141,7 +144,12 @@ def load_adapter(model: LanguageModel, folder: Path) -> LoraConfig:
     if not is_adapter(folder):
         raise InputError(f"{folder} is no adapter's folder: it has no {ADAPTER_CONFIG}")
     path = folder / ADAPTER_CONFIG
-    config = config_of(read_json(path), path)
+    values = read_json(path)
+    config = config_of(values, path)
+    if values.get("task_type") == "SEQ_CLS":  # PEFT lists all names that a head may have
+        modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        there = tuple(name for name in config.modules_to_save if name in modules)
+        config = replace(config, modules_to_save=there)
     tensors = _read(folder / ADAPTER_MODEL)
     apply_lora(model, config)
     own = adapter_tensors(model, config)

@@ -167,7 +167,7 @@ def memory_needed(trainer: Trainer) -> int:
     answer_share = trainer.data.train.answer_share if trainer.config.loss_on == "answer" else 1.0
     rows, longest = max(trainer.data.shapes(trainer.step.plan, pad_to), key=lambda shape: shape[0] * shape[1])
     T = longest - 1
-    config, width = trainer.model.config, trainer.model.lm_head.in_features
+    config, width = trainer.model.config, trainer.model.config.hidden_size
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
     # a third row: what does not grow with the batch (weights, and autocast's copies of them) drops out; not a
@@ -176,7 +176,8 @@ def memory_needed(trainer: Trainer) -> int:
     set_random_state(trainer.device, before)
     # at each counted position: its hidden vector and that one's gradient; the logits, their log-softmax, and
     # its gradient
-    head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
+    outputs = config.vocab_size if hasattr(trainer.model, "lm_head") else 0  # a classifier has few
+    head = 4 * (2 * width + 3 * outputs) * answer_share * rows * T
     # weights, gradients, moments; what autocast makes of the weights lives until the gradient is there
     per_weight = 4 if trainer.config.precision == "float32" else 6
     weights = sum(

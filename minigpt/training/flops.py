@@ -64,4 +64,6 @@ def model_flops(model: LanguageModel, tokens: float, counted: float, T: float) -
         tokens: of rows of T tokens.
         counted: those of them that the loss counts.
     """
+    if not hasattr(model, "lm_head"):  # a classifier's head costs next to nothing
+        counted = 0
     return family_of(model.config).flops(model.config, tokens, counted, T)

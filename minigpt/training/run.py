@@ -15,13 +15,14 @@ from minigpt.console.command_line import obey_swallowed, remembered_signals
 from minigpt.console.terminal import seconds
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
-from minigpt.training import autosize, checkpoint, estimate, run_data
+from minigpt.training import autosize, checkpoint, classification, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
 from minigpt.training.distributed import Processes, is_restarted, join_processes
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.lock import lock_folder
 from minigpt.training.loop import Trainer
 from minigpt.training.resolve import resolve
+from minigpt.training.run_data import AnyData
 
 __all__ = ["finetune", "run_training", "train"]
 
@@ -98,7 +99,7 @@ def _run(
             f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
         )
     with processes.main_first():
-        data = run_data.read_data(config)
+        data = _read_data(config)
     processes.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
     record = autosize.read_record(output) if config.size and is_chosen else None
     if config.size and not is_chosen:
@@ -148,6 +149,13 @@ def _run(
             autosize.write_record(output, record)
         result = {**result, autosize.RECORD: record}
     return result
+
+
+def _read_data(config: TrainConfig) -> AnyData:
+    """The data of the task."""
+    if isinstance(config, FinetuneConfig) and config.task == "classification":
+        return classification.read_data(config)
+    return run_data.read_data(config)
 
 
 def _counted(model: LanguageModel) -> str:

@@ -167,6 +167,7 @@ FAMILY = Family(
     layer_prefix="transformer.h.",
     layers_key="n_layer",
     embedding="transformer.wte.weight",
+    classifier="GPT2ForSequenceClassification",
     # causal masks, which old files carry as if they were weights
     ignored=re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
     with_all_weights=lambda config: replace(config, bias=True),
