@@ -272,7 +272,8 @@ class ClassificationLoss(Objective):
             ]
             table("surest mistakes", ("line", "text", "label", "predicted", "probability"), rows, (0, 4))
         picture = best.parent / _CONFUSION
-        if draw_confusion(report, picture, chinese_font()):
+        font = None if "".join(model.labels.names).isascii() else chinese_font()
+        if draw_confusion(report, picture, font):
             print(f"the same as a picture: {picture}")
         return {
             "labels": list(model.labels.names),

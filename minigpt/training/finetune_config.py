@@ -28,6 +28,7 @@ class FinetuneConfig(TrainConfig):
 
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # here it is called `model`
     RANGES = {
+        "pretraining_epochs": (1e-3, 1e6),
         "r": (1, 10**5),
         "lora_alpha": (1e-6, 1e6),
         "lora_dropout": (0.0, 0.999),
@@ -48,6 +49,8 @@ class FinetuneConfig(TrainConfig):
     # The model to begin with
     model: Path = Path("output/best")
     """folder of the model: one of your own runs, or any GPT-2 or Qwen3 folder of Hugging Face's libraries"""
+    pretraining_epochs: float = 10.0
+    """classification without --model: epochs in which a new model first learns to predict the texts"""
     task: Task = "sft"
     """sft: answer as in the conversations of the data; classification: label texts"""
 

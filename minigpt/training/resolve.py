@@ -115,8 +115,8 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
         "dropout": getattr(model, "dropout", 0.0),
         "block_size": min(given.get("block_size", recipe.block_size), context),
     }
-    if "max_length" not in given:
-        values["max_length"] = min(recipe.max_length, values["block_size"] + 1)
+    # what was given is checked later
+    values["max_length"] = min(given.get("max_length", recipe.max_length), values["block_size"] + 1)
     return dataclasses.replace(recipe, **values)
 
 
