@@ -2,6 +2,7 @@
 
 A command may import everything below; nothing imports a command. In the order of the work:
 
+    classify.py           label texts with a classifier
     evaluate.py           measure a checkpoint
     doctor.py             what looks wrong with a training run
     chat.py               a conversation in the terminal

@@ -12,6 +12,8 @@ In reading order:
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic
     run_data                  pairs or plain text, read and encoded
+    classification            --task classification: data, loss, files
+    pretraining               a language model of the texts first
     run_state                 progress, and the JSON part of a checkpoint
     metrics, trackers         what a run logs
     flops                     model FLOPs and a GPU's peak
