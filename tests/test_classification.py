@@ -20,6 +20,7 @@ from minigpt.data.labelled import (
     label_names,
     read_labelled,
 )
+from minigpt.data.records import ProblemType
 from minigpt.errors import InputError
 from minigpt.evaluation.classification import (
     ClassificationReport,
@@ -201,7 +202,7 @@ def test_several_labels(folder: Path, tmp_path: Path) -> None:
         for i, (text, _) in enumerate(reviews())
     ]
     data = write_csv(tmp_path / "several.csv", rows)
-    kind = "multi_label_classification"
+    kind: ProblemType = "multi_label_classification"
     config = settings(folder, tmp_path / "run", train_data=data, val_data=data, problem_type=kind)
     result = run_training(config, TINY)
     model, _ = load_classifier(tmp_path / "run")

@@ -118,7 +118,7 @@ class Trainer:
             except StopNow:
                 raise self._saved_and_stopped() from None
         more: dict[str, Any] = {}
-        if self.processes.is_main and self.progress.best_step:
+        if self.processes.is_main and math.isfinite(self.progress.best_val_loss):
             more = self.step.loss.conclude(self.data, self.config.output / "best")
         return {
             **more,

@@ -20,14 +20,14 @@ from minigpt.storage.json_files import read_json
 from minigpt.training import checkpoint
 from minigpt.training.classification import labelled_parts
 from minigpt.training.config import RUN_FILE, checked_config, read_recipe
-from minigpt.training.finetune_config import TASK_RECIPES, FinetuneConfig
+from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.resolve import resolve
 from minigpt.training.run import run_training
 from minigpt.training.stop_request import Stopped
 
 __all__ = ["with_pretrained"]
 
-_RECIPE = "classification-pretraining"
+_RECIPE, _SMALL = "classification-pretraining", "classification-cpu"  # of the two runs
 _TOKENS = 4096  # of a batch
 # Options that both runs take.
 _SHARED = (
@@ -45,7 +45,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError, Stopped: as a training run.
     """
-    base = read_recipe(given.get("recipe") or TASK_RECIPES["classification"], FinetuneConfig)
+    base = read_recipe(given.get("recipe", _SMALL), FinetuneConfig)
     config = checked_config({**base.as_dict(), **given}, "options", FinetuneConfig)
     assert isinstance(config, FinetuneConfig)
     output = config.output
@@ -63,7 +63,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
     folder = output.absolute().with_name(f"{output.absolute().name}.pretrained")
     run, texts = folder / "run", folder / "texts.jsonl"
     if not (config.resume and _is_finished(run)):
-        print(f"no --model: first a language model learns to predict the texts, in {run}")
+        print(f"no --model: first a language model learns to predict the texts ({_RECIPE}), in {run}")
         train, _ = labelled_parts(config)
         lines = (json.dumps({"text": each.text}, ensure_ascii=False) + "\n" for each in train)
         make_folder(folder)
@@ -86,7 +86,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
             done = f"the language model is saved in {run / 'last'}"
             raise Stopped(stopped.code, f"{done}; continue with the same command and --resume") from None
     rest = {key: value for key, value in given.items() if key != "resume"}
-    return {**rest, "model": run / "best"}
+    return {"recipe": _SMALL, **rest, "model": run / "best"}
 
 
 def _block_size(lengths: Sequence[int]) -> int:

@@ -83,7 +83,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
         print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     recipe = read_recipe(name, kind)
-    if isinstance(recipe, FinetuneConfig) and name == "finetune":  # a file says its own rate
+    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # others say their own
         rate = METHOD_RATES[given.get("method", recipe.method)]
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     return _of_family(recipe, given.get("family"))

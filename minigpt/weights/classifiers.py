@@ -67,6 +67,7 @@ def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> S
         return SequenceClassifier(model.config, labels, pad, model.base_model)
     found = _read(path, pad)
     if found.labels == labels:
+        found.pad_token_id = pad if found.pad_token_id is None else found.pad_token_id
         return found
     return SequenceClassifier(found.config, labels, pad, found.base_model)
 
