@@ -19,6 +19,7 @@ COMMANDS = {
     ),
     "train": ("minigpt.train", "train a GPT on questions and answers"),
     "finetune": ("minigpt.commands.finetune", "continue to train a model on your own conversations, or LoRA"),
+    "classify": ("minigpt.commands.classify", "label texts with a classifier: labels and probabilities"),
     "eval": (
         "minigpt.commands.evaluate",
         "measure a checkpoint: loss, perplexity, exact match, character F1",

@@ -126,7 +126,7 @@ def test_every_pair_stands_in_one_bar(lengths: list[int]) -> None:
 
 @needs_matplotlib
 def test_a_picture_with_chinese_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if token_statistics._chinese_font() is None:
+    if token_statistics.chinese_font() is None:
         pytest.skip("no font with Chinese characters is installed; the extra `plot` brings one")
     path = tmp_path / "stats.png"
     statistics = compute_statistics(make_pairs([("你好", "ab" * i) for i in range(1, 60)]), TOKENIZER)
@@ -146,10 +146,10 @@ def test_labels_reach_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     original = mpl.rc_context
     monkeypatch.setattr(mpl, "rc_context", lambda rc: original({**rc, "svg.fonttype": "none"}))
     statistics = compute_statistics(make_pairs([("你好", "ab"), ("a", "b" * 200)]), TOKENIZER, max_length=40)
-    monkeypatch.setattr(token_statistics, "_chinese_font", lambda: "DejaVu Sans")
+    monkeypatch.setattr(token_statistics, "chinese_font", lambda: "DejaVu Sans")
     plot(statistics, tmp_path / "zh.svg", title="t")
     chinese = (tmp_path / "zh.svg").read_text(encoding="utf-8")
-    monkeypatch.setattr(token_statistics, "_chinese_font", lambda: None)
+    monkeypatch.setattr(token_statistics, "chinese_font", lambda: None)
     plot(statistics, tmp_path / "en.svg", title="t")
     english = (tmp_path / "en.svg").read_text(encoding="utf-8")
     for zh, en in (("问题", "questions"), ("回答", "answers"), ("不被截断的比例", "share that is not cut")):

@@ -373,7 +373,8 @@ def test_a_recipe_may_stand_on_another(tmp_path: Path) -> None:
     assert read_recipe(str(mine)) == expected
     mine.write_text(f'base = "{mine}"', encoding="utf-8")
     with pytest.raises(
-        InputError, match=r"base = .*: expected one of document, finetune, gpt2-124m, qa-cpu, qa-gpu"
+        InputError,
+        match=r"base = .*: expected one of classification.*, document, finetune, gpt2-124m, qa-cpu, qa-gpu",
     ):
         read_recipe(str(mine))
 

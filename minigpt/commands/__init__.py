@@ -2,6 +2,7 @@
 
 A command may import every other folder; no other module imports a command. In the order of the work:
 
+    classify.py           labels texts with a classifier
     evaluate.py           measures a checkpoint
     doctor.py             finds problems of a training run
     chat.py               a conversation in the terminal

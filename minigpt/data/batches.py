@@ -249,6 +249,21 @@ def encode_conversations(
     )
 
 
+class HasLengths(Protocol):
+    """Encoded data, as far as the order of its rows goes."""
+
+    def __len__(self) -> int:
+        """Rows."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the data."""
+
+
 class BatchPlan:
     """Which rows stand in batch number m, for every m from 0 on, epoch after epoch.
 
@@ -257,7 +272,7 @@ class BatchPlan:
     leaves the same sequence of lengths in every epoch, so the cuts, and the number of batches, never change.
 
     Args:
-        data: the encoded examples.
+        data: the encoded data.
         batch_size: rows of a batch, at most.
         tokens_per_batch: padded tokens of a batch, at most; 0: no limit.
         pad_to: the fixed row length that `EncodedExamples.batch` will be given; 0: the longest row's.
@@ -267,7 +282,7 @@ class BatchPlan:
 
     def __init__(
         self,
-        data: EncodedExamples,
+        data: HasLengths,
         *,
         batch_size: int,
         tokens_per_batch: int = 0,
@@ -308,7 +323,7 @@ class BatchPlan:
         first = self._shuffled[position]
         return self._order[self._cuts[first] : self._cuts[first + 1]]
 
-    def shapes(self, data: EncodedExamples, pad_to: int = 0) -> list[tuple[int, int]]:
+    def shapes(self, data: HasLengths, pad_to: int = 0) -> list[tuple[int, int]]:
         """Rows and tokens of the longest row, of all batches of an epoch."""
         every = map(self.rows, range(len(self)))
         return [(len(rows), max(pad_to, int(data.lengths[rows].max()))) for rows in every]

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import Conversation, Role, Turn
 from minigpt.data.json_values import NOT_TEXT, REPEATED, BadLine, json_object, parse_value
@@ -22,7 +22,7 @@ from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
 from minigpt.errors import InputError
 
 __all__ = [
-    "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "Text",
+    "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "ProblemType", "Text",
     "head_test", "is_head", "meaning_of", "text_of",
 ]  # fmt: skip
 
@@ -66,6 +66,8 @@ _ROLES: dict[str, Role] = {
 }
 _SPEAKERS = ("role", "from", "speaker", "角色")
 _WORDS = ("content", "value", "text", "utterance", "内容")
+# What the labels of texts are, as transformers calls it.
+ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 class Text(str):

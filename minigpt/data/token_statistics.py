@@ -31,6 +31,7 @@ __all__ = [
     "Cut",
     "Statistics",
     "Unknown",
+    "chinese_font",
     "compute_statistics",
     "plot",
     "print_statistics",
@@ -292,7 +293,7 @@ def plot(statistics: Statistics, path: Path, title: str) -> None:
     known = FigureCanvasAgg.get_supported_filetypes()
     if kind not in known:
         raise InputError(f"--plot {path}: .{kind} cannot be written; use .png (known: {', '.join(known)})")
-    font = _chinese_font()
+    font = chinese_font()
     if font is None:
         warn(
             "no font with Chinese characters is installed, so the picture's labels are English only; "
@@ -353,7 +354,7 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _chinese_font() -> str | None:
+def chinese_font() -> str | None:
     """The name of a font with every character of the labels, made known to matplotlib, or None."""
     from matplotlib import font_manager
 

@@ -62,6 +62,8 @@ class Family:
     layer_prefix: str  # Hugging Face's name of a block's weights, up to the number of the block
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
+    classifier: str  # name of Hugging Face's class with a classification head
+    head: str = HEAD  # name of the head's weight; a classifier has another head
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors in old files that are not weights
     # C -> C, with all weights that Hugging Face's files have. Weights that the model lacks are zeros in
     # files.
@@ -100,8 +102,8 @@ class Family:
             for block in map(str, range(config.num_hidden_layers if in_block else 1)):
                 for ours, theirs, transposed in together:
                     yield Weight(ours.replace("*", block), theirs.replace("*", block), transposed)
-        if HEAD in self.parameter_shapes(config):
-            yield Weight(HEAD, HEAD)
+        if self.head in self.parameter_shapes(config):
+            yield Weight(self.head, self.head)
 
     def weight_names(self, config: Any) -> dict[str, tuple[str, bool]]:
         """Return our name of each weight, lm_head included -> (Hugging Face's name, stored as (in, out))."""
@@ -149,11 +151,11 @@ class Family:
                 type. Or naming the first tensor that is not finite in `dtype`, that should be zero, or an
                 lm_head that differs from the embedding although it is tied.
         """
-        name_of, twice = full_names(tensors, self.prefix, "lm_head.")
+        name_of, twice = full_names(tensors, self.prefix, f"{self.head.partition('.')[0]}.")
         require_layers(name_of, self.layer_prefix, config.num_hidden_layers, self.layers_key)
         own = self.parameter_shapes(config)
         every = self.parameter_shapes(self.with_all_weights(config))
-        head = None if HEAD in own else name_of.pop(HEAD, None)
+        head = None if self.head in own else name_of.pop(self.head, None)
         forms = described(tensors)
         found = {full: forms[name] for full, name in name_of.items() if not self.ignored.fullmatch(full)}
         rows = list(self.rows(config))

@@ -23,7 +23,7 @@ from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 __all__ = ["FAMILIES", "LanguageModel", "ModelConfig", "family_of", "new_model", "parameter_table"]
-__all__ += ["BY_CONFIG", "family_of_json"]
+__all__ += ["BY_CONFIG", "family_of_json", "is_classifier"]
 
 LanguageModel = GPTLMHeadModel | Qwen3ForCausalLM
 ModelConfig = GPTConfig | Qwen3Config
@@ -48,6 +48,11 @@ def family_of_json(values: Mapping[str, Any]) -> Family:
     if model_type not in FAMILIES:
         raise InputError(unknown_name("model_type", model_type, FAMILIES))
     return FAMILIES[model_type]
+
+
+def is_classifier(values: Mapping[str, Any]) -> bool:
+    """Do the contents of a config.json describe a classifier instead of a language model?"""
+    return values.get("architectures") in [[family.classifier] for family in FAMILIES.values()]
 
 
 def new_model(config: ModelConfig, *, zero_projections: bool = False) -> LanguageModel:

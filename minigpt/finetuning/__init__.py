@@ -6,4 +6,5 @@ It may import errors, storage and families. minigpt/training/objective.py uses i
     lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA): apply, switch, weigh, merge
     adapters.py     reads and writes PEFT's adapter folders
     embeddings.py   more rows in embedding and head, for new tokens
+    classification.py  a classifier: the body of a language model with another head; its loss
 """

@@ -133,6 +133,7 @@ def save_adapter(
     base: str = "",
     adapter: str = "default",
     tensors: Mapping[str, Tensor] | None = None,
+    task_type: str = "CAUSAL_LM",
 ) -> None:
     """Write a model's adapter as PEFT does.
 
@@ -141,6 +142,7 @@ def save_adapter(
         base: folder or name of the model that the adapter belongs to, for whoever loads it.
         adapter: its name in the model.
         tensors: what `adapter_tensors` gave earlier, if the model has changed since. Default: as it is now.
+        task_type: task type in PEFT's words; for a classifier SEQ_CLS.
 
     Raises:
         InputError: if a value is not finite, or the files cannot be written.
@@ -155,7 +157,7 @@ def save_adapter(
     transposed = any(flip for _, flip in family_of(model.config).weight_names(model.config).values())
     values = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "r": config.r,
         "lora_alpha": config.lora_alpha,
@@ -198,7 +200,12 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     """
     folder = adapter_folder(folder)
     path = folder / ADAPTER_CONFIG
-    config, tensors = config_of(read_json(path), path), _read(folder / ADAPTER_MODEL, model)
+    values = read_json(path)
+    config, tensors = config_of(values, path), _read(folder / ADAPTER_MODEL, model)
+    if values.get("task_type") == "SEQ_CLS":  # PEFT lists all names that a head may have
+        modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        there = tuple(name for name in config.modules_to_save if name in modules)
+        config = replace(config, modules_to_save=there)
     if not isinstance(config.target_modules, str):  # PEFT passes over names that no layer has
         names, wanted = module_names(model).values(), config.target_modules
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))

@@ -4,7 +4,7 @@ resize_token_embeddings(model, tokenizer.get_vocab_size())
 """
 
 import dataclasses
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,13 @@ def resize_token_embeddings(model: LanguageModel, vocab_size: int, new_rows: New
     if vocab_size == old:
         return
     embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
-    is_tied = model.lm_head.weight is embedding.weight
+    head: Any = getattr(model, "lm_head", None)  # a classifier has none
+    is_tied = head is not None and head.weight is embedding.weight
     embedding.weight = _longer(embedding.weight, vocab_size, new_rows)
-    embedding.num_embeddings = model.lm_head.out_features = vocab_size
-    model.lm_head.weight = (
-        embedding.weight if is_tied else _longer(model.lm_head.weight, vocab_size, new_rows)
-    )
+    embedding.num_embeddings = vocab_size
+    if head is not None:
+        head.out_features = vocab_size
+        head.weight = embedding.weight if is_tied else _longer(head.weight, vocab_size, new_rows)
     config = dataclasses.replace(model.config, vocab_size=vocab_size)
     for module in model.modules():
         if getattr(module, "config", None) is not None:

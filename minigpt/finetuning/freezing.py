@@ -29,7 +29,8 @@ def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
     """The model's parameters under Hugging Face's names; a tied head is named, too."""
     table = family_of(model.config).weight_names(model.config)
     own = dict(model.named_parameters(remove_duplicate=False))
-    return {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
+    named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
+    return named | {name: own[name] for name in own if name not in table}  # the head of a classifier
 
 
 def train_only(model: LanguageModel, which: str) -> None:

@@ -19,6 +19,8 @@ In reading order:
     activation_checkpointing  less memory for more arithmetic
     run_data                  the data: pairs or plain text, read and encoded
     data_summary              sizes and baselines of the data; is it enough?
+    classification            --task classification: data, loss, files
+    pretraining               a language model of the texts first
     run_state                 progress, and the JSON part of a checkpoint
     metrics, trackers         metrics.jsonl, TensorBoard, Weights & Biases
     flops                     model FLOPs and a GPU's peak

@@ -34,7 +34,7 @@ from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import Processes
 from minigpt.training.estimate import Estimate, estimate
 from minigpt.training.loop import Trainer
-from minigpt.training.run_data import RunData, TextData, read_data
+from minigpt.training.run_data import AnyData, RunData, TextData, read_data
 from minigpt.training.sizing import Size, parse_size
 
 __all__ = ["RECORD", "Decision", "Shape", "check_flags", "compare", "decide", "read_record", "write_record"]
@@ -91,7 +91,7 @@ class Decision:
     """The chosen configuration, its data, and the record for run.json."""
 
     config: TrainConfig
-    data: RunData | TextData
+    data: AnyData
     record: dict[str, Any]  # record in types that JSON can hold; keys: asked, chosen, because, expected
 
 
@@ -104,9 +104,7 @@ def check_flags(config: TrainConfig, given: Collection[str]) -> None:
             )
 
 
-def decide(
-    config: TrainConfig, data: RunData | TextData, given: Collection[str], processes: Processes
-) -> Decision:
+def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes: Processes) -> Decision:
     """Choose the options that the user left open, and print them with reasons. Process 0 decides for all.
 
     Args:
@@ -141,9 +139,7 @@ def decide(
 class _Choice:
     """Chooses the options for --size, and collects the reasons."""
 
-    def __init__(
-        self, config: TrainConfig, data: RunData | TextData, given: set[str], size: Size, alone: bool
-    ) -> None:
+    def __init__(self, config: TrainConfig, data: AnyData, given: set[str], size: Size, alone: bool) -> None:
         self.before, self.given, self.size, self.alone = config, given, size, alone
         self.started = time.perf_counter()
         self.why: Why = []
@@ -318,9 +314,7 @@ class _Choice:
         values: dict[str, Any] = {**FOREIGN_OPTIONS[RECOMMENDED], "family": RECOMMENDED}
         return dataclasses.replace(config, **values)
 
-    def _with_lengths(
-        self, config: TrainConfig, data: RunData | TextData
-    ) -> tuple[TrainConfig, RunData | TextData]:
+    def _with_lengths(self, config: TrainConfig, data: AnyData) -> tuple[TrainConfig, AnyData]:
         """Raise max_length, if needed, until at most one example in a hundred is cut."""
         if isinstance(data, TextData):
             self.why.append(("block_size", config.block_size, self._whose("block_size")))

@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from minigpt.errors import check_ranges
 from minigpt.training.config import TrainConfig
 from minigpt.training.resolve import resolve
 
@@ -20,12 +22,22 @@ def train_command(given: dict[str, Any], kind: type[TrainConfig]) -> dict[str, A
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         # of several processes only the first one prints results
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
+    if given.get("task") == "classification" and "model" not in given:
+        check_ranges(kind, given)  # before torch is imported
+        from minigpt.training.pretraining import with_pretrained
+
+        given = _stoppable(with_pretrained, given)
     config = resolve(given, kind)
     from minigpt.training.run import run_training
+
+    return _stoppable(run_training, config, given)
+
+
+def _stoppable(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     from minigpt.training.stop_request import Stopped
 
     try:
-        return run_training(config, given)
+        return work(*arguments)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.code)

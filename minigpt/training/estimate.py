@@ -168,7 +168,7 @@ def memory_needed(trainer: Trainer) -> int:
     answer_share = trainer.data.train.answer_share if trainer.config.loss_on == "answer" else 1.0
     rows, longest = max(trainer.data.shapes(trainer.step.plan, pad_to), key=lambda shape: shape[0] * shape[1])
     T = longest - 1
-    config, width = trainer.model.config, trainer.model.lm_head.in_features
+    config, width = trainer.model.config, trainer.model.config.hidden_size
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
     # Bytes per row: the difference between three rows and two, in which weights and autocast's copies of them
@@ -177,7 +177,8 @@ def memory_needed(trainer: Trainer) -> int:
     set_random_state(trainer.device, before)
     # Per counted position: the hidden state and its gradient (width each); logits, log-softmax and its
     # gradient (vocab_size each). A float has 4 bytes.
-    head = 4 * (2 * width + 3 * config.vocab_size) * answer_share * rows * T
+    outputs = config.vocab_size if hasattr(trainer.model, "lm_head") else 0  # a classifier has few
+    head = 4 * (2 * width + 3 * outputs) * answer_share * rows * T
     # Bytes per weight: weight, gradient and two moments in float32, and autocast's copy in 16 bits.
     per_weight = 4 if trainer.config.precision == "float32" else 6
     weights = sum(

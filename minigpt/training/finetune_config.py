@@ -4,15 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from minigpt.data.records import ProblemType
 from minigpt.errors import InputError
 from minigpt.training.config import TrainConfig
 
-__all__ = ["METHOD_RATES", "FinetuneConfig", "Method", "Task"]
+__all__ = ["METHOD_RATES", "TASK_RECIPES", "FinetuneConfig", "Method", "Task"]
 
-Task: TypeAlias = Literal["sft"]
+Task: TypeAlias = Literal["sft", "classification"]
 Method: TypeAlias = Literal["full", "freeze", "lora"]
 # The highest learning rate of each method where none is given.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3}
+TASK_RECIPES: dict[str, str] = {"sft": "finetune", "classification": "classification"}
+_LABELLED = ("label_field", "problem_type", "class_weights")
 _LORA = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
     *("use_rslora", "use_dora", "init_lora_weights", "modules_to_save"),
@@ -25,6 +28,7 @@ class FinetuneConfig(TrainConfig):
 
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # here it is called `model`
     RANGES = {
+        "pretraining_epochs": (1e-3, 1e6),
         "r": (1, 10**5),
         "lora_alpha": (1e-6, 1e6),
         "lora_dropout": (0.0, 0.999),
@@ -32,15 +36,23 @@ class FinetuneConfig(TrainConfig):
 
     # The data
     val_data: Path = Path()
-    """conversations to measure on, never learned from; left out: val_fraction of the training data"""
+    """data to measure on, never learned from; left out: val_fraction of the training data"""
+    label_field: str = ""
+    """classification: name of the label's field or column; left out: the usual names are known"""
+    problem_type: ProblemType = "single_label_classification"
+    """classification: one label a text, several (a list, or separated by | or a comma), or a number"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """classification: balanced: a rare label's texts count more, as if all labels were equally frequent"""
     output: Path = Path("finetuned")
     """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
 
     # The model to begin with
     model: Path = Path("output/best")
     """folder of the model: one of your own runs, or any GPT-2 or Qwen3 folder of Hugging Face's libraries"""
+    pretraining_epochs: float = 10.0
+    """classification without --model: epochs in which a new model first learns to predict the texts"""
     task: Task = "sft"
-    """sft: answer as in the conversations of the data"""
+    """sft: answer as in the conversations of the data; classification: label texts"""
 
     # What is trained
     method: Method = "full"
@@ -68,6 +80,18 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task != "classification":
+            for name in _LABELLED:
+                if getattr(self, name) != FinetuneConfig.__dataclass_fields__[name].default:
+                    raise InputError(f"--{name} belongs to --task classification: got --task {self.task}")
+        elif self.text is not None:
+            raise InputError("--task classification learns from --train_data, not from --text")
+        elif self.class_weights != "none" and self.problem_type != "single_label_classification":
+            raise InputError(
+                f"--class_weights needs one label a text: got --problem_type {self.problem_type}"
+            )
+        elif self.parallel == "fsdp":
+            raise InputError("parallel=fsdp does not go with task=classification: use parallel=ddp")
         if (self.method == "freeze") != bool(self.train_only):
             raise InputError(
                 f"--method freeze needs --train_only, and only it has that: got --method {self.method} and "

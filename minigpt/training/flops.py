@@ -66,4 +66,6 @@ def model_flops(model: LanguageModel, tokens: float, counted: float, T: float) -
         counted: number of tokens that the loss counts.
         T: tokens of a row, which decide the cost of attention.
     """
+    if not hasattr(model, "lm_head"):  # a classifier's head costs next to nothing
+        counted = 0
     return family_of(model.config).flops(model.config, tokens, counted, T)

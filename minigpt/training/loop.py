@@ -38,7 +38,7 @@ from minigpt.training.mixed_precision import pick_precision
 from minigpt.training.model_files import ModelFiles
 from minigpt.training.non_finite import NonFiniteGuard
 from minigpt.training.objective import make_objective
-from minigpt.training.run_data import RunData, TextData
+from minigpt.training.run_data import AnyData
 from minigpt.training.step import TrainStep
 from minigpt.training.stop_request import StopNow, Stopped
 
@@ -62,7 +62,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        data: RunData | TextData,
+        data: AnyData,
         processes: Processes = SINGLE_PROCESS,
         objective: tuple[Objective, ModelFiles] | None = None,
     ) -> None:
@@ -118,7 +118,11 @@ class Trainer:
                         raise StopNow
             except StopNow:
                 raise self._saved_and_stopped() from None
+        more: dict[str, Any] = {}
+        if self.processes.is_main and math.isfinite(self.progress.best_val_loss):
+            more = self.step.loss.conclude(self.data, self.config.output / "best")
         return {
+            **more,
             "steps": self.progress.steps_done,
             **self.progress.best_metrics,
             "val_loss": self.progress.best_val_loss,

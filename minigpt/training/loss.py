@@ -18,6 +18,7 @@ Letters in shapes: B rows, T tokens, C channels, P positions that count, V entri
 
 import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -79,6 +80,15 @@ class Objective(nn.Module):
             finish: called with the report's sums before they are used.
         """
         raise NotImplementedError
+
+    def conclude(self, data: Any, best: Path) -> dict[str, Any]:
+        """At the end of a run: print more about the best checkpoint, and return it for `--json`.
+
+        Args:
+            data: of the run.
+            best: the checkpoint's folder.
+        """
+        return {}
 
 
 class NextTokenLoss(Objective):

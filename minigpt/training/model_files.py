@@ -51,6 +51,8 @@ class AdapterFiles(ModelFiles):
         base: folder of the model that it belongs to, for whoever loads it.
     """
 
+    task_type = "CAUSAL_LM"  # as PEFT calls it
+
     def __init__(self, model: LanguageModel, config: LoraConfig, base: Path) -> None:
         self._config, self._base = config, base
         self._fingerprint = frozen_fingerprint(model)
@@ -66,7 +68,8 @@ class AdapterFiles(ModelFiles):
         tensors = {name: t.detach().clone() for name, t in adapter_tensors(model).items()}
 
         def write(folder: Path) -> None:
-            save_adapter(model, self._config, folder, str(self._base), tensors=tensors)
+            base = str(self._base)
+            save_adapter(model, self._config, folder, base, tensors=tensors, task_type=self.task_type)
             save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
 
         return write

@@ -6,25 +6,26 @@ from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
 from minigpt.finetuning.lora import LoraConfig, apply_lora
+from minigpt.training.classification import ClassificationData, make_classifier
 from minigpt.training.config import TrainConfig
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loss import NextTokenLoss, Objective
 from minigpt.training.model_files import AdapterFiles, ModelFiles
-from minigpt.training.run_data import RunData, TextData
+from minigpt.training.run_data import AnyData
 from minigpt.weights.pretrained import load_model
 
 __all__ = ["make_objective"]
 
 
-def make_objective(
-    config: TrainConfig, data: RunData | TextData, device: torch.device
-) -> tuple[Objective, ModelFiles]:
+def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> tuple[Objective, ModelFiles]:
     """The model with its loss on a device, and the format of its checkpoints.
 
     Raises:
         InputError: for sizes that make no model; for weights that cannot be read, or that another vocabulary
             belongs to; for options that choose what the model does not have.
     """
+    if isinstance(config, FinetuneConfig) and isinstance(data, ClassificationData):
+        return make_classifier(config, data, device)
     vocab_size = data.tokenizer.get_vocab_size()
     if config.starts_from is None:
         model = new_model(config.model_config(vocab_size), zero_projections=config.zero_projections)

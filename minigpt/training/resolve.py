@@ -11,7 +11,7 @@ from typing import Any
 
 from minigpt.errors import InputError, check_ranges
 from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, checked_config, read_recipe, read_run
-from minigpt.training.finetune_config import METHOD_RATES, FinetuneConfig
+from minigpt.training.finetune_config import METHOD_RATES, TASK_RECIPES, FinetuneConfig
 from minigpt.training.sizing import parse_size
 
 __all__ = ["resolve"]
@@ -69,7 +69,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
     if given.get("recipe"):
         name = given["recipe"]
     elif kind is FinetuneConfig:
-        name = "finetune"
+        name = TASK_RECIPES[given.get("task", "sft")]
     elif given.get("init_from"):
         name = "finetune"
         print(f"recipe {name}: no --recipe was given and training begins with the weights of a folder")
@@ -83,7 +83,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
         print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     recipe = read_recipe(name, kind)
-    if isinstance(recipe, FinetuneConfig):
+    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # others say their own
         rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)  # checked later
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     return _of_family(recipe, given.get("family"))

@@ -15,7 +15,7 @@ from minigpt.console.command_line import obey_swallowed, remembered_signals
 from minigpt.console.terminal import seconds, warn
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
-from minigpt.training import autosize, checkpoint, estimate, run_data
+from minigpt.training import autosize, checkpoint, classification, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
 from minigpt.training.data_summary import summarize
 from minigpt.training.distributed import Processes, is_restarted, join_processes
@@ -23,6 +23,7 @@ from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.lock import lock_folder
 from minigpt.training.loop import Trainer
 from minigpt.training.resolve import resolve
+from minigpt.training.run_data import AnyData
 from minigpt.training.sizing import parse_size
 
 __all__ = ["finetune", "run_training", "train"]
@@ -100,7 +101,7 @@ def _run(
             f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
         )
     with processes.main_first():
-        data = run_data.read_data(config)
+        data = _read_data(config)
     processes.require_same(f"{data.train.fingerprint} {data.val.fingerprint}", "data")
     record = autosize.read_record(output) if config.size and is_chosen else None
     if config.size and config.starts_from is not None:
@@ -112,12 +113,14 @@ def _run(
         if config.starts_from is None:
             _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
-    summary = summarize(data, config)
-    trainer.notes = {"data": summary.as_dict(), **({autosize.RECORD: record} if record else {})}
+    summary = summarize(data, config) if isinstance(data, run_data.RunData | run_data.TextData) else None
+    trainer.notes = {autosize.RECORD: record} if record else {}
+    if summary is not None:
+        trainer.notes = {"data": summary.as_dict(), **trainer.notes}
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {_counted(trainer.model)} on {trainer.device}")
-    for sentence in summary.warnings():
+    for sentence in summary.warnings() if summary is not None else ():
         warn(sentence)
     if config.dry_run:
         estimate.print_parameters(trainer)
@@ -157,9 +160,7 @@ def _run(
     return result
 
 
-def _with_steps(
-    config: TrainConfig, data: run_data.RunData | run_data.TextData, processes: Processes
-) -> TrainConfig:
+def _with_steps(config: TrainConfig, data: AnyData, processes: Processes) -> TrainConfig:
     """With given weights, --size chooses the number of steps: those of all epochs, or fewer for its time."""
     size = parse_size(config.size)
     if size.unit == "name":
@@ -175,6 +176,13 @@ def _with_steps(
     steps = processes.broadcast(max(1, min(trainer.step.total_steps, most)))
     print(f"size {config.size}: {steps:,} of the {trainer.step.total_steps:,} steps that the epochs have")
     return dataclasses.replace(config, size="", max_steps=steps)
+
+
+def _read_data(config: TrainConfig) -> AnyData:
+    """Read the data of the task."""
+    if isinstance(config, FinetuneConfig) and config.task == "classification":
+        return classification.read_data(config)
+    return run_data.read_data(config)
 
 
 def _counted(model: LanguageModel) -> str:

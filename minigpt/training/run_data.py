@@ -1,14 +1,15 @@
 """The data of a run: questions and answers (RunData), or plain text (TextData).
 
-Both classes have the same methods: the plan (which rows are in which batch), the positions of a batch in the
-data, and a sample of the model's output that is printed at an evaluation.
+All kinds of data have the methods of `AnyData`: the plan (which rows are in which batch), the positions of a
+batch in the data, and a sample of the model's output that is printed at an evaluation. Texts with labels are
+in classification.py.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, Protocol, TypedDict
 
 from minigpt.console.terminal import warn
 from minigpt.data.batches import (
@@ -38,7 +39,7 @@ from minigpt.training.config import TrainConfig
 from minigpt.training.lock import lock_folder
 from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
-__all__ = ["RunData", "TextData", "read_data", "shown_lines"]
+__all__ = ["AnyData", "RunData", "TextData", "read_data", "shown_lines"]
 
 HELD_OUT = Path()  # value of val_data: a part of train_data becomes the validation data
 # The chat template of a BPE tokenizer that has none: the plain form of minigpt.data.conversation.
@@ -50,6 +51,48 @@ SHARDS = "shards"  # name of a folder in the output folder
 _SAMPLE = 48  # number of tokens that the model generates for a sample
 _PROMPT = 32  # number of prompt tokens of a sample
 _NAMED = 5  # most windows that a message lists
+
+
+class AnyData(Protocol):
+    """What a run asks its data for."""
+
+    @property
+    def tokenizer(self) -> AnyTokenizer:
+        """Of both parts."""
+
+    @property
+    def train(self) -> Any:
+        """The part to learn from: batch, fingerprint, lengths, answer_share."""
+
+    @property
+    def val(self) -> Any:
+        """The part to measure on: in_order, fingerprint, rows, mean_targets."""
+
+    @property
+    def sentence(self) -> str:
+        """How much it is."""
+
+    @property
+    def unit(self) -> str:
+        """What `positions` are."""
+
+    def plan(self, config: TrainConfig) -> Any:
+        """Which rows stand in which batch: rows(number), and len."""
+
+    def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
+        """Rows and tokens of an epoch's batches."""
+
+    def names(self, config: TrainConfig) -> tuple[str, str, str]:
+        """The sources of the training part, the validation part and the vocabulary, for a message."""
+
+    def positions(self, batch: Any) -> list[int]:
+        """Where a batch of the training part comes from."""
+
+    def where(self, positions: Sequence[int], config: TrainConfig) -> str:
+        """The same for a message."""
+
+    def sample(self, model: Any, number: int) -> str:
+        """Something that the model says, another one each time."""
 
 
 @dataclass(frozen=True)

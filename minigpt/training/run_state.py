@@ -18,7 +18,7 @@ import torch
 import minigpt
 from minigpt.errors import InputError
 from minigpt.training.config import PER_CALL, TrainConfig
-from minigpt.training.run_data import RunData, TextData
+from minigpt.training.run_data import AnyData
 
 __all__ = ["BatchSize", "Changes", "Progress", "StepMetrics", "changes", "spike_threshold", "training_state"]
 
@@ -153,7 +153,7 @@ def spike_threshold(losses: Sequence[float]) -> float:
 
 def training_state(
     config: TrainConfig,
-    data: RunData | TextData,
+    data: AnyData,
     device: torch.device,
     total_steps: int,
     progress: Progress,
@@ -177,7 +177,7 @@ def surroundings(device: torch.device, processes: int = 1) -> dict[str, Any]:
     return {**here, "processes": processes}
 
 
-def _fingerprints(config: TrainConfig, data: RunData | TextData) -> list[tuple[str, str, str]]:
+def _fingerprints(config: TrainConfig, data: AnyData) -> list[tuple[str, str, str]]:
     train, val, vocabulary = data.names(config)
     return [
         ("train_fingerprint", data.train.fingerprint, f"training data ({train})"),
@@ -198,7 +198,7 @@ class Changes:
 def changes(
     state: dict[str, Any],
     config: TrainConfig,
-    data: RunData | TextData,
+    data: AnyData,
     device: torch.device,
     total_steps: int,
     folder: Path,

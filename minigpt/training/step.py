@@ -26,7 +26,7 @@ from minigpt.training.loss import Objective
 from minigpt.training.mixed_precision import MixedPrecision
 from minigpt.training.optimizer import make_optimizers, schedule
 from minigpt.training.parallel import Parallel, full_tensor
-from minigpt.training.run_data import RunData, TextData
+from minigpt.training.run_data import AnyData
 from minigpt.training.run_state import BatchSize, Progress, StepMetrics
 from minigpt.training.stop_request import StopNow, StopRequest
 
@@ -68,7 +68,7 @@ class TrainStep:
         self,
         config: TrainConfig,
         loss: Objective,
-        data: RunData | TextData,
+        data: AnyData,
         device: torch.device,
         processes: Processes,
     ) -> None:

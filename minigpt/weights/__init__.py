@@ -1,9 +1,10 @@
 """Reads and writes model files, and stores weights in fewer bits.
 
-This folder may import errors, console, storage, tokenization, tokenizer, model, families and finetuning. In
-reading order:
+This folder may import errors, console, storage, tokenization, tokenizer, model, families, data and
+finetuning. In reading order:
 
     pretrained.py           model folders in Hugging Face's format
+    classifiers.py          folders of classifiers
     derived_folders.py      folders made from another one, with other weights
     quantized.py            linear layers in 16, 8 and 4 bits; set_precision
     quantized_folders.py    folders of int8 and int4 weights

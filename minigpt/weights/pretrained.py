@@ -21,7 +21,13 @@ from torch import Tensor, nn
 
 from minigpt.errors import InputError
 from minigpt.families.checks import MAX_LAYERS
-from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
+from minigpt.families.registry import (
+    LanguageModel,
+    ModelConfig,
+    family_of,
+    family_of_json,
+    is_classifier,
+)
 from minigpt.families.strict_loading import cast
 from minigpt.finetuning.adapters import advice, is_adapter, load_adapter
 from minigpt.finetuning.lora import adapter_names, merge_and_unload, set_adapter
@@ -35,6 +41,7 @@ from minigpt.weights.quantized_folders import is_quantized, read_quantized
 
 __all__ = [
     "AnyTokenizer",
+    "body_config",
     "load_model",
     "load_model_and_tokenizer",
     "load_tokenizer",
@@ -43,6 +50,7 @@ __all__ = [
     "read_config",
     "save_pretrained",
     "save_tokenizer",
+    "write_json",
 ]
 
 AnyTokenizer: TypeAlias = Tokenizer | BpeTokenizer
@@ -203,10 +211,8 @@ def save_pretrained(
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
-    _write_json(folder / CONFIG, {**config, "dtype": _STORED[stored]})
-    _write_json(
-        folder / GENERATION, {name: index for name, index in special_ids.items() if index is not None}
-    )
+    write_json(folder / CONFIG, {**config, "dtype": _STORED[stored]})
+    write_json(folder / GENERATION, {name: index for name, index in special_ids.items() if index is not None})
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
     write_weights(folder, weights, max_shard_size)
@@ -225,13 +231,14 @@ def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> No
         tokenizer.save(folder)
         return
     try:
-        _write_json(folder / TOKENIZER, _tokenizer_json(tokenizer))
+        write_json(folder / TOKENIZER, _tokenizer_json(tokenizer))
     except UnicodeEncodeError as error:
         raise InputError(f"an entry of the vocabulary is not a Unicode character: {error.reason}") from None
-    _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(tokenizer, max_length))
+    write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(tokenizer, max_length))
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of JSON as Hugging Face's libraries do."""
     atomic_write(path, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
 
 
@@ -283,12 +290,13 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The configuration of a directory's model.
+    """Read the configuration of a folder's model; for a classifier, that of its body.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if a file is missing or wrong; the message names it.
     """
-    return _read_config(model_folder(path, verify=False))
+    folder = model_folder(path, verify=False)
+    return body_config(folder, read_json(folder / CONFIG, missing=f"{folder} is not a model directory"))
 
 
 def _read_config(folder: Path) -> ModelConfig:
@@ -296,6 +304,21 @@ def _read_config(folder: Path) -> ModelConfig:
 
 
 def _config_of(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
+    if is_classifier(content):
+        raise InputError(
+            f"{folder} is a classifier, which writes no text: minigpt classify --model {folder} --text TEXT"
+        )
+    return body_config(folder, content)
+
+
+def body_config(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
+    """Return the configuration in the content of a config.json, for a model with any head.
+
+    Raises:
+        InputError: if a value is wrong; the message names the file.
+    """
+    if is_classifier(content):
+        content = {**content, "architectures": None}
     try:
         config: ModelConfig = family_of_json(content).config_from_hugging_face(content)
         return config

@@ -169,6 +169,7 @@ FAMILY = Family(
     layer_prefix="transformer.h.",
     layers_key="n_layer",
     embedding="transformer.wte.weight",
+    classifier="GPT2ForSequenceClassification",
     # names of causal masks, which old files store beside the weights
     ignored=re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
     with_all_weights=lambda config: replace(config, bias=True),

@@ -152,6 +152,7 @@ FAMILY = Family(
     layer_prefix="model.layers.",
     layers_key="num_hidden_layers",
     embedding="model.embed_tokens.weight",
+    classifier="Qwen3ForSequenceClassification",
     residual_projections=("self_attn.o_proj.weight", "mlp.down_proj.weight"),
     block_weights=_block_weights,
     gguf_values=lambda config: {

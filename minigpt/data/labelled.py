@@ -1,0 +1,448 @@
+"""Texts with labels: read from any file of file_formats.py, divided, encoded, in batches.
+
+    texts, report = read_labelled(Path("reviews.csv"), LabelledOptions())
+    train, val = hold_out(texts, 0.1, seed=42)            # every label on both sides
+    encoded = encode_labelled(train, tokenizer, labels, max_length=256)
+
+A label is a text: 1, 1.0 and "1" are one label. The order of the lines never matters to training, so a file
+may be sorted by label.
+"""
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from minigpt.data.file_formats import DataFile, open_data
+from minigpt.data.json_values import BadLine
+from minigpt.data.reader import ReadReport
+from minigpt.data.records import FIELDS, ProblemType, text_of
+from minigpt.data.split import normalise
+from minigpt.devices import move
+from minigpt.errors import InputError
+
+__all__ = [
+    "EncodedTexts", "LabelledBatch", "LabelledOptions", "LabelledText",
+    "class_weights", "encode_labelled", "hold_out", "label_names", "read_labelled",
+]  # fmt: skip
+
+TEXT_FIELDS = (
+    *("text", "content", "review", "sentence", "comment", "title", "message", "tweet", "headline", "news"),
+    *("文本", "内容", "评论", "句子", "正文", "标题", "短信", *FIELDS["text"]),
+)
+LABEL_FIELDS = (
+    *("label", "labels", "category", "categories", "class", "classes", "target", "tag", "tags", "topic"),
+    *("sentiment", "rating", "score", "y", "标签", "类别", "分类", "情感", "评分", "分数", "主题"),
+)
+_SEPARATORS = re.compile(r"[|,，、]")  # between several labels in one text
+
+
+@dataclass(frozen=True)
+class LabelledOptions:
+    """How a file of texts with labels is read."""
+
+    text_field: str = ""
+    """name of the text's field or column; "": the usual names are known"""
+    label_field: str = ""
+    """name of the label's field or column; "": the usual names are known"""
+    problem_type: ProblemType = "single_label_classification"
+    encoding: str = ""
+    strict: bool = False
+    needs_labels: bool = True
+    """False: a record without a label is a text to be classified"""
+
+
+class LabelledText(NamedTuple):
+    """One record."""
+
+    text: str
+    labels: tuple[str, ...] | None  # None: it has none; several only in a multi-label problem
+    line: int  # where it begins in its file
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def read_labelled(path: Path, options: LabelledOptions) -> tuple[list[LabelledText], ReadReport]:
+    """Read a file. Bad records are skipped, counted and named in the report.
+
+    Raises:
+        InputError: for a file that cannot be read, has no field for text or label (naming those that it has),
+            or holds no good record; with `strict` for the first bad record.
+    """
+    own = {name.strip().lower() for name in (options.text_field, options.label_field) if name}
+    data = open_data(path, options.encoding, lambda cells: _is_head(cells, own, options.needs_labels))
+    report = ReadReport(path, sha256=data.sha256)
+    if data.kind == "text" and options.needs_labels:
+        raise InputError(
+            f"{path} is plain text without labels: give a table, or JSON Lines with text and label"
+        )
+    records = _lines(data) if data.kind == "text" else data.records
+    fields: tuple[str, str] | None = None
+    found: list[LabelledText] = []
+    rows = list(records)
+    headless = _headless(rows, path)
+    report.notes = tuple(note for note in data.notes if "column names" not in note)
+    if headless:
+        fields = headless
+        report.notes += (f"{path}: no column names: text is column {int(fields[0]) + 1}, label the other",)
+    for line, value, _ in rows:
+        report.lines += 1
+        try:
+            if isinstance(value, BadLine):
+                raise value
+            if isinstance(value, str) and not options.needs_labels:
+                value = {"text": value}
+            if not isinstance(value, Mapping):
+                raise BadLine("not an object with text and label")
+            item = {str(key).strip().lower(): part for key, part in value.items()}
+            text_key, label_key = fields or _fields(item, options, path)
+            text = text_of(item, text_key)
+            labels = _labels(item.get(label_key), label_key, options, path, line)
+            if labels is None and options.needs_labels:
+                raise BadLine("the label is missing")
+        except BadLine as bad:
+            if options.strict:
+                raise InputError(f"{path}:{line}: {bad}") from None
+            report.skipped.append((line, bad.reason))
+            report.details.setdefault(bad.reason, bad.detail)
+            continue
+        found.append(LabelledText(text, labels, line))
+    if not found:
+        reasons = [f"{reason} (line {lines[0]})" for reason, lines in report.by_reason().items()]
+        raise InputError(f"{path} holds no text with a label: {'; '.join(reasons) or 'it has no record'}")
+    return found, report
+
+
+def _lines(data: DataFile) -> Iterator[tuple[int, Any, str]]:
+    """A plain text: each line that is not blank is one text."""
+    (_, whole, _), *_ = data.records
+    for number, line in enumerate(str(whole).split("\n"), 1):
+        if line.strip():
+            yield number, {"text": line.strip()}, ""
+
+
+def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
+    if own:
+        return bool(own & set(cells))
+    has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
+    if len(cells) == 1:  # one column of a Parquet file: is it read?
+        return has_text or has_label
+    return has_text and (has_label or not needs_labels)
+
+
+def _headless(rows: Sequence[Any], path: Path) -> tuple[str, str] | None:
+    """The columns of text and label of a table without a head; the label is what repeats.
+
+    Raises:
+        InputError: if its first line looks like column names.
+    """
+    cells = [value for _, value, _ in rows if isinstance(value, dict)]
+    if not cells or any(list(each) != ["0", "1"] for each in cells):
+        return None
+    counts = [Counter(str(each[key]).strip() for each in cells) for key in ("0", "1")]
+    label = 0 if len(counts[0]) < len(counts[1]) else 1
+    first = str(cells[0][str(label)]).strip()
+    if len(cells) > 1 and counts[label][first] == 1:
+        names = ", ".join(repr(str(part)[:40]) for part in cells[0].values())
+        raise InputError(
+            f"{path}: no column has a usual name for a text and its label; the first line is {names}: if "
+            "these are column names, give --text_field NAME --label_field NAME"
+        )
+    return str(1 - label), str(label)
+
+
+def _fields(item: Mapping[str, Any], options: LabelledOptions, path: Path) -> tuple[str, str]:
+    """The keys of text and label.
+
+    Raises:
+        InputError: if a record has no such key: most likely no record of the file has.
+    """
+    there = f"it has {', '.join(repr(key[:40]) for key in list(item)[:8]) or 'no fields'}"
+    keys = []
+    for kind, named, usual in (
+        ("text", options.text_field, TEXT_FIELDS),
+        ("label", options.label_field, LABEL_FIELDS),
+    ):
+        key = named.strip().lower() or next((name for name in usual if name in item), "")
+        is_needed = kind == "text" or options.needs_labels
+        if is_needed and key not in item:
+            what = f"no field {named!r}" if named else f"no field with a usual name for the {kind}"
+            raise InputError(f"{path}: {what}; {there}: give --{kind}_field NAME")
+        keys.append(key)
+    return keys[0], keys[1]
+
+
+def _labels(value: Any, key: str, options: LabelledOptions, path: Path, line: int) -> tuple[str, ...] | None:
+    """The labels of a record; None: it has none.
+
+    Raises:
+        BadLine: if the value is no label.
+        InputError: for several labels where one is asked for.
+    """
+    several = options.problem_type == "multi_label_classification"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, list):
+        names = [_label(each, key) for each in value]
+        if not several and len(names) != 1:
+            raise InputError(
+                f"{path}:{line}: several labels, {', '.join(names)[:80]}: give "
+                "--problem_type multi_label_classification"
+            )
+        return tuple(dict.fromkeys(filter(None, names)))
+    name = _label(value, key)
+    if several:
+        return tuple(dict.fromkeys(filter(None, (part.strip() for part in _SEPARATORS.split(name)))))
+    if not name:
+        return None
+    if options.problem_type == "regression":
+        try:
+            number = float(name)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise BadLine(f"`{key}` is no finite number", repr(name[:40]))
+    return (name,)
+
+
+def _label(value: Any, key: str) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)  # what pandas makes of 1 in a column that has gaps
+    if not isinstance(value, int | float | str):
+        raise BadLine(f"`{key}` is neither text nor number", type(value).__name__)
+    text = str(value).strip()
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise BadLine(f"`{key}` holds what no text has")
+    return text
+
+
+# -- labels, and the division --------------------------------------------------------------------------------
+
+
+def label_names(texts: Iterable[LabelledText], where: str) -> tuple[str, ...]:
+    """The different labels: numbers in their order, other texts in code-point order.
+
+    Raises:
+        InputError: if there are fewer than two.
+    """
+    names = {name for each in texts for name in each.labels or ()}
+    if len(names) < 2:
+        only = f"one label alone, {min(names)!r}" if names else "no label"
+        raise InputError(f"{where} has {only}: there is nothing to tell apart")
+    if all(re.fullmatch(r"-?\d{1,15}", name) for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
+def hold_out(
+    texts: Sequence[LabelledText], share: float, seed: int
+) -> tuple[list[LabelledText], list[LabelledText]]:
+    """Divide texts into those to learn from and those to measure on, each label by itself.
+
+    Equal texts (see split.normalise) stay together. Seed and texts alone decide, not the order of lines. A
+    label with one text is learned from.
+
+    Raises:
+        InputError: if no label has two texts.
+    """
+    groups: dict[str, list[LabelledText]] = {}
+    for each in texts:
+        groups.setdefault(normalise(each.text), []).append(each)
+    by_label: dict[tuple[str, ...], list[str]] = {}
+    for name, group in groups.items():
+        by_label.setdefault(group[0].labels or (), []).append(name)
+    if all(len(names) < 2 for names in by_label.values()):  # numbers, or rare combinations of labels
+        by_label = {(): list(groups)}
+    held: set[str] = set()
+    for names in by_label.values():
+        names.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+        held.update(names[: min(max(1, round(share * len(names))), len(names) - 1)])
+    if not held:
+        raise InputError(f"{len(texts):,} texts cannot be divided: give --val_data FILE, or more texts")
+    train = [each for name, group in groups.items() if name not in held for each in group]
+    val = [each for name, group in groups.items() if name in held for each in group]
+    return sorted(train, key=lambda each: each.line), sorted(val, key=lambda each: each.line)
+
+
+# -- encoding ----------------------------------------------------------------------------------------------
+
+
+class TextTokenizer(Protocol):
+    """The part of a tokenizer that is used here."""
+
+    def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
+        """The ids of a text and nothing else."""
+
+
+class LabelledBatch(NamedTuple):
+    """One batch, padded on the right to its own longest row."""
+
+    input_ids: torch.Tensor  # (B, T) int64
+    token_mask: torch.Tensor  # (B, T) bool: a real token
+    last: torch.Tensor  # (B,) int64: the position of a row's last real token
+    labels: torch.Tensor  # (B,) int64: the label's number; (B, K) float32 of several labels or numbers
+    weights: torch.Tensor  # (B,) float32: how much a row's loss counts
+    rows: npt.NDArray[np.int64]  # (B,): which texts these are
+
+    def to(self, device: torch.device) -> "LabelledBatch":
+        """The same batch on another device."""
+        return LabelledBatch(*(move(tensor, device) for tensor in self[:-1]), self.rows)  # type: ignore[arg-type, call-arg]
+
+    def some(self, which: slice) -> "LabelledBatch":
+        """Some of the rows."""
+        return LabelledBatch(*(tensor[which] for tensor in self[:-1]), self.rows[which])  # type: ignore[arg-type, call-arg]
+
+    def blank(self) -> "LabelledBatch":
+        """The first row, which does not count: for a process that has no row of its own."""
+        first = self.some(slice(1))
+        return first._replace(weights=torch.zeros_like(first.weights), rows=self.rows[:0])
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """All texts as one long array of ids."""
+
+    ids: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]  # (N + 1,): text i is ids[starts[i]:starts[i + 1]]
+    labels: npt.NDArray[Any]  # (N,) int64, or (N, K) float32
+    weights: npt.NDArray[np.float32]  # (N,)
+    lines: npt.NDArray[np.int64]  # (N,)
+    pad_token_id: int
+    n_cut: int  # texts that max_length shortened
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each text, (N,)."""
+        return np.diff(self.starts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what training sees."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.starts, self.labels, self.weights):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> LabelledBatch:
+        """Rows -> tensors. `pad_to`: a fixed row length instead of the longest row's."""
+        lengths = self.lengths[rows]  # (B,)
+        column = np.arange(max(pad_to, int(lengths.max())))[None, :]  # (1, T)
+        real = column < lengths[:, None]  # (B, T)
+        flat = np.where(real, self.starts[rows][:, None] + column, 0)
+        ids = np.where(real, self.ids[flat], self.pad_token_id).astype(np.int64)
+        return LabelledBatch(
+            input_ids=torch.from_numpy(ids),
+            token_mask=torch.from_numpy(real),
+            last=torch.from_numpy(lengths - 1),
+            labels=torch.from_numpy(self.labels[rows]),
+            weights=torch.from_numpy(self.weights[rows]),
+            rows=rows,
+        )
+
+    def in_order(self, batch_size: int) -> Iterator[LabelledBatch]:
+        """Every text once, by length, for evaluation."""
+        order = np.argsort(self.lengths, kind="stable")
+        for first in range(0, len(order), batch_size):
+            yield self.batch(order[first : first + batch_size])
+
+    @property
+    def rows(self) -> int:
+        """Rows of an evaluation."""
+        return len(self)
+
+    @property
+    def answer_share(self) -> float:
+        """The share of tokens at which the head is computed: one of each text."""
+        return len(self) / len(self.ids)
+
+    @property
+    def mean_targets(self) -> float:
+        """Tokens of a text, on average."""
+        return float(self.lengths.mean())
+
+
+def encode_labelled(
+    texts: Sequence[LabelledText],
+    tokenizer: TextTokenizer,
+    names: Sequence[str],
+    problem_type: ProblemType,
+    max_length: int,
+    where: str,
+    *,
+    end: int | None = None,
+    pad_token_id: int = 0,
+    weights: Mapping[str, float] | None = None,
+) -> EncodedTexts:
+    """Encode texts and labels. A text that is too long loses its end.
+
+    Args:
+        names: the labels by their numbers.
+        where: what a message calls the texts.
+        end: an id behind each text.
+        weights: of each label, for the loss; left out: 1.
+
+    Raises:
+        InputError: for a label that `names` does not have; for a text without any token.
+    """
+    number = {name: index for index, name in enumerate(names)}
+    pieces: list[npt.NDArray[np.int32]] = []
+    labels, counts, n_cut = [], [], 0
+    for each in texts:
+        for name in each.labels or () if problem_type != "regression" else ():
+            if name not in number:
+                raise InputError(
+                    f"{where}:{each.line}: the label {name!r} does not occur in the training data, which has "
+                    f"{', '.join(map(repr, names[:10]))}"
+                )
+        ids = tokenizer.encode_array(each.text)
+        room = max_length - (end is not None)
+        n_cut += len(ids) > room
+        ids = ids[:room] if end is None else np.append(ids[:room], np.int32(end))
+        if not len(ids):
+            raise InputError(f"{where}:{each.line}: the text has no token")
+        pieces.append(ids)
+        labels.append(_numbers(each.labels, number, problem_type))
+        counts.append(weights[each.labels[0]] if weights and each.labels else 1.0)
+    is_single = problem_type == "single_label_classification"
+    return EncodedTexts(
+        ids=np.concatenate(pieces),
+        starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64 if is_single else np.float32),
+        weights=np.array(counts, dtype=np.float32),
+        lines=np.array([each.line for each in texts], dtype=np.int64),
+        pad_token_id=pad_token_id,
+        n_cut=n_cut,
+    )
+
+
+def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: ProblemType) -> Any:
+    """A label's number, or a row of K; of a text without a label zeros."""
+    if kind == "single_label_classification":
+        return number[labels[0]] if labels else 0
+    if kind == "regression":
+        return [float(labels[0]) if labels else 0.0]
+    row = [0.0] * len(number)
+    for name in labels or ():
+        row[number[name]] = 1.0
+    return row
+
+
+def class_weights(texts: Sequence[LabelledText]) -> dict[str, float]:
+    """N / (K N_k) of each label: as if each had as many texts; the mean over all texts is 1."""
+    counts = Counter(name for each in texts for name in each.labels or ())
+    return {name: len(texts) / (len(counts) * count) for name, count in counts.items()}

@@ -1,0 +1,351 @@
+"""`--task classification`: its data, its loss, and the format of its checkpoints.
+
+The loop is the same as for text. The validation loss decides which checkpoint is the best; accuracy and F1
+stand beside it. Class weights change the training loss alone.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.console.terminal import table, warn
+from minigpt.data.batches import BatchPlan
+from minigpt.data.labelled import (
+    EncodedTexts,
+    LabelledBatch,
+    LabelledOptions,
+    LabelledText,
+    class_weights,
+    hold_out,
+    label_names,
+    read_labelled,
+)
+from minigpt.data.token_statistics import chinese_font
+from minigpt.evaluation.classification import (
+    ClassificationReport,
+    calibration_error,
+    draw_confusion,
+    evaluate_classifier,
+    mistakes,
+    predict,
+    print_confusion,
+    report_of,
+)
+from minigpt.finetuning.classification import (
+    SCORE,
+    Labels,
+    SequenceClassifier,
+    classifier_family,
+    summed_loss,
+)
+from minigpt.finetuning.embeddings import resize_token_embeddings
+from minigpt.finetuning.freezing import train_only
+from minigpt.finetuning.lora import LoraConfig, apply_lora
+from minigpt.tokenizer import Tokenizer
+from minigpt.training.finetune_config import FinetuneConfig
+from minigpt.training.loss import Finish, Objective
+from minigpt.training.model_files import AdapterFiles, ModelFiles
+from minigpt.training.run_data import HELD_OUT, shown_lines, with_more_tokens
+from minigpt.weights.classifiers import (
+    config_json,
+    encode_texts,
+    load_classifier,
+    load_classifier_weights,
+    save_classifier,
+    start_classifier,
+)
+from minigpt.weights.pretrained import CONFIG, AnyTokenizer, load_tokenizer, read_config, write_json
+
+__all__ = ["ClassificationData", "ClassificationLoss", "labelled_parts", "make_classifier", "read_data"]
+
+_CONFUSION = "confusion.png"  # in the output folder
+
+
+# -- data --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """Texts with labels; see `run_data.AnyData`."""
+
+    tokenizer: AnyTokenizer
+    train: EncodedTexts
+    val: EncodedTexts
+    val_texts: list[LabelledText]
+    labels: Labels
+
+    @property
+    def sentence(self) -> str:
+        """How much it is."""
+        kinds = "numbers" if self.labels.problem_type == "regression" else f"{len(self.labels)} labels"
+        return f"{len(self.train):,} texts with {kinds} to learn from, {len(self.val):,} to measure on"
+
+    def plan(self, config: Any) -> BatchPlan:
+        """Which texts stand in which batch."""
+        return BatchPlan(
+            self.train,
+            batch_size=config.batch_size,
+            tokens_per_batch=config.tokens_per_batch,
+            pad_to=config.max_length if config.pad_to_max_length else 0,
+            by_length=config.by_length,
+            seed=config.seed,
+        )
+
+    def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
+        """Rows and tokens of an epoch's batches; one token more, as pairs have it, which no model reads."""
+        return [(rows, width + 1) for rows, width in plan.shapes(self.train, pad_to)]
+
+    def names(self, config: Any) -> tuple[str, str, str]:
+        """The sources of the training part, the validation part and the vocabulary, for a message."""
+        val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
+        return str(config.train_data), val, f"the tokenizer of {config.starts_from}"
+
+    unit = "lines"  # of positions
+
+    def positions(self, batch: LabelledBatch) -> list[int]:
+        """The lines of the file that a batch of the training part comes from."""
+        return [int(line) for line in self.train.lines[batch.rows]]
+
+    def where(self, positions: Sequence[int], config: Any) -> str:
+        """The same for a message."""
+        return f"{shown_lines(positions)} of {config.train_data}"
+
+    def sample(self, model: Any, number: int) -> str:
+        """A text of the validation part and its predicted label."""
+        i = number % len(self.val)
+        batch = self.val.batch(np.array([i])).to(next(model.parameters()).device)
+        was_training = model.training
+        with torch.inference_mode():
+            logits = model.eval()(batch.input_ids, last=batch.last)[0]  # (K,)
+        model.train(was_training)
+        text = " ".join(self.val_texts[i].text.split())
+        if self.labels.problem_type == "regression":
+            found = f"{float(logits[0]):.3g}"
+        elif self.labels.problem_type == "multi_label_classification":
+            found = ", ".join(n for n, value in zip(self.labels.names, logits) if value > 0) or "none"
+        else:
+            found = self.labels.names[int(logits.argmax())]
+        right = ", ".join(self.val_texts[i].labels or ())
+        return f"  {_shortened(text, 30)!r}: {found} ({'right' if found == right else f'it is {right}'})"
+
+
+def _shortened(text: str, limit: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def labelled_options(config: FinetuneConfig) -> LabelledOptions:
+    """How the files of a run are read."""
+    return LabelledOptions(
+        text_field=config.text_field,
+        label_field=config.label_field,
+        problem_type=config.problem_type,
+        encoding=config.encoding,
+        strict=config.strict,
+    )
+
+
+def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[LabelledText]]:
+    """The texts to learn from and to measure on; says what was skipped and held out."""
+    options = labelled_options(config)
+    texts, report = read_labelled(config.train_data, options)
+    report.print_summary()
+    if config.val_data == HELD_OUT:
+        train, val = hold_out(texts, config.val_fraction, config.seed)
+        print(
+            f"no --val_data: {len(val):,} of {len(texts):,} texts of {config.train_data} are measured on and "
+            "not learned from"
+        )
+        return train, val
+    val, report = read_labelled(config.val_data, options)
+    report.print_summary()
+    return texts, val
+
+
+def read_data(config: FinetuneConfig) -> ClassificationData:
+    """Read both parts of the data, and say what was skipped or cut.
+
+    Raises:
+        InputError: naming the file, if one cannot be read, or its labels do not fit.
+    """
+    train, val = labelled_parts(config)
+    kind = config.problem_type
+    names = ("LABEL_0",) if kind == "regression" else label_names(train, str(config.train_data))
+    tokenizer = with_more_tokens(load_tokenizer(config.model), config, (each.text for each in train))
+    weights = class_weights(train) if config.class_weights == "balanced" else None
+    length = min(config.max_length, read_config(config.model).max_position_embeddings)
+    encoded: list[EncodedTexts] = []
+    for path, part in ((config.train_data, train), (config.val_data, val)):
+        where = config.train_data if path == HELD_OUT else path
+        one = encode_texts(
+            part, tokenizer, Labels(names, kind), length, str(where), None if encoded else weights
+        )
+        if one.n_cut:
+            warn(
+                f"{where}: {one.n_cut:,} of {len(part):,} texts are longer than {length} tokens and were cut"
+            )
+        unknown = int((one.ids == tokenizer.unk_token_id).sum()) if isinstance(tokenizer, Tokenizer) else 0
+        if unknown:
+            warn(
+                f"{where}: {unknown:,} characters are not in the tokenizer of {config.model} and became "
+                "<unk>; --add_tokens from-data adds those of the training data"
+            )
+        encoded.append(one)
+    return ClassificationData(tokenizer, encoded[0], encoded[1], val, Labels(names, kind))
+
+
+# -- the loss ----------------------------------------------------------------------------------------------
+
+
+class LossTexts(NamedTuple):
+    """A batch as the loss needs it."""
+
+    input_ids: Tensor  # (B, T) int64
+    last: Tensor  # (B,) int64
+    labels: Tensor  # (B,) int64 or (B, K) float32
+    weights: Tensor  # (B,) float32
+
+
+class ClassificationLoss(Objective):
+    """Cross-entropy of one label; binary cross-entropies of several; the squared error of a number.
+
+    Args:
+        model: its parameters that require gradients are trained.
+    """
+
+    model: SequenceClassifier  # type: ignore[assignment]
+
+    def __init__(self, model: SequenceClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def count(self, batch: LabelledBatch) -> int:
+        """Rows, or rows times outputs."""
+        is_single = self.model.labels.problem_type == "single_label_classification"
+        return len(batch.rows) * (1 if is_single else len(self.model.labels))
+
+    def select(self, batch: LabelledBatch) -> LossTexts:
+        """See `Objective`."""
+        return LossTexts(batch.input_ids, batch.last, batch.labels, batch.weights)
+
+    def example(self, device: torch.device) -> LossTexts:
+        """See `Objective`."""
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        is_single = self.model.labels.problem_type == "single_label_classification"
+        labels = zero if is_single else torch.zeros((1, len(self.model.labels)), device=device)
+        return LossTexts(zero[None], zero, labels, torch.ones(1, device=device))
+
+    def forward(self, input_ids: Tensor, last: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """The summed loss, ()."""
+        return summed_loss(self.model(input_ids, last=last), labels, weights, self.model.labels.problem_type)
+
+    def evaluate(
+        self,
+        model: Any,
+        batches: Iterable[LabelledBatch],
+        device: torch.device,
+        finish: Finish | None = None,
+    ) -> ClassificationReport:
+        """See `Objective`."""
+        return evaluate_classifier(model, batches, device, finish)
+
+    def conclude(self, data: Any, best: Path) -> dict[str, Any]:
+        """Print how the best checkpoint labels the validation part: confusion, calibration, mistakes."""
+        model, _ = load_classifier(best, next(self.model.parameters()).device)
+        found = predict(model, data.val)
+        report = report_of(model.labels, found, data.val)
+        print_confusion(report)
+        if model.labels.problem_type != "single_label_classification":
+            return {"confusion": report.counts.tolist()} if len(model.labels) > 1 else {}
+        error = calibration_error(found, data.val.labels)
+        print(f"expected calibration error {error:.4f}")
+        wrong = mistakes(model.labels, found, data.val, data.val_texts)
+        if wrong:
+            rows = [
+                (each["line"], _shortened(each["text"]), *(str(each[key]) for key in _MISTAKE))
+                for each in wrong
+            ]
+            table("surest mistakes", ("line", "text", "label", "predicted", "probability"), rows, (0, 4))
+        picture = best.parent / _CONFUSION
+        font = None if "".join(model.labels.names).isascii() else chinese_font()
+        if draw_confusion(report, picture, font):
+            print(f"the same as a picture: {picture}")
+        return {
+            "labels": list(model.labels.names),
+            "confusion": report.counts.astype(int).tolist(),
+            "calibration_error": error,
+            "mistakes": wrong,
+        }
+
+
+_MISTAKE = ("label", "predicted", "probability")
+
+
+# -- the model, and its files ------------------------------------------------------------------------------
+
+
+class ClassifierFiles(ModelFiles):
+    """A whole classifier: config.json with the labels, model.safetensors, the tokenizer's files."""
+
+    def writer(self, model: Any, tokenizer: AnyTokenizer, in_background: bool) -> Callable[[Path], None]:
+        """See `ModelFiles`."""
+        kept = _copied(model) if in_background else model
+        return lambda folder: save_classifier(kept, folder, tokenizer)
+
+    def load(self, model: Any, folder: Path) -> None:
+        """See `ModelFiles`."""
+        load_classifier_weights(model, folder)
+
+
+class ClassifierAdapterFiles(AdapterFiles):
+    """An adapter with its head, as PEFT has it, and config.json with the labels."""
+
+    task_type = "SEQ_CLS"
+
+    def writer(self, model: Any, tokenizer: AnyTokenizer, in_background: bool) -> Callable[[Path], None]:
+        """See `ModelFiles`."""
+        write, content = super().writer(model, tokenizer, in_background), config_json(model, tokenizer)
+
+        def write_both(folder: Path) -> None:
+            write(folder)
+            write_json(folder / CONFIG, content)
+
+        return write_both
+
+
+def _copied(model: SequenceClassifier) -> SequenceClassifier:
+    """The weights in a classifier of their own, on the CPU."""
+    family = classifier_family(model.config, model.labels, model.pad_token_id)
+    copy: SequenceClassifier = family.on_meta(model.config)
+    weights = family.from_hugging_face(family.to_hugging_face(model), model.config)
+    family.load_state(copy, weights, assign=True)
+    return copy
+
+
+def make_classifier(
+    config: FinetuneConfig, data: ClassificationData, device: torch.device
+) -> tuple[Objective, ModelFiles]:
+    """The classifier with its loss on a device, and the format of its checkpoints; see `make_objective`.
+
+    The head is trained whatever the method: it is new.
+    """
+    model = start_classifier(config.model, data.labels, data.tokenizer).train()
+    lacking = data.tokenizer.get_vocab_size() > model.config.vocab_size
+    if lacking:
+        resize_token_embeddings(model, data.tokenizer.get_vocab_size(), config.new_rows)  # type: ignore[arg-type]
+    files: ModelFiles = ClassifierFiles()
+    if config.method == "freeze":
+        train_only(model, config.train_only)  # type: ignore[arg-type]
+        model.score.requires_grad_(True)
+    elif config.method == "lora":
+        options = config.lora_options()
+        saved = dict.fromkeys([*options["modules_to_save"], SCORE])
+        lora = LoraConfig(**{**options, "modules_to_save": tuple(saved)})
+        apply_lora(model, lora)  # type: ignore[arg-type]
+        files = ClassifierAdapterFiles(model, lora, config.model)  # type: ignore[arg-type]
+    return ClassificationLoss(model.to(device)), files

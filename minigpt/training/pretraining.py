@@ -1,0 +1,110 @@
+"""A classifier without a given model: first a language model learns to predict the texts themselves.
+
+    with_pretrained({"task": "classification", "train_data": "reviews.csv", "output": "reviews"})
+
+Texts without their labels teach a new model most of the words. It learns from the texts of the training part
+alone, and lies in OUTPUT.pretrained: texts.jsonl, and the run itself in run/. A stop and --resume are those
+of any run.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt.errors import InputError
+from minigpt.storage.files import atomic_write, make_folder
+from minigpt.storage.json_files import read_json
+from minigpt.training import checkpoint
+from minigpt.training.classification import labelled_parts
+from minigpt.training.config import RUN_FILE, checked_config, read_recipe
+from minigpt.training.finetune_config import FinetuneConfig
+from minigpt.training.resolve import resolve
+from minigpt.training.run import run_training
+from minigpt.training.stop_request import Stopped
+
+__all__ = ["with_pretrained"]
+
+_RECIPE, _SMALL = "classification-pretraining", "classification-cpu"  # of the two runs
+_TOKENS = 4096  # of a batch
+# Options that both runs take.
+_SHARED = (
+    *("seed", "device", "threads", "precision", "report_to", "logging_steps", "save_total_limit"),
+    "on_save_error",
+)
+
+
+def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with a model, which is trained now unless it lies there already.
+
+    Args:
+        given: options of FinetuneConfig, without `model`.
+
+    Raises:
+        InputError, Stopped: as a training run.
+    """
+    base = read_recipe(given.get("recipe", _SMALL), FinetuneConfig)
+    config = checked_config({**base.as_dict(), **given}, "options", FinetuneConfig)
+    assert isinstance(config, FinetuneConfig)
+    output = config.output
+    if config.resume and (output / RUN_FILE).exists():
+        return dict(given)  # the run knows its model
+    if config.dry_run:
+        raise InputError("--dry_run of a classifier needs --model: give the model that it begins with")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("several processes need --model: first minigpt train --text FILE, on the texts")
+    if checkpoint.list_checkpoints(output) and not config.overwrite:
+        raise InputError(
+            f"{output} holds a run already: --resume continues it, --overwrite moves it to "
+            f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
+        )
+    folder = output.absolute().with_name(f"{output.absolute().name}.pretrained")
+    run, texts = folder / "run", folder / "texts.jsonl"
+    if not (config.resume and _is_finished(run)):
+        print(f"no --model: first a language model learns to predict the texts ({_RECIPE}), in {run}")
+        train, _ = labelled_parts(config)
+        lines = (json.dumps({"text": each.text}, ensure_ascii=False) + "\n" for each in train)
+        make_folder(folder)
+        atomic_write(texts, "".join(lines))
+        block = _block_size([len(each.text) + 1 for each in train])
+        options: dict[str, Any] = {
+            "block_size": block,
+            "batch_size": max(1, _TOKENS // block),
+            **{key: given[key] for key in _SHARED if key in given},
+            "recipe": _RECIPE,
+            "text": texts,
+            "output": run,
+            "num_train_epochs": config.pretraining_epochs,
+            "overwrite": config.overwrite,
+            "resume": config.resume and (run / RUN_FILE).exists(),
+        }
+        try:
+            run_training(resolve(options), options)
+        except Stopped as stopped:
+            done = f"the language model is saved in {run / 'last'}"
+            raise Stopped(stopped.code, f"{done}; continue with the same command and --resume") from None
+    rest = {key: value for key, value in given.items() if key != "resume"}
+    return {"recipe": _SMALL, **rest, "model": run / "best"}
+
+
+def _block_size(lengths: Sequence[int]) -> int:
+    """The context of the new model: 19 of 20 texts fit, up to 512 tokens; less of little text.
+
+    >>> _block_size([20] * 100), _block_size([300] * 1000), _block_size([20] * 5)
+    (64, 320, 16)
+    """
+    usual = sorted(lengths)[len(lengths) * 95 // 100]
+    block = min(512, 64 * math.ceil(usual / 64))
+    while block > 16 and sum(lengths) < 8 * block:  # what is measured on is a fiftieth
+        block //= 2
+    return block
+
+
+def _is_finished(run: Path) -> bool:
+    state = run / "last" / "training_state.json"
+    if not state.exists():
+        return False
+    values = read_json(state)
+    return bool(values.get("steps_done", 0) >= values.get("total_steps", 1) and values.get("evaluated"))

@@ -1,0 +1,180 @@
+"""Folders of classifiers, as transformers' ...ForSequenceClassification and PEFT write and read them.
+
+    model, tokenizer = load_classifier("output/best")
+    save_classifier(model, Path("mine"), tokenizer)
+
+Beside an adapter lies the classifier's config.json, which has the labels' names: PEFT keeps them nowhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt.data.labelled import EncodedTexts, LabelledText, encode_labelled
+from minigpt.errors import InputError
+from minigpt.families.registry import is_classifier
+from minigpt.finetuning.adapters import ADAPTER_CONFIG, is_adapter, load_adapter
+from minigpt.finetuning.classification import (
+    Labels,
+    SequenceClassifier,
+    classifier_config,
+    classifier_family,
+    labels_of,
+)
+from minigpt.storage.files import MANIFEST
+from minigpt.storage.json_files import read_json
+from minigpt.storage.safetensors_files import WeightFiles, write_weights
+from minigpt.tokenizer import Tokenizer
+from minigpt.weights.pretrained import (
+    CONFIG,
+    AnyTokenizer,
+    body_config,
+    load_model,
+    load_tokenizer,
+    model_folder,
+    save_tokenizer,
+    write_json,
+)
+
+__all__ = [
+    "config_json", "encode_texts", "load_classifier", "load_classifier_weights", "save_classifier",
+    "start_classifier",
+]  # fmt: skip
+
+
+def pad_token_of(tokenizer: AnyTokenizer) -> int | None:
+    """The id that fills up rows: the tokenizer's own, or what ends a text, which no text holds."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> SequenceClassifier:
+    """A classifier that begins with the weights of a folder: a language model's, or a classifier's.
+
+    A classifier of the same labels keeps its head; otherwise the head is new.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    path, pad = model_folder(folder), pad_token_of(tokenizer)
+    if is_adapter(path):
+        raise InputError(
+            f"{path} is an adapter: begin with its base model, or continue its run with --resume"
+        )
+    if not is_classifier(read_json(path / CONFIG, missing=f"{path} is not a model directory")):
+        model = load_model(path)
+        return SequenceClassifier(model.config, labels, pad, model.base_model)
+    found = _read(path, pad)
+    if found.labels == labels:
+        found.pad_token_id = pad if found.pad_token_id is None else found.pad_token_id
+        return found
+    return SequenceClassifier(found.config, labels, pad, found.base_model)
+
+
+def load_classifier(
+    path: str | Path, device: str | torch.device = "cpu"
+) -> tuple[SequenceClassifier, AnyTokenizer]:
+    """The classifier of a folder, or of an adapter's folder with its base, in eval mode; and its tokenizer.
+
+    Raises:
+        InputError: naming the file and what is wrong with it; for a language model without a head.
+    """
+    folder = model_folder(path)
+    tokenizer = load_tokenizer(folder)
+    if is_adapter(folder):
+        return _read_adapted(folder, tokenizer).to(device).eval(), tokenizer
+    return _read(folder, pad_token_of(tokenizer)).to(device).eval(), tokenizer
+
+
+def _read(folder: Path, pad_token_id: int | None) -> SequenceClassifier:
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    if not is_classifier(content):
+        raise InputError(
+            f"{folder} is a language model without a head that classifies; to train one: minigpt finetune "
+            f"--task classification --model {folder} --train_data FILE"
+        )
+    config = body_config(folder, content)
+    try:
+        labels = labels_of(content)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    pad = content.get("pad_token_id", pad_token_id)
+    family = classifier_family(config, labels, pad)
+    files = WeightFiles(folder)
+    try:
+        weights = family.from_hugging_face(files, config)
+    except InputError as error:
+        where = "" if str(error).startswith(str(folder)) else f"{files.path}: "
+        raise InputError(f"{where}{error}") from None
+    model: SequenceClassifier = family.on_meta(config)
+    family.load_state(model, weights, assign=True)
+    return model
+
+
+def _read_adapted(folder: Path, tokenizer: AnyTokenizer) -> SequenceClassifier:
+    content = read_json(folder / CONFIG, missing=f"{folder} has no {CONFIG} with the labels' names")
+    if not is_classifier(content):
+        raise InputError(f"{folder} is an adapter for a language model, without a head that classifies")
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not Path(base).is_dir():
+        raise InputError(
+            f"{folder / ADAPTER_CONFIG}: the base model {base!r} is no folder seen from {Path.cwd()}"
+        )
+    model = start_classifier(Path(base), labels_of(content), tokenizer)
+    model.pad_token_id = content.get("pad_token_id", model.pad_token_id)
+    load_adapter(model, folder)  # type: ignore[arg-type]
+    return model
+
+
+def load_classifier_weights(model: SequenceClassifier, folder: Path) -> None:
+    """Copy a folder's weights into an existing classifier, as training does when it resumes.
+
+    Raises:
+        InputError: if they belong to another one.
+    """
+    family = classifier_family(model.config, model.labels, model.pad_token_id)
+    weights = family.from_hugging_face(WeightFiles(folder), model.config)
+    family.load_state(model, weights, assign=False)
+
+
+def save_classifier(model: SequenceClassifier, folder: Path, tokenizer: AnyTokenizer) -> None:
+    """Write a folder that transformers' AutoModelForSequenceClassification, and `load_classifier`, read.
+
+    Raises:
+        InputError: if a weight is not finite, or a file cannot be written.
+    """
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
+    family = classifier_family(model.config, model.labels, model.pad_token_id)
+    weights = family.to_hugging_face(model)
+    write_json(folder / CONFIG, config_json(model, tokenizer))
+    save_tokenizer(tokenizer, folder, model.config.max_position_embeddings)
+    write_weights(folder, weights, "5GB")
+
+
+def config_json(model: SequenceClassifier, tokenizer: AnyTokenizer) -> dict[str, Any]:
+    """The contents of a classifier's config.json."""
+    return classifier_config(model, tokenizer.eos_token_id)
+
+
+def encode_texts(
+    texts: Sequence[LabelledText],
+    tokenizer: AnyTokenizer,
+    labels: Labels,
+    max_length: int,
+    where: str,
+    weights: Mapping[str, float] | None = None,
+) -> EncodedTexts:
+    """Encode texts as AutoTokenizer does with the same folder: behind characters stands <sep>."""
+    return encode_labelled(
+        texts,
+        tokenizer,
+        labels.names,
+        labels.problem_type,
+        max_length,
+        where,
+        end=tokenizer.sep_token_id if isinstance(tokenizer, Tokenizer) else None,
+        pad_token_id=pad_token_of(tokenizer) or 0,
+        weights=weights,
+    )
