@@ -384,6 +384,24 @@ def test_what_quantised_weights_cannot_have(folders: Path, int8: Path) -> None:
     torch.testing.assert_close(model(ids), plain(ids), rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_quantised_head_may_have_an_adapter(int8: Path, folders: Path, tmp_path: Path) -> None:
+    model, config, ids = (
+        minigpt.load_model(folders / "base"),
+        LoraConfig(target_modules=("lm_head",)),
+        [[3, 4]],
+    )
+    apply_lora(model, config)
+    for tensor in adapter_tensors(model).values():
+        tensor.add_(torch.randn(tensor.shape))
+    save_adapter(model, config, tmp_path)
+    beside = set_precision(minigpt.load_model(int8, adapter=tmp_path), None)
+    hidden = beside.base_model(torch.tensor(ids))
+    added = hidden @ next(lora_layers(model))[1].delta().t()
+    expected = minigpt.load_model(int8).lm_head(hidden) + added
+    torch.testing.assert_close(beside(torch.tensor(ids)), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_second_load_needs_a_name(folders: Path) -> None:
     model = minigpt.load_model(folders / "base")
     load_adapter(model, folders / "adapter")
