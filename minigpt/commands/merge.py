@@ -22,7 +22,7 @@ class Options(command_line.CommandOptions):
     model: Path = Path("output/best")
     """checkpoint folder that the adapter was trained on"""
     adapter: Path
-    """adapter folder, as `minigpt finetune` or PEFT writes it"""
+    """adapter folder of PEFT's kind"""
     output: Path
     """the new folder; must not exist yet, or be empty"""
 

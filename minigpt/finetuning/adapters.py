@@ -22,6 +22,7 @@ from minigpt.families.checks import differences
 from minigpt.families.registry import LanguageModel, family_of
 from minigpt.finetuning.lora import (
     LoraConfig,
+    LoraLinear,
     apply_lora,
     chosen_layers,
     is_called,
@@ -242,13 +243,15 @@ def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
     for ours, (theirs, transposed) in family_of(model.config).weight_names(model.config).items():
         name = f"{_PREFIX}{theirs.removesuffix('.weight')}.base_layer.weight"
         if name in found:
-            own = model.get_parameter(ours) if isinstance(model.lm_head, nn.Linear) else None
-            stored = found[name].t() if transposed else found[name]
-            if own is None or own.shape != stored.shape or not torch.equal(own.cpu(), stored.to(own.dtype)):
+            module = model.get_submodule(ours.removesuffix(".weight"))
+            linear = module.linear if isinstance(module, LoraLinear) else module
+            stored = found.pop(name).t() if transposed else found.pop(name)
+            if not isinstance(linear, nn.Linear):
+                raise InputError(f"{path} has {name}: it cannot be compared with quantised weights")
+            if not torch.equal(linear.weight.cpu(), stored.to(linear.weight.dtype)):
                 raise InputError(
                     f"{path}: {name} is not the model's own weight: the adapter is for another one"
                 )
-            del found[name]
     for name, tensor in found.items():
         if not tensor.isfinite().all():
             raise InputError(f"{path}: {name} holds NaN or infinity")

@@ -28,6 +28,7 @@ from minigpt.finetuning.lora import (
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.storage.files import verify_manifest
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.weights.quantized import set_precision
 from tests.commands import RunCommand
 
 peft = pytest.importorskip("peft")
@@ -211,6 +212,14 @@ def test_names_of_modules_mean_what_they_mean_in_peft(
     expected = theirs(given).logits
     load_adapter(model, tmp_path / "theirs")
     assert (model(given) - expected).abs().max() < 1e-5
+    if config.modules_to_save == ():  # PEFT has saved lm_head's own weight, too: it must be this one
+        load_adapter(model, tmp_path / "theirs", "again")
+        assert (model(given) - expected).abs().max() < 1e-5
+        with pytest.raises(InputError, match=r"lm_head\.base_layer\.weight is not the model's own weight"):
+            load_adapter(MODELS[family](), tmp_path / "theirs")
+        whole = set_precision(minigpt.load_model(tmp_path / "base"), "int8")
+        with pytest.raises(InputError, match="it cannot be compared with quantised weights"):
+            load_adapter(whole, tmp_path / "theirs")
     save_adapter(model, config, tmp_path / "ours", base=str(tmp_path / "base"))
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     read = peft.PeftModel.from_pretrained(base, tmp_path / "ours")
