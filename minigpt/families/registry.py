@@ -23,7 +23,7 @@ from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
 __all__ = ["FAMILIES", "LanguageModel", "ModelConfig", "family_of", "new_model", "parameter_table"]
-__all__ += ["BY_CONFIG", "family_of_json", "is_classifier"]
+__all__ += ["BY_CONFIG", "family_of_json", "is_classifier", "weight_names"]
 
 LanguageModel = GPTLMHeadModel | Qwen3ForCausalLM
 ModelConfig = GPTConfig | Qwen3Config
@@ -75,6 +75,20 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
                 if name.endswith(tuple(zeros)):
                     parameter.zero_()
     return model
+
+
+def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
+    """Return our names of a model's weights -> (Hugging Face's name, is it stored transposed?).
+
+    A classifier has `score` in the place of lm_head, under the same name in both.
+    """
+    names = family_of(model.config).weight_names(model.config)
+    if not hasattr(model, "score"):
+        return names
+    return {
+        **{ours: one for ours, one in names.items() if ours != HEAD},
+        "score.weight": ("score.weight", False),
+    }
 
 
 def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:

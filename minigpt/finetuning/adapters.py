@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from minigpt.errors import InputError
 from minigpt.families.checks import differences
-from minigpt.families.registry import LanguageModel, family_of
+from minigpt.families.registry import LanguageModel, family_of, weight_names
+from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.finetuning.lora import (
     LoraConfig,
     LoraLinear,
@@ -110,7 +111,7 @@ def advice(folder: Path) -> str:
 
 def adapter_tensors(model: LanguageModel, adapter: str = "default") -> dict[str, Tensor]:
     """An adapter's parameters under PEFT's names and in its shapes; they are the model's own, not copies."""
-    names = family_of(model.config).weight_names(model.config)
+    names = weight_names(model)
     found: dict[str, Tensor] = {}
     for name, layer in lora_layers(model):
         if layer.adapter == adapter:
@@ -155,7 +156,7 @@ def save_adapter(
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise InputError(f"{name} holds NaN or infinity: the adapter is not written")
-    transposed = any(flip for _, flip in family_of(model.config).weight_names(model.config).values())
+    transposed = any(flip for _, flip in weight_names(model).values())
     values = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -212,7 +213,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = replace(config, target_modules=known or wanted)
     _require_rank(folder, config, tensors)
-    twin: LanguageModel = family_of(model.config).on_meta(model.config)  # shows what would be there
+    twin: Any = _on_meta(model)  # shows what would be there
     try:
         apply_lora(twin, config, adapter, draw=False)
     except InputError as error:
@@ -231,6 +232,14 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     return config
 
 
+def _on_meta(model: Any) -> Any:
+    """Build the same model without memory for its weights."""
+    if isinstance(model, SequenceClassifier):
+        with torch.device("meta"):
+            return SequenceClassifier(model.config, model.labels, model.pad_token_id)
+    return family_of(model.config).on_meta(model.config)
+
+
 def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
     """The tensors of a file, without those that are the model's own.
 
@@ -240,7 +249,7 @@ def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
         raise InputError(f"{path} does not exist: the adapter's weights are read from safetensors only")
     file = TensorFile(path)
     found = {name: file[name] for name in file}
-    for ours, (theirs, transposed) in family_of(model.config).weight_names(model.config).items():
+    for ours, (theirs, transposed) in weight_names(model).items():
         name = f"{_PREFIX}{theirs.removesuffix('.weight')}.base_layer.weight"
         if name in found:
             module = model.get_submodule(ours.removesuffix(".weight"))

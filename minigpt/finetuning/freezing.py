@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import nn
 
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel, family_of
+from minigpt.families.registry import LanguageModel, weight_names
 
 __all__ = ["PARTS", "hugging_face_names", "train_only"]
 
@@ -27,7 +27,7 @@ PARTS = {
 
 def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
     """The model's parameters under Hugging Face's names; a tied head is named, too."""
-    table = family_of(model.config).weight_names(model.config)
+    table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
     return named | {name: own[name] for name in own if name not in table}  # the head of a classifier

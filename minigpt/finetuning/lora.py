@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt.errors import InputError, unknown_name
-from minigpt.families.registry import LanguageModel, family_of
+from minigpt.families.registry import LanguageModel, family_of, weight_names
 
 __all__ = [
     "LoraConfig", "LoraLinear", "adapter_names", "add_weighted_adapter", "apply_lora", "chosen_layers",
@@ -181,7 +181,7 @@ class LoraLinear(nn.Module):
 def _names(model: LanguageModel) -> dict[str, str]:
     """Every module with weights, or with such modules inside: our name -> Hugging Face's."""
     found: dict[str, str] = {}
-    for ours, (theirs, _) in family_of(model.config).weight_names(model.config).items():
+    for ours, (theirs, _) in weight_names(model).items():
         parts, their_parts = ours.split("."), theirs.split(".")
         for end in range(1, len(parts)):
             found[".".join(parts[:end])] = ".".join(their_parts[:end])

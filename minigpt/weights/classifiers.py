@@ -15,7 +15,7 @@ import torch
 from minigpt.data.labelled import EncodedTexts, LabelledText, encode_labelled
 from minigpt.errors import InputError
 from minigpt.families.registry import is_classifier
-from minigpt.finetuning.adapters import ADAPTER_CONFIG, is_adapter, load_adapter
+from minigpt.finetuning.adapters import ADAPTER_CONFIG, adapter_folder, is_adapter, load_adapter
 from minigpt.finetuning.classification import (
     Labels,
     SequenceClassifier,
@@ -58,10 +58,6 @@ def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> S
         InputError: naming the file and what is wrong with it.
     """
     path, pad = model_folder(folder), pad_token_of(tokenizer)
-    if is_adapter(path):
-        raise InputError(
-            f"{path} is an adapter: begin with its base model, or continue its run with --resume"
-        )
     if not is_classifier(read_json(path / CONFIG, missing=f"{path} is not a model directory")):
         model = load_model(path)
         return SequenceClassifier(model.config, labels, pad, model.base_model)
@@ -80,9 +76,10 @@ def load_classifier(
     Raises:
         InputError: naming the file and what is wrong with it; for a language model without a head.
     """
-    folder = model_folder(path)
+    has_adapter = any(map(is_adapter, (Path(path), Path(path) / "best", Path(path) / "last")))
+    folder = adapter_folder(Path(path)) if has_adapter else model_folder(path)
     tokenizer = load_tokenizer(folder)
-    if is_adapter(folder):
+    if has_adapter:
         return _read_adapted(folder, tokenizer).to(device).eval(), tokenizer
     return _read(folder, pad_token_of(tokenizer)).to(device).eval(), tokenizer
 
