@@ -248,6 +248,21 @@ def encode_conversations(
     )
 
 
+class Examples(Protocol):
+    """What a plan needs to know of data."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example, (N,)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what training sees."""
+
+
 class BatchPlan:
     """Which rows stand in batch number m, for every m from 0 on, epoch after epoch.
 
@@ -266,7 +281,7 @@ class BatchPlan:
 
     def __init__(
         self,
-        data: EncodedExamples,
+        data: Examples,
         *,
         batch_size: int,
         tokens_per_batch: int = 0,
@@ -307,7 +322,7 @@ class BatchPlan:
         first = self._shuffled[position]
         return self._order[self._cuts[first] : self._cuts[first + 1]]
 
-    def shapes(self, data: EncodedExamples, pad_to: int = 0) -> list[tuple[int, int]]:
+    def shapes(self, data: Examples, pad_to: int = 0) -> list[tuple[int, int]]:
         """Rows and tokens of the longest row, of all batches of an epoch."""
         every = map(self.rows, range(len(self)))
         return [(len(rows), max(pad_to, int(data.lengths[rows].max()))) for rows in every]

@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from minigpt.errors import InputError
+from minigpt.finetuning.preferences import LossType
 from minigpt.training.config import TrainConfig
 
-__all__ = ["METHOD_RATES", "FinetuneConfig", "Method", "Task"]
+__all__ = ["METHOD_RATES", "TASK_RATES", "FinetuneConfig", "Method", "Task"]
 
-Task: TypeAlias = Literal["sft"]
+Task: TypeAlias = Literal["sft", "dpo"]
 Method: TypeAlias = Literal["full", "freeze", "lora"]
 # The highest learning rate of each method where none is given.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3}
+TASK_RATES: dict[str, float] = {"sft": 1.0, "dpo": 0.1}  # times that of the method
 _LORA = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
     *("use_rslora", "use_dora", "init_lora_weights", "modules_to_save"),
 )
+_PREFERENCES = ("loss_type", "beta", "label_smoothing", "simpo_gamma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,9 @@ class FinetuneConfig(TrainConfig):
         "r": (1, 10**5),
         "lora_alpha": (1e-6, 1e6),
         "lora_dropout": (0.0, 0.999),
+        "beta": (1e-6, 1e6),
+        "label_smoothing": (0.0, 0.5),
+        "simpo_gamma": (0.0, 1e6),
     }
 
     # The data
@@ -40,7 +46,17 @@ class FinetuneConfig(TrainConfig):
     model: Path = Path("output/best")
     """folder of the model: one of your own runs, or any GPT-2 or Qwen3 folder of Hugging Face's libraries"""
     task: Task = "sft"
-    """sft: answer as in the conversations of the data"""
+    """sft: answer as in the conversations of the data; dpo: prefer the better one of two answers"""
+
+    # Two answers to one prompt
+    loss_type: LossType = "sigmoid"
+    """dpo: the loss of DPO itself (sigmoid), of IPO, SimPO or ORPO"""
+    beta: float = 0.1
+    """dpo: how strongly the model is held to what it was; of simpo: the scale; of orpo: the weight"""
+    label_smoothing: float = 0.0
+    """dpo: share of the pairs that may be the wrong way round (sigmoid, simpo)"""
+    simpo_gamma: float = 0.5
+    """dpo: the margin that simpo asks for"""
 
     # What is trained
     method: Method = "full"
@@ -78,12 +94,27 @@ class FinetuneConfig(TrainConfig):
             for name in _LORA:
                 if getattr(self, name) != plain[name].default:
                     raise InputError(f"--{name} belongs to --method lora: got --method {self.method}")
+        self._check_preferences()
         if self.add_tokens and self.method == "lora":
             raise InputError(
                 "--add_tokens needs --method full or freeze: an adapter adds no rows to its base"
             )
         if self.method == "lora" and self.parallel == "fsdp":
             raise InputError("parallel=fsdp does not go with method=lora: an adapter needs no sharding")
+
+    def _check_preferences(self) -> None:
+        plain = FinetuneConfig.__dataclass_fields__
+        for name in _PREFERENCES:
+            if self.task != "dpo" and getattr(self, name) != plain[name].default:
+                raise InputError(f"--{name} belongs to --task dpo: got --task {self.task}")
+        if self.task == "dpo" and self.loss_on != "answer":
+            raise InputError("--task dpo compares answers: leave --loss_on at answer")
+        if self.label_smoothing and self.loss_type not in ("sigmoid", "simpo"):
+            raise InputError(
+                f"--label_smoothing belongs to --loss_type sigmoid or simpo: got {self.loss_type}"
+            )
+        if self.loss_type != "simpo" and self.simpo_gamma != plain["simpo_gamma"].default:
+            raise InputError(f"--simpo_gamma belongs to --loss_type simpo: got {self.loss_type}")
 
     @property
     def starts_from(self) -> Path:

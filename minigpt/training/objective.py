@@ -2,6 +2,7 @@
 
 import torch
 
+from minigpt.data.preferences import EncodedPairs
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
@@ -9,7 +10,9 @@ from minigpt.finetuning.lora import LoraConfig, apply_lora
 from minigpt.training.config import TrainConfig
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loss import NextTokenLoss, Objective
-from minigpt.training.model_files import AdapterFiles, ModelFiles
+from minigpt.training.mixed_precision import MixedPrecision
+from minigpt.training.model_files import AdapterFiles, ModelFiles, weights_fingerprint
+from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
 from minigpt.training.run_data import RunData, TextData
 from minigpt.weights.pretrained import load_model
 
@@ -32,6 +35,8 @@ def make_objective(
         model = load_model(config.starts_from).train()
         if model.config.vocab_size < vocab_size:
             resize_token_embeddings(model, vocab_size, config.new_rows)
+    if isinstance(config, FinetuneConfig) and config.task == "dpo":
+        return _preference_loss(model, config, data, device)
     files = _choose_parameters(model, config)
     return NextTokenLoss(model.to(device), config.loss_on, device), files
 
@@ -46,3 +51,20 @@ def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
     lora = LoraConfig(**config.lora_options())
     apply_lora(model, lora)
     return AdapterFiles(model, lora, config.model)
+
+
+def _preference_loss(
+    model: LanguageModel, config: FinetuneConfig, data: RunData | TextData, device: torch.device
+) -> tuple[Objective, ModelFiles]:
+    """A run that is resumed computes the reference again: it must have the same weights."""
+    assert isinstance(data.train, EncodedPairs)
+    assert isinstance(data.val, EncodedPairs)
+    start = weights_fingerprint(model)
+    files = _choose_parameters(model, config)
+    files.rests_on(reference_fingerprint=start)
+    options = PreferenceOptions(config.beta, config.label_smoothing, config.loss_type, config.simpo_gamma)
+    autocast = MixedPrecision(config.precision, device).autocast
+    loss = PreferenceLoss(
+        model.to(device), options, data.train, data.val, device, autocast, dry=config.dry_run
+    )
+    return loss, files

@@ -11,7 +11,7 @@ from typing import Any
 
 from minigpt.errors import InputError, check_ranges
 from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, checked_config, read_recipe, read_run
-from minigpt.training.finetune_config import METHOD_RATES, FinetuneConfig
+from minigpt.training.finetune_config import METHOD_RATES, TASK_RATES, FinetuneConfig
 from minigpt.training.sizing import parse_size
 
 __all__ = ["resolve"]
@@ -84,7 +84,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     recipe = read_recipe(name, kind)
     if isinstance(recipe, FinetuneConfig):
-        rate = METHOD_RATES[given.get("method", recipe.method)]
+        rate = METHOD_RATES[given.get("method", recipe.method)] * TASK_RATES[given.get("task", recipe.task)]
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     return _of_family(recipe, given.get("family"))
 

@@ -22,6 +22,13 @@ from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.conversation import Conversation
 from minigpt.data.corpus import TextOptions
 from minigpt.data.memory_mapped import Tokens
+from minigpt.data.preferences import (
+    EncodedPairs,
+    Preference,
+    encode_preferences,
+    read_preferences,
+    split_preferences,
+)
 from minigpt.data.reader import read_conversations
 from minigpt.data.shards import characters_of, end_of_text, prepare
 from minigpt.data.split import split_conversations
@@ -35,6 +42,7 @@ from minigpt.generation.native import without_warning
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
+from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.lock import lock_folder
 from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
@@ -57,8 +65,8 @@ class RunData:
     """Questions and answers."""
 
     tokenizer: AnyTokenizer
-    train: EncodedExamples
-    val: EncodedExamples
+    train: EncodedExamples | EncodedPairs
+    val: EncodedExamples | EncodedPairs
     val_conversations: list[Conversation]
 
     @property
@@ -69,6 +77,8 @@ class RunData:
     @property
     def examples(self) -> str:
         """What an example is called."""
+        if isinstance(self.train, EncodedPairs):
+            return "pairs of answers"
         several = any(len(each.exchanges) > 1 for each in self.val_conversations)
         return "conversations" if several else "pairs"
 
@@ -77,16 +87,21 @@ class RunData:
         return BatchPlan(
             self.train,
             batch_size=config.batch_size,
-            tokens_per_batch=config.tokens_per_batch,
+            tokens_per_batch=config.tokens_per_batch // self._rows,
             pad_to=config.max_length if config.pad_to_max_length else 0,
             by_length=config.by_length,
             seed=config.seed,
         )
 
+    @property
+    def _rows(self) -> int:
+        """Rows of an example."""
+        return 2 if isinstance(self.train, EncodedPairs) else 1
+
     def shapes(self, plan: BatchPlan | WindowPlan, pad_to: int) -> list[tuple[int, int]]:
         """Rows and tokens of an epoch's batches."""
         assert isinstance(plan, BatchPlan)
-        return plan.shapes(self.train, pad_to)
+        return [(self._rows * count, width) for count, width in plan.shapes(self.train, pad_to)]
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
         """The sources of the training part, the validation part and the vocabulary, for a message."""
@@ -192,6 +207,8 @@ def read_data(config: TrainConfig) -> RunData | TextData:
     Raises:
         InputError: naming the file, if one cannot be read or holds nothing to learn from.
     """
+    if isinstance(config, FinetuneConfig) and config.task == "dpo":
+        return _read_preferences(config)
     return _read_pairs(config) if config.text is None else _read_text(config, config.text)
 
 
@@ -220,6 +237,35 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
         report.print_summary()
         parts.append(part)
     return parts[0], parts[1]
+
+
+def _read_preferences(config: FinetuneConfig) -> RunData:
+    parts: list[list[Preference]] = []
+    for path in (config.train_data, config.val_data):
+        if path == HELD_OUT:
+            pairs = parts[0]
+            parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]
+            print(
+                f"no --val_data: {len(parts[1]):,} of {len(pairs):,} pairs of answers of "
+                f"{config.train_data} are measured on and not learned from"
+            )
+            break
+        part, report = read_preferences(path, config.strict, config.encoding, config.field_names)
+        report.print_summary()
+        parts.append(part)
+    train, val = parts
+    texts = (text for pair in train for one in (pair.chosen, pair.rejected) for text in one.texts())
+    tokenizer = pair_tokenizer(config, texts)
+    encode = encode_chat_conversation if isinstance(tokenizer, BpeTokenizer) else encode_conversation
+    encoded = []
+    for path, part in ((config.train_data, train), (config.val_data, val)):
+        where = config.train_data if path == HELD_OUT else path
+        try:
+            encoded.append(encode_preferences(part, tokenizer, config.max_length, encode))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        _warn_of_cuts(config, where, len(part), encoded[-1], "pairs of answers", tokenizer)
+    return RunData(tokenizer, encoded[0], encoded[1], [pair.chosen for pair in val])
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
@@ -273,18 +319,30 @@ def _encode_part(
         part = encode_conversations(conversations, tokenizer, config.max_length, encode)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    _warn_of_cuts(config, path, len(conversations), part, "conversations", tokenizer)
+    return part
+
+
+def _warn_of_cuts(
+    config: TrainConfig,
+    path: Path,
+    count: int,
+    part: EncodedExamples | EncodedPairs,
+    what: str,
+    tokenizer: AnyTokenizer,
+) -> None:
+    """Say what is too long, and which characters are unknown."""
     if part.n_cut:
         left_out = part.n_without_answer
         lost = f", {left_out} of them left out: no answer remained" if left_out else ""
         warn(
-            f"{path}: {part.n_cut} of {len(conversations):,} conversations are longer than "
+            f"{path}: {part.n_cut} of {count:,} {what} are longer than "
             f"max_length={config.max_length} and were cut{lost}"
         )
     unknown = int((part.ids == tokenizer.unk_token_id).sum()) if isinstance(tokenizer, Tokenizer) else 0
     if unknown:
         more = "" if config.starts_from is None else "; --add_tokens from-data adds them"
         warn(f"{path}: {unknown} characters are not in {_tokenizer_name(config)} and became <unk>{more}")
-    return part
 
 
 def _tokenizer_name(config: TrainConfig) -> str:
