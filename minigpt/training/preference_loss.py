@@ -82,8 +82,9 @@ class PreferenceReport:
     def metrics(self) -> dict[str, float]:
         """See `Report`.
 
-        `rewards` are beta times the log-probability's gain over the reference; `val_chosen_loss` is the
-        cross-entropy of a token of the chosen answers, as fine-tuning on these answers would measure it.
+        `rewards` are beta times what an answer's log-probability has gained over the reference; of a loss
+        without reference beta times the mean of its tokens. `val_chosen_loss` is the cross-entropy of a token
+        of the chosen answers, as fine-tuning on them would measure it.
         """
         n, (chosen, rejected) = self.pairs, self.rewards
         return {
@@ -201,10 +202,11 @@ class PreferenceLoss(Objective):
         report.pairs += logps.shape[1]
         report.logps = [a + b for a, b in zip(report.logps, logps.sum(1).tolist())]
         report.chosen_tokens += float(counts[0].sum())
-        if self.options.loss_type in PER_TOKEN:
-            logps, reference = logps / counts, reference / counts
-        report.total_loss += float(preference_loss(*logps, *reference, **self.options._asdict()).sum())
-        rewards = self.options.beta * (logps - reference)  # (2, B)
+        means = (logps / counts, reference / counts)
+        given = means if self.options.loss_type in PER_TOKEN else (logps, reference)
+        report.total_loss += float(preference_loss(*given[0], *given[1], **self.options._asdict()).sum())
+        gain = means[0] if self.options.loss_type in WITHOUT_REFERENCE else logps - reference
+        rewards = self.options.beta * gain  # (2, B)
         report.rewards = [a + b for a, b in zip(report.rewards, rewards.sum(1).tolist())]
         report.correct += float((rewards[0] > rewards[1]).sum())
 
