@@ -8,6 +8,7 @@ In reading order:
     loop                      Trainer: the loop
     step                      TrainStep: one step
     loss                      the loss of next-token prediction
+    preference_loss           the loss of pairs of answers
     optimizer                 AdamW, Muon, the learning rate's schedule
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic
