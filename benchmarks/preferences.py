@@ -39,7 +39,7 @@ from minigpt.training.run import finetune, train
 from minigpt.training.run_data import read_data
 
 HELD_OUT = 0.3
-TOY = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 63, "max_length": 64}
+TOY: dict[str, Any] = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 63, "max_length": 64}
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ def test_pairs_of_one_prompt_go_to_one_side() -> None:
 
 # -- encoding ----------------------------------------------------------------------------------------------
 
-LONG = {
+LONG: dict[str, Any] = {
     "prompt": [user("天天天天"), assistant("地地地地"), user("玄")],
     "chosen": [assistant("黄")],
     "rejected": [assistant("宇宙洪荒")],
@@ -275,7 +275,7 @@ def tiny(seed: int, dropout: float = 0.0) -> LanguageModel:
     return model
 
 
-PAIRS = [
+PAIRS: list[dict[str, Any]] = [
     {"prompt": "天", "chosen": "地", "rejected": "玄黄宇宙"},
     {"prompt": "日月盈", "chosen": "昃昃昃昃昃昃", "rejected": "天"},
     LONG,
@@ -351,7 +351,7 @@ def test_loss_gradients_and_numbers_are_the_papers(options: PreferenceOptions) -
     found.backward()
     exact = tiny(2).double()
     expected, numbers = by_hand(exact, tiny(1).double().eval(), options)
-    expected.backward()
+    expected.backward()  # type: ignore[no-untyped-call]
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     wanted = dict(exact.named_parameters())
     for name, parameter in model.named_parameters():
