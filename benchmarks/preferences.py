@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.turns import add_flags, finish, shown_spread, spread, surroundings
 from minigpt.console.terminal import table
-from minigpt.data.preferences import EncodedPairs, read_preferences
+from minigpt.data.preferences import EncodedPreferences, read_preferences
 from minigpt.data.reader import read_conversations
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.finetune_config import FinetuneConfig
@@ -106,11 +106,12 @@ def measure(flags: argparse.Namespace, base: Path, pairs: Path, work: Path, seed
         "task": "dpo", "method": flags.method, "model": base, "train_data": pairs, "seed": seed,
         "val_fraction": HELD_OUT, "beta": flags.beta, "num_train_epochs": flags.epochs, "device": "cpu",
         "output": work / f"seed-{seed}", "threads": flags.threads, "report_to": "none",
+        "precision": "float32",
         **({"train_only": "last:1"} if flags.method == "freeze" else {}),
         **({"learning_rate": flags.learning_rate} if flags.learning_rate else {}),
     }  # fmt: skip
     val = read_data(resolve(options, FinetuneConfig)).val
-    assert isinstance(val, EncodedPairs)
+    assert isinstance(val, EncodedPreferences)
     lengths = val.examples.lengths
     result = finetune(**options)
     lines = (options["output"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

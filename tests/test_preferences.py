@@ -16,7 +16,7 @@ from minigpt.data.batches import encode_conversation
 from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.file_formats import BadLine
 from minigpt.data.preferences import (
-    EncodedPairs,
+    EncodedPreferences,
     PairBatch,
     encode_preferences,
     preference_of,
@@ -197,7 +197,7 @@ LONG: dict[str, Any] = {
 }
 
 
-def encoded(records: list[dict[str, Any]], max_length: int = 64) -> EncodedPairs:
+def encoded(records: list[dict[str, Any]], max_length: int = 64) -> EncodedPreferences:
     pairs = [preference_of(record, line=number) for number, record in enumerate(records, 1)]
     return encode_preferences(pairs, TOKENIZER, max_length, encode_conversation)
 

@@ -33,7 +33,7 @@ from minigpt.data.split import split_conversations
 from minigpt.errors import InputError
 
 __all__ = [
-    "CHOSEN", "REJECTED", "EncodedPairs", "PairBatch", "Preference",
+    "CHOSEN", "REJECTED", "EncodedPreferences", "PairBatch", "Preference",
     "encode_preferences", "preference_of", "read_preferences", "split_preferences",
 ]  # fmt: skip
 
@@ -261,7 +261,7 @@ class PairBatch(Batch):
 
 
 @dataclass(frozen=True)
-class EncodedPairs:
+class EncodedPreferences:
     """All pairs as one long array of ids: chosen, rejected, chosen, rejected, ..."""
 
     examples: EncodedExamples  # 2 N of them
@@ -320,7 +320,7 @@ class EncodedPairs:
 
 def encode_preferences(
     pairs: Sequence[Preference], tokenizer: Any, max_length: int, encode: Encode
-) -> EncodedPairs:
+) -> EncodedPreferences:
     """Encode both conversations of each pair. A pair that loses an answer to `max_length` is left out.
 
     If one of the two is too long, both lose the same oldest questions with their answers, never the system
@@ -356,7 +356,7 @@ def encode_preferences(
         n_cut=0,
         n_without_answer=0,
     )
-    return EncodedPairs(examples, n_cut, n_without_answer)
+    return EncodedPreferences(examples, n_cut, n_without_answer)
 
 
 _Encoded: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]

@@ -2,7 +2,7 @@
 
 import torch
 
-from minigpt.data.preferences import EncodedPairs
+from minigpt.data.preferences import EncodedPreferences
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
@@ -57,8 +57,8 @@ def _preference_loss(
     model: LanguageModel, config: FinetuneConfig, data: RunData | TextData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
     """A run that is resumed computes the reference again: it must have the same weights."""
-    assert isinstance(data.train, EncodedPairs)
-    assert isinstance(data.val, EncodedPairs)
+    assert isinstance(data.train, EncodedPreferences)
+    assert isinstance(data.val, EncodedPreferences)
     start = weights_fingerprint(model)
     files = _choose_parameters(model, config)
     files.rests_on(reference_fingerprint=start)

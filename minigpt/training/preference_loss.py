@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minigpt.console.terminal import ProgressLine
-from minigpt.data.preferences import EncodedPairs, PairBatch
+from minigpt.data.preferences import EncodedPreferences, PairBatch
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.preferences import PER_TOKEN, WITHOUT_REFERENCE, LossType, preference_loss
 from minigpt.training.loss import (
@@ -121,8 +121,8 @@ class PreferenceLoss(Objective):
         self,
         model: LanguageModel,
         options: PreferenceOptions,
-        train: EncodedPairs,
-        val: EncodedPairs,
+        train: EncodedPreferences,
+        val: EncodedPreferences,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         dry: bool = False,
@@ -140,7 +140,7 @@ class PreferenceLoss(Objective):
             self._val_reference = self._read(val, device, lambda done: progress.update(len(train) + done))
 
     @torch.no_grad()
-    def _read(self, pairs: EncodedPairs, device: torch.device, show: Callable[[int], None]) -> Tensor:
+    def _read(self, pairs: EncodedPreferences, device: torch.device, show: Callable[[int], None]) -> Tensor:
         """The log-probabilities of all answers as the model is now, (2, N) float64."""
         found, done, was_training = torch.zeros((2, len(pairs)), dtype=torch.float64), 0, self.model.training
         self.model.eval()

@@ -23,7 +23,7 @@ from minigpt.data.conversation import Conversation
 from minigpt.data.corpus import TextOptions
 from minigpt.data.memory_mapped import Tokens
 from minigpt.data.preferences import (
-    EncodedPairs,
+    EncodedPreferences,
     Preference,
     encode_preferences,
     read_preferences,
@@ -65,8 +65,8 @@ class RunData:
     """Questions and answers."""
 
     tokenizer: AnyTokenizer
-    train: EncodedExamples | EncodedPairs
-    val: EncodedExamples | EncodedPairs
+    train: EncodedExamples | EncodedPreferences
+    val: EncodedExamples | EncodedPreferences
     val_conversations: list[Conversation]
 
     @property
@@ -77,7 +77,7 @@ class RunData:
     @property
     def examples(self) -> str:
         """What an example is called."""
-        if isinstance(self.train, EncodedPairs):
+        if isinstance(self.train, EncodedPreferences):
             return "pairs of answers"
         several = any(len(each.exchanges) > 1 for each in self.val_conversations)
         return "conversations" if several else "pairs"
@@ -96,7 +96,7 @@ class RunData:
     @property
     def _rows(self) -> int:
         """Rows of an example."""
-        return 2 if isinstance(self.train, EncodedPairs) else 1
+        return 2 if isinstance(self.train, EncodedPreferences) else 1
 
     def shapes(self, plan: BatchPlan | WindowPlan, pad_to: int) -> list[tuple[int, int]]:
         """Rows and tokens of an epoch's batches."""
@@ -327,7 +327,7 @@ def _warn_of_cuts(
     config: TrainConfig,
     path: Path,
     count: int,
-    part: EncodedExamples | EncodedPairs,
+    part: EncodedExamples | EncodedPreferences,
     what: str,
     tokenizer: AnyTokenizer,
 ) -> None:
