@@ -97,7 +97,7 @@ def check_inputs(
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
     # A mask of floats is probably additive, 0 and -inf: the opposite of ours.
-    if mask is not None and (mask.shape != (B, width) or mask.is_floating_point()):
+    if mask is not None and (mask.is_floating_point() or mask.shape not in ((B, width), (B, T, width))):
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
@@ -110,13 +110,15 @@ def check_inputs(
 
 
 def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which keys each query attends to, True = attend: (T, S), or (B, 1, T, S) with a padding mask (B, S).
+    """Which keys each query attends to, True = attend: (T, S), or (B, 1, T, S) with a mask (B, S), (B, T, S).
 
     None is SDPA's fast path: nothing is cached, or the one query is the newest token and attends to all.
     Right padding needs no mask: for every real token it is in the future.
     """
     if attention_mask is None and (past == 0 or T == 1):
         return None
+    if attention_mask is not None and attention_mask.ndim == 3:
+        return attention_mask.bool()[:, None]  # (B, 1, T, S)  the caller's word, causal or not
     query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1)  positions of the queries
     key = torch.arange(past + T, device=device)  # (S,)  positions of the keys
     visible = key <= query  # (T, S)  (SDPA's is_causal aligns top left: wrong once tokens are cached)
@@ -394,7 +396,8 @@ class Qwen3ForCausalLM(nn.Module):
     ) -> Tensor:
         """ids (B, T) -> logits (B, T, V): at each position the scores of the next token.
 
-        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs none.
+        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs none. Or
+        (B, T, S): 1 = this query attends to this key, be it in the future; each query needs a key.
         position_ids (B, T): positions of these tokens. Rows padded on the left need both.
         past_key_values: a cache of the tokens before these T, which are added to it.
         Raises ValueError if a shape or dtype is wrong, or the text exceeds max_position_embeddings.
