@@ -118,7 +118,9 @@ def test_logits_and_gradients_are_hugging_faces_with_a_mask_of_queries_and_keys(
     assert_same(here, there)
     for logits in (there, here):
         logits.square().sum().backward()
-    assert_same(ours.transformer.wte.weight.grad, theirs.transformer.wte.weight.grad)
+    gradient = ours.transformer.wte.weight.grad
+    assert gradient is not None
+    assert_same(gradient, theirs.transformer.wte.weight.grad)
 
 
 def test_attention_weights_are_hugging_faces() -> None:

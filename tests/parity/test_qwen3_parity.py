@@ -110,8 +110,8 @@ def test_logits_and_gradients_are_hugging_faces_with_a_mask_of_queries_and_keys(
     torch.testing.assert_close(here, there, rtol=close, atol=close)
     for logits in (there, here):
         logits.sum().backward()
-    gradients = [model.model.embed_tokens.weight.grad for model in (ours, theirs)]
-    torch.testing.assert_close(*gradients, rtol=close, atol=close * float(gradients[0].abs().max()))
+    gradient, expected = ours.model.embed_tokens.weight.grad, theirs.model.embed_tokens.weight.grad
+    torch.testing.assert_close(gradient, expected, rtol=close, atol=close * float(expected.abs().max()))
 
 
 def test_attention_weights_are_hugging_faces() -> None:
