@@ -9,6 +9,7 @@ In reading order:
     step                      TrainStep: one step
     loss                      the loss of next-token prediction
     preference_loss           the loss of pairs of answers
+    masked_loss               the loss of hidden tokens
     optimizer                 AdamW, Muon, the learning rate's schedule
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic

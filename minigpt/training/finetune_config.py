@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from minigpt.errors import InputError
-from minigpt.finetuning.preferences import LossType
 from minigpt.training.config import TrainConfig
 
 __all__ = ["METHOD_RATES", "TASK_RATES", "FinetuneConfig", "Method", "Task"]
 
-Task: TypeAlias = Literal["sft", "dpo"]
+Task: TypeAlias = Literal["sft", "dpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora"]
 # The highest learning rate of each method where none is given.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3}
-TASK_RATES: dict[str, float] = {"sft": 1.0, "dpo": 0.1}  # times that of the method
+TASK_RATES: dict[str, float] = {"sft": 1.0, "dpo": 0.1, "mlm": 1.0}  # times that of the method
 _LORA = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
     *("use_rslora", "use_dora", "init_lora_weights", "modules_to_save"),
@@ -31,6 +30,7 @@ class FinetuneConfig(TrainConfig):
         "r": (1, 10**5),
         "lora_alpha": (1e-6, 1e6),
         "lora_dropout": (0.0, 0.999),
+        "mlm_probability": (0.001, 0.999),
         "beta": (1e-6, 1e6),
         "label_smoothing": (0.0, 0.5),
         "simpo_gamma": (0.0, 1e6),
@@ -46,10 +46,14 @@ class FinetuneConfig(TrainConfig):
     model: Path = Path("output/best")
     """folder of the model: one of your own runs, or any GPT-2 or Qwen3 folder of Hugging Face's libraries"""
     task: Task = "sft"
-    """sft: answer as in the conversations of the data; dpo: prefer the better one of two answers"""
+    """sft: answer as in conversations; dpo: prefer the better of two answers; mlm: name hidden tokens"""
+
+    # Hidden tokens of a text
+    mlm_probability: float = 0.15
+    """mlm: share of the tokens that is hidden"""
 
     # Two answers to one prompt
-    loss_type: LossType = "sigmoid"
+    loss_type: Literal["sigmoid", "ipo", "simpo", "orpo"] = "sigmoid"
     """dpo: the loss of DPO itself (sigmoid), of IPO, SimPO or ORPO"""
     beta: float = 0.1
     """dpo: how strongly the model is held to what it was; of simpo: the scale; of orpo: the weight"""
@@ -95,6 +99,7 @@ class FinetuneConfig(TrainConfig):
                 if getattr(self, name) != plain[name].default:
                     raise InputError(f"--{name} belongs to --method lora: got --method {self.method}")
         self._check_preferences()
+        self._check_hidden_tokens()
         if self.add_tokens and self.method == "lora":
             raise InputError(
                 "--add_tokens needs --method full or freeze: an adapter adds no rows to its base"
@@ -102,11 +107,25 @@ class FinetuneConfig(TrainConfig):
         if self.method == "lora" and self.parallel == "fsdp":
             raise InputError("parallel=fsdp does not go with method=lora: an adapter needs no sharding")
 
+    def _check_hidden_tokens(self) -> None:
+        if self.task == "mlm" and self.text is None:
+            raise InputError("--task mlm learns from a text: give --text FILE")
+        if self.task == "mlm" and self.method == "lora":
+            raise InputError(
+                "--task mlm needs --method full or freeze: it adds a token, and an adapter adds no rows"
+            )
+        if self.task == "mlm" and self.parallel == "fsdp":
+            raise InputError("--task mlm does not go with parallel=fsdp")
+        if self.task != "mlm" and self.mlm_probability != 0.15:
+            raise InputError(f"--mlm_probability belongs to --task mlm: got --task {self.task}")
+
     def _check_preferences(self) -> None:
         plain = FinetuneConfig.__dataclass_fields__
         for name in _PREFERENCES:
             if self.task != "dpo" and getattr(self, name) != plain[name].default:
                 raise InputError(f"--{name} belongs to --task dpo: got --task {self.task}")
+        if self.task == "dpo" and self.text is not None:
+            raise InputError("--task dpo learns from pairs of answers: give --train_data instead of --text")
         if self.task == "dpo" and self.loss_on != "answer":
             raise InputError("--task dpo compares answers: leave --loss_on at answer")
         if self.label_smoothing and self.loss_type not in ("sigmoid", "simpo"):

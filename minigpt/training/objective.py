@@ -7,9 +7,11 @@ from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
 from minigpt.finetuning.lora import LoraConfig, apply_lora
+from minigpt.finetuning.masked_lm import MASK
 from minigpt.training.config import TrainConfig
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loss import NextTokenLoss, Objective
+from minigpt.training.masked_loss import MaskedTokenLoss
 from minigpt.training.mixed_precision import MixedPrecision
 from minigpt.training.model_files import AdapterFiles, ModelFiles, weights_fingerprint
 from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
@@ -38,6 +40,10 @@ def make_objective(
     if isinstance(config, FinetuneConfig) and config.task == "dpo":
         return _preference_loss(model, config, data, device)
     files = _choose_parameters(model, config)
+    if isinstance(config, FinetuneConfig) and config.task == "mlm":
+        mask_id = int(data.tokenizer.encode_array(MASK)[0])
+        loss = MaskedTokenLoss(model.to(device), mask_id, config.mlm_probability, config.seed, device)
+        return loss, files
     return NextTokenLoss(model.to(device), config.loss_on, device), files
 
 

@@ -35,6 +35,7 @@ from minigpt.data.split import split_conversations
 from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.masked_lm import MASK, fill_masks
 from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.conversation import QuestionAnswering, question_ids
 from minigpt.generation.generation_config import PromptFormat
@@ -191,6 +192,25 @@ class TextData:
         return f"  {before!r} goes on {after!r}"
 
 
+@dataclass(frozen=True)
+class MaskedTextData(TextData):
+    """Plain text, some tokens of which are hidden."""
+
+    def sample(self, model: LanguageModel, number: int) -> str:
+        """A piece of the validation part in which every eighth token was hidden, as the model fills it."""
+        length = min(_PROMPT, model.config.max_position_embeddings, len(self.val))
+        start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
+        ids = self.val.tokens.read(self.val.first + start, length).tolist()
+        mask_id = int(self.tokenizer.encode_array(MASK)[0])
+        places = range(min(4, length - 1), length, 8)
+        hidden = [mask_id if place in places else token for place, token in enumerate(ids)]
+        best = iter(each[0].token for each in fill_masks(model, hidden, mask_id, 1))
+        shown = [self.tokenizer.decode([token]) for token in hidden]
+        for place in places:
+            shown[place] = f"[{self.tokenizer.decode([next(best)])}]"
+        return f"  {''.join(shown)!r}"
+
+
 def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
     """Line numbers for a message: the first ones.
 
@@ -209,6 +229,8 @@ def read_data(config: TrainConfig) -> RunData | TextData:
     """
     if isinstance(config, FinetuneConfig) and config.task == "dpo":
         return _read_preferences(config)
+    if isinstance(config, FinetuneConfig) and config.task == "mlm":
+        return _with_mask(config)
     return _read_pairs(config) if config.text is None else _read_text(config, config.text)
 
 
@@ -357,6 +379,13 @@ class _ShardOptions(TypedDict):
     options: TextOptions
     workers: int
     lock: Callable[[Path], None]
+
+
+def _with_mask(config: FinetuneConfig) -> "MaskedTextData":
+    """Text, with [MASK] behind all other tokens."""
+    assert config.text is not None
+    data = _read_text(config, config.text)
+    return MaskedTextData(data.tokenizer.with_tokens([MASK]), data.train, data.val)
 
 
 def _read_text(config: TrainConfig, text: Path) -> TextData:
