@@ -505,3 +505,13 @@ def test_without_validation_data_some_prompts_are_held_out(
 def test_options_that_do_not_go_together(folder: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(options(folder, "none", **values), FinetuneConfig)
+
+
+@pytest.mark.parametrize(("method", "rate"), [({"method": "full"}, 1e-5), ({"method": "lora"}, 1e-4)])
+def test_the_learning_rate_is_a_tenth_of_the_method_s(
+    folder: Path, method: dict[str, Any], rate: float
+) -> None:
+    given = options(folder, "none", **method)
+    del given["learning_rate"]
+    assert resolve(given, FinetuneConfig).learning_rate == pytest.approx(rate)
+    assert resolve({**given, "learning_rate": 0.5}, FinetuneConfig).learning_rate == 0.5

@@ -13,7 +13,7 @@ Task: TypeAlias = Literal["sft", "dpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora"]
 # The highest learning rate of each method where none is given.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3}
-TASK_RATES: dict[str, float] = {"sft": 1.0, "dpo": 0.1, "mlm": 1.0}  # times that of the method
+TASK_RATES: dict[str, float] = {"dpo": 0.1}  # times that of the method; 1 where a task is not named
 _LORA = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
     *("use_rslora", "use_dora", "init_lora_weights", "modules_to_save"),
