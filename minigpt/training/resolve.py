@@ -84,7 +84,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     recipe = read_recipe(name, kind)
     if isinstance(recipe, FinetuneConfig):
-        rate = METHOD_RATES[given.get("method", recipe.method)]
+        rate = METHOD_RATES.get(given.get("method", recipe.method), 1.0)  # other methods are refused below
         rate *= TASK_RATES.get(given.get("task", recipe.task), 1.0)
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     return _of_family(recipe, given.get("family"))
