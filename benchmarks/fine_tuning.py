@@ -93,7 +93,8 @@ class Theirs:
     """transformers' Trainer in a thread that waits between epochs. A turn is an epoch."""
 
     def __init__(self, config: TrainConfig, data: RunData, checkpoint: Path, work: Path, epochs: int) -> None:
-        self.config, self.data, self.work = config, data, work
+        assert isinstance(data.train, EncodedExamples)
+        self.config, self.data, self.work, self.pairs = config, data, work, data.train
         self.rows: list[dict[str, Any]] = []
         self.seconds, self.done = 0.0, False
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
@@ -155,7 +156,7 @@ class Theirs:
         return transformers.Trainer(
             model=self.model,
             args=arguments,
-            train_dataset=Pairs(self.data.train),
+            train_dataset=Pairs(self.pairs),
             data_collator=padded,
             callbacks=[Turns()],
         )

@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "doctor": ("minigpt.commands.doctor", "find what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: in conversation, one question, or a file of them"),
+    "fill": ("minigpt.commands.fill", "name the missing tokens of a text"),
     "chat": ("minigpt.commands.chat", "talk with any model in the terminal"),
     "merge": ("minigpt.commands.merge", "merge an adapter into the weights of its model"),
     "quantize": ("minigpt.commands.quantize", "save a checkpoint in int8, int4 or float16"),

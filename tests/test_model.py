@@ -110,6 +110,28 @@ def test_left_padding_with_positions_changes_no_logits_of_real_tokens() -> None:
         assert_same(logits[row, 8 - text.shape[1] :], model(text)[0])
 
 
+def test_a_mask_of_queries_and_keys_is_the_whole_answer() -> None:
+    model, ids = tiny_model(), random_ids(2, 7)
+    causal = torch.ones(2, 7, 7, dtype=torch.bool).tril()
+    assert_same(model(ids, causal), model(ids))
+    assert_same(model(ids, causal.long()), model(ids))
+    both_ways = torch.ones(2, 7, 7, dtype=torch.bool)
+    changed = ids.clone()
+    changed[:, -1] = (ids[:, -1] + 1) % model.config.vocab_size
+    assert (model(ids, both_ways)[:, 0] != model(changed, both_ways)[:, 0]).any()  # the first sees the last
+    prefix = causal.clone()
+    prefix[:, :4, :4] = True  # a prefix that sees itself both ways; what follows is causal
+    assert torch.equal(model(ids, prefix)[:, :6], model(changed, prefix)[:, :6])
+    for weights in model.attentions(ids, prefix):
+        assert (weights[:, :, ~prefix[0]] == 0).all()
+        assert (weights[:, :, prefix[0]] > 0).all()
+    cache = ListCache()
+    model(ids[:, :4], prefix[:, :4, :4], past_key_values=cache)
+    assert_same(model(ids[:, 4:], prefix[:, 4:], past_key_values=cache), model(ids, prefix)[:, 4:])
+    with pytest.raises(ValueError, match=r"got torch.bool \(1, 7, 7\)"):
+        model(ids, both_ways[:1])
+
+
 def test_what_stands_in_the_padding_does_not_matter() -> None:
     model, ids = tiny_model(), random_ids(2, 8)
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1, 0]])

@@ -19,7 +19,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import arithmetic, chinese_qa, fine_tuning, memory, nanogpt, shakespeare, tables, turns
+from benchmarks import (
+    arithmetic,
+    chinese_qa,
+    fine_tuning,
+    memory,
+    nanogpt,
+    preferences,
+    shakespeare,
+    tables,
+    turns,
+)
 from benchmarks.sizes import config_of, write_text
 from minigpt.training import estimate as report
 from minigpt.training.loop import Trainer
@@ -303,6 +313,30 @@ def test_the_collator_pads_and_hides_what_is_no_answer() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_preferences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--data",
+        questions(tmp_path),
+        "--toy",
+        "--epochs_before",
+        "0.2",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "2",
+    ]
+    numbers = run(preferences, flags, monkeypatch, capsys)
+    assert [one["seed"] for one in numbers["runs"]] == [1, 2]
+    for one in numbers["runs"]:
+        assert one["longer"] == 1.0  # each rejected answer is the beginning of the chosen one
+        assert 0 < one["pairs"] < 24
+        assert one["curve"][0]["val_chosen_loss"] == one["chosen_loss_before"]
+        assert one["accuracy"] in [row["rewards/accuracies"] for row in one["curve"]]
 
 
 # -- GPUs ----------------------------------------------------------------------------------------------------

@@ -7,4 +7,6 @@ It may import errors, storage and families. minigpt/training/objective.py uses i
     adapters.py     reads and writes PEFT's adapter folders
     embeddings.py   more rows in embedding and head, for new tokens
     classification.py  a classifier: the body of a language model with another head; its loss
+    preferences.py  the losses of DPO, IPO, SimPO and ORPO
+    masked_lm.py    hides tokens of a text, and names hidden tokens
 """

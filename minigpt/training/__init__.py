@@ -14,6 +14,8 @@ In reading order:
     step                      TrainStep: one step
     objective                 the model that a run trains, which of its parameters, with which loss
     loss                      the loss of next-token prediction
+    preference_loss           the loss of pairs of answers
+    masked_loss               the loss of hidden tokens
     optimizer                 AdamW, Muon, the learning rate's schedule
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.windows import TextPart
 from minigpt.training.config import TrainConfig
-from minigpt.training.run_data import RunData, TextData
+from minigpt.training.run_data import AnyData, RunData
 
 __all__ = ["LEARN_FROM", "MEASURE_ON", "DataSummary", "read_summary", "summarize"]
 
@@ -100,7 +100,7 @@ def read_summary(value: object) -> DataSummary | None:
     return found if is_usable else None
 
 
-def summarize(data: RunData | TextData, config: TrainConfig) -> DataSummary:
+def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
     """Count the targets of both parts; of a long text, a sample of some million."""
     train, train_part = _targets(data.train, config)
     val, _ = _targets(data.val, config)

@@ -129,7 +129,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
     B, T = trainer.data.train.batch(rows, pad_to).input_ids.shape
     keep = max(1, min(B, round(B * 1e11 / batch_flops(trainer, B, T, answer_share))))
     piece = trainer.data.train.batch(rows[:keep], pad_to)
-    T = piece.input_ids.shape[1]
+    keep, T = piece.input_ids.shape
     before = random_state(trainer.device)
     best = float("inf")
     for _ in range(3):

@@ -8,18 +8,23 @@ from minigpt.data.records import ProblemType
 from minigpt.errors import InputError
 from minigpt.training.config import TrainConfig
 
-__all__ = ["METHOD_RATES", "TASK_RECIPES", "FinetuneConfig", "Method", "Task"]
+__all__ = ["METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "FinetuneConfig", "Method", "Task"]
 
-Task: TypeAlias = Literal["sft", "classification"]
+Task: TypeAlias = Literal["sft", "classification", "dpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora"]
 # The highest learning rate of each method where none is given.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3}
-TASK_RECIPES: dict[str, str] = {"sft": "finetune", "classification": "classification"}
+TASK_RECIPES: dict[str, str] = {
+    **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),
+    "classification": "classification",
+}
+TASK_RATES: dict[str, float] = {"dpo": 0.1}  # factor of the method's rate; 1 for other tasks
 _LABELLED = ("label_field", "problem_type", "class_weights")
 _LORA = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
     *("use_rslora", "use_dora", "init_lora_weights", "modules_to_save"),
 )
+_PREFERENCES = ("loss_type", "beta", "label_smoothing", "simpo_gamma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,10 @@ class FinetuneConfig(TrainConfig):
         "r": (1, 10**5),
         "lora_alpha": (1e-6, 1e6),
         "lora_dropout": (0.0, 0.999),
+        "mlm_probability": (0.001, 0.999),
+        "beta": (1e-6, 1e6),
+        "label_smoothing": (0.0, 0.5),
+        "simpo_gamma": (0.0, 1e6),
     }
 
     # The data
@@ -52,7 +61,21 @@ class FinetuneConfig(TrainConfig):
     pretraining_epochs: float = 10.0
     """classification without --model: epochs in which a new model first learns to predict the texts"""
     task: Task = "sft"
-    """sft: answer as in the conversations of the data; classification: label texts"""
+    """sft: answer as in conversations; classification: label texts; dpo: prefer answers; mlm: fill gaps"""
+
+    # Hidden tokens of a text
+    mlm_probability: float = 0.15
+    """mlm: share of the tokens that is hidden"""
+
+    # Two answers to one prompt
+    loss_type: Literal["sigmoid", "ipo", "simpo", "orpo"] = "sigmoid"
+    """dpo: the loss of DPO itself (sigmoid), of IPO, SimPO or ORPO"""
+    beta: float = 0.1
+    """dpo: how strongly the model stays what it was; simpo: the scale; orpo: the weight"""
+    label_smoothing: float = 0.0
+    """dpo: share of the pairs that may be the wrong way round (sigmoid, simpo)"""
+    simpo_gamma: float = 0.5
+    """dpo: the margin that simpo asks for"""
 
     # What is trained
     method: Method = "full"
@@ -102,12 +125,42 @@ class FinetuneConfig(TrainConfig):
             for name in _LORA:
                 if getattr(self, name) != plain[name].default:
                     raise InputError(f"--{name} belongs to --method lora: got --method {self.method}")
+        self._check_preferences()
+        self._check_hidden_tokens()
         if self.add_tokens and self.method == "lora":
             raise InputError(
                 "--add_tokens needs --method full or freeze: an adapter adds no rows to its base"
             )
         if self.method == "lora" and self.parallel == "fsdp":
             raise InputError("parallel=fsdp does not go with method=lora: an adapter needs no sharding")
+
+    def _check_hidden_tokens(self) -> None:
+        if self.task == "mlm" and self.text is None:
+            raise InputError("--task mlm learns from a text: give --text FILE")
+        if self.task == "mlm" and self.method == "lora":
+            raise InputError(
+                "--task mlm needs --method full or freeze: it adds a token, and an adapter adds no rows"
+            )
+        if self.task == "mlm" and self.parallel == "fsdp":
+            raise InputError("--task mlm does not go with parallel=fsdp")
+        if self.task != "mlm" and self.mlm_probability != 0.15:
+            raise InputError(f"--mlm_probability belongs to --task mlm: got --task {self.task}")
+
+    def _check_preferences(self) -> None:
+        plain = FinetuneConfig.__dataclass_fields__
+        for name in _PREFERENCES:
+            if self.task != "dpo" and getattr(self, name) != plain[name].default:
+                raise InputError(f"--{name} belongs to --task dpo: got --task {self.task}")
+        if self.task == "dpo" and self.text is not None:
+            raise InputError("--task dpo learns from pairs of answers: give --train_data instead of --text")
+        if self.task == "dpo" and self.loss_on != "answer":
+            raise InputError("--task dpo compares answers: leave --loss_on at answer")
+        if self.label_smoothing and self.loss_type not in ("sigmoid", "simpo"):
+            raise InputError(
+                f"--label_smoothing belongs to --loss_type sigmoid or simpo: got {self.loss_type}"
+            )
+        if self.loss_type != "simpo" and self.simpo_gamma != plain["simpo_gamma"].default:
+            raise InputError(f"--simpo_gamma belongs to --loss_type simpo: got {self.loss_type}")
 
     @property
     def starts_from(self) -> Path:

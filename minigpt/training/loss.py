@@ -32,7 +32,7 @@ from minigpt.families.registry import LanguageModel
 
 __all__ = [
     "Finish", "LossBatch", "NextTokenLoss", "Objective",
-    "logits_limit", "summed_cross_entropy", "vocabulary_multiple",
+    "logits_limit", "summed_cross_entropy", "token_cross_entropy", "vocabulary_multiple",
 ]  # fmt: skip
 
 Finish: TypeAlias = Callable[[Report], None]  # adds up the sums of several processes
@@ -189,6 +189,29 @@ def summed_cross_entropy(
         limit: number of logits in memory at a time.
         multiple: V is padded to a multiple of this number for the product. 1: no padding.
     """
+    pieces = _cross_entropies(lm_head, hidden, targets, limit, multiple, "sum")
+    return pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum()
+
+
+def token_cross_entropy(
+    lm_head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    limit: int = 2**26,
+    multiple: int = 1,
+) -> Tensor:
+    """-log p(target) of each position, (P,). See `summed_cross_entropy`."""
+    return torch.cat(_cross_entropies(lm_head, hidden, targets, limit, multiple, "none"))
+
+
+def _cross_entropies(
+    lm_head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    limit: int,
+    multiple: int,
+    reduction: str,
+) -> list[Tensor]:
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
     if vocab_size % multiple:
@@ -196,16 +219,18 @@ def summed_cross_entropy(
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
     if len(hidden) <= rows:
-        return _sum(lm_head, hidden, targets)
+        return [_cross_entropy(lm_head, hidden, targets, reduction)]
     pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
     # there is no dropout in here, so no random state must be restored
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.stack([checkpoint(_sum, lm_head, some, goal, **again) for some, goal in pieces]).sum()
+    return [checkpoint(_cross_entropy, lm_head, some, goal, reduction, **again) for some, goal in pieces]
 
 
 def _cut_product(padded: Tensor, vocab_size: int, hidden: Tensor) -> Tensor:
     return F.linear(hidden, padded)[:, :vocab_size]  # (rows, V') -> (rows, V)
 
 
-def _sum(lm_head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(lm_head(hidden).float(), targets, reduction="sum")
+def _cross_entropy(
+    lm_head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, reduction: str
+) -> Tensor:
+    return F.cross_entropy(lm_head(hidden).float(), targets, reduction=reduction)

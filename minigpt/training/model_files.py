@@ -12,11 +12,14 @@ from minigpt.finetuning.lora import LoraConfig
 from minigpt.storage.safetensors_files import TensorFile
 from minigpt.weights.pretrained import AnyTokenizer, load_weights, save_pretrained, save_tokenizer
 
-__all__ = ["AdapterFiles", "ModelFiles", "copied", "frozen_fingerprint"]
+__all__ = ["AdapterFiles", "ModelFiles", "copied", "weights_fingerprint"]
 
 
 class ModelFiles:
     """A whole model: config.json, model.safetensors, and the tokenizer's files."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, str] = {}
 
     def writer(
         self, model: LanguageModel, tokenizer: AnyTokenizer, in_background: bool
@@ -31,7 +34,11 @@ class ModelFiles:
 
     def facts(self) -> dict[str, str]:
         """What a checkpoint rests on besides its own files, for training_state.json."""
-        return {}
+        return self._facts
+
+    def rests_on(self, **facts: str) -> None:
+        """Add facts: a resume requires the same ones."""
+        self._facts.update(facts)
 
     def load(self, model: LanguageModel, folder: Path) -> None:
         """Copy a checkpoint's weights into the model, in place.
@@ -54,12 +61,9 @@ class AdapterFiles(ModelFiles):
     task_type = "CAUSAL_LM"  # as PEFT calls it
 
     def __init__(self, model: LanguageModel, config: LoraConfig, base: Path) -> None:
+        super().__init__()
         self._config, self._base = config, base
-        self._fingerprint = frozen_fingerprint(model)
-
-    def facts(self) -> dict[str, str]:
-        """See `ModelFiles`."""
-        return {"base_fingerprint": self._fingerprint}
+        self.rests_on(base_fingerprint=weights_fingerprint(model, only_frozen=True))
 
     def writer(
         self, model: LanguageModel, tokenizer: AnyTokenizer, in_background: bool
@@ -91,11 +95,11 @@ def copied(model: LanguageModel) -> LanguageModel:
     return copy
 
 
-def frozen_fingerprint(model: LanguageModel) -> str:
-    """SHA-256 of the parameters that are not trained: an adapter belongs to exactly these."""
+def weights_fingerprint(model: LanguageModel, only_frozen: bool = False) -> str:
+    """SHA-256 of the parameters, or of those that are not trained: an adapter belongs to exactly these."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
+        if not (only_frozen and parameter.requires_grad):
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

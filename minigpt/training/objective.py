@@ -2,15 +2,20 @@
 
 import torch
 
+from minigpt.data.preferences import EncodedPreferences
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
 from minigpt.finetuning.lora import LoraConfig, apply_lora
+from minigpt.finetuning.masked_lm import MASK
 from minigpt.training.classification import ClassificationData, make_classifier
 from minigpt.training.config import TrainConfig
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loss import NextTokenLoss, Objective
-from minigpt.training.model_files import AdapterFiles, ModelFiles
+from minigpt.training.masked_loss import MaskedTokenLoss
+from minigpt.training.mixed_precision import MixedPrecision
+from minigpt.training.model_files import AdapterFiles, ModelFiles, weights_fingerprint
+from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
 from minigpt.training.run_data import AnyData
 from minigpt.weights.pretrained import load_model
 
@@ -33,7 +38,13 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
         model = load_model(config.starts_from).train()
         if model.config.vocab_size < vocab_size:
             resize_token_embeddings(model, vocab_size, config.new_rows)
+    if isinstance(config, FinetuneConfig) and config.task == "dpo":
+        return _preference_loss(model, config, data, device)
     files = _choose_parameters(model, config)
+    if isinstance(config, FinetuneConfig) and config.task == "mlm":
+        mask_id = int(data.tokenizer.encode_array(MASK)[0])
+        loss = MaskedTokenLoss(model.to(device), mask_id, config.mlm_probability, config.seed, device)
+        return loss, files
     return NextTokenLoss(model.to(device), config.loss_on, device), files
 
 
@@ -47,3 +58,20 @@ def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
     lora = LoraConfig(**config.lora_options())
     apply_lora(model, lora)
     return AdapterFiles(model, lora, config.model)
+
+
+def _preference_loss(
+    model: LanguageModel, config: FinetuneConfig, data: AnyData, device: torch.device
+) -> tuple[Objective, ModelFiles]:
+    """A run that is resumed computes the reference again: it must have the same weights."""
+    assert isinstance(data.train, EncodedPreferences)
+    assert isinstance(data.val, EncodedPreferences)
+    start = weights_fingerprint(model)
+    files = _choose_parameters(model, config)
+    files.rests_on(reference_fingerprint=start)
+    options = PreferenceOptions(config.beta, config.label_smoothing, config.loss_type, config.simpo_gamma)
+    autocast = MixedPrecision(config.precision, device).autocast
+    loss = PreferenceLoss(
+        model.to(device), options, data.train, data.val, device, autocast, dry=config.dry_run
+    )
+    return loss, files

@@ -11,7 +11,7 @@ from typing import Any
 
 from minigpt.errors import InputError, check_ranges
 from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, checked_config, read_recipe, read_run
-from minigpt.training.finetune_config import METHOD_RATES, TASK_RECIPES, FinetuneConfig
+from minigpt.training.finetune_config import METHOD_RATES, TASK_RATES, TASK_RECIPES, FinetuneConfig
 from minigpt.training.sizing import parse_size
 
 __all__ = ["resolve"]
@@ -85,6 +85,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
     recipe = read_recipe(name, kind)
     if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # others say their own
         rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)  # checked later
+        rate *= TASK_RATES.get(given.get("task", recipe.task), 1.0)
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     return _of_family(recipe, given.get("family"))
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from minigpt.console.command_line import obey_swallowed, remembered_signals
 from minigpt.console.terminal import seconds, warn
+from minigpt.data.batches import EncodedExamples
+from minigpt.data.windows import TextPart
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.training import autosize, checkpoint, classification, estimate, run_data
@@ -113,7 +115,8 @@ def _run(
         if config.starts_from is None:
             _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
-    summary = summarize(data, config) if isinstance(data, run_data.RunData | run_data.TextData) else None
+    is_text = isinstance(data.train, EncodedExamples | TextPart)
+    summary = summarize(data, config) if is_text else None
     trainer.notes = {autosize.RECORD: record} if record else {}
     if summary is not None:
         trainer.notes = {"data": summary.as_dict(), **trainer.notes}

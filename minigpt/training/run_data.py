@@ -23,12 +23,20 @@ from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.conversation import Conversation
 from minigpt.data.corpus import TextOptions, find_sources, read_sources
 from minigpt.data.memory_mapped import Tokens
+from minigpt.data.preferences import (
+    EncodedPreferences,
+    Preference,
+    encode_preferences,
+    read_preferences,
+    split_preferences,
+)
 from minigpt.data.reader import read_conversations
 from minigpt.data.shards import VOCABULARY, end_of_text, prepare
 from minigpt.data.split import split_conversations
 from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.masked_lm import MASK, fill_masks
 from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.conversation import QuestionAnswering, question_ids
 from minigpt.generation.generation_config import PromptFormat
@@ -36,6 +44,7 @@ from minigpt.generation.native import without_warning
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
+from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.lock import lock_folder
 from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
@@ -100,8 +109,8 @@ class RunData:
     """The data of a run on questions and answers, or conversations."""
 
     tokenizer: AnyTokenizer
-    train: EncodedExamples
-    val: EncodedExamples
+    train: EncodedExamples | EncodedPreferences
+    val: EncodedExamples | EncodedPreferences
     val_conversations: list[Conversation]
 
     @property
@@ -112,6 +121,8 @@ class RunData:
     @property
     def examples(self) -> str:
         """The word for an example in messages: "conversations" or "pairs"."""
+        if isinstance(self.train, EncodedPreferences):
+            return "pairs of answers"
         several = any(len(each.exchanges) > 1 for each in self.val_conversations)
         return "conversations" if several else "pairs"
 
@@ -120,16 +131,21 @@ class RunData:
         return BatchPlan(
             self.train,
             batch_size=config.batch_size,
-            tokens_per_batch=config.tokens_per_batch,
+            tokens_per_batch=config.tokens_per_batch // self._rows,
             pad_to=config.max_length if config.pad_to_max_length else 0,
             by_length=config.by_length,
             seed=config.seed,
         )
 
+    @property
+    def _rows(self) -> int:
+        """Rows of an example."""
+        return 2 if isinstance(self.train, EncodedPreferences) else 1
+
     def shapes(self, plan: BatchPlan | WindowPlan, pad_to: int) -> list[tuple[int, int]]:
         """Return (rows, tokens per row) of each batch of an epoch."""
         assert isinstance(plan, BatchPlan)
-        return plan.shapes(self.train, pad_to)
+        return [(self._rows * count, width) for count, width in plan.shapes(self.train, pad_to)]
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
         """Return the names of training data, validation data and vocabulary for messages."""
@@ -219,6 +235,25 @@ class TextData:
         return f"  {before!r} goes on {after!r}"
 
 
+@dataclass(frozen=True)
+class MaskedTextData(TextData):
+    """Plain text, some tokens of which are hidden."""
+
+    def sample(self, model: LanguageModel, number: int) -> str:
+        """A piece of the validation part in which every eighth token was hidden, as the model fills it."""
+        length = min(_PROMPT, model.config.max_position_embeddings, len(self.val))
+        start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
+        ids = self.val.tokens.read(self.val.first + start, length).tolist()
+        mask_id = int(self.tokenizer.encode_array(MASK)[0])
+        places = range(min(4, length - 1), length, 8)
+        hidden = [mask_id if place in places else token for place, token in enumerate(ids)]
+        best = iter(each[0].token for each in fill_masks(model, hidden, mask_id, 1))
+        shown = [self.tokenizer.decode([token]) for token in hidden]
+        for place in places:
+            shown[place] = f"[{self.tokenizer.decode([next(best)])}]"
+        return f"  {''.join(shown)!r}"
+
+
 def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
     """Format line numbers for a message; at most `limit` of them.
 
@@ -235,6 +270,10 @@ def read_data(config: TrainConfig) -> RunData | TextData:
     Raises:
         InputError: if a file cannot be read or holds nothing to learn from; the message names the file.
     """
+    if isinstance(config, FinetuneConfig) and config.task == "dpo":
+        return _read_preferences(config)
+    if isinstance(config, FinetuneConfig) and config.task == "mlm":
+        return _with_mask(config)
     return _read_pairs(config) if config.text is None else _read_text(config, config.text)
 
 
@@ -263,6 +302,35 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
         report.print_summary()
         parts.append(part)
     return parts[0], parts[1]
+
+
+def _read_preferences(config: FinetuneConfig) -> RunData:
+    parts: list[list[Preference]] = []
+    for path in (config.train_data, config.val_data):
+        if path == HELD_OUT:
+            pairs = parts[0]
+            parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]
+            print(
+                f"no --val_data: {len(parts[1]):,} of {len(pairs):,} pairs of answers of "
+                f"{config.train_data} are measured on and not learned from"
+            )
+            break
+        part, report = read_preferences(path, config.strict, config.encoding, config.field_names)
+        report.print_summary()
+        parts.append(part)
+    train, val = parts
+    texts = (text for pair in train for one in (pair.chosen, pair.rejected) for text in one.texts())
+    tokenizer = pair_tokenizer(config, texts)
+    encode = encode_chat_conversation if isinstance(tokenizer, BpeTokenizer) else encode_conversation
+    encoded = []
+    for path, part in ((config.train_data, train), (config.val_data, val)):
+        where = config.train_data if path == HELD_OUT else path
+        try:
+            encoded.append(encode_preferences(part, tokenizer, config.max_length, encode))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        _warn_of_cuts(config, where, len(part), encoded[-1], "pairs of answers", tokenizer)
+    return RunData(tokenizer, encoded[0], encoded[1], [pair.chosen for pair in val])
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
@@ -316,18 +384,30 @@ def _encode_part(
         part = encode_conversations(conversations, tokenizer, config.max_length, encode)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    _warn_of_cuts(config, path, len(conversations), part, "conversations", tokenizer)
+    return part
+
+
+def _warn_of_cuts(
+    config: TrainConfig,
+    path: Path,
+    count: int,
+    part: EncodedExamples | EncodedPreferences,
+    what: str,
+    tokenizer: AnyTokenizer,
+) -> None:
+    """Say what is too long, and which characters are unknown."""
     if part.n_cut:
         left_out = part.n_without_answer
         lost = f", {left_out} of them left out: no answer remained" if left_out else ""
         warn(
-            f"{path}: {part.n_cut} of {len(conversations):,} conversations are longer than "
+            f"{path}: {part.n_cut} of {count:,} {what} are longer than "
             f"max_length={config.max_length} and were cut{lost}"
         )
     unknown = int((part.ids == tokenizer.unk_token_id).sum()) if isinstance(tokenizer, Tokenizer) else 0
     if unknown:
         more = "" if config.starts_from is None else "; --add_tokens from-data adds them"
         warn(f"{path}: {unknown} characters are not in {_tokenizer_name(config)} and became <unk>{more}")
-    return part
 
 
 def _tokenizer_name(config: TrainConfig) -> str:
@@ -342,6 +422,13 @@ class _ShardOptions(TypedDict):
     options: TextOptions
     workers: int
     lock: Callable[[Path], None]
+
+
+def _with_mask(config: FinetuneConfig) -> "MaskedTextData":
+    """Text, with [MASK] behind all other tokens."""
+    assert config.text is not None
+    data = _read_text(config, config.text)
+    return MaskedTextData(data.tokenizer.with_tokens([MASK]), data.train, data.val)
 
 
 def _read_text(config: TrainConfig, text: Path) -> TextData:

@@ -108,6 +108,21 @@ def test_logits_are_hugging_faces_with_left_padding() -> None:
     assert_same(ours(ids, mask, positions)[mask.bool()], there[mask.bool()])
 
 
+def test_logits_and_gradients_are_hugging_faces_with_a_mask_of_queries_and_keys() -> None:
+    theirs, ours = pair(SHAPES[1], True, "tanh")
+    ids = torch.randint(29, (3, 9), generator=torch.Generator().manual_seed(5))
+    visible = torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(6)) < 0.5
+    visible |= torch.eye(9, dtype=torch.bool)
+    added = torch.zeros(3, 1, 9, 9).masked_fill(~visible[:, None], torch.finfo(torch.float32).min)
+    there, here = theirs(ids, attention_mask=added).logits, ours(ids, visible)
+    assert_same(here, there)
+    for logits in (there, here):
+        logits.square().sum().backward()
+    gradient = ours.transformer.wte.weight.grad
+    assert gradient is not None
+    assert_same(gradient, theirs.transformer.wte.weight.grad)
+
+
 def test_attention_weights_are_hugging_faces() -> None:
     theirs, ours = pair(SHAPES[2], True, "tanh")
     ids = torch.randint(50, (2, 7), generator=torch.Generator().manual_seed(6))

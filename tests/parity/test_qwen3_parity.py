@@ -96,6 +96,24 @@ def test_logits_are_hugging_faces_with_left_padding() -> None:
     torch.testing.assert_close(here[mask.bool()], there[mask.bool()], rtol=close, atol=close)
 
 
+def test_logits_and_gradients_are_hugging_faces_with_a_mask_of_queries_and_keys() -> None:
+    theirs, ours = pair(CONFIGS[1], torch.float32)
+    ids = some_ids(CONFIGS[1], 3, 9)
+    visible = torch.rand(3, 9, 9, generator=torch.Generator().manual_seed(6)) < 0.5
+    visible |= torch.eye(9, dtype=torch.bool)
+    added = torch.zeros(3, 1, 9, 9).masked_fill(~visible[:, None], torch.finfo(torch.float32).min)
+    there, here, close = (
+        theirs(ids, attention_mask=added).logits,
+        ours(ids, visible),
+        TOLERANCE[torch.float32],
+    )
+    torch.testing.assert_close(here, there, rtol=close, atol=close)
+    for logits in (there, here):
+        logits.sum().backward()
+    gradient, expected = ours.model.embed_tokens.weight.grad, theirs.model.embed_tokens.weight.grad
+    torch.testing.assert_close(gradient, expected, rtol=close, atol=close * float(expected.abs().max()))
+
+
 def test_attention_weights_are_hugging_faces() -> None:
     theirs, ours = pair(CONFIGS[2])
     ids = some_ids(CONFIGS[2], 2, 7)

@@ -1,0 +1,55 @@
+"""Name the missing tokens of a text, with a model that `minigpt finetune --task mlm` has made.
+
+    minigpt fill --model output/mlm/best --text 四川的省会是[MASK][MASK]。
+    minigpt fill --model output/mlm/best --text 四川的省会是[MASK][MASK]。 --top_k 3 --json
+
+Each [MASK] is one token: of a vocabulary of characters one character. The candidates of each are given with
+their probabilities, as if the other ones stayed hidden.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt.console import command_line
+from minigpt.console.terminal import table
+from minigpt.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.ModelOptions):
+    """Name the missing tokens of a text."""
+
+    RANGES = {"top_k": (1, 1000)}
+
+    # The text
+    text: str
+    """text with [MASK] in place of each missing token"""
+    top_k: int = 5
+    """candidates to show for each"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Load, fill, print."""
+    from minigpt.finetuning.masked_lm import MASK, fill_masks, with_masks
+    from minigpt.generation.loading import load_to_answer
+
+    _, model, tokenizer, _ = load_to_answer(options, None)
+    mask_id = tokenizer.encode_array(MASK).tolist()
+    if len(mask_id) != 1 or tokenizer.unknown_characters(MASK):
+        raise InputError(f"{options.model} has no [MASK]: minigpt finetune --task mlm makes a model that has")
+    ids = tokenizer.encode_array(with_masks(options.text)).tolist()
+    found = fill_masks(model, ids, mask_id[0], options.top_k)
+    masks = [[{"token": tokenizer.decode([t]), "probability": p} for t, p in each] for each in found]
+    best = iter(each[0].token for each in found)
+    filled = tokenizer.decode([next(best) if token == mask_id[0] else token for token in ids])
+    head = ("", *(f"[MASK] {number}" for number in range(1, len(masks) + 1)))
+    rows = [
+        (str(rank + 1), *(f"{each[rank]['token']} {each[rank]['probability']:.1%}" for each in masks))
+        for rank in range(len(masks[0]))
+    ]
+    table(filled, head, rows)
+    return {"text": options.text, "filled": filled, "masks": masks}
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

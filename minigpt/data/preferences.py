@@ -1,0 +1,397 @@
+"""Preferences: two answers to one prompt, of which the first is the better one.
+
+    {"prompt": ..., "chosen": ..., "rejected": ...}            texts, or lists of messages
+    {"instruction": ..., "input": ..., "chosen": ..., "rejected": ...}
+    {"conversations": [...], "chosen": {...}, "rejected": {...}}         LLaMA-Factory's
+    {"chosen": [...], "rejected": [...]}                       two whole conversations that begin alike
+    {"question": ..., "answers": [better, worse]}
+
+Each of the two is read as `minigpt.data.records` reads a conversation, so that its names of fields hold here.
+
+Legend: N pairs, B pairs of a batch, T the batch's longest row less one. A batch has 2 B rows.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.data.batches import Batch, Encode, EncodedExamples
+from minigpt.data.conversation import Conversation, Turn
+from minigpt.data.file_formats import open_data
+from minigpt.data.json_values import BadLine
+from minigpt.data.reader import ReadReport
+from minigpt.data.records import FIELDS, FieldNames, meaning_of
+from minigpt.data.split import split_conversations
+from minigpt.errors import InputError
+
+__all__ = [
+    "CHOSEN", "REJECTED", "EncodedPreferences", "PairBatch", "Preference",
+    "encode_preferences", "preference_of", "read_preferences", "split_preferences",
+]  # fmt: skip
+
+CHOSEN = ("chosen", "preferred", "better", "chosen_response", "优选", "更好的回答", "更好", "好回答", "采纳")
+REJECTED = (
+    *("rejected", "dispreferred", "worse", "rejected_response"),
+    *("劣选", "更差的回答", "更差", "差回答", "拒绝"),
+)
+_TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # a list of two: the better one first
+_SHAPES = "prompt/chosen/rejected, instruction/input/chosen/rejected, conversations/chosen/rejected"
+_LONGEST_NAME = 30  # characters of a column's name
+_NO_LIMIT = 2**62
+_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # of HH-RLHF
+
+
+class Preference(NamedTuple):
+    """Two conversations that begin alike. The prompt is what they share; it ends before an answer."""
+
+    chosen: Conversation
+    rejected: Conversation
+    prompt: int  # turns of the prompt
+
+    @property
+    def line(self) -> int:
+        """Of the file, from 1."""
+        return self.chosen.line
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+def read_preferences(
+    path: Path,
+    strict: bool = False,
+    encoding: str = "",
+    names: FieldNames = FieldNames(),  # noqa: B008
+) -> tuple[list[Preference], ReadReport]:
+    """Read pairs of answers from a file.
+
+    Args:
+        strict: make the first bad record an error instead of skipping it.
+        encoding: of the file; "": find out.
+        names: the fields of the prompt (`question`) and of the chosen answer (`answer`), if not usual ones.
+
+    Raises:
+        InputError: for a file that cannot be read, or holds no good pair.
+    """
+    data = open_data(path, encoding, _is_head(names))
+    report = ReadReport(path, notes=data.notes, sha256=data.sha256)
+    found: list[Preference] = []
+    if data.kind == "text":
+        raise InputError(f"{path} is plain text, no pairs of answers; known are {_SHAPES}")
+    for line, value, raw in data.records:
+        report.lines += 1
+        try:
+            if isinstance(value, BadLine):
+                raise value
+            found.append(preference_of(value, names, line, raw))
+        except BadLine as bad:
+            if strict:
+                raise InputError(f"{path}:{line}: {bad}") from None
+            report.skipped.append((line, bad.reason))
+            report.details.setdefault(bad.reason, bad.detail)
+    report.conversations = report.answers = len(found)
+    if not found:
+        reasons = [
+            f"{reason} ({len(lines):,}, first: line {lines[0]})"
+            for reason, lines in report.by_reason().items()
+        ]
+        why = "; ".join(reasons[:3]) or "no record"
+        raise InputError(f"{path} holds no pair of a better and a worse answer: {why}. Known are {_SHAPES}")
+    return found, report
+
+
+def _is_head(names: FieldNames) -> Callable[[Collection[str]], bool]:
+    chosen, rejected = {*CHOSEN, names.answer.strip().lower()}, {*REJECTED}
+    known = {name for part in FIELDS.values() for name in part} | chosen | rejected
+    known |= {names.question.strip().lower()}
+
+    def test(cells: Collection[str]) -> bool:
+        if len(cells) == 1:  # a column of many
+            return bool(known & set(cells))
+        is_short = all(len(cell) <= _LONGEST_NAME for cell in cells)
+        return is_short and bool(chosen & set(cells)) and bool(rejected & set(cells))
+
+    return test
+
+
+def preference_of(
+    value: Any,
+    names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
+    line: int = 0,
+    raw: str = "",
+) -> Preference:
+    """A record's two conversations.
+
+    Raises:
+        BadLine: if a part is missing, empty or no text; if both answers are the same.
+    """
+    if not isinstance(value, Mapping):
+        raise BadLine("not an object")
+    item = {str(key).strip().lower(): part for key, part in value.items()}
+    if names.question:
+        item["prompt"] = item.pop(names.question.strip().lower(), None)
+        item["chosen"] = item.pop(names.answer.strip().lower(), None)
+    keys = [_key(item, CHOSEN), _key(item, REJECTED)]
+    if keys == [None, None]:
+        two = next((key for key in _TWO if isinstance(item.get(key), list) and len(item[key]) == 2), None)
+        if two is not None and all(isinstance(each, str) for each in item[two]):
+            keys = [f"{two}[0]", f"{two}[1]"]
+            item.update(zip(keys, item.pop(two)))  # type: ignore[arg-type]
+    for key, name in zip(keys, ("chosen", "rejected")):
+        if key is None:
+            shown = ", ".join(repr(str(each)[:40]) for each in list(item)[:8])
+            raise BadLine(f"`{name}` is missing", f"it has {shown or 'no keys at all'}")
+    rest = {k: v for k, v in item.items() if k not in {*keys, *CHOSEN, *REJECTED}}
+    chosen, rejected = (_whole(rest, item[str(key)], str(key), line, raw) for key in keys)
+    same = 0
+    for a, b in zip(chosen.turns, rejected.turns):
+        if _stripped(a) != _stripped(b):
+            break
+        same += 1
+    if same == len(chosen.turns) == len(rejected.turns):
+        raise BadLine("chosen equals rejected")
+    while same and chosen.turns[same - 1].role == "assistant":  # answers that begin alike
+        same -= 1
+    for one, key in ((chosen, keys[0]), (rejected, keys[1])):
+        if same >= len(one.turns) or one.turns[same].role != "assistant":
+            raise BadLine(f"`{key}` does not answer the prompt")
+    if not same:
+        raise BadLine("the prompt is missing")
+    return Preference(chosen, rejected, same)
+
+
+def _key(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((name for name in names if item.get(name) is not None), None)
+
+
+def _stripped(turn: Turn) -> Turn:
+    return Turn(turn.role, turn.content.strip())
+
+
+def _whole(rest: Mapping[str, Any], answer: Any, key: str, line: int, raw: str) -> Conversation:
+    """The prompt with one of the two answers, read as a record of a usual shape."""
+    if isinstance(answer, str) and not answer.strip():
+        raise BadLine(f"`{key}` is empty")
+    if isinstance(answer, Mapping):
+        answer = [answer]
+    elif isinstance(answer, int | float) and not isinstance(answer, bool):  # a table's cell
+        answer = str(answer)
+    if not isinstance(answer, str | list) or not answer:
+        raise BadLine(f"`{key}` is neither text nor a list of turns")
+    if isinstance(answer, str) and answer.startswith("\n\nHuman:"):  # HH-RLHF's: a conversation in one text
+        parts = _SPEAKERS.split(answer)[1:]
+        answer = [{"role": who, "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
+    turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+    read = meaning_of(turns, FieldNames())
+    before = next((name for name in FIELDS["turns"] if isinstance(rest.get(name), list)), None)
+    item: dict[str, Any]
+    if isinstance(read, Conversation) and read.turns[0].role != "assistant":  # the prompt stands in it
+        item = {**{k: v for k, v in rest.items() if k in FIELDS["system"]}, "messages": turns}
+    elif before is not None:
+        item = {**rest, before: [*rest[before], *turns]}
+    else:
+        item = {**{k: v for k, v in rest.items() if k not in FIELDS["answer"]}, "answer": turns}
+    meaning = meaning_of(item, FieldNames(), line, raw)
+    if not isinstance(meaning, Conversation):
+        raise BadLine("the prompt is missing")
+    return meaning
+
+
+# -- the part that is measured on --------------------------------------------------------------------------
+
+
+def split_preferences(
+    pairs: Sequence[Preference], train_ratio: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
+    """Some pairs to learn from and the others to measure on; all pairs of one prompt go to one side.
+
+    Raises:
+        InputError: if a side would be empty.
+    """
+    prompts = [
+        Conversation((*pair.chosen.turns[: pair.prompt], Turn("assistant", "")), number)
+        for number, pair in enumerate(pairs)
+    ]
+    split = split_conversations(prompts, train_ratio, seed)
+    is_val = {each.line: True for each in split.val}
+    for again, first in split.dropped:
+        is_val[again.line] = first.line in is_val
+    return (
+        [pair for number, pair in enumerate(pairs) if not is_val.get(number)],
+        [pair for number, pair in enumerate(pairs) if is_val.get(number)],
+    )
+
+
+# -- encoding ----------------------------------------------------------------------------------------------
+
+
+class PairBatch(Batch):
+    """A batch whose first B rows are chosen and whose last B rows are rejected; `rows` (B,) numbers pairs.
+
+    `answer_mask` marks what comes behind the prompt alone: earlier answers are part of the prompt.
+    """
+
+    __slots__ = ()
+
+    def to(self, device: Any) -> "PairBatch":
+        """See `Batch`."""
+        return PairBatch(*super().to(device))
+
+    def some(self, which: slice) -> "PairBatch":
+        """Some of the pairs."""
+        B = len(self.rows)
+        places = np.arange(B)[which]
+        both = np.concatenate([places, places + B])
+        ids, targets, tokens, answers, rows = self
+        return PairBatch(ids[both], targets[both], tokens[both], answers[both], rows[which])
+
+    def blank(self) -> "PairBatch":
+        """The first pair, in which nothing counts: for a process that has no pair of its own."""
+        first = self.some(slice(1))
+        nothing = first.token_mask & False
+        return PairBatch(first.input_ids, first.targets, nothing, nothing, self.rows[:0])
+
+
+@dataclass(frozen=True)
+class EncodedPreferences:
+    """All pairs as one long array of ids: chosen, rejected, chosen, rejected, ..."""
+
+    examples: EncodedExamples  # 2 N of them
+    n_cut: int  # pairs that max_length shortened
+    n_without_answer: int  # pairs left out, because max_length cut one of their answers away
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @cached_property
+    def lines(self) -> npt.NDArray[np.int64]:
+        """(N,): the line of the file that a pair comes from."""
+        return self.examples.lines[::2]
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(N,): tokens of the longer one of each pair."""
+        return np.maximum(self.examples.lengths[::2], self.examples.lengths[1::2])
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32]:
+        """All rows, one behind the other."""
+        return self.examples.ids
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what training sees."""
+        return hashlib.sha256(f"pairs {self.examples.fingerprint}".encode()).hexdigest()
+
+    @property
+    def rows(self) -> int:
+        """Rows of an evaluation."""
+        return len(self.examples)
+
+    @property
+    def answer_share(self) -> float:
+        """The share of the targets that count."""
+        return self.examples.answer_share
+
+    @property
+    def mean_targets(self) -> float:
+        """Tokens to predict of a row, on average."""
+        return self.examples.mean_targets
+
+    def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> PairBatch:
+        """Pairs -> tensors. `pad_to`: a fixed row length instead of the longest row's."""
+        both = self.examples.batch(np.concatenate([2 * rows, 2 * rows + 1]), pad_to)
+        return PairBatch(*both)._replace(rows=rows)
+
+    def in_order(self, batch_size: int) -> Iterator[PairBatch]:
+        """Every pair once, by length, in batches of at most `batch_size` rows."""
+        order, pairs = np.argsort(self.lengths, kind="stable"), max(1, batch_size // 2)
+        for first in range(0, len(order), pairs):
+            yield self.batch(order[first : first + pairs])
+
+
+def encode_preferences(
+    pairs: Sequence[Preference], tokenizer: Any, max_length: int, encode: Encode
+) -> EncodedPreferences:
+    """Encode both conversations of each pair. A pair that loses an answer to `max_length` is left out.
+
+    If one of the two is too long, both lose the same oldest questions with their answers, never the system
+    text: their prompts stay the same. What is still too long loses its end.
+
+    Args:
+        encode: `encode_conversation` in the plain form, or `encode_chat_conversation`.
+
+    Raises:
+        InputError: if nothing is left to learn from.
+    """
+    pieces: list[npt.NDArray[np.int32]] = []
+    marks: list[npt.NDArray[np.bool_]] = []
+    lines: list[int] = []
+    n_cut = n_without_answer = 0
+    for pair in pairs:
+        both, is_cut = _encode_pair(pair, tokenizer, max_length, encode)
+        n_cut += is_cut
+        if not all(is_answer.any() for _, is_answer in both):
+            n_without_answer += 1
+            continue
+        for ids, is_answer in both:
+            pieces.append(ids)
+            marks.append(is_answer)
+            lines.append(pair.line)
+    if not pieces:
+        raise InputError(f"no pair is left after cutting at max_length={max_length}; raise --max_length")
+    examples = EncodedExamples(
+        ids=np.concatenate(pieces),
+        is_answer=np.concatenate(marks),
+        starts=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
+        lines=np.array(lines, dtype=np.int64),
+        n_cut=0,
+        n_without_answer=0,
+    )
+    return EncodedPreferences(examples, n_cut, n_without_answer)
+
+
+_Encoded: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+
+
+def _encode_pair(
+    pair: Preference, tokenizer: Any, max_length: int, encode: Encode
+) -> tuple[list[_Encoded], bool]:
+    """Ids and marks of the chosen and the rejected conversation, and whether something was cut."""
+    prompt = pair.chosen.turns[: pair.prompt]
+    first = 1 if prompt[0].role == "system" else 0
+    starts = [i for i in range(first, len(prompt)) if prompt[i].role == "user"] or [first]
+    for start in starts:
+        kept = prompt if start == starts[0] else (*prompt[:first], *prompt[start:])
+        both: list[_Encoded] = []
+        for one in (pair.chosen, pair.rejected):
+            answer = one.turns[pair.prompt :]
+            turns = dataclasses.replace(one, turns=(*kept, *answer))
+            ids, said, _ = encode(turns, tokenizer, _NO_LIMIT)
+            both.append((ids, _last_runs(said, _answers(answer))))
+        if max(len(ids) for ids, _ in both) <= max_length:
+            return both, start != starts[0]
+    return [(ids[:max_length], said[:max_length]) for ids, said in both], True
+
+
+def _answers(turns: Sequence[Turn]) -> int:
+    """Answers, where several turns of the assistant in a row are one."""
+    roles = ["", *(turn.role for turn in turns)]
+    return sum(now == "assistant" != before for before, now in pairwise(roles))
+
+
+def _last_runs(marks: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
+    """The marks (T,) without those before the last `count` runs of marks."""
+    begins = np.flatnonzero(marks & ~np.concatenate([[False], marks[:-1]]))
+    kept = marks.copy()
+    kept[: begins[-count] if len(begins) >= count else 0] = False
+    return kept

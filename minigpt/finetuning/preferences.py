@@ -1,0 +1,57 @@
+"""Losses that learn from a better and a worse answer to one prompt.
+
+The inputs are log-probabilities of whole answers, (B,): sums over an answer's tokens, or their means for the
+losses in `PER_TOKEN`. `reference` is the model before training. What counts is the difference
+
+    h = (log p(chosen) - log p(rejected)) - (log ref(chosen) - log ref(rejected))
+
+    sigmoid  -log sigmoid(beta h)                DPO, https://arxiv.org/abs/2305.18290; with label_smoothing
+                                                 https://ericmitchell.ai/cdpo.pdf
+    ipo      (h - 1 / (2 beta))^2                IPO, https://arxiv.org/abs/2310.12036, of mean log-probs
+    simpo    -log sigmoid(beta h - gamma)        SimPO, https://arxiv.org/abs/2405.14734, without reference
+    orpo     -log p(chosen) - beta log sigmoid(log odds(chosen) - log odds(rejected))
+                                                 ORPO, https://arxiv.org/abs/2403.07691, without reference
+"""
+
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["PER_TOKEN", "WITHOUT_REFERENCE", "LossType", "preference_loss"]
+
+LossType: TypeAlias = Literal["sigmoid", "ipo", "simpo", "orpo"]
+PER_TOKEN = ("ipo", "simpo", "orpo")
+WITHOUT_REFERENCE = ("simpo", "orpo")
+
+
+def preference_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    loss_type: LossType = "sigmoid",
+    simpo_gamma: float = 0.5,
+) -> Tensor:
+    """The loss of each pair, (B,).
+
+    Args:
+        chosen: log-probabilities of the better answers, (B,).
+        rejected: those of the worse answers.
+        reference_chosen: those of the better answers by the reference; zeros where a loss has none.
+        reference_rejected: those of the worse answers by the reference.
+        beta: how strongly the reference holds (sigmoid, ipo); the scale of h (simpo); the weight (orpo).
+        label_smoothing: sigmoid, simpo: the share of pairs that may be the wrong way round.
+        simpo_gamma: the margin that SimPO asks for.
+    """
+    h = (chosen - rejected) - (reference_chosen - reference_rejected)
+    if loss_type == "ipo":
+        return (h - 1 / (2 * beta)).square()
+    if loss_type == "orpo":
+        odds = [p - (-p.exp()).log1p() for p in (chosen, rejected)]  # log(p / (1 - p))
+        return -chosen - beta * F.logsigmoid(odds[0] - odds[1])
+    logits = beta * h - (simpo_gamma if loss_type == "simpo" else 0.0)
+    return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)

@@ -1,0 +1,124 @@
+"""Learning to name hidden tokens from the tokens on both sides.
+
+The choice of a window's hidden tokens follows from the run's seed and from where the window begins. Windows
+begin elsewhere in each epoch, so other tokens are hidden then; in every evaluation the same ones are.
+
+Letters in shapes: B rows, T tokens, C channels, P hidden tokens.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minigpt.data.batches import Batch
+from minigpt.evaluation.loss import LossReport, evaluate_loss
+from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.masked_lm import both_ways, hidden_count, mask_tokens
+from minigpt.training.loss import (
+    Finish,
+    Objective,
+    logits_limit,
+    summed_cross_entropy,
+    vocabulary_multiple,
+)  # fmt: skip
+
+__all__ = ["MaskedBatch", "MaskedTokenLoss"]
+
+
+class MaskedBatch(NamedTuple):
+    """A batch as the loss needs it."""
+
+    input_ids: Tensor  # (B, T) int64, some tokens hidden
+    targets: Tensor  # (P,) int64: what stood there
+    positions: Tensor  # (P,) int64: where, among the B * T
+
+
+class MaskedTokenLoss(Objective):
+    """Masked language modelling.
+
+    Args:
+        model: attends both ways here.
+        mask_id: of [MASK], the last id of the vocabulary.
+        probability: share of the tokens that is hidden.
+        seed: decides which ones.
+        device: where it runs.
+    """
+
+    def __init__(
+        self, model: LanguageModel, mask_id: int, probability: float, seed: int, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._mask_id, self._probability, self._seed = mask_id, probability, seed
+        self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
+
+    def hide(self, batch: Batch) -> Batch:
+        """The same windows with some tokens hidden. The targets are these tokens."""
+        keys = [(self._seed, int(start)) for start in batch.rows]  # none in a blank batch: nothing is hidden
+        seen, chosen = mask_tokens(batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability)
+        return Batch(seen, batch.input_ids, chosen, chosen, batch.rows)
+
+    def count(self, batch: Batch) -> int:
+        """Hidden tokens."""
+        lengths = batch.token_mask.sum(1).tolist()
+        return sum(hidden_count(length, self._probability) for length in lengths)
+
+    def select(self, batch: Batch) -> MaskedBatch:
+        """The hidden tokens with their positions."""
+        hidden = self.hide(batch)
+        positions = hidden.token_mask.flatten().nonzero().flatten()
+        return MaskedBatch(hidden.input_ids, hidden.targets.flatten()[positions], positions)
+
+    def example(self, device: torch.device) -> MaskedBatch:
+        """The smallest batch."""
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        return MaskedBatch(ids, ids[0], ids[0])
+
+    def evaluate(
+        self,
+        model: LanguageModel,
+        batches: Iterable[Batch],
+        device: torch.device,
+        finish: Finish | None = None,
+    ) -> LossReport:
+        """See `Objective`."""
+        both: Any = _BothWays(model)
+        return evaluate_loss(both, map(self.hide, _unpadded(batches)), device, finish, "all")
+
+    def forward(
+        self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Summed cross-entropy of the hidden tokens."""
+        assert targets is not None
+        assert positions is not None
+        hidden = self.model.base_model(input_ids, both_ways(input_ids)).flatten(0, 1)  # (B * T, C)
+        hidden = hidden.index_select(0, positions)  # (P, C)
+        return summed_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)
+
+
+def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same rows. A shorter one comes alone and cut: padding behind it would be seen by its tokens."""
+    for batch in batches:
+        lengths = batch.token_mask.sum(1)
+        full = int((lengths == lengths.max()).sum())  # the last window of a text alone is shorter
+        groups = [slice(0, full), *(slice(row, row + 1) for row in range(full, len(lengths)))]
+        for group in groups:
+            ids, targets, real, answers, rows = batch.some(group)
+            T = max(1, int(real.sum(1).max()))
+            yield Batch(ids[:, :T], targets[:, :T], real[:, :T], answers[:, :T], rows)
+
+
+class _BothWays:
+    """A model for `evaluate_loss` whose tokens see all others."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model, self.config, self.lm_head = model, model.config, model.lm_head
+        self.train, self.eval = model.train, model.eval
+
+    training = property(lambda self: self._model.training)
+
+    def base_model(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self._model.base_model(input_ids, both_ways(input_ids))
+        return hidden

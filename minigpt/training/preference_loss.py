@@ -1,0 +1,242 @@
+"""Learning from preferences: the better answer of a pair is to gain on the worse one (DPO and its kin).
+
+The reference is the model as it is before the first step. Its log-probabilities are computed once, for all
+pairs; they are not saved, but computed again when a run is resumed, from the same weights to the same bits.
+With adapters these weights are the frozen ones: a fresh adapter changes nothing.
+
+Letters in shapes: B pairs, T tokens, C channels, P tokens of answers. A batch has 2 B rows: first the chosen
+answers, then the rejected ones.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minigpt.console.terminal import ProgressLine
+from minigpt.data.preferences import EncodedPreferences, PairBatch
+from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.preferences import PER_TOKEN, WITHOUT_REFERENCE, LossType, preference_loss
+from minigpt.training.loss import (
+    Finish,
+    Objective,
+    logits_limit,
+    token_cross_entropy,
+    vocabulary_multiple,
+)  # fmt: skip
+
+__all__ = ["PairLossBatch", "PreferenceLoss", "PreferenceOptions", "PreferenceReport"]
+
+_ROWS = 128  # of a batch of the reference and of an evaluation
+
+
+class PairLossBatch(NamedTuple):
+    """A batch as the loss needs it."""
+
+    input_ids: Tensor  # (2 B, T) int64
+    targets: Tensor  # (P,) int64: the answers' tokens
+    rows: Tensor  # (P,) int64: the row of each
+    reference: Tensor  # (2, B) float32: log-probabilities of the answers before training
+    positions: Tensor  # (P,) int64: where the targets stand among the 2 B * T
+
+
+class PreferenceOptions(NamedTuple):
+    """The options of `minigpt.finetuning.preferences.preference_loss`."""
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    loss_type: LossType = "sigmoid"
+    simpo_gamma: float = 0.5
+
+
+@dataclass
+class PreferenceReport:
+    """Sums over pairs. The names of the numbers are TRL's."""
+
+    pairs: float = 0.0
+    total_loss: float = 0.0
+    rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # chosen, rejected
+    correct: float = 0.0  # pairs whose chosen answer has the higher reward
+    logps: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    chosen_tokens: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Of a pair, on average."""
+        return self.total_loss / self.pairs
+
+    def sums(self) -> list[float]:
+        """See `Report`."""
+        return [
+            self.pairs, self.total_loss, *self.rewards, self.correct, *self.logps, self.chosen_tokens,
+        ]  # fmt: skip
+
+    def set_sums(self, sums: Sequence[float]) -> None:
+        """See `Report`."""
+        self.pairs, self.total_loss, *rest = sums
+        self.rewards, self.correct, self.logps, self.chosen_tokens = rest[:2], rest[2], rest[3:5], rest[5]
+
+    def metrics(self) -> dict[str, float]:
+        """See `Report`.
+
+        `rewards` are beta times what an answer's log-probability has gained over the reference; of a loss
+        without reference beta times the mean of its tokens. `val_chosen_loss` is the cross-entropy of a token
+        of the chosen answers, as fine-tuning on them would measure it.
+        """
+        n, (chosen, rejected) = self.pairs, self.rewards
+        return {
+            "val_loss": self.loss,
+            "rewards/chosen": chosen / n,
+            "rewards/rejected": rejected / n,
+            "rewards/margins": (chosen - rejected) / n,
+            "rewards/accuracies": self.correct / n,
+            "logps/chosen": self.logps[0] / n,
+            "logps/rejected": self.logps[1] / n,
+            "val_chosen_loss": -self.logps[0] / self.chosen_tokens,
+        }
+
+    def shown(self) -> str:
+        """See `Report`."""
+        found = self.metrics()
+        return f"accuracy {found['rewards/accuracies']:.1%}  margin {found['rewards/margins']:.3f}"
+
+
+class PreferenceLoss(Objective):
+    """The loss of pairs of answers, of which only the answers' tokens count.
+
+    Args:
+        model: on its device, as the reference: before the first step, adapters included.
+        options: which loss.
+        train: the pairs to learn from.
+        val: the pairs to measure on.
+        device: where it runs.
+        autocast: around a forward pass of training; the pairs to learn from are read under it.
+        dry: nothing will be trained: leave the reference out.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        options: PreferenceOptions,
+        train: EncodedPreferences,
+        val: EncodedPreferences,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        dry: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.options = model, options
+        self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
+        self._reference = self._val_reference = torch.empty(0)
+        if options.loss_type in WITHOUT_REFERENCE or dry:
+            self._reference, self._val_reference = (torch.zeros(2, len(part)) for part in (train, val))
+            return
+        with ProgressLine("reference, pairs", len(train) + len(val), patience=2.0) as progress:
+            with autocast():
+                self._reference = self._read(train, device, lambda done: progress.update(done))
+            self._val_reference = self._read(val, device, lambda done: progress.update(len(train) + done))
+
+    @torch.no_grad()
+    def _read(self, pairs: EncodedPreferences, device: torch.device, show: Callable[[int], None]) -> Tensor:
+        """The log-probabilities of all answers as the model is now, (2, N) float64."""
+        found, done, was_training = torch.zeros((2, len(pairs)), dtype=torch.float64), 0, self.model.training
+        self.model.eval()
+        for batch in pairs.in_order(_ROWS):
+            found[:, batch.rows], _ = self._measure(self.model, batch, device)
+            done += len(batch.rows)
+            show(done)
+        self.model.train(was_training)
+        return found
+
+    def _measure(self, model: LanguageModel, batch: PairBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of a batch's answers, and their tokens, both (2, B) float64 on the CPU."""
+        targets, rows, positions = _answers(batch)
+        hidden = model.base_model(batch.input_ids.to(device)).flatten(0, 1)  # (2 B * T, C)
+        hidden = hidden.index_select(0, positions.to(device))  # (P, C)
+        losses = token_cross_entropy(model.lm_head, hidden, targets.to(device), self._limit).cpu().double()
+        both = torch.stack([-losses, torch.ones_like(losses)])  # (2, P)
+        sums = both.new_zeros(2, len(batch.input_ids)).index_add(1, rows, both).view(2, 2, -1)
+        logps, counts = sums[:, :, : len(batch.rows)]  # a process without a pair has one that does not count
+        return logps, counts
+
+    def count(self, batch: PairBatch) -> int:
+        """Pairs."""
+        return len(batch.rows)
+
+    def select(self, batch: PairBatch) -> PairLossBatch:
+        """The answers' tokens with their positions, and the reference of the pairs."""
+        targets, rows, positions = _answers(batch)
+        reference = self._reference[:, batch.rows].float()
+        return PairLossBatch(batch.input_ids, targets, rows, reference, positions)
+
+    def example(self, device: torch.device) -> PairLossBatch:
+        """The smallest batch: a pair of one token each."""
+        two = torch.arange(2, device=device)
+        return PairLossBatch(two[:, None] * 0, two * 0, two, torch.zeros((2, 1), device=device), two)
+
+    def evaluate(
+        self,
+        model: LanguageModel,
+        batches: Iterable[PairBatch],
+        device: torch.device,
+        finish: Finish | None = None,
+    ) -> PreferenceReport:
+        """See `Objective`: the loss, and how far the answers of the validation part are apart."""
+        report, was_training = PreferenceReport(), model.training
+        model.eval()
+        try:
+            with torch.inference_mode():
+                for batch in batches:
+                    logps, counts = self._measure(model, batch, device)
+                    self._add(report, logps, self._val_reference[:, batch.rows], counts)
+        finally:
+            model.train(was_training)
+        if finish is not None:
+            finish(report)
+        return report
+
+    def _add(self, report: PreferenceReport, logps: Tensor, reference: Tensor, counts: Tensor) -> None:
+        report.pairs += logps.shape[1]
+        report.logps = [a + b for a, b in zip(report.logps, logps.sum(1).tolist())]
+        report.chosen_tokens += float(counts[0].sum())
+        means = (logps / counts, reference / counts)
+        given = means if self.options.loss_type in PER_TOKEN else (logps, reference)
+        report.total_loss += float(preference_loss(*given[0], *given[1], **self.options._asdict()).sum())
+        gain = means[0] if self.options.loss_type in WITHOUT_REFERENCE else logps - reference
+        rewards = self.options.beta * gain  # (2, B)
+        report.rewards = [a + b for a, b in zip(report.rewards, rewards.sum(1).tolist())]
+        report.correct += float((rewards[0] > rewards[1]).sum())
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        rows: Tensor | None = None,
+        reference: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """The summed loss of pairs, see `PairLossBatch`; of ids alone the hidden vectors (2 B, T, C)."""
+        hidden: Tensor = self.model.base_model(input_ids)  # (2 B, T, C)
+        if targets is None:
+            return hidden
+        assert rows is not None
+        assert reference is not None
+        assert positions is not None
+        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
+        losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
+        nothing = losses.new_zeros(len(input_ids))  # (2 B,)
+        B = reference.shape[1]  # 0 in a process without a pair: the sum is 0 then, and so is the gradient
+        logps = nothing.index_add(0, rows, -losses).view(2, -1)[:, :B]  # (2, B)
+        if self.options.loss_type in PER_TOKEN:
+            counts = nothing.index_add(0, rows, torch.ones_like(losses)).view(2, -1)[:, :B]
+            logps, reference = logps / counts, reference / counts
+        return preference_loss(*logps, *reference, **self.options._asdict()).sum()
+
+
+def _answers(batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The answers' tokens, the rows and the places of these, each (P,), on the CPU."""
+    positions = batch.answer_mask.flatten().nonzero().flatten()
+    return batch.targets.flatten()[positions], positions // batch.input_ids.shape[1], positions
