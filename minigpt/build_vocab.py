@@ -46,35 +46,43 @@ class Options(DataOptions, command_line.CommandOptions):
 
 def main(options: Options) -> dict[str, Any]:
     """Read the texts, collect their characters or learn their tokens, write the vocabulary."""
+    texts, described, report = _read(options)
+    result = build(options, texts, described)
+    return result if report is None else {**result, "read": report.as_dict()}
+
+
+def build(options: Options, texts: Iterable[str], described: str) -> dict[str, Any]:
+    """Build the vocabulary of texts, write and print it; `described` says where they are from."""
     from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer, build_vocabulary
 
-    texts, described, report = _read(options)
     if options.output.exists() and options.output.samefile(options.data):
         raise InputError(f"{options.output} is the data and would be overwritten; change --output")
     if options.kind == "bpe":
-        result = _learn(options, texts, described)
-    else:
-        tokenizer = Tokenizer.from_word2id(build_vocabulary(texts))
-        tokenizer.save(options.output)
-        size = tokenizer.get_vocab_size()
-        print(
-            f"{options.output}: {size:,} entries, {len(SPECIAL_TOKENS)} special ones and "
-            f"{size - len(SPECIAL_TOKENS):,} characters from {described}"
-        )
-        result = {"output": options.output, "vocab_size": size, "fingerprint": tokenizer.fingerprint}
-    return result if report is None else {**result, "read": report.as_dict()}
+        return _learn(options, texts, described)
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(texts))
+    tokenizer.save(options.output)
+    size = tokenizer.get_vocab_size()
+    print(
+        f"{options.output}: {size:,} entries, {len(SPECIAL_TOKENS)} special ones and "
+        f"{size - len(SPECIAL_TOKENS):,} characters from {described}"
+    )
+    return {"output": options.output, "vocab_size": size, "fingerprint": tokenizer.fingerprint}
+
+
+def is_text(options: Options) -> bool:
+    """Is the data texts, no conversations? Raises InputError for what is neither."""
+    from minigpt.data.reader import holds_texts
+
+    named = options.data.is_dir() or bool(options.text_field)
+    return named or holds_texts(options.data, options.encoding, options.field_names)
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
     """The texts, their origin in words, and what was skipped. Plain text is read while it is used."""
     from minigpt.data.corpus import TextOptions, find_sources, read_texts
-    from minigpt.data.reader import holds_texts, read_conversations
+    from minigpt.data.reader import read_conversations
 
-    if (
-        options.data.is_dir()
-        or options.text_field
-        or holds_texts(options.data, options.encoding, options.field_names)
-    ):
+    if is_text(options):
         reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
         count = len(find_sources(options.data, reading))
         described = f"{count:,} files in {options.data}" if options.data.is_dir() else str(options.data)

@@ -217,6 +217,20 @@ def print_statistics(statistics: Statistics) -> None:
     )
 
 
+def print_brief(statistics: Statistics) -> None:
+    """Two lines on stdout: lengths and what is cut, unknown characters and repetitions."""
+    pairs, limit = statistics.lengths()["pairs"], statistics.max_length
+    cut = next(cut for cut in statistics.cuts if cut.max_length == limit)
+    print(
+        f"tokens of a pair: {pairs['p50']:,} in the middle, {pairs['p95']:,} at 95 %, {pairs['max']:,} at "
+        f"most; longer than {limit:,}: {cut.pairs:,} ({cut.pairs / len(statistics.questions):.1%})"
+    )
+    print(
+        f"{_unknown_sentence(statistics)}; repeated pairs: {statistics.repeated_pairs:,}, questions that "
+        f"come more than once: {statistics.repeated_questions:,}"
+    )
+
+
 def _unknown_sentence(statistics: Statistics) -> str:
     unknown = statistics.unknown
     if not unknown:

@@ -13,7 +13,7 @@ Nothing is generated here (see minigpt.generation.api). Neither measure knows wh
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from minigpt.data.conversation import Conversation, Exchange
 from minigpt.errors import InputError
@@ -21,6 +21,7 @@ from minigpt.errors import InputError
 __all__ = [
     "AnswerReport",
     "Asked",
+    "Row",
     "answer_rows",
     "by_question",
     "character_f1",
@@ -68,6 +69,9 @@ def character_f1(given: str, expected: str) -> float:
     return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
+Row: TypeAlias = tuple[str, str, str, str]  # mark, question, expected, given
+
+
 class Asked(NamedTuple):
     """A question, and the exchanges before it."""
 
@@ -107,7 +111,7 @@ def _is_right(given: str, references: Sequence[str]) -> bool:
 
 def answer_rows(
     questions: Sequence[str], references: Sequence[Sequence[str]], given: Sequence[str], count: int
-) -> list[tuple[str, str, str, str]]:
+) -> list[Row]:
     """Rows of a table (mark, question, expected, given): `count` of the questions, evenly spread.
 
     Of several right answers the one is shown that the given answer comes nearest to.

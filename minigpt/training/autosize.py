@@ -37,13 +37,15 @@ from minigpt.training.loop import Trainer
 from minigpt.training.run_data import RunData, TextData, read_data
 from minigpt.training.sizing import Size, parse_size
 
-__all__ = ["RECORD", "Decision", "Shape", "check_flags", "compare", "decide", "read_record", "write_record"]
+__all__ = ["RECORD", "Decision", "Shape", "TooShort", "check_flags", "compare", "decide"]
+__all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # the key of run.json
 _TOKENS_PER_PARAMETER = 2  # of the blocks: what the tuned recipes for CPUs end at (LOG.md), with Muon
 _TOKENS_OF_A_NAME = 20  # for small, base and large: https://arxiv.org/abs/2203.15556
 _EPOCHS_OF_TEXT = 16.0  # more readings of a text gain little: https://arxiv.org/abs/2305.16264
 _LEAST_STEPS = 20  # Muon has hardly left its warm-up by then: fewer steps are refused
+_STEPS_OF_LITTLE_DATA = 150  # that no data is too small for: fifty pairs are one step an epoch
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1  # evaluations of a run; the share of the budget that they may take
 _MEMORY = 0.8  # share of the free memory that a run may fill
 _CUT, _LONGEST = 0.01, 1024  # where more pairs than this are cut, max_length grows, up to this many tokens
@@ -51,6 +53,14 @@ _SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")  # 0: what fol
 _STEPS = {"max_steps", "num_train_epochs"}
 
 Why = list[tuple[str, object, str]]  # option, value, reason
+
+
+class TooShort(InputError):
+    """The time of --size is too short; `seconds` would do."""
+
+    def __init__(self, text: str, seconds: float) -> None:
+        super().__init__(text)
+        self.seconds = seconds
 
 
 class Shape(NamedTuple):
@@ -153,7 +163,7 @@ class _Choice:
         else:
             self.unique = int(self.data.train.lengths.sum()) - len(self.data.train)
             self.epochs = self.config.num_train_epochs
-        self.most_steps = max(1, math.floor(self.epochs * self.per_epoch))
+        self.most_steps = max(_STEPS_OF_LITTLE_DATA, math.floor(self.epochs * self.per_epoch))
         self.measured: dict[Shape, Estimate] = {}
 
     def decide(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -205,7 +215,7 @@ class _Choice:
             shape = best
         steps, evaluations = self._affordable(shape)
         if steps < least:
-            raise InputError(self._too_small(shapes[0], least))
+            raise self._too_small(shapes[0], least)
         return shape, min(steps, self.most_steps), evaluations
 
     def _affordable(self, shape: Shape) -> tuple[int, int]:
@@ -271,18 +281,20 @@ class _Choice:
             f"{free / 2**30:.1f} are free: lower --batch_size or ask for a smaller size"
         )
 
-    def _too_small(self, smallest: Shape, steps: int) -> str:
+    def _too_small(self, smallest: Shape, steps: int) -> InputError:
         step, evaluation = self._costs(smallest)
         least = step * steps + evaluation / _EVALUATION_SHARE
         if self.size.unit != "seconds":
-            return (
+            return InputError(
                 f"--size {self.size.text} is too little for {steps} steps of the smallest model; give at "
                 f"least {math.ceil(1.1 * least / 1e9)}GFLOP"
             )
         spent = time.perf_counter() - self.started
-        return (
+        enough = math.ceil(1.2 * (least + spent))
+        return TooShort(
             f"--size {self.size.text} is too short: measuring takes {spent:.1f} s, {steps} steps and an "
-            f"evaluation {least:.1f} s more; give at least {math.ceil(1.2 * (least + spent))}s"
+            f"evaluation {least:.1f} s more; give at least {enough}s",
+            enough,
         )
 
     def _steps_of_a_name(self, shape: Shape) -> int:
@@ -384,8 +396,24 @@ class _Choice:
                 rows.append((name, getattr(settings, name), "given" if name in self.given else why))
         table(f"--size {self.size.text}", ("option", "value", "why"), rows, numeric=(1,))
         print(f"{self.unique:,} tokens to learn from, read {because['epochs']:.1f} times")
+        if because["epochs"] < 1 and not by_name:
+            again = math.ceil(10 / max(because["epochs"], 1e-3)) / 10
+            print(
+                f"too much data for --size {self.size.text}: a part of it is not read; {again:g} times as much "
+                "reads all of it once, and a part of the file learns as well in this time"
+            )
+        if replaced := self._replaced(settings):
+            print(f"--size replaces the recipe's {', '.join(replaced)}; a flag keeps its value")
         if (expected := record["expected"]["seconds"]) is not None:
             print(f"expected: about {seconds(expected)} on this machine as busy as it is now")
+
+    def _replaced(self, settings: TrainConfig) -> list[str]:
+        """Options of the recipe that were changed, with their values before; the number of epochs is one."""
+        names = [*Shape._fields, "max_length", "block_size", "max_steps", "eval_steps", "warmup_steps"]
+        before = [(name, getattr(self.before, name), getattr(settings, name)) for name in names]
+        found = [f"{name}={old}" for name, old, new in before if old != new and name not in self.given]
+        epochs = f"num_train_epochs={self.before.num_train_epochs:g}"
+        return [epochs if one == "max_steps=0" else one for one in found if one != "eval_steps=0"]
 
 
 def free_memory(config: TrainConfig) -> float:

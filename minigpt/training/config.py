@@ -76,7 +76,7 @@ class TrainConfig(DataOptions, CommandOptions):
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
 
     size: str = ""
-    """small, base, large, a time (10min) or arithmetic (2e6GFLOP): chooses what you do not, and says why"""
+    """small, base, large, a time (10min), arithmetic (2e6GFLOP): replaces the recipe's shape and steps, but no flag"""
 
     # Where from, where to
     train_data: Path = Path("data/train.jsonl")
@@ -166,7 +166,7 @@ class TrainConfig(DataOptions, CommandOptions):
     num_train_epochs: float = 15.0
     """how often the training data is seen"""
     max_steps: int = 0
-    """number of steps; overrides num_train_epochs; 0: as many as the epochs need"""
+    """number of steps; num_train_epochs does not count then; 0: as many as the epochs need"""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest"""
     learning_rate: float = 1e-4

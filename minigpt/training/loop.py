@@ -42,7 +42,11 @@ from minigpt.training.run_data import RunData, TextData
 from minigpt.training.step import TrainStep
 from minigpt.training.stop_request import StopNow, Stopped
 
-__all__ = ["Trainer"]
+__all__ = ["RunFinished", "Trainer"]
+
+
+class RunFinished(InputError):
+    """There is nothing left to resume."""
 
 
 class Trainer:
@@ -200,7 +204,7 @@ class Trainer:
         """
         folder = self.checkpointer.resume()
         if self.is_finished():
-            raise InputError(
+            raise RunFinished(
                 f"{folder}: the run is finished ({self.progress.steps_done} steps); "
                 "raise --num_train_epochs or --max_steps to continue"
             )
