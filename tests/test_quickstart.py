@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_the_commands(shop: Made) -> None:
     result = shop.result
     assert (result["split"]["result"]["train"], result["split"]["result"]["val"]) == (45, 5)
     right, wrong = result["right"], result["wrong"]
-    asked = result["evaluation"]["questions"]
+    asked = result["evaluation"]["count"]
     assert asked == 5
     assert len(right) == min(4, round(asked * result["evaluation"]["exact_match"]))
     assert all(row["expected"] == row["given"] for row in right)
@@ -124,7 +124,7 @@ def test_each_command_works_when_typed(shop: Made, tmp_path: Path, run_command: 
 
 def test_text_is_continued(novel: Made, tmp_path: Path, run_command: RunCommand) -> None:
     assert verbs(novel) == ["vocab", "train", "generate", "generate", "chat"]
-    assert "1,920 characters" in novel.printed or f"{len(ROMANCE):,} characters" in novel.printed
+    assert f"text, {len(ROMANCE):,} characters" in novel.printed
     printed = again(novel, tmp_path / "typed", run_command, "山中\n")
     for text, said in zip(printed[2:4], novel.result["continuations"], strict=True):
         assert said["prompt"] in ROMANCE[-len(ROMANCE) // 3 :]
@@ -137,7 +137,7 @@ def test_few_pairs_are_learned_by_heart(tmp_path: Path, capsys: pytest.CaptureFi
     file.write_text("\n".join(["问题,答案", *rows]), encoding="utf-8")
     made = make(file, tmp_path / "made", steps=100)
     assert made.result["evaluation"]["exact_match"] == 1.0
-    assert made.result["evaluation"]["questions"] == 10
+    assert made.result["evaluation"]["count"] == 10
     err = capsys.readouterr().err
     assert "only 10 pairs: the model learns all of them by heart" in err
     assert "about 300" in err
@@ -211,9 +211,9 @@ def test_ctrl_c_in_training_and_the_same_command_again(
     with tiny_models(12):
         first = run_command(*typed)
         assert first.code == 130, first.err
-        assert first.err == (
-            f"minigpt quickstart: interrupted; the same command continues in {tmp_path / 'made'}\n"
-        )
+        *progress, last = first.err.splitlines()
+        assert last == f"minigpt quickstart: interrupted; the same command continues in {tmp_path / 'made'}"
+        assert not [line for line in progress if "Error" in line or "Traceback" in line]
         monkeypatch.setattr(TrainStep, "update", original)
         second = run_command(*typed, "--json")
     assert second.code == 0, second.err
@@ -260,8 +260,8 @@ def test_other_data_in_the_same_folder_is_refused(shop: Made, run_command: RunCo
     [
         (None, (), "does not exist"),
         (b"", (), "is empty"),
-        (b"a,b\n1,2\n", (), "holds no question with an answer"),
-        (SHOP.encode(), ("--minutes", 0), "minutes must be a number from 0.01 to 14400: got minutes=0.0"),
+        (b'{"a": 1}\n', (), "holds no question with an answer"),
+        (SHOP.encode(), ("--minutes", 0), "minutes must be from 0.01 to 14400: got minutes=0.0"),
         (SHOP.encode(), ("--minute", 1), "did you mean '--minutes'"),
     ],
 )

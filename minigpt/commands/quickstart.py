@@ -42,6 +42,7 @@ _BY_HEART = 1000  # ... and so many pairs at most are rather learned by heart
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # pairs at most whose questions are also asked after training: that takes seconds
 _SHOWN = 4  # right answers in the table, and wrong ones
+_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # names of tables, mostly
 _PROMPT, _CONTINUED = 12, 60  # characters of a prompt, tokens of its continuation
 Given = TypeVar("Given")
 
@@ -153,6 +154,11 @@ class _Quickstart:
             texts = list(counted)
             for line in counted.lines(options.file):
                 print(line)
+            if options.file.suffix.lower() in _OF_RECORDS and not options.text_field:
+                note(
+                    f"{options.file} is read as text; if it holds questions and answers, name their columns: "
+                    "--question_field NAME --answer_field NAME"
+                )
             if counted.characters < _FEW_CHARACTERS:
                 note(
                     f"only {counted.characters:,} characters: the model will learn pieces of them by heart; "
@@ -274,10 +280,12 @@ class _Quickstart:
         from minigpt.generation.loading import load_to_answer
         from minigpt.generation.options import GenerationOptions
 
-        drawing = ("--max_new_tokens", _CONTINUED, "--do_sample", "--temperature", 0.8, "--seed", 1)
-        model = self._typed("generate", command_line.ModelOptions, "--model", self._best, also=("--prompt", prompt, *drawing))
+        numbers = {"max_new_tokens": _CONTINUED, "temperature": 0.8, "seed": 1}
+        drawing = [f"--{name}={number}" for name, number in numbers.items()]
+        words = (f"--prompt={prompt}", "--do_sample", *drawing)
+        model = self._typed("generate", command_line.ModelOptions, "--model", self._best, also=words)
         loaded = load_to_answer(model, None)
-        options = GenerationOptions(**parse(GenerationOptions, [str(word) for word in drawing]))
+        options = GenerationOptions(do_sample=True, **dict[str, Any](numbers))
         asked = QuestionAnswering(loaded.model, loaded.tokenizer, "text", options)
         text = asked.answers([prompt])[0].text
         print(printable_lines(text))
