@@ -11,7 +11,10 @@ from minigpt.console import command_line
 from minigpt.errors import InputError, unknown_name
 
 COMMANDS = {
-    "quickstart": ("minigpt.commands.quickstart", "all of it in one command: from any file to a conversation"),
+    "quickstart": (
+        "minigpt.commands.quickstart",
+        "all of it in one command: from any file to a conversation",
+    ),
     "vocab": ("minigpt.build_vocab", "build vocab.json: one token per character of your data"),
     "split": ("minigpt.split_data", "split a JSONL file into train.jsonl and val.jsonl"),
     "stats": ("minigpt.dataset_stats", "token lengths, what a max_length would cut, unknown characters"),

@@ -242,7 +242,9 @@ def test_ctrl_c_before_training(
 # -- bad input ----------------------------------------------------------------------------------------------
 
 
-def test_other_data_in_the_same_folder_is_refused(shop: Made, run_command: RunCommand, tmp_path: Path) -> None:
+def test_other_data_in_the_same_folder_is_refused(
+    shop: Made, run_command: RunCommand, tmp_path: Path
+) -> None:
     other = tmp_path / "other.csv"
     other.write_text(SHOP.replace("人民路", "中山路"), encoding="utf-8")
     before = (shop.folder / "vocab.json").read_bytes()

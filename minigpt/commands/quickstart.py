@@ -115,10 +115,10 @@ class _Quickstart:
             build_vocab.build(self._vocabulary(), texts, report.counted)
             found["split"] = self._divided(conversations, report)
             statistics = ("--train_data", train, "--vocab_path", self._vocab, *reading, "--brief")
-            found["statistics"] = dataset_stats.main(
-                self._typed("stats", dataset_stats.Options, *statistics)
-            )
-        found["training"] = self._train("--train_data", train, "--val_data", val, *self._with_vocabulary, *reading)
+            found["statistics"] = dataset_stats.main(self._typed("stats", dataset_stats.Options, *statistics))
+        found["training"] = self._train(
+            "--train_data", train, "--val_data", val, *self._with_vocabulary, *reading
+        )
         rows = self._evaluated(found, "evaluation", val, reading)
         right = [row for row in rows if row[0] == "✓"]
         wrong = [row for row in rows if row[0] != "✓"]
@@ -173,7 +173,9 @@ class _Quickstart:
         found["training"] = self._train("--text", options.file, "--tokenizer", self._vocab, *flags)
         loss = found["training"].get("val_loss")
         if loss is not None:
-            print(f"loss on the last tenth of the text, which it did not learn from: {loss:.4f} per character")
+            print(
+                f"loss on the last tenth of the text, which it did not learn from: {loss:.4f} per character"
+            )
         found["continuations"] = [self._continued(prompt) for prompt in counted.prompts()]
         return {**found, "flags": ()}
 
@@ -203,10 +205,19 @@ class _Quickstart:
     def _flags(self, *names: str) -> list[object]:
         """The named options that were given, as flags."""
         values = [(f"--{name}", getattr(self.options, name)) for name in names]
-        return [word for flag, value in values if value for word in ((flag,) if value is True else (flag, value))]
+        return [
+            word for flag, value in values if value for word in ((flag,) if value is True else (flag, value))
+        ]
 
     def _vocabulary(self, is_typed: bool = True) -> build_vocab.Options:
-        words = ("--data", self.options.file, "--output", self._vocab, *self._reading, *self._flags("text_field"))
+        words = (
+            "--data",
+            self.options.file,
+            "--output",
+            self._vocab,
+            *self._reading,
+            *self._flags("text_field"),
+        )
         return self._typed("vocab", build_vocab.Options, *words, is_typed=is_typed)
 
     def _typed(
@@ -237,7 +248,9 @@ class _Quickstart:
         if run.exists():
             if before.get("sha256") != sha256:
                 what = "was made from other data" if before else "holds a run of another command"
-                raise InputError(f"{self.folder} {what}: choose another folder with --output, or move it away")
+                raise InputError(
+                    f"{self.folder} {what}: choose another folder with --output, or move it away"
+                )
             print(f"{self.folder} was begun earlier: its vocabulary and its parts are used again")
             return True
         record = {"file": str(self.options.file), "sha256": sha256, "minutes": self.options.minutes}
@@ -245,8 +258,8 @@ class _Quickstart:
         return False
 
     def _train(self, *words: object) -> dict[str, Any]:
-        from minigpt.training.autosize import TooShort
-        from minigpt.training.loop import RunFinished
+        from minigpt.training.autosize import TooShortError
+        from minigpt.training.loop import RunFinishedError
         from minigpt.training.run import train
 
         output = ("--output", self._run)
@@ -257,10 +270,12 @@ class _Quickstart:
         self._typed("train", TrainConfig, *argv)
         try:
             return train(**parse(TrainConfig, [str(word) for word in argv]))
-        except RunFinished:
-            print(f"training is finished; for more: minigpt train --output {self._run} --resume --max_steps N")
+        except RunFinishedError:
+            print(
+                f"training is finished; for more: minigpt train --output {self._run} --resume --max_steps N"
+            )
             return {"model": str(self._best)}
-        except TooShort as error:
+        except TooShortError as error:
             least = -(-error.seconds // 6) / 10
             raise InputError(
                 f"--minutes {self.options.minutes:g} is too short for this data on this machine, as busy as it "
@@ -303,7 +318,9 @@ class _Quickstart:
             code = stopped.code
         except KeyboardInterrupt:
             code = 130
-        print(f"minigpt quickstart: interrupted; the same command continues in {self.folder}", file=sys.stderr)
+        print(
+            f"minigpt quickstart: interrupted; the same command continues in {self.folder}", file=sys.stderr
+        )
         sys.exit(code)
 
 

@@ -37,7 +37,7 @@ from minigpt.training.loop import Trainer
 from minigpt.training.run_data import RunData, TextData, read_data
 from minigpt.training.sizing import Size, parse_size
 
-__all__ = ["RECORD", "Decision", "Shape", "TooShort", "check_flags", "compare", "decide"]
+__all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compare", "decide"]
 __all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # the key of run.json
@@ -55,7 +55,7 @@ _STEPS = {"max_steps", "num_train_epochs"}
 Why = list[tuple[str, object, str]]  # option, value, reason
 
 
-class TooShort(InputError):
+class TooShortError(InputError):
     """The time of --size is too short; `seconds` would do."""
 
     def __init__(self, text: str, seconds: float) -> None:
@@ -163,7 +163,9 @@ class _Choice:
         else:
             self.unique = int(self.data.train.lengths.sum()) - len(self.data.train)
             self.epochs = self.config.num_train_epochs
-        self.most_steps = max(_STEPS_OF_LITTLE_DATA, math.floor(self.epochs * self.per_epoch))
+        by_epochs = math.floor(self.epochs * self.per_epoch)
+        self.most_steps = max(_STEPS_OF_LITTLE_DATA, by_epochs)
+        self.least_steps = min(_LEAST_STEPS, max(1, by_epochs))
         self.measured: dict[Shape, Estimate] = {}
 
     def decide(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -199,7 +201,7 @@ class _Choice:
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
         """The largest shape with enough tokens for its parameters, its steps and its evaluations."""
-        shape, least = shapes[len(shapes) // 3], min(_LEAST_STEPS, self.most_steps)
+        shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # what was measured changes what seems best
             if self.size.unit == "seconds":
                 self._measure(shape)
@@ -291,7 +293,7 @@ class _Choice:
             )
         spent = time.perf_counter() - self.started
         enough = math.ceil(1.2 * (least + spent))
-        return TooShort(
+        return TooShortError(
             f"--size {self.size.text} is too short: measuring takes {spent:.1f} s, {steps} steps and an "
             f"evaluation {least:.1f} s more; give at least {enough}s",
             enough,
@@ -399,8 +401,8 @@ class _Choice:
         if because["epochs"] < 1 and not by_name:
             again = math.ceil(10 / max(because["epochs"], 1e-3)) / 10
             print(
-                f"too much data for --size {self.size.text}: a part of it is not read; {again:g} times as much "
-                "reads all of it once, and a part of the file learns as well in this time"
+                f"more data than --size {self.size.text} can read: a part is left out; {again:g} times the size "
+                "reads all of it once"
             )
         if replaced := self._replaced(settings):
             print(f"--size replaces the recipe's {', '.join(replaced)}; a flag keeps its value")

@@ -42,10 +42,10 @@ from minigpt.training.run_data import RunData, TextData
 from minigpt.training.step import TrainStep
 from minigpt.training.stop_request import StopNow, Stopped
 
-__all__ = ["RunFinished", "Trainer"]
+__all__ = ["RunFinishedError", "Trainer"]
 
 
-class RunFinished(InputError):
+class RunFinishedError(InputError):
     """There is nothing left to resume."""
 
 
@@ -204,7 +204,7 @@ class Trainer:
         """
         folder = self.checkpointer.resume()
         if self.is_finished():
-            raise RunFinished(
+            raise RunFinishedError(
                 f"{folder}: the run is finished ({self.progress.steps_done} steps); "
                 "raise --num_train_epochs or --max_steps to continue"
             )
