@@ -278,8 +278,8 @@ class _Quickstart:
         except TooShortError as error:
             least = -(-error.seconds // 6) / 10
             raise InputError(
-                f"--minutes {self.options.minutes:g} is too short for this data on this machine, as busy as it "
-                f"is: give at least --minutes {least:g}"
+                f"--minutes {self.options.minutes:g} is too short for this data on this machine, as busy "
+                f"as it is: give at least --minutes {least:g}"
             ) from None
 
     def _evaluated(

@@ -385,7 +385,7 @@ class _Choice:
         if by_name:
             steps = f"{_TOKENS_OF_A_NAME} tokens a parameter, or what the data gives"
         if because["limited_by_data"]:
-            steps = f"reads the data {self.epochs:g} times; more would gain little"
+            steps = f"reads the data {because['epochs']:g} times; more would gain little"
         rows = list(self.why)
         for name, why in (
             *((name, shape) for name in Shape._fields),
@@ -401,8 +401,8 @@ class _Choice:
         if because["epochs"] < 1 and not by_name:
             again = math.ceil(10 / max(because["epochs"], 1e-3)) / 10
             print(
-                f"more data than --size {self.size.text} can read: a part is left out; {again:g} times the size "
-                "reads all of it once"
+                f"more data than --size {self.size.text} can read: a part is left out; {again:g} times "
+                "the size reads all of it once"
             )
         if replaced := self._replaced(settings):
             print(f"--size replaces the recipe's {', '.join(replaced)}; a flag keeps its value")

@@ -76,7 +76,7 @@ class TrainConfig(DataOptions, CommandOptions):
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
 
     size: str = ""
-    """small, base, large, a time (10min) or GFLOP (2e6GFLOP): replaces the recipe's shape and steps, no flag"""
+    """small, base, large, a time (10min) or 2e6GFLOP: replaces the recipe's shape and steps, but no flag"""
 
     # Where from, where to
     train_data: Path = Path("data/train.jsonl")
