@@ -239,6 +239,22 @@ def test_ctrl_c_before_training(
     assert "the same command continues" in result.err
 
 
+def test_without_a_model_the_newest_one_is_named(
+    shop: Made, tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/shop").symlink_to(shop.folder)
+    monkeypatch.chdir(tmp_path)
+    for verb in ("generate", "chat", "eval"):
+        result = run_command(verb)
+        assert result.code == 2
+        assert result.err.endswith(
+            "output/best does not exist; the newest model here: --model output/shop/run/best\n"
+        )
+    answer = run_command("generate", "--model", "output/shop/run/best", "--question", "几点开门？")
+    assert answer.code == 0
+
+
 # -- bad input ----------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """The verbs of `minigpt` besides the tutorial's five scripts: parse, call one function, print.
 
-A command may import everything below; nothing imports a command. In the order of the work:
+A command may import everything below; nothing imports a command but quickstart, which runs several. In the
+order of the work:
 
+    quickstart.py         all of it: from any file to a conversation
     evaluate.py           measure a checkpoint
     doctor.py             what looks wrong with a training run
     chat.py               a conversation in the terminal
