@@ -246,7 +246,7 @@ def test_without_a_model_the_newest_one_is_named(
     (tmp_path / "output/shop").symlink_to(shop.folder)
     monkeypatch.chdir(tmp_path)
     for verb in ("generate", "chat", "eval"):
-        result = run_command(verb)
+        result = run_command(verb, stdin="几点开门？\n".encode())
         assert result.code == 2
         assert result.err.endswith(
             "output/best does not exist; the newest model here: --model output/shop/run/best\n"
