@@ -301,10 +301,45 @@ def test_too_little_time_is_told_in_minutes(
 ) -> None:
     file = tmp_path / "shop.csv"
     file.write_text(SHOP, encoding="utf-8")
-    monkeypatch.setattr(autosize._Choice, "_affordable", lambda self, shape: (0, 1))
-    with tiny_models(40):
-        result = run_command("quickstart", file, "--output", tmp_path / "made", "--minutes", 0.1)
-    assert result.code == 2
-    assert "--minutes 0.1 is too short" in result.err
-    assert "give at least --minutes 0." in result.err
-    assert len(result.err.splitlines()) == 1
+    asked: list[str] = []
+
+    def affordable(self: Any, shape: Shape) -> tuple[int, int]:
+        asked.append(self.size.text)
+        return (0, 1) if self.size.text == "0.1min" else (40, 1)
+
+    monkeypatch.setattr(autosize._Choice, "_affordable", affordable)
+    with tiny_models(2):
+        made = run_command("quickstart", file, "--output", tmp_path / "made", "--minutes", 0.1, "--json")
+    assert made.code == 0, made.err
+    assert "the time is raised from --minutes 0.1 to 0." in made.err
+    commands = json.loads(made.out.splitlines()[-1])["commands"]
+    (train,) = [command for command in commands if " train " in command]
+    assert "--size 0.1min" not in train  # what is reported works when typed
+    assert len(set(asked)) == 2
+
+
+def test_a_large_file_is_not_measured_for_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "_MEASURED", 3)
+    file = tmp_path / "shop.csv"
+    file.write_text(SHOP, encoding="utf-8")
+    made = make(file, tmp_path / "made", steps=2)
+    assert made.result["evaluation"]["count"] == 3
+
+
+def test_a_system_text_and_foreign_columns_are_read(tmp_path: Path, run_command: RunCommand) -> None:
+    messages = [
+        {"role": role, "content": text}
+        for role, text in (("system", "甲"), ("user", "乙"), ("assistant", "丙"))
+    ]
+    file = tmp_path / "talk.jsonl"
+    file.write_text(json.dumps({"messages": messages}, ensure_ascii=False), encoding="utf-8")
+    vocabulary = tmp_path / "vocab.json"
+    assert run_command("vocab", "--data", file, "--output", vocabulary).code == 0
+    assert "\n" in json.loads(vocabulary.read_text(encoding="utf-8"))["word2id"], (
+        "between the system text and the question"
+    )
+    table = tmp_path / "fragen.csv"
+    table.write_text("Frage;Antwort\nWo?;Hier.\nWann?;Jetzt.\n", encoding="utf-8")
+    result = run_command("vocab", "--data", table, "--output", vocabulary)
+    assert "from 2 pairs" in result.out
+    assert result.err == ""

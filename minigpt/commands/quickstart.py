@@ -41,6 +41,7 @@ _ONCE = 0.9  # share of answers that come once, from which on a new question can
 _BY_HEART = 1000  # ... and so many pairs at most are rather learned by heart
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # pairs at most whose questions are also asked after training: that takes seconds
+_MEASURED = 2000  # conversations that are measured on, at most
 _SHOWN = 4  # right answers in the table, and wrong ones
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # names of tables, mostly
 _PROMPT, _CONTINUED = 12, 60  # characters of a prompt, tokens of its continuation
@@ -75,6 +76,7 @@ class _Quickstart:
         self.options = options
         self.folder = options.output or Path("output") / options.file.stem
         self.commands: list[str] = []
+        self.minutes = options.minutes
 
     def run(self) -> dict[str, Any]:
         is_text = build_vocab.is_text(self._vocabulary(is_typed=False))
@@ -126,10 +128,17 @@ class _Quickstart:
             [dict(zip(("question", "expected", "given"), row[1:])) for row in _spread(some, _SHOWN)]
             for some in (right, wrong)
         )
-        evaluate.show_rows(
-            f"{len(right):,} right answers and {len(wrong):,} wrong ones, some of each",
-            [*_spread(right, _SHOWN), *_spread(wrong, _SHOWN)],
-        )
+        if rows:
+            evaluate.show_rows(
+                f"{len(right):,} of {len(rows):,} questions are answered right; some, right and wrong",
+                [*_spread(right, _SHOWN), *_spread(wrong, _SHOWN)],
+            )
+        size = found["training"].get("size", {})
+        if len(right) < 0.5 * len(rows) and size and not size["because"]["limited_by_data"]:
+            print(
+                f"it read the data {size['because']['epochs']:g} times in {self.minutes:g} minutes; ten times "
+                "as many minutes would help most (with another --output)"
+            )
         if not by_heart and len(conversations) <= _RECALLED:
             print("\nand the questions that it learned from:")
             self._evaluated(found, "recall", train, reading)
@@ -137,7 +146,9 @@ class _Quickstart:
         return {**found, "flags": ("--history",) if several else ()}
 
     def _divided(self, conversations: "Sequence[Conversation]", report: "ReadReport") -> dict[str, Any]:
-        words = ("--input", self.options.file, "--output_dir", self.folder)
+        words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
+        if len(conversations) > 10 * _MEASURED:  # a tenth of them would take long to answer
+            words += ("--train_ratio", f"{1 - _MEASURED / len(conversations):.6f}")
         split = self._typed("split", split_data.Options, *words, *self._reading)
         return split_data.divide(split, list(conversations), report)
 
@@ -266,21 +277,25 @@ class _Quickstart:
         if (self._run / RUN_FILE).exists():
             argv: tuple[object, ...] = (*output, "--resume")
         else:
-            argv = ("--size", f"{self.options.minutes:g}min", *words, *output)
+            argv = ("--size", f"{self.minutes:.3g}min", *words, *output)
         self._typed("train", TrainConfig, *argv)
         try:
             return train(**parse(TrainConfig, [str(word) for word in argv]))
         except RunFinishedError:
             print(
-                f"training is finished; for more: minigpt train --output {self._run} --resume --max_steps N"
+                f"training is finished; for more: minigpt train --output {self._run} --resume --max_steps N, "
+                "or quickstart with another --output and more --minutes"
             )
             return {"model": str(self._best)}
         except TooShortError as error:
-            least = -(-error.seconds // 6) / 10
-            raise InputError(
-                f"--minutes {self.options.minutes:g} is too short for this data on this machine, as busy "
-                f"as it is: give at least --minutes {least:g}"
-            ) from None
+            least = -(-error.seconds // 6) / 10  # in whole tenths
+            self.commands.pop()
+            self.minutes = max(least, 1.2 * self.minutes)
+            note(
+                f"{error}: the time is raised from --minutes {self.options.minutes:g} to {self.minutes:g} "
+                "for this data on this machine, as busy as it is"
+            )
+            return self._train(*words)
 
     def _evaluated(
         self, found: dict[str, Any], name: str, data: Path, reading: Sequence[object]
