@@ -11,6 +11,10 @@ from minigpt.console import command_line
 from minigpt.errors import InputError, unknown_name
 
 COMMANDS = {
+    "quickstart": (
+        "minigpt.commands.quickstart",
+        "all of it in one command: from any file to a conversation",
+    ),
     "vocab": ("minigpt.build_vocab", "build vocab.json: one token per character of your data"),
     "split": ("minigpt.split_data", "split a file of questions and answers into train.jsonl and val.jsonl"),
     "stats": (
@@ -40,7 +44,7 @@ COMMANDS = {
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<10}{text}" for verb, (_, text) in COMMANDS.items())
+    verbs = "\n".join(f"  {verb:<12}{text}" for verb, (_, text) in COMMANDS.items())
     return (
         "usage: minigpt VERB [flags]\n\n"
         "From a file of questions and answers to a GPT that answers.\n\n"

@@ -46,23 +46,38 @@ class Options(DataOptions, command_line.CommandOptions):
 
 def main(options: Options) -> dict[str, Any]:
     """Read the texts, collect their characters or learn tokens, write the vocabulary."""
+    texts, described, report = _read(options)
+    result = build(options, texts, described)
+    return result if report is None else {**result, "read": report.as_dict()}
+
+
+def build(options: Options, texts: Iterable[str], described: str) -> dict[str, Any]:
+    """Build the vocabulary of texts, write it, print its size. `described` names the source of the texts."""
     from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer, build_vocabulary
 
-    texts, described, report = _read(options)
     if options.output.exists() and options.output.samefile(options.data):
         raise InputError(f"{options.output} is the data and would be overwritten; change --output")
     if options.kind == "bpe":
-        result = _learn(options, texts, described)
-    else:
-        tokenizer = Tokenizer.from_word2id(build_vocabulary(texts))
-        tokenizer.save(options.output)
-        size = tokenizer.get_vocab_size()
-        print(
-            f"{options.output}: {size:,} entries, {len(SPECIAL_TOKENS)} special ones and "
-            f"{size - len(SPECIAL_TOKENS):,} characters from {described}"
-        )
-        result = {"output": options.output, "vocab_size": size, "fingerprint": tokenizer.fingerprint}
-    return result if report is None else {**result, "read": report.as_dict()}
+        return _learn(options, texts, described)
+    tokenizer = Tokenizer.from_word2id(build_vocabulary(texts))
+    tokenizer.save(options.output)
+    size = tokenizer.get_vocab_size()
+    print(
+        f"{options.output}: {size:,} entries, {len(SPECIAL_TOKENS)} special ones and "
+        f"{size - len(SPECIAL_TOKENS):,} characters from {described}"
+    )
+    return {"output": options.output, "vocab_size": size, "fingerprint": tokenizer.fingerprint}
+
+
+def is_text(options: Options) -> bool:
+    """Is the data plain text, or records with texts, and not conversations? InputError if it is neither."""
+    from minigpt.data.corpus import TextOptions, holds_texts
+
+    if options.data.is_dir() or options.text_field:
+        return True
+    reading = TextOptions(encoding=options.encoding)
+    # a pipe can be read only once: it must hold conversations
+    return options.data.is_file() and holds_texts(options.data, reading, options.field_names)
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
@@ -70,16 +85,11 @@ def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
 
     Plain text is read while it is used.
     """
-    from minigpt.data.corpus import TextOptions, find_sources, holds_texts, read_sources
+    from minigpt.data.corpus import TextOptions, find_sources, read_sources
     from minigpt.data.reader import read_conversations
 
-    reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
-    if (
-        options.data.is_dir()
-        or options.text_field
-        # a pipe can be read only once: it must hold conversations
-        or (options.data.is_file() and holds_texts(options.data, reading, options.field_names))
-    ):
+    if is_text(options):
+        reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
         sources = find_sources(options.data, reading)
         described = (
             f"{len(sources):,} files in {options.data}" if options.data.is_dir() else str(options.data)

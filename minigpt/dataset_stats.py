@@ -31,6 +31,8 @@ class Options(DataOptions, command_line.CommandOptions):
     """vocabulary file, made by `minigpt vocab`"""
     max_length: int = 128
     """most tokens of a pair that you plan to train with; 64, 128, 256 and 512 are always shown"""
+    brief: bool = False
+    """print three lines instead of the tables"""
     plot: Path | None = None
     """also write a picture to this .png, .pdf or .svg file"""
 
@@ -38,7 +40,13 @@ class Options(DataOptions, command_line.CommandOptions):
 def main(options: Options) -> dict[str, Any]:
     """Read the file, count, print, and draw."""
     from minigpt.data.reader import read_conversations
-    from minigpt.data.token_statistics import compute_statistics, plot, print_statistics, require_plotting
+    from minigpt.data.token_statistics import (
+        compute_statistics,
+        plot,
+        print_brief,
+        print_statistics,
+        require_plotting,
+    )
     from minigpt.tokenizer import Tokenizer
 
     if options.plot is not None:
@@ -50,7 +58,7 @@ def main(options: Options) -> dict[str, Any]:
     report.print_summary()
     statistics = compute_statistics(conversations, tokenizer, options.max_length)
     print(f"{options.train_data}: {report.counted}; {options.vocab_path}: {statistics.vocab_size:,} entries")
-    print_statistics(statistics)
+    (print_brief if options.brief else print_statistics)(statistics)
     if options.plot is not None:
         plot(statistics, options.plot, title=options.train_data.name)
         print(f"picture: {options.plot}")

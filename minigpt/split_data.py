@@ -15,11 +15,15 @@ if not __package__:  # run as a script: in sys.path, replace this folder by the 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
 from minigpt.data.records import DataOptions
 from minigpt.errors import printable
+
+if TYPE_CHECKING:
+    from minigpt.data.conversation import Conversation
+    from minigpt.data.reader import ReadReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +44,20 @@ class Options(DataOptions, command_line.CommandOptions):
 
 def main(options: Options) -> dict[str, Any]:
     """Read the data, split it, write both files, print a summary."""
-    from minigpt.data.reader import ReadReport, read_conversations
-    from minigpt.data.split import split_conversations, write_split
+    from minigpt.data.reader import read_conversations
 
     conversations, report = read_conversations(
         options.input, options.strict, options.encoding, options.field_names
     )
     report.print_summary()
+    return divide(options, conversations, report)
+
+
+def divide(options: Options, conversations: "list[Conversation]", report: "ReadReport") -> dict[str, Any]:
+    """Split what was read, write both parts, print what was found."""
+    from minigpt.data.reader import ReadReport
+    from minigpt.data.split import split_conversations, write_split
+
     split = split_conversations(conversations, options.train_ratio, options.seed)
     folder = options.input.parent if options.output_dir is None else options.output_dir
     manifest = write_split(split, report, folder, train_ratio=options.train_ratio, seed=options.seed)

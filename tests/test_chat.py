@@ -87,6 +87,11 @@ def said(talk: Conversation, text: str) -> str:
         ("/tempreture 1", "unknown command '/tempreture'; did you mean '/temperature'?"),
         ("/xyzzy", "unknown command '/xyzzy'; known: /reset, /temperature,"),
         ("/", "unknown command '/'; known: "),
+        ("/t 1", "/t may be /temperature, /top_p, /top_k, /think: type one more letter"),
+        ("/s", "/s may be /seed, /system, /save"),
+        ("/history perhaps", "/history must be on or off"),
+        ("/why 0", "/why must be a whole number from 1 to 50: got '0'"),
+        ("/why many", "/why must be a whole number from 1 to 50: got 'many'"),
         ("/temperature hot", "/temperature must be a number: got 'hot'"),
         (
             "/temperature -1",
@@ -308,6 +313,36 @@ def test_why_says_what_generation_s_own_record_says() -> None:
         assert [p for _, p in choice.others] == pytest.approx([p for _, p in expected], rel=1e-4)
 
 
+def test_first_letters_are_a_command_too() -> None:
+    talk = of_characters("question")
+    assert obey(talk, "/temp 0.8") == "temperature 0.8 (drawn at random)"
+    assert obey(talk, "/max 6") == "max_new_tokens 6"
+    assert obey(talk, "/hist on") == "history: on, earlier turns are read, too"
+    assert talk.history
+    assert obey(talk, "/history off").startswith("history: off")
+    assert not talk.history
+
+
+def test_why_says_what_was_drawn_from() -> None:
+    talk = of_characters("question", temperature=0.5, top_k=2, do_sample=True, seed=1)
+    said(talk, "天地")
+    everything = talk.model.config.vocab_size
+    before = [choice.drawn for choice in talk.why(others=everything)]
+    talk.choose(GenerationOptions())  # of the answer, not of the next one
+    for choice, drawn in zip(talk.why(others=everything), before, strict=True):
+        assert len(choice.others) == everything - 1
+        assert choice.drawn == drawn
+        model = torch.tensor([choice.probability, *(p for _, p in choice.others)])
+        best = model.topk(2)
+        # temperature 0.5 squares the odds, top_k 2 keeps two tokens
+        odds = (best.values[0] / best.values[1]) ** 2
+        expected = torch.zeros(everything)
+        expected[best.indices] = torch.stack([odds / (1 + odds), 1 / (1 + odds)])
+        assert drawn == pytest.approx(expected.tolist(), abs=1e-4)
+    said(talk, "天地")
+    assert all(choice.drawn == [] for choice in talk.why())
+
+
 def test_an_eos_that_ended_the_answer_is_explained_too(model: Path) -> None:
     net, tokenizer = minigpt.load_model(model), minigpt.load_tokenizer(model)
     talk = Conversation(net, tokenizer, "question", GenerationOptions())
@@ -433,7 +468,7 @@ class TestOnATerminal:
         assert "黄的\r\n" in talk.say("地是什么？").until("> ")
         assert "白\r\n又白\\\r\n" in talk.say("月").until("> ")  # a line end is a line end
         assert "did you mean '/reset'?" in talk.say("/rest").until("> ")
-        shown = talk.say("/why").until("└")
+        shown = talk.say("/why 2").until("└")
         talk.until("\r\n")
         talk.until("> ")
         assert re.search(r"白 +│ +\d", shown)

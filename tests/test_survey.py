@@ -160,6 +160,43 @@ def test_labels_reach_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @needs_matplotlib
+@pytest.mark.parametrize("longest", [1, 30, 90, 700, 5000])
+def test_the_last_bar_counts_what_it_says_and_labels_stay_inside(longest: int) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    few = [("a", "b" * n) for n in range(1, 200, 2)]
+    pairs = make_pairs([*few, *(("a", "b" * (n * longest // 4)) for n in range(1, 5) if longest > 3)])
+    statistics = compute_statistics(pairs, TOKENIZER, max_length=longest + 3)
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    text = {name: english for name, (_, english) in token_statistics._LABELS.items()}
+    drawn: list[tuple[Any, Any]] = []
+    original = left.hist
+
+    def hist(values: Any, bins: Any, **more: Any) -> Any:
+        drawn.append((values, bins))
+        return original(values, bins=bins, **more)
+
+    left.hist = hist
+    token_statistics._draw_lengths(left, statistics, text)
+    token_statistics._draw_cuts(right, statistics, text)
+    for name, (values, edges) in zip(("questions", "answers", "pairs"), drawn, strict=True):
+        counts = np.histogram(values, edges)[0]
+        assert counts.sum() == len(pairs)
+        assert counts[-1] == (getattr(statistics, name) >= edges[-2]).sum()
+    assert drawn[-1][0].max() >= drawn[-1][1][-2], "the last bar is not empty"
+    canvas.draw()
+    frame = right.get_window_extent()
+    boxes = [label.get_window_extent() for label in right.texts]
+    assert boxes
+    for box in boxes:
+        assert frame.x0 <= box.x0 < box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 < box.y1 <= frame.y1
+
+
+@needs_matplotlib
 def test_without_a_font_the_labels_are_english_and_a_warning_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

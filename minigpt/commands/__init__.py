@@ -1,7 +1,9 @@
 """The commands of `minigpt` besides the tutorial's five scripts. Each parses flags, calls a function, prints.
 
-A command may import every other folder; no other module imports a command. In the order of the work:
+A command may import every other folder. No module imports a command but quickstart, which runs several. In
+the order of the work:
 
+    quickstart.py         does all of it: from any file to a conversation
     classify.py           labels texts with a classifier
     evaluate.py           measures a checkpoint
     doctor.py             finds problems of a training run

@@ -100,7 +100,7 @@ def _conversation(options: Options) -> "Conversation":
 
 def _talk(talk: "Conversation") -> None:
     """Ask and answer until the user ends the conversation."""
-    from minigpt.generation.slash_commands import is_command
+    from minigpt.generation.slash_commands import command_name, is_command
 
     with contextlib.suppress(ImportError):
         import readline  # importing readline gives input() line editing and a history
@@ -111,10 +111,10 @@ def _talk(talk: "Conversation") -> None:
     while (line := _typed()) is not None:
         if not line.strip():
             continue
-        if line.strip() == "/exit":
-            return
         try:
             if is_command(line):
+                if command_name(line) == "/exit":
+                    return
                 _obey(talk, line.strip())
             else:
                 _show(talk, line.strip())
@@ -170,16 +170,16 @@ def _show(talk: "Conversation", text: str) -> None:
 
 
 def _obey(talk: "Conversation", line: str) -> None:
-    from minigpt.generation.slash_commands import obey
+    from minigpt.generation.slash_commands import candidates, command_name, obey
 
     said = obey(talk, line)
-    if line.split()[0] == "/why":
-        _explain(talk)
+    if command_name(line) == "/why":
+        _explain(talk, candidates(line))
     if said:
         print(printable_lines(said))
 
 
-def _explain(talk: "Conversation") -> None:
+def _explain(talk: "Conversation", others: int) -> None:
     from minigpt.console.terminal import table
     from minigpt.generation.conversation import token_text
 
@@ -187,17 +187,36 @@ def _explain(talk: "Conversation") -> None:
         text = token_text(talk.tokenizer, token)
         return f"'{text}'" if text != text.strip() else text
 
-    choices = talk.why()
-    rows = [
-        (
-            shown(choice.token),
-            f"{choice.probability:.1%}",
-            "   ".join(f"{shown(token)} {probability:.1%}" for token, probability in choice.others),
-        )
-        for choice in choices[:_EXPLAINED]
-    ]
+    choices = talk.why(others)
+    rows = []
+    for choice in choices[:_EXPLAINED]:
+        numbers = [percent(p) for p in (choice.probability, *(p for _, p in choice.others))]
+        if choice.drawn:
+            numbers = [f"{p} > {percent(drawn)}" for p, drawn in zip(numbers, choice.drawn)]
+        names = map(shown, (token for token, _ in choice.others))
+        instead = "   ".join(f"{name} {number}" for name, number in zip(names, numbers[1:]))
+        rows.append((shown(choice.token), numbers[0], instead))
     more = f", the first {_EXPLAINED} of {len(choices)}" if len(choices) > _EXPLAINED else ""
     table(f"tokens of the last answer{more}", ("token", "probability", "instead of"), rows, numeric=(1,))
+    if any(choice.drawn for choice in choices):
+        options = talk.turns[-1].options
+        drawn_by = ("temperature", "top_k", "top_p")
+        given = ", ".join(f"{name} {getattr(options, name):g}" for name in drawn_by)
+        print(f"(as the model says > as it was drawn from: {given})")
+
+
+def percent(share: float) -> str:
+    """A probability with so many digits that it is told from 0 and from 1.
+
+    >>> [percent(p) for p in (0.5, 0.99987, 0.00004, 1.0, 0.0, 1e-12)]
+    ['50.0%', '99.99%', '0.004%', '100%', '0%', '1e-10%']
+    """
+    if share in (0, 1):
+        return f"{share:.0%}"
+    for digits in range(1, 6):
+        if 0 < round(100 * share, digits) < 100:
+            return f"{share:.{digits}%}"
+    return f"{100 * share:.0e}%" if share < 0.5 else "100%"
 
 
 # -- without a terminal -------------------------------------------------------------------------------------
@@ -206,13 +225,14 @@ def _explain(talk: "Conversation") -> None:
 def _answer_lines(talk: "Conversation") -> None:
     """Answer each line of standard input with a line on standard output."""
     from minigpt.console.terminal import warn
-    from minigpt.generation.slash_commands import is_command, obey
+    from minigpt.generation.slash_commands import command_name, is_command, obey
 
     for line in _read_lines():
-        if line.strip() == "/exit":
-            return
         if is_command(line):
-            if line.split()[0] == "/why":
+            name = command_name(line)
+            if name == "/exit":
+                return
+            if name == "/why":
                 raise InputError("/why draws a table: it needs a terminal")
             print(printable_lines(obey(talk, line.strip())), file=sys.stderr)
             continue

@@ -11,7 +11,7 @@ character F1). Of several right answers the most similar one counts. A text is m
 per byte and per character, which does not depend on the vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ from minigpt.evaluation.options import EvaluationOptions
 from minigpt.generation.loading import adapter_note, require_model
 
 if TYPE_CHECKING:
+    from minigpt.evaluation.answers import Row
     from minigpt.evaluation.api import AnswersReport
     from minigpt.families.registry import LanguageModel
     from minigpt.weights.pretrained import AnyTokenizer
@@ -63,7 +64,7 @@ def main(options: Options) -> dict[str, Any]:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    return _measure_pairs(options) if options.text is None else _measure_text(options, options.text)
+    return measure_pairs(options)[0] if options.text is None else _measure_text(options, options.text)
 
 
 def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
@@ -82,8 +83,9 @@ def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
         yield set_precision(model, precision), tokenizer
 
 
-def _measure_pairs(options: Options) -> dict[str, Any]:
-    from minigpt.console.terminal import table
+def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
+    """Measure on questions and answers, and print it. Return what --json prints, and one row per question."""
+
     from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question
     from minigpt.evaluation.api import evaluate_conversations
@@ -110,13 +112,20 @@ def _measure_pairs(options: Options) -> dict[str, Any]:
         "F1": [f"{one.scores.character_f1:.3f}" for one in reports],
     }
     more = _compare(options.precision, perplexities, others, found)
+    right, given = list(by_question(conversations).values()), list(report.answers.values())
+    questions = [asked.question for asked in report.answers]
     if options.show:
-        right, given = list(by_question(conversations).values()), list(report.answers.values())
-        questions = [asked.question for asked in report.answers]
-        rows = answer_rows(questions, right, given, options.show)
-        cells = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
-        table("some of the questions", ("", "question", "expected", "given"), cells)
-    return {**found[0], "skipped": len(reading.skipped), **more}
+        show_rows("some of the questions", answer_rows(questions, right, given, options.show))
+    every = answer_rows(questions, right, given, len(questions))
+    return {**found[0], "skipped": len(reading.skipped), **more}, every
+
+
+def show_rows(title: str, rows: "Sequence[Row]") -> None:
+    """Print rows of `answer_rows` as a table."""
+    from minigpt.console.terminal import table
+
+    cells = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
+    table(title, ("", "question", "expected", "given"), cells)
 
 
 def _print_report(report: "AnswersReport", counted: str) -> None:

@@ -68,8 +68,8 @@ class Conversation:
         return self.exchanges[-1].answer
 
     def texts(self) -> Iterable[str]:
-        """What everyone said."""
-        return (turn.content for turn in self.turns)
+        """What a model reads and writes: line ends between turns are part of a question."""
+        return (text for exchange in self.exchanges for text in exchange)
 
     def messages(self) -> list[dict[str, str]]:
         """As chat templates want it."""

@@ -30,10 +30,12 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> names that a file may have for
     "question": (
         *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source"),
         *("问题", "提问", "指令", "问", "用户", "问句"),
+        *("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문"),
     ),
     "answer": (
         *("answer", "completion", "output", "response", "a", "assistant", "reply", "bot", "gpt", "target"),
         *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
+        *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "답변"),
     ),
     "input": ("input", "context", "输入"),
     "system": ("system", "system_prompt", "系统", "系统提示"),

@@ -218,6 +218,20 @@ def print_statistics(statistics: Statistics) -> None:
     )
 
 
+def print_brief(statistics: Statistics) -> None:
+    """Two lines on stdout: lengths and what is cut, unknown characters and repetitions."""
+    pairs, limit = statistics.lengths()["pairs"], statistics.max_length
+    cut = next(cut for cut in statistics.cuts if cut.max_length == limit)
+    print(
+        f"tokens of a pair: {pairs['p50']:,} in the middle, {pairs['p95']:,} at 95 %, {pairs['max']:,} at "
+        f"most; longer than {limit:,}: {cut.pairs:,} ({cut.pairs / len(statistics.questions):.1%})"
+    )
+    print(
+        f"{_unknown_sentence(statistics)}; repeated pairs: {statistics.repeated_pairs:,}, questions that "
+        f"come more than once: {statistics.repeated_questions:,}"
+    )
+
+
 def _unknown_sentence(statistics: Statistics) -> str:
     unknown = statistics.unknown
     if not unknown:
@@ -269,6 +283,7 @@ _LABELS = {  # name -> Chinese, English
     "fit": ("不被截断的比例", "share that is not cut"),
     "limit": ("max_length（截断长度）", "max_length"),
     "total": ("对问答", "pairs"),
+    "last": ("最后一栏", "the last bar"),
 }
 
 
@@ -323,11 +338,13 @@ def plot(statistics: Statistics, path: Path, title: str) -> None:
 def _draw_lengths(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
     most = int(np.percentile(statistics.pairs, 99, method="inverted_cdf"))
     width = most // 60 + 1  # whole tokens, or bars would hold now more, now fewer of them
-    edges = np.arange(0, most + 2 * width, width)
+    last = most // width * width  # where the last bar begins, which has all that is as long or longer
+    edges = np.arange(0, last + 2 * width, width)
     for name in ("questions", "answers", "pairs"):
-        values = np.minimum(getattr(statistics, name), most)  # the longest 1 % stand in the last bar
+        values = np.minimum(getattr(statistics, name), last)
         axes.hist(values, bins=edges, histtype="stepfilled", alpha=0.45, label=text[name])
-    axes.set(xlabel=text["tokens"], ylabel=text["count"], xlim=(0, edges[-1]))
+    beyond = "" if int(statistics.pairs.max()) < edges[-1] else f"\n{text['last']}: ≥ {last:,}"
+    axes.set(xlabel=text["tokens"] + beyond, ylabel=text["count"], xlim=(0, edges[-1]))
     axes.legend()
 
 
@@ -336,17 +353,23 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
     share = 100 * np.cumsum(counts) / counts.sum()
     end = max(int(lengths[-1]), statistics.max_length) * 1.05
     axes.step([0, *lengths, end], [0, *share, 100], where="post")
+    below = 0.0, 0.0, 0  # where the label before stands, and how many points below its place
     for cut in statistics.cuts:
         if cut.max_length > end:
             continue
         fits = 100 * (1 - cut.pairs / len(statistics.pairs))
         yours = cut.max_length == statistics.max_length
         axes.axvline(cut.max_length, color="tab:red" if yours else "gray", linewidth=1, linestyle="--")
+        is_near = cut.max_length - below[0] < end / 5 and fits - below[1] < 5
+        points = 4 if fits < 10 else (below[2] if is_near else 0) - 12
+        below = cut.max_length, fits, points
+        is_left = cut.max_length > 0.8 * end  # else the label would run out of the frame
         axes.annotate(
             f"{cut.max_length}: {fits:.1f} %",
             (cut.max_length, fits),
-            xytext=(4, -12),
+            xytext=(-4 if is_left else 4, points),
             textcoords="offset points",
+            ha="right" if is_left else "left",
             color="tab:red" if yours else "black",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )

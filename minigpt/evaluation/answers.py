@@ -13,7 +13,7 @@ This module does not generate answers (minigpt.generation.api does). The scores 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from minigpt.data.conversation import Conversation, Exchange
 from minigpt.errors import InputError
@@ -21,6 +21,7 @@ from minigpt.errors import InputError
 __all__ = [
     "AnswerReport",
     "Asked",
+    "Row",
     "answer_rows",
     "by_question",
     "character_f1",
@@ -68,6 +69,9 @@ def character_f1(given: str, expected: str) -> float:
     return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
+Row: TypeAlias = tuple[str, str, str, str]  # mark, question, expected, given
+
+
 class Asked(NamedTuple):
     """A question, with the exchanges before it in the conversation."""
 
@@ -107,7 +111,7 @@ def _is_right(given: str, references: Sequence[str]) -> bool:
 
 def answer_rows(
     questions: Sequence[str], references: Sequence[Sequence[str]], given: Sequence[str], count: int
-) -> list[tuple[str, str, str, str]]:
+) -> list[Row]:
     """Return table rows (mark, question, expected, given) of `count` questions, spread evenly over all.
 
     Of several right answers, the one that is most similar to the given answer is shown.

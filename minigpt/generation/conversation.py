@@ -39,6 +39,7 @@ from minigpt.generation.api import (
 from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.output import StopReason
+from minigpt.generation.sampling import filtered
 from minigpt.generation.sequence import cut
 from minigpt.generation.speculative_decoding import check_assistant
 from minigpt.storage.files import atomic_write
@@ -58,6 +59,7 @@ class Turn:
     prompt: list[int]  # what the model read
     ids: list[int]  # what it chose, the eos that ended the answer too
     stop_reason: StopReason | None  # None: stopped by the user
+    options: GenerationOptions  # by which they were chosen
 
 
 class Choice(NamedTuple):
@@ -66,6 +68,9 @@ class Choice(NamedTuple):
     token: int
     probability: float
     others: list[tuple[int, float]]  # in descending order, without the token itself
+    # the probabilities of the token and of the others, in the same order, in the distribution that was drawn
+    # from: after temperature, top_k and the like; empty where nothing was drawn
+    drawn: list[float]
 
 
 class Conversation:
@@ -134,7 +139,7 @@ class Conversation:
         self, text: str, prompt: list[int], ids: list[int], pieces: Generator[str, None, StopReason]
     ) -> Generator[str, None, None]:
         answer: list[str] = []
-        reason: StopReason | None = None
+        options, reason = self.options, None
         failed = False
         try:
             while True:
@@ -151,7 +156,7 @@ class Conversation:
         finally:
             pieces.close()
             if not failed:
-                self.turns.append(Turn(text, "".join(answer), prompt, ids, reason))
+                self.turns.append(Turn(text, "".join(answer), prompt, ids, reason, options))
 
     # -- what the model reads -------------------------------------------------------------------------------
 
@@ -188,14 +193,15 @@ class Conversation:
     def why(self, others: int = 3) -> list[Choice]:
         """For each token of the last answer its probability and the most likely others, as the model says.
 
-        That is before temperature, top_p and penalties. An eos that ended the answer is the last token.
+        That is before temperature, top_p and the like; with them it is in `Choice.drawn`, as far as they are
+        the same at every token: penalties are left out. An eos that ended the answer is the last token.
 
         Raises:
             InputError: if nothing was answered yet.
         """
         if not self.turns or not self.turns[-1].ids:
             raise InputError("there is no answer yet that could be explained")
-        return _choices(self.model, self.turns[-1].prompt, self.turns[-1].ids, others)
+        return _choices(self.model, self.turns[-1], others)
 
     def messages(self) -> list[dict[str, str]]:
         """All that was said, each as a role and a content."""
@@ -317,18 +323,26 @@ def _messages(system: str, turns: list[Turn]) -> list[dict[str, str]]:
 
 
 @torch.inference_mode()
-def _choices(model: LanguageModel, prompt: list[int], ids: list[int], others: int) -> list[Choice]:
+def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
     """One pass over prompt and answer: what was said of each token of the answer before it was chosen."""
+    prompt, ids, options = turn.prompt, turn.ids, turn.options
     device = next(model.parameters()).device
     read = torch.tensor([[*prompt, *ids[:-1]]], device=device)  # (1, T)
     hidden = model.base_model(read)[0, len(prompt) - 1 :]  # (n, C)
-    probabilities = model.lm_head(hidden).float().softmax(dim=-1)  # (n, V)
+    logits = model.lm_head(hidden).float()  # (n, V)
+    probabilities = logits.softmax(dim=-1)  # (n, V)
+    drawn = None
+    if options.do_sample:
+        names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+        drawn = filtered(logits, *(getattr(options, name) for name in names)).softmax(dim=-1)  # (n, V)
     top = probabilities.topk(min(others + 1, probabilities.shape[-1]))
     found = []
     for row, token in enumerate(ids):
         pairs = zip(top.indices[row].tolist(), top.values[row].tolist())
         rest = [(index, value) for index, value in pairs if index != token][:others]
-        found.append(Choice(token, float(probabilities[row, token]), rest))
+        shown = [token, *(index for index, _ in rest)]
+        after = [] if drawn is None else drawn[row, shown].tolist()
+        found.append(Choice(token, float(probabilities[row, token]), rest, after))
     return found
 
 

@@ -29,6 +29,14 @@ class Loaded(NamedTuple):
 def require_model(path: Path) -> None:
     """Raise InputError, with advice for beginners, where there is nothing at a path."""
     if not path.exists():
+        if path == ModelOptions.model:  # no --model was given
+            made = [
+                *Path("output").glob("*/best/config.json"),
+                *Path("output").glob("*/run/best/config.json"),
+            ]
+            if made:
+                newest = max(made, key=lambda file: file.stat().st_mtime).parent
+                raise InputError(f"{path} does not exist; the newest model here: --model {newest}")
         raise InputError(
             f"{path} does not exist: train a model first (`minigpt train`; or `make demo`, then "
             "--model output/demo/best), or name its folder with --model"

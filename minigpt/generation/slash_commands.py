@@ -13,9 +13,10 @@ from typing import Any
 from minigpt.errors import InputError, unknown_name
 from minigpt.generation.conversation import Conversation
 
-__all__ = ["COMMANDS", "help_text", "is_command", "obey"]
+__all__ = ["COMMANDS", "candidates", "command_name", "help_text", "is_command", "obey"]
 
 _DRAWING = ("temperature", "top_p", "top_k")
+_MOST_CANDIDATES = 50
 
 
 def is_command(line: str) -> bool:
@@ -29,12 +30,28 @@ def obey(talk: Conversation, line: str) -> str:
     Raises:
         InputError: for an unknown command, naming the nearest, and for a value that makes no sense.
     """
-    name, _, value = line.partition(" ")
-    if name not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        text = unknown_name("command", name, COMMANDS)
-        raise InputError(text if "did you mean" in text else f"unknown command {name!r}; known: {known}")
-    return COMMANDS[name].run(talk, value.strip())
+    _, _, value = line.partition(" ")
+    return COMMANDS[command_name(line)].run(talk, value.strip())
+
+
+def command_name(line: str) -> str:
+    """The command that a line names; its first letters are enough where no other command begins so.
+
+    Raises:
+        InputError: for an unknown command, naming the nearest, and for letters that several begin with.
+    """
+    name = line.split(maxsplit=1)[0]
+    if name in COMMANDS:
+        return name
+    found = [command for command in COMMANDS if len(name) > 1 and command.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"{name} may be {', '.join(found)}: type one more letter")
+    text = unknown_name("command", name, COMMANDS)
+    raise InputError(
+        text if "did you mean" in text else f"unknown command {name!r}; known: {', '.join(COMMANDS)}"
+    )
 
 
 def help_text() -> str:
@@ -93,6 +110,32 @@ def _think(talk: Conversation, value: str) -> str:
     return "thinking: " + {None: "as the template has it", True: "on", False: "off"}[talk.thinking]
 
 
+def candidates(line: str) -> int:
+    """How many other tokens `/why N` is to show; 3 without a number. Raises InputError for another value."""
+    value = line.partition(" ")[2].strip()
+    number = int(value) if value.isascii() and value.isdigit() else 0
+    if value and not 1 <= number <= _MOST_CANDIDATES:
+        raise InputError(f"/why must be a whole number from 1 to {_MOST_CANDIDATES}: got {value!r}")
+    return number or 3
+
+
+def _why(talk: Conversation, value: str) -> str:
+    candidates(f"/why {value}")
+    return ""  # the command draws the table
+
+
+def _history(talk: Conversation, value: str) -> str:
+    if talk.form != "question":
+        raise InputError("/history is for models of questions and answers: this one reads all that was said")
+    if value not in ("", "on", "off"):
+        raise InputError(f"/history must be on or off: got {value!r}")
+    if value:
+        talk.history = value == "on"
+    return "history: " + (
+        "on, earlier turns are read, too" if talk.history else "off, each question is read alone"
+    )
+
+
 def _save(talk: Conversation, value: str) -> str:
     if not value:
         raise InputError("/save needs a file name: /save FILE")
@@ -122,8 +165,8 @@ class Command:
     run: Callable[[Conversation, str], str]
 
 
-def _door_s(talk: Conversation, value: str) -> str:
-    return ""  # /why and /exit: the command draws the table, and ends
+def _exit(talk: Conversation, value: str) -> str:
+    return ""  # the command ends
 
 
 COMMANDS = {
@@ -135,8 +178,9 @@ COMMANDS = {
     "/max_new_tokens": Command("N", "tokens of an answer, at most", _setting("max_new_tokens")),
     "/system": Command("TEXT", "what a chat model is told before all else; no text: nothing", _system),
     "/think": Command("on|off", "whether a chat model thinks before it answers", _think),
-    "/why": Command("", "the last answer's tokens, their probabilities, and the runners-up", _door_s),
+    "/history": Command("on|off", "whether a model of questions and answers reads earlier turns", _history),
+    "/why": Command("N", "the last answer's tokens, their probabilities, and N others for each", _why),
     "/save": Command("FILE", "write all that was said as a line of JSON, which can be trained on", _save),
     "/help": Command("", "this list", _help),
-    "/exit": Command("", "leave; so do Ctrl-D, and Ctrl-C twice", _door_s),
+    "/exit": Command("", "leave; so do Ctrl-D, and Ctrl-C twice", _exit),
 }  # fmt: skip

@@ -37,7 +37,8 @@ from minigpt.training.loop import Trainer
 from minigpt.training.run_data import AnyData, RunData, TextData, read_data
 from minigpt.training.sizing import Size, parse_size
 
-__all__ = ["RECORD", "Decision", "Shape", "check_flags", "compare", "decide", "read_record", "write_record"]
+__all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compare", "decide"]
+__all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # key of the record in run.json
 _TOKENS_PER_PARAMETER = 2  # tokens per parameter of the blocks, as in the tuned CPU recipes (LOG.md)
@@ -45,6 +46,7 @@ _TOKENS_OF_A_NAME = 20  # tokens per parameter for small, base and large: https:
 _EPOCHS_OF_TEXT = 16.0  # most passes over a text; more passes gain little: https://arxiv.org/abs/2305.16264
 _LEAST_STEPS = 20  # least steps of a run: with fewer, Muon would hardly be past its warm-up
 # most evaluations in a run, and the largest share of the budget for them
+_STEPS_OF_LITTLE_DATA = 150  # steps that are allowed for any data: fifty pairs are one step per epoch
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # share of the free memory that a run may use
 _CUT, _LONGEST = 0.01, 1024  # if more than 1 % of pairs are cut, max_length grows, up to 1,024 tokens
@@ -53,6 +55,14 @@ _SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")
 _STEPS = {"max_steps", "num_train_epochs"}
 
 Why = list[tuple[str, object, str]]  # (option, value, reason)
+
+
+class TooShortError(InputError):
+    """The time of --size is too short; `seconds` would do."""
+
+    def __init__(self, text: str, seconds: float) -> None:
+        super().__init__(text)
+        self.seconds = seconds
 
 
 class Shape(NamedTuple):
@@ -154,7 +164,9 @@ class _Choice:
         else:
             self.unique = int(self.data.train.lengths.sum()) - len(self.data.train)
             self.epochs = self.config.num_train_epochs
-        self.most_steps = max(1, math.floor(self.epochs * self.per_epoch))
+        by_epochs = math.floor(self.epochs * self.per_epoch)
+        self.most_steps = max(_STEPS_OF_LITTLE_DATA, by_epochs)
+        self.least_steps = min(_LEAST_STEPS, max(1, by_epochs))
         self.measured: dict[Shape, Estimate] = {}
 
     def decide(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -190,7 +202,7 @@ class _Choice:
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
         """Return the largest shape with enough tokens per parameter, its steps and evaluations."""
-        shape, least = shapes[len(shapes) // 3], min(_LEAST_STEPS, self.most_steps)
+        shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each measurement may change which shape is best
             if self.size.unit == "seconds":
                 self._measure(shape)
@@ -206,7 +218,7 @@ class _Choice:
             shape = best
         steps, evaluations = self._affordable(shape)
         if steps < least:
-            raise InputError(self._too_small(shapes[0], least))
+            raise self._too_small(shapes[0], least)
         return shape, min(steps, self.most_steps), evaluations
 
     def _affordable(self, shape: Shape) -> tuple[int, int]:
@@ -276,18 +288,20 @@ class _Choice:
             f"{free / 2**30:.1f} are free: lower --batch_size or ask for a smaller size"
         )
 
-    def _too_small(self, smallest: Shape, steps: int) -> str:
+    def _too_small(self, smallest: Shape, steps: int) -> InputError:
         step, evaluation = self._costs(smallest)
         least = step * steps + evaluation / _EVALUATION_SHARE
         if self.size.unit != "seconds":
-            return (
+            return InputError(
                 f"--size {self.size.text} is too little for {steps} steps of the smallest model; give at "
                 f"least {math.ceil(1.1 * least / 1e9)}GFLOP"
             )
         spent = time.perf_counter() - self.started
-        return (
+        enough = math.ceil(1.2 * (least + spent))
+        return TooShortError(
             f"--size {self.size.text} is too short: measuring takes {spent:.1f} s, {steps} steps and an "
-            f"evaluation {least:.1f} s more; give at least {math.ceil(1.2 * (least + spent))}s"
+            f"evaluation {least:.1f} s more; give at least {enough}s",
+            enough,
         )
 
     def _steps_of_a_name(self, shape: Shape) -> int:
@@ -375,7 +389,7 @@ class _Choice:
         if by_name:
             steps = f"{_TOKENS_OF_A_NAME} tokens a parameter, or what the data gives"
         if because["limited_by_data"]:
-            steps = f"reads the data {self.epochs:g} times; more would gain little"
+            steps = f"reads the data {because['epochs']:g} times; more would gain little"
         rows = list(self.why)
         for name, why in (
             *((name, shape) for name in Shape._fields),
@@ -388,8 +402,24 @@ class _Choice:
                 rows.append((name, getattr(settings, name), "given" if name in self.given else why))
         table(f"--size {self.size.text}", ("option", "value", "why"), rows, numeric=(1,))
         print(f"{self.unique:,} tokens to learn from, read {because['epochs']:.1f} times")
+        if because["epochs"] < 1 and not by_name:
+            again = math.ceil(10 / max(because["epochs"], 1e-3)) / 10
+            print(
+                f"more data than --size {self.size.text} can read: a part is left out; {again:g} times "
+                "the size reads all of it once"
+            )
+        if replaced := self._replaced(settings):
+            print(f"--size replaces the recipe's {', '.join(replaced)}; a flag keeps its value")
         if (expected := record["expected"]["seconds"]) is not None:
             print(f"expected: about {seconds(expected)} on this machine as busy as it is now")
+
+    def _replaced(self, settings: TrainConfig) -> list[str]:
+        """Options of the recipe that were changed, with their values before; the number of epochs is one."""
+        names = [*Shape._fields, "max_length", "block_size", "max_steps", "eval_steps", "warmup_steps"]
+        before = [(name, getattr(self.before, name), getattr(settings, name)) for name in names]
+        found = [f"{name}={old}" for name, old, new in before if old != new and name not in self.given]
+        epochs = f"num_train_epochs={self.before.num_train_epochs:g}"
+        return [epochs if one == "max_steps=0" else one for one in found if one != "eval_steps=0"]
 
 
 def free_memory(config: TrainConfig) -> float:

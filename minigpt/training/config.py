@@ -77,7 +77,7 @@ class TrainConfig(DataOptions, CommandOptions):
     """name of a recipe, or path of a TOML file; empty: qa-gpu where there is a CUDA device, else qa-cpu"""
 
     size: str = ""
-    """small, base, large, a time (10min) or arithmetic (2e6GFLOP): minigpt chooses what you leave out"""
+    """small, base, large, a time (10min) or 2e6GFLOP: replaces the recipe's shape and steps, but no flag"""
 
     # Input and output
     train_data: Path = Path("data/train.jsonl")
@@ -167,7 +167,7 @@ class TrainConfig(DataOptions, CommandOptions):
     num_train_epochs: float = 15.0
     """number of passes over the training data"""
     max_steps: int = 0
-    """number of steps; overrides num_train_epochs; 0: as many as num_train_epochs needs"""
+    """number of steps; then num_train_epochs does not count; 0: as many as num_train_epochs needs"""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest"""
     learning_rate: float = 1e-4

@@ -5,6 +5,7 @@ The model is not trained: gradients are thrown away; weights and random states d
 """
 
 import copy
+import os
 import time
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ __all__ = [
     "TORCH_ITSELF",
     "Estimate",
     "batch_flops",
+    "busy",
     "estimate",
     "memory_needed",
     "print_parameters",
@@ -77,12 +79,13 @@ class Estimate:
     memory_bytes: int  # memory that the run needs; see `memory_needed`
 
     def sentence(self) -> str:
-        """Return the estimate in one line."""
-        return (
+        """Return the estimate in one line, and a second one if the machine is busy."""
+        sentence = (
             f"{self.steps:,} steps of about {self.tokens_per_step:,.0f} tokens; this machine does "
             f"{self.flops_per_second / 1e9:,.0f} GFLOP/s on them: about {seconds(self.seconds)}, "
             f"{self.memory_bytes / 2**20:,.0f} MiB of memory"
         )
+        return "\n".join(filter(None, (sentence, busy())))
 
 
 def estimate(trainer: Trainer) -> Estimate:
@@ -114,6 +117,16 @@ def estimate(trainer: Trainer) -> Estimate:
         seconds=steps * step_seconds + evaluations * evaluation_seconds,
         memory_bytes=memory_needed(trainer),
     )
+
+
+def busy() -> str:
+    """A sentence that belongs to an estimate of time where more programs compute than there are cores."""
+    if not hasattr(os, "getloadavg"):  # Windows
+        return ""
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    if load <= cores:
+        return ""
+    return f"the machine is busy (load average {load:.1f}, {cores} cores): the time holds while it is"
 
 
 def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:

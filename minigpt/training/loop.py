@@ -42,7 +42,11 @@ from minigpt.training.run_data import AnyData
 from minigpt.training.step import TrainStep
 from minigpt.training.stop_request import StopNow, Stopped
 
-__all__ = ["Trainer"]
+__all__ = ["RunFinishedError", "Trainer"]
+
+
+class RunFinishedError(InputError):
+    """There is nothing left to resume."""
 
 
 class Trainer:
@@ -217,7 +221,7 @@ class Trainer:
         """
         folder = self.checkpointer.resume()
         if self.is_finished():
-            raise InputError(
+            raise RunFinishedError(
                 f"{folder}: the run is finished ({self.progress.steps_done} steps); "
                 "raise --num_train_epochs or --max_steps to continue"
             )

@@ -44,7 +44,11 @@ def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> 
         start = given.get("model", base.starts_from) if kind is FinetuneConfig else given.get("init_from")
         if start is not None:
             base = _with_weights(base, given, Path(start))
-    return checked_config({**base.as_dict(), **given}, "options", kind)
+    config = checked_config({**base.as_dict(), **given}, "options", kind)
+    if given.get("max_steps") and not base.max_steps:
+        epochs = f"num_train_epochs={config.num_train_epochs:g}"
+        print(f"max_steps {config.max_steps}: {epochs} does not count")
+    return config
 
 
 def _run(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:

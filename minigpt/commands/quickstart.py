@@ -1,0 +1,416 @@
+r"""From a file to a conversation, in one command: vocabulary, split, statistics, training, evaluation, chat.
+
+    minigpt quickstart faq.xlsx
+    minigpt quickstart novel.txt --minutes 10 --output output/novel
+    minigpt quickstart faq.xlsx                    # after Ctrl-C: the same command continues
+
+Each step is a command of its own, which is printed as it would be typed, with what it says below it. So the
+folder is that of the single commands: vocab.json, train.jsonl, val.jsonl, and the run with its best/.
+"""
+
+import contextlib
+import hashlib
+import json
+import shlex
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from minigpt import build_vocab, dataset_stats, split_data
+from minigpt.commands import chat, evaluate
+from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL, parse
+from minigpt.console.terminal import note
+from minigpt.data.records import DataOptions
+from minigpt.errors import InputError, printable_lines
+from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import read_json
+from minigpt.training.config import RUN_FILE, TrainConfig
+
+if TYPE_CHECKING:
+    from minigpt.data.conversation import Conversation
+    from minigpt.data.reader import ReadReport
+    from minigpt.evaluation.answers import Row
+
+_RECORD = "quickstart.json"  # in the folder: which data it was made from
+_FEW_PAIRS, _GOOD_PAIRS = 30, 300
+_ONCE = 0.9  # share of answers that come once, from which on a new question cannot be answered ...
+_BY_HEART = 1000  # ... and so many pairs at most are rather learned by heart
+_FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
+_RECALLED = 500  # pairs at most whose questions are also asked after training: that takes seconds
+_MEASURED = 2000  # conversations that are measured on, at most
+_SHOWN = 4  # right answers in the table, and wrong ones
+_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # names of tables, mostly
+_PROMPT, _CONTINUED = 12, 60  # characters of a prompt, tokens of its continuation
+Given = TypeVar("Given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions, command_line.CommandOptions):
+    """From any file of questions and answers, conversations or text to a model that talks, in one command."""
+
+    RANGES = {"minutes": (0.01, 14400.0)}
+
+    file: Path = field(metadata=POSITIONAL)
+    """questions and answers, conversations, or text: a table, JSON, Parquet, a text file, in any encoding"""
+    minutes: float = 3.0
+    """how long to train, about; model and steps are chosen for that"""
+    output: Path | None = None
+    """folder for all that is made; left out: output/NAME, with the file's name without its suffix"""
+    text_field: str = ""
+    """of texts: name of the field that holds them; left out: a usual name such as text, or the longest"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Read, prepare, train, measure, show, talk."""
+    return _Quickstart(options).run()
+
+
+class _Quickstart:
+    """The steps. `commands` collects what was printed as typed."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.folder = options.output or Path("output") / options.file.stem
+        self.commands: list[str] = []
+        self.minutes = options.minutes
+
+    def run(self) -> dict[str, Any]:
+        is_text = build_vocab.is_text(self._vocabulary(is_typed=False))
+        with self._explains_interruption():
+            result = self._text() if is_text else self._pairs()
+        result = {"file": self.options.file, "output": self.folder, **result}
+        if not (sys.stdin.isatty() and not self.options.json):
+            print("\nto talk to it:")
+        talk = self._typed("chat", chat.Options, "--model", self._best, *result.pop("flags"))
+        if sys.stdin.isatty() and not self.options.json:
+            chat.main(talk)
+        return {**result, "commands": self.commands}
+
+    # -- two kinds of data -----------------------------------------------------------------------------------
+
+    def _pairs(self) -> dict[str, Any]:
+        """Questions and answers, or conversations."""
+        from minigpt.data.reader import read_conversations
+
+        options = self.options
+        conversations, report = read_conversations(
+            options.file, options.strict, options.encoding, options.field_names
+        )
+        report.print_summary()
+        print(f"{options.file}: {report.counted}")
+        by_heart = _by_heart(conversations)
+        if by_heart:
+            note(by_heart)
+        train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
+        names = self._flags("question_field", "answer_field")
+        reading = names
+        if by_heart:  # on all pairs, in the file itself
+            train = val = options.file
+            reading = self._flags("question_field", "answer_field", "encoding")
+        found: dict[str, Any] = {"kind": "pairs", "read": report.as_dict()}
+        if not self._is_begun(report.sha256):
+            texts = [text for conversation in conversations for text in conversation.texts()]
+            build_vocab.build(self._vocabulary(), texts, report.counted)
+            found["split"] = self._divided(conversations, report)
+            statistics = ("--train_data", train, "--vocab_path", self._vocab, *reading, "--brief")
+            found["statistics"] = dataset_stats.main(self._typed("stats", dataset_stats.Options, *statistics))
+        found["training"] = self._train(
+            "--train_data", train, "--val_data", val, *self._with_vocabulary, *reading
+        )
+        rows = self._evaluated(found, "evaluation", val, reading)
+        right = [row for row in rows if row[0] == "✓"]
+        wrong = [row for row in rows if row[0] != "✓"]
+        found["right"], found["wrong"] = (
+            [dict(zip(("question", "expected", "given"), row[1:])) for row in _spread(some, _SHOWN)]
+            for some in (right, wrong)
+        )
+        if rows:
+            evaluate.show_rows(
+                f"{len(right):,} of {len(rows):,} questions are answered right; some, right and wrong",
+                [*_spread(right, _SHOWN), *_spread(wrong, _SHOWN)],
+            )
+        size = found["training"].get("size", {})
+        if len(right) < 0.5 * len(rows) and size and not size["because"]["limited_by_data"]:
+            print(
+                f"it read the data {size['because']['epochs']:g} times in {self.minutes:g} minutes; ten "
+                "times as many minutes would help most (with another --output)"
+            )
+        if not by_heart and len(conversations) <= _RECALLED:
+            print("\nand the questions that it learned from:")
+            self._evaluated(found, "recall", train, reading)
+        several = any(len(each.exchanges) > 1 for each in conversations)
+        return {**found, "flags": ("--history",) if several else ()}
+
+    def _divided(self, conversations: "Sequence[Conversation]", report: "ReadReport") -> dict[str, Any]:
+        words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
+        if len(conversations) > 10 * _MEASURED:  # a tenth of them would take long to answer
+            words += ("--train_ratio", f"{1 - _MEASURED / len(conversations):.6f}")
+        split = self._typed("split", split_data.Options, *words, *self._reading)
+        return split_data.divide(split, list(conversations), report)
+
+    def _text(self) -> dict[str, Any]:
+        """Plain text, or texts."""
+        from minigpt.data.corpus import TextOptions, find_sources, read_texts
+
+        options = self.options
+        reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
+        sources = find_sources(options.file, reading)
+        counted = _Counted(read_texts(options.file, options.strict, options=reading))
+        found: dict[str, Any] = {"kind": "text"}
+        if not self._is_begun(_sha256(source.origin for source in sources)):
+            texts = list(counted)
+            for line in counted.lines(options.file):
+                print(line)
+            if options.file.suffix.lower() in _OF_RECORDS and not options.text_field:
+                note(
+                    f"{options.file} is read as text; if it holds questions and answers, name their columns: "
+                    "--question_field NAME --answer_field NAME"
+                )
+            if counted.characters < _FEW_CHARACTERS:
+                note(
+                    f"only {counted.characters:,} characters: the model will learn pieces of them by heart; "
+                    f"{_GOOD_CHARACTERS:,} (a novel) and more are good"
+                )
+            build_vocab.build(self._vocabulary(), texts, str(options.file))
+        else:
+            for _ in counted:
+                pass
+        found["characters"] = counted.characters
+        flags = self._flags("text_field", "encoding")
+        found["training"] = self._train("--text", options.file, "--tokenizer", self._vocab, *flags)
+        loss = found["training"].get("val_loss")
+        if loss is not None:
+            print(
+                f"loss on the last tenth of the text, which it did not learn from: {loss:.4f} per character"
+            )
+        found["continuations"] = [self._continued(prompt) for prompt in counted.prompts()]
+        return {**found, "flags": ()}
+
+    # -- the steps -------------------------------------------------------------------------------------------
+
+    @property
+    def _vocab(self) -> Path:
+        return self.folder / "vocab.json"
+
+    @property
+    def _run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def _best(self) -> Path:
+        return self._run / "best"
+
+    @property
+    def _with_vocabulary(self) -> tuple[object, ...]:
+        return ("--vocab_path", self._vocab)
+
+    @property
+    def _reading(self) -> list[object]:
+        """Flags that say how FILE is read."""
+        return self._flags("encoding", "question_field", "answer_field", "strict")
+
+    def _flags(self, *names: str) -> list[object]:
+        """The named options that were given, as flags."""
+        values = [(f"--{name}", getattr(self.options, name)) for name in names]
+        return [
+            word for flag, value in values if value for word in ((flag,) if value is True else (flag, value))
+        ]
+
+    def _vocabulary(self, is_typed: bool = True) -> build_vocab.Options:
+        words = (
+            "--data",
+            self.options.file,
+            "--output",
+            self._vocab,
+            *self._reading,
+            *self._flags("text_field"),
+        )
+        return self._typed("vocab", build_vocab.Options, *words, is_typed=is_typed)
+
+    def _typed(
+        self, verb: str, kind: type[Given], *words: object, also: Sequence[object] = (), is_typed: bool = True
+    ) -> Given:
+        """The options of a command line, which is printed: what is printed and what is done are one.
+
+        Args:
+            also: words that are printed and are no options of `kind`.
+        """
+        argv = [str(word) for word in words]
+        if is_typed:
+            self.commands.append(shlex.join(["minigpt", verb, *argv, *map(str, also)]))
+            print(f"\n$ {self.commands[-1]}", flush=True)
+        return kind(**parse(kind, argv))
+
+    def _is_begun(self, sha256: str) -> bool:
+        """Whether the folder holds a training run on the same data; else it is claimed for this data.
+
+        Raises:
+            InputError: if it holds something that was made from other data.
+        """
+        path, run = self.folder / _RECORD, self._run / RUN_FILE
+        try:
+            before = read_json(path) if path.exists() else {}
+        except ValueError:
+            before = {}
+        if run.exists():
+            if before.get("sha256") != sha256:
+                what = "was made from other data" if before else "holds a run of another command"
+                raise InputError(
+                    f"{self.folder} {what}: choose another folder with --output, or move it away"
+                )
+            print(f"{self.folder} was begun earlier: its vocabulary and its parts are used again")
+            return True
+        record = {"file": str(self.options.file), "sha256": sha256, "minutes": self.options.minutes}
+        atomic_write(path, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        return False
+
+    def _train(self, *words: object) -> dict[str, Any]:
+        from minigpt.training.autosize import TooShortError
+        from minigpt.training.loop import RunFinishedError
+        from minigpt.training.run import train
+
+        output = ("--output", self._run)
+        if (self._run / RUN_FILE).exists():
+            argv: tuple[object, ...] = (*output, "--resume")
+        else:
+            argv = ("--size", f"{self.minutes:.3g}min", *words, *output)
+        self._typed("train", TrainConfig, *argv)
+        try:
+            return train(**parse(TrainConfig, [str(word) for word in argv]))
+        except RunFinishedError:
+            print(
+                f"training is finished; for more: minigpt train --output {self._run} --resume --max_steps N, "
+                "or quickstart with another --output and more --minutes"
+            )
+            return {"model": str(self._best)}
+        except TooShortError as error:
+            least = -(-error.seconds // 6) / 10  # in whole tenths
+            self.commands.pop()
+            self.minutes = max(least, 1.2 * self.minutes)
+            note(
+                f"{error}: the time is raised from --minutes {self.options.minutes:g} to {self.minutes:g} "
+                "for this data on this machine, as busy as it is"
+            )
+            return self._train(*words)
+
+    def _evaluated(
+        self, found: dict[str, Any], name: str, data: Path, reading: Sequence[object]
+    ) -> "list[Row]":
+        words = ("--model", self._best, "--data", data, *reading, "--show", 0)
+        found[name], rows = evaluate.measure_pairs(self._typed("eval", evaluate.Options, *words))
+        return rows
+
+    def _continued(self, prompt: str) -> dict[str, str]:
+        """A prompt and how the model continues it; printed."""
+        from minigpt.generation.conversation import QuestionAnswering
+        from minigpt.generation.loading import load_to_answer
+        from minigpt.generation.options import GenerationOptions
+
+        numbers = {"max_new_tokens": _CONTINUED, "temperature": 0.8, "seed": 1}
+        drawing = [f"--{name}={number}" for name, number in numbers.items()]
+        words = (f"--prompt={prompt}", "--do_sample", *drawing)
+        model = self._typed("generate", command_line.ModelOptions, "--model", self._best, also=words)
+        loaded = load_to_answer(model, None)
+        options = GenerationOptions(do_sample=True, **dict[str, Any](numbers))
+        asked = QuestionAnswering(loaded.model, loaded.tokenizer, "text", options)
+        text = asked.answers([prompt])[0].text
+        print(printable_lines(text))
+        return {"prompt": prompt, "text": text}
+
+    @contextlib.contextmanager
+    def _explains_interruption(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM are one line, which says that nothing is lost."""
+        from minigpt.training.stop_request import Stopped
+
+        try:
+            yield
+            return
+        except Stopped as stopped:
+            code = stopped.code
+        except KeyboardInterrupt:
+            code = 130
+        print(
+            f"minigpt quickstart: interrupted; the same command continues in {self.folder}", file=sys.stderr
+        )
+        sys.exit(code)
+
+
+def _by_heart(conversations: "Sequence[Conversation]") -> str:
+    """Why pairs are better all learned by heart, and what would help; "" where a part is to be held back."""
+    answers = Counter(exchange.answer for each in conversations for exchange in each.exchanges)
+    pairs = answers.total()
+    learned = "the model learns all of them by heart and is measured on them"
+    if pairs < _FEW_PAIRS:
+        return (
+            f"only {pairs} pairs: {learned}; to answer new questions it needs about {_GOOD_PAIRS}, with "
+            "several phrasings of each question"
+        )
+    once = sum(count == 1 for count in answers.values()) / pairs
+    if pairs <= _BY_HEART and once >= _ONCE:
+        return (
+            f"{once:.0%} of the answers come once, so nothing tells what a new phrasing means: {learned}; to "
+            "answer new phrasings it needs several of each question"
+        )
+    return ""
+
+
+def _spread(rows: "Sequence[Row]", count: int) -> "list[Row]":
+    """At most `count` of the rows, evenly spread."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _sha256(paths: Iterable[Path]) -> str:
+    """Of all bytes of some files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class _Counted:
+    """Texts that are counted while they are read; the last ones are kept."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = texts
+        self.pieces, self.longest = 0, 0
+        self.kinds: Counter[str] = Counter()
+        self._last: deque[str] = deque(maxlen=3)
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.pieces += 1
+            self.kinds.update(text)
+            self._last.append(text)
+            yield text
+
+    @property
+    def characters(self) -> int:
+        return self.kinds.total()
+
+    def lines(self, file: Path) -> list[str]:
+        """Three lines for people."""
+        often = " ".join(repr(character) for character, _ in self.kinds.most_common(12))
+        once = sum(count == 1 for count in self.kinds.values())
+        return [
+            f"{file}: text, {self.characters:,} characters",
+            f"different characters: {len(self.kinds):,}, {once:,} of them come once",
+            f"the most frequent: {often}",
+        ]
+
+    def prompts(self) -> list[str]:
+        """Two beginnings of lines, from the end of the text, which is measured on and not learned from."""
+        lines = [line.strip() for text in self._last for line in text.splitlines()]
+        lines = [line for line in lines if len(line) >= _PROMPT] or [line for line in lines if line]
+        lines = lines[-max(2, len(lines) // 4) :]
+        return list(dict.fromkeys(line[:_PROMPT] for line in (lines[:1] + lines[-1:])))
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)
