@@ -13,6 +13,7 @@ import pytest
 from minigpt.data.conversation import Turn
 from minigpt.data.corpus import TextOptions, read_texts
 from minigpt.data.file_formats import open_data, read_bytes
+from minigpt.data.questions import parse_questions
 from minigpt.data.reader import ReadReport, read_conversations
 from minigpt.data.records import FieldNames
 from minigpt.data.split import split_conversations, write_split
@@ -129,6 +130,20 @@ def test_a_json_line_that_is_longer_than_the_beginning(tmp_path: Path) -> None:
     lines = json.dumps({"text": long}, ensure_ascii=False) + "\n"
     path = written(tmp_path, lines * 2)
     assert [len(text) for text in read_texts(path)] == [len(long)] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "questions"),
+    [
+        ("{x} 是什么？\n{y} 呢？\n", ["{x} 是什么？", "{y} 呢？"]),
+        ("[1] 是什么？\n", ["[1] 是什么？"]),
+        ('{"question": "a"}\n\n{"question": "b", "id": 1}\n', ["a", "b"]),
+    ],
+)
+def test_questions_that_begin_with_a_bracket(content: str, questions: list[str]) -> None:
+    assert parse_questions(content.encode(), "q.txt") == questions
+    with pytest.raises(InputError, match="q.txt:1: broken JSON"):
+        parse_questions(b'{"question": "a"', "q.txt")
 
 
 # -- CSV -----------------------------------------------------------------------------------------------------
