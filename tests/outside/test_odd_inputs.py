@@ -142,7 +142,7 @@ def test_a_json_line_that_is_longer_than_the_beginning(tmp_path: Path) -> None:
 )
 def test_questions_that_begin_with_a_bracket(content: str, questions: list[str]) -> None:
     assert parse_questions(content.encode(), "q.txt") == questions
-    with pytest.raises(InputError, match="q.txt:1: broken JSON"):
+    with pytest.raises(InputError, match=r"q\.txt:1: broken JSON"):
         parse_questions(b'{"question": "a"', "q.txt")
 
 
