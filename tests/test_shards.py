@@ -227,7 +227,7 @@ BORDERING += ["<|endoftext|>", "* * *", "* *", "-", "- "]
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=80,
+    max_examples=40,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(parts=st.lists(st.sampled_from(BORDERING), min_size=1, max_size=60))

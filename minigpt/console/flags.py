@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 from minigpt.errors import InputError, unknown_name
 
-__all__ = ["POSITIONAL", "Flag", "fields_of", "flags_of", "help_text", "parse"]
+__all__ = ["POSITIONAL", "fields_of", "flags_of", "help_text", "parse"]
 
 POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}

@@ -75,7 +75,7 @@ def find_sources(path: Path, options: TextOptions = TextOptions()) -> list[Sourc
     elif path.is_dir():
         files = _files_below(path)
     else:
-        raise InputError(f"{path} is neither a file nor a folder: text is read more than once")
+        raise InputError(f"{path} is no file, and texts are read more than once: write it into a file first")
     sources = [source for file, name in files if (source := _source(file, name, options))]
     if sources:
         return sources
@@ -293,7 +293,11 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions) -> Source:
     for line, value, _ in records:
         if isinstance(value, BadLine):
             raise InputError(f"{path}:{line}: {value}")
-    raise InputError(f"{path} holds no text under {field!r}; name another field with --text_field")
+    raise _no_text(path, field)
+
+
+def _no_text(path: Path, field: str) -> InputError:
+    return InputError(f"{path} holds no text under {field!r}; name another field with --text_field")
 
 
 def read_texts(
@@ -328,9 +332,10 @@ def read_sources(
 
 
 def _texts_of_records(source: Source, whole: Piece, strict: bool) -> Iterator[str]:
-    skipped = 0
+    skipped, is_text = 0, False
     for line, found in read_lines(source, whole):
         if isinstance(found, str):
+            is_text = True
             yield found
         elif strict:
             raise InputError(f"{source.origin}:{line}: {found}")
@@ -340,3 +345,5 @@ def _texts_of_records(source: Source, whole: Piece, strict: bool) -> Iterator[st
                 warn(f"{source.origin}:{line}: skipped: {found}")
     if skipped > 1:
         warn(f"{source.origin}: skipped {skipped:,} lines in all")
+    if not is_text:
+        raise _no_text(source.origin, source.field)

@@ -206,9 +206,8 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, list) and answer and all(isinstance(each, str) for each in answer):
-        turns.append(
-            Turn("assistant", _checked(answer[0], f"`{answer_key}`"))
-        )  # of several right answers one
+        # of several right answers one
+        turns.append(Turn("assistant", _checked(answer[0], f"`{answer_key}`")))
     else:
         turns.append(Turn("assistant", text_of(item, answer_key)))
     if found["history"]:

@@ -281,7 +281,9 @@ def prepare(
         "sources": described,
     }
     if not manifest["tokens"] - manifest["documents"]:
-        raise InputError(f"{path} holds no text to learn from")
+        fields = sorted({source.field for source in sources if source.kind != "text"})
+        where = f" under {', '.join(fields)}; another field: --text_field NAME" if fields else ""
+        raise InputError(f"{path} holds no text to learn from{where}")
     write_manifest(folder, manifest)
     for job in jobs:
         (folder / f"shard-{job.number:05d}.json").unlink()

@@ -50,29 +50,54 @@ def delimiter_of(
     """
     named = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
     sample = text[:_SAMPLE]
+    is_whole = is_whole and len(sample) == len(text)  # else it may end anywhere, also inside quotes
     for delimiter in ",\t;|":
         if delimiter not in sample and delimiter != named:
             continue
-        rows: list[list[str]] = []
-        broken = False
-        try:
-            rows.extend(row for row in itertools.islice(_reader(sample, delimiter), _ROWS) if row)
-        except csv.Error:
-            broken = is_whole and len(text) <= _SAMPLE  # else the sample may end inside quotes
+        rows, is_sound = _first_rows(sample, delimiter)
         if not rows or (len(rows[0]) < 2 and delimiter != named):
             continue
-        if is_head([cell.strip().lower() for cell in rows[0]]):
+        names = [cell.strip().lower() for cell in rows[0]]
+        others = rows[1:] if is_whole else rows[1:-1]
+        fitting = sum(len(row) == len(names) for row in others)
+        # a sentence may begin with "Text, and", and a table of Markdown has a rule below its head
+        is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
+        is_prose = is_prose or any(map(_is_rule, rows[1:2]))
+        if is_head(names) and (named or not is_prose):
             return delimiter, True
-        whole = rows[:-1] or rows  # the sample may break the last one off
-        is_even = len({len(row) for row in whole}) == 1 and len(whole) > 1 and len(rows[0]) > 1
-        if is_even and not broken and (named or (delimiter == "\t" and not needs_head)):
-            return delimiter, bool(named) and len(rows[0]) > 2
+        is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
+        if is_even and (named or (delimiter == "\t" and not needs_head)):
+            return delimiter, bool(named) and len(names) > 2
     return None
+
+
+def _first_rows(sample: str, delimiter: str) -> tuple[list[list[str]], bool]:
+    """The first rows that are not empty, and whether no quotation mark is wrong in them."""
+    rows: list[list[str]] = []
+    try:
+        for row in itertools.islice(_reader(sample, delimiter), _ROWS):
+            if row and not _names_the_delimiter(row):
+                rows.append(row)
+    except csv.Error:
+        return rows, False
+    return rows, True
+
+
+def _names_the_delimiter(row: list[str]) -> bool:
+    """Is it Excel's first line, such as "sep=;"?"""
+    return row[0].strip().lower().startswith("sep=") and not any(row[1:])
+
+
+def _is_rule(row: list[str]) -> bool:
+    return not "".join(row).strip(" -:")
 
 
 def _reader(text: str, delimiter: str) -> Any:
     csv.field_size_limit(_CELL)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first_line = text[: text.find("\n")] if "\n" in text else text
+    spaced = all(cell.startswith(" ") for cell in first_line.split(delimiter)[1:])  # "question, answer"
+    file = io.StringIO(text, newline="")
+    return csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced)
 
 
 def csv_records(text: str, delimiter: str, has_head: bool) -> Iterator[Record]:
@@ -88,18 +113,17 @@ def csv_records(text: str, delimiter: str, has_head: bool) -> Iterator[Record]:
         except csv.Error as error:
             cells, wrong = [], str(error)
         last = reader.line_num
-        if not wrong and not any(cell.strip() for cell in cells):
-            continue
-        if head is None and not wrong:
-            head = _head(cells) if has_head else [str(i) for i in range(len(cells))]
-            if has_head:
+        if not wrong:
+            if not any(cell.strip() for cell in cells) or (head is None and _names_the_delimiter(cells)):
                 continue
+            if head is None:
+                head = _head(cells) if has_head else [str(i) for i in range(len(cells))]
+                if has_head:
+                    continue
         if wrong or (head is not None and _swallows(cells, len(head), delimiter)):
-            mark = (
-                "a quotation mark inside a cell must be written twice"
-                if line == last
-                else (f"a quotation mark opens in line {line} and has no partner up to line {last}")
-            )
+            mark = "a quotation mark inside a cell must be written twice"
+            if line < last or "unexpected end" in wrong:
+                mark = f"a quotation mark that opens in line {line} has no partner up to line {last}"
             for number in range(line, last + 1):
                 yield Record(number, BadLine("broken CSV", mark), "")
         elif head is not None:
@@ -195,11 +219,9 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
         with pyarrow.parquet.ParquetFile(where) as file:
             names = file.schema_arrow.names
             wanted = [each for each in names if is_read([each.strip().lower()])] or names
-            groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
-            largest = max(
-                (sum(g.column(i).total_uncompressed_size for i in range(g.num_columns)) for g in groups),
-                default=0,
-            )
+            # not the columns' sizes: asking a damaged file for them can end the process
+            groups = range(file.metadata.num_row_groups)
+            largest = max((file.metadata.row_group(i).total_byte_size for i in groups), default=0)
             if largest > _LARGEST or file.metadata.num_rows > 100 * size:
                 raise InputError(
                     f"{name} says that it holds {largest >> 20} MiB in one group, "

@@ -118,7 +118,7 @@ def test_texts_of_a_pipe(desk: Path, run_command: RunCommand) -> None:
     """No command can read a pipe twice: the message names no file that is none."""
     said = refusal_of_a_pipe(run_command, "vocab", "--data", POEM)
     assert "write it into a file, and learn from it with `minigpt train --text FILE`" in said
-    assert "neither a file nor a folder" in refusal_of_a_pipe(run_command, "train", "--text", POEM)
+    assert "write it into a file first" in refusal_of_a_pipe(run_command, "train", "--text", POEM)
 
 
 def refusal_of_a_pipe(run: RunCommand, verb: str, flag: str, content: str) -> str:
@@ -175,6 +175,7 @@ def test_the_field_that_a_message_names(desk: Path, run_command: RunCommand, ver
     """A text that is not the longest field: `--text_field` finds it in each command that says so."""
     lines = [{"id": "x" * 200, "story": POEM[:99]}, {"id": "y" * 200, "story": POEM[:99]}]
     (desk / "d.json").write_text(json.dumps(lines), encoding="utf-8")
+    (desk / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     train = run_command("train", "--text=d.json", "--text_field=story", *SMALL, "--output=out")
     assert train.code == 0, train.err
     flags = {
@@ -182,8 +183,11 @@ def test_the_field_that_a_message_names(desk: Path, run_command: RunCommand, ver
         "train": ["--text=d.json", *SMALL, "--output=new"],
     }
     arguments = flags.get(verb, ["--data=d.json", "--output=out/vocab.json"])
-    wrong = run_command(verb, *arguments, "--text_field=none")
-    assert (wrong.code, "name another field with --text_field" in wrong.err) == (2, True), wrong.err
+    for name in ("d.json", "d.jsonl"):
+        of_name = [each.replace("d.json", name) for each in arguments]
+        wrong = run_command(verb, *of_name, "--text_field=none")
+        assert wrong.code == 2
+        assert re.search("holds no text .*another field.*--text_field", wrong.err), wrong.err
     done = run_command(verb, *arguments, "--text_field=story", "--json")
     assert done.code == 0, done.err
     if verb == "eval":

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pytest
 from minigpt.data.conversation import Turn
 from minigpt.data.corpus import TextOptions, read_texts
 from minigpt.data.file_formats import open_data, read_bytes
+from minigpt.data.questions import parse_questions
 from minigpt.data.reader import ReadReport, read_conversations
 from minigpt.data.records import FieldNames
 from minigpt.data.split import split_conversations, write_split
 from minigpt.errors import InputError
 from minigpt.storage.json_files import read_json
 
+ROOT = Path(__file__).parents[2]
 PAIR = '{"question": "天？", "answer": "蓝。"}'
 TURNS = [Turn("user", "天？"), Turn("assistant", "蓝。")]
 
@@ -128,6 +132,20 @@ def test_a_json_line_that_is_longer_than_the_beginning(tmp_path: Path) -> None:
     assert [len(text) for text in read_texts(path)] == [len(long)] * 2
 
 
+@pytest.mark.parametrize(
+    ("content", "questions"),
+    [
+        ("{x} 是什么？\n{y} 呢？\n", ["{x} 是什么？", "{y} 呢？"]),
+        ("[1] 是什么？\n", ["[1] 是什么？"]),
+        ('{"question": "a"}\n\n{"question": "b", "id": 1}\n', ["a", "b"]),
+    ],
+)
+def test_questions_that_begin_with_a_bracket(content: str, questions: list[str]) -> None:
+    assert parse_questions(content.encode(), "q.txt") == questions
+    with pytest.raises(InputError, match=r"q\.txt:1: broken JSON"):
+        parse_questions(b'{"question": "a"', "q.txt")
+
+
 # -- CSV -----------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +201,38 @@ def test_a_small_table_with_an_open_quotation_mark_is_no_plain_text(tmp_path: Pa
     assert (found, [line for line, _ in report.skipped]) == ([("a", "b")], [3])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.csv", "sep=;\nquestion;answer\na;b, c\n"),  # Excel's
+        ("d", 'sep=,\nquestion,answer\na,"b, c"\n'),
+        ("d.csv", 'question, answer\n"a", "b, c"\n'),
+        ("d", 'id,question,answer,created at\n1,a,"b, c",x\n'),
+        ("d.csv", 'question,answer,\na,"b, c",\n'),
+        ("d.csv", 'question,answer\ra,"b, c"\r'),
+        ("d", "question|answer\na|b, c\n"),
+    ],
+)
+def test_tables_as_programs_and_people_write_them(tmp_path: Path, name: str, content: str) -> None:
+    assert rows_of(written(tmp_path, content, name))[0] == [("a", "b, c")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Text, and more words.\nOther, words.\n",
+        "Body, soul and mind.\nHeart, and life.\n",
+        "Context, input and output\tare words.\n",
+        "Content, body, text\nare three words.\nSo it is.\n",
+        "| question | answer |\n|:---|---:|\n| a | b |\n",
+        "word\tits meaning\nother\tits own\n",
+    ],
+)
+def test_prose_with_commas_and_tabs_is_no_table_to_a_corpus(tmp_path: Path, text: str) -> None:
+    for codec in ("utf-8", "utf-16"):
+        assert list(read_texts(written(tmp_path, text.encode(codec), "d.txt"))) == [text]
+
+
 def test_a_table_of_one_column(tmp_path: Path) -> None:
     path = written(tmp_path, 'text\n"one, two"\nthree\n"four\nfive"\n', "d.csv")
     assert list(read_texts(path)) == ["one, two", "three", "four\nfive"]
@@ -193,6 +243,41 @@ def test_a_table_of_one_column(tmp_path: Path) -> None:
 def test_a_column_that_is_named_twice(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="stands there more than once"):
         read_conversations(written(tmp_path, "question,answer,answer\na,b,c\n", "d.csv"))
+
+
+# -- Parquet -------------------------------------------------------------------------------------------------
+
+FLIPPING = """
+import sys
+from pathlib import Path
+from minigpt.data.reader import read_conversations
+from minigpt.errors import InputError
+
+whole, path = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+refused = 0
+for place in range(len(whole) - 520, len(whole) - 440):
+    damaged = bytearray(whole)
+    damaged[place] ^= 4
+    path.write_bytes(damaged)
+    try:
+        read_conversations(path)
+    except InputError:
+        refused += 1
+print(refused)
+"""
+
+
+def test_a_flipped_bit_of_the_statistics_does_not_end_the_process(tmp_path: Path) -> None:
+    """The library ends the process where it is asked for a damaged column's size."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table({"question": [f"q{i}" for i in range(50)], "answer": ["a"] * 50})
+    parquet.write_table(table, tmp_path / "whole")
+    command = [sys.executable, "-c", FLIPPING, str(tmp_path / "whole"), str(tmp_path / "damaged")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout) < 80
 
 
 # -- a workbook ----------------------------------------------------------------------------------------------
