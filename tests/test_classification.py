@@ -244,6 +244,11 @@ def test_without_a_model_a_language_model_of_the_texts_comes_first(
     assert (again.code, "holds a run already" in again.err) == (2, True)
     finished = run_command("finetune", *flags, "--resume")
     assert (finished.code, "the run is finished" in finished.err) == (2, True)
+    (tmp_path / "c").rename(tmp_path / "aside")  # as if it had been stopped between both runs
+    second = run_command("finetune", *flags, "--resume")
+    assert (second.code, "first a language model" in second.out) == (0, False)
+    ends = [load_file(tmp_path / each / "last" / "model.safetensors") for each in ("c", "aside")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
 
 
 # -- numbers -----------------------------------------------------------------------------------------------
