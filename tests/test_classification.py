@@ -188,6 +188,16 @@ def test_a_classifier_of_the_same_labels_keeps_its_head(trained: tuple[Path, Any
     again = run_of(settings(folder, folder / "again", model="run/best"))
     before, _ = load_classifier(trained[0] / "best")
     assert torch.equal(again.model.score.weight, before.score.weight)  # type: ignore[union-attr,arg-type]
+    content = json.loads((trained[0] / "best" / "config.json").read_text(encoding="utf-8"))
+    turned = folder / "turned"  # the same labels in another order
+    turned.mkdir()
+    for file in ("model.safetensors", "tokenizer.json"):
+        (turned / file).write_bytes((trained[0] / "best" / file).read_bytes())
+    content |= {"id2label": {"0": "差评", "1": "好评"}, "label2id": {"差评": 0, "好评": 1}}
+    (turned / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    same = run_of(settings(folder, folder / "same", model="turned"))
+    assert same.model.labels.names == ("差评", "好评")  # type: ignore[union-attr]
+    assert torch.equal(same.model.score.weight, before.score.weight)  # type: ignore[union-attr,arg-type]
     rows = [(text, f"{label}{number % 2}") for number, (text, label) in enumerate(reviews())]
     write_csv(folder / "four.csv", rows)
     other = run_of(settings(folder, folder / "other", model="run/best", train_data=folder / "four.csv"))
