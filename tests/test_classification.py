@@ -467,6 +467,7 @@ def test_folders_of_the_wrong_kind(
         ({"task": "sft", "label_field": "x"}, "--label_field belongs to --task classification"),
         ({"text": Path("a.txt")}, "learns from --train_data, not from --text"),
         ({"class_weights": "balanced", "problem_type": "regression"}, "--class_weights needs one label"),
+        ({"size": "1min"}, "--size chooses a new model"),
         ({"parallel": "fsdp"}, "does not go with task=classification"),
     ],
 )
