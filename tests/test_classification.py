@@ -420,6 +420,7 @@ BAD_FILES = {
         "words,stars\n甲,a\n乙,b\n",
         "the first line is 'words', 'stars': if these are column names",
     ),
+    "one left": ("review,label\n甲,1\n乙,\n", "one label alone, '1'"),
     "plain": ("甲\n乙\n", "plain text without labels"),
     "all empty": ("review,label\n甲,\n乙,\n", "the label is missing"),
     "several": ('{"text": "甲", "label": ["a", "b"]}\n', "--problem_type multi_label_classification"),
@@ -434,6 +435,11 @@ def test_bad_files(name: str, folder: Path, tmp_path: Path) -> None:
         read_data(settings(folder, tmp_path / "run", train_data=tmp_path / "bad.csv"))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_field_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no field 'stars'; it has 'review', 'label': give --label_field"):
+        read_data(settings(folder, tmp_path / "run", label_field="stars"))
 
 
 def test_a_new_label_in_the_validation_part(folder: Path, tmp_path: Path) -> None:

@@ -156,6 +156,8 @@ def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[Lab
     options = labelled_options(config)
     texts, report = read_labelled(config.train_data, options)
     report.print_summary()
+    if config.problem_type != "regression":
+        label_names(texts, str(config.train_data))  # its error comes first
     if config.val_data == HELD_OUT:
         train, val = hold_out(texts, config.val_fraction, config.seed)
         print(
