@@ -188,6 +188,16 @@ def test_a_classifier_of_the_same_labels_keeps_its_head(trained: tuple[Path, Any
     again = run_of(settings(folder, folder / "again", model="run/best"))
     before, _ = load_classifier(trained[0] / "best")
     assert torch.equal(again.model.score.weight, before.score.weight)  # type: ignore[union-attr,arg-type]
+    content = json.loads((trained[0] / "best" / "config.json").read_text(encoding="utf-8"))
+    turned = folder / "turned"  # the same labels in another order
+    turned.mkdir()
+    for file in ("model.safetensors", "tokenizer.json"):
+        (turned / file).write_bytes((trained[0] / "best" / file).read_bytes())
+    content |= {"id2label": {"0": "差评", "1": "好评"}, "label2id": {"差评": 0, "好评": 1}}
+    (turned / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    same = run_of(settings(folder, folder / "same", model="turned"))
+    assert same.model.labels.names == ("差评", "好评")  # type: ignore[union-attr]
+    assert torch.equal(same.model.score.weight, before.score.weight)  # type: ignore[union-attr,arg-type]
     rows = [(text, f"{label}{number % 2}") for number, (text, label) in enumerate(reviews())]
     write_csv(folder / "four.csv", rows)
     other = run_of(settings(folder, folder / "other", model="run/best", train_data=folder / "four.csv"))
@@ -244,6 +254,11 @@ def test_without_a_model_a_language_model_of_the_texts_comes_first(
     assert (again.code, "holds a run already" in again.err) == (2, True)
     finished = run_command("finetune", *flags, "--resume")
     assert (finished.code, "the run is finished" in finished.err) == (2, True)
+    (tmp_path / "c").rename(tmp_path / "aside")  # as if it had been stopped between both runs
+    second = run_command("finetune", *flags, "--resume")
+    assert (second.code, "first a language model" in second.out) == (0, False)
+    ends = [load_file(tmp_path / each / "last" / "model.safetensors") for each in ("c", "aside")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
 
 
 # -- numbers -----------------------------------------------------------------------------------------------
@@ -405,6 +420,7 @@ BAD_FILES = {
         "words,stars\n甲,a\n乙,b\n",
         "the first line is 'words', 'stars': if these are column names",
     ),
+    "one left": ("review,label\n甲,1\n乙,\n", "one label alone, '1'"),
     "plain": ("甲\n乙\n", "plain text without labels"),
     "all empty": ("review,label\n甲,\n乙,\n", "the label is missing"),
     "several": ('{"text": "甲", "label": ["a", "b"]}\n', "--problem_type multi_label_classification"),
@@ -419,6 +435,11 @@ def test_bad_files(name: str, folder: Path, tmp_path: Path) -> None:
         read_data(settings(folder, tmp_path / "run", train_data=tmp_path / "bad.csv"))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_field_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no field 'stars'; it has 'review', 'label': give --label_field"):
+        read_data(settings(folder, tmp_path / "run", label_field="stars"))
 
 
 def test_a_new_label_in_the_validation_part(folder: Path, tmp_path: Path) -> None:
@@ -452,6 +473,7 @@ def test_folders_of_the_wrong_kind(
         ({"task": "sft", "label_field": "x"}, "--label_field belongs to --task classification"),
         ({"text": Path("a.txt")}, "learns from --train_data, not from --text"),
         ({"class_weights": "balanced", "problem_type": "regression"}, "--class_weights needs one label"),
+        ({"size": "1min"}, "--size chooses a new model"),
         ({"parallel": "fsdp"}, "does not go with task=classification"),
     ],
 )

@@ -132,8 +132,8 @@ def _lines(data: DataFile) -> Iterator[tuple[int, Any, str]]:
 
 
 def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
-    if own:
-        return bool(own & set(cells))
+    if own & set(cells):
+        return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
     if len(cells) == 1:  # one column of a Parquet file: is it read?
         return has_text or has_label

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt.console.terminal import table, warn
+from minigpt.console.terminal import note, table, warn
 from minigpt.data.batches import BatchPlan
 from minigpt.data.labelled import (
     EncodedTexts,
@@ -52,6 +52,7 @@ from minigpt.training.loss import Finish, Objective
 from minigpt.training.model_files import AdapterFiles, ModelFiles
 from minigpt.training.run_data import HELD_OUT, shown_lines, with_more_tokens
 from minigpt.weights.classifiers import (
+    classifier_labels,
     config_json,
     encode_texts,
     load_classifier,
@@ -155,6 +156,8 @@ def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[Lab
     options = labelled_options(config)
     texts, report = read_labelled(config.train_data, options)
     report.print_summary()
+    if config.problem_type != "regression":
+        label_names(texts, str(config.train_data))  # its error comes first
     if config.val_data == HELD_OUT:
         train, val = hold_out(texts, config.val_fraction, config.seed)
         print(
@@ -176,6 +179,7 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
     train, val = labelled_parts(config)
     kind = config.problem_type
     names = ("LABEL_0",) if kind == "regression" else label_names(train, str(config.train_data))
+    names = _known_order(config.model, Labels(names, kind)).names
     tokenizer = with_more_tokens(load_tokenizer(config.model), config, (each.text for each in train))
     weights = class_weights(train) if config.class_weights == "balanced" else None
     length = min(config.max_length, read_config(config.model).max_position_embeddings)
@@ -197,6 +201,19 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
             )
         encoded.append(one)
     return ClassificationData(tokenizer, encoded[0], encoded[1], val, Labels(names, kind))
+
+
+def _known_order(folder: Path, labels: Labels) -> Labels:
+    """The labels in the order of a classifier that training begins with; says where its head does not fit."""
+    known = classifier_labels(folder)
+    if known is None or known == labels:
+        return labels
+    if known.problem_type == labels.problem_type and set(known.names) == set(labels.names):
+        return known
+    note(
+        f"{folder} is a classifier of other labels ({', '.join(known.names)[:80]}): the new one's head is new"
+    )
+    return labels
 
 
 # -- the loss ----------------------------------------------------------------------------------------------

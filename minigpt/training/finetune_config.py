@@ -113,6 +113,8 @@ class FinetuneConfig(TrainConfig):
             raise InputError(
                 f"--class_weights needs one label a text: got --problem_type {self.problem_type}"
             )
+        elif self.size:
+            raise InputError("--size chooses a new model; a classifier begins with one: give --max_steps")
         elif self.parallel == "fsdp":
             raise InputError("parallel=fsdp does not go with task=classification: use parallel=ddp")
         if (self.method == "freeze") != bool(self.train_only):

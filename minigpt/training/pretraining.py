@@ -3,8 +3,8 @@
     with_pretrained({"task": "classification", "train_data": "reviews.csv", "output": "reviews"})
 
 Texts without their labels teach a new model most of the words. It learns from the texts of the training part
-alone, and lies in OUTPUT.pretrained: texts.jsonl, and the run itself in run/. A stop and --resume are those
-of any run.
+alone and is measured on those of the validation part. It lies in OUTPUT.pretrained: both files of texts,
+and the run itself in run/. A stop and --resume are those of any run.
 """
 
 import json
@@ -60,14 +60,15 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
             f"{output} holds a run already: --resume continues it, --overwrite moves it to "
             f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
         )
-    folder = output.absolute().with_name(f"{output.absolute().name}.pretrained")
-    run, texts = folder / "run", folder / "texts.jsonl"
+    folder = Path(f"{output}.pretrained")
+    run, texts, val_texts = folder / "run", folder / "texts.jsonl", folder / "val_texts.jsonl"
     if not (config.resume and _is_finished(run)):
         print(f"no --model: first a language model learns to predict the texts ({_RECIPE}), in {run}")
-        train, _ = labelled_parts(config)
-        lines = (json.dumps({"text": each.text}, ensure_ascii=False) + "\n" for each in train)
+        train, val = labelled_parts(config)
         make_folder(folder)
-        atomic_write(texts, "".join(lines))
+        for path, part in ((texts, train), (val_texts, val)):
+            lines = (json.dumps({"text": each.text}, ensure_ascii=False) + "\n" for each in part)
+            atomic_write(path, "".join(lines))
         block = _block_size([len(each.text) + 1 for each in train])
         options: dict[str, Any] = {
             "block_size": block,
@@ -75,6 +76,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
             **{key: given[key] for key in _SHARED if key in given},
             "recipe": _RECIPE,
             "text": texts,
+            "val_text": val_texts,
             "output": run,
             "num_train_epochs": config.pretraining_epochs,
             "overwrite": config.overwrite,
@@ -97,7 +99,7 @@ def _block_size(lengths: Sequence[int]) -> int:
     """
     usual = sorted(lengths)[len(lengths) * 95 // 100]
     block = min(512, 64 * math.ceil(usual / 64))
-    while block > 16 and sum(lengths) < 8 * block:  # what is measured on is a fiftieth
+    while block > 16 and sum(lengths) < 8 * block:
         block //= 2
     return block
 

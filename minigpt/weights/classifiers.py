@@ -39,6 +39,7 @@ from minigpt.weights.pretrained import (
 )
 
 __all__ = [
+    "classifier_labels",
     "config_json", "encode_texts", "load_classifier", "load_classifier_weights", "save_classifier",
     "start_classifier",
 ]  # fmt: skip
@@ -66,6 +67,20 @@ def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> S
         found.pad_token_id = pad if found.pad_token_id is None else found.pad_token_id
         return found
     return SequenceClassifier(found.config, labels, pad, found.base_model)
+
+
+def classifier_labels(path: str | Path) -> Labels | None:
+    """The labels of a folder's classifier; None: it holds a language model.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    folder = model_folder(path, verify=False)
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    try:
+        return labels_of(content) if is_classifier(content) else None
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
 def load_classifier(
