@@ -143,11 +143,13 @@ def _completed(
     chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", eos: list[int] | None
 ) -> GenerationOptions:
     """The options with what only the model's folder knows: the ids of words, and those that end an answer."""
+    from minigpt.generation.sequence import bare_ids
+
     words = []
     for word in options.bad_words:
         if not word:
             raise InputError("--bad_words must be texts of at least one character: got ''")
-        words += [tokenizer.encode_text(word), tokenizer.encode_text(f" {word}")]
+        words += [bare_ids(tokenizer, word), bare_ids(tokenizer, f" {word}")]
     return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
 
 
@@ -207,7 +209,7 @@ def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -
         answers = asked.answers(questions, batch_size, progress.update)
     if blank := len(questions) - len(written):
         warn(f"{blank} of {len(questions)} lines are blank: their answers are too")
-    _warn_of_unknown([asked.tokenizer.unknown_characters(question) for question in questions])
+    _warn_of_unknown(asked, questions)
     asked_for = (question for question in questions for _ in range(asked.options.num_return_sequences))
     pairs = zip(asked_for, answers)
     _warn_of_unfinished(
@@ -232,14 +234,15 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering")
         warn(f"{len(unfinished)} of {len(reasons)} answers were cut short: {', '.join(why)}")
 
 
-def _warn_of_unknown(unknown: list[list[str]]) -> None:
+def _warn_of_unknown(asked: "QuestionAnswering", questions: list[str]) -> None:
     from minigpt.console.terminal import warn
 
+    unknown = [asked.tokenizer.unknown_characters(question) for question in questions]
     characters = list(dict.fromkeys(character for some in unknown for character in some))
     if characters:
         shown = " ".join(map(repr, characters[:20])) + (" ..." if len(characters) > 20 else "")
         where = f"; in {sum(map(bool, unknown))} of {len(unknown)} questions" if len(unknown) > 1 else ""
-        warn(f"not in the vocabulary, read as <unk>: {shown}{where}")
+        warn(f"not in the vocabulary, {asked.tokenizer.unknown_read_as}: {shown}{where}")
 
 
 # -- one answer, while it is being written ------------------------------------------------------------------
@@ -248,7 +251,7 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
 def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "StopReason":
     """Print an answer piece by piece; returns why it ended."""
     pieces = asked.pieces(question)
-    _warn_of_unknown([asked.tokenizer.unknown_characters(question)])
+    _warn_of_unknown(asked, [question])
     shown = printable_lines if asked.form == "text" else printable
     print(before, end="", flush=True)
     while True:

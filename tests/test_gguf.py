@@ -3,6 +3,7 @@
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Logits are transformers', with what was read.
 """
 
+import dataclasses
 import json
 import struct
 import sys
@@ -332,6 +333,45 @@ def test_byte_level_tokens_and_merges_are_the_files(kind: str, name: str, tmp_pa
     assert metadata["tokenizer.ggml.merges"] == [" ".join(pair) for pair in content["model"]["merges"]]
     assert metadata["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
     assert any("NFC" in note for note in notes) == (kind == "qwen2")
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_the_file_s(tmp_path: Path) -> None:
+    """BOS and EOS: the ids of the template, in whatever roles the configuration has them."""
+    plain = bpe("gpt2").definition
+    expected = {
+        # before, after, eos: BOS's id, EOS's id, whether each is added
+        ((2,), (), "<|endoftext|>"): (2, 1, True, False),
+        ((2,), (1,), "<|endoftext|>"): (2, 1, True, True),
+        ((), (1,), None): (None, 1, False, True),
+        ((), (), "<|endoftext|>"): (1, 1, False, False),
+    }
+    for (before, after, eos), values in expected.items():
+        named = {"eos_token": eos} if eos else {}
+        tokenizer = BpeTokenizer(dataclasses.replace(plain, named=named, before=before, after=after))
+        write_gguf(tmp_path / "m.gguf", gpt2(vocab_size=tokenizer.get_vocab_size()), tokenizer, "f32")
+        metadata, _ = read_gguf(tmp_path / "m.gguf")
+        keys = ("bos_token_id", "eos_token_id", "add_bos_token", "add_eos_token")
+        assert tuple(metadata.get(f"tokenizer.ggml.{key}") for key in keys) == values
+    two = BpeTokenizer(dataclasses.replace(plain, before=(2, 1)))
+    notes = write_gguf(tmp_path / "m.gguf", gpt2(vocab_size=two.get_vocab_size()), two, "f32")
+    assert any("several tokens around a text" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Digits", "individual_digits": True}}, "cuts words by a rule"),
+        ({"normalizer": {"type": "Lowercase"}}, "prepares no text as the tokenizer's normalizer does"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_lacks_is_refused(step: Any, message: str, tmp_path: Path) -> None:
+    plain = bpe("gpt2").definition
+    if "pre_tokenizer" in step:
+        parts = [step["pre_tokenizer"], plain.frame["pre_tokenizer"]]
+        step = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
+    tokenizer = BpeTokenizer(dataclasses.replace(plain, frame={**plain.frame, **step}))
+    with pytest.raises(InputError, match=message):
+        write_gguf(tmp_path / "m.gguf", gpt2(vocab_size=tokenizer.get_vocab_size()), tokenizer, "f32")
 
 
 # ----------------------------------------------------------------------------------------------- what differs

@@ -152,7 +152,8 @@ def _typed() -> str | None:
 def _show(talk: "Conversation", text: str) -> None:
     """Print an answer piece by piece."""
     if unknown := talk.tokenizer.unknown_characters(text):
-        print(f"(not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))})")
+        shown = " ".join(map(repr, unknown[:20]))
+        print(f"(not in the vocabulary, {talk.tokenizer.unknown_read_as}: {shown})")
     before = talk.forgotten
     pieces = talk.say(text)
     if before == 0 < talk.forgotten:  # said once, until /reset
@@ -218,7 +219,8 @@ def _answer_lines(talk: "Conversation") -> None:
         answer = ""
         if line.strip():
             if unknown := talk.tokenizer.unknown_characters(line.strip()):
-                warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")
+                shown = " ".join(map(repr, unknown[:20]))
+                warn(f"not in the vocabulary, {talk.tokenizer.unknown_read_as}: {shown}")
             try:
                 answer = "".join(talk.say(line.strip()))
             except InputError as error:  # too long: the next one may be shorter

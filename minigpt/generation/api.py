@@ -141,9 +141,10 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """The ids that the model reads: the prompt's, and <sep>, where the tokenizer has one."""
+    """The ids that the model reads: the prompt's, and what its tokenizer adds, or else its <sep>."""
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
-    return ids if separator is None else [*ids, separator]
+    is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
+    return ids if separator is None or is_complete else [*ids, separator]
 
 
 def eos_of(tokenizer: TextTokenizer) -> int | None:

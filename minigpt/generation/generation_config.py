@@ -11,7 +11,7 @@ from typing import Any, Literal
 from minigpt.errors import InputError
 from minigpt.generation.options import GenerationOptions
 from minigpt.storage.json_files import read_json
-from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["PromptFormat", "prompt_format", "recommended_options"]
@@ -47,9 +47,9 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer) -> PromptFormat:
 
     "chat": by the chat template that its tokenizer came with. "question": the question, then <sep>, as models
     are trained here on questions and answers. "text": the text that it continues, for models with
-    byte-level tokens and no template, and those that were trained here on plain text.
+    tokens of several characters and no template, and those that were trained here on plain text.
     """
-    if isinstance(tokenizer, BpeTokenizer):
+    if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
     config = _object(folder / _STATE).get("config")
     return "text" if isinstance(config, dict) and config.get("text") is not None else "question"

@@ -1,11 +1,15 @@
-"""Byte-level BPE, and the chat templates that come with published models.
+"""Byte-level BPE, WordPiece, and the chat templates that come with published models.
 
 May import errors, console and storage. In reading order:
 
-    bpe.py               text <-> ids
-    bpe_files.py         the files of such a tokenizer: read, checked, written
-    bpe_library.py       the `tokenizers` library's object, and its errors
+    definition.py        what decides a tokenizer's ids: roles, added tokens, what stands around a text
+    library.py           the `tokenizers` library's object, and its errors
+    subword.py           text <-> ids, as all of these tokenizers do it
+    bpe.py               byte-level BPE
+    bpe_files.py         its files
     bpe_training.py      learns a vocabulary
+    wordpiece.py         WordPiece, BERT's tokenizer
+    wordpiece_files.py   its files
     chat_template.py     a conversation as one prompt
     template_sandbox.py  runs the template, within limits
 

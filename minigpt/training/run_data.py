@@ -266,6 +266,7 @@ def _text_tokenizer(config: TrainConfig, text: Path, folder: Path, options: _Sha
     if config.tokenizer == "char":
         return characters_of(text, folder, **options)
     path = Path(config.tokenizer)
-    if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
+    others = ("tokenizer.json", "vocab.txt", "best")
+    if path.is_dir() and not any((path / name).exists() for name in others):
         return BpeTokenizer.from_folder(path)  # GPT-2's and Qwen's own files
     return load_tokenizer(path)
