@@ -36,7 +36,7 @@ from minigpt.console import command_line
 from minigpt.console.flags import fields_of
 from minigpt.errors import InputError, printable, printable_lines
 from minigpt.generation.loading import load_to_answer, require_model
-from minigpt.generation.options import GenerationOptions, id_list
+from minigpt.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
     from minigpt.generation.api import Answer
@@ -140,31 +140,36 @@ def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
 
 
 def _completed(
-    chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", eos: list[int] | None
+    chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", advised: dict[str, Any]
 ) -> GenerationOptions:
-    """The options with what only the model's folder knows: the ids of words, and those that end an answer."""
+    """The options with what only the folder knows: the ids of words, and what it advises but do_sample."""
     from minigpt.generation.sequence import bare_ids
 
-    words = []
+    words = list(advised.get("bad_words_ids", ()))
     for word in options.bad_words:
         if not word:
             raise InputError("--bad_words must be texts of at least one character: got ''")
         words += [bare_ids(tokenizer, word), bare_ids(tokenizer, f" {word}")]
-    return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
+    more = {name: advised[name] for name in advised if name not in (*options.generation, "do_sample")}
+    return dataclasses.replace(chosen, **{**more, "bad_words_ids": words})
 
 
 def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
     """Model and tokenizer; the folder says how to ask, and which ids end an answer."""
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
+    from minigpt.console.terminal import warn
     from minigpt.generation.conversation import QuestionAnswering
-    from minigpt.generation.generation_config import prompt_format, recommended_options
+    from minigpt.generation.generation_config import notes_of, prompt_format, recommended_options
     from minigpt.generation.speculative_decoding import check_assistant
 
     if assistant is not None:
         check_assistant(model, chosen, assistant)
     form: PromptFormat = "text" if options.prompt is not None else prompt_format(folder, tokenizer)
-    eos = id_list(recommended_options(folder).get("eos_token_id")) or None
-    return QuestionAnswering(model, tokenizer, form, _completed(chosen, options, tokenizer, eos), assistant)
+    advised = recommended_options(folder)
+    for note in notes_of(folder, tokenizer):
+        warn(note)
+    completed = _completed(chosen, options, tokenizer, advised)
+    return QuestionAnswering(model, tokenizer, form, completed, assistant)
 
 
 # -- many questions -----------------------------------------------------------------------------------------

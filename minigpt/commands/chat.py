@@ -28,6 +28,7 @@ from minigpt.generation.loading import load_to_answer
 from minigpt.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
+    from minigpt.console.terminal import warn
     from minigpt.generation.conversation import Conversation
 
 _CHAT_TOKENS = 1024  # of a chat model's answer, which may think before; others have 128
@@ -76,8 +77,9 @@ def _conversation(options: Options) -> "Conversation":
     given = {name: value for name, value in options.generation.items() if name not in _DRAWING}
     GenerationOptions(**given)  # complain before the model is loaded
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
+    from minigpt.console.terminal import warn
     from minigpt.generation.conversation import Conversation
-    from minigpt.generation.generation_config import prompt_format, recommended_options
+    from minigpt.generation.generation_config import notes_of, prompt_format, recommended_options
     from minigpt.generation.slash_commands import obey
 
     form = prompt_format(folder, tokenizer) if options.form == "auto" else options.form
@@ -85,6 +87,8 @@ def _conversation(options: Options) -> "Conversation":
         longest = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
         given = {"max_new_tokens": longest, **given}
     chosen = GenerationOptions(**{**recommended_options(folder), **given})
+    for note in notes_of(folder, tokenizer):
+        warn(note)
     talk = Conversation(model, tokenizer, form, chosen, history=options.history, assistant_model=assistant)
     for name in filter(options.generation.__contains__, _DRAWING):
         obey(talk, f"/{name} {options.generation[name]}")

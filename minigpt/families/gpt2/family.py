@@ -53,7 +53,7 @@ _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
 }
-_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # one number here
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # one number here: the first; none of them in use
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 _BIAS = "minigpt_bias"  # our own key; a file without it is a GPT-2, which has all biases
 
@@ -101,9 +101,6 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
         raise InputError(f'model_type must be "gpt2": got {values.get("model_type")!r}')
     require_fixed(values, _FIXED)
     require_keys(values, _SIZES.values())
-    dropouts = [values.get(key, 0.1) for key in _DROPOUTS]
-    if dropouts != dropouts[:1] * 3:
-        raise InputError(f"{', '.join(_DROPOUTS)} must be equal: got {', '.join(map(repr, dropouts))}")
     gelu = values.get("activation_function", "gelu_new")
     if gelu not in list(_GELUS):
         raise InputError(f"activation_function must be one of {', '.join(_GELUS)}: got {gelu!r}")
@@ -112,7 +109,7 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
         raise InputError(f"{_BIAS} must be true or false: got {bias!r}")
     sizes = {ours: values[theirs] for ours, theirs in _SIZES.items()}
     try:
-        config = GPTConfig(**sizes, dropout=dropouts[0], bias=bias, gelu=_GELUS[gelu])
+        config = GPTConfig(**sizes, dropout=values.get(_DROPOUTS[0], 0.1), bias=bias, gelu=_GELUS[gelu])
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from None
     if values.get("n_inner") not in (None, 4 * config.n_embd):

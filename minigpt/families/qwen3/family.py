@@ -40,7 +40,6 @@ _ARCHITECTURES = ("Qwen3ForCausalLM", "Qwen3Model")
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_bias": False,
-    "attention_dropout": 0.0,
     "use_sliding_window": False,
     "quantization_config": None,
 }
