@@ -34,6 +34,7 @@ class GPTConfig:
     vocab_size: int = 4825  # entries of the vocabulary
     bias: bool = False  # biases in out_proj, c_fc and c_proj, too, as in GPT-2
     gelu: Literal["exact", "tanh"] = "exact"  # GELU itself, or GPT-2's approximation
+    tie_word_embeddings: bool = True  # lm_head is wte's tensor, as in every published GPT-2
 
     def __post_init__(self) -> None:
         for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size"):
@@ -44,6 +45,9 @@ class GPTConfig:
             raise ValueError(f"n_head must divide n_embd: got n_head={self.n_head}, n_embd={self.n_embd}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1: got dropout={self.dropout!r}")
+        if not isinstance(self.tie_word_embeddings, bool):
+            got = repr(self.tie_word_embeddings)
+            raise ValueError(f"tie_word_embeddings must be True or False: got tie_word_embeddings={got}")
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
@@ -55,9 +59,9 @@ class GPTConfig:
     max_position_embeddings = property(lambda self: self.block_size)
 
     def parameter_count(self) -> int:
-        """Trainable values, by formula. lm_head is wte's tensor and counts once."""
+        """Trainable values, by formula. A tied lm_head is wte's tensor and counts once."""
         C, bias = self.n_embd, int(self.bias)
-        embeddings = self.vocab_size * C + self.block_size * C  # wte (and lm_head), wpe
+        embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2) + self.block_size * C
         norm = C + C  # a LayerNorm's weight and bias
         attention = (C * 3 * C + 3 * C) + (C * C + bias * C)  # qkv_proj, in both variants with bias; out_proj
         mlp = (C * 4 * C + bias * 4 * C) + (4 * C * C + bias * C)  # c_fc; c_proj
@@ -272,8 +276,12 @@ class GPTLMHeadModel(nn.Module):
         self.transformer = Transformer(config)
         # Weight tying, https://arxiv.org/abs/1608.05859: one matrix for input and output tokens. (On "meta"
         # the tensor that is replaced takes neither memory nor random numbers.)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
-        self.lm_head.weight = self.transformer.wte.weight
+        device = "meta" if config.tie_word_embeddings else None
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=device)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+        else:
+            nn.init.normal_(self.lm_head.weight, std=0.02)
 
     base_model = property(lambda self: self.transformer)  # ids -> hidden vectors, as Hugging Face calls it
     blocks = property(lambda self: self.transformer.blocks)

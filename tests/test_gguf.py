@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.families.gpt2.family import gelu_difference
-from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM, RopeScaling
 from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -115,10 +115,12 @@ def spread(model: Any) -> Any:
     return model.eval()
 
 
-def gpt2(bias: bool = True, gelu: Any = "tanh", n_embd: int = 32, vocab_size: int = 0) -> GPTLMHeadModel:
+def gpt2(
+    bias: bool = True, gelu: Any = "tanh", n_embd: int = 32, vocab_size: int = 0, tied: bool = True
+) -> GPTLMHeadModel:
     vocab_size = vocab_size or characters().get_vocab_size()
     torch.manual_seed(1)
-    return spread(GPTLMHeadModel(GPTConfig(n_embd, 4, 2, 0.1, 16, vocab_size, bias, gelu)))  # type: ignore[no-any-return]
+    return spread(GPTLMHeadModel(GPTConfig(n_embd, 4, 2, 0.1, 16, vocab_size, bias, gelu, tied)))  # type: ignore[no-any-return]
 
 
 def qwen3(tied: bool, vocab_size: int) -> Qwen3ForCausalLM:
@@ -130,6 +132,7 @@ def qwen3(tied: bool, vocab_size: int) -> Qwen3ForCausalLM:
 GPT2_NAMES = {
     "token_embd": "transformer.wte",
     "position_embd": "transformer.wpe",
+    "output": "lm_head",
     "output_norm": "transformer.ln_f",
     "blk.*.attn_norm": "transformer.h.*.ln_1",
     "blk.*.attn_qkv": "transformer.h.*.attn.c_attn",
@@ -172,6 +175,7 @@ def theirs(metadata: dict[str, Any], tensors: dict[str, tuple[int, npt.NDArray[n
             n_inner=sizes["feed_forward_length"],
             layer_norm_epsilon=sizes["attention.layer_norm_epsilon"],
             activation_function="gelu_new",  # what llama.cpp computes
+            tie_word_embeddings="output.weight" not in tensors,
         )
         model, names = transformers.GPT2LMHeadModel(config), GPT2_NAMES
     else:
@@ -213,6 +217,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "gpt2": (lambda: gpt2(), characters),
     "gpt2 without biases": (lambda: gpt2(bias=False), characters),
     "gpt2, rows not of 32": (lambda: gpt2(n_embd=24), characters),
+    "gpt2, head of its own": (lambda: gpt2(tied=False), characters),
     "gpt2 with BPE": (lambda: gpt2(vocab_size=270), lambda: bpe("gpt2")),
     "qwen3": (lambda: qwen3(True, 272), lambda: bpe("qwen2")),
     "qwen3, head of its own": (lambda: qwen3(False, 270), lambda: bpe("qwen2")),
@@ -355,6 +360,19 @@ def test_what_a_tokenizer_puts_around_a_text_is_the_file_s(tmp_path: Path) -> No
     two = BpeTokenizer(dataclasses.replace(plain, before=(2, 1)))
     notes = write_gguf(tmp_path / "m.gguf", gpt2(vocab_size=two.get_vocab_size()), two, "f32")
     assert any("several tokens around a text" in note for note in notes)
+
+
+def test_a_qwen3_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
+    model = qwen3(True, 270)
+    for change in (
+        {"attention_bias": True},
+        {"rope_scaling": RopeScaling("linear", 2.0)},
+        {"sliding_window": 4},
+    ):
+        changed = Qwen3ForCausalLM(dataclasses.replace(model.config, **change))
+        with pytest.raises(InputError, match=f"a Qwen3 with {next(iter(change))} is not written"):
+            write_gguf(tmp_path / "m.gguf", changed, bpe("qwen2"), "f32")
+    assert not (tmp_path / "m.gguf").exists()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ from minigpt.generation.loading import load_to_answer
 from minigpt.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
-    from minigpt.console.terminal import warn
     from minigpt.generation.conversation import Conversation
 
 _CHAT_TOKENS = 1024  # of a chat model's answer, which may think before; others have 128

@@ -89,12 +89,18 @@ class Family:
         return shapes
 
     def rows(self, config: Any) -> Iterator[Weight]:
-        """The table with each block's number filled in, block by block; lm_head last, if it is not tied."""
+        """The table with each block's number filled in, block by block; lm_head last, if it is not tied.
+
+        Left out are weights that a model of this configuration has not, and files of it neither.
+        """
+        every = self.parameter_shapes(self.with_all_weights(config))
         for in_block, rows in itertools.groupby(self.weights, lambda row: "*" in row.ours):
             together = list(rows)
             for block in map(str, range(config.num_hidden_layers if in_block else 1)):
                 for ours, theirs, transposed in together:
-                    yield Weight(ours.replace("*", block), theirs.replace("*", block), transposed)
+                    name = ours.replace("*", block)
+                    if name in every:
+                        yield Weight(name, theirs.replace("*", block), transposed)
         if HEAD in self.parameter_shapes(config):
             yield Weight(HEAD, HEAD)
 

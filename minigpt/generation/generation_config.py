@@ -28,11 +28,25 @@ _NAMES = (
 )
 # What transformers follows, and this program does not; each with the value that means nothing.
 _NOT_FOLLOWED = {
-    **{"num_beams": 1, "min_length": 0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0},
-    **{"suppress_tokens": None, "begin_suppress_tokens": None, "sequence_bias": None, "stop_strings": None},
-    **{"forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None},
-    **{"guidance_scale": None, "penalty_alpha": None, "diversity_penalty": 0.0, "renormalize_logits": False},
-    **{"epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None, "watermarking_config": None},
+    "num_beams": 1,
+    "min_length": 0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "stop_strings": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+    "penalty_alpha": None,
+    "diversity_penalty": 0.0,
+    "renormalize_logits": False,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": None,
+    "watermarking_config": None,
 }
 
 
@@ -77,10 +91,12 @@ def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
     if ignored and path.name == _FILE:
         notes.append(f"{path}: not followed: {', '.join(ignored)}")
     own = getattr(tokenizer, "eos_token_id", None)
-    if recommended_options(folder).get("eos_token_id") == [] and (own is not None or content.get("eos_token_id")):
+    if recommended_options(folder).get("eos_token_id") == [] and (
+        own is not None or content.get("eos_token_id")
+    ):
         named = content.get("eos_token_id")
         why = "names no eos_token_id" if named is None else f"has eos_token_id {named}, which is no id here"
-        advice = "" if own is None else f"; to end at the tokenizer's own: \"eos_token_id\": {own} in {_FILE}"
+        advice = "" if own is None else f'; to end at the tokenizer\'s own: "eos_token_id": {own} in {_FILE}'
         notes.append(f"{path} {why}: nothing ends an answer, as in transformers{advice}")
     return notes
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from minigpt.errors import InputError
 from minigpt.generation.api import GenerationOptions, generate_ids
+from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.generation_config import notes_of, recommended_options
-from minigpt.weights.pretrained import load_model_and_tokenizer
+from minigpt.weights.pretrained import load_model_and_tokenizer, save_pretrained
 from tests.commands import RunCommand
 
 transformers = pytest.importorskip("transformers", reason="transformers, the oracle here, is not installed")
@@ -49,9 +51,17 @@ ROWS = BPE.get_vocab_size()
 GPT2 = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": ROWS}
 GPT2 |= {"initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 2}
 QWEN3 = {
-    **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4},
-    **{"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "vocab_size": ROWS},
-    **{"initializer_range": 0.3, "eos_token_id": 2, "tie_word_embeddings": True},
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "vocab_size": ROWS,
+    "initializer_range": 0.3,
+    "eos_token_id": 2,
+    "tie_word_embeddings": True,
 }
 
 
@@ -97,7 +107,11 @@ def edited(name: str, **values: Any) -> Make:
 
 
 def without(*names: str) -> Make:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def remove(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return remove
 
 
 def with_template(pattern: str) -> Any:
@@ -140,6 +154,10 @@ def answers_here(folder: Path, prompts: list[str]) -> list[list[int]]:
     return [ids for ids, _ in generate_ids(model, rows, options, None, tokenizer=tokens)]
 
 
+def rope(kind: str, **values: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": 10_000.0, **values}
+
+
 SAME: dict[str, Make] = {
     "gpt2": gpt2(),
     "gpt2-bos": gpt2(tokenizer(with_template(f"{END} $A"))),
@@ -154,12 +172,66 @@ SAME: dict[str, Make] = {
     "gpt2-no-repeats": steps(gpt2(), edited("generation_config.json", no_repeat_ngram_size=2)),
     "gpt2-bad-words": steps(gpt2(), edited("generation_config.json", bad_words_ids=[[30], [31, 32]])),
     "gpt2-token-without-a-row": gpt2(tokenizer(pad_token="<pad>", bos_token="<s>")),
+    "gpt2-untied": gpt2(tie_word_embeddings=False),
+    "gpt2-dropouts": gpt2(resid_pdrop=0.3, embd_pdrop=0.0, attn_pdrop=0.2),
     "qwen3": qwen3(),
+    "qwen3-dropout": qwen3(attention_dropout=0.2),
+    "qwen3-untied": qwen3(tie_word_embeddings=False),
+    "qwen3-biases": qwen3(attention_bias=True),
+    "qwen3-theta-left-out": steps(qwen3(), edited("config.json", rope_parameters=None)),
+    "qwen3-linear": qwen3(rope_parameters=rope("linear", factor=3.0)),
+    "qwen3-dynamic": qwen3(rope_parameters=rope("dynamic", factor=2.0)),
+    "qwen3-yarn": qwen3(rope_parameters=rope("yarn", factor=4.0, original_max_position_embeddings=16)),
+    "qwen3-yarn-of-one-length": qwen3(rope_parameters=rope("yarn", factor=4.0)),
+    "qwen3-yarn-all-numbers": qwen3(
+        rope_parameters=rope(
+            "yarn",
+            factor=8.0,
+            original_max_position_embeddings=24,
+            attention_factor=0.7,
+            beta_fast=16.0,
+            beta_slow=2.0,
+            truncate=False,
+        )
+    ),
+    "qwen3-yarn-mscale": qwen3(rope_parameters=rope("yarn", factor=4.0, mscale=1.5, mscale_all_dim=0.5)),
+    "qwen3-yarn-before-5": steps(
+        qwen3(),
+        edited(
+            "config.json",
+            rope_parameters=None,
+            rope_theta=1e4,
+            rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        ),
+    ),
+    "qwen3-llama3": qwen3(
+        rope_parameters=rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        )
+    ),
+    "qwen3-windows": qwen3(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    "qwen3-windows-named": qwen3(
+        use_sliding_window=True, sliding_window=3, layer_types=["sliding_attention", "full_attention"]
+    ),
+    "qwen3-window-larger-than-any-text": qwen3(
+        use_sliding_window=True, sliding_window=500, max_window_layers=0
+    ),
+    "qwen3-window-switched-off": qwen3(use_sliding_window=False, sliding_window=3, max_window_layers=0),
     "qwen3-eos-in-config": ends_at_a_common_token,
     "qwen3-sep-and-eos": qwen3(tokenizer(sep_token=END)),
 }
 
-REFUSED: dict[str, tuple[Make, str]] = {}
+REFUSED: dict[str, tuple[Make, str]] = {
+    "longrope": (
+        qwen3(rope_parameters=rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=2.0)),
+        "config.json: rope_parameters: rope_type='longrope' is not supported",
+    ),
+    "activation": (qwen3(hidden_act="gelu"), "config.json: hidden_act='gelu' is not supported"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +277,10 @@ def test_what_is_not_read_is_refused(name: str, folders: Callable[[str], Path]) 
     ("name", "notes"),
     [
         ("gpt2", []),
-        ("gpt2-eos-of-another-vocabulary", [r"generation_config.json has eos_token_id 50256, which is no id here"]),
+        (
+            "gpt2-eos-of-another-vocabulary",
+            [r"generation_config.json has eos_token_id 50256, which is no id here"],
+        ),
         ("gpt2-no-end", [r'names no eos_token_id.*at the tokenizer\'s own: "eos_token_id": 2']),
         ("qwen3-eos-in-config", []),
     ],
@@ -217,7 +292,9 @@ def test_what_a_folder_leaves_open_is_said(
     _, tokens = load_model_and_tokenizer(folder)
     found = notes_of(folder, tokens)
     assert len(found) == len(notes)
-    done = run_command("generate", "--model", folder, "--prompt", "the cat", "--max_new_tokens", NEW, "--json")
+    done = run_command(
+        "generate", "--model", folder, "--prompt", "the cat", "--max_new_tokens", NEW, "--json"
+    )
     text = json.loads(done.out.splitlines()[-1])["text"]
     assert text == tokens.decode(answers_there(folder, ["the cat"])[0])
     for note, pattern in zip(found, notes):
@@ -231,3 +308,53 @@ def test_settings_that_are_not_followed_are_named(folders: Callable[[str], Path]
     _, tokens = load_model_and_tokenizer(tmp_path)
     (note,) = notes_of(tmp_path, tokens)
     assert "not followed: num_beams=3, suppress_tokens=[4], guidance_scale=1.5" in note
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2-untied",
+        *(f"qwen3-{kind}" for kind in ("biases", "yarn-all-numbers", "llama3", "dynamic", "windows")),
+    ],
+)
+def test_what_is_saved_here_is_the_same_there(
+    name: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, tokens = load_model_and_tokenizer(folders(name))
+    save_pretrained(model, tmp_path, tokens)
+    back, _ = load_model_and_tokenizer(tmp_path)
+    assert back.config == model.config
+    assert sum(map(torch.numel, model.parameters())) == model.config.parameter_count()
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert {key: len(value) for key, value in report.items() if value} == {}
+    ids = torch.randint(ROWS, (2, 60), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = theirs.eval()(ids).logits
+    torch.testing.assert_close(back(ids), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_windows_with_padding_and_a_cache_are_transformers(folders: Callable[[str], Path]) -> None:
+    folder = folders("qwen3-windows")
+    ours, _ = load_model_and_tokenizer(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = torch.randint(ROWS, (2, 20), generator=torch.Generator().manual_seed(4))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0  # padded on the left
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask, position_ids=positions).logits
+        torch.testing.assert_close(
+            ours(ids, mask, positions)[mask > 0], expected[mask > 0], rtol=1e-5, atol=1e-5
+        )
+        cache = KeyValueCache(ours.config, slots=1, max_length=20)
+        slot = cache.allocate()
+        pieces = [
+            ours(ids[1:, a:b], past_key_values=cache.view([slot], [b - a]))
+            for a, b in pairwise((0, 8, 9, 20))
+        ]
+        torch.testing.assert_close(torch.cat(pieces, 1)[0], expected[1], rtol=1e-5, atol=1e-5)
+        weights = ours.attentions(ids[1:])
+    assert weights[0][0, 0, 19, 0] > 0
+    assert weights[1][0, 0, 19, :15].max() == 0 < weights[1][0, 0, 19, 15]  # the second layer sees 5 tokens

@@ -60,7 +60,6 @@ _BIAS = "minigpt_bias"  # our own key; a file without it is a GPT-2, which has a
 # What a GPT-2 may vary elsewhere and not here. An absent key means Hugging Face's default, the same value.
 _FIXED: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
@@ -82,7 +81,7 @@ def _config_to_hugging_face(
         **dict.fromkeys(_DROPOUTS, config.dropout),
         "layer_norm_epsilon": _FIXED["layer_norm_epsilon"],
         "initializer_range": 0.02,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": None,  # said aloud, because the default there is 50256
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
@@ -109,7 +108,13 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
         raise InputError(f"{_BIAS} must be true or false: got {bias!r}")
     sizes = {ours: values[theirs] for ours, theirs in _SIZES.items()}
     try:
-        config = GPTConfig(**sizes, dropout=values.get(_DROPOUTS[0], 0.1), bias=bias, gelu=_GELUS[gelu])
+        config = GPTConfig(
+            **sizes,
+            dropout=values.get(_DROPOUTS[0], 0.1),
+            bias=bias,
+            gelu=_GELUS[gelu],
+            tie_word_embeddings=values.get("tie_word_embeddings", True),
+        )
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from None
     if values.get("n_inner") not in (None, 4 * config.n_embd):
