@@ -63,7 +63,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def measure(precision: Any, shape: dict[str, int], options: argparse.Namespace) -> dict[str, Any]:
+def measure(precision: Any, shape: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Measure one precision: the times at all lengths, and the line through their medians."""
     torch.manual_seed(0)
     model = set_precision(GPTLMHeadModel(GPTConfig(dropout=0.0, bias=True, gelu="tanh", **shape)), precision)

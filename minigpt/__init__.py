@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minigpt.model import GPTConfig as GPTConfig
     from minigpt.model import GPTLMHeadModel as GPTLMHeadModel
     from minigpt.tokenization.bpe import BpeTokenizer as BpeTokenizer
+    from minigpt.tokenization.wordpiece import WordPieceTokenizer as WordPieceTokenizer
     from minigpt.tokenizer import Tokenizer as Tokenizer
     from minigpt.training.config import TrainConfig as TrainConfig
     from minigpt.training.run import finetune as finetune
@@ -45,6 +46,7 @@ _MODULES = {
     "Qwen3ForCausalLM": "minigpt.families.qwen3.model",
     "Tokenizer": "minigpt.tokenizer",
     "TrainConfig": "minigpt.training.config",
+    "WordPieceTokenizer": "minigpt.tokenization.wordpiece",
     "evaluate": "minigpt.evaluation.api",
     "finetune": "minigpt.training.run",
     "generate": "minigpt.generation.api",

@@ -36,7 +36,7 @@ from minigpt.console import command_line
 from minigpt.console.flags import fields_of
 from minigpt.errors import InputError, printable, printable_lines
 from minigpt.generation.loading import load_to_answer, require_model
-from minigpt.generation.options import GenerationOptions, id_list
+from minigpt.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
     from minigpt.generation.api import Answer
@@ -141,29 +141,40 @@ def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
 
 
 def _completed(
-    chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", eos: list[int] | None
+    chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", advised: dict[str, Any]
 ) -> GenerationOptions:
-    """Add to the options what depends on the model's folder: ids of forbidden texts and end-of-text ids."""
-    words = []
+    """Add to the options what depends on the model's folder.
+
+    These are the ids of forbidden texts, and the folder's values of all options but do_sample. Flags take
+    priority.
+    """
+    from minigpt.generation.sequence import bare_ids
+
+    words = list(advised.get("bad_words_ids", ()))
     for word in options.bad_words:
         if not word:
             raise InputError("--bad_words must be texts of at least one character: got ''")
-        words += [tokenizer.encode_text(word), tokenizer.encode_text(f" {word}")]
-    return dataclasses.replace(chosen, bad_words_ids=words, eos_token_id=eos)
+        words += [bare_ids(tokenizer, word), bare_ids(tokenizer, f" {word}")]
+    more = {name: advised[name] for name in advised if name not in (*options.generation, "do_sample")}
+    return dataclasses.replace(chosen, **{**more, "bad_words_ids": words})
 
 
 def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
     """Load model and tokenizer. The folder decides the prompt format and the ids that end an answer."""
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
+    from minigpt.console.terminal import warn
     from minigpt.generation.conversation import QuestionAnswering
-    from minigpt.generation.generation_config import prompt_format, recommended_options
+    from minigpt.generation.generation_config import notes_of, prompt_format, recommended_options
     from minigpt.generation.speculative_decoding import check_assistant
 
     if assistant is not None:
         check_assistant(model, chosen, assistant)
     form: PromptFormat = "text" if options.prompt is not None else prompt_format(folder, tokenizer)
-    eos = id_list(recommended_options(folder).get("eos_token_id")) or None
-    return QuestionAnswering(model, tokenizer, form, _completed(chosen, options, tokenizer, eos), assistant)
+    advised = recommended_options(folder)
+    for note in notes_of(folder, tokenizer):
+        warn(note)
+    completed = _completed(chosen, options, tokenizer, advised)
+    return QuestionAnswering(model, tokenizer, form, completed, assistant)
 
 
 # -- many questions -----------------------------------------------------------------------------------------
@@ -208,7 +219,7 @@ def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -
         answers = asked.answers(questions, batch_size, progress.update)
     if blank := len(questions) - len(written):
         warn(f"{blank} of {len(questions)} lines are blank: their answers are too")
-    _warn_of_unknown([asked.tokenizer.unknown_characters(question) for question in questions])
+    _warn_of_unknown(asked, questions)
     asked_for = (question for question in questions for _ in range(asked.options.num_return_sequences))
     pairs = zip(asked_for, answers)
     _warn_of_unfinished(
@@ -233,14 +244,15 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering")
         warn(f"{len(unfinished)} of {len(reasons)} answers were cut short: {', '.join(why)}")
 
 
-def _warn_of_unknown(unknown: list[list[str]]) -> None:
+def _warn_of_unknown(asked: "QuestionAnswering", questions: list[str]) -> None:
     from minigpt.console.terminal import warn
 
+    unknown = [asked.tokenizer.unknown_characters(question) for question in questions]
     characters = list(dict.fromkeys(character for some in unknown for character in some))
     if characters:
         shown = " ".join(map(repr, characters[:20])) + (" ..." if len(characters) > 20 else "")
         where = f"; in {sum(map(bool, unknown))} of {len(unknown)} questions" if len(unknown) > 1 else ""
-        warn(f"not in the vocabulary, read as <unk>: {shown}{where}")
+        warn(f"not in the vocabulary, {asked.tokenizer.unknown_read_as}: {shown}{where}")
 
 
 # -- one answer, shown while it is generated ----------------------------------------------------------------
@@ -249,7 +261,7 @@ def _warn_of_unknown(unknown: list[list[str]]) -> None:
 def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "StopReason":
     """Print an answer piece by piece. Returns the reason why it ended."""
     pieces = asked.pieces(question)
-    _warn_of_unknown([asked.tokenizer.unknown_characters(question)])
+    _warn_of_unknown(asked, [question])
     shown = printable_lines if asked.form == "text" else printable
     print(before, end="", flush=True)
     while True:

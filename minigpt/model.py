@@ -34,6 +34,7 @@ class GPTConfig:
     vocab_size: int = 4825  # number of vocabulary entries
     bias: bool = False  # True: biases in all linear layers; False: in qkv_proj only
     gelu: Literal["exact", "tanh"] = "exact"  # the exact GELU, or GPT-2's approximation
+    tie_word_embeddings: bool = True  # lm_head shares the tensor of wte, as in all published GPT-2 models
 
     def __post_init__(self) -> None:
         for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size"):
@@ -44,6 +45,9 @@ class GPTConfig:
             raise ValueError(f"n_head must divide n_embd: got n_head={self.n_head}, n_embd={self.n_embd}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1: got dropout={self.dropout!r}")
+        if not isinstance(self.tie_word_embeddings, bool):
+            got = repr(self.tie_word_embeddings)
+            raise ValueError(f"tie_word_embeddings must be True or False: got tie_word_embeddings={got}")
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
@@ -55,10 +59,10 @@ class GPTConfig:
     max_position_embeddings = property(lambda self: self.block_size)
 
     def parameter_count(self) -> int:
-        """Compute the number of parameters from the sizes. lm_head shares the tensor of wte, counted once."""
+        """Compute the number of parameters from the sizes. A tied lm_head is not counted again."""
         C, bias = self.n_embd, int(self.bias)
-        # parameters of wte (shared with lm_head) and wpe
-        embeddings = self.vocab_size * C + self.block_size * C
+        # parameters of wte (and an untied lm_head) and wpe
+        embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2) + self.block_size * C
         norm = C + C  # parameters of a LayerNorm: weight and bias
         # parameters of qkv_proj (always with bias) and out_proj
         attention = (C * 3 * C + 3 * C) + (C * C + bias * C)
@@ -276,8 +280,12 @@ class GPTLMHeadModel(nn.Module):
         self.transformer = Transformer(config)
         # Weight tying, https://arxiv.org/abs/1608.05859: input and output share one matrix. The layer is made
         # on "meta", because its own tensor is replaced: it then costs neither memory nor random numbers.
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
-        self.lm_head.weight = self.transformer.wte.weight
+        device = "meta" if config.tie_word_embeddings else None
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=device)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.weight
+        else:
+            nn.init.normal_(self.lm_head.weight, std=0.02)
 
     base_model = property(
         lambda self: self.transformer

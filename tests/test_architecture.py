@@ -67,10 +67,14 @@ ONLY: dict[str, set[str]] = {
     "model": {"torch"},
     "families.qwen3.model": {"torch"},
     "tokenizer": {"numpy"},
+    "tokenization.definition": set(),
+    "tokenization.library": {"tokenizers"},
+    "tokenization.subword": {"numpy"},
     "tokenization.bpe_files": set(),
-    "tokenization.bpe_library": {"tokenizers"},
     "tokenization.bpe_training": {"tokenizers"},
-    "tokenization.bpe": {"numpy"},
+    "tokenization.bpe": set(),
+    "tokenization.wordpiece_files": set(),
+    "tokenization.wordpiece": set(),
     "tokenization.chat_template": {"jinja2"},
     "tokenization.template_sandbox": {"jinja2"},
     "data.reader": set(),
@@ -114,7 +118,7 @@ ALLOWED = {
     ("minigpt/families/gpt2/pth_file.py", "torch.load"): "an import that a user asks for; told weights_only",
 }
 
-MODEL_LINES, LINES = 414, 600  # a budget for a story: see which two stories a longer file tells
+MODEL_LINES, LINES = 500, 600  # a budget for a story: see which two stories a longer file tells
 
 
 # -- reading the source ------------------------------------------------------------------------------------

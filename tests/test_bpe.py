@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from minigpt.errors import InputError
 from minigpt.storage.json_files import read_json
 from minigpt.tokenization.bpe import BpeTokenizer
-from minigpt.tokenization.bpe_files import BYTE_SYMBOLS
+from minigpt.tokenization.definition import BYTE_SYMBOLS
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 GPT2, QWEN = SHARED / "gpt2_tokenizer", SHARED / "qwen_tokenizer"
@@ -99,18 +99,14 @@ def changed(path: Path, change: Callable[[Any], object]) -> None:
         (lambda c: c.update(pre_tokenizer=None), "pre_tokenizer does not end in ByteLevel"),
         (lambda c: c.update(pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer does not end in ByteLevel"),
         (lambda c: c.update(pre_tokenizer={"type": "Sequence"}), "pre_tokenizer does not end in ByteLevel"),
-        (lambda c: c["pre_tokenizer"].update(add_prefix_space=True), "add_prefix_space is true"),
         (
             lambda c: c.update(normalizer={"type": "Nonsense"}),
             "normalizer or pre_tokenizer is not understood",
         ),
-        (lambda c: c["model"]["vocab"].pop("a"), "id 67 is missing among"),
         (lambda c: c["model"]["vocab"].update(a=66), r"id 66 is given twice, to '.' and 'a'|to 'a' and"),
         (lambda c: c["model"]["vocab"].update(a="67"), "the id of 'a' is '67', not a whole number"),
         (lambda c: c["model"]["vocab"].update(a=True), "the id of 'a' is True, not a whole number"),
         (lambda c: c["model"]["vocab"].update(a=-67), "the id of 'a' is -67, not a whole number"),
-        (lambda c: c["model"]["vocab"].update({"a b": 290}), "entry 'a b' is not written in the symbols"),
-        (lambda c: c["model"]["vocab"].update({"": 290}), "entry '' is not written in the symbols"),
         (lambda c: c["model"]["merges"].append(["a", "qq"]), "do not fit together: .*`qq` out of vocabulary"),
         (lambda c: c["model"]["merges"].append("q q"), "do not fit together: .*`qq` out of vocabulary"),
         (lambda c: c["model"]["merges"].append("qqq"), r"merge \d+ is 'qqq', not two tokens"),
@@ -126,13 +122,9 @@ def changed(path: Path, change: Callable[[Any], object]) -> None:
         (lambda c: c["added_tokens"][1].update(id=3), "'<|endoftext|>' has the ids 1 and 3"),
         (lambda c: c["added_tokens"][1].pop("id"), "the id of '<|endoftext|>' is None"),
         (lambda c: c["added_tokens"][1].update(content=""), "added_tokens must be a token's text: got ''"),
-        (lambda c: c["added_tokens"].append({"id": 400, "content": "<x>"}), "id 290 is missing among 291"),
-        (lambda c: c["added_tokens"].append({"id": 290, "content": "  "}), "added token '  ' is plain text"),
-        # what text can become is no special token: a byte, and what merges make
-        (lambda c: c["added_tokens"].append({"id": 67, "content": "a"}), "special token 'a' is a byte"),
         (
-            lambda c: c["added_tokens"].append({"id": c["model"]["vocab"]["lo"], "content": "lo"}),
-            "`lo` out of vocabulary",
+            lambda c: c["added_tokens"].append({"id": 400, "content": "<x>"}),
+            "'<x>' has id 400, but 290 is the next one",
         ),
     ],
 )
@@ -185,14 +177,8 @@ def test_interrupts_are_no_input_errors() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda c: c.update(eos_token="<end>"),
-            "eos_token '<end>' is not in the vocabulary of tokenizer.json",
-        ),
         (lambda c: c.update(eos_token=1), "eos_token must be a token's text: got 1"),
         (lambda c: c.update(pad_token={"text": "<pad>"}), "pad_token must be a token's text: got None"),
-        (lambda c: c.update(additional_special_tokens=["<x>"]), "'<x>' is not in the vocabulary"),
-        (lambda c: c.update(add_prefix_space=True), "add_prefix_space is true"),
         (lambda c: c.update(added_tokens_decoder=[]), "`added_tokens_decoder` is not an object"),
         (lambda c: c.update(added_tokens_decoder={"1": "<sep>"}), "'<sep>' has id 1, in tokenizer.json 2"),
         (lambda c: c.update(added_tokens_decoder={"x": "<x>"}), "'<x>' has id x"),
@@ -267,7 +253,10 @@ def test_whatever_stands_in_a_file_is_read_or_refused(
     if complaint is not None:
         assert str(folder) in complaint
     else:
-        assert tokenizer.decode(tokenizer.encode_text("lowest 你")) == "lowest 你"
+        unknown = tokenizer.unknown_characters("lowest 你")
+        read = "".join(character for character in "lowest 你" if character not in unknown)
+        bare = tokenizer.encode_text("lowest 你", add_special_tokens=False)
+        assert tokenizer.decode(bare).replace(" ", "") == read.replace(" ", "")
         assert tokenizer.chat_template is None or isinstance(tokenizer.chat_template, str)
 
 
@@ -514,9 +503,9 @@ def test_training_refuses() -> None:
         BpeTokenizer.train(TEXTS, 258)
     with pytest.raises(ValueError, match="kind must be one of gpt2, qwen2: got 'bert'"):
         BpeTokenizer.train(TEXTS, 300, kind="bert")
-    with pytest.raises(InputError, match="added token ' ' is plain text"):
+    with pytest.raises(InputError, match="special token ' ' is text, which anybody may write"):
         BpeTokenizer.train(TEXTS, 300, special_tokens=[" "])
-    with pytest.raises(InputError, match="special token 'a' is a byte, which any text may hold"):
+    with pytest.raises(InputError, match="special token 'a' is text, which anybody may write"):
         BpeTokenizer.train(TEXTS, 300, special_tokens=["a"])
 
 
@@ -626,17 +615,13 @@ def test_roles_from_the_other_files(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     assert BpeTokenizer.from_folder(tmp_path).eos_token_id is None
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 2], "pad_token_id": 0}')
-    tokenizer = BpeTokenizer.from_folder(tmp_path)
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id) == (1, 0, None)
     (tmp_path / "special_tokens_map.json").write_text(
         '{"eos_token": {"content": "<sep>"}, "sep_token": "<sep>"}'
     )
     tokenizer = BpeTokenizer.from_folder(tmp_path)
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id) == (2, 0, 2)
-    (tmp_path / "generation_config.json").write_text('{"pad_token_id": 290}')
-    with pytest.raises(InputError, match=r"_config.json: pad_token_id 290 is not the id of a token"):
-        BpeTokenizer.from_folder(tmp_path)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.sep_token_id) == (2, None, 2)
+    (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {}}')
+    assert BpeTokenizer.from_folder(tmp_path).eos_token_id is None  # since then all is in this file
 
 
 def test_equality_fingerprint_and_copies() -> None:
@@ -692,7 +677,10 @@ def test_bytes_without_a_token(tmp_path: Path) -> None:
     for text in ("low lowest", "slower, 你", ""):
         assert ours.encode_text(text) == theirs(text)["input_ids"]
     assert ours.unknown_characters("lowZ 再你") == ["Z", "再"]
-    for encode in (ours.encode_text, ours.encode_array, lambda text: ours.encode_batch(["low", text])):
+    # a prompt as transformers reads it, with a warning; what is learned from or measured is refused
+    assert ours.encode_text("lowZ") == theirs("lowZ")["input_ids"] == ours.encode_text("low")
+    assert ours.unknown_read_as == "left out"
+    for encode in (ours.encode_array, lambda text: ours.encode_batch(["low", text])):
         with pytest.raises(InputError, match="no tokens for the bytes of 'Z'"):
             encode("lowZ")
 

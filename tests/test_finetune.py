@@ -16,13 +16,14 @@ from minigpt.data.batches import encode_conversation
 from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.conversation import Conversation, Turn
 from minigpt.errors import InputError
-from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM, RopeScaling
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.adapters import load_adapter
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import hugging_face_names, train_only
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.wordpiece import WordPieceTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.training import checkpoint
 from minigpt.training.config import read_run
@@ -44,6 +45,26 @@ METHODS: dict[str, dict[str, Any]] = {
 FAMILIES: dict[str, Callable[[int], LanguageModel]] = {
     "gpt": lambda V: GPTLMHeadModel(GPTConfig(24, 3, 2, 0.0, 32, V)),
     "qwen3": lambda V: Qwen3ForCausalLM(Qwen3Config(V, 24, 40, 2, 4, 2, 8, 32, tie_word_embeddings=False)),
+}
+# settings that only folders of other tools have
+FOREIGN: dict[str, Callable[[int], LanguageModel]] = {
+    "gpt-untied": lambda V: GPTLMHeadModel(GPTConfig(24, 3, 2, 0.0, 32, V, tie_word_embeddings=False)),
+    "qwen3-all": lambda V: Qwen3ForCausalLM(
+        Qwen3Config(
+            V,
+            24,
+            40,
+            2,
+            4,
+            2,
+            8,
+            32,
+            attention_bias=True,
+            sliding_window=5,
+            layer_types=("full_attention", "sliding_attention"),
+            rope_scaling=RopeScaling("linear", factor=2.0),
+        )
+    ),
 }
 
 
@@ -277,11 +298,11 @@ def test_questions_and_answers_with_byte_level_tokens(folder: Path, bpe: BpeToke
 # -- more tokens -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FOREIGN])
 @pytest.mark.parametrize("new_rows", ["mean", "zeros", "sampled"])
 def test_new_rows_leave_the_old_logits(family: str, new_rows: Any) -> None:
     torch.manual_seed(0)
-    model = FAMILIES[family](20)
+    model = {**FAMILIES, **FOREIGN}[family](20)
     before = logits(model)
     is_tied = model.lm_head.weight is next(model.parameters())
     resize_token_embeddings(model, 23, new_rows)
@@ -344,6 +365,57 @@ def test_words_as_tokens_of_a_byte_level_tokenizer(bpe: BpeTokenizer, tmp_path: 
     assert larger.decode(larger.encode_text("用matplotlib画")) == "用matplotlib画"
     larger.save(tmp_path)
     assert BpeTokenizer.from_folder(tmp_path).encode_text("matplotlib") == [size]
+
+
+def test_words_as_tokens_where_the_configuration_lists_the_added_tokens(
+    bpe: BpeTokenizer, tmp_path: Path
+) -> None:
+    """As in Qwen's folders: there, transformers does not read the list in tokenizer.json."""
+    BpeTokenizer.train(["天是什么颜色？黑色。"] * 3, 280, kind="qwen2").save(tmp_path)
+    added = {str(index): {"content": text, "special": True} for text, index in bpe.special_tokens.items()}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    larger = BpeTokenizer.from_folder(tmp_path).with_tokens(["matplotlib"])
+    larger.save(tmp_path / "larger")
+    text = "a matplotlib b"
+    assert larger.get_vocab_size() - 1 in larger.encode_text(text)
+    assert BpeTokenizer.from_folder(tmp_path / "larger") == larger
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "larger")
+    assert theirs(text)["input_ids"] == larger.encode_text(text)
+
+
+def test_words_as_tokens_of_wordpiece(tmp_path: Path) -> None:
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "你", "low", "##er"]
+    (tmp_path / "vocab.txt").write_text("\n".join(entries), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    larger = WordPieceTokenizer.from_folder(tmp_path).with_tokens(["鲸", "你"])
+    assert larger.encode_text("你鲸 lower") == [2, 5, len(entries), 6, 7, 3]  # 鲸 was one token: [UNK]
+    larger.save(tmp_path / "larger")
+    assert WordPieceTokenizer.from_folder(tmp_path / "larger") == larger
+
+
+def test_no_token_can_be_added_to_ids_with_gaps(tmp_path: Path) -> None:
+    """The `tokenizers` library would give it the id of another token."""
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "你", "你", "low"]
+    (tmp_path / "vocab.txt").write_text("\n".join(entries), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(InputError, match="it has 7 tokens, and the highest id is 7; no token can be added"):
+        WordPieceTokenizer.from_folder(tmp_path).with_tokens(["鲸"])
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_settings_of_other_tools_stay(folder: Path, name: str, method: str) -> None:
+    tokenizer = Tokenizer(folder / "vocab.json")
+    torch.manual_seed(3)
+    model = FOREIGN[name](tokenizer.get_vocab_size())
+    save_pretrained(model, folder / name, tokenizer)
+    finetune(**settings(folder, name, max_steps=4, **METHODS[method]).as_dict())
+    adapter = folder / "run" / "last" if method == "lora" else None
+    trained = load_model(folder / name if adapter else folder / "run" / "last", adapter=adapter)
+    assert trained.config == model.config
+    assert not torch.equal(logits(trained), logits(model))
 
 
 # -- train --init_from -------------------------------------------------------------------------------------

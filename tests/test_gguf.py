@@ -3,6 +3,7 @@
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Logits are transformers', with what was read.
 """
 
+import dataclasses
 import json
 import struct
 import sys
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.families.gpt2.family import gelu_difference
-from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM, RopeScaling
 from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -114,10 +115,12 @@ def spread(model: Any) -> Any:
     return model.eval()
 
 
-def gpt2(bias: bool = True, gelu: Any = "tanh", n_embd: int = 32, vocab_size: int = 0) -> GPTLMHeadModel:
+def gpt2(
+    bias: bool = True, gelu: Any = "tanh", n_embd: int = 32, vocab_size: int = 0, tied: bool = True
+) -> GPTLMHeadModel:
     vocab_size = vocab_size or characters().get_vocab_size()
     torch.manual_seed(1)
-    return spread(GPTLMHeadModel(GPTConfig(n_embd, 4, 2, 0.1, 16, vocab_size, bias, gelu)))  # type: ignore[no-any-return]
+    return spread(GPTLMHeadModel(GPTConfig(n_embd, 4, 2, 0.1, 16, vocab_size, bias, gelu, tied)))  # type: ignore[no-any-return]
 
 
 def qwen3(tied: bool, vocab_size: int) -> Qwen3ForCausalLM:
@@ -129,6 +132,7 @@ def qwen3(tied: bool, vocab_size: int) -> Qwen3ForCausalLM:
 GPT2_NAMES = {
     "token_embd": "transformer.wte",
     "position_embd": "transformer.wpe",
+    "output": "lm_head",
     "output_norm": "transformer.ln_f",
     "blk.*.attn_norm": "transformer.h.*.ln_1",
     "blk.*.attn_qkv": "transformer.h.*.attn.c_attn",
@@ -171,6 +175,7 @@ def theirs(metadata: dict[str, Any], tensors: dict[str, tuple[int, npt.NDArray[n
             n_inner=sizes["feed_forward_length"],
             layer_norm_epsilon=sizes["attention.layer_norm_epsilon"],
             activation_function="gelu_new",  # what llama.cpp computes
+            tie_word_embeddings="output.weight" not in tensors,
         )
         model, names = transformers.GPT2LMHeadModel(config), GPT2_NAMES
     else:
@@ -212,6 +217,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "gpt2": (lambda: gpt2(), characters),
     "gpt2 without biases": (lambda: gpt2(bias=False), characters),
     "gpt2, rows not of 32": (lambda: gpt2(n_embd=24), characters),
+    "gpt2, head of its own": (lambda: gpt2(tied=False), characters),
     "gpt2 with BPE": (lambda: gpt2(vocab_size=270), lambda: bpe("gpt2")),
     "qwen3": (lambda: qwen3(True, 272), lambda: bpe("qwen2")),
     "qwen3, head of its own": (lambda: qwen3(False, 270), lambda: bpe("qwen2")),
@@ -332,6 +338,58 @@ def test_byte_level_tokens_and_merges_are_the_files(kind: str, name: str, tmp_pa
     assert metadata["tokenizer.ggml.merges"] == [" ".join(pair) for pair in content["model"]["merges"]]
     assert metadata["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
     assert any("NFC" in note for note in notes) == (kind == "qwen2")
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_the_file_s(tmp_path: Path) -> None:
+    """BOS and EOS: the ids of the template, in whatever roles the configuration has them."""
+    plain = bpe("gpt2").definition
+    expected = {
+        # before, after, eos: BOS's id, EOS's id, whether each is added
+        ((2,), (), "<|endoftext|>"): (2, 1, True, False),
+        ((2,), (1,), "<|endoftext|>"): (2, 1, True, True),
+        ((), (1,), None): (None, 1, False, True),
+        ((), (), "<|endoftext|>"): (1, 1, False, False),
+    }
+    for (before, after, eos), values in expected.items():
+        named = {"eos_token": eos} if eos else {}
+        tokenizer = BpeTokenizer(dataclasses.replace(plain, named=named, before=before, after=after))
+        write_gguf(tmp_path / "m.gguf", gpt2(vocab_size=tokenizer.get_vocab_size()), tokenizer, "f32")
+        metadata, _ = read_gguf(tmp_path / "m.gguf")
+        keys = ("bos_token_id", "eos_token_id", "add_bos_token", "add_eos_token")
+        assert tuple(metadata.get(f"tokenizer.ggml.{key}") for key in keys) == values
+    two = BpeTokenizer(dataclasses.replace(plain, before=(2, 1)))
+    notes = write_gguf(tmp_path / "m.gguf", gpt2(vocab_size=two.get_vocab_size()), two, "f32")
+    assert any("several tokens before or behind a text" in note for note in notes)
+
+
+def test_a_qwen3_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
+    model = qwen3(True, 270)
+    for change in (
+        {"attention_bias": True},
+        {"rope_scaling": RopeScaling("linear", 2.0)},
+        {"sliding_window": 4},
+    ):
+        changed = Qwen3ForCausalLM(dataclasses.replace(model.config, **change))
+        with pytest.raises(InputError, match=f"a Qwen3 with {next(iter(change))} cannot be written"):
+            write_gguf(tmp_path / "m.gguf", changed, bpe("qwen2"), "f32")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Digits", "individual_digits": True}}, "cuts words by a rule"),
+        ({"normalizer": {"type": "Lowercase"}}, "has no equivalent of the tokenizer's normalizer"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_lacks_is_refused(step: Any, message: str, tmp_path: Path) -> None:
+    plain = bpe("gpt2").definition
+    if "pre_tokenizer" in step:
+        parts = [step["pre_tokenizer"], plain.frame["pre_tokenizer"]]
+        step = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
+    tokenizer = BpeTokenizer(dataclasses.replace(plain, frame={**plain.frame, **step}))
+    with pytest.raises(InputError, match=message):
+        write_gguf(tmp_path / "m.gguf", gpt2(vocab_size=tokenizer.get_vocab_size()), tokenizer, "f32")
 
 
 # ----------------------------------------------------------------------------------------------- what differs

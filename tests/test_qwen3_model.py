@@ -389,7 +389,8 @@ def test_swiglu_by_hand() -> None:
 @pytest.mark.parametrize("sizes", [(16, 24, 2, 4, 2, 6), (24, 10, 1, 6, 1, 2), (8, 8, 7, 3, 3, 16)], ids=str)
 def test_the_parameter_formula_counts_what_is_there(sizes: tuple[int, ...], tied: bool) -> None:
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", *HEADS)
-    config = replace(TINY, tie_word_embeddings=tied, **dict(zip(names, sizes, strict=True)))
+    chosen: dict[str, Any] = dict(zip(names, sizes, strict=True))
+    config = replace(TINY, tie_word_embeddings=tied, **chosen)
     model = new_model(config)
     assert isinstance(model, Qwen3ForCausalLM)
     assert config.parameter_count() == sum(parameter.numel() for parameter in model.parameters())

@@ -11,8 +11,9 @@ from tokenizers import Regex, pre_tokenizers
 
 from minigpt.reference import bpe
 from minigpt.tokenization.bpe import BpeTokenizer
-from minigpt.tokenization.bpe_files import BYTE_SYMBOLS, GPT2_WORDS
+from minigpt.tokenization.bpe_files import GPT2_WORDS
 from minigpt.tokenization.bpe_training import LONGEST_WORD
+from minigpt.tokenization.definition import BYTE_SYMBOLS
 
 GPT2 = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "gpt2_tokenizer"
 needs_shared = pytest.mark.skipif(not GPT2.is_dir(), reason="the test data beside the project are not there")

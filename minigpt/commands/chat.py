@@ -76,8 +76,9 @@ def _conversation(options: Options) -> "Conversation":
     given = {name: value for name, value in options.generation.items() if name not in _DRAWING}
     GenerationOptions(**given)  # report a bad option now, before the model is loaded, which takes longer
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
+    from minigpt.console.terminal import warn
     from minigpt.generation.conversation import Conversation
-    from minigpt.generation.generation_config import prompt_format, recommended_options
+    from minigpt.generation.generation_config import notes_of, prompt_format, recommended_options
     from minigpt.generation.slash_commands import obey
 
     form = prompt_format(folder, tokenizer) if options.form == "auto" else options.form
@@ -85,6 +86,8 @@ def _conversation(options: Options) -> "Conversation":
         longest = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
         given = {"max_new_tokens": longest, **given}
     chosen = GenerationOptions(**{**recommended_options(folder), **given})
+    for note in notes_of(folder, tokenizer):
+        warn(note)
     talk = Conversation(model, tokenizer, form, chosen, history=options.history, assistant_model=assistant)
     for name in filter(options.generation.__contains__, _DRAWING):
         obey(talk, f"/{name} {options.generation[name]}")
@@ -152,7 +155,8 @@ def _typed() -> str | None:
 def _show(talk: "Conversation", text: str) -> None:
     """Generate an answer and print it piece by piece."""
     if unknown := talk.tokenizer.unknown_characters(text):
-        print(f"(not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))})")
+        shown = " ".join(map(repr, unknown[:20]))
+        print(f"(not in the vocabulary, {talk.tokenizer.unknown_read_as}: {shown})")
     before = talk.forgotten
     pieces = talk.say(text)
     if before == 0 < talk.forgotten:  # this message is printed once, until /reset
@@ -239,7 +243,8 @@ def _answer_lines(talk: "Conversation") -> None:
         answer = ""
         if line.strip():
             if unknown := talk.tokenizer.unknown_characters(line.strip()):
-                warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")
+                shown = " ".join(map(repr, unknown[:20]))
+                warn(f"not in the vocabulary, {talk.tokenizer.unknown_read_as}: {shown}")
             try:
                 answer = "".join(talk.say(line.strip()))
             # the question is too long for the model: warn, and go to the next line

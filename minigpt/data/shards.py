@@ -46,7 +46,7 @@ _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards
 
 
 class TextTokenizer(Protocol):
-    """The part of a tokenizer that encodes a corpus; the character Tokenizer and BpeTokenizer fit."""
+    """The part of a tokenizer that encodes a corpus; the character Tokenizer and SubwordTokenizer fit."""
 
     @property
     def fingerprint(self) -> str:

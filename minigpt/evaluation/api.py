@@ -206,4 +206,4 @@ def warn_of_unknown(tokenizer: AnyTokenizer, pieces: Sequence[str]) -> None:
     """Warn of the characters of a text that are not in the vocabulary. Names at most twenty."""
     unknown = list(dict.fromkeys(c for piece in pieces for c in tokenizer.unknown_characters(piece)))
     if unknown:
-        warn(f"not in the vocabulary, read as <unk>: {' '.join(map(repr, unknown[:20]))}")
+        warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(map(repr, unknown[:20]))}")

@@ -96,12 +96,18 @@ class Family:
         return shapes
 
     def rows(self, config: Any) -> Iterator[Weight]:
-        """Yield the weights with block numbers filled in, block by block; an untied lm_head comes last."""
+        """Yield the weights with block numbers filled in, block by block; an untied lm_head comes last.
+
+        Weights of the table that neither a model nor a file of this configuration has are left out.
+        """
+        every = self.parameter_shapes(self.with_all_weights(config))
         for in_block, rows in itertools.groupby(self.weights, lambda row: "*" in row.ours):
             together = list(rows)
             for block in map(str, range(config.num_hidden_layers if in_block else 1)):
                 for ours, theirs, transposed in together:
-                    yield Weight(ours.replace("*", block), theirs.replace("*", block), transposed)
+                    name = ours.replace("*", block)
+                    if name in every:
+                        yield Weight(name, theirs.replace("*", block), transposed)
         if self.head in self.parameter_shapes(config):
             yield Weight(self.head, self.head)
 

@@ -115,7 +115,7 @@ def generate(
     if return_dict_in_generate:
         prompts = [prompt_ids(tokenizer, prompt)]
         return generate_output(
-            model, prompts, chosen, eos_of(tokenizer), tokenizer, assistant_model=assistant_model
+            model, prompts, chosen, ends_of_answer(tokenizer), tokenizer, assistant_model=assistant_model
         )
     if chosen.num_return_sequences > 1:
         raise InputError(
@@ -141,15 +141,21 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """The ids that the model reads: the prompt's, and <sep>, where the tokenizer has one."""
+    """The ids that the model reads: the prompt's, and what its tokenizer adds, or else its <sep>."""
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
-    return ids if separator is None else [*ids, separator]
+    is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
+    return ids if separator is None or is_complete else [*ids, separator]
 
 
 def eos_of(tokenizer: TextTokenizer) -> int | None:
-    """What ends an answer: <sep>, where the tokenizer has one, or else its eos_token_id."""
-    separator = _separator(tokenizer)
-    return getattr(tokenizer, "eos_token_id", None) if separator is None else separator
+    """What ends a text: the tokenizer's eos_token_id, or else its <sep>."""
+    eos: int | None = getattr(tokenizer, "eos_token_id", None)
+    return _separator(tokenizer) if eos is None else eos
+
+
+def ends_of_answer(tokenizer: TextTokenizer) -> list[int]:
+    """What ends an answer to a question: <sep>, which stands behind answers in training, and eos_token_id."""
+    return [index for index in dict.fromkeys((_separator(tokenizer), eos_of(tokenizer))) if index is not None]
 
 
 def _separator(tokenizer: TextTokenizer) -> int | None:
@@ -183,7 +189,7 @@ def answer_questions(
         separator = "" if _separator(tokenizer) is None else " with its <sep>"
         check_prompt(f"question {number} ({start!r}){separator}", prompt, model, options)
     completions = generate_ids(
-        model, prompts, options, eos_of(tokenizer), batch_size, on_progress, tokenizer,
+        model, prompts, options, ends_of_answer(tokenizer), batch_size, on_progress, tokenizer,
         assistant_model=assistant_model,
     )  # fmt: skip
     asked = [question for question in questions for _ in range(options.num_return_sequences)]
@@ -300,6 +306,8 @@ def stream(
             anything is computed, not at the first piece.
     """
     chosen = options_from(options, also=["assistant_model"])
+    if chosen.eos_token_id is None:
+        chosen = dataclasses.replace(chosen, eos_token_id=ends_of_answer(tokenizer))
     ids = prompt_ids(tokenizer, prompt)
     return stream_ids(model, tokenizer, ids, chosen, assistant_model=assistant_model)
 

@@ -57,6 +57,10 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
         raise InputError(f"{name} needs the tokenizer: pass tokenizer=...")
     if not eos_token_ids:
         raise InputError(f"{name} needs an eos_token_id: it is how an answer ends where it is complete")
+    if not getattr(tokenizer, "joins", True):
+        raise InputError(
+            f"{name} does not work with a WordPiece vocabulary: its tokens are no parts of a text"
+        )
     tokens = _token_bytes(tokenizer)
     if options.choices:
         for choice in options.choices:
@@ -162,7 +166,8 @@ class _Words:
 
     def __call__(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode_text(text)
-        return ids
+        before, after = (len(getattr(self._tokenizer, name, ())) for name in ("before_text", "after_text"))
+        return ids[before : len(ids) - after]
 
 
 def _token_bytes(tokenizer: Any) -> list[bytes]:

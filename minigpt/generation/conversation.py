@@ -27,23 +27,15 @@ from minigpt.data.batches import encode_prompt
 from minigpt.data.conversation import Exchange
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
-from minigpt.generation.api import (
-    BATCH_SIZE,
-    Answer,
-    answer_questions,
-    eos_of,
-    generate_ids,
-    prompt_ids,
-    stream_ids,
-)  # fmt: skip
+from minigpt.generation.api import BATCH_SIZE, Answer, answer_questions, eos_of, generate_ids, stream_ids
 from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.output import StopReason
 from minigpt.generation.sampling import filtered
-from minigpt.generation.sequence import cut
+from minigpt.generation.sequence import bare_ids, cut
 from minigpt.generation.speculative_decoding import check_assistant
 from minigpt.storage.files import atomic_write
-from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
@@ -116,7 +108,7 @@ class Conversation:
     @property
     def can_think(self) -> bool:
         """Has the chat template a switch for thinking?"""
-        template = self.tokenizer.chat_template if isinstance(self.tokenizer, BpeTokenizer) else None
+        template = self.tokenizer.chat_template if isinstance(self.tokenizer, SubwordTokenizer) else None
         return self.form == "chat" and "enable_thinking" in (template or "")
 
     def reset(self) -> None:
@@ -183,10 +175,13 @@ class Conversation:
         ids: list[int] = []
         end = "\n"
         for turn in turns:
-            ids += self.tokenizer.encode_text(_on_new_line(end, turn.said))
+            ids += bare_ids(self.tokenizer, _on_new_line(end, turn.said))
             ids += turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
             end = turn.answer
-        return ids + self.tokenizer.encode_text(_on_new_line(end, text))
+        ids += bare_ids(self.tokenizer, _on_new_line(end, text))
+        if isinstance(self.tokenizer, SubwordTokenizer):
+            ids = [*self.tokenizer.before_text, *ids, *self.tokenizer.after_text]
+        return ids
 
     # -- looking back ---------------------------------------------------------------------------------------
 
@@ -235,17 +230,20 @@ def question_ids(
         InputError: if the tokenizer lacks what the form needs: a chat template, or <sep>.
     """
     require_form(tokenizer, form)
-    if isinstance(tokenizer, BpeTokenizer) and form == "chat":
+    if isinstance(tokenizer, SubwordTokenizer) and form == "chat":
         from minigpt.tokenization.chat_template import encode_chat  # and Jinja: only chat models need them
 
         messages = [*before, {"role": "user", "content": text}]
         return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
-    return tokenizer.encode_text(text) if form == "text" else prompt_ids(tokenizer, text)
+    if form == "text":
+        return tokenizer.encode_text(text)
+    assert tokenizer.sep_token_id is not None, "require_form"
+    return [*bare_ids(tokenizer, text), tokenizer.sep_token_id]
 
 
 def require_form(tokenizer: AnyTokenizer, form: PromptFormat) -> None:
     """Raise InputError if a tokenizer lacks what a prompt format needs."""
-    if form == "chat" and (not isinstance(tokenizer, BpeTokenizer) or tokenizer.chat_template is None):
+    if form == "chat" and (not isinstance(tokenizer, SubwordTokenizer) or tokenizer.chat_template is None):
         raise InputError("form=chat needs a model whose tokenizer has a chat_template")
     if form == "question" and tokenizer.sep_token_id is None:
         raise InputError("form=question needs a tokenizer with <sep>")

@@ -31,7 +31,7 @@ from minigpt.generation.options import GenerationOptions, check_ids, id_list
 from minigpt.generation.output import Completion, Recorder, StopReason
 
 __all__ = [
-    "IncrementalDetokenizer", "Request", "Sequence", "StopChecker", "TextTokenizer", "base_seed",
+    "IncrementalDetokenizer", "Request", "Sequence", "StopChecker", "TextTokenizer", "bare_ids", "base_seed",
     "check_prompt", "check_request", "cut", "row_seed",
 ]  # fmt: skip
 
@@ -42,13 +42,20 @@ class TextTokenizer(Protocol):
     """What generation needs of a tokenizer; minigpt.generation.api's `prompt_ids` and `eos_of` need more."""
 
     def encode_text(self, text: str, /) -> list[int]:
-        """The ids of a text. No separator and no end token is added."""
+        """The ids of a text, with `before_text` and `after_text` around it, if the tokenizer has these."""
 
     def decode(self, ids: list[int], /) -> str:
         """The text of some ids."""
 
     def unknown_characters(self, text: str, /) -> list[str]:
         """The characters of a text that cannot be encoded."""
+
+
+def bare_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
+    """The ids of a text and nothing around it."""
+    ids = tokenizer.encode_text(text)
+    before, after = (len(getattr(tokenizer, name, ())) for name in ("before_text", "after_text"))
+    return ids[before : len(ids) - after]
 
 
 @dataclass(frozen=True)
@@ -299,12 +306,14 @@ class IncrementalDetokenizer:
     (['a', '', '\nb', '', ''], True)
 
     Args:
-        decode: ids -> text. Texts of ids that begin and end at whole characters may be joined.
+        decode: ids -> text. Texts of ids that begin and end at whole characters may be joined, but for those
+            of a tokenizer whose `joins` is False (WordPiece): spaces there depend on other tokens.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_strings: Ids[str] = ()) -> None:
         self.stopped = False  # a stop string has come
         self._decode, self._stops = decode, stop_strings
+        self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
         self._ids: list[int] = []  # their text is not final
         self._taken = 0  # characters of it that are
         self._held = ""  # final, but perhaps the beginning of a stop string
@@ -316,8 +325,11 @@ class IncrementalDetokenizer:
         # Of several U+FFFD only the last can still become a character: bytes that follow the others did not
         # complete them.
         whole = text.removesuffix(REPLACEMENT)
+        if not self._joins:  # the last three words may still be joined: " n ' t" becomes "n't"
+            start = text.rsplit(" ", 3)[0] if text.count(" ") > 2 else ""
+            whole = max(start, text[: self._taken], key=len)
         fresh, self._taken = whole[self._taken :], len(whole)
-        if whole == text:
+        if whole == text and self._joins:
             self._ids, self._taken = [], 0
         return self._release(fresh, at_end=False)
 

@@ -1,11 +1,15 @@
-"""Byte-level BPE tokenizers, and chat templates.
+"""Byte-level BPE and WordPiece tokenizers, and chat templates.
 
 This folder may import errors, console and storage. In reading order:
 
-    bpe.py               text <-> ids
-    bpe_files.py         the files of a tokenizer: reading, checks, writing
-    bpe_library.py       builds the `tokenizers` library's object; its errors in one line
+    definition.py        everything that decides a tokenizer's ids: roles, added tokens, tokens around a text
+    library.py           builds the `tokenizers` library's object; its errors in one line
+    subword.py           text <-> ids: what all these tokenizers share
+    bpe.py               byte-level BPE
+    bpe_files.py         the files of a byte-level BPE tokenizer
     bpe_training.py      learns a vocabulary
+    wordpiece.py         WordPiece, BERT's tokenizer
+    wordpiece_files.py   the files of a WordPiece tokenizer
     chat_template.py     turns a conversation into one prompt
     template_sandbox.py  runs a chat template, within limits
 

@@ -1,4 +1,4 @@
-"""The files of a byte-level BPE tokenizer. Three layouts are read; one is written.
+"""The files of a byte-level BPE tokenizer. Three layouts are read.
 
     tokenizer.json                 one file for everything (the `tokenizers` library)
     vocab.json and merges.txt      GPT-2, Qwen2 and Qwen3 as they are published
@@ -8,32 +8,26 @@ The last two layouts do not say how text is split into words before merging, and
 differently. tokenizer_config.json or config.json in the folder decides; the folder's name does not.
 """
 
-import json
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import copy
 from pathlib import Path
 from typing import Any
 
 from minigpt.errors import InputError
-from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
+from minigpt.tokenization.definition import (
+    CONFIG,
+    TOKENIZER,
+    Definition,
+    assembled,
+    class_of,
+    read_config,
+    require_same_steps,
+    text_of,
+)
 
-__all__ = ["BYTE_SYMBOLS", "KINDS", "NAMED", "Definition", "checked", "read_folder", "write_folder"]
+__all__ = ["GPT2_WORDS", "KINDS", "QWEN_WORDS", "byte_level_of", "frame_of", "read_folder", "split_by"]
 
-TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 LAYOUTS = {("vocab.json", "merges.txt"): None, ("encoder.json", "vocab.bpe"): "gpt2"}
-NAMED = ("eos_token", "pad_token", "sep_token", "bos_token", "unk_token", "cls_token", "mask_token")
-
-
-def _byte_symbols() -> tuple[str, ...]:
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-BYTE_SYMBOLS = _byte_symbols()
-"""BYTE_SYMBOLS[byte]: the printable character for a byte in the files. `BYTE_SYMBOLS[32] == "Ġ"`."""
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # https://huggingface.co/Qwen/Qwen3-0.6B, tokenizer.json. Differences from GPT-2's: each digit is a word; also
@@ -60,39 +54,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
 
-_CLASSES = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer"}
-_KIND_OF_CLASS = {name + end: kind for kind, name in _CLASSES.items() for end in ("", "Fast")}
-_KIND_OF_MODEL = {
-    "gpt2": "gpt2",
-    "qwen2": "qwen2",
-    "qwen3": "qwen2",
-    "qwen2_moe": "qwen2",
-    "qwen3_moe": "qwen2",
-}
+_KIND_OF_CLASS = {"GPT2Tokenizer": "gpt2", "Qwen2Tokenizer": "qwen2"}
+_CLASS_OF_KIND = {kind: name for name, kind in _KIND_OF_CLASS.items()}
 _QWEN_MARKERS = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
-
-
-@dataclass(frozen=True)
-class Definition:
-    """Everything that decides a tokenizer's ids, and everything else that its files must keep."""
-
-    vocab: dict[str, int]
-    """token, written in byte symbols -> id; GPT-2's vocabulary includes its special token"""
-    merges: list[tuple[str, str]]
-    """pairs of tokens that are merged into one; earlier pairs are merged first"""
-    special: dict[str, int]
-    """text of a special token -> id, ordered by id"""
-    words: dict[str, int]
-    """added token that is an ordinary word of the text -> id"""
-    frame: dict[str, Any]
-    """tokenizer.json without the vocabulary, the merges and the ids of special tokens"""
-    config: dict[str, Any]
-    """tokenizer_config.json: the token that ends a text, the chat template, ..."""
-
-    @property
-    def tokens(self) -> dict[str, int]:
-        """All tokens, as the files write them -> id."""
-        return self.vocab | self.words | self.special
 
 
 def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | None = None) -> Definition:
@@ -110,42 +74,59 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
         raise InputError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the one that holds {TOKENIZER} or vocab.json")
-    config = _config(folder)
-    if (folder / TOKENIZER).exists():
-        frame, vocab, merges = _read_whole(folder / TOKENIZER, whole)
-        return _assembled(folder / TOKENIZER, frame, vocab, merges, config)
+    config = read_config(folder)
+    name = class_of(folder, config)
+    name = name if name in _KIND_OF_CLASS else None
+    path = folder / TOKENIZER
+    if path.exists():
+        frame, vocab, merges = _read_whole(path, whole)
+        if name is None:
+            _require_byte_level(path, frame)
+        else:
+            built = frame_of(_KIND_OF_CLASS[name], config)
+            require_same_steps(path, frame, built, name)
+            frame = built | {key: frame.get(key) for key in ("added_tokens", "post_processor")}
+        return assembled(path, frame, vocab, merges, config, name)
     for (vocab_name, merges_name), layout_kind in LAYOUTS.items():
         if (folder / vocab_name).exists() or (folder / merges_name).exists():
             vocab = _object(folder / vocab_name)
             merges = _read_merges(folder / merges_name)
-            kind = kind or layout_kind or _kind(folder, config)
-            config.setdefault("tokenizer_class", _CLASSES[kind])
-            if kind == "gpt2" and "<|endoftext|>" in vocab:  # GPT-2's files do not name its special token
-                config.setdefault("eos_token", "<|endoftext|>")
-            return _assembled(folder / vocab_name, frame_of(kind), vocab, merges, config)
+            kind = kind or layout_kind or _kind(folder, config, name)
+            name = _CLASS_OF_KIND[kind]
+            frame = frame_of(kind, config)
+            bos, eos = (f"{role}_token" if config.get(f"add_{role}_token") else "" for role in ("bos", "eos"))
+            return assembled(folder / vocab_name, frame, vocab, merges, config, name, (bos, eos))
     raise InputError(
         f"{folder} holds no byte-level tokenizer: neither {TOKENIZER}, nor "
         + ", nor ".join(f"{first} with {second}" for first, second in LAYOUTS)
     )
 
 
-def frame_of(kind: str) -> dict[str, Any]:
-    """Return a tokenizer.json without vocabulary, for one of KINDS."""
+def frame_of(kind: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a tokenizer.json without vocabulary, for one of KINDS.
+
+    Args:
+        kind: one of KINDS.
+        config: tokenizer_config.json. Its add_prefix_space is copied.
+    """
     empty: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
     steps = {**KINDS[kind], "post_processor": None, "decoder": {**_BYTE_LEVEL, "add_prefix_space": True}}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "ignore_merges": False}
+    if (config or {}).get("add_prefix_space"):
+        steps["pre_tokenizer"] = copy.deepcopy(steps["pre_tokenizer"])
+        byte_level_of(steps["pre_tokenizer"])["add_prefix_space"] = True
     return {**empty, **steps, "model": model}
 
 
-def write_folder(definition: Definition, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json atomically. Equal tokenizers give equal bytes."""
-    model = {
-        **definition.frame["model"],
-        "vocab": definition.vocab,
-        "merges": [list(pair) for pair in definition.merges],
-    }
-    for name, content in ((TOKENIZER, {**definition.frame, "model": model}), (CONFIG, definition.config)):
-        atomic_write(folder / name, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+def byte_level_of(pre_tokenizer: Any) -> dict[str, Any]:
+    """Return the ByteLevel step at the end of a pre_tokenizer, or {} if it has none."""
+    last: dict[str, Any] = {}
+    match pre_tokenizer:
+        case {"type": "ByteLevel"}:
+            last = pre_tokenizer
+        case {"type": "Sequence", "pretokenizers": [*_, {"type": "ByteLevel"} as step]}:
+            last = step
+    return last
 
 
 # -- reading -----------------------------------------------------------------------------------------------
@@ -155,52 +136,20 @@ def _object(path: Path) -> dict[str, Any]:
     return read_json(path, missing="copy it from where the other files come from")
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return _object(path) if path.exists() else {}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Read tokenizer_config.json, and add what older releases store in separate files."""
-    config = _optional(folder / CONFIG)
-    for key, value in _optional(folder / "special_tokens_map.json").items():
-        config.setdefault(key, value)
-    template = folder / "chat_template.jinja"
-    if template.exists():  # newer models have this file; as in transformers, it has priority
-        try:
-            config["chat_template"] = template.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise InputError(f"{template} is not text in UTF-8: {error}") from None
-    added = config.get("added_tokens_decoder", {})
-    if not isinstance(added, dict):
-        raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
-    known = {_text(token, folder / CONFIG, "added_tokens_decoder") for token in added.values()}
-    for token, index in _optional(folder / "added_tokens.json").items():
-        if token not in known:
-            added[str(index)] = {"content": token, "special": True}
-    if added:
-        config["added_tokens_decoder"] = added
-    generation = _optional(folder / "generation_config.json")
-    for key in ("eos_token", "pad_token"):
-        index = generation.get(f"{key}_id")
-        if config.get(key) is None and index is not None:
-            config[f"{key}_id"] = index[0] if isinstance(index, list) and index else index
-    return config
-
-
-def _kind(folder: Path, config: dict[str, Any]) -> str:
-    by_class = _KIND_OF_CLASS.get(str(config.get("tokenizer_class")))
-    by_model = _KIND_OF_MODEL.get(str(_optional(folder / "config.json").get("model_type")))
+def _kind(folder: Path, config: dict[str, Any], name: str | None) -> str:
+    """Return the rule for splitting text into words, for a folder whose files do not hold it."""
+    if name is not None:
+        return _KIND_OF_CLASS[name]
     contents = {
-        _text(token, folder / CONFIG, "added_tokens_decoder")
+        text_of(token, folder / CONFIG, "added_tokens_decoder")
         for token in config.get("added_tokens_decoder", {}).values()
     }
-    kind = by_class or by_model or ("qwen2" if contents >= _QWEN_MARKERS else None)
-    if kind is None:
-        raise InputError(
-            f"{folder}: nothing says how text is cut into words (no known tokenizer_class in {CONFIG}, no "
-            f"known model_type in config.json): say kind='gpt2' or kind='qwen2'"
-        )
-    return kind
+    if contents >= _QWEN_MARKERS:
+        return "qwen2"
+    raise InputError(
+        f"{folder}: nothing says how text is cut into words (no known tokenizer_class in {CONFIG}, no "
+        f"known model_type in config.json): say kind='gpt2' or kind='qwen2'"
+    )
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
@@ -238,133 +187,15 @@ def _read_whole(
         raise InputError(f"{path}: its model is {kind!r}, not 'BPE': this is not a byte-level tokenizer")
     if not isinstance(model.get("merges"), list):
         raise InputError(f"{path} has no `merges`: a vocabulary without them cannot encode")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if value := model.get(key):
             raise InputError(f"{path}: {key} is {value!r}; GPT-2's and Qwen's kind of tokenizer has none")
-    last: Any
-    match frame.get("pre_tokenizer"):
-        case {"type": "ByteLevel"} as last:
-            pass
-        case {"type": "Sequence", "pretokenizers": [*_, {"type": "ByteLevel"} as last]}:
-            pass
-        case _:
-            raise InputError(f"{path}: its pre_tokenizer does not end in ByteLevel: it is not byte-level")
-    if last.get("add_prefix_space", True):
-        raise InputError(f"{path}: add_prefix_space is true: decoding would not give back what was encoded")
     rest = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
     return {**frame, "model": {"type": "BPE", **rest}}, model["vocab"], _pairs(model["merges"], path)
 
 
-# -- the definition ----------------------------------------------------------------------------------------
-
-
-def _text(token: object, path: Path, key: str) -> str:
-    """Return a token's text. Files store it as a string, or as an object with flags."""
-    text = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(text, str) or not text:
-        raise InputError(f"{path}: {key} must be a token's text: got {text!r}")
-    return text
-
-
-def _assembled(
-    path: Path, frame: dict[str, Any], vocab: dict[str, Any],
-    merges: list[tuple[str, str]], config: dict[str, Any],
-) -> Definition:  # fmt: skip
-    """Build the definition from its parts. All added tokens, and all tokens with a role, are special."""
-    beside = path.parent / CONFIG
-    if config.get("add_prefix_space"):
-        raise InputError(f"{beside}: add_prefix_space is true: decoding would not give back what was encoded")
-    tokens: dict[str, dict[str, Any]] = {}
-    added = frame.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise InputError(f"{path}: `added_tokens` is not a list of objects")
-    for token in added:
-        tokens[_text(token, path, "added_tokens")] = dict(token)
-    for index, token in config.get("added_tokens_decoder", {}).items():
-        text = _text(token, beside, "added_tokens_decoder")
-        flags = token if isinstance(token, dict) else {}
-        if not index.isdecimal() or tokens.get(text, {}).get("id", int(index)) != int(index):
-            raise InputError(
-                f"{beside}: {text!r} has id {index}, in {path.name} {tokens.get(text, {}).get('id')}"
-            )
-        tokens.setdefault(text, {"id": int(index), **flags})
-    names = {index: text for text, index in vocab.items() if isinstance(index, int)}
-    names |= {token["id"]: text for text, token in tokens.items() if isinstance(token.get("id"), int)}
-    for key in ("eos_token", "pad_token"):
-        if (index := config.pop(f"{key}_id", None)) is not None:
-            if not isinstance(index, int) or index not in names:
-                raise InputError(
-                    f"{path.parent / 'generation_config.json'}: {key}_id {index!r} is not the id of a token"
-                )
-            config[key] = names[index]
-    for key, text in _roles(config, beside):
-        if text not in tokens:
-            if text not in vocab:
-                raise InputError(f"{beside}: {key} {text!r} is not in the vocabulary of {path.name}")
-            tokens[text] = {"id": vocab[text], "special": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    ordered = [
-        {"id": None, "content": text, **flags, **token}
-        for text, token in sorted(tokens.items(), key=lambda item: str(item[1].get("id")).rjust(20))
-    ]
-    roles = {text for _, text in _roles(config, beside)}
-    words = {token["content"]: token["id"] for token in ordered if _is_word(token, roles)}
-    special = {token["content"]: token["id"] for token in ordered if token["content"] not in words}
-    plain = {token: index for token, index in vocab.items() if token not in words}
-    frame = {**frame, "added_tokens": ordered}
-    return checked(Definition(plain, merges, special, words, frame, config), str(path))
-
-
-def _is_word(token: dict[str, Any], roles: set[str]) -> bool:
-    """Return True if an added token is an ordinary word. Markup such as Qwen's `<think>` is not one."""
-    text = token["content"]
-    is_markup = re.fullmatch(r"[<\[|].*[>\]|]", text, re.DOTALL)
-    return token["special"] is False and text not in roles and not is_markup
-
-
-def checked(definition: Definition, source: str) -> Definition:
-    """Check a definition, and order its vocabulary by id.
-
-    The `tokenizers` library checks only the merges. With other errors it would silently drop text.
-
-    Raises:
-        InputError: if an id is not a number, given twice or missing; if an entry is not written in byte
-            symbols; if a special token is blank, or equals a byte that a text may contain.
-    """
-    vocab, special = definition.vocab, definition.special
-    tokens = definition.tokens
-    for text, index in tokens.items():
-        if type(index) is not int or index < 0:
-            raise InputError(f"{source}: the id of {text!r} is {index!r}, not a whole number of at least 0")
-    for text, index in special.items():
-        if vocab.get(text, index) != index:
-            raise InputError(f"{source}: {text!r} has the ids {vocab[text]} and {index}")
-        if not text.strip():
-            raise InputError(f"{source}: the added token {text!r} is plain text")
-        if text in BYTE_SYMBOLS:
-            raise InputError(f"{source}: the special token {text!r} is a byte, which any text may hold")
-    ordered = sorted(tokens, key=tokens.__getitem__)
-    for number, text in enumerate(ordered):
-        if tokens[text] < number:
-            twice = f"{ordered[number - 1]!r} and {text!r}"
-            raise InputError(f"{source}: id {tokens[text]} is given twice, to {twice}")
-        if tokens[text] > number:
-            raise InputError(f"{source}: id {number} is missing among {len(tokens)} entries")
-    plain = vocab.keys() - special.keys()
-    if "" in plain or not set("".join(plain)) <= set(BYTE_SYMBOLS):
-        wrong = min(text for text in plain if not text or not set(text) <= set(BYTE_SYMBOLS))
-        raise InputError(f"{source}: entry {wrong!r} is not written in the symbols that stand for bytes")
-    return replace(definition, vocab={text: vocab[text] for text in ordered if text in vocab})
-
-
-def _roles(config: dict[str, Any], path: Path) -> Iterable[tuple[str, str]]:
-    """Yield (role, text) of each token that the configuration gives a role."""
-    for key in NAMED:
-        if config.get(key) is not None:
-            yield key, _text(config[key], path, key)
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        more = config.get(key) or []
-        if not isinstance(more, list | dict):
-            raise InputError(f"{path}: {key} must be a list of tokens: got {more!r}")
-        for token in more.values() if isinstance(more, dict) else more:
-            yield key, _text(token, path, key)
+def _require_byte_level(path: Path, frame: dict[str, Any]) -> None:
+    if dropout := frame["model"].get("dropout"):
+        raise InputError(f"{path}: dropout is {dropout!r}: the ids of a text would depend on chance")
+    if not byte_level_of(frame.get("pre_tokenizer")):
+        raise InputError(f"{path}: its pre_tokenizer does not end in ByteLevel: it is not byte-level")

@@ -4,21 +4,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer as Library
 from tokenizers.trainers import BpeTrainer
 
-from minigpt.tokenization.bpe_files import (
-    BYTE_SYMBOLS,
-    GPT2_WORDS,
-    KINDS,
-    QWEN_WORDS,
-    Definition,
-    checked,
-    frame_of,
-    split_by,
-)
-from minigpt.tokenization.bpe_library import in_one_line, prepared, require_whole_characters
+from minigpt.tokenization.bpe_files import GPT2_WORDS, KINDS, QWEN_WORDS, frame_of, split_by
+from minigpt.tokenization.definition import BYTE_SYMBOLS, Definition, checked
+from minigpt.tokenization.library import in_one_line, prepared, require_whole_characters
 
 __all__ = ["LONGEST_WORD", "learn"]
 
@@ -61,7 +54,7 @@ def learn(
     )
     _train(library, trainer, texts, on_progress)
     learned = json.loads(library.to_str())["model"]
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<pad>",
         "eos_token": "<|endoftext|>",
@@ -71,7 +64,8 @@ def learn(
     }
     names = {text: index for index, text in enumerate(special)}
     merges = [(first, second) for first, second in learned["merges"]]
-    definition = Definition(learned["vocab"], merges, names, {}, frame, config)
+    roles = {key: config[key] for key in ("pad_token", "eos_token", "sep_token")}
+    definition = Definition(learned["vocab"], merges, names, {}, frame, config, roles)
     return checked(definition, "the trained tokenizer")
 
 

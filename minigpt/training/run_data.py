@@ -42,6 +42,7 @@ from minigpt.generation.conversation import QuestionAnswering, question_ids
 from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.native import without_warning
 from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
 from minigpt.training.finetune_config import FinetuneConfig
@@ -166,7 +167,7 @@ class RunData:
     def sample(self, model: LanguageModel, number: int) -> str:
         """Answer a validation question. Returns "" if the question leaves no room in the context."""
         question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
-        form: PromptFormat = "chat" if isinstance(self.tokenizer, BpeTokenizer) else "question"
+        form: PromptFormat = "chat" if isinstance(self.tokenizer, SubwordTokenizer) else "question"
         free = model.config.max_position_embeddings - len(question_ids(self.tokenizer, form, question))
         if free <= 0:
             return ""
@@ -321,7 +322,7 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
     train, val = parts
     texts = (text for pair in train for one in (pair.chosen, pair.rejected) for text in one.texts())
     tokenizer = pair_tokenizer(config, texts)
-    encode = encode_chat_conversation if isinstance(tokenizer, BpeTokenizer) else encode_conversation
+    encode = encode_conversation if isinstance(tokenizer, Tokenizer) else encode_chat_conversation
     encoded = []
     for path, part in ((config.train_data, train), (config.val_data, val)):
         where = config.train_data if path == HELD_OUT else path
@@ -336,7 +337,8 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
     """The tokenizer of conversations: the weights' own, that of --tokenizer, or the vocabulary.
 
-    Byte-level tokens without a chat template get one, which writes the end of a text behind each turn.
+    Byte-level BPE and WordPiece without a chat template get one, which writes the end of a text behind each
+    turn.
 
     Args:
         texts: of the training part: `--add_tokens from-data` looks for characters there.
@@ -350,7 +352,7 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
         tokenizer = Tokenizer(config.vocab_path)
     else:
         tokenizer = named_tokenizer(config.tokenizer)
-    if isinstance(tokenizer, BpeTokenizer) and tokenizer.chat_template is None:
+    if isinstance(tokenizer, SubwordTokenizer) and tokenizer.chat_template is None:
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has neither a chat template nor a token that ends a text")
         tokenizer = tokenizer.with_chat_template(PLAIN_TEMPLATE)
@@ -379,7 +381,7 @@ def with_more_tokens(tokenizer: AnyTokenizer, config: TrainConfig, texts: Iterab
 def _encode_part(
     config: TrainConfig, path: Path, conversations: list[Conversation], tokenizer: AnyTokenizer
 ) -> EncodedExamples:
-    encode = encode_chat_conversation if isinstance(tokenizer, BpeTokenizer) else encode_conversation
+    encode = encode_chat_conversation if isinstance(tokenizer, SubwordTokenizer) else encode_conversation
     try:
         part = encode_conversations(conversations, tokenizer, config.max_length, encode)
     except InputError as error:
@@ -490,7 +492,8 @@ def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> An
 def named_tokenizer(name: str) -> AnyTokenizer:
     """Load the tokenizer of --tokenizer: a vocab.json, a model folder, or a folder with a tokenizer alone."""
     path = Path(name)
-    if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "best").exists():
+    others = ("tokenizer.json", "vocab.txt", "best")
+    if path.is_dir() and not any((path / name).exists() for name in others):
         # a folder with vocab.json and merges.txt, as OpenAI and Qwen publish them
         return BpeTokenizer.from_folder(path)
     return load_tokenizer(path)

@@ -13,6 +13,7 @@ __all__ = ["write_derived"]
 # What a model's folder has besides its weights and config.json; what only training needs is not copied.
 _COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    "vocab.txt",
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "encoder.json", "vocab.bpe"),
 )
 

@@ -22,7 +22,7 @@ from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, family_of
 from minigpt.storage.files import atomic_open
 from minigpt.tokenization.bpe import BpeTokenizer
-from minigpt.tokenization.bpe_files import KINDS
+from minigpt.tokenization.bpe_files import KINDS, byte_level_of
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
@@ -78,6 +78,10 @@ def write_gguf(
                 getattr(writer, f"add_{key}")(value)
             if isinstance(tokenizer, Tokenizer):
                 notes = _add_characters(gguf, writer, tokenizer)
+            elif not isinstance(tokenizer, BpeTokenizer):
+                raise InputError(
+                    "a WordPiece tokenizer cannot be written: llama.cpp prepares text in another way"
+                )
             else:
                 notes = _add_bpe(gguf, writer, tokenizer, model.config.vocab_size)
             for target, source, kind in plan:
@@ -194,18 +198,41 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     writer.add_token_list(tokens)
     writer.add_token_types([int(kind) for kind in types])
     writer.add_token_merges([" ".join(pair) for pair in definition.merges])
-    writer.add_add_bos_token(False)
-    if tokenizer.eos_token_id is not None:
-        writer.add_eos_token_id(tokenizer.eos_token_id)
-        # the same token, as in GPT-2; llama.cpp's default would be an id that we lack
-        writer.add_bos_token_id(tokenizer.eos_token_id)
-    if tokenizer.pad_token_id is not None:
-        writer.add_pad_token_id(tokenizer.pad_token_id)
+    before, after = tokenizer.before_text, tokenizer.after_text
+    notes = []
+    if len(before) > 1 or len(after) > 1:
+        notes.append("the tokenizer puts several tokens before or behind a text, llama.cpp puts at most one")
+    eos = tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id if not before else before[0]
+    if bos is None:
+        bos = eos  # the same token, as in GPT-2; llama.cpp's default would be an id that we lack
+    if after and eos not in (None, after[0]):
+        notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
+    elif after:
+        eos = after[0]
+    for add, number in (
+        (writer.add_bos_token_id, bos),
+        (writer.add_eos_token_id, eos),
+        (writer.add_pad_token_id, tokenizer.pad_token_id),
+    ):
+        if number is not None and number < rows:
+            add(number)
+    writer.add_add_bos_token(bool(before))
+    writer.add_add_eos_token(bool(after))
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
-    if definition.frame.get("normalizer"):
-        return ["llama.cpp does not compose accents (NFC) before it looks up tokens: decomposed ones differ"]
-    return []
+    match definition.frame.get("normalizer"):
+        case None:
+            pass
+        case {"type": "NFC"}:
+            notes.append(
+                "llama.cpp does not compose accents (NFC) before it looks up tokens: decomposed ones differ"
+            )
+        case other:
+            raise InputError(f"llama.cpp has no equivalent of the tokenizer's normalizer: {other}")
+    if byte_level_of(definition.frame["pre_tokenizer"]).get("add_prefix_space"):
+        notes.append("llama.cpp puts no space before a text: write it yourself (add_prefix_space)")
+    return notes
 
 
 def _cut(frame: dict[str, Any]) -> str:
@@ -213,10 +240,13 @@ def _cut(frame: dict[str, Any]) -> str:
 
     def expressions(step: dict[str, Any]) -> list[str]:
         parts = step.get("pretokenizers", [step])
-        found = [part["pattern"].get("Regex", "") for part in parts if part.get("type") == "Split"]
-        return found + [
-            "ByteLevel" for part in parts if part.get("use_regex", part.get("type") == "ByteLevel")
-        ]
+        found = []
+        for part in parts:
+            if part.get("type") == "Split":
+                found.append(part["pattern"].get("Regex", ""))
+            elif part.get("type") != "ByteLevel" or part.get("use_regex", True):
+                found.append(str(part.get("type")))
+        return found
 
     here = expressions(frame.get("pre_tokenizer") or {})
     for kind, steps in KINDS.items():

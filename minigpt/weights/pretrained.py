@@ -4,8 +4,9 @@
     save_pretrained(model, "my-model", tokenizer)  # AutoModelForCausalLM.from_pretrained("my-model") reads it
 
 A folder holds config.json, model.safetensors (or shards of it), generation_config.json and the tokenizer's
-files (characters or byte-level BPE). Weights are read only from safetensors, because a pickle can run code.
-Nothing is downloaded. Training state belongs to `minigpt.training`, the manifest to `minigpt.storage.files`.
+files (characters, byte-level BPE or WordPiece). Weights are read only from safetensors, because a pickle can
+run code. Nothing is downloaded. Training state belongs to `minigpt.training`, the manifest to
+`minigpt.storage.files`.
 """
 
 import contextlib
@@ -36,6 +37,9 @@ from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
 from minigpt.storage.safetensors_files import WeightFiles, parse_size, write_weights
 from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.subword import SubwordTokenizer
+from minigpt.tokenization.wordpiece import WordPieceTokenizer
+from minigpt.tokenization.wordpiece_files import VOCABULARY
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.quantized_folders import is_quantized, read_quantized
 
@@ -53,7 +57,7 @@ __all__ = [
     "write_json",
 ]
 
-AnyTokenizer: TypeAlias = Tokenizer | BpeTokenizer
+AnyTokenizer: TypeAlias = Tokenizer | SubwordTokenizer
 Adapters: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -92,7 +96,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     """Load the tokenizer of a folder, or the character tokenizer of a vocab.json file.
 
     tokenizer.json decides the kind of tokenizer. Without it, vocab.json and merges.txt are byte-level BPE, as
-    in the folders of GPT-2 and Qwen.
+    in the folders of GPT-2 and Qwen, and vocab.txt is WordPiece, as in BERT's.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -210,6 +214,9 @@ def save_pretrained(
     stored = _stored_dtype(model, dtype)
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
+    for name, index in special_ids.items():
+        if index is not None and index >= model.config.vocab_size:  # a token that was added without a row
+            special_ids[name] = None
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
     write_json(folder / CONFIG, {**config, "dtype": _STORED[stored]})
     write_json(folder / GENERATION, {name: index for name, index in special_ids.items() if index is not None})
@@ -227,7 +234,7 @@ def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> No
     Raises:
         InputError: if an entry of the vocabulary is no character, or a file cannot be written.
     """
-    if isinstance(tokenizer, BpeTokenizer):
+    if isinstance(tokenizer, SubwordTokenizer):
         tokenizer.save(folder)
         return
     try:
@@ -260,6 +267,9 @@ def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 
 def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, where: str = "") -> None:
     entries, rows = tokenizer.get_vocab_size(), model.config.vocab_size
+    if isinstance(tokenizer, SubwordTokenizer):
+        # Added tokens may lie beyond the model's rows, such as a padding token that no text contains.
+        entries = 1 + max(tokenizer.definition.vocab.values(), default=-1)
     if entries > rows or (entries < rows and isinstance(tokenizer, Tokenizer)):
         raise InputError(
             f"{where}model and tokenizer do not belong together: "
@@ -433,20 +443,32 @@ def _tokenizer_config(tokenizer: Tokenizer, model_max_length: int) -> dict[str, 
 
 def _read_tokenizer(folder: Path) -> AnyTokenizer:
     path = folder / TOKENIZER
-    if not path.exists() and (folder / "merges.txt").exists():
-        return BpeTokenizer.from_folder(folder)
+    if not path.exists():
+        if (folder / VOCABULARY).exists():
+            return WordPieceTokenizer.from_folder(folder)
+        if (folder / "merges.txt").exists():
+            return BpeTokenizer.from_folder(folder)
     whole = read_json(path, missing=f"{folder} has no tokenizer")
     content = whole.get("model")
-    kind = content.get("type") if isinstance(content, dict) else None
+    kind = content.get("type", "BPE") if isinstance(content, dict) else None
     if kind == "BPE":
         return BpeTokenizer.from_folder(folder, whole=whole)
+    if kind == "WordPiece":
+        return WordPieceTokenizer.from_folder(folder, whole)
     vocabulary = content.get("vocab") if isinstance(content, dict) else None
     if kind != "WordLevel" or not isinstance(vocabulary, dict):
         raise InputError(
-            f"{path} holds no character vocabulary ('WordLevel' with its vocab) and no byte-level 'BPE': "
-            f"its model is {kind!r}"
+            f"{path}: its model is {kind!r}; supported are byte-level 'BPE', 'WordPiece', and 'WordLevel' of "
+            "single characters"
         )
     try:
-        return Tokenizer.from_word2id(vocabulary)
+        tokenizer = Tokenizer.from_word2id(vocabulary)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+    ours = _tokenizer_json(tokenizer)
+    for key in ("normalizer", "pre_tokenizer"):
+        if whole.get(key) != ours[key]:
+            raise InputError(
+                f"{path}: its {key} is not that of a character vocabulary, in which each character is a token"
+            )
+    return tokenizer

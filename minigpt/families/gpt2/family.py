@@ -53,7 +53,7 @@ _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
 }
-# keys of config.json that all hold GPTConfig's dropout
+# Keys of config.json for dropout. GPTConfig has one number, the first; a loaded model does not use it.
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 _BIAS = "minigpt_bias"  # minigpt's own key of config.json; without it, the model has all biases
@@ -62,7 +62,6 @@ _BIAS = "minigpt_bias"  # minigpt's own key of config.json; without it, the mode
 # default.
 _FIXED: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
-    "tie_word_embeddings": True,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
@@ -84,7 +83,7 @@ def _config_to_hugging_face(
         **dict.fromkeys(_DROPOUTS, config.dropout),
         "layer_norm_epsilon": _FIXED["layer_norm_epsilon"],
         "initializer_range": 0.02,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": None,  # None must be written, because Hugging Face's default is 50256
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
@@ -103,9 +102,6 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
         raise InputError(f'model_type must be "gpt2": got {values.get("model_type")!r}')
     require_fixed(values, _FIXED)
     require_keys(values, _SIZES.values())
-    dropouts = [values.get(key, 0.1) for key in _DROPOUTS]
-    if dropouts != dropouts[:1] * 3:
-        raise InputError(f"{', '.join(_DROPOUTS)} must be equal: got {', '.join(map(repr, dropouts))}")
     gelu = values.get("activation_function", "gelu_new")
     if gelu not in list(_GELUS):
         raise InputError(f"activation_function must be one of {', '.join(_GELUS)}: got {gelu!r}")
@@ -114,7 +110,13 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
         raise InputError(f"{_BIAS} must be true or false: got {bias!r}")
     sizes = {ours: values[theirs] for ours, theirs in _SIZES.items()}
     try:
-        config = GPTConfig(**sizes, dropout=dropouts[0], bias=bias, gelu=_GELUS[gelu])
+        config = GPTConfig(
+            **sizes,
+            dropout=values.get(_DROPOUTS[0], 0.1),
+            bias=bias,
+            gelu=_GELUS[gelu],
+            tie_word_embeddings=values.get("tie_word_embeddings", True),
+        )
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from None
     if values.get("n_inner") not in (None, 4 * config.n_embd):

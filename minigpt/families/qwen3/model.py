@@ -13,8 +13,8 @@ positions; there are fewer heads of keys and values than of queries (GQA); queri
 MLP has a gate; there are no biases and no dropout.
 
 Fields and attributes have the names of Hugging Face's config.json and weights, so that you can read both side
-by side. Sliding windows, YaRN and experts are not supported. This file imports only torch: KeyValueCache,
-check_inputs, causal_mask and eager_attention are copied from minigpt/model.py (a test compares the text).
+by side. Experts are not supported. This file imports only torch: KeyValueCache, check_inputs, causal_mask and
+eager_attention are copied from minigpt/model.py (a test compares the text).
 
 Letters in shapes: B rows of the batch; T tokens of this call; S all tokens, cached ones and these T;
 C = hidden_size; H = num_attention_heads (of queries); K = num_key_value_heads; D = head_dim;
@@ -23,12 +23,27 @@ I = intermediate_size; V = vocab_size.
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How RoPE's frequencies are scaled, so that a model reads longer texts than in its first training."""
+
+    rope_type: Literal["linear", "dynamic", "yarn", "llama3"]
+    factor: float  # the slowest frequencies are divided by this number
+    original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
+    attention_factor: float = 1.0  # yarn: cos and sin are multiplied by it
+    beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence keep their frequency
+    beta_slow: float = 1.0  # yarn: for pairs with fewer rotations, it is divided by `factor`
+    truncate: bool = True  # yarn: round the limits between these pairs to whole numbers
+    high_freq_factor: float = 4.0  # llama3: as beta_fast
+    low_freq_factor: float = 1.0  # llama3: as beta_slow
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,11 @@ class Qwen3Config:
     rms_norm_eps: float = 1e-6  # added in RMSNorm, against division by 0
     rope_theta: float = 1e6  # base of RoPE; with a larger base, the slow channel pairs rotate more slowly
     tie_word_embeddings: bool = True  # lm_head shares the tensor of embed_tokens (published models up to 4B)
+    # The published Qwen3 models use none of the following. Other models of this architecture do.
+    attention_bias: bool = False  # True: biases in q_proj, k_proj, v_proj and o_proj
+    rope_scaling: RopeScaling | None = None  # None: RoPE's frequencies are not scaled
+    sliding_window: int | None = None  # tokens that a query of a sliding layer sees, its own included
+    layer_types: tuple[str, ...] | None = None  # "full_attention" or "sliding_attention"; None: all full
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self) if field.type is int):
@@ -56,20 +76,25 @@ class Qwen3Config:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0: got {name}={value!r}")
-        if not isinstance(self.tie_word_embeddings, bool):
-            got = repr(self.tie_word_embeddings)
-            raise ValueError(f"tie_word_embeddings must be True or False: got tie_word_embeddings={got}")
+        for name in ("tie_word_embeddings", "attention_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False: got {name}={getattr(self, name)!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             got = f"{self.num_key_value_heads=}, {self.num_attention_heads=}".replace("self.", "")
             raise ValueError(f"num_key_value_heads must divide num_attention_heads: got {got}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, RoPE turns pairs: got head_dim={self.head_dim}")
 
+    def is_sliding(self, layer: int) -> bool:
+        """Return True if a layer attends only to the last `sliding_window` tokens."""
+        return self.layer_types is not None and self.layer_types[layer] == "sliding_attention"
+
     def parameter_count(self) -> int:
         """Compute the number of parameters from the sizes. A tied lm_head is not counted again."""
         C, D = self.hidden_size, self.head_dim
         queries, keys = self.num_attention_heads * D, self.num_key_value_heads * D
         attention = C * queries + C * keys + C * keys + queries * C  # q_proj, k_proj, v_proj, o_proj
+        attention += int(self.attention_bias) * (queries + keys + keys + C)
         block = C + attention + 2 * D + C + 3 * C * self.intermediate_size  # 2 D: q_norm and k_norm
         embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2)
         return embeddings + self.num_hidden_layers * block + C  # the last C is the weight of the last norm
@@ -146,6 +171,27 @@ def eager_attention(
     return F.dropout(weights, dropout) @ v, weights
 
 
+def window_mask(
+    visible: Tensor | None,
+    window: int,
+    past: int,
+    T: int,
+    attention_mask: Tensor | None,
+    device: torch.device,
+) -> Tensor:
+    """Return the mask of a sliding layer, (1 or B, 1, T, S), True = attend.
+
+    `visible` comes from `causal_mask`. Keys that are `window` or more tokens back are masked, too.
+    """
+    if visible is None:
+        visible = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)  # (T, S)
+    held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S)
+    if attention_mask is not None:  # padding in the cache does not count as distance
+        held = torch.cat((attention_mask[:, :past].bool(), held[:, past:].expand(len(attention_mask), T)), 1)
+    place = held.cumsum(-1)  # (1 or B, S): the position of each token in its text
+    return visible & (place[:, past:, None] - place[:, None, :] < window)[:, None]
+
+
 class RMSNorm(nn.Module):
     """weight * x / sqrt(mean(x^2) + eps): LayerNorm without the mean and the bias.
 
@@ -210,11 +256,41 @@ def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]
     257 would be 256. The tables are computed in each forward pass, once for all layers. This is cheap, and
     no checkpoint, cast or move to another device can make the tables wrong.
     """
-    D = config.head_dim
-    exponents = torch.arange(0, D, 2, device=positions.device, dtype=torch.float32) / D  # (D/2,)
-    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), rounded as in the published code
+    frequencies = rope_frequencies(config, positions.device)  # (D/2,)
     angles = (positions[..., None].float() * frequencies).unsqueeze(-3)  # (1, T, D/2) or (B, 1, T, D/2)
-    return angles.cos(), angles.sin()
+    factor = 1.0 if config.rope_scaling is None else config.rope_scaling.attention_factor
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
+    """Return the angle between neighbouring positions for each pair of channels, (D/2,).
+
+    A model trained on short texts can read longer ones if its slow pairs rotate even more slowly. The fast
+    pairs, which distinguish neighbours, keep their frequency. YaRN (https://arxiv.org/abs/2309.00071) and
+    Llama 3.1 differ in the limit between slow and fast. "linear" slows all pairs. "dynamic" slows them only
+    beyond max_position_embeddings, so it has no effect here.
+    """
+    D, scaling = config.head_dim, config.rope_scaling
+    exponents = torch.arange(0, D, 2, device=device, dtype=torch.float32) / D  # (D/2,)
+    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), rounded as in the published code
+    if scaling is None or scaling.rope_type == "dynamic":
+        return frequencies
+    kept = torch.zeros_like(frequencies)  # (D/2,); 1: the frequency stays; 0: it is divided by the factor
+    length = scaling.original_max_position_embeddings
+    if scaling.rope_type == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = ((length * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+    elif scaling.rope_type == "yarn":
+        first, last = (  # the pairs with `beta` rotations per sequence
+            D * math.log(length / (beta * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+            for beta in (scaling.beta_fast, scaling.beta_slow)
+        )
+        if scaling.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, D - 1)
+        pairs = torch.arange(D // 2, device=device, dtype=torch.float32)  # (D/2,)
+        kept = 1 - ((pairs - first) / (last - first if last != first else 0.001)).clamp(0, 1)
+    return frequencies * kept + frequencies / scaling.factor * (1 - kept)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -239,10 +315,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads  # H / K
         C, queries = config.hidden_size, config.num_attention_heads * config.head_dim  # H * D
-        keys = config.num_key_value_heads * config.head_dim  # K * D: width of all key heads
-        self.q_proj = nn.Linear(C, queries, bias=False)
-        self.k_proj, self.v_proj = nn.Linear(C, keys, bias=False), nn.Linear(C, keys, bias=False)
-        self.o_proj = nn.Linear(queries, C, bias=False)
+        keys, bias = config.num_key_value_heads * config.head_dim, config.attention_bias  # K * D
+        self.q_proj = nn.Linear(C, queries, bias=bias)
+        self.k_proj, self.v_proj = nn.Linear(C, keys, bias=bias), nn.Linear(C, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, C, bias=bias)
         # The norms of queries and keys limit the scores, so that scores cannot explode in training
         # (https://arxiv.org/abs/2302.05442). Qwen2 had biases in q, k and v instead.
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
@@ -278,6 +354,10 @@ class Attention(nn.Module):
         return mixed
 
 
+class SlidingAttention(Attention):
+    """Attention of a layer with a sliding window. Its `visible` comes from `window_mask`."""
+
+
 class MLP(nn.Module):
     """SwiGLU, https://arxiv.org/abs/2002.05202: down_proj(silu(gate_proj(x)) * up_proj(x)).
 
@@ -302,7 +382,7 @@ class Block(nn.Module):
     def __init__(self, config: Qwen3Config, layer: int = 0) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = (SlidingAttention if config.is_sliding(layer) else Attention)(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
@@ -339,6 +419,8 @@ class Qwen3Model(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         for block in (module for module in self.modules() if isinstance(module, Block)):
             for projection in (block.self_attn.o_proj, block.mlp.down_proj):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.num_hidden_layers))
@@ -360,9 +442,13 @@ class Qwen3Model(nn.Module):
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
         rope = rope_tables(position_ids, self.config)  # tables for all layers
         visible = causal_mask(past, T, attention_mask, input_ids.device)
+        near = visible
+        if self.config.sliding_window is not None:
+            near = window_mask(visible, self.config.sliding_window, past, T, attention_mask, input_ids.device)
         x = self.embed_tokens(input_ids)  # (B, T, C)
-        for block in self.layers:
-            x = block(x, rope, visible, past_key_values, attentions)
+        for layer, block in enumerate(self.layers):
+            seen = near if self.config.is_sliding(layer) else visible
+            x = block(x, rope, seen, past_key_values, attentions)
         if past_key_values is not None:
             past_key_values.advance(T)
         hidden: Tensor = self.norm(x)  # (B, T, C)

@@ -5,36 +5,59 @@ from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordPiece
 
 from minigpt.errors import InputError
-from minigpt.tokenization.bpe_files import Definition
+from minigpt.tokenization.definition import Definition
 
 __all__ = ["in_one_line", "library_of", "prepared", "require_whole_characters"]
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
-def library_of(definition: Definition) -> Library:
-    """Build the library's object that encodes text. It knows no special tokens, so no text can become one.
+
+def library_of(definition: Definition, with_special: bool = False) -> Library:
+    """Build the library's object that encodes text.
+
+    Args:
+        definition: the tokenizer's definition.
+        with_special: convert the text of special tokens to these tokens. By default the object does not know
+            them, so no setting can be wrong.
 
     Raises:
         InputError: if the library does not accept the definition.
     """
     library = prepared(definition.frame)
-    plain = {token: index for token, index in definition.vocab.items() if token not in definition.special}
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    added = definition.words | (definition.special if with_special else {})
+    # added words are part of the vocabulary, so that they keep their ids
+    vocab = {
+        text: index for text, index in definition.vocab.items() if text not in definition.special
+    } | added
     try:
-        library.model = BPE(
-            # added words are part of the vocabulary, so that they keep their ids
-            vocab=plain | definition.words,
-            merges=definition.merges,
-            ignore_merges=bool(definition.frame["model"].get("ignore_merges")),
-        )
+        library.model = _model(definition, vocab)
         for token in definition.frame["added_tokens"]:
-            if token["content"] in definition.words:
-                library.add_tokens([AddedToken(token["content"], **{flag: token[flag] for flag in flags})])
+            if token["content"] in added:
+                flags = {flag: token[flag] for flag in _FLAGS}
+                library.add_tokens([AddedToken(token["content"], **flags)])
     except BaseException as error:
         raise in_one_line(error, "its vocabulary and merges do not fit together") from None
     return library
+
+
+def _model(definition: Definition, vocab: dict[str, int]) -> Any:
+    settings = definition.frame["model"]
+    unknown = settings.get("unk_token")
+    if unknown is not None and unknown in definition.tokens:
+        vocab = {**vocab, unknown: definition.tokens[unknown]}
+    if settings["type"] == "WordPiece":
+        keys = ("unk_token", "max_input_chars_per_word", "continuing_subword_prefix")
+        return WordPiece(vocab=vocab, **{key: settings[key] for key in keys if key in settings})
+    return BPE(
+        vocab=vocab,
+        merges=definition.merges,
+        unk_token=unknown,
+        fuse_unk=bool(settings.get("fuse_unk")),
+        ignore_merges=bool(settings.get("ignore_merges")),
+    )
 
 
 def prepared(frame: dict[str, Any]) -> Library:

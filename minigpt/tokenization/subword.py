@@ -1,0 +1,286 @@
+"""The part that all tokenizers of the `tokenizers` library share: text -> ids, roles, added tokens, saving.
+
+They differ in how tokens become text again; see bpe.py and wordpiece.py.
+
+The text of a special token never becomes that token, because the library's object does not know the special
+tokens (library.py). With `allow_special` it does, and the ids are those of `transformers`.
+"""
+
+import hashlib
+import json
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.errors import InputError
+from minigpt.tokenization.definition import Definition, write_folder
+from minigpt.tokenization.library import in_one_line, library_of, require_whole_characters
+
+__all__ = ["SubwordTokenizer"]
+
+
+class SubwordTokenizer:
+    """Converts text to ids of parts of words and back.
+
+    Attributes:
+        eos_token_id, pad_token_id, sep_token_id, bos_token_id: None if there is no such token.
+        special_tokens: text -> id of all tokens that are not ordinary text, ordered by id. It includes Qwen's
+            `<think>`, although Qwen's files call it an ordinary token.
+        special_ids: the ids of the special tokens.
+        named_tokens: role, such as "eos_token" -> text of the token with that role.
+        before_text, after_text: ids that the tokenizer puts around each text, such as BOS. Often empty.
+        chat_template: the Jinja template that came with the tokenizer, or None.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self._definition = definition
+        self._library = library_of(definition)
+        self.special_tokens = dict(definition.special)
+        self.special_ids = frozenset(self.special_tokens.values())
+        self.named_tokens = dict(definition.named)
+        self.eos_token_id = self._named("eos_token")
+        self.pad_token_id = self._named("pad_token")
+        self.sep_token_id = self._named("sep_token")
+        self.bos_token_id = self._named("bos_token")
+        self.before_text, self.after_text = list(definition.before), list(definition.after)
+        self._size = 1 + max(definition.tokens.values(), default=-1)
+
+    @property
+    def definition(self) -> Definition:
+        """The content of the tokenizer's files, for writing it in another format."""
+        return self._definition
+
+    @cached_property
+    def _text_of(self) -> dict[int, str]:
+        """A dict: id -> token as the files write it. Made on first use."""
+        return {index: text for text, index in self._definition.tokens.items()}
+
+    def _named(self, key: str) -> int | None:
+        return self._definition.tokens[self.named_tokens[key]] if key in self.named_tokens else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The tokenizer's Jinja template (of several, the one named "default"), or None."""
+        template = self._definition.config.get("chat_template")
+        if isinstance(template, list):  # older files have a list: [{"name": ..., "template": ...}, ...]
+            named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+            template = named.get("default")
+        return template if isinstance(template, str) else None
+
+    def get_vocab_size(self) -> int:
+        """Return the highest id plus 1, special tokens included. (A model may have more rows, as Qwen3.)"""
+        return self._size
+
+    def with_chat_template(self, template: str) -> Self:
+        """Return the same tokenizer with another chat template."""
+        config = {**self._definition.config, "chat_template": template}
+        return type(self)(replace(self._definition, config=config))
+
+    def with_tokens(self, texts: Iterable[str]) -> Self:
+        """Return the same tokenizer with one more token for each text that is not one token already.
+
+        A text becomes its token wherever it stands. The new ids follow the old ones.
+
+        Raises:
+            InputError: for a lone surrogate (half a character), or if the tokenizer's ids have gaps.
+        """
+        old = self._definition
+        new = [text for text in dict.fromkeys(texts) if text and not self._is_token(text)]
+        added = [token["id"] for token in old.frame["added_tokens"]]
+        first = max(
+            len(old.vocab), 1 + max(added, default=-1)
+        )  # the id that the library gives the next token
+        if new and first < self._size:
+            raise InputError(
+                f"the tokenizer's ids have gaps: it has {len(old.tokens):,} tokens, and the highest id is "
+                f"{self._size - 1:,}; no token can be added"
+            )
+        more = [
+            {
+                "id": index,
+                "content": text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": False,
+            }
+            for index, text in enumerate(new, first)
+        ]
+        config = dict(old.config)
+        if config.get("added_tokens_decoder"):  # this list takes priority over that of tokenizer.json
+            listed = {str(token["id"]): {**token} for token in more}
+            for token in listed.values():
+                del token["id"]
+            config["added_tokens_decoder"] = {**config["added_tokens_decoder"], **listed}
+        frame = {**old.frame, "added_tokens": [*old.frame["added_tokens"], *more]}
+        words = old.words | {text: index for index, text in enumerate(new, first)}
+        return type(self)(replace(old, words=words, frame=frame, config=config))
+
+    def _is_token(self, text: str) -> bool:
+        if text in self._definition.tokens:
+            return True
+        return len(self.encode_text(text, add_special_tokens=False)) == 1 and not self.unknown_characters(
+            text
+        )
+
+    # -- text -> ids ----------------------------------------------------------------------------------------
+
+    def encode_text(
+        self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
+    ) -> list[int]:
+        """Return the ids of a text that is the model's whole input.
+
+        Args:
+            text: the text.
+            add_special_tokens: put `before_text` and `after_text` around the ids.
+            allow_special: convert the text of a special token to that token. Use it only for text that no
+                user has written: with such text, a prompt could pretend to be part of the template.
+
+        Raises:
+            InputError: for a lone surrogate (half a character); the message says where it is.
+        """
+        ids: list[int] = self._encoding(text, self._with_special if allow_special else None).ids
+        return [*self.before_text, *ids, *self.after_text] if add_special_tokens else ids
+
+    @cached_property
+    def _with_special(self) -> Any:
+        return library_of(self._definition, with_special=True)
+
+    def _encoding(self, text: str, library: Any = None) -> Any:
+        try:
+            return (library or self._library).encode(text, add_special_tokens=False)
+        except BaseException as error:
+            require_whole_characters(text)
+            raise in_one_line(error, "the text cannot be encoded") from None
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, and for each token its start and end in the text (in characters)."""
+        encoding = self._encoding(text)
+        self._require_all_read(text, encoding.ids)
+        return encoding.ids, encoding.offsets
+
+    def encode_array(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the ids of a text as an array, (number of tokens,). Nothing is put around them.
+
+        Raises:
+            InputError: as `encode_text`, and for a character that the tokenizer would leave out.
+        """
+        ids = self._encoding(text).ids
+        self._require_all_read(text, ids)
+        return np.array(ids, dtype=np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of many texts, computed on all cores. Ids and errors are those of `encode_array`."""
+        texts = list(texts)
+        try:
+            rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+        except BaseException as error:
+            for number, text in enumerate(texts, 1):
+                require_whole_characters(text, f"text {number}, ")
+            raise in_one_line(error, "a text cannot be encoded") from None
+        for text, ids in zip(texts, rows):
+            self._require_all_read(text, ids)
+        return rows
+
+    def _require_all_read(self, text: str, ids: list[int]) -> None:
+        """Raise InputError if `ids` lack characters of the text."""
+
+    def unknown_characters(self, text: str) -> list[str]:
+        """Return the distinct characters of a text that cannot be encoded, in order of appearance."""
+        raise NotImplementedError
+
+    @property
+    def unknown_read_as(self) -> str:
+        """Text for a message: how the tokenizer treats characters that it cannot encode."""
+        unknown = self._definition.frame["model"].get("unk_token")
+        return "left out" if unknown is None else f"read as {unknown}"
+
+    # -- ids -> text ----------------------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[SupportsIndex], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of ids (a list, array or tensor).
+
+        Args:
+            ids: the ids.
+            skip_special_tokens: leave special tokens out. By default their text is included.
+
+        Raises:
+            ValueError: for an id outside the vocabulary; the message names the id and its position.
+        """
+        numbers = [self._checked_id(item, f" at position {position}") for position, item in enumerate(ids)]
+        if skip_special_tokens:
+            numbers = [number for number in numbers if number not in self.special_ids]
+        return self._joined([number for number in numbers if number in self._text_of])
+
+    def _joined(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
+    def token_bytes(self, index: SupportsIndex) -> bytes:
+        """Return the bytes of one token in the middle of a text; b"" for an id that has no token.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        raise NotImplementedError
+
+    def _checked_id(self, item: SupportsIndex, where: str) -> int:
+        try:
+            number = operator.index(item)
+        except TypeError:
+            raise ValueError(f"ids must be integers: got {item!r}{where}") from None
+        if not 0 <= number < self._size:
+            raise ValueError(f"id {number}{where} is outside the vocabulary of {self._size} entries")
+        return number
+
+    # -- the tokenizer as a whole ---------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, for `from_folder` and transformers.
+
+        Raises:
+            InputError: if a file cannot be written.
+        """
+        write_folder(self._definition, Path(folder))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the ids. It is the same for all layouts of the files."""
+        definition, model = self._definition, self._definition.frame["model"]
+        more = {key: model[key] for key in ("unk_token", "fuse_unk") if model.get(key)}
+        if model["type"] != "BPE":
+            more = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
+        if definition.before or definition.after:
+            more |= {"before": definition.before, "after": definition.after}
+        decisive = (
+            sorted(definition.tokens.items(), key=lambda item: item[1]),
+            sorted(definition.special.values()),
+            definition.merges,
+            _decisive(definition.frame.get("normalizer")),
+            _decisive(definition.frame["pre_tokenizer"]),
+            bool(model.get("ignore_merges")),
+            *([sorted(definition.words.values())] if definition.words else []),
+            *([more] if more else []),
+        )
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SubwordTokenizer) and self.fingerprint == other.fingerprint
+
+
+def _decisive(step: Any) -> Any:
+    """Return a normalizer or pre-tokenizer step without the settings that do not change ids."""
+    match step:
+        case {"type": "ByteLevel"}:
+            return {"use_regex": True, **{k: v for k, v in step.items() if k != "trim_offsets"}}
+        case dict():
+            return {key: _decisive(value) for key, value in step.items()}
+        case list():
+            return [_decisive(value) for value in step]
+    return step
