@@ -6,7 +6,7 @@ This module imports torch only when it loads: the weights' bytes are read meanwh
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from minigpt.console.command_line import ModelOptions, lasting_imports, remembered_signals
+from minigpt.console.command_line import ModelOptions, lasting_imports, remembered_signals, warn
 from minigpt.errors import InputError
 from minigpt.storage.read_ahead import ReadAhead
 
@@ -36,8 +36,11 @@ def require_model(path: Path) -> None:
 
 
 @remembered_signals()  # some get lost while torch is imported
-def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loaded:
+def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: bool = False) -> Loaded:
     """Load with the precision, on the device and for the threads that the options name.
+
+    Args:
+        fills: the model is to fill gaps. One that has learned that is of no use for anything else: a warning.
 
     Raises:
         InputError: as load_model_and_tokenizer; for a device that is not there.
@@ -48,6 +51,7 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loade
         import torch
 
         from minigpt.devices import pick_device
+        from minigpt.finetuning.masked_lm import mask_token_id
         from minigpt.generation.native import dtype_to_load
         from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
         from minigpt.weights.quantized import set_precision
@@ -58,6 +62,8 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loade
     folder = model_folder(options.model)
     dtype = dtype_to_load(device)
     model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead)
+    if not fills and mask_token_id(tokenizer) is not None:
+        warn(f"{options.model} was trained to fill gaps (minigpt fill); it cannot continue a text")
     assistant = None
     if assistant_model is not None:
         assistant = set_precision(load_model(assistant_model, device, dtype), options.precision)
