@@ -30,18 +30,18 @@ class Options(command_line.ModelOptions):
 
 def main(options: Options) -> dict[str, Any]:
     """Load, fill, print."""
-    from minigpt.finetuning.masked_lm import MASK, fill_masks, with_masks
+    from minigpt.finetuning.masked_lm import fill_masks, mask_token_id, with_masks
     from minigpt.generation.loading import load_to_answer
 
-    _, model, tokenizer, _ = load_to_answer(options, None)
-    mask_id = tokenizer.encode_array(MASK).tolist()
-    if len(mask_id) != 1 or tokenizer.unknown_characters(MASK):
+    _, model, tokenizer, _ = load_to_answer(options, None, fills=True)
+    mask_id = mask_token_id(tokenizer)
+    if mask_id is None:
         raise InputError(f"{options.model} has no [MASK]: minigpt finetune --task mlm makes a model that has")
     ids = tokenizer.encode_array(with_masks(options.text)).tolist()
-    found = fill_masks(model, ids, mask_id[0], options.top_k)
+    found = fill_masks(model, ids, mask_id, options.top_k)
     masks = [[{"token": tokenizer.decode([t]), "probability": p} for t, p in each] for each in found]
     best = iter(each[0].token for each in found)
-    filled = tokenizer.decode([next(best) if token == mask_id[0] else token for token in ids])
+    filled = tokenizer.decode([next(best) if token == mask_id else token for token in ids])
     head = ("", *(f"[MASK] {number}" for number in range(1, len(masks) + 1)))
     rows = [
         (str(rank + 1), *(f"{each[rank]['token']} {each[rank]['probability']:.1%}" for each in masks))

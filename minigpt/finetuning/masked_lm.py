@@ -10,19 +10,41 @@ Letters in shapes: B rows, T tokens.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 
-__all__ = ["MASK", "Filling", "both_ways", "fill_masks", "hidden_count", "mask_tokens", "with_masks"]
+__all__ = [
+    "MASK",
+    "Filling",
+    "both_ways",
+    "fill_masks",
+    "hidden_count",
+    "mask_token_id",
+    "mask_tokens",
+    "with_masks",
+]
 
 MASK = "\ue000"
 SHOWN = "[MASK]"  # what a user writes for it
+
+
+class _Encoder(Protocol):
+    def encode_array(self, text: str, /) -> npt.NDArray[np.int32]: ...
+
+    def unknown_characters(self, text: str, /) -> list[str]: ...
+
+
+def mask_token_id(tokenizer: _Encoder) -> int | None:
+    """The id of [MASK]; None: the vocabulary has none."""
+    ids = tokenizer.encode_array(MASK).tolist()
+    return None if len(ids) != 1 or tokenizer.unknown_characters(MASK) else int(ids[0])
 
 
 def with_masks(text: str) -> str:

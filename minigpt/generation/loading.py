@@ -6,7 +6,7 @@ This module imports torch only when it loads: the weights' bytes are read meanwh
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from minigpt.console.command_line import ModelOptions, lasting_imports, remembered_signals
+from minigpt.console.command_line import ModelOptions, lasting_imports, remembered_signals, warn
 from minigpt.errors import InputError
 from minigpt.storage.read_ahead import ReadAhead
 
@@ -54,8 +54,11 @@ def adapter_note(model: "LanguageModel", adapter: Path) -> str:
 
 
 @remembered_signals()  # some get lost while torch is imported
-def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loaded:
+def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: bool = False) -> Loaded:
     """Load with the precision, on the device and for the threads that the options name.
+
+    Args:
+        fills: the model is to fill gaps. One that has learned that is of no use for anything else: a warning.
 
     Raises:
         InputError: as load_model_and_tokenizer; for a device that is not there.
@@ -67,6 +70,7 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loade
 
         from minigpt.console.terminal import note
         from minigpt.devices import pick_device
+        from minigpt.finetuning.masked_lm import mask_token_id
         from minigpt.generation.native import dtype_to_load
         from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
         from minigpt.weights.quantized import set_precision
@@ -79,6 +83,8 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None) -> Loade
     model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead, options.adapter)
     if options.adapter is not None:
         note(adapter_note(model, options.adapter))
+    if not fills and mask_token_id(tokenizer) is not None:
+        warn(f"{options.model} was trained to fill gaps (minigpt fill); it cannot continue a text")
     assistant = None
     if assistant_model is not None:
         assistant = set_precision(load_model(assistant_model, device, dtype), options.precision)

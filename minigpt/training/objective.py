@@ -7,7 +7,7 @@ from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
 from minigpt.finetuning.lora import LoraConfig, apply_lora
-from minigpt.finetuning.masked_lm import MASK
+from minigpt.finetuning.masked_lm import mask_token_id
 from minigpt.training.classification import ClassificationData, make_classifier
 from minigpt.training.config import TrainConfig
 from minigpt.training.finetune_config import FinetuneConfig
@@ -42,7 +42,8 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
         return _preference_loss(model, config, data, device)
     files = _choose_parameters(model, config)
     if isinstance(config, FinetuneConfig) and config.task == "mlm":
-        mask_id = int(data.tokenizer.encode_array(MASK)[0])
+        mask_id = mask_token_id(data.tokenizer)
+        assert mask_id is not None
         loss = MaskedTokenLoss(model.to(device), mask_id, config.mlm_probability, config.seed, device)
         return loss, files
     return NextTokenLoss(model.to(device), config.loss_on, device), files

@@ -36,7 +36,7 @@ from minigpt.data.split import split_conversations
 from minigpt.data.windows import TextPart, WindowPlan
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
-from minigpt.finetuning.masked_lm import MASK, fill_masks
+from minigpt.finetuning.masked_lm import MASK, fill_masks, mask_token_id
 from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.conversation import QuestionAnswering, question_ids
 from minigpt.generation.generation_config import PromptFormat
@@ -245,7 +245,8 @@ class MaskedTextData(TextData):
         length = min(_PROMPT, model.config.max_position_embeddings, len(self.val))
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
         ids = self.val.tokens.read(self.val.first + start, length).tolist()
-        mask_id = int(self.tokenizer.encode_array(MASK)[0])
+        mask_id = mask_token_id(self.tokenizer)
+        assert mask_id is not None
         places = range(min(4, length - 1), length, 8)
         hidden = [mask_id if place in places else token for place, token in enumerate(ids)]
         best = iter(each[0].token for each in fill_masks(model, hidden, mask_id, 1))
