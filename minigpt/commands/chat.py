@@ -197,8 +197,8 @@ def _explain(talk: "Conversation", others: int) -> None:
         numbers = [percent(p) for p in (choice.probability, *(p for _, p in choice.others))]
         if choice.drawn:
             numbers = [f"{p} > {percent(drawn)}" for p, drawn in zip(numbers, choice.drawn)]
-        names = map(shown, (token for token, _ in choice.others))
-        instead = "   ".join(f"{name} {number}" for name, number in zip(names, numbers[1:]))
+        others_shown = (shown(token) for token, _ in choice.others)
+        instead = "   ".join(f"{name} {number}" for name, number in zip(others_shown, numbers[1:]))
         rows.append((shown(choice.token), numbers[0], instead))
     more = f", the first {_EXPLAINED} of {len(choices)}" if len(choices) > _EXPLAINED else ""
     table(f"tokens of the last answer{more}", ("token", "probability", "instead of"), rows, numeric=(1,))

@@ -137,7 +137,7 @@ class _Quickstart:
         if len(right) < 0.5 * len(rows) and size and not size["because"]["limited_by_data"]:
             print(
                 f"it read the data {size['because']['epochs']:g} times in {self.minutes:g} minutes; ten "
-                "times as many minutes would help most (with another --output)"
+                "times as many would help most (with another --output)"
             )
         if not by_heart and len(conversations) <= _RECALLED:
             print("\nand the questions that it learned from:")
