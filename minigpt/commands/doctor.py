@@ -1,10 +1,11 @@
 """Look at a training run and say in plain words what looks wrong with it, and what to try.
 
     minigpt doctor output
-    minigpt doctor output/demo --deep --language zh
+    minigpt doctor output/demo --no_deep --language zh
 
-It reads what the run wrote (run.json, metrics.jsonl, the newest checkpoint's state) and the data files that
-the run names, if they are still there. It changes nothing. The exit code is 0, whatever it finds.
+It reads what the run wrote (run.json, metrics.jsonl, the newest checkpoint's state), the data files that the
+run names, if they are still there, and the best checkpoint. It changes nothing. The exit code is 0, whatever
+it finds. A cause is named before its consequences, and a command that is advised can be run as it stands.
 """
 
 import os
@@ -25,8 +26,8 @@ class Options(command_line.CommandOptions):
 
     run: Path = field(default=Path("output"), metadata=POSITIONAL)
     """folder of the run, as `minigpt train --output` made it"""
-    deep: bool = False
-    """also load the best checkpoint and ask it some held-out questions"""
+    deep: bool = True
+    """also load the best checkpoint, and measure and ask it on some held-out pairs"""
     language: Literal["auto", "en", "zh"] = "auto"
     """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
     curve: Path | None = None
@@ -104,6 +105,8 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")
         if advice := found.advice(language):
             print(printable(f"{labels['try']}{advice}"))
+        for command in found.commands:
+            print(printable(f"    {command}"))
 
 
 def _numbers(numbers: dict[str, Any]) -> str:

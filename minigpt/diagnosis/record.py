@@ -8,6 +8,7 @@ of JSON, no weights. A number that is missing or no number is nan, so that no ch
 """
 
 import dataclasses
+import itertools
 import math
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from minigpt.errors import InputError
 from minigpt.storage.json_files import parse_json, read_json
 from minigpt.training.config import RUN_FILE, TrainConfig
+from minigpt.training.data_summary import DataSummary, read_summary
 
 __all__ = ["Event", "RunRecord", "TrainPoint", "ValPoint", "read_record"]
 
@@ -40,16 +42,16 @@ class ValPoint:
 
     step: int
     loss: float  # of the tokens that training counts
-    answer_loss: float | None = None  # nan: no token of an answer was counted; None: not recorded
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened at a step: "skipped", "spike", "rollback"."""
+    """Something that happened at a step: "skipped", "spike", "rollback", "changed"."""
 
     step: int
     kind: str
     loss: float = math.nan
+    what: tuple[str, ...] = ()  # changed by a resume
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,23 @@ class RunRecord:
     val: list[ValPoint] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     broken_lines: int = 0  # of metrics.jsonl that are no JSON object with a step
-    non_finite: int = 0  # lines with a loss or a gradient norm that is not a finite number
-    first_non_finite: int = 0  # step of the first of them
+    non_finite: tuple[int, ...] = ()  # steps with a loss or a gradient norm that is not a finite number
     state: dict[str, Any] = field(default_factory=dict)  # training_state.json; empty: no checkpoint
     vocab_size: int = 0  # 0: unknown
+    summary: DataSummary | None = None  # of its data; None: not recorded
+
+    @property
+    def lines_every(self) -> int:
+        """Steps between two lines about training; 0: there is one line at most."""
+        return min((b.step - a.step for a, b in itertools.pairwise(self.train)), default=0)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model; 0: unknown."""
+        try:
+            return self.config.model_config(self.vocab_size).parameter_count() if self.vocab_size else 0
+        except InputError:
+            return 0
 
     @property
     def steps_done(self) -> int:
@@ -103,7 +118,9 @@ def read_record(folder: Path) -> RunRecord:
         )
     newest = _newest_checkpoint(folder)
     state = {} if newest is None else _json_object(newest / "training_state.json")
-    values = _settings(folder, state)
+    run = _json_object(folder / RUN_FILE)
+    values, summary = _settings(folder, run, state), read_summary(run.get("data"))
+    vocab_size = 0 if newest is None else _whole(_json_object(newest / "config.json").get("vocab_size"))
     train: dict[int, TrainPoint] = {}
     val: dict[int, ValPoint] = {}
     events, bad_steps, broken = [], set(), 0
@@ -113,7 +130,9 @@ def read_record(folder: Path) -> RunRecord:
             broken += 1
             continue
         if "event" in line:
-            events.append(Event(step, str(line["event"]), _number(line.get("loss"))))
+            changed = line.get("what")
+            sentences = tuple(map(str, changed)) if isinstance(changed, list) else ()
+            events.append(Event(step, str(line["event"]), _number(line.get("loss")), sentences))
             continue
         if any(name in line and not math.isfinite(_number(line[name])) for name in _MUST_BE_FINITE):
             bad_steps.add(step)
@@ -122,8 +141,7 @@ def read_record(folder: Path) -> RunRecord:
             rest = {name: _number(line.get(name)) for name in names}
             train[step] = TrainPoint(step, _number(line["train_loss"]), **rest)
         if "val_loss" in line:
-            answers = _number(line["val_answer_loss"]) if "val_answer_loss" in line else None
-            val[step] = ValPoint(step, _number(line["val_loss"]), answers)
+            val[step] = ValPoint(step, _number(line["val_loss"]))
     return RunRecord(
         folder=folder,
         config=values,
@@ -131,10 +149,10 @@ def read_record(folder: Path) -> RunRecord:
         val=[val[step] for step in sorted(val)],
         events=events,
         broken_lines=broken,
-        non_finite=len(bad_steps),
-        first_non_finite=min(bad_steps, default=0),
+        non_finite=tuple(sorted(bad_steps)),
         state=state,
-        vocab_size=0 if newest is None else _whole(_json_object(newest / "config.json").get("vocab_size")),
+        vocab_size=vocab_size or (summary.vocab_size if summary else 0),
+        summary=summary,
     )
 
 
@@ -149,13 +167,13 @@ def _newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _settings(folder: Path, state: dict[str, Any]) -> TrainConfig:
+def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> TrainConfig:
     """The run's settings: those of its run.json, else of its newest checkpoint.
 
     What this version does not know is passed over, what has another type has its default: a doctor asks less
     than a resume, which must be exact.
     """
-    written = _json_object(folder / RUN_FILE).get("config", state.get("config"))
+    written = run.get("config", state.get("config"))
     if not isinstance(written, dict):
         if (folder.parent / RUN_FILE).is_file():
             raise InputError(f"{folder} is a checkpoint; give its run's folder: {folder.parent}")
