@@ -696,7 +696,7 @@ def test_advised_commands_are_run_as_they_stand(
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_a_run_s_command_gives_the_run_s_settings(recipe: str) -> None:
-    """Of every recipe, with settings of all kinds changed; for one that is gone all of them are written out."""
+    """Of every recipe, with settings of all kinds changed; of one that is gone all are written out."""
     config = dataclasses.replace(
         read_recipe(recipe), train_data=Path("my data/a b.jsonl"), encoding="gb18030", by_length=False,
         learning_rate=1.5e-05, seed=7, save_async=True, precision="float32", size="",
