@@ -5,9 +5,9 @@
     python benchmarks/doctor.py --only dropout_huge --keep mine          # one; its runs stay in a folder
 
 Each run is one that a user could have started: tiny models, hundreds of steps, on parts of the built-in
-corpus. The doctor gets the run's folder and nothing else. It is right about a fault if what it names first is
-that fault, and about a healthy run if it warns of nothing. The thresholds were set with seeds 1 and 2. Seeds 3
-and 4 have other data, other weights and other orders; their runs were not looked at before.
+corpus. The doctor gets the run's folder and nothing else. It is right about a fault if what it names first
+is that fault, and about a healthy run if it warns of nothing. The thresholds were set with seeds 1 and 2.
+Seeds 3 and 4 have other data, other weights and other orders; their runs were not looked at before.
 
 `--follow` also does what the doctor advises: its commands are run as they stand, and the new run is examined.
 """

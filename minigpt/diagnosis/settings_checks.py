@@ -57,8 +57,8 @@ def best_loss(record: RunRecord) -> float:
 def end_loss(record: RunRecord) -> float:
     """The training loss at the end, nan: there is none.
 
-    A mean over the last epoch, in which batches of all lengths come: three lines at least, and at most a fifth
-    of the run, which is still its end.
+    A mean over the last epoch, in which batches of all lengths come: at least three lines, at most a fifth of
+    all, which is still the end.
     """
     train = finite(record.train)
     last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
