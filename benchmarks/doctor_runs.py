@@ -124,6 +124,7 @@ class Case:
 
     name: str
     words: str
+    chinese: str
     expected: tuple[str, ...]  # none: nothing is wrong
     plant: Callable[[Desk], None]
 
@@ -131,11 +132,11 @@ class Case:
 CASES: list[Case] = []
 
 
-def case(*expected: str) -> Callable[[Callable[[Desk], None]], Callable[[Desk], None]]:
+def case(*expected: str, zh: str) -> Callable[[Callable[[Desk], None]], Callable[[Desk], None]]:
     """A function that makes a run, as a case; its docstring says what is planted."""
 
     def add(plant: Callable[[Desk], None]) -> Callable[[Desk], None]:
-        CASES.append(Case(plant.__name__, (plant.__doc__ or "").removesuffix("."), expected, plant))
+        CASES.append(Case(plant.__name__, (plant.__doc__ or "").removesuffix("."), zh, expected, plant))
         return plant
 
     return add
@@ -144,35 +145,35 @@ def case(*expected: str) -> Callable[[Callable[[Desk], None]], Callable[[Desk], 
 # -- faults of the settings ---------------------------------------------------------------------------------
 
 
-@case("rate_too_high", "diverged")
+@case("rate_too_high", "diverged", zh="AdamW 学习率 0.5，高出一百多倍")
 def rate_far_too_high(desk: Desk) -> None:
     """AdamW's rate 0.5, a hundred times too high."""
     desk.write(*desk.known_facts())
     desk.train(learning_rate=0.5)
 
 
-@case("rate_too_high", "diverged")
+@case("rate_too_high", "diverged", zh="Muon 学习率 2，高出一百倍")
 def muon_rate_far_too_high(desk: Desk) -> None:
     """Muon's rate 2, a hundred times too high."""
     desk.write(*desk.known_facts())
     desk.train(**{**QWEN3, "muon_learning_rate": 2.0, "learning_rate": 0.3})
 
 
-@case("non_finite")
+@case("non_finite", zh="学习率 1e5 且不限制梯度：数值溢出")
 def numbers_overflow(desk: Desk) -> None:
     """A rate of 1e5 without clipping: numbers overflow."""
     desk.write(*desk.known_facts())
     desk.train(learning_rate=1e5, max_grad_norm=0.0, warmup_steps=0)
 
 
-@case("rate_too_low")
+@case("rate_too_low", zh="学习率 1e-6")
 def rate_far_too_low(desk: Desk) -> None:
     """A rate of 1e-6."""
     desk.write(*desk.known_facts())
     desk.train(learning_rate=1e-6)
 
 
-@case("warmup_missing")
+@case("warmup_missing", zh="学习率 0.05，没有预热")
 def warmup_missing(desk: Desk) -> None:
     """No warm-up at a rate of 0.05."""
     desk.write(*desk.known_facts())
@@ -181,65 +182,65 @@ def warmup_missing(desk: Desk) -> None:
     )
 
 
-@case("weight_decay_high")
+@case("weight_decay_high", zh="权重衰减 100")
 def weight_decay_huge(desk: Desk) -> None:
     """Weight decay 100."""
     desk.write(*desk.known_facts())
     desk.train(weight_decay=100.0)
 
 
-@case("dropout_high")
+@case("dropout_high", zh="dropout 0.9")
 def dropout_huge(desk: Desk) -> None:
     """Dropout 0.9."""
     desk.write(*desk.known_facts())
     desk.train(dropout=0.9)
 
 
-@case("clip_tiny")
+@case("clip_tiny", zh="梯度被截到 1e-9")
 def clip_tiny(desk: Desk) -> None:
     """Gradients clipped to 1e-9."""
     desk.write(*desk.known_facts())
     desk.train(max_grad_norm=1e-9)
 
 
-@case("batch_too_small")
+@case("batch_too_small", zh="每批一对，学习率不变")
 def batch_of_one(desk: Desk) -> None:
     """One pair a batch, at a constant rate."""
     desk.write(*desk.known_facts(40))
     desk.train(batch_size=1, lr_scheduler_type="constant", learning_rate=1e-2, num_train_epochs=6.0)
 
 
-@case("too_short")
+@case("too_short", zh="只有十二步")
 def too_short(desk: Desk) -> None:
     """Twelve steps."""
     desk.write(*desk.known_facts())
     desk.train(max_steps=12, warmup_steps=0)
 
 
-@case("overfitting")
+@case("overfitting", zh="六十条事实学四十轮，用别的事实评估")
 def too_long(desk: Desk) -> None:
-    """Sixty epochs on forty facts, measured on others."""
+    """Forty epochs on sixty facts, measured on others."""
     desk.write(*desk.other_facts(60, 60))
     desk.train(num_train_epochs=40.0)
 
 
-@case("overfitting")
+@case("overfitting", zh="一百五十万参数学三百多对")
 def model_too_large(desk: Desk) -> None:
-    """Two million parameters on three hundred pairs."""
+    """One and a half million parameters on three hundred pairs."""
     desk.write(*desk.other_facts(50, 50))
     desk.train(**{**QWEN3, "n_layer": 3, "n_embd": 192, "num_train_epochs": 12.0})
 
 
-@case("model_too_small")
+@case("model_too_small", zh="四个通道")
 def model_too_small(desk: Desk) -> None:
     """Four channels."""
     desk.write(*desk.known_facts(150))
     desk.train(n_layer=1, n_embd=4, n_head=1, num_train_epochs=40.0, learning_rate=1e-2)
 
 
-@case("mostly_questions")
+@case("mostly_questions", zh="损失也计入问题，而问题占六分之五")
 def loss_on_everything(desk: Desk) -> None:
-    """The loss counts on questions, which are nine tenths of the text."""
+    """The loss counts on questions, which are five sixths of the text."""
     parts = desk.known_facts()
     every = [q for part in parts for q, _ in part]
 
@@ -250,7 +251,7 @@ def loss_on_everything(desk: Desk) -> None:
     desk.train(loss_on="all", block_size=160, max_length=160, num_train_epochs=8.0)
 
 
-@case("pairs_cut")
+@case("pairs_cut", zh="回答被 max_length 截断")
 def cut_by_max_length(desk: Desk) -> None:
     """Answers cut by max_length."""
     desk.write(*desk.known_facts())
@@ -260,7 +261,7 @@ def cut_by_max_length(desk: Desk) -> None:
 # -- faults of the data -------------------------------------------------------------------------------------
 
 
-@case("answers_unrelated")
+@case("answers_unrelated", zh="问题和回答被打乱")
 def answers_shuffled(desk: Desk) -> None:
     """Each question has another one's answer."""
     train, val = desk.known_facts()
@@ -271,7 +272,7 @@ def answers_shuffled(desk: Desk) -> None:
     desk.train()
 
 
-@case("fields_swapped")
+@case("fields_swapped", zh="问题和回答颠倒")
 def fields_swapped(desk: Desk) -> None:
     """Question and answer are swapped."""
     train, val = desk.known_facts()
@@ -279,7 +280,7 @@ def fields_swapped(desk: Desk) -> None:
     desk.train()
 
 
-@case("unknown_characters")
+@case("unknown_characters", zh="用别的文本建的词表")
 def vocabulary_lacks_characters(desk: Desk) -> None:
     """A vocabulary of other texts."""
     train, val = desk.known_facts()
@@ -287,7 +288,7 @@ def vocabulary_lacks_characters(desk: Desk) -> None:
     desk.train()
 
 
-@case("leak")
+@case("leak", zh="一半验证问题在训练集里")
 def leak(desk: Desk) -> None:
     """Half of the validation questions are in the training data."""
     train, val = desk.known_facts()
@@ -313,7 +314,7 @@ def english(desk: Desk, count: int) -> Pairs:
     ]
 
 
-@case("val_unlike_train")
+@case("val_unlike_train", zh="验证集是另一种语言")
 def validation_of_another_domain(desk: Desk) -> None:
     """The validation part is in another language."""
     train, _ = desk.known_facts()
@@ -321,7 +322,7 @@ def validation_of_another_domain(desk: Desk) -> None:
     desk.train()
 
 
-@case("duplicates")
+@case("duplicates", zh="每对数据重复十遍")
 def duplicated_pairs(desk: Desk) -> None:
     """Every pair ten times."""
     train, val = desk.known_facts(60)
@@ -331,7 +332,7 @@ def duplicated_pairs(desk: Desk) -> None:
     desk.train(num_train_epochs=2.0)
 
 
-@case("contradictions")
+@case("contradictions", zh="同一个问题有几个不同的回答")
 def contradicting_labels(desk: Desk) -> None:
     """Questions with several answers that differ."""
     train, val = desk.known_facts()
@@ -342,7 +343,7 @@ def contradicting_labels(desk: Desk) -> None:
     desk.train(num_train_epochs=6.0)
 
 
-@case("template_differs")
+@case("template_differs", zh="训练问题以一句指令开头，验证问题没有")
 def template_mismatch(desk: Desk) -> None:
     """Training questions begin with an instruction, validation questions do not."""
     train, val = desk.known_facts()
@@ -350,7 +351,7 @@ def template_mismatch(desk: Desk) -> None:
     desk.train()
 
 
-@case("markup")
+@case("markup", zh="正文里有对话模板的标记")
 def marks_in_the_text(desk: Desk) -> None:
     """A chat template's marks stand in the text."""
     train, val = (
@@ -361,7 +362,7 @@ def marks_in_the_text(desk: Desk) -> None:
     desk.train(block_size=128, max_length=128, num_train_epochs=10.0)
 
 
-@case("mojibake")
+@case("mojibake", zh="UTF-8 被当作 Latin-1 读过")
 def mojibake(desk: Desk) -> None:
     """UTF-8 that a program read as Latin-1."""
 
@@ -373,7 +374,7 @@ def mojibake(desk: Desk) -> None:
     desk.train(block_size=128, max_length=128, num_train_epochs=8.0)
 
 
-@case("too_few_to_learn")
+@case("too_few_to_learn", zh="只有两对数据可学")
 def two_pairs(desk: Desk) -> None:
     """Two pairs to learn from."""
     train, val = desk.known_facts(60)
@@ -400,7 +401,7 @@ def after_each_step(act: Callable[[Trainer], None]) -> Iterator[None]:
         Trainer.metrics_are_due = log  # type: ignore[method-assign]
 
 
-@case("rolled_back")
+@case("rolled_back", zh="训练到一半，一个权重变成 NaN")
 def nan_in_the_weights(desk: Desk) -> None:
     """A weight becomes NaN half way."""
 
@@ -414,7 +415,7 @@ def nan_in_the_weights(desk: Desk) -> None:
         desk.train(num_train_epochs=14.0)
 
 
-@case("steps_skipped")
+@case("steps_skipped", zh="有些批次的损失是 NaN")
 def nan_in_the_loss(desk: Desk) -> None:
     """The loss of some batches is NaN."""
     forward = NextTokenLoss.forward
@@ -432,7 +433,7 @@ def nan_in_the_loss(desk: Desk) -> None:
         NextTokenLoss.forward = forward  # type: ignore[method-assign]
 
 
-@case("data_replaced")
+@case("data_replaced", zh="续训时换了训练文件")
 def data_changed_on_resume(desk: Desk) -> None:
     """The training file was another one after a resume."""
     train, val = desk.known_facts(160)
@@ -443,7 +444,7 @@ def data_changed_on_resume(desk: Desk) -> None:
     desk.train(max_steps=300, resume=True, allow_changed_data=True)
 
 
-@case("no_end_learned")
+@case("no_end_learned", zh="损失没有计入回答的结束符")
 def end_never_learned(desk: Desk) -> None:
     """The loss leaves out the token that ends an answer."""
     mask = NextTokenLoss._mask
@@ -463,28 +464,28 @@ def end_never_learned(desk: Desk) -> None:
 # -- healthy runs -------------------------------------------------------------------------------------------
 
 
-@case()
+@case(zh="GPT，AdamW，余弦")
 def healthy_gpt(desk: Desk) -> None:
     """GPT, AdamW, cosine."""
     desk.write(*desk.known_facts())
     desk.train()
 
 
-@case()
+@case(zh="Qwen3，Muon，wsd，同 qa-cpu")
 def healthy_qwen3_muon(desk: Desk) -> None:
     """Qwen3, Muon, wsd, as qa-cpu has them."""
     desk.write(*desk.known_facts())
     desk.train(**QWEN3)
 
 
-@case()
+@case(zh="dropout 0.1，学习率不变")
 def healthy_constant_rate(desk: Desk) -> None:
     """Dropout 0.1 at a constant rate."""
     desk.write(*desk.known_facts())
     desk.train(dropout=0.1, lr_scheduler_type="constant", learning_rate=2e-3, num_train_epochs=24.0)
 
 
-@case()
+@case(zh="教程的设置：损失计入全部，填充，不限制梯度")
 def healthy_document(desk: Desk) -> None:
     """The tutorial's settings: loss on all, padded batches, no clipping."""
     desk.write(*desk.known_facts(80))
@@ -505,7 +506,7 @@ def chained(desk: Desk, pairs: Pairs) -> list[Pairs]:
     return found
 
 
-@case()
+@case(zh="最多三问的对话")
 def healthy_conversations(desk: Desk) -> None:
     """Conversations of up to three questions."""
     train, val = desk.known_facts()
@@ -521,13 +522,13 @@ def write_text(desk: Desk) -> Path:
     return path
 
 
-@case()
+@case(zh="纯文本，一字一个词元")
 def healthy_text(desk: Desk) -> None:
     """Plain text, a token a character."""
     desk.train(text=write_text(desk), loss_on="all", batch_size=16, max_steps=300)
 
 
-@case()
+@case(zh="纯文本，字节级词元，Qwen3")
 def healthy_text_bpe(desk: Desk) -> None:
     """Plain text, byte-level tokens, Qwen3."""
     path = write_text(desk)
@@ -536,7 +537,7 @@ def healthy_text_bpe(desk: Desk) -> None:
     desk.train(**values, text=path, tokenizer=str(desk.folder / "bpe"))
 
 
-@case()
+@case(zh="编造的英文：模型学会其语法")
 def healthy_english(desk: Desk) -> None:
     """Made-up English: a grammar that the model learns."""
     pairs = english(desk, 600)
@@ -544,21 +545,21 @@ def healthy_english(desk: Desk) -> None:
     desk.train(block_size=128, max_length=128, num_train_epochs=12.0)
 
 
-@case()
+@case(zh="三层、96 个通道的模型")
 def healthy_larger(desk: Desk) -> None:
     """A model of three layers and 96 channels."""
     desk.write(*desk.known_facts(120))
     desk.train(**{**QWEN3, "n_layer": 3, "n_embd": 96, "num_train_epochs": 5.0})
 
 
-@case()
+@case(zh="四对一批，四批一步")
 def healthy_accumulation(desk: Desk) -> None:
     """Batches of four pairs, four of them a step."""
     desk.write(*desk.known_facts())
     desk.train(batch_size=4, gradient_accumulation_steps=4, num_train_epochs=10.0, learning_rate=2e-3)
 
 
-@case()
+@case(zh="在同样的数据上续训")
 def healthy_resumed(desk: Desk) -> None:
     """A run that was continued, on the same data."""
     desk.write(*desk.known_facts())
@@ -566,21 +567,21 @@ def healthy_resumed(desk: Desk) -> None:
     desk.train(max_steps=360, resume=True)
 
 
-@case()
+@case(zh="权重衰减 1，梯度限制 0.1，四十步预热")
 def healthy_careful(desk: Desk) -> None:
     """A weight decay of 1, a clip of 0.1, forty steps of warm-up."""
     desk.write(*desk.known_facts())
     desk.train(weight_decay=1.0, max_grad_norm=0.1, warmup_steps=40, num_train_epochs=20.0)
 
 
-@case()
+@case(zh="Qwen3，共享键值，AdamW，共用嵌入")
 def healthy_qwen3_adamw(desk: Desk) -> None:
     """Qwen3 with shared keys and values, AdamW, tied embeddings."""
     desk.write(*desk.known_facts())
     desk.train(family="qwen3", num_key_value_heads=2, precision="auto")
 
 
-@case()
+@case(zh="几样小毛病都有一点：截断、重复、未知字")
 def healthy_with_blemishes(desk: Desk) -> None:
     """A little of everything: some pairs cut, twice, unknown, or in both parts."""
     train, val = desk.known_facts(120)
@@ -589,7 +590,7 @@ def healthy_with_blemishes(desk: Desk) -> None:
     desk.train(max_length=max(len(q + a) for q, a in train) - 1)
 
 
-@case()
+@case(zh="两数之和")
 def healthy_sums(desk: Desk) -> None:
     """Sums of two numbers."""
     pairs = [(f"{a}+{b}=", f"{a + b}") for a in range(10, 60) for b in range(10, 60)]
