@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md and its translation from benchmarks/results/.
+"""Writes the tables of docs/performance.md, docs/doctor.md and their translations: no digit is typed.
 
     python benchmarks/tables.py            # writes both pages
     python benchmarks/tables.py --check    # changes nothing; exit code 1 if a page is out of date
@@ -22,7 +22,10 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {"en": ROOT / "docs" / "performance.md", "zh": ROOT / "docs" / "performance.zh-CN.md"}
+PAGES = {
+    "en": [ROOT / "docs" / "performance.md", ROOT / "docs" / "doctor.md"],
+    "zh": [ROOT / "docs" / "performance.zh-CN.md", ROOT / "docs" / "doctor.zh-CN.md"],
+}
 NOTHING = {"en": "not yet measured", "zh": "尚未测量"}
 CHINESE = {
     "arm": "程序",
@@ -73,6 +76,16 @@ CHINESE = {
     "GPUs": "GPU 数",
     "of n times one": "占单卡的 n 倍",
     "not reached": "未达到",
+    "planted": "植入的问题",
+    "named first": "首先指出",
+    "right": "正确",
+    "right, held out": "正确（留出的种子）",
+    "the advice followed: validation loss": "照建议做：验证损失",
+    "healthy run": "健康的训练",
+    "warned of": "警告",
+    "warned of, held out": "警告（留出的种子）",
+    "all": "合计",
+    "nothing": "无",
 }
 Table = tuple[list[str], list[list[str]]]
 
@@ -263,6 +276,45 @@ def gpu_scaling(result: dict[str, Any]) -> Table:
     return ["GPUs", "tokens/s", "of n times one"], rows
 
 
+def _by_case(result: dict[str, Any], is_healthy: bool) -> dict[str, list[dict[str, Any]]]:
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        if row["is_healthy"] == is_healthy:
+            cases.setdefault(row["words"], []).append(row)
+    return cases
+
+
+def _counted(rows: list[dict[str, Any]], held_out: bool, right: bool = True) -> str:
+    some = [row["right"] == right for row in rows if row["held_out"] == held_out]
+    return f"{sum(some)} / {len(some)}"
+
+
+def doctor_faults(result: dict[str, Any]) -> Table:
+    """What the doctor names, and what its advice does to the loss."""
+    columns = ["planted", "named first", "right", "right, held out", "the advice followed: validation loss"]
+    rows = []
+    for words, runs in _by_case(result, is_healthy=False).items():
+        named = ", ".join(dict.fromkeys(f"`{row['named'] or 'nothing'}`" for row in runs))
+        followed: dict[str, Any] = next((row["followed"] for row in runs if row.get("followed")), {})
+        losses = ["NaN" if loss is None else f"{loss:.3g}" for loss in followed.get("loss", ())]
+        counts = [_counted(runs, held_out) for held_out in (False, True)]
+        rows.append([words, named, *counts, " → ".join(losses)])
+    every = [row for row in result["rows"] if not row["is_healthy"]]
+    rows.append(["all", "", *(_counted(every, held_out) for held_out in (False, True)), ""])
+    return columns, rows
+
+
+def doctor_healthy(result: dict[str, Any]) -> Table:
+    """Of how many healthy runs the doctor warns."""
+    rows = [
+        [words, *(_counted(runs, held_out, right=False) for held_out in (False, True))]
+        for words, runs in _by_case(result, is_healthy=True).items()
+    ]
+    every = [row for row in result["rows"] if row["is_healthy"]]
+    rows.append(["all", *(_counted(every, held_out, right=False) for held_out in (False, True))])
+    return ["healthy run", "warned of", "warned of, held out"], rows
+
+
 # name in the pages -> (benchmark, values that its result must have, function that makes the table)
 TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]] = {
     "generate-char": ("generate", {"shape": "char"}, generate),
@@ -282,6 +334,8 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "gpu-speed": ("training_gpu", {"speed": ...}, gpu_speed),
     "gpu-loss": ("training_gpu", {"loss": ...}, gpu_loss),
     "gpu-scaling": ("training_gpu", {"scaling": ...}, gpu_scaling),
+    "doctor-faults": ("doctor", {"small": False}, doctor_faults),
+    "doctor-healthy": ("doctor", {"small": False}, doctor_healthy),
 }
 
 
@@ -305,10 +359,10 @@ def rendered(name: str, language: str, folder: Path) -> str:
     file, result = found
     columns, rows = show(result)
 
+    chinese = {**CHINESE, **result.get("chinese", {})}
+
     def text(cell: str) -> str:
-        if language == "en":
-            return cell
-        return CHINESE.get(cell, cell.replace(" to ", " 至 "))
+        return cell if language == "en" else chinese.get(cell, cell.replace(" to ", " 至 "))
 
     lines = [columns, ["---"] * len(columns), *rows]
     table = "\n".join("| " + " | ".join(map(text, line)) + " |" for line in lines)
@@ -337,7 +391,7 @@ def page(text: str, language: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Write both pages, or check them."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -345,7 +399,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     stale = False
-    for language, path in PAGES.items():
+    for language, path in ((language, path) for language, paths in PAGES.items() for path in paths):
         before = path.read_text(encoding="utf-8")
         after = page(before, language, options.results)
         if after != before:

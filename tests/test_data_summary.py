@@ -15,7 +15,7 @@ from minigpt.training.run_data import read_data
 from tests.commands import RunCommand
 from tests.runs import config, given, write_data
 
-ENOUGH = DataSummary("pairs", 100, LEARN_FROM, 40, MEASURE_ON, 50, 2.0, 2.0, False)
+ENOUGH = DataSummary("pairs", 100, LEARN_FROM, 40, MEASURE_ON, 50, 2.0, 2.0, 2.0, False)
 
 
 def pairs(
@@ -36,13 +36,14 @@ def test_the_unigram_losses_by_hand(tmp_path: Path) -> None:
     assert (summary.train_examples, summary.train_targets) == (4, 8)
     assert (summary.val_examples, summary.val_targets) == (2, 4)
     # counted: 4 <sep>, 2 a, 1 b, 1 c: 8 in all and 4 kinds, so 4 of 12 parts are shared out evenly
-    sep, a, d = ((count + 4 / 9) / 12 for count in (4, 2, 0))
+    sep, a, b, d = ((count + 4 / 9) / 12 for count in (4, 2, 1, 0))
     assert summary.val_unigram_loss == pytest.approx(-math.log(a * d * sep * sep) / 4)
-    # each row by the other three: without an a: 3 <sep>, a, b, c; without b or c: 3 <sep>, 2 a and the other
-    without_a = [(count + 4 / 9) / 10 for count in (1, 3)]
+    assert summary.train_unigram_loss == pytest.approx(-math.log(a * a * b * b * sep**4) / 8)
+    # the answers by each other; without both a: 2 <sep>, b, c; without b or c: 3 <sep>, 2 a and the other
+    without_a = [(count + 3 / 9) / 7 for count in (0, 2)]
     without_b = [(count + 3 / 9) / 9 for count in (0, 3)]
     nats = -2 * sum(map(math.log, without_a)) - 2 * sum(map(math.log, without_b))
-    assert summary.train_unigram_loss == pytest.approx(nats / 8)
+    assert summary.held_out_unigram_loss == pytest.approx(nats / 8)
 
 
 def test_with_questions_every_token_but_a_row_s_first_is_a_target(tmp_path: Path) -> None:

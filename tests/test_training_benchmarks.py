@@ -367,11 +367,10 @@ def test_the_pages_are_what_the_results_say() -> None:
     assert done.returncode == 0, f"{done.stdout}{done.stderr}run python benchmarks/tables.py"
 
 
-def test_both_pages_have_every_table() -> None:
-    for path in tables.PAGES.values():
-        found = [
-            line[5:-4] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("<!--")
-        ]
+def test_the_pages_of_a_language_have_every_table() -> None:
+    for paths in tables.PAGES.values():
+        lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [line[5:-4] for line in lines if line.startswith("<!--")]
         assert [name for name in found if name != "end"] == list(tables.TABLES)
 
 

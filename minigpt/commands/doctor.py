@@ -1,10 +1,11 @@
-"""Examine a training run, and say in plain words what looks wrong with it and what to try.
+"""Look at a training run and say in plain words what looks wrong with it, and what to try.
 
     minigpt doctor output
-    minigpt doctor output/demo --deep --language zh
+    minigpt doctor output/demo --no_deep --language zh
 
-The command reads the run's own files (run.json, metrics.jsonl, the newest checkpoint's state), and the data
-files in run.json if they still exist. It changes nothing. The exit code is 0, also if it finds problems.
+It reads what the run wrote (run.json, metrics.jsonl, the newest checkpoint's state), the data files that the
+run names, if they are still there, and the best checkpoint. It changes nothing. The exit code is 0, whatever
+it finds. A cause is named before its consequences, and a command that is advised can be run as it stands.
 """
 
 import os
@@ -25,14 +26,14 @@ class Options(command_line.CommandOptions):
 
     run: Path = field(default=Path("output"), metadata=POSITIONAL)
     """folder of the run, as `minigpt train --output` made it"""
-    deep: bool = False
-    """also load the best checkpoint and let it answer some validation questions"""
+    deep: bool = True
+    """also load the best checkpoint, and measure and ask it on some held-out pairs"""
     language: Literal["auto", "en", "zh"] = "auto"
-    """English, Chinese, or the language of LC_ALL, LC_MESSAGES or LANG"""
+    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
     curve: Path | None = None
     """reference curve to compare with instead of the recipe's"""
     save_curve: Path | None = None
-    """write the curve of this run, which must be finished, as a reference for other runs"""
+    """write the curve of this run, which must be finished, as a reference for others"""
 
 
 _LABELS: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ _LABELS: dict[str, dict[str, Any]] = {
 
 
 def chosen_language(wanted: str) -> "Language":
-    """Return the language. For `auto`, the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
+    """The language of the words; for `auto` the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
     if wanted == "auto":
         names = (os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
         wanted = next((name for name in names if name), "")
@@ -64,7 +65,7 @@ def chosen_language(wanted: str) -> "Language":
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read the record of a run, examine it and print the findings."""
+    """Read a run's record, examine it and print the findings."""
     from minigpt.diagnosis.curves import read_curve, save_curve
     from minigpt.diagnosis.examination import examine
     from minigpt.diagnosis.record import read_record
@@ -98,17 +99,18 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
     labels = _LABELS[language]
     rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
-    # printed separately, because a table's title is wrapped at the width of the table
-    print(printable(title))
+    print(printable(title))  # a table's title would be folded to the table's width
     table("", labels["columns"], rows)
     for found in findings:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")
         if advice := found.advice(language):
             print(printable(f"{labels['try']}{advice}"))
+        for command in found.commands:
+            print(printable(f"    {command}"))
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    """Format the numbers of a finding. Texts are left out: they are in the paragraph below."""
+    """The numbers alone; texts stand in the paragraph."""
     shown = {name: value for name, value in numbers.items() if not isinstance(value, str)}
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

@@ -1,71 +1,191 @@
-"""Checks the answers of a trained model to some validation questions.
+"""Does the best checkpoint do what its data asks for? Its loss on some held-out pairs, and its answers.
 
-    answers, limit = ask(record, conversations)
-    findings = judge_answers(answers, limit, max_length=256)
+    model, tokenizer = load_best(record)
+    loss = measure(model, tokenizer, conversations)        # after the own question, and after another one
+    answers, limit = ask(model, tokenizer, conversations)
+    findings = judge(loss, answers, limit)
 
-Of all checks, only these load the weights.
+Only this part of a diagnosis loads weights.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from minigpt.data.conversation import Conversation
+import torch
+from torch.nn import functional as F
+
+from minigpt.data.batches import Batch, encode_conversations
+from minigpt.data.conversation import Conversation, Exchange, conversation_of_pair
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError, printable
+from minigpt.families.registry import LanguageModel
 from minigpt.generation.api import Answer, GenerationOptions, answer_questions
-from minigpt.weights.pretrained import load_model_and_tokenizer
+from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer
 
-__all__ = ["MAX_NEW_TOKENS", "QUESTIONS", "ask", "judge_answers"]
+__all__ = ["MAX_NEW_TOKENS", "PAIRS", "QUESTIONS", "AnswerLoss", "ask", "judge", "load_best", "measure"]
 
-QUESTIONS = 32  # number of questions that are asked; this takes seconds on a CPU
-MAX_NEW_TOKENS = 128  # most tokens of an answer, as in `minigpt eval` and `minigpt generate`
-# Least share of answers that end by themselves. In every healthy run nine in ten do.
+QUESTIONS = 32  # enough to tell "most" from "few", and seconds on a CPU
+PAIRS = 64  # a loss needs no generation
+MAX_NEW_TOKENS = 128  # as `minigpt eval` and `minigpt generate` have it
+# Nine in ten answers end in every healthy run; a few questions always make a model ramble.
 END_SHARE = 0.9
-# Most questions with the same answer, as a share. With more, the answer hardly depends on the question.
+# A model that learns little ends its answers late, too. The end itself was not learned if it costs a nat more
+# than other tokens do.
+END_NATS = 1.0
+# Half of all questions with one answer: the question has no say.
 SAME_SHARE = 0.5
-# Most empty answers, as a share. No answer in the data is empty, so an empty one is always wrong.
+# An answer of no character is never right, for the data has none.
 EMPTY_SHARE = 0.1
+# The own question must make its answer cheaper: by 2 % at least, and by two errors of the difference.
+OWN_SHARE, OWN_ERRORS = 0.02, 2.0
+_CHUNK = 2**24  # logits held at a time: 64 MiB in float32
 
 
-def ask(record: RunRecord, conversations: Sequence[Conversation]) -> tuple[list[Answer], int]:
-    """Let the best checkpoint answer some of the questions, spread evenly over those that fit the context.
+class AnswerLoss(NamedTuple):
+    """What answers cost, nats a token."""
 
-    Returns: the answers, and the most tokens that an answer may have.
+    pairs: int
+    own: float  # after their own questions
+    other: float  # after the questions of others
+    error: float  # standard error of other - own
+    end: float  # the <sep> behind an answer
+    inside: float  # the other tokens of an answer
+    example: Exchange
+
+
+def load_best(record: RunRecord) -> tuple[LanguageModel, AnyTokenizer]:
+    """The best checkpoint.
 
     Raises:
-        InputError: if no checkpoint can be read, or no question fits.
+        InputError: if there is none that can be read.
     """
     folder = record.folder / "best"
     if not folder.exists():
         raise InputError(f"{folder} does not exist: no evaluation has been done yet")
-    model, tokenizer = load_model_and_tokenizer(folder)
-    # minus 2, for <sep> after the question and one token of the answer
-    room = model.config.max_position_embeddings - 2
-    first = dict.fromkeys(each.exchanges[0].question for each in conversations)
-    questions = [question for question in first if len(tokenizer.encode_text(question)) <= room]
-    if not questions:
+    return load_model_and_tokenizer(folder)
+
+
+def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
+    """Some of the items, evenly spread."""
+    return [items[i * len(items) // count] for i in range(count)] if count < len(items) else list(items)
+
+
+def measure(
+    model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
+) -> AnswerLoss | None:
+    """The loss of answers to first questions. None if fewer than two questions have different answers."""
+    first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
+    pairs = spread(list(first.values()), PAIRS)
+    answers = [pair.answer for pair in pairs]
+    # to each answer the question of the next pair with another answer, half way round
+    others = []
+    for number, answer in enumerate(answers):
+        turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))
+        there = next((i % len(pairs) for i in turns if answers[i % len(pairs)] != answer), None)
+        if there is None:
+            return None
+        others.append(pairs[there].question)
+    limit = model.config.max_position_embeddings + 1
+    both = [
+        conversation_of_pair(question, answer, number)
+        for questions in ([pair.question for pair in pairs], others)
+        for number, (question, answer) in enumerate(zip(questions, answers))
+    ]
+    try:
+        encoded = encode_conversations(both, tokenizer, limit)
+    except InputError:
+        return None
+    if encoded.n_cut or len(encoded) != len(both):
+        return None
+    model.eval()
+    rows = []  # of each pair: nats of its answer, of its end; tokens
+    for batch in encoded.in_order(64):
+        rows += list(zip(batch.rows.tolist(), *(part.tolist() for part in _costs(model, batch))))
+    nats, ends, counts = (list(part) for part in zip(*[row[1:] for row in sorted(rows)]))
+    half, tokens = len(pairs), sum(counts[: len(pairs)])
+    differences = [(b - a) / n for a, b, n in zip(nats[:half], nats[half:], counts[:half])]
+    mean = sum(differences) / half
+    variance = sum((d - mean) ** 2 for d in differences) / max(1, half - 1)
+    return AnswerLoss(
+        pairs=half,
+        own=sum(nats[:half]) / tokens,
+        other=sum(nats[half:]) / tokens,
+        error=math.sqrt(variance / half),
+        end=sum(ends[:half]) / half,
+        inside=(sum(nats[:half]) - sum(ends[:half])) / max(1, tokens - half),
+        example=pairs[0],
+    )
+
+
+@torch.inference_mode()
+def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each row: nats of the answer, nats of its last token, and its tokens; (B,) each."""
+    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (B, T, C) -> (P, C)
+    targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
+    pieces = zip(torch.split(hidden, size), torch.split(targets, size))
+    parts = [F.cross_entropy(model.lm_head(some).float(), goal, reduction="none") for some, goal in pieces]
+    nats = torch.zeros(batch.targets.shape).masked_scatter_(batch.answer_mask, torch.cat(parts))  # (B, T)
+    last = batch.token_mask.sum(dim=1, keepdim=True) - 1  # (B, 1)
+    return nats.sum(dim=1), nats.gather(1, last)[:, 0], batch.answer_mask.sum(dim=1)
+
+
+def ask(
+    model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
+) -> tuple[list[Answer], int]:
+    """Answers to some of the questions, evenly spread over those that fit.
+
+    Returns: the answers, and how many tokens one may have.
+
+    Raises:
+        InputError: if no question fits, or the model's outputs are not finite.
+    """
+    room = model.config.max_position_embeddings - 2  # for the question's <sep> and a token of the answer
+    first = dict.fromkeys(each.exchanges[0] for each in conversations)
+    fitting = [one for one in first if len(tokenizer.encode_text(one.question)) <= room]
+    if not fitting:
         raise InputError(f"no question fits the model's block_size={room + 2}")
-    count = min(QUESTIONS, len(questions))
-    chosen = [questions[i * len(questions) // count] for i in range(count)]
+    chosen = [one.question for one in spread(fitting, QUESTIONS)]
     limit = min(MAX_NEW_TOKENS, room + 1)
     return answer_questions(model, tokenizer, chosen, GenerationOptions(max_new_tokens=limit)), limit
 
 
-def judge_answers(answers: Sequence[Answer], limit: int, max_length: int) -> list[Finding]:
-    """Return findings on whether answers end, differ and are not empty. `answers` must not be empty."""
+def judge(
+    loss: AnswerLoss | None, answers: Sequence[Answer], limit: int, pairs_fit: bool = True
+) -> list[Finding]:
+    """Findings on whether the answers depend on the questions, end, differ and say something.
+
+    Args:
+        pairs_fit: whether the texts of questions and answers go together.
+    """
     count, found = len(answers), []
+    if loss is not None and loss.other - loss.own < max(OWN_SHARE * loss.own, OWN_ERRORS * loss.error):
+        question, answer = (_short(text) for text in loss.example)
+        numbers = {"count": loss.pairs, "own": loss.own, "other": loss.other}
+        code = "question_ignored" if pairs_fit else "answers_unrelated"
+        found.append(
+            finding(code, **numbers, **({} if pairs_fit else {"question": question, "answer": answer}))
+        )
     ended = sum(answer.stop_reason == "eos" for answer in answers) / count
     if ended >= END_SHARE:
         found.append(finding("answers_end", share=ended, count=count))
-    else:
-        found.append(finding("no_end_learned", share=ended, count=count, limit=limit, max_length=max_length))
+    elif loss is not None and loss.end > loss.inside + END_NATS:
+        costs = {"end": loss.end, "loss": loss.inside}
+        found.append(finding("no_end_learned", share=ended, count=count, limit=limit, **costs))
     texts = [answer.text.strip() for answer in answers]
     empty = texts.count("") / count
     if empty > EMPTY_SHARE:
         found.append(finding("answers_empty", share=empty, count=count))
-    ((answer, times),) = Counter(texts).most_common(1)
-    if answer and count > 1 and times / count > SAME_SHARE:
-        shown = printable(answer) if len(answer) <= 40 else f"{printable(answer[:39])}…"
-        found.append(finding("same_answer_given", share=times / count, count=count, answer=shown))
+    ((answer_text, times),) = Counter(texts).most_common(1)
+    if answer_text and count > 1 and times / count > SAME_SHARE:
+        found.append(
+            finding("same_answer_given", share=times / count, count=count, answer=_short(answer_text))
+        )
     return found
+
+
+def _short(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= 40 else f"{shown[:39]}…"

@@ -1,13 +1,17 @@
-"""Checks of a run's data. Each is a function that takes a DataRecord and returns a Finding or None.
+"""Is something wrong with the data that a run learned from? Pure functions, DataRecord -> Finding or None.
 
     data = read_data_record(record)
     found = [data] if isinstance(data, Finding) else [check(data) for check in DATA_CHECKS]
+    found += [check(record) for check in SIZE_CHECKS]      # by what the run noted: for plain text, too
 
-The files are those in run.json. They are checked only if they still exist and have not changed.
+The files are those that run.json names, if they are still there and still what the run saw.
 """
 
+import json
+import math
+import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,79 +21,180 @@ from minigpt.data.conversation import Conversation
 from minigpt.data.reader import ReadReport, read_conversations
 from minigpt.data.split import exchange_key, normalise
 from minigpt.data.token_statistics import Statistics, compute_statistics
+from minigpt.diagnosis.advice import anew, reading, split_commands
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError, printable
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
+from minigpt.training.data_summary import LEARN_FROM, MEASURE_ON, DataSummary, summarize
+from minigpt.training.run_data import RunData
 
-__all__ = ["DATA_CHECKS", "DataRecord", "read_data_record"]
+__all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data_record"]
 
-# One bad line in a hundred is an accident; more is an error of the program that wrote the file.
+# A line in a hundred is a slip of the pen; more is a fault of whatever wrote the file.
 SKIPPED_SHARE = 0.01
-# If one in five questions has the same answer, the model will give it whenever it is unsure.
+# An answer that one in five questions has is what a model says when it does not know.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# `minigpt split` never puts a question into both parts; one in 200 shows that another program split the data.
+# `minigpt split` leaves no question on both sides; one in two hundred is another program's split.
 LEAK_SHARE = 0.005
-# most unknown characters, as a share: one in a hundred is about one in every third sentence
+# One character in a hundred unknown: about one in every third sentence.
 UNKNOWN_SHARE = 0.01
-# A few long pairs are usual. If one in twenty is cut, the model learns not to end its answers.
+# Long tails are usual; one pair in twenty without its end teaches the model not to end.
 CUT_SHARE = 0.05
-# A pair without any answer token teaches nothing. One in a hundred is worth a note.
+# A pair without any answer is waste. One in a hundred is worth a word.
 NO_ANSWER_SHARE = 0.01
-# Padding takes as much time as text. Above half, most of the time is lost.
+# Padding costs as much as text; above half, most of the time is spent on it.
 PADDING_SHARE = 0.5
+# Whoever asks ends most questions with a question mark, and few answers.
+ASKING, NOT_ASKING = 0.5, 0.1
+# Nobody writes the Latin-1 reading of UTF-8 on purpose, but a text may be about it.
+MOJIBAKE_SHARE = 0.01
+# A greeting has several answers, and some questions do. One in ten is no exception any more.
+CONTRADICTION_SHARE = 0.1
+# Four errors of the mean over so many pairs: chance does that once in thirty thousand files.
+FIT_PAIRS, FIT_ERRORS = 2000, 4.0
+# Small parts of a file repeat; of web texts, cleaned of it, a few per cent. One pair in ten is a copied file.
+DUPLICATE_SHARE = 0.1
+# A phrase that nearly all questions of one part have, and next to none of the other, is a template.
+IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
+# A text may speak of such marks; one pair in ten does not.
+MARKS_SHARE = 0.1
+MARKS = (
+    *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|eot_id|>"),
+    *(
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "[INST]",
+        "[/INST]",
+        "<<SYS>>",
+        "### Instruction:",
+        "### Response:",
+    ),
+    *("<sep>", "<eos>", "<pad>", "</s>", "[SEP]", "[CLS]", "[PAD]"),
+)
+# Where answers are under a quarter of what counts, three of four steps' worth of learning is not theirs.
+QUESTIONS_SHARE = 0.75
+# What is new in the training data costs this much less than the validation data. Half a nat is a factor of
+# 1.65; where few tokens are measured on, chance may do that: a token's loss has a deviation of about 1.7
+# nats, the tokens of a row are not independent, and four deviations of the mean are 10 / sqrt(n).
+UNLIKE_NATS, UNLIKE_DEVIATIONS = 0.5, 10.0
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The training and validation data, as read."""
+    """Both parts of the data as they were read."""
 
-    config: TrainConfig
+    run: RunRecord
     train: list[Conversation]
     val: list[Conversation]
-    reports: tuple[ReadReport, ReadReport]  # reports on reading the training and the validation file
-    statistics: Statistics  # token statistics of the training data
+    reports: tuple[ReadReport, ReadReport]  # of train, of val
+    statistics: Statistics  # of train
+    summary: DataSummary
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's."""
+        return self.run.config
 
 
 def read_data_record(record: RunRecord) -> DataRecord | Finding:
-    """Read the data of a run. If that is not possible, return a Finding that says why."""
+    """Read what the run read; a finding that says why, if that cannot be done."""
     config = record.config
-    if getattr(config, "text", None):
+    if config.text is not None:
         return finding("text_run")
+    # a resume may have been given another max_length since: the fingerprints are of the checkpoint's
+    noted = record.state.get("config")
+    length = noted.get("max_length") if isinstance(noted, dict) else None
+    length = length if isinstance(length, int) and length > 0 else config.max_length
     try:
-        train, train_report = read_conversations(
-            config.train_data, encoding=config.encoding, names=config.field_names
-        )
-        val, val_report = read_conversations(
-            config.val_data, encoding=config.encoding, names=config.field_names
-        )
         tokenizer = Tokenizer(config.vocab_path)
+        parts = [
+            read_conversations(path, encoding=config.encoding, names=config.field_names)
+            for path in (config.train_data, config.val_data)
+        ]
+        encoded = [encode_conversations(part, tokenizer, length) for part, _ in parts]
         seen = record.fingerprints
         changed = [str(config.vocab_path)] * (
             seen.get("vocabulary_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint
         )
-        if not changed:  # if the vocabulary has changed, data that has not changed has other ids, too
-            for name, conversations, path in (
-                ("train_fingerprint", train, config.train_data),
-                ("val_fingerprint", val, config.val_data),
-            ):
-                if (
-                    name in seen
-                    and encode_conversations(conversations, tokenizer, config.max_length).fingerprint
-                    != seen[name]
-                ):
-                    changed.append(str(path))
+        if not changed:  # with another vocabulary the same data has other ids
+            names = ("train_fingerprint", "val_fingerprint")
+            paths = (config.train_data, config.val_data)
+            for name, part, path in zip(names, encoded, paths):
+                changed += [str(path)] * (seen.get(name, part.fingerprint) != part.fingerprint)
     except (InputError, OSError) as error:
         return finding("no_data", reason=printable(str(error)))
     if changed:
         return finding("data_changed", files=", ".join(changed))
+    (train, train_report), (val, val_report) = parts
     statistics = compute_statistics(train, tokenizer, config.max_length)
-    return DataRecord(config, train, val, (train_report, val_report), statistics)
+    summary = record.summary or summarize(RunData(tokenizer, encoded[0], encoded[1], val), config)
+    return DataRecord(record, train, val, (train_report, val_report), statistics, summary)
+
+
+# -- sizes --------------------------------------------------------------------------------------------------
+
+
+def too_few_to_learn(record: RunRecord) -> Finding | None:
+    """A model learns so few by heart."""
+    summary = record.summary
+    if summary is None or summary.train_targets >= LEARN_FROM:
+        return None
+    size = {"targets": summary.train_targets, "examples": summary.train_examples, **_unit(summary)}
+    return finding("too_few_to_learn", **size, enough=LEARN_FROM)
+
+
+def _unit(summary: DataSummary) -> dict[str, str]:
+    chinese = {"pairs": "对", "conversations": "段对话", "windows": "个窗口"}
+    return {"unit": summary.unit, "unit_zh": chinese.get(summary.unit, "条")}
+
+
+def too_few_to_measure(record: RunRecord) -> Finding | None:
+    """The validation loss is mostly chance."""
+    summary = record.summary
+    if summary is None or summary.val_targets >= MEASURE_ON:
+        return None
+    size = {"targets": summary.val_targets, "examples": summary.val_examples, **_unit(summary)}
+    return finding("too_few_to_measure", **size, error=summary.val_error, enough=MEASURE_ON)
+
+
+def val_is_train(record: RunRecord) -> Finding | None:
+    """It is measured on what is learned from."""
+    config, summary = record.config, record.summary
+    if summary is None or not summary.is_same:
+        return None
+    found = finding("val_is_train", path=str(config.text or config.train_data))
+    if config.text is not None:
+        return found
+    command, parts = split_commands(record)
+    return found.trying(command, **parts)
+
+
+def val_unlike_train(record: RunRecord) -> Finding | None:
+    """Other tokens, or in other shares."""
+    summary = record.summary
+    if summary is None:
+        return None
+    most = max(UNLIKE_NATS, UNLIKE_DEVIATIONS / math.sqrt(summary.val_targets))
+    if summary.val_unigram_loss - summary.held_out_unigram_loss <= most:
+        return None
+    return finding("val_unlike_train", val=summary.val_unigram_loss, train=summary.held_out_unigram_loss)
+
+
+SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
+    too_few_to_learn,
+    too_few_to_measure,
+    val_is_train,
+    val_unlike_train,
+)
+
+
+# -- what stands in the files -------------------------------------------------------------------------------
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Report lines that the reader skipped, empty ones excepted, in the worse of both files."""
+    """Lines that the reader could not use, empty ones apart; the worse of both files."""
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -99,13 +204,12 @@ def lines_skipped(data: DataRecord) -> Finding | None:
     if not found:
         return None
     share, count, report, reason = max(found, key=lambda entry: entry[0])
-    return finding(
-        "lines_skipped", count=count, lines=report.lines, path=str(report.path), share=share, reason=reason
-    )
+    numbers = {"count": count, "lines": report.lines, "path": str(report.path), "share": share}
+    return finding("lines_skipped", **numbers, reason=reason).trying(_stats(data.config, report))
 
 
 def empty_answers(data: DataRecord) -> Finding | None:
-    """Report lines with an empty question or answer, in the worse of both files."""
+    """Lines whose question or answer is empty; the worse of both files."""
     shares = []
     for report in data.reports:
         count = sum(len(lines) for why, lines in report.by_reason().items() if _is_empty(why))
@@ -113,15 +217,113 @@ def empty_answers(data: DataRecord) -> Finding | None:
     share, count, report = max(shares, key=lambda entry: entry[0])
     if share <= SKIPPED_SHARE:
         return None
-    return finding("empty_answers", count=count, lines=report.lines, path=str(report.path), share=share)
+    numbers = {"count": count, "lines": report.lines, "path": str(report.path), "share": share}
+    return finding("empty_answers", **numbers).trying(_stats(data.config, report))
 
 
 def _is_empty(reason: str) -> bool:
-    return reason.endswith("is empty")  # the reader writes, for example, "`answer` is empty"
+    return reason.endswith("is empty")  # the reader's words: "`answer` is empty"
+
+
+def _stats(config: TrainConfig, report: ReadReport) -> str:
+    words = ["minigpt", "stats", "--train_data", str(report.path), "--vocab_path", str(config.vocab_path)]
+    return shlex.join([*words, *reading(config)])
+
+
+def characters_lost(data: DataRecord) -> Finding | None:
+    """Records with U+FFFD; the worse of both files."""
+    report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
+    share = len(report.lost) / max(report.lines, 1)
+    if share <= SKIPPED_SHARE:
+        return None
+    numbers = {"count": len(report.lost), "lines": report.lines, "path": str(report.path), "share": share}
+    return finding("characters_lost", **numbers)
+
+
+def mojibake(data: DataRecord) -> Finding | None:
+    """UTF-8 that was read as Latin-1, or as Windows-1252, which has more characters."""
+    texts = [(text, _repaired(text)) for each in data.train for text in each.texts()]
+    found = [(text, meant) for text, meant in texts if meant]
+    count = sum(any(_repaired(text) for text in each.texts()) for each in data.train) if found else 0
+    share = count / len(data.train)
+    if share <= MOJIBAKE_SHARE:
+        return None
+    text, meant = found[0]
+    numbers = {"count": count, "pairs": len(data.train), "share": share}
+    return finding("mojibake", **numbers, text=_short(text), meant=_short(meant))
+
+
+def _repaired(text: str) -> str:
+    """What was meant by the bytes; "" if the text is no such reading."""
+    if text.isascii():
+        return ""
+    for encoding in ("latin-1", "cp1252"):
+        try:
+            return text.encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+    return ""
+
+
+def fields_swapped(data: DataRecord) -> Finding | None:
+    """The answers ask, and the questions do not."""
+    exchanges = [exchange for each in data.train for exchange in each.exchanges]
+    asking = [sum(_asks(text) for text in texts) / len(exchanges) for texts in zip(*exchanges, strict=True)]
+    questions, answers = asking
+    if answers < ASKING or questions > NOT_ASKING:
+        return None
+    first = next(exchange for exchange in exchanges if _asks(exchange.answer))
+    shown = {"question": _short(first.question), "answer": _short(first.answer)}
+    found = finding("fields_swapped", questions=questions, answers=answers, **shown)
+    names = _names_of(data.train[0])
+    return found.trying(question_field=names[1], answer_field=names[0]) if names else found
+
+
+def _asks(text: str) -> bool:
+    return text.rstrip().endswith(("?", "\uff1f"))  # the full-width question mark, too
+
+
+def _names_of(conversation: Conversation) -> tuple[str, str] | None:
+    """The fields of a record that its question and its answer come from."""
+    try:
+        row = json.loads(conversation.raw)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or len(conversation.turns) != 2:
+        return None
+    by_text = {value: name for name, value in row.items() if isinstance(value, str)}
+    question, answer = (by_text.get(turn.content) for turn in conversation.turns)
+    return (question, answer) if question and answer else None
+
+
+def answers_fit(data: DataRecord) -> bool:
+    """Whether answers share more pairs of characters with their own questions than with others.
+
+    In most languages an answer takes up words of its question. Labels and translations do not: then this says
+    nothing, and the model's losses must.
+    """
+    exchanges = list({each.exchanges[0].question: each.exchanges[0] for each in data.train}.values())
+    chosen = exchanges[:: max(1, len(exchanges) // FIT_PAIRS)]
+    if len(chosen) < 2:
+        return False
+    questions, answers = ([_bigrams(text) for text in texts] for texts in zip(*chosen, strict=True))
+    half = len(chosen) // 2
+    differences = [
+        (len(answer & questions[i]) - len(answer & questions[(i + half) % len(chosen)])) / max(1, len(answer))
+        for i, answer in enumerate(answers)
+    ]
+    mean = sum(differences) / len(differences)
+    variance = sum((d - mean) ** 2 for d in differences) / (len(differences) - 1)
+    return mean > FIT_ERRORS * math.sqrt(variance / len(differences)) and mean > 0
+
+
+def _bigrams(text: str) -> set[str]:
+    folded = normalise(text)
+    return {folded[i : i + 2] for i in range(len(folded) - 1)}
 
 
 def same_answer(data: DataRecord) -> Finding | None:
-    """Report an answer that very many questions share."""
+    """One answer that very many questions have."""
     answers = [exchange.answer.strip() for each in data.train for exchange in each.exchanges]
     ((answer, count),) = Counter(answers).most_common(1)
     share = count / len(answers)
@@ -131,9 +333,8 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 
 def leak(data: DataRecord) -> Finding | None:
-    """Report validation questions that are also in the training data, ignoring width, case and spaces."""
-    # Pairs are compared by their question. In conversations a question may repeat, so there the answer
-    # counts, too.
+    """Questions of the validation part that were learned from; width, case and spaces do not count."""
+    # the question alone tells pairs apart; in a conversation the same question comes again and again
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
     learned = {
         exchange_key(exchange) if several else normalise(exchange.question)
@@ -149,55 +350,157 @@ def leak(data: DataRecord) -> Finding | None:
     share = len(both) / len(asked)
     if share <= LEAK_SHARE:
         return None
-    return finding("leak", count=len(both), questions=len(asked), share=share, question=_short(both[0]))
+    found = finding("leak", count=len(both), questions=len(asked), share=share, question=_short(both[0]))
+    command, parts = split_commands(data.run)
+    return found.trying(command, **parts)
+
+
+def contradictions(data: DataRecord) -> Finding | None:
+    """Questions with several answers that differ, where nothing else was said that may tell them apart."""
+    alone = [each for each in data.train if len(each.turns) == 2 and not each.tools]
+    answers: dict[str, dict[str, Conversation]] = {}
+    for each in alone:
+        answers.setdefault(normalise(each.question), {}).setdefault(normalise(each.answer), each)
+    several = [list(found.values()) for found in answers.values() if len(found) > 1]
+    questions = max(len(answers), len(data.train) // 2)  # a few lonely pairs among conversations say little
+    if len(several) <= CONTRADICTION_SHARE * questions:
+        return None
+    one, other = several[0][:2]
+    numbers = {"count": len(several), "questions": len(answers), "share": len(several) / len(answers)}
+    shown = {"question": _short(one.question), "one": _short(one.answer), "other": _short(other.answer)}
+    return finding("contradictions", **numbers, **shown)
+
+
+def duplicates(data: DataRecord) -> Finding | None:
+    """Pairs that stand there before, word for word."""
+    count, pairs = data.statistics.repeated_pairs, int(data.statistics.exchanges.sum())
+    several = any(len(each.exchanges) > 1 for each in data.train)  # there a greeting may well come again
+    if several or count / pairs <= DUPLICATE_SHARE:
+        return None
+    command, parts = split_commands(data.run)
+    return finding("duplicates", count=count, pairs=pairs, share=count / pairs).trying(command, **parts)
+
+
+def template_differs(data: DataRecord) -> Finding | None:
+    """A phrase that the questions of one part begin or end with, and those of the other do not."""
+    parts = [[each.exchanges[0].question for each in part] for part in (data.train, data.val)]
+    for has, lacks, names in ((0, 1, ("training", "validation")), (1, 0, ("validation", "training"))):
+        for turned in (False, True):
+            mine, theirs = ([q[::-1] if turned else q for q in parts[number]] for number in (has, lacks))
+            affix = _common_beginning(mine)
+            other = sum(question.startswith(affix) for question in theirs) / len(theirs)
+            if len(affix) < TEMPLATE_LENGTH or other > NOT_IN_TEMPLATE:
+                continue
+            share = sum(question.startswith(affix) for question in mine) / len(mine)
+            chinese = {"training": "训练集", "validation": "验证集"}
+            return finding(
+                "template_differs",
+                share=share,
+                other=other,
+                affix=_short(affix[::-1] if turned else affix),
+                where="end with" if turned else "begin with",
+                where_zh="结尾都有" if turned else "开头都有",
+                part=names[0],
+                rest=names[1],
+                part_zh=chinese[names[0]],
+                rest_zh=chinese[names[1]],
+            )
+    return None
+
+
+def _common_beginning(texts: Sequence[str]) -> str:
+    """The longest beginning that nine in ten of the texts have."""
+    enough, found = IN_TEMPLATE * len(texts), ""
+    while True:
+        counts = Counter(text[: len(found) + 1] for text in texts if text.startswith(found) and text != found)
+        longer, count = counts.most_common(1)[0] if counts else ("", 0)
+        if count < enough:
+            return found
+        found = longer
+
+
+def markup(data: DataRecord) -> Finding | None:
+    """Special tokens of other programs, spelled out."""
+    counts = Counter(
+        mark for each in data.train for mark in MARKS if any(mark in text for text in each.texts())
+    )
+    if not counts:
+        return None
+    mark, count = counts.most_common(1)[0]
+    share = count / len(data.train)
+    return finding("markup", share=share, mark=mark, count=len(mark)) if share > MARKS_SHARE else None
 
 
 def unknown_characters(data: DataRecord) -> Finding | None:
-    """Report characters that became <unk>."""
+    """Characters that became <unk>."""
     unknown = data.statistics.unknown
     count = sum(character.count for character in unknown)
     share = count / int((data.statistics.questions + data.statistics.answers).sum())
     if share <= UNKNOWN_SHARE:
         return None
     examples = " ".join(printable(character.character) for character in unknown[:10])
-    return finding("unknown_characters", count=count, share=share, examples=examples)
+    config, path = data.config, data.config.vocab_path
+    new = str(anew(path.with_suffix("")).with_suffix(path.suffix or ".json"))
+    words = ["minigpt", "vocab", "--data", str(config.train_data), "--output", new, *reading(config)]
+    found = finding("unknown_characters", count=count, share=share, examples=examples)
+    return found.trying(shlex.join(words), vocab_path=new)
 
 
 def pairs_cut(data: DataRecord) -> Finding | None:
-    """Report pairs whose end was cut off. Pairs without any answer left are another check."""
+    """Pairs that lost their end, or conversations that lost their beginning.
+
+    Those that lost the whole answer are counted apart.
+    """
     cut = next(cut for cut in data.statistics.cuts if cut.max_length == data.config.max_length)
     count = cut.pairs - cut.without_answer
     share = count / len(data.train)
     if share <= CUT_SHARE:
         return None
-    return finding("pairs_cut", count=count, pairs=len(data.train), share=share, max_length=cut.max_length)
+    lengths = data.statistics.pairs
+    several = (data.statistics.exchanges[lengths > cut.max_length] > 1).mean() > 0.5
+    numbers = {"count": count, "pairs": len(data.train), "share": share, "max_length": cut.max_length}
+    return finding("conversations_cut" if several else "pairs_cut", **numbers).trying(**_room(data))
+
+
+def _room(data: DataRecord) -> dict[str, int]:
+    """A max_length that cuts one in a hundred at most, and a block_size to go with it."""
+    length = int(np.percentile(data.statistics.pairs, 99, method="inverted_cdf"))
+    return {"max_length": length, "block_size": max(data.config.block_size, length)}
 
 
 def answers_cut_away(data: DataRecord) -> Finding | None:
-    """Report pairs whose whole answer was cut off."""
+    """Pairs with nothing left to learn."""
     cut = next(cut for cut in data.statistics.cuts if cut.max_length == data.config.max_length)
     share = cut.without_answer / len(data.train)
     if share <= NO_ANSWER_SHARE:
         return None
-    return finding(
-        "answers_cut_away",
-        count=cut.without_answer,
-        pairs=len(data.train),
-        share=share,
-        max_length=cut.max_length,
-    )
+    numbers = {"count": cut.without_answer, "pairs": len(data.train), "share": share}
+    return finding("answers_cut_away", **numbers, max_length=cut.max_length).trying(**_room(data))
+
+
+def mostly_questions(data: DataRecord) -> Finding | None:
+    """The loss counts on everything, and next to nothing of that is answers."""
+    if data.config.loss_on != "all":
+        return None
+    statistics = data.statistics
+    answers = float((statistics.answers + statistics.exchanges).sum())  # with the <sep> behind each
+    share = 1 - answers / float((statistics.pairs - 1).sum())
+    if share <= QUESTIONS_SHARE:
+        return None
+    return finding("mostly_questions", share=share).trying(loss_on="answer")
 
 
 def mostly_padding(data: DataRecord) -> Finding | None:
-    """Report that most of the computed tokens were padding. (Batches of equal lengths have little.)"""
+    """Most of what was computed was padding. (With batches by length it is little.)"""
     config = data.config
     if not config.pad_to_max_length:
         return None
     real = float(np.minimum(data.statistics.pairs, config.max_length).mean())
-    share = 1 - (real - 1) / (config.max_length - 1)  # - 1, because a row of n tokens has n - 1 inputs
+    share = 1 - (real - 1) / (config.max_length - 1)  # a row of n tokens has n - 1 inputs
     if share <= PADDING_SHARE:
         return None
-    return finding("mostly_padding", share=share, max_length=config.max_length)
+    found = finding("mostly_padding", share=share, max_length=config.max_length)
+    return found.trying(pad_to_max_length=False, by_length=True)
 
 
 def _short(text: str) -> str:
@@ -208,10 +511,18 @@ def _short(text: str) -> str:
 DATA_CHECKS: tuple[Callable[[DataRecord], Finding | None], ...] = (
     lines_skipped,
     empty_answers,
+    characters_lost,
+    mojibake,
+    fields_swapped,
     same_answer,
     leak,
+    contradictions,
+    duplicates,
+    template_differs,
+    markup,
     unknown_characters,
     pairs_cut,
     answers_cut_away,
+    mostly_questions,
     mostly_padding,
 )

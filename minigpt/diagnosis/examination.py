@@ -1,10 +1,20 @@
-"""Runs all checks on a run. `examine(record)` returns the findings, the worst first."""
+"""All checks on one run, in one go: `examine(record)` gives the findings, the worst first."""
 
+import dataclasses
+
+from minigpt.diagnosis.advice import recipe_command, train_command
 from minigpt.diagnosis.checks import CHECKS
 from minigpt.diagnosis.curves import Curve, compare, compare_with_recipe
-from minigpt.diagnosis.data_checks import DATA_CHECKS, DataRecord, read_data_record
-from minigpt.diagnosis.findings import LEVELS, Finding, finding
+from minigpt.diagnosis.data_checks import (
+    DATA_CHECKS,
+    SIZE_CHECKS,
+    DataRecord,
+    answers_fit,
+    read_data_record,
+)
+from minigpt.diagnosis.findings import Finding, finding, without_consequences
 from minigpt.diagnosis.record import RunRecord
+from minigpt.diagnosis.settings_checks import SETTINGS_CHECKS
 from minigpt.errors import InputError, printable
 
 __all__ = ["examine"]
@@ -14,39 +24,43 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
     """Run every check.
 
     Args:
-        record: the run.
-        curve: compare with this curve instead of the recipe's.
-        deep: also load the best checkpoint and let it answer validation questions.
+        curve: compare with this one instead of the recipe's.
+        deep: load the best checkpoint, measure and ask it on held-out pairs.
 
     Raises:
         InputError: if the recipe's reference curve is damaged.
     """
-    found = [check(record) for check in CHECKS]
-    done = len(CHECKS) + 1
-    found.append(compare(record, curve) if curve else compare_with_recipe(record))
     data = read_data_record(record)
     if isinstance(data, DataRecord):
-        found += [check(data) for check in DATA_CHECKS]
-        done += len(DATA_CHECKS)
-    else:
-        found.append(data)
-    if deep:
+        record = dataclasses.replace(record, summary=data.summary)
+    found = [check(record) for check in (*SIZE_CHECKS, *CHECKS, *SETTINGS_CHECKS)]
+    found.append(compare(record, curve) if curve else compare_with_recipe(record))
+    found += [check(data) for check in DATA_CHECKS] if isinstance(data, DataRecord) else [data]
+    done = len(found)
+    if deep and isinstance(data, DataRecord):
         found += _answers(record, data)
         done += 1
-    findings = [one for one in found if one is not None]
+    findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
         findings.append(finding("healthy", checks=done, steps=record.steps_done))
-    return sorted(findings, key=lambda one: LEVELS.index(one.level))
+    return [_with_commands(record, one) for one in findings]
 
 
-def _answers(record: RunRecord, data: DataRecord | Finding) -> list[Finding]:
-    if isinstance(data, Finding):
-        return [finding("no_questions", why=data.code)]
-    # not at the top of the file, because it imports torch
-    from minigpt.diagnosis.answers import ask, judge_answers
+def _with_commands(record: RunRecord, found: Finding) -> Finding:
+    commands = list(found.before)
+    if found.flags is not None:
+        commands.append(train_command(record, found.flags))
+    if found.code == "nothing_learned":
+        commands.append(recipe_command(record, "shakespeare-cpu" if record.config.text else "qa-cpu"))
+    return dataclasses.replace(found, commands=tuple(commands))
+
+
+def _answers(record: RunRecord, data: DataRecord) -> list[Finding]:
+    from minigpt.diagnosis.answers import ask, judge, load_best, measure  # loads generation
 
     try:
-        answers, limit = ask(record, data.val)
-        return judge_answers(answers, limit, record.config.max_length)
+        model, tokenizer = load_best(record)
+        answers, limit = ask(model, tokenizer, data.val)
+        return judge(measure(model, tokenizer, data.val), answers, limit, answers_fit(data))
     except InputError as error:
         return [finding("deep_impossible", reason=printable(str(error)))]

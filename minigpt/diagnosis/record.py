@@ -1,13 +1,14 @@
-"""Reads the files that a run wrote. Lines that cannot be read are counted, and do not raise an error.
+"""What a run wrote down. Lines that cannot be read are counted, not fatal.
 
     record = read_record(Path("output"))
     record.train[-1].loss, record.val[-1].loss, record.total_steps
 
-The files are run.json, metrics.jsonl, and the newest checkpoint's training_state.json and config.json: some
-kilobytes of JSON, no weights. A missing or invalid number becomes nan, so that checks need not test for it.
+Reads run.json, metrics.jsonl and the newest checkpoint's training_state.json and config.json: some kilobytes
+of JSON, no weights. A number that is missing or no number is nan, so that no check has to ask twice.
 """
 
 import dataclasses
+import itertools
 import math
 import typing
 from dataclasses import dataclass, field
@@ -17,86 +18,98 @@ from typing import Any
 from minigpt.errors import InputError
 from minigpt.storage.json_files import parse_json, read_json
 from minigpt.training.config import RUN_FILE, TrainConfig
+from minigpt.training.data_summary import DataSummary, read_summary
 
 __all__ = ["Event", "RunRecord", "TrainPoint", "ValPoint", "read_record"]
 
 
 @dataclass(frozen=True)
 class TrainPoint:
-    """A line of metrics.jsonl about training."""
+    """One line about training."""
 
     step: int
-    loss: float  # mean loss per counted token since the previous line of metrics, in nats
-    grad_norm: float = math.nan  # gradient norm before clipping
+    loss: float  # nats per counted token, the mean over the steps since the line before
+    grad_norm: float = math.nan  # before clipping
     learning_rate: float = math.nan
-    epoch: float = math.nan  # number of passes over the data so far
-    tokens_per_second: float = math.nan  # mean speed since the process began
+    epoch: float = math.nan  # how often the data was seen by then
+    tokens_per_second: float = math.nan  # mean since the process began
     seconds: float = math.nan
 
 
 @dataclass(frozen=True)
 class ValPoint:
-    """A line of metrics.jsonl about an evaluation."""
+    """One evaluation."""
 
     step: int
-    loss: float  # mean loss of the tokens that the training counts
-    # mean loss of answers; nan: no answer token was counted; None: not recorded
-    answer_loss: float | None = None
+    loss: float  # of the tokens that training counts
 
 
 @dataclass(frozen=True)
 class Event:
-    """An event at a step: "skipped", "spike" or "rollback"."""
+    """Something that happened at a step: "skipped", "spike", "rollback", "changed"."""
 
     step: int
     kind: str
     loss: float = math.nan
+    what: tuple[str, ...] = ()  # changed by a resume
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The record of a run. Points are ordered by step. If a step has two lines, the later one counts."""
+    """A run on paper. Points are in the order of their steps, each step once (its last line counts)."""
 
     folder: Path
     config: TrainConfig
     train: list[TrainPoint] = field(default_factory=list)
     val: list[ValPoint] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    broken_lines: int = 0  # number of lines in metrics.jsonl that are not a JSON object with a step
-    non_finite: int = 0  # number of lines whose loss or gradient norm is not finite
-    first_non_finite: int = 0  # step of the first line whose loss or gradient norm is not finite
-    # content of training_state.json; empty without a checkpoint
-    state: dict[str, Any] = field(default_factory=dict)
-    vocab_size: int = 0  # vocabulary size; 0 if unknown
+    broken_lines: int = 0  # of metrics.jsonl that are no JSON object with a step
+    non_finite: tuple[int, ...] = ()  # steps with a loss or a gradient norm that is not a finite number
+    state: dict[str, Any] = field(default_factory=dict)  # training_state.json; empty: no checkpoint
+    vocab_size: int = 0  # 0: unknown
+    summary: DataSummary | None = None  # of its data; None: not recorded
+
+    @property
+    def lines_every(self) -> int:
+        """Steps between two lines about training; 0: there is one line at most."""
+        return min((b.step - a.step for a, b in itertools.pairwise(self.train)), default=0)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model; 0: unknown."""
+        try:
+            return self.config.model_config(self.vocab_size).parameter_count() if self.vocab_size else 0
+        except InputError:
+            return 0
 
     @property
     def steps_done(self) -> int:
-        """The last step in the metrics or in the newest checkpoint."""
+        """The last step that anything tells of."""
         seen = [*(point.step for point in self.train[-1:]), *(point.step for point in self.val[-1:])]
         return max([*seen, _whole(self.state.get("steps_done"))])
 
     @property
     def total_steps(self) -> int:
-        """Number of steps of the whole run; 0 if unknown."""
+        """Steps of the whole run; 0: nobody has written it down."""
         return _whole(self.state.get("total_steps")) or self.config.max_steps
 
     @property
     def is_finished(self) -> bool:
-        """True if all steps are done."""
+        """Whether every step was done."""
         return 0 < self.total_steps <= self.steps_done
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the encoded data and of the vocabulary. Keys as in training_state.json."""
+        """SHA-256 of the encoded data and of the vocabulary, by the names in training_state.json."""
         names = ("train_fingerprint", "val_fingerprint", "vocabulary_fingerprint")
         return {name: str(self.state[name]) for name in names if self.state.get(name)}
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read the folder of a run.
+    """Read a run's folder.
 
     Raises:
-        InputError: if the folder does not exist or holds no run; if the run's options cannot be read.
+        InputError: if there is no such folder, or it holds no run, or the run's settings cannot be read.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -105,7 +118,9 @@ def read_record(folder: Path) -> RunRecord:
         )
     newest = _newest_checkpoint(folder)
     state = {} if newest is None else _json_object(newest / "training_state.json")
-    values = _settings(folder, state)
+    run = _json_object(folder / RUN_FILE)
+    values, summary = _settings(folder, run, state), read_summary(run.get("data"))
+    vocab_size = 0 if newest is None else _whole(_json_object(newest / "config.json").get("vocab_size"))
     train: dict[int, TrainPoint] = {}
     val: dict[int, ValPoint] = {}
     events, bad_steps, broken = [], set(), 0
@@ -115,7 +130,9 @@ def read_record(folder: Path) -> RunRecord:
             broken += 1
             continue
         if "event" in line:
-            events.append(Event(step, str(line["event"]), _number(line.get("loss"))))
+            changed = line.get("what")
+            sentences = tuple(map(str, changed)) if isinstance(changed, list) else ()
+            events.append(Event(step, str(line["event"]), _number(line.get("loss")), sentences))
             continue
         if any(name in line and not math.isfinite(_number(line[name])) for name in _MUST_BE_FINITE):
             bad_steps.add(step)
@@ -124,8 +141,7 @@ def read_record(folder: Path) -> RunRecord:
             rest = {name: _number(line.get(name)) for name in names}
             train[step] = TrainPoint(step, _number(line["train_loss"]), **rest)
         if "val_loss" in line:
-            answers = _number(line["val_answer_loss"]) if "val_answer_loss" in line else None
-            val[step] = ValPoint(step, _number(line["val_loss"]), answers)
+            val[step] = ValPoint(step, _number(line["val_loss"]))
     return RunRecord(
         folder=folder,
         config=values,
@@ -133,10 +149,10 @@ def read_record(folder: Path) -> RunRecord:
         val=[val[step] for step in sorted(val)],
         events=events,
         broken_lines=broken,
-        non_finite=len(bad_steps),
-        first_non_finite=min(bad_steps, default=0),
+        non_finite=tuple(sorted(bad_steps)),
         state=state,
-        vocab_size=0 if newest is None else _whole(_json_object(newest / "config.json").get("vocab_size")),
+        vocab_size=vocab_size or (summary.vocab_size if summary else 0),
+        summary=summary,
     )
 
 
@@ -144,20 +160,20 @@ _MUST_BE_FINITE = ("train_loss", "val_loss", "grad_norm")
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint whose state can be read. (Names of eight digits sort by step.)"""
+    """The newest checkpoint whose state can be read. (Names have eight digits: their order is the steps'.)"""
     for path in sorted(folder.glob("step-????????/training_state.json"), reverse=True):
         if _json_object(path):
             return path.parent
     return None
 
 
-def _settings(folder: Path, state: dict[str, Any]) -> TrainConfig:
-    """Read the run's options from run.json, or else from its newest checkpoint.
+def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> TrainConfig:
+    """The run's settings: those of its run.json, else of its newest checkpoint.
 
-    Unknown options are ignored, and a value of a wrong type is replaced by the default. (A resume is
-    stricter, because it must be exact.)
+    What this version does not know is passed over, what has another type has its default: a doctor asks less
+    than a resume, which must be exact.
     """
-    written = _json_object(folder / RUN_FILE).get("config", state.get("config"))
+    written = run.get("config", state.get("config"))
     if not isinstance(written, dict):
         if (folder.parent / RUN_FILE).is_file():
             raise InputError(f"{folder} is a checkpoint; give its run's folder: {folder.parent}")
@@ -181,7 +197,7 @@ def _settings(folder: Path, state: dict[str, Any]) -> TrainConfig:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a JSONL file. A line that is no object gives {}; a missing file gives []."""
+    """The objects of a JSONL file; {} for a line that is none; nothing if there is no file."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -208,7 +224,7 @@ def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if is_number else math.nan  # type: ignore[arg-type]
-    except OverflowError:  # the integer is too large for a Python float
+    except OverflowError:  # an integer of hundreds of digits
         return math.nan
 
 

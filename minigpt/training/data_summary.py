@@ -10,6 +10,7 @@ nothing about the data.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ class DataSummary:
     val_examples: int
     val_targets: int
     vocab_size: int
-    train_unigram_loss: float  # nats a target, each quarter by the frequencies in the other three
-    val_unigram_loss: float  # by the frequencies in the training part
+    train_unigram_loss: float  # nats a target, by the frequencies in the training part
+    val_unigram_loss: float  # by the same frequencies
+    held_out_unigram_loss: float  # of each quarter of the training part by the others: what new data costs
     is_same: bool  # one file is learned from and measured on
 
     @property
@@ -102,25 +104,28 @@ def read_summary(value: object) -> DataSummary | None:
 
 def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
     """Count the targets of both parts; of a long text, a sample of some million."""
-    train, train_part = _targets(data.train, config)
+    train, part_of = _targets(data.train, config)
     val, _ = _targets(data.val, config)
     vocab_size = data.tokenizer.get_vocab_size()
-    counts = np.bincount(train_part * vocab_size + train, minlength=_PARTS * vocab_size)
-    counts = counts.reshape(_PARTS, vocab_size)
-    held_out = sum(
-        float(own @ _unigram_losses(counts.sum(axis=0) - own)) for own in counts if own.any()
-    )  # nats of each part
+    parts = np.bincount(part_of * vocab_size + train, minlength=_PARTS * vocab_size)
+    parts = parts.reshape(_PARTS, vocab_size)  # how often each token stands in each part
+    counts = parts.sum(axis=0)
+    held_out = 0.0
+    for own in parts:
+        held_out += float(own @ _unigram_losses(counts - own))
     if isinstance(data, RunData):
         unit, sizes = data.examples, (len(data.train), len(train), len(data.val), len(val))
     else:
         unit = "windows"
         sizes = (data.train.rows, len(data.train) - 1, data.val.rows, len(data.val) - 1)
+    losses = _unigram_losses(counts)
     return DataSummary(
         unit,
         *sizes,
         vocab_size=vocab_size,
-        train_unigram_loss=held_out / len(train),
-        val_unigram_loss=float(_unigram_losses(counts.sum(axis=0))[val].mean()),
+        train_unigram_loss=float(losses[train].mean()),
+        val_unigram_loss=float(losses[val].mean()),
+        held_out_unigram_loss=held_out / len(train),
         is_same=data.train.fingerprint == data.val.fingerprint,
     )
 
@@ -131,7 +136,7 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     A token that was not seen has a share, too: as many new ones are expected as there were first ones
     (Witten and Bell, https://doi.org/10.1109/18.87000), and each is as likely as another.
     """
-    seen: int = max(1, int(np.count_nonzero(counts)))
+    seen = max(1, int(np.count_nonzero(counts)))
     losses: npt.NDArray[np.float64] = -np.log((counts + seen / len(counts)) / (counts.sum() + seen))
     return losses
 
@@ -139,12 +144,18 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The ids that are predicted and count, (P,), and which of `_PARTS` parts each belongs to, (P,)."""
+    """The ids that are predicted and count, (P,), and which of `_PARTS` parts each belongs to, (P,).
+
+    Rows with the same answers are in the same part: a question asked in another way is no new one.
+    """
     if isinstance(part, EncodedExamples):
         counts = part.is_answer.copy() if config.loss_on == "answer" else np.ones(len(part.ids), dtype=bool)
         counts[part.starts[:-1]] = False  # the first of a row has nothing before it
-        rows = np.repeat(np.arange(len(part)), part.lengths)
-        return part.ids[counts].astype(np.int64), rows[counts] % _PARTS
+        answers: dict[bytes, int] = {}
+        spans = itertools.pairwise(part.starts.tolist())
+        keys = (part.ids[a:b][part.is_answer[a:b]].tobytes() for a, b in spans)
+        groups = np.array([answers.setdefault(key, len(answers)) for key in keys])
+        return part.ids[counts].astype(np.int64), np.repeat(groups, part.lengths)[counts] % _PARTS
     size = max(1, min(_PIECE, len(part) // (4 * _PARTS)))
     pieces = range(1, len(part), size)  # the first token has nothing before it, either
     every = -(-len(pieces) * size // _COUNTED)

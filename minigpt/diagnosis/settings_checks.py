@@ -1,0 +1,257 @@
+"""Why did a run not get far? One pure function for each setting that may be the cause: RunRecord -> Finding.
+
+    for check in SETTINGS_CHECKS:
+        found = check(record)
+
+A setting is blamed for what the run shows, not for being unusual: each check asks whether the run learned
+little, or made its loss worse. Two facts explain most thresholds. A step of AdamW moves a weight by about the
+learning rate at most, whatever the gradient. And initial weights have a deviation of 0.02 in every family.
+"""
+
+import math
+from collections.abc import Callable
+from statistics import fmean
+
+from minigpt.diagnosis.advice import gentler, longer, rates, usual_rates
+from minigpt.diagnosis.checks import ENOUGH_LINES, finite, late_share, untrained
+from minigpt.diagnosis.findings import Finding, finding
+from minigpt.diagnosis.record import RunRecord
+from minigpt.training.optimizer import schedule
+
+__all__ = ["SETTINGS_CHECKS"]
+
+# Frequencies alone give the unigram loss; a model below nine tenths of it has seen some context.
+LITTLE = 0.9
+# As far as nothing: within three per cent, which is what smoothing the frequencies is worth.
+NOTHING_BELOW = 0.97
+# A weight is one thing or another from about 0.05 on, twice and a half its first deviation.
+MOVED = 0.05
+# Recipes for small models have AdamW at 3e-4 to 1e-2 and Muon at 0.01 to 0.05. A tenth of the usual rate is
+# low, ten times as much is high.
+LOW, HIGH = 0.1, 10.0
+# A new model's loss differs by a few hundredths from batch to batch. Steps that make it worse by 0.15 are too
+# long; so are they if, at a high rate, one of the first ten lines is half a nat above an earlier one.
+ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
+WARM = 10  # steps of warm-up, from which on the rate itself is to blame
+# |w| <= 1 / decay where AdamW has had time for it: below 0.2 the weights are held near their first values.
+DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
+# Half of all activations is more than any recipe drops.
+DROPOUT = 0.5
+# A clip shortens outliers. If all gradients are cut to a thousandth, their length says nothing any more.
+# AdamW and Muon do not mind, until the rest is as small as the 1e-8 and 1e-7 that they divide by at least.
+CLIP_TIMES = 1000.0
+# A third of the fall in the last third is a straight line; a curve that is nearly done brings under a tenth.
+STEEP, STEEP_NATS = 0.2, 0.1
+# The gradient of 32 tokens is mostly chance: recipes have 500 and more.
+FEW_TARGETS, NOT_FAR = 32.0, 0.25
+# A parameter holds two bits of what is to be known by heart (https://arxiv.org/abs/2404.05405). The run is
+# done if its last third brings under a tenth; the losses are close; and the data came several times.
+BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
+
+
+def best_loss(record: RunRecord) -> float:
+    """The lowest validation loss; nan: there is none."""
+    return min((point.loss for point in finite(record.val)), default=math.nan)
+
+
+def end_loss(record: RunRecord) -> float:
+    """The training loss at the end, nan: there is none.
+
+    A mean over the last epoch, in which batches of all lengths come: at least three lines, at most a fifth of
+    all, which is still the end.
+    """
+    train = finite(record.train)
+    last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
+    count = max(3, min(len(last), len(train) // 5))
+    return fmean([point.loss for point in train[-count:]]) if train else math.nan
+
+
+def learned_less_than(record: RunRecord, share: float) -> bool:
+    """Whether neither loss came below a share of the unigram loss. (A low training loss was learned, too.)"""
+    if record.summary is None or not finite(record.val):
+        return False
+    far = best_loss(record) < share * record.summary.val_unigram_loss
+    by_heart = end_loss(record) < (share - 0.1) * record.summary.train_unigram_loss
+    return not far and not by_heart
+
+
+def path(record: RunRecord) -> float:
+    """The sum of all shares of the highest rate: times the rate, how far AdamW's steps reach together."""
+    total = max(record.total_steps, record.steps_done, 1)
+    every = max(1, total // 1000)
+    return every * sum(schedule(record.config, step, total) for step in range(0, record.steps_done, every))
+
+
+def relative_rate(record: RunRecord) -> float:
+    """The run's rate in usual ones, the highest of its optimisers'."""
+    usual = usual_rates(record.config)
+    return max(rate / usual[name] for name, rate in rates(record.config).items())
+
+
+def weight_decay_high(record: RunRecord) -> Finding | None:
+    """The decay holds the weights down."""
+    config = record.config
+    decays = [(config.weight_decay, config.learning_rate)]
+    if config.optimizer == "muon":
+        decays.append((config.muon_weight_decay, config.muon_learning_rate))
+    time = path(record)
+    high = [d for d, rate in decays if d > 1 / DECAY_LIMIT and d * rate * time >= DECAY_TIME]
+    if not high or not learned_less_than(record, LITTLE):
+        return None
+    names = {"weight_decay": 0.1, **({"muon_weight_decay": 0.1} if config.optimizer == "muon" else {})}
+    found = finding("weight_decay_high", decay=max(high), limit=1 / max(high), loss=best_loss(record))
+    return found.trying(**names)
+
+
+def dropout_high(record: RunRecord) -> Finding | None:
+    """Too much is dropped."""
+    if record.config.dropout < DROPOUT or not learned_less_than(record, LITTLE):
+        return None
+    found = finding("dropout_high", dropout=record.config.dropout, loss=best_loss(record))
+    return found.trying(dropout=0.1)
+
+
+def clip_tiny(record: RunRecord) -> Finding | None:
+    """All gradients are cut to next to nothing."""
+    limit = record.config.max_grad_norm
+    norms = sorted(point.grad_norm for point in record.train if math.isfinite(point.grad_norm))
+    if not limit or not norms or not learned_less_than(record, LITTLE):
+        return None
+    usual = norms[len(norms) // 2]
+    if norms[0] < CLIP_TIMES * limit:
+        return None
+    return finding("clip_tiny", limit=limit, norm=usual, times=usual / limit).trying(max_grad_norm=1.0)
+
+
+def rate_too_low(record: RunRecord) -> Finding | None:
+    """The steps are too short to get anywhere, or the run ended long before it was done."""
+    config, rate = record.config, relative_rate(record)
+    if not record.is_finished or not finite(record.val) or rate >= LOW:
+        return None
+    moved = config.learning_rate * path(record)
+    is_stuck = learned_less_than(record, LITTLE) and (moved < MOVED or rate == 0)
+    if not is_stuck and not is_steep(record):
+        return None
+    numbers = {"rate": max(rates(config).values()), "steps": record.steps_done, "moved": moved}
+    return finding("rate_too_low", **numbers, loss=best_loss(record)).trying(**usual_rates(config))
+
+
+def rate_too_high(record: RunRecord) -> Finding | None:
+    """The steps are so long that they make the loss worse, or that nothing comes of a high rate."""
+    peak, step, _ = early_peak(record)
+    rose = peak > untrained(record) + ABOVE
+    is_poor = learned_less_than(record, LITTLE)
+    if not (rose and (is_poor or record.config.warmup_steps >= WARM)) and not (
+        is_poor and relative_rate(record) >= HIGH
+    ):
+        return None
+    numbers = {"step": step, "peak": peak, "start": untrained(record), "loss": best_loss(record)}
+    rate = max(rates(record.config).values())
+    return finding("rate_too_high", rate=rate, **numbers).trying(**gentler(record))
+
+
+def warmup_missing(record: RunRecord) -> Finding | None:
+    """The first steps made the loss worse, and no warm-up kept them short."""
+    peak, step, low = early_peak(record)
+    rose = peak > untrained(record) + ABOVE
+    leapt = peak > low + RISE and relative_rate(record) >= HIGH
+    if record.config.warmup_steps >= WARM or not (rose or leapt):
+        return None
+    numbers = {"step": step, "peak": peak, "low": low, "warmup": record.config.warmup_steps}
+    warmup = max(WARM, min(100, record.total_steps // 10))
+    rate = max(rates(record.config).values())
+    return finding("warmup_missing", rate=rate, **numbers).trying(warmup_steps=warmup, max_grad_norm=1.0)
+
+
+def early_peak(record: RunRecord) -> tuple[float, int, float]:
+    """Of the first lines the one that lies most above an earlier one, or a new model: loss, step, low.
+
+    nan where the beginning is missing.
+    """
+    train = finite(record.train)
+    low = untrained(record)
+    if not train or math.isnan(low) or train[0].step > 2 * max(record.lines_every, 10):
+        return math.nan, 0, math.nan
+    found = (train[0].loss, train[0].step, low)
+    for point in train[: max(FIRST_LINES, len(train) // 10)]:
+        is_first = point.step <= max(FIRST_LINES, record.steps_done // 50)
+        if point.loss - low > found[0] - found[2] and (is_first or point.loss > untrained(record)):
+            found = (point.loss, point.step, low)
+        low = min(low, point.loss)
+    return found
+
+
+def is_steep(record: RunRecord) -> bool:
+    """Whether the last third still brought much."""
+    fell = untrained(record) - best_loss(record)
+    return late_share(record) >= STEEP and fell * late_share(record) >= STEEP_NATS
+
+
+def too_short(record: RunRecord) -> Finding | None:
+    """The curve is still steep at the end, or it hardly began."""
+    if not record.is_finished or not finite(record.val):
+        return None
+    moved = max(rate for rate in rates(record.config).values()) * path(record)
+    hardly_begun = learned_less_than(record, LITTLE) and moved < MOVED
+    if not hardly_begun and not is_steep(record):
+        return None
+    numbers = {"steps": record.steps_done, "share": late_share(record), "loss": best_loss(record)}
+    return finding("too_short", **numbers).trying(**longer(record.config))
+
+
+def batch_too_small(record: RunRecord) -> Finding | None:
+    """A step's direction is mostly chance, and the run did not get far."""
+    summary, config = record.summary, record.config
+    if summary is None or not finite(record.val):
+        return None
+    batch = config.batch_size * config.gradient_accumulation_steps
+    targets = batch * summary.train_targets / summary.train_examples
+    if targets >= FEW_TARGETS or batch >= summary.train_examples:
+        return None
+    if best_loss(record) < NOT_FAR * summary.val_unigram_loss:
+        return None
+    found = finding("batch_too_small", targets=targets, loss=best_loss(record))
+    size = 2 ** math.ceil(math.log2(500 * summary.train_examples / summary.train_targets))
+    return found.trying(batch_size=min(size, 2 ** math.ceil(math.log2(summary.train_examples))))
+
+
+def model_too_small(record: RunRecord) -> Finding | None:
+    """Both losses stand still at one height, and what is not learned is more than the model can hold."""
+    summary, train = record.summary, finite(record.train)
+    if summary is None or len(train) < ENOUGH_LINES or not record.is_finished or not record.parameters:
+        return None
+    end, best = end_loss(record), best_loss(record)
+    bits = end * summary.train_targets / math.log(2)
+    is_still = len(finite(record.val)) >= 3 and late_share(record) < STILL
+    if not is_still or not train[-1].epoch >= EPOCHS or bits < BITS * record.parameters:
+        return None
+    if best > (1 + GAP) * end or learned_less_than(record, NOTHING_BELOW):
+        return None
+    config = record.config
+    wider: dict[str, int] = {"n_embd": 4 * config.n_embd, "n_layer": max(2, config.n_layer)}
+    if config.intermediate_size:
+        wider["intermediate_size"] = 4 * config.intermediate_size
+    found = finding("model_too_small", parameters=record.parameters, train=end, loss=best)
+    return found.trying(**wider)
+
+
+def nothing_learned(record: RunRecord) -> Finding | None:
+    """No loss is below that of one who only knows how frequent tokens are."""
+    if not learned_less_than(record, NOTHING_BELOW) or record.summary is None:
+        return None
+    numbers = {"unigram": record.summary.val_unigram_loss, "uniform": record.summary.uniform_loss}
+    return finding("nothing_learned", loss=best_loss(record), **numbers)
+
+
+SETTINGS_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
+    weight_decay_high,
+    dropout_high,
+    clip_tiny,
+    rate_too_low,
+    rate_too_high,
+    warmup_missing,
+    too_short,
+    batch_too_small,
+    model_too_small,
+    nothing_learned,
+)
