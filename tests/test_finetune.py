@@ -475,3 +475,10 @@ def test_bad_options_are_one_line(folder: Path, values: dict[str, Any], message:
         trainer(settings(folder, **{"model": "gpt", **values}))
     assert "\n" not in str(caught.value)
     assert not checkpoint.list_checkpoints(folder / "run")
+
+
+def test_the_doctor_examines_a_fine_tuned_run(folder: Path, run_command: RunCommand) -> None:
+    finetune(**{**settings(folder, **METHODS["lora"]).as_dict(), "max_steps": 2, "eval_steps": 1})
+    result = run_command("doctor", folder / "run", "--language", "en")
+    assert result.code == 0, result.err
+    assert "the run began with given weights" in result.out

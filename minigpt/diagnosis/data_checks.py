@@ -103,6 +103,8 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
     config = record.config
     if config.text is not None:
         return finding("text_run")
+    if config.starts_from is not None:
+        return finding("run_from_weights")
     # a resume may have been given another max_length since: the fingerprints are of the checkpoint's
     noted = record.state.get("config")
     length = noted.get("max_length") if isinstance(noted, dict) else None

@@ -19,6 +19,7 @@ from minigpt.errors import InputError
 from minigpt.storage.json_files import parse_json, read_json
 from minigpt.training.config import RUN_FILE, TrainConfig
 from minigpt.training.data_summary import DataSummary, read_summary
+from minigpt.training.finetune_config import FinetuneConfig
 
 __all__ = ["Event", "RunRecord", "TrainPoint", "ValPoint", "read_record"]
 
@@ -179,9 +180,10 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
             raise InputError(f"{folder} is a checkpoint; give its run's folder: {folder.parent}")
         what = "is damaged" if (folder / RUN_FILE).exists() else f"holds no {RUN_FILE}"
         raise InputError(f"{folder} {what}: not a run that `minigpt train` began, or not any more")
-    usual, hints = TrainConfig(), typing.get_type_hints(TrainConfig)
+    kind = FinetuneConfig if "task" in written else TrainConfig
+    usual, hints = kind(), typing.get_type_hints(kind)
     values: dict[str, Any] = {}
-    for item in dataclasses.fields(TrainConfig):
+    for item in dataclasses.fields(kind):
         value, default = written.get(item.name), getattr(usual, item.name)
         if isinstance(value, str) and hints[item.name] in (Path, Path | None):
             value = Path(value)
@@ -191,7 +193,7 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
         if of_its_type or isinstance(value, Path):
             values[item.name] = value
     try:
-        return TrainConfig(**{**values, "resume": False, "overwrite": False, "output": folder})
+        return kind(**{**values, "resume": False, "overwrite": False, "output": folder})
     except InputError as error:
         raise InputError(f"{folder / RUN_FILE}: {error}") from None
 
