@@ -15,6 +15,8 @@ from typing import Any
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError
 from minigpt.training.config import FOREIGN_OPTIONS, PER_CALL, TrainConfig, read_recipe
+from minigpt.training.finetune_config import FinetuneConfig
+from minigpt.training.resolve import SHAPE
 
 __all__ = [
     "anew",
@@ -83,16 +85,20 @@ def train_command(record: RunRecord, flags: Mapping[str, Any]) -> str:
     """The run once more, with some settings changed, into a folder of its own."""
     config = record.config
     recipe = config.recipe
+    is_finetuning = isinstance(config, FinetuneConfig)
     try:
-        base = read_recipe(recipe)
+        base = read_recipe(recipe, type(config))
     except InputError:  # none, or one that is no longer there
-        recipe = "document"
-        base = read_recipe(recipe)
+        recipe = "finetune" if is_finetuning else "document"
+        base = read_recipe(recipe, type(config))
     usual = base.as_dict()
     values = {**config.as_dict(), **flags}
-    words = ["minigpt", "train", "--recipe", recipe]
+    words = ["minigpt", "finetune" if is_finetuning else "train", "--recipe", recipe]
+    of_the_weights = SHAPE if config.starts_from is not None else ()
     for name, value in values.items():
-        if name not in _NOT_COPIED and value is not None and value != usual[name]:
+        if name in _NOT_COPIED or name in of_the_weights or value in (None, [], ()):
+            continue
+        if value != usual[name]:
             words += _words(name, value)
     return shlex.join([*words, "--output", str(anew(record.folder))])
 
@@ -111,6 +117,8 @@ def recipe_command(record: RunRecord, recipe: str) -> str:
 
 
 def _words(name: str, value: object) -> list[str]:
+    if isinstance(value, list | tuple):
+        return [f"--{name}", *map(str, value)]
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
     return [f"--{name}", str(value)]

@@ -14,10 +14,10 @@ from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, checked_config
 from minigpt.training.finetune_config import METHOD_RATES, TASK_RATES, TASK_RECIPES, FinetuneConfig
 from minigpt.training.sizing import parse_size
 
-__all__ = ["resolve"]
+__all__ = ["SHAPE", "resolve"]
 
 # Options of a new model. A folder's weights have theirs.
-_SHAPE = (
+SHAPE = (
     *("family", "n_layer", "n_embd", "n_head", "dropout", "bias", "gelu", "num_key_value_heads", "head_dim"),
     *("intermediate_size", "rope_theta", "tie_word_embeddings", "zero_projections"),
 )
@@ -119,7 +119,7 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
     }
     values["max_length"] = given.get("max_length", min(recipe.max_length, values["block_size"] + 1))
     config = dataclasses.replace(recipe, **values)
-    for name in _SHAPE:
+    for name in SHAPE:
         if given.get(name, getattr(config, name)) != getattr(config, name):
             raise InputError(f"--{name} is for a new model: the one in {folder} has its own; leave it out")
     return config
