@@ -16,9 +16,11 @@ __all__ = [
     "require_fixed",
     "require_keys",
     "require_layers",
+    "unwrapped",
 ]
 
 MAX_LAYERS = 1000  # of any model
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -55,15 +57,28 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
         raise InputError(f"{key}={count}, but the highest layer in the weights is number {present}")
 
 
-def full_names(names: Iterable[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
+def unwrapped(names: Collection[str]) -> dict[str, str]:
+    """Names without what DistributedDataParallel and torch.compile put before each one -> as they are."""
+    bare = {name: name for name in names}
+    while bare:
+        prefix = next((one for one in _WRAPPERS if all(name.startswith(one) for name in bare)), "")
+        if not prefix:
+            break
+        bare = {name.removeprefix(prefix): original for name, original in bare.items()}
+    return bare
+
+
+def full_names(names: Collection[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
     """Names with the prefix that a file of the model without its head leaves out: wte is transformer.wte.
+
+    A wrapper's prefix in front of all names is taken away.
 
     Returns: full name -> name in the file, and complaints about names that the file has in both forms.
     """
     found: dict[str, str] = {}
     twice = []
-    for name in names:
-        full_name = name if name.startswith((prefix, head)) else f"{prefix}{name}"
+    for bare, name in unwrapped(names).items():
+        full_name = bare if bare.startswith((prefix, head)) else f"{prefix}{bare}"
         if full_name in found:
             twice.append(f"{name} twice, with and without its prefix")
         else:
@@ -77,6 +92,7 @@ def differences(
     *,
     optional: Collection[str] = (),
     complaints: Collection[str] = (),
+    in_file: Mapping[str, str] | None = None,
 ) -> str:
     """All that is missing, unexpected or different, in one line; empty if everything fits.
 
@@ -85,10 +101,14 @@ def differences(
         expected: the same of every tensor that may be there.
         optional: names that may be absent.
         complaints: what the caller has found unexpected already.
+        in_file: what an unexpected name is in the file.
     """
     kinds = {
         "missing": [name for name in expected if name not in found and name not in optional],
-        "unexpected": [*complaints, *sorted(found.keys() - expected.keys())],
+        "unexpected": [
+            *complaints,
+            *((in_file or {}).get(name, name) for name in sorted(found.keys() - expected.keys())),
+        ],
         "unfit": [
             f"{name} is {found[name]}, not {text}"
             for name, text in expected.items()
@@ -98,7 +118,7 @@ def differences(
     return "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
-def listed(names: Collection[object], limit: int = 8) -> str:
+def listed(names: Collection[object], limit: int = 3) -> str:
     """The names, or the first of very many: a message is one line."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, list(names)[:limit])) + more
