@@ -1,11 +1,12 @@
-"""Turn a .pth of torch.save, such as the tutorial's output/best_model.pth, into a checkpoint folder.
+"""Turn a file of torch.save into a checkpoint folder: the documents' .pth, nanoGPT's ckpt.pt, minGPT's.
 
     minigpt import output/best_model.pth --vocab data/vocab.json
     minigpt import output/best_model.pth --vocab data/vocab.json --output imported
+    minigpt import out/ckpt.pt --vocab gpt2     # nanoGPT, with GPT-2's tokenizer from the folder gpt2
 
-The folder is like those of `minigpt train`: `minigpt generate --model FOLDER` uses it, and so do Hugging
-Face's libraries. Only weights are read from the .pth; code in it is never run. The optimiser's state is not
-kept, so training cannot be resumed from the folder.
+The folder is like those that training writes: `minigpt generate --model FOLDER` answers with it, and Hugging
+Face's libraries read it. Only weights are read from the file; no code in it is run. The optimiser's state is
+not kept: training cannot be resumed from the folder.
 """
 
 from dataclasses import dataclass, field
@@ -19,20 +20,20 @@ from minigpt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.CommandOptions):
-    """Turn a .pth of torch.save into a checkpoint folder that all commands can read."""
+    """Turn a .pth of torch.save, nanoGPT's ckpt.pt too, into a checkpoint folder that all commands read."""
 
     RANGES = {"n_head": (1, 10_000)}
 
     checkpoint: Path = field(default=Path("output/best_model.pth"), metadata=POSITIONAL)
-    """the .pth file: a dict with model_state_dict, or a state_dict"""
+    """the file: a dict with model_state_dict or model, or a state_dict"""
     vocab: Path = Path("data/vocab.json")
-    """vocabulary that the model was trained with"""
+    """the vocabulary that the model was trained with, or a folder with its tokenizer"""
     output: Path | None = None
-    """folder to make; default: the name of the .pth file without .pth"""
-    n_head: int = 8
-    """number of attention heads; the tensors do not show it"""
-    gelu: Literal["exact", "tanh"] = "exact"
-    """GELU that the model was trained with: exact, as in the tutorial, or GPT-2's tanh approximation"""
+    """folder to make; default: the name of the file without its ending"""
+    n_head: int | None = None
+    """number of attention heads; default: as the file says (nanoGPT), or else 8; tensors do not show it"""
+    gelu: Literal["auto", "exact", "tanh"] = "auto"
+    """GELU of the training; auto: tanh for minGPT and transformers, exact for the tutorial and nanoGPT"""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -40,15 +41,16 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.families.gpt2.pth_file import read_pth
     from minigpt.storage.files import atomic_folder
     from minigpt.tokenizer import Tokenizer
-    from minigpt.weights.pretrained import save_pretrained
+    from minigpt.weights.pretrained import load_tokenizer, save_pretrained
 
     output = options.output or options.checkpoint.with_suffix("")
     if output == options.checkpoint:
         raise InputError(f"{output} has no suffix to leave out: name the folder to make with --output")
-    tokenizer = Tokenizer(options.vocab)
-    model, epoch = read_pth(options.checkpoint, options.n_head, options.gelu)
+    tokenizer = load_tokenizer(options.vocab) if options.vocab.is_dir() else Tokenizer(options.vocab)
+    found = read_pth(options.checkpoint, options.n_head, None if options.gelu == "auto" else options.gelu)
+    model = found.model
     rows, entries = model.config.vocab_size, tokenizer.get_vocab_size()
-    if rows != entries:
+    if rows != entries and (isinstance(tokenizer, Tokenizer) or rows < entries):
         raise InputError(
             f"{options.vocab} is not this model's vocabulary: it has {entries:,} entries, the model {rows:,}"
         )
@@ -57,11 +59,19 @@ def main(options: Options) -> dict[str, Any]:
     sizes = {
         name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size")
     }
-    seen = "" if epoch is None else f" of epoch {epoch}"
-    print(f"{options.checkpoint}: {config.parameter_count():,} parameters{seen}")
+    seen = f" of {found.step}" if found.step else ""
+    print(f"{options.checkpoint}, as {found.origin} writes it: {config.parameter_count():,} parameters{seen}")
     print("  " + "  ".join(f"{name}={value}" for name, value in sizes.items()) + f"  bias={config.bias}")
+    print(f"  gelu={config.gelu}{' (--gelu says another)' if options.gelu == 'auto' else ''}")
     print(f"{output} written; ask it with: minigpt generate --model {output}")
-    return {"output": str(output), "parameters": config.parameter_count(), "epoch": epoch, **sizes}
+    number = found.step.rpartition(" ")[2]
+    return {
+        "output": str(output),
+        "parameters": config.parameter_count(),
+        "epoch": int(number) if found.step.startswith("epoch") else None,
+        "origin": found.origin,
+        **sizes,
+    }
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ __all__ = [
     "require_fixed",
     "require_keys",
     "require_layers",
+    "unwrapped",
 ]
 
-MAX_LAYERS = 1000  # most layers that a model may have
+MAX_LAYERS = 1000  # of any model
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -59,16 +61,28 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
         raise InputError(f"{key}={count}, but the highest layer in the weights is number {present}")
 
 
-def full_names(names: Iterable[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
+def unwrapped(names: Collection[str]) -> dict[str, str]:
+    """Return name without the prefix of DistributedDataParallel or torch.compile -> name in the file."""
+    bare = {name: name for name in names}
+    while bare:
+        prefix = next((one for one in _WRAPPERS if all(name.startswith(one) for name in bare)), "")
+        if not prefix:
+            break
+        bare = {name.removeprefix(prefix): original for name, original in bare.items()}
+    return bare
+
+
+def full_names(names: Collection[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
     """Add the prefix to names that lack it (files of a model without its head): wte is transformer.wte.
 
-    Returns: full name -> name in the file, and complaints about names that the file has with and without
-        prefix.
+    A wrapper's prefix before all names is removed.
+
+    Returns: full name -> name in the file, and complaints about names that the file has in both forms.
     """
     found: dict[str, str] = {}
     twice = []
-    for name in names:
-        full_name = name if name.startswith((prefix, head)) else f"{prefix}{name}"
+    for bare, name in unwrapped(names).items():
+        full_name = bare if bare.startswith((prefix, head)) else f"{prefix}{bare}"
         if full_name in found:
             twice.append(f"{name} twice, with and without its prefix")
         else:
@@ -82,6 +96,7 @@ def differences(
     *,
     optional: Collection[str] = (),
     complaints: Collection[str] = (),
+    in_file: Mapping[str, str] | None = None,
 ) -> str:
     """Describe all missing, unexpected and different tensors in one line. Returns "" if everything fits.
 
@@ -89,11 +104,15 @@ def differences(
         found: name of each tensor -> its type and shape as text, for example "float32 (8, 2)".
         expected: the same for every tensor that may be there.
         optional: names that may be absent.
-        complaints: unexpected things that the caller has found already.
+        complaints: what the caller has found unexpected already.
+        in_file: what an unexpected name is in the file.
     """
     kinds = {
         "missing": [name for name in expected if name not in found and name not in optional],
-        "unexpected": [*complaints, *sorted(found.keys() - expected.keys())],
+        "unexpected": [
+            *complaints,
+            *((in_file or {}).get(name, name) for name in sorted(found.keys() - expected.keys())),
+        ],
         "unfit": [
             f"{name} is {found[name]}, not {text}"
             for name, text in expected.items()
@@ -103,7 +122,7 @@ def differences(
     return "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
-def listed(names: Collection[object], limit: int = 8) -> str:
+def listed(names: Collection[object], limit: int = 3) -> str:
     """Join names for a message. Only the first `limit` are shown."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, list(names)[:limit])) + more

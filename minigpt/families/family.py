@@ -170,6 +170,7 @@ class Family:
             {row.theirs: f"float {tuple(every[row.ours][:: -1 if row.transposed else 1])}" for row in rows},
             optional=[row.theirs for row in rows if row.ours not in own],
             complaints=twice,
+            in_file=name_of,
         )
         if wrong:
             raise InputError(f"the weights do not fit the configuration; {wrong}")

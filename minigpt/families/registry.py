@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from minigpt.errors import InputError, unknown_name
+from minigpt.errors import InputError
 from minigpt.families.family import HEAD, Family
 from minigpt.families.gpt2 import family as gpt2
 from minigpt.families.qwen3 import family as qwen3
@@ -46,7 +46,10 @@ def family_of_json(values: Mapping[str, Any]) -> Family:
     if not isinstance(model_type, str):
         raise InputError(f"model_type must be one of {', '.join(FAMILIES)}: got {model_type!r}")
     if model_type not in FAMILIES:
-        raise InputError(unknown_name("model_type", model_type, FAMILIES))
+        # No "did you mean": a qwen2 is no misspelt qwen3.
+        raise InputError(
+            f"model_type {model_type!r} is another architecture: read are {' and '.join(FAMILIES)}"
+        )
     return FAMILIES[model_type]
 
 

@@ -97,6 +97,8 @@ class TensorFile(Mapping[str, Tensor]):
 class WeightFiles(Mapping[str, Tensor]):
     """The tensors of a folder, by name: from model.safetensors, or else from the shards in its index.
 
+    Without either, those of the only other .safetensors file, whatever its name.
+
     Args:
         folder: the folder.
         ahead: a ReadAhead that may have the bytes in memory.
@@ -110,8 +112,8 @@ class WeightFiles(Mapping[str, Tensor]):
         self.path = _find(folder)  # the file that messages name
         self._parts: list[TensorFile] = []
         self._files: dict[str, TensorFile] = {}
-        self.described: dict[str, Tensor] = {}  # name -> tensor on "meta", which has dtype and shape
-        names_of = {WEIGHTS: None} if self.path.name == WEIGHTS else _read_index(self.path)
+        self.described: dict[str, Tensor] = {}  # on "meta": dtype and shape
+        names_of = _read_index(self.path) if self.path.name == INDEX else {self.path.name: None}
         for file_name, names in names_of.items():
             file = TensorFile(folder / file_name, ahead)
             if names is not None and file.keys() != names:
@@ -245,6 +247,15 @@ def _find(folder: Path) -> Path:
     for name in (WEIGHTS, INDEX):  # transformers looks in the same order
         if (folder / name).exists():
             return folder / name
+    others = sorted(path for path in folder.glob("*.safetensors") if path.name != "adapter_model.safetensors")
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ", ".join(path.name for path in others[:4]) + (", ..." if len(others) > 4 else "")
+        raise InputError(
+            f"{folder / WEIGHTS} is missing, and no {INDEX} says which of these belong together: {names}; "
+            f"call the file with the weights {WEIGHTS}"
+        )
     text = f"{folder / WEIGHTS} is missing: weights are read from safetensors, never from a pickle"
     for pattern in ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.bin"):
         for path in sorted(folder.glob(pattern)):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
@@ -154,6 +156,14 @@ def answers_here(folder: Path, prompts: list[str]) -> list[list[int]]:
     return [ids for ids, _ in generate_ids(model, rows, options, None, tokenizer=tokens)]
 
 
+def renamed_weights(change: Callable[[str], str]) -> Make:
+    def rename(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        save_file({change(name): tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+    return rename
+
+
 def rope(kind: str, **values: Any) -> dict[str, Any]:
     return {"rope_type": kind, "rope_theta": 10_000.0, **values}
 
@@ -174,6 +184,8 @@ SAME: dict[str, Make] = {
     "gpt2-token-without-a-row": gpt2(tokenizer(pad_token="<pad>", bos_token="<s>")),
     "gpt2-untied": gpt2(tie_word_embeddings=False),
     "gpt2-dropouts": gpt2(resid_pdrop=0.3, embd_pdrop=0.0, attn_pdrop=0.2),
+    "gpt2-compiled": steps(gpt2(), renamed_weights(lambda name: f"_orig_mod.{name}")),
+    "qwen3-of-many-processes": steps(qwen3(), renamed_weights(lambda name: f"module._orig_mod.{name}")),
     "qwen3": qwen3(),
     "qwen3-dropout": qwen3(attention_dropout=0.2),
     "qwen3-untied": qwen3(tie_word_embeddings=False),
@@ -225,10 +237,24 @@ SAME: dict[str, Make] = {
     "qwen3-sep-and-eos": qwen3(tokenizer(sep_token=END)),
 }
 
+WRAPPED = ("gpt2-compiled", "qwen3-of-many-processes")
+
 REFUSED: dict[str, tuple[Make, str]] = {
     "longrope": (
         qwen3(rope_parameters=rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=2.0)),
         "config.json: rope_parameters: rope_type='longrope' is not supported",
+    ),
+    "two-files-of-weights": (
+        steps(
+            gpt2(),
+            lambda folder: (folder / "model.safetensors").rename(folder / "a.safetensors"),
+            lambda folder: shutil.copy(folder / "a.safetensors", folder / "b.safetensors"),
+        ),
+        r"no model.safetensors.index.json says which of these belong together: a.safetensors, b.safetensors",
+    ),
+    "other-names": (
+        steps(gpt2(), renamed_weights(lambda name: name.replace(".h.", ".layer."))),
+        r"missing: transformer.h.0.ln_1.weight, .* and 21 more; unexpected: transformer.layer.* and 21 more$",
     ),
     "activation": (qwen3(hidden_act="gelu"), "config.json: hidden_act='gelu' is not supported"),
 }
@@ -253,6 +279,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_logits_and_answers_are_transformers(name: str, folders: Callable[[str], Path]) -> None:
     folder = folders(name)
     ours, _ = load_model_and_tokenizer(folder)
+    if name in WRAPPED:  # transformers does not see through the names: the same weights under their own
+        renamed_weights(lambda name: name.removeprefix("module.").removeprefix("_orig_mod."))(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
@@ -300,6 +328,15 @@ def test_what_a_folder_leaves_open_is_said(
     for note, pattern in zip(found, notes):
         assert f"warning: {note}" in done.err
         assert re.search(pattern, note)
+
+
+def test_weights_may_have_another_file_name(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    for path in folders("gpt2").iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    (tmp_path / "model.safetensors").rename(tmp_path / "gpt2-zh.safetensors")
+    model, _ = load_model_and_tokenizer(tmp_path)
+    expected, _ = load_model_and_tokenizer(folders("gpt2"))
+    assert torch.equal(model(torch.tensor([[3, 4]])), expected(torch.tensor([[3, 4]])))
 
 
 def test_settings_that_are_not_followed_are_named(folders: Callable[[str], Path], tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
-"""Reads a .pth file of torch.save: the tutorial's checkpoint, `output/best_model.pth`, or a similar one.
+"""Read a file of torch.save: the documents' `output/best_model.pth`, nanoGPT's ckpt.pt, minGPT's weights.
 
-    model, epoch = read_pth("output/best_model.pth", n_head=8)
+    found = read_pth("output/best_model.pth", n_head=8)
+    found.model, found.step            # and found.origin, whose file it seems to be
 
-Such a file is a zip with a pickle, and a pickle can call any function. Only torch's own reader is used, with
-weights_only=True: it calls only functions that make tensors. Then only the tensors are used. Their shapes
-give the sizes of the model, except n_head.
+Such a file is a zip with a pickle, which may ask for any function to be called. Torch's own reader with
+weights_only calls none but those that make tensors; it is the only one used here, and only tensors and plain
+numbers are taken from its result. The sizes of the model are those of its tensors. Only n_head and the kind
+of GELU cannot be seen in them: nanoGPT's file says the first, and each program has its own GELU.
 """
 
 import re
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,57 +20,91 @@ import torch
 from torch import Tensor
 
 from minigpt.errors import InputError
-from minigpt.families.checks import differences, listed
+from minigpt.families.checks import differences, listed, unwrapped
 from minigpt.families.family import HEAD
 from minigpt.families.gpt2.family import FAMILY
 from minigpt.families.strict_loading import cast, tensor_kind
 from minigpt.model import GPTConfig, GPTLMHeadModel
 
-__all__ = ["read_pth"]
+__all__ = ["Imported", "read_pth"]
+
+Gelu = Literal["exact", "tanh"]
 
 _WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
-_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to names
 _BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
 _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
+_STATES = ("model_state_dict", "model", "state_dict")  # where files with more than weights keep them
+# GPT-2's names, which nanoGPT, minGPT and transformers have, and those of minGPT's first release -> ours
+_NAMES = (
+    (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
+    (r"transformer\.h\.(\d+)\.attn\.c_proj\.", r"transformer.blocks.\1.attn.out_proj."),
+    (r"transformer\.h\.(\d+)\.", r"transformer.blocks.\1."),
+    (r"tok_emb\.weight$", _WTE),
+    (r"pos_emb$", _WPE),
+    (r"ln_f\.", "transformer.ln_f."),
+    (r"head\.weight$", HEAD),
+    (r"blocks\.(\d+)\.ln(\d)\.", r"transformer.blocks.\1.ln_\2."),
+    (r"blocks\.(\d+)\.attn\.proj\.", r"transformer.blocks.\1.attn.out_proj."),
+    (r"blocks\.(\d+)\.mlp\.0\.", r"transformer.blocks.\1.mlp.c_fc."),
+    (r"blocks\.(\d+)\.mlp\.2\.", r"transformer.blocks.\1.mlp.c_proj."),
+    (r"blocks\.(\d+)\.attn\.", r"transformer.blocks.\1.attn."),
+)
+_GELUS: dict[str, Gelu] = {  # of each program that such a file may come from
+    "the tutorial": "exact",
+    "nanoGPT": "exact",  # since 2023; tanh before
+    "minGPT": "tanh",
+    "minGPT's first release": "exact",
+    "transformers": "tanh",
+}
 
 
-def read_pth(
-    path: str | Path, n_head: int = 8, gelu: Literal["exact", "tanh"] = "exact"
-) -> tuple[GPTLMHeadModel, int | None]:
-    """Read the model of a .pth file, in float32 and eval mode, and the epoch in the file (None if absent).
+@dataclass(frozen=True)
+class Imported:
+    """A model, and what its file says beside."""
+
+    model: GPTLMHeadModel  # float32, eval mode
+    step: str  # "epoch 7", "iteration 2000", or ""
+    origin: str  # the program that such names and shapes come from: one of _GELUS
+
+
+def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = None) -> Imported:
+    """The model of a file of torch.save.
 
     Args:
-        path: the file. It holds a dict with `model_state_dict`, as the tutorial's training script writes it,
-            or a state_dict; the names may begin with "module." or "_orig_mod.".
-        n_head: number of heads; must divide the channels. With a wrong number the answers make no sense.
-        gelu: as in GPTConfig.
+        path: a dictionary with `model_state_dict` or `model`, or the state_dict itself; all its names may
+            begin with "module." or "_orig_mod.".
+        n_head: must divide the channels; None: what the file says, or else 8. With a wrong number the model's
+            answers make no sense.
+        gelu: as in GPTConfig; None: that of the program that the file comes from.
 
     Raises:
         InputError: if the file is damaged, holds more than tensors, or is not such a model.
     """
     path = Path(path)
     content = _load(path)
-    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
-    ):
-        has = (
-            f"a dictionary with {listed(content) or 'nothing'}"
-            if isinstance(content, dict)
-            else type(content).__name__
-        )
+    state = content
+    if isinstance(content, dict):
+        state = next((content[key] for key in _STATES if isinstance(content.get(key), dict)), content)
+    if not isinstance(state, dict) or not state or not all(isinstance(one, Tensor) for one in state.values()):
+        has = type(content).__name__
+        if isinstance(content, dict):
+            has = f"a dictionary with {listed(content, 8) or 'nothing'}"
         raise InputError(f"{path} holds no model_state_dict of tensors, but {has}")
     if not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} has a tensor whose name is not a string")
-    epoch = content.get("epoch")
+        raise InputError(f"{path} has a tensor whose name is no text")
+    arguments = content.get("model_args")
+    stated = arguments.get("n_head") if isinstance(arguments, dict) else None
     try:
         _require_plain(state, path.stat().st_size)
-        model = _model(_named(state), n_head, gelu)
+        named, origin = _named(state)
+        if n_head is None:
+            n_head = stated if isinstance(stated, int) else 8
+        model = _model(named, n_head, _GELUS[origin] if gelu is None else gelu)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return model, epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None
+    steps = {"epoch": content.get("epoch"), "iteration": content.get("iter_num")}
+    numbers = [f"{kind} {one}" for kind, one in steps.items() if type(one) is int]
+    return Imported(model, next(iter(numbers), ""), origin)
 
 
 def _load(path: Path) -> Any:
@@ -109,10 +147,54 @@ def _require_plain(state: dict[str, Tensor], size: int) -> None:
             raise InputError(f"{name} claims more bytes than the file has")
 
 
-def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters under GPTLMHeadModel's names, without wrapper prefixes and without masks."""
-    while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The parameters under GPTLMHeadModel's names, without masks; and whose file this seems to be."""
+    state = {bare: state[name] for bare, name in unwrapped(state).items()}
+    fused, embedding = state.get("transformer.h.0.attn.c_attn.weight"), state.get(_WTE)
+    first = "tok_emb.weight" in state
+    if not first and (fused is None or embedding is None or fused.ndim != 2):
+        return _without_masks(state), "the tutorial"
+    transposed = fused is not None and fused.shape[1] == 3 * fused.shape[0]  # transformers' (in, out)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, ours in _NAMES:
+            ours, count = re.subn(f"^{pattern}", ours, name)
+            if count:
+                name = ours
+                break
+        if transposed and tensor.ndim == 2 and ".blocks." in name:
+            tensor = tensor.t()
+        renamed[name] = tensor
+    if first:
+        renamed = _joined(renamed)
+    for name in [name for name in renamed if name.endswith("ln_1.weight")]:
+        block = name.removesuffix("ln_1.weight")
+        # Without biases (nanoGPT): zeros, where a GPT here always has some.
+        renamed.setdefault(f"{block}attn.qkv_proj.bias", torch.zeros(3 * renamed[name].numel()))
+    for name in [name for name in renamed if re.search(r"\.ln_\w\.weight$", name)]:
+        renamed.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros_like(renamed[name]))
+    head = renamed.get(HEAD)
+    is_tied = head is None or torch.equal(head, renamed[_WTE])
+    if transposed:
+        return _without_masks(renamed), "transformers"
+    return _without_masks(renamed), "minGPT's first release" if first else "nanoGPT" if is_tied else "minGPT"
+
+
+def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """minGPT's first release: queries, keys and values apart, and positions as a batch of one."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"(transformer\.blocks\.\d+\.attn)\.(query|key|value)\.(weight|bias)", name)
+        if match is None:
+            found[name] = tensor[0] if name == _WPE and tensor.ndim == 3 else tensor
+        elif match[2] == "query":
+            parts = [state.get(f"{match[1]}.{part}.{match[3]}") for part in ("query", "key", "value")]
+            whole = [part for part in parts if part is not None]
+            found[f"{match[1]}.qkv_proj.{match[3]}"] = torch.cat(whole)
+    return found
+
+
+def _without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: tensor for name, tensor in state.items() if not (_MASK.fullmatch(name) and _is_mask(tensor))
     }
@@ -129,13 +211,17 @@ def _is_mask(tensor: Tensor) -> bool:
     return bool((square == torch.where(visible, square[0, 0], square[0, -1])).all())
 
 
-def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]) -> GPTLMHeadModel:
+def _model(state: dict[str, Tensor], n_head: int, gelu: Gelu) -> GPTLMHeadModel:
     for name in (_WTE, _WPE):
         if name not in state or state[name].ndim != 2:
             raise InputError(f"this is not a GPT of minigpt: there is no matrix {name}, but {listed(state)}")
     blocks = {match[1] for match in map(_BLOCK.fullmatch, state) if match}
     (vocab_size, n_embd), block_size = state[_WTE].shape, state[_WPE].shape[0]
     bias = "transformer.blocks.0.attn.out_proj.bias" in state
+    head = state.get(HEAD)
+    is_tied = head is None or torch.equal(head, state[_WTE])
+    if is_tied:
+        state.pop(HEAD, None)
     config = GPTConfig(
         n_embd=n_embd,
         n_head=n_head,
@@ -144,11 +230,9 @@ def _model(state: dict[str, Tensor], n_head: int, gelu: Literal["exact", "tanh"]
         vocab_size=vocab_size,
         bias=bias,
         gelu=gelu,
+        tie_word_embeddings=is_tied,
     )
     expected = FAMILY.on_meta(config)
-    head = state.pop(HEAD, None)
-    if head is not None and not torch.equal(head, state[_WTE]):
-        raise InputError(f"{HEAD} differs from {_WTE}: only tied weights are supported")
     wrong = differences(
         {name: tensor_kind(tensor) for name, tensor in state.items()},
         {name: tensor_kind(tensor) for name, tensor in expected.named_parameters()},
