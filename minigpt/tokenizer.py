@@ -80,7 +80,7 @@ class Tokenizer:
         self._table = np.full(highest + 2, self.unk_token_id, dtype=np.int32)
         self._table[[ord(c) for c in characters]] = np.arange(len(SPECIAL_TOKENS), len(word2id))
 
-    unknown_read_as = "read as <unk>"  # what becomes of unknown characters, for a message
+    unknown_read_as = "read as <unk>"  # text for a message: how unknown characters are treated
 
     @property
     def eos_token_id(self) -> int:

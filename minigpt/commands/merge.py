@@ -49,8 +49,9 @@ def main(options: Options) -> dict[str, Any]:
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     config = {key: value for key, value in config.items() if key != "torch_dtype"}  # the key's older name
     config |= {"dtype": dtype}
-    if "tie_word_embeddings" in config:  # an adapter of a tied lm_head unties it
-        config["tie_word_embeddings"] = getattr(model.config, "tie_word_embeddings", True)
+    is_tied = model.config.tie_word_embeddings  # an adapter of a tied lm_head unties it
+    if "tie_word_embeddings" in config or not is_tied:
+        config["tie_word_embeddings"] = is_tied
     write_derived(folder, options.output, config, lambda goal: save_pretrained(model, goal))
     print(f"{options.output}: {adapter} (rank {r}, {layers} layers) merged into {folder}, in {dtype}")
     return {"output": options.output, "rank": r, "layers": layers, "dtype": dtype}

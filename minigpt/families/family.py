@@ -127,8 +127,8 @@ class Family:
         state, own = dict(model.named_parameters()), self.parameter_shapes(model.config)
         if other := sorted(state.keys() ^ own.keys()):
             raise InputError(
-                f"a {self.model_type} folder cannot hold {listed(other, 2)}: merge adapters first, give the "
-                "model inside a wrapper; a tied lm_head that an adapter has changed is held by no folder"
+                f"a {self.model_type} folder cannot hold {listed(other, 2)}: merge adapters first, or give "
+                "the model inside a wrapper"
             )
         every = self.parameter_shapes(self.with_all_weights(model.config))
         written = {}

@@ -477,6 +477,6 @@ def merge_and_unload(model: LanguageModel) -> LanguageModel:
             layer.weight.copy_(merged)
     vars(model).pop("_whole_modules", None)
     config: Any = model.config
-    if getattr(config, "tie_word_embeddings", False) and model.lm_head.weight is not table:
+    if config.tie_word_embeddings and model.lm_head.weight is not table:
         model.config = replace(config, tie_word_embeddings=False)
     return model.requires_grad_(True)

@@ -92,43 +92,29 @@ class SubwordTokenizer:
         """
         old = self._definition
         new = [text for text in dict.fromkeys(texts) if text and not self._is_token(text)]
-        added = [token["id"] for token in old.frame["added_tokens"]]
-        first = max(
-            len(old.vocab), 1 + max(added, default=-1)
-        )  # the id that the library gives the next token
+        # the id that the library gives the next token
+        first = max(len(old.vocab), *(1 + token["id"] for token in old.frame["added_tokens"]), 0)
         if new and first < self._size:
             raise InputError(
                 f"the tokenizer's ids have gaps: it has {len(old.tokens):,} tokens, and the highest id is "
                 f"{self._size - 1:,}; no token can be added"
             )
-        more = [
-            {
-                "id": index,
-                "content": text,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": False,
-            }
-            for index, text in enumerate(new, first)
-        ]
+        ids = {text: index for index, text in enumerate(new, first)}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         config = dict(old.config)
-        if config.get("added_tokens_decoder"):  # this list takes priority over that of tokenizer.json
-            listed = {str(token["id"]): {**token} for token in more}
-            for token in listed.values():
-                del token["id"]
-            config["added_tokens_decoder"] = {**config["added_tokens_decoder"], **listed}
-        frame = {**old.frame, "added_tokens": [*old.frame["added_tokens"], *more]}
-        words = old.words | {text: index for index, text in enumerate(new, first)}
+        if listed := config.get("added_tokens_decoder"):  # transformers prefers it to tokenizer.json's list
+            more = {str(index): {"content": text, **flags} for text, index in ids.items()}
+            config["added_tokens_decoder"] = {**listed, **more}
+        tokens = [{"id": index, "content": text, **flags} for text, index in ids.items()]
+        frame = {**old.frame, "added_tokens": [*old.frame["added_tokens"], *tokens]}
+        words = old.words | ids
         return type(self)(replace(old, words=words, frame=frame, config=config))
 
     def _is_token(self, text: str) -> bool:
         if text in self._definition.tokens:
             return True
-        return len(self.encode_text(text, add_special_tokens=False)) == 1 and not self.unknown_characters(
-            text
-        )
+        ids = self.encode_text(text, add_special_tokens=False)
+        return len(ids) == 1 and not self.unknown_characters(text)
 
     # -- text -> ids ----------------------------------------------------------------------------------------
 
