@@ -41,7 +41,7 @@ from minigpt.diagnosis.record import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS, HELD_OUT = (1, 2), (3, 4)  # the thresholds were set with the first two
-SMALL = ("rate_far_too_low", "vocabulary_lacks_characters", "answers_shuffled", "too_long")
+SMALL = ("rate_far_too_low", "too_short", "answers_shuffled", "two_pairs")
 SMALL_HEALTHY = ("healthy_gpt", "healthy_qwen3_muon")
 
 

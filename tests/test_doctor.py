@@ -1085,17 +1085,20 @@ def test_the_command(real: Path, run_command: RunCommand) -> None:
         }
 
 
-@pytest.mark.parametrize(
-    ("rates", "expected"),
-    [({"learning_rate": 0.0}, "rate_too_low"), ({"learning_rate": 1e-6}, "rate_too_low")],
-)
-def test_a_model_that_has_learned_nothing_is_not_called_healthy(
-    real: Path, rates: dict[str, float], expected: str
+@pytest.mark.parametrize("rate", [0.0, 1e-6])
+def test_a_model_that_has_learned_nothing_is_not_healthy_and_the_advice_mends_it(
+    real: Path, run_command: RunCommand, rate: float
 ) -> None:
-    record = read_record(train(real, f"still-{rates['learning_rate']}", max_steps=60, **rates))
-    codes = [one.code for one in examine(record)]
-    assert codes[0] == expected
-    assert "healthy" not in codes
+    folder = train(real, f"still-{rate}", max_steps=60, learning_rate=rate)
+    record = read_record(folder)
+    first, *others = examine(record)
+    assert first.code == "rate_too_low"
+    assert "healthy" not in {one.code for one in others}
+    (command,) = first.commands
+    assert run_command(*shlex.split(command)[1:]).code == 0
+    again = read_record(real / f"still-{rate}-2")
+    assert not {one.code for one in examine(again)} & {"rate_too_low", "too_short", "nothing_learned"}
+    assert again.train[-1].loss < 0.8 * record.train[-1].loss
 
 
 def test_two_pairs_overfit_and_it_is_said(tmp_path: Path) -> None:
