@@ -117,6 +117,11 @@ def poor(loss: float = 5.1, **config: Any) -> RunRecord:
     return run(lambda step: loss, lambda step: loss, config=config)
 
 
+def rising_to(end: float) -> Callable[[int], float]:
+    """The curve, but for its last fifty steps."""
+    return lambda step: curve(step) if step < 250 else end
+
+
 def peaking(peak: float, **config: Any) -> RunRecord:
     """A good run, but for its first line."""
     return run(lambda step: peak if step == 10 else curve(step), config=config)
@@ -151,12 +156,7 @@ RUNS: dict[str, tuple[RunRecord, RunRecord]] = {
         run(held_out=lambda step: 2.0 if step < 300 else 2.03),  # 1.5 %
         run(held_out=lambda step: 2.0 if step < 300 else 2.05),
     ),
-    "diverged": (
-        run(lambda step: curve(step) if step < 250 else 1.7, lambda step: curve(step) if step < 250 else 1.7),
-        run(
-            lambda step: curve(step) if step < 250 else 1.55, lambda step: curve(step) if step < 250 else 1.7
-        ),
-    ),
+    "diverged": (run(rising_to(1.7), rising_to(1.7)), run(rising_to(1.55), rising_to(1.7))),  # from 1.095
     "loss_spikes": (
         run(lambda step: curve(step) + (5 if step >= 180 and step % 20 == 0 else 0)),  # 7 of 300 steps
         run(lambda step: curve(step) + (5 if step >= 220 and step % 20 == 0 else 0)),  # 5
@@ -336,8 +336,8 @@ def test_events_count_steps_that_the_means_hide() -> None:
 
 
 def test_hard_batches_at_the_end_are_no_divergence() -> None:
-    """Batches by length are unlike; the validation loss, on the same data each time, says that all is well."""
-    assert "diverged" not in found(run(lambda step: curve(step) if step < 250 else 2.5))
+    """Batches by length are unlike. The validation loss, on the same data each time, says that all is well."""
+    assert "diverged" not in found(run(rising_to(2.5)))
 
 
 def test_small_losses_are_not_judged_by_percentages() -> None:

@@ -134,7 +134,7 @@ def first_loss(record: RunRecord) -> Finding | None:
 
 
 def diverged(record: RunRecord) -> Finding | None:
-    """The loss ended far above its own minimum, and the validation loss, on the same data each time, rose too."""
+    """The loss ended far above its own minimum; the validation loss, which has no hard batches, rose, too."""
     train, val = finite(record.train), finite(record.val)
     if len(train) < ENOUGH_LINES or (val and not has_risen(val, OVERFIT_SHARE)):
         return None
