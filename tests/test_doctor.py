@@ -336,7 +336,7 @@ def test_events_count_steps_that_the_means_hide() -> None:
 
 
 def test_hard_batches_at_the_end_are_no_divergence() -> None:
-    """Batches by length are unlike. The validation loss, on the same data each time, says that all is well."""
+    """Batches by length are unlike. The validation loss is of the same data each time, and fell."""
     assert "diverged" not in found(run(rising_to(2.5)))
 
 
