@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import context, tables
+from benchmarks.doctor_runs import CASES
+from minigpt.diagnosis.findings import WORDS
 from tests.marks import compiled
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +80,29 @@ def test_equality() -> None:
     assert [(row["trials"], row["different"]) for row in rows] == [(20, 0)] * 3 + [(10, 0)] * 2
     assert rows[0]["with_multi_byte_characters"] > 5
     assert all(0 < row["accepted"] < row["drafted"] for row in rows[3:])
+
+
+def test_doctor(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/doctor.py", "--small", "--output", str(tmp_path / "r.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert {row["case"]: row["named"] for row in numbers["rows"]} == {
+        "rate_far_too_low": "rate_too_low",
+        "too_short": "too_short",
+        "answers_shuffled": "answers_unrelated",
+        "two_pairs": "too_few_to_learn",
+        "healthy_gpt": "",
+        "healthy_qwen3_muon": "",
+    }
+    assert tables.newest(tmp_path, "doctor", {"small": False}) is None
+
+
+def test_the_doctor_s_runs_are_thirty_faults_and_fifteen_healthy_ones() -> None:
+    assert [sum(bool(one.expected) is faulty for one in CASES) for faulty in (True, False)] == [30, 15]
+    assert len({one.words for one in CASES} | {one.chinese for one in CASES}) == 90
+    assert {code for one in CASES for code in one.expected} <= WORDS.keys()
 
 
 def test_soak() -> None:

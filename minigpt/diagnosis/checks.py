@@ -134,9 +134,9 @@ def first_loss(record: RunRecord) -> Finding | None:
 
 
 def diverged(record: RunRecord) -> Finding | None:
-    """The loss ended far above its own minimum."""
-    train = finite(record.train)
-    if len(train) < ENOUGH_LINES:
+    """The loss ended far above its own minimum; the validation loss, which has no hard batches, rose, too."""
+    train, val = finite(record.train), finite(record.val)
+    if len(train) < ENOUGH_LINES or (val and not has_risen(val, OVERFIT_SHARE)):
         return None
     smooth = smoothed(train)
     minimum, last = min(smooth), smooth[-1]
@@ -205,7 +205,7 @@ def overfitting(record: RunRecord) -> Finding | None:
     after = [point.loss for point in train if point.step > best.step][-3:]
     end = fmean([point.loss for point in train][-3:])
     share = max(OVERFIT_SHARE, record.summary.val_error / 2 if record.summary else 0.0)
-    if last < best.loss * (1 + share) or last < best.loss + OVERFIT_NATS:
+    if not has_risen(val, share):
         return finding("not_overfitting", last=last, minimum=best.loss, train=end)
     if not after or fmean(after) >= fmean(before):
         return None
@@ -218,7 +218,7 @@ def overfitting(record: RunRecord) -> Finding | None:
 def plateau(record: RunRecord) -> Finding | None:
     """The last third of the evaluations brought next to nothing."""
     val = finite(record.val)
-    if len(val) < PLATEAU_EVALUATIONS or val[-1].loss > min(p.loss for p in val) * (1 + OVERFIT_SHARE):
+    if len(val) < PLATEAU_EVALUATIONS or has_risen(val, OVERFIT_SHARE):
         return None
     cut = len(val) - len(val) // 3
     before, after = min(p.loss for p in val[:cut]), min(p.loss for p in val)
@@ -246,6 +246,12 @@ def throughput_drop(record: RunRecord) -> Finding | None:
 def finite(points: Sequence[Point]) -> list[Point]:
     """The points whose loss is a number."""
     return [point for point in points if math.isfinite(point.loss)]
+
+
+def has_risen(val: Sequence[ValPoint], share: float) -> bool:
+    """Whether the last validation loss is above the lowest by more than noise."""
+    lowest = min(point.loss for point in val)
+    return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
