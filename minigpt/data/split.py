@@ -89,7 +89,7 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
     Raises:
         InputError: if the ratio is not between 0 and 1, or leaves a part empty.
     """
-    if not 0 < train_ratio < 1:  # False for NaN, too
+    if not 0 < train_ratio < 1:  # NaN is refused, too
         raise InputError(f"--train_ratio must lie between 0 and 1, both excluded: got {train_ratio}")
     kept: dict[tuple[Exchange, ...], Conversation] = {}
     dropped = []
