@@ -210,7 +210,7 @@ def _explain(talk: "Conversation", others: int) -> None:
 
 
 def percent(share: float) -> str:
-    """A probability with so many digits that it is told from 0 and from 1.
+    """Format a probability with enough digits to distinguish it from 0 and 1.
 
     >>> [percent(p) for p in (0.5, 0.99987, 0.00004, 1.0, 0.0, 1e-12)]
     ['50.0%', '99.99%', '0.004%', '100%', '0%', '1e-10%']

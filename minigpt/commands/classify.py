@@ -1,10 +1,10 @@
-"""Label texts with a classifier that `minigpt finetune --task classification` or transformers wrote.
+"""Labels texts with a classifier of `minigpt finetune --task classification` or of transformers.
 
     minigpt classify --model output/reviews/best --text "房间很大，早餐也好"
     minigpt classify --model output/reviews/best --file new.csv --output labelled.jsonl
-    minigpt classify --model output/reviews/best --file test.csv      # has labels: accuracy and F1, too
+    minigpt classify --model output/reviews/best --file test.csv      # with labels: accuracy and F1, too
 
-A file is a table, JSON Lines, a workbook, or plain text with one text a line.
+A file is a table, JSON Lines, a workbook, or plain text with one text per line.
 """
 
 import json
@@ -56,7 +56,7 @@ class Options(command_line.MachineOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, label, print."""
+    """Read and label texts, and print the results."""
     if bool(options.text) == bool(options.file):
         raise InputError("give texts: either --text TEXT or --file FILE")
     if not options.model.exists():
@@ -123,7 +123,7 @@ def _reading(options: Options, labels: "Labels") -> Any:
 
 
 def _result(each: "LabelledText", labels: "Labels", row: list[float]) -> dict[str, Any]:
-    """The text, its label, and the probabilities."""
+    """Return the text with its label and the probabilities."""
     if labels.problem_type == "regression":
         return {"text": each.text, "value": row[0]}
     every = {name: round(value, 6) for name, value in zip(labels.names, row)}

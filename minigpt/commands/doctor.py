@@ -1,11 +1,11 @@
-"""Look at a training run and say in plain words what looks wrong with it, and what to try.
+"""Examines a training run, explains problems in plain words, and recommends what to try.
 
     minigpt doctor output
     minigpt doctor output/demo --no_deep --language zh
 
-It reads what the run wrote (run.json, metrics.jsonl, the newest checkpoint's state), the data files that the
-run names, if they are still there, and the best checkpoint. It changes nothing. The exit code is 0, whatever
-it finds. A cause is named before its consequences, and a command that is advised can be run as it stands.
+The doctor reads the run's files (run.json, metrics.jsonl, the newest checkpoint's state), the data files that
+the run names (if they still exist), and the best checkpoint. It changes nothing. The exit code is always 0.
+Causes are named before their consequences. Recommended commands can be run without changes.
 """
 
 import os
@@ -57,7 +57,7 @@ _LABELS: dict[str, dict[str, Any]] = {
 
 
 def chosen_language(wanted: str) -> "Language":
-    """The language of the words; for `auto` the first of LC_ALL, LC_MESSAGES and LANG that is set decides."""
+    """Return the language of messages. "auto": the first of LC_ALL, LC_MESSAGES, LANG that is set decides."""
     if wanted == "auto":
         names = (os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
         wanted = next((name for name in names if name), "")
@@ -99,7 +99,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
     labels = _LABELS[language]
     rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
-    print(printable(title))  # a table's title would be folded to the table's width
+    print(printable(title))  # a table's title would be wrapped to the table's width
     table("", labels["columns"], rows)
     for found in findings:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")
@@ -110,7 +110,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    """The numbers alone; texts stand in the paragraph."""
+    """Return only the numbers, because texts are in the paragraph."""
     shown = {name: value for name, value in numbers.items() if not isinstance(value, str)}
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

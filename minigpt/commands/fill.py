@@ -1,10 +1,10 @@
-"""Name the missing tokens of a text, with a model that `minigpt finetune --task mlm` has made.
+"""Fills the missing tokens of a text, with a model of `minigpt finetune --task mlm`.
 
     minigpt fill --model output/mlm/best --text 四川的省会是[MASK][MASK]。
     minigpt fill --model output/mlm/best --text 四川的省会是[MASK][MASK]。 --top_k 3 --json
 
-Each [MASK] is one token: of a vocabulary of characters one character. The candidates of each are given with
-their probabilities, as if the other ones stayed hidden.
+Each [MASK] is one token; in a character vocabulary, one character. The candidates of each [MASK] have
+probabilities that are computed while all other [MASK]s are hidden.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Options(command_line.ModelOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Load, fill, print."""
+    """Load the model, fill the text, and print the candidates."""
     from minigpt.finetuning.masked_lm import fill_masks, mask_token_id, with_masks
     from minigpt.generation.loading import load_to_answer
 

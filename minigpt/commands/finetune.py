@@ -1,11 +1,11 @@
-"""Continue to train a model on your own conversations: all weights, some of them, or a LoRA adapter.
+"""Continues to train a model on your own data: all weights, some of them, or a LoRA adapter.
 
     minigpt finetune --model output/best --train_data chats.jsonl --output mine
     minigpt finetune --model Qwen3-0.6B --method lora --train_data chats.jsonl --output mine
     minigpt finetune --model output/best --method freeze --train_only last:2 --train_data chats.jsonl
     minigpt finetune --output mine --resume
 
-The loop is that of `minigpt train` (minigpt/training/loop.py), and so are the flags.
+The training loop and most flags are those of `minigpt train` (minigpt/training/loop.py).
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from minigpt.training.finetune_config import FinetuneConfig
 
 
 def main(given: dict[str, Any]) -> dict[str, Any]:
-    """Complete the options that were given, then train."""
+    """Complete the user's options, and train."""
     return train_command(given, FinetuneConfig)
 
 
 def defaults() -> FinetuneConfig:
-    """The values that --help shows."""
+    """Return the values that --help shows."""
     recipe = read_recipe("finetune", FinetuneConfig)
     assert isinstance(recipe, FinetuneConfig)
     return recipe

@@ -1,10 +1,10 @@
-"""Merge an adapter into the weights of its model: a plain Hugging Face folder, which every program reads.
+"""Merges an adapter into the weights of its model. The result is a normal Hugging Face folder.
 
     minigpt merge --model gpt2 --adapter output/lora --output output/merged
     minigpt generate --model output/merged --question 四川省的省会是哪里？
 
-The adapter is PEFT's (LoRA, rsLoRA, DoRA). The new folder has the model's tokenizer and settings, and weights
-of the same precision. `minigpt generate --model gpt2 --adapter output/lora` merges in memory instead.
+The adapter has PEFT's format (LoRA, rsLoRA, DoRA). The new folder has the model's tokenizer and settings, and
+its weights have the same dtype. `minigpt generate --model gpt2 --adapter output/lora` merges only in memory.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Options(command_line.CommandOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, merge, write."""
+    """Read model and adapter, merge them, and write the result."""
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise InputError(f"{options.output} exists and is not empty: choose another folder with --output")
     from minigpt.finetuning.adapters import adapter_folder, load_adapter
@@ -47,7 +47,7 @@ def main(options: Options) -> dict[str, Any]:
     layers = sum(1 for _ in lora_layers(model))
     merge_and_unload(model)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    config = {key: value for key, value in config.items() if key != "torch_dtype"}  # the key's older name
+    config = {key: value for key, value in config.items() if key != "torch_dtype"}  # the older name of dtype
     config |= {"dtype": dtype}
     is_tied = model.config.tie_word_embeddings  # an adapter of a tied lm_head unties it
     if "tie_word_embeddings" in config or not is_tied:

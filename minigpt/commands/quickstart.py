@@ -1,11 +1,11 @@
-r"""From a file to a conversation, in one command: vocabulary, split, statistics, training, evaluation, chat.
+r"""Makes a model to talk to from a file: vocabulary, split, statistics, training, evaluation, chat.
 
     minigpt quickstart faq.xlsx
     minigpt quickstart novel.txt --minutes 10 --output output/novel
     minigpt quickstart faq.xlsx                    # after Ctrl-C: the same command continues
 
-Each step is a command of its own, which is printed as it would be typed, with what it says below it. So the
-folder is that of the single commands: vocab.json, train.jsonl, val.jsonl, and the run with its best/.
+Each step is a minigpt command. It is printed as the user would type it, followed by its output. So the folder
+has the files of the single commands: vocab.json, train.jsonl, val.jsonl, and the run with its best/.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from minigpt.data.reader import ReadReport
     from minigpt.evaluation.answers import Row
 
-_RECORD = "quickstart.json"  # in the folder: which data it was made from
+_RECORD = "quickstart.json"  # file in the output folder that names the data
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
-_ONCE = 0.9  # share of answers that come once, from which on a new question cannot be answered ...
-_BY_HEART = 1000  # ... and so many pairs at most are rather learned by heart
+_ONCE = 0.9  # if this share of answers occurs once, new questions cannot be answered ...
+_BY_HEART = 1000  # ... and up to this number of pairs, the model memorises all pairs
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
-_RECALLED = 500  # pairs at most whose questions are also asked after training: that takes seconds
-_MEASURED = 2000  # conversations that are measured on, at most
-_SHOWN = 4  # right answers in the table, and wrong ones
-_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # names of tables, mostly
-_PROMPT, _CONTINUED = 12, 60  # characters of a prompt, tokens of its continuation
+_RECALLED = 500  # largest number of pairs for which training questions are asked, too; this takes seconds
+_MEASURED = 2000  # largest number of conversations for the validation
+_SHOWN = 4  # number of right answers in the table, and of wrong ones
+_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # usually tables
+_PROMPT, _CONTINUED = 12, 60  # number of characters of a prompt, number of tokens of its continuation
 Given = TypeVar("Given")
 
 
@@ -65,12 +65,12 @@ class Options(DataOptions, command_line.CommandOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read, prepare, train, measure, show, talk."""
+    """Prepare the data, train, evaluate, and start a conversation."""
     return _Quickstart(options).run()
 
 
 class _Quickstart:
-    """The steps. `commands` collects what was printed as typed."""
+    """The steps of the command. `commands` collects the printed commands."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -93,7 +93,7 @@ class _Quickstart:
     # -- two kinds of data -----------------------------------------------------------------------------------
 
     def _pairs(self) -> dict[str, Any]:
-        """Questions and answers, or conversations."""
+        """Train on questions and answers, or conversations."""
         from minigpt.data.reader import read_conversations
 
         options = self.options
@@ -108,7 +108,7 @@ class _Quickstart:
         train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
         names = self._flags("question_field", "answer_field")
         reading = names
-        if by_heart:  # on all pairs, in the file itself
+        if by_heart:  # uses all pairs, in the file itself
             train = val = options.file
             reading = self._flags("question_field", "answer_field", "encoding")
         found: dict[str, Any] = {"kind": "pairs", "read": report.as_dict()}
@@ -147,13 +147,13 @@ class _Quickstart:
 
     def _divided(self, conversations: "Sequence[Conversation]", report: "ReadReport") -> dict[str, Any]:
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
-        if len(conversations) > 10 * _MEASURED:  # a tenth of them would take long to answer
+        if len(conversations) > 10 * _MEASURED:  # a tenth would take too long to answer
             words += ("--train_ratio", f"{1 - _MEASURED / len(conversations):.6f}")
         split = self._typed("split", split_data.Options, *words, *self._reading)
         return split_data.divide(split, list(conversations), report)
 
     def _text(self) -> dict[str, Any]:
-        """Plain text, or texts."""
+        """Train on plain text."""
         from minigpt.data.corpus import TextOptions, find_sources, read_texts
 
         options = self.options
@@ -210,11 +210,11 @@ class _Quickstart:
 
     @property
     def _reading(self) -> list[object]:
-        """Flags that say how FILE is read."""
+        """Return the flags for reading FILE."""
         return self._flags("encoding", "question_field", "answer_field", "strict")
 
     def _flags(self, *names: str) -> list[object]:
-        """The named options that were given, as flags."""
+        """Return the named options as flags, if the user gave them."""
         values = [(f"--{name}", getattr(self.options, name)) for name in names]
         return [
             word for flag, value in values if value for word in ((flag,) if value is True else (flag, value))
@@ -234,10 +234,10 @@ class _Quickstart:
     def _typed(
         self, verb: str, kind: type[Given], *words: object, also: Sequence[object] = (), is_typed: bool = True
     ) -> Given:
-        """The options of a command line, which is printed: what is printed and what is done are one.
+        """Parse a command line and print it, so that the printed command is the one that runs.
 
         Args:
-            also: words that are printed and are no options of `kind`.
+            also: words that are printed but are not options of `kind`.
         """
         argv = [str(word) for word in words]
         if is_typed:
@@ -246,10 +246,10 @@ class _Quickstart:
         return kind(**parse(kind, argv))
 
     def _is_begun(self, sha256: str) -> bool:
-        """Whether the folder holds a training run on the same data; else it is claimed for this data.
+        """Return True if the folder holds a run on the same data. Otherwise record the data in the folder.
 
         Raises:
-            InputError: if it holds something that was made from other data.
+            InputError: if the folder holds a run on other data.
         """
         path, run = self.folder / _RECORD, self._run / RUN_FILE
         try:
@@ -288,7 +288,7 @@ class _Quickstart:
             )
             return {"model": str(self._best)}
         except TooShortError as error:
-            least = -(-error.seconds // 6) / 10  # in whole tenths
+            least = -(-error.seconds // 6) / 10  # rounded up to tenths
             self.commands.pop()
             self.minutes = max(least, 1.2 * self.minutes)
             note(
@@ -305,7 +305,7 @@ class _Quickstart:
         return rows
 
     def _continued(self, prompt: str) -> dict[str, str]:
-        """A prompt and how the model continues it; printed."""
+        """Print a prompt and its continuation, and return both."""
         from minigpt.generation.conversation import QuestionAnswering
         from minigpt.generation.loading import load_to_answer
         from minigpt.generation.options import GenerationOptions
@@ -323,7 +323,7 @@ class _Quickstart:
 
     @contextlib.contextmanager
     def _explains_interruption(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM are one line, which says that nothing is lost."""
+        """Replace the error of Ctrl-C or SIGTERM by a line that says how to continue."""
         from minigpt.training.stop_request import Stopped
 
         try:
@@ -340,7 +340,7 @@ class _Quickstart:
 
 
 def _by_heart(conversations: "Sequence[Conversation]") -> str:
-    """Why pairs are better all learned by heart, and what would help; "" where a part is to be held back."""
+    """Return the reason to memorise all pairs, with advice; "" if a validation part should be held out."""
     answers = Counter(exchange.answer for each in conversations for exchange in each.exchanges)
     pairs = answers.total()
     learned = "the model learns all of them by heart and is measured on them"
@@ -359,13 +359,13 @@ def _by_heart(conversations: "Sequence[Conversation]") -> str:
 
 
 def _spread(rows: "Sequence[Row]", count: int) -> "list[Row]":
-    """At most `count` of the rows, evenly spread."""
+    """Return at most `count` of the rows, evenly spread."""
     count = min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _sha256(paths: Iterable[Path]) -> str:
-    """Of all bytes of some files, one after the other."""
+    """Return the SHA-256 of all bytes of some files."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -375,7 +375,7 @@ def _sha256(paths: Iterable[Path]) -> str:
 
 
 class _Counted:
-    """Texts that are counted while they are read; the last ones are kept."""
+    """Counts texts while they are read, and keeps the last ones."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -395,7 +395,7 @@ class _Counted:
         return self.kinds.total()
 
     def lines(self, file: Path) -> list[str]:
-        """Three lines for people."""
+        """Return three lines with statistics for the user."""
         often = " ".join(repr(character) for character, _ in self.kinds.most_common(12))
         once = sum(count == 1 for count in self.kinds.values())
         return [
@@ -405,7 +405,7 @@ class _Counted:
         ]
 
     def prompts(self) -> list[str]:
-        """Two beginnings of lines, from the end of the text, which is measured on and not learned from."""
+        """Return two beginnings of lines from the end of the text, which is the validation part."""
         lines = [line.strip() for text in self._last for line in text.splitlines()]
         lines = [line for line in lines if len(line) >= _PROMPT] or [line for line in lines if line]
         lines = lines[-max(2, len(lines) // 4) :]

@@ -1,9 +1,9 @@
-"""From conversations to batches: encoded once, batched by length, each batch a pure function of its number.
+"""Encodes conversations once, and groups them into batches by length.
 
-Legend: N examples, B rows of a batch, T its longest row less one (inputs and targets are shifted by one).
+Legend: N examples, B rows of a batch, T tokens of its longest row minus one (targets are shifted by one).
 
-The order of training depends on nothing but the seed, the data and the number of the batch: a run that is
-resumed at batch m meets exactly the batches that it would have met. There are no workers and no hidden state.
+The order of training depends only on the seed, the data and the number of the batch. So a run that is resumed
+at batch m gets the same batches as an uninterrupted run. There are no workers and no hidden state.
 """
 
 import hashlib
@@ -27,43 +27,43 @@ __all__ = [
 
 
 class ChatTokenizer(Protocol):
-    """The part of a tokenizer that encodes conversations; the character Tokenizer and BpeTokenizer fit."""
+    """The tokenizer interface for encoding conversations. Tokenizer and BpeTokenizer implement it."""
 
     @property
     def sep_token_id(self) -> int | None:
-        """The id of <sep>, if there is one."""
+        """Return the id of <sep>, or None if the tokenizer has none."""
 
     @property
     def eos_token_id(self) -> int | None:
-        """The id that ends a text, if there is one."""
+        """Return the id that ends a text, or None if the tokenizer has none."""
 
     def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
-        """The ids of a text and nothing else."""
+        """Encode a text without adding special tokens."""
 
 
 class Batch(NamedTuple):
-    """One batch, padded on the right with 0 to its own longest row."""
+    """One batch. Rows are padded on the right with 0 to the length of the longest row."""
 
     input_ids: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64: input_ids shifted by one
     token_mask: torch.Tensor  # (B, T) bool: the target is a real token
-    answer_mask: torch.Tensor  # (B, T) bool: the target belongs to the answer or is the <sep> that closes it
-    rows: npt.NDArray[np.int64]  # (B,): which examples these are
+    answer_mask: torch.Tensor  # (B, T) bool: the target belongs to an answer, or is the <sep> after it
+    rows: npt.NDArray[np.int64]  # (B,): numbers of the examples
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device; to a CUDA device the copy overlaps with computing."""
+        """Copy the batch to another device. A copy to a CUDA device overlaps with computing."""
         ids, targets, tokens, answers, rows = self
         return Batch(
             move(ids, device), move(targets, device), move(tokens, device), move(answers, device), rows
         )
 
     def some(self, which: slice) -> "Batch":
-        """Some of the rows."""
+        """Return a batch of some of the rows."""
         ids, targets, tokens, answers, rows = self
         return Batch(ids[which], targets[which], tokens[which], answers[which], rows[which])
 
     def blank(self) -> "Batch":
-        """The first row, in which nothing counts: for a process that has no row of its own."""
+        """Return the first row with empty masks, for a process that has no row of its own."""
         nothing = torch.zeros_like(self.token_mask[:1])
         return Batch(self.input_ids[:1], self.targets[:1], nothing, nothing, self.rows[:0])
 
@@ -72,26 +72,26 @@ class Batch(NamedTuple):
 class EncodedExamples:
     """All examples as one long array of ids: question <sep> answer <sep>, question <sep> answer <sep>, ..."""
 
-    ids: npt.NDArray[np.int32]  # all rows, one behind the other
+    ids: npt.NDArray[np.int32]  # all rows, one after another
     is_answer: npt.NDArray[
         np.bool_
-    ]  # of each id: does it belong to an answer, or is it the <sep> behind one?
+    ]  # for each id: True if the id belongs to an answer, or is the <sep> after one
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
-    lines: npt.NDArray[np.int64]  # (N,): the line of the file that a row comes from
-    n_cut: int  # rows that max_length shortened
-    n_without_answer: int  # conversations left out, because max_length cut all answers away
+    lines: npt.NDArray[np.int64]  # (N,): number of the file's line that the row comes from
+    n_cut: int  # number of rows that max_length shortened
+    n_without_answer: int  # number of conversations left out, because max_length cut all answers away
 
     def __len__(self) -> int:
         return len(self.lines)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each row, (N,)."""
+        """Return the number of tokens of each row, (N,)."""
         return np.diff(self.starts)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what training sees: the ids, where rows begin, and which ids belong to answers."""
+        """Return the SHA-256 of what training uses: ids, starts of rows, and which ids belong to answers."""
         digest = hashlib.sha256()
         answer_starts = np.maximum.reduceat(self._places_of_questions, self.starts[:-1]) + 1
         arrays: list[npt.NDArray[np.generic]] = [self.ids, self.starts, answer_starts.astype(np.int64)]
@@ -103,18 +103,18 @@ class EncodedExamples:
 
     @property
     def _places_of_questions(self) -> npt.NDArray[np.int64]:
-        """The place of each id in its row, or -1 if the id belongs to an answer."""
+        """Return the position of each id in its row, or -1 if the id belongs to an answer."""
         places = np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)
         return np.where(self.is_answer, -1, places)
 
     @property
     def _is_one_answer_a_row(self) -> bool:
-        """Does each row have one answer, at its end?"""
+        """Return True if each row has exactly one answer, at its end."""
         begins = self.is_answer & ~np.concatenate([[False], self.is_answer[:-1]])
         return int(begins.sum()) == len(self) and bool(self.is_answer[self.starts[1:] - 1].all())
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
-        """Rows -> tensors. `pad_to`: a fixed row length instead of the longest row's."""
+        """Build a batch of some rows, padded to their longest row, or to `pad_to` tokens if that is more."""
         lengths = self.lengths[rows][:, None]  # (B, 1)
         width = max(pad_to, int(lengths.max()))
         column = np.arange(width)[None, :]  # (1, T + 1)
@@ -132,21 +132,21 @@ class EncodedExamples:
 
     @property
     def rows(self) -> int:
-        """Rows of an evaluation."""
+        """Return the number of rows that an evaluation reads."""
         return len(self)
 
     @property
     def answer_share(self) -> float:
-        """The share of answer tokens among the targets: all tokens but the first of each row."""
+        """Return the share of answer tokens among the targets, which are all tokens but each row's first."""
         return float(self.is_answer.sum() / (self.lengths - 1).sum())
 
     @property
     def mean_targets(self) -> float:
-        """Tokens to predict of a row, on average."""
+        """Return the mean number of targets of a row."""
         return float(self.lengths.mean()) - 1
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every row once, by length, for evaluation."""
+        """Yield batches for an evaluation: each row once, sorted by length."""
         order = np.argsort(self.lengths, kind="stable")
         for first in range(0, len(order), batch_size):
             yield self.batch(order[first : first + batch_size])
@@ -162,10 +162,10 @@ def _separator(tokenizer: ChatTokenizer) -> npt.NDArray[np.int32]:
 def encode_prompt(
     before: Sequence[Exchange], question: str, tokenizer: ChatTokenizer, max_length: int
 ) -> list[int]:
-    """What a model reads, in the plain form, to answer a question: at most max_length ids if it can be.
+    """Encode a question and the exchanges before it in the plain form, for generation.
 
-    What is too long loses its oldest questions with their answers. The question itself is never cut: alone it
-    may be longer.
+    If the result is longer than max_length ids, the oldest exchanges are left out. The question itself is
+    never cut, so the result can still be longer.
     """
     sep = _separator(tokenizer)
     ids: list[int] = np.concatenate([tokenizer.encode_array(question), sep]).tolist()
@@ -180,11 +180,11 @@ def encode_prompt(
 def encode_conversation(
     conversation: Conversation, tokenizer: ChatTokenizer, max_length: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
-    """One conversation in the plain form, of at most max_length tokens.
+    """Encode one conversation in the plain form, as at most max_length tokens.
 
-    What is too long loses its oldest questions with their answers; a single one loses its end.
+    If a conversation is too long, its oldest exchanges are left out. A single exchange loses its end.
 
-    Returns: ids (T,), which of them belong to answers (T,), and whether something was cut.
+    Returns: ids (T,); a mask of the ids that belong to answers (T,); True if something was cut.
     """
     sep = _separator(tokenizer)
     encoded = [
@@ -204,7 +204,7 @@ def encode_conversation(
     return ids[:max_length], is_answer[:max_length], bool(first) or len(ids) > max_length
 
 
-# (conversation, tokenizer, max_length) -> ids (T,), which belong to answers (T,), was something cut?
+# (conversation, tokenizer, max_length) -> ids (T,), mask of answers (T,), True if something was cut
 Encode: TypeAlias = Callable[
     [Conversation, Any, int], tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]
 ]
@@ -216,13 +216,13 @@ def encode_conversations(
     max_length: int,
     encode: Encode = encode_conversation,
 ) -> EncodedExamples:
-    """Encode each conversation. One that keeps no token of an answer is left out.
+    """Encode each conversation. A conversation without any token of an answer is left out.
 
     Args:
-        encode: what encodes one: `encode_conversation` in the plain form, or `encode_chat_conversation`.
+        encode: encodes one conversation: `encode_conversation` (plain form) or `encode_chat_conversation`.
 
     Raises:
-        InputError: if nothing is left to learn from.
+        InputError: if no conversation is left.
     """
     pieces: list[npt.NDArray[np.int32]] = []
     marks: list[npt.NDArray[np.bool_]] = []
@@ -250,34 +250,34 @@ def encode_conversations(
 
 
 class HasLengths(Protocol):
-    """Encoded data, as far as the order of its rows goes."""
+    """The part of encoded data that decides the order of its rows."""
 
     def __len__(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each row."""
+        """Return the number of tokens of each row."""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the data."""
+        """Return the SHA-256 of the data."""
 
 
 class BatchPlan:
-    """Which rows stand in batch number m, for every m from 0 on, epoch after epoch.
+    """Decides which rows form batch number m, for every m from 0 on, epoch after epoch.
 
-    With `by_length`, rows are sorted by length (ties broken at random, anew each epoch) and cut wherever
-    `batch_size` rows or `tokens_per_batch` padded tokens are full; then the batches are shuffled. Sorting
-    leaves the same sequence of lengths in every epoch, so the cuts, and the number of batches, never change.
+    With `by_length`, rows are sorted by length; each epoch orders rows of equal length anew. A batch is full
+    when it has `batch_size` rows or `tokens_per_batch` padded tokens. Then the batches are shuffled. Every
+    epoch has the same sequence of lengths, so the number of batches never changes.
 
     Args:
         data: the encoded data.
-        batch_size: rows of a batch, at most.
-        tokens_per_batch: padded tokens of a batch, at most; 0: no limit.
-        pad_to: the fixed row length that `EncodedExamples.batch` will be given; 0: the longest row's.
-        by_length: False shuffles the rows only, as the textbook loop does.
-        seed: with the data's fingerprint and the epoch it decides the order.
+        batch_size: largest number of rows of a batch.
+        tokens_per_batch: largest number of padded tokens of a batch; 0: no limit.
+        pad_to: fixed row length, as given to `EncodedExamples.batch`; 0: length of the longest row.
+        by_length: False only shuffles the rows.
+        seed: decides the order, together with the data's fingerprint and the epoch.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ class BatchPlan:
         widths = np.sort(self._lengths) if by_length else np.full(len(data), self._lengths.max())
         widths = np.maximum(widths, pad_to)
         cuts = [0]
-        for i, width in enumerate(widths):  # sorted: the row that comes last is the longest
+        for i, width in enumerate(widths):  # sorted, so the last row is the longest
             rows = i - cuts[-1] + 1
             if rows > batch_size or (tokens_per_batch and rows > 1 and rows * width > tokens_per_batch):
                 cuts.append(i)
@@ -306,13 +306,13 @@ class BatchPlan:
         self._shuffled: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches of an epoch."""
         return len(self._cuts) - 1
 
     def rows(self, number: int) -> npt.NDArray[np.int64]:
-        """The rows of batch `number`; an epoch is batches k * len(plan) up to (k + 1) * len(plan)."""
+        """Return the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
         epoch, position = divmod(number, len(self))
-        if epoch != self._epoch:  # kept for speed alone: the answer does not depend on it
+        if epoch != self._epoch:  # cached for speed; the result does not depend on it
             random = np.random.default_rng([*self._entropy, epoch])
             shuffle = random.permutation(len(self._lengths))
             if self._by_length:
@@ -324,6 +324,6 @@ class BatchPlan:
         return self._order[self._cuts[first] : self._cuts[first + 1]]
 
     def shapes(self, data: HasLengths, pad_to: int = 0) -> list[tuple[int, int]]:
-        """Rows and tokens of the longest row, of all batches of an epoch."""
+        """Return the number of rows and the length of the longest row, for each batch of an epoch."""
         every = map(self.rows, range(len(self)))
         return [(len(rows), max(pad_to, int(data.lengths[rows].max()))) for rows in every]

@@ -1,6 +1,6 @@
-"""Conversations as a chat model reads them: by its tokenizer's template, with a mark on what it is to say.
+"""Encodes conversations with a tokenizer's chat template, and marks the tokens to learn.
 
-The data of `minigpt finetune`; minigpt/data/batches.py has the plain form, question <sep> answer <sep>.
+`minigpt finetune` uses this form. minigpt/data/batches.py has the plain form, question <sep> answer <sep>.
 """
 
 import json
@@ -19,13 +19,13 @@ __all__ = ["encode_chat_conversation"]
 def encode_chat_conversation(
     conversation: Conversation, tokenizer: ChatTokenizer, max_length: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
-    """One conversation by the tokenizer's template, of at most max_length tokens.
+    """Encode one conversation with the tokenizer's chat template, as at most max_length tokens.
 
-    What is too long loses its oldest questions with their answers, never the system text; a single question
-    with its answer loses its end.
+    If a conversation is too long, its oldest questions with their answers are left out. The system text is
+    kept. A single question with its answer loses its end.
 
-    Returns: ids (T,), which of them the assistant says, the token that ends an answer included (T,), and
-    whether something was cut.
+    Returns: ids (T,); a mask of the ids that the assistant says, including the token that ends an answer
+    (T,); True if something was cut.
 
     Raises:
         InputError: if the template fails, or changes what the assistant says.

@@ -1,12 +1,12 @@
-"""Text to read: the files of a corpus, and what each of them is.
+"""Finds the text files of a corpus, and recognises their formats.
 
     sources = find_sources(Path("books"))
     sources = decode_sources(sources, Path("decoded"), TextOptions())
     for text in read_texts(Path("books")): ...
 
-The content decides what a file is. A plain text in UTF-8, JSON Lines and Parquet are read as they are,
-whatever their size: documents.py. What is something else is turned into one of these first
-(`decode_sources`). Files of a folder come in the order of their paths.
+The content of a file decides its format. Plain text in UTF-8, JSON Lines and Parquet are read directly,
+whatever their size (see documents.py). `decode_sources` converts all other files to one of these formats
+first. The files of a folder are sorted by path.
 """
 
 import itertools
@@ -39,14 +39,14 @@ __all__ = [
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 END_OF_TEXT = "<|endoftext|>"
-_HEAD = 1 << 16  # bytes by which a file is recognised
-_GUESSED = 200  # records by which a text's field is guessed
-_LONGEST = 1 << 26  # bytes of a line by which JSON Lines are recognised
+_HEAD = 1 << 16  # number of bytes that are read to recognise a file
+_GUESSED = 200  # number of records that are read to guess the field of the text
+_LONGEST = 1 << 26  # largest number of bytes of a line, when JSON Lines are recognised
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How the files of a corpus are to be read."""
+    """Options for reading the files of a corpus."""
 
     encoding: str = ""
     """encoding of text files, such as gb18030 or big5; left out: found out"""
@@ -57,16 +57,16 @@ class TextOptions:
 
     @property
     def separator(self) -> str | None:
-        """As a `Source` has it."""
+        """Return the separator as `Source.separator` holds it."""
         special = {"auto": END_OF_TEXT, "none": None, "blank": ""}
         return special.get(self.document_separator, self.document_separator.rstrip())
 
 
 def find_sources(path: Path, options: TextOptions = TextOptions()) -> list[Source]:
-    """The files of a corpus: the one file given, or a folder's.
+    """Find the files of a corpus. The path is one file or a folder.
 
     Raises:
-        InputError: if there is none, or one holds questions and answers, or is no text at all.
+        InputError: if there is no text, or a file holds questions and answers or is not text.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist (looked for it from {Path.cwd()})")
@@ -109,7 +109,7 @@ def _files_below(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _source(path: Path, name: str, options: TextOptions) -> Source | None:
-    """Recognise a file, and find where its texts stand. None for a file without any."""
+    """Recognise a file, and find the field of its texts. Return None for a file without text."""
     source = _recognised(path, name, options)
     if source is None or source.kind in ("text", "other"):
         return source
@@ -119,7 +119,12 @@ def _source(path: Path, name: str, options: TextOptions) -> Source | None:
 def _recognised(
     path: Path, name: str, options: TextOptions, is_head: IsHead = is_head, needs_head: bool = True
 ) -> Source | None:
-    """Recognise a file by its beginning; None if it is empty or blank. The last two: as for `open_data`."""
+    """Recognise a file by its first bytes. Return None if it is empty or blank.
+
+    Args:
+        is_head: see `open_data`.
+        needs_head: see `open_data`.
+    """
     status = path.stat()
     size = status.st_size
     source = Source(path, name, "other", size, status.st_mtime_ns, origin=path, origin_size=size)
@@ -142,7 +147,10 @@ def _recognised(
 
 
 def _is_utf8(head: bytes) -> bool:
-    """Is it neither compressed nor in another encoding? (The reader names single bad bytes later.)"""
+    """Return True for bytes that are neither compressed nor in another encoding.
+
+    A few bad bytes are allowed. The error message for them comes from the code that reads the whole file.
+    """
     if b"\0" in head[:4096] or head.startswith((*COMPRESSED, b"PK\x03\x04")):
         return False
     head = head[: whole_characters(head)]
@@ -154,13 +162,13 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def _are_lines(file: BinaryIO) -> bool:
-    """Are most of the first lines of a JSON file objects? The first may be broken, all may be very long."""
+    """Return True if most of the first lines are JSON objects. The first may be broken; lines may be long."""
     file.seek(0)
     lines = (line for line in iter(lambda: file.readline(_LONGEST), b"") if line.strip())
     first = next(lines, b"")
     if isinstance(_value_or_none(first), dict):
         return next(lines, None) is not None
-    if not first.strip(b"[ \t\r\n"):  # an array
+    if not first.strip(b"[ \t\r\n"):  # the file is an array
         return False
     some = [first, *itertools.islice(lines, 19)]
     return 2 * sum(isinstance(_value_or_none(line), dict) for line in some) > len(some)
@@ -174,7 +182,7 @@ def _value_or_none(line: bytes) -> Any:
 
 
 def _sample(source: Source) -> list[Any]:
-    """The first records of a JSONL or Parquet file."""
+    """Return the first records of a JSONL or Parquet file."""
     if source.kind == "parquet":
         records = parquet_records(source.path, str(source.path), lambda names: True)
         return [record.value for record in itertools.islice(records, _GUESSED)]
@@ -190,10 +198,10 @@ def holds_texts(
     options: TextOptions = TextOptions(),
     names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
 ) -> bool:
-    """Is a file plain text, or are its first records texts, no conversations?
+    """Return True if a file is plain text, or its first good record is a text and not a conversation.
 
     Raises:
-        InputError: as read_conversations does for what is no data.
+        InputError: as `read_conversations`, if the file is not data.
     """
     test = head_test(names)
     source = _recognised(path, path.name, options, test, needs_head=False)
@@ -218,10 +226,10 @@ def holds_texts(
 
 
 def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
-    """Where the texts of some records stand.
+    """Return the name of the field that holds the texts of some records.
 
     Raises:
-        InputError: if they are questions and answers.
+        InputError: if the records are questions and answers.
     """
     if options.text_field:
         return options.text_field
@@ -249,10 +257,10 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
 
 
 def decode_sources(sources: list[Source], folder: Path, options: TextOptions) -> list[Source]:
-    """The same sources, with copies in UTF-8 below `folder` of those that are something else.
+    """Convert the files of kind "other" to UTF-8 copies below `folder`. Return all sources.
 
     Raises:
-        InputError: for a file that cannot be decoded or holds no text.
+        InputError: if a file cannot be decoded or holds no text.
     """
     return [
         _decoded_copy(source, folder / f"{number:05d}", options) if source.kind == "other" else source
@@ -261,7 +269,10 @@ def decode_sources(sources: list[Source], folder: Path, options: TextOptions) ->
 
 
 def _decoded_copy(source: Source, target: Path, options: TextOptions) -> Source:
-    """A record keeps its line as far as that can be; what is bad becomes a text that says what is wrong."""
+    """Write a UTF-8 copy of a file, and return its source.
+
+    Where possible, a record keeps its line number. A bad record becomes a text with the reason.
+    """
     path = source.origin
     data = open_data(path, options.encoding, is_head, needs_head=True)
     for sentence in data.notes:
@@ -306,7 +317,9 @@ def read_texts(
     chunk: int = 1 << 16,
     options: TextOptions = TextOptions(),
 ) -> Iterator[str]:
-    """All texts of a corpus, long ones in chunks cut as for byte-pair encoding; bad lines give a warning.
+    """Yield all texts of a corpus. A bad line gives a warning.
+
+    Long texts are cut into chunks, at positions where byte-pair encoding does not change.
 
     Raises:
         InputError: as `find_sources` and `read_document`; with `strict` also for the first bad line.
@@ -320,7 +333,7 @@ def read_sources(
     chunk: int = 1 << 16,
     options: TextOptions = TextOptions(),
 ) -> Iterator[str]:
-    """As `read_texts`, for files that were found before."""
+    """Yield the texts of files that `find_sources` found; see `read_texts`."""
     for number, source in enumerate(sources):
         with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
             (source,) = decode_sources([source], Path(folder), options)

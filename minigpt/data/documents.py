@@ -1,22 +1,23 @@
-"""Texts on the disk as documents, in pieces that never need the whole file in memory.
+"""Reads text files as documents, in pieces, so that a file never has to fit into memory.
 
     for piece in plan_pieces(sources, 16 << 20, any_place=True):
         for text, ends in read_document(sources[piece.source], piece, 1 << 16, any_place=True): ...
 
 A plain text is one document, unless lines such as <|endoftext|> separate several. In a file of records (JSON
-Lines, Parquet) each text is one: see `read_lines`. A byte order mark and the CR of CRLF are no part of the
-text; nothing else is changed.
+Lines, Parquet) each text is a document; see `read_lines`. A byte order mark is removed, and CRLF becomes LF.
+All other characters stay as they are.
 
-Where a text may be cut: byte-pair encoding first cuts a text into words, and a cut at a border between two
-words changes no id. Two places are such borders for GPT-2's and Qwen's rules alike, whatever stands around:
+A text may only be cut where the ids stay the same. Byte-pair encoding first splits a text into words, so a
+cut between two words changes no id. With the rules of GPT-2 and Qwen, these positions are always between two
+words:
 
-- behind a line's end that has something other than white space on both sides ("/" on the right does not
-  count: later rules take it to the left);
-- before a space that has something other than white space on both sides;
-- where those are lacking, before Chinese punctuation that follows a Chinese character.
+- after a line end that has characters other than white space on both sides (and no "/" on the right, because
+  newer rules join it to the left side);
+- before a space that has characters other than white space on both sides;
+- if there are none of these: before Chinese punctuation that follows a Chinese character.
 
-(White space on either side would not do: GPT-2's rules take "\\n\\n" at a text's end as one word, and before
-a letter as two.) An encoder of single characters may cut anywhere (`any_place`) but inside CRLF.
+White space next to the cut is not safe: GPT-2's rules read "\\n\\n" as one word at the end of a text, but as
+two words before a letter. With a character tokenizer (`any_place`), only CRLF must not be cut.
 """
 
 import dataclasses
@@ -34,36 +35,36 @@ from minigpt.errors import InputError
 
 __all__ = ["Piece", "Source", "plan_pieces", "read_document", "read_lines", "whole_characters"]
 
-Kind = Literal["text", "jsonl", "parquet", "other"]  # other: to be decoded first
-_BLOCK = 1 << 20  # bytes read at a time
-_LINE = 1 << 12  # bytes before a cut that are enough to see whether it falls into a separator
-_LONGEST = 1 << 26  # bytes without a place to cut that are still held in memory
+Kind = Literal["text", "jsonl", "parquet", "other"]  # other: must be converted first
+_BLOCK = 1 << 20  # number of bytes per read
+_LINE = 1 << 12  # number of bytes before a cut that are enough to recognise a separator
+_LONGEST = 1 << 26  # largest number of bytes without a possible cut
 _CUTS = re.compile(r"(?<=\S)\r?\n(?=[^\s/])|(?<=\S)(?= \S)")
 _SPARE_CUTS = re.compile(r"(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
-_CONTINUED = bytes(range(0x80, 0xC0))  # bytes inside a character of UTF-8
+_CONTINUED = bytes(range(0x80, 0xC0))  # bytes that continue a UTF-8 character
 
-Check = Callable[[str, str], bool]  # told the text on both sides of a cut, says whether it may be made
+Check = Callable[[str, str], bool]  # (text before a cut, text after it) -> True if the cut is allowed
 
 
 @dataclass(frozen=True)
 class Source:
     """A file of a corpus."""
 
-    path: Path  # what is read: the file, or its decoded copy
-    name: str  # below the corpus's folder, with "/"
+    path: Path  # the file that is read: the original or its decoded copy
+    name: str  # path relative to the corpus's folder, with "/"
     kind: Kind
     size: int  # bytes of `path`
     mtime_ns: int
-    field: str = "text"  # of records: where the text stands
-    separator: str | None = None  # a line between documents, without blanks at its end; "": an empty line
-    origin: Path = dataclasses.field(default_factory=Path)  # the file itself
+    field: str = "text"  # name of the field that holds the text, for records
+    separator: str | None = None  # line that separates documents, without trailing blanks; "": an empty line
+    origin: Path = dataclasses.field(default_factory=Path)  # the original file
     origin_size: int = 0
 
 
 class Piece(NamedTuple):
-    """Bytes `start` to `stop` of a source; both are places where it may be cut."""
+    """Bytes `start` to `stop` of a source. The source may be cut at both positions."""
 
-    source: int  # its number
+    source: int  # number of the source
     start: int
     stop: int
 
@@ -74,12 +75,12 @@ class Piece(NamedTuple):
 def plan_pieces(
     sources: list[Source], size: int, *, any_place: bool, check: Check = lambda left, right: True
 ) -> list[Piece]:
-    """Cut long files into pieces of about `size` bytes each, without reading them whole.
+    """Cut long files into pieces of about `size` bytes each, without reading whole files.
 
-    The pieces depend on the files alone, not on who works on them.
+    The pieces depend only on the files, not on the number of processes.
 
     Raises:
-        InputError: if a file has no place to cut for too long.
+        InputError: if a long part of a file has no position where it may be cut.
     """
     pieces = []
     for number, source in enumerate(sources):
@@ -101,7 +102,7 @@ def plan_pieces(
 
 
 def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, check: Check) -> int:
-    """The first byte behind `target` where the text may be cut, or the file's size."""
+    """Return the first position after `target` where the file may be cut, or the file's size."""
     width = 1 << 16
     first = max(0, target - _LINE)
     while True:
@@ -109,8 +110,8 @@ def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, che
         data = file.read(target - first + width)
         is_end = first + len(data) >= source.size
         begin = target - first
-        begin += len(data[begin:]) - len(data[begin:].lstrip(_CONTINUED))  # the rest of a character
-        # bad bytes are complained about where they are read; here they must only keep their places
+        begin += len(data[begin:]) - len(data[begin:].lstrip(_CONTINUED))  # skips the rest of a character
+        # bad bytes are reported when the piece is read; here, only their number of bytes matters
         before = data[:begin].lstrip(_CONTINUED).decode("utf-8", "surrogateescape")
         text = data[begin:].decode("utf-8", "surrogateescape")
         around = before + text
@@ -128,7 +129,7 @@ def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, che
 
 
 def _cuts(text: str, any_place: bool) -> Iterator[int]:
-    last = len(text) - 4  # behind it a character may be incomplete
+    last = len(text) - 4  # after this position, a character may be incomplete
     if any_place:
         yield from (i for i in range(1, last) if text[i - 1] != "\r")
         return
@@ -137,7 +138,7 @@ def _cuts(text: str, any_place: bool) -> Iterator[int]:
 
 
 def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
-    """Would a cut make two of a line that separates documents, or of several blank ones?"""
+    """Return True if a cut would split a separator line, or a group of blank separator lines."""
     if separator is None:
         return False
     begin, end = text.rfind("\n", 0, cut) + 1, text.find("\n", cut)
@@ -145,11 +146,11 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 
 
 def _last_cut(text: str, any_place: bool, start: int) -> int:
-    """The last place behind `start` where a text that goes on may be cut; 0: none."""
+    """Return the last position after `start` where a text may be cut, or 0. More text follows."""
     if any_place:
         return len(text)
     for pattern in (_CUTS, _SPARE_CUTS):
-        for first in (max(start, len(text) - 4096), start):  # most often it is near
+        for first in (max(start, len(text) - 4096), start):  # a cut is usually near the end
             cut = max((m.end() for m in pattern.finditer(text, first)), default=0)
             if cut > first:
                 return cut
@@ -182,16 +183,16 @@ def read_document(
     any_place: bool,
     check: Check = lambda left, right: True,
 ) -> Iterator[tuple[str, bool]]:
-    """The text of a piece of a text file, in chunks of at least `chunk` characters but for a document's last.
+    """Read a piece of a text file, in chunks of at least `chunk` characters (except a document's last chunk).
 
-    Joined, the chunks of all pieces are the file's text without its separators; encoded one by one, they are
-    its ids.
+    All chunks together are the file's text without separators. Encoding the chunks one by one gives the
+    same ids as encoding the whole text.
 
-    Yields: chunks, and "" with True where a separator ends a document. The end of the file is the caller's
-    affair.
+    Yields: (chunk, False), or ("", True) where a separator ends a document. The end of the file is not
+    marked.
 
     Raises:
-        InputError: for bytes that are no UTF-8 text, with file, line and column.
+        InputError: for bytes that are not UTF-8 text; the message names file, line and column.
     """
     parts = (part for part in _split(source, piece, _decoded(source, piece)) if part != "")
     is_first = piece.start == 0
@@ -199,19 +200,19 @@ def read_document(
         if not is_separator:
             for text in _chunks(source, filter(None, group), chunk, any_place, check):
                 yield text, False
-        elif not is_first:  # what stands before the first document ends none
+        elif not is_first:  # a separator before the first document ends no document
             yield "", True
         is_first = False
 
 
 def _split(source: Source, piece: Piece, parts: Iterator[str]) -> Iterator[str | None]:
-    """The parts without the lines that separate documents; None in place of such a line."""
+    """Yield the parts without separator lines, and None in place of each separator line."""
     separator = source.separator
     if separator is None:
         yield from parts
         return
     border = re.compile(rf"(?m)^{re.escape(separator)}[ \t]*\n")
-    in_line = not _begins_a_line(source, piece)  # `held` begins inside a line, which is no separator
+    in_line = not _begins_a_line(source, piece)  # `held` begins inside a line
     held = ""
     for part in parts:
         held += part
@@ -258,7 +259,7 @@ def _chunks(source: Source, parts: Iterator[str], chunk: int, any_place: bool, c
 
 
 def _decoded(source: Source, piece: Piece) -> Iterator[str]:
-    """The piece's text without BOM and with LF alone, in blocks that do not end in CR."""
+    """Yield the piece's text without BOM and with LF line ends, in blocks that do not end in CR."""
     with source.path.open("rb") as file:
         file.seek(piece.start)
         position, carry = piece.start, b""
@@ -292,10 +293,10 @@ def _decoded(source: Source, piece: Piece) -> Iterator[str]:
 
 
 def whole_characters(data: bytes) -> int:
-    """How many bytes of data end in neither half a character nor a CR whose LF may follow."""
+    """Return the number of leading bytes that end neither inside a character nor in a CR."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
-        if byte >= 0xC0:  # begins a character of 2, 3 or 4 bytes
+        if byte >= 0xC0:  # first byte of a character of 2, 3 or 4 bytes
             length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
             return len(data) if back >= length else len(data) - back
         if byte < 0x80:
@@ -304,7 +305,7 @@ def whole_characters(data: bytes) -> int:
 
 
 def _place(path: Path, offset: int) -> tuple[int, int]:
-    """Line and column (in bytes) of a byte, both from 1."""
+    """Return line and column (in bytes) of a byte, both from 1."""
     line, column, left = 1, 1, offset
     with path.open("rb") as file:
         while left > 0:
@@ -320,7 +321,7 @@ def _place(path: Path, offset: int) -> tuple[int, int]:
 
 
 def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLine]]:
-    """The texts of a piece of a JSONL or Parquet file, each with its number within the piece, from 1."""
+    """Yield the texts of a piece of JSONL or Parquet, each with its line or row in the piece, from 1."""
     if source.kind == "parquet":
         field = source.field.strip().lower()
         for number, value, _ in parquet_records(
@@ -344,7 +345,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
 
 def _text_or_bad(value: Any, source: Source) -> str | BadLine:
     if isinstance(value, str) and source.path != source.origin:
-        return BadLine(value)  # a decoded copy says so what was wrong
+        return BadLine(value)  # in a decoded copy, a text is the error message of a bad record
     if not isinstance(value, Mapping):
         return BadLine("not an object")
     try:

@@ -1,15 +1,15 @@
-"""What a data file is, and the records in it. The content decides, not the name.
+"""Recognises the format of a data file by its content, not by its name, and reads the records.
 
     data = open_data(Path("questions.csv"))
     data.kind, data.encoding                   # "csv", "gb18030"
     for record in data.records: ...            # Record(line, value, raw), or a BadLine in place of the value
 
-First come compression and the encoding, then the format: JSON Lines, a JSON array, an object of columns
-(json_values.py), CSV or TSV, an Excel workbook, Parquet (tables.py), plain text. What a record means is the
-work of records.py.
+The steps are: decompress, decode, recognise the format. Formats are JSON Lines, a JSON array, an object of
+columns (json_values.py), CSV or TSV, an Excel workbook, Parquet (tables.py), and plain text. The module
+records.py interprets the records.
 
-A file is read whole, but for Parquet; what a file may hold is bounded. Long plain texts and JSON Lines have a
-way of their own: see corpus.py.
+All files except Parquet are read whole, so their size is limited. corpus.py reads long plain texts and JSON
+Lines in pieces.
 """
 
 import bz2
@@ -44,29 +44,29 @@ __all__ = [
 ]  # fmt: skip
 
 Kind = Literal["jsonl", "json", "csv", "xlsx", "parquet", "text"]
-_MOST = 4 << 30  # bytes of a file that is read whole, also of what comes out of a compressed one
-_BLOCK = 1 << 20  # bytes that are read at a time: `read(n)` would reserve n bytes
+_MOST = 4 << 30  # largest number of bytes that are read whole, also after decompression
+_BLOCK = 1 << 20  # number of bytes per read; `read(n)` would reserve n bytes
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that was recognised."""
+    """A data file whose format was recognised."""
 
     kind: Kind
-    encoding: str  # Python's name; "" where the format has its own
-    records: Iterable[Record]  # of a text: one, the whole text
+    encoding: str  # Python's name of the encoding; "" if the format defines its own
+    records: Iterable[Record]  # a plain text is one record
     sha256: str  # of the file's bytes
-    notes: tuple[str, ...] = ()  # what a person should know about how it is read
+    notes: tuple[str, ...] = ()  # sentences for the user about how the file is read
 
 
 # -- bytes -------------------------------------------------------------------------------------------------
 
 
 def read_bytes(path: Path) -> bytes:
-    """All bytes of a regular file, or of what the shell gives as <(...) or /dev/stdin.
+    """Read all bytes of a regular file, or of a pipe that the shell passes as <(...) or /dev/stdin.
 
     Raises:
-        InputError: for what is missing, a folder, a device, a named pipe, or too large.
+        InputError: if the path is missing, a folder, a device or a named pipe, or too large.
     """
     try:
         status = path.stat()
@@ -79,7 +79,7 @@ def read_bytes(path: Path) -> bytes:
             raise _too_large(f"{path} has {status.st_size >> 30} GiB")
         with path.open("rb") as file:
             return _all_of(file, f"{path} has")
-    except InputError:  # which is a ValueError
+    except InputError:  # InputError is a ValueError, so it must be re-raised before the last clause
         raise
     except FileNotFoundError:
         raise InputError(f"{path} does not exist (looked for it from {Path.cwd()})") from None
@@ -88,7 +88,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _all_of(file: BinaryIO, what: str) -> bytes:
-    """What is left of a file. Args: what: the beginning of the complaint about too much."""
+    """Read the rest of a file. `what` is the beginning of the error message if there is too much."""
     buffer = io.BytesIO()
     while block := file.read(_BLOCK):
         buffer.write(block)
@@ -110,7 +110,7 @@ def _folder_sentence(path: Path) -> str:
 
 
 def advised(command: str, path: Path, encoding: str = "") -> str:
-    """A command that a message recommends, as a shell takes it.
+    """Return a minigpt command for an error message, with the path quoted for the shell.
 
     >>> advised("train --text", Path("my book.txt"), "big5")
     "minigpt train --text 'my book.txt' --encoding big5"
@@ -119,15 +119,15 @@ def advised(command: str, path: Path, encoding: str = "") -> str:
     return f"minigpt {command} {shlex.quote(str(path))}{more}"
 
 
-# What a compressed file begins with -> the method
+# first bytes of a compressed file -> method
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def _decompressed(data: bytes, name: str) -> tuple[bytes, str]:
-    """The bytes inside a compressed file and the method; other bytes as they are, and "".
+    """Return the decompressed bytes and the method; or the bytes unchanged and "" if not compressed.
 
     Raises:
-        InputError: for damaged data, too much of it, or zstd without pyarrow.
+        InputError: for damaged data, for too much data, or for zstd without pyarrow.
     """
     method = next((method for mark, method in COMPRESSED.items() if data.startswith(mark)), "")
     if not method:
@@ -151,7 +151,7 @@ def _decompressed(data: bytes, name: str) -> tuple[bytes, str]:
 
 # -- formats -----------------------------------------------------------------------------------------------
 
-_FOREIGN = {  # what a file starts with -> what it is
+_FOREIGN = {  # first bytes of a file -> what the file is
     b"%PDF": "a PDF file",
     b"SQLite format 3\0": "an SQLite database",
     b"\x89PNG": "a picture",
@@ -168,17 +168,17 @@ _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 def open_data(
     path: Path, encoding: str = "", is_head: IsHead = lambda cells: False, needs_head: bool = False
 ) -> DataFile:
-    """Recognise a file.
+    """Recognise the format of a file, and open its records.
 
     Args:
-        encoding: what the user says that its text is in; "": find out.
-        is_head: told the cells of a table's first row, in small letters, says whether they are column names;
-            told one column of a Parquet file, whether it is read.
-        needs_head: lines with tabs and without column names are a plain text, unless the file's name says
-            that they are a table.
+        encoding: encoding of the text; "": detect it.
+        is_head: gets the cells of a table's first row in lower case, and returns True if they are column
+            names. For Parquet it gets one column name, and returns True if the column is read.
+        needs_head: if True, tab-separated lines without column names are plain text, unless the file's suffix
+            is that of a table.
 
     Raises:
-        InputError: for what is no data: a folder, an empty or binary file, an LFS pointer, a web page.
+        InputError: for a folder, an empty or binary file, an LFS pointer, or a web page.
     """
     if _is_parquet(path):
         return DataFile("parquet", "", parquet_records(path, str(path), is_head), sha256(path))
@@ -212,7 +212,7 @@ def open_data(
 
 
 def _is_parquet(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # `read_bytes` says what is wrong
+    with contextlib.suppress(OSError):  # `read_bytes` reports the error
         if path.is_file():
             with path.open("rb") as file:
                 return file.read(4) == b"PAR1"
@@ -220,14 +220,14 @@ def _is_parquet(path: Path) -> bool:
 
 
 def refuse_foreign(content: bytes, path: Path) -> None:
-    """Raise InputError for a PDF, a picture, a model, ..., told by the first bytes."""
+    """Raise InputError if the first bytes are those of a PDF, a picture, a model or the like."""
     for mark, what in _FOREIGN.items():
         if content.startswith(mark):
             raise InputError(f"{path} is {what}, not data to learn from")
 
 
 def refuse_other_text(text: str, path: Path) -> None:
-    """Raise InputError for what is text, but no data: an LFS pointer, a web page."""
+    """Raise InputError for text that is not data: an LFS pointer or a web page."""
     start = text[:512].lstrip().lower()
     if start.startswith("version https://git-lfs.github.com/spec/"):
         raise InputError(f"{path} is a Git LFS pointer, not the data itself: fetch it with `git lfs pull`")

@@ -1,9 +1,9 @@
-"""JSON: one value in a file, or a value a line. What is broken becomes a `BadLine`, with its place.
+"""Reads JSON: one value in a file, or one value per line. A broken record becomes a `BadLine`.
 
-    looks_like_json(text)                      # or is it a text that begins with a bracket?
-    kind, records = json_records(text)         # Record(line, value, raw), a BadLine in place of a bad value
+    looks_like_json(text)                      # False for a text that only begins with a bracket
+    kind, records = json_records(text)         # Record(line, value, raw); the value of a bad one is a BadLine
 
-A key that an object has twice gets the value `REPEATED`: which one is meant?
+If an object has a key twice, the key gets the value `REPEATED`, because either value could be meant.
 """
 
 import itertools
@@ -20,11 +20,11 @@ __all__ = [
 ]  # fmt: skip
 
 NOT_TEXT = "bytes that are no character"
-_DEEPEST = 64  # levels of a JSON value: conversations have three or four
+_DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or four levels
 
 
-class BadLine(Exception):  # noqa: N818 -- the reader's business, not an error of anybody else
-    """A record that is left out. `reason` groups such records, `detail` is the record's own."""
+class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
+    """The error of a record that is left out. `reason` groups such records; `detail` belongs to one."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -34,8 +34,8 @@ class BadLine(Exception):  # noqa: N818 -- the reader's business, not an error o
 class Record(NamedTuple):
     """One record of a file."""
 
-    line: int  # where it begins, from 1; in Parquet and Excel the row, from 1
-    value: Any  # what JSON has: a dictionary, list, text, ...; or a BadLine
+    line: int  # line on which the record begins, from 1; in Parquet and Excel the row, from 1
+    value: Any  # a JSON value: dictionary, list, text, ...; or a BadLine
     raw: str  # the record as one line of JSON
 
 
@@ -47,7 +47,7 @@ REPEATED = _Repeated()
 
 
 def json_object(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary, with REPEATED under the keys that come more than once."""
+    """Build a dictionary. A key that occurs more than once gets the value REPEATED."""
     found: dict[str, Any] = {}
     for key, value in items:
         found[key] = REPEATED if key in found else value
@@ -55,9 +55,9 @@ def json_object(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-    """A value as one line of JSON: null for REPEATED, text for what JSON does not have, such as a date."""
+    """Return a value as one line of JSON. REPEATED becomes null; other types, such as a date, become text."""
     text = json.dumps(value, ensure_ascii=False, default=lambda part: None if part is REPEATED else str(part))
-    return text.encode("utf-8", "backslashreplace").decode()  # half a character as the escape that it was
+    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes an escape sequence
 
 
 # -- one value -----------------------------------------------------------------------------------------------
@@ -67,10 +67,10 @@ _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
 
 
 def parse_value(text: str) -> Any:
-    """The value that a text is.
+    """Parse a text that is one JSON value.
 
     Raises:
-        BadLine: if it is not one JSON value.
+        BadLine: if the text is not exactly one JSON value.
     """
     value, end = _value(text, _end_of_blank(text, 0))
     if _end_of_blank(text, end) < len(text):
@@ -79,10 +79,10 @@ def parse_value(text: str) -> Any:
 
 
 def parse_line(line: bytes) -> Any:
-    """The value of a line of JSON Lines.
+    """Parse one line of JSON Lines.
 
     Raises:
-        BadLine: if it is not UTF-8, or not one JSON value.
+        BadLine: if the line is not UTF-8, or not exactly one JSON value.
     """
     text = line.decode("utf-8", "surrogateescape")
     if found := BAD_BYTES.search(text):
@@ -91,12 +91,12 @@ def parse_line(line: bytes) -> Any:
 
 
 def _value(text: str, begin: int) -> tuple[Any, int]:
-    """The JSON value at a place, and its end. Raises BadLine."""
+    """Parse the JSON value at position `begin`. Return it and its end. Raise BadLine if it is broken."""
     try:
         value, end = _DECODER.raw_decode(text, begin)
     except json.JSONDecodeError as error:
         raise BadLine("broken JSON", f"{error.msg} at column {error.colno}") from None
-    except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits
+    except (RecursionError, ValueError):  # nested too deeply, or a number with thousands of digits
         raise BadLine("broken JSON", "a value that cannot be read") from None
     if _depth(value) > _DEEPEST:
         raise BadLine("broken JSON", f"nested more than {_DEEPEST} levels deep")
@@ -130,10 +130,10 @@ def _not_text(line: str, place: int) -> BadLine:
 
 # -- JSON, or a text that begins with a bracket --------------------------------------------------------------
 
-_BEGINNING = 1 << 20  # characters that are looked at
+_BEGINNING = 1 << 20  # number of characters that are examined
 _FIRST_LINES = 20
-# How JSON begins that cannot be read: with a key in quotes of any kind or without any, with a text in an
-# array, or with nothing but brackets.
+# The beginning of JSON that cannot be parsed: an object with a key in quotes of any kind or without quotes,
+# an array that begins with a text, or only brackets.
 _BROKEN = re.compile(
     r"""(?:\[\s*)*+ (?: \{\s*(?: ["'“”‘’] | \w+\s*:\s*["'“\d\[{] | \Z ) | \Z )"""
     r"""| (?:\[\s*)++ "[^"\\]*(?:\\.[^"\\]*)* (?: "\s*[,\]] | \Z )""",
@@ -142,7 +142,7 @@ _BROKEN = re.compile(
 
 
 def looks_like_json(text: str) -> bool:
-    """Is a text JSON, be it broken, or is it prose? The beginning of a text is enough.
+    """Return True if a text is JSON, even broken JSON, and not prose. Only its beginning is examined.
 
     >>> looks_like_json('{"question": "a", "ans'), looks_like_json("[Verse 1] La la")
     (True, False)
@@ -163,13 +163,13 @@ def looks_like_json(text: str) -> bool:
 
 
 def _first_lines(text: str) -> list[str]:
-    """The first lines that are not blank."""
+    """Return the first lines that are not blank."""
     found = itertools.islice(re.finditer(r"[^\n]*\S[^\n]*", text), _FIRST_LINES)
     return [line[0].strip() for line in found]
 
 
 def _is_value(line: str) -> bool:
-    """Is a line an object or an array, with nothing behind it?"""
+    """Return True if a line is exactly one object or array."""
     try:
         return isinstance(parse_value(line), dict | list)
     except BadLine:
@@ -186,7 +186,7 @@ def _holds_an_object(value: Any) -> bool:
 
 
 def json_records(text: str) -> tuple[Literal["jsonl", "json"], Iterable[Record]]:
-    """The records of a JSON text: a value a line, or one value with everything in it."""
+    """Read the records of a JSON text, which has one value per line or one value for all records."""
     begin = _end_of_blank(text, 0)
     line_end = text.find("\n", begin)
     first_line = text[begin : len(text) if line_end < 0 else line_end]
@@ -195,7 +195,7 @@ def json_records(text: str) -> tuple[Literal["jsonl", "json"], Iterable[Record]]
         if _end_of_blank(text, begin + end) < len(text):
             return "jsonl", _lines(text)
     except BadLine:
-        pass  # the first value may go on in the next line
+        pass  # the first value may continue in the next line
     try:
         value, end = _value(text, begin)
     except BadLine:
@@ -227,7 +227,7 @@ def _is_turn(item: dict[str, Any]) -> bool:
 
 
 def _inside(value: dict[str, Any]) -> list[Any] | None:
-    """The records of an object of columns, or around a list of records; None: it is a record itself."""
+    """Return the records inside an object of columns or a wrapper object. None: the object is a record."""
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
     if lists and len(lists) == len(value) and len({len(item) for item in lists.values()}) == 1:
         count = len(next(iter(lists.values())))
@@ -247,8 +247,8 @@ def _inside(value: dict[str, Any]) -> list[Any] | None:
 
 
 def _lines(text: str) -> Iterator[Record]:
-    """A value a line; several in a line, one behind the other, are read, too."""
-    # not splitlines(): U+2028 and others may stand inside an answer
+    """Yield the values of JSON Lines. A line may hold several values, one after another."""
+    # splitlines() would also split at U+2028, which may be inside an answer
     for number, line in enumerate(text.split("\n"), 1):
         line = line.removesuffix("\r").removeprefix("\ufeff")
         if not line.strip():
@@ -271,7 +271,7 @@ def _lines(text: str) -> Iterator[Record]:
 
 
 def _values(text: str, begin: int, in_array: bool = False) -> Iterator[Record]:
-    """Values one behind the other, or the elements of an array, each over as many lines as it takes."""
+    """Yield consecutive values, or the elements of an array. A value may take several lines."""
     line, counted = 1, 0
     while begin < len(text) and not (in_array and text[begin] == "]"):
         line, counted = line + text.count("\n", counted, begin), begin

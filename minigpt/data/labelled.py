@@ -1,11 +1,11 @@
-"""Texts with labels: read from any file of file_formats.py, divided, encoded, in batches.
+"""Reads texts with labels from any file of file_formats.py, splits, encodes and batches them.
 
     texts, report = read_labelled(Path("reviews.csv"), LabelledOptions())
-    train, val = hold_out(texts, 0.1, seed=42)            # every label on both sides
+    train, val = hold_out(texts, 0.1, seed=42)            # every label is in both parts
     encoded = encode_labelled(train, tokenizer, labels, max_length=256)
 
-A label is a text: 1, 1.0 and "1" are one label. The order of the lines never matters to training, so a file
-may be sorted by label.
+A label is a text: 1, 1.0 and "1" are the same label. The order of the lines does not influence training, so a
+file may be sorted by label.
 """
 
 import hashlib
@@ -43,12 +43,12 @@ LABEL_FIELDS = (
     *("label", "labels", "category", "categories", "class", "classes", "target", "tag", "tags", "topic"),
     *("sentiment", "rating", "score", "y", "标签", "类别", "分类", "情感", "评分", "分数", "主题"),
 )
-_SEPARATORS = re.compile(r"[|,，、]")  # between several labels in one text
+_SEPARATORS = re.compile(r"[|,，、]")  # separators between several labels in one text
 
 
 @dataclass(frozen=True)
 class LabelledOptions:
-    """How a file of texts with labels is read."""
+    """Options for reading a file of texts with labels."""
 
     text_field: str = ""
     """name of the text's field or column; "": the usual names are known"""
@@ -62,22 +62,22 @@ class LabelledOptions:
 
 
 class LabelledText(NamedTuple):
-    """One record."""
+    """One text with its labels."""
 
     text: str
-    labels: tuple[str, ...] | None  # None: it has none; several only in a multi-label problem
-    line: int  # where it begins in its file
+    labels: tuple[str, ...] | None  # None: the record has none; several labels only in a multi-label problem
+    line: int  # line on which the record begins
 
 
 # -- reading -----------------------------------------------------------------------------------------------
 
 
 def read_labelled(path: Path, options: LabelledOptions) -> tuple[list[LabelledText], ReadReport]:
-    """Read a file. Bad records are skipped, counted and named in the report.
+    """Read a file of texts with labels. Bad records are skipped, counted and named in the report.
 
     Raises:
-        InputError: for a file that cannot be read, has no field for text or label (naming those that it has),
-            or holds no good record; with `strict` for the first bad record.
+        InputError: if a file cannot be read, has no field for text or label (the message lists the fields),
+            or holds no good record; with `strict` also for the first bad record.
     """
     own = {name.strip().lower() for name in (options.text_field, options.label_field) if name}
     data = open_data(path, options.encoding, lambda cells: _is_head(cells, own, options.needs_labels))
@@ -124,7 +124,7 @@ def read_labelled(path: Path, options: LabelledOptions) -> tuple[list[LabelledTe
 
 
 def _lines(data: DataFile) -> Iterator[tuple[int, Any, str]]:
-    """A plain text: each line that is not blank is one text."""
+    """Yield each line of a plain text that is not blank, as a record."""
     (_, whole, _), *_ = data.records
     for number, line in enumerate(str(whole).split("\n"), 1):
         if line.strip():
@@ -135,16 +135,18 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # one column of a Parquet file: is it read?
+    if len(cells) == 1:  # one column of a Parquet file: returns True if it is read
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 
 
 def _headless(rows: Sequence[Any], path: Path) -> tuple[str, str] | None:
-    """The columns of text and label of a table without a head; the label is what repeats.
+    """Return the columns of text and label of a table without column names, or None for other records.
+
+    The label is the column with fewer different values.
 
     Raises:
-        InputError: if its first line looks like column names.
+        InputError: if the first line looks like column names.
     """
     cells = [value for _, value, _ in rows if isinstance(value, dict)]
     if not cells or any(list(each) != ["0", "1"] for each in cells):
@@ -162,10 +164,10 @@ def _headless(rows: Sequence[Any], path: Path) -> tuple[str, str] | None:
 
 
 def _fields(item: Mapping[str, Any], options: LabelledOptions, path: Path) -> tuple[str, str]:
-    """The keys of text and label.
+    """Return the keys of text and label.
 
     Raises:
-        InputError: if a record has no such key: most likely no record of the file has.
+        InputError: if a record lacks such a key, because most likely all records of the file lack it.
     """
     there = f"it has {', '.join(repr(key[:40]) for key in list(item)[:8]) or 'no fields'}"
     keys = []
@@ -183,11 +185,11 @@ def _fields(item: Mapping[str, Any], options: LabelledOptions, path: Path) -> tu
 
 
 def _labels(value: Any, key: str, options: LabelledOptions, path: Path, line: int) -> tuple[str, ...] | None:
-    """The labels of a record; None: it has none.
+    """Return the labels of a record, or None if it has no label.
 
     Raises:
-        BadLine: if the value is no label.
-        InputError: for several labels where one is asked for.
+        BadLine: if the value is not a label.
+        InputError: if there are several labels and the problem type allows only one.
     """
     several = options.problem_type == "multi_label_classification"
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -219,7 +221,7 @@ def _label(value: Any, key: str) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        value = int(value)  # what pandas makes of 1 in a column that has gaps
+        value = int(value)  # pandas turns 1 into 1.0 in a column with missing values
     if not isinstance(value, int | float | str):
         raise BadLine(f"`{key}` is neither text nor number", type(value).__name__)
     text = str(value).strip()
@@ -232,10 +234,10 @@ def _label(value: Any, key: str) -> str:
 
 
 def label_names(texts: Iterable[LabelledText], where: str) -> tuple[str, ...]:
-    """The different labels: numbers in their order, other texts in code-point order.
+    """Return all different labels: numbers sorted by value, other labels by code points.
 
     Raises:
-        InputError: if there are fewer than two.
+        InputError: if there are fewer than two labels.
     """
     names = {name for each in texts for name in each.labels or ()}
     if len(names) < 2:
@@ -249,10 +251,10 @@ def label_names(texts: Iterable[LabelledText], where: str) -> tuple[str, ...]:
 def hold_out(
     texts: Sequence[LabelledText], share: float, seed: int
 ) -> tuple[list[LabelledText], list[LabelledText]]:
-    """Divide texts into those to learn from and those to measure on, each label by itself.
+    """Split texts into a training part and a validation part, separately for each label.
 
-    Equal texts (see split.normalise) stay together. Seed and texts alone decide, not the order of lines. A
-    label with one text is learned from.
+    Equal texts (see split.normalise) go to the same part. The split depends on the seed and the texts, not on
+    the order of lines. If a label has only one text, that text is for training.
 
     Raises:
         InputError: if no label has two texts.
@@ -280,32 +282,32 @@ def hold_out(
 
 
 class TextTokenizer(Protocol):
-    """The part of a tokenizer that is used here."""
+    """The part of a tokenizer that this module uses."""
 
     def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
-        """The ids of a text and nothing else."""
+        """Encode a text without adding special tokens."""
 
 
 class LabelledBatch(NamedTuple):
-    """One batch, padded on the right to its own longest row."""
+    """One batch. Rows are padded on the right to the length of the longest row."""
 
     input_ids: torch.Tensor  # (B, T) int64
-    token_mask: torch.Tensor  # (B, T) bool: a real token
-    last: torch.Tensor  # (B,) int64: the position of a row's last real token
-    labels: torch.Tensor  # (B,) int64: the label's number; (B, K) float32 of several labels or numbers
-    weights: torch.Tensor  # (B,) float32: how much a row's loss counts
-    rows: npt.NDArray[np.int64]  # (B,): which texts these are
+    token_mask: torch.Tensor  # (B, T) bool: True for real tokens, False for padding
+    last: torch.Tensor  # (B,) int64: position of a row's last real token
+    labels: torch.Tensor  # (B,) int64: label numbers; or (B, K) float32: several labels, or numbers
+    weights: torch.Tensor  # (B,) float32: factor for a row's loss
+    rows: npt.NDArray[np.int64]  # (B,): numbers of the texts
 
     def to(self, device: torch.device) -> "LabelledBatch":
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         return LabelledBatch(*(move(tensor, device) for tensor in self[:-1]), self.rows)  # type: ignore[arg-type, call-arg]
 
     def some(self, which: slice) -> "LabelledBatch":
-        """Some of the rows."""
+        """Return a batch of some of the rows."""
         return LabelledBatch(*(tensor[which] for tensor in self[:-1]), self.rows[which])  # type: ignore[arg-type, call-arg]
 
     def blank(self) -> "LabelledBatch":
-        """The first row, which does not count: for a process that has no row of its own."""
+        """Return the first row with weight 0, for a process that has no row of its own."""
         first = self.some(slice(1))
         return first._replace(weights=torch.zeros_like(first.weights), rows=self.rows[:0])
 
@@ -320,26 +322,26 @@ class EncodedTexts:
     weights: npt.NDArray[np.float32]  # (N,)
     lines: npt.NDArray[np.int64]  # (N,)
     pad_token_id: int
-    n_cut: int  # texts that max_length shortened
+    n_cut: int  # number of texts that max_length shortened
 
     def __len__(self) -> int:
         return len(self.lines)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each text, (N,)."""
+        """Return the number of tokens of each text, (N,)."""
         return np.diff(self.starts)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what training sees."""
+        """Return the SHA-256 of what training uses."""
         digest = hashlib.sha256()
         for array in (self.ids, self.starts, self.labels, self.weights):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> LabelledBatch:
-        """Rows -> tensors. `pad_to`: a fixed row length instead of the longest row's."""
+        """Build a batch of some texts, padded to their longest one, or to `pad_to` tokens if that is more."""
         lengths = self.lengths[rows]  # (B,)
         column = np.arange(max(pad_to, int(lengths.max())))[None, :]  # (1, T)
         real = column < lengths[:, None]  # (B, T)
@@ -355,24 +357,24 @@ class EncodedTexts:
         )
 
     def in_order(self, batch_size: int) -> Iterator[LabelledBatch]:
-        """Every text once, by length, for evaluation."""
+        """Yield batches for an evaluation: each text once, sorted by length."""
         order = np.argsort(self.lengths, kind="stable")
         for first in range(0, len(order), batch_size):
             yield self.batch(order[first : first + batch_size])
 
     @property
     def rows(self) -> int:
-        """Rows of an evaluation."""
+        """Return the number of texts that an evaluation reads."""
         return len(self)
 
     @property
     def answer_share(self) -> float:
-        """The share of tokens at which the head is computed: one of each text."""
+        """Return the share of tokens for which the head is computed: one token of each text."""
         return len(self) / len(self.ids)
 
     @property
     def mean_targets(self) -> float:
-        """Tokens of a text, on average."""
+        """Return the mean number of tokens of a text."""
         return float(self.lengths.mean())
 
 
@@ -388,16 +390,16 @@ def encode_labelled(
     pad_token_id: int = 0,
     weights: Mapping[str, float] | None = None,
 ) -> EncodedTexts:
-    """Encode texts and labels. A text that is too long loses its end.
+    """Encode texts and labels. The end of a text that is too long is cut off.
 
     Args:
-        names: the labels by their numbers.
-        where: what a message calls the texts.
-        end: an id behind each text.
-        weights: of each label, for the loss; left out: 1.
+        names: all labels; a label's number is its index.
+        where: name of the texts' file, for error messages.
+        end: id to append to each text.
+        weights: factor of each label in the loss. Default: 1.
 
     Raises:
-        InputError: for a label that `names` does not have; for a text without any token.
+        InputError: if a label is not in `names`, or a text has no token.
     """
     number = {name: index for index, name in enumerate(names)}
     pieces: list[npt.NDArray[np.int32]] = []
@@ -431,7 +433,7 @@ def encode_labelled(
 
 
 def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: ProblemType) -> Any:
-    """A label's number, or a row of K; of a text without a label zeros."""
+    """Return the label's number, or a row of K numbers. A text without label gets zeros."""
     if kind == "single_label_classification":
         return number[labels[0]] if labels else 0
     if kind == "regression":
@@ -443,6 +445,6 @@ def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: Pr
 
 
 def class_weights(texts: Sequence[LabelledText]) -> dict[str, float]:
-    """N / (K N_k) of each label: as if each had as many texts; the mean over all texts is 1."""
+    """Return N / (K N_k) for each label. The labels then count equally, and the mean over all texts is 1."""
     counts = Counter(name for each in texts for name in each.labels or ())
     return {name: len(texts) / (len(counts) * count) for name, count in counts.items()}

@@ -1,4 +1,4 @@
-"""The ids of a corpus, read from the shards that minigpt/data/shards.py wrote: mapped files, by position."""
+"""Reads the ids of a corpus by position, from memory-mapped shards that minigpt/data/shards.py wrote."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _SHOWN = 5
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The content of shards.json. None if it is missing or damaged: the shards are then written again."""
+    """Read shards.json. Return None if it is missing or damaged: the shards are then written again."""
     try:
         manifest = read_json(folder / MANIFEST)
         is_whole = manifest.pop("own_sha256") == _digest(manifest) and manifest["format"] == 1
@@ -32,7 +32,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write shards.json, with its own SHA-256 in it: from now on the shards count as finished."""
+    """Write shards.json, with its own SHA-256. The shards are complete only with this file."""
     content = {**manifest, "own_sha256": _digest(manifest)}
     atomic_write(folder / MANIFEST, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
@@ -42,7 +42,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def report(manifest: dict[str, Any], path: Path) -> None:
-    """Warn about characters that became <unk>, and about lines that were skipped."""
+    """Warn about characters that became <unk>, and about skipped lines."""
     if unknown := manifest["unknown"]:
         some = ", ".join(f"{printable(c)} ({count:,}x)" for c, count in list(unknown.items())[:_SHOWN])
         warn(
@@ -57,14 +57,14 @@ def report(manifest: dict[str, Any], path: Path) -> None:
 
 
 class Tokens:
-    """The ids of a corpus, one long row of them, read from mapped files.
+    """The ids of a corpus as one long sequence, read from memory-mapped files.
 
     Args:
-        folder: where the shards lie.
+        folder: the folder of the shards.
         manifest: the content of its shards.json.
 
     Raises:
-        InputError: naming the first shard that is missing or of another size, and what to do.
+        InputError: if a shard is missing or has another size; the message names it and says what to do.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ class Tokens:
         self._starts = [0]
         for shard in manifest["shards"]:
             self._starts.append(self._starts[-1] + shard["tokens"])
-        # all at once: the inodes stay ours, even if another program puts other shards in their place
+        # Mapping all files now keeps their content available, even if another program replaces the files.
         self._maps = [self._map(shard) for shard in manifest["shards"]]
 
     def __len__(self) -> int:
@@ -80,13 +80,13 @@ class Tokens:
 
     @property
     def sentence(self) -> str:
-        """How much it is."""
+        """Return the size of the corpus, in words."""
         m = self.manifest
         return f"{m['tokens']:,} tokens of {m['documents']:,} documents, {m['characters']:,} characters"
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the ids and their order."""
+        """Return the SHA-256 of all that determines the ids and their order."""
         decisive = [self.manifest["tokenizer"], *(shard["sha256"] for shard in self.manifest["shards"])]
         return hashlib.sha256("\0".join(decisive).encode()).hexdigest()
 
@@ -94,7 +94,7 @@ class Tokens:
         """Check every shard against its SHA-256.
 
         Raises:
-            InputError: naming the first shard that differs, and what to do.
+            InputError: if a shard differs; the message names it and says what to do.
         """
         size = sum(shard["size"] for shard in self.manifest["shards"]) // 1_000_000
         done = 0
@@ -107,7 +107,7 @@ class Tokens:
                 done += shard["size"]
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """The ids at `start` and behind it, (count,), from as many shards as they stand in."""
+        """Return `count` ids from position `start` on, (count,). They may come from several shards."""
         assert 0 <= start <= start + count <= len(self), (start, count, len(self))
         parts = []
         while count:
@@ -123,7 +123,7 @@ class Tokens:
         if not path.is_file() or path.stat().st_size != shard["size"]:
             raise self._damaged(path)
         dtype = np.dtype(self.manifest["dtype"])
-        if not shard["tokens"]:  # skipped lines only; nothing cannot be mapped
+        if not shard["tokens"]:  # a shard of skipped lines only; an empty file cannot be mapped
             return np.empty(0, dtype=dtype)
         return np.memmap(path, dtype=dtype, mode="r", shape=(shard["tokens"],))
 

@@ -1,4 +1,4 @@
-"""Preferences: two answers to one prompt, of which the first is the better one.
+"""Reads preferences: two answers to one prompt, a better and a worse one.
 
     {"prompt": ..., "chosen": ..., "rejected": ...}            texts, or lists of messages
     {"instruction": ..., "input": ..., "chosen": ..., "rejected": ...}
@@ -6,9 +6,9 @@
     {"chosen": [...], "rejected": [...]}                       two whole conversations that begin alike
     {"question": ..., "answers": [better, worse]}
 
-Each of the two is read as `minigpt.data.records` reads a conversation, so that its names of fields hold here.
+Each of the two conversations is read as in `minigpt.data.records`, so the same field names are allowed.
 
-Legend: N pairs, B pairs of a batch, T the batch's longest row less one. A batch has 2 B rows.
+Legend: N pairs, B pairs of a batch, T tokens of its longest row minus one. A batch has 2 B rows.
 """
 
 import dataclasses
@@ -43,23 +43,23 @@ REJECTED = (
     *("rejected", "dispreferred", "worse", "rejected_response"),
     *("劣选", "更差的回答", "更差", "差回答", "拒绝"),
 )
-_TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # a list of two: the better one first
+_TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # two answers: the better one first
 _SHAPES = "prompt/chosen/rejected, instruction/input/chosen/rejected, conversations/chosen/rejected"
-_LONGEST_NAME = 30  # characters of a column's name
+_LONGEST_NAME = 30  # largest number of characters of a column's name
 _NO_LIMIT = 2**62
-_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # of HH-RLHF
+_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # the format of HH-RLHF
 
 
 class Preference(NamedTuple):
-    """Two conversations that begin alike. The prompt is what they share; it ends before an answer."""
+    """Two conversations with the same prompt. The prompt is all turns before the first different answer."""
 
     chosen: Conversation
     rejected: Conversation
-    prompt: int  # turns of the prompt
+    prompt: int  # number of turns of the prompt
 
     @property
     def line(self) -> int:
-        """Of the file, from 1."""
+        """Return the number of the line in the file, from 1."""
         return self.chosen.line
 
 
@@ -76,11 +76,11 @@ def read_preferences(
 
     Args:
         strict: make the first bad record an error instead of skipping it.
-        encoding: of the file; "": find out.
-        names: the fields of the prompt (`question`) and of the chosen answer (`answer`), if not usual ones.
+        encoding: encoding of the file; "": detect it.
+        names: fields of the prompt (`question`) and of the chosen answer (`answer`), if they are unusual.
 
     Raises:
-        InputError: for a file that cannot be read, or holds no good pair.
+        InputError: if the file cannot be read, or holds no good pair.
     """
     data = open_data(path, encoding, _is_head(names))
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
@@ -115,7 +115,7 @@ def _is_head(names: FieldNames) -> Callable[[Collection[str]], bool]:
     known |= {names.question.strip().lower()}
 
     def test(cells: Collection[str]) -> bool:
-        if len(cells) == 1:  # a column of many
+        if len(cells) == 1:  # one of several columns
             return bool(known & set(cells))
         is_short = all(len(cell) <= _LONGEST_NAME for cell in cells)
         return is_short and bool(chosen & set(cells)) and bool(rejected & set(cells))
@@ -129,10 +129,10 @@ def preference_of(
     line: int = 0,
     raw: str = "",
 ) -> Preference:
-    """A record's two conversations.
+    """Return the two conversations of a record.
 
     Raises:
-        BadLine: if a part is missing, empty or no text; if both answers are the same.
+        BadLine: if a part is missing, empty or not text, or if both answers are equal.
     """
     if not isinstance(value, Mapping):
         raise BadLine("not an object")
@@ -159,7 +159,7 @@ def preference_of(
         same += 1
     if same == len(chosen.turns) == len(rejected.turns):
         raise BadLine("chosen equals rejected")
-    while same and chosen.turns[same - 1].role == "assistant":  # answers that begin alike
+    while same and chosen.turns[same - 1].role == "assistant":  # the answers begin with equal turns
         same -= 1
     for one, key in ((chosen, keys[0]), (rejected, keys[1])):
         if same >= len(one.turns) or one.turns[same].role != "assistant":
@@ -178,23 +178,23 @@ def _stripped(turn: Turn) -> Turn:
 
 
 def _whole(rest: Mapping[str, Any], answer: Any, key: str, line: int, raw: str) -> Conversation:
-    """The prompt with one of the two answers, read as a record of a usual shape."""
+    """Read the prompt and one of the two answers as a conversation."""
     if isinstance(answer, str) and not answer.strip():
         raise BadLine(f"`{key}` is empty")
     if isinstance(answer, Mapping):
         answer = [answer]
-    elif isinstance(answer, int | float) and not isinstance(answer, bool):  # a table's cell
+    elif isinstance(answer, int | float) and not isinstance(answer, bool):  # a number in a table's cell
         answer = str(answer)
     if not isinstance(answer, str | list) or not answer:
         raise BadLine(f"`{key}` is neither text nor a list of turns")
-    if isinstance(answer, str) and answer.startswith("\n\nHuman:"):  # HH-RLHF's: a conversation in one text
+    if isinstance(answer, str) and answer.startswith("\n\nHuman:"):  # HH-RLHF: a conversation in one text
         parts = _SPEAKERS.split(answer)[1:]
         answer = [{"role": who, "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
     turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
     read = meaning_of(turns, FieldNames())
     before = next((name for name in FIELDS["turns"] if isinstance(rest.get(name), list)), None)
     item: dict[str, Any]
-    if isinstance(read, Conversation) and read.turns[0].role != "assistant":  # the prompt stands in it
+    if isinstance(read, Conversation) and read.turns[0].role != "assistant":  # the answer includes the prompt
         item = {**{k: v for k, v in rest.items() if k in FIELDS["system"]}, "messages": turns}
     elif before is not None:
         item = {**rest, before: [*rest[before], *turns]}
@@ -212,10 +212,10 @@ def _whole(rest: Mapping[str, Any], answer: Any, key: str, line: int, raw: str) 
 def split_preferences(
     pairs: Sequence[Preference], train_ratio: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
-    """Some pairs to learn from and the others to measure on; all pairs of one prompt go to one side.
+    """Split pairs into a training part and a validation part. All pairs of one prompt go to one part.
 
     Raises:
-        InputError: if a side would be empty.
+        InputError: if a part would be empty.
     """
     prompts = [
         Conversation((*pair.chosen.turns[: pair.prompt], Turn("assistant", "")), number)
@@ -235,19 +235,19 @@ def split_preferences(
 
 
 class PairBatch(Batch):
-    """A batch whose first B rows are chosen and whose last B rows are rejected; `rows` (B,) numbers pairs.
+    """A batch of pairs: B chosen rows, then B rejected rows. `rows` (B,) has the numbers of the pairs.
 
-    `answer_mask` marks what comes behind the prompt alone: earlier answers are part of the prompt.
+    `answer_mask` marks only tokens after the prompt. Earlier answers belong to the prompt.
     """
 
     __slots__ = ()
 
     def to(self, device: Any) -> "PairBatch":
-        """See `Batch`."""
+        """Copy the batch to another device; see `Batch`."""
         return PairBatch(*super().to(device))
 
     def some(self, which: slice) -> "PairBatch":
-        """Some of the pairs."""
+        """Return a batch of some of the pairs."""
         B = len(self.rows)
         places = np.arange(B)[which]
         both = np.concatenate([places, places + B])
@@ -255,7 +255,7 @@ class PairBatch(Batch):
         return PairBatch(ids[both], targets[both], tokens[both], answers[both], rows[which])
 
     def blank(self) -> "PairBatch":
-        """The first pair, in which nothing counts: for a process that has no pair of its own."""
+        """Return the first pair with empty masks, for a process that has no pair of its own."""
         first = self.some(slice(1))
         nothing = first.token_mask & False
         return PairBatch(first.input_ids, first.targets, nothing, nothing, self.rows[:0])
@@ -265,55 +265,55 @@ class PairBatch(Batch):
 class EncodedPreferences:
     """All pairs as one long array of ids: chosen, rejected, chosen, rejected, ..."""
 
-    examples: EncodedExamples  # 2 N of them
-    n_cut: int  # pairs that max_length shortened
-    n_without_answer: int  # pairs left out, because max_length cut one of their answers away
+    examples: EncodedExamples  # 2 N rows
+    n_cut: int  # number of pairs that max_length shortened
+    n_without_answer: int  # number of pairs left out, because max_length cut away one of their answers
 
     def __len__(self) -> int:
         return len(self.lines)
 
     @cached_property
     def lines(self) -> npt.NDArray[np.int64]:
-        """(N,): the line of the file that a pair comes from."""
+        """Return the line of the file for each pair, (N,)."""
         return self.examples.lines[::2]
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,): tokens of the longer one of each pair."""
+        """Return the number of tokens of the longer row of each pair, (N,)."""
         return np.maximum(self.examples.lengths[::2], self.examples.lengths[1::2])
 
     @property
     def ids(self) -> npt.NDArray[np.int32]:
-        """All rows, one behind the other."""
+        """Return the ids of all rows, one after another."""
         return self.examples.ids
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what training sees."""
+        """Return the SHA-256 of what training uses."""
         return hashlib.sha256(f"pairs {self.examples.fingerprint}".encode()).hexdigest()
 
     @property
     def rows(self) -> int:
-        """Rows of an evaluation."""
+        """Return the number of rows that an evaluation reads."""
         return len(self.examples)
 
     @property
     def answer_share(self) -> float:
-        """The share of the targets that count."""
+        """Return the share of the targets that the loss counts."""
         return self.examples.answer_share
 
     @property
     def mean_targets(self) -> float:
-        """Tokens to predict of a row, on average."""
+        """Return the mean number of targets of a row."""
         return self.examples.mean_targets
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> PairBatch:
-        """Pairs -> tensors. `pad_to`: a fixed row length instead of the longest row's."""
+        """Build a batch of some pairs, padded to their longest row, or to `pad_to` tokens if that is more."""
         both = self.examples.batch(np.concatenate([2 * rows, 2 * rows + 1]), pad_to)
         return PairBatch(*both)._replace(rows=rows)
 
     def in_order(self, batch_size: int) -> Iterator[PairBatch]:
-        """Every pair once, by length, in batches of at most `batch_size` rows."""
+        """Yield batches of at most `batch_size` rows for an evaluation: each pair once, sorted by length."""
         order, pairs = np.argsort(self.lengths, kind="stable"), max(1, batch_size // 2)
         for first in range(0, len(order), pairs):
             yield self.batch(order[first : first + pairs])
@@ -324,14 +324,14 @@ def encode_preferences(
 ) -> EncodedPreferences:
     """Encode both conversations of each pair. A pair that loses an answer to `max_length` is left out.
 
-    If one of the two is too long, both lose the same oldest questions with their answers, never the system
-    text: their prompts stay the same. What is still too long loses its end.
+    If one of the two conversations is too long, both lose the same oldest questions with their answers, so
+    their prompts stay equal. The system text is kept. If that is not enough, the end is cut off.
 
     Args:
-        encode: `encode_conversation` in the plain form, or `encode_chat_conversation`.
+        encode: `encode_conversation` (plain form) or `encode_chat_conversation`.
 
     Raises:
-        InputError: if nothing is left to learn from.
+        InputError: if no pair is left.
     """
     pieces: list[npt.NDArray[np.int32]] = []
     marks: list[npt.NDArray[np.bool_]] = []
@@ -366,7 +366,7 @@ _Encoded: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 def _encode_pair(
     pair: Preference, tokenizer: Any, max_length: int, encode: Encode
 ) -> tuple[list[_Encoded], bool]:
-    """Ids and marks of the chosen and the rejected conversation, and whether something was cut."""
+    """Return ids and answer masks of the chosen and the rejected conversation; True if something was cut."""
     prompt = pair.chosen.turns[: pair.prompt]
     first = 1 if prompt[0].role == "system" else 0
     starts = [i for i in range(first, len(prompt)) if prompt[i].role == "user"] or [first]
@@ -384,13 +384,13 @@ def _encode_pair(
 
 
 def _answers(turns: Sequence[Turn]) -> int:
-    """Answers, where several turns of the assistant in a row are one."""
+    """Count the answers. Consecutive turns of the assistant are one answer."""
     roles = ["", *(turn.role for turn in turns)]
     return sum(now == "assistant" != before for before, now in pairwise(roles))
 
 
 def _last_runs(marks: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
-    """The marks (T,) without those before the last `count` runs of marks."""
+    """Return a copy of the mask (T,) that keeps only the last `count` runs of True."""
     begins = np.flatnonzero(marks & ~np.concatenate([[False], marks[:-1]]))
     kept = marks.copy()
     kept[: begins[-count] if len(begins) >= count else 0] = False

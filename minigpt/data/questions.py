@@ -1,4 +1,4 @@
-"""Questions to be answered: one a line, or JSONL with "question", told by how the file begins."""
+"""Reads questions to answer: one per line, or JSONL with "question". The first bytes decide which."""
 
 import json
 
@@ -9,18 +9,18 @@ __all__ = ["parse_questions"]
 
 
 def parse_questions(content: bytes, source: str) -> list[str]:
-    """The questions of a text or JSONL file; of text each line, blank ones too.
+    """Parse the questions of a text or JSONL file. In a text, each line is a question, even a blank one.
 
     Args:
-        source: what a message calls the file.
+        source: name of the file, for error messages.
 
     Raises:
-        InputError: with source and line, for what is not UTF-8 or has no question; or if there is none.
+        InputError: if a line is not UTF-8 or has no question, or if the file has no question.
     """
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
         raise InputError(f'{source} holds no question: one a line, or JSONL with "question"')
-    lines = content.removesuffix(b"\n").split(b"\n")  # bytes: U+2028 may stand inside a question
+    lines = content.removesuffix(b"\n").split(b"\n")  # bytes: a question may contain U+2028
     is_jsonl = content.lstrip().startswith(b"{") and looks_like_json(content.decode("utf-8", "replace"))
     questions = []
     for number, line in enumerate(lines, 1):

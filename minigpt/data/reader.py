@@ -1,10 +1,10 @@
-"""Reading data: any file of file_formats.py, as conversations.
+"""Reads conversations from any file of file_formats.py.
 
     conversations, report = read_conversations("data/data.jsonl")
-    report.print_summary()  # how the file was read, and what was skipped, on stderr
+    report.print_summary()  # prints to stderr how the file was read, and what was skipped
 
-Every command reads a file through this function, and so counts the same things. Bad records are skipped,
-counted and named; `strict` makes the first one an error. Nothing is repaired in silence.
+Every command reads files through this function, so all commands report the same counts. Bad records are
+skipped, counted and named; with `strict` the first bad record is an error. Records are never repaired.
 """
 
 import hashlib
@@ -23,27 +23,27 @@ from minigpt.errors import InputError
 
 __all__ = ["ReadReport", "read_conversations"]
 
-_SHOWN = 5  # lines that a summary names for each reason
-_LOST = "\ufffd"  # stands where a program could not read a character
+_SHOWN = 5  # number of lines that a summary names for each reason
+_LOST = "\ufffd"  # replacement character, written by programs that could not decode a character
 
 
 @dataclass
 class ReadReport:
-    """What was read and what was not."""
+    """Counts and reasons of the records that were read and skipped."""
 
     path: Path
-    lines: int = 0  # records, good and bad
+    lines: int = 0  # number of records, good and bad
     conversations: int = 0
-    answers: int = 0  # of the conversations: the questions with their answers
-    skipped: list[tuple[int, str]] = field(default_factory=list)  # line, reason
-    details: dict[str, str] = field(default_factory=dict)  # reason -> what its first record had
+    answers: int = 0  # number of answers in all conversations
+    skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
+    details: dict[str, str] = field(default_factory=dict)  # reason -> detail of its first record
     lost: list[int] = field(default_factory=list)  # lines that hold U+FFFD
     notes: tuple[str, ...] = ()
-    sha256: str = ""  # of the file's bytes
+    sha256: str = ""  # SHA-256 of the file's bytes
 
     @property
     def counted(self) -> str:
-        """How much was read, in words.
+        """Return the number of conversations and answers, in words.
 
         >>> ReadReport(Path("a"), conversations=29, answers=58).counted
         '29 conversations with 58 answers'
@@ -54,7 +54,7 @@ class ReadReport:
         return f"{self.conversations:,} conversation{several} with {self.answers:,} answers"
 
     def print_summary(self) -> None:
-        """Say how the file was read and what was skipped: each reason once, with its first lines."""
+        """Print how the file was read and what was skipped: each reason once, with its first lines."""
         for sentence in self.notes:
             note(sentence)
         if self.lost:
@@ -72,14 +72,14 @@ class ReadReport:
         warn(f"{self.path}: skipped {skipped} in all; --strict stops there")
 
     def by_reason(self) -> dict[str, list[int]]:
-        """Reason -> the lines that were skipped for it, the most frequent reason first."""
+        """Return reason -> lines that were skipped for this reason. The most frequent reason comes first."""
         groups: dict[str, list[int]] = {}
         for line, reason in self.skipped:
             groups.setdefault(reason, []).append(line)
         return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the counts for `--json`."""
         return {
             "lines": self.lines,
             "conversations": self.conversations,
@@ -103,13 +103,13 @@ def read_conversations(
     """Read conversations from a file, or from rows in memory (a datasets.Dataset).
 
     Args:
-        path: the file. Rows count as lines, from 1.
+        path: the file, or the rows. Rows are numbered from 1, as lines are.
         strict: make the first bad record an error instead of skipping it.
-        encoding: of the file; "": find out.
-        names: fields that do not have a usual name.
+        encoding: encoding of the file; "": detect it.
+        names: names of fields, if they are unusual.
 
     Raises:
-        InputError: for a file that cannot be read, holds texts only, or holds no good record.
+        InputError: if a file cannot be read, holds only texts, or holds no good record.
     """
     if isinstance(path, Path | str):
         path = Path(path)
@@ -155,7 +155,7 @@ def read_conversations(
 
 
 def _as_text(path: Path, encoding: str) -> str:
-    """What to do with texts, in words."""
+    """Return advice for a file of texts."""
     if path.exists() and not path.is_file():  # a pipe cannot be read twice
         return "write it into a file, and learn from it with `minigpt train --text FILE`"
     return f"to learn from it: {advised('train --text', path, encoding)}"

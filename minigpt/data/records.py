@@ -1,4 +1,4 @@
-"""What a record means: a conversation in one of many shapes, or a text.
+"""Interprets a record: it is a conversation in one of many formats, or a text.
 
     {"question": ..., "answer": ...}                       and prompt/completion, query/response, ...
     {"instruction": ..., "input": ..., "output": ...}      Alpaca; with "system" and "history": LLaMA-Factory
@@ -7,7 +7,7 @@
     [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts said in turn
     {"text": ...}                                          a text to read, for --text
 
-Names are compared without case, in English and Chinese (`FIELDS`). Options name other fields.
+Field names are compared without case, in English and Chinese (`FIELDS`). Options can name other fields.
 """
 
 import json
@@ -26,7 +26,7 @@ __all__ = [
     "head_test", "is_head", "meaning_of", "text_of",
 ]  # fmt: skip
 
-FIELDS: dict[str, tuple[str, ...]] = {  # part -> names that a file may have for it, the usual ones first
+FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
     "question": (
         *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source"),
         *("问题", "提问", "指令", "问", "用户", "问句"),
@@ -68,19 +68,19 @@ _ROLES: dict[str, Role] = {
 }
 _SPEAKERS = ("role", "from", "speaker", "角色")
 _WORDS = ("content", "value", "text", "utterance", "内容")
-# What the labels of texts are, as transformers calls it.
+# Kinds of labels, with the names that transformers uses.
 ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
 class Text(str):
-    """A record that is a text to read, no conversation."""
+    """A text to read, as opposed to a conversation."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class FieldNames:
-    """Fields that the user names; empty: the usual names."""
+    """Field names given by the user. Empty: the usual names."""
 
     question: str = ""
     answer: str = ""
@@ -92,7 +92,7 @@ class FieldNames:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a data file is to be read."""
+    """Options for reading a data file."""
 
     # How the data is read
     encoding: str = ""
@@ -106,15 +106,15 @@ class DataOptions:
 
     @property
     def field_names(self) -> FieldNames:
-        """The named fields."""
+        """Return the field names given by the user."""
         return FieldNames(self.question_field, self.answer_field)
 
 
-_LONGEST_NAME = 30  # characters of a column's name: a longer cell is a text
+_LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
 
 
 def is_head(cells: Collection[str]) -> bool:
-    """Are these cells, in small letters, the column names of a table of conversations or texts?
+    """Return True if cells in lower case are the column names of a table of conversations or texts.
 
     >>> is_head(["id", "question", "answer"]), is_head(["label", "text"]), is_head(["hello", "text and more"])
     (True, True, False)
@@ -127,16 +127,16 @@ def is_head(cells: Collection[str]) -> bool:
 
 
 def head_test(names: FieldNames) -> Callable[[Collection[str]], bool]:
-    """As `is_head`, for fields that the user may have named."""
+    """Return a function like `is_head` that also knows the field names given by the user."""
     own = {name.strip().lower() for name in (names.question, names.answer) if name}
     return (lambda cells: bool(own & set(cells))) if own else is_head
 
 
 def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation | Text:
-    """A record's conversation or text.
+    """Return the conversation or the text of a record.
 
     Raises:
-        BadLine: if it is neither, or a part is missing, empty or no text.
+        BadLine: if the record is neither, or a part is missing, empty or not text.
     """
     if isinstance(value, str):
         return Text(_checked(value, "the text"))
@@ -147,7 +147,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     item = json_object((str(key).strip().lower(), part) for key, part in value.items())
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
-        return _conversation(_pair_of(item, *pair), line, "", item)  # written anew, it has the usual names
+        return _conversation(_pair_of(item, *pair), line, "", item)  # `split` writes the usual names
     found = {part: _first(item, part) for part in FIELDS}
     if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`")
@@ -158,7 +158,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         found |= {"question": found["input"], "input": None}
     if found["question"] and found["answer"]:
         return _conversation(_question_and_answer(item, found), line, raw, item)
-    if list(item)[:2] == ["0", "1"]:  # a table without a head
+    if list(item)[:2] == ["0", "1"]:  # a table without column names
         return _conversation(_pair_of(item, "0", "1"), line, "")
     if found["text"]:
         return Text(text_of(item, found["text"]))
@@ -171,7 +171,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
 
 
 def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
-    """Is it a conversation, in a cell of a table perhaps, or its name beside other parts?"""
+    """Return True if the value of a field for turns is a conversation, possibly as JSON in a table's cell."""
     if isinstance(value, str):
         has_others = found["text"] or (found["question"] and found["answer"])
         return value.lstrip().startswith("[") or not has_others
@@ -194,7 +194,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     question_key, answer_key = found["question"], found["answer"]
     assert question_key is not None
     assert answer_key is not None
-    if isinstance(item[question_key], list):  # a prompt that is itself a list of turns
+    if isinstance(item[question_key], list):  # the prompt is itself a list of turns
         turns = _turns(item[question_key], f"`{question_key}`")
     else:
         question = text_of(item, question_key)
@@ -206,7 +206,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, list) and answer and all(isinstance(each, str) for each in answer):
-        # of several right answers one
+        # of several right answers, the first is used
         turns.append(Turn("assistant", _checked(answer[0], f"`{answer_key}`")))
     else:
         turns.append(Turn("assistant", text_of(item, answer_key)))
@@ -236,21 +236,21 @@ def _system(item: Mapping[str, Any], key: str) -> list[Turn]:
 
 
 def _is_nothing(value: Any) -> bool:
-    """Is a part that may be left out left empty? A table of pandas writes NaN then."""
+    """Return True if an optional part is empty. Tables written by pandas have NaN in this case."""
     if isinstance(value, str):
         return value.strip() in ("", "nan")
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _turns(value: Any, where: str) -> list[Turn]:
-    if isinstance(value, str):  # JSON inside a cell of a table
+    if isinstance(value, str):  # JSON in a cell of a table
         try:
             value = parse_value(value)
         except BadLine:
             raise BadLine(f"{where} is text, not a list of turns") from None
     if not isinstance(value, list):
         raise _not_a(value, "a list of turns", where)
-    if value and all(isinstance(each, str) for each in value):  # said in turn, a user first
+    if value and all(isinstance(each, str) for each in value):  # user and assistant in turn
         return [Turn("assistant" if i % 2 else "user", _checked(text, where)) for i, text in enumerate(value)]
     turns = []
     for number, each in enumerate(value, 1):
@@ -284,7 +284,7 @@ def _words(value: Any, where: str) -> str:
     if not isinstance(value, list):
         return _checked(value, where)
     texts = []
-    for part in value:  # OpenAI's
+    for part in value:  # OpenAI's list of content parts
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             raise BadLine(f"a part of {where} is no text")
@@ -293,7 +293,7 @@ def _words(value: Any, where: str) -> str:
 
 
 def _described(value: Any, where: str) -> str:
-    """Tools and their calls as text: JSON."""
+    """Return tools or tool calls as JSON text."""
     if _repeats(value):
         raise BadLine(f"{where} holds a key more than once")
     return _checked(
@@ -316,10 +316,10 @@ def _conversation(
 
 
 def text_of(item: Mapping[str, Any], key: str) -> str:
-    """The text under a key.
+    """Return the text under a key.
 
     Raises:
-        BadLine: if it is missing, no text, empty, or holds what no text has.
+        BadLine: if the value is missing, not text, empty, or holds NUL or a lone surrogate.
     """
     if key not in item:
         raise BadLine(f"`{key}` is missing", _keys(item))
@@ -329,7 +329,7 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 def _checked(value: Any, where: str) -> str:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and (isinstance(value, int) or math.isfinite(value)):
-        value = str(value)  # an answer such as 42, which a spreadsheet or pandas made a number
+        value = str(value)  # spreadsheets and pandas turn an answer such as 42 into a number
     if not isinstance(value, str):
         raise _not_a(value, "text", where)
     if not value.strip():

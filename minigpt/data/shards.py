@@ -1,16 +1,19 @@
-"""A corpus as token ids on disk: encoded once, in parallel, in files that are mapped into memory.
+"""Encodes a corpus once, in parallel, into files of token ids that are memory-mapped for training.
 
     tokens = prepare(Path("books"), Path("output/shards"), tokenizer)
-    tokens.read(1_000_000, 65)  # 65 ids, (65,) int64
+    tokens.read(1_000_000, 65)  # returns 65 ids, (65,) int64
 
-The folder holds `shard-00000.bin`, ...: ids as little-endian uint16 (uint32 for more than 65,536 entries),
-document behind document, each followed by the tokenizer's end-of-text id. `shards.json` lists them with size
-and SHA-256, and the sources with size, time and SHA-256; it comes last. Each shard is made from its own
-piece of the corpus (minigpt/data/documents.py), so that any number of processes can work, and none holds more
-than a few megabytes. A shard is first written under a temporary name; its `shard-00000.json` says that it is
-whole. After a kill, such shards are verified and kept.
+The folder holds the shards `shard-00000.bin`, ...: ids as little-endian uint16 (uint32 if the vocabulary has
+more than 65,536 entries). The documents follow each other, and each ends with the tokenizer's end-of-text id.
+`shards.json` lists the shards with size and SHA-256, and the source files with size, time and SHA-256. It is
+written last.
 
-Reading is only by position. What a window is, and in which order they come, is minigpt/data/windows.py's.
+Each shard is made from its own piece of the corpus (minigpt/data/documents.py). So any number of processes
+can work in parallel, and each needs only a few megabytes. A shard is first written under a temporary name.
+Its `shard-00000.json` is written when the shard is complete. After an interruption, complete shards are
+verified and kept.
+
+The ids are only read by position. minigpt/data/windows.py decides on windows and their order.
 """
 
 import hashlib
@@ -38,29 +41,29 @@ from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "prepare"]
 
-VOCABULARY = "vocab.json"  # of --tokenizer char
-DECODED = "decoded"  # folder of what is not read as it is
-PIECE = 16 << 20  # bytes of text that one shard is made from, about
-CHUNK = 1 << 16  # characters that are encoded in one go: the library keeps some hundred bytes for each token
+VOCABULARY = "vocab.json"  # vocabulary of --tokenizer char
+DECODED = "decoded"  # folder of decoded copies of source files
+PIECE = 16 << 20  # approximate number of bytes of text per shard
+CHUNK = 1 << 16  # characters per call of the tokenizer, which needs some hundred bytes for each token
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
 
 
 class TextTokenizer(Protocol):
-    """The part of a tokenizer that encodes a corpus; the character Tokenizer and SubwordTokenizer fit."""
+    """The tokenizer interface for encoding a corpus. Tokenizer and SubwordTokenizer implement it."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal tokenizers have equal ones."""
+        """Return a text that is the same for equal tokenizers."""
 
     def get_vocab_size(self) -> int:
-        """Entries of the vocabulary."""
+        """Return the number of entries of the vocabulary."""
 
     def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
-        """The ids of a text and nothing else."""
+        """Encode a text without adding special tokens."""
 
 
 def end_of_text(tokenizer: TextTokenizer) -> int:
-    """The id that ends a document: `eos_token_id`, or the character vocabulary's <sep>.
+    """Return the id that ends a document: `eos_token_id`, or <sep> of the character vocabulary.
 
     Raises:
         InputError: if the tokenizer has neither.
@@ -78,24 +81,24 @@ class _Counts:
     documents: int = 0
     tokens: int = 0
     characters: int = 0
-    text_bytes: int = 0  # in UTF-8
-    unknown: dict[str, int] = field(default_factory=dict)  # character -> how often the vocabulary lacked it
-    lines: list[int] = field(default_factory=list)  # of JSONL, for each piece
-    skipped: list[tuple[int, int, str]] = field(default_factory=list)  # piece, line within it, why
+    text_bytes: int = 0  # number of bytes in UTF-8
+    unknown: dict[str, int] = field(default_factory=dict)  # unknown character -> number of occurrences
+    lines: list[int] = field(default_factory=list)  # number of JSONL lines of each piece
+    skipped: list[tuple[int, int, str]] = field(default_factory=list)  # (piece, line in the piece, reason)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to make, or one piece to look through."""
+    """The work for one shard, or for one search for characters."""
 
     number: int
     sources: list[Source]
     pieces: list[Piece]
-    key: str  # changes with whatever would change the shard
+    key: str  # a hash of everything that determines the shard
 
 
 def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
-    """Neighbouring pieces, a folder of small files say, share a shard until it is full."""
+    """Group neighbouring pieces into jobs. Small pieces, as of a folder of small files, share a shard."""
     groups: list[list[Piece]] = [[]]
     filled = 0
     for piece in pieces:
@@ -107,7 +110,7 @@ def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
         filled += size
     jobs = []
     for number, group in enumerate(filter(None, groups)):
-        used = sorted({piece.source for piece in group})  # a million files are not sent to everybody
+        used = sorted({piece.source for piece in group})  # a corpus may have a million files
         place = {index: i for i, index in enumerate(used)}
         own = [piece._replace(source=place[piece.source]) for piece in group]
         jobs.append(_Job(number, [sources[index] for index in used], own, key))
@@ -118,11 +121,11 @@ def _size(job: _Job) -> int:
     return sum(piece.stop - piece.start for piece in job.pieces)
 
 
-# -- what a process does -----------------------------------------------------------------------------------
+# -- in each process ---------------------------------------------------------------------------------------
 
 
 def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> Iterator[tuple[str, bool]]:
-    """The texts of a job in chunks, and whether a document ends behind each."""
+    """Yield the texts of a job in chunks, each with True if a document ends after it."""
     any_place = tokenizer is None or isinstance(tokenizer, Tokenizer)
     check = partial(_joins, tokenizer)
     for index, piece in enumerate(job.pieces):
@@ -136,7 +139,7 @@ def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> I
                 else:
                     counts.skipped.append((index, line, str(text)))
         else:
-            ends = False  # does a separator stand last?
+            ends = False  # True if the last item was a separator
             for text, ends in read_document(source, piece, CHUNK, any_place=any_place, check=check):
                 yield text, ends
             if piece.stop == source.size and not ends:
@@ -144,7 +147,7 @@ def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> I
 
 
 def _joins(tokenizer: TextTokenizer | None, left: str, right: str) -> bool:
-    """Whether a cut changes no id, tried on its surroundings: the rules in corpus.py cover known families."""
+    """Return True if a cut changes no id of the text around it. documents.py has rules for known families."""
     if tokenizer is None or isinstance(tokenizer, Tokenizer):
         return True
     parts = np.concatenate([tokenizer.encode_array(left), tokenizer.encode_array(right)])
@@ -152,7 +155,7 @@ def _joins(tokenizer: TextTokenizer | None, left: str, right: str) -> bool:
 
 
 def _make(shared: tuple[Path, TextTokenizer], job: _Job) -> dict[str, Any]:
-    """Write one shard and what there is to say about it."""
+    """Write one shard, and return its record for the manifest."""
     folder, tokenizer = shared
     end, dtype = end_of_text(tokenizer), _dtype(tokenizer)
     counts, digest = _Counts(), hashlib.sha256()
@@ -189,8 +192,8 @@ def _count_unknown(text: str, ids: npt.NDArray[np.int32], tokenizer: Tokenizer, 
 
 
 def _look(shared: None, job: _Job) -> dict[str, Any]:
-    """The characters of a piece."""
-    met = np.zeros(0x110000, dtype=np.bool_)  # a set would make an object of each character: six times slower
+    """Return all characters of a job's texts."""
+    met = np.zeros(0x110000, dtype=np.bool_)  # a set of characters is six times slower
     for text, _ in _documents(job, _Counts(), None):
         met[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")] = True
     return {"characters": "".join(map(chr, np.flatnonzero(met).tolist()))}
@@ -200,14 +203,14 @@ def _dtype(tokenizer: TextTokenizer) -> str:
     return "<u2" if tokenizer.get_vocab_size() <= 1 << 16 else "<u4"
 
 
-# -- what the parent does ----------------------------------------------------------------------------------
+# -- in the parent process ---------------------------------------------------------------------------------
 
 
 def collect_characters(sources: list[Source], workers: int = 0) -> set[str]:
-    """All characters of a corpus, read in parallel.
+    """Return all characters of a corpus, which is read in parallel.
 
     Raises:
-        InputError: for bytes that are no text.
+        InputError: for bytes that are not text.
     """
     jobs = _jobs(sources, plan_pieces(sources, PIECE, any_place=True), "")
     found: set[str] = set()
@@ -227,25 +230,27 @@ def prepare(
     workers: int = 0,
     lock: Callable[[Path], None] = lambda folder: None,
 ) -> Tokens:
-    """The ids of a corpus: what the folder holds if it fits, else encoded anew. Says which in one line.
+    """Return the ids of a corpus. Shards in the folder that match are used; otherwise the corpus is encoded.
+
+    Prints one line that says which of the two happened.
 
     Args:
         path: a text file, or a folder of them.
-        folder: where the shards lie, or will.
-        tokenizer: None: one of the corpus's characters, in `folder`/vocab.json.
-        options: how the files are to be read.
-        workers: processes; 0: one a core. The shards do not depend on it.
-        lock: called before anything is written; returns when nobody else writes there. It is not called if
-            the shards fit: the manifest is written last, so they are complete.
+        folder: the folder of the shards.
+        tokenizer: None: a character tokenizer of the corpus, saved as `folder`/vocab.json.
+        options: options for reading the files.
+        workers: number of processes; 0: one per core. The shards do not depend on it.
+        lock: called before the first write; returns when no other process writes to the folder. It is not
+            called if the shards match, because a manifest exists only for complete shards.
 
     Raises:
-        InputError: for a corpus that cannot be read, or holds nothing; if the shards cannot be written.
+        InputError: if the corpus cannot be read or has no text, or if the shards cannot be written.
     """
     sources = find_sources(path, options)
     if tokens := _as_prepared(path, sources, options, folder, tokenizer):
         return tokens
     lock(folder)
-    if tokens := _as_prepared(path, sources, options, folder, tokenizer):  # by whom we waited for
+    if tokens := _as_prepared(path, sources, options, folder, tokenizer):  # written by another process
         return tokens
     folder.mkdir(parents=True, exist_ok=True)
     described = _described(sources)
@@ -258,7 +263,7 @@ def prepare(
     read = [asdict(options), [(s["name"], s["sha256"]) for s in described], pieces]
     key = hashlib.sha256(json.dumps([2, tokenizer.fingerprint, *read]).encode()).hexdigest()
     jobs = _jobs(sources, pieces, key)
-    (folder / MANIFEST).unlink(missing_ok=True)  # from here on it would list what is being replaced
+    (folder / MANIFEST).unlink(missing_ok=True)  # from here on, the manifest would not match the files
     records = {job.number: record for job in jobs if (record := _finished(folder, job))}
     if records:
         print(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")
@@ -297,7 +302,7 @@ def prepare(
 def _as_prepared(
     path: Path, sources: list[Source], options: TextOptions, folder: Path, tokenizer: TextTokenizer | None
 ) -> Tokens | None:
-    """What the folder holds, if it was made from this corpus, read in this way, with this tokenizer."""
+    """Return the ids in the folder, if corpus, reading options and tokenizer are the same. Otherwise None."""
     old = read_manifest(folder)
     if not old or not _same_reading(options, old) or not _same_sources(sources, old["sources"]):
         return None
@@ -313,7 +318,7 @@ def _as_prepared(
 
 
 def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
-    """Was it read as now? A manifest of before says nothing of it but the separators."""
+    """Return True if the reading options are the same. Older manifests only have the separators."""
     if "reading" in manifest:
         return bool(manifest["reading"] == asdict(options))
     usual = all(source.get("separator") in (None, END_OF_TEXT) for source in manifest["sources"])
@@ -331,7 +336,7 @@ def _described(sources: list[Source]) -> list[dict[str, Any]]:
 
 
 def _same_sources(sources: list[Source], described: list[dict[str, Any]]) -> bool:
-    """By name, size and time; where only the time differs, the content decides."""
+    """Compare sources by name, size and time. If only the time differs, compare their SHA-256."""
     if [(s.name, s.origin_size) for s in sources] != [(d["name"], d["size"]) for d in described]:
         return False
     return all(
@@ -344,7 +349,7 @@ def _names(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
-    """Remove what a killed process was writing, and shards of another text; nothing with another name."""
+    """Remove temporary files and outdated shards. Files with other names are kept."""
     for path in folder.iterdir():
         is_ours = _OURS.fullmatch(path.name) and path.name not in keep and path.is_file()
         if is_ours and (path.name.startswith(".") or not temporary_only):
@@ -352,7 +357,7 @@ def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
 
 
 def _finished(folder: Path, job: _Job) -> dict[str, Any] | None:
-    """The record of a shard that was made for this very job and is whole, or None."""
+    """Return the record of a shard if it is complete and was made for the same job. Otherwise None."""
     try:
         record = read_json(folder / f"shard-{job.number:05d}.json")
         path = folder / f"shard-{job.number:05d}.bin"
@@ -368,7 +373,7 @@ def _manifest(tokenizer: TextTokenizer, records: list[dict[str, Any]], jobs: lis
     for record in records:
         for character, count in record["unknown"].items():
             unknown[character] = unknown.get(character, 0) + count
-    before: dict[str, int] = {}  # source -> lines of it that earlier pieces had
+    before: dict[str, int] = {}  # source -> number of lines in earlier pieces
     skipped = []
     for job, record in zip(jobs, records):
         base = []

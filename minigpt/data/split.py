@@ -1,12 +1,13 @@
-"""Splitting conversations into a side to learn from and a side to measure on, so that nothing stands on both.
+"""Splits conversations into a training and a validation part without common questions.
 
-Questions that differ only in width, case or spaces are one question, and all its pairs go to one side. The
-second and later pairs with the same question and the same answer are dropped. The seed, the ratio and what
-was said decide the rest: neither the order of the lines nor Python's hashes matter.
+Questions that differ only in width, case or spaces are equal, and all pairs of a question go to one part. If
+question and answer are both repeated, only the first pair is kept. Apart from that, the split depends on the
+seed, the ratio and the texts. It does not depend on the order of the lines or on Python's hashes.
 
-Conversations of several questions go together where they share a question and its answer. An exchange that
-very many share, a greeting say, would join them all: the rarest exchanges join first, and none joins more
-than the smaller side can hold. What then still stands on both sides is counted (`Split.on_both_sides`).
+Conversations of several questions go to the same part if they share a question with its answer. A very common
+exchange, such as a greeting, would join all conversations. So the rarest exchanges join first, and no joined
+group may be larger than the smaller part. Exchanges that are then still in both parts are counted
+(`Split.on_both_sides`).
 """
 
 import hashlib
@@ -30,15 +31,15 @@ from minigpt.storage.files import atomic_open
 
 __all__ = ["NORMALISATION", "Split", "normalise", "split_conversations", "write_split"]
 
-NORMALISATION = 1  # raise it with every change of `normalise`: old splits cannot be repeated then
+NORMALISATION = 1  # increase it with every change of `normalise`: older splits can then not be repeated
 
-# nothing to see: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
+# invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")
-_WINDOW = 400  # groups around the cut among which the exact ratio is sought
+_WINDOW = 400  # number of groups around the cut that are searched for the exact ratio
 
 
 def normalise(question: str) -> str:
-    """What makes two questions the same one: NFKC (full and half width), case folded, without spaces.
+    """Return a form that is the same for equal questions: NFKC (width), case folded, without spaces.
 
     >>> normalise("ＧＰＴ　是什么？") == normalise("gpt是什么?")
     True
@@ -49,17 +50,17 @@ def normalise(question: str) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides, each in the order of the file, and what was found on the way."""
+    """The two parts, each in the order of the file, with counts."""
 
     train: list[Conversation]
     val: list[Conversation]
-    questions: int  # different ones, of conversations of one question
-    grouped: list[list[Conversation]]  # those of each question that has several answers
-    dropped: list[tuple[Conversation, Conversation]]  # one that repeats an earlier one, and that one
-    on_both_sides: list[tuple[Exchange, int]]  # exchanges, and in how many conversations of val they stand
+    questions: int  # number of different questions in conversations of one question
+    grouped: list[list[Conversation]]  # pairs of each question that has several answers
+    dropped: list[tuple[Conversation, Conversation]]  # (repeated conversation, its first occurrence)
+    on_both_sides: list[tuple[Exchange, int]]  # (exchange, number of validation conversations with it)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json` and the manifest."""
+        """Return the counts for `--json` and the manifest."""
         total = len(self.train) + len(self.val)
         answers = [sum(len(each.exchanges) for each in side) for side in (self.train, self.val)]
         return {
@@ -77,17 +78,16 @@ class Split:
 
 
 def split_conversations(conversations: Sequence[Conversation], train_ratio: float, seed: int = 42) -> Split:
-    """Divide conversations into train and val.
+    """Split conversations into train and val.
 
     Args:
-        conversations: as read.
-        train_ratio: the share of conversations (duplicates not counted) for train, met as closely as whole
-            groups allow: exactly closest for up to 400 groups, beyond that to the conversation in any usual
-            file.
-        seed: decides which groups go where.
+        conversations: all conversations, in the order of the file.
+        train_ratio: share of the conversations (without duplicates) for train. The result is the closest
+            possible for up to 400 groups, and usually exact for more groups.
+        seed: decides on the order of the groups.
 
     Raises:
-        InputError: for a ratio that is not between 0 and 1, or that leaves a side empty.
+        InputError: if the ratio is not between 0 and 1, or leaves a part empty.
     """
     if not 0 < train_ratio < 1:  # NaN is refused, too
         raise InputError(f"--train_ratio must lie between 0 and 1, both excluded: got {train_ratio}")
@@ -125,7 +125,7 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
 
 
 def exchange_key(exchange: Exchange) -> Exchange:
-    """A key that is equal for equal exchanges: the question is normalised, the answer stays as it is."""
+    """Return a key that is equal for equal exchanges. The question is normalised, the answer is unchanged."""
     return Exchange(normalise(exchange.question), exchange.answer)
 
 
@@ -134,7 +134,7 @@ def _identity(conversation: Conversation) -> tuple[Exchange, ...]:
 
 
 def _name(conversation: Conversation) -> str:
-    """A name for what stays together: the question of a pair; of several questions the whole text."""
+    """Return the name of a conversation's group: the question of a pair; for several questions all texts."""
     identity = _identity(conversation)
     if len(identity) == 1:
         return identity[0].question
@@ -142,10 +142,12 @@ def _name(conversation: Conversation) -> str:
 
 
 def _joined(groups: dict[str, list[Conversation]], most: float) -> dict[str, list[Conversation]]:
-    """Groups that share an exchange become one, named by its first; the rarest exchanges join first.
+    """Join groups that share an exchange, beginning with the rarest exchanges.
+
+    A joined group has the name of its first group.
 
     Args:
-        most: conversations of a group that was joined, at most.
+        most: largest number of conversations of a joined group.
     """
     holders: dict[Exchange, set[str]] = {}
     for name, group in groups.items():
@@ -184,15 +186,16 @@ def _on_both_sides(train: list[Conversation], val: list[Conversation]) -> list[t
 
 
 def _rank(question: str, seed: int) -> bytes:
-    """A random-looking place in the order that depends on nothing else: Python's hash() changes every run."""
+    """Return a pseudo-random sort key. Python's hash() would change with every process."""
     return hashlib.sha256(f"{seed}\n{question}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
-    """Which groups, given by their sizes in random order, go to train: those before the cut, roughly.
+    """Choose the groups for train; the sizes come in random order. Most groups before the cut are chosen.
 
-    A group is whole, so the cut rarely falls on the target. Among the groups around it, the subset whose sum
-    comes closest is found exactly: bit s of reachable[i] says that some of the groups from i on sum to s.
+    Groups cannot be divided, so the cut rarely matches the target exactly. Among the groups around the cut,
+    the subset with the closest sum is found exactly: bit s of reachable[i] is set if some of the groups from
+    i on have the sum s.
     """
     target = ratio * sum(sizes)
     cut = bisect_left(list(accumulate(sizes)), target)
@@ -209,14 +212,14 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        takes = size <= left and bool(later >> (left - size) & 1)  # as long as the rest can still make it
+        takes = size <= left and bool(later >> (left - size) & 1)  # the later groups can sum to the rest
         chosen.append(takes)
         left -= size * takes
     return chosen + [False] * (len(sizes) - len(chosen))
 
 
 def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
-    """The set bit nearest to target; in a tie, one that leaves no side empty, then the larger."""
+    """Return the set bit nearest to target. In a tie, prefer no empty part, then the larger sum."""
     bits = f"{sums:b}"[::-1]
     middle = max(0, min(math.floor(target), len(bits) - 1))
     below, above = bits.rfind("1", 0, middle + 1), bits.find("1", middle + 1)
@@ -227,15 +230,15 @@ def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
 def write_split(
     split: Split, report: ReadReport, directory: Path, *, train_ratio: float, seed: int
 ) -> dict[str, Any]:
-    """Write train.jsonl, val.jsonl and split.json; all are on the disk before the first is put in place.
+    """Write train.jsonl, val.jsonl and split.json. No file is replaced before all are on the disk.
 
-    Lines of JSON are the input's, character for character. Records of other formats, and those whose fields a
-    user named, become lines of JSON with the usual names.
+    Lines of JSON are copied from the input unchanged. Records of other formats, or with field names given by
+    the user, are written as JSON with the usual field names.
 
     Returns: the content of split.json.
 
     Raises:
-        InputError: if one of them cannot be written, or is the input itself; nothing has changed then.
+        InputError: if a file cannot be written, or is the input. In this case no file has changed.
     """
     paths = {name: directory / name for name in ("train.jsonl", "val.jsonl", "split.json")}
     for path in paths.values():
@@ -261,12 +264,12 @@ def write_split(
     with ExitStack() as stack:
         files = {
             name: stack.enter_context(atomic_open(paths[name]))
-            for name in reversed(paths)  # left in the opposite order: split.json is put in place last
+            for name in reversed(paths)  # ExitStack closes in reverse order: split.json is last
         }
         for name, file in files.items():
             file.write(contents[name])
             file.flush()
-            os.fsync(file.fileno())  # the disk is full here, or not at all
+            os.fsync(file.fileno())  # a full disk raises here, before any file is replaced
     return manifest
 
 

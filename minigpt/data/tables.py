@@ -1,6 +1,6 @@
-"""Tables: CSV and TSV, the first sheet of a workbook, Parquet. A row becomes a dictionary of its columns.
+"""Reads tables: CSV and TSV, the first sheet of a workbook, Parquet. A row becomes a dictionary.
 
-A table without column names has the columns "0", "1", ...
+A table without column names gets the names "0", "1", ...
 """
 
 import csv
@@ -20,14 +20,14 @@ __all__ = [
     "workbook_records",
 ]  # fmt: skip
 
-# Told the cells of a table's first row, in small letters: are they column names? Told one column of a Parquet
-# file: is it read?
+# Gets the cells of a table's first row in lower case; returns True if they are column names. For Parquet, it
+# gets one column name; returns True if the column is read.
 IsHead = Callable[[Collection[str]], bool]
 
-_CELL = (1 << 31) - 1  # characters of one CSV cell, at most: what a C long holds everywhere
-_SAMPLE = 1 << 16  # characters by which a table is recognised
+_CELL = (1 << 31) - 1  # largest number of characters of a CSV cell: the largest C long on every platform
+_SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
-_LARGEST = 4 << 30  # bytes that one row group of a Parquet file may unpack to
+_LARGEST = 4 << 30  # largest number of uncompressed bytes of a Parquet row group
 
 
 def require_package(module: str, what: str, extra: str) -> None:
@@ -42,15 +42,16 @@ def require_package(module: str, what: str, extra: str) -> None:
 def delimiter_of(
     text: str, path: Path, is_head: IsHead, needs_head: bool = False, is_whole: bool = True
 ) -> tuple[str, bool] | None:
-    """The delimiter of a table and whether it has a head; None if the text is no table.
+    """Return the delimiter of a table, and True if it has column names. Return None if it is no table.
 
     Args:
-        needs_head: no lines with tabs alone make a table, unless the file's name does.
-        is_whole: False: the text may be cut anywhere.
+        needs_head: if True, tab-separated lines without column names are only a table if the file's suffix is
+            that of a table.
+        is_whole: False if the text may be cut off at any position.
     """
     named = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
     sample = text[:_SAMPLE]
-    is_whole = is_whole and len(sample) == len(text)  # else it may end anywhere, also inside quotes
+    is_whole = is_whole and len(sample) == len(text)  # a cut-off text may end inside quotes
     for delimiter in ",\t;|":
         if delimiter not in sample and delimiter != named:
             continue
@@ -60,7 +61,7 @@ def delimiter_of(
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
         fitting = sum(len(row) == len(names) for row in others)
-        # a sentence may begin with "Text, and", and a table of Markdown has a rule below its head
+        # A sentence may begin with "Text, and". A Markdown table has a line of dashes below its first row.
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
         is_prose = is_prose or any(map(_is_rule, rows[1:2]))
         if is_head(names) and (named or not is_prose):
@@ -72,7 +73,7 @@ def delimiter_of(
 
 
 def _first_rows(sample: str, delimiter: str) -> tuple[list[list[str]], bool]:
-    """The first rows that are not empty, and whether no quotation mark is wrong in them."""
+    """Return the first rows that are not empty, and True if all quotation marks in them are valid."""
     rows: list[list[str]] = []
     try:
         for row in itertools.islice(_reader(sample, delimiter), _ROWS):
@@ -84,7 +85,7 @@ def _first_rows(sample: str, delimiter: str) -> tuple[list[list[str]], bool]:
 
 
 def _names_the_delimiter(row: list[str]) -> bool:
-    """Is it Excel's first line, such as "sep=;"?"""
+    """Return True for Excel's optional first line, such as "sep=;"."""
     return row[0].strip().lower().startswith("sep=") and not any(row[1:])
 
 
@@ -101,7 +102,7 @@ def _reader(text: str, delimiter: str) -> Any:
 
 
 def csv_records(text: str, delimiter: str, has_head: bool) -> Iterator[Record]:
-    """The rows of a CSV text. A row whose quotation marks are wrong is bad in each line that it takes."""
+    """Yield the rows of a CSV text. A row with wrong quotation marks gives a bad record for each line."""
     reader = _reader(text, delimiter)
     head: list[str] | None = None
     while True:
@@ -131,7 +132,7 @@ def csv_records(text: str, delimiter: str, has_head: bool) -> Iterator[Record]:
 
 
 def _swallows(cells: list[str], columns: int, delimiter: str) -> bool:
-    """Is a row too short, and its last cell holds lines that would be rows of their own?"""
+    """Return True if a row is too short and its last cell contains lines that look like rows."""
     lines = cells[-1].split("\n")[1:] if len(cells) < columns else []
     return any(line.count(delimiter) == columns - 1 for line in lines)
 
@@ -153,10 +154,10 @@ def _row(line: int, head: list[str], cells: list[str]) -> Record:
 
 
 def workbook_records(content: bytes, path: Path, is_head: IsHead) -> tuple[Iterable[Record], str]:
-    """The rows of the first sheet of a workbook, and a sentence about the other sheets, or "".
+    """Return the rows of a workbook's first sheet, and a sentence about other sheets ("" if none).
 
     Raises:
-        InputError: for a damaged workbook, or another zip file; without python-calamine.
+        InputError: for a damaged workbook, for another zip file, or without python-calamine.
     """
     require_package("python_calamine", f"{path}: reading a workbook", "excel")
     from python_calamine import CalamineWorkbook
@@ -190,7 +191,7 @@ def _sheet(rows: list[list[Any]], is_head: IsHead) -> Iterator[Record]:
 
 
 def _cell(value: Any) -> str:
-    """A cell as its reader sees it: 3, not 3.0."""
+    """Return a cell's text as the workbook shows it: 3, not 3.0."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return "" if value is None else str(value)
@@ -200,14 +201,15 @@ def _cell(value: Any) -> str:
 
 
 def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterator[Record]:
-    """The rows of a Parquet file, read as they are needed.
+    """Yield the rows of a Parquet file, which is read in small batches.
 
     Args:
-        source: the file, or its bytes.
-        is_read: which columns are; if none: all.
+        source: path of the file, or its bytes.
+        is_read: returns True for names of columns that are read; if no column qualifies, all are read.
 
     Raises:
-        InputError: for a damaged file, or one that claims more than its bytes can hold; without pyarrow.
+        InputError: for a damaged file, for one that claims more content than its size allows, or without
+            pyarrow.
     """
     require_package("pyarrow", f"{name}: reading Parquet", "datasets")
     import pyarrow
@@ -219,7 +221,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
         with pyarrow.parquet.ParquetFile(where) as file:
             names = file.schema_arrow.names
             wanted = [each for each in names if is_read([each.strip().lower()])] or names
-            # not the columns' sizes: asking a damaged file for them can end the process
+            # the columns' sizes are not used: in a damaged file, asking for them can crash the process
             groups = range(file.metadata.num_row_groups)
             largest = max((file.metadata.row_group(i).total_byte_size for i in groups), default=0)
             if largest > _LARGEST or file.metadata.num_rows > 100 * size:
@@ -239,7 +241,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
 
 
 def _plain(value: Any) -> Any:
-    """Text for bytes, which some writers store text as."""
+    """Decode bytes in a value, because some writers store text as bytes."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, dict):
@@ -248,7 +250,7 @@ def _plain(value: Any) -> Any:
 
 
 def rows_of(rows: Iterable[Any]) -> Iterator[Record]:
-    """Rows in memory (of a datasets.Dataset, say) as records."""
+    """Yield rows in memory, such as those of a datasets.Dataset, as records."""
     for number, row in enumerate(rows, 1):
         value = _plain(dict(row)) if hasattr(row, "keys") else row
         yield Record(number, value, "")

@@ -1,10 +1,9 @@
-"""The encoding of a file: its mark, UTF-8, or what the library chardet finds, if that is certain.
+"""Detects the encoding of a file: byte order mark, UTF-8, or what chardet finds, if it is certain.
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
-Nothing is dropped or replaced. In a file that is UTF-8 but for some lines, a bad byte becomes a lone
-surrogate (U+DC80 to U+DCFF, Python's "surrogateescape"), so that the reader can name the lines and leave them
-out.
+No byte is dropped or replaced. In a file that is mostly UTF-8, a bad byte becomes a lone surrogate (U+DC80 to
+U+DCFF, Python's "surrogateescape"). The reader can then name these lines and leave them out.
 """
 
 import codecs
@@ -14,16 +13,16 @@ from minigpt.errors import InputError, printable
 
 __all__ = ["BAD_BYTES", "HALF_CHARACTER", "decode", "is_mostly_utf8", "shown_name"]
 
-BAD_BYTES = re.compile("[\udc80-\udcff]")  # what `decode` makes of bytes that are no characters
+BAD_BYTES = re.compile("[\udc80-\udcff]")  # `decode` turns bytes that are not characters into these
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate
-_MARKS = {  # what a file starts with -> Python's name; the longer marks first
+_MARKS = {  # first bytes of a file -> Python's name of the encoding; longer marks first
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
     b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# chardet's names of what files of this field are written in -> Python's codecs, each a superset of its kin
+# chardet's names of common encodings -> Python's codecs, each a superset of related encodings
 _CANDIDATES = {
     "GB18030": "gb18030",
     "Big5": "cp950",
@@ -34,17 +33,17 @@ _CANDIDATES = {
     "KOI8-R": "koi8-r",
     **{f"Windows-{page}": f"cp{page}" for page in range(1250, 1259)},
 }
-# ASCII, what Latin, Greek and Cyrillic scripts have, kana, Chinese characters, Hangul, and their punctuation
+# ASCII; characters of Latin, Greek and Cyrillic scripts; kana, Chinese characters, Hangul; their punctuation
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
 _MOSTLY = 0.95
-_SAMPLE = 200_000  # bytes that are enough to tell an encoding
-_CERTAIN = 3.0  # the best reading must be this many times as likely as the second
-_ZEROS = 3  # bytes: a line end and the blanks of a sentence have as many; fewer may be a slip
-_ENOUGH = 8  # bytes that are not ASCII: fewer do not make anything certain
+_SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
+_CERTAIN = 3.0  # factor by which the best encoding must be more likely than the second
+_ZEROS = 3  # smallest number of zero bytes in UTF-16; fewer may be an error in the file
+_ENOUGH = 8  # smallest number of bytes that are not ASCII for a certain result
 _NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")  # Python's own
-_SHOWN = 12  # characters of a reading that a message shows
+_SHOWN = 12  # number of characters that an error message shows
 _NAMES = {
     "utf-8-sig": "UTF-8",
     "cp950": "Big5",
@@ -55,16 +54,16 @@ _NAMES = {
 
 
 def _known_encoding(name: str) -> str:
-    """Python's name of an encoding.
+    """Return Python's name of an encoding.
 
     Raises:
-        InputError: if there is none of this name.
+        InputError: if the encoding is unknown.
     """
     try:
         codec = codecs.lookup(name.strip())
     except (LookupError, ValueError):
         codec = None
-    # "hex" makes bytes of bytes
+    # the codec "hex" does not decode to text
     if codec is None or not codec._is_text_encoding or codec.name.replace("-", "_") in _NO_FILE_HAS:
         raise InputError(
             f"unknown encoding {name!r}; usual ones: utf-8, gb18030, big5, shift_jis, euc_kr, utf-16, cp1252"
@@ -73,26 +72,26 @@ def _known_encoding(name: str) -> str:
 
 
 def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
-    """The text of some bytes, without a byte order mark, and the encoding that they are in.
+    """Decode bytes to text without a byte order mark. Return the text and its encoding.
 
     Args:
         name: the file's name, for messages.
-        encoding: what the user says that it is; "": find out.
+        encoding: the encoding named by the user; "": detect it.
 
     Raises:
-        InputError: for binary data; if the encoding is not certain, with how the text would read in each; if
-            the bytes do not fit the encoding that the user named.
+        InputError: for binary data; if the encoding is not certain (the message shows the text in each of
+            them); if the bytes do not fit the encoding named by the user.
     """
     if encoding:
         codec = _known_encoding(encoding)
         try:
             text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            read = error.object  # without a mark
+            read = error.object  # the decoder may have removed a mark
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
-        if found := HALF_CHARACTER.search(text):  # UTF-7 lets it through
+        if found := HALF_CHARACTER.search(text):  # UTF-7 allows lone surrogates
             line = text.count("\n", 0, found.start()) + 1
             raise InputError(f"{name}:{line}: half a character in {encoding}; choose another --encoding")
         return text, codec
@@ -124,7 +123,7 @@ def _marked(data: bytes, codec: str, name: str) -> tuple[str, str]:
 
 
 def _utf16_without_mark(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, in which ASCII has zeros: the reading in which nearly all makes sense."""
+    """Return the codec of UTF-16 or UTF-32 text with ASCII characters (which have zero bytes), or None."""
     if head.count(0) < _ZEROS:
         return None
     for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
@@ -136,9 +135,9 @@ def _utf16_without_mark(head: bytes) -> str | None:
 
 
 def is_mostly_utf8(data: bytes) -> bool:
-    """Is it UTF-8 but for some bad lines: at least half of those that are not ASCII?"""
+    """Return True if at least half of the lines that are not ASCII are valid UTF-8."""
     good = bad = 0
-    for line in data.split(b"\n"):  # which is in no character of any candidate
+    for line in data.split(b"\n"):  # no candidate encoding has this byte inside a character
         if not line.isascii():
             try:
                 line.decode("utf-8")
@@ -149,7 +148,7 @@ def is_mostly_utf8(data: bytes) -> bool:
 
 
 def _detected(data: bytes, name: str) -> tuple[str, str]:
-    import chardet  # here: files in UTF-8 need not wait for it
+    import chardet  # imported here, because files in UTF-8 do not need it
 
     readings: list[tuple[float, str, str]] = []  # confidence, codec, text
     found = chardet.detect_all(data[:_SAMPLE], ignore_threshold=True, include_encodings=tuple(_CANDIDATES))
@@ -161,7 +160,7 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
             text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        if all(text != known for _, _, known in readings):  # the same reading under another name says nothing
+        if all(text != known for _, _, known in readings):  # the same text is not a second reading
             readings.append((float(item["confidence"]), codec, text))
     if not readings:
         raise InputError(
@@ -185,13 +184,13 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
 
 
 def _excerpt(text: str, other: str) -> str:
-    """Some characters around the first place where another reading differs."""
+    """Return some characters around the first position at which two decoded texts differ."""
     first = next((i for i, (one, two) in enumerate(zip(text, other)) if one != two), 0)
     return printable(f"{text[max(0, first - 4) : first + _SHOWN]!r}")
 
 
 def shown_name(codec: str) -> str:
-    """An encoding as people call it.
+    """Return the usual name of an encoding.
 
     >>> shown_name("cp950"), shown_name("gb18030"), shown_name("cp1252")
     ('Big5', 'GB18030', 'Windows-1252')

@@ -1,11 +1,11 @@
-"""What a file of questions and answers looks like to the model: lengths in tokens, and what would be lost.
+"""Computes statistics of conversations: lengths in tokens, and what max_length would cut off.
 
     statistics = compute_statistics(conversations, tokenizer, max_length=128)
     print_statistics(statistics)
     plot(statistics, Path("stats.png"), title="train.jsonl")  # needs matplotlib
 
-A conversation counts as it is encoded: question, <sep>, answer, <sep>, and so on. Only the picture is
-written.
+A conversation is counted as it is encoded: question, <sep>, answer, <sep>, and so on. Only `plot` writes a
+file.
 """
 
 import importlib.util
@@ -39,50 +39,50 @@ __all__ = [
 ]
 
 _USUAL_MAX_LENGTHS = (64, 128, 256, 512)
-_BLOCK = 10_000  # conversations that are encoded in one go
-_SHOWN = 20  # unknown or unused characters that are listed
+_BLOCK = 10_000  # number of conversations that are encoded at a time
+_SHOWN = 20  # number of unknown or unused characters that are listed
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """A character that the vocabulary lacks."""
+    """A character that is not in the vocabulary."""
 
     character: str
     count: int
-    line: int  # the first one it stands in
+    line: int  # line of its first occurrence
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What cutting at max_length would take away."""
+    """Number of pairs that cutting at max_length would change."""
 
     max_length: int
-    pairs: int  # that lose their end
-    without_answer: int  # of these, that lose their whole answer: nothing is left to learn from
+    pairs: int  # number of pairs that lose their end
+    without_answer: int  # number of these that lose their whole answer, so that they cannot be used
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that is counted. Arrays have one entry a conversation, (N,)."""
+    """All statistics. Arrays have one entry per conversation, (N,)."""
 
-    questions: npt.NDArray[np.int64]  # tokens of the questions
-    answers: npt.NDArray[np.int64]  # tokens of the answers
-    exchanges: npt.NDArray[np.int64]  # how many answered questions it has
+    questions: npt.NDArray[np.int64]  # number of tokens of the questions
+    answers: npt.NDArray[np.int64]  # number of tokens of the answers
+    exchanges: npt.NDArray[np.int64]  # number of answered questions
     max_length: int
     cuts: list[Cut]
     vocab_size: int
     unknown: list[Unknown]  # the most frequent first
-    unused: list[str]  # characters of the vocabulary that no pair has
-    repeated_pairs: int  # whose question and answer stand there before
-    repeated_questions: int  # different questions that stand there more than once
+    unused: list[str]  # characters of the vocabulary that no conversation contains
+    repeated_pairs: int  # number of pairs that repeat an earlier question and answer
+    repeated_questions: int  # number of different questions that occur more than once
 
     @property
     def pairs(self) -> npt.NDArray[np.int64]:
-        """Tokens of the conversations, with two <sep> for each answer."""
+        """Return the number of tokens of each conversation, including two <sep> for each answer."""
         return self.questions + self.answers + 2 * self.exchanges
 
     def lengths(self) -> dict[str, dict[str, float]]:
-        """Mean, percentiles and maximum of each kind of length. A percentile is a length that occurs."""
+        """Return mean, percentiles (lengths that occur) and maximum of each kind of length."""
         result = {}
         for name in ("questions", "answers", "pairs"):
             values = getattr(self, name)
@@ -97,7 +97,7 @@ class Statistics:
         return result
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the statistics for `--json`."""
         total = len(self.questions)
         return {
             "conversations": total,
@@ -119,10 +119,10 @@ class Statistics:
 def compute_statistics(
     conversations: Sequence[Conversation], tokenizer: Tokenizer, max_length: int = 128
 ) -> Statistics:
-    """Count everything in one go over the conversations (at least one).
+    """Compute all statistics in one pass over the conversations (at least one).
 
     Raises:
-        InputError: for a max_length that is less than 1.
+        InputError: if max_length is less than 1.
     """
     if max_length < 1:
         raise InputError(f"--max_length must be at least 1: got {max_length}")
@@ -177,7 +177,7 @@ def _note_unknown(
 
 
 def print_statistics(statistics: Statistics) -> None:
-    """Tables and a histogram on stdout."""
+    """Print tables and a histogram on stdout."""
     total = len(statistics.questions)
     lengths = statistics.lengths()
     table(
@@ -219,7 +219,7 @@ def print_statistics(statistics: Statistics) -> None:
 
 
 def print_brief(statistics: Statistics) -> None:
-    """Two lines on stdout: lengths and what is cut, unknown characters and repetitions."""
+    """Print two lines on stdout: lengths and cut pairs, unknown characters and repetitions."""
     pairs, limit = statistics.lengths()["pairs"], statistics.max_length
     cut = next(cut for cut in statistics.cuts if cut.max_length == limit)
     print(
@@ -255,7 +255,10 @@ def _listed(characters: Sequence[str]) -> str:
 
 
 def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
-    """About twelve bins of a round width, the last one open: a few very long pairs would squeeze the rest."""
+    """Return labels and counts of about twelve bins of a round width.
+
+    The last bin is open, because a few very long pairs would make all other bins narrow.
+    """
     most = int(np.percentile(lengths, 99, method="inverted_cdf"))
     widths = (step * 10**power for power in range(10) for step in (1, 2, 5))
     width = next(width for width in widths if width * 12 >= most)
@@ -266,10 +269,10 @@ def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
     return labels[first:], counts[first:]
 
 
-# The picture. Chinese labels need a font that has the characters; matplotlib's own has none.
+# The plot. Chinese labels need a font with Chinese characters, which matplotlib does not include.
 
-_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # of the extra `plot`: Noto Sans SC as a file, and nothing else of use
-_FONT_NAMES = (  # beginnings of the names of usual fonts, the best first
+_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # a package of the extra `plot`: Noto Sans SC as a file
+_FONT_NAMES = (  # beginnings of the names of common fonts, the best first
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang"),
     *("Hiragino Sans GB", "WenQuanYi", "SimHei", "Heiti", "STHeiti", "Noto Serif CJK", "Source Han Serif"),
     *("SimSun", "Songti", "Droid Sans Fallback", "Arial Unicode MS", "AR PL"),
@@ -288,16 +291,16 @@ _LABELS = {  # name -> Chinese, English
 
 
 def require_plotting() -> None:
-    """Raise InputError if matplotlib is missing, before anything is computed for it."""
+    """Raise InputError if matplotlib is missing. Called before the statistics are computed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot needs matplotlib, which is not installed: pip install 'minigpt[plot]'")
 
 
 def plot(statistics: Statistics, path: Path, title: str) -> None:
-    """Draw the lengths, and the share of pairs that each max_length leaves whole: a PNG, PDF or SVG file.
+    """Plot the lengths, and the share of pairs that each max_length leaves whole, as a PNG, PDF or SVG file.
 
     Raises:
-        InputError: without matplotlib, for a type of file that it does not know, or if it cannot be written.
+        InputError: without matplotlib, for an unknown type of file, or if the file cannot be written.
     """
     require_plotting()
     import matplotlib as mpl
@@ -320,7 +323,7 @@ def plot(statistics: Statistics, path: Path, title: str) -> None:
         for name, (chinese, english) in _LABELS.items()
     }
     picture = io.BytesIO()
-    # the settings and the filter hold for this picture only; the filter is for emojis in a file's name
+    # These settings apply only to this plot. The filter is needed for emojis in a file's name.
     with mpl.rc_context({"font.family": families, "svg.fonttype": "path"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(13, 5.2), dpi=120, layout="constrained")
@@ -337,8 +340,8 @@ def plot(statistics: Statistics, path: Path, title: str) -> None:
 
 def _draw_lengths(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
     most = int(np.percentile(statistics.pairs, 99, method="inverted_cdf"))
-    width = most // 60 + 1  # whole tokens, or bars would hold now more, now fewer of them
-    last = most // width * width  # where the last bar begins, which has all that is as long or longer
+    width = most // 60 + 1  # whole tokens, because otherwise the bars would hold different numbers of lengths
+    last = most // width * width  # start of the last bar, which includes all longer pairs
     edges = np.arange(0, last + 2 * width, width)
     for name in ("questions", "answers", "pairs"):
         values = np.minimum(getattr(statistics, name), last)
@@ -353,7 +356,7 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
     share = 100 * np.cumsum(counts) / counts.sum()
     end = max(int(lengths[-1]), statistics.max_length) * 1.05
     axes.step([0, *lengths, end], [0, *share, 100], where="post")
-    below = 0.0, 0.0, 0  # where the label before stands, and how many points below its place
+    below = 0.0, 0.0, 0  # x and y of the previous label, and its offset in points
     for cut in statistics.cuts:
         if cut.max_length > end:
             continue
@@ -363,7 +366,7 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
         is_near = cut.max_length - below[0] < end / 5 and fits - below[1] < 5
         points = 4 if fits < 10 else (below[2] if is_near else 0) - 12
         below = cut.max_length, fits, points
-        is_left = cut.max_length > 0.8 * end  # else the label would run out of the frame
+        is_left = cut.max_length > 0.8 * end  # otherwise the label would cross the frame
         axes.annotate(
             f"{cut.max_length}: {fits:.1f} %",
             (cut.max_length, fits),
@@ -378,7 +381,7 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
 
 
 def chinese_font() -> str | None:
-    """The name of a font with every character of the labels, made known to matplotlib, or None."""
+    """Return the name of a font with all characters of the labels, registered with matplotlib, or None."""
     from matplotlib import font_manager
 
     package = importlib.util.find_spec(_FONT_PACKAGE)
@@ -388,12 +391,12 @@ def chinese_font() -> str | None:
                 font_manager.fontManager.addfont(path)
                 return str(font_manager.get_font(path).family_name)
     listed = {entry.fname for entry in font_manager.fontManager.ttflist}
-    for fresh in set(font_manager.findSystemFonts()) - listed:  # installed after matplotlib made its list
+    for fresh in set(font_manager.findSystemFonts()) - listed:  # fonts newer than matplotlib's list
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 font_manager.fontManager.addfont(fresh)
-            except (OSError, RuntimeError):  # a damaged font is not our affair
+            except (OSError, RuntimeError):  # a damaged font is skipped
                 continue
     for beginning in _FONT_NAMES:
         for entry in font_manager.fontManager.ttflist:
@@ -407,6 +410,6 @@ def _has_labels(path: Path) -> bool:
 
     try:
         characters = font_manager.get_font(path).get_charmap()
-    except (OSError, RuntimeError):  # listed, but gone or damaged
+    except (OSError, RuntimeError):  # the font is missing or damaged
         return False
     return all(ord(c) in characters for chinese, _ in _LABELS.values() for c in chinese)

@@ -1,14 +1,15 @@
-"""From a long row of tokens to batches of windows; each batch is a pure function of its number.
+"""Turns a long sequence of tokens into batches of windows. A batch depends only on its number.
 
 Legend: N tokens of a part, T tokens of a window (block_size), W windows of an epoch, B rows of a batch.
 
-A window is T tokens and the T that follow them by one. An epoch cuts the part into windows that do not
-overlap, from an offset that is drawn anew, so that the borders fall elsewhere each time: a token is a target
-exactly once an epoch, but for less than 2 T at both ends. The W windows come in a random order that takes no
-memory, however large W: a Feistel network (https://doi.org/10.1137/0217022) turns a window's turn into its
-place. (A permutation a * i + b modulo W would need as little, but keeps equal distances between neighbours,
-so that all windows of a batch would stand in a regular row; shuffling shards, then windows within them, keeps
-neighbouring texts together.)
+A window is T tokens, with the following token of each as its target. An epoch cuts the part into windows that
+do not overlap. Each epoch starts at a new random offset, so the borders between windows change. Every token
+is a target exactly once per epoch, except fewer than 2 T tokens at both ends.
+
+The W windows come in a random order that needs no memory, however large W is: a Feistel network
+(https://doi.org/10.1137/0217022) maps the index of a window in the order to its position. A permutation
+a * i + b modulo W needs as little memory, but its neighbours have equal distances. Shuffling shards, and then
+windows within each shard, would leave neighbouring texts close together.
 """
 
 import hashlib
@@ -27,15 +28,15 @@ from minigpt.errors import InputError
 __all__ = ["TextPart", "WindowPlan", "permuted"]
 
 _ROUNDS = 8
-_MEASURED = 1 << 13  # tokens that are evaluated at once, at most: more take memory and are no faster
+_MEASURED = 1 << 13  # largest number of tokens per evaluation batch: more take memory and are not faster
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """Tokens `first` to `last` of a corpus, as batches of windows. Everything in them counts.
+    """Tokens `first` to `last` of a corpus, as batches of windows. The loss counts every target.
 
     Raises:
-        InputError: if there is not one token to predict.
+        InputError: if there is no token to predict.
     """
 
     tokens: Tokens
@@ -52,14 +53,14 @@ class TextPart:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what training sees: the ids and where the part begins and ends."""
+        """Return the SHA-256 of what training uses: the ids, and the beginning and end of the part."""
         return hashlib.sha256(f"{self.tokens.fingerprint} {self.first} {self.last}".encode()).hexdigest()
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
-        """The windows that begin at `rows`, counted from the part's beginning; the last may be shorter.
+        """Build a batch of the windows that start at `rows`, relative to the part. The last may be shorter.
 
         Args:
-            pad_to: not used: windows are of one length. (EncodedExamples has it.)
+            pad_to: not used, because all windows have the same length; `EncodedExamples.batch` needs it.
         """
         T = self.block_size
         ids = np.zeros((len(rows), T + 1), dtype=np.int64)
@@ -73,21 +74,21 @@ class TextPart:
 
     @property
     def rows(self) -> int:
-        """Windows of an evaluation."""
+        """Return the number of windows that an evaluation reads."""
         return -(-(len(self) - 1) // self.block_size)
 
     @property
     def answer_share(self) -> float:
-        """Everything counts. (EncodedExamples has this and the next one, for estimates.)"""
+        """Return 1.0, because every target counts. Estimates use this property of all kinds of data."""
         return 1.0
 
     @property
     def mean_targets(self) -> float:
-        """Tokens to predict of a window of `in_order`, on average."""
+        """Return the mean number of targets of a window of `in_order`."""
         return (len(self) - 1) / self.rows
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Every token but the first as a target once, for evaluation."""
+        """Yield batches for an evaluation: every token except the first is a target once."""
         size = max(1, min(batch_size, _MEASURED // self.block_size))
         starts = np.arange(0, len(self) - 1, self.block_size)
         for first in range(0, len(starts), size):
@@ -95,13 +96,13 @@ class TextPart:
 
 
 class WindowPlan:
-    """Which windows stand in batch number m, for every m from 0 on, epoch after epoch.
+    """Decides which windows form batch number m, for every m from 0 on, epoch after epoch.
 
     Args:
-        part: what to learn from.
-        batch_size: windows of a batch, at most; those of an epoch differ by one at most.
-        tokens_per_batch: tokens of a batch, at most, but for a single window; 0: no limit.
-        seed: with the part's fingerprint and the epoch it decides the order.
+        part: the tokens to train on.
+        batch_size: largest number of windows of a batch. Sizes within an epoch differ by at most one.
+        tokens_per_batch: largest number of tokens of a batch; a single window may have more. 0: no limit.
+        seed: decides the order, together with the part's fingerprint and the epoch.
     """
 
     def __init__(self, part: TextPart, *, batch_size: int, tokens_per_batch: int = 0, seed: int = 0) -> None:
@@ -109,21 +110,21 @@ class WindowPlan:
         if tokens_per_batch:
             batch_size = max(1, min(batch_size, tokens_per_batch // T))
         self._width = T
-        self._offsets = T if N >= 2 * T else 1  # a text of a single window, or less, cannot be moved
-        self.windows = (N - T) // T if N >= 2 * T else 1  # W: as many for every offset
+        self._offsets = T if N >= 2 * T else 1  # a part below two windows has only one offset
+        self.windows = (N - T) // T if N >= 2 * T else 1  # W, the same for every offset
         self._batches = -(-self.windows // batch_size)
         self._entropy = (seed, int(part.fingerprint[:16], 16))
         self._epoch = -1
         self._offset, self._keys = 0, np.empty(0, dtype=np.uint64)
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches of an epoch."""
         return self._batches
 
     def rows(self, number: int) -> npt.NDArray[np.int64]:
-        """Where the windows of batch `number` begin, (B,)."""
+        """Return the starts of the windows of batch `number`, (B,)."""
         epoch, position = divmod(number, len(self))
-        if epoch != self._epoch:  # kept for speed alone: the answer does not depend on it
+        if epoch != self._epoch:  # cached for speed; the result does not depend on it
             random = np.random.default_rng([*self._entropy, epoch])
             self._offset = int(random.integers(self._offsets))
             self._keys = random.integers(2**64, size=_ROUNDS, dtype=np.uint64)
@@ -132,16 +133,16 @@ class WindowPlan:
         return self._offset + self._width * permuted(np.arange(first, last), self.windows, self._keys)
 
     def shapes(self, data: TextPart, pad_to: int = 0) -> list[tuple[int, int]]:
-        """Rows and tokens (targets and one more) of typical batches, to estimate time and memory from."""
+        """Return rows and tokens (targets plus one) of typical batches, to estimate time and memory."""
         rows = -(-self.windows // len(self))
         return [(rows, min(self._width + 1, len(data)))]
 
 
 def permuted(items: npt.NDArray[np.int64], count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Each of 0 ... count - 1 -> another one of them, one to one, at random as the keys decide.
+    """Map each of the numbers 0 to count - 1 to another one, as a random permutation given by the keys.
 
-    A Feistel network permutes the numbers of 2 h bits; who lands outside is sent through it again, until he
-    is inside ("cycle walking"). 4^h is less than 4 times the count, so that this takes 4 rounds on average.
+    A Feistel network permutes all numbers of 2 h bits. A result that is not below `count` is permuted again,
+    until it is below ("cycle walking"). As 4^h is below 4 * count, this takes at most 4 rounds on average.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -157,7 +158,7 @@ def permuted(items: npt.NDArray[np.int64], count: int, keys: npt.NDArray[np.uint
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (https://doi.org/10.1145/2660193.2660195): every bit decides every bit."""
+    """Apply the finaliser of SplitMix64 (https://doi.org/10.1145/2660193.2660195), which mixes all bits."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> np.uint64(31)

@@ -1,6 +1,7 @@
-"""The same work on many items, in several processes, with what they all need sent to each process once.
+"""Does the same work on many items in several processes. Shared data is sent to each process once.
 
-Processes are spawned, not forked: torch's threads do not survive a fork. None outlives its parent.
+Processes are spawned, not forked, because torch's threads do not survive a fork. Every process ends with its
+parent.
 """
 
 import multiprocessing
@@ -20,7 +21,7 @@ __all__ = ["run_in_processes"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_shared: Any = None  # in a spawned process: what its parent sent
+_shared: Any = None  # in a spawned process: the data that its parent sent
 
 
 def run_in_processes(
@@ -32,15 +33,15 @@ def run_in_processes(
     workers: int,
     title: str,
 ) -> Iterator[Result]:
-    """Yield work(shared, item) for each item, in any order; what goes wrong with one ends them all.
+    """Yield work(shared, item) for each item, in any order. An error in one item ends all processes.
 
     Args:
-        work: a function of a module, so that another process finds it.
-        sizes: bytes that each item stands for, to show how far it is.
-        workers: processes, at most; 1: this one alone. 0: one a core.
+        work: a function at module level, so that other processes can import it.
+        sizes: number of bytes of each item, for the progress display.
+        workers: largest number of processes; 1: only the current process; 0: one per core.
 
     Raises:
-        InputError: if a process was killed from outside.
+        InputError: if a process was killed.
     """
     workers = min(workers or os.cpu_count() or 1, len(items))
     done = 0
@@ -74,7 +75,7 @@ def run_in_processes(
 
 
 def _begin(shared: Any) -> None:
-    """A process's first act. Ctrl-C is its parent's affair; if the parent is killed, it ends too."""
+    """Initialise a process. It ignores Ctrl-C, which its parent handles, and ends if its parent is killed."""
     global _shared
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)

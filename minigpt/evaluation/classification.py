@@ -1,10 +1,10 @@
-"""How well a classifier labels texts: loss, accuracy, F1, calibration, confusion, and its worst mistakes.
+"""Measures a classifier: loss, accuracy, F1, calibration, confusion, and its surest mistakes.
 
     report = evaluate_classifier(model, encoded.in_order(128))
     print(report.accuracy, report.macro_f1)
     found = predict(model, encoded)               # (N, K) probabilities in the order of the texts
 
-All numbers follow from sums, so that several processes add up theirs.
+All measures are computed from sums, so several processes can add up their sums.
 """
 
 import importlib.util
@@ -32,23 +32,24 @@ __all__ = [
     "predict", "print_confusion", "report_of",
 ]  # fmt: skip
 
-_SHOWN_LABELS = 20  # of a confusion matrix in the terminal
-_BINS = 15  # as in https://arxiv.org/abs/1706.04599
+_SHOWN_LABELS = 20  # largest number of labels of a confusion matrix in the terminal
+_BINS = 15  # the number of bins in https://arxiv.org/abs/1706.04599
 
 Matrix = npt.NDArray[np.float64]
 
 
 @dataclass
 class ClassificationReport:
-    """Sums over texts, and what follows from them.
+    """Sums over texts, and the measures that are computed from them.
 
-    `counts` is (K, K), the right label in rows and the predicted one in columns; of several labels (K, 3):
-    right, wrongly given, missed; of a number (1, 6): the sums n, x, y, xx, yy, xy of truth x, prediction y.
+    `counts` depends on the problem. One label: (K, K), with true labels in rows and predicted labels in
+    columns. Several labels: (K, 3) with the numbers of hits, false positives and false negatives. Regression:
+    (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
     """
 
     labels: Labels
     loss_sum: float = 0.0
-    terms: int = 0  # of that sum
+    terms: int = 0  # number of terms of that sum
     counts: Matrix = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
@@ -59,16 +60,16 @@ class ClassificationReport:
 
     @property
     def loss(self) -> float:
-        """Nats a text (one label), nats a text and label (several), or the mean squared error."""
+        """Return nats per text (one label), nats per text and label (several), or the mean squared error."""
         return self.loss_sum / self.terms if self.terms else math.nan
 
     @property
     def accuracy(self) -> float:
-        """The share of texts whose label is right."""
+        """Return the share of texts with the right label."""
         return float(np.trace(self.counts) / max(self.counts.sum(), 1))
 
     def _hits(self) -> tuple[Matrix, Matrix, Matrix]:
-        """Of each label: right, wrongly given, missed."""
+        """Return hits, false positives and false negatives of each label."""
         if self.labels.problem_type == "multi_label_classification":
             return self.counts[:, 0], self.counts[:, 1], self.counts[:, 2]
         right = np.diag(self.counts)
@@ -76,31 +77,31 @@ class ClassificationReport:
 
     @property
     def macro_f1(self) -> float:
-        """The mean over labels of 2 right / (2 right + wrong + missed), without labels that never occur."""
+        """Return the mean F1 over all labels that occur: 2 hits / (2 hits + false pos. + false neg.)."""
         right, wrong, missed = self._hits()
         occurs = right + wrong + missed > 0
         return float(np.mean((2 * right / np.maximum(2 * right + wrong + missed, 1))[occurs]))
 
     @property
     def micro_f1(self) -> float:
-        """The same of all labels' sums."""
+        """Return the F1 score of the sums over all labels."""
         right, wrong, missed = (float(each.sum()) for each in self._hits())
         return 2 * right / max(2 * right + wrong + missed, 1)
 
     @property
     def pearson(self) -> float:
-        """The correlation of truth and prediction; nan if one of them never varies."""
+        """Return the correlation of true values and predictions, or nan if one of them is constant."""
         n, x, y, xx, yy, xy = self.counts[0].tolist()
         spread = max(n * xx - x * x, 0.0) * max(n * yy - y * y, 0.0)
         return (n * xy - x * y) / math.sqrt(spread) if spread > 0 else math.nan
 
     def add(self, logits: Tensor, batch_labels: Tensor, counted: Tensor) -> None:
-        """Add texts.
+        """Add the texts of a batch.
 
         Args:
             logits: (B, K).
-            batch_labels: as LabelledBatch has them.
-            counted: (B,) bool: the texts that count.
+            batch_labels: labels in the form of LabelledBatch.
+            counted: (B,) bool: True for texts that count.
         """
         kind = self.labels.problem_type
         logits, truth = logits[counted], batch_labels[counted]
@@ -110,7 +111,7 @@ class ClassificationReport:
         self.count(probabilities(logits, kind).cpu().numpy(), truth.cpu().numpy())
 
     def count(self, found: Matrix, truth: npt.NDArray[Any]) -> None:
-        """Add predictions (B, K) and right labels to `counts`."""
+        """Add predictions (B, K) and true labels to `counts`."""
         kind = self.labels.problem_type
         if kind == "single_label_classification":
             np.add.at(self.counts, (truth, found.argmax(1)), 1)
@@ -123,7 +124,7 @@ class ClassificationReport:
             sums = [np.ones_like(x), x, y, x * x, y * y, x * y]
             self.counts += np.stack([each.sum(0) for each in sums], axis=1)
 
-    # -- as evaluation.loss.Report -------------------------------------------------------------------------
+    # -- the interface of evaluation.loss.Report -----------------------------------------------------------
 
     def sums(self) -> list[float]:
         """See `Report`."""
@@ -155,10 +156,10 @@ def evaluate_classifier(
     device: torch.device | str = "cpu",
     finish: Callable[[ClassificationReport], None] | None = None,
 ) -> ClassificationReport:
-    """Measure a classifier on batches. Dropout is off meanwhile; its mode is as before afterwards.
+    """Measure a classifier on batches, in eval mode. Afterwards its mode is restored.
 
     Args:
-        finish: called with the sums: where each of several processes has some of the batches, it adds up.
+        finish: called with the report. If several processes share the batches, it adds up their sums.
     """
     report, device, was_training = ClassificationReport(model.labels), torch.device(device), model.training
     model.eval()
@@ -182,10 +183,10 @@ def predict(
     batch_size: int = 64,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Matrix:
-    """Probabilities (N, K) of texts in their order; of a regression the numbers (N, 1).
+    """Compute probabilities (N, K) in the order of the texts; for regression the predicted numbers, (N, 1).
 
     Args:
-        on_progress: called with the number of texts that are done.
+        on_progress: called with the number of finished texts.
     """
     done = 0
     device, was_training = next(model.parameters()).device, model.training
@@ -202,7 +203,7 @@ def predict(
 
 
 def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> ClassificationReport:
-    """The report of predictions (N, K): as `evaluate_classifier`, whose logits are no longer needed."""
+    """Build the report of `evaluate_classifier` from predictions (N, K) instead of logits."""
     report = ClassificationReport(labels)
     report.count(found, texts.labels)
     truth, kind = texts.labels, labels.problem_type
@@ -218,10 +219,11 @@ def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> Classificat
 
 
 def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _BINS) -> float:
-    """Expected calibration error: how far the highest probability is from the share of right answers.
+    """Compute the expected calibration error: the gap between confidence and accuracy.
 
-    https://arxiv.org/abs/1706.04599: texts are put into `bins` of equal width by the probability of the
-    predicted label; the mean of |accuracy - mean probability| over the bins, weighted by their texts.
+    As in https://arxiv.org/abs/1706.04599, texts are put into `bins` of equal width by the probability of the
+    predicted label. The result is the mean of |accuracy - mean probability| over the bins, weighted by their
+    numbers of texts.
 
     >>> round(calibration_error(np.array([[0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 1]), 2), 4)
     0.0333
@@ -235,7 +237,7 @@ def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _
 def mistakes(
     labels: Labels, found: Matrix, texts: EncodedTexts, source: Sequence[LabelledText], most: int = 5
 ) -> list[dict[str, Any]]:
-    """The texts with a wrong label that the classifier was surest of."""
+    """Return the mistakes with the highest probability of the predicted label."""
     given, sure = found.argmax(1), found.max(1)
     wrong = np.flatnonzero(given != texts.labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
@@ -252,7 +254,7 @@ def mistakes(
 
 
 def print_confusion(report: ClassificationReport) -> None:
-    """Print how often which label (rows) was taken for which (columns)."""
+    """Print the confusion matrix: true labels in rows, predicted labels in columns."""
     names = report.labels.names
     if report.labels.problem_type == "multi_label_classification":
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]
@@ -264,7 +266,7 @@ def print_confusion(report: ClassificationReport) -> None:
 
 
 def draw_confusion(report: ClassificationReport, path: Path, font: str | None = None) -> bool:
-    """Draw the same as a PNG, rows as shares; returns False, and draws nothing, without matplotlib."""
+    """Draw the confusion matrix as a PNG, normalised by row. Return False without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     import matplotlib as mpl

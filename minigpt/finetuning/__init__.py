@@ -1,4 +1,4 @@
-"""Fine-tuning: which weights of a given model are trained, and what is added to them.
+"""Fine-tuning: chooses the weights of a given model that are trained, and adds adapters or new rows.
 
 It may import errors, storage and families. minigpt/training/objective.py uses it. In reading order:
 

@@ -1,10 +1,10 @@
-"""PEFT's adapter folders: adapter_config.json and adapter_model.safetensors, read and written.
+"""Reads and writes PEFT's adapter folders: adapter_config.json and adapter_model.safetensors.
 
     save_adapter(model, config, Path("output/mine"), base="gpt2")
     config = load_adapter(model, Path("output/mine"))    # apply_lora, then the adapter's weights
 
 The names of weights are PEFT's: base_model.model.<Hugging Face's name of the layer>.lora_A.weight, and so on.
-A folder of PEFT is read as it is; what it asks for and minigpt does not have is one clear refusal.
+A folder that PEFT wrote is read unchanged. If it needs a feature that minigpt lacks, an error names the key.
 """
 
 import json
@@ -43,8 +43,8 @@ __all__ = [
 
 ADAPTER_CONFIG, ADAPTER_MODEL = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Keys on which the result does not depend: what begins a training, what the file says of itself, the layout
-# of Hugging Face's weights, which is known. Any other key must ask for nothing.
+# Keys that do not influence the result: settings for the start of a training, information about the file, and
+# the layout of Hugging Face's weights, which is known. Any other unknown key must have an empty value.
 _NO_MATTER = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "ephemeral_gpu_offload", "eva_config"),
     *(
@@ -62,8 +62,8 @@ _FIELDS = {
     *("init_lora_weights", "modules_to_save"),
 }
 _NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})
-# Ways to draw A and B that leave the model's own weights alone. With others (pissa, olora, corda, loftq,
-# lora_ga) PEFT changes those when it loads the adapter.
+# Initialisations of A and B that do not change the model's own weights. With the others (pissa, olora, corda,
+# loftq, lora_ga), PEFT changes these weights when it loads the adapter.
 _DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -71,15 +71,15 @@ _DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Is it an adapter's folder?"""
+    """Return True for an adapter's folder."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
 def adapter_folder(path: Path) -> Path:
-    """The adapter's folder of a path, which may be a run's folder; verified if it has a manifest.
+    """Return the adapter's folder of a path, which may be the folder of a run. Verify its manifest, if any.
 
     Raises:
-        InputError: if there is none, or a file does not match the manifest.
+        InputError: if there is no adapter, or a file differs from the manifest.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist: give a folder with {ADAPTER_CONFIG} and {ADAPTER_MODEL}")
@@ -97,7 +97,7 @@ def adapter_folder(path: Path) -> Path:
 
 
 def advice(folder: Path) -> str:
-    """What to do with an adapter's folder that was given where a model is wanted."""
+    """Return advice for an adapter's folder that was given in place of a model."""
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
     model, given = shlex.quote(str(base)), shlex.quote(str(folder))
     return (
@@ -110,7 +110,7 @@ def advice(folder: Path) -> str:
 
 
 def adapter_tensors(model: LanguageModel, adapter: str = "default") -> dict[str, Tensor]:
-    """An adapter's parameters under PEFT's names and in its shapes; they are the model's own, not copies."""
+    """Return an adapter's parameters with PEFT's names and shapes. They share memory with the model."""
     names = weight_names(model)
     found: dict[str, Tensor] = {}
     for name, layer in lora_layers(model):
@@ -137,14 +137,14 @@ def save_adapter(
     tensors: Mapping[str, Tensor] | None = None,
     task_type: str = "CAUSAL_LM",
 ) -> None:
-    """Write a model's adapter as PEFT does.
+    """Write a model's adapter in PEFT's format.
 
     Args:
-        config: what `apply_lora` was given.
-        base: folder or name of the model that the adapter belongs to, for whoever loads it.
-        adapter: its name in the model.
-        tensors: what `adapter_tensors` gave earlier, if the model has changed since. Default: as it is now.
-        task_type: task type in PEFT's words; for a classifier SEQ_CLS.
+        config: the configuration that was given to `apply_lora`.
+        base: folder or name of the base model, for programs that load the adapter.
+        adapter: name of the adapter in the model.
+        tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: a new one.
+        task_type: PEFT's name of the task; SEQ_CLS for a classifier.
 
     Raises:
         InputError: if a value is not finite, or the files cannot be written.
@@ -179,7 +179,7 @@ def save_adapter(
 
 
 def _targets(model: LanguageModel, config: LoraConfig, tensors: Mapping[str, Tensor]) -> str | list[str]:
-    """What target_modules says: short names where they choose no other layers, as the field writes them."""
+    """Return target_modules for the file: short names, if they choose the same layers, or else full names."""
     if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
         return config.target_modules  # a regular expression
     stems = {name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name}
@@ -190,30 +190,30 @@ def _targets(model: LanguageModel, config: LoraConfig, tensors: Mapping[str, Ten
 
 
 def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -> LoraConfig:
-    """Put an adapter's folder onto a model, in place. It alone is active, and requires gradients, then.
+    """Add the adapter of a folder to a model, in place. Only this adapter is then active and trainable.
 
     Args:
-        folder: as `adapter_folder` takes it.
-        adapter: a name, which no other adapter of the model has.
+        folder: see `adapter_folder`.
+        adapter: a name that no other adapter of the model has.
 
     Raises:
-        InputError: naming the file and what is wrong: no adapter, one for another model or rank, a kind of
-            adapter that minigpt does not have. The model is as it was.
+        InputError: if the folder has no adapter, or one for another model or rank, or a kind of adapter that
+            minigpt does not have. The message names the file. The model has not changed.
     """
     folder = adapter_folder(folder)
     path = folder / ADAPTER_CONFIG
     values = read_json(path)
     config, tensors = config_of(values, path), _read(folder / ADAPTER_MODEL, model)
-    if values.get("task_type") == "SEQ_CLS":  # PEFT lists all names that a head may have
+    if values.get("task_type") == "SEQ_CLS":  # PEFT lists all possible names of a head
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         there = tuple(name for name in config.modules_to_save if name in modules)
         config = replace(config, modules_to_save=there)
-    if not isinstance(config.target_modules, str):  # PEFT passes over names that no layer has
+    if not isinstance(config.target_modules, str):  # PEFT skips names that no layer has
         names, wanted = module_names(model).values(), config.target_modules
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = replace(config, target_modules=known or wanted)
     _require_rank(folder, config, tensors)
-    twin: Any = _on_meta(model)  # shows what would be there
+    twin: Any = _on_meta(model)  # shows the expected names and shapes
     try:
         apply_lora(twin, config, adapter, draw=False)
     except InputError as error:
@@ -241,9 +241,9 @@ def _on_meta(model: Any) -> Any:
 
 
 def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
-    """The tensors of a file, without those that are the model's own.
+    """Read the tensors of a file, except weights of the base model.
 
-    PEFT saves the weight that lies below an adapter of lm_head, too.
+    PEFT also saves the weight of lm_head under an adapter of lm_head.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist: the adapter's weights are read from safetensors only")
@@ -280,10 +280,10 @@ def _require_rank(folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor
 
 
 def config_of(values: Mapping[str, Any], path: Path) -> LoraConfig:
-    """The contents of an adapter_config.json as a LoraConfig.
+    """Convert the content of an adapter_config.json to a LoraConfig.
 
     Raises:
-        InputError: for what minigpt does not have, naming the key.
+        InputError: if a key needs a feature that minigpt does not have; the message names the key.
     """
     if values.get("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type={values.get('peft_type')!r}; only LORA is known")
@@ -328,7 +328,7 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 def _number(values: Mapping[str, Any], key: str, default: Any, path: Path, kind: type) -> Any:
     value = values.get(key, default)
-    if type(value) not in (int, kind) or not abs(value) < 1e9:  # NaN is not, either
+    if type(value) not in (int, kind) or not abs(value) < 1e9:  # NaN is refused, too
         raise InputError(f"{path}: {key} must be a number below 1e9: got {str(value)[:40]}")
     return kind(value)
 

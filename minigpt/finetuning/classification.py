@@ -1,10 +1,10 @@
-"""A classifier: the body of a language model, and `score`, a linear layer, on its last real token's vector.
+"""A classifier: the body of a language model, and a linear layer `score` for the last real token.
 
     model = SequenceClassifier(config, Labels(("bad", "good")), pad_token_id=0)
-    logits = model(input_ids)                     # (B, K), one row a text
+    logits = model(input_ids)                     # (B, K), one row per text
 
-It is what transformers calls GPT2ForSequenceClassification, Qwen3ForSequenceClassification: same names of
-weights, same logits. Only the last token of a causal model has read the whole text.
+It is equal to GPT2ForSequenceClassification and Qwen3ForSequenceClassification of transformers: the names of
+weights and the logits are the same. In a causal model, only the last token attends to the whole text.
 
 Letters in shapes: B rows, T tokens, C channels, K labels.
 """
@@ -34,9 +34,9 @@ _PROBLEMS = ("single_label_classification", "multi_label_classification", "regre
 
 @dataclass(frozen=True)
 class Labels:
-    """The outputs of a classifier."""
+    """The outputs of a classifier, and the kind of problem."""
 
-    names: tuple[str, ...]  # of each output
+    names: tuple[str, ...]  # name of each output
     problem_type: ProblemType = "single_label_classification"
 
     def __len__(self) -> int:
@@ -44,13 +44,13 @@ class Labels:
 
 
 class SequenceClassifier(nn.Module):
-    """A body and `score`.
+    """A body with a linear layer `score`.
 
     Args:
-        config: of the body.
-        labels: one output each.
-        pad_token_id: the id that fills rows up; None: rows are never filled up.
-        body: `base_model` of a language model of this configuration; left out: a new one.
+        config: configuration of the body.
+        labels: one label per output.
+        pad_token_id: id of padding tokens; None: rows have no padding.
+        body: `base_model` of a language model with this configuration. Default: a new body.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.config, self.labels, self.pad_token_id = config, labels, pad_token_id
         family = family_of(config)
-        self._body = family.prefix.removesuffix(".")  # named as in the language model
+        self._body = family.prefix.removesuffix(".")  # the same name as in the language model
         setattr(self, self._body, family.model_class(config).base_model if body is None else body)
         self.score = nn.Linear(config.hidden_size, len(labels), bias=False)
         nn.init.normal_(self.score.weight, std=0.02)
 
-    base_model = property(lambda self: getattr(self, self._body))  # ids -> hidden vectors
+    base_model = property(lambda self: getattr(self, self._body))  # maps ids to hidden vectors
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The blocks: the one list of modules in a body."""
+        """Return the list of blocks, which is the only ModuleList in a body."""
         return next(each for each in self.base_model.modules() if isinstance(each, nn.ModuleList))
 
     def forward(
@@ -78,11 +78,11 @@ class SequenceClassifier(nn.Module):
         position_ids: Tensor | None = None,
         last: Tensor | None = None,
     ) -> Tensor:
-        """ids (B, T) -> logits (B, K).
+        """Compute logits (B, K) from ids (B, T).
 
-        attention_mask, position_ids: as of the language model. Right padding needs none; rows padded on the
-        left need both.
-        last (B,): the positions of the last real tokens. Left out, as in transformers: the last id of a row
+        attention_mask, position_ids: as for the language model. Rows padded on the right need neither; rows
+        padded on the left need both.
+        last (B,): positions of the last real tokens. Default, as in transformers: the last id of each row
         that is not pad_token_id.
         """
         hidden = self.base_model(input_ids, attention_mask, position_ids)  # (B, T, C)
@@ -93,7 +93,7 @@ class SequenceClassifier(nn.Module):
         return logits
 
     def last_tokens(self, input_ids: Tensor) -> Tensor:
-        """The position of each row's last id that is not pad_token_id, (B, T) -> (B,)."""
+        """Return the position of each row's last id that is not pad_token_id, (B, T) -> (B,)."""
         B, T = input_ids.shape
         if self.pad_token_id is None:
             return torch.full((B,), T - 1, device=input_ids.device)
@@ -102,12 +102,14 @@ class SequenceClassifier(nn.Module):
 
 
 def summed_loss(logits: Tensor, labels: Tensor, weights: Tensor, problem_type: ProblemType) -> Tensor:
-    """The loss, summed over rows and outputs, in float32. Divided by their number it is transformers' loss.
+    """Compute the loss in float32, summed over rows and outputs.
+
+    The sum divided by the number of rows (and outputs) is the loss of transformers.
 
     Args:
         logits: (B, K).
-        labels: (B,) int64, the right outputs; or (B, K) float32, ones and zeros, or numbers.
-        weights: (B,): what a row's loss is multiplied by.
+        labels: (B,) int64: numbers of the right outputs; or (B, K) float32: zeros and ones, or target values.
+        weights: (B,): factor for the loss of each row.
     """
     logits = logits.float()
     if problem_type == "single_label_classification":
@@ -120,7 +122,10 @@ def summed_loss(logits: Tensor, labels: Tensor, weights: Tensor, problem_type: P
 
 
 def probabilities(logits: Tensor, problem_type: ProblemType) -> Tensor:
-    """Logits (B, K) -> probabilities: of one label, of each label, or the numbers themselves, in float64."""
+    """Convert logits (B, K) to probabilities in float64.
+
+    For regression, the result is the predicted numbers.
+    """
     logits = logits.double()
     if problem_type == "single_label_classification":
         return logits.softmax(-1)
@@ -137,12 +142,15 @@ def _family(model_type: str, labels: Labels, pad_token_id: int | None) -> Family
 
 
 def classifier_family(config: ModelConfig, labels: Labels, pad_token_id: int | None) -> Family:
-    """The family of a configuration, with a classifier in place of its language model."""
+    """Return the family of a configuration, with a classifier in place of the language model."""
     return _family(family_of(config).model_type, labels, pad_token_id)
 
 
 def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> dict[str, Any]:
-    """The contents of config.json. Without pad_token_id there transformers reads one text at a time only."""
+    """Return the content of config.json.
+
+    Without pad_token_id in it, transformers can only classify one text at a time.
+    """
     family = family_of(model.config)
     content = family.config_to_hugging_face(
         model.config, eos_token_id=eos_token_id, pad_token_id=model.pad_token_id
@@ -157,10 +165,10 @@ def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> di
 
 
 def labels_of(content: Mapping[str, Any]) -> Labels:
-    """The labels in the contents of a config.json; without names LABEL_0 and so on, as in transformers.
+    """Return the labels in the content of a config.json. The default names are LABEL_0 and so on.
 
     Raises:
-        InputError: naming the key, if it does not say what each output is.
+        InputError: if a value is not valid; the message names the key.
     """
     named = content.get("id2label")
     if named is None:

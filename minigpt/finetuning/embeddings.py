@@ -1,4 +1,4 @@
-"""New tokens: more rows in the matrices that read and that predict tokens.
+"""Adds rows to embedding and head, for new tokens.
 
 resize_token_embeddings(model, tokenizer.get_vocab_size())
 """
@@ -19,15 +19,15 @@ NewRows: TypeAlias = Literal["mean", "zeros", "sampled"]
 
 @torch.no_grad()
 def resize_token_embeddings(model: LanguageModel, vocab_size: int, new_rows: NewRows = "mean") -> None:
-    """Give a model's embedding and head `vocab_size` rows, in place. The logits of the old tokens stay.
+    """Resize a model's embedding and head to `vocab_size` rows, in place. Logits of old tokens do not change.
 
     Args:
-        vocab_size: at least as many as there are.
-        new_rows: the mean of the old rows (https://nlp.stanford.edu/~johnhew/vocab-expansion.html), zeros, or
-            drawn from a normal distribution with the old rows' mean and covariance.
+        vocab_size: number of rows; it must not be smaller than before.
+        new_rows: "mean": the mean of the old rows (https://nlp.stanford.edu/~johnhew/vocab-expansion.html);
+            "zeros"; "sampled": samples of a normal distribution with the old rows' mean and covariance.
 
     Raises:
-        InputError: for fewer rows than there are.
+        InputError: if vocab_size is smaller than before.
     """
     old = model.config.vocab_size
     if vocab_size < old:
@@ -35,7 +35,7 @@ def resize_token_embeddings(model: LanguageModel, vocab_size: int, new_rows: New
     if vocab_size == old:
         return
     embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
-    head: Any = getattr(model, "lm_head", None)  # a classifier has none
+    head: Any = getattr(model, "lm_head", None)  # a classifier has no lm_head
     is_tied = head is not None and head.weight is embedding.weight
     embedding.weight = _longer(embedding.weight, vocab_size, new_rows)
     embedding.num_embeddings = vocab_size
@@ -49,7 +49,7 @@ def resize_token_embeddings(model: LanguageModel, vocab_size: int, new_rows: New
 
 
 def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
-    """(V, C) -> (rows, C), the old rows first."""
+    """Return a matrix with more rows: (V, C) -> (rows, C). The old rows come first."""
     more = rows - len(weight)
     mean = weight.double().mean(dim=0)  # (C,)
     if how == "zeros":
@@ -63,7 +63,7 @@ def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
 
 
 def _drawn(centred: Tensor, rows: int) -> Tensor:
-    """Rows with the covariance of some centred rows (V, C): random mixtures of these, (rows, C)."""
+    """Sample rows with the covariance of centred rows (V, C), as random linear combinations: (rows, C)."""
     mixture = torch.randn(rows, len(centred), dtype=centred.dtype, device=centred.device)
     drawn: Tensor = mixture @ centred / len(centred) ** 0.5
     return drawn

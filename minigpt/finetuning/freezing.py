@@ -1,4 +1,4 @@
-"""Which parameters are trained: all, some parts, the last blocks, or what a regular expression names.
+"""Chooses trainable parameters: some parts, the last blocks, or names that match a regular expression.
 
 train_only(model, "last:2")         # the last two blocks, the last norm and the head
 train_only(model, "attention")
@@ -15,7 +15,7 @@ from minigpt.families.registry import LanguageModel, weight_names
 
 __all__ = ["PARTS", "hugging_face_names", "train_only"]
 
-# part -> one of the steps of a Hugging Face name (transformer.h.0.attn.c_attn.weight has six) matches
+# part -> pattern that must match one component of Hugging Face's name, which is split at the dots
 PARTS = {
     "head": r"lm_head|score",
     "attention": r"\w*attn",
@@ -26,7 +26,7 @@ PARTS = {
 
 
 def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
-    """The model's parameters under Hugging Face's names; a tied head is named, too."""
+    """Return the model's parameters by Hugging Face's names. A tied head is listed, too."""
     table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
@@ -34,16 +34,16 @@ def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
 
 
 def train_only(model: LanguageModel, which: str) -> None:
-    """Freeze all parameters but some, in place.
+    """Freeze all parameters except some, in place.
 
     A tied head and embedding are one tensor: `head` and `embeddings` both train it.
 
     Args:
-        which: a name of PARTS; `last:N`, the last N blocks with the last norm and the head; or a regular
-            expression that matches whole names of Hugging Face's.
+        which: a key of PARTS; or `last:N`: the last N blocks, the last norm and the head; or a regular
+            expression that must match whole names of Hugging Face's.
 
     Raises:
-        InputError: if it matches no parameter, or is no regular expression.
+        InputError: if `which` matches no parameter, or is not a valid regular expression.
     """
     names = hugging_face_names(model)
     matches = _matcher(which, model.config.num_hidden_layers)

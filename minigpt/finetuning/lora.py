@@ -1,18 +1,18 @@
-"""LoRA: low-rank adapters beside frozen weights (https://arxiv.org/abs/2106.09685), as PEFT has them.
+"""LoRA: low-rank adapters beside frozen weights (https://arxiv.org/abs/2106.09685), compatible with PEFT.
 
-    apply_lora(model, LoraConfig(r=8, lora_alpha=16))     # only the adapter requires gradients now
+    apply_lora(model, LoraConfig(r=8, lora_alpha=16))     # now only the adapter requires gradients
     ...                                                   # train
-    with disable_adapter(model):                          # the model without it
+    with disable_adapter(model):                          # the model without its adapters
         ...
-    merge_and_unload(model)                               # a plain model with the adapter inside its weights
+    merge_and_unload(model)                               # a model whose weights include the adapter
 
-A linear layer W becomes W + scaling * B A with A (r, in), drawn at random, and B (out, r), zeros: at the
-start the model says what it said. `scaling` is alpha / r, or alpha / sqrt(r) with rsLoRA
-(https://arxiv.org/abs/2312.03732). DoRA (https://arxiv.org/abs/2402.09353) learns the length of each row of W
-+ scaling * B A as well.
+A linear layer W becomes W + scaling * B A. A (r, in) is drawn at random, and B (out, r) is zero, so at first
+the model's output does not change. `scaling` is alpha / r, or alpha / sqrt(r) with rsLoRA
+(https://arxiv.org/abs/2312.03732). DoRA (https://arxiv.org/abs/2402.09353) also learns the norm of each row
+of W + scaling * B A.
 
-An adapter has a name. A model may have several: a layer with two is a LoraLinear around a LoraLinear.
-`set_adapter` says which of them count, `add_weighted_adapter` makes one of several.
+Adapters have names, and a model may have several. A layer with two adapters is a LoraLinear around another
+LoraLinear. `set_adapter` chooses the active adapters, `add_weighted_adapter` combines several into one.
 
 Letters in shapes: N outputs, K inputs, r the rank.
 """
@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Names and defaults are PEFT's.
+    """Options of an adapter. Names and defaults are PEFT's.
 
     Raises:
         InputError: for a rank below 1, or a dropout outside of [0, 1).
@@ -76,20 +76,20 @@ class LoraConfig:
 
     @property
     def scaling(self) -> float:
-        """What the product of B and A is multiplied by."""
+        """Return the factor of the product of B and A."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 class LoraLinear(nn.Module):
-    """A linear layer with an adapter; the layer itself is frozen.
+    """A frozen linear layer with an adapter.
 
-    The adapter is float32 beside weights of fewer bits, as in PEFT.
+    If the layer's weights have fewer bits, the adapter is float32, as in PEFT.
 
     Args:
-        base: an nn.Linear, a quantised layer, or a LoraLinear. It is used as it is, not copied.
-        config: rank, scaling, dropout.
-        adapter: the adapter's name.
-        draw: False: leave A and B as the memory was; their values are known.
+        base: an nn.Linear, a quantised layer, or a LoraLinear. It is used directly, not copied.
+        config: configuration with rank, scaling and dropout.
+        adapter: name of the adapter.
+        draw: False: do not initialise A and B, because their values will be loaded.
     """
 
     def __init__(self, base: Any, config: LoraConfig, adapter: str = "default", draw: bool = True) -> None:
@@ -109,47 +109,47 @@ class LoraLinear(nn.Module):
                 nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         if config.use_dora:
             self.lora_magnitude_vector = nn.Parameter(self.float_weight().detach().norm(dim=1))  # (N,)
-        self.train(base.training)  # dropout
+        self.train(base.training)  # sets the mode of the dropout
 
     @property
     def linear(self) -> Any:
-        """The layer inside, without any adapter."""
+        """Return the inner layer without adapters."""
         return self.base_layer.linear if isinstance(self.base_layer, LoraLinear) else self.base_layer
 
     @property
     def weight(self) -> Tensor:
-        """(N, K): the layer's own weight, without adapters, as it is stored."""
+        """Return the layer's own weight without adapters, in its stored form, (N, K)."""
         weight: Tensor = self.linear.weight
         return weight
 
     @property
     def in_features(self) -> int:
-        """K."""
+        """Return the number of inputs, K."""
         return self.lora_A.shape[1]
 
     @property
     def out_features(self) -> int:
-        """N."""
+        """Return the number of outputs, N."""
         return self.lora_B.shape[0]
 
     @property
     def has_active(self) -> bool:
-        """Does this adapter count, or one of those around which it lies?"""
+        """Return True if this adapter, or one inside it, is active."""
         return self.is_active or (isinstance(self.base_layer, LoraLinear) and self.base_layer.has_active)
 
     def float_weight(self) -> Tensor:
-        """(N, K): the layer's own weight, as numbers of the adapter's type."""
+        """Return the layer's own weight in the dtype of the adapter, (N, K)."""
         linear = self.linear
-        is_rounded = hasattr(linear, "dequantized")  # int4: its inputs are padded
+        is_rounded = hasattr(linear, "dequantized")  # the inputs of int4 weights are padded
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(self.lora_A.dtype)
 
     def delta(self) -> Tensor:
-        """(N, K): what the adapter adds to the weight, without DoRA's lengths."""
+        """Return the adapter's change of the weight, (N, K), without the row norms of DoRA."""
         return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_weight(self) -> Tensor:
-        """(N, K): the weight with this adapter, and those around which it lies, inside; the active ones."""
+        """Return the weight merged with this and the inner adapters, if they are active, (N, K)."""
         inner = self.base_layer
         total = inner.merged_weight() if isinstance(inner, LoraLinear) else self.float_weight()
         if self.is_active:
@@ -159,7 +159,7 @@ class LoraLinear(nn.Module):
         return total
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) -> (..., N)."""
+        """Compute the output, (..., K) -> (..., N)."""
         out: Tensor = self.base_layer(x)
         if not self.is_active:
             return out
@@ -167,7 +167,7 @@ class LoraLinear(nn.Module):
         low = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scaling
         if self.use_dora:
             weight, bias = self.float_weight(), self.linear.bias
-            # the length counts as a constant in the gradient, as in the paper (4.3) and in PEFT
+            # the norm is treated as a constant in the gradient, as in the paper (4.3) and in PEFT
             ratio = self.lora_magnitude_vector / (weight + self.delta()).norm(dim=1).detach()  # (N,)
             drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
             plain = F.linear(dropped, weight) if drops else out if bias is None else out - bias
@@ -179,7 +179,7 @@ class LoraLinear(nn.Module):
 
 
 def _names(model: LanguageModel) -> dict[str, str]:
-    """Every module with weights, or with such modules inside: our name -> Hugging Face's."""
+    """Map our names of all modules with weights, and of their parents, to Hugging Face's names."""
     found: dict[str, str] = {}
     for ours, (theirs, _) in weight_names(model).items():
         parts, their_parts = ours.split("."), theirs.split(".")
@@ -189,7 +189,7 @@ def _names(model: LanguageModel) -> dict[str, str]:
 
 
 def module_names(model: LanguageModel) -> dict[str, str]:
-    """The linear layers of the blocks, and lm_head: our name -> Hugging Face's.
+    """Map our names of the linear layers (those of the blocks, and lm_head) to Hugging Face's names.
 
     >>> from minigpt import GPTConfig, GPTLMHeadModel
     >>> list(module_names(GPTLMHeadModel(GPTConfig(n_layer=1))).items())[0]
@@ -204,20 +204,20 @@ def module_names(model: LanguageModel) -> dict[str, str]:
 
 
 def is_called(theirs: str, name: str) -> bool:
-    """Does a name of target_modules mean a layer with this name of Hugging Face's?"""
+    """Return True if a name in target_modules means the layer with this name of Hugging Face's."""
     return f".{theirs}".endswith(f".{name}")
 
 
 def _is_in(name: str, modules: Collection[str]) -> bool:
-    """Is a module one of these, or inside one?"""
+    """Return True if a module is one of `modules`, or inside one of them."""
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 def chosen_layers(model: LanguageModel, config: LoraConfig) -> dict[str, str]:
-    """The layers that get an adapter: our name -> Hugging Face's.
+    """Return the layers that get an adapter: our name -> Hugging Face's name.
 
     Raises:
-        InputError: for a name that no layer has, or if none is left.
+        InputError: if no layer has a given name, or no layer is chosen.
     """
     whole = _modules_to_save(model, config.modules_to_save)
     names = {ours: theirs for ours, theirs in module_names(model).items() if not _is_in(ours, whole)}
@@ -250,7 +250,7 @@ def chosen_layers(model: LanguageModel, config: LoraConfig) -> dict[str, str]:
 
 
 def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
-    """Our names of the modules that are trained whole. As in PEFT, the end of a name is enough."""
+    """Return our names of the modules that are trained whole. As in PEFT, the end of a name is enough."""
     found, known = list[str](), _names(model)
     for name in names:
         matches = [ours for ours, theirs in known.items() if theirs.endswith(name)]
@@ -269,17 +269,17 @@ def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
 def apply_lora(
     model: LanguageModel, config: LoraConfig, adapter: str = "default", *, draw: bool = True
 ) -> None:
-    """Freeze a model and put an adapter beside some of its linear layers, in place. It alone is active then.
+    """Freeze a model and add an adapter to some of its linear layers, in place. Only it is then active.
 
-    The modules of `modules_to_save` become copies: a tied lm_head gets a weight of its own, as in PEFT.
+    Modules in `modules_to_save` are copied. As in PEFT, a tied lm_head then has its own weight.
 
     Args:
-        adapter: a name, which no other adapter of the model has.
+        adapter: a name that no other adapter of the model has.
         draw: see LoraLinear.
 
     Raises:
-        InputError: if `target_modules`, `layers_to_transform` or `modules_to_save` choose what is not there,
-            or what is quantised and cannot be trained so. The model is as it was.
+        InputError: if `target_modules`, `layers_to_transform` or `modules_to_save` choose nothing, or modules
+            that cannot be trained because they are quantised. The model has not changed.
     """
     if adapter in adapter_names(model):
         raise InputError(f"the model has an adapter {adapter!r} already: give this one another name")
@@ -307,28 +307,28 @@ def apply_lora(
 
 @dataclass
 class WholeModule:
-    """A module that adapters replace by copies of their own."""
+    """A module that adapters replace with copies."""
 
     parent: nn.Module
-    attribute: str  # of the parent, where it is
+    attribute: str  # name of the module's attribute in the parent
     original: nn.Module
-    copies: dict[str, nn.Module]  # adapter -> its module
+    copies: dict[str, nn.Module]  # adapter -> its copy
 
     def use(self, adapters: Sequence[str]) -> None:
-        """Put the copy of one of these adapters in its place, or else the original."""
+        """Install the copy of one of these adapters, or the original if none has a copy."""
         present = next(getattr(self.parent, self.attribute).parameters())
         chosen = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         setattr(self.parent, self.attribute, chosen.to(present.device))
 
 
 def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
-    """The modules that adapters replace: our name -> the original and the copies."""
+    """Return the modules that adapters replace: our name -> original and copies."""
     found: dict[str, WholeModule] = vars(model).setdefault("_whole_modules", {})
     return found
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """The layers with adapters, with our names; several of one name where there are several adapters."""
+    """Yield the layers with adapters, with our names. Layers of several adapters share a name."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             yield name.replace(".base_layer", ""), module
@@ -338,15 +338,15 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 
 def adapter_names(model: LanguageModel) -> dict[str, bool]:
-    """The adapters of a model -> whether they are active."""
+    """Return the names of a model's adapters -> True if the adapter is active."""
     return {layer.adapter: layer.is_active for _, layer in lora_layers(model)}
 
 
 def set_adapter(model: LanguageModel, adapter: str | Sequence[str]) -> None:
-    """Let these adapters of a model count, and no others; they alone require gradients. Several are added.
+    """Activate these adapters and no others. Only they require gradients. Several adapters are summed.
 
     Raises:
-        InputError: for a name that no adapter has; for several that cannot be added.
+        InputError: if an adapter does not exist, or several cannot be summed.
     """
     names = [adapter] if isinstance(adapter, str) else list(adapter)
     layers = _layers_of(model, names)
@@ -361,7 +361,7 @@ def set_adapter(model: LanguageModel, adapter: str | Sequence[str]) -> None:
 
 
 def _layers_of(model: LanguageModel, names: Sequence[str]) -> list[LoraLinear]:
-    """The layers of these adapters, which can be added."""
+    """Return the layers of these adapters. Raise InputError if the adapters cannot be summed."""
     known = adapter_names(model)
     for name in names:
         if name not in known:
@@ -384,7 +384,7 @@ def _activate(model: LanguageModel, names: Sequence[str]) -> None:
 
 @contextmanager
 def disable_adapter(model: LanguageModel) -> Iterator[None]:
-    """Meanwhile the model says what it says without its adapters."""
+    """Deactivate all adapters in a with block."""
     active = [name for name, is_active in adapter_names(model).items() if is_active]
     _activate(model, [])
     try:
@@ -397,19 +397,19 @@ def disable_adapter(model: LanguageModel) -> Iterator[None]:
 def add_weighted_adapter(
     model: LanguageModel, adapters: Sequence[str], weights: Sequence[float], adapter: str
 ) -> LoraConfig:
-    """Make one adapter of several, as PEFT's combination "linear" does. It alone is active then.
+    """Combine several adapters into one, as PEFT's combination type "linear". Only it is then active.
 
-    A and B of each adapter are multiplied by the root of weight * scaling and added up. That is exact for one
-    adapter and rough for several; their exact sum is `set_adapter` with several names.
+    A and B of each adapter are multiplied by sqrt(weight * scaling) and summed. The result is exact for one
+    adapter, and an approximation for several. `set_adapter` with several names gives the exact sum.
 
     Args:
-        weights: one for each adapter.
-        adapter: the new one's name.
+        weights: one factor per adapter.
+        adapter: name of the new adapter.
 
-    Returns: its configuration, for `save_adapter`.
+    Returns: the configuration of the new adapter, for `save_adapter`.
 
     Raises:
-        InputError: for a name that no adapter has, unlike ranks, use_dora or modules_to_save.
+        InputError: if an adapter does not exist, ranks differ, or an adapter has use_dora or modules_to_save.
     """
     if len(adapters) != len(weights) or not adapters:
         raise InputError(f"each adapter needs a weight: got {len(adapters)} adapters, {len(weights)} weights")
@@ -444,12 +444,12 @@ def add_weighted_adapter(
 
 @torch.no_grad()
 def merge_and_unload(model: LanguageModel) -> LanguageModel:
-    """Add the active adapters to the weights and remove all, in place; returns the model, a plain one then.
+    """Add the active adapters to the weights, and remove all adapters, in place. Return the model.
 
-    The logits stay the same, up to rounding. So a tied lm_head with an adapter gets a weight of its own.
+    The logits stay the same, up to rounding. So a tied lm_head with an adapter gets its own weight.
 
     Raises:
-        InputError: for quantised weights, before anything is changed; if a merged weight is not finite.
+        InputError: if weights are quantised (the model has not changed), or a merged weight is not finite.
     """
     modules = dict(model.named_modules())
     outer = {

@@ -1,10 +1,10 @@
-"""Masked language modelling (https://arxiv.org/abs/1810.04805): some tokens are hidden, all others are seen.
+"""Masked language modelling (https://arxiv.org/abs/1810.04805): the model predicts hidden tokens of a text.
 
-Of the chosen tokens 80 % become [MASK], 10 % any other token and 10 % stay; the model is to name all of them.
-(At [MASK] alone it would learn nothing about the tokens that it sees.)
+Of the chosen tokens, 80 % become [MASK], 10 % become a random token and 10 % do not change. The model
+predicts all chosen tokens. If it predicted only [MASK], it would learn nothing about visible tokens.
 
-In the vocabulary [MASK] is a character of Unicode's private area: an entry of a vocabulary of characters is
-one character. So no text that a user types becomes [MASK], except where `with_masks` makes it so.
+In a character vocabulary, [MASK] is a character of Unicode's private area, because each entry must be one
+character. So a user's text contains [MASK] only if `with_masks` has converted it.
 
 Letters in shapes: B rows, T tokens.
 """
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 MASK = "\ue000"
-SHOWN = "[MASK]"  # what a user writes for it
+SHOWN = "[MASK]"  # the user's notation of [MASK]
 
 
 class _Encoder(Protocol):
@@ -42,24 +42,24 @@ class _Encoder(Protocol):
 
 
 def mask_token_id(tokenizer: _Encoder) -> int | None:
-    """The id of [MASK]; None: the vocabulary has none."""
+    """Return the id of [MASK], or None if the vocabulary has none."""
     ids = tokenizer.encode_array(MASK).tolist()
     return None if len(ids) != 1 or tokenizer.unknown_characters(MASK) else int(ids[0])
 
 
 def with_masks(text: str) -> str:
-    """A text in which each [MASK] is the token's character."""
+    """Replace each [MASK] in a text with the token's character."""
     return text.replace(SHOWN, MASK)
 
 
 def both_ways(input_ids: Tensor) -> Tensor:
-    """The attention mask with which each of the tokens (B, T) sees all T: (B, T, T)."""
+    """Return the attention mask (B, T, T) with which each of the tokens (B, T) attends to all tokens."""
     B, T = input_ids.shape
     return torch.ones((1, 1, 1), dtype=torch.bool, device=input_ids.device).expand(B, T, T)
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """How many of a row's tokens are chosen: at least one, if there is any."""
+    """Return the number of a row's tokens that are chosen: at least one, if the row has any tokens."""
     return min(tokens, max(1, round(probability * tokens)))
 
 
@@ -69,13 +69,13 @@ def mask_tokens(
     """Hide some tokens of each row.
 
     Args:
-        ids: (B, T) int64, on the CPU; they are not changed.
-        real: (B, T) bool: the others are padding.
-        keys: of each row: what decides the choice, as a seed.
-        mask_id: of [MASK]; the tokens that replace others have lower ids.
+        ids: (B, T) int64, on the CPU. They are not changed.
+        real: (B, T) bool: False for padding.
+        keys: one key per row, which seeds the random choice.
+        mask_id: id of [MASK]. Random tokens have lower ids.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
 
-    Returns: what the model sees (B, T), and which tokens were chosen (B, T) bool.
+    Returns: the ids with hidden tokens (B, T), and a mask of the chosen tokens (B, T) bool.
     """
     seen, chosen = ids.clone(), torch.zeros_like(real)
     for row, key in enumerate(keys):
@@ -99,10 +99,10 @@ class Filling(NamedTuple):
 
 @torch.inference_mode()
 def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: int) -> list[list[Filling]]:
-    """The best candidates for each [MASK], the most probable first, while the others stay hidden.
+    """Return the best candidates for each [MASK], the most probable first. All [MASK]s stay hidden.
 
     Args:
-        ids: of the text, [MASK] included; at most as many as the model reads.
+        ids: ids of the text, including [MASK]; at most as many as the model's context.
 
     Raises:
         InputError: if there is no [MASK], or if the text is too long.

@@ -1,7 +1,7 @@
-"""Losses that learn from a better and a worse answer to one prompt.
+"""Losses for preferences: a better and a worse answer to one prompt.
 
-The inputs are log-probabilities of whole answers, (B,): sums over an answer's tokens, or their means for the
-losses in `PER_TOKEN`. `reference` is the model before training. What counts is the difference
+The inputs are log-probabilities of whole answers, (B,): sums over an answer's tokens, or means for the losses
+in `PER_TOKEN`. `reference` is the model before training. Most losses use the difference
 
     h = (log p(chosen) - log p(rejected)) - (log ref(chosen) - log ref(rejected))
 
@@ -36,16 +36,16 @@ def preference_loss(
     loss_type: LossType = "sigmoid",
     simpo_gamma: float = 0.5,
 ) -> Tensor:
-    """The loss of each pair, (B,).
+    """Compute the loss of each pair, (B,).
 
     Args:
         chosen: log-probabilities of the better answers, (B,).
-        rejected: those of the worse answers.
-        reference_chosen: those of the better answers by the reference; zeros where a loss has none.
-        reference_rejected: those of the worse answers by the reference.
-        beta: how strongly the reference holds (sigmoid, ipo); the scale of h (simpo); the weight (orpo).
-        label_smoothing: sigmoid, simpo: the share of pairs that may be the wrong way round.
-        simpo_gamma: the margin that SimPO asks for.
+        rejected: log-probabilities of the worse answers, (B,).
+        reference_chosen: the reference's log-probabilities of the better answers; zeros without a reference.
+        reference_rejected: the reference's log-probabilities of the worse answers.
+        beta: strength of the reference (sigmoid, ipo); scale of h (simpo); weight of the odds ratio (orpo).
+        label_smoothing: for sigmoid and simpo: share of the pairs that may be in the wrong order.
+        simpo_gamma: the margin of SimPO.
     """
     h = (chosen - rejected) - (reference_chosen - reference_rejected)
     if loss_type == "ipo":

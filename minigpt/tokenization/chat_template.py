@@ -38,7 +38,7 @@ class ChatTokenizer(Protocol):
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template, or None."""
+        """Return the Jinja template, or None."""
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of a text, without special tokens, and each token's start and end in the text."""
@@ -136,8 +136,8 @@ def _encoded(
     """See `encode_chat_with_mask`.
 
     Args:
-        before: None: the template marks what the assistant says. Otherwise the contents of its messages are
-            marked, from behind the last `before` on, where they hold it.
+        before: None: the template marks the assistant's text. Otherwise the contents of the assistant's
+            messages are marked, from after the last `before` on, if they contain it.
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -168,7 +168,7 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    said = closing = 0  # 1 inside of what the assistant says; 1 right behind it
+    said = closing = 0  # `said`: 1 inside the assistant's text; `closing`: 1 directly after it
     id_of = {char: tokenizer.special_tokens[token] for token, char in stand_ins.items()}
     for piece in re.split(f"([{''.join(private)}])" if private else "(?!)", marked):
         if piece in id_of:
@@ -191,9 +191,9 @@ def _encoded(
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """Put marks around the contents of the assistant's messages; also return the number of these.
+    """Put marks around the contents of the assistant's messages. Also return the number of these messages.
 
-    The marks stand inside of the white space at both ends, because many templates strip that.
+    Leading and trailing white space is outside the marks, because many templates strip it.
     """
     messages = []
     count = 0

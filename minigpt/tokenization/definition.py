@@ -74,7 +74,7 @@ class Definition:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """All tokens, as the files write them -> id."""
+        """Return all tokens, as the files write them -> id."""
         return self.vocab | self.words | self.special
 
 
@@ -241,8 +241,8 @@ def _roles(
 
     Args:
         config: tokenizer_config.json.
-        path: its path, for messages.
-        defaults: role -> token, for keys that are absent. (A key that is null has no token.)
+        path: path of that file, for error messages.
+        defaults: role -> token, for keys that are absent. (If a key is null, the role has no token.)
     """
     more = {key: config[key] for key in config if key.endswith("_token") and key not in NAMED}
     more = {key: value for key, value in more.items() if isinstance(value, str | dict)}

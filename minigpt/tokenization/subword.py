@@ -1,6 +1,6 @@
-"""The part that all tokenizers of the `tokenizers` library share: text -> ids, roles, added tokens, saving.
+"""The common part of all tokenizers of the `tokenizers` library: text -> ids, roles, added tokens, saving.
 
-They differ in how tokens become text again; see bpe.py and wordpiece.py.
+Decoding differs between them; see bpe.py and wordpiece.py.
 
 The text of a special token never becomes that token, because the library's object does not know the special
 tokens (library.py). With `allow_special` it does, and the ids are those of `transformers`.
@@ -53,12 +53,12 @@ class SubwordTokenizer:
 
     @property
     def definition(self) -> Definition:
-        """The content of the tokenizer's files, for writing it in another format."""
+        """Return the content of the tokenizer's files, for writing it in another format."""
         return self._definition
 
     @cached_property
     def _text_of(self) -> dict[int, str]:
-        """A dict: id -> token as the files write it. Made on first use."""
+        """Return a dict: id -> token as the files write it. Built on first use."""
         return {index: text for text, index in self._definition.tokens.items()}
 
     def _named(self, key: str) -> int | None:
@@ -66,7 +66,7 @@ class SubwordTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The tokenizer's Jinja template (of several, the one named "default"), or None."""
+        """Return the tokenizer's Jinja template (of several, the one named "default"), or None."""
         template = self._definition.config.get("chat_template")
         if isinstance(template, list):  # older files have a list: [{"name": ..., "template": ...}, ...]
             named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
@@ -85,7 +85,7 @@ class SubwordTokenizer:
     def with_tokens(self, texts: Iterable[str]) -> Self:
         """Return the same tokenizer with one more token for each text that is not one token already.
 
-        A text becomes its token wherever it stands. The new ids follow the old ones.
+        A text becomes its token everywhere in a longer text. The new ids follow the old ones.
 
         Raises:
             InputError: for a lone surrogate (half a character), or if the tokenizer's ids have gaps.
@@ -184,7 +184,7 @@ class SubwordTokenizer:
 
     @property
     def unknown_read_as(self) -> str:
-        """Text for a message: how the tokenizer treats characters that it cannot encode."""
+        """Return how the tokenizer treats characters that it cannot encode, for a message."""
         unknown = self._definition.frame["model"].get("unk_token")
         return "left out" if unknown is None else f"read as {unknown}"
 
@@ -237,7 +237,7 @@ class SubwordTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides the ids. It is the same for all layouts of the files."""
+        """Return the SHA-256 of all that decides the ids. It is the same for all layouts of the files."""
         definition, model = self._definition, self._definition.frame["model"]
         more = {key: model[key] for key in ("unk_token", "fuse_unk") if model.get(key)}
         if model["type"] != "BPE":

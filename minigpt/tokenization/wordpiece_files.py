@@ -106,7 +106,7 @@ def _read_whole(path: Path, frame: dict[str, Any]) -> tuple[dict[str, Any], dict
 
 
 def _read_lines(path: Path) -> dict[str, int]:
-    """Read vocab.txt. A token's id is the number of its line; if a token is there twice, the last line."""
+    """Read vocab.txt. A token's id is the number of its line; for a repeated token, the last line counts."""
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")
     except ValueError as error:

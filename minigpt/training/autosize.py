@@ -1,13 +1,13 @@
-"""`minigpt train --size 10min` chooses model, steps and evaluations from the data and the machine.
+"""`minigpt train --size 10min` chooses model, steps and evaluations for the data and the machine.
 
     minigpt train --size 10min
     minigpt train --size base --text book.txt --dry_run
 
-The rule: take the largest model of a list (the "ladder") that can read enough tokens per parameter within
-the budget, without repeating the data too often. For a time, some real steps of one size are measured on
-this machine and that model is thrown away; the times of the other sizes follow from their FLOPs. Learning
-rates, schedule, optimiser and batches come from the recipe. An option that the user gave does not change.
-run.json records the expected time, and after the run the real one.
+Autosize takes the largest model of a list (the "ladder") that can read enough tokens per parameter within the
+budget, without repeating the data too often. For a time budget, it measures some real steps of one size on
+this machine, and discards that model. The times of the other sizes are estimated from their FLOPs. Learning
+rates, schedule, optimiser and batches come from the recipe. Options given by the user do not change. run.json
+records the expected time, and after the run the real time.
 """
 
 import dataclasses
@@ -45,10 +45,10 @@ _TOKENS_PER_PARAMETER = 2  # tokens per parameter of the blocks, as in the tuned
 _TOKENS_OF_A_NAME = 20  # tokens per parameter for small, base and large: https://arxiv.org/abs/2203.15556
 _EPOCHS_OF_TEXT = 16.0  # most passes over a text; more passes gain little: https://arxiv.org/abs/2305.16264
 _LEAST_STEPS = 20  # least steps of a run: with fewer, Muon would hardly be past its warm-up
-# most evaluations in a run, and the largest share of the budget for them
 _STEPS_OF_LITTLE_DATA = 150  # steps that are allowed for any data: fifty pairs are one step per epoch
+# largest number of evaluations in a run, and largest share of the budget for them
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
-_MEMORY = 0.8  # share of the free memory that a run may use
+_MEMORY = 0.8  # largest share of the free memory that a run may use
 _CUT, _LONGEST = 0.01, 1024  # if more than 1 % of pairs are cut, max_length grows, up to 1,024 tokens
 # if such an option is 0, its value is derived from n_embd and n_head
 _SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")
@@ -58,7 +58,7 @@ Why = list[tuple[str, object, str]]  # (option, value, reason)
 
 
 class TooShortError(InputError):
-    """The time of --size is too short; `seconds` would do."""
+    """The error of a --size that is too short. `seconds` would be enough."""
 
     def __init__(self, text: str, seconds: float) -> None:
         super().__init__(text)
@@ -77,9 +77,9 @@ class Shape(NamedTuple):
 
 
 def heads(n_embd: int) -> int:
-    """Return a number of heads for a width: 32 channels per head, or 64 for widths of 256 and more.
+    """Return the number of heads for a width: 32 channels per head, or 64 for widths of 256 and more.
 
-    If that does not divide the width, the next smaller number that does.
+    If this number does not divide the width, the next smaller number that divides it is returned.
 
     >>> heads(128), heads(512), heads(100)
     (4, 8, 2)
@@ -102,7 +102,7 @@ class Decision:
 
     config: TrainConfig
     data: AnyData
-    record: dict[str, Any]  # record in types that JSON can hold; keys: asked, chosen, because, expected
+    record: dict[str, Any]  # JSON record with the keys asked, chosen, because, expected
 
 
 def check_flags(config: TrainConfig, given: Collection[str]) -> None:
@@ -124,8 +124,8 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
         processes: the processes that train together.
 
     Raises:
-        InputError: if the budget is too small, if no model fits into memory, if the given options make no
-            model; for a time with several processes, because one process cannot measure their speed.
+        InputError: if the budget is too small, if no model fits into memory, or if the given options are not
+            valid. Also for a time budget with several processes: one process cannot measure their speed.
     """
     size = parse_size(config.size)
     check_flags(config, given)
@@ -259,7 +259,7 @@ class _Choice:
         return mean * config.gradient_accumulation_steps, flops(tokens, tokens, T) / 3
 
     def _parameters(self, shape: Shape) -> int:
-        """Return the number of parameters in the blocks: n_layer times what one more block adds."""
+        """Return the number of parameters in the blocks: n_layer times the parameters of one block."""
         counts = [
             dataclasses.replace(self.config, **shape._asdict()).model_config(3).parameter_count(),
             dataclasses.replace(self.config, **{**shape._asdict(), "n_layer": shape.n_layer + 1})
@@ -269,7 +269,7 @@ class _Choice:
         return (counts[1] - counts[0]) * shape.n_layer
 
     def _measure(self, shape: Shape) -> Estimate:
-        """Measure the time and memory of real steps, on a model that is then thrown away."""
+        """Measure time and memory of real steps. The model is discarded."""
         if shape not in self.measured:
             values: dict[str, Any] = {**shape._asdict(), "max_steps": 1000, "warmup_steps": 1}
             self.measured[shape] = estimate(Trainer(dataclasses.replace(self.config, **values), self.data))
@@ -313,10 +313,10 @@ class _Choice:
     # -- options that the user left open ---------------------------------------------------------------------
 
     def _with_family(self, config: TrainConfig) -> TrainConfig:
-        """Use the recommended family, unless the user's options ask for another one.
+        """Use the recommended family, unless the user's options require another one.
 
-        It reaches a lower loss in the same time (LOG.md). Sizes that a recipe chose for its own model are
-        dropped, since the model is another one here.
+        It reaches a lower loss in the same time (LOG.md). The recipe's sizes for its own model are dropped,
+        because they do not apply to this one.
         """
         wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
@@ -351,7 +351,7 @@ class _Choice:
         return "given" if name in self.given else "the recipe's"
 
     def _shapes(self) -> list[Shape]:
-        """Return the shapes to choose from: the ladder, or the named one, with the user's layers etc."""
+        """Return the candidates: the ladder or the named shape, with the sizes that the user gave."""
         fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}
         complaint: InputError | None = None
@@ -414,7 +414,7 @@ class _Choice:
             print(f"expected: about {seconds(expected)} on this machine as busy as it is now")
 
     def _replaced(self, settings: TrainConfig) -> list[str]:
-        """Options of the recipe that were changed, with their values before; the number of epochs is one."""
+        """Return the recipe's options that were changed, num_train_epochs included, with their old values."""
         names = [*Shape._fields, "max_length", "block_size", "max_steps", "eval_steps", "warmup_steps"]
         before = [(name, getattr(self.before, name), getattr(settings, name)) for name in names]
         found = [f"{name}={old}" for name, old, new in before if old != new and name not in self.given]
@@ -423,7 +423,7 @@ class _Choice:
 
 
 def free_memory(config: TrainConfig) -> float:
-    """Return the free memory of the device in bytes; infinity if the system does not tell."""
+    """Return the free memory of the device in bytes, or infinity if it is unknown."""
     device = pick_device(config.device)
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
@@ -455,7 +455,7 @@ def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, A
 
 
 def read_record(output: Path) -> dict[str, Any] | None:
-    """Read the record from run.json. Returns None if there is none that can be used."""
+    """Read the record from run.json. Return None if there is no valid record."""
     try:
         record = read_json(output / RUN_FILE)[RECORD]
         return dict(record) if "seconds" in record["expected"] else None
@@ -464,7 +464,7 @@ def read_record(output: Path) -> dict[str, Any] | None:
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:
-    """Write the record into run.json, in place of an older one."""
+    """Write the record into run.json. It replaces an older record."""
     path = output / RUN_FILE
     written = {**read_json(path), RECORD: record}
     atomic_write(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""`--task classification`: its data, its loss, and the format of its checkpoints.
+"""Data, loss and checkpoint format of `--task classification`.
 
-The loop is the same as for text. The validation loss decides which checkpoint is the best; accuracy and F1
-stand beside it. Class weights change the training loss alone.
+The training loop is the same as for text. The validation loss decides which checkpoint is the best. Accuracy
+and F1 are also measured. Class weights only change the training loss.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -64,7 +64,7 @@ from minigpt.weights.pretrained import CONFIG, AnyTokenizer, load_tokenizer, rea
 
 __all__ = ["ClassificationData", "ClassificationLoss", "labelled_parts", "make_classifier", "read_data"]
 
-_CONFUSION = "confusion.png"  # in the output folder
+_CONFUSION = "confusion.png"  # name of a file in the output folder
 
 
 # -- data --------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ _CONFUSION = "confusion.png"  # in the output folder
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """Texts with labels; see `run_data.AnyData`."""
+    """Texts with labels; implements `run_data.AnyData`."""
 
     tokenizer: AnyTokenizer
     train: EncodedTexts
@@ -82,12 +82,12 @@ class ClassificationData:
 
     @property
     def sentence(self) -> str:
-        """How much it is."""
+        """Return the sizes of both parts, in words."""
         kinds = "numbers" if self.labels.problem_type == "regression" else f"{len(self.labels)} labels"
         return f"{len(self.train):,} texts with {kinds} to learn from, {len(self.val):,} to measure on"
 
     def plan(self, config: Any) -> BatchPlan:
-        """Which texts stand in which batch."""
+        """Plan which texts are in which batch."""
         return BatchPlan(
             self.train,
             batch_size=config.batch_size,
@@ -98,26 +98,29 @@ class ClassificationData:
         )
 
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
-        """Rows and tokens of an epoch's batches; one token more, as pairs have it, which no model reads."""
+        """Return (rows, tokens per row) of each batch of an epoch.
+
+        The number of tokens includes one more than the model reads, as for pairs of inputs and targets.
+        """
         return [(rows, width + 1) for rows, width in plan.shapes(self.train, pad_to)]
 
     def names(self, config: Any) -> tuple[str, str, str]:
-        """The sources of the training part, the validation part and the vocabulary, for a message."""
+        """Return the names of training data, validation data and vocabulary for messages."""
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, f"the tokenizer of {config.starts_from}"
 
-    unit = "lines"  # of positions
+    unit = "lines"  # word for the numbers that `positions` returns
 
     def positions(self, batch: LabelledBatch) -> list[int]:
-        """The lines of the file that a batch of the training part comes from."""
+        """Return the line numbers, in the training file, of a batch's rows."""
         return [int(line) for line in self.train.lines[batch.rows]]
 
     def where(self, positions: Sequence[int], config: Any) -> str:
-        """The same for a message."""
+        """Describe positions in the training data, for a message."""
         return f"{shown_lines(positions)} of {config.train_data}"
 
     def sample(self, model: Any, number: int) -> str:
-        """A text of the validation part and its predicted label."""
+        """Classify a validation text, and return text and predicted label."""
         i = number % len(self.val)
         batch = self.val.batch(np.array([i])).to(next(model.parameters()).device)
         was_training = model.training
@@ -141,7 +144,7 @@ def _shortened(text: str, limit: int = 60) -> str:
 
 
 def labelled_options(config: FinetuneConfig) -> LabelledOptions:
-    """How the files of a run are read."""
+    """Return the options for reading the files of a run."""
     return LabelledOptions(
         text_field=config.text_field,
         label_field=config.label_field,
@@ -152,12 +155,12 @@ def labelled_options(config: FinetuneConfig) -> LabelledOptions:
 
 
 def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[LabelledText]]:
-    """The texts to learn from and to measure on; says what was skipped and held out."""
+    """Read the texts for training and validation. Print what was skipped and held out."""
     options = labelled_options(config)
     texts, report = read_labelled(config.train_data, options)
     report.print_summary()
     if config.problem_type != "regression":
-        label_names(texts, str(config.train_data))  # its error comes first
+        label_names(texts, str(config.train_data))  # raises its error first
     if config.val_data == HELD_OUT:
         train, val = hold_out(texts, config.val_fraction, config.seed)
         print(
@@ -171,10 +174,10 @@ def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[Lab
 
 
 def read_data(config: FinetuneConfig) -> ClassificationData:
-    """Read both parts of the data, and say what was skipped or cut.
+    """Read both parts of the data. Print what was skipped or cut.
 
     Raises:
-        InputError: naming the file, if one cannot be read, or its labels do not fit.
+        InputError: if a file cannot be read, or its labels do not fit; the message names the file.
     """
     train, val = labelled_parts(config)
     kind = config.problem_type
@@ -204,7 +207,7 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
 
 
 def _known_order(folder: Path, labels: Labels) -> Labels:
-    """The labels in the order of a classifier that training begins with; says where its head does not fit."""
+    """Return the labels in the order of the given classifier. Print a note if its head has other labels."""
     known = classifier_labels(folder)
     if known is None or known == labels:
         return labels
@@ -220,7 +223,7 @@ def _known_order(folder: Path, labels: Labels) -> Labels:
 
 
 class LossTexts(NamedTuple):
-    """A batch as the loss needs it."""
+    """The tensors of a batch that the loss needs."""
 
     input_ids: Tensor  # (B, T) int64
     last: Tensor  # (B,) int64
@@ -229,10 +232,10 @@ class LossTexts(NamedTuple):
 
 
 class ClassificationLoss(Objective):
-    """Cross-entropy of one label; binary cross-entropies of several; the squared error of a number.
+    """Cross-entropy for one label, binary cross-entropy for several, squared error for a number.
 
     Args:
-        model: its parameters that require gradients are trained.
+        model: the classifier. Its parameters that require gradients are trained.
     """
 
     model: SequenceClassifier  # type: ignore[assignment]
@@ -242,7 +245,7 @@ class ClassificationLoss(Objective):
         self.model = model
 
     def count(self, batch: LabelledBatch) -> int:
-        """Rows, or rows times outputs."""
+        """Return the number of terms of the loss: rows, or rows times outputs."""
         is_single = self.model.labels.problem_type == "single_label_classification"
         return len(batch.rows) * (1 if is_single else len(self.model.labels))
 
@@ -258,7 +261,7 @@ class ClassificationLoss(Objective):
         return LossTexts(zero[None], zero, labels, torch.ones(1, device=device))
 
     def forward(self, input_ids: Tensor, last: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """The summed loss, ()."""
+        """Compute the summed loss, ()."""
         return summed_loss(self.model(input_ids, last=last), labels, weights, self.model.labels.problem_type)
 
     def evaluate(
@@ -272,7 +275,7 @@ class ClassificationLoss(Objective):
         return evaluate_classifier(model, batches, device, finish)
 
     def conclude(self, data: Any, best: Path) -> dict[str, Any]:
-        """Print how the best checkpoint labels the validation part: confusion, calibration, mistakes."""
+        """Print confusion, calibration error and mistakes of the best checkpoint on the validation data."""
         model, _ = load_classifier(best, next(self.model.parameters()).device)
         found = predict(model, data.val)
         report = report_of(model.labels, found, data.val)
@@ -307,7 +310,7 @@ _MISTAKE = ("label", "predicted", "probability")
 
 
 class ClassifierFiles(ModelFiles):
-    """A whole classifier: config.json with the labels, model.safetensors, the tokenizer's files."""
+    """Files of a whole classifier: config.json with labels, model.safetensors, the tokenizer's files."""
 
     def writer(self, model: Any, tokenizer: AnyTokenizer, in_background: bool) -> Callable[[Path], None]:
         """See `ModelFiles`."""
@@ -320,7 +323,7 @@ class ClassifierFiles(ModelFiles):
 
 
 class ClassifierAdapterFiles(AdapterFiles):
-    """An adapter with its head, as PEFT has it, and config.json with the labels."""
+    """Files of an adapter with its head in PEFT's format, and config.json with labels."""
 
     task_type = "SEQ_CLS"
 
@@ -336,7 +339,7 @@ class ClassifierAdapterFiles(AdapterFiles):
 
 
 def _copied(model: SequenceClassifier) -> SequenceClassifier:
-    """The weights in a classifier of their own, on the CPU."""
+    """Copy a classifier to the CPU."""
     family = classifier_family(model.config, model.labels, model.pad_token_id)
     copy: SequenceClassifier = family.on_meta(model.config)
     weights = family.from_hugging_face(family.to_hugging_face(model), model.config)
@@ -347,9 +350,9 @@ def _copied(model: SequenceClassifier) -> SequenceClassifier:
 def make_classifier(
     config: FinetuneConfig, data: ClassificationData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """The classifier with its loss on a device, and the format of its checkpoints; see `make_objective`.
+    """Build the classifier with its loss on a device, and its checkpoint format; see `make_objective`.
 
-    The head is trained whatever the method: it is new.
+    The head is new, so every method trains it.
     """
     model = start_classifier(config.model, data.labels, data.tokenizer).train()
     lacking = data.tokenizer.get_vocab_size() > model.config.vocab_size

@@ -1,12 +1,12 @@
-"""How much data a run has, and the loss of a model that knows nothing but how frequent each token is.
+"""Measures how much data a run has, and the loss of a model that only knows the frequency of each token.
 
     summary = summarize(data, config)
-    for sentence in summary.warnings(): ...    # before training: is it enough to learn from, to measure on?
-    summary.as_dict()                          # into run.json, where the doctor reads it
+    for sentence in summary.warnings(): ...    # warns before training if there is too little data
+    summary.as_dict()                          # is saved in run.json, for the doctor
 
-Two losses are baselines. ln V is that of guessing evenly among V tokens. The unigram loss is that of a model
-that has counted the tokens of the training part and looks at no context: whoever is not below it has learned
-nothing about the data.
+Two losses are baselines. ln V is the loss of a uniform guess among V tokens. The unigram loss is the loss of
+a model that predicts the token frequencies of the training part, without context. A model whose loss is not
+lower has learned nothing about the data.
 """
 
 import dataclasses
@@ -26,44 +26,44 @@ from minigpt.training.run_data import AnyData, RunData
 
 __all__ = ["LEARN_FROM", "MEASURE_ON", "DataSummary", "read_summary", "summarize"]
 
-# A thousand tokens of two nats each are 3,000 bits, and every model here has more weights than that: it
-# learns them by heart before it learns a rule.
+# A thousand tokens of two nats each are 3,000 bits. Every model here has more weights than that, so it
+# memorises the data before it learns rules.
 LEARN_FROM = 1000
-# The loss of a token varies about as much as it is large. So a mean over n tokens is right to 1 / sqrt(n) at
-# best: 400 give 5 %.
+# The loss of a token varies about as much as its mean. So the relative error of a mean over n tokens is at
+# least 1 / sqrt(n): 5 % for 400 tokens.
 MEASURE_ON = 400
-_COUNTED = 1 << 22  # tokens of a text that are counted, at most: frequencies are known well before
+_COUNTED = 1 << 22  # largest number of tokens that are counted: more do not change the frequencies
 _PIECE = 1 << 12
-_PARTS = 4  # the frequencies of three measure the fourth
+_PARTS = 4  # the frequencies of three parts give the loss of the fourth
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Sizes count targets, the tokens whose loss counts."""
+    """Sizes and baseline losses. Targets are the tokens that the loss counts."""
 
-    unit: str  # what an example is: pairs, conversations, windows
+    unit: str  # word for an example: pairs, conversations, windows
     train_examples: int
     train_targets: int
     val_examples: int
     val_targets: int
     vocab_size: int
-    train_unigram_loss: float  # nats a target, by the frequencies in the training part
-    val_unigram_loss: float  # by the same frequencies
-    held_out_unigram_loss: float  # of each quarter of the training part by the others: what new data costs
-    is_same: bool  # one file is learned from and measured on
+    train_unigram_loss: float  # nats per target, with the frequencies of the training part
+    val_unigram_loss: float  # with the same frequencies
+    held_out_unigram_loss: float  # loss of each training quarter with the frequencies of the others
+    is_same: bool  # True if training and validation data are the same
 
     @property
     def uniform_loss(self) -> float:
-        """Of guessing evenly, nats."""
+        """Return the loss of a uniform guess, in nats."""
         return math.log(self.vocab_size)
 
     @property
     def val_error(self) -> float:
-        """How far chance takes the validation loss, as a share of it."""
+        """Return the relative statistical error of the validation loss."""
         return 1 / math.sqrt(self.val_targets)
 
     def warnings(self) -> Iterator[str]:
-        """What is too small, and what would help: a sentence each."""
+        """Yield a sentence for each size that is too small, with advice."""
         if self.train_targets < LEARN_FROM:
             yield (
                 f"{self.train_targets:,} tokens to learn from ({self._size(self.train_examples)}) are so few "
@@ -86,12 +86,12 @@ class DataSummary:
         return f"{count:,} {self.unit if count != 1 else self.unit.removesuffix('s')}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a dictionary for JSON."""
         return dataclasses.asdict(self)
 
 
 def read_summary(value: object) -> DataSummary | None:
-    """What `as_dict` gave; None for anything else, such as an earlier version's."""
+    """Convert the result of `as_dict` back. Return None for anything else, such as an older format."""
     if not isinstance(value, dict):
         return None
     for item in dataclasses.fields(DataSummary):
@@ -103,12 +103,12 @@ def read_summary(value: object) -> DataSummary | None:
 
 
 def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
-    """Count the targets of both parts; of a long text, a sample of some million."""
+    """Count the targets of both parts. A long text is sampled, up to some million tokens."""
     train, part_of = _targets(data.train, config)
     val, _ = _targets(data.val, config)
     vocab_size = data.tokenizer.get_vocab_size()
     parts = np.bincount(part_of * vocab_size + train, minlength=_PARTS * vocab_size)
-    parts = parts.reshape(_PARTS, vocab_size)  # how often each token stands in each part
+    parts = parts.reshape(_PARTS, vocab_size)  # number of occurrences of each token in each part
     counts = parts.sum(axis=0)
     held_out = 0.0
     for own in parts:
@@ -131,10 +131,10 @@ def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
 
 
 def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The loss of each token by its frequency, (V,).
+    """Compute the loss of each token from its frequency, (V,).
 
-    A token that was not seen has a share, too: as many new ones are expected as there were first ones
-    (Witten and Bell, https://doi.org/10.1109/18.87000), and each is as likely as another.
+    Tokens that did not occur also get a probability: the expected number of new tokens is the number of
+    different tokens so far (Witten and Bell, https://doi.org/10.1109/18.87000), and all are equally likely.
     """
     seen = max(1, int(np.count_nonzero(counts)))
     losses: npt.NDArray[np.float64] = -np.log((counts + seen / len(counts)) / (counts.sum() + seen))
@@ -144,20 +144,20 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The ids that are predicted and count, (P,), and which of `_PARTS` parts each belongs to, (P,).
+    """Return the ids of the targets, (P,), and the number of the part (of `_PARTS`) of each, (P,).
 
-    Rows with the same answers are in the same part: a question asked in another way is no new one.
+    Rows with the same answers are in the same part, because a rephrased question is not new data.
     """
     if isinstance(part, EncodedExamples):
         counts = part.is_answer.copy() if config.loss_on == "answer" else np.ones(len(part.ids), dtype=bool)
-        counts[part.starts[:-1]] = False  # the first of a row has nothing before it
+        counts[part.starts[:-1]] = False  # a row's first token has no context
         answers: dict[bytes, int] = {}
         spans = itertools.pairwise(part.starts.tolist())
         keys = (part.ids[a:b][part.is_answer[a:b]].tobytes() for a, b in spans)
         groups = np.array([answers.setdefault(key, len(answers)) for key in keys])
         return part.ids[counts].astype(np.int64), np.repeat(groups, part.lengths)[counts] % _PARTS
     size = max(1, min(_PIECE, len(part) // (4 * _PARTS)))
-    pieces = range(1, len(part), size)  # the first token has nothing before it, either
+    pieces = range(1, len(part), size)  # the first token has no context
     every = -(-len(pieces) * size // _COUNTED)
     some = [part.tokens.read(part.first + at, min(size, len(part) - at)) for at in pieces[::every]]
     numbers = np.repeat(np.arange(len(some)), [len(piece) for piece in some])

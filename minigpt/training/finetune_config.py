@@ -1,4 +1,4 @@
-"""The options of `minigpt finetune`: those of a training run, and where it begins and what it trains."""
+"""Options of `minigpt finetune`: those of a training run, plus start model, task and method."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "FinetuneConfig", "Meth
 
 Task: TypeAlias = Literal["sft", "classification", "dpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora"]
-# The highest learning rate of each method where none is given.
+# The highest learning rate of each method, if the user gives none.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3}
 TASK_RECIPES: dict[str, str] = {
     **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),
@@ -31,7 +31,7 @@ _PREFERENCES = ("loss_type", "beta", "label_smoothing", "simpo_gamma")
 class FinetuneConfig(TrainConfig):
     """Continue to train a model on your own data: all weights, some of them, or an adapter beside them."""
 
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # here it is called `model`
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # this command calls it `model`
     RANGES = {
         "pretraining_epochs": (1e-3, 1e6),
         "r": (1, 10**5),
@@ -166,11 +166,11 @@ class FinetuneConfig(TrainConfig):
 
     @property
     def starts_from(self) -> Path:
-        """The folder of the weights."""
+        """Return the folder of the weights to start from."""
         return self.model
 
     def lora_options(self) -> dict[str, Any]:
-        """The options of `minigpt.finetuning.lora.LoraConfig`."""
+        """Return the options of `minigpt.finetuning.lora.LoraConfig`."""
         options = {name: getattr(self, name) for name in _LORA}
         target = self.target_modules
         is_one_text = len(target) == 1 and not target[0].isidentifier()

@@ -1,7 +1,7 @@
-"""Learning to name hidden tokens from the tokens on both sides.
+"""The loss of masked language modelling: the model predicts hidden tokens from the tokens on both sides.
 
-The choice of a window's hidden tokens follows from the run's seed and from where the window begins. Windows
-begin elsewhere in each epoch, so other tokens are hidden then; in every evaluation the same ones are.
+The hidden tokens of a window depend on the run's seed and on the start of the window. Each epoch has other
+starts, and so other hidden tokens. Every evaluation hides the same tokens.
 
 Letters in shapes: B rows, T tokens, C channels, P hidden tokens.
 """
@@ -28,22 +28,22 @@ __all__ = ["MaskedBatch", "MaskedTokenLoss"]
 
 
 class MaskedBatch(NamedTuple):
-    """A batch as the loss needs it."""
+    """The tensors of a batch that the loss needs."""
 
-    input_ids: Tensor  # (B, T) int64, some tokens hidden
-    targets: Tensor  # (P,) int64: what stood there
-    positions: Tensor  # (P,) int64: where, among the B * T
+    input_ids: Tensor  # (B, T) int64, with some tokens hidden
+    targets: Tensor  # (P,) int64: the original tokens
+    positions: Tensor  # (P,) int64: their positions among the B * T
 
 
 class MaskedTokenLoss(Objective):
     """Masked language modelling.
 
     Args:
-        model: attends both ways here.
-        mask_id: of [MASK], the last id of the vocabulary.
+        model: the model, used with attention to both sides.
+        mask_id: id of [MASK], the last id of the vocabulary.
         probability: share of the tokens that is hidden.
-        seed: decides which ones.
-        device: where it runs.
+        seed: decides on the hidden tokens.
+        device: device of the model.
     """
 
     def __init__(
@@ -55,24 +55,24 @@ class MaskedTokenLoss(Objective):
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def hide(self, batch: Batch) -> Batch:
-        """The same windows with some tokens hidden. The targets are these tokens."""
-        keys = [(self._seed, int(start)) for start in batch.rows]  # none in a blank batch: nothing is hidden
+        """Hide some tokens of the windows. The targets are these tokens."""
+        keys = [(self._seed, int(start)) for start in batch.rows]  # empty for a blank batch
         seen, chosen = mask_tokens(batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability)
         return Batch(seen, batch.input_ids, chosen, chosen, batch.rows)
 
     def count(self, batch: Batch) -> int:
-        """Hidden tokens."""
+        """Return the number of hidden tokens."""
         lengths = batch.token_mask.sum(1).tolist()
         return sum(hidden_count(length, self._probability) for length in lengths)
 
     def select(self, batch: Batch) -> MaskedBatch:
-        """The hidden tokens with their positions."""
+        """Select the hidden tokens with their positions."""
         hidden = self.hide(batch)
         positions = hidden.token_mask.flatten().nonzero().flatten()
         return MaskedBatch(hidden.input_ids, hidden.targets.flatten()[positions], positions)
 
     def example(self, device: torch.device) -> MaskedBatch:
-        """The smallest batch."""
+        """Build the smallest batch."""
         ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         return MaskedBatch(ids, ids[0], ids[0])
 
@@ -90,7 +90,7 @@ class MaskedTokenLoss(Objective):
     def forward(
         self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Summed cross-entropy of the hidden tokens."""
+        """Compute the summed cross-entropy of the hidden tokens."""
         assert targets is not None
         assert positions is not None
         hidden = self.model.base_model(input_ids, both_ways(input_ids)).flatten(0, 1)  # (B * T, C)
@@ -99,10 +99,13 @@ class MaskedTokenLoss(Objective):
 
 
 def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same rows. A shorter one comes alone and cut: padding behind it would be seen by its tokens."""
+    """Yield the same rows without padding, because tokens would attend to it.
+
+    A row that is shorter than the others gets its own batch.
+    """
     for batch in batches:
         lengths = batch.token_mask.sum(1)
-        full = int((lengths == lengths.max()).sum())  # the last window of a text alone is shorter
+        full = int((lengths == lengths.max()).sum())  # only the last window of a text is shorter
         groups = [slice(0, full), *(slice(row, row + 1) for row in range(full, len(lengths)))]
         for group in groups:
             ids, targets, real, answers, rows = batch.some(group)
@@ -111,7 +114,7 @@ def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class _BothWays:
-    """A model for `evaluate_loss` whose tokens see all others."""
+    """A model for `evaluate_loss` in which every token attends to all tokens."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model, self.config, self.lm_head = model, model.config, model.lm_head

@@ -1,4 +1,4 @@
-"""The model in a checkpoint's folder: a whole Hugging Face model, or a PEFT adapter alone."""
+"""Reads and writes the model in a checkpoint's folder: a whole Hugging Face model, or a PEFT adapter."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ __all__ = ["AdapterFiles", "ModelFiles", "copied", "weights_fingerprint"]
 
 
 class ModelFiles:
-    """A whole model: config.json, model.safetensors, and the tokenizer's files."""
+    """Files of a whole model: config.json, model.safetensors, and the tokenizer's files."""
 
     def __init__(self) -> None:
         self._facts: dict[str, str] = {}
@@ -24,41 +24,41 @@ class ModelFiles:
     def writer(
         self, model: LanguageModel, tokenizer: AnyTokenizer, in_background: bool
     ) -> Callable[[Path], None]:
-        """A function that writes the model, as it is now, into a folder.
+        """Return a function that writes the current model into a folder.
 
         Args:
-            in_background: training continues while the function runs: it works on a copy.
+            in_background: True if training continues while the function runs. The function then uses a copy.
         """
         kept = copied(model) if in_background else model
         return lambda folder: save_pretrained(kept, folder, tokenizer)
 
     def facts(self) -> dict[str, str]:
-        """What a checkpoint rests on besides its own files, for training_state.json."""
+        """Return facts for training_state.json that a resumed run must share with the checkpoint."""
         return self._facts
 
     def rests_on(self, **facts: str) -> None:
-        """Add facts: a resume requires the same ones."""
+        """Add facts. A resumed run must have the same facts."""
         self._facts.update(facts)
 
     def load(self, model: LanguageModel, folder: Path) -> None:
-        """Copy a checkpoint's weights into the model, in place.
+        """Copy the weights of a checkpoint into the model, in place.
 
         Raises:
-            InputError: if they belong to another model.
+            InputError: if the weights belong to another model.
         """
         load_weights(model, folder)
 
 
 class AdapterFiles(ModelFiles):
-    """An adapter alone: adapter_config.json, adapter_model.safetensors, and the tokenizer's files.
+    """Files of an adapter: adapter_config.json, adapter_model.safetensors, and the tokenizer's files.
 
     Args:
-        model: with the adapter; all but the adapter is frozen.
-        config: of the adapter.
-        base: folder of the model that it belongs to, for whoever loads it.
+        model: the model with the adapter. Only the adapter is trainable.
+        config: configuration of the adapter.
+        base: folder of the base model, for programs that load the adapter.
     """
 
-    task_type = "CAUSAL_LM"  # as PEFT calls it
+    task_type = "CAUSAL_LM"  # PEFT's name of the task
 
     def __init__(self, model: LanguageModel, config: LoraConfig, base: Path) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class AdapterFiles(ModelFiles):
         return write
 
     def load(self, model: LanguageModel, folder: Path) -> None:
-        """See `ModelFiles`. The frozen weights stay."""
+        """See `ModelFiles`. The frozen weights do not change."""
         saved = TensorFile(folder / ADAPTER_MODEL)
         with torch.no_grad():
             for name, tensor in adapter_tensors(model).items():
@@ -87,7 +87,7 @@ class AdapterFiles(ModelFiles):
 
 
 def copied(model: LanguageModel) -> LanguageModel:
-    """The model's weights in a model of their own, on the CPU, which further training does not change."""
+    """Copy the model to the CPU. Further training does not change the copy."""
     family = family_of(model.config)
     copy: LanguageModel = family.on_meta(model.config)
     weights = family.from_hugging_face(family.to_hugging_face(model), model.config, torch.float32)
@@ -96,7 +96,7 @@ def copied(model: LanguageModel) -> LanguageModel:
 
 
 def weights_fingerprint(model: LanguageModel, only_frozen: bool = False) -> str:
-    """SHA-256 of the parameters, or of those that are not trained: an adapter belongs to exactly these."""
+    """Return the SHA-256 of the parameters, or only of the frozen ones, which are the base of an adapter."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if not (only_frozen and parameter.requires_grad):

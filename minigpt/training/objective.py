@@ -1,4 +1,4 @@
-"""What a run trains: a new model or given weights, which of the parameters, and the format of its files."""
+"""Builds the objective of a run: the model, its trainable parameters, its loss, and its checkpoint format."""
 
 import torch
 
@@ -23,11 +23,11 @@ __all__ = ["make_objective"]
 
 
 def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> tuple[Objective, ModelFiles]:
-    """The model with its loss on a device, and the format of its checkpoints.
+    """Build the model with its loss on a device, and its checkpoint format.
 
     Raises:
-        InputError: for sizes that make no model; for weights that cannot be read, or that another vocabulary
-            belongs to; for options that choose what the model does not have.
+        InputError: if the sizes are not valid, the weights cannot be read or belong to another vocabulary, or
+            an option names parts that the model does not have.
     """
     if isinstance(config, FinetuneConfig) and isinstance(data, ClassificationData):
         return make_classifier(config, data, device)
@@ -50,7 +50,7 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
 
 
 def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
-    """Freeze what is not trained, and add adapters, in place."""
+    """Freeze parameters that are not trained, and add adapters, in place."""
     if not isinstance(config, FinetuneConfig) or config.method == "full":
         return ModelFiles()
     if config.method == "freeze":
@@ -64,7 +64,7 @@ def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
 def _preference_loss(
     model: LanguageModel, config: FinetuneConfig, data: AnyData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """A run that is resumed computes the reference again: it must have the same weights."""
+    """Build the loss of preferences. A resumed run must start from the same weights, for the reference."""
     assert isinstance(data.train, EncodedPreferences)
     assert isinstance(data.val, EncodedPreferences)
     start = weights_fingerprint(model)

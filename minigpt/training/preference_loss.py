@@ -1,11 +1,11 @@
-"""Learning from preferences: the better answer of a pair is to gain on the worse one (DPO and its kin).
+"""Losses of preferences, such as DPO: they make the better answer of a pair more probable than the other.
 
-The reference is the model as it is before the first step. Its log-probabilities are computed once, for all
-pairs; they are not saved, but computed again when a run is resumed, from the same weights to the same bits.
-With adapters these weights are the frozen ones: a fresh adapter changes nothing.
+The reference is the model before the first step. Its log-probabilities are computed once for all pairs. They
+are not saved: a resumed run computes them again from the same weights, with the same result to the bit. With
+adapters, these weights are the frozen ones, because a new adapter does not change the output.
 
 Letters in shapes: B pairs, T tokens, C channels, P tokens of answers. A batch has 2 B rows: first the chosen
-answers, then the rejected ones.
+answers, then the rejected answers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,21 +30,21 @@ from minigpt.training.loss import (
 
 __all__ = ["PairLossBatch", "PreferenceLoss", "PreferenceOptions", "PreferenceReport"]
 
-_ROWS = 128  # of a batch of the reference and of an evaluation
+_ROWS = 128  # number of rows of a batch of the reference and of an evaluation
 
 
 class PairLossBatch(NamedTuple):
-    """A batch as the loss needs it."""
+    """The tensors of a batch that the loss needs."""
 
     input_ids: Tensor  # (2 B, T) int64
-    targets: Tensor  # (P,) int64: the answers' tokens
-    rows: Tensor  # (P,) int64: the row of each
+    targets: Tensor  # (P,) int64: tokens of the answers
+    rows: Tensor  # (P,) int64: row of each token
     reference: Tensor  # (2, B) float32: log-probabilities of the answers before training
-    positions: Tensor  # (P,) int64: where the targets stand among the 2 B * T
+    positions: Tensor  # (P,) int64: positions of the targets among the 2 B * T
 
 
 class PreferenceOptions(NamedTuple):
-    """The options of `minigpt.finetuning.preferences.preference_loss`."""
+    """Options of `minigpt.finetuning.preferences.preference_loss`."""
 
     beta: float = 0.1
     label_smoothing: float = 0.0
@@ -54,18 +54,18 @@ class PreferenceOptions(NamedTuple):
 
 @dataclass
 class PreferenceReport:
-    """Sums over pairs. The names of the numbers are TRL's."""
+    """Sums over pairs. The metrics have TRL's names."""
 
     pairs: float = 0.0
     total_loss: float = 0.0
     rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # chosen, rejected
-    correct: float = 0.0  # pairs whose chosen answer has the higher reward
+    correct: float = 0.0  # number of pairs whose chosen answer has the higher reward
     logps: list[float] = field(default_factory=lambda: [0.0, 0.0])
     chosen_tokens: float = 0.0
 
     @property
     def loss(self) -> float:
-        """Of a pair, on average."""
+        """Return the mean loss of a pair."""
         return self.total_loss / self.pairs
 
     def sums(self) -> list[float]:
@@ -82,9 +82,9 @@ class PreferenceReport:
     def metrics(self) -> dict[str, float]:
         """See `Report`.
 
-        `rewards` are beta times what an answer's log-probability has gained over the reference; of a loss
-        without reference beta times the mean of its tokens. `val_chosen_loss` is the cross-entropy of a token
-        of the chosen answers, as fine-tuning on them would measure it.
+        `rewards` are beta times the increase of an answer's log-probability over the reference. For a loss
+        without reference, they are beta times the mean log-probability of its tokens. `val_chosen_loss` is
+        the mean cross-entropy of the tokens of the chosen answers, as in fine-tuning on these answers.
         """
         n, (chosen, rejected) = self.pairs, self.rewards
         return {
@@ -105,16 +105,16 @@ class PreferenceReport:
 
 
 class PreferenceLoss(Objective):
-    """The loss of pairs of answers, of which only the answers' tokens count.
+    """The loss of pairs of answers. Only tokens of the answers count.
 
     Args:
-        model: on its device, as the reference: before the first step, adapters included.
-        options: which loss.
-        train: the pairs to learn from.
-        val: the pairs to measure on.
-        device: where it runs.
-        autocast: around a forward pass of training; the pairs to learn from are read under it.
-        dry: nothing will be trained: leave the reference out.
+        model: the model on its device, with adapters, before the first step. It is also the reference.
+        options: options of the loss.
+        train: training pairs.
+        val: validation pairs.
+        device: device of the model.
+        autocast: context for a forward pass in training. The reference of the training pairs uses it, too.
+        dry: True if nothing will be trained: the reference is not computed.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class PreferenceLoss(Objective):
 
     @torch.no_grad()
     def _read(self, pairs: EncodedPreferences, device: torch.device, show: Callable[[int], None]) -> Tensor:
-        """The log-probabilities of all answers as the model is now, (2, N) float64."""
+        """Compute the current log-probabilities of all answers, (2, N) float64."""
         found, done, was_training = torch.zeros((2, len(pairs)), dtype=torch.float64), 0, self.model.training
         self.model.eval()
         for batch in pairs.in_order(_ROWS):
@@ -152,28 +152,28 @@ class PreferenceLoss(Objective):
         return found
 
     def _measure(self, model: LanguageModel, batch: PairBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The log-probabilities of a batch's answers, and their tokens, both (2, B) float64 on the CPU."""
+        """Compute log-probabilities and lengths of a batch's answers, both (2, B) float64 on the CPU."""
         targets, rows, positions = _answers(batch)
         hidden = model.base_model(batch.input_ids.to(device)).flatten(0, 1)  # (2 B * T, C)
         hidden = hidden.index_select(0, positions.to(device))  # (P, C)
         losses = token_cross_entropy(model.lm_head, hidden, targets.to(device), self._limit).cpu().double()
         both = torch.stack([-losses, torch.ones_like(losses)])  # (2, P)
         sums = both.new_zeros(2, len(batch.input_ids)).index_add(1, rows, both).view(2, 2, -1)
-        logps, counts = sums[:, :, : len(batch.rows)]  # a process without a pair has one that does not count
+        logps, counts = sums[:, :, : len(batch.rows)]  # without a pair: one that does not count
         return logps, counts
 
     def count(self, batch: PairBatch) -> int:
-        """Pairs."""
+        """Return the number of pairs."""
         return len(batch.rows)
 
     def select(self, batch: PairBatch) -> PairLossBatch:
-        """The answers' tokens with their positions, and the reference of the pairs."""
+        """Select the tokens of the answers with their positions, and the reference of the pairs."""
         targets, rows, positions = _answers(batch)
         reference = self._reference[:, batch.rows].float()
         return PairLossBatch(batch.input_ids, targets, rows, reference, positions)
 
     def example(self, device: torch.device) -> PairLossBatch:
-        """The smallest batch: a pair of one token each."""
+        """Build the smallest batch: one pair with one token per answer."""
         two = torch.arange(2, device=device)
         return PairLossBatch(two[:, None] * 0, two * 0, two, torch.zeros((2, 1), device=device), two)
 
@@ -184,7 +184,7 @@ class PreferenceLoss(Objective):
         device: torch.device,
         finish: Finish | None = None,
     ) -> PreferenceReport:
-        """See `Objective`: the loss, and how far the answers of the validation part are apart."""
+        """See `Objective`. Measures the loss and the rewards on the validation data."""
         report, was_training = PreferenceReport(), model.training
         model.eval()
         try:
@@ -218,7 +218,7 @@ class PreferenceLoss(Objective):
         reference: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """The summed loss of pairs, see `PairLossBatch`; of ids alone the hidden vectors (2 B, T, C)."""
+        """Compute the summed loss of a `PairLossBatch`, (). With only ids: hidden vectors, (2 B, T, C)."""
         hidden: Tensor = self.model.base_model(input_ids)  # (2 B, T, C)
         if targets is None:
             return hidden
@@ -228,7 +228,7 @@ class PreferenceLoss(Objective):
         hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
         losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
         nothing = losses.new_zeros(len(input_ids))  # (2 B,)
-        B = reference.shape[1]  # 0 in a process without a pair: the sum is 0 then, and so is the gradient
+        B = reference.shape[1]  # 0 in a process without a pair: sum and gradient are then 0
         logps = nothing.index_add(0, rows, -losses).view(2, -1)[:, :B]  # (2, B)
         if self.options.loss_type in PER_TOKEN:
             counts = nothing.index_add(0, rows, torch.ones_like(losses)).view(2, -1)[:, :B]
@@ -237,6 +237,6 @@ class PreferenceLoss(Objective):
 
 
 def _answers(batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """The answers' tokens, the rows and the places of these, each (P,), on the CPU."""
+    """Return the answers' tokens, their rows and their positions, each (P,), on the CPU."""
     positions = batch.answer_mask.flatten().nonzero().flatten()
     return batch.targets.flatten()[positions], positions // batch.input_ids.shape[1], positions

@@ -1,10 +1,10 @@
-"""A classifier without a given model: first a language model learns to predict the texts themselves.
+"""Pretrains a language model on the texts, for a classifier that has no given model.
 
     with_pretrained({"task": "classification", "train_data": "reviews.csv", "output": "reviews"})
 
-Texts without their labels teach a new model most of the words. It learns from the texts of the training part
-alone and is measured on those of the validation part. It lies in OUTPUT.pretrained: both files of texts,
-and the run itself in run/. A stop and --resume are those of any run.
+Texts without their labels teach a new model most of the words. The language model is trained on the training
+part only, and evaluated on the validation part. The folder OUTPUT.pretrained holds the texts of both parts,
+and the run in run/. Stopping and --resume work as for any run.
 """
 
 import json
@@ -27,9 +27,9 @@ from minigpt.training.stop_request import Stopped
 
 __all__ = ["with_pretrained"]
 
-_RECIPE, _SMALL = "classification-pretraining", "classification-cpu"  # of the two runs
-_TOKENS = 4096  # of a batch
-# Options that both runs take.
+_RECIPE, _SMALL = "classification-pretraining", "classification-cpu"  # recipes of the two runs
+_TOKENS = 4096  # number of tokens of a batch
+# Options that apply to both runs.
 _SHARED = (
     *("seed", "device", "threads", "precision", "report_to", "logging_steps", "save_total_limit"),
     "on_save_error",
@@ -37,20 +37,20 @@ _SHARED = (
 
 
 def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with a model, which is trained now unless it lies there already.
+    """Return the options with a model. The model is trained now, unless it already exists.
 
     Args:
-        given: options of FinetuneConfig, without `model`.
+        given: options of FinetuneConfig without `model`.
 
     Raises:
-        InputError, Stopped: as a training run.
+        InputError, Stopped: as for a training run.
     """
     base = read_recipe(given.get("recipe", _SMALL), FinetuneConfig)
     config = checked_config({**base.as_dict(), **given}, "options", FinetuneConfig)
     assert isinstance(config, FinetuneConfig)
     output = config.output
     if config.resume and (output / RUN_FILE).exists():
-        return dict(given)  # the run knows its model
+        return dict(given)  # the run has recorded its model
     if config.dry_run:
         raise InputError("--dry_run of a classifier needs --model: give the model that it begins with")
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -92,7 +92,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _block_size(lengths: Sequence[int]) -> int:
-    """The context of the new model: 19 of 20 texts fit, up to 512 tokens; less of little text.
+    """Choose the context of the new model: 19 of 20 texts fit, up to 512 tokens. Little text: a shorter one.
 
     >>> _block_size([20] * 100), _block_size([300] * 1000), _block_size([20] * 5)
     (64, 320, 16)

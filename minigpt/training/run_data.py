@@ -64,45 +64,45 @@ _NAMED = 5  # most windows that a message lists
 
 
 class AnyData(Protocol):
-    """What a run asks its data for."""
+    """The interface of all kinds of data for a run."""
 
     @property
     def tokenizer(self) -> AnyTokenizer:
-        """Of both parts."""
+        """Return the tokenizer of both parts."""
 
     @property
     def train(self) -> Any:
-        """The part to learn from: batch, fingerprint, lengths, answer_share."""
+        """Return the training part, with batch, fingerprint, lengths, answer_share."""
 
     @property
     def val(self) -> Any:
-        """The part to measure on: in_order, fingerprint, rows, mean_targets."""
+        """Return the validation part, with in_order, fingerprint, rows, mean_targets."""
 
     @property
     def sentence(self) -> str:
-        """How much it is."""
+        """Return the sizes of both parts, in words."""
 
     @property
     def unit(self) -> str:
-        """What `positions` are."""
+        """Return the word for the numbers that `positions` returns."""
 
     def plan(self, config: TrainConfig) -> Any:
-        """Which rows stand in which batch: rows(number), and len."""
+        """Plan which rows are in which batch. The plan has rows(number) and len."""
 
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
-        """Rows and tokens of an epoch's batches."""
+        """Return (rows, tokens per row) of each batch of an epoch."""
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """The sources of the training part, the validation part and the vocabulary, for a message."""
+        """Return the names of training data, validation data and vocabulary for messages."""
 
     def positions(self, batch: Any) -> list[int]:
-        """Where a batch of the training part comes from."""
+        """Return the positions, in the training data, of a batch's rows."""
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """The same for a message."""
+        """Describe positions in the training data, for a message."""
 
     def sample(self, model: Any, number: int) -> str:
-        """Something that the model says, another one each time."""
+        """Return a sample of the model's output. Each `number` gives another sample."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ class RunData:
 
     @property
     def sentence(self) -> str:
-        """A sentence with the sizes of the training and the validation data."""
+        """Return the sizes of both parts, in words."""
         return f"{len(self.train):,} {self.examples} to learn from, {len(self.val):,} to measure on"
 
     @property
     def examples(self) -> str:
-        """The word for an example in messages: "conversations" or "pairs"."""
+        """Return the word for examples in messages: "conversations", "pairs" or "pairs of answers"."""
         if isinstance(self.train, EncodedPreferences):
             return "pairs of answers"
         several = any(len(each.exchanges) > 1 for each in self.val_conversations)
@@ -140,7 +140,7 @@ class RunData:
 
     @property
     def _rows(self) -> int:
-        """Rows of an example."""
+        """Return the number of rows of an example."""
         return 2 if isinstance(self.train, EncodedPreferences) else 1
 
     def shapes(self, plan: BatchPlan | WindowPlan, pad_to: int) -> list[tuple[int, int]]:
@@ -165,7 +165,7 @@ class RunData:
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
-        """Answer a validation question. Returns "" if the question leaves no room in the context."""
+        """Answer a validation question. Return "" if the question leaves no room in the context."""
         question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
         form: PromptFormat = "chat" if isinstance(self.tokenizer, SubwordTokenizer) else "question"
         free = model.config.max_position_embeddings - len(question_ids(self.tokenizer, form, question))
@@ -186,7 +186,7 @@ class TextData:
 
     @property
     def sentence(self) -> str:
-        """A sentence with the sizes of the training and the validation data."""
+        """Return the sizes of both parts, in words."""
         return f"{len(self.train):,} tokens to learn from, {len(self.val):,} to measure on"
 
     def plan(self, config: TrainConfig) -> WindowPlan:
@@ -238,10 +238,10 @@ class TextData:
 
 @dataclass(frozen=True)
 class MaskedTextData(TextData):
-    """Plain text, some tokens of which are hidden."""
+    """Plain text in which some tokens are hidden."""
 
     def sample(self, model: LanguageModel, number: int) -> str:
-        """A piece of the validation part in which every eighth token was hidden, as the model fills it."""
+        """Hide every eighth token of a piece of the validation text, and show the model's predictions."""
         length = min(_PROMPT, model.config.max_position_embeddings, len(self.val))
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
         ids = self.val.tokens.read(self.val.first + start, length).tolist()
@@ -290,7 +290,7 @@ def _read_pairs(config: TrainConfig) -> RunData:
 
 
 def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversation]]:
-    """The conversations to learn from and to measure on."""
+    """Read the conversations for training and validation."""
     parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
         if path == HELD_OUT:
@@ -336,16 +336,16 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
-    """The tokenizer of conversations: the weights' own, that of --tokenizer, or the vocabulary.
+    """Return the tokenizer of conversations: that of the weights, of --tokenizer, or the vocabulary.
 
-    Byte-level BPE and WordPiece without a chat template get one, which writes the end of a text behind each
-    turn.
+    Byte-level BPE and WordPiece tokenizers without a chat template get one that ends each turn with the
+    end-of-text token.
 
     Args:
-        texts: of the training part: `--add_tokens from-data` looks for characters there.
+        texts: texts of the training part, in which `--add_tokens from-data` looks for characters.
 
     Raises:
-        InputError: if it cannot be read.
+        InputError: if the tokenizer cannot be read.
     """
     if config.starts_from is not None:
         tokenizer = with_more_tokens(load_tokenizer(config.starts_from), config, texts)
@@ -361,7 +361,7 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
 
 
 def with_more_tokens(tokenizer: AnyTokenizer, config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
-    """A tokenizer with the tokens that --add_tokens asks for; says how many these are."""
+    """Return the tokenizer with the tokens of --add_tokens. Print their number."""
     if not config.add_tokens:
         return tokenizer
     if config.add_tokens == "from-data":
@@ -399,7 +399,7 @@ def _warn_of_cuts(
     what: str,
     tokenizer: AnyTokenizer,
 ) -> None:
-    """Say what is too long, and which characters are unknown."""
+    """Warn about examples that are too long, and about unknown characters."""
     if part.n_cut:
         left_out = part.n_without_answer
         lost = f", {left_out} of them left out: no answer remained" if left_out else ""
@@ -420,7 +420,7 @@ def _tokenizer_name(config: TrainConfig) -> str:
 
 
 class _ShardOptions(TypedDict):
-    """Keyword arguments for making shards."""
+    """Keyword arguments for `prepare`."""
 
     options: TextOptions
     workers: int
@@ -428,7 +428,7 @@ class _ShardOptions(TypedDict):
 
 
 def _with_mask(config: FinetuneConfig) -> "MaskedTextData":
-    """Text, with [MASK] behind all other tokens."""
+    """Read a text, and add [MASK] as the last token of the vocabulary."""
     assert config.text is not None
     data = _read_text(config, config.text)
     return MaskedTextData(data.tokenizer.with_tokens([MASK]), data.train, data.val)
@@ -483,7 +483,7 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
 
 
 def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> AnyTokenizer | None:
-    """Load the tokenizer of --text. None: it is made of the text's own characters."""
+    """Load the tokenizer of --text. Return None if it has to be made from the text's characters."""
     if config.starts_from is not None:
         texts = read_sources(find_sources(text, reading), options=reading)
         return with_more_tokens(load_tokenizer(config.starts_from), config, texts)
@@ -491,10 +491,10 @@ def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> An
 
 
 def named_tokenizer(name: str) -> AnyTokenizer:
-    """Load the tokenizer of --tokenizer: a vocab.json, a model folder, or a folder with a tokenizer alone."""
+    """Load the tokenizer of --tokenizer: a vocab.json, a model folder, or a folder with only a tokenizer."""
     path = Path(name)
     others = ("tokenizer.json", "vocab.txt", "best")
     if path.is_dir() and not any((path / name).exists() for name in others):
-        # a folder with vocab.json and merges.txt, as OpenAI and Qwen publish them
+        # the folder has vocab.json and merges.txt, as published by OpenAI and Qwen
         return BpeTokenizer.from_folder(path)
     return load_tokenizer(path)

@@ -1,9 +1,9 @@
-"""Folders of classifiers, as transformers' ...ForSequenceClassification and PEFT write and read them.
+"""Reads and writes folders of classifiers, as transformers (...ForSequenceClassification) and PEFT do.
 
     model, tokenizer = load_classifier("output/best")
     save_classifier(model, Path("mine"), tokenizer)
 
-Beside an adapter lies the classifier's config.json, which has the labels' names: PEFT keeps them nowhere.
+An adapter's folder also has the classifier's config.json with the labels' names, which PEFT does not save.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,17 +46,17 @@ __all__ = [
 
 
 def pad_token_of(tokenizer: AnyTokenizer) -> int | None:
-    """The id that fills up rows: the tokenizer's own, or what ends a text, which no text holds."""
+    """Return the id of padding tokens: the tokenizer's own, or the end-of-text id, which no text contains."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> SequenceClassifier:
-    """A classifier that begins with the weights of a folder: a language model's, or a classifier's.
+    """Build a classifier from the weights of a folder, which holds a language model or a classifier.
 
-    A classifier of the same labels keeps its head; otherwise the head is new.
+    The head of a classifier with the same labels is kept. Otherwise the head is new.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if a file is missing or wrong; the message names the file.
     """
     path, pad = model_folder(folder), pad_token_of(tokenizer)
     if not is_classifier(read_json(path / CONFIG, missing=f"{path} is not a model directory")):
@@ -70,10 +70,10 @@ def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> S
 
 
 def classifier_labels(path: str | Path) -> Labels | None:
-    """The labels of a folder's classifier; None: it holds a language model.
+    """Return the labels of a folder's classifier, or None if the folder holds a language model.
 
     Raises:
-        InputError: naming the file and what is wrong with it.
+        InputError: if a file is missing or wrong; the message names the file.
     """
     folder = model_folder(path, verify=False)
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
@@ -86,10 +86,10 @@ def classifier_labels(path: str | Path) -> Labels | None:
 def load_classifier(
     path: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[SequenceClassifier, AnyTokenizer]:
-    """The classifier of a folder, or of an adapter's folder with its base, in eval mode; and its tokenizer.
+    """Load a classifier in eval mode, and its tokenizer. The folder may hold an adapter of a base model.
 
     Raises:
-        InputError: naming the file and what is wrong with it; for a language model without a head.
+        InputError: if a file is missing or wrong, or the folder holds a language model.
     """
     has_adapter = any(map(is_adapter, (Path(path), Path(path) / "best", Path(path) / "last")))
     folder = adapter_folder(Path(path)) if has_adapter else model_folder(path)
@@ -140,10 +140,10 @@ def _read_adapted(folder: Path, tokenizer: AnyTokenizer) -> SequenceClassifier:
 
 
 def load_classifier_weights(model: SequenceClassifier, folder: Path) -> None:
-    """Copy a folder's weights into an existing classifier, as training does when it resumes.
+    """Copy the weights of a folder into an existing classifier, as a resumed training does.
 
     Raises:
-        InputError: if they belong to another one.
+        InputError: if the weights belong to another model.
     """
     family = classifier_family(model.config, model.labels, model.pad_token_id)
     weights = family.from_hugging_face(WeightFiles(folder), model.config)
@@ -151,7 +151,7 @@ def load_classifier_weights(model: SequenceClassifier, folder: Path) -> None:
 
 
 def save_classifier(model: SequenceClassifier, folder: Path, tokenizer: AnyTokenizer) -> None:
-    """Write a folder that transformers' AutoModelForSequenceClassification, and `load_classifier`, read.
+    """Write a folder that AutoModelForSequenceClassification and `load_classifier` can read.
 
     Raises:
         InputError: if a weight is not finite, or a file cannot be written.
@@ -166,7 +166,7 @@ def save_classifier(model: SequenceClassifier, folder: Path, tokenizer: AnyToken
 
 
 def config_json(model: SequenceClassifier, tokenizer: AnyTokenizer) -> dict[str, Any]:
-    """The contents of a classifier's config.json."""
+    """Return the content of a classifier's config.json."""
     return classifier_config(model, tokenizer.eos_token_id)
 
 
@@ -178,7 +178,7 @@ def encode_texts(
     where: str,
     weights: Mapping[str, float] | None = None,
 ) -> EncodedTexts:
-    """Encode texts as AutoTokenizer does with the same folder: behind characters stands <sep>."""
+    """Encode texts as AutoTokenizer does for this folder: a character tokenizer appends <sep>."""
     return encode_labelled(
         texts,
         tokenizer,

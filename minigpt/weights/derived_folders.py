@@ -1,4 +1,4 @@
-"""Model folders made from another one: other weights, the same tokenizer and settings of generation."""
+"""Writes model folders that are derived from another one: new weights, same tokenizer and settings."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from minigpt.storage.files import atomic_folder
 
 __all__ = ["write_derived"]
 
-# What a model's folder has besides its weights and config.json; what only training needs is not copied.
+# files of a model's folder besides weights and config.json; files that only training needs are not copied
 _COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     "vocab.txt",
@@ -21,13 +21,13 @@ _COPIED = (
 def write_derived(
     source: Path, goal: Path, config: Mapping[str, Any], write: Callable[[Path], object]
 ) -> None:
-    """Make a folder, whole and with a manifest, or leave nothing behind.
+    """Write a complete folder with a manifest, or nothing.
 
     Args:
         source: the model's folder, whose tokenizer and generation_config.json are copied.
-        goal: the new folder; it may be there, if it is empty.
+        goal: the new folder. It may exist if it is empty.
         config: the content of config.json.
-        write: writes the weights into the folder that it is given.
+        write: writes the weights into a given folder.
 
     Raises:
         InputError: if the folder cannot be written.
