@@ -104,10 +104,10 @@ def encode_chat_with_mask(
     template: str | None = None,
     **options: Any,
 ) -> tuple[list[int], list[int]]:
-    """Like `encode_chat`, but also return a mask: 1 for the tokens that the assistant says, else 0.
+    """Return the ids of a conversation, as `encode_chat`, and a mask: 1 for the assistant's tokens, else 0.
 
     A template with `{% generation %}` blocks marks these tokens itself. With another template they are the
-    contents of the assistant's messages, each with the special token behind it. (Text before `</think>` in
+    contents of the assistant's messages, each with the special token after it. (Text before `</think>` in
     such a content does not count if the template removes it.)
 
     Raises:
