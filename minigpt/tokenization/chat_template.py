@@ -56,8 +56,8 @@ def render_chat(
 ) -> str:
     """Render a conversation as text, like transformers' `apply_chat_template(..., tokenize=False)`.
 
-    The text is for people. Special tokens that a user typed look like the template's own in it. The input of
-    a model comes from `encode_chat`.
+    The text is for people, because special tokens that a user typed look like those of the template. Use
+    `encode_chat` for the input of a model.
 
     Args:
         template: the Jinja template.
@@ -123,7 +123,7 @@ def encode_chat_with_mask(
 
 
 class _LostError(InputError):
-    """The template does not write all contents of the assistant's messages as they are."""
+    """The template changes, repeats or leaves out contents of the assistant's messages."""
 
 
 def _encoded(
