@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _RECORD = "quickstart.json"  # file in the output folder that names the data
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
-_ONCE = 0.9  # if this share of answers occurs once, new questions cannot be answered ...
-_BY_HEART = 1000  # ... and up to this number of pairs, the model memorises all pairs
+_ONCE = 0.9  # least share of unique answers for which new questions cannot be answered
+_BY_HEART = 1000  # largest number of pairs that the model memorises in this case
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # largest number of pairs for which training questions are asked, too; this takes seconds
 _MEASURED = 2000  # largest number of conversations for the validation
@@ -108,7 +108,7 @@ class _Quickstart:
         train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
         names = self._flags("question_field", "answer_field")
         reading = names
-        if by_heart:  # uses all pairs, in the file itself
+        if by_heart:  # training and validation use all pairs, in the file itself
             train = val = options.file
             reading = self._flags("question_field", "answer_field", "encoding")
         found: dict[str, Any] = {"kind": "pairs", "read": report.as_dict()}
@@ -147,7 +147,7 @@ class _Quickstart:
 
     def _divided(self, conversations: "Sequence[Conversation]", report: "ReadReport") -> dict[str, Any]:
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
-        if len(conversations) > 10 * _MEASURED:  # a tenth would take too long to answer
+        if len(conversations) > 10 * _MEASURED:  # answering a tenth of them would take too long
             words += ("--train_ratio", f"{1 - _MEASURED / len(conversations):.6f}")
         split = self._typed("split", split_data.Options, *words, *self._reading)
         return split_data.divide(split, list(conversations), report)
@@ -323,7 +323,7 @@ class _Quickstart:
 
     @contextlib.contextmanager
     def _explains_interruption(self) -> Iterator[None]:
-        """Replace the error of Ctrl-C or SIGTERM by a line that says how to continue."""
+        """Replace the error of Ctrl-C or SIGTERM with a line that tells how to continue."""
         from minigpt.training.stop_request import Stopped
 
         try:

@@ -44,7 +44,7 @@ class Conversation:
 
     @cached_property
     def exchanges(self) -> tuple[Exchange, ...]:
-        """Return the exchanges. Turns after the last answer are left out, because no answer follows them."""
+        """Return the exchanges. Turns after the last answer are left out, because they have no answer."""
         found: list[Exchange] = []
         said: list[str] = []
         for turn in self.turns:

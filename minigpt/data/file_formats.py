@@ -2,7 +2,7 @@
 
     data = open_data(Path("questions.csv"))
     data.kind, data.encoding                   # "csv", "gb18030"
-    for record in data.records: ...            # Record(line, value, raw), or a BadLine in place of the value
+    for record in data.records: ...            # Record(line, value, raw); the value may be a BadLine
 
 The steps are: decompress, decode, recognise the format. Formats are JSON Lines, a JSON array, an object of
 columns (json_values.py), CSV or TSV, an Excel workbook, Parquet (tables.py), and plain text. The module
@@ -55,7 +55,7 @@ class DataFile:
     kind: Kind
     encoding: str  # Python's name of the encoding; "" if the format defines its own
     records: Iterable[Record]  # a plain text is one record
-    sha256: str  # of the file's bytes
+    sha256: str  # SHA-256 of the file's bytes
     notes: tuple[str, ...] = ()  # sentences for the user about how the file is read
 
 

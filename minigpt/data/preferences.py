@@ -3,7 +3,7 @@
     {"prompt": ..., "chosen": ..., "rejected": ...}            texts, or lists of messages
     {"instruction": ..., "input": ..., "chosen": ..., "rejected": ...}
     {"conversations": [...], "chosen": {...}, "rejected": {...}}         LLaMA-Factory's
-    {"chosen": [...], "rejected": [...]}                       two whole conversations that begin alike
+    {"chosen": [...], "rejected": [...]}                       two conversations with the same beginning
     {"question": ..., "answers": [better, worse]}
 
 Each of the two conversations is read as in `minigpt.data.records`, so the same field names are allowed.

@@ -4,7 +4,7 @@
     {"instruction": ..., "input": ..., "output": ...}      Alpaca; with "system" and "history": LLaMA-Factory
     {"messages": [{"role": ..., "content": ...}, ...]}     OpenAI's; also under "dialogue", ...
     {"conversations": [{"from": ..., "value": ...}, ...]}  ShareGPT's
-    [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts said in turn
+    [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts of user and assistant
     {"text": ...}                                          a text to read, for --text
 
 Field names are compared without case, in English and Chinese (`FIELDS`). Options can name other fields.

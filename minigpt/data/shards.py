@@ -110,7 +110,9 @@ def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
         filled += size
     jobs = []
     for number, group in enumerate(filter(None, groups)):
-        used = sorted({piece.source for piece in group})  # a corpus may have a million files
+        used = sorted(
+            {piece.source for piece in group}
+        )  # sends only the files of this job, as a corpus may have a million
         place = {index: i for i, index in enumerate(used)}
         own = [piece._replace(source=place[piece.source]) for piece in group]
         jobs.append(_Job(number, [sources[index] for index in used], own, key))
@@ -232,7 +234,7 @@ def prepare(
 ) -> Tokens:
     """Return the ids of a corpus. Shards in the folder that match are used; otherwise the corpus is encoded.
 
-    Prints one line that says which of the two happened.
+    A printed line tells which of the two happened.
 
     Args:
         path: a text file, or a folder of them.

@@ -31,7 +31,9 @@ from minigpt.storage.files import atomic_open
 
 __all__ = ["NORMALISATION", "Split", "normalise", "split_conversations", "write_split"]
 
-NORMALISATION = 1  # increase it with every change of `normalise`: older splits can then not be repeated
+NORMALISATION = (
+    1  # increase it with every change of `normalise`, because older splits then cannot be repeated
+)
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")

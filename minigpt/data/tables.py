@@ -24,7 +24,7 @@ __all__ = [
 # gets one column name; returns True if the column is read.
 IsHead = Callable[[Collection[str]], bool]
 
-_CELL = (1 << 31) - 1  # largest number of characters of a CSV cell: the largest C long on every platform
+_CELL = (1 << 31) - 1  # largest number of characters of a CSV cell; fits into a C long on every platform
 _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
 _LARGEST = 4 << 30  # largest number of uncompressed bytes of a Parquet row group

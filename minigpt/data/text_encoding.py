@@ -160,7 +160,7 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
             text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        if all(text != known for _, _, known in readings):  # the same text is not a second reading
+        if all(text != known for _, _, known in readings):  # an encoding that gives the same text is skipped
             readings.append((float(item["confidence"]), codec, text))
     if not readings:
         raise InputError(

@@ -58,7 +58,7 @@ class Cut:
 
     max_length: int
     pairs: int  # number of pairs that lose their end
-    without_answer: int  # number of these that lose their whole answer, so that they cannot be used
+    without_answer: int  # number of pairs that lose their whole answer, and so cannot be used
 
 
 @dataclass(frozen=True)
@@ -340,7 +340,7 @@ def plot(statistics: Statistics, path: Path, title: str) -> None:
 
 def _draw_lengths(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
     most = int(np.percentile(statistics.pairs, 99, method="inverted_cdf"))
-    width = most // 60 + 1  # whole tokens, because otherwise the bars would hold different numbers of lengths
+    width = most // 60 + 1  # a whole number of tokens, because bars must hold equal numbers of lengths
     last = most // width * width  # start of the last bar, which includes all longer pairs
     edges = np.arange(0, last + 2 * width, width)
     for name in ("questions", "answers", "pairs"):

@@ -34,7 +34,7 @@ _PROBLEMS = ("single_label_classification", "multi_label_classification", "regre
 
 @dataclass(frozen=True)
 class Labels:
-    """The outputs of a classifier, and the kind of problem."""
+    """Names of a classifier's outputs, and the kind of problem."""
 
     names: tuple[str, ...]  # name of each output
     problem_type: ProblemType = "single_label_classification"

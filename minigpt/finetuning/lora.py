@@ -89,7 +89,7 @@ class LoraLinear(nn.Module):
         base: an nn.Linear, a quantised layer, or a LoraLinear. It is used directly, not copied.
         config: configuration with rank, scaling and dropout.
         adapter: name of the adapter.
-        draw: False: do not initialise A and B, because their values will be loaded.
+        draw: False: do not initialise A and B, because their values will be set later.
     """
 
     def __init__(self, base: Any, config: LoraConfig, adapter: str = "default", draw: bool = True) -> None:

@@ -49,7 +49,7 @@ class BpeTokenizer(SubwordTokenizer):
 
         Args:
             path: the folder.
-            kind: rule for splitting text into words, "gpt2" or "qwen2". Needed only if no file says it.
+            kind: rule for splitting text into words, "gpt2" or "qwen2". Needed only if no file defines it.
             whole: the parsed tokenizer.json, if the caller has it (parsing megabytes takes time).
 
         Raises:

@@ -64,7 +64,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
 
     Args:
         folder: the folder.
-        kind: "gpt2" or "qwen2", for files that do not say it; tokenizer.json always does.
+        kind: "gpt2" or "qwen2", for files that do not define it; tokenizer.json always does.
         whole: the parsed tokenizer.json, if the caller has it.
 
     Raises:

@@ -72,9 +72,9 @@ def learn(
 def _train(
     library: Library, trainer: BpeTrainer, texts: Iterable[str], on_progress: Callable[[int, str], None]
 ) -> None:
-    """Train in a thread. The library ignores signals; so the main thread waits, and handles Ctrl-C.
+    """Train in a thread. The library ignores signals, so the main thread waits and handles Ctrl-C.
 
-    After Ctrl-C while merging, the thread computes on until the process ends; its result is not used.
+    After Ctrl-C while merging, the thread continues until the process ends. Its result is not used.
     """
     characters, is_read, is_stopped = 0, False, False
     failures: list[BaseException] = []

@@ -56,8 +56,8 @@ def render_chat(
 ) -> str:
     """Render a conversation as text, like transformers' `apply_chat_template(..., tokenize=False)`.
 
-    The text is for people. Special tokens that a user typed look like the template's own in it. The input of
-    a model comes from `encode_chat`.
+    The text is for people, because special tokens that a user typed look like those of the template. Use
+    `encode_chat` for the input of a model.
 
     Args:
         template: the Jinja template.
@@ -104,10 +104,10 @@ def encode_chat_with_mask(
     template: str | None = None,
     **options: Any,
 ) -> tuple[list[int], list[int]]:
-    """Like `encode_chat`, but also return a mask: 1 for the tokens that the assistant says, else 0.
+    """Return the ids of a conversation, as `encode_chat`, and a mask: 1 for the assistant's tokens, else 0.
 
     A template with `{% generation %}` blocks marks these tokens itself. With another template they are the
-    contents of the assistant's messages, each with the special token behind it. (Text before `</think>` in
+    contents of the assistant's messages, each with the special token after it. (Text before `</think>` in
     such a content does not count if the template removes it.)
 
     Raises:
@@ -123,7 +123,7 @@ def encode_chat_with_mask(
 
 
 class _LostError(InputError):
-    """The template does not write all contents of the assistant's messages as they are."""
+    """The template changes, repeats or leaves out contents of the assistant's messages."""
 
 
 def _encoded(

@@ -123,7 +123,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def class_of(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return the class in CLASSES that builds the tokenizer. None: tokenizer.json says everything.
+    """Return the class in CLASSES that builds the tokenizer. None: tokenizer.json defines everything.
 
     As in AutoTokenizer, this is the class that a file names, or else the class of the model's type.
     """
@@ -206,7 +206,7 @@ def assembled(
         merges: pairs of tokens.
         config: tokenizer_config.json, as `read_config` returns it.
         name: the class that builds the tokenizer, or None.
-        around: roles of the tokens before and behind each text. None: the frame's post_processor says it.
+        around: roles of the tokens before and after each text. None: the frame's post_processor defines them.
 
     Raises:
         InputError: if a file is wrong; the message names the file and what to do.
@@ -355,7 +355,7 @@ def _template(roles: tuple[str, str], definition: Definition) -> dict[str, Any] 
 
 
 def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
-    """Return the ids that a post_processor puts before a text, and behind it."""
+    """Return the ids that a post_processor puts before and after a text."""
     match step:
         case None | {"type": "ByteLevel"}:  # ByteLevel changes only offsets
             return [], []

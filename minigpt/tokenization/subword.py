@@ -130,7 +130,7 @@ class SubwordTokenizer:
                 user has written: with such text, a prompt could pretend to be part of the template.
 
         Raises:
-            InputError: for a lone surrogate (half a character); the message says where it is.
+            InputError: for a lone surrogate (half a character); the message names its position.
         """
         ids: list[int] = self._encoding(text, self._with_special if allow_special else None).ids
         return [*self.before_text, *ids, *self.after_text] if add_special_tokens else ids

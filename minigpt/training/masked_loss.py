@@ -105,7 +105,7 @@ def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
     """
     for batch in batches:
         lengths = batch.token_mask.sum(1)
-        full = int((lengths == lengths.max()).sum())  # only the last window of a text is shorter
+        full = int((lengths == lengths.max()).sum())  # only the last window of a text can be shorter
         groups = [slice(0, full), *(slice(row, row + 1) for row in range(full, len(lengths)))]
         for group in groups:
             ids, targets, real, answers, rows = batch.some(group)
