@@ -342,7 +342,7 @@ def test_a_verb_is_the_script_and_loads_no_torch(tmp_path: Path) -> None:
 
     done = start("-X", "importtime", "-m", "minigpt", "vocab", "--help", stdout=subprocess.PIPE)
     assert done.returncode == 0
-    assert b"the vocabulary to write" in done.stdout  # the help texts are found under a verb, too
+    assert b"vocabulary file to write" in done.stdout  # the help texts are found under a verb, too
     modules = {line.rpartition(b"|")[2].strip() for line in done.stderr.splitlines()}
     assert b"minigpt.console.command_line" in modules
     assert not modules & {b"torch", b"numpy", b"matplotlib"}

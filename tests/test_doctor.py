@@ -907,7 +907,15 @@ def test_every_finding_fills_its_words(tmp_path: Path) -> None:
             assert "{" not in one.advice(language).replace('{"', "")  # a record of JSON
         json.dumps(one.as_dict(), ensure_ascii=False, allow_nan=False)
         assert one.numbers or one.code == "reference_other_data", "a finding rests on a number"
-    elsewhere = {"healthy", "no_data", "text_run", "data_changed", "no_reference", "deep_impossible"}
+    elsewhere = {
+        "healthy",
+        "no_data",
+        "text_run",
+        "run_from_weights",
+        "data_changed",
+        "no_reference",
+        "deep_impossible",
+    }
     assert {one.code for one in every} | elsewhere == set(WORDS)
 
 

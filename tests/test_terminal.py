@@ -136,7 +136,7 @@ def test_the_command_line_answers_without_rich() -> None:
         "import runpy, sys\n"
         "sys.modules['rich'] = sys.modules['torch'] = sys.modules['numpy'] = None\n"
         "from minigpt.__main__ import COMMANDS, main\n"
-        "for verb in COMMANDS:\n"
+        "for verb in sorted(COMMANDS, key=lambda verb: verb == 'quickstart'):\n"  # it imports others
         "    assert main([verb, '--help']) == 0, verb\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
-from minigpt.console.terminal import ProgressLine, table, warn
 from minigpt.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,6 +65,7 @@ def main(options: Options) -> dict[str, Any]:
         )
     import torch
 
+    from minigpt.console.terminal import ProgressLine, warn
     from minigpt.data.labelled import LabelledText, read_labelled
     from minigpt.devices import pick_device
     from minigpt.evaluation.classification import predict, print_confusion, report_of
@@ -140,6 +140,8 @@ def _result(each: "LabelledText", labels: "Labels", row: list[float]) -> dict[st
 
 
 def _show(results: list[dict[str, Any]], labels: "Labels") -> None:
+    from minigpt.console.terminal import table
+
     if not results:
         return
     kind = labels.problem_type

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt.console import command_line
-from minigpt.console.terminal import table
 from minigpt.errors import InputError
 
 
@@ -30,6 +29,7 @@ class Options(command_line.ModelOptions):
 
 def main(options: Options) -> dict[str, Any]:
     """Load the model, fill the text, and print the candidates."""
+    from minigpt.console.terminal import table
     from minigpt.finetuning.masked_lm import fill_masks, mask_token_id, with_masks
     from minigpt.generation.loading import load_to_answer
 

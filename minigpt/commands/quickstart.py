@@ -23,7 +23,6 @@ from minigpt import build_vocab, dataset_stats, split_data
 from minigpt.commands import chat, evaluate
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL, parse
-from minigpt.console.terminal import note
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError, printable_lines
 from minigpt.storage.files import atomic_write
@@ -104,7 +103,7 @@ class _Quickstart:
         print(f"{options.file}: {report.counted}")
         by_heart = _by_heart(conversations)
         if by_heart:
-            note(by_heart)
+            _note(by_heart)
         train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
         names = self._flags("question_field", "answer_field")
         reading = names
@@ -166,12 +165,12 @@ class _Quickstart:
             for line in counted.lines(options.file):
                 print(line)
             if options.file.suffix.lower() in _OF_RECORDS and not options.text_field:
-                note(
+                _note(
                     f"{options.file} is read as text; if it holds questions and answers, name their columns: "
                     "--question_field NAME --answer_field NAME"
                 )
             if counted.characters < _FEW_CHARACTERS:
-                note(
+                _note(
                     f"only {counted.characters:,} characters: the model will learn pieces of them by heart; "
                     f"{_GOOD_CHARACTERS:,} (a novel) and more are good"
                 )
@@ -291,7 +290,7 @@ class _Quickstart:
             least = -(-error.seconds // 6) / 10  # rounded up to tenths
             self.commands.pop()
             self.minutes = max(least, 1.2 * self.minutes)
-            note(
+            _note(
                 f"{error}: the time is raised from --minutes {self.options.minutes:g} to {self.minutes:g} "
                 "for this data on this machine, as busy as it is"
             )
@@ -337,6 +336,12 @@ class _Quickstart:
             f"minigpt quickstart: interrupted; the same command continues in {self.folder}", file=sys.stderr
         )
         sys.exit(code)
+
+
+def _note(sentence: str) -> None:
+    from minigpt.console.terminal import note  # imports rich
+
+    note(sentence)
 
 
 def _by_heart(conversations: "Sequence[Conversation]") -> str:

@@ -225,8 +225,14 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
     if not is_silent and flag.default not in (None, "", ()):
         words += f" (default {flag.default})"
     lines = textwrap.wrap(words, width - _MARGIN)
-    first = f"{label:<{_MARGIN}}{lines.pop(0)}".rstrip() if lines and len(label) < _MARGIN else label
-    return [first, *(" " * _MARGIN + line for line in lines)]
+    if lines and len(label) < _MARGIN:
+        heads = [f"{label:<{_MARGIN}}{lines.pop(0)}".rstrip()]
+    else:  # many or long choices take several lines
+        heads = textwrap.wrap(
+            label.replace(",", ", ") if len(label) > width else label, width, subsequent_indent=" " * 8
+        )
+        heads[0] = f"  {heads[0].lstrip()}"
+    return [*heads, *(" " * _MARGIN + line for line in lines)]
 
 
 def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:

@@ -49,7 +49,7 @@ class FinetuneConfig(TrainConfig):
     label_field: str = ""
     """classification: name of the label's field or column; left out: the usual names are known"""
     problem_type: ProblemType = "single_label_classification"
-    """classification: one label a text, several (a list, or separated by | or a comma), or a number"""
+    """one label a text, several, or a number"""
     class_weights: Literal["none", "balanced"] = "none"
     """classification: balanced: a rare label's texts count more, as if all labels were equally frequent"""
     output: Path = Path("finetuned")

@@ -123,7 +123,7 @@ def test_adapters_with_a_head_go_both_ways(name: str, tmp_path: Path) -> None:
     config = LoraConfig(r=3, lora_alpha=7, modules_to_save=("score",))
     apply_lora(ours, config)  # type: ignore[arg-type]
     with torch.no_grad():
-        for tensor in adapter_tensors(ours, config).values():  # type: ignore[arg-type]
+        for tensor in adapter_tensors(ours).values():  # type: ignore[arg-type]
             tensor.add_(torch.randn_like(tensor) * 0.1)
     folder = tmp_path / "adapter"
     save_adapter(ours, config, folder, str(tmp_path / "base"), task_type="SEQ_CLS")  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = No
             has = f"a dictionary with {listed(content, 8) or 'nothing'}"
         raise InputError(f"{path} holds no model_state_dict of tensors, but {has}")
     if not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path} has a tensor whose name is no text")
+        raise InputError(f"{path} has a tensor whose name is not a string")
     arguments = content.get("model_args")
     stated = arguments.get("n_head") if isinstance(arguments, dict) else None
     try:
