@@ -1,6 +1,6 @@
-"""What every command shares. Imports minigpt.errors only.
+"""Code that all commands share. Imports minigpt.errors only.
 
-flags.py         flags from a dataclass: reading them, --help
+flags.py         makes flags from a dataclass: parsing and --help
 command_line.py  runs a command: errors in one line, exit codes, signals, streams
 terminal.py      progress, tables, histograms
 """

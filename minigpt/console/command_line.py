@@ -1,12 +1,12 @@
-"""The frame of every command: options, exit codes, signals, streams.
+"""Runs a command: options, exit codes, signals, streams.
 
-A command is a frozen dataclass of options and a function `main(options) -> dict | None`, given to `run`. Exit
-codes: 0 done, 2 bad input or usage (one line on stderr), 130 interrupted by Ctrl-C, 143 by SIGTERM, 138 by
-SIGUSR1, 141 when the reader of its output went away (`| head`). A bug keeps its traceback and exits with 1.
-With `--json` the dictionary that main returns is printed as the last line of stdout.
-What minigpt says by Python's warnings is one line on stderr, as all of its other warnings are.
+A command is a frozen dataclass of options and a function `main(options) -> dict | None`; `run` takes both.
+Exit codes: 0 done; 2 wrong input or usage (one line on stderr); 130 stopped by Ctrl-C, 143 by SIGTERM, 138 by
+SIGUSR1; 141 if the reader of stdout has closed it (`| head`). A bug prints its traceback and exits with 1.
+With `--json`, the dictionary that main returns is printed as the last line of stdout. minigpt's Python
+warnings are printed as one line on stderr, like all of its warnings.
 
-This module knows nothing about models or data.
+This module does not depend on models or data.
 """
 
 import atexit
@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommandOptions:
-    """What every command understands. RANGES of a class says which numbers its fields may have."""
+    """The options of every command. RANGES gives the allowed numbers of a class's fields."""
 
     RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
@@ -59,7 +59,7 @@ class CommandOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineOptions(CommandOptions):
-    """What every command that computes with a model understands."""
+    """The options of every command that computes with a model."""
 
     RANGES = {"threads": (0, 1024)}
 
@@ -72,7 +72,7 @@ class MachineOptions(CommandOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions(MachineOptions):
-    """What every command that asks a model understands."""
+    """The options of every command that loads a model."""
 
     # The model
     model: Path = Path("output/best")
@@ -88,13 +88,13 @@ Given = TypeVar("Given")
 
 
 def warn(text: str) -> None:
-    """One line on stderr; results on stdout stay clean."""
+    """Print a warning as one line on stderr, because stdout is for results."""
     print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
 
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Print warnings of minigpt's own categories as `warn` does; others, and filters, are Python's matter."""
+    """A context that prints minigpt's own warnings with `warn`. Other warnings and filters do not change."""
     before = warnings.showwarning
 
     def show(
@@ -123,12 +123,13 @@ def run(
     build: Callable[[dict[str, Any]], Given] | None = None,
     defaults: Callable[[], Options] | None = None,
 ) -> NoReturn:
-    """Parse sys.argv, call main, print, exit.
+    """Parse sys.argv, call main, print the result, and exit.
 
     Args:
-        main: the command.
-        build: makes what main gets from the flags that were given; left out: an object of `options`.
-        defaults: makes the object whose values --help shows as defaults; left out: the class's own.
+        options: the dataclass of the command's options.
+        main: the command's function.
+        build: makes main's argument from the given flags. Default: an object of `options`.
+        defaults: makes an object whose values --help shows as defaults. Default: the defaults of `options`.
     """
     program = sys.argv[0] if sys.argv[0].startswith("minigpt ") else Path(sys.argv[0]).name
     argv = sys.argv[1:]
@@ -143,18 +144,18 @@ def run(
         if given.get("json"):
             print(_json_line(result or {}))
 
-    for number in stop_signals()[1:]:  # as an exception, so that temporary files are cleared away
+    for number in stop_signals()[1:]:  # raises an exception, so that temporary files are removed
         signal.signal(number, _terminate)
-    # Torch's threads wait for each other by spinning. Where another program holds a core, 300,000 turns (the
-    # OpenMP library's own number) cost up to five sixths of the speed; 10,000 cost 2 to 5 % where none does.
+    # Torch's threads wait for each other by spinning. The OpenMP library's default of 300,000 turns costs up
+    # to five sixths of the speed if another program uses a core. 10,000 turns cost 2 to 5 % if none does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # At its exit Python would look for garbage in all that torch made, for half a second.
+    # without freeze, Python's garbage collection of torch's objects would delay the exit by half a second
     atexit.register(gc.freeze)
     sys.exit(exit_code(program, work))
 
 
 def exit_code(program: str, work: Callable[[], object]) -> int:
-    """Do the work; returns the exit code. What ended it early is one line on stderr."""
+    """Do the work and return the exit code. If the work ends early, print the reason on stderr."""
     code, complaint = 0, ""
     is_closed = _open_closed_streams()
     try:
@@ -169,7 +170,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code, complaint = 130, "interrupted"
     except _Terminated as stop:
         code, complaint = stop.code, "terminated"
-    except BrokenPipeError:  # there is no reader any more
+    except BrokenPipeError:  # the reader has closed the pipe
         code = 141
     except OSError as error:
         code, complaint = 2, f"error: {_os_error(error)}"
@@ -183,28 +184,28 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
 
 
 def _open_closed_streams() -> bool:
-    """Put /dev/null in place of closed standard streams; returns whether standard output is one of them.
+    """Replace closed standard streams by /dev/null. Return whether standard output was closed.
 
-    Otherwise the next file that is opened would take a stream's number, and Python prints to stdout what is
-    meant for a stderr of None.
+    Otherwise the next file that is opened would get the number of a standard stream. And if sys.stderr is
+    None, Python prints its text to stdout.
     """
     closed = []
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `number`
             closed.append(name)
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # half a character in an answer must not end the program
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an incomplete character must not raise an error
         sys.stdout.reconfigure(errors="backslashreplace")
     return "stdout" in closed
 
 
 class _Terminated(SystemExit):
-    """SIGTERM or SIGUSR1 came; like KeyboardInterrupt, it passes through `except Exception`."""
+    """Raised by SIGTERM and SIGUSR1. Like KeyboardInterrupt, it passes through `except Exception`."""
 
     code: int
 
@@ -214,19 +215,20 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask a program to stop: Ctrl-C's, SIGTERM, and SIGUSR1 where the system has it."""
+    """Return the signals that stop a program: SIGINT (Ctrl-C), SIGTERM, and SIGUSR1 if the system has it."""
     return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-_remembered: list[int] = []  # signals that came inside `remembered_signals`
+_remembered: list[int] = []  # signals that were received inside `remembered_signals`
 
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[None]:
-    """A context in which no signal is lost: its exception is raised at once, if need be again at the end.
+    """A context in which no signal is lost.
 
-    Libraries written in C may swallow the exception, or turn it into another one. Importing torch loses some
-    KeyboardInterrupts; one that came while safetensors and torch read a file became "could not determine the
+    A signal's exception is raised at once, and again at the end if a library has swallowed it. Libraries
+    written in C may swallow an exception or turn it into another one. Importing torch loses some
+    KeyboardInterrupts. One that came while safetensors and torch read a file became "could not determine the
     shape of object type ...".
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
@@ -240,7 +242,9 @@ def remembered_signals() -> Iterator[None]:
         assert callable(handler), signum
         handler(signum, frame)
 
-    noted = [number for number, handler in before.items() if callable(handler)]  # neither ignored nor fatal
+    noted = [
+        number for number, handler in before.items() if callable(handler)
+    ]  # not ignored, and no default action
     for number in noted:
         signal.signal(number, note)
     try:
@@ -257,7 +261,7 @@ def remembered_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lasting_imports() -> Iterator[None]:
-    """A context for imports that make half a million objects: Python never looks for garbage among them."""
+    """A context for imports that make half a million objects. Garbage collection ignores these objects."""
     gc.disable()
     try:
         yield
@@ -268,13 +272,13 @@ def lasting_imports() -> Iterator[None]:
 
 
 def obey_swallowed() -> None:
-    """Raise again what a signal raised inside `remembered_signals`, if it did not get through."""
+    """Raise the exception of a signal again, if it was swallowed inside `remembered_signals`."""
     if _remembered:
         signal.raise_signal(_remembered[0])
 
 
 def _empty(stream: TextIO) -> None:
-    """Flush a stream. Where that fails, discard its buffer, or Python would fail again at its exit."""
+    """Flush a stream. If this fails, discard its buffer, because Python would fail again at its exit."""
     try:
         stream.flush()
     except OSError:
@@ -282,15 +286,15 @@ def _empty(stream: TextIO) -> None:
 
 
 def _json_line(result: dict[str, Any]) -> str:
-    # Chinese stays readable where stdout can hold it; stdout itself escapes a lone surrogate, as JSON would
+    # Chinese stays readable if stdout's encoding allows it. stdout escapes a lone surrogate as JSON does.
     ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
     line = json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False)
-    # JSON may hold these characters, but str.splitlines and others would end a line at them
+    # JSON allows these characters, but str.splitlines and others treat them as ends of lines
     return line.translate({0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"})
 
 
 def _json_ready(value: object) -> object:
-    """The same with text for paths, and null for NaN and infinities, for which JSON has no words."""
+    """Convert a value for JSON: a path becomes text, NaN and infinities become null."""
     match value:
         case dict():
             return {key: _json_ready(item) for key, item in value.items()}

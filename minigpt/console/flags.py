@@ -1,16 +1,16 @@
-"""Flags from a dataclass: what a command line says, as a dictionary, and the text of --help.
+"""Makes flags from a dataclass: parses a command line into a dictionary, and builds the text of --help.
 
-Each field is a flag, the text below it its line of help. A comment right above a field begins a group.
+Each field is a flag. The text below a field is its help. A comment right above a field begins a group.
 
     n_layer: int = 6                            --n_layer 4, --n_layer=4, --n-layer 4
     bias: bool = False                          --bias, --no_bias
     gelu: Literal["exact", "tanh"] = "exact"    --gelu tanh
     choices: tuple[str, ...] = ()               --choices 2 3 4
     run: Path = field(..., metadata=POSITIONAL) a value without a flag before it
-    HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are no flags here
-    generation: dict = fields_of(GenerationOptions, ["top_k"])    that class's fields are flags, too
+    HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are not flags of this class
+    generation: dict = fields_of(GenerationOptions, ["top_k"])    fields of another class are flags, too
 
-Not argparse: of its sentences about wrong flags and of its help not one would stay as it is.
+minigpt does not use argparse, because all of its error messages and its help would have to be replaced.
 """
 
 import ast
@@ -31,36 +31,41 @@ __all__ = ["POSITIONAL", "fields_of", "flags_of", "help_text", "parse"]
 
 POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_MARGIN = 26  # columns of a flag's name in the help
+_MARGIN = 26  # width of the column with the flags' names in the help
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
-    """A field that holds a dictionary: those of the named fields of another dataclass that were given.
+    """Make a field that holds a dictionary of another dataclass's fields: those whose flags were given.
 
-    With a text below it, this is the one group of these flags in the help; else they have their class's.
+    If the field has a text below it, this text is the group of these flags in the help. Otherwise the flags
+    have the groups of the other class.
+
+    Args:
+        names: fields of `options` that become flags.
+        shows_defaults: True shows the defaults of `options` in the help.
     """
     metadata = {"fields_of": options, "names": tuple(names), "shows_defaults": shows_defaults}
     return dataclasses.field(default_factory=dict, metadata=metadata)
 
 
 class Flag(NamedTuple):
-    """What a field is on the command line."""
+    """A flag of the command line."""
 
     name: str
-    kind: Any  # of one value: int, float, str, Path, a Literal; bool: a switch
+    kind: Any  # type of one value: int, float, str, Path, a Literal; bool: a switch
     is_list: bool
     is_positional: bool
-    default: object  # MISSING: it must be given
-    holder: str  # the field whose dictionary it goes to; "": it is a field itself
+    default: object  # MISSING: the flag is required
+    holder: str  # field whose dictionary gets the value; "": the flag is itself a field
 
     @property
     def title(self) -> str:
-        """As it is typed."""
+        """The flag as a user types it."""
         return self.name.upper() if self.is_positional else f"--{self.name}"
 
 
 def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict[str, Flag]:
-    """The flags of a dataclass by their names: all of its fields, or the named ones."""
+    """Return the flags of a dataclass by their names: for all of its fields, or for the named ones."""
     found: dict[str, Flag] = {}
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -78,7 +83,7 @@ def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """The type of one value, and whether there may be several. Of several types the first that fits."""
+    """Return the type of a value, and whether a list is allowed. In a union, the first usable type counts."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if is_union else (hint,)
     for member in members:
@@ -93,14 +98,15 @@ def _class(origin: Any) -> type:
     return origin if isinstance(origin, type) else object
 
 
-# -- reading -----------------------------------------------------------------------------------------------
+# -- parsing -----------------------------------------------------------------------------------------------
 
 
 def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
-    """What a command line gives: field -> value. Fields that it does not name are left out.
+    """Parse a command line into a dictionary, field -> value. It has only the fields that were given.
 
     Raises:
-        InputError: for an unknown flag (naming the nearest), a missing or unreadable value.
+        InputError: if a flag is unknown (the message suggests the most similar one), or a value is missing or
+            cannot be read.
     """
     flags = flags_of(options)
     places = [flag for flag in flags.values() if flag.is_positional]
@@ -113,7 +119,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
     words = list(argv)
     while words:
         word = words.pop(0)
-        if word == "--":  # what follows is no flag, whatever it looks like
+        if word == "--":  # all later words are values, even with a dash
             strays += words
             break
         if not _is_flag(word):
@@ -146,7 +152,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_flag(word: str) -> bool:
-    """Whether a word is meant as a flag; a dash as a word processor writes it counts, a number does not."""
+    """Return whether a word is a flag. Long dashes from word processors count; a negative number does not."""
     if word[:1] not in ("-", "—", "–") or word == "-":
         return False
     try:
@@ -157,7 +163,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
-    """The flag that a word names. The second value is False for a switch that is written with `no_`."""
+    """Find the flag that a word names. The second value is False for a switch that is written with `no_`."""
     name = written.removeprefix("--").replace("-", "_") if written.startswith("--") else ""
     positive = name.removeprefix("no_")
     known = {name: flag for name, flag in flags.items() if not flag.is_positional}
@@ -191,11 +197,14 @@ def _read(flag: Flag, text: str) -> object:
 
 
 def help_text(options: type, program: str, source: str, defaults: object = None) -> str:
-    """All flags of a command in groups, each with its line of help, its choices and its default.
+    """Build the help of a command: all flags in groups, each with its help, choices and default.
 
     Args:
-        source: the file of a class that Python knows as __main__'s: under `minigpt VERB` that is another one.
-        defaults: an object of the class, whose values are shown as defaults instead of the class's.
+        options: the dataclass of the command's options.
+        program: the command's name in the line of usage.
+        source: file of the command, which defines the classes of the module `__main__`. Under `minigpt VERB`,
+            sys.modules has another `__main__`.
+        defaults: an object whose values are shown as defaults instead of those of the class.
     """
     width = min(80, shutil.get_terminal_size().columns)
     flags = {name: flag._replace(default=getattr(defaults, name, flag.default))
@@ -236,7 +245,7 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
 
 
 def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:
-    """Group, name and help of each flag, as the source has them; of a class's fields before its base's."""
+    """Yield group, name and help of each flag, in the order of the source. Base classes come last."""
     seen = set()
     fields = {field.name: field for field in dataclasses.fields(options)}
     for owner in filter(dataclasses.is_dataclass, options.__mro__):
@@ -253,7 +262,7 @@ def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _texts(owner: type, source: str) -> Iterator[tuple[str, str, str]]:
-    """The comment above a field or an earlier one, the field's name, the text below it."""
+    """Yield the group (the last comment above), the name, and the text below of each field of a class."""
     module = sys.modules.get(owner.__module__)
     path = source if module is None or owner.__module__ == "__main__" else str(module.__file__)
     text = Path(path).read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Progress, tables and bars: live on a terminal, plain lines elsewhere.
+"""Shows progress, tables and bars: live on a terminal, as plain lines elsewhere.
 
-`rich` draws them and counts a Chinese character as two columns. A user's text is never read as rich's markup.
+`rich` draws them, and counts a Chinese character as two columns. Markup of rich in a user's text has no
+effect.
 """
 
 import math
@@ -23,12 +24,12 @@ __all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "warn"]
 
 
 def note(text: str) -> None:
-    """One line on stderr that is no warning: how something was understood."""
+    """Print a note, which is not a warning, as one line on stderr."""
     print(printable(f"note: {' '.join(text.split())}"), file=sys.stderr)
 
 
 def seconds(value: float) -> str:
-    """A duration in words.
+    """Return a duration, given in seconds, as text.
 
     >>> [seconds(v) for v in (0.25, 7, 75, 3720, float("inf"))]
     ['0.2 s', '7 s', '1 min 15 s', '1 h 02 min', 'unknown']
@@ -37,7 +38,7 @@ def seconds(value: float) -> str:
         return "unknown"
     if value < 0:
         return f"-{seconds(-value)}"
-    if value < 0.95:  # from there on it rounds to 1
+    if value < 0.95:  # larger values round to 1
         return f"{value:.1f} s"
     whole = round(value)
     if whole < 60:
@@ -50,7 +51,7 @@ def seconds(value: float) -> str:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int] = ()
 ) -> None:
-    """Print a table; the columns whose indices are in `numeric` are aligned right."""
+    """Print a table. Columns whose indices are in `numeric` are aligned right."""
     view = Table(title=_text(title), title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         view.add_column(_text(column), justify="right" if index in numeric else "left", overflow="fold")
@@ -60,11 +61,11 @@ def table(
 
 
 def _text(cell: object) -> Text:
-    return Text(printable(str(cell)))  # Text, not str: in a str rich takes `[red]` for an instruction
+    return Text(printable(str(cell)))  # in a str, rich would read `[red]` as markup
 
 
 def histogram(title: str, labels: Sequence[str], counts: Sequence[int], width: int = 40) -> None:
-    """Print one bar a label, the longest `width` columns long, with its count and share."""
+    """Print a bar for each label, with its count and share. The longest bar has `width` columns."""
     total, most = max(sum(counts), 1), max(max(counts, default=0), 1)
     shown = [printable(label) for label in labels]
     label_width = max(map(cell_len, shown), default=0)
@@ -76,11 +77,15 @@ def histogram(title: str, labels: Sequence[str], counts: Sequence[int], width: i
 
 
 class ProgressLine:
-    """A live progress bar on a terminal; elsewhere one plain line every `interval` seconds.
+    """A context manager that shows progress: a live bar on a terminal, elsewhere plain lines.
 
-    A context manager. `update(done, text)` may be called often: it draws at most ten times a second and costs
-    microseconds otherwise. Nothing is drawn before `patience` seconds have passed. A total of 0 is one
-    that is not known.
+    `update(done, text)` may be called often. It draws at most ten times a second, and otherwise takes
+    microseconds.
+
+    Args:
+        total: number of items; 0: unknown.
+        interval: seconds between two plain lines.
+        patience: seconds before anything is shown.
     """
 
     def __init__(self, title: str, total: int, interval: float = 10.0, patience: float = 0.0) -> None:
@@ -89,13 +94,13 @@ class ProgressLine:
         self._next = time.monotonic() + patience
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._last = self._shown = ""  # plain lines
+        self._last = self._shown = ""  # the newest plain line, and the last one that was printed
 
     def __enter__(self) -> "ProgressLine":
         return self
 
     def update(self, done: int, text: str = "", force: bool = False) -> None:
-        """Show that `done` of `total` are finished, with `text` behind the bar."""
+        """Show that `done` of `total` items are finished, with `text` after the bar."""
         now = time.monotonic()
         is_due = now >= self._next or force
         if self._live and is_due:
@@ -125,7 +130,7 @@ class ProgressLine:
                 console=Console(stderr=True, highlight=False),
                 auto_refresh=False,
                 transient=True,
-                redirect_stdout=sys.stdout.isatty(),  # else rich would print a file's lines on the terminal
+                redirect_stdout=sys.stdout.isatty(),  # else a redirected stdout would go to the terminal
             )
             self._bar.start()
             title = printable(self.title)
@@ -150,4 +155,4 @@ class ProgressLine:
     ) -> None:
         self._clear()
         if kind is None and self._shown and self._shown != self._last:
-            self._print_last()  # a log that has begun shows the end, too
+            self._print_last()  # if any line was printed, the last one is, too

@@ -1,10 +1,10 @@
-"""Advice that can be followed as it stands: the run's own command with other settings.
+"""Builds commands that a user can run as they are: the run's own command with other settings.
 
     train_command(record, {"learning_rate": 1e-3})
     'minigpt train --recipe qa-cpu --train_data mine.jsonl --learning_rate 0.001 --output output-2'
 
-A flag is advised only where the run's family and optimiser have it. Each command is run by a test on a run
-that causes the advice.
+The advice contains a flag only if the run's family and optimiser have it. For each advice, a test makes a run
+that causes it, and runs the command.
 """
 
 import shlex
@@ -31,22 +31,22 @@ __all__ = [
     "usual_rates",
 ]
 
-# No settings: where it goes, what a call was to do, and --size, which chose settings that stand there.
+# Options that are no settings of the run. `size` is left out because the settings that it chose are copied.
 _NOT_COPIED = {*PER_CALL, "recipe", "size", "resume", "output"}
 
 
 def rates(config: TrainConfig) -> dict[str, float]:
-    """The learning rates that the run's optimisers have."""
+    """Return the learning rates of the run's optimisers, by their flags."""
     names = ("learning_rate", "muon_learning_rate") if config.optimizer == "muon" else ("learning_rate",)
     return {name: getattr(config, name) for name in names}
 
 
 def usual_rates(config: TrainConfig) -> dict[str, float]:
-    """Rates that a model of this width trains well with.
+    """Return learning rates with which a model of this width trains well.
 
-    AdamW's best rate falls as the width grows (https://arxiv.org/abs/2203.03466); 1e-3 at 256 channels is
-    what recipes for small GPTs have. Muon's does not; beside it AdamW has embeddings and vectors only. These
-    two are the recipe qa-cpu's.
+    AdamW's best rate falls as the width grows (https://arxiv.org/abs/2203.03466). Recipes for small GPTs have
+    1e-3 at 256 channels. Muon's best rate does not depend on the width, and AdamW then trains embeddings and
+    vectors only. The two rates with Muon are those of the recipe qa-cpu.
     """
     if config.optimizer == "muon":
         return {"learning_rate": 1e-2, "muon_learning_rate": 0.02}
@@ -54,7 +54,7 @@ def usual_rates(config: TrainConfig) -> dict[str, float]:
 
 
 def gentler(record: RunRecord) -> dict[str, Any]:
-    """Settings for a run whose steps were too long: a third of the rate, or the usual one if that is less."""
+    """Return settings for shorter steps: a third of the rate or the usual rate, whichever is lower."""
     config, usual = record.config, usual_rates(record.config)
     lower = {name: float(f"{min(rate / 3, usual[name]):.2g}") for name, rate in rates(config).items()}
     warmup = max(config.warmup_steps, min(100, record.total_steps // 10))
@@ -62,19 +62,19 @@ def gentler(record: RunRecord) -> dict[str, Any]:
 
 
 def longer(config: TrainConfig, times: int = 3) -> dict[str, Any]:
-    """Settings for a run of more steps."""
+    """Return settings for a run with more steps."""
     if config.max_steps:
         return {"max_steps": times * config.max_steps}
     return {"num_train_epochs": times * config.num_train_epochs}
 
 
 def has_flag(config: TrainConfig, name: str) -> bool:
-    """Whether the run's family has the flag."""
+    """Return whether the run's family has the flag."""
     return name not in FOREIGN_OPTIONS[config.family]
 
 
 def anew(folder: Path) -> Path:
-    """A name for another run that nothing has yet: output-2, output-3, ..."""
+    """Return a path for another run that does not exist yet: output-2, output-3, ..."""
     number = 2
     while (path := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
@@ -82,13 +82,13 @@ def anew(folder: Path) -> Path:
 
 
 def train_command(record: RunRecord, flags: Mapping[str, Any]) -> str:
-    """The run once more, with some settings changed, into a folder of its own."""
+    """Build the command that repeats the run with some settings changed, in a new folder."""
     config = record.config
     recipe = config.recipe
     is_finetuning = isinstance(config, FinetuneConfig)
     try:
         base = read_recipe(recipe, type(config))
-    except InputError:  # none, or one that is no longer there
+    except InputError:  # the run has no recipe, or the recipe does not exist any more
         recipe = "finetune" if is_finetuning else "document"
         base = read_recipe(recipe, type(config))
     usual = base.as_dict()
@@ -104,7 +104,7 @@ def train_command(record: RunRecord, flags: Mapping[str, Any]) -> str:
 
 
 def recipe_command(record: RunRecord, recipe: str) -> str:
-    """The same data with a recipe's own settings."""
+    """Build the command that trains on the same data with a recipe's own settings."""
     config = record.config
     words = ["minigpt", "train", "--recipe", recipe]
     names = ["text", "val_text", "tokenizer", "train_data", "val_data", "vocab_path"]
@@ -125,13 +125,13 @@ def _words(name: str, value: object) -> list[str]:
 
 
 def reading(config: TrainConfig) -> list[str]:
-    """How the data is to be read, for every command that reads it."""
+    """Return the flags for reading the run's data, which every command that reads data has."""
     names = ("encoding", "question_field", "answer_field")
     return [word for name in names if (value := getattr(config, name)) for word in (f"--{name}", value)]
 
 
 def split_commands(record: RunRecord) -> tuple[str, dict[str, Any]]:
-    """A command that splits the training file anew, and the flags of a run on the two parts."""
+    """Return a command that splits the training file anew, and the flags to train on its two parts."""
     config = record.config
     folder = anew(record.folder.with_name(f"{record.folder.name}-data"))
     words = ["minigpt", "split", "--input", str(config.train_data), "--output_dir", str(folder)]

@@ -1,7 +1,7 @@
-"""Does the best checkpoint do what its data asks for? Its loss on some held-out pairs, and its answers.
+"""Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks some questions.
 
     model, tokenizer = load_best(record)
-    loss = measure(model, tokenizer, conversations)        # after the own question, and after another one
+    loss = measure(model, tokenizer, conversations)        # after the right question, and after another one
     answers, limit = ask(model, tokenizer, conversations)
     findings = judge(loss, answers, limit)
 
@@ -27,40 +27,40 @@ from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer
 
 __all__ = ["MAX_NEW_TOKENS", "PAIRS", "QUESTIONS", "AnswerLoss", "ask", "judge", "load_best", "measure"]
 
-QUESTIONS = 32  # enough to tell "most" from "few", and seconds on a CPU
-PAIRS = 64  # a loss needs no generation
-MAX_NEW_TOKENS = 128  # as `minigpt eval` and `minigpt generate` have it
-# Nine in ten answers end in every healthy run; a few questions always make a model ramble.
+QUESTIONS = 32  # enough to tell "most" from "few", and takes seconds on a CPU
+PAIRS = 64  # more than questions, because a loss needs no generation
+MAX_NEW_TOKENS = 128  # the default of `minigpt eval` and `minigpt generate`
+# In a healthy run at least nine in ten answers end. A few questions always lead to endless answers.
 END_SHARE = 0.9
-# A model that learns little ends its answers late, too. The end itself was not learned if it costs a nat more
-# than other tokens do.
+# A model that has learned little also ends its answers late. Only if the loss of the end is a nat higher than
+# that of other tokens, the model has not learned to end.
 END_NATS = 1.0
-# Half of all questions with one answer: the question has no say.
+# If more than half of all questions get one answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# An answer of no character is never right, for the data has none.
+# An empty answer is never right, because the data has none.
 EMPTY_SHARE = 0.1
-# The own question must make its answer cheaper: by 2 % at least, and by two errors of the difference.
+# The right question must lower the loss of its answer: at least by 2 %, and by two standard errors.
 OWN_SHARE, OWN_ERRORS = 0.02, 2.0
-_CHUNK = 2**24  # logits held at a time: 64 MiB in float32
+_CHUNK = 2**24  # number of logits in memory at a time: 64 MiB in float32
 
 
 class AnswerLoss(NamedTuple):
-    """What answers cost, nats a token."""
+    """The loss of answers, in nats per token."""
 
     pairs: int
-    own: float  # after their own questions
-    other: float  # after the questions of others
+    own: float  # loss after the right questions
+    other: float  # loss after questions of other pairs
     error: float  # standard error of other - own
-    end: float  # the <sep> behind an answer
-    inside: float  # the other tokens of an answer
+    end: float  # loss of the <sep> that ends an answer
+    inside: float  # loss of the other tokens of an answer
     example: Exchange
 
 
 def load_best(record: RunRecord) -> tuple[LanguageModel, AnyTokenizer]:
-    """The best checkpoint.
+    """Load the best checkpoint of a run.
 
     Raises:
-        InputError: if there is none that can be read.
+        InputError: if it does not exist or cannot be read.
     """
     folder = record.folder / "best"
     if not folder.exists():
@@ -69,18 +69,21 @@ def load_best(record: RunRecord) -> tuple[LanguageModel, AnyTokenizer]:
 
 
 def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
-    """Some of the items, evenly spread."""
+    """Select at most `count` items, evenly spread."""
     return [items[i * len(items) // count] for i in range(count)] if count < len(items) else list(items)
 
 
 def measure(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> AnswerLoss | None:
-    """The loss of answers to first questions. None if fewer than two questions have different answers."""
+    """Measure the loss of answers to first questions.
+
+    Returns: None if all answers are the same, or a pair does not fit the model.
+    """
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # to each answer the question of the next pair with another answer, half way round
+    # for each answer the question of another pair: the search for a different answer starts half way round
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))
@@ -101,7 +104,7 @@ def measure(
     if encoded.n_cut or len(encoded) != len(both):
         return None
     model.eval()
-    rows = []  # of each pair: nats of its answer, of its end; tokens
+    rows = []  # for each pair: index, nats of its answer, nats of its end, number of tokens
     for batch in encoded.in_order(64):
         rows += list(zip(batch.rows.tolist(), *(part.tolist() for part in _costs(model, batch))))
     nats, ends, counts = (list(part) for part in zip(*[row[1:] for row in sorted(rows)]))
@@ -122,7 +125,7 @@ def measure(
 
 @torch.inference_mode()
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each row: nats of the answer, nats of its last token, and its tokens; (B,) each."""
+    """Compute for each row the nats of the answer, the nats of its last token, and its length; (B,) each."""
     hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (B, T, C) -> (P, C)
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))
@@ -135,14 +138,14 @@ def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tens
 def ask(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> tuple[list[Answer], int]:
-    """Answers to some of the questions, evenly spread over those that fit.
+    """Answer some of the questions that fit the model, evenly spread.
 
-    Returns: the answers, and how many tokens one may have.
+    Returns: the answers, and the most tokens that an answer may have.
 
     Raises:
         InputError: if no question fits, or the model's outputs are not finite.
     """
-    room = model.config.max_position_embeddings - 2  # for the question's <sep> and a token of the answer
+    room = model.config.max_position_embeddings - 2  # two places for <sep> and a token of the answer
     first = dict.fromkeys(each.exchanges[0] for each in conversations)
     fitting = [one for one in first if len(tokenizer.encode_text(one.question)) <= room]
     if not fitting:
@@ -155,10 +158,11 @@ def ask(
 def judge(
     loss: AnswerLoss | None, answers: Sequence[Answer], limit: int, pairs_fit: bool = True
 ) -> list[Finding]:
-    """Findings on whether the answers depend on the questions, end, differ and say something.
+    """Return findings if answers do not depend on their questions, do not end, are the same, or are empty.
 
     Args:
-        pairs_fit: whether the texts of questions and answers go together.
+        limit: most tokens of an answer.
+        pairs_fit: True if the questions and answers in the data belong together (`answers_fit`).
     """
     count, found = len(answers), []
     if loss is not None and loss.other - loss.own < max(OWN_SHARE * loss.own, OWN_ERRORS * loss.error):

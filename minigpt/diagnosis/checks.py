@@ -1,10 +1,10 @@
-"""What do the losses of a run say? One pure function a question: RunRecord -> Finding or None.
+"""Checks the losses of a run. Each check is a pure function: RunRecord -> Finding or None.
 
     for check in CHECKS:
         found = check(record)
 
-Each threshold is a named constant with the reason for it. They are rules of thumb, set on the runs of
-benchmarks/doctor.py and tried on others; each finding shows its numbers, so that the reader can judge.
+Each threshold is a named constant with a reason. The thresholds are rules of thumb, set on the runs of
+benchmarks/doctor.py and tried on others. Each finding shows its numbers, so that the reader can judge.
 """
 
 import math
@@ -21,48 +21,48 @@ __all__ = ["CHECKS", "finite", "late_share", "smoothed"]
 
 Point = TypeVar("Point", TrainPoint, ValPoint)
 
-# One step cannot teach much: the first one's loss below 0.7 ln(V) was not learned in this run. A first line
-# that is a mean over several steps may lie as low as the loss of single characters, about half of ln(V).
+# One step cannot teach much. If the first step's loss is below 0.7 ln(V), it was not learned in this run. If
+# the first line is a mean over several steps, it may be as low as the unigram loss, about half of ln(V).
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
-# Real text is never predicted with certainty from the first line of metrics on.
+# No model predicts real text with certainty in the first line of metrics.
 NOTHING = 1e-3
-# The smoothed curve still moves by a tenth or two with the lengths of the batches, and when the loss is small
-# by much more. A third and half a nat is no noise.
+# The smoothed curve still varies by 10 or 20 % with the lengths of the batches, and by much more if the loss
+# is small. A rise of 30 % and half a nat is not noise.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.5
-# Batches are unlike: one of long rows may cost half a nat more. A line that is as much above the highest of
-# the sixteen before it is a leap.
+# Batches differ: one with long rows may have a loss that is half a nat higher. If a loss is half a nat above
+# the highest of the sixteen lines before it, it is a spike.
 SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
-# One or two leaps are what a strange batch does. A leap takes some ten steps to get over: with one in fifty
-# steps a fifth of the run is lost.
+# An unusual batch may cause one or two spikes. After a spike the loss needs about ten steps to recover. So
+# one spike in fifty steps wastes a fifth of the run.
 SPIKES, SPIKE_SHARE = 3, 0.02
-# Gradients get a little longer as the loss gets small. Five times is more than that.
+# The gradient norm normally grows a little as the loss falls, but not five times.
 GRADIENT_TIMES = 5.0
-# At the end of a cosine the rate is small: 3 % between two evaluations says that much was still to come. But
-# 0.02 nats are nothing, whatever their percentage: nearly every token is certain already.
+# At the end of a cosine schedule the rate is small. If the loss still falls by 3 % between two evaluations,
+# more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
-# Evaluations are on the same data, so their noise is that of the weights: a per cent or two. Where few tokens
-# are measured on, half of the mean's error is more; below 0.02 nats nobody sees a difference.
+# All evaluations use the same data, so only the weights cause noise: 1 or 2 %. With few validation tokens,
+# half of the mean's error is larger and counts instead. A rise of less than 0.02 nats never counts.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
 # The last third of a run is not worth its time if it lowers the loss by less than half a per cent.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# Mixed lengths and a busy machine make speeds differ by a tenth; a quarter is something else. Within a minute
-# another program's start is.
+# Different lengths and a busy machine change the speed by 10 %; 25 % has another cause. In runs of less than
+# a minute, the start of another program may be this cause.
 SLOWER, SLOWER_SECONDS = 0.75, 60.0
-ENOUGH_LINES = 10  # for words about a curve's shape
+ENOUGH_LINES = 10  # lines of metrics that are needed to judge the shape of a curve
 
 
 def nothing_logged(record: RunRecord) -> Finding | None:
-    """No loss was recorded."""
+    """Check whether the run recorded any loss."""
     return None if record.train or record.val else finding("nothing_logged", steps=record.steps_done)
 
 
 def metrics_damaged(record: RunRecord) -> Finding | None:
-    """Lines that cannot be read; a single one is the end of a killed process."""
+    """Check for lines that cannot be read. One line does not count: a killed process may leave it."""
     return finding("metrics_damaged", lines=record.broken_lines) if record.broken_lines > 1 else None
 
 
 def unfinished(record: RunRecord) -> Finding | None:
-    """Steps are left to do."""
+    """Check whether the run did all of its steps."""
     if record.is_finished or not record.total_steps:
         return None
     command = shlex.join(["minigpt", "train", "--output", str(record.folder), "--resume"])
@@ -70,14 +70,14 @@ def unfinished(record: RunRecord) -> Finding | None:
 
 
 def no_checkpoint(record: RunRecord) -> Finding | None:
-    """Steps were done, and nothing was saved."""
+    """Check whether the run saved a checkpoint."""
     return (
         None if record.state or not record.steps_done else finding("no_checkpoint", steps=record.steps_done)
     )
 
 
 def non_finite(record: RunRecord) -> Finding | None:
-    """NaN or infinity, or null in its place, that the run did not get over."""
+    """Check for NaN or infinity (null in JSON) after which no finite loss follows."""
     skipped = [event.step for event in record.events if event.kind == "skipped"]
     bad = sorted({*record.non_finite, *skipped})
     good = [*(point.step for point in finite(record.train)), *(point.step for point in finite(record.val))]
@@ -88,7 +88,7 @@ def non_finite(record: RunRecord) -> Finding | None:
 
 
 def steps_skipped(record: RunRecord) -> Finding | None:
-    """Steps without a finite loss or gradient, as the run counted them."""
+    """Check for steps that the run skipped because loss or gradient was not finite."""
     written = record.state.get("skipped")
     windows = [w for w in written if isinstance(w, list)] if isinstance(written, list) else []
     ends = [(w[0], w[1]) for w in windows if len(w) == 2 and all(isinstance(end, int) for end in w)]
@@ -98,7 +98,7 @@ def steps_skipped(record: RunRecord) -> Finding | None:
 
 
 def rolled_back(record: RunRecord) -> Finding | None:
-    """Training had to go back."""
+    """Check whether training went back to an earlier checkpoint."""
     steps = [event.step for event in record.events if event.kind == "rollback"]
     written = record.state.get("rollbacks")
     count = max(written if isinstance(written, int) else 0, len(steps))
@@ -111,7 +111,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def data_replaced(record: RunRecord) -> Finding | None:
-    """A resume with other data."""
+    """Check whether the run was resumed with other data."""
     for event in record.events:
         what = [sentence for sentence in event.what if "data (" in sentence and event.kind == "changed"]
         if what:
@@ -120,7 +120,7 @@ def data_replaced(record: RunRecord) -> Finding | None:
 
 
 def first_loss(record: RunRecord) -> Finding | None:
-    """Does the first line fit a model that knows nothing? It may be a mean over several steps."""
+    """Check whether the first loss is that of an untrained model. It may be a mean over several steps."""
     train = finite(record.train)
     if not train or record.vocab_size < 2 or train[0].step > 2 * max(record.lines_every, 10):
         return None  # an earlier part of the curve is missing
@@ -134,7 +134,7 @@ def first_loss(record: RunRecord) -> Finding | None:
 
 
 def diverged(record: RunRecord) -> Finding | None:
-    """The loss ended far above its own minimum; the validation loss, which has no hard batches, rose, too."""
+    """Check whether the training loss ended far above its minimum, and the validation loss rose, too."""
     train, val = finite(record.train), finite(record.val)
     if len(train) < ENOUGH_LINES or (val and not has_risen(val, OVERFIT_SHARE)):
         return None
@@ -149,9 +149,9 @@ def diverged(record: RunRecord) -> Finding | None:
 
 
 def loss_spikes(record: RunRecord) -> Finding | None:
-    """The loss leapt and came back; the run's own count where it kept one, else the lines that stand out."""
+    """Check for spikes of the training loss, in the run's own events and in its lines of metrics."""
     train = finite(record.train)
-    leaps: dict[int, tuple[float, float]] = {}  # step -> loss, what was usual before
+    leaps: dict[int, tuple[float, float]] = {}  # step -> its loss, the usual loss before it
     spikes = [(event.step, event.loss) for event in record.events if event.kind == "spike"]
     points = sorted({**{point.step: point.loss for point in train}, **dict(spikes)}.items())
     usual_losses: list[float] = []
@@ -171,12 +171,15 @@ def loss_spikes(record: RunRecord) -> Finding | None:
 
 
 def gradient_grows(record: RunRecord) -> Finding | None:
-    """The gradient is much longer at the end than after the start."""
+    """Check whether the gradient norm is much larger at the end than after the start."""
     norms = [point.grad_norm for point in record.train if math.isfinite(point.grad_norm)]
     if len(norms) < ENOUGH_LINES:
         return None
     fifth = len(norms) // 5
-    before, after = median(norms[fifth : 2 * fifth]), median(norms[-fifth:])  # the first fifth warms up
+    before, after = (
+        median(norms[fifth : 2 * fifth]),
+        median(norms[-fifth:]),
+    )  # the first fifth is left out as warm-up
     if before <= 0 or after < GRADIENT_TIMES * before:
         return None
     numbers = {"before": before, "after": after, "times": after / before, "rate": record.config.learning_rate}
@@ -184,7 +187,7 @@ def gradient_grows(record: RunRecord) -> Finding | None:
 
 
 def still_falling(record: RunRecord) -> Finding | None:
-    """The last evaluation is still much better than the one before it."""
+    """Check whether the last evaluation is still much better than the one before it."""
     val = finite(record.val)
     if not record.is_finished or len(val) < 3 or val[-2].loss <= 0:
         return None
@@ -196,7 +199,7 @@ def still_falling(record: RunRecord) -> Finding | None:
 
 
 def overfitting(record: RunRecord) -> Finding | None:
-    """The validation loss rose from its minimum while the training loss went on falling; or it did not."""
+    """Check whether the validation loss rose from its minimum while the training loss kept falling."""
     val, train = finite(record.val), finite(record.train)
     if len(val) < 2 or not train:
         return None
@@ -216,7 +219,7 @@ def overfitting(record: RunRecord) -> Finding | None:
 
 
 def plateau(record: RunRecord) -> Finding | None:
-    """The last third of the evaluations brought next to nothing."""
+    """Check whether the validation loss hardly fell in the last third of the evaluations."""
     val = finite(record.val)
     if len(val) < PLATEAU_EVALUATIONS or has_risen(val, OVERFIT_SHARE):
         return None
@@ -229,7 +232,7 @@ def plateau(record: RunRecord) -> Finding | None:
 
 
 def throughput_drop(record: RunRecord) -> Finding | None:
-    """The end was slower than the beginning."""
+    """Check whether training was slower at the end than at the beginning."""
     speeds = [p.tokens_per_second for p in record.train if math.isfinite(p.tokens_per_second)]
     if len(speeds) < ENOUGH_LINES or not record.train[-1].seconds >= SLOWER_SECONDS:
         return None
@@ -244,7 +247,7 @@ def throughput_drop(record: RunRecord) -> Finding | None:
 
 
 def finite(points: Sequence[Point]) -> list[Point]:
-    """The points whose loss is a number."""
+    """Return the points whose loss is finite."""
     return [point for point in points if math.isfinite(point.loss)]
 
 
@@ -255,16 +258,15 @@ def has_risen(val: Sequence[ValPoint], share: float) -> bool:
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """The median of each line and its neighbours: two on either side, in a long curve a fortieth of it."""
+    """Return the median of each loss and its neighbours: on each side two, or a fortieth of a long curve."""
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]
 
 
 def late_share(record: RunRecord) -> float:
-    """The share of the last third of the steps in all that the validation loss fell; 0: it is not known.
+    """Return which share of the validation loss's fall belongs to the last third of the steps; 0: unknown.
 
-    Falling in a straight line, a third of the steps brings a third of the fall; a curve that is nearly done
-    brings under a tenth.
+    On a straight line this share is a third. On a curve that is nearly flat at its end it is below a tenth.
     """
     val, start = finite(record.val), untrained(record)
     if len(val) < 3 or not record.is_finished or not start > val[-1].loss:
@@ -278,10 +280,10 @@ def late_share(record: RunRecord) -> float:
 
 
 def untrained(record: RunRecord) -> float:
-    """The loss of the model before its first step; nan: not known.
+    """Return the loss of the model before its first step; nan: unknown.
 
-    That of guessing evenly, and a little more: logits of variance s^2 cost s^2 / 2, and initial weights of
-    deviation 0.02 on C normalised channels give s^2 = 0.0004 C.
+    If it was not recorded, it is estimated as ln(V) + s^2 / 2, where s^2 is the variance of the logits.
+    Initial weights of deviation 0.02 on C normalised channels give s^2 = 0.0004 C.
     """
     if record.train and record.train[0].step == 1 and math.isfinite(record.train[0].loss):
         return record.train[0].loss

@@ -1,10 +1,10 @@
-"""Is something wrong with the data that a run learned from? Pure functions, DataRecord -> Finding or None.
+"""Checks the data of a run. Each check is a pure function: DataRecord -> Finding or None.
 
     data = read_data_record(record)
     found = [data] if isinstance(data, Finding) else [check(data) for check in DATA_CHECKS]
-    found += [check(record) for check in SIZE_CHECKS]      # by what the run noted: for plain text, too
+    found += [check(record) for check in SIZE_CHECKS]      # uses the run's summary, so plain text works, too
 
-The files are those that run.json names, if they are still there and still what the run saw.
+The files are those that run.json names, if they still exist and have not changed since the run.
 """
 
 import json
@@ -32,33 +32,33 @@ from minigpt.training.run_data import RunData
 
 __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data_record"]
 
-# A line in a hundred is a slip of the pen; more is a fault of whatever wrote the file.
+# Up to 1 % of bad lines may be slips. More than that is an error of the program that wrote the file.
 SKIPPED_SHARE = 0.01
-# An answer that one in five questions has is what a model says when it does not know.
+# If one in five questions has the same answer, a model gives this answer when it is unsure.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# `minigpt split` leaves no question on both sides; one in two hundred is another program's split.
+# `minigpt split` leaves no question in both parts. With one in two hundred, another program made the split.
 LEAK_SHARE = 0.005
-# One character in a hundred unknown: about one in every third sentence.
+# 1 % of unknown characters is about one in every third sentence.
 UNKNOWN_SHARE = 0.01
-# Long tails are usual; one pair in twenty without its end teaches the model not to end.
+# A few very long pairs are usual. If one pair in twenty loses its end, the model learns not to end.
 CUT_SHARE = 0.05
-# A pair without any answer is waste. One in a hundred is worth a word.
+# A pair without any answer teaches nothing. More than 1 % of them is reported.
 NO_ANSWER_SHARE = 0.01
-# Padding costs as much as text; above half, most of the time is spent on it.
+# Padding takes as much time as text. Above one half, it takes most of the time.
 PADDING_SHARE = 0.5
-# Whoever asks ends most questions with a question mark, and few answers.
+# Most questions end with a question mark, and few answers do.
 ASKING, NOT_ASKING = 0.5, 0.1
-# Nobody writes the Latin-1 reading of UTF-8 on purpose, but a text may be about it.
+# UTF-8 that was read as Latin-1 is a mistake, except in a few texts about encodings.
 MOJIBAKE_SHARE = 0.01
-# A greeting has several answers, and some questions do. One in ten is no exception any more.
+# Greetings and some questions have several answers. With one in ten, this is no exception any more.
 CONTRADICTION_SHARE = 0.1
-# Four errors of the mean over so many pairs: chance does that once in thirty thousand files.
+# By chance, a mean differs by four standard errors in one of thirty thousand files.
 FIT_PAIRS, FIT_ERRORS = 2000, 4.0
-# Small parts of a file repeat; of web texts, cleaned of it, a few per cent. One pair in ten is a copied file.
+# A few per cent of repeated pairs are usual. With one in ten, parts of the file were copied.
 DUPLICATE_SHARE = 0.1
-# A phrase that nearly all questions of one part have, and next to none of the other, is a template.
+# A phrase in nearly all questions of one part, but hardly any of the other part, belongs to a template.
 IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
-# A text may speak of such marks; one pair in ten does not.
+# A few texts may be about such marks. With one pair in ten, they are left over from another program.
 MARKS_SHARE = 0.1
 MARKS = (
     *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|eot_id|>"),
@@ -73,39 +73,39 @@ MARKS = (
     ),
     *("<sep>", "<eos>", "<pad>", "</s>", "[SEP]", "[CLS]", "[PAD]"),
 )
-# Where answers are under a quarter of what counts, three of four steps' worth of learning is not theirs.
+# If answers are less than a quarter of the counted tokens, most of the training is spent on questions.
 QUESTIONS_SHARE = 0.75
-# What is new in the training data costs this much less than the validation data. Half a nat is a factor of
-# 1.65; where few tokens are measured on, chance may do that: a token's loss has a deviation of about 1.7
-# nats, the tokens of a row are not independent, and four deviations of the mean are 10 / sqrt(n).
+# The unigram loss of the validation data may be this much higher than that of held-out training data. Half a
+# nat is a factor of 1.65. With n tokens, chance can cause more: a token's loss has a deviation of about 1.7
+# nats, the tokens of a row are not independent, and four deviations of the mean are about 10 / sqrt(n).
 UNLIKE_NATS, UNLIKE_DEVIATIONS = 0.5, 10.0
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Both parts of the data as they were read."""
+    """Training and validation data of a run, read again."""
 
     run: RunRecord
     train: list[Conversation]
     val: list[Conversation]
-    reports: tuple[ReadReport, ReadReport]  # of train, of val
-    statistics: Statistics  # of train
+    reports: tuple[ReadReport, ReadReport]  # reports on reading train and val
+    statistics: Statistics  # statistics of train
     summary: DataSummary
 
     @property
     def config(self) -> TrainConfig:
-        """The run's."""
+        """Settings of the run."""
         return self.run.config
 
 
 def read_data_record(record: RunRecord) -> DataRecord | Finding:
-    """Read what the run read; a finding that says why, if that cannot be done."""
+    """Read the run's data again. If this is impossible, return a finding that says why."""
     config = record.config
     if config.text is not None:
         return finding("text_run")
     if config.starts_from is not None:
         return finding("run_from_weights")
-    # a resume may have been given another max_length since: the fingerprints are of the checkpoint's
+    # fingerprints depend on the checkpoint's max_length, and a later resume may have changed run.json
     noted = record.state.get("config")
     length = noted.get("max_length") if isinstance(noted, dict) else None
     length = length if isinstance(length, int) and length > 0 else config.max_length
@@ -120,7 +120,7 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         changed = [str(config.vocab_path)] * (
             seen.get("vocabulary_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint
         )
-        if not changed:  # with another vocabulary the same data has other ids
+        if not changed:  # with another vocabulary, the fingerprints of equal data differ
             names = ("train_fingerprint", "val_fingerprint")
             paths = (config.train_data, config.val_data)
             for name, part, path in zip(names, encoded, paths):
@@ -139,7 +139,7 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
 
 
 def too_few_to_learn(record: RunRecord) -> Finding | None:
-    """A model learns so few by heart."""
+    """Check whether there are so few training targets that a model memorises them."""
     summary = record.summary
     if summary is None or summary.train_targets >= LEARN_FROM:
         return None
@@ -153,7 +153,7 @@ def _unit(summary: DataSummary) -> dict[str, str]:
 
 
 def too_few_to_measure(record: RunRecord) -> Finding | None:
-    """The validation loss is mostly chance."""
+    """Check whether there are too few validation targets for an exact validation loss."""
     summary = record.summary
     if summary is None or summary.val_targets >= MEASURE_ON:
         return None
@@ -162,7 +162,7 @@ def too_few_to_measure(record: RunRecord) -> Finding | None:
 
 
 def val_is_train(record: RunRecord) -> Finding | None:
-    """It is measured on what is learned from."""
+    """Check whether the validation data is the training data."""
     config, summary = record.config, record.summary
     if summary is None or not summary.is_same:
         return None
@@ -174,7 +174,7 @@ def val_is_train(record: RunRecord) -> Finding | None:
 
 
 def val_unlike_train(record: RunRecord) -> Finding | None:
-    """Other tokens, or in other shares."""
+    """Check whether the token frequencies of validation and training data differ."""
     summary = record.summary
     if summary is None:
         return None
@@ -192,11 +192,11 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 )
 
 
-# -- what stands in the files -------------------------------------------------------------------------------
+# -- content of the files -----------------------------------------------------------------------------------
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Lines that the reader could not use, empty ones apart; the worse of both files."""
+    """Check for lines that could not be read, in the worse of both files. Empty fields are counted apart."""
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -211,7 +211,7 @@ def lines_skipped(data: DataRecord) -> Finding | None:
 
 
 def empty_answers(data: DataRecord) -> Finding | None:
-    """Lines whose question or answer is empty; the worse of both files."""
+    """Check for lines whose question or answer is empty, in the worse of both files."""
     shares = []
     for report in data.reports:
         count = sum(len(lines) for why, lines in report.by_reason().items() if _is_empty(why))
@@ -233,7 +233,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Records with U+FFFD; the worse of both files."""
+    """Check for records with U+FFFD, in the worse of both files."""
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:
@@ -243,7 +243,7 @@ def characters_lost(data: DataRecord) -> Finding | None:
 
 
 def mojibake(data: DataRecord) -> Finding | None:
-    """UTF-8 that was read as Latin-1, or as Windows-1252, which has more characters."""
+    """Check for UTF-8 that was read as Latin-1 or Windows-1252."""
     texts = [(text, _repaired(text)) for each in data.train for text in each.texts()]
     found = [(text, meant) for text, meant in texts if meant]
     count = sum(any(_repaired(text) for text in each.texts()) for each in data.train) if found else 0
@@ -256,7 +256,7 @@ def mojibake(data: DataRecord) -> Finding | None:
 
 
 def _repaired(text: str) -> str:
-    """What was meant by the bytes; "" if the text is no such reading."""
+    """Return the original text, if UTF-8 was read as Latin-1 or Windows-1252; else ""."""
     if text.isascii():
         return ""
     for encoding in ("latin-1", "cp1252"):
@@ -268,7 +268,7 @@ def _repaired(text: str) -> str:
 
 
 def fields_swapped(data: DataRecord) -> Finding | None:
-    """The answers ask, and the questions do not."""
+    """Check whether the answers end with question marks and the questions do not."""
     exchanges = [exchange for each in data.train for exchange in each.exchanges]
     asking = [sum(_asks(text) for text in texts) / len(exchanges) for texts in zip(*exchanges, strict=True)]
     questions, answers = asking
@@ -286,7 +286,7 @@ def _asks(text: str) -> bool:
 
 
 def _names_of(conversation: Conversation) -> tuple[str, str] | None:
-    """The fields of a record that its question and its answer come from."""
+    """Return the names of the fields with the question and the answer; None if they are not found."""
     try:
         row = json.loads(conversation.raw)
     except ValueError:
@@ -299,10 +299,10 @@ def _names_of(conversation: Conversation) -> tuple[str, str] | None:
 
 
 def answers_fit(data: DataRecord) -> bool:
-    """Whether answers share more pairs of characters with their own questions than with others.
+    """Return whether answers share more pairs of characters with their own questions than with others.
 
-    In most languages an answer takes up words of its question. Labels and translations do not: then this says
-    nothing, and the model's losses must.
+    In most languages an answer repeats words of its question. Labels and translations do not, so False alone
+    does not mean that answers and questions are mixed up.
     """
     exchanges = list({each.exchanges[0].question: each.exchanges[0] for each in data.train}.values())
     chosen = exchanges[:: max(1, len(exchanges) // FIT_PAIRS)]
@@ -325,7 +325,7 @@ def _bigrams(text: str) -> set[str]:
 
 
 def same_answer(data: DataRecord) -> Finding | None:
-    """One answer that very many questions have."""
+    """Check for an answer that very many questions have."""
     answers = [exchange.answer.strip() for each in data.train for exchange in each.exchanges]
     ((answer, count),) = Counter(answers).most_common(1)
     share = count / len(answers)
@@ -335,8 +335,8 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 
 def leak(data: DataRecord) -> Finding | None:
-    """Questions of the validation part that were learned from; width, case and spaces do not count."""
-    # the question alone tells pairs apart; in a conversation the same question comes again and again
+    """Check for validation questions in the training data. Width, case and spaces do not count."""
+    # pairs are compared by the question alone, but in conversations the same question often occurs again
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
     learned = {
         exchange_key(exchange) if several else normalise(exchange.question)
@@ -358,13 +358,13 @@ def leak(data: DataRecord) -> Finding | None:
 
 
 def contradictions(data: DataRecord) -> Finding | None:
-    """Questions with several answers that differ, where nothing else was said that may tell them apart."""
+    """Check for questions with different answers, in conversations of one question without tools."""
     alone = [each for each in data.train if len(each.turns) == 2 and not each.tools]
     answers: dict[str, dict[str, Conversation]] = {}
     for each in alone:
         answers.setdefault(normalise(each.question), {}).setdefault(normalise(each.answer), each)
     several = [list(found.values()) for found in answers.values() if len(found) > 1]
-    questions = max(len(answers), len(data.train) // 2)  # a few lonely pairs among conversations say little
+    questions = max(len(answers), len(data.train) // 2)  # a few single pairs among conversations do not count
     if len(several) <= CONTRADICTION_SHARE * questions:
         return None
     one, other = several[0][:2]
@@ -374,9 +374,9 @@ def contradictions(data: DataRecord) -> Finding | None:
 
 
 def duplicates(data: DataRecord) -> Finding | None:
-    """Pairs that stand there before, word for word."""
+    """Check for repeated pairs, equal word for word."""
     count, pairs = data.statistics.repeated_pairs, int(data.statistics.exchanges.sum())
-    several = any(len(each.exchanges) > 1 for each in data.train)  # there a greeting may well come again
+    several = any(len(each.exchanges) > 1 for each in data.train)  # conversations often repeat a greeting
     if several or count / pairs <= DUPLICATE_SHARE:
         return None
     command, parts = split_commands(data.run)
@@ -384,7 +384,7 @@ def duplicates(data: DataRecord) -> Finding | None:
 
 
 def template_differs(data: DataRecord) -> Finding | None:
-    """A phrase that the questions of one part begin or end with, and those of the other do not."""
+    """Check for a phrase with which the questions of one part begin or end, but not those of the other."""
     parts = [[each.exchanges[0].question for each in part] for part in (data.train, data.val)]
     for has, lacks, names in ((0, 1, ("training", "validation")), (1, 0, ("validation", "training"))):
         for turned in (False, True):
@@ -411,7 +411,7 @@ def template_differs(data: DataRecord) -> Finding | None:
 
 
 def _common_beginning(texts: Sequence[str]) -> str:
-    """The longest beginning that nine in ten of the texts have."""
+    """Return the longest beginning that nine in ten of the texts have."""
     enough, found = IN_TEMPLATE * len(texts), ""
     while True:
         counts = Counter(text[: len(found) + 1] for text in texts if text.startswith(found) and text != found)
@@ -422,7 +422,7 @@ def _common_beginning(texts: Sequence[str]) -> str:
 
 
 def markup(data: DataRecord) -> Finding | None:
-    """Special tokens of other programs, spelled out."""
+    """Check for special tokens of other programs, written as text."""
     counts = Counter(
         mark for each in data.train for mark in MARKS if any(mark in text for text in each.texts())
     )
@@ -434,7 +434,7 @@ def markup(data: DataRecord) -> Finding | None:
 
 
 def unknown_characters(data: DataRecord) -> Finding | None:
-    """Characters that became <unk>."""
+    """Check for characters that become <unk>."""
     unknown = data.statistics.unknown
     count = sum(character.count for character in unknown)
     share = count / int((data.statistics.questions + data.statistics.answers).sum())
@@ -449,9 +449,9 @@ def unknown_characters(data: DataRecord) -> Finding | None:
 
 
 def pairs_cut(data: DataRecord) -> Finding | None:
-    """Pairs that lost their end, or conversations that lost their beginning.
+    """Check for pairs that lose their end at max_length, or conversations that lose their beginning.
 
-    Those that lost the whole answer are counted apart.
+    Pairs that lose the whole answer are counted apart.
     """
     cut = next(cut for cut in data.statistics.cuts if cut.max_length == data.config.max_length)
     count = cut.pairs - cut.without_answer
@@ -465,13 +465,13 @@ def pairs_cut(data: DataRecord) -> Finding | None:
 
 
 def _room(data: DataRecord) -> dict[str, int]:
-    """A max_length that cuts one in a hundred at most, and a block_size to go with it."""
+    """Return a max_length that cuts at most 1 % of the pairs, with a block_size for it."""
     length = int(np.percentile(data.statistics.pairs, 99, method="inverted_cdf"))
     return {"max_length": length, "block_size": max(data.config.block_size, length)}
 
 
 def answers_cut_away(data: DataRecord) -> Finding | None:
-    """Pairs with nothing left to learn."""
+    """Check for pairs that lose their whole answer at max_length."""
     cut = next(cut for cut in data.statistics.cuts if cut.max_length == data.config.max_length)
     share = cut.without_answer / len(data.train)
     if share <= NO_ANSWER_SHARE:
@@ -481,11 +481,11 @@ def answers_cut_away(data: DataRecord) -> Finding | None:
 
 
 def mostly_questions(data: DataRecord) -> Finding | None:
-    """The loss counts on everything, and next to nothing of that is answers."""
+    """Check whether the loss counts all tokens, and answers are a small part of them."""
     if data.config.loss_on != "all":
         return None
     statistics = data.statistics
-    answers = float((statistics.answers + statistics.exchanges).sum())  # with the <sep> behind each
+    answers = float((statistics.answers + statistics.exchanges).sum())  # with the <sep> after each answer
     share = 1 - answers / float((statistics.pairs - 1).sum())
     if share <= QUESTIONS_SHARE:
         return None
@@ -493,7 +493,7 @@ def mostly_questions(data: DataRecord) -> Finding | None:
 
 
 def mostly_padding(data: DataRecord) -> Finding | None:
-    """Most of what was computed was padding. (With batches by length it is little.)"""
+    """Check whether most of the computed tokens are padding. (Batches by length have little padding.)"""
     config = data.config
     if not config.pad_to_max_length:
         return None

@@ -1,4 +1,4 @@
-"""All checks on one run, in one go: `examine(record)` gives the findings, the worst first."""
+"""Runs all checks on one run: `examine(record)` returns the findings, the worst first."""
 
 import dataclasses
 
@@ -21,11 +21,11 @@ __all__ = ["examine"]
 
 
 def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -> list[Finding]:
-    """Run every check.
+    """Run every check. Return the findings, the worst first, with commands to try.
 
     Args:
-        curve: compare with this one instead of the recipe's.
-        deep: load the best checkpoint, measure and ask it on held-out pairs.
+        curve: a reference curve to compare with. Default: the curve of the recipe.
+        deep: True also loads the best checkpoint, and checks its loss and answers on held-out pairs.
 
     Raises:
         InputError: if the recipe's reference curve is damaged.
@@ -56,7 +56,7 @@ def _with_commands(record: RunRecord, found: Finding) -> Finding:
 
 
 def _answers(record: RunRecord, data: DataRecord) -> list[Finding]:
-    from minigpt.diagnosis.answers import ask, judge, load_best, measure  # loads generation
+    from minigpt.diagnosis.answers import ask, judge, load_best, measure  # imports generation
 
     try:
         model, tokenizer = load_best(record)

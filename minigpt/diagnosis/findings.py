@@ -1,8 +1,8 @@
-"""What can be found (findings.toml), and `Finding`: a code with the numbers that it rests on.
+"""All findings (findings.toml), and `Finding`: the code of a finding with its numbers.
 
     finding("overfitting", step=400, minimum=1.52, last=1.71, gap=0.19, train=0.4).text("zh")
 
-A text is a template in two languages; the numbers fill it. Whether something is found is decided elsewhere.
+The text of a finding is a template in two languages, which the numbers fill. The checks are in other modules.
 """
 
 import dataclasses
@@ -20,51 +20,51 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # the worst firs
 
 
 class Words(NamedTuple):
-    """The texts of a finding in both languages. Each advice says what to try; an empty one means nothing."""
+    """The texts of a finding in both languages. The advice says what to try, and may be empty."""
 
     level: Level
     en: str
     zh: str
     advice_en: str
     advice_zh: str
-    explains: frozenset[str]  # codes of its consequences
-    rank: int  # in the order of causes
+    explains: frozenset[str]  # codes of findings that are consequences of this one
+    rank: int  # position in findings.toml, where causes come before consequences
 
 
 @dataclass(frozen=True)
 class Finding:
     """A code of findings.toml and the numbers that fill its templates.
 
-    The advice may hold commands: `before` as they stand, then the run's own `minigpt train` with `flags`.
+    The advice may have commands: first those in `before`, then the run's own command with `flags` changed.
     """
 
     code: str
     numbers: dict[str, Any]
     flags: dict[str, Any] | None = None
     before: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()  # all of them, made of the two above
+    commands: tuple[str, ...] = ()  # all commands, made from `before` and `flags`
 
     @property
     def level(self) -> Level:
-        """How bad it is."""
+        """The severity: "error", "warning", "note" or "ok"."""
         return WORDS[self.code].level
 
     def text(self, language: Language) -> str:
-        """What was found."""
+        """Return the sentence that says what was found."""
         words = WORDS[self.code]
         return (words.zh if language == "zh" else words.en).format(**self.numbers)
 
     def advice(self, language: Language) -> str:
-        """What to try; empty where there is nothing to do."""
+        """Return the advice what to try; empty if there is nothing to do."""
         words = WORDS[self.code]
         return (words.advice_zh if language == "zh" else words.advice_en).format(**self.numbers)
 
     def trying(self, *before: str, **flags: Any) -> "Finding":
-        """The same with commands to try; without flags there is no `minigpt train` behind them."""
+        """Return the finding with commands to try. Without flags, the run's own command is left out."""
         return dataclasses.replace(self, before=before, flags=flags or None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: everything, in both languages."""
+        """Return all of the finding, in both languages, for `--json`."""
         said = {
             f"{name}_{language}": getattr(self, name)(language)
             for name in ("text", "advice")
@@ -75,13 +75,13 @@ class Finding:
 
 
 def finding(code: str, **numbers: Any) -> Finding:
-    """A finding whose code exists (an assertion: codes are ours)."""
+    """Make a finding. The code must exist in findings.toml."""
     assert code in WORDS, code
     return Finding(code, numbers)
 
 
 def without_consequences(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings that no other one explains, the worst first, of equally bad ones the cause first."""
+    """Return the findings that no other finding explains, the worst first, causes first within a level."""
     left: list[Finding] = []
     for one in sorted(findings, key=lambda one: WORDS[one.code].rank):
         if not any(one.code in WORDS[cause.code].explains for cause in left):

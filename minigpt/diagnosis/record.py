@@ -1,10 +1,10 @@
-"""What a run wrote down. Lines that cannot be read are counted, not fatal.
+"""Reads the files of a run. Lines that cannot be read are counted and raise no error.
 
     record = read_record(Path("output"))
     record.train[-1].loss, record.val[-1].loss, record.total_steps
 
 Reads run.json, metrics.jsonl and the newest checkpoint's training_state.json and config.json: some kilobytes
-of JSON, no weights. A number that is missing or no number is nan, so that no check has to ask twice.
+of JSON, no weights. A missing or invalid number becomes nan, so that checks need no special cases.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ __all__ = ["Event", "RunRecord", "TrainPoint", "ValPoint", "read_record"]
 
 @dataclass(frozen=True)
 class TrainPoint:
-    """One line about training."""
+    """One line of metrics about training."""
 
     step: int
-    loss: float  # nats per counted token, the mean over the steps since the line before
-    grad_norm: float = math.nan  # before clipping
+    loss: float  # nats per counted token, mean over the steps since the previous line
+    grad_norm: float = math.nan  # gradient norm before clipping
     learning_rate: float = math.nan
-    epoch: float = math.nan  # how often the data was seen by then
-    tokens_per_second: float = math.nan  # mean since the process began
+    epoch: float = math.nan  # number of passes over the data so far
+    tokens_per_second: float = math.nan  # mean since the start of the process
     seconds: float = math.nan
 
 
@@ -42,42 +42,42 @@ class ValPoint:
     """One evaluation."""
 
     step: int
-    loss: float  # of the tokens that training counts
+    loss: float  # nats per counted token; training counts the same tokens
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened at a step: "skipped", "spike", "rollback", "changed"."""
+    """An event at a step; its kind is "skipped", "spike", "rollback" or "changed"."""
 
     step: int
     kind: str
     loss: float = math.nan
-    what: tuple[str, ...] = ()  # changed by a resume
+    what: tuple[str, ...] = ()  # sentences on the changes by a resume
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run on paper. Points are in the order of their steps, each step once (its last line counts)."""
+    """The recorded data of a run. Points are in the order of steps; each step has one, from its last line."""
 
     folder: Path
     config: TrainConfig
     train: list[TrainPoint] = field(default_factory=list)
     val: list[ValPoint] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    broken_lines: int = 0  # of metrics.jsonl that are no JSON object with a step
-    non_finite: tuple[int, ...] = ()  # steps with a loss or a gradient norm that is not a finite number
+    broken_lines: int = 0  # number of lines in metrics.jsonl that are not a JSON object with a step
+    non_finite: tuple[int, ...] = ()  # steps with a loss or a gradient norm that is not finite
     state: dict[str, Any] = field(default_factory=dict)  # training_state.json; empty: no checkpoint
     vocab_size: int = 0  # 0: unknown
-    summary: DataSummary | None = None  # of its data; None: not recorded
+    summary: DataSummary | None = None  # summary of the run's data; None: not recorded
 
     @property
     def lines_every(self) -> int:
-        """Steps between two lines about training; 0: there is one line at most."""
+        """Number of steps between two lines about training; 0: there is at most one line."""
         return min((b.step - a.step for a, b in itertools.pairwise(self.train)), default=0)
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model; 0: unknown."""
+        """Number of the model's parameters; 0: unknown."""
         try:
             return self.config.model_config(self.vocab_size).parameter_count() if self.vocab_size else 0
         except InputError:
@@ -85,18 +85,18 @@ class RunRecord:
 
     @property
     def steps_done(self) -> int:
-        """The last step that anything tells of."""
+        """The last step that metrics or checkpoint mention."""
         seen = [*(point.step for point in self.train[-1:]), *(point.step for point in self.val[-1:])]
         return max([*seen, _whole(self.state.get("steps_done"))])
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run; 0: nobody has written it down."""
+        """Number of steps of the whole run; 0: not recorded."""
         return _whole(self.state.get("total_steps")) or self.config.max_steps
 
     @property
     def is_finished(self) -> bool:
-        """Whether every step was done."""
+        """True if all steps were done."""
         return 0 < self.total_steps <= self.steps_done
 
     @property
@@ -107,10 +107,10 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run's folder.
+    """Read the folder of a run.
 
     Raises:
-        InputError: if there is no such folder, or it holds no run, or the run's settings cannot be read.
+        InputError: if the folder does not exist, is not that of a run, or the settings cannot be read.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -161,7 +161,7 @@ _MUST_BE_FINITE = ("train_loss", "val_loss", "grad_norm")
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose state can be read. (Names have eight digits: their order is the steps'.)"""
+    """Return the newest checkpoint whose state can be read. (Names with eight digits sort by step.)"""
     for path in sorted(folder.glob("step-????????/training_state.json"), reverse=True):
         if _json_object(path):
             return path.parent
@@ -169,10 +169,10 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> TrainConfig:
-    """The run's settings: those of its run.json, else of its newest checkpoint.
+    """Return the run's settings, from run.json or else from its newest checkpoint.
 
-    What this version does not know is passed over, what has another type has its default: a doctor asks less
-    than a resume, which must be exact.
+    Unknown settings are ignored, and settings of another type get their default. A diagnosis does not need
+    exact settings, while a resume does.
     """
     written = run.get("config", state.get("config"))
     if not isinstance(written, dict):
@@ -199,7 +199,7 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; {} for a line that is none; nothing if there is no file."""
+    """Return the objects of a JSONL file: {} for a line that is not an object, no lines without a file."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:

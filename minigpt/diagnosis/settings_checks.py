@@ -1,11 +1,11 @@
-"""Why did a run not get far? One pure function for each setting that may be the cause: RunRecord -> Finding.
+"""Checks the settings of a run that learned little. A check is a pure function: RunRecord -> Finding or None.
 
     for check in SETTINGS_CHECKS:
         found = check(record)
 
-A setting is blamed for what the run shows, not for being unusual: each check asks whether the run learned
-little, or made its loss worse. Two facts explain most thresholds. A step of AdamW moves a weight by about the
-learning rate at most, whatever the gradient. And initial weights have a deviation of 0.02 in every family.
+An unusual setting alone is no finding. Each check also requires that the run learned little, or made its loss
+worse. Two facts explain most thresholds. A step of AdamW moves a weight at most by about the learning rate,
+for any gradient. And initial weights have a standard deviation of 0.02 in every family.
 """
 
 import math
@@ -20,45 +20,45 @@ from minigpt.training.optimizer import schedule
 
 __all__ = ["SETTINGS_CHECKS"]
 
-# Frequencies alone give the unigram loss; a model below nine tenths of it has seen some context.
+# A model that knows only token frequencies has the unigram loss. Below 0.9 times it, a model uses context.
 LITTLE = 0.9
-# As far as nothing: within three per cent, which is what smoothing the frequencies is worth.
+# Within 3 % of the unigram loss, a model has learned nothing: smoothing the frequencies changes as much.
 NOTHING_BELOW = 0.97
-# A weight is one thing or another from about 0.05 on, twice and a half its first deviation.
+# A weight has learned something once it has moved by about 0.05, 2.5 times its initial deviation.
 MOVED = 0.05
-# Recipes for small models have AdamW at 3e-4 to 1e-2 and Muon at 0.01 to 0.05. A tenth of the usual rate is
-# low, ten times as much is high.
+# Recipes for small models have rates of 3e-4 to 1e-2 for AdamW and 0.01 to 0.05 for Muon. A tenth of the
+# usual rate is low, ten times the usual rate is high.
 LOW, HIGH = 0.1, 10.0
-# A new model's loss differs by a few hundredths from batch to batch. Steps that make it worse by 0.15 are too
-# long; so are they if, at a high rate, one of the first ten lines is half a nat above an earlier one.
+# The loss of a new model varies by a few hundredths between batches. Steps are too long if they raise the
+# loss by 0.15, or if, at a high rate, one of the first ten lines is half a nat above an earlier line.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
-WARM = 10  # steps of warm-up, from which on the rate itself is to blame
-# |w| <= 1 / decay where AdamW has had time for it: below 0.2 the weights are held near their first values.
+WARM = 10  # with this many warm-up steps, the rate itself is the cause
+# AdamW's decay limits weights to |w| <= 1 / decay in the long run. A limit below 0.2 keeps them too small.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
-# Half of all activations is more than any recipe drops.
+# No recipe drops half of all activations.
 DROPOUT = 0.5
-# A clip shortens outliers. If all gradients are cut to a thousandth, their length says nothing any more.
-# AdamW and Muon do not mind, until the rest is as small as the 1e-8 and 1e-7 that they divide by at least.
+# Clipping should shorten outliers only. If it cuts all gradients to a thousandth, their norms have no effect.
+# AdamW and Muon tolerate this until the gradients are as small as their eps, 1e-8 and 1e-7.
 CLIP_TIMES = 1000.0
-# A third of the fall in the last third is a straight line; a curve that is nearly done brings under a tenth.
+# On a straight line, the last third of the steps has a third of the fall; on a flat end, below a tenth.
 STEEP, STEEP_NATS = 0.2, 0.1
-# The gradient of 32 tokens is mostly chance: recipes have 500 and more.
+# The gradient of 32 tokens is mostly noise. Recipes have 500 tokens and more per step.
 FEW_TARGETS, NOT_FAR = 32.0, 0.25
-# A parameter holds two bits of what is to be known by heart (https://arxiv.org/abs/2404.05405). The run is
-# done if its last third brings under a tenth; the losses are close; and the data came several times.
+# A parameter can store two bits (https://arxiv.org/abs/2404.05405). The run has reached its limit if its last
+# third has below a tenth of the fall, both losses are close, and it has seen the data several times.
 BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
 
 
 def best_loss(record: RunRecord) -> float:
-    """The lowest validation loss; nan: there is none."""
+    """Return the lowest validation loss; nan without an evaluation."""
     return min((point.loss for point in finite(record.val)), default=math.nan)
 
 
 def end_loss(record: RunRecord) -> float:
-    """The training loss at the end, nan: there is none.
+    """Return the training loss at the end; nan without lines about training.
 
-    A mean over the last epoch, in which batches of all lengths come: at least three lines, at most a fifth of
-    all, which is still the end.
+    This is a mean over the last epoch, because an epoch has batches of all lengths. It takes at least three
+    lines and at most a fifth of all lines.
     """
     train = finite(record.train)
     last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
@@ -67,7 +67,7 @@ def end_loss(record: RunRecord) -> float:
 
 
 def learned_less_than(record: RunRecord, share: float) -> bool:
-    """Whether neither loss came below a share of the unigram loss. (A low training loss was learned, too.)"""
+    """Return whether neither loss fell below a share of the unigram loss, in training or validation."""
     if record.summary is None or not finite(record.val):
         return False
     far = best_loss(record) < share * record.summary.val_unigram_loss
@@ -76,20 +76,20 @@ def learned_less_than(record: RunRecord, share: float) -> bool:
 
 
 def path(record: RunRecord) -> float:
-    """The sum of all shares of the highest rate: times the rate, how far AdamW's steps reach together."""
+    """Return the sum of the schedule's shares over all steps. Times the rate, this is AdamW's longest way."""
     total = max(record.total_steps, record.steps_done, 1)
     every = max(1, total // 1000)
     return every * sum(schedule(record.config, step, total) for step in range(0, record.steps_done, every))
 
 
 def relative_rate(record: RunRecord) -> float:
-    """The run's rate in usual ones, the highest of its optimisers'."""
+    """Return the run's rate divided by the usual rate; with several optimisers, the highest quotient."""
     usual = usual_rates(record.config)
     return max(rate / usual[name] for name, rate in rates(record.config).items())
 
 
 def weight_decay_high(record: RunRecord) -> Finding | None:
-    """The decay holds the weights down."""
+    """Check whether weight decay keeps the weights too small."""
     config = record.config
     decays = [(config.weight_decay, config.learning_rate)]
     if config.optimizer == "muon":
@@ -104,7 +104,7 @@ def weight_decay_high(record: RunRecord) -> Finding | None:
 
 
 def dropout_high(record: RunRecord) -> Finding | None:
-    """Too much is dropped."""
+    """Check whether dropout is too high."""
     if record.config.dropout < DROPOUT or not learned_less_than(record, LITTLE):
         return None
     found = finding("dropout_high", dropout=record.config.dropout, loss=best_loss(record))
@@ -112,7 +112,7 @@ def dropout_high(record: RunRecord) -> Finding | None:
 
 
 def clip_tiny(record: RunRecord) -> Finding | None:
-    """All gradients are cut to next to nothing."""
+    """Check whether clipping makes all gradients tiny."""
     limit = record.config.max_grad_norm
     norms = sorted(point.grad_norm for point in record.train if math.isfinite(point.grad_norm))
     if not limit or not norms or not learned_less_than(record, LITTLE):
@@ -124,7 +124,7 @@ def clip_tiny(record: RunRecord) -> Finding | None:
 
 
 def rate_too_low(record: RunRecord) -> Finding | None:
-    """The steps are too short to get anywhere, or the run ended long before it was done."""
+    """Check whether the rate is so low that the weights hardly moved, or the loss was still falling fast."""
     config, rate = record.config, relative_rate(record)
     if not record.is_finished or not finite(record.val) or rate >= LOW:
         return None
@@ -137,7 +137,7 @@ def rate_too_low(record: RunRecord) -> Finding | None:
 
 
 def rate_too_high(record: RunRecord) -> Finding | None:
-    """The steps are so long that they make the loss worse, or that nothing comes of a high rate."""
+    """Check whether the rate is so high that it raised the loss, or that the run learned little."""
     peak, step, _ = early_peak(record)
     rose = peak > untrained(record) + ABOVE
     is_poor = learned_less_than(record, LITTLE)
@@ -151,7 +151,7 @@ def rate_too_high(record: RunRecord) -> Finding | None:
 
 
 def warmup_missing(record: RunRecord) -> Finding | None:
-    """The first steps made the loss worse, and no warm-up kept them short."""
+    """Check whether the first steps raised the loss without a warm-up."""
     peak, step, low = early_peak(record)
     rose = peak > untrained(record) + ABOVE
     leapt = peak > low + RISE and relative_rate(record) >= HIGH
@@ -164,9 +164,9 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 
 
 def early_peak(record: RunRecord) -> tuple[float, int, float]:
-    """Of the first lines the one that lies most above an earlier one, or a new model: loss, step, low.
+    """Find the highest rise of the loss in the first lines, above an earlier line or an untrained model.
 
-    nan where the beginning is missing.
+    Returns: loss, step, and the lower loss before it; (nan, 0, nan) if the beginning is missing.
     """
     train = finite(record.train)
     low = untrained(record)
@@ -182,13 +182,13 @@ def early_peak(record: RunRecord) -> tuple[float, int, float]:
 
 
 def is_steep(record: RunRecord) -> bool:
-    """Whether the last third still brought much."""
+    """Return whether the validation loss still fell much in the last third of the steps."""
     fell = untrained(record) - best_loss(record)
     return late_share(record) >= STEEP and fell * late_share(record) >= STEEP_NATS
 
 
 def too_short(record: RunRecord) -> Finding | None:
-    """The curve is still steep at the end, or it hardly began."""
+    """Check whether the loss is still falling fast at the end, or the weights hardly moved."""
     if not record.is_finished or not finite(record.val):
         return None
     moved = max(rate for rate in rates(record.config).values()) * path(record)
@@ -200,7 +200,7 @@ def too_short(record: RunRecord) -> Finding | None:
 
 
 def batch_too_small(record: RunRecord) -> Finding | None:
-    """A step's direction is mostly chance, and the run did not get far."""
+    """Check whether steps have so few targets that gradients are mostly noise, and the loss stayed high."""
     summary, config = record.summary, record.config
     if summary is None or not finite(record.val):
         return None
@@ -216,7 +216,7 @@ def batch_too_small(record: RunRecord) -> Finding | None:
 
 
 def model_too_small(record: RunRecord) -> Finding | None:
-    """Both losses stand still at one height, and what is not learned is more than the model can hold."""
+    """Check whether both losses stopped at about one value, with more left than the model can store."""
     summary, train = record.summary, finite(record.train)
     if summary is None or len(train) < ENOUGH_LINES or not record.is_finished or not record.parameters:
         return None
@@ -236,7 +236,7 @@ def model_too_small(record: RunRecord) -> Finding | None:
 
 
 def nothing_learned(record: RunRecord) -> Finding | None:
-    """No loss is below that of one who only knows how frequent tokens are."""
+    """Check whether no loss is below the unigram loss, that of a model that knows only token frequencies."""
     if not learned_less_than(record, NOTHING_BELOW) or record.summary is None:
         return None
     numbers = {"unigram": record.summary.val_unigram_loss, "uniform": record.summary.uniform_loss}

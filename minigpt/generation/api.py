@@ -1,4 +1,4 @@
-"""Answers to questions, completions of ids, streams of text, and on request all that led to them.
+"""Answers questions, continues ids, and streams text. Scores, hidden states and attentions are optional.
 
     generate(model, tokenizer, "四川省的省会是哪里？")                      # one answer
     stream(model, tokenizer, "四川省的省会是哪里？")                        # the same, in pieces
@@ -6,7 +6,7 @@
     generate_ids(model, prompts, options, eos_token_id=tokenizer.sep_token_id)  # the ids themselves
     generate_output(model, prompts, options, eos_token_id=...)              # with scores, hidden states, ...
 
-Each makes sequences and lets minigpt.generation.loop decode them. No model is loaded here.
+Each function makes sequences, which minigpt.generation.loop decodes. This module loads no model.
 """
 
 import dataclasses
@@ -50,15 +50,15 @@ __all__ = [
 ]
 
 BATCH_SIZE = 64
-_DEFAULTS = GenerationOptions()  # checked once
+_DEFAULTS = GenerationOptions()  # made once, because each new object is checked
 
 
 class Answer(NamedTuple):
-    """What followed a question."""
+    """The answer to one question."""
 
-    text: str  # without the stop string that ended it
+    text: str  # the answer without the stop string that ended it
     stop_reason: StopReason
-    unknown_characters: list[str]  # the question's characters that are not in the vocabulary
+    unknown_characters: list[str]  # characters of the question that are not in the vocabulary
 
 
 @overload
@@ -71,7 +71,7 @@ def generate(
     assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> str:
-    """The answer's text."""
+    """Return the answer's text."""
 
 
 @overload
@@ -83,7 +83,7 @@ def generate(
     return_dict_in_generate: Literal[True],
     **options: Any,
 ) -> GenerateOutput:
-    """The answer's ids, and what the options ask for."""
+    """Return the answer's ids and the outputs that the options name."""
 
 
 def generate(
@@ -95,21 +95,22 @@ def generate(
     assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> str | GenerateOutput:
-    """The answer to one question: the model reads it and <sep>, and continues until the next <sep>.
+    """Answer one question: the model reads the question and <sep>, and continues until the next <sep>.
 
-    With a tokenizer that has no sep_token_id, the model reads the prompt alone, and eos_token_id, if there is
-    one, ends the text.
+    If the tokenizer has no sep_token_id, the model reads the prompt alone. The tokenizer's eos_token_id, if
+    any, then ends the text.
 
     Args:
         prompt: the question.
-        return_dict_in_generate: return a GenerateOutput instead of the text, with what the options'
-            output_scores, output_logits, output_hidden_states, output_attentions and logprobs ask for.
-        assistant_model: a smaller model of the same tokenizer, which guesses
+        return_dict_in_generate: True returns a GenerateOutput instead of the text. It has the outputs that
+            output_scores, output_logits, output_hidden_states, output_attentions and logprobs select.
+        assistant_model: a smaller model with the same tokenizer, which guesses tokens
             (minigpt.generation.speculative_decoding).
         options: fields of GenerationOptions.
 
     Raises:
-        InputError: for an unknown option, naming the nearest; a bad value; a question that is too long.
+        InputError: if an option is unknown (the message names the most similar one), a value is wrong, or the
+            question is too long.
     """
     chosen = options_from(options, also=["return_dict_in_generate", "assistant_model"])
     if return_dict_in_generate:
@@ -126,10 +127,13 @@ def generate(
 
 
 def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationOptions:
-    """Options from a dictionary.
+    """Build the options from a dictionary.
+
+    Args:
+        also: names of other arguments, which an error may suggest, too.
 
     Raises:
-        InputError: for an unknown name, naming the nearest one, of the options or of `also`.
+        InputError: if a name is unknown; the message suggests the most similar one.
     """
     if not values:
         return _DEFAULTS
@@ -141,20 +145,20 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """The ids that the model reads: the prompt's, and what its tokenizer adds, or else its <sep>."""
+    """Return the prompt's ids, with the tokenizer's added tokens. A tokenizer that adds none gets a <sep>."""
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
     is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
     return ids if separator is None or is_complete else [*ids, separator]
 
 
 def eos_of(tokenizer: TextTokenizer) -> int | None:
-    """What ends a text: the tokenizer's eos_token_id, or else its <sep>."""
+    """Return the id that ends a text: the tokenizer's eos_token_id, or else its <sep>."""
     eos: int | None = getattr(tokenizer, "eos_token_id", None)
     return _separator(tokenizer) if eos is None else eos
 
 
 def ends_of_answer(tokenizer: TextTokenizer) -> list[int]:
-    """What ends an answer to a question: <sep>, which stands behind answers in training, and eos_token_id."""
+    """Return the ids that end an answer: <sep>, which follows each answer in training, and eos_token_id."""
     return [index for index in dict.fromkeys((_separator(tokenizer), eos_of(tokenizer))) if index is not None]
 
 
@@ -171,16 +175,16 @@ def answer_questions(
     on_progress: Callable[[int], None] | None = None,
     assistant_model: LanguageModel | None = None,
 ) -> list[Answer]:
-    """Answer questions, in their order; with num_return_sequences, each that many times, one after another.
+    """Answer questions. The answers have the questions' order: num_return_sequences for each question.
 
     With a seed, the answer to question number i depends on (seed, i) and the question, not on the others.
 
     Args:
-        batch_size: answers generated at once, at most.
+        batch_size: most answers that are generated at once.
         on_progress: called with the number of answers that are finished.
 
     Raises:
-        InputError: if a question is too long for an answer, naming it and both numbers.
+        InputError: if a question leaves no tokens for an answer; the message names it and both numbers.
     """
     options = options or GenerationOptions()
     prompts = [prompt_ids(tokenizer, question) for question in questions]
@@ -211,25 +215,25 @@ def generate_ids(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Completion]:
-    """Continue each prompt; returns the completions in the prompts' order, num_return_sequences of each.
+    """Continue each prompt. The completions have the prompts' order: num_return_sequences for each prompt.
 
-    A sequence ends with an eos, a stop string, max_new_tokens, or the longest text that the model reads,
-    prompt included; then the next one takes its place. The model is left in its mode (train or eval).
+    A sequence ends with an eos, a stop string, max_new_tokens, or when prompt and new tokens fill the model's
+    context. The next sequence then takes its place. The model keeps its mode (train or eval).
 
     Args:
-        eos_token_id: one, several, or None; options.eos_token_id stands instead, where it is given.
-        batch_size: sequences at once, at most; of one prompt, beam search has num_beams.
+        eos_token_id: one id, several, or None. If options.eos_token_id is given, it counts instead.
+        batch_size: most sequences at once. With beam search, one prompt has num_beams sequences.
         on_progress: called with the number of completions that are finished.
         tokenizer: needed for the options stop_strings, choices, regex and json_schema. Rows of the model's
-            vocabulary that it has no token for never come; transformers lets them.
+            vocabulary without a token in the tokenizer are never chosen; transformers may choose them.
         inputs_embeds: prompts as vectors (tokens, C), instead of ids; `prompts` is then empty. Penalties and
-            prohibitions see the new ids alone.
-        assistant_model: a smaller model of the same tokenizer, which guesses: see
+            forbidden n-grams then look at the new ids alone.
+        assistant_model: a smaller model with the same tokenizer, which guesses tokens: see
             minigpt.generation.speculative_decoding.
 
     Raises:
-        InputError: if a prompt is empty, is too long for a new token, or has an id that the vocabulary lacks;
-            if an option does not fit the model; if the model's scores are not numbers.
+        InputError: if a prompt is empty, leaves no place for a new token, or has an id that is not in the
+            vocabulary; if an option does not fit the model; if the model's scores are not finite.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1: got batch_size={batch_size}")
@@ -255,12 +259,12 @@ def generate_output(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> GenerateOutput:
-    """As generate_ids, with the outputs that the options ask for; all prompts are one batch.
+    """Continue each prompt as generate_ids does, and return the outputs that the options name.
 
-    With inputs_embeds, the sequences hold the new ids alone, as in Hugging Face.
+    All prompts are one batch. With inputs_embeds, the sequences hold the new ids alone, as in Hugging Face.
 
-    Memory grows with what is asked for: scores and logits are steps * rows * vocabulary numbers each,
-    attention weights layers * heads * rows * length ** 2.
+    The outputs need memory: scores and logits have steps * rows * vocabulary numbers each, attention weights
+    have layers * heads * rows * length ** 2.
     """
     if not prompts and not inputs_embeds:
         raise InputError("prompts are empty: outputs need at least one")
@@ -293,17 +297,17 @@ def stream(
     assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """The answer to one question in pieces, while it is generated; joined they are what `generate` returns.
+    """Answer one question in pieces, while the answer is generated. Joined, they are the text of `generate`.
 
-    A piece never ends inside a character, and never holds the beginning of a stop string. The model stays in
-    eval mode until the last piece is taken, or the iterator is closed.
+    A piece never ends inside a character, and never contains the beginning of a stop string. The model stays
+    in eval mode until the last piece is taken, or the iterator is closed.
 
     Args:
         options: fields of GenerationOptions.
 
     Raises:
-        InputError: as generate does, and for what has no pieces: beams, several sequences, reports. Before
-            anything is computed, not at the first piece.
+        InputError: as `generate`; also for beams, several sequences, and outputs such as scores. The error
+            comes before anything is computed, not at the first piece.
     """
     chosen = options_from(options, also=["assistant_model"])
     if chosen.eos_token_id is None:
@@ -320,10 +324,10 @@ def stream_ids(
     taken: list[int] | None = None,
     assistant_model: LanguageModel | None = None,
 ) -> Generator[str, None, StopReason]:
-    """As `stream`, from ids. The generator returns (StopIteration's value) why it stopped.
+    """Continue ids as `stream` does. The generator's return value (StopIteration.value) is the stop reason.
 
     Args:
-        taken: a list that gets each id when it is chosen, the eos that ends the text too.
+        taken: a list to which each chosen id is appended, including the eos that ends the text.
     """
     for name in ("num_beams", "num_return_sequences"):
         if getattr(options, name) > 1:
@@ -356,7 +360,7 @@ def _pieces(
         if piece := text.finish():
             yield piece
     finally:
-        steps.close()  # the model is left in the mode that it was in
+        steps.close()  # restores the model's mode (train or eval)
     assert sequence.stop_reason is not None, "it has ended"
     return sequence.stop_reason
 
@@ -370,7 +374,7 @@ def _sequences(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Sequence]:
-    """The sequences of a request, checked: of each prompt one, or with sampling num_return_sequences."""
+    """Check a request and make its sequences: num_return_sequences for each prompt, or one with beams."""
     if inputs_embeds:
         prompts = placeholders(model, prompts, inputs_embeds)
     if assistant_model is not None:
@@ -392,7 +396,7 @@ def _sequences(
 
 
 def _finished(sequence: Sequence) -> list[Any]:
-    """What a beam search has found, the best first."""
+    """Return the sequences that a beam search returns, the best first."""
     assert isinstance(sequence.beams, BeamSearch)
     return sequence.beams.finished[: sequence.request.options.num_return_sequences]
 
@@ -404,7 +408,7 @@ def _completions(sequence: Sequence) -> list[Completion]:
 
 
 def _padded(prompts: Rows[Rows[int]], new: Rows[Rows[int]], pad: int) -> torch.Tensor:
-    """Prompts, padded on the left, and what followed, padded on the right: (B, S)."""
+    """Join prompts, padded on the left, and new ids, padded on the right: (B, S)."""
     width, steps = max(map(len, prompts)), max(map(len, new))
     rows = [
         [pad] * (width - len(prompt)) + [*prompt, *ids] + [pad] * (steps - len(ids))

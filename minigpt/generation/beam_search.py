@@ -1,11 +1,11 @@
-"""Beam search: keep several sequences at once, and return those that are most likely as a whole.
+"""Beam search: follows several sequences at once, and returns those that are most likely as a whole.
 
-The most likely token does not always begin the most likely text. So the K most likely sequences are kept;
-each step tries all tokens behind all of them and keeps the K most likely that are not finished. Finished ones
-are ranked by log-probability / length ** length_penalty: a plain sum would favour the short ones. Ids and
-scores are those of transformers' `generate`, where a prompt is searched alone.
+The most likely token does not always begin the most likely text. So beam search keeps the K most likely
+sequences. Each step tries all tokens after each of them, and keeps the K most likely unfinished sequences.
+Finished sequences are ranked by log-probability / length ** length_penalty, because a plain sum would favour
+short ones. Ids and scores equal those of transformers' `generate` for a single prompt.
 
-A search is K sequences of minigpt.generation.loop that have a `BeamSearch` in common. The prompt is read
+A search consists of K sequences in minigpt.generation.loop, which share one `BeamSearch`. The prompt is read
 once; then the sequence forks. The result does not depend on other searches in the loop.
 
 Letters in shapes: K beams, S columns so far, V entries of the vocabulary, n candidates.
@@ -24,21 +24,21 @@ from minigpt.generation.sequence import Request, Sequence
 
 __all__ = ["BeamSearch", "Finished"]
 
-# transformers' "minus infinity": the score of a beam that is none yet. The beams that start as copies of the
-# first must lose against it, but not against a forbidden token, whose score is -inf.
+# The score that transformers gives to a beam without content. Such a beam, a copy of another one, must lose
+# against each real beam, but win against a forbidden token, whose score is -inf.
 NO_SCORE = -1e9
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A sequence that has come to its end."""
+    """A finished sequence."""
 
     score: float  # log-probability / length ** length_penalty
-    ids: list[int]  # the new ones, with the eos that ended it
+    ids: list[int]  # new ids, including the eos that ended the sequence
     stop_reason: StopReason
 
     def completion(self) -> Completion:
-        """The same, as without beams."""
+        """Return the sequence as a Completion, whose ids have no eos."""
         return Completion(self.ids[:-1] if self.stop_reason == "eos" else self.ids, self.stop_reason)
 
 
@@ -51,16 +51,16 @@ class BeamSearch:
         self._totals: list[float] = [0.0]  # log-probability of each beam's new tokens
 
     def take(self, beams: list[Sequence], logits: Tensor, loop: Any) -> list[Sequence]:
-        """Continue all beams of the search; returns those that are there afterwards, none at its end."""
+        """Continue all beams of the search by one token. Return the new beams, or none if the search ends."""
         K, V, options = self.options.num_beams, logits.shape[-1], self.options
-        length, limit = len(beams[0].ids) + 1, beams[0].limit  # of the candidates, in new tokens
+        length, limit = len(beams[0].ids) + 1, beams[0].limit  # new tokens of a candidate, and their maximum
         log_p = logits.log_softmax(dim=-1)  # (K, V); at first (1, V)
         scores = processed(beams, log_p)
         if problem := next(filter(None, problems_of(log_p, scores)), None):
             return self._end(beams, problem)
-        # Each beam can be ended by each eos; still K candidates that continue must be left.
+        # Each eos may end each beam. There must still be K candidates that continue.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
-        # Among all continuations of all beams, the most likely, in descending order.
+        # the most likely continuations of all beams, in descending order
         totals = torch.tensor(self._totals, dtype=scores.dtype, device=scores.device)  # (K,)
         best = torch.topk((scores + totals[:, None]).flatten(), n_candidates)  # (n,)
         candidates = [
@@ -73,20 +73,20 @@ class BeamSearch:
             reason = self._reason(ids, limit)
             if not reason:
                 going_on.append((total, parent, ids))
-            elif rank < K:  # those below the first K are there to continue, not to be returned
+            elif rank < K:  # a candidate after the first K may continue, but may not finish
                 self.finished.append(Finished(total / length**options.length_penalty, ids, reason))
         self.finished = sorted(self.finished, key=lambda one: -one.score)[:K]
         going_on = going_on[:K]
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
-        missing = K - len(going_on)  # where the options leave fewer: copies, without a score
+        missing = K - len(going_on)  # if the options leave fewer candidates, copies fill the places
         self._totals = [total for total, _, _ in going_on] + [NO_SCORE] * missing
         return self._continue(beams, going_on + going_on[-1:] * missing, loop)
 
     def _continue(
         self, beams: list[Sequence], chosen: list[tuple[float, int, list[int]]], loop: Any
     ) -> list[Sequence]:
-        """Each of K beams becomes a copy of its parent, with one token more."""
+        """Turn each of the K beams into a copy of its parent with one more token."""
         for _ in range(len(chosen) - len(beams)):
             new = Sequence(beams[0].prompt, self.request, beams[0].limit, embeds=beams[0].embeds)
             new.beams = new.kind = self
@@ -117,7 +117,7 @@ class BeamSearch:
         return []
 
     def _reason(self, ids: list[int], limit: int) -> StopReason | None:
-        """Why a sequence of new ids is finished; None if it is not."""
+        """Return the stop reason of a sequence of new ids, or None if the sequence is not finished."""
         if ids[-1] in self.request.eos:
             return "eos"
         decode = self.request.decode
@@ -128,11 +128,11 @@ class BeamSearch:
         return "length" if len(ids) == self.options.wanted else "context"
 
     def _is_over(self, best_running: float, length: int, limit: int) -> bool:
-        """Is the search over: are K finished, and does no beam promise to end better than the worst of them?
+        """Return whether K sequences are finished and no beam is likely to beat the worst of them.
 
-        What a beam can still become is a guess, as in transformers: its log-probability now, at the length
-        that it has now; with early_stopping="never" at the length that favours it most, so that none is
-        missed.
+        A beam's final score is estimated as in transformers, from its present log-probability and length.
+        With early_stopping="never" the estimate uses the length that favours the beam most, so that no better
+        sequence is missed.
         """
         options = self.options
         if len(self.finished) < options.num_beams:

@@ -1,7 +1,7 @@
-"""A device kept ahead of its host: bursts of decoding steps are asked for before earlier ones are read.
+"""Keeps the GPU busy: starts a burst of decoding steps before the host reads the tokens of the last burst.
 
 bursts = BurstPipeline(GraphDecoder(model, cache, max_length))
-for sequence, tokens in bursts.write({slot: sequence, ...}):     # what has arrived by now
+for sequence, tokens in bursts.write({slot: sequence, ...}):     # the tokens that have arrived
     ...
 """
 
@@ -15,40 +15,39 @@ __all__ = ["BurstPipeline"]
 
 
 class BurstPipeline:
-    """Bursts that are on their way, and the sequences that they belong to.
+    """The bursts that were started and not yet read, with their sequences.
 
-    While the host turns the ids of one burst into text, the device computes the next. So an end that the
-    device does not know (a stop string, a cancelled request) is seen up to two bursts late: the tokens behind
-    it were computed in vain, and are dropped. The device sees an eos and the last token of a sequence itself,
-    and writes nothing behind them.
+    While the host turns the ids of one burst into text, the device computes the next burst. The device itself
+    detects an eos and the last token of a sequence, and writes nothing after them. It does not detect stop
+    strings or cancelled requests. The host sees these up to two bursts late, and drops the tokens after them.
     """
 
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
-        self._sequences: dict[int, Sequence] = {}  # slot -> what the device writes there
-        self._lengths: dict[int, int] = {}  # slot -> tokens that it holds once all bursts are done, at most
+        self._sequences: dict[int, Sequence] = {}  # slot -> the sequence that the device decodes there
+        self._lengths: dict[int, int] = {}  # slot -> most tokens that it holds after all started bursts
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
 
     @property
     def ahead(self) -> int:
-        """Bursts that have been asked for and not been read."""
+        """Number of bursts that were started and not yet read."""
         return len(self._bursts)
 
     def write(self, rows: Mapping[int, Sequence], columns: int = 0) -> list[tuple[Sequence, list[int]]]:
-        """Ask for more tokens of these sequences, and of no others; returns those that have arrived.
+        """Start a burst for these sequences alone. Return the tokens of an earlier burst.
 
-        Call it again as long as a sequence has not ended, whatever it returns. It waits only for a burst that
-        was asked for one call earlier, or if there is nothing more to ask for.
+        Call this method until all sequences have ended, even if it returns nothing. It waits for the device
+        only if two bursts are pending, or if no sequence needs another burst.
 
         Args:
-            rows: slot -> sequence, whose slot holds all tokens but the last one.
-            columns: what other slots hold, at most: it is left alone.
+            rows: slot -> sequence. The slot holds all tokens of the sequence but the last one.
+            columns: most tokens that other slots hold. These tokens stay unchanged.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}
         open_slots = [slot for slot in rows if self._lengths[slot] < ends[slot]]
         if open_slots:
-            # A first token does not wait for the rest of a burst.
+            # one step only, so that a first token does not wait for a whole burst
             is_new = any(self._lengths[slot] == one.n_cached_at_first for slot, one in rows.items())
             steps = 1 if is_new else self.step.burst
             for slot in open_slots:
@@ -61,7 +60,7 @@ class BurstPipeline:
         return []
 
     def drain(self) -> list[tuple[Sequence, list[int]]]:
-        """Read one more burst and ask for none; when none is left, the device writes no sequence any more."""
+        """Read one pending burst and start none. If none is pending, let the device drop all sequences."""
         if self._bursts:
             return self._read()
         self._take_over({})
@@ -79,7 +78,7 @@ class BurstPipeline:
         while self._bursts and not any(
             self._sequences.get(slot) is one for slot, one in self._bursts[0][1].items()
         ):
-            self._bursts.popleft()  # all its sequences have ended: it need not be read
+            self._bursts.popleft()  # all sequences of this burst have ended
 
     def _read(self) -> list[tuple[Sequence, list[int]]]:
         burst, owners = self._bursts.popleft()
@@ -87,5 +86,5 @@ class BurstPipeline:
         return [
             (sequence, [ids[slot] for ids in steps if ids[slot] != NOTHING])
             for slot, sequence in owners.items()
-            if self._sequences.get(slot) is sequence  # else the slot has another sequence by now
+            if self._sequences.get(slot) is sequence  # else the slot belongs to another sequence now
         ]

@@ -1,12 +1,12 @@
-"""Keys and values of the tokens read so far, so that each new token costs one position, not all of them.
+"""Keeps keys and values of the tokens read so far, so that a step computes the new tokens only.
 
     cache = KeyValueCache(model.config, slots=8, max_length=256)
     slot = cache.allocate()
-    model(ids, past_key_values=cache.view([slot]))      # (1, T): what it computes is added to the slot
+    model(ids, past_key_values=cache.view([slot]))      # ids (1, T); adds T tokens to the slot
 
-A `KeyValueCache` takes its memory once. A sequence allocates a slot, fills it from column 0 on, and frees it.
-The model reads and writes through a `CacheView` of some slots, which has what `past_key_values` must have.
-(C needs no view: it gets the slot and the column of each token.)
+A `KeyValueCache` allocates its memory once. A sequence allocates a slot, fills it from column 0 on, and frees
+it. The model reads and writes through a `CacheView` of some slots, which serves as `past_key_values`. The C
+code needs no view: it gets the slot and the column of each token.
 
 Letters in shapes: L layers, n rows, H heads, S columns, T tokens now added, D channels of one head.
 """
@@ -29,7 +29,7 @@ MIB = 2**20
 def cache_bytes(
     config: ModelConfig, slots: int, columns: int, dtype: torch.dtype = torch.float32, layers: int = 0
 ) -> int:
-    """Memory that keys and values of slots * columns tokens take, in bytes; layers=0: of all layers."""
+    """Return the bytes that keys and values of slots * columns tokens take. layers=0 means all layers."""
     numbers = slots * config.num_key_value_heads * columns * config.head_dim
     return 2 * (layers or config.num_hidden_layers) * numbers * dtype.itemsize
 
@@ -38,17 +38,18 @@ class KeyValueCache:
     """Preallocated keys and values, slot by slot.
 
     Args:
-        config: the model's sizes.
-        slots: sequences at once, at most.
-        max_length: tokens of a sequence, at most.
-        max_cache_mib: refuse to take more than that many MiB (2**20 bytes); None: no limit.
-        keeps: False: the layers share one layer's memory, for sequences that are read anew for each token.
+        config: the model's configuration.
+        slots: most sequences at once.
+        max_length: most tokens of a sequence.
+        max_cache_mib: most MiB (2**20 bytes) that the cache may take; None: no limit.
+        keeps: False lets all layers share the memory of one layer. It serves sequences whose tokens are all
+            read again in each step.
 
     Attributes:
-        lengths: tokens that each slot holds.
+        lengths: number of tokens that each slot holds.
 
     Raises:
-        InputError: if the memory is more than max_cache_mib; before it is taken.
+        InputError: if the cache needs more than max_cache_mib; nothing is allocated then.
     """
 
     def __init__(
@@ -76,46 +77,46 @@ class KeyValueCache:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a slot can hold."""
+        """Number of tokens that a slot can hold."""
         return self._keys.shape[3]
 
     @property
     def slots(self) -> int:
-        """All slots, allocated or not."""
+        """Number of slots, allocated or not."""
         return len(self.lengths)
 
     @property
     def n_free(self) -> int:
-        """Slots that no sequence has."""
+        """Number of free slots."""
         return len(self._free)
 
     @property
     def bytes(self) -> int:
-        """Memory taken, in use or not."""
+        """Size of the memory in bytes, in use or not."""
         return self._keys.nbytes + self._values.nbytes
 
     def allocate(self) -> int:
-        """A free slot, empty: the lowest, since a CUDA graph computes all up to the last one in use."""
+        """Return the lowest free slot, emptied, since a CUDA graph computes all slots up to the last used."""
         slot = min(self._free)
         self._free.remove(slot)
         self.lengths[slot] = 0
         return slot
 
     def free(self, slot: int) -> None:
-        """The sequence of this slot has ended."""
+        """Mark a slot as free, after its sequence has ended."""
         assert slot not in self._free, "a slot is freed once"
         self._free.append(slot)
 
     def clear(self, slot: int) -> None:
-        """Forget a slot's values, too: a NaN that attention masks is a NaN in its sum all the same."""
+        """Set a slot's keys and values to 0. A NaN among them would spread even where attention masks it."""
         self._keys[:, slot] = self._values[:, slot] = 0
 
     def length(self, slot: int) -> int:
-        """Tokens that a slot holds."""
+        """Return the number of tokens that a slot holds."""
         return self.lengths[slot]
 
     def reserve(self, slot: int, tokens: int) -> int:
-        """The column at which this many tokens will begin.
+        """Return the column of the next token of a slot, after checking that so many tokens fit.
 
         Raises:
             InputError: if they do not fit.
@@ -128,46 +129,46 @@ class KeyValueCache:
         return start
 
     def advance(self, slot: int, tokens: int) -> None:
-        """All layers of a slot were written: its new tokens count from now on."""
+        """Count new tokens of a slot, after all layers have written them."""
         self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget all tokens of a slot but the first `length`: the next ones overwrite them."""
+        """Keep only the first `length` tokens of a slot. The next tokens overwrite the others."""
         if not 0 <= length <= self.lengths[slot]:
             raise InputError(f"the slot holds {self.lengths[slot]} tokens: cannot keep {length}")
         self.lengths[slot] = length
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the tokens of slots (n,) to others, which may be among the sources."""
+        """Copy the tokens of source slots (n,) to target slots (n,). A target may be a source, too."""
         moved = [(a, b) for a, b in zip(sources, targets) if a != b]
         if not moved:
             return
         S = max(self.lengths[source] for source, _ in moved)
         places = torch.tensor(moved, device=self._keys.device).unbind(1)
-        for tensor in (self._keys, self._values):  # the right side is a copy: slots may change places
+        for tensor in (self._keys, self._values):  # the right side is a copy, so slots may be swapped
             tensor[:, places[1], :, :S] = tensor[:, places[0], :, :S]
         lengths = [self.lengths[source] for source, _ in moved]
         for (_, target), length in zip(moved, lengths):
             self.lengths[target] = length
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The whole memory of a layer's keys and of its values, (slots, H, S_max, D) each, used or not."""
+        """Return the whole memory of a layer, keys and values, (slots, H, S_max, D) each."""
         return self._keys[layer % self._layers], self._values[layer % self._layers]
 
     def columns(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Some columns of a slot, keys and values of all layers, as views, (L, H, end - start, D) each."""
+        """Return views of some columns of a slot's keys and values, (L, H, columns, D) each."""
         return self._keys[:, slot, :, start:end], self._values[:, slot, :, start:end]
 
     def view(self, slots: Sequence[int], counts: Sequence[int] | None = None) -> "CacheView":
-        """These slots as the model's past_key_values; see CacheView."""
+        """Return a view of these slots, to be the model's past_key_values; see CacheView."""
         return CacheView(self, slots, [1] * len(slots) if counts is None else counts)
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros: what is masked must be a number, as 0 * NaN is NaN."""
+    """Return zeros. Masked columns must hold finite numbers, because 0 * NaN is NaN."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    # The system zeroes a page of calloc's memory when it is first used; torch.zeros would write all at once.
+    # The operating system zeroes each page at its first use. torch.zeros would write all memory at once.
     size = math.prod(shape) * dtype.itemsize
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -175,16 +176,17 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 
 
 class CacheView:
-    """Slots whose next tokens the model reads: `counts` tokens of each, padded on the right to the longest.
+    """Some slots, as the model's past_key_values. The model adds `counts[i]` tokens to slot i.
 
-    Slots of unlike lengths take one token each. A shorter slot's columns up to the longest are masked. The
-    model looks for the new token in the last column, so it is written there, too; the next tokens of the slot
-    overwrite it. Slots side by side are read in place, others are copied.
+    The new tokens are padded on the right to equal length. Slots of different lengths take one token each.
+    The mask then hides the columns that a shorter slot does not have. The model expects the new token in the
+    last column, so this token is written there, too, and the slot's next tokens overwrite the copy. Adjacent
+    slots are read in place, other slots are copied.
 
     Attributes:
-        length: tokens held, of the longest slot.
-        mask: (n, S + 1), True: a token. None where all slots are equally long.
-        positions: (n, 1), each new token's position. None as above.
+        length: number of tokens in the longest slot.
+        mask: (n, S + 1), True where a row has a token. None if all slots have the same length.
+        positions: (n, 1), position of each new token. None if all slots have the same length.
     """
 
     def __init__(self, cache: KeyValueCache, slots: Sequence[int], counts: Sequence[int]) -> None:
@@ -206,7 +208,7 @@ class CacheView:
             self.mask = held
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add k and v (n, H, T, D) to a layer; returns all that it holds, (n, H, S + T, D) each."""
+        """Add k and v (n, H, T, D) to a layer. Return all of its keys and values, (n, H, S + T, D) each."""
         S, T = self.length, k.shape[2]
         found = []
         for held, new in zip(self._cache.layer(layer), (k, v)):
@@ -221,7 +223,7 @@ class CacheView:
         return found[0], found[1]
 
     def advance(self, tokens: int) -> None:
-        """All layers were updated: the new tokens count from now on."""
+        """Count the new tokens, after all layers were updated."""
         assert tokens == max(self._counts), "as many as were reserved"
         for slot, count in zip(self._slots, self._counts):
             self._cache.advance(slot, count)

@@ -1,11 +1,11 @@
-"""Constrained answers: one of some choices, a match of a regular expression, or JSON of a schema.
+"""Constrains answers to one of some choices, a match of a regular expression, or JSON that fits a schema.
 
-`make_constraint` gives the state before the first token; each token leads to the next state. `allow_only`
-forbids the tokens after which no permitted text could follow, and eos until the text is a permitted one. So
-an answer that ends with eos fits; one that max_new_tokens cuts short is the beginning of a text that fits.
-Tokens are bytes here: one character's, several characters', or parts of one.
+`make_constraint` returns the state before the first token. Each token leads to the next state. `allow_only`
+forbids all tokens that cannot lead to a permitted text, and forbids eos until the text is complete. So an
+answer that ends with eos is permitted. If max_new_tokens ends it, the answer is the beginning of a permitted
+text. Here a token is a sequence of bytes: a character, several characters, or a part of one.
 
-Choices are matched here. Regular expressions and JSON Schema are the work of llguidance, a library without
+This module matches choices itself. Regular expressions and JSON Schema need llguidance, a library without
 dependencies (`pip install "minigpt[constrained]"`; https://github.com/guidance-ai/llguidance).
 
 Letters in shapes: B rows, S tokens so far, V entries of the vocabulary.
@@ -28,27 +28,27 @@ __all__ = ["State", "allow_only", "make_constraint"]
 
 
 class State(Protocol):
-    """Where an answer is within the permitted texts. It does not change: sequences can share it."""
+    """The state of a constraint after some tokens. A state never changes, so sequences can share it."""
 
     def allowed(self) -> Sequence[int]:
-        """The ids that may come next, eos if the text may end here."""
+        """Return the ids that may come next, including eos if the text may end here."""
 
     def after(self, token: int) -> "State":
-        """The state behind one of these."""
+        """Return the state after one of the allowed tokens."""
 
 
 def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: Sequence[int]) -> State | None:
-    """The state before the first token of an answer that choices, regex or json_schema describe.
+    """Build the state before the first token, from the option choices, regex or json_schema.
 
     Args:
-        tokenizer: the character Tokenizer, or one that has `token_bytes(id)`, `special_ids` and
+        tokenizer: the character Tokenizer, or a tokenizer with `token_bytes(id)`, `special_ids` and
             `get_vocab_size()`.
 
     Returns: None if the options permit every text.
 
     Raises:
-        InputError: if there is no eos, a choice cannot be written in the vocabulary, the expression or schema
-            is not understood, or llguidance is needed and not installed.
+        InputError: if there is no eos, a choice has a character that is not in the vocabulary, llguidance
+            rejects the expression or schema, or llguidance is not installed.
     """
     name = options.constraint
     if name is None:
@@ -76,7 +76,7 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
 
 
 def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
-    """Forbid, in each row of scores (B, V), all tokens but those allowed there."""
+    """Set the scores (B, V) of all tokens to -inf, except those that are allowed in the same row."""
     mask = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)
     for row, ids in enumerate(allowed):
         mask[row, torch.tensor(ids, dtype=torch.int64)] = True
@@ -84,7 +84,7 @@ def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
 
 
 class _Choice:
-    """The state of a list of choices: the rest of each choice that is still possible."""
+    """A state for a list of choices: the remaining bytes of each choice that is still possible."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class _Grammar:
             grammar = LLMatcher.grammar_from_json_schema(
                 schema if isinstance(schema, str) else json.dumps(schema)
             )
-        # without log_level=0 llguidance writes to standard error
+        # without log_level=0, llguidance writes to standard error
         return cls(LLMatcher(LLTokenizer(words, eos_token=list(eos)), grammar, log_level=0), name)._checked()
 
     def _checked(self) -> "_Grammar":
@@ -154,13 +154,13 @@ class _Grammar:
 
 
 class _Words:
-    """A tokenizer as llguidance wants to have it."""
+    """A tokenizer with the interface that llguidance needs."""
 
     bos_token_id = None
 
     def __init__(self, tokenizer: Any, tokens: list[bytes], eos_token_id: int) -> None:
         self._tokenizer, self.eos_token_id = tokenizer, eos_token_id
-        # Not text, but each must have a name of its own.
+        # llguidance needs different bytes for each token, also for special tokens, which have no text
         self.tokens = [token or b"\xff<%d>" % index for index, token in enumerate(tokens)]
         self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
 
@@ -171,7 +171,7 @@ class _Words:
 
 
 def _token_bytes(tokenizer: Any) -> list[bytes]:
-    """The bytes of each id; none for tokens that stand for no text."""
+    """Return the bytes of each id. Special tokens have no bytes."""
     if isinstance(tokenizer, Tokenizer):
         special = {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id}
         return [b"" if index in special else word.encode() for index, word in enumerate(tokenizer.id2word)]

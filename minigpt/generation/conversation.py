@@ -1,18 +1,18 @@
-"""A conversation with a model of any kind, and questions in its format.
+"""Holds a conversation with a model of any prompt format, and asks single questions in that format.
 
     talk = Conversation(model, tokenizer, "chat", options)
     for piece in talk.say("你好"):
         print(piece, end="")
-    talk.why()                      # the last answer's tokens, with their probabilities and runners-up
+    talk.why()                      # the last answer's tokens, with their probabilities and alternatives
 
-What the model reads depends on its prompt format (`minigpt.generation.generation_config.prompt_format`):
+The model's input depends on its prompt format (`minigpt.generation.generation_config.prompt_format`):
 
-- chat: all turns, by the chat template of its tokenizer;
-- question: the question alone, then <sep>; with `history`, all questions and answers so far, each followed by
-  <sep>: the plain form of minigpt.data.conversation;
-- text: the whole text so far: what the user adds begins a new line, and the model continues.
+- chat: all turns, rendered by the tokenizer's chat template;
+- question: the question alone, then <sep>. With `history`, all questions and answers so far, each followed by
+  <sep>, as in minigpt.data.conversation;
+- text: the whole text so far. The user's text begins on a new line, and the model continues it.
 
-The oldest turns are left out where the context is full. Terminals and commands are in other modules.
+If the context is full, the oldest turns are left out. Terminals and commands are in other modules.
 """
 
 import json
@@ -44,38 +44,38 @@ __all__ = ["Choice", "Conversation", "QuestionAnswering", "Turn", "question_ids"
 
 @dataclass(frozen=True)
 class Turn:
-    """What was said and what was answered."""
+    """A user's message and the model's answer."""
 
     said: str
-    answer: str  # as far as it was written
-    prompt: list[int]  # what the model read
-    ids: list[int]  # what it chose, the eos that ended the answer too
+    answer: str  # the generated text, perhaps incomplete
+    prompt: list[int]  # ids that the model read
+    ids: list[int]  # ids that the model chose, including the eos that ended the answer
     stop_reason: StopReason | None  # None: stopped by the user
-    options: GenerationOptions  # by which they were chosen
+    options: GenerationOptions  # options that chose the ids
 
 
 class Choice(NamedTuple):
-    """A token of an answer, and what else could have stood there: ids with probabilities."""
+    """A token of an answer, and the alternatives at its place, as ids with probabilities."""
 
     token: int
     probability: float
     others: list[tuple[int, float]]  # in descending order, without the token itself
-    # the probabilities of the token and of the others, in the same order, in the distribution that was drawn
-    # from: after temperature, top_k and the like; empty where nothing was drawn
+    # the probabilities of the token and of the others, in the same order, after temperature, top_k and the
+    # like; empty without sampling
     drawn: list[float]
 
 
 class Conversation:
-    """See the module.
+    """A conversation with one model; the module's docstring describes the prompt formats.
 
     Attributes:
-        options: how to choose tokens; see `choose`.
-        assistant_model: a smaller model of the same tokenizer, which guesses; None: no guesses.
-        system: what a chat model reads before the first turn; "" for nothing.
-        thinking: whether a chat model may think before it answers; None leaves it to its template.
-        turns: all that was said, also what the model does not read any more.
-        forgotten: how many of the turns these are.
-        saved: the files that `save` wrote.
+        options: options that choose the tokens. The method `choose` changes them.
+        assistant_model: a smaller model with the same tokenizer, which guesses tokens; None: no guesses.
+        system: system message of a chat model; "" for none.
+        thinking: True lets a chat model think before it answers, False does not; None: the template decides.
+        turns: all turns, including those that the model does not read any more.
+        forgotten: number of the first turns that the model does not read any more.
+        saved: files that `save` wrote.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Conversation:
         self.reset()
 
     def choose(self, options: GenerationOptions) -> None:
-        """Continue with other options. Raises InputError for what the model cannot do."""
+        """Change the options. Raises InputError if they do not fit the model."""
         config = self.model.config
         options.check_model(config.vocab_size, config.max_position_embeddings)
         if self.assistant_model is not None:
@@ -107,7 +107,7 @@ class Conversation:
 
     @property
     def can_think(self) -> bool:
-        """Has the chat template a switch for thinking?"""
+        """True if the chat template can switch thinking on and off."""
         template = self.tokenizer.chat_template if isinstance(self.tokenizer, SubwordTokenizer) else None
         return self.form == "chat" and "enable_thinking" in (template or "")
 
@@ -117,10 +117,10 @@ class Conversation:
         self.forgotten = 0
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """The answer in pieces. A turn that is broken off (the iterator closed, Ctrl-C) counts as it stands.
+        """Generate the answer in pieces. An interrupted turn (iterator closed, Ctrl-C) keeps its text so far.
 
         Raises:
-            InputError: before the first piece, if the text leaves no room for an answer.
+            InputError: before the first piece, if the text leaves no tokens for an answer.
         """
         prompt = self._fitting(text)
         ids: list[int] = []
@@ -150,10 +150,10 @@ class Conversation:
             if not failed:
                 self.turns.append(Turn(text, "".join(answer), prompt, ids, reason, options))
 
-    # -- what the model reads -------------------------------------------------------------------------------
+    # -- the model's input ----------------------------------------------------------------------------------
 
     def _fitting(self, text: str) -> list[int]:
-        """The prompt, of as many turns as leave room: for max_new_tokens, but no more than a quarter."""
+        """Build the prompt from as many turns as fit. At most a quarter of the context stays free."""
         context = self.model.config.max_position_embeddings
         room = context - max(1, min(self.options.wanted, context // 4))
         while True:
@@ -186,24 +186,25 @@ class Conversation:
     # -- looking back ---------------------------------------------------------------------------------------
 
     def why(self, others: int = 3) -> list[Choice]:
-        """For each token of the last answer its probability and the most likely others, as the model says.
+        """Return the probability of each token of the last answer, and the most likely other tokens.
 
-        That is before temperature, top_p and the like; with them it is in `Choice.drawn`, as far as they are
-        the same at every token: penalties are left out. An eos that ended the answer is the last token.
+        These are the model's own probabilities, before temperature, top_p and the like. `Choice.drawn` has
+        the probabilities after these options, but without penalties. If an eos ended the answer, it is the
+        last token.
 
         Raises:
-            InputError: if nothing was answered yet.
+            InputError: if there is no answer yet.
         """
         if not self.turns or not self.turns[-1].ids:
             raise InputError("there is no answer yet that could be explained")
         return _choices(self.model, self.turns[-1], others)
 
     def messages(self) -> list[dict[str, str]]:
-        """All that was said, each as a role and a content."""
+        """Return all messages, each with a role and a content."""
         return _messages(self.system, self.turns)
 
     def save(self, path: Path) -> None:
-        """Write all that was said as a line of JSON, which minigpt reads as data to learn from."""
+        """Write all messages as a line of JSON, which minigpt can read as training data."""
         line = json.dumps({"messages": self.messages()}, ensure_ascii=False)
         atomic_write(path, line.encode("utf-8", "backslashreplace") + b"\n")
         self.saved.add(path)
@@ -220,18 +221,19 @@ def question_ids(
     before: Sequence[Mapping[str, str]] = (),
     thinking: bool | None = None,
 ) -> list[int]:
-    """What a model of a prompt format reads to answer, or to continue, a text.
+    """Return the ids that a model reads to answer, or to continue, a text.
 
     Args:
-        before: the messages that a chat model reads before it.
-        thinking: whether a chat model may think; None leaves it to its template.
+        form: the model's prompt format.
+        before: earlier messages, for a chat model.
+        thinking: True lets a chat model think, False does not; None: the template decides.
 
     Raises:
-        InputError: if the tokenizer lacks what the form needs: a chat template, or <sep>.
+        InputError: if the prompt format needs a chat template or <sep>, and the tokenizer has none.
     """
     require_form(tokenizer, form)
     if isinstance(tokenizer, SubwordTokenizer) and form == "chat":
-        from minigpt.tokenization.chat_template import encode_chat  # and Jinja: only chat models need them
+        from minigpt.tokenization.chat_template import encode_chat  # imports Jinja, only for chat models
 
         messages = [*before, {"role": "user", "content": text}]
         return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
@@ -242,7 +244,7 @@ def question_ids(
 
 
 def require_form(tokenizer: AnyTokenizer, form: PromptFormat) -> None:
-    """Raise InputError if a tokenizer lacks what a prompt format needs."""
+    """Raise InputError if a prompt format needs a chat template or <sep>, and the tokenizer has none."""
     if form == "chat" and (not isinstance(tokenizer, SubwordTokenizer) or tokenizer.chat_template is None):
         raise InputError("form=chat needs a model whose tokenizer has a chat_template")
     if form == "question" and tokenizer.sep_token_id is None:
@@ -251,21 +253,21 @@ def require_form(tokenizer: AnyTokenizer, form: PromptFormat) -> None:
 
 @dataclass(frozen=True)
 class QuestionAnswering:
-    """Questions in, answers out, whatever the prompt format of the model.
+    """Answers questions with a model of any prompt format.
 
     asked = QuestionAnswering(model, tokenizer, form, options)
     asked.answers(questions)        # a list
-    asked.pieces(question)          # one, in pieces
+    asked.pieces(question)          # one answer, in pieces
     """
 
     model: LanguageModel
     tokenizer: AnyTokenizer
     form: PromptFormat
     options: GenerationOptions
-    assistant_model: LanguageModel | None = None  # guesses
+    assistant_model: LanguageModel | None = None  # guesses tokens
 
     def has_answer(self, question: str) -> bool:
-        """A blank question has none; a text to continue may be blank."""
+        """Return False for a blank question. A blank text can be continued, so the format "text" is True."""
         return bool(question.strip()) or self.form == "text"
 
     def answers(
@@ -274,14 +276,14 @@ class QuestionAnswering:
         batch_size: int = BATCH_SIZE,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """The answers, num_return_sequences to each question, in order; blank ones to blank questions.
+        """Answer questions in order: num_return_sequences for each one. A blank question gets blank answers.
 
         Args:
-            batch_size: answers generated at once, at most.
+            batch_size: most answers that are generated at once.
             on_progress: called with the number of answers that are finished.
 
         Raises:
-            InputError: as minigpt.generation.api.answer_questions does.
+            InputError: as minigpt.generation.api.answer_questions.
         """
         model, tokenizer, options = self.model, self.tokenizer, self.options
         asked = [question for question in questions if self.has_answer(question)]
@@ -306,7 +308,7 @@ class QuestionAnswering:
         ]
 
     def pieces(self, question: str) -> Generator[str, None, StopReason]:
-        """One answer in pieces; the generator returns why it ended."""
+        """Generate one answer in pieces. The generator's return value is the stop reason."""
         prompt = question_ids(self.tokenizer, self.form, question)
         return stream_ids(
             self.model, self.tokenizer, prompt, self.options, assistant_model=self.assistant_model
@@ -322,7 +324,7 @@ def _messages(system: str, turns: list[Turn]) -> list[dict[str, str]]:
 
 @torch.inference_mode()
 def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
-    """One pass over prompt and answer: what was said of each token of the answer before it was chosen."""
+    """Compute the probabilities at each token of the answer, in one forward pass over prompt and answer."""
     prompt, ids, options = turn.prompt, turn.ids, turn.options
     device = next(model.parameters()).device
     read = torch.tensor([[*prompt, *ids[:-1]]], device=device)  # (1, T)
@@ -345,7 +347,7 @@ def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
 
 
 def token_text(tokenizer: AnyTokenizer, token: int) -> str:
-    r"""A token for people: its text, or the bytes of a part of a character as \x.. escapes."""
+    r"""Return a token's text for people. Bytes that are not a whole character become \x.. escapes."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.id2word[token]
     if token >= tokenizer.get_vocab_size():  # Qwen3's embedding has more rows than there are tokens

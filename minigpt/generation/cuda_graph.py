@@ -1,19 +1,19 @@
-"""Decoding on memory that never moves: on a GPU one CUDA graph a step, on a CPU the same, eagerly.
+"""Decodes with CUDA graphs on a GPU: each step replays one graph. On a CPU the same step runs eagerly.
 
     decoder = GraphDecoder(model, cache, max_length)
     decoder.start(slot, sequence)
     burst = decoder.run(rows=4, columns=256, steps=8)    # returns at once; nothing waits for the device
     burst.tokens()                                       # 8 lists of 4 ids: this waits
 
-At batch 1 a GPU spends more time on being told what to do than on doing it: hundreds of kernels for each
-token. A graph is told once. Nothing in it may depend on the host: so ids, lengths and ends of sequences lie
-in buffers on the device, which also chooses the token, sees that a sequence has ended, and continues. The
+At batch 1, launching hundreds of kernels for each token takes longer than running them. A graph launches all
+of them at once. Nothing in a graph may depend on the host. So ids, lengths and ends of sequences lie in
+buffers on the device. The device also chooses the tokens, detects the end of a sequence, and continues. The
 host reads the ids once in a burst of several steps (minigpt.generation.burst_pipeline).
 
-The model is unchanged. What makes its shapes static is its cache: `_Columns` claims to hold columns - 1
-tokens already, always, and hides those that a row does not have by the attention mask. The new token is
-written where it belongs, and once more into the last column, where the model looks for it. There is a graph
-for each number of rows and columns; see `sizes`.
+The model is unchanged. Its cache makes the shapes static: `_Columns` always has the length columns - 1, and
+the attention mask hides the columns that a row does not have. The new token is written into its own column,
+and also into the last column, where the model expects it. There is a graph for each number of rows and
+columns; see `sizes`.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
 channels of one head, W steps of a burst.
@@ -39,24 +39,26 @@ __all__ = [
     "can_choose", "capacity", "eager", "sizes",
 ]  # fmt: skip
 
-NOTHING, DAMAGED = -1, -2  # in place of an id: the row has no token; its scores are not finite
-MAX_EOS = 8  # ids that end a row, at most, which the device looks for
+NOTHING, DAMAGED = -1, -2  # in place of an id: the row has no new token; the row's scores are not finite
+MAX_EOS = 8  # most eos ids of a sequence that the device can look for
 _FEWEST_COLUMNS = 128
-# option -> the value that changes nothing; those that a device can apply to each row by its own value
+# The options that the device applies with a value for each row -> the value that switches the option off.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def capacity(max_length: int, context: int) -> int:
-    """Columns that a cache must have for rows of max_length tokens: one to spare, a multiple of 16 if it can.
+    """Return how many columns a cache needs for rows of max_length tokens: a multiple of 16, or the context.
 
-    The last token of a row is never read, and no row owns the last column. Attention kernels like
-    multiples of 16; the model refuses more columns than its context.
+    The last token of a row is never read, so no row needs the last column. Attention kernels are fast at
+    multiples of 16. The model refuses more columns than its context.
     """
     return min(-(-max_length // 16) * 16, context)
 
 
 def sizes(largest: int, least: int) -> list[int]:
-    """The sizes that a number is rounded up to, so that there are few graphs: powers of two, and the largest.
+    """Return the sizes to which numbers are rounded up, so that there are few graphs.
+
+    These are powers of two from `least` on, and `largest`.
 
     >>> sizes(48, 1)
     [1, 2, 4, 8, 16, 32, 48]
@@ -69,7 +71,7 @@ def sizes(largest: int, least: int) -> list[int]:
 
 
 def can_choose(sequence: Sequence) -> bool:
-    """May the device choose the tokens? Not where scores depend on the text so far, nor for typical_p."""
+    """Return whether the device can choose the tokens. It cannot for penalties, constraints and typical_p."""
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
     chooses = not options.changes_scores and options.constraint is None and options.typical_p == 1
@@ -77,15 +79,15 @@ def can_choose(sequence: Sequence) -> bool:
 
 
 class _Columns:
-    """A view of the cache that the model uses as past_key_values: B slots, as if each held S - 1 tokens."""
+    """The first B slots of the cache as past_key_values. To the model, each slot holds S - 1 tokens."""
 
     def __init__(self, cache: KeyValueCache, places: Tensor, rows: int, columns: int) -> None:
         self._cache, self._rows, self._columns = cache, rows, columns
-        self._places = places[:, None, None, None]  # (B, 1, 1, 1)  each row's column for the new token
+        self._places = places[:, None, None, None]  # (B, 1, 1, 1)  column of each row's new token
         self.length = columns - 1
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one token of each row, k and v (B, K, 1, D); returns views (B, K, S, D) of the cache."""
+        """Write one token of each row, k and v (B, K, 1, D). Return views (B, K, S, D) of the cache."""
         found = []
         for held, new in zip(self._cache.layer(layer), (k, v)):
             view = held[: self._rows, :, : self._columns]  # (B, K, S, D)
@@ -95,21 +97,21 @@ class _Columns:
         return found[0], found[1]
 
     def advance(self, tokens: int) -> None:
-        """Lengths are on the device: GraphDecoder counts."""
+        """Do nothing, because GraphDecoder counts the lengths on the device."""
         assert tokens == 1, "one token of each row"
 
 
 class _GroupedQueries(TorchFunctionMode):
-    """One query of each head, heads sharing keys: their queries side by side are a query matrix of one head.
+    """Computes grouped-query attention for one token per row: query heads become rows of their key head.
 
-    PyTorch's kernels that take a mask do not take shared heads: it would copy keys and values, all of them,
-    once for each head of queries. With one token there is no order among queries, so this is the same sum.
+    With a mask, PyTorch's kernels do not support shared key heads. PyTorch would copy all keys and values for
+    each query head. With one token there is no order among the queries, so the result is the same.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Rows[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Rearrange the one call; let all others through."""
+        """Rearrange the arguments of scaled_dot_product_attention. All other calls pass unchanged."""
         more = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and more.pop("enable_gqa", False):
             q, k, v = args  # (B, H, 1, D), (B, K, S, D) twice
@@ -118,19 +120,19 @@ class _GroupedQueries(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# Executes a step. Calls with the same key do the same; `prepare` is the step without any effect.
+# Executes (key, step, prepare). Steps with equal keys are equal; `prepare` is the step without any effect.
 Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
 def eager(key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-    """The slow twin of Graphs: see Backend."""
+    """Run a step directly: the slow twin of Graphs. See Backend."""
     step()
 
 
 class Graphs:
-    """Record a step as a CUDA graph when its key comes for the first time, and replay it from then on.
+    """Records a step as a CUDA graph when its key first occurs, and replays the graph from then on.
 
-    All graphs share one pool of memory: they never run at once, and leave nothing there that is read later.
+    All graphs share one memory pool, because they never run at the same time and keep no results there.
     """
 
     def __init__(self) -> None:
@@ -139,20 +141,20 @@ class Graphs:
 
     @property
     def count(self) -> int:
-        """Graphs recorded so far."""
+        """Number of graphs recorded so far."""
         return len(self._graphs)
 
     def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-        """See Backend."""
+        """Record the step if its key is new, and replay it. See Backend."""
         if key not in self._graphs:
-            # libraries set themselves up at first use, which no graph may hold
+            # libraries initialise themselves at first use, and a graph must not record this
             aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 prepare()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: others may submit requests meanwhile, which takes memory
+            # thread_local: other threads may submit requests, and so allocate memory, during the recording
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 step()
             self._pool = self._pool or graph.pool()
@@ -161,11 +163,11 @@ class Graphs:
 
 
 class DecodeBurst:
-    """The tokens that some steps have chosen, while they are copied to the host."""
+    """The tokens that a burst of steps has chosen, while they are copied to the host."""
 
     def __init__(self, written: Tensor, host: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        # both sides without gaps, the host's pinned: else the copy would not be left to itself
+        # the copy is asynchronous only if both sides are contiguous and the host's memory is pinned
         self._host = host.view(-1)[: written.numel()].view(written.shape)
         self._host.copy_(written.contiguous(), non_blocking=True)
         if written.is_cuda:
@@ -173,9 +175,9 @@ class DecodeBurst:
             self._event.record()
 
     def tokens(self) -> list[list[int]]:
-        """For each step and row an id, NOTHING or DAMAGED. Waits for the copy.
+        """Wait for the copy. Return for each step and row an id, NOTHING or DAMAGED.
 
-        The memory is used again two bursts later: call it before.
+        Call this method before two more bursts are started, because they reuse the memory.
         """
         if self._event is not None:
             self._event.synchronize()
@@ -184,17 +186,17 @@ class DecodeBurst:
 
 
 class GraphDecoder:
-    """The buffers of a decoding step, and the step.
+    """A decoding step and its buffers on the device.
 
     Args:
-        model: in eval mode. Its weights are used where they lie; a graph holds their addresses.
-        cache: slots whose columns are `capacity`, of this model's dtype.
-        max_length: tokens of a row, prompt included.
-        burst: steps of one burst, at most.
-        backend: None: graphs on CUDA, else eager.
-        compiled: let torch.compile join the small kernels of the model before the graph is recorded. Not
-            "reduce-overhead", which would make CUDA graphs of its own, and copies of what we change in place.
-            Seconds to minutes for each size; what it gains is not yet measured.
+        model: a model in eval mode. Its weights must not move, because a graph holds their addresses.
+        cache: a cache of this model's dtype whose slots have `capacity` columns.
+        max_length: most tokens of a row, prompt included.
+        burst: most steps of one burst.
+        backend: runs the steps; None: Graphs on CUDA, else eager.
+        compiled: True lets torch.compile fuse the model's small kernels before the graph is recorded. The
+            mode "reduce-overhead" would make its own CUDA graphs, and copy buffers that are changed in place.
+            Compiling takes seconds to minutes for each size; the gain is not yet measured.
     """
 
     def __init__(
@@ -211,7 +213,7 @@ class GraphDecoder:
         self.cache, self.burst = cache, burst
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
-        if compiled:  # anew for each size: more often than torch allows a function by default
+        if compiled:  # each size is compiled anew, more often than torch allows by default
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
@@ -235,21 +237,21 @@ class GraphDecoder:
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
-        self._tick = whole(1)  # which step of the burst comes next
-        # One is being filled while the one before is being read.
+        self._tick = whole(1)  # number of the next step within the burst
+        # several, because one is filled while earlier ones are read
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
-        self._uses: dict[int, frozenset[str]] = {}  # slot -> what choosing its tokens takes
+        self._uses: dict[int, frozenset[str]] = {}  # slot -> parts of `_choose` that the sequence needs
 
     @property
     def bytes(self) -> int:
-        """Memory of the buffers on the device, without the cache's and what graphs take."""
+        """Size of the buffers on the device in bytes, without the cache and the graphs' own memory."""
         own = [one for one in vars(self).values() if isinstance(one, Tensor)]
         return sum(tensor.nbytes for tensor in (*own, *self._values.values()))
 
     def start(self, slot: int, sequence: Sequence) -> None:
-        """Let the device decode a sequence from the next burst on; the last token is not read yet."""
+        """Let the device decode a sequence from the next burst on. Its slot holds all tokens but the last."""
         assert can_choose(sequence), "the host chooses for this sequence"
         options, held, first = sequence.request.options, len(sequence.context) - 1, sequence.n_cached_at_first
         uses: set[str] = set()
@@ -276,17 +278,18 @@ class GraphDecoder:
         self._uses[slot] = frozenset(uses)
 
     def stop(self, slot: int) -> None:
-        """Write no more of a row: it is changed by no later burst."""
+        """Stop decoding a row: later bursts do not change it."""
         self._active[slot].fill_(False)
         self._uses.pop(slot, None)
 
     def run(self, rows: int, columns: int, steps: int) -> DecodeBurst:
-        """Up to `burst` steps of the first slots; returns before they are done.
+        """Start up to `burst` steps of the first slots. Does not wait for the device.
 
         Args:
-            rows: more than the highest slot that is in use; rounded up.
-            columns: at least 2 more than any active row's length becomes before the last step, and as many as
-                any other slot's tokens that are to last: the last column is written. Rounded up.
+            rows: number of slots, more than the highest slot in use; rounded up.
+            columns: number of columns, rounded up. It must be at least 2 more than the length of any active
+                row before the last step. It must also be more than the tokens of any other slot that is in
+                use, because the last column is overwritten.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
         rows = next(size for size in sizes(self.cache.slots, 1) if size >= rows)
@@ -303,21 +306,21 @@ class GraphDecoder:
         return DecodeBurst(self._written[:steps, :rows], self._hosts[0])
 
     def _prepare(self, rows: int, columns: int, uses: frozenset[str]) -> None:
-        """A step while no row is active: it only writes what is never read."""
+        """Run a step without any active row. It writes only values that are never read."""
         active, tick = self._active.clone(), self._tick.clone()
         self._active.fill_(False)
         self._step(rows, columns, uses)
         self._active.copy_(active)
         self._tick.copy_(tick)
 
-    # -- what a graph holds: no value may come from the host, no shape from a value --------------------------
+    # -- recorded in a graph: no value may come from the host, no shape may depend on a value ---------------
 
     def _step(self, rows: int, columns: int, uses: frozenset[str]) -> None:
-        """One token of each active row, in place."""
+        """Decode one token of each active row, in place."""
         active, lengths = self._active[:rows], self._lengths[:rows]  # (B,) each
         logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
         tokens = self._choose(logits, uses)  # (B,)
-        sound = logits.amax(dim=-1).isfinite()  # (B,)  a NaN or an infinity is the highest
+        sound = logits.amax(dim=-1).isfinite()  # (B,)  amax returns a NaN or an infinity if there is one
         said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)  # (B,)
         self._written[:, :rows].index_copy_(0, self._tick, said[None])
         self._tick += 1
@@ -327,21 +330,21 @@ class GraphDecoder:
         active &= sound & ~ended & (lengths < self._ends[:rows])
 
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
-        """The logits (B, V), in float32, after ids (B,), which are the next tokens of the first B slots."""
+        """Compute the logits (B, V) in float32 after ids (B,), the next tokens of the first B slots."""
         B = len(ids)
-        # A row that is not active must not overwrite its own tokens: it writes into the last column.
+        # a row that is not active writes into the last column, so that it keeps its own tokens
         places = lengths.masked_fill(~active, columns - 1)  # (B,)
         held = torch.arange(columns, device=ids.device) < lengths[:, None]  # (B, S)
         positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
-            # The model itself lets every query see the last column, whatever the mask says.
+            # the model lets each query see the last column, even where the mask is False
             hidden = self._model.base_model(ids[:, None], held, positions, past)  # (B, 1, C)
             logits: Tensor = self._model.lm_head(hidden[:, -1]).float()  # (B, V)
         return logits
 
     def _choose(self, logits: Tensor, uses: frozenset[str]) -> Tensor:
-        """The next token of each row, (B,), by the functions and the numbers that choose it elsewhere."""
+        """Choose the next token of each row, (B,), with the same functions and numbers as the host."""
         if "tokens" in uses:
             known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
             logits = logits.where(known, -torch.inf)  # (B, V)
@@ -353,5 +356,5 @@ class GraphDecoder:
         place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)  # (B,)
         uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
-        # u may be what the sum of a damaged row never exceeds: no id, then
+        # in a damaged row the cumulative sum may never exceed u, which would give an id beyond the vocabulary
         return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], most_likely)

@@ -1,28 +1,28 @@
-"""Requests that join and leave one decoding loop at any time: what a server writes its answers with.
+"""Serves many requests with one decoding loop, which they join and leave at any time.
 
     engine = Engine(model, max_rows=8)
     handles = [engine.submit(prompt, options, eos_token_id=2) for prompt in prompts]
-    for token in handles[0]:                     # as they come, while the others are written too
+    for token in handles[0]:                     # yields each new token; the other requests progress, too
         ...
-    handles[1].cancel()                          # its slot is free at the next token
+    handles[1].cancel()                          # frees its slot at the next token
     completions = [handle.result() for handle in handles]
 
-Ids in, ids out. Iterating over a handle drives the engine, unless a thread does:
+Prompts and results are ids. Iterating over a handle drives the engine, unless a thread does:
 
     with EngineThread(Engine(model)) as engine:
         handle = engine.submit(prompt, options)      # from any thread
 
-A request's result is the one that generate_ids gives it alone, and does not depend on other requests: a
-prompt is read in the same chunks in any company, and (in C, see minigpt.generation.native) a token is
-computed in the same way. Only a prompt of several chunks is rounded in another order than by generate_ids,
-which reads it at once; a reused prefix changes nothing, as it ends where a chunk does.
+The result of a request equals that of generate_ids, and does not depend on other requests. A prompt is always
+read in the same chunks, and C computes each token in the same way (minigpt.generation.native). There is one
+difference: generate_ids reads a long prompt at once, and so rounds in another order than the engine, which
+reads it in chunks. A reused prefix changes nothing, because it ends at the end of a chunk.
 
-On a GPU CUDA graphs decode, some steps at a time (minigpt.generation.cuda_graph): a step of the engine then
-gives a request no token or several. While there is a request that they cannot decode (penalties, constraints,
-a window, guesses), all requests are decoded without them, slowly.
+On a GPU, CUDA graphs decode several steps at a time (minigpt.generation.cuda_graph). A step of the engine
+then gives a request no token or several. CUDA graphs cannot decode requests with penalties, constraints, a
+window or guesses. While there is such a request, all requests are decoded without graphs, which is slow.
 
-Memory is bounded and taken at the start: max_rows * max_length tokens of keys and values, and prefix_mib for
-beginnings that prompts share. More requests than rows wait in a queue, which is bounded too.
+Memory is bounded and allocated at the start: keys and values of max_rows * max_length tokens, and prefix_mib
+for beginnings that prompts share. If there are more requests than rows, they wait in a bounded queue.
 """
 
 import threading
@@ -48,40 +48,40 @@ __all__ = ["Engine", "EngineThread", "QueueFullError", "RequestHandle", "Statist
 
 
 class QueueFullError(InputError):
-    """The queue is full: try later."""
+    """The queue of waiting requests is full. The caller may try again later."""
 
 
 @dataclass
 class Statistics:
-    """What an engine has done since it was made."""
+    """Counts of an engine's work since it was made."""
 
-    finished: int = 0  # requests, without those cancelled or failed
+    finished: int = 0  # number of requests that ended, without cancelled and failed ones
     cancelled: int = 0
     failed: int = 0
-    tokens_read: int = 0  # of prompts, computed
-    tokens_reused: int = 0  # of prompts, copied from an earlier one's
-    tokens_written: int = 0  # given to requests
-    steps: int = 0  # in which something was computed
+    tokens_read: int = 0  # number of prompt tokens that were computed
+    tokens_reused: int = 0  # number of prompt tokens that were copied from the prefix cache
+    tokens_written: int = 0  # number of new tokens that requests got
+    steps: int = 0  # number of steps that computed something
 
 
 class Engine:
-    """Requests to one model, which is put into eval mode.
+    """Decodes the requests to one model. Puts the model into eval mode.
 
-    `submit` and `cancel` may be called from any thread; `step` and `run` from one.
+    Any thread may call `submit` and `cancel`; only one thread may call `step` and `run`.
 
     Args:
-        max_rows: requests that are written at once.
-        max_length: tokens of a request, prompt included, at most; None: what the model reads.
-        max_waiting: requests that may wait for a row.
-        chunk: tokens of prompts that are read in one step, about.
+        max_rows: most requests that are decoded at once.
+        max_length: most tokens of a request, prompt included; None: the model's context.
+        max_waiting: most requests that may wait for a row.
+        chunk: approximate number of prompt tokens that are read in one step.
         prefix_mib: MiB for beginnings that prompts share; 0: none are kept.
-        max_cache_mib: refuse to take more for rows' keys and values; None: no limit.
-        cuda_graph: decode by a GraphDecoder; None: on CUDA alone.
-        burst: its steps between two looks at the new tokens.
+        max_cache_mib: most MiB for the rows' keys and values; None: no limit.
+        cuda_graph: True decodes by a GraphDecoder; None: only on CUDA.
+        burst: steps of the GraphDecoder until the host reads the new tokens.
         compiled: see GraphDecoder.
 
     Raises:
-        InputError: for sizes that make no sense, or memory beyond max_cache_mib.
+        InputError: if a size is out of range, or the cache needs more than max_cache_mib.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Engine:
         weight = next(model.parameters())
         self.model, self.max_waiting, self.max_length = model.eval(), max_waiting, length
         has_graphs = weight.device.type == "cuda" if cuda_graph is None else cuda_graph
-        # the last token of a request is never read: one column less
+        # the last token of a request is never read, so one column less is enough
         columns = capacity(length, context) if has_graphs else max(1, length - 1)
         self.cache = KeyValueCache(
             model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib
@@ -122,31 +122,31 @@ class Engine:
         self.prefixes = PrefixCache(self.cache, chunk, prefix_mib) if prefix_mib else None
         self.loop = DecodingLoop(model, self.cache, length, chunk, self.prefixes, self.pipeline)
         self.statistics = Statistics()
-        self.is_driven = False  # a thread calls step: others must not
-        self.changed = threading.Condition()  # guards the following; notified when there is something to do
+        self.is_driven = False  # True: a thread calls step, so others must not
+        self.changed = threading.Condition()  # guards the attributes below; notified when there is work
         self._waiting: deque[RequestHandle] = deque()
         self._running: dict[Sequence, RequestHandle] = {}
         self._failure: Exception | None = None
 
     @property
     def bytes(self) -> int:
-        """Memory of keys, values and a GraphDecoder's buffers, in use or not."""
+        """Size in bytes of keys, values and the GraphDecoder's buffers, in use or not."""
         buffers = self.pipeline.step.bytes if self.pipeline else 0
         return self.cache.bytes + buffers + (self.prefixes.bytes if self.prefixes else 0)
 
     @property
     def waiting(self) -> int:
-        """Requests that have no slot yet."""
+        """Number of requests that have no slot yet."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Requests that have a slot."""
+        """Number of requests that have a slot."""
         return len(self._running)
 
     @property
     def is_idle(self) -> bool:
-        """Is there nothing to do?"""
+        """True if no request is waiting or running."""
         return not self._waiting and not self._running
 
     def submit(
@@ -157,15 +157,16 @@ class Engine:
         tokenizer: TextTokenizer | None = None,
         copy: int = 0,
     ) -> RequestHandle:
-        """Ask for what follows a prompt. Arguments as generate_ids; it begins once there is a slot.
+        """Add a request, which starts when a slot is free. The arguments are as for generate_ids.
 
         Args:
-            copy: draw as generate_ids does for this one of num_return_sequences.
+            copy: number of the answer, from 0. The request draws as this one of num_return_sequences answers
+                of generate_ids.
 
         Raises:
-            QueueFullError: if max_waiting requests wait already: try later.
-            InputError: as generate_ids does; for options that do not make one sequence of ids; for a prompt
-                that, with max_new_tokens, is longer than max_length, unless a window slides over it.
+            QueueFullError: if max_waiting requests are waiting already.
+            InputError: as generate_ids; also if the options ask for more than one sequence of ids, or prompt
+                and max_new_tokens together exceed max_length without a window.
         """
         options = options or GenerationOptions()
         sequence = self._sequence(prompt, options, eos_token_id, tokenizer, copy)
@@ -173,7 +174,7 @@ class Engine:
         with self.changed:
             if self._failure is not None:
                 raise InputError(f"the engine takes no more requests: {self._failure}")
-            # those that will get a free slot at the next step do not count
+            # requests that get a free slot at the next step do not count as waiting
             if len(self._waiting) >= self.max_waiting + self.cache.slots - len(self._running):
                 raise QueueFullError(
                     f"the queue is full: {self.max_waiting} requests wait already (max_waiting), "
@@ -204,7 +205,7 @@ class Engine:
                 f"max_cache_mib={options.max_cache_mib:g} is the engine's: requests share a cache"
             )
         request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
-        # None asks for as many tokens as fit; a number asks for what generate_ids would give.
+        # Without max_new_tokens, the answer may fill max_length. With it, the limit is that of generate_ids.
         longest = self.max_length
         if options.max_new_tokens is not None:
             longest = self.model.config.max_position_embeddings
@@ -237,23 +238,23 @@ class Engine:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Stop all requests, at once; no others are taken. From the thread that steps."""
+        """Cancel all requests at once, and refuse new ones. Only the thread that steps may call it."""
         with self.changed:
-            self._failure = InputError("it was closed")  # first: a request that comes now would wait for ever
+            self._failure = InputError("it was closed")  # set first: a later request would wait forever
             handles = [*self._waiting, *self._running.values()]
         for handle in handles:
             self.cancel(handle)
         self._drop_cancelled()
 
     def run(self) -> None:
-        """Step until nothing is left to do."""
+        """Step until the engine is idle."""
         while self.step():
             pass
 
     def step(self) -> bool:
-        """A step of the decoding loop; returns whether more is left.
+        """Do one step of the decoding loop. Return whether requests are left.
 
-        A request that cannot continue (its options forbid every token) fails alone.
+        If a request cannot continue, because its options forbid every token, only this request fails.
         """
         self._drop_cancelled()
         with self.changed:
@@ -273,7 +274,7 @@ class Engine:
         return not self.is_idle
 
     def fail(self, error: Exception) -> None:
-        """End all requests with this error; no others are taken."""
+        """End all requests with this error, and refuse new ones."""
         with self.changed:
             self._failure = error
             waiting = list(self._waiting)
@@ -307,16 +308,16 @@ class Engine:
         self._show(handle, outcome)
 
     def _show(self, handle: RequestHandle, outcome: Completion | Exception | None = None) -> None:
-        # One thread adds, the one that steps: what others cancel while it waits for a row has no tokens.
+        # no lock: only the stepping thread adds; other threads cancel waiting requests, which have no tokens
         if new := handle._update(outcome):
             self.statistics.tokens_written += new
 
 
 class EngineThread:
-    """A thread that drives an engine between `with` and its end, so that other threads can wait for tokens.
+    """A thread that drives an engine inside a `with` block, so that other threads can wait for tokens.
 
-    It sleeps while there is nothing to do. The end cancels what is not finished, and closes the engine. If a
-    step fails, all requests end with its error, and no more are taken.
+    The thread sleeps while the engine is idle. The end of the block cancels all requests and closes the
+    engine. If a step fails, all requests end with its error, and new ones are refused.
     """
 
     def __init__(self, engine: Engine) -> None:

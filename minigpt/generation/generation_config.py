@@ -1,9 +1,9 @@
-"""What a model's folder says about its use: its generation_config.json, and what it was trained on.
+"""Reads a model folder's recommended options (generation_config.json) and its prompt format.
 
     GenerationOptions(**recommended_options(folder))    # Qwen3: sampling at temperature 0.6, two eos ids, ...
 
-Without that file transformers takes the same keys from config.json, and so does this module. Only what a
-GenerationOptions has is taken; `notes_of` says what is not, and where nothing ends an answer.
+If generation_config.json is missing, the same keys are read from config.json, as in transformers. Only fields
+of GenerationOptions are read. `notes_of` reports ignored settings, and models without an eos.
 """
 
 from pathlib import Path
@@ -20,13 +20,13 @@ __all__ = ["PromptFormat", "notes_of", "prompt_format", "recommended_options"]
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # of no effect without do_sample
-# How to choose. Lengths are left out: published files name the model's whole context.
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # no effect without do_sample
+# The options that are read. Lengths are not, because published files name the model's whole context.
 _NAMES = (
     *("do_sample", *_DRAWING, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
     *("bad_words_ids", "eos_token_id"),
 )
-# What transformers follows, and this program does not; each with the value that means nothing.
+# Options of transformers that minigpt ignores -> the value that switches the option off.
 _NOT_FOLLOWED = {
     "num_beams": 1,
     "min_length": 0,
@@ -51,15 +51,15 @@ _NOT_FOLLOWED = {
 
 
 def _source(folder: Path) -> Path:
-    """The file that says how to generate."""
+    """Return the file that has the recommended options."""
     return folder / (_FILE if (folder / _FILE).exists() else _CONFIG)
 
 
 def recommended_options(folder: Path) -> dict[str, Any]:
-    """Fields of GenerationOptions that a folder gives; of eos_token_id a list of those in its vocabulary.
+    """Read the fields of GenerationOptions in a folder. eos_token_id lists only ids in the vocabulary.
 
     Raises:
-        InputError: naming the file, if it is no JSON object or a value makes no sense.
+        InputError: if the file is not a JSON object or a value is wrong; the message names the file.
     """
     path = _source(folder)
     if not path.exists():
@@ -72,14 +72,14 @@ def recommended_options(folder: Path) -> dict[str, Any]:
         except InputError as error:
             if name not in _DRAWING or content.get("do_sample") or not isinstance(value, int | float):
                 raise InputError(f"{path}: {error}") from None
-            del found[name]  # temperature 0.0, say
+            del found[name]  # for example temperature 0.0 without do_sample
     size = _object(folder / _CONFIG).get("vocab_size")
     eos = id_list(found.get("eos_token_id"))
     return {**found, "eos_token_id": [one for one in eos if not isinstance(size, int) or one < size]}
 
 
 def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
-    """What a user should know: settings that are not followed, and that nothing ends an answer."""
+    """Return notes for the user: on ignored settings, and if no eos ends an answer."""
     path = _source(folder)
     content = _object(path)
     notes = []
@@ -102,11 +102,11 @@ def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
 
 
 def prompt_format(folder: Path, tokenizer: AnyTokenizer) -> PromptFormat:
-    """The format of a model's prompts.
+    """Return the prompt format of a model.
 
-    "chat": by the chat template that its tokenizer came with. "question": the question, then <sep>, as models
-    are trained here on questions and answers. "text": the text that it continues, for models with
-    tokens of several characters and no template, and those that were trained here on plain text.
+    "chat": the tokenizer's chat template renders the prompt. "question": the prompt is the question and
+    <sep>, as in minigpt's training on questions and answers. "text": the model continues the text. Models
+    with a subword tokenizer without a chat template have this format, and models trained on plain text.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"

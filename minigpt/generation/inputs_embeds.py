@@ -1,7 +1,7 @@
-"""Prompts as vectors instead of ids: Hugging Face's inputs_embeds, for soft prompts and for looking inside.
+"""Prompts as vectors instead of ids, as Hugging Face's inputs_embeds: for soft prompts and experiments.
 
-The models read ids. So they are given as many ids as there are vectors, and the vectors replace what the
-embedding makes of those. The model adds its own positions as always.
+The models read ids. So a model gets one placeholder id for each vector, and the vectors replace the output of
+its token embedding. The model adds its own positions as always.
 
 Letters in shapes: B rows, S columns, C channels.
 """
@@ -19,7 +19,7 @@ __all__ = ["placeholders", "replaced_embeddings"]
 
 
 def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
-    """The module that turns ids into vectors: a model's first embedding. GPT's second is for positions."""
+    """Return the module that turns ids into vectors: the first embedding. (GPT's second has positions.)"""
     kinds = nn.Embedding | NarrowEmbedding
     return next(module for module in model.base_model.modules() if isinstance(module, kinds))
 
@@ -27,10 +27,11 @@ def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
 def placeholders(
     model: LanguageModel, prompts: Sequence[Sequence[int]], inputs_embeds: Sequence[Tensor]
 ) -> list[list[int]]:
-    """As many ids as each prompt has vectors.
+    """Return one placeholder id for each vector of each prompt.
 
     Raises:
-        InputError: if there are prompts as ids, too; for vectors of another shape, or that are no numbers.
+        InputError: if there are also prompts of ids, or vectors have another shape, are not floats, or are
+            not finite.
     """
     if prompts:
         raise InputError("prompts and inputs_embeds both say what to continue: leave the prompts empty")
@@ -48,7 +49,7 @@ def placeholders(
 
 @contextmanager
 def replaced_embeddings(model: LanguageModel, vectors: Tensor) -> Iterator[None]:
-    """Meanwhile the embedding of ids (B, S) gives these vectors (tokens, C) in each row's first places."""
+    """A context in which these vectors (tokens, C) replace each row's first embeddings of ids (B, S)."""
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.clone()  # (B, S, C)

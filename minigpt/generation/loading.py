@@ -1,6 +1,6 @@
-"""A model, its tokenizer and its assistant, loaded to answer, for `minigpt generate` and `minigpt chat`.
+"""Loads a model, its tokenizer and its assistant model, for `minigpt generate` and `minigpt chat`.
 
-This module imports torch only when it loads: the weights' bytes are read meanwhile.
+This module imports torch only when it loads a model, so that the weights are read at the same time.
 """
 
 from pathlib import Path
@@ -18,16 +18,16 @@ __all__ = ["Loaded", "adapter_note", "load_to_answer", "require_model"]
 
 
 class Loaded(NamedTuple):
-    """A model that is ready to answer, with its folder and its tokenizer."""
+    """A model that is ready to generate, with its folder and its tokenizer."""
 
-    folder: Path  # the checkpoint folder itself
+    folder: Path  # folder of the checkpoint, not of the run
     model: "LanguageModel"
     tokenizer: "AnyTokenizer"
     assistant_model: "LanguageModel | None"
 
 
 def require_model(path: Path) -> None:
-    """Raise InputError, with advice for beginners, where there is nothing at a path."""
+    """Raise InputError, with advice for beginners, if a path does not exist."""
     if not path.exists():
         if path == ModelOptions.model:  # no --model was given
             made = [
@@ -44,7 +44,7 @@ def require_model(path: Path) -> None:
 
 
 def adapter_note(model: "LanguageModel", adapter: Path) -> str:
-    """What became of the adapter that a model was loaded with, for people."""
+    """Return a sentence that says whether the adapter was merged into the model's weights."""
     from minigpt.finetuning.lora import adapter_names
     from minigpt.weights.quantized import precision_of
 
@@ -53,18 +53,19 @@ def adapter_note(model: "LanguageModel", adapter: Path) -> str:
     return f"{adapter} is merged into the weights"
 
 
-@remembered_signals()  # some get lost while torch is imported
+@remembered_signals()  # importing torch may swallow a signal
 def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: bool = False) -> Loaded:
-    """Load with the precision, on the device and for the threads that the options name.
+    """Load a model with the precision, device and number of threads in the options.
 
     Args:
-        fills: the model is to fill gaps. One that has learned that is of no use for anything else: a warning.
+        fills: True if the model shall fill gaps. If False, a model that was trained to fill gaps gives a
+            warning, because it can do nothing else.
 
     Raises:
-        InputError: as load_model_and_tokenizer; for a device that is not there.
+        InputError: as load_model_and_tokenizer; also if the device does not exist.
     """
     require_model(options.model)
-    ahead = ReadAhead(options.model)  # beside the import of torch
+    ahead = ReadAhead(options.model)  # reads the weights during the import of torch
     with lasting_imports():
         import torch
 

@@ -1,11 +1,11 @@
-"""Scores changed by what the text already holds: pure functions on logits (B, V), Hugging Face's meanings.
+"""Changes logits by penalties and forbidden tokens: pure functions on logits (B, V), as in Hugging Face.
 
-The functions that look back take `ids` (B, S): the prompt and what followed, padded on the left with
-NO_TOKEN. So a row is treated as it would be alone. All counting is over ids: characters for the character
-tokenizer, of whatever script, pieces of words for the others. What may not come becomes -inf.
+Functions that look at earlier tokens take `ids` (B, S): prompt and new ids, padded on the left with NO_TOKEN.
+The padding does not change the result of a row. All functions count ids: characters for the character
+tokenizer, pieces of words for the others. The score of a forbidden token becomes -inf.
 
-`make_processors` puts those that the options ask for in the order in which transformers' `generate` applies
-its own; the two penalties that it lacks stand where vLLM has them, after repetition_penalty.
+`make_processors` selects processors by the options, in the order of transformers' `generate`. The two
+penalties that transformers lacks follow repetition_penalty, as in vLLM.
 
 Letters in shapes: B rows, S tokens so far, V entries of the vocabulary, N tokens of an n-gram.
 """
@@ -32,36 +32,37 @@ __all__ = [
     "make_processors",
 ]
 
-NO_TOKEN = -1  # stands where a shorter row has nothing
+NO_TOKEN = -1  # padding of shorter rows
 Processor = Callable[
     [Tensor, Tensor, int], Tensor
-]  # logits (B, V), ids (B, S), how many of S are new -> (B, V)
+]  # logits (B, V), ids (B, S), number of new ids among S -> (B, V)
 
 
 def counts(ids: Tensor, vocab_size: int) -> Tensor:
-    """How often each row has each token, (B, S) -> (B, V); NO_TOKEN is not counted."""
+    """Count how often each token occurs in each row, (B, S) -> (B, V). NO_TOKEN is not counted."""
     table = torch.zeros(len(ids), vocab_size + 1, dtype=torch.int64, device=ids.device)  # (B, V + 1)
-    column = ids.where(ids != NO_TOKEN, vocab_size)  # the last column takes what does not count
+    column = ids.where(ids != NO_TOKEN, vocab_size)  # NO_TOKEN goes to the last column, which is dropped
     return table.scatter_add(1, column, torch.ones_like(ids))[:, :vocab_size]  # (B, V)
 
 
 def add_bias(logits: Tensor, bias: Tensor) -> Tensor:
-    """Add a number to each token's score; bias (V,)."""
+    """Add bias (V,) to the logits."""
     return logits + bias
 
 
 def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Make each token that was there less likely (penalty > 1), once, however often it was there.
+    """Make each token that occurs in ids less likely (penalty > 1). The number of occurrences does not count.
 
     https://arxiv.org/abs/1909.05858 (CTRL), section 4.1: a positive score is divided by the penalty. A
-    negative one has to be multiplied, or it would gain; so the effect depends on where the model's zero is.
+    negative score is multiplied, because dividing would raise it. So adding a constant to all scores would
+    change the effect.
     """
     seen = counts(ids, logits.shape[-1]) > 0  # (B, V)
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def apply_presence_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> Tensor:
-    """Subtract the penalty from each token that the answer already has; new_ids (B, S) without the prompt.
+    """Subtract the penalty from the score of each token in the answer; new_ids (B, S) has no prompt.
 
     https://platform.openai.com/docs/api-reference/chat/create (presence_penalty).
     """
@@ -69,7 +70,7 @@ def apply_presence_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> T
 
 
 def apply_frequency_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> Tensor:
-    """Subtract the penalty from each token as often as the answer already has it.
+    """Subtract the penalty from each token's score, times the number of its occurrences in the answer.
 
     https://platform.openai.com/docs/api-reference/chat/create (frequency_penalty).
     """
@@ -77,19 +78,19 @@ def apply_frequency_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> 
 
 
 def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Forbid some tokens."""
+    """Set the scores of some tokens to -inf."""
     return logits.index_fill(-1, torch.tensor(tokens, dtype=torch.int64, device=logits.device), -math.inf)
 
 
 def forbid_from(logits: Tensor, first: int) -> Tensor:
-    """Forbid all ids from `first` on: rows of the vocabulary that no token belongs to."""
+    """Forbid all ids from `first` on: rows of the vocabulary without a token."""
     scores = logits.clone()
     scores[..., first:] = -math.inf
     return scores
 
 
 def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
-    """Forbid each token that would complete `size` tokens in a row that the row already has.
+    """Forbid each token that would complete an n-gram of `size` tokens that the row already has.
 
     https://arxiv.org/abs/1705.04304 (A Deep Reinforced Model for Abstractive Summarization), section 2.5.
     """
@@ -103,7 +104,7 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
 
 
 def forbid_words(logits: Tensor, ids: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
-    """Forbid the last token of each word (a list of ids) whose other tokens have just come."""
+    """Forbid the last token of each word (a list of ids) if the row ends with the word's other tokens."""
     forbidden = torch.zeros_like(logits, dtype=torch.bool)  # (B, V)
     for *beginning, last in words:
         length = len(beginning)
@@ -121,10 +122,10 @@ def make_processors(
     device: torch.device,
     tokens: int | None = None,
 ) -> list[Processor]:
-    """What the options ask for, in order; each is called with logits, ids and the number of new ids.
+    """Build the processors that the options need, in order. See Processor for their arguments.
 
     Args:
-        tokens: ids from here on have no token, and never come; None: all have one.
+        tokens: number of ids that have a token. All later ids are forbidden; None: every id has a token.
     """
     found: list[Processor] = []
     if tokens is not None and tokens < vocab_size:
@@ -151,7 +152,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # eos is no word: an answer that could not end would be a strange reading of the option
+    # a single eos is not forbidden, because the answer could not end
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

@@ -1,4 +1,4 @@
-"""The decoding loop, the only one: sequences that join, get a token each, and leave.
+"""The decoding loop: sequences join, get one token in each step, and leave.
 
     for ended in decode(model, sequences, batch_size=8):
         ...
@@ -8,11 +8,13 @@
     while loop.running:
         ended = loop.step()
 
-A step decodes: it gives one token to each sequence whose prompt is read, several where guesses are right.
-Then it prefills: it reads the prompts of those that joined. Behind the last token that was read, `choose`
-processes the logits, samples, and pushes the token, which checks for stops. All that generates goes through
-here: minigpt.generation.api adds the sequences of one call, minigpt.generation.engine the requests of many
-users. A window, guesses, beams, vectors and reports are properties of a sequence.
+A step first decodes: each sequence whose prompt was read gets one token, or several if guesses are right.
+Then the step prefills: it reads the prompts of new sequences. After the last token that was read, `choose`
+processes the logits, samples a token, and pushes it; the sequence then checks for stops.
+
+All generation uses this loop. minigpt.generation.api adds the sequences of one call, and
+minigpt.generation.engine adds the requests of many users. A window, guesses, beams, vectors and outputs are
+properties of a sequence.
 
 Letters in shapes: n sequences, S tokens so far, V entries of the vocabulary.
 """
@@ -50,15 +52,15 @@ NO_TOKEN_LEFT = (
 
 
 class DecodingLoop:
-    """Sequences of one model, which is in eval mode; not for several threads at once.
+    """Decodes sequences with one model, which is in eval mode. Only one thread may use the loop.
 
     Args:
-        max_length: tokens of a sequence that are in view at once, at most.
-        chunk: tokens of prompts that are read in a step, about, each prompt by itself. So a long prompt does
-            not stall the others for long, and how a prompt is rounded does not depend on other prompts.
-            None: all prompts at once.
+        max_length: most tokens of a sequence that the model sees at once.
+        chunk: approximate number of prompt tokens that are read in a step. Each prompt is read by itself. So
+            a long prompt does not delay other sequences for long, and the rounding of a prompt does not
+            depend on other prompts. None: all prompts are read at once.
         prefix_cache: beginnings of prompts that need not be read again.
-        bursts: decodes by CUDA graphs where it can; a step then gives a sequence no token or several.
+        bursts: decodes by CUDA graphs if possible. A step then gives a sequence no token or several.
     """
 
     def __init__(
@@ -74,12 +76,12 @@ class DecodingLoop:
         self.prefix_cache, self.bursts = prefix_cache, bursts
         self.runner = runner_for(model)
         self.running: list[Sequence] = []  # in the order in which they joined
-        self.tokens_read = self.tokens_reused = 0  # of prompts and windows
-        self._n_special = 0  # running sequences that are not plain
+        self.tokens_read = self.tokens_reused = 0  # numbers of tokens of prompts and windows
+        self._n_special = 0  # number of running sequences that are not plain
 
-    @torch.inference_mode()  # as the steps, whatever mode the cache was made in
+    @torch.inference_mode()  # needed if the cache was made in inference mode
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence join; there must be a free slot."""
+        """Let a sequence join. A slot must be free."""
         sequence.slot = self.cache.allocate()
         sequence.slide(self.max_length)
         if self.prefix_cache and sequence.embeds is None:
@@ -89,7 +91,7 @@ class DecodingLoop:
 
     @torch.inference_mode()
     def remove(self, sequence: Sequence) -> None:
-        """Free a sequence's slot, and what guesses for it, which may have a cache of its own."""
+        """Free the slot of a sequence, and its guesses, which may have their own cache."""
         if sequence.error is not None:
             self.cache.clear(sequence.slot)
         self.cache.free(sequence.slot)
@@ -98,7 +100,7 @@ class DecodingLoop:
         sequence.speculation = None
 
     def step(self) -> list[Sequence]:
-        """Decode, prefill; returns the sequences that have ended, which leave."""
+        """Decode and prefill. Return the sequences that have ended; they leave the loop."""
         ready, unread = list[Sequence](), list[Sequence]()
         for sequence in self.running:
             (ready if self._is_prefilled(sequence) else unread).append(sequence)
@@ -113,7 +115,7 @@ class DecodingLoop:
         return ended
 
     def _is_prefilled(self, sequence: Sequence) -> bool:
-        """Is only the last token not read? A CUDA graph reads a prompt's last token, too."""
+        """Return whether only the last token is unread. CUDA graphs also read the last token of a prompt."""
         missing = len(sequence.context) - self.cache.lengths[sequence.slot]
         return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
 
@@ -134,13 +136,13 @@ class DecodingLoop:
             self._choose(group, logits, rows)
 
     def _guessed(self, sequence: Sequence) -> list[int]:
-        """The last token, and guesses at what follows it."""
+        """Return the last token and the guesses that follow it."""
         assert sequence.speculation is not None, "something guesses"
-        room = self.max_length - 2 - self.cache.lengths[sequence.slot]  # the token behind them needs a place
+        room = self.max_length - 2 - self.cache.lengths[sequence.slot]  # a place stays for one more token
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
     def _close_gaps(self) -> None:
-        """Move sequences from the highest slots to lower free ones: slots side by side are read in place."""
+        """Move sequences from the highest slots to free lower ones. Adjacent slots are read in place."""
         for sequence in sorted(self.running, key=lambda one: -one.slot):
             if sequence.slot < len(self.running):
                 break
@@ -149,7 +151,7 @@ class DecodingLoop:
             self.cache.free(source)
 
     def _decode_by_graph(self, bursts: BurstPipeline, ready: list[Sequence]) -> list[Sequence]:
-        """Push the tokens that have arrived; returns the sequences that the host must decode."""
+        """Push the tokens that have arrived. Return the sequences that the host must decode."""
         if ready and all(map(can_choose, ready)):
             held = max(self.cache.length(sequence.slot) for sequence in self.running)
             self._push(bursts.write({sequence.slot: sequence for sequence in ready}, held))
@@ -160,7 +162,7 @@ class DecodingLoop:
         return [sequence for sequence in ready if not sequence.has_ended]
 
     def _push(self, arrived: list[tuple[Sequence, list[int]]]) -> None:
-        """Tokens behind a sequence's end are dropped."""
+        """Push the tokens of a burst. Tokens after a sequence's end are dropped."""
         for sequence, tokens in arrived:
             for token in tokens:
                 if sequence.has_ended or sequence not in self.running:
@@ -177,7 +179,7 @@ class DecodingLoop:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        groups: dict[object, list[Sequence]] = {}  # beams have their vectors in common
+        groups: dict[object, list[Sequence]] = {}  # beams of one search share their vectors
         for one in unread:
             is_alone = one.embeds is not None or one.watcher is not None
             groups.setdefault((one.beams or one) if is_alone else None, []).append(one)
@@ -189,13 +191,13 @@ class DecodingLoop:
             self._choose(group, logits)
 
     def _prefill_in_chunks(self, unread: list[Sequence], chunk: int) -> None:
-        """Whole chunks, in the order in which the sequences joined."""
+        """Read whole chunks of prompts, in the order in which the sequences joined."""
         left = chunk
         for sequence in unread:
             context, slot = sequence.context, sequence.slot
             end = len(context) - 1 if self.bursts else len(context)
             while left > 0 and (start := self.cache.length(slot)) < end:
-                # A chunk is never cut to what is left: where it ends decides how it is rounded.
+                # A chunk is never shortened to the tokens that are left: its end decides the rounding.
                 piece = context[start : min(start + chunk, end)]
                 if len(piece) > left and left < chunk:
                     return
@@ -211,10 +213,10 @@ class DecodingLoop:
     # -- choose ---------------------------------------------------------------------------------------------
 
     def _choose(self, sequences: list[Sequence], logits: Tensor, read: Rows[Rows[int]] | None = None) -> None:
-        """Choose each sequence's next token from its logits.
+        """Choose the next token of each sequence from its logits.
 
         Args:
-            read: of each sequence the last token and its guesses, which have logits each; None: no guesses.
+            read: the last token and the guesses of each sequence. Each of these has logits. None: no guesses.
         """
         if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
@@ -228,14 +230,14 @@ class DecodingLoop:
     def _choose_by_kind(
         self, sequences: list[Sequence], logits: Tensor, read: Rows[Rows[int]] | None
     ) -> list[Sequence]:
-        """As `_choose`; returns the sequences, and those that have forked from them."""
+        """Do the work of `_choose`. Return the sequences, including new ones that have forked from them."""
         groups: dict[object, tuple[list[Sequence], list[int]]] = {}
         place, found = 0, list(sequences)
         for number, sequence in enumerate(sequences):
             count = 1 if read is None else len(read[number])
             if read is not None and sequence.speculation is not None:
                 sequence.speculation.take(sequence, logits[place : place + count])
-                if not sequence.has_ended:  # wrong guesses are forgotten
+                if not sequence.has_ended:  # removes wrong guesses from the cache
                     self.cache.truncate(sequence.slot, len(sequence.context) - 1)
             else:
                 members, rows = groups.setdefault(_group(sequence), ([], []))
@@ -254,20 +256,20 @@ class DecodingLoop:
 def decode(
     model: LanguageModel, sequences: Rows[Sequence], batch_size: int
 ) -> Generator[list[Sequence], None, None]:
-    """Decode sequences of one request; yields those that have ended, after each step.
+    """Decode the sequences of one request. After each step, yield the sequences that have ended.
 
     Args:
-        batch_size: sequences at once, at most, each beam being one.
+        batch_size: most sequences at once; each beam counts as one.
 
     Raises:
-        InputError: at once, if the cache takes more than max_cache_mib; later, what a sequence fails with.
+        InputError: at once if the cache needs more than max_cache_mib; later if a sequence fails.
     """
     if not sequences:
         return (ended for ended in list[list[Sequence]]())
     options, weight = sequences[0].request.options, next(model.parameters())
     context, beams = model.config.max_position_embeddings, options.num_beams
     at_once = min(len(sequences), max(1, batch_size // beams))
-    # the last token of a sequence is never read: one column less
+    # the last token of a sequence is never read, so one column less is enough
     columns = max(min(context, len(one.prompt) + one.limit) for one in sequences) - 1
     cache = KeyValueCache(
         model.config, at_once * beams, columns, weight.device, weight.dtype, options.max_cache_mib,
@@ -295,7 +297,7 @@ def _steps(
 
 @contextmanager
 def evaluating(model: LanguageModel) -> Iterator[None]:
-    """Switch dropout off; the model is left in the mode (train or eval) that it was in."""
+    """A context with the model in eval mode. Its end restores the model's mode (train or eval)."""
     was_training = model.training
     model.eval()
     try:
@@ -305,7 +307,10 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 
 def _group(sequence: Sequence) -> object:
-    """Equal for sequences whose tokens are chosen together; what processors do depends on the new tokens."""
+    """Return a key that is equal for sequences whose tokens are chosen together.
+
+    Processors depend on the number of new tokens, so the key then includes it.
+    """
     return (sequence.kind, len(sequence.ids)) if sequence.request.options.changes_scores else sequence.kind
 
 
@@ -315,11 +320,11 @@ def choose(
     place: int | None = None,
     argmax: Callable[[Tensor], tuple[list[int], list[float]]] | None = None,
 ) -> None:
-    """Push the next token of each sequence of one kind; one that cannot continue gets an error.
+    """Push the next token of each sequence of one kind. A sequence that cannot continue gets an error.
 
     Args:
-        logits: (n, V); or of one sequence and its guesses (1 + k, V), of which `place` is taken.
-        argmax: a faster one for these logits; see TorchRunner.argmax.
+        logits: (n, V), or (1 + k, V) for one sequence with k guesses. `place` then selects the row.
+        argmax: a faster argmax for these logits; see TorchRunner.argmax.
     """
     first, given = group[0], logits if place is None else logits[place : place + 1]
     scores = given if first.kind is None else processed(group, given)
@@ -343,7 +348,7 @@ def choose(
 
 
 def processed(group: list[Sequence], logits: Tensor) -> Tensor:
-    """Logits (n, V) of sequences of one kind, after processors and constraint."""
+    """Apply processors and constraint to the logits (n, V) of sequences of one kind."""
     request, scores = group[0].request, logits
     if request.processors:
         ids = _padded(group if request.options.changes_scores else []).to(scores.device)
@@ -355,7 +360,7 @@ def processed(group: list[Sequence], logits: Tensor) -> Tensor:
 
 
 def _padded(group: list[Sequence]) -> Tensor:
-    """The ids of each sequence so far, padded on the left, (n, S)."""
+    """Return prompt and new ids of each sequence, padded on the left, (n, S)."""
     histories = [sequence.history() for sequence in group]
     longest = max(map(len, histories), default=0)
     ids = np.full((len(group), longest), NO_TOKEN, dtype=np.int64)
@@ -365,13 +370,13 @@ def _padded(group: list[Sequence]) -> Tensor:
 
 
 def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = None) -> list[str | None]:
-    """Why no token of a row can be chosen, where that is so.
+    """Return for each row the reason why no token can be chosen, or None.
 
     Args:
-        logits, scores: (n, V), the model's and what `processed` made of them.
-        highest: each row's highest score, where it is known.
+        logits, scores: (n, V), the model's logits and the result of `processed`.
+        highest: the highest score of each row, if known.
     """
-    # A NaN or an infinity would be a row's highest score; where all is -infinity, that is.
+    # amax returns a NaN or an infinity if a row has one, and -infinity if every token is forbidden
     highest = scores.amax(dim=-1).tolist() if highest is None else highest
     loudest = highest if scores is logits else logits.amax(dim=-1).tolist()
     return [
@@ -381,6 +386,6 @@ def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = No
 
 
 def filtered(scores: Tensor, options: GenerationOptions) -> Tensor:
-    """Scores (n, V) after temperature, top_k, top_p, min_p and typical_p: their softmax is sampled from."""
+    """Apply temperature, top_k, top_p, min_p and typical_p to scores (n, V), before sampling."""
     o = options
     return sampling.filtered(scores, o.temperature, o.top_k, o.top_p, o.min_p, o.typical_p)

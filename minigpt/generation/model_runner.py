@@ -1,11 +1,11 @@
-"""Tokens into a model and its cache, logits out, by PyTorch: the slow twin of minigpt.generation.native.
+"""Runs a model with PyTorch: tokens in, logits out. It is the slow twin of minigpt.generation.native.
 
     runner = TorchRunner(model)
-    logits = runner.prefill([prompt], [slot], cache)      # (1, V), behind the prompt
-    logits = runner.decode([[token]], [slot], cache)      # (1, V), behind the token
+    logits = runner.prefill([prompt], [slot], cache)      # (1, V), after the prompt
+    logits = runner.decode([[token]], [slot], cache)      # (1, V), after the token
 
-PyTorch rounds a product of several tokens in another order than a product of one. So the last bits of a
-token's logits depend on what else is in the call; in C they do not.
+PyTorch rounds a product of several tokens in another order than a product of one token. So the last bits of a
+token's logits depend on the other tokens in the call. In C they do not.
 
 Letters in shapes: n rows, T tokens, C channels, V entries of the vocabulary.
 """
@@ -26,9 +26,9 @@ __all__ = ["TorchRunner"]
 
 
 class TorchRunner:
-    """Runs one model, which is in eval mode; not for several threads at once."""
+    """Runs one model, which is in eval mode. Only one thread may use the runner."""
 
-    in_any_slot = False  # slots that are not side by side are copied for each token
+    in_any_slot = False  # False: slots that are not adjacent are copied for each token
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
@@ -42,13 +42,13 @@ class TorchRunner:
         embeds: Tensor | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """The next tokens of each slot -> logits of each one's last token, (n, V).
+        """Read the next tokens of each slot. Return the logits of the last token of each slot, (n, V).
 
-        Several slots must hold equally many tokens: their pieces are one batch, padded on the right.
+        All slots must hold the same number of tokens. The pieces are one batch, padded on the right.
 
         Args:
-            embeds: (tokens, C), vectors in place of the first tokens of every piece.
-            recorder: gets hidden states and attentions, of the only piece.
+            embeds: (tokens, C), vectors that replace the first tokens of every piece.
+            recorder: gets hidden states and attentions. There is then only one piece.
         """
         counts = [len(piece) for piece in pieces]
         T = max(counts)
@@ -65,16 +65,16 @@ class TorchRunner:
         cache: KeyValueCache,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """The next tokens of each slot -> logits of all of them, slot by slot, (tokens, V)."""
+        """Read the next tokens of each slot. Return the logits of all tokens, slot by slot, (tokens, V)."""
         if max(map(len, rows)) == 1:
             return self._logits(self._hidden(rows, cache.view(slots), None, recorder)[:, -1])
         found = []
-        for row, slot in zip(rows, slots):  # guesses: of each slot another number
+        for row, slot in zip(rows, slots):  # slot by slot, because the numbers of guesses differ
             found.append(self._hidden([row], cache.view([slot], [len(row)]), None, recorder)[0])
         return self._logits(torch.cat(found))
 
     def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
-        """The token with the highest logit in each row, the first of several, and this logit."""
+        """Return the token with the highest logit in each row, the first of several, and this logit."""
         tokens = sampling.greedy(logits)
         return tokens.tolist(), logits.gather(-1, tokens[:, None])[:, 0].tolist()
 
@@ -82,7 +82,7 @@ class TorchRunner:
         self, ids: Sequence[Sequence[int]], view: CacheView, embeds: Tensor | None, recorder: Recorder | None
     ) -> Tensor:
         given = torch.tensor(ids)  # (n, T)
-        if self._device.type == "cuda":  # pinned: else the host would wait for all pending work of the device
+        if self._device.type == "cuda":  # without pinned memory the host would wait for the device
             given = given.pin_memory()
         with contextlib.ExitStack() as stack:
             if embeds is not None and view.length == 0:

@@ -1,14 +1,14 @@
-"""Decoding on a CPU at the memory's speed: tokens through the whole model in one call of C.
+"""Runs a model on a CPU in one call of C. Decoding is then limited by the memory's bandwidth alone.
 
-    runner = runner_for(model)     # a TorchRunner where there is no compiler, or no float32 model on a CPU
+    runner = runner_for(model)     # a TorchRunner without a compiler, or if the model is not float32 on a CPU
     logits = runner.decode([[5], [3]], [0, 4], cache)      # a token in each of two slots -> (2, V)
 
-`native.c` executes a list of three kinds of operations (`products.h`: what takes their time). The family's
-folder writes the list from a model's own modules and weights, which it neither copies nor changes. So there
-is no second model that could drift from the first: the PyTorch modules are the slow twin, and the tests hold
-both together. The library is compiled at first use (.native_library).
+`native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
+of the time. The family's folder builds the list from the modules and weights of the PyTorch model, and
+neither copies nor changes them. So there is no second model. The PyTorch modules are the slow twin, and tests
+compare both. The library is compiled at first use (.native_library).
 
-A token's logits have the same bits whatever else is in the call: other slots, or other tokens of its own.
+The bits of a token's logits do not depend on other slots or other tokens in the call.
 
 Letters in shapes: n slots, H heads of queries, G of keys and values, D channels of one head, V entries of the
 vocabulary.
@@ -40,9 +40,9 @@ __all__ = [
     "without_warning",
 ]
 
-_FEW = 64  # with more tokens, torch's products of float32 are faster
-# Multiplications for which a further thread is woken. With fewer it gains microseconds on a quiet machine; on
-# a busy one each step waits for a thread that is kept waiting, for milliseconds.
+_FEW = 64  # with more tokens, torch's float32 products are faster
+# Number of multiplications that justify one more thread. With fewer, a thread gains microseconds on an idle
+# machine. On a busy machine each step may wait milliseconds for a thread that does not get a core.
 _FOR_A_THREAD = 2**19
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
@@ -54,7 +54,7 @@ _KNOWN.update(*(family.native_modules for family in BY_CONFIG.values()))
 
 
 class _Operation(ctypes.Structure):
-    """As `Operation` in native.c, field by field."""
+    """The struct `Operation` of native.c, with the same fields."""
 
     _ints = ("kind", "dtype", "norm", "act", "add", "wait", "wanted", "n_out", "n_in", "stride")
     _ints_of_attention = ("heads", "kv_heads", "head_dim")
@@ -68,7 +68,7 @@ class _Operation(ctypes.Structure):
 
 
 class _Token(ctypes.Structure):
-    """As `Token` in native.c."""
+    """The struct `Token` of native.c, with the same fields."""
 
     _fields_ = (
         ("id", ctypes.c_int64),
@@ -77,15 +77,16 @@ class _Token(ctypes.Structure):
 
 
 class NativeStepWarning(RuntimeWarning):
-    """PyTorch computes what one call of C would compute sooner, and why."""
+    """Warns that PyTorch runs the model because the faster C library is missing, and says why."""
 
 
-_was_said = False  # in this process. Python's own "once" forgets whenever a library changes the filters.
+# True once this process has warned. Python's own "once" forgets it when a library changes the filters.
+_was_said = False
 
 
 @contextlib.contextmanager
 def without_warning() -> Iterator[None]:
-    """For a few tokens, whose time does not matter: nothing is said of a missing step; it may be later."""
+    """A context without NativeStepWarning, for a few tokens. A later call may still give the warning."""
     global _was_said
     before, _was_said = _was_said, True
     try:
@@ -99,7 +100,7 @@ def _warn_once() -> None:
     if _was_said:
         return
     warnings.warn(
-        # the table native-step in docs/performance.md says how slow
+        # the numbers are from the table native-step in docs/performance.md
         f"no native step ({system_build().reason}): answers come at about a third of this CPU's speed, in "
         "int8 at a fiftieth or less; install gcc or clang, with OpenMP",
         NativeStepWarning,
@@ -109,23 +110,24 @@ def _warn_once() -> None:
 
 
 def library() -> Any | None:
-    """The compiled native.c, or None if it cannot be compiled here: `system_build().reason` says why."""
+    """Return the compiled native.c, or None if there is none: `system_build().reason` says why."""
     return system_build().library
 
 
 def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
-    """`load_model`'s dtype for a model that shall answer: 16 bits stay so where they are read natively.
+    """Return the dtype with which `load_model` should load a model to generate.
 
-    PyTorch would have to make them float32 anew for each product; a GPU would compute in 16 bits, too.
+    "stored" keeps 16-bit weights, if C runs the model. Otherwise they become float32, because PyTorch on a
+    CPU would convert them for each product, and a GPU would also compute in 16 bits.
     """
     return "stored" if device.type == "cpu" and library() is not None else None
 
 
 def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
-    """The runner of a model. It is C for float32 activations on a CPU with a C compiler, and else PyTorch.
+    """Return the runner of a model: C for float32 activations on a CPU with a C compiler, else PyTorch.
 
-    A model that computes more than C knows runs in PyTorch: one with an adapter, a hook, a module of its own.
-    Warns once a process, with NativeStepWarning, where only the compiler is missing.
+    PyTorch also runs a model with an adapter, a hook or an unknown module, which the C code does not support.
+    If only the compiler is missing, this function warns once per process with NativeStepWarning.
     """
     one = next(model.parameters())
     if one.device.type != "cpu" or one.dtype != torch.float32 or not all(map(_is_known, model.modules())):
@@ -137,30 +139,30 @@ def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Does a module compute what the list of operations says, and nothing else?
+    """Return whether the list of operations describes all that a module computes.
 
-    The list reads weights and calls no module. A wrapper, a subclass or a hook would be left out in silence.
+    The list reads weights and calls no module. So it would ignore a wrapper, a subclass or a hook.
     """
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return type(module) in _KNOWN and not hooked
 
 
 class NativeRunner:
-    """The list of operations of one model, and the scratch memory that they work in.
+    """Runs one model in C. Holds its list of operations and their scratch memory.
 
-    Weights are used where they lie: make a new one if a module is replaced or quantised, not if training has
-    changed the values. Arguments and results of `prefill` and `decode` are those of TorchRunner; the logits
-    are to be used before the next call.
+    The list holds the addresses of the weights. If a module is replaced or quantised, make a new runner; if
+    training changes the values, this is not necessary. Arguments and results of `prefill` and `decode` are
+    those of TorchRunner. The next call overwrites the logits.
     """
 
-    in_any_slot = True  # C gets the slot of each token: none is copied
+    in_any_slot = True  # True: C gets the slot of each token, so no slot is copied
     _workspace: Tensor
-    # of the last call
+    # values of the last call
     _sizes: tuple[int, ...]  # tokens, columns of the cache, threads
-    _numbers: tuple[Any, ...]  # for C
+    _numbers: tuple[Any, ...]  # arguments for C
     _logits: Tensor | None
     _n_logits: int
-    _found: tuple[Any, Any] | None  # where C writes the most likely tokens, and their logits
+    _found: tuple[Any, Any] | None  # memory in which C writes the most likely tokens and their logits
 
     def __init__(self, model: LanguageModel) -> None:
         self._library: Any = library()
@@ -170,11 +172,11 @@ class NativeRunner:
 
     @functools.cached_property
     def torch(self) -> TorchRunner:
-        """For what C does not do, or not as fast."""
+        """The PyTorch runner, for calls that C does not support or runs more slowly."""
         return TorchRunner(self._model)
 
     def takes(self, tokens: int) -> bool:
-        """Is C faster for so many tokens? For weights in fewer bits than 32 always."""
+        """Return whether C is faster for this number of tokens, as always for weights below 32 bits."""
         return self._any_length or tokens <= _FEW
 
     def prefill(
@@ -185,7 +187,7 @@ class NativeRunner:
         embeds: Tensor | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """The next tokens of each slot -> logits of each one's last token, (n, V)."""
+        """Read the next tokens of each slot. Return the logits of the last token of each slot, (n, V)."""
         if embeds is not None or recorder is not None or not self.takes(sum(map(len, pieces))):
             return self.torch.prefill(pieces, slots, cache, embeds, recorder)
         return self._run(pieces, slots, cache, every=False)
@@ -197,17 +199,17 @@ class NativeRunner:
         cache: KeyValueCache,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """The next tokens of each slot -> logits of all of them, slot by slot, (tokens, V)."""
+        """Read the next tokens of each slot. Return the logits of all tokens, slot by slot, (tokens, V)."""
         if recorder is not None:
             return self.torch.decode(rows, slots, cache, recorder)
         return self._run(rows, slots, cache, every=True)
 
     def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
-        """The token with the highest logit in each row, the first of several, and this logit.
+        """Return the token with the highest logit in each row, the first of several, and this logit.
 
-        NaN is the highest of a row that has one.
+        In a row with a NaN, the NaN counts as the highest.
         """
-        if logits is not self._logits:  # not those of the last call
+        if logits is not self._logits:  # the logits are not those of the last call
             return self.torch.argmax(logits)
         if self._found is None or len(self._found[0]) != self._n_logits:
             self._found = (ctypes.c_int64 * self._n_logits)(), (ctypes.c_float * self._n_logits)()
@@ -218,10 +220,10 @@ class NativeRunner:
     def _run(
         self, rows: Sequence[Sequence[int]], slots: Sequence[int], cache: KeyValueCache, every: bool
     ) -> Tensor:
-        """The next tokens of each slot -> logits of every token, or of each slot's last one.
+        """Read the next tokens of each slot. Return the logits of every token, or of each slot's last token.
 
-        After a step of some hundred megabytes all of Python and torch is gone from the processor's caches,
-        and torch's small operations take twenty to fifty microseconds each: so there is none here.
+        A step reads hundreds of megabytes, so the processor's caches then hold nothing of Python and torch.
+        Each small operation of torch would take 20 to 50 microseconds. So this method uses none.
         """
         n = sum(map(len, rows))
         if self._n < n:
@@ -239,7 +241,7 @@ class NativeRunner:
             one.wanted = 1
             if column > longest:
                 longest = column
-                cache.reserve(slot, len(row))  # raises where they do not fit
+                cache.reserve(slot, len(row))  # raises an error if they do not fit
         self._step(n, longest, cache.max_length)
         for row, slot in zip(rows, slots):
             cache.lengths[slot] += len(row)
@@ -249,7 +251,7 @@ class NativeRunner:
         return self._logits
 
     def _step(self, n: int, longest: int, columns: int) -> None:
-        """The step of the first n tokens; `longest` tokens are seen by the one that sees most."""
+        """Run the first n tokens through the model. No token attends to more than `longest` tokens."""
         of_token = self._products + self._of_attention * longest
         threads = min(1 + of_token * n // _FOR_A_THREAD, torch.get_num_threads())
         if self._sizes != (n, columns, threads):
@@ -267,14 +269,14 @@ class NativeRunner:
         self._library.minigpt_step(self._operations, len(self._operations), self._tokens, *self._numbers)
 
     def _allocate(self, n: int) -> None:
-        """Scratch memory for n tokens, and the list of operations, which names it."""
+        """Allocate scratch memory for n tokens, and build the list of operations with its addresses."""
         self._n = n
         self._tokens = (_Token * n)()
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._sizes, self._numbers, self._logits, self._n_logits, self._found = (), (), None, 0, None
         self._cache: KeyValueCache | None = None
         self._list = OperationList(n)
-        family = BY_CONFIG[type(self._model.config)]  # no call: what an answer enters is kept short
+        family = BY_CONFIG[type(self._model.config)]
         family.list_operations(self._list, self._model)
         self._rotary_table = family.rotary_table
         operations = self._list.operations
@@ -286,7 +288,7 @@ class NativeRunner:
         self._products: int = sum(op.n_in * op.n_out * (2 if op.act == _SWIGLU else 1) for op in operations)
         self._of_attention: int = sum(
             2 * op.heads * op.head_dim for op in operations
-        )  # for each token it sees
+        )  # multiplications for each token that a token attends to
 
     def _bind(self, cache: KeyValueCache) -> None:
         for layer, operation in enumerate(self._attentions):
@@ -306,24 +308,24 @@ class OperationList:
         self._n = n
         self.operations: list[_Operation] = []
         self.scratch: dict[str, Tensor] = {}  # name -> (n, width)
-        self._keep: list[Tensor] = []  # C sees addresses only: the tensors must stay
+        self._keep: list[Tensor] = []  # keeps the tensors alive, because C has their addresses only
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Scratch memory (n, width); the last operation's is called "logits"."""
-        # few of many tokens' logits are wanted: what is not touched takes no memory
+        """Allocate scratch memory (n, width). The buffer of the last operation is called "logits"."""
+        # Often only a few tokens need logits. With `empty`, rows that are never written take no memory.
         make = torch.empty if name == "logits" else torch.zeros
         self.scratch[name] = make(self._n, width)
         return self.scratch[name]
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """out = table[ids], and the positions' vectors, if there are any."""
+        """Add the operation out = table[ids], plus the vectors of the positions, if there are any."""
         more = {} if positions is None else {"positions": positions}
         self._add(_EMBED, n_out=table.shape[1], weight=table, out=out, **more)
 
     def attention(
         self, qkv: Tensor, out: Tensor, heads: int, kv_heads: int, head_dim: int, **more: Any
     ) -> None:
-        """out = attention of qkv: H queries, G keys, G values of each token, side by side.
+        """Add the operation out = attention(qkv). qkv holds H queries, G keys and G values of each token.
 
         Args:
             more: q_norm and k_norm, weights of RMSNorm (D,), with its eps.
@@ -339,11 +341,11 @@ class OperationList:
         act: Literal["gelu_tanh", "gelu_exact"] | None = None,
         **more: Any,
     ) -> None:
-        """out = activation(linear(norm(source))).
+        """Add the operation out = activation(linear(norm(source))).
 
         Args:
-            more: `values`, a second layer: the activation is SwiGLU's, and `layer` gives its gates; `add=1`:
-                out += ...; `wait=0`: the next operation does not read out.
+            more: `values`, a second layer: the activation is then SwiGLU, and `layer` computes its gates.
+                `add=1`: adds the result to out. `wait=0`: the next operation does not read out.
         """
         values = more.pop("values", None)
         if act is not None:

@@ -1,12 +1,12 @@
-"""native.c as a library that is loaded: compiled at first use, kept in the user's cache folder, checked.
+"""Compiles native.c at first use, keeps the library in the user's cache folder, and loads it.
 
-    build = system_build()          # once a process, with this system's compiler: about two seconds
+    build = system_build()          # once per process, with this system's compiler: about two seconds
     build.library or build.reason   # one of the two
 
-What is kept bears its SHA-256 in its name and is loaded only if that is still true: a library that is cut
-short kills the process that calls it. Where nothing can be kept, the library is compiled for each process.
+The name of a kept library contains its SHA-256, which is checked before loading, because a truncated library
+would crash the process. If nothing can be kept, each process compiles the library.
 
-No torch here: `minigpt env` asks before that is loaded.
+This module does not import torch, because `minigpt env` uses it before torch is loaded.
 """
 
 import contextlib
@@ -29,32 +29,32 @@ from minigpt.storage.files import sha256
 __all__ = ["FLAGS", "Build", "build", "cache_folder", "system_build"]
 
 SOURCE, PRODUCTS = (Path(__file__).with_name(name) for name in ("native.c", "products.h"))
-# -ffp-contract=off: compilers would join products and sums in one place and not in another, and a token's
-# bits would depend on how many there are
+# -ffp-contract=off: otherwise compilers fuse products and sums in some places only, and the bits of a token
+# would depend on the number of tokens
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
     *("-shared", "-fPIC"),
 )
 COMPILERS = ("cc", "gcc", "clang")
-_PATIENCE = 60  # seconds; two are usual
+_PATIENCE = 60  # seconds for the compiler; it usually takes two
 
 
 class Build(NamedTuple):
     """The result of building the library: the library, or why there is none."""
 
     library: Any | None  # a ctypes.CDLL
-    reason: str = ""  # one line: why there is none
-    compiler: str = ""  # the command, without flags
-    path: Path | None = None  # where the library is kept; None: it could not be
+    reason: str = ""  # one line that says why there is no library
+    compiler: str = ""  # the compiler's command, without flags
+    path: Path | None = None  # the kept library; None: it could not be kept
 
 
 class _BuildError(Exception):
-    """The text is the reason."""
+    """The library cannot be built. The text of the error is the reason."""
 
 
 @functools.cache
 def system_build() -> Build:
-    """The library as this process uses it: built with CC, or the first of cc, gcc and clang on PATH."""
+    """Build the library for this process, with the compiler CC, or the first of cc, gcc and clang on PATH."""
     named = os.environ.get("CC", "")
     try:
         command = shlex.split(named)  # CC may hold several words: "ccache gcc" is common
@@ -69,7 +69,7 @@ def system_build() -> Build:
 
 
 def cache_folder() -> Path | None:
-    """Where libraries are kept between processes; None for a user without a home."""
+    """Return the folder that keeps libraries between processes; None for a user without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt"
     except RuntimeError:
@@ -79,17 +79,17 @@ def cache_folder() -> Path | None:
 def build(
     compiler: Sequence[str], flags: Sequence[str] = FLAGS, cache: Path | None = None, shown: str = ""
 ) -> Build:
-    """Compile and load the library, or load the one that was kept; nothing outside `cache` changes.
+    """Compile and load the library, or load the kept one. Nothing outside `cache` changes.
 
     Args:
-        compiler: the command, without flags.
-        cache: folder to keep the library in; None, or one that cannot be written: it is compiled anew.
-        shown: the compiler in a reason; the command, if left out.
+        compiler: the compiler's command, without flags.
+        cache: folder that keeps the library. Without a writable folder, the library is compiled each time.
+        shown: name of the compiler in a reason. Default: the command.
     """
     command = shlex.join(compiler)
     name = f"native-{_key(compiler, flags)}"
     for kept in _kept(cache, name):
-        with contextlib.suppress(_BuildError):  # made on another system, with the same home
+        with contextlib.suppress(_BuildError):  # it may come from another system with the same home folder
             return Build(_load(kept), compiler=command, path=kept)
     try:
         with tempfile.TemporaryDirectory(prefix="minigpt-", ignore_cleanup_errors=True) as folder:
@@ -98,7 +98,7 @@ def build(
             try:
                 kept = _keep(made, cache, name)
                 return Build(_load(kept), compiler=command, path=kept)
-            except (OSError, _BuildError):  # read-only, full, or not to be executed from
+            except (OSError, _BuildError):  # the cache is read-only, full, or does not allow execution
                 return Build(_load(made), compiler=command)
     except _BuildError as error:
         return Build(None, str(error), command)
@@ -107,14 +107,14 @@ def build(
 
 
 def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
-    # -march=native: another machine with the same home folder must not run it
+    # with -march=native, another machine with the same home folder must not run the library
     texts = [file.read_text(encoding="utf-8") for file in (SOURCE, PRODUCTS)]
     parts = [*texts, *flags, *compiler, platform.machine(), _processor()]
     return hashlib.sha256(chr(0).join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _processor() -> str:
-    """What instructions the processor has, as far as the system says."""
+    """Return a text that lists the processor's instruction sets, as far as the system says."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -123,7 +123,7 @@ def _processor() -> str:
 
 
 def _kept(cache: Path | None, name: str) -> list[Path]:
-    """The whole libraries of this name; damaged ones are removed."""
+    """Return the undamaged libraries of this name, and remove damaged ones."""
     whole = []
     with contextlib.suppress(OSError):
         for path in sorted(cache.glob(f"{name}-*.so")) if cache else ():
@@ -135,11 +135,12 @@ def _kept(cache: Path | None, name: str) -> list[Path]:
 
 
 def _keep(made: Path, cache: Path | None, name: str) -> Path:
-    """Copy a library into the cache folder; an error if that cannot be."""
+    """Copy a library into the cache folder and return its path. Raises OSError if this is impossible."""
     if cache is None:
         raise FileNotFoundError("no folder to keep it in")
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as folder:  # whole, or not there
+    # copied beside its place and then renamed, so that no process sees a part of the library
+    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as folder:
         return Path(shutil.copy(made, folder)).replace(cache / f"{name}-{sha256(made)}.so")
 
 
@@ -151,7 +152,7 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], goal: Path, shown: s
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PATIENCE,
-            env={**os.environ, "LC_ALL": "C"},  # complaints in English, for what looks for words in them
+            env={**os.environ, "LC_ALL": "C"},  # messages in English, in which `_complaint` looks for words
         )
     except subprocess.TimeoutExpired:
         raise _BuildError(f"{shown} took more than {_PATIENCE} s") from None
@@ -165,7 +166,7 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], goal: Path, shown: s
 
 
 def _complaint(shown: str, said: str) -> str:
-    """One line of what a compiler printed: about OpenMP, else the first about an error, else the last."""
+    """Return one line of a compiler's output: about OpenMP, else the first error, else the last line."""
     lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
     openmp = [line for line in lines if re.search(r"(?<!\w)(-fopenmp|-l\w?omp5?|omp\.h|lib\w?omp)\b", line)]
     if openmp:

@@ -1,12 +1,15 @@
-"""What a caller may ask of generation: one frozen dataclass, checked when it is made.
+"""All options of generation: one frozen dataclass, which checks its values.
 
     GenerationOptions(max_new_tokens=32, do_sample=True, top_p=0.9, stop_strings=["\\n"])
 
-Names and meanings are those of Hugging Face's `generate`, where it has one. `presence_penalty`,
-`frequency_penalty`, `logit_bias` and `logprobs` are OpenAI's and vLLM's; `seed`, `window` and `sinks` are
-ours. Four defaults differ from Hugging Face's: `top_k` is 0, that is off, where theirs is 50, so that plain
-sampling draws from what the model says; `max_new_tokens` is up to 128 where theirs is up to 20 tokens, prompt
-included; `max_matching_ngram_size` is 3 (theirs 2), and `num_assistant_tokens` 4 (theirs 20).
+Names and meanings are those of Hugging Face's `generate`, if it has the option. `presence_penalty`,
+`frequency_penalty`, `logit_bias` and `logprobs` are those of OpenAI and vLLM; `seed`, `window` and `sinks`
+are minigpt's own. Four defaults differ from Hugging Face's:
+
+- `top_k` is 0 (off), not 50, so that plain sampling draws from the model's distribution;
+- `max_new_tokens` is up to 128, while Hugging Face's limit is 20 tokens, prompt included;
+- `max_matching_ngram_size` is 3, not 2;
+- `num_assistant_tokens` is 4, not 20.
 """
 
 import functools
@@ -24,16 +27,16 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to choose tokens, how many, when to stop, and what to report.
+    """Options for choosing tokens, their number, when to stop, and the outputs.
 
     Raises:
-        InputError: for a value that makes no sense, or two that contradict each other.
+        InputError: if a value is out of range, or two options contradict each other.
     """
 
     RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "max_new_tokens": (1, 10**9),
         "min_new_tokens": (0, 10**9),
-        # The lower end is where scores in single precision stay finite: 1e-6 is greedy to all intents.
+        # At the lower end, scores in single precision are still finite, and sampling is practically greedy.
         "temperature": (1e-6, 1e6, "do_sample=False takes the most likely token"),
         "top_k": (0, 10**9),
         "top_p": (1e-12, 1.0),
@@ -162,7 +165,7 @@ class GenerationOptions:
         if not isinstance(bias, Mapping):
             raise InputError(f"logit_bias must be a dictionary, id -> number: got logit_bias={bias!r}")
         for token, value in bias.items():
-            if not (_is_id(token) and _is_number(value) and value < math.inf):  # NaN is not below, either
+            if not (_is_id(token) and _is_number(value) and value < math.inf):  # NaN < inf is False, too
                 raise InputError(
                     f"logit_bias must give finite numbers (or -inf) to ids: got {token!r}: {value!r}"
                 )
@@ -228,12 +231,12 @@ class GenerationOptions:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings, whether one or several were given."""
+        """The stop strings as a tuple."""
         return (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
 
     @property
     def constraint(self) -> str | None:
-        """Which of choices, regex and json_schema says what the answer is."""
+        """Name of the option that constrains the answer: choices, regex or json_schema; None if none does."""
         return next(iter(self._constraints()), None)
 
     def _constraints(self) -> list[str]:
@@ -241,27 +244,27 @@ class GenerationOptions:
 
     @functools.cached_property
     def changes_scores(self) -> bool:
-        """Is there an option that changes scores by the text so far, or by the token?"""
-        # an empty list or dictionary asks for nothing, as None does
+        """True if penalties, biases or forbidden tokens change the scores."""
+        # an empty list or dictionary means the same as None
         return any((getattr(self, name) or None) != (off or None) for name, off in _PROCESSORS.items())
 
     @property
     def reports(self) -> list[str]:
-        """The names of the outputs that were asked for."""
+        """Names of the outputs that the options select."""
         asked = [name for name in _REPORTS if getattr(self, name)]
         return asked if self.logprobs is None else [*asked, "logprobs"]
 
     @property
     def wanted(self) -> int:
-        """New tokens, at most, where the model has room for them."""
+        """Most new tokens, if they fit into the model's context."""
         return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
     def limit(self, prompt_length: int, context: int) -> int:
-        """New tokens that this prompt may get, at most, from a model that reads `context` tokens."""
+        """Return how many new tokens a prompt may get, with a model whose context has `context` tokens."""
         return self.wanted if self.window is not None else min(self.wanted, context - prompt_length)
 
     def check_model(self, vocab_size: int, context: int) -> None:
-        """Raise InputError where the options do not fit a model's vocabulary or its longest sequence."""
+        """Raise InputError if the options do not fit a model's vocabulary or context."""
         for name in ("max_new_tokens", "min_new_tokens"):
             value = getattr(self, name)
             if value is not None and value >= context and self.window is None:
@@ -284,7 +287,7 @@ class GenerationOptions:
 
 
 _CONSTRAINTS = ("choices", "regex", "json_schema")
-_PROCESSORS = {  # what minigpt.generation.logits_processors are made of -> what asks for nothing
+_PROCESSORS = {  # options of minigpt.generation.logits_processors -> the value that switches the option off
     name: getattr(GenerationOptions, name)
     for name in (
         *("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty"),
@@ -323,14 +326,14 @@ def _is_list(value: object) -> bool:
 
 
 def id_list(ids: int | Sequence[int] | None) -> list[int]:
-    """One id, several, or none, as a list."""
+    """Return one id, several ids, or None as a list."""
     if ids is None:
         return []
     return [ids] if isinstance(ids, int) else list(ids)
 
 
 def check_ids(name: str, ids: Collection[Any], vocab_size: int) -> None:
-    """Raise InputError for an id that the vocabulary does not have."""
+    """Raise InputError if an id is not in the vocabulary."""
     for token in ids:
         if not 0 <= token < vocab_size:
             raise InputError(f"{name} has the id {token}: the vocabulary's are 0 to {vocab_size - 1}")

@@ -1,7 +1,7 @@
-"""What generation returns: completions, and on request everything that led to them.
+"""The results of generation: completions, and optionally scores, hidden states, attentions, probabilities.
 
-A `Recorder` collects one sequence's outputs, step by step. What was not asked for is neither computed nor
-kept. Hidden states are taken by hooks on the blocks, not by the model's own code.
+A `Recorder` collects the outputs of one sequence, step by step. Outputs that the options do not select are
+neither computed nor kept. Hooks on the blocks collect the hidden states, so the model needs no code for them.
 
 Letters in shapes: B rows, H heads, T tokens read in a step (the first step reads the prompts, later ones one
 token, or all without a cache), S tokens so far, C channels, V entries of the vocabulary, n tokens reported.
@@ -21,60 +21,60 @@ from minigpt.generation.options import GenerationOptions
 
 __all__ = ["Completion", "GenerateOutput", "Recorder", "StopReason", "joined"]
 
-# "eos" came; a "stop_string" came; "length": max_new_tokens; "context": the model can read no further;
-# "cancelled": stopped by its owner (minigpt.generation.engine)
+# "eos": an eos was chosen; "stop_string": a stop string occurred; "length": max_new_tokens was reached;
+# "context": the model's context is full; "cancelled": the caller stopped the request to the engine
 StopReason = Literal["eos", "stop_string", "length", "context", "cancelled"]
 
 
 class Completion(NamedTuple):
     """The answer to one prompt."""
 
-    ids: list[int]  # the new tokens, without the eos that ended them, with those that made a stop string
+    ids: list[int]  # new ids, without the eos that ended them, but including those of a stop string
     stop_reason: StopReason
 
 
 @dataclass(frozen=True)
 class GenerateOutput:
-    """What followed all prompts, and how; None is what was not asked for.
+    """The result for all prompts. An output that was not selected is None.
 
     Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput); those of
-    log-probabilities are ours. Tuples have an entry for each step; those of the two nested ones have one for
-    each layer. A row that ended before the others is padded with eos (or 0), its numbers with zeros; the
-    completions tell which are its own. With guesses, a step is a token.
+    log-probabilities are minigpt's. A tuple has an entry for each step. In hidden_states and attentions, this
+    entry is a tuple with an entry for each layer. Rows that end early are padded: sequences with eos (or 0),
+    other outputs with zeros. The completions have no padding. With guesses, each token counts as a step.
     """
 
     completions: list[Completion]
-    sequences: Tensor  # (B, S)  prompts, padded on the left, and what followed, padded on the right
+    sequences: Tensor  # (B, S)  prompts, padded on the left, and new ids, padded on the right
     sequences_scores: Tensor | None = None  # (B,)  with beams: log-probability / length ** length_penalty
     scores: tuple[Tensor, ...] | None = (
-        None  # (B, V)  what the token was chosen by: -inf is what could not be
+        None  # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     )
-    logits: tuple[Tensor, ...] | None = None  # (B, V)  what the model said
+    logits: tuple[Tensor, ...] | None = None  # (B, V)  the model's logits
     hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, then each layer's
     attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  a row is a distribution
-    logprobs: Tensor | None = None  # (B, steps)  of the chosen tokens, as the model said, before any option
-    top_logprobs: Tensor | None = None  # (B, steps, n)  of the most likely, in descending order
-    top_ids: Tensor | None = None  # (B, steps, n)  which these are
+    logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens, before any option
+    top_logprobs: Tensor | None = None  # (B, steps, n)  those of the most likely tokens, descending
+    top_ids: Tensor | None = None  # (B, steps, n)  ids of the most likely tokens
 
 
 class Recorder:
-    """Collects the outputs of one sequence that its options ask for; see GenerateOutput."""
+    """Collects the outputs that the options of one sequence select; see GenerateOutput."""
 
     def __init__(self, options: GenerationOptions) -> None:
         self.options = options
         self.needs_states = options.output_hidden_states or options.output_attentions
-        self.steps: list[dict[str, Any]] = []  # one for each token that was chosen
-        self._states: list[Tensor] = []  # (1, T, C) each, of the last forward pass
+        self.steps: list[dict[str, Any]] = []  # one entry for each chosen token
+        self._states: list[Tensor] = []  # (1, T, C) each, from the last forward pass
         self._attentions: list[Tensor] = []  # (1, H, T, S) each
 
     @contextmanager
     def watching(self, model: LanguageModel) -> Iterator[list[Tensor] | None]:
-        """Meanwhile the model's states are collected; yields a list that it shall fill with attentions."""
+        """A context that collects the model's hidden states. Yields a list for the model's attentions."""
         hooks = []
         self._states, self._attentions = [], []
         if self.options.output_hidden_states:
-            # What a block reads is the state before it. The last state is, as in Hugging Face, the one behind
-            # the last norm; what the last block hands to that norm is not among them.
+            # The input of each block is a state. As in Hugging Face, the last state is the output of the last
+            # norm, and the output of the last block before this norm is not included.
             for block in model.blocks:
                 hooks.append(
                     block.register_forward_pre_hook(lambda _, inputs: self._states.append(inputs[0]))
@@ -89,10 +89,10 @@ class Recorder:
                 hook.remove()
 
     def record(self, logits: Tensor, scores: Tensor, token: int, place: int | None = None) -> None:
-        """The model said logits (V,), the options made scores (V,) of them, and `token` was chosen.
+        """Record a chosen token, the model's logits (V,), and the scores (V,) after processors and filters.
 
         Args:
-            place: the token's place among those of the last forward pass, where several were chosen.
+            place: index of the token in the last forward pass, if this pass gave several tokens.
         """
         options, step = self.options, dict[str, Any]()
         if options.output_scores:
@@ -120,7 +120,7 @@ class Recorder:
 
 
 def joined(recorders: Sequence[Recorder], completions: list[Completion], sequences: Tensor) -> GenerateOutput:
-    """The outputs of all sequences, step by step; zeros stand where one has ended, and on the left."""
+    """Join the outputs of all sequences, step by step. Pad with zeros on the left and after the end."""
     found: dict[str, Any] = {}
     length = max(len(recorder.steps) for recorder in recorders)
     for name in recorders[0].steps[0]:
@@ -136,14 +136,14 @@ def joined(recorders: Sequence[Recorder], completions: list[Completion], sequenc
 
 
 def _filled(column: list[Any]) -> list[Any]:
-    """Zeros, for a sequence that has ended."""
+    """Replace None, the output of a sequence that has ended, by zeros."""
     known = next(value for value in column if value is not None)
     zeros = [torch.zeros_like(one) for one in known] if isinstance(known, list) else torch.zeros_like(known)
     return [zeros if value is None else value for value in column]
 
 
 def _stacked(rows: tuple[Tensor, ...]) -> Tensor:
-    """(V,) each -> (B, V); or (1, T, C) or (1, H, T, S) each, padded on the left in T and S, -> (B, ...)."""
+    """Stack rows: (V,) -> (B, V); (1, T, C) or (1, H, T, S) -> (B, ...), padded on the left in T and S."""
     if rows[0].dim() < 3:
         return torch.stack(rows)
     sizes = [max(row.shape[axis] for row in rows) for axis in (-2, -1)]

@@ -1,8 +1,9 @@
-"""Beginnings that many prompts share, a system prompt say: read once, copied from then on.
+"""Keeps keys and values of beginnings that many prompts share, such as a system prompt.
 
-Prompts are kept in blocks of a fixed number of tokens, each under *all* ids up to its end: the keys and
-values of a token depend on everything before it. So two prompts share their common beginning, stored once.
-The memory is taken at the start; where it is full, the block that was unused for longest goes.
+Keys and values are kept in blocks of a fixed number of tokens. A block is found by *all* ids up to its end,
+because the keys and values of a token depend on all tokens before it. So prompts with a common beginning
+share its blocks. The memory is allocated at the start. If it is full, the least recently used block is
+replaced.
 
 Letters in shapes: L layers, H heads, T tokens of a block, D channels of one head.
 """
@@ -19,15 +20,15 @@ __all__ = ["PrefixCache"]
 
 
 class PrefixCache:
-    """Keys and values of prompts' beginnings.
+    """Keeps keys and values of the beginnings of prompts.
 
     Args:
-        cache: whose slots are filled.
-        block: tokens of a block.
-        prefix_mib: MiB (2**20 bytes) to take, at most.
+        cache: the cache of the sequences. `restore` fills its slots.
+        block: tokens per block.
+        prefix_mib: most MiB (2**20 bytes) that the blocks may take.
 
     Raises:
-        InputError: if not one block fits.
+        InputError: if not even one block fits.
     """
 
     def __init__(self, cache: KeyValueCache, block: int, prefix_mib: float) -> None:
@@ -53,13 +54,13 @@ class PrefixCache:
 
     @property
     def bytes(self) -> int:
-        """Memory taken, whether it is in use yet or not."""
+        """Size of the memory in bytes, in use or not."""
         return sum(kind.nbytes for kind in self._memory)
 
     def restore(self, prompt: Sequence[int], slot: int) -> int:
-        """Fill an empty slot with what is known of a prompt's beginning; returns the number of tokens.
+        """Copy the known beginning of a prompt into an empty slot. Return the number of its tokens.
 
-        The last token is never among them: it has to be read for its logits.
+        The last token of the prompt is never copied, because the model must read it for its logits.
         """
         found = []
         for end in range(self.block, len(prompt), self.block):
@@ -73,13 +74,13 @@ class PrefixCache:
                 held.copy_(kind[place])
             self._cache.advance(slot, self.block)
             assert start == number * self.block, "the slot was empty"
-        # The first block counts as used last: what goes first is an end, not a beginning that others need.
+        # The first block becomes the most recently used, so that later blocks of a prompt are replaced first.
         for number in reversed(range(1, len(found) + 1)):
             self._places.move_to_end(tuple(prompt[: number * self.block]))
         return len(found) * self.block
 
     def keep(self, prompt: Sequence[int], slot: int) -> None:
-        """Remember the block that a slot has just come to the end of, if it has."""
+        """Keep the last block of a slot, if the slot's tokens end at the end of a block."""
         end = self._cache.length(slot)
         key = tuple(prompt[:end])
         if end % self.block or not end or end > len(prompt) or key in self._places:

@@ -1,6 +1,6 @@
-"""One request to an engine, as its owner sees it: tokens as they come, the result, the way to stop it.
+"""The handle of one request to an engine: gives its tokens and its result, and can cancel it.
 
-`minigpt.generation.engine.Engine.submit` makes it. It drives the engine itself where no thread does.
+`minigpt.generation.engine.Engine.submit` returns a handle. If no thread drives the engine, the handle does.
 """
 
 import threading
@@ -14,31 +14,31 @@ __all__ = ["RequestHandle"]
 
 
 class Driver(Protocol):
-    """What a handle needs of its engine."""
+    """The interface of an engine that a handle needs."""
 
-    is_driven: bool  # a thread calls step: others must not
+    is_driven: bool  # True: a thread calls step, so others must not
 
     def step(self) -> bool:
-        """A token for all requests; returns whether more is left."""
+        """Do one step for all requests. Return whether requests are left."""
 
     def cancel(self, handle: "RequestHandle", /) -> None:
-        """Stop a request."""
+        """Cancel a request."""
 
 
 class RequestHandle:
-    """One request: its tokens as they come, its result, the way to stop it. Several threads may use it."""
+    """One request to an engine: its tokens, its result, and `cancel`. Several threads may use the handle."""
 
     def __init__(self, engine: Driver, sequence: Sequence) -> None:
         self._engine, self._sequence = engine, sequence
         self._changed = threading.Condition()
-        self._given = 0  # tokens that a waiting thread may take
+        self._given = 0  # number of tokens that waiting threads may take
         self._completion: Completion | None = None
         self._error: Exception | None = None
         self._is_cancelled = False
 
     @property
     def done(self) -> bool:
-        """Has it ended, in whatever way?"""
+        """True if the request has ended, was cancelled, or failed."""
         return self._completion is not None or self._error is not None
 
     @property
@@ -47,10 +47,10 @@ class RequestHandle:
         return self._sequence.ids[: self._given]
 
     def __iter__(self) -> Iterator[int]:
-        """The new tokens from the first on, each as soon as it is there.
+        """Yield all new tokens from the first on, each as soon as it is generated.
 
         Raises:
-            InputError: if the request fails; and what the engine fails with.
+            InputError: if the request fails. If the engine fails, its error is raised.
         """
         place = 0
         while True:
@@ -63,14 +63,14 @@ class RequestHandle:
             raise self._error
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the end; of a cancelled request, what had come by then.
+        """Wait for the end of the request. Return its tokens; a cancelled request has those until then.
 
         Args:
-            timeout: seconds; it counts where a thread drives the engine.
+            timeout: seconds to wait. It has an effect only if a thread drives the engine.
 
         Raises:
-            TimeoutError: if it has not ended by then. It continues.
-            InputError: if the request failed; and what the engine failed with.
+            TimeoutError: if the request has not ended in time. The request continues.
+            InputError: if the request fails. If the engine fails, its error is raised.
         """
         self._await(None, timeout)
         if self._error is not None:
@@ -79,11 +79,11 @@ class RequestHandle:
         return self._completion
 
     def cancel(self) -> None:
-        """Stop it: the slot is free at the next token. No effect on a request that has ended."""
+        """Cancel the request. Its slot is free at the next token. No effect on a request that has ended."""
         self._engine.cancel(self)
 
     def _await(self, tokens: int | None, timeout: float | None = None) -> None:
-        """Until there are so many tokens, or all."""
+        """Wait until there are this many tokens, or the request has ended."""
 
         def is_there() -> bool:
             return self.done or (tokens is not None and self._given >= tokens)
@@ -95,7 +95,7 @@ class RequestHandle:
                 raise TimeoutError(f"the request has not ended after {timeout} seconds")
 
     def _update(self, outcome: Completion | Exception | None = None) -> int:
-        """Show the sequence's new tokens, and its end; returns how many were new."""
+        """Give new tokens and the outcome to waiting threads. Return the number of new tokens."""
         with self._changed:
             new, self._given = len(self._sequence.ids) - self._given, len(self._sequence.ids)
             if isinstance(outcome, Completion):

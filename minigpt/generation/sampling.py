@@ -1,11 +1,12 @@
-"""From scores to the next token: pure functions on logits (B, V), with Hugging Face's names and meanings.
+"""Chooses the next token from scores: pure functions on logits (B, V), with Hugging Face's names.
 
-`filtered` applies temperature, top_k, top_p, min_p, typical_p, in that order, as transformers' `generate`
-does; what is filtered out becomes -inf. Then `greedy` or `sample` chooses. Nothing here keeps a state or
-draws a number: the uniform numbers of `sample` come from the caller, which decides what is reproducible.
-What depends on the text so far is minigpt.generation.logits_processors' work.
+`filtered` applies temperature, top_k, top_p, min_p and typical_p in the order of transformers' `generate`.
+The scores of tokens that are filtered out become -inf. Then `greedy` or `sample` chooses. These functions
+keep no state and draw no random numbers. The caller gives `sample` its uniform numbers, so results are
+reproducible.
+Changes that depend on earlier tokens are in minigpt.generation.logits_processors.
 
-Numbers may be given row by row, as tensors (B, 1), where a batch holds requests of several kinds.
+If the rows of a batch have different options, a number can be a tensor (B, 1).
 
 Letters in shapes: B rows, V entries of the vocabulary.
 """
@@ -28,18 +29,18 @@ __all__ = [
 
 
 def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Divide by the temperature: below 1 the likely tokens gain, above 1 they lose."""
+    """Divide by the temperature. Likely tokens become more likely below 1, and less likely above 1."""
     return logits / temperature
 
 
 def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
-    """Keep the top_k highest scores, and those equal to the lowest of them: no tie is broken by chance.
+    """Keep the top_k highest scores, and all scores equal to the lowest of them.
 
-    In a tensor of top_k, int64 (B, 1), 0 keeps all.
+    If top_k is a tensor, int64 (B, 1), 0 keeps all scores of a row.
     """
     V = logits.shape[-1]
     if isinstance(top_k, Tensor):
-        place = (V - top_k).clamp(min=0) % V  # (B, 1)  of the lowest that stays, from the lowest on
+        place = (V - top_k).clamp(min=0) % V  # (B, 1)  index of the lowest kept score, in ascending order
         kth = logits.sort(dim=-1).values.gather(-1, place)  # (B, 1)
     else:
         kth = torch.topk(logits, min(top_k, V)).values[..., -1:]  # (B, 1)
@@ -47,12 +48,12 @@ def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
-    """Keep the smallest set of most likely tokens whose probabilities add up to top_p; at least one token.
+    """Keep the smallest set of most likely tokens whose probabilities add up to top_p, at least one token.
 
     https://arxiv.org/abs/1904.09751 (nucleus sampling), section 3.1.
     """
     ascending, order = torch.sort(logits)  # (B, V) each
-    # Summed from the unlikely end: what stays below 1 - top_p in sum is the tail to be dropped.
+    # summed from the least likely token on: tokens whose sum is at most 1 - top_p are dropped
     tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p  # (B, V)
     tail[..., -1] = False
     return logits.masked_fill(tail.scatter(-1, order, tail), -math.inf)
@@ -69,18 +70,20 @@ def apply_min_p(logits: Tensor, min_p: float | Tensor) -> Tensor:
 
 
 def apply_typical_p(logits: Tensor, typical_p: float) -> Tensor:
-    """Keep the tokens about as surprising as expected, until their probabilities add up to typical_p.
+    """Keep the tokens whose surprise is closest to the mean, until their probabilities sum to typical_p.
 
-    https://arxiv.org/abs/2202.00666 (Locally typical sampling), section 4. Surprise is -log p, and what is to
-    be expected is its mean, the entropy; so the most likely token may go. Those equally far from it stay or
-    go together.
+    https://arxiv.org/abs/2202.00666 (Locally typical sampling), section 4. The surprise is -log p, and its
+    mean is the entropy. So the most likely token may be dropped. Tokens with equal distance from the mean are
+    kept or dropped together.
     """
     log_p = logits.log_softmax(dim=-1)  # (B, V)
-    entropy = -(log_p * log_p.exp()).nansum(dim=-1, keepdim=True)  # (B, 1)  0 * -inf is nothing
+    entropy = -(log_p * log_p.exp()).nansum(dim=-1, keepdim=True)  # (B, 1)  nansum counts 0 * -inf as 0
     distance = (-log_p - entropy).abs()  # (B, V)
     ascending, order = torch.sort(distance)  # (B, V) each
     below = logits.gather(-1, order).softmax(dim=-1).cumsum(dim=-1) < typical_p  # (B, V)
-    last = below.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)  # (B, 1)  the one that reaches it
+    last = below.sum(dim=-1, keepdim=True).clamp(
+        max=logits.shape[-1] - 1
+    )  # (B, 1)  index of the last kept token
     return logits.masked_fill(distance > ascending.gather(-1, last), -math.inf)
 
 
@@ -92,10 +95,11 @@ def filtered(
     min_p: float | Tensor = 0.0,
     typical_p: float = 1.0,
 ) -> Tensor:
-    """Apply temperature (1: off), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order.
+    """Apply temperature (1), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order.
 
-    Tensors (B, 1) are applied whatever they hold: to ask them would make a GPU wait. "Off" changes nothing
-    in a row, but that top_p's takes away what has probability 0 in single precision.
+    The number in parentheses means off. Tensors (B, 1) are always applied, because reading their values would
+    make the CPU wait for the GPU. Values that mean off do not change a row, with one exception: top_p = 1
+    removes tokens of probability 0 in single precision.
     """
     if isinstance(temperature, Tensor) or temperature != 1:
         logits = apply_temperature(logits, temperature)
@@ -109,8 +113,8 @@ def filtered(
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The most likely token of each row, the first of several; a NaN counts as such. (B, V) -> (B,)."""
-    if logits.device.type == "cpu":  # NumPy's is the faster one
+    """Choose the most likely token of each row, the first of several: (B, V) -> (B,). NaN is highest."""
+    if logits.device.type == "cpu":  # NumPy's argmax is faster there
         return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
 
@@ -119,11 +123,11 @@ def sample(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw a token of each row from softmax(logits), (B, V) -> (B,).
 
     Args:
-        uniform: a number 0 <= u < 1 for each row, (B,). Row i gets the first token at which the cumulative
-            distribution exceeds u[i]; so it depends on nothing but its own logits and its own number.
-            Computed in the precision of `uniform`: float64 where the device has it.
+        uniform: (B,), a number 0 <= u < 1 for each row. Row i gets the first token at which the cumulative
+            distribution exceeds u[i]. So the token depends only on the row's own logits and number. The
+            computation has the dtype of `uniform`, which should be float64 if the device supports it.
     """
     cumulative = logits.softmax(dim=-1, dtype=uniform.dtype).cumsum(dim=-1)  # (B, V)
-    cumulative = cumulative / cumulative[:, -1:]  # the last is 1 to the bit: above every u
-    # "right": a token of probability 0 adds nothing to the sum, and is never the first to exceed u
+    cumulative = cumulative / cumulative[:, -1:]  # makes the last sum exactly 1, so that it exceeds every u
+    # right=True: the sum must exceed u, so a token of probability 0 is never chosen
     return torch.searchsorted(cumulative, uniform[:, None].contiguous(), right=True)[:, 0]  # (B, 1) -> (B,)

@@ -1,4 +1,4 @@
-"""A request, and the sequences that it becomes: prompt, new tokens, and why they end.
+"""A request and its sequences: prompt, new tokens and stop reason.
 
     request = check_request(model, prompts, options, eos_token_id, tokenizer)
     sequence = Sequence(prompts[0], request, limit=20)
@@ -6,11 +6,11 @@
         sequence.push(token)                 # from minigpt.generation.loop
     sequence.completion()
 
-`check_request` refuses what cannot work, before anything is computed. `StopChecker` takes the new ids of one
-prompt, one by one, and knows why they end. `IncrementalDetokenizer` makes text of ids while they come: what
-its `push` returns is final, so that pieces can be shown at once, and joined they are the text.
+`check_request` refuses wrong input before anything is computed. `StopChecker` takes the new ids of one
+prompt, one by one, and decides when they end. `IncrementalDetokenizer` turns new ids into text. The text that
+its `push` returns is final, so pieces can be shown at once. Joined, the pieces are the whole text.
 
-No model runs here.
+This module runs no model.
 """
 
 from collections.abc import Callable
@@ -35,24 +35,24 @@ __all__ = [
     "check_prompt", "check_request", "cut", "row_seed",
 ]  # fmt: skip
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoding makes of bytes that are no whole character
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded from bytes that are not a whole character
 
 
 class TextTokenizer(Protocol):
-    """What generation needs of a tokenizer; minigpt.generation.api's `prompt_ids` and `eos_of` need more."""
+    """The interface of a tokenizer that generation needs. `prompt_ids` and `eos_of` use more attributes."""
 
     def encode_text(self, text: str, /) -> list[int]:
-        """The ids of a text, with `before_text` and `after_text` around it, if the tokenizer has these."""
+        """Return the ids of a text, between `before_text` and `after_text`, if the tokenizer has these."""
 
     def decode(self, ids: list[int], /) -> str:
-        """The text of some ids."""
+        """Return the text of some ids."""
 
     def unknown_characters(self, text: str, /) -> list[str]:
-        """The characters of a text that cannot be encoded."""
+        """Return the characters of a text that cannot be encoded."""
 
 
 def bare_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """The ids of a text and nothing around it."""
+    """Return the ids of a text, without the tokenizer's `before_text` and `after_text`."""
     ids = tokenizer.encode_text(text)
     before, after = (len(getattr(tokenizer, name, ())) for name in ("before_text", "after_text"))
     return ids[before : len(ids) - after]
@@ -60,14 +60,14 @@ def bare_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Request:
-    """Options, and what was made of them once for all prompts."""
+    """Options, and objects that were made from them once for all prompts."""
 
     options: GenerationOptions
     eos: list[int]  # ids that end an answer
-    decode: Callable[[list[int]], str] | None = None  # ids -> text, where there are stop strings
+    decode: Callable[[list[int]], str] | None = None  # ids -> text, if there are stop strings
     constraint: State | None = None  # the state before the first new token
-    tokens: int | None = None  # ids from here on have no token; None: each id may come
-    processors: Ids[Processor] = ()  # what changes scores before a token is chosen, in order
+    tokens: int | None = None  # number of ids that have a token; None: every id has one
+    processors: Ids[Processor] = ()  # change the scores before a token is chosen, in order
 
 
 def check_request(
@@ -77,10 +77,11 @@ def check_request(
     eos_token_id: int | Ids[int] | None,
     tokenizer: TextTokenizer | None,
 ) -> Request:
-    """Refuse what cannot work before anything is computed, with an InputError.
+    """Check prompts and options before anything is computed. Raises InputError.
 
-    With a tokenizer, ids that it has no token for never come: a published model may have more rows than
-    tokens (Qwen3: 151,936 for 151,669), whose scores nothing has trained. transformers lets them come.
+    With a tokenizer, ids without a token are never chosen. A published model may have more rows than tokens
+    (Qwen3: 151,936 rows for 151,669 tokens), and the scores of these rows are untrained. transformers may
+    choose them.
     """
     vocab_size = model.config.vocab_size
     options.check_model(vocab_size, model.config.max_position_embeddings)
@@ -102,7 +103,7 @@ def check_request(
 
 
 def check_prompt(name: str, prompt: Ids[int], model: LanguageModel, options: GenerationOptions) -> None:
-    """Refuse a prompt that is empty, or as long as the context where no window slides over it."""
+    """Raise InputError if a prompt is empty, or fills the context and there is no window."""
     limit = model.config.max_position_embeddings
     if len(prompt) > limit - 1 and options.window is None:
         raise InputError(
@@ -114,54 +115,54 @@ def check_prompt(name: str, prompt: Ids[int], model: LanguageModel, options: Gen
 
 
 def base_seed(options: GenerationOptions) -> int | None:
-    """The seed from which all sequences' generators are made; None without sampling."""
+    """Return the seed for the random generators of all sequences; None without sampling."""
     if not options.do_sample:
         return None
     return (
         int(torch.randint(2**62, ())) if options.seed is None else options.seed
-    )  # torch.manual_seed decides
+    )  # without the option `seed`, torch.manual_seed makes the result reproducible
 
 
 def row_seed(seed: int, prompt: int, copy: int) -> list[int]:
-    """The seed of one sequence: the first answer to a prompt is the same, however many follow."""
+    """Return the seed of one sequence. The first answer's seed is the same for any number of answers."""
     return [seed, prompt, copy] if copy else [seed, prompt]
 
 
 class Guesses(Protocol):
-    """See minigpt.generation.speculative_decoding."""
+    """The interface of minigpt.generation.speculative_decoding."""
 
     def draft(self, sequence: "Sequence", most: int) -> list[int]:
-        """Guesses at the next tokens."""
+        """Return at most `most` guesses at the next tokens."""
 
     def take(self, sequence: "Sequence", logits: Tensor) -> None:
-        """Push what the logits behind the last token and the guesses say."""
+        """Push the tokens chosen from the logits after the last token and after each guess."""
 
 
 class Beams(Protocol):
-    """See minigpt.generation.beam_search."""
+    """The interface of minigpt.generation.beam_search."""
 
     def take(self, beams: "list[Sequence]", logits: Tensor, loop: Any) -> "list[Sequence]":
-        """Continue all beams of a search; returns those that are there afterwards."""
+        """Continue all beams of a search. Return the new beams."""
 
 
 class StopChecker:
-    """The new ids of one prompt.
+    """Holds the new ids of one prompt, and decides when they end.
 
     Args:
-        limit: of them, at most.
+        limit: most new ids.
     """
 
     def __init__(self, limit: int, request: Request) -> None:
         self.limit, self.request, self.eos = limit, request, request.eos
-        self.ids: list[int] = []  # without the eos that ended them
-        self.ending: int | None = None  # the eos that ended them
-        self.stop_reason: StopReason | None = None  # why they have ended; None: they have not
+        self.ids: list[int] = []  # new ids, without the eos that ended them
+        self.ending: int | None = None  # the eos that ended the ids
+        self.stop_reason: StopReason | None = None  # None: the ids have not ended
         self._at_limit: StopReason = "length" if limit == request.options.wanted else "context"
         self._text = IncrementalDetokenizer(request.decode, request.options.stops) if request.decode else None
 
     @property
     def chosen(self) -> list[int]:
-        """The new ids, and the eos that ended them."""
+        """The new ids, including the eos that ended them."""
         return self.ids if self.ending is None else [*self.ids, self.ending]
 
     def push(self, token: int) -> None:
@@ -179,7 +180,7 @@ class StopChecker:
             self.stop_reason = self._at_limit
 
     def completion(self) -> Completion:
-        """The new ids, and why they ended."""
+        """Return the new ids and the stop reason."""
         assert self.stop_reason is not None, "it has not ended"
         return Completion(list(self.ids), self.stop_reason)
 
@@ -188,13 +189,13 @@ class Sequence(StopChecker):
     """A prompt and its new tokens, while they are generated.
 
     Args:
-        seed: what its random numbers begin with (`row_seed`); None: the most likely tokens are chosen.
-        embeds: (T, C), the prompt as vectors; `prompt` then holds as many placeholders.
+        seed: seed of the sequence's random numbers (`row_seed`); None: the most likely tokens are chosen.
+        embeds: (T, C), the prompt as vectors. `prompt` then holds T placeholders.
 
     Attributes:
-        context: the tokens that the model has in view: all, or a window's and what followed.
-        slot: its slot of the cache.
-        error: why it failed.
+        context: tokens that the model sees: all tokens, or those of the window and later ones.
+        slot: slot of the cache; -1 before the sequence joins a loop.
+        error: error with which the sequence failed, or None.
     """
 
     def __init__(
@@ -210,35 +211,38 @@ class Sequence(StopChecker):
         self.context, self.context_embeds = list(prompt), embeds
         self.slot = -1
         self._history: npt.NDArray[np.int64] | None = None
-        self._n_known = 0  # new ids that it has
+        self._n_known = 0  # number of new ids in _history
         self.error: Exception | None = None
         self.constraint = request.constraint
         self.uniform: npt.NDArray[np.float64] | None = None  # (limit,)  a random number for each new token
         if seed is not None:
             self.uniform = np.random.default_rng(list(seed)).random(limit)
         self.recorder: Recorder | None = None
-        self.watcher: Recorder | None = None  # a recorder of the model's states: the sequence is read alone
+        # records the model's states; a sequence with a watcher is read alone
+        self.watcher: Recorder | None = None
         self.speculation: Guesses | None = None
         self.beams: Beams | None = None
         options = request.options
-        self.restarts = options.window is not None or not options.use_cache  # its slot is emptied at times
-        # Tokens of sequences of one kind are chosen together; None: the most likely one, of the logits alone.
+        self.restarts = (
+            options.window is not None or not options.use_cache
+        )  # True: the slot is sometimes emptied
+        # Tokens of sequences of one kind are chosen together. None: the argmax of the unchanged logits.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
 
     @property
     def is_plain(self) -> bool:
-        """Does it get one token at a time, and keep its slot's tokens?"""
+        """True if each step gives one token and the slot keeps all tokens: no guesses, beams or window."""
         return self.speculation is None and self.beams is None and not self.restarts
 
     @property
     def has_ended(self) -> bool:
-        """Does no token follow?"""
+        """True if no more tokens follow."""
         return self.stop_reason is not None or self.error is not None
 
     @property
     def n_cached_at_first(self) -> int:
-        """Tokens before the one that is read when the first new token is chosen."""
+        """Number of prompt tokens without the last one, which is read to choose the first new token."""
         return len(self.prompt) - 1
 
     def push(self, token: int) -> None:
@@ -248,7 +252,7 @@ class Sequence(StopChecker):
             self.follow(token)
 
     def follow(self, token: int) -> None:
-        """Put a token behind the context and the constraint. What the constraint raises is the error."""
+        """Add a token to the context and the constraint. An error of the constraint becomes `error`."""
         self.context.append(token)
         if self.constraint is not None:
             try:
@@ -257,7 +261,7 @@ class Sequence(StopChecker):
                 self.error = error
 
     def allowed(self) -> Ids[int]:
-        """The ids that the constraint allows next; none where it raises an error, which is the sequence's."""
+        """Return the ids that the constraint allows next. If it raises an error, set `error`, return none."""
         assert self.constraint is not None, "something says what is allowed"
         try:
             return self.constraint.allowed()
@@ -266,23 +270,23 @@ class Sequence(StopChecker):
             return []
 
     def fail(self, problem: str) -> None:
-        """No token can follow. An error that it has already says more."""
+        """Set `error`, because no token can follow. An earlier error is kept, because it says more."""
         self.error = self.error or InputError(problem)
 
     def history(self) -> npt.NDArray[np.int64]:
-        """Prompt and new ids, (S,), to be used before the next call; a prompt of vectors has no ids."""
+        """Return prompt and new ids, (S,), valid until the next call. A prompt of vectors is NO_TOKEN."""
         start = len(self.prompt)
         if self._history is None:
             self._history = np.full(start + self.limit, NO_TOKEN, dtype=np.int64)
             if self.embeds is None:
                 self._history[:start] = self.prompt
-        known = 0 if self.beams is not None else self._n_known  # a beam may become another one's copy
+        known = 0 if self.beams is not None else self._n_known  # a beam may have become a copy of another
         self._history[start + known : start + len(self.ids)] = self.ids[known:]
         self._n_known = len(self.ids)
         return self._history[: start + len(self.ids)]
 
     def slide(self, max_length: int) -> bool:
-        """Cut a full context down to the window; returns whether the context was full."""
+        """Shorten a full context to the window. Return whether the context was full."""
         options = self.request.options
         if options.window is None or len(self.context) < max_length:
             return False
@@ -296,34 +300,33 @@ class Sequence(StopChecker):
 
 
 class IncrementalDetokenizer:
-    r"""The text of the ids so far, cut where the first stop string begins.
+    r"""Turns ids into text, one by one. The text ends before the first stop string.
 
-    A token of a byte-level vocabulary may end inside a character, which then decodes as U+FFFD; and the end
-    of the text may be the beginning of a stop string. Both are held back until what follows decides.
+    A token of a byte-level vocabulary may end inside a character, which then decodes as U+FFFD. The end of
+    the text may also be the beginning of a stop string. Such text is held back until later ids decide.
 
     >>> text = IncrementalDetokenizer(lambda ids: "".join(map(chr, ids)), stop_strings=["\n\n"])
     >>> [text.push(ord(character)) for character in "a\nb\n\n"], text.stopped
     (['a', '', '\nb', '', ''], True)
 
     Args:
-        decode: ids -> text. Texts of ids that begin and end at whole characters may be joined, but for those
-            of a tokenizer whose `joins` is False (WordPiece): spaces there depend on other tokens.
+        decode: ids -> text. The texts of ids that form whole characters can be joined. An exception are
+            tokenizers whose `joins` is False (WordPiece), because their spaces depend on other tokens.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_strings: Ids[str] = ()) -> None:
-        self.stopped = False  # a stop string has come
+        self.stopped = False  # True: a stop string has occurred
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
-        self._ids: list[int] = []  # their text is not final
-        self._taken = 0  # characters of it that are
-        self._held = ""  # final, but perhaps the beginning of a stop string
+        self._ids: list[int] = []  # ids whose text is not yet final as a whole
+        self._taken = 0  # number of characters of this text that are final
+        self._held = ""  # final text that may be the beginning of a stop string
 
     def push(self, token: int) -> str:
-        """Take the next id; returns the text that has become final, often one character, perhaps none."""
+        """Take the next id. Return the text that has become final, often one character, perhaps none."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        # Of several U+FFFD only the last can still become a character: bytes that follow the others did not
-        # complete them.
+        # Only the last U+FFFD can still become a character. Earlier ones were followed by other bytes.
         whole = text.removesuffix(REPLACEMENT)
         if not self._joins:  # the last three words may still be joined: " n ' t" becomes "n't"
             start = text.rsplit(" ", 3)[0] if text.count(" ") > 2 else ""
@@ -334,7 +337,7 @@ class IncrementalDetokenizer:
         return self._release(fresh, at_end=False)
 
     def finish(self) -> str:
-        """No more ids come; returns what was held back."""
+        """Return the text that was held back, after the last id."""
         fresh = self._decode(self._ids)[self._taken :] if self._ids else ""
         self._ids, self._taken = [], 0
         return self._release(fresh, at_end=True)
@@ -351,7 +354,7 @@ class IncrementalDetokenizer:
         return text[:end]
 
     def _open_end(self, text: str) -> int:
-        """The length of the longest end of a text with which a stop string begins."""
+        """Return the length of the longest end of a text that is the beginning of a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops if len(stop) > length):
@@ -360,7 +363,7 @@ class IncrementalDetokenizer:
 
 
 def cut(text: str, stop_strings: Ids[str]) -> str:
-    """The text up to where the first stop string begins.
+    """Return the text before the first stop string.
 
     >>> cut("1. 天\\n2. 地", ["2.", "\\n"])
     '1. 天'

@@ -1,8 +1,8 @@
-"""What a person may type in a conversation besides questions: /temperature 0.8, /reset, /why, ...
+"""The commands that a user can type in a conversation: /temperature 0.8, /reset, /why, ...
 
     reply = obey(talk, "/temperature 0.8")     # "temperature 0.8 (drawn at random)"
 
-Each command either changes the conversation or says something; the text to show is returned, nothing printed.
+A command changes the conversation or shows something. `obey` returns the text to show and prints nothing.
 """
 
 import dataclasses
@@ -20,25 +20,27 @@ _MOST_CANDIDATES = 50
 
 
 def is_command(line: str) -> bool:
-    """Does a line begin with a slash? A question that does is asked with a space before it."""
+    """Return whether a line begins with a slash. A question that does needs a space before it."""
     return line.startswith("/")
 
 
 def obey(talk: Conversation, line: str) -> str:
-    """Do what a line with a slash says; returns what to tell the user, perhaps several lines.
+    """Run the command in a line. Return the text to show, perhaps several lines.
 
     Raises:
-        InputError: for an unknown command, naming the nearest, and for a value that makes no sense.
+        InputError: if the command is unknown (the message suggests the most similar one), or its value is
+            wrong.
     """
     _, _, value = line.partition(" ")
     return COMMANDS[command_name(line)].run(talk, value.strip())
 
 
 def command_name(line: str) -> str:
-    """The command that a line names; its first letters are enough where no other command begins so.
+    """Return the command that a line names. The first letters are enough if only one command has them.
 
     Raises:
-        InputError: for an unknown command, naming the nearest, and for letters that several begin with.
+        InputError: if the command is unknown (the message suggests the most similar one), or several commands
+            begin with these letters.
     """
     name = line.split(maxsplit=1)[0]
     if name in COMMANDS:
@@ -55,7 +57,7 @@ def command_name(line: str) -> str:
 
 
 def help_text() -> str:
-    """All commands, a line each."""
+    """Return the list of all commands, one line each."""
     width = max(len(f"{name} {command.argument}") for name, command in COMMANDS.items())
     return "\n".join(
         f"{f'{name} {command.argument}':<{width}}  {command.help}" for name, command in COMMANDS.items()
@@ -111,7 +113,7 @@ def _think(talk: Conversation, value: str) -> str:
 
 
 def candidates(line: str) -> int:
-    """How many other tokens `/why N` is to show; 3 without a number. Raises InputError for another value."""
+    """Return the N of `/why N`, the number of other tokens; default 3. Raises InputError for a wrong N."""
     value = line.partition(" ")[2].strip()
     number = int(value) if value.isascii() and value.isdigit() else 0
     if value and not 1 <= number <= _MOST_CANDIDATES:
@@ -121,7 +123,7 @@ def candidates(line: str) -> int:
 
 def _why(talk: Conversation, value: str) -> str:
     candidates(f"/why {value}")
-    return ""  # the command draws the table
+    return ""  # `minigpt chat` prints the table
 
 
 def _history(talk: Conversation, value: str) -> str:
@@ -166,7 +168,7 @@ class Command:
 
 
 def _exit(talk: Conversation, value: str) -> str:
-    return ""  # the command ends
+    return ""  # `minigpt chat` ends
 
 
 COMMANDS = {

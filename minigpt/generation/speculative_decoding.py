@@ -1,17 +1,17 @@
-"""Speculative decoding: several tokens a step. Cheap guesses, of which the model keeps the right ones.
+"""Speculative decoding: guesses the next tokens cheaply, and keeps the right guesses. A step gives several.
 
     sequence.speculation = Speculation(NgramDrafter(), 4)            # the text repeats itself
     sequence.speculation = Speculation(ModelDrafter(small), 4)       # a smaller model guesses
 
-Decoding reads all weights for one token, and takes about as long for a few. So a drafter guesses some, the
-model reads them all at once, and the guesses are accepted up to the first wrong one; the model's own choice
-follows there. The tokens are distributed as without guesses:
+Decoding one token reads all weights, and decoding a few tokens takes about as long. So a drafter guesses some
+tokens, and the model reads all of them at once. Guesses are accepted up to the first wrong one, which the
+model's own choice replaces. The tokens have the same distribution as without guesses:
 
-- without sampling, and for guesses that are not drawn (NgramDrafter), the ids are *the same*, from the same
-  seed: each choice is made from the same logits and the same random number. In C (minigpt.generation.native)
-  to the bit; PyTorch rounds several tokens in another order than one, which a near-tie can show.
-- for guesses that a model has drawn, by the rule of https://arxiv.org/abs/2211.17192 (Fast Inference from
-  Transformers via Speculative Decoding), section 2.3: see `accept`.
+- Without sampling, and for guesses that are not drawn (NgramDrafter), the same seed gives *the same* ids,
+  because each choice has the same logits and the same random number. C (minigpt.generation.native) computes
+  the same bits. PyTorch rounds several tokens in another order than one, so a near-tie may give another id.
+- Guesses that a model has drawn are accepted by the rule of https://arxiv.org/abs/2211.17192 (Fast Inference
+  from Transformers via Speculative Decoding), section 2.3: see `accept`.
 
 Letters in shapes: k guesses, V entries of the vocabulary.
 """
@@ -51,19 +51,19 @@ class Draft:
     """Guesses at the next tokens."""
 
     ids: list[int]
-    # (k, V)  what each was drawn from, given the guesses before it; None: they were not drawn
+    # (k, V)  distribution from which each guess was drawn; None: the guesses were not drawn
     probabilities: Tensor | None = None
 
 
 class Drafter(Protocol):
-    """Guesses for one sequence."""
+    """Guesses tokens for one sequence."""
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """At most that many tokens that may follow."""
+        """Guess at most `count` next tokens."""
 
 
 def check_assistant(model: LanguageModel, options: GenerationOptions, assistant_model: LanguageModel) -> None:
-    """Raise InputError for options that exclude an assistant model, and for other vocabularies."""
+    """Raise InputError if the options exclude an assistant model, or the vocabularies differ in size."""
     ours, theirs = assistant_model.config.vocab_size, model.config.vocab_size
     if ours != theirs:
         raise InputError(
@@ -76,27 +76,27 @@ def check_assistant(model: LanguageModel, options: GenerationOptions, assistant_
 
 
 class Speculation:
-    """The guesses for one sequence, and how many of them were right.
+    """Guesses tokens for one sequence, and counts the right guesses.
 
     Args:
-        count: guesses at a time, at most.
+        count: most guesses at a time.
     """
 
     def __init__(self, drafter: Drafter, count: int) -> None:
         self.drafter, self.count = drafter, count
-        self.drafted = self.accepted = 0  # guesses that the model has read, and kept
+        self.drafted = self.accepted = 0  # numbers of guesses that the model has read, and that were right
         self._draft = Draft([])
         self._judge: np.random.Generator | None = None
 
     def draft(self, sequence: Sequence, most: int) -> list[int]:
-        """Guesses that the model shall read now, `most` at most."""
+        """Return at most `most` guesses, which the model reads next."""
         count = min(self.count, most, sequence.limit - len(sequence.ids) - 1)
         self._draft = self.drafter.draft(sequence, count) if count > 0 else Draft([])
         self.drafted += len(self._draft.ids)
         return self._draft.ids
 
     def take(self, sequence: Sequence, logits: Tensor) -> None:
-        """Push the guesses up to the first wrong one, and the model's choice there; logits (1 + k, V)."""
+        """Push the guesses before the first wrong one, then the model's choice; logits (1 + k, V)."""
         for place, guess in enumerate(self._draft.ids):
             token = self._next(sequence, logits, place, guess)
             if token != guess or sequence.has_ended:
@@ -127,7 +127,7 @@ class Speculation:
 
 
 def speculation(options: GenerationOptions, assistant_model: LanguageModel | None = None) -> Speculation:
-    """For one sequence, by an assistant model or by what the options ask for."""
+    """Make the Speculation of one sequence, with an assistant model or by prompt lookup."""
     if assistant_model is not None:
         return Speculation(ModelDrafter(assistant_model), options.num_assistant_tokens)
     assert options.prompt_lookup_num_tokens is not None, "the other way to guess"
@@ -135,25 +135,26 @@ def speculation(options: GenerationOptions, assistant_model: LanguageModel | Non
 
 
 class NgramDrafter:
-    """Guesses what followed the last few tokens where they came before: prompt lookup.
+    """Guesses the tokens that followed the last n-gram when it occurred before: prompt lookup.
 
-    Good where an answer repeats its question, code or itself; costs nothing.
+    Prompt lookup costs almost nothing. It helps if an answer repeats its question, code or itself.
 
     Args:
-        max_matching_ngram_size: how many of the last tokens are looked for first; then fewer, to one.
+        max_matching_ngram_size: number of last tokens to look for first. If they did not occur before, one
+            token less is looked for, and so on.
     """
 
     def __init__(self, max_matching_ngram_size: int = 3) -> None:
         if max_matching_ngram_size < 1:
             raise InputError(f"max_matching_ngram_size must be at least 1: got {max_matching_ngram_size}")
         self._size = max_matching_ngram_size
-        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> the place behind it, where it came last
-        self._seen = 0  # tokens whose n-grams are in the table
+        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after its last occurrence
+        self._seen = 0  # number of tokens whose n-grams are in the table
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """Guess the tokens that followed when the last n-gram of the text came before."""
+        """Guess the tokens that followed the last n-gram when it occurred before."""
         ids = [*sequence.prompt, *sequence.ids]
-        for end in range(self._seen + 1, len(ids)):  # the n-grams that something follows
+        for end in range(self._seen + 1, len(ids)):  # only n-grams that a token follows
             for size in range(1, min(self._size, end) + 1):
                 self._ends[tuple(ids[end - size : end])] = end
         self._seen = max(self._seen, len(ids) - 1)
@@ -165,15 +166,15 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """A smaller model of the same vocabulary guesses, with the same temperature, top_k and so on.
+    """Guesses with a smaller model of the same vocabulary, with the same temperature, top_k and so on.
 
-    Penalties and constraints apply to the large model alone: the guesses need not be right.
+    Penalties and constraints apply to the large model alone, because guesses may be wrong.
     """
 
     def __init__(self, assistant_model: LanguageModel) -> None:
         self._model = assistant_model
         self._cache: KeyValueCache | None = None
-        self._read: list[int] = []  # what the cache holds
+        self._read: list[int] = []  # tokens that the cache holds
         self._random: np.random.Generator | None = None
 
     @functools.cached_property
@@ -181,7 +182,7 @@ class ModelDrafter:
         return runner_for(self._model.eval())
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """The model's own next tokens; none beyond what it can read."""
+        """Guess the assistant model's own next tokens, as far as its context allows."""
         ids, options = sequence.context, sequence.request.options
         if self._cache is None:
             weight, most = next(self._model.parameters()), self._model.config.max_position_embeddings
@@ -192,7 +193,7 @@ class ModelDrafter:
         count = min(count, self._cache.max_length - len(ids) + 1)
         if count < 1:
             return Draft([])
-        same = 0  # accepted guesses need not be read again
+        same = 0  # number of tokens that need not be read again, such as accepted guesses
         while same < min(len(self._read), len(ids) - 1) and self._read[same] == ids[same]:
             same += 1
         self._cache.truncate(0, same)
@@ -212,19 +213,19 @@ class ModelDrafter:
 
 
 def accept(p: Tensor, q: Tensor, token: int, keep: float, again: float) -> int:
-    """A token distributed as p, from one that was drawn from q: the same one as often as possible.
+    """Turn a token drawn from q into one distributed as p, and keep the token as often as possible.
 
-    https://arxiv.org/abs/2211.17192, section 2.3: keep it with probability min(1, p / q); otherwise draw from
-    what p has more than q, max(p - q, 0), normalised. Then P(x) = min(p, q) + (1 - sum(min(p, q))) *
-    max(p - q, 0) / sum(max(p - q, 0)) = p, as both sums in the last two terms are the same.
+    https://arxiv.org/abs/2211.17192, section 2.3: keep the token with probability min(1, p / q). Otherwise
+    draw from max(p - q, 0), normalised. Then P(x) = min(p, q) + (1 - sum(min(p, q))) * max(p - q, 0) /
+    sum(max(p - q, 0)) = p, because 1 - sum(min(p, q)) and sum(max(p - q, 0)) are equal.
 
     Args:
-        p, q: distributions, (V,); q of the token is above 0.
+        p, q: distributions, (V,). q[token] must be above 0.
         keep, again: two independent uniform numbers, 0 <= u < 1.
     """
     if keep * float(q[token]) < float(p[token]):
         return token
     more = (p - q).clamp(min=0)  # (V,)
-    if float(more.sum()) <= 0:  # p and q are the same up to rounding, and this was that rounding
+    if float(more.sum()) <= 0:  # p and q are equal up to rounding
         more = p
     return int(sampling.sample(more.log()[None], torch.tensor([again], dtype=p.dtype, device=p.device)))
