@@ -94,7 +94,7 @@ def warn(text: str) -> None:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """A context that prints minigpt's own warnings with `warn`. Other warnings and filters do not change."""
+    """Print minigpt's own warnings with `warn` inside the context. Other warnings and filters stay."""
     before = warnings.showwarning
 
     def show(
@@ -224,7 +224,7 @@ _remembered: list[int] = []  # signals that were received inside `remembered_sig
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[None]:
-    """A context in which no signal is lost.
+    """Remember signals inside the context, so that none is lost.
 
     A signal's exception is raised at once, and again at the end if a library has swallowed it. Libraries
     written in C may swallow an exception or turn it into another one. Importing torch loses some
@@ -261,7 +261,7 @@ def remembered_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lasting_imports() -> Iterator[None]:
-    """A context for imports that make half a million objects. Garbage collection ignores these objects."""
+    """Switch garbage collection off inside the context, and freeze all imported objects after it."""
     gc.disable()
     try:
         yield

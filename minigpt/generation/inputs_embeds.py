@@ -49,7 +49,7 @@ def placeholders(
 
 @contextmanager
 def replaced_embeddings(model: LanguageModel, vectors: Tensor) -> Iterator[None]:
-    """A context in which these vectors (tokens, C) replace each row's first embeddings of ids (B, S)."""
+    """Replace each row's first embeddings of ids (B, S) by vectors (tokens, C) inside the context."""
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.clone()  # (B, S, C)

@@ -297,7 +297,7 @@ def _steps(
 
 @contextmanager
 def evaluating(model: LanguageModel) -> Iterator[None]:
-    """A context with the model in eval mode. Its end restores the model's mode (train or eval)."""
+    """Put the model into eval mode inside the context, and restore its mode (train or eval) after it."""
     was_training = model.training
     model.eval()
     try:

@@ -86,7 +86,7 @@ _was_said = False
 
 @contextlib.contextmanager
 def without_warning() -> Iterator[None]:
-    """A context without NativeStepWarning, for a few tokens. A later call may still give the warning."""
+    """Suppress NativeStepWarning inside the context, for a few tokens. A later call may still warn."""
     global _was_said
     before, _was_said = _was_said, True
     try:

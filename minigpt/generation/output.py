@@ -69,7 +69,7 @@ class Recorder:
 
     @contextmanager
     def watching(self, model: LanguageModel) -> Iterator[list[Tensor] | None]:
-        """A context that collects the model's hidden states. Yields a list for the model's attentions."""
+        """Collect the model's hidden states inside the context. Yield a list for the model's attentions."""
         hooks = []
         self._states, self._attentions = [], []
         if self.options.output_hidden_states:

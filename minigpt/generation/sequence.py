@@ -232,7 +232,7 @@ class Sequence(StopChecker):
 
     @property
     def is_plain(self) -> bool:
-        """True if each step gives one token and the slot keeps all tokens: no guesses, beams or window."""
+        """True if each step gives one token and the slot keeps all tokens (no guesses, beams, restarts)."""
         return self.speculation is None and self.beams is None and not self.restarts
 
     @property
