@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -168,7 +168,7 @@ class Conversation:
 
     def _prompt(self, turns: list[Turn], text: str) -> list[int]:
         if self.form == "chat":
-            return question_ids(self.tokenizer, "chat", text, _messages(self.system, turns), self.thinking)
+            return question_ids(self.tokenizer, "chat", text, self._read_messages(turns), self.thinking)
         if self.form == "question":
             before = [Exchange(turn.said, turn.answer) for turn in turns] if self.history else []
             return encode_prompt(before, text, self.tokenizer, self.model.config.max_position_embeddings)
@@ -182,6 +182,15 @@ class Conversation:
         if isinstance(self.tokenizer, SubwordTokenizer):
             ids = [*self.tokenizer.before_text, *ids, *self.tokenizer.after_text]
         return ids
+
+    def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
+        """The messages before a turn; an answer is read with the ids that the model wrote for it."""
+        messages: list[dict[str, Any]] = [*_messages(self.system, turns)]
+        for turn, message in zip(turns, [one for one in messages if one["role"] == "assistant"]):
+            ids = turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
+            if self.tokenizer.decode(ids) == turn.answer:  # a stop string cuts an answer, not its ids
+                message["token_ids"] = ids
+        return messages
 
     # -- looking back ---------------------------------------------------------------------------------------
 
@@ -216,7 +225,7 @@ def question_ids(
     tokenizer: AnyTokenizer,
     form: PromptFormat,
     text: str,
-    before: Sequence[Mapping[str, str]] = (),
+    before: Sequence[Mapping[str, Any]] = (),
     thinking: bool | None = None,
 ) -> list[int]:
     """What a model of a prompt format reads to answer, or to continue, a text.

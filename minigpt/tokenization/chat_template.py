@@ -6,13 +6,20 @@
 Only the template writes special tokens: `<|im_end|>` in a message stays ten characters. A second rendering
 tells the two apart. In it the constants that the template *writes* hold one private character in place of
 each special token. The constants that it *compares* with are the same both times, and so are the messages:
-`message.content.split('</think>')` finds what it looks for.
+`message.content.split('</think>')` finds what it looks for. A template that puts special tokens together
+from shorter constants (`'<|' + message.role + '|>'`) is rendered a third time, with each character of its
+constants made private.
+
+An answer that the model wrote is read with the ids that it wrote, where they are given (`token_ids`). Without
+them its text is encoded anew, and special tokens in it that neither have a role nor stand in the template,
+such as `<think>`, are read as tokens: no user has typed them.
 
 A template is a program, and not to be trusted: template_sandbox.py runs it.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol
 
@@ -64,7 +71,8 @@ def render_chat(
 
     Args:
         template: in Jinja's language.
-        messages: each with `role` (one of ROLES) and `content`, perhaps `reasoning_content`, `tool_calls`.
+        messages: each with `role` (one of ROLES) and `content`, perhaps `reasoning_content`, `tool_calls`;
+            of the assistant perhaps `token_ids`, what the content was decoded from, which no template sees.
         named_tokens: the template's variables bos_token, eos_token and so on.
         tools: descriptions of functions, as JSON has them.
         documents: texts to answer from, as JSON has them.
@@ -130,46 +138,148 @@ def _encoded(
     given = _variables(messages, **options)
     texts = list(_texts(given))
     special = sorted(tokenizer.special_tokens, key=len, reverse=True)
-    begin, end, *private = _private_characters(2 + len(special), [template, *texts])
+    characters = sorted({character for token in special for character in token if not character.isspace()})
+    written = {place: said for place, one in enumerate(messages) if (said := _ids_of(one, place))}
+    count = 2 + len(special) + len(characters) + len(written)
+    begin, end, *private = _private_characters(count, [template, *texts])
     stand_ins = dict(zip(special, private))
-    named = {role: _replaced(stand_ins, token) for role, token in tokenizer.named_tokens.items()}
+    twins = dict(zip(characters, private[len(special) :]))
+    own = dict(zip(written, private[len(special) + len(characters) :]))  # message -> private character
     plain = _compiled(template).render({**tokenizer.named_tokens, **given})
-    marked = _compiled(template, tuple(stand_ins.items()), (begin, end)).render({**named, **given})
-    written = _replaced({begin: "", end: "", **{char: token for token, char in stand_ins.items()}}, marked)
-    more = [token for token in special if marked.count(token) > sum(text.count(token) for text in texts)]
-    if written != plain or more:
-        raise InputError(
-            "the chat template computes with the text of special tokens"
-            + (f", such as {more[0]}," if more else "")
-            + " so that they cannot be told from what users type; write them as plain constants"
-        )
 
+    reading = _Reading(tokenizer, template, given, plain, special, stand_ins, twins, (begin, end))
+    marked = reading.marked(own)
+    ids_of = {char: [tokenizer.special_tokens[token]] for token, char in stand_ins.items()}
+    ids_of |= {char: written[place] for place, char in own.items()}
+    for token, (before, after) in getattr(tokenizer, "stripping", {}).items():
+        blank, mark, char = r"\s*", f"[{begin}{end}]*", stand_ins[token]
+        marked = re.sub(f"{blank}({mark}){char}", rf"\1{char}", marked) if before else marked
+        marked = re.sub(f"{char}({mark}){blank}", rf"{char}\1", marked) if after else marked
     ids: list[int] = []
     mask: list[int] = []
-    said = 0  # 1 in a generation block
-    id_of = {char: tokenizer.special_tokens[token] for token, char in stand_ins.items()}
+    is_said = 0  # 1 in a generation block
     for piece in re.split(f"([{''.join(private)}])" if private else "(?!)", marked):
-        if piece in id_of:
-            ids.append(id_of[piece])
-            mask.append(said)
+        if piece in ids_of:
+            ids += ids_of[piece]
+            mask += [is_said] * len(ids_of[piece])
             continue
         said_at: list[int] = []  # for each character of the piece
         for char in piece:
             if char in (begin, end):
-                said = int(char == begin)
+                is_said = int(char == begin)
             else:
-                said_at.append(said)
+                said_at.append(is_said)
         new, offsets = tokenizer.encode_with_offsets(piece.replace(begin, "").replace(end, ""))
         ids += new
-        mask += [max(said_at[start:stop], default=said) for start, stop in offsets]
+        mask += [max(said_at[start:stop], default=is_said) for start, stop in offsets]
     return ids, mask
+
+
+def _ids_of(message: object, place: int) -> list[int]:
+    """The ids that the assistant wrote, if they are given."""
+    given = message.get("token_ids") if isinstance(message, Mapping) else None
+    if not given or not message.get("content"):  # type: ignore[attr-defined]
+        return []
+    if not isinstance(given, Sequence) or not all(type(index) is int and index >= 0 for index in given):
+        raise InputError(f"message {place + 1}: token_ids must be a list of ids: got {given!r}")
+    return list(given)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A template's text with a private character for each special token that the template writes."""
+
+    tokenizer: ChatTokenizer
+    template: str
+    given: dict[str, Any]
+    plain: str  # the text as people see it
+    special: list[str]  # the longest first
+    stand_ins: dict[str, str]  # special token -> private character
+    twins: dict[str, str]  # character of a special token -> private character
+    marks: tuple[str, str]  # around generation blocks
+
+    def marked(self, own: Mapping[int, str]) -> str:
+        """The text. The contents of the messages in `own` are private characters, if the template allows it.
+
+        Raises:
+            InputError: for a template whose special tokens cannot be told from what users type.
+        """
+        found = self._marked(own) if own else None
+        if found is None and own:  # a template that looks into one of them: this one stays
+            found = self._marked({k: v for k, v in own.items() if self._marked({k: v}) is not None})
+        found = self._marked({}) if found is None else found
+        if found is None:
+            raise InputError(
+                "the chat template computes with the text of special tokens, so that they cannot be told "
+                "from what users type; write them as plain constants"
+            )
+        return found
+
+    def _marked(self, own: Mapping[int, str]) -> str | None:
+        return self._by_tokens(own) or self._by_characters(own)
+
+    def _rendered(self, own: Mapping[int, str], changes: Mapping[str, str]) -> str:
+        """The text with changed constants, and with `own` in private characters."""
+        named = {role: _replaced(changes, token) for role, token in self.tokenizer.named_tokens.items()}
+        messages = [
+            {**one, "content": own[place]} if place in own else self._message(one)
+            for place, one in enumerate(self.given["messages"])
+        ]
+        compiled = _compiled(self.template, tuple(changes.items()), self.marks)
+        return compiled.render({**named, **self.given, "messages": messages})
+
+    def _message(self, message: dict[str, Any]) -> dict[str, Any]:
+        """What the assistant said, with the tokens in it that only a model writes."""
+        if message["role"] != "assistant" or not message.get("content"):
+            return message
+        known = (*self.tokenizer.named_tokens.values(), self.template)
+        inner = {
+            token: char for token, char in self.stand_ins.items() if not any(token in text for text in known)
+        }
+        return {**message, "content": _replaced(inner, message["content"])}
+
+    def _is_right(self, text: str, own: Mapping[int, str]) -> bool:
+        """Whether a text is the plain one again with its private characters replaced, and not less of it.
+
+        Special tokens in it that are no private characters must all be typed.
+        """
+        typed = list(_texts(self.given))
+        if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.special):
+            return False
+        back = dict.fromkeys(self.marks, "") | {char: token for token, char in self.stand_ins.items()}
+        back |= {char: self.given["messages"][place]["content"] for place, char in own.items()}
+        return _replaced(back, text) == self.plain
+
+    def _by_tokens(self, own: Mapping[int, str]) -> str | None:
+        """Special tokens stand as a whole in the template's constants; None if that is not so."""
+        text = self._rendered(own, self.stand_ins)
+        return text if self._is_right(text, own) else None
+
+    def _by_characters(self, own: Mapping[int, str]) -> str | None:
+        """Special tokens are put together from characters of the template's constants, and from roles."""
+        text = self._rendered(own, self.twins)
+        origin = {twin: character for character, twin in self.twins.items()}
+        plain = "".join(origin.get(character, character) for character in text)
+        tokens = re.compile("|".join(map(re.escape, self.special)) or "(?!)")
+        found, done, place = "", 0, 0
+        while match := tokens.search(plain, place):
+            start, stop = match.span()
+            typed = "".join(character for character in text[start:stop] if character not in origin)
+            inside = text[start + 1 : stop - 1]
+            if typed == "" or (typed in ROLES and typed in inside):
+                found += plain[done:start] + self.stand_ins[match[0]]
+                done = place = stop
+            else:
+                place = start + 1
+        found += plain[done:]
+        return found if self._is_right(found, own) else None
 
 
 @lru_cache(maxsize=8)  # compiling takes longer than rendering
 def _compiled(
     template: str, stand_ins: tuple[tuple[str, str], ...] = (), marks: tuple[str, str] = ("", "")
 ) -> SandboxedTemplate:
-    return SandboxedTemplate(template, partial(_mark, partial(_replaced, dict(stand_ins))), marks)
+    return SandboxedTemplate(template, partial(_mark, partial(_replaced_constant, dict(stand_ins))), marks)
 
 
 def _variables(
@@ -201,7 +311,8 @@ def _message(message: object, name: str) -> dict[str, Any]:
             raise InputError(f"{name}: {key!r} must be text: got {message[key]!r}")
     if message["role"] not in ROLES:
         raise InputError(f"{name}: role must be one of {', '.join(ROLES)}: got {message['role']!r}")
-    plain: dict[str, Any] = _plain({key: value for key, value in message.items() if value is not None}, name)
+    kept = {key: value for key, value in message.items() if value is not None and key != "token_ids"}
+    plain: dict[str, Any] = _plain(kept, name)
     thoughts = [plain[key] for key in _REASONING if key in plain]
     return {"thinking": thoughts[0], **plain, "reasoning_content": thoughts[0]} if thoughts else plain
 
@@ -250,6 +361,12 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
     return text
 
 
+def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
+    """As _replaced, but the places of values in a pattern of `format` stay: %s, {} and {name}."""
+    parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
+    return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
+
+
 def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
     """Put stand-ins into the constants that a template writes, not into those that it compares with."""
     match node:
@@ -259,6 +376,9 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
             node.value = mark(node.value)
         case nodes.Compare() | nodes.Test():
             pass
+        case nodes.Filter(name="format" | "join") | nodes.Call(node=nodes.Getattr(attr="format" | "join")):
+            for child in node.iter_child_nodes():  # these write their arguments
+                _mark(mark, child)
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)
         case nodes.Call() if not isinstance(node.node, nodes.Name):
