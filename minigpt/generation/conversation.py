@@ -227,12 +227,16 @@ def question_ids(
     text: str,
     before: Sequence[Mapping[str, Any]] = (),
     thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    allow_special: bool = False,
 ) -> list[int]:
     """What a model of a prompt format reads to answer, or to continue, a text.
 
     Args:
         before: the messages that a chat model reads before it.
         thinking: whether a chat model may think; None leaves it to its template.
+        tools: functions that a chat model may call, as JSON describes them.
+        allow_special: read the text of special tokens as these tokens, as transformers does.
 
     Raises:
         InputError: if the tokenizer lacks what the form needs: a chat template, or <sep>.
@@ -240,10 +244,17 @@ def question_ids(
     if form == "chat":
         if not isinstance(tokenizer, SubwordTokenizer):
             raise InputError("form=chat needs a model whose tokenizer has a chat_template")
-        from minigpt.tokenization.chat_template import encode_chat  # and Jinja: only chat models need them
+        # and Jinja: only chat models need them
+        from minigpt.tokenization.chat_template import encode_chat, render_chat
 
         messages = [*before, {"role": "user", "content": text}]
-        return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
+        given: Any = {"tools": tools, "add_generation_prompt": True, "enable_thinking": thinking}
+        if not allow_special or tokenizer.chat_template is None:
+            return encode_chat(tokenizer, messages, **given)
+        text = render_chat(tokenizer.chat_template, messages, named_tokens=tokenizer.named_tokens, **given)
+        return tokenizer.encode_text(text, add_special_tokens=False, allow_special=True)
+    if form == "text" and allow_special and isinstance(tokenizer, SubwordTokenizer):
+        return tokenizer.encode_text(text, allow_special=True)
     if form == "text":
         return tokenizer.encode_text(text)
     if tokenizer.sep_token_id is None:
@@ -265,6 +276,17 @@ class QuestionAnswering:
     form: PromptFormat
     options: GenerationOptions
     assistant_model: LanguageModel | None = None  # guesses
+    before: Sequence[Mapping[str, Any]] = ()  # messages that a chat model reads first
+    thinking: bool | None = None  # may a chat model think? None: as its template has it
+    tools: Sequence[Mapping[str, Any]] | None = None  # what a chat model may call
+    allow_special: bool = False  # special tokens' text stands for these tokens
+    start: int | None = None  # what an empty text begins with
+
+    def _prompt(self, question: str) -> list[int]:
+        ids = question_ids(
+            self.tokenizer, self.form, question, self.before, self.thinking, self.tools, self.allow_special
+        )
+        return [self.start] if not ids and self.start is not None else ids
 
     def has_answer(self, question: str) -> bool:
         """A blank question has none; a text to continue may be blank."""
@@ -292,7 +314,7 @@ class QuestionAnswering:
                 model, tokenizer, asked, options, batch_size, on_progress, self.assistant_model
             )
         else:
-            prompts = [question_ids(tokenizer, self.form, question) for question in asked]
+            prompts = [self._prompt(question) for question in asked]
             completions = generate_ids(
                 model, prompts, options, eos_of(tokenizer), batch_size, on_progress, tokenizer,
                 assistant_model=self.assistant_model,
@@ -309,7 +331,7 @@ class QuestionAnswering:
 
     def pieces(self, question: str) -> Generator[str, None, StopReason]:
         """One answer in pieces; the generator returns why it ended."""
-        prompt = question_ids(self.tokenizer, self.form, question)
+        prompt = self._prompt(question)
         return stream_ids(
             self.model, self.tokenizer, prompt, self.options, assistant_model=self.assistant_model
         )
