@@ -8,6 +8,7 @@ r"""Ask a trained model: in a conversation, a single question, or a file of ques
     minigpt generate --question 四川省的省会是哪里？ --stream   # show the answer while it is generated
     minigpt generate --model gpt2 --prompt "Once upon a time"   # continue a text; no <sep> is added
     minigpt generate --question 1+1等于几？ --choices 2 3 4     # the answer is one of these
+    minigpt generate --model Qwen3-0.6B --question 你好 --system 请简短 --think off --tools tools.json
     minigpt generate --model gpt2 --prompt "Once" --window 512 --sinks 4 --max_new_tokens 5000
 
 A file has one question per line, or is JSONL with "question" (if its first character is "{"). A blank line
@@ -30,7 +31,7 @@ import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.flags import fields_of
@@ -61,7 +62,7 @@ class Options(command_line.ModelOptions):
     question: str | None = None
     """answer this question and exit"""
     prompt: str | None = None
-    """continue this text and exit; it is not a question, and nothing is added to it"""
+    """continue this text and exit; it is not a question, and nothing is added; "" begins a new text"""
     file: Path | None = None
     """answer the questions of this file: one per line, or JSONL with "question" """
     output: Path | None = None
@@ -70,6 +71,16 @@ class Options(command_line.ModelOptions):
     """show an answer while it is generated; with --question, or in a conversation"""
     batch_size: int = 64
     """number of questions that are answered in one batch"""
+    special_tokens_in_prompt: bool = False
+    """read the text of special tokens as these tokens, like transformers; default: it is plain text"""
+
+    # Chat models
+    system: str = ""
+    """system message: a chat model reads it before everything else"""
+    think: Literal["auto", "on", "off"] = "auto"
+    """whether a chat model thinks before it answers; auto: its template decides"""
+    tools: str | None = None
+    """functions that a chat model may call: a JSON list, or a file that holds one"""
 
     generation: dict[str, Any] = fields_of(  # noqa: RUF009
         GenerationOptions,
@@ -86,6 +97,8 @@ class Options(command_line.ModelOptions):
 def main(options: Options) -> dict[str, Any] | None:
     """Read the questions, load the model, answer, print."""
     questions = _questions(options)
+    if (schema := options.generation.get("json_schema")) is not None:
+        options.generation["json_schema"] = _json_or_file("json_schema", schema)
     chosen = GenerationOptions(**options.generation)
     require_model(options.model)
     _warn_of_ignored(options, chosen)
@@ -116,6 +129,18 @@ def main(options: Options) -> dict[str, Any] | None:
     for record in records[:-1]:
         print(_json(record))
     return records[-1]  # command_line.run prints the returned record as the last line
+
+
+def _json_or_file(name: str, given: str) -> Any:
+    """Parse JSON that is given as text or as the name of a file."""
+    text = given
+    if given.lstrip()[:1] not in ("{", "[") and Path(given).is_file():
+        text = Path(given).read_text(encoding="utf-8-sig")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        where = f"{given}: " if text is not given else f"--{name} is neither a file nor JSON: "
+        raise InputError(f"{where}{error}") from None
 
 
 def _json(record: dict[str, str]) -> str:
@@ -164,7 +189,7 @@ def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
     from minigpt.console.terminal import warn
     from minigpt.generation.conversation import QuestionAnswering
-    from minigpt.generation.generation_config import notes_of, prompt_format, recommended_options
+    from minigpt.generation.generation_config import notes_of, prompt_format, recommended_options, start_token
     from minigpt.generation.speculative_decoding import check_assistant
 
     if assistant is not None:
@@ -174,7 +199,33 @@ def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
     for note in notes_of(folder, tokenizer):
         warn(note)
     completed = _completed(chosen, options, tokenizer, advised)
-    return QuestionAnswering(model, tokenizer, form, completed, assistant)
+    start = start_token(folder, tokenizer)
+    if options.prompt == "" and start is None:
+        raise InputError("--prompt is empty, and the tokenizer has no token that begins a text")
+    chat = _chat_options(options, form, tokenizer)
+    special = options.special_tokens_in_prompt
+    return QuestionAnswering(
+        model, tokenizer, form, completed, assistant, start=start, allow_special=special, **chat
+    )
+
+
+def _chat_options(options: Options, form: "PromptFormat", tokenizer: "AnyTokenizer") -> dict[str, Any]:
+    """Check and return the options that only chat models have."""
+    given = [
+        name for name in ("system", "think", "tools") if getattr(options, name) != getattr(Options, name)
+    ]
+    if given and form != "chat":
+        raise InputError(f"--{given[0]} is for chat models: this one has no chat_template")
+    if options.think != "auto" and "enable_thinking" not in (getattr(tokenizer, "chat_template", "") or ""):
+        raise InputError("--think is for models whose chat template can switch thinking")
+    tools = None if options.tools is None else _json_or_file("tools", options.tools)
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(one, dict) for one in tools)):
+        raise InputError("--tools must be a JSON list of objects, each a function's description")
+    return {
+        "before": [{"role": "system", "content": options.system}] if options.system else [],
+        "thinking": None if options.think == "auto" else options.think == "on",
+        "tools": tools,
+    }
 
 
 # -- many questions -----------------------------------------------------------------------------------------
@@ -191,8 +242,6 @@ def _questions(options: Options) -> list[str] | None:
     if options.stream and (options.json or options.output is not None):
         raise InputError("--stream shows text while it is being written: leave out --json and --output")
     if options.prompt is not None:
-        if not options.prompt:
-            raise InputError("--prompt is empty: there is nothing to continue")
         return [options.prompt]
     if options.stream and options.question is None and (options.file is not None or not sys.stdin.isatty()):
         raise InputError("--stream shows one answer: give --question, or ask in conversation")
@@ -220,6 +269,7 @@ def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -
     if blank := len(questions) - len(written):
         warn(f"{blank} of {len(questions)} lines are blank: their answers are too")
     _warn_of_unknown(asked, questions)
+    _warn_of_special(asked, questions)
     asked_for = (question for question in questions for _ in range(asked.options.num_return_sequences))
     pairs = zip(asked_for, answers)
     _warn_of_unfinished(
@@ -244,6 +294,17 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering")
         warn(f"{len(unfinished)} of {len(reasons)} answers were cut short: {', '.join(why)}")
 
 
+def _warn_of_special(asked: "QuestionAnswering", questions: list[str]) -> None:
+    """Warn once that the text of special tokens in the questions is read as plain text."""
+    from minigpt.console.terminal import warn
+
+    tokens = getattr(asked.tokenizer, "special_tokens", {})
+    typed = [token for token in tokens if any(token in question for question in questions)]
+    if typed and not asked.allow_special:
+        shown = ", ".join(typed[:5]) + (", ..." if len(typed) > 5 else "")
+        warn(f"read as plain text: {shown}; as special tokens: --special_tokens_in_prompt")
+
+
 def _warn_of_unknown(asked: "QuestionAnswering", questions: list[str]) -> None:
     from minigpt.console.terminal import warn
 
@@ -262,6 +323,7 @@ def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "Stop
     """Print an answer piece by piece. Returns the reason why it ended."""
     pieces = asked.pieces(question)
     _warn_of_unknown(asked, [question])
+    _warn_of_special(asked, [question])
     shown = printable_lines if asked.form == "text" else printable
     print(before, end="", flush=True)
     while True:

@@ -1,5 +1,6 @@
 """`minigpt chat`: what is read of a conversation, its commands, the program on a terminal and on pipes."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -236,6 +237,21 @@ def test_an_answer_that_is_broken_off_counts_as_it_stands() -> None:
     assert (turn.answer, turn.stop_reason, len(turn.ids)) == (beginning, None, 2)
     said(talk, "玄")
     assert CHARACTERS.decode(talk.turns[1].prompt).startswith(f"天地{beginning}")
+
+
+def test_a_chat_model_reads_its_answers_with_the_ids_that_it_wrote(chat_folder: Path) -> None:
+    talk = of_chat(chat_folder)
+    said(talk, "水")
+    eos = talk.tokenizer.eos_token_id
+    assert eos is not None
+    written = [*talk.tokenizer.encode_text("\n"), *talk.tokenizer.encode_text("\n"), 4]
+    text = talk.tokenizer.decode(written)
+    assert talk.tokenizer.encode_text(text) != written  # 4 is a special token
+    turn = dataclasses.replace(talk.turns[0], answer=text, ids=[*written, eos], stop_reason="eos")
+    assert str(written)[1:-1] in str(talk._prompt([turn], "火"))
+    assert str([*written, eos])[1:-1] not in str(talk._prompt([dataclasses.replace(turn, answer="水")], "火"))
+    talk.turns = [turn]
+    assert "token_ids" not in str(talk.messages())
 
 
 def test_what_a_folder_advises(chat_folder: Path, model: Path, tmp_path: Path) -> None:

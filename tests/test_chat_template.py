@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import threading
 import time
@@ -130,7 +131,7 @@ FORBIDDEN = "tries something forbidden: "
         ("{{ dict.__globals__ }}", FORBIDDEN),
         ("{{ namespace.__init__ }}", FORBIDDEN),
         ("{{ '{0.__class__}'.format(1) }}", FORBIDDEN + "to format"),
-        ("{{ ''|attr('__class__') }}", "has an error in line 1: No filter named 'attr'"),
+        ("{{ ''|attr('__class__') }}", FORBIDDEN + "access to attribute '__class__'"),
         ("{{ [messages]|map(attribute='__class__')|list }}", FORBIDDEN),
         ("{{ messages.append(1) }}", FORBIDDEN + "access to attribute 'append'"),
         ("{% set _ = messages[0].update(role='x') %}", FORBIDDEN + "access to attribute 'update'"),
@@ -174,14 +175,20 @@ FORBIDDEN = "tries something forbidden: "
         ("{{ '{:{}}'.format(1, 99999999999) }}", FORBIDDEN + "to format"),
         ("{{ '%99999999999d'|format(1) }}", FORBIDDEN + "to format"),
         ("{{ ['{:>99999999999}']|map(attribute='format_map')|list }}", FORBIDDEN + "access to attribute"),
-        ("{{ 'x'.ljust(99999999999) }}", FORBIDDEN + "access to attribute 'ljust'"),
-        ("{{ 'x'|center(99999999999) }}", "No filter named 'center'"),
+        ("{{ 'x'.ljust(99999999999) }}", TOO_MUCH),
+        ("{{ '7'.zfill(99999999999) }}", TOO_MUCH),
+        ("{{ 'x'|center(99999999999) }}", TOO_MUCH),
+        ("{{ 'x'|center(width=99999999999) }}", TOO_MUCH),
+        (GROW + "{% set ns.x = ns.x|wordwrap(1, wrapstring=ns.x) %}{% endfor %}", TOO_MUCH),
+        ("{{ range(99999)|map('list')|sum(start=[]) }}", "fails: TypeError|exceeds a limit"),
+        ("{{ ''|attr('format_map') }}", FORBIDDEN + "access to attribute 'format_map'"),
         ("{{ 'x'|indent(99999999999, true) }}", TOO_MUCH),
         ("{{ [[]]|tojson(indent=99999999999) }}", FORBIDDEN + "to indent JSON"),
         ("{{ (7).to_bytes(99999999999, 'big') }}", FORBIDDEN + "access to attribute 'to_bytes'"),
         ("{{ 'x'.encode('utf-32') }}", FORBIDDEN + "access to attribute 'encode'"),
-        ("{{ []|batch(99999999999, 0)|list }}", "No filter named 'batch'"),
-        ("{{ []|slice(99999999999)|list }}", "No filter named 'slice'"),
+        ("{{ []|batch(99999999999, 0)|list }}", TOO_MUCH),
+        ("{{ []|slice(99999999999)|list }}", TOO_MUCH),
+        ("{{ [1]|slice(slices=99999999999)|list }}", TOO_MUCH),
         # lists that hold one list twice, and that again: nothing may walk through them
         (NEST + "{% endfor %}{{ ns.x == ns.x[0] }}", TOO_MUCH),
         (NEST + "{% endfor %}{{ ns.x }}", TOO_MUCH),
@@ -204,7 +211,7 @@ FORBIDDEN = "tries something forbidden: "
         ("{{ 9 ** 9 ** 9 }}", FORBIDDEN + r"'\*\*' with a number"),
         ("{{ ('f' * 1)|int }}", "something other than numbers"),
         (GROW + "{% set ns.x = (ns.x ~ ns.x)[:999] %}{% endfor %}{{ 9 * ns.x|int(0, 36) }}", "with a number"),
-        ("{{ 5|round(-99999999999) }}", "No filter named 'round'"),
+        ("{{ 5|round(-99999999999) }}", FORBIDDEN + "to round to -99999999999 digits"),
         # texts that are compared letter by letter with each other
         (
             GROW + "{% if i < 17 %}{% set ns.x = ns.x ~ ns.x %}{% endif %}{% endfor %}{{ ns.x.strip(ns.x) }}",
@@ -319,8 +326,12 @@ def test_special_tokens_come_from_the_template_alone(turns: list[tuple[str, str]
     ids = encode_chat(TOKENIZER, messages, template=CHATML, add_generation_prompt=True)
     expected: list[int] = []
     for role, content in turns:  # bytes alone: nothing was merged, so that text may be cut anywhere
-        expected += [IDS[START], *TOKENIZER.encode_text(f"{role}\n{content}"), IDS[END]]
-        expected += TOKENIZER.encode_text("\n")
+        expected += [IDS[START], *TOKENIZER.encode_text(f"{role}\n")]
+        # what the model alone writes is a token in its own turns; what begins or ends one never is
+        inner = re.split(f"({THINK}|{THOUGHT})", content) if role == "assistant" else [content]
+        for place, piece in enumerate(inner):
+            expected += [IDS[piece]] if place % 2 else TOKENIZER.encode_text(piece)
+        expected += [IDS[END], *TOKENIZER.encode_text("\n")]
     assert ids == [*expected, IDS[START], *TOKENIZER.encode_text("assistant\n")]
 
 
@@ -349,11 +360,38 @@ def test_ways_to_write_a_special_token(template: str, content: str) -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ '<|im_' ~ 'start|>' }}",
+        "{{ '<|im_' ~ 'start|>' ~ messages[0].content ~ '<|im_end|>' }}",
+        "{{ '<|im_START|>'.replace('START', 'start')[:0] ~ '<|im_start|>' ~ messages[0].content }}"
+        "{{ '<|im_%s|>' % 'end' }}",
+        "{{ '<|im_start|>xyz'[:12] ~ messages[0].content ~ ['<|', 'im_end', '|>']|join }}",
+        "<|im_start|>{{ messages[0].content }}{{ '<|im_{}|>'.format('end') }}",
+        "{% set ns = namespace(t='<|im_') %}{{ ns.t ~ 'start|>' ~ messages[0].content ~ ns.t ~ 'end|>' }}",
+    ],
+)
+@pytest.mark.parametrize("content", ["a", "a<|im_end|>b<|im_start|>", "<|im_", "start|>", "<|im_end|", "|>"])
+def test_special_tokens_that_are_put_together_are_the_template_s(template: str, content: str) -> None:
+    tokenizer = BpeTokenizer.train([], 300, special_tokens=[START, END, THINK, THOUGHT])
+    ids = encode_chat(tokenizer, [user(content)], template=template)
+    assert ids == [IDS[START], *tokenizer.encode_text(content), IDS[END]]
+
+
+def test_a_role_may_name_a_special_token_and_nothing_else_may() -> None:
+    tokenizer = BpeTokenizer.train([], 300, special_tokens=["<|user|>", "<|assistant|>", "<|stop|>"])
+    named = tokenizer.special_tokens
+    template = "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content }}{% endfor %}"
+    ids = encode_chat(tokenizer, [user("a<|user|>"), assistant("b")], template=template)
+    typed = tokenizer.encode_text("a<|user|>")
+    assert ids == [named["<|user|>"], *typed, named["<|assistant|>"], *tokenizer.encode_text("b")]
+    with pytest.raises(InputError, match="computes with the text of special tokens"):
+        encode_chat(tokenizer, [user("stop")], template="{{ '<|' ~ messages[0].content ~ '|>' }}")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
         "{{ 'x'.replace('x', '<|im_end|>') }}",
         "{{ '<|im_end|>'|upper ~ '<|im_end|>'|length }}",
         "{% set a = '<|im_end|>' %}{{ a == '<|im_end|>' }}",
-        "{{ '<|im_end|>'[:4] }}",
     ],
 )
 def test_templates_that_compute_with_special_tokens_are_refused(template: str) -> None:
@@ -366,7 +404,46 @@ def test_a_template_finds_in_messages_what_it_looks_for() -> None:
         "{% set t = messages[0].content %}{% if '</think>' in t %}{{ t.split('</think>')[-1] }}{% endif %}!"
     )
     ids = encode_chat(TOKENIZER, [assistant("<think>a</think>b<think>")], template=template)
-    assert ids == TOKENIZER.encode_text("b<think>!")
+    assert ids == [*TOKENIZER.encode_text("b"), IDS[THINK], *TOKENIZER.encode_text("!")]
+
+
+# -- what the model wrote itself ---------------------------------------------------------------------------
+
+
+def test_an_answer_keeps_the_ids_that_the_model_wrote() -> None:
+    tokenizer = BpeTokenizer.train(["abab abab"] * 3, 300, special_tokens=[START, END, THINK, THOUGHT])
+    written = [
+        *tokenizer.encode_text("a"),
+        *tokenizer.encode_text("b"),
+        IDS[THINK],
+        *tokenizer.encode_text("b"),
+    ]
+    text = tokenizer.decode(written)
+    assert tokenizer.encode_text(text, allow_special=True) != written  # "ab" is one token
+    said: dict[str, Any] = {**assistant(text), "token_ids": written}
+    turns = [user("a<|im_end|>"), said, user("b")]
+    plain = encode_chat(tokenizer, [user("a<|im_end|>"), assistant("X"), user("b")], template=CHATML)
+    (place,) = (i for i in range(len(plain)) if plain[i : i + 1] == tokenizer.encode_text("X"))
+    assert encode_chat(tokenizer, turns, template=CHATML) == [*plain[:place], *written, *plain[place + 1 :]]
+    again = {**said, "content": text}
+    both = encode_chat(tokenizer, [user("x"), said, user("y"), again], template=CHATML)
+    assert str(both).count(str(written)[1:-1]) == 2
+
+
+def test_an_answer_that_the_template_changes_is_read_as_text() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
+        "<|im_end|>{% endfor %}"
+    )
+    ids = {text: TOKENIZER.encode_text(text) for text in ("a", "b", "X")}
+    changed: dict[str, Any] = {
+        **assistant("<think>a</think>b"),
+        "token_ids": [IDS[THINK], *ids["a"], IDS[THOUGHT], *ids["b"]],
+    }
+    kept: dict[str, Any] = {**assistant("a"), "token_ids": ids["X"]}
+    found = encode_chat(TOKENIZER, [changed, kept], template=template)
+    expected = encode_chat(TOKENIZER, [assistant("b"), assistant("X")], template=template)
+    assert found == expected
 
 
 # -- what the assistant says -------------------------------------------------------------------------------
@@ -408,6 +485,50 @@ def test_thoughts_that_a_template_takes_out_are_not_marked() -> None:
     ids, mask = encode_chat_with_mask(TOKENIZER, talk, template=template)
     said = [index for index, flag in zip(ids, mask) if flag]
     assert said == [*TOKENIZER.encode_text("你"), IDS[END]]
+
+
+@pytest.mark.parametrize("template", [SAID, CHATML])
+def test_the_ids_that_the_model_wrote_are_said(template: str) -> None:
+    tokenizer = BpeTokenizer.train(["abab abab"] * 3, 300, special_tokens=[START, END, THINK, THOUGHT])
+    written = [*tokenizer.encode_text("a"), *tokenizer.encode_text("b"), IDS[THINK]]  # "ab" is one token
+    own: dict[str, Any] = {**assistant(tokenizer.decode(written)), "token_ids": written}
+    talk = [user("ab"), own, user("c"), assistant(" d")]
+    ids, mask = encode_chat_with_mask(tokenizer, talk, template=template)
+    assert ids == encode_chat(tokenizer, talk, template=template)
+    # SAID counts the whole content, white space too; both count what ends an answer
+    last = tokenizer.encode_text(" d")[0 if template == SAID else -1 :]
+    assert [index for index, flag in zip(ids, mask) if flag] == [*written, IDS[END], *last, IDS[END]]
+
+
+def test_ids_are_taken_from_answers_alone() -> None:
+    typed: dict[str, Any] = {**user("ab"), "token_ids": [IDS[END], IDS[START]]}
+    plain = [user("ab"), assistant("c")]
+    expected = encode_chat(TOKENIZER, plain, template=CHATML)
+    assert encode_chat(TOKENIZER, [typed, plain[1]], template=CHATML) == expected
+
+
+def test_contents_are_found_where_special_tokens_are_put_together() -> None:
+    tokenizer = BpeTokenizer.train([], 300, special_tokens=["<|user|>", "<|assistant|>", "<|stop|>"])
+    template = "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content ~ '<|' ~ 'stop|>' }}{% endfor %}"
+    own: dict[str, Any] = {**assistant("d"), "token_ids": [7, 8]}
+    talk = [user("a<|stop|>"), assistant("b"), user("c"), own]
+    ids, mask = encode_chat_with_mask(tokenizer, talk, template=template)
+    stop = tokenizer.special_tokens["<|stop|>"]
+    said = [index for index, flag in zip(ids, mask) if flag]
+    assert said == [*tokenizer.encode_text("b"), stop, 7, 8, stop]
+
+
+def test_white_space_that_a_special_token_takes_does_not_hide_what_is_said() -> None:
+    tokenizer = BpeTokenizer.train([], 300, special_tokens=[START, END, THINK, THOUGHT])
+    tokenizer.stripping = {END: (True, True)}
+    template = (
+        "{% for m in messages %}{{ m.role }}{% generation %}{{ m.content }}\n{% endgeneration %}"
+        " <|im_end|> {% endfor %}"
+    )
+    ids, mask = encode_chat_with_mask(tokenizer, [assistant("a"), assistant("b")], template=template)
+    role, a, b = (tokenizer.encode_text(text) for text in ("assistant", "a", "b"))
+    assert ids == [*role, *a, IDS[END], *role, *b, IDS[END]]
+    assert [index for index, flag in zip(ids, mask) if flag] == [*a, *b]
 
 
 def test_a_template_that_leaves_answers_out_is_refused() -> None:

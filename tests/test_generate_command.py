@@ -348,7 +348,11 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--bad_words", ""], "--bad_words must be texts of at least one character"),
         (["--num_return_sequences", "2"], "num_return_sequences=2 needs do_sample"),
         (["--choices", "a", "--regex", "b"], "choices and regex both say what the answer is"),
-        (["--json_schema", "{"], "json_schema is not understood"),
+        (["--json_schema", "{"], "--json_schema is neither a file nor JSON: Expecting property name"),
+        (["--json_schema", "nowhere.json"], "--json_schema is neither a file nor JSON: Expecting value"),
+        (["--system", "x"], "--system is for chat models: this one has no chat_template"),
+        (["--think", "on"], "--think is for chat models: this one has no chat_template"),
+        (["--tools", "[]"], "--tools is for chat models: this one has no chat_template"),
         (["--precision", "int3"], "--precision"),
         (["--window", "0"], "window must be from 1 to 1000000000: got window=0"),
         (
@@ -398,9 +402,6 @@ def test_bad_flags(command: Command, model: Path, arguments: list[str], message:
 
 
 def test_prompts_that_are_none(command: Command, model: Path) -> None:
-    assert_refused(
-        command("--model", model, "--prompt", ""), "--prompt is empty: there is nothing to continue"
-    )
     assert_refused(
         command("--model", model, "--prompt", "水" * 20), "prompt 1 has 20 tokens; the model reads"
     )

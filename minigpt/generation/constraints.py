@@ -109,8 +109,8 @@ class _Choice:
 class _Grammar:
     """A state of llguidance's LLMatcher."""
 
-    def __init__(self, matcher: Any, name: str) -> None:
-        self._matcher, self._name = matcher, name
+    def __init__(self, matcher: Any, name: str, words: "_Words") -> None:
+        self._matcher, self._name, self._words = matcher, name, words
 
     @classmethod
     def start(
@@ -123,7 +123,9 @@ class _Grammar:
             raise InputError(
                 f'{name} needs the library llguidance: pip install "minigpt[constrained]"'
             ) from None
-        words = TokenizerWrapper(_Words(tokenizer, tokens, eos[0]))
+        words = _Words(tokenizer, tokens, eos[0])
+        wrapped = LLTokenizer(TokenizerWrapper(words), eos_token=list(eos))
+        words.lacking = []  # it tries a word of its own
         if options.regex is not None:
             grammar = LLMatcher.grammar_from_regex(options.regex)
         else:
@@ -132,9 +134,12 @@ class _Grammar:
                 schema if isinstance(schema, str) else json.dumps(schema)
             )
         # without log_level=0, llguidance writes to standard error
-        return cls(LLMatcher(LLTokenizer(words, eos_token=list(eos)), grammar, log_level=0), name)._checked()
+        return cls(LLMatcher(wrapped, grammar, log_level=0), name, words)._checked()
 
     def _checked(self) -> "_Grammar":
+        if self._matcher.is_error() and self._words.lacking:
+            lacking = ", ".join(map(repr, self._words.lacking))
+            raise InputError(f"{self._name} cannot be written: {lacking} is not in the vocabulary")
         if self._matcher.is_error():
             raise InputError(f"{self._name} is not understood: {' '.join(self._matcher.get_error().split())}")
         return self
@@ -150,7 +155,7 @@ class _Grammar:
     def after(self, token: int) -> "_Grammar":
         matcher = self._matcher.deep_copy()
         matcher.consume_token(token)
-        return _Grammar(matcher, self._name)._checked()
+        return _Grammar(matcher, self._name, self._words)._checked()
 
 
 class _Words:
@@ -160,11 +165,15 @@ class _Words:
 
     def __init__(self, tokenizer: Any, tokens: list[bytes], eos_token_id: int) -> None:
         self._tokenizer, self.eos_token_id = tokenizer, eos_token_id
+        self.lacking: list[str] = []  # characters that the grammar asks for and the vocabulary lacks
         # llguidance needs different bytes for each token, also for special tokens, which have no text
         self.tokens = [token or b"\xff<%d>" % index for index, token in enumerate(tokens)]
         self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
 
-    def __call__(self, text: str) -> list[int]:
+    def __call__(self, given: str | bytes) -> list[int]:
+        """The ids of a text that must come next."""
+        text = given if isinstance(given, str) else given.decode("utf-8", "replace")
+        self.lacking = self._tokenizer.unknown_characters(text) or self.lacking
         ids: list[int] = self._tokenizer.encode_text(text)
         before, after = (len(getattr(self._tokenizer, name, ())) for name in ("before_text", "after_text"))
         return ids[before : len(ids) - after]

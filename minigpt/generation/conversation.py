@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -168,7 +168,7 @@ class Conversation:
 
     def _prompt(self, turns: list[Turn], text: str) -> list[int]:
         if self.form == "chat":
-            return question_ids(self.tokenizer, "chat", text, _messages(self.system, turns), self.thinking)
+            return question_ids(self.tokenizer, "chat", text, self._read_messages(turns), self.thinking)
         if self.form == "question":
             before = [Exchange(turn.said, turn.answer) for turn in turns] if self.history else []
             return encode_prompt(before, text, self.tokenizer, self.model.config.max_position_embeddings)
@@ -182,6 +182,15 @@ class Conversation:
         if isinstance(self.tokenizer, SubwordTokenizer):
             ids = [*self.tokenizer.before_text, *ids, *self.tokenizer.after_text]
         return ids
+
+    def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
+        """Return the messages before a turn. An answer has the ids that the model wrote for it."""
+        messages: list[dict[str, Any]] = [*_messages(self.system, turns)]
+        for turn, message in zip(turns, [one for one in messages if one["role"] == "assistant"]):
+            ids = turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
+            if self.tokenizer.decode(ids) == turn.answer:  # a stop string cuts an answer, not its ids
+                message["token_ids"] = ids
+        return messages
 
     # -- looking back ---------------------------------------------------------------------------------------
 
@@ -218,8 +227,10 @@ def question_ids(
     tokenizer: AnyTokenizer,
     form: PromptFormat,
     text: str,
-    before: Sequence[Mapping[str, str]] = (),
+    before: Sequence[Mapping[str, Any]] = (),
     thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    allow_special: bool = False,
 ) -> list[int]:
     """Return the ids that a model reads to answer, or to continue, a text.
 
@@ -227,16 +238,25 @@ def question_ids(
         form: the model's prompt format.
         before: earlier messages, for a chat model.
         thinking: True lets a chat model think, False does not; None: the template decides.
+        tools: functions that a chat model may call, as JSON describes them.
+        allow_special: read the text of special tokens as these tokens, as transformers does.
 
     Raises:
         InputError: if the prompt format needs a chat template or <sep>, and the tokenizer has none.
     """
     require_form(tokenizer, form)
     if isinstance(tokenizer, SubwordTokenizer) and form == "chat":
-        from minigpt.tokenization.chat_template import encode_chat  # imports Jinja, only for chat models
+        # imports Jinja, only for chat models
+        from minigpt.tokenization.chat_template import encode_chat, render_chat
 
         messages = [*before, {"role": "user", "content": text}]
-        return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
+        given: Any = {"tools": tools, "add_generation_prompt": True, "enable_thinking": thinking}
+        if not allow_special or tokenizer.chat_template is None:
+            return encode_chat(tokenizer, messages, **given)
+        text = render_chat(tokenizer.chat_template, messages, named_tokens=tokenizer.named_tokens, **given)
+        return tokenizer.encode_text(text, add_special_tokens=False, allow_special=True)
+    if form == "text" and allow_special and isinstance(tokenizer, SubwordTokenizer):
+        return tokenizer.encode_text(text, allow_special=True)
     if form == "text":
         return tokenizer.encode_text(text)
     assert tokenizer.sep_token_id is not None, "require_form"
@@ -265,6 +285,17 @@ class QuestionAnswering:
     form: PromptFormat
     options: GenerationOptions
     assistant_model: LanguageModel | None = None  # guesses tokens
+    before: Sequence[Mapping[str, Any]] = ()  # a chat model reads these messages first
+    thinking: bool | None = None  # whether a chat model may think; None: its template decides
+    tools: Sequence[Mapping[str, Any]] | None = None  # functions that a chat model may call
+    allow_special: bool = False  # read the text of special tokens as these tokens
+    start: int | None = None  # the first token of a text that is empty
+
+    def _prompt(self, question: str) -> list[int]:
+        ids = question_ids(
+            self.tokenizer, self.form, question, self.before, self.thinking, self.tools, self.allow_special
+        )
+        return [self.start] if not ids and self.start is not None else ids
 
     def has_answer(self, question: str) -> bool:
         """Return False for a blank question. A blank text can be continued, so the format "text" is True."""
@@ -292,7 +323,7 @@ class QuestionAnswering:
                 model, tokenizer, asked, options, batch_size, on_progress, self.assistant_model
             )
         else:
-            prompts = [question_ids(tokenizer, self.form, question) for question in asked]
+            prompts = [self._prompt(question) for question in asked]
             completions = generate_ids(
                 model, prompts, options, eos_of(tokenizer), batch_size, on_progress, tokenizer,
                 assistant_model=self.assistant_model,
@@ -309,7 +340,7 @@ class QuestionAnswering:
 
     def pieces(self, question: str) -> Generator[str, None, StopReason]:
         """Generate one answer in pieces. The generator's return value is the stop reason."""
-        prompt = question_ids(self.tokenizer, self.form, question)
+        prompt = self._prompt(question)
         return stream_ids(
             self.model, self.tokenizer, prompt, self.options, assistant_model=self.assistant_model
         )

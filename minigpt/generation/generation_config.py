@@ -15,7 +15,7 @@ from minigpt.storage.json_files import read_json
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["PromptFormat", "notes_of", "prompt_format", "recommended_options"]
+__all__ = ["PromptFormat", "notes_of", "prompt_format", "recommended_options", "start_token"]
 
 PromptFormat = Literal["chat", "question", "text"]
 
@@ -76,6 +76,14 @@ def recommended_options(folder: Path) -> dict[str, Any]:
     size = _object(folder / _CONFIG).get("vocab_size")
     eos = id_list(found.get("eos_token_id"))
     return {**found, "eos_token_id": [one for one in eos if not isinstance(size, int) or one < size]}
+
+
+def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
+    """Return the token that begins an empty text: the BOS, or else the EOS, which separates texts."""
+    size = _object(folder / _CONFIG).get("vocab_size")
+    ids = [_object(_source(folder)).get("bos_token_id")]
+    ids += [getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos")]
+    return next((one for one in ids if type(one) is int and one < (size or one + 1)), None)
 
 
 def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:

@@ -6,13 +6,20 @@
 Only the template can write special tokens: `<|im_end|>` in a message stays ten characters. To distinguish the
 two, the template is rendered twice. In the second rendering, the constants that the template *writes* have a
 private Unicode character in place of each special token. Constants that it *compares* with do not change, and
-neither do the messages: `message.content.split('</think>')` still finds what it looks for.
+neither do the messages: `message.content.split('</think>')` still finds what it looks for. A template
+may build special tokens from shorter constants (`'<|' + message.role + '|>'`). Then it is rendered a third
+time, with a private character in place of each character of its constants.
+
+An answer of the model keeps the ids that the model wrote, where they are given (`token_ids`). Otherwise its
+text is encoded again. Special tokens in that text that have no role in the tokenizer and do not occur in the
+template, such as `<think>`, are read as tokens: no user typed them.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol
 
@@ -61,7 +68,8 @@ def render_chat(
 
     Args:
         template: the Jinja template.
-        messages: each has `role` (one of ROLES) and `content`; optional: `reasoning_content`, `tool_calls`.
+        messages: each has `role` (one of ROLES) and `content`; optional: `reasoning_content`, `tool_calls`;
+            for the assistant also `token_ids`, the ids of the content. The template does not see these.
         named_tokens: the template's variables bos_token, eos_token and so on.
         tools: descriptions of functions, in types that JSON has.
         documents: texts to answer from, in types that JSON has.
@@ -143,51 +151,58 @@ def _encoded(
     if template is None:
         raise InputError("the tokenizer has no chat_template: give one, or take a model that can chat")
     given = _variables(messages, **options)
-    texts = list(_texts(given))
     special = sorted(tokenizer.special_tokens, key=len, reverse=True)
-    begin, end, *private = _private_characters(2 + len(special), [template, *texts])
+    characters = sorted({char for token in special for char in token if not char.isspace()})
+    written = {place: own_ids for place, one in enumerate(messages) if (own_ids := _written_ids(one, place))}
+    needed = 2 + len(special) + len(characters) + len(written)
+    begin, end, *private = _private_characters(needed, [template, *_texts(given)])
     stand_ins = dict(zip(special, private))
-    named = {role: _replaced(stand_ins, token) for role, token in tokenizer.named_tokens.items()}
+    twins = dict(zip(characters, private[len(special) :]))
+    own = dict(zip(written, private[len(special) + len(characters) :]))
     plain = _compiled(template).render({**tokenizer.named_tokens, **given})
+    count = None
     if before is not None:
         given, count = _with_marks(given, begin, end, before)
-    marked = _compiled(template, tuple(stand_ins.items()), (begin, end)).render({**named, **given})
-    if before is not None and not count == marked.count(begin) == marked.count(end):
-        raise _LostError(
-            "the chat template has no {% generation %} block, and it leaves out or repeats what the "
-            "assistant says: which tokens are to be learned is not known"
-        )
-    written = _replaced({begin: "", end: "", **{char: token for token, char in stand_ins.items()}}, marked)
-    more = [token for token in special if marked.count(token) > sum(text.count(token) for text in texts)]
-    if written != plain or more:
-        raise InputError(
-            "the chat template computes with the text of special tokens"
-            + (f", such as {more[0]}," if more else "")
-            + " so that they cannot be told from what users type; write them as plain constants"
-        )
+    reading = _Reading(tokenizer, template, given, plain, stand_ins, twins, (begin, end), count)
+    marked = reading.marked(own)
+    for token, (left, right) in getattr(tokenizer, "stripping", {}).items():
+        around, char = f"[\\s{begin}{end}]*", stand_ins[token]
+        pattern = f"{around if left else ''}{char}{around if right else ''}"
+        marked = re.sub(pattern, lambda match: re.sub(r"\s", "", match[0]), marked)
 
     ids: list[int] = []
     mask: list[int] = []
-    said = closing = 0  # `said`: 1 inside the assistant's text; `closing`: 1 directly after it
-    id_of = {char: tokenizer.special_tokens[token] for token, char in stand_ins.items()}
+    is_said = closing = 0  # `is_said`: 1 inside the assistant's text; `closing`: 1 directly after it
+    ids_of = {char: [tokenizer.special_tokens[token]] for token, char in stand_ins.items()}
+    ids_of |= {char: written[place] for place, char in own.items()}
     for piece in re.split(f"([{''.join(private)}])" if private else "(?!)", marked):
-        if piece in id_of:
-            ids.append(id_of[piece])
-            mask.append(said | closing)
+        if piece in ids_of:
+            ids += ids_of[piece]
+            mask += [is_said | closing] * len(ids_of[piece])
             closing = 0
             continue
-        said_at: list[int] = []  # for each character of the piece: 1 inside a generation block, else 0
+        said_at: list[int] = []  # for each character of the piece: 1 where the assistant says it, else 0
         for char in piece:
             if char in (begin, end):
-                said = int(char == begin)
+                is_said = int(char == begin)
                 closing = int(char == end and before is not None)
             else:
                 closing &= char.isspace()
-                said_at.append(said | closing)
+                said_at.append(is_said | closing)
         new, offsets = tokenizer.encode_with_offsets(piece.replace(begin, "").replace(end, ""))
         ids += new
-        mask += [max(said_at[start:stop], default=said) for start, stop in offsets]
+        mask += [max(said_at[start:stop], default=is_said) for start, stop in offsets]
     return ids, mask
+
+
+def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
+    """Return the `token_ids` of an answer; an empty list if there are none."""
+    ids = message.get("token_ids")
+    if not ids or not message.get("content") or message["role"] != "assistant":
+        return []
+    if not isinstance(ids, Sequence) or not all(type(index) is int and index >= 0 for index in ids):
+        raise InputError(f"message {place + 1}: token_ids must be a list of ids: got {ids!r}")
+    return list(ids)
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
@@ -210,11 +225,117 @@ def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tup
     return {**given, "messages": messages}, count
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """Renders a template with a private character for each special token that the template writes."""
+
+    tokenizer: ChatTokenizer
+    template: str
+    given: dict[str, Any]  # the template's variables; contents may have marks
+    plain: str  # the text as `render_chat` renders it
+    stand_ins: dict[str, str]  # special token, longest first -> private character
+    twins: dict[str, str]  # character of special tokens -> private character
+    marks: tuple[str, str]  # begin and end of what the assistant says
+    count: int | None  # number of contents with marks; None: the template writes the marks
+
+    def marked(self, own: dict[int, str]) -> str:
+        """Return the text.
+
+        Args:
+            own: index of a message -> private character for its content. A content that the template looks
+                into is rendered as text.
+
+        Raises:
+            _LostError: if contents with marks are left out or repeated.
+            InputError: if the template's special tokens cannot be distinguished from text that users type.
+        """
+        found = self._marked(own)
+        if found is None and own:
+            found = self._marked({k: v for k, v in own.items() if self._marked({k: v}) is not None})
+        if found is None and own:
+            found = self._marked({})
+        if found is not None:
+            return found
+        if not self._has_marks(self._rendered({}, self.stand_ins)):
+            raise _LostError(
+                "the chat template has no {% generation %} block, and it leaves out or repeats what the "
+                "assistant says: which tokens are to be learned is not known"
+            )
+        raise InputError(
+            "the chat template computes with the text of special tokens, so that they cannot be told "
+            "from what users type; write them as plain constants"
+        )
+
+    def _marked(self, own: Mapping[int, str]) -> str | None:
+        for render in (self._by_tokens, self._by_characters):
+            if self._is_right(text := render(own), own):
+                return text
+        return None
+
+    def _by_tokens(self, own: Mapping[int, str]) -> str:
+        """Find special tokens that are whole in the template's constants."""
+        return self._rendered(own, self.stand_ins)
+
+    def _by_characters(self, own: Mapping[int, str]) -> str:
+        """Find special tokens that the template builds from its constants, and from roles."""
+        text = self._rendered(own, self.twins)
+        origin = {twin: char for char, twin in self.twins.items()}
+        plain = "".join(origin.get(char, char) for char in text)
+        tokens = re.compile("|".join(map(re.escape, self.stand_ins)) or "(?!)")
+        found, done, place = "", 0, 0
+        while match := tokens.search(plain, place):
+            start, stop = match.span()
+            typed = "".join(char for char in text[start:stop] if char not in origin)
+            inside = text[start + 1 : stop - 1]
+            if typed == "" or (typed in ROLES and typed in inside):
+                found += plain[done:start] + self.stand_ins[match[0]]
+                done = place = stop
+            else:
+                place = start + 1
+        return found + plain[done:]
+
+    def _rendered(self, own: Mapping[int, str], changes: Mapping[str, str]) -> str:
+        """Render with changes in the template's constants, and with the private characters in `own`."""
+        named = {role: _replaced(changes, token) for role, token in self.tokenizer.named_tokens.items()}
+        compiled = _compiled(self.template, tuple(changes.items()), self.marks)
+        messages = [self._message(one, own.get(place)) for place, one in enumerate(self.given["messages"])]
+        return compiled.render({**named, **self.given, "messages": messages})
+
+    def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
+        """Return a message. In an answer, special tokens that only a model writes are private characters."""
+        content = message.get("content")
+        if message["role"] != "assistant" or not content:
+            return message
+        if own is not None:
+            begin, end = self.marks
+            return {**message, "content": f"{begin}{own}{end}" if begin in content else own}
+        known = (*self.tokenizer.named_tokens.values(), self.template)
+        inner = {
+            token: char for token, char in self.stand_ins.items() if not any(token in text for text in known)
+        }
+        return {**message, "content": _replaced(inner, content)}
+
+    def _is_right(self, text: str, own: Mapping[int, str]) -> bool:
+        """Return whether a text is the plain text once its private characters are replaced.
+
+        It must have all marks, too, and no special token as text that users did not type.
+        """
+        typed = list(_texts(self.given))
+        if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.stand_ins):
+            return False
+        back = {char: self.given["messages"][place]["content"] for place, char in own.items()}
+        back |= dict.fromkeys(self.marks, "") | {char: token for token, char in self.stand_ins.items()}
+        return _replaced(back, text) == self.plain and self._has_marks(text)
+
+    def _has_marks(self, text: str) -> bool:
+        return self.count is None or all(text.count(mark) == self.count for mark in self.marks)
+
+
 @lru_cache(maxsize=8)  # cached, because compiling takes longer than rendering
 def _compiled(
     template: str, stand_ins: tuple[tuple[str, str], ...] = (), marks: tuple[str, str] = ("", "")
 ) -> SandboxedTemplate:
-    return SandboxedTemplate(template, partial(_mark, partial(_replaced, dict(stand_ins))), marks)
+    return SandboxedTemplate(template, partial(_mark, partial(_replaced_constant, dict(stand_ins))), marks)
 
 
 def _variables(
@@ -234,7 +355,10 @@ def _variables(
 
 
 def _message(message: object, name: str) -> dict[str, Any]:
-    """Check a message and drop keys that are None. Its reasoning gets all names that templates use."""
+    """Check a message. Its reasoning gets all names that templates use.
+
+    The result lacks token_ids and keys that are None.
+    """
     if not isinstance(message, Mapping):
         raise InputError(f"{name} must have `role` and `content`: got {message!r}")
     for key in ("role",) if message.get("tool_calls") else ("role", "content"):
@@ -246,7 +370,8 @@ def _message(message: object, name: str) -> dict[str, Any]:
             raise InputError(f"{name}: {key!r} must be text: got {message[key]!r}")
     if message["role"] not in ROLES:
         raise InputError(f"{name}: role must be one of {', '.join(ROLES)}: got {message['role']!r}")
-    plain: dict[str, Any] = _plain({key: value for key, value in message.items() if value is not None}, name)
+    kept = {key: value for key, value in message.items() if value is not None and key != "token_ids"}
+    plain: dict[str, Any] = _plain(kept, name)
     thoughts = [plain[key] for key in _REASONING if key in plain]
     return {"thinking": thoughts[0], **plain, "reasoning_content": thoughts[0]} if thoughts else plain
 
@@ -295,6 +420,12 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
     return text
 
 
+def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
+    """Like `_replaced`, but keep the fields of a format: %s, {} and {name}."""
+    parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
+    return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
+
+
 def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
     """Replace special tokens in the constants that a template writes, not in those it compares with."""
     match node:
@@ -304,6 +435,9 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
             node.value = mark(node.value)
         case nodes.Compare() | nodes.Test():
             pass
+        case nodes.Filter(name="format" | "join") | nodes.Call(node=nodes.Getattr(attr="format" | "join")):
+            for child in node.iter_child_nodes():  # these write their arguments
+                _mark(mark, child)
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)
         case nodes.Call() if not isinstance(node.node, nodes.Name):

@@ -48,6 +48,11 @@ class SubwordTokenizer:
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
         self.bos_token_id = self._named("bos_token")
+        self.stripping = {  # special tokens that remove the white space before or behind them
+            token["content"]: (token["lstrip"], token["rstrip"])
+            for token in definition.frame["added_tokens"]
+            if (token["lstrip"] or token["rstrip"]) and token["content"] in self.special_tokens
+        }
         self.before_text, self.after_text = list(definition.before), list(definition.after)
         self._size = 1 + max(definition.tokens.values(), default=-1)
 

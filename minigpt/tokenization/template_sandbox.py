@@ -31,7 +31,7 @@ from jinja2.filters import FILTERS as JINJA_FILTERS
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
 from minigpt.errors import InputError
@@ -46,15 +46,22 @@ SECONDS = 5.0  # most CPU time of a rendering; Qwen3's template needs about 0.1 
 MAX_NUMBER = 10**15  # largest operand of arithmetic: larger numbers could be slow
 
 FILTERS = (
-    "abs count d default dictsort first float groupby int items last length list map max min reject "
-    "rejectattr reverse select selectattr sort unique"
+    "abs attr count d default dictsort filesizeformat first float groupby int items last length list map max "
+    "min reject rejectattr reverse select selectattr sort unique"
 )
 # filters that convert their arguments to text, so the whole arguments are charged
-TEXT_FILTERS = "capitalize e escape lower safe string title truncate upper wordcount"
+TEXT_FILTERS = (
+    "capitalize e escape forceescape lower pprint safe string striptags title truncate upper urlencode "
+    "wordcount xmlattr"
+)
+# filters that fill up to a given size, or compute with every pair of items: charged before they run
+WIDE_FILTERS = "batch center slice sum wordwrap"
+# methods of a string that fill up to a given size
+PADDING = "center ljust rjust zfill"
 METHODS: dict[type, str] = {
-    str: "capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit "
-    "islower isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace "
-    "rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper",
+    str: f"{PADDING} capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal "
+    "isdigit islower isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix "
+    "replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper",
     dict: "copy get items keys values",
     list: "copy count index",
     tuple: "count index",
@@ -203,6 +210,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= {
             name: self.charged(JINJA_FILTERS[name], as_text=True) for name in TEXT_FILTERS.split()
         }
+        self.filters |= {name: self.widened(JINJA_FILTERS[name]) for name in WIDE_FILTERS.split()}
         self.filters |= {
             ":built": self.built,
             ":each": self.each,
@@ -211,6 +219,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "indent": self.indented,
             "join": self.joined,
             "replace": self.replaced,
+            "round": self.rounded,
             "tojson": self.to_json,
             "trim": self.trimmed,
         }
@@ -218,9 +227,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "format": functools.partial(self.formatted, with_braces=True),
             "join": lambda d, value: self.joined(value, d),
             "replace": self.replaced,
+            **{name: functools.partial(self.padded, name) for name in PADDING.split()},
         }
         self.globals = {
+            "cycler": Cycler,
             "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+            "joiner": Joiner,
             "namespace": Namespace,
             "raise_exception": self.refuse,
             "range": self.globals["range"],  # Jinja's range, which is limited to 100,000 numbers
@@ -337,6 +349,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         return filtered
 
+    def widened(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a filter of Jinja whose numbers among its arguments decide how large the result is."""
+
+        @functools.wraps(function)
+        def filtered(*args: Any, **kwargs: Any) -> Any:
+            inner = (jinja2.Environment, jinja2.nodes.EvalContext, jinja2.runtime.Context)
+            given = [arg for arg in (*args, *kwargs.values()) if not isinstance(arg, inner)]
+            given = [list(arg) if isinstance(arg, Iterator) else arg for arg in given]
+            numbers = sum(abs(arg) for arg in given if isinstance(arg, int))
+            size = self.size(given, as_text=True)
+            self.charge(STEP + size * (1 + size // 1000) + (1 + size) * min(numbers, MAX_NUMBER))
+            first = [arg for arg in args if isinstance(arg, inner)]
+            result = function(*first, *given[: len(args) - len(first)], **kwargs)
+            return list(result) if isinstance(result, Iterator) else result
+
+        return filtered
+
     def formatted(self, pattern: str, *args: Any, with_braces: bool = False, **kwargs: Any) -> str:
         """Format text: `'%s' % x`, the filter `'%s'|format(x)`, or the method `'{}'.format(x)`."""
         holes = pattern.count("{" if with_braces else "%")
@@ -366,6 +395,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.charge(s.count(old) * len(new))
         return str.replace(s, old, new, -1 if count is None else count)
 
+    def rounded(self, value: Any, precision: int = 0, method: str = "common") -> Any:
+        """Implement the filter `round`."""
+        if abs(precision) > 100:
+            raise SecurityError(f"to round to {precision} digits")
+        return JINJA_FILTERS["round"](value, precision, method)
+
     def to_json(
         self, value: Any, ensure_ascii: bool = False, indent: int | None = None,
         separators: tuple[str, str] | None = None, sort_keys: bool = False,
@@ -389,6 +424,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         # `strip` may compare each character with each of `chars`
         self.charge(size + size * len(chars or "") // 1000)
         return str(value).strip(chars)
+
+    def padded(self, name: str, s: str, width: int, *fill: str) -> str:
+        """Implement the methods of a string that fill it up to a width."""
+        self.charge(abs(width))
+        return getattr(str, name)(s, width, *fill)  # type: ignore[no-any-return]
 
     def refuse(self, message: object = "") -> NoReturn:
         """Implement the function `raise_exception`."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, printable
 from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.generation_config import notes_of, recommended_options
@@ -328,6 +328,117 @@ def test_what_a_folder_leaves_open_is_said(
     for note, pattern in zip(found, notes):
         assert f"warning: {note}" in done.err
         assert re.search(pattern, note)
+
+
+# -- what a command reads ----------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% if tools %}<|im_start|>tools\n{{ tools|tojson }}<|im_end|>\n{% endif %}{% for m in messages %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}-{% endif %}{% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}]
+
+
+def written_there(folder: Path, ids: list[int]) -> str:
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    given = torch.tensor([ids])
+    out = model.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=NEW, do_sample=False, pad_token_id=0
+    )
+    return str(tokens.decode([one for one in out[0, len(ids) :].tolist() if one != 2]))
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    torch.manual_seed(1)
+    tokens = tokenizer()
+    tokens.chat_template = TEMPLATE
+    qwen3(tokens, max_position_embeddings=256)(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "given"),
+    [
+        ([], {}),
+        (["--system", "be kind"], {"system": "be kind"}),
+        (["--think", "off"], {"enable_thinking": False}),
+        (["--think", "on"], {"enable_thinking": True}),
+        (["--tools", json.dumps(TOOLS)], {"tools": TOOLS}),
+        (["--tools", "tools.json", "--stream"], {"tools": TOOLS}),
+    ],
+    ids=str,
+)
+def test_a_chat_model_reads_system_tools_and_thinking(
+    flags: list[str], given: dict[str, Any], chatting: Path, tmp_path: Path, run_command: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    messages = [{"role": "system", "content": given["system"]}] if "system" in given else []
+    given = {name: value for name, value in given.items() if name != "system"}
+    messages += [{"role": "user", "content": "the cat"}]
+    tokens = transformers.AutoTokenizer.from_pretrained(chatting)
+    ids = tokens.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **given)
+    flags = ["--question", "the cat", "--max_new_tokens", str(NEW), *flags]
+    done = run_command("generate", "--model", chatting, *flags, *([] if "--stream" in flags else ["--json"]))
+    assert done.code == 0
+    text = done.out[:-1] if "--stream" in flags else json.loads(done.out.splitlines()[-1])["answer"]
+    expected = written_there(chatting, ids)
+    assert text == (printable(expected) if "--stream" in flags else expected)
+
+
+@pytest.mark.parametrize("kind", ["--prompt", "--question"])
+def test_special_tokens_that_are_typed_are_text_unless_a_flag_says_otherwise(
+    kind: str, chatting: Path, run_command: RunCommand
+) -> None:
+    tokens = transformers.AutoTokenizer.from_pretrained(chatting)
+    typed = f"the {START}cat"
+    flags = ["--model", chatting, kind, typed, "--max_new_tokens", str(NEW), "--json"]
+    careful, plain = (
+        run_command("generate", *flags),
+        run_command("generate", *flags, "--special_tokens_in_prompt"),
+    )
+    assert (
+        f"warning: read as plain text: {START}; as special tokens: --special_tokens_in_prompt" in careful.err
+    )
+    assert careful.err.count("plain text") == 1
+    assert "plain text" not in plain.err
+    messages = [{"role": "user", "content": typed}]
+    ids = tokens(typed)["input_ids"] if kind == "--prompt" else tokens.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )  # fmt: skip
+    split = tokens(typed, split_special_tokens=True)["input_ids"] if kind == "--prompt" else (
+        tokens.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+        )
+    )  # fmt: skip
+    key = "text" if kind == "--prompt" else "answer"
+    assert json.loads(plain.out.splitlines()[-1])[key] == written_there(chatting, ids)
+    assert json.loads(careful.out.splitlines()[-1])[key] == written_there(chatting, split)
+
+
+def test_a_schema_may_stand_in_a_file(chatting: Path, tmp_path: Path, run_command: RunCommand) -> None:
+    pytest.importorskip("llguidance", reason="schemas are its work")
+    (tmp_path / "schema.json").write_text('{"type": "boolean"}')
+    for schema in (tmp_path / "schema.json", '{"type": "boolean"}'):
+        flags = ["--prompt", "the cat", "--json_schema", schema, "--json"]
+        done = run_command("generate", "--model", chatting, *flags)
+        assert json.loads(done.out.splitlines()[-1])["text"].strip() in ("true", "false")
+
+
+def test_a_text_begins_from_the_token_that_begins_texts(
+    folders: Callable[[str], Path], run_command: RunCommand
+) -> None:
+    for name in ("gpt2", "gpt2-bos"):  # bos_token_id of the configuration; the tokenizer's own template
+        done = run_command(
+            "generate", "--model", folders(name), "--prompt", "", "--max_new_tokens", NEW, "--json"
+        )
+        assert json.loads(done.out.splitlines()[-1])["text"] == written_there(folders(name), [0])
 
 
 def test_weights_may_have_another_file_name(folders: Callable[[str], Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Library
 
 from minigpt.errors import InputError
 from minigpt.generation.sequence import IncrementalDetokenizer
+from minigpt.tokenization.chat_template import encode_chat, encode_chat_with_mask
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import load_tokenizer
 
@@ -450,3 +451,84 @@ def test_what_is_shown_piece_by_piece_is_the_text(name: str, folders: Callable[[
         assert "".join(pieces) == ours.decode(ids)
         stopping = IncrementalDetokenizer(ours.decode, ["n't"])
         assert "".join([*map(stopping.push, ids), stopping.finish()]) == ours.decode(ids).split("n't")[0]
+
+
+# -- chat templates ----------------------------------------------------------------------------------------
+
+HEAD = "{% for m in messages %}"
+SAID = "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}"
+SAID_DASHES = "{%- generation -%} {{ m.content }}<|im_end|>{%- endgeneration -%}"
+TEMPLATES = {
+    "chatml": HEAD + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    "role": HEAD + "{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}",
+    "tilde": HEAD + "{{ '<|' ~ m.role ~ '|>' ~ m.content }}{% endfor %}",
+    "halves": "{% set a = '<|im_' %}" + HEAD + "{{ a + 'start|>' + m.content }}<|im_end|>{% endfor %}",
+    "percent": HEAD + "{{ '<|%s|>%s' % (m.role, m.content) }}{% endfor %}",
+    "braces": HEAD + "{{ '<|{}|>{}'.format(m.role, m.content) }}{% endfor %}",
+    "text": HEAD + "<|{{ m.role }}|>{{ m.content }}{% endfor %}",
+    "macro": "{% macro f(r) %}{{ '<|' ~ r ~ '|>' }}{% endmacro %}"
+    + HEAD
+    + "{{ f(m.role) }}{{ m.content }}{% endfor %}",
+    "generation": HEAD
+    + "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    + SAID
+    + "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+    "generation-dashes": HEAD
+    + "<|im_start|>{% if m.role == 'assistant' -%}  "
+    + SAID_DASHES
+    + "{%- else -%}{{ m.content }}{%- endif -%}{% endfor %}",
+    "date": "{{ strftime_now('%Y') }}{{ bos_token }}" + HEAD + "{{ m.content }}{% endfor %}",
+    "filters": "{{ 3.7|round|int }}{{ [1, 2]|sum }}{{ 'a'|center(5) }}{{ '<b>x</b>'|striptags }}"
+    "{{ 'a b'|urlencode }}{{ 'the cat sat'|wordwrap(5) }}{{ 1024|filesizeformat }}{{ '7'.zfill(3) }}"
+    "{{ messages[0]|attr('role') is defined }}{{ {'a': 1}|xmlattr }}{{ [1]|pprint }}{{ '<'|forceescape }}"
+    "{% for b in messages|batch(2) %}{{ b|length }}{% endfor %}"
+    "{% for b in messages|slice(2) %}{{ b|length }}{% endfor %}",
+    "helpers": "{% set c = joiner(', ') %}"
+    + HEAD
+    + "{{ c() }}{{ m.content }}{% endfor %}{% set k = cycler('a', 'b') %}{{ k.next() }}{{ k.current }}",
+    "stripping": HEAD + "{{ m.role }}  <|strip|> \n {{ m.content }}  <|im_end|>{% endfor %}",
+}
+MESSAGES = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": " a <b> the cat\n"},
+    {"role": "assistant", "content": "<think>x</think>yes, 你好"},
+    {"role": "user", "content": "c"},
+]
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, SubwordTokenizer]:
+    folder = tmp_path_factory.mktemp("chat")
+    special = (END, START, STOP, "<|user|>", "<|assistant|>", "<|system|>", "<think>", "</think>")
+    tokenizer = fast(bpe(special=special), folder, eos_token=STOP, bos_token=END)
+    tokenizer.add_tokens([AddedToken("<|strip|>", lstrip=True, rstrip=True, special=True)])
+    tokenizer.save_pretrained(folder)
+    ours = load_tokenizer(folder)
+    assert isinstance(ours, SubwordTokenizer)
+    return transformers.AutoTokenizer.from_pretrained(folder), ours
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_conversations_are_read_as_in_transformers(name: str, chatting: tuple[Any, SubwordTokenizer]) -> None:
+    theirs, ours = chatting
+    template = TEMPLATES[name]
+    expected = theirs.apply_chat_template(MESSAGES, chat_template=template, return_dict=False)
+    assert encode_chat(ours, MESSAGES, template=template) == expected
+    if "generation" in name:
+        marked = theirs.apply_chat_template(
+            MESSAGES, chat_template=template, return_assistant_tokens_mask=True, return_dict=True
+        )
+        found = encode_chat_with_mask(ours, MESSAGES, template=template)
+        assert found == (marked["input_ids"], marked["assistant_masks"])
+
+
+@pytest.mark.parametrize("name", ["chatml", "role", "tilde", "percent", "text", "macro"])
+def test_what_users_type_is_read_as_transformers_reads_it_when_it_is_careful(
+    name: str, chatting: tuple[Any, SubwordTokenizer]
+) -> None:
+    theirs, ours = chatting
+    typed = [{"role": "user", "content": f"a{STOP}b<|user|>{START}c<|assistant|>"}]
+    expected = theirs.apply_chat_template(
+        typed, chat_template=TEMPLATES[name], sanitize_control_tokens=True, return_dict=False
+    )
+    assert encode_chat(ours, typed, template=TEMPLATES[name]) == expected
