@@ -226,8 +226,8 @@ def changes(
             )
         if not config.allow_changed_data and cut:
             raise InputError(
-                f"{folder} was made with {', '.join(cut)}, which gives other examples: give that again, train "
-                "anew, or continue with the new ones: --allow_changed_data"
+                f"{folder} was made with {', '.join(cut)}, which gives other examples: give that again, "
+                "train anew, or continue with the new ones: --allow_changed_data"
             )
         if not config.allow_changed_data:
             raise InputError(
