@@ -29,6 +29,7 @@ SHORT_NAMES = {
     "context_length": "block_size",
     "ctx": "block_size",
     "d_model": "n_embd",
+    "data": "train_data",
     "dim": "n_embd",
     "dtype": "precision dtype",
     "epochs": "num_train_epochs",
@@ -75,7 +76,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     short = SHORT_NAMES.get(name.lstrip("-").replace("-", "_"), "").split()
-    near = [one for one in names if one.lstrip("-") in short] or difflib.get_close_matches(name, names, n=1)
+    bare = {one.lstrip("-"): one for one in names}  # two dashes make all flags alike
+    alike = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    near = [one for one in names if one.lstrip("-") in short] or [bare[one] for one in alike]
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     if not near and kind == "flag" and len(names) > 12:
         hint = "--help lists the flags"

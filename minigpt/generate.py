@@ -155,7 +155,8 @@ def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
     def given(*names: str) -> str:
         return ", ".join(f"--{name}" for name in names if name in options.generation)
 
-    if not chosen.do_sample and (flags := given("temperature", "top_k", "top_p", "min_p", "typical_p")):
+    drawing = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+    if not chosen.do_sample and (flags := given(*drawing)):
         warn(f"without --do_sample the most likely token is taken: {flags} changes nothing")
     if chosen.num_beams == 1 and (flags := given("length_penalty", "early_stopping")):
         warn(f"without --num_beams one beginning is followed: {flags} changes nothing")

@@ -290,11 +290,12 @@ def test_what_guesses_nothing_says_so(command: Command, model: Path) -> None:
 
 
 def test_greedy_says_once_that_it_ignores_the_temperature(command: Command, model: Path) -> None:
-    result = command("--model", model, "--temperature", 0.5, "--top_k", 3, stdin=lines("水", "水"))
+    flags = ("--temperature", 0.5, "--top_k", 3, "--seed", 7)
+    result = command("--model", model, *flags, stdin=lines("水", "水"))
     assert (result.code, result.out) == (0, "蓝\n蓝\n")
     assert result.err.count("\n") == 1
     assert "without --do_sample" in result.err
-    assert "--temperature, --top_k change" in result.err
+    assert "--temperature, --top_k, --seed change" in result.err
     beams = command("--model", model, "--length_penalty", 0.5, "--early_stopping", stdin=lines("水"))
     assert beams.err == (
         "warning: without --num_beams one beginning is followed: --length_penalty, --early_stopping "

@@ -223,6 +223,15 @@ def test_another_vocabulary_is_refused_whatever_is_allowed(folder: Path) -> None
     Tokenizer.from_word2id(words).save(folder / "vocab.json")
     with pytest.raises(InputError, match="another vocabulary"):
         trainer(config(folder, allow_changed_data=True)).resume()
+    with pytest.raises(InputError, match="another vocabulary"):  # the files of data are the same
+        trainer(config(folder)).resume()
+
+
+def test_an_option_that_makes_other_examples_is_named(folder: Path) -> None:
+    stop_at(trainer(config(folder)), 8)
+    before = config(folder).max_length  # longer than every example
+    with pytest.raises(InputError, match=f"was made with --max_length {before}, which gives other examples"):
+        trainer(config(folder, max_length=13)).resume()
 
 
 def test_metrics_behind_the_checkpoint_are_written_anew(folder: Path) -> None:

@@ -30,6 +30,8 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "report_to",
     "gradient_checkpointing",
 }
+# options that decide which examples are made of the same files
+_DECIDES_DATA = ("max_length", "block_size", "val_fraction", "encoding", "text_field", "document_separator")
 _RECENT = 64  # number of recent losses that a new loss is compared with
 _FEWEST = 16  # with fewer losses than this, no loss counts as a spike
 _SIGMAS = 6.0  # with normal noise, one loss in a billion is this many standard deviations above the mean
@@ -211,11 +213,23 @@ def changes(
     """
     named = []
     changed = [(key, what) for key, value, what in _fingerprints(config, data) if state[key] != value]
+    changed.sort(key=lambda one: one[0] != "vocabulary_fingerprint")  # with it the ids of all data change
+    options = config.as_dict()
+    cut = [
+        f"--{key} {state['config'][key]}"
+        for key in _DECIDES_DATA
+        if key in options and state["config"].get(key, options[key]) != options[key]
+    ]
     for key, what in changed:
         if key == "vocabulary_fingerprint":
             raise InputError(
                 f"{folder} was made with another {what}: its weights know other ids; give that run's "
                 "vocabulary, or train anew"
+            )
+        if not config.allow_changed_data and cut:
+            raise InputError(
+                f"{folder} was made with {', '.join(cut)}, which gives other examples: give that again, "
+                "train anew, or continue with the new ones: --allow_changed_data"
             )
         if not config.allow_changed_data:
             raise InputError(
