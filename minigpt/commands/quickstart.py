@@ -209,7 +209,7 @@ class _Quickstart:
 
     @property
     def _reading(self) -> list[object]:
-        """Return the flags for reading FILE."""
+        """Return the command-line flags that say how the data file is read."""
         return self._flags("encoding", "question_field", "answer_field", "strict")
 
     def _flags(self, *names: str) -> list[object]:

@@ -135,7 +135,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # one column of a Parquet file: returns True if it is read
+    if len(cells) == 1:  # takes a column of a Parquet file; returns True if the column is to be read
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 

@@ -33,8 +33,8 @@ def is_finite(tensor: Tensor) -> bool:
     """Return True if a tensor holds no NaN or infinity. Makes one pass and no copy; torch.isfinite copies."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
-    ends = torch.stack(torch.aminmax(tensor.detach()))  # if the tensor holds a NaN, both ends are NaN
-    return bool(ends.isfinite().all())
+    extremes = torch.stack(torch.aminmax(tensor.detach()))  # least and greatest value; a NaN makes both NaN
+    return bool(extremes.isfinite().all())
 
 
 def require_finite(name: str, tensor: Tensor) -> None:

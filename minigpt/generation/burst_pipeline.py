@@ -25,7 +25,7 @@ class BurstPipeline:
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
         self._sequences: dict[int, Sequence] = {}  # slot -> the sequence that the device decodes there
-        self._lengths: dict[int, int] = {}  # slot -> most tokens that it holds after all started bursts
+        self._lengths: dict[int, int] = {}  # slot -> upper bound of its number of tokens
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
 
     @property
@@ -78,7 +78,7 @@ class BurstPipeline:
         while self._bursts and not any(
             self._sequences.get(slot) is one for slot, one in self._bursts[0][1].items()
         ):
-            self._bursts.popleft()  # all sequences of this burst have ended
+            self._bursts.popleft()  # all sequences that these steps were for have ended
 
     def _read(self) -> list[tuple[Sequence, list[int]]]:
         burst, owners = self._bursts.popleft()

@@ -39,7 +39,8 @@ __all__ = [
     "can_choose", "capacity", "eager", "sizes",
 ]  # fmt: skip
 
-NOTHING, DAMAGED = -1, -2  # in place of an id: the row has no new token; the row's scores are not finite
+NOTHING = -1  # stands for an id: the row has no new token
+DAMAGED = -2  # stands for an id: the scores of the row are not finite
 MAX_EOS = 8  # most eos ids of a sequence that the device can look for
 _FEWEST_COLUMNS = 128
 # The options that the device applies with a value for each row -> the value that switches the option off.

@@ -11,8 +11,8 @@ A text is a sequence of UTF-8 bytes, so no character is unknown. Frequent pairs 
 longer tokens (https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The `tokenizers` library
 does the merging; minigpt/reference/bpe.py does the same in plain Python, for reading.
 
-The text of a special token never becomes that token: the library does not know the special tokens, so no
-setting can be wrong. Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
+The text of a special token never becomes that token, because the library does not know the special tokens.
+Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -219,7 +219,7 @@ def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.step.precision.autocast(),
     ):
-        # kept until the sum is computed, so that no address is used twice
+        # `hidden` stays alive until all storages are counted, so that torch reuses none of their addresses
         hidden = trainer.model.base_model(ids)
     trainer.model.train(was_training)
     inputs = trainer.model.config.num_hidden_layers * hidden.nbytes

@@ -94,7 +94,7 @@ def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     N, K = weight.shape
     groups = weight.float().view(N, K // WEIGHT_GROUP, WEIGHT_GROUP)  # (N, G, WEIGHT_GROUP)
-    least, most = groups.amin(dim=-1), groups.amax(dim=-1)  # (N, G) each
+    least, most = groups.amin(dim=-1), groups.amax(dim=-1)  # both (N, number of groups)
     scale = ((most - least) / 15).clamp(min=torch.finfo(torch.float32).tiny).bfloat16().float()
     offset = (least + 8 * scale).bfloat16().float()
     numbers = ((groups - offset[..., None]) / scale[..., None]).round() + 8

@@ -33,7 +33,11 @@ Gelu = Literal["exact", "tanh"]
 _WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
 _BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
 _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
-_STATES = ("model_state_dict", "model", "state_dict")  # where files with more than weights keep them
+_STATES = (
+    "model_state_dict",
+    "model",
+    "state_dict",
+)  # keys of the weights in files that hold other things, too
 # GPT-2's names, which nanoGPT, minGPT and transformers have, and those of minGPT's first release -> ours
 _NAMES = (
     (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
