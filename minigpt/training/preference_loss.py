@@ -218,7 +218,7 @@ class PreferenceLoss(Objective):
         reference: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the summed loss of a batch of pairs, a scalar. Without targets, return the hidden vectors."""
+        """Return the summed loss of a batch of pairs, (). Without targets, return the hidden vectors."""
         hidden: Tensor = self.model.base_model(input_ids)  # (2 B, T, C)
         if targets is None:
             return hidden

@@ -37,7 +37,7 @@ _STATES = (
     "model_state_dict",
     "model",
     "state_dict",
-)  # keys of the weights in files that hold other things, too
+)  # keys of the weights, beside other things
 # GPT-2's names, which nanoGPT, minGPT and transformers have, and those of minGPT's first release -> ours
 _NAMES = (
     (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
