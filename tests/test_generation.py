@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from minigpt.generation.api import (
     Completion,
     GenerationOptions,
     answer_questions,
+    ends_of_answer,
+    eos_of,
     generate,
     generate_ids,
     generate_output,
@@ -635,3 +638,11 @@ def test_the_cache_is_used(
     for use_cache in (True, False):
         assert generate(*trained, "大地呢？", use_cache=use_cache) == "黄。"
     assert widths == {True: [5, 1, 1], False: [5, 6, 7]}
+
+
+def test_what_ends_a_text_and_what_ends_an_answer() -> None:
+    """<sep> stands behind answers, eos_token_id behind texts; a text may hold <sep>."""
+    both, one = SimpleNamespace(sep_token_id=1, eos_token_id=2), SimpleNamespace(sep_token_id=1)
+    tokenizers: list[Any] = [both, one, SimpleNamespace()]
+    assert [eos_of(tokenizer) for tokenizer in tokenizers] == [2, 1, None]
+    assert [ends_of_answer(tokenizer) for tokenizer in tokenizers] == [[1, 2], [1], []]

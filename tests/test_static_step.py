@@ -32,13 +32,17 @@ from minigpt.weights.quantized import set_precision
 V, BLOCK, EOS = 40, 200, 2
 
 
+WINDOWS = {"sliding_window": 7, "layer_types": ("sliding_attention", "full_attention")}
+MORE: dict[str, dict[str, Any]] = {"qwen3-windows": WINDOWS}
+
+
 def make(name: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
     """A model that says various things: initial weights made larger, as training makes them."""
     torch.manual_seed(0)
     model: LanguageModel = (
         GPTLMHeadModel(GPTConfig(32, 2, 2, 0.1, BLOCK, V))
         if name == "gpt"
-        else Qwen3ForCausalLM(Qwen3Config(V, 32, 40, 2, 4, 2, 8, BLOCK))
+        else Qwen3ForCausalLM(Qwen3Config(V, 32, 40, 2, 4, 2, 8, BLOCK, **MORE.get(name, {})))
     )
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -66,8 +70,13 @@ def requests_of(seed: int, count: int) -> Iterator[tuple[list[int], GenerationOp
 # -- the same tokens -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize("name", ["gpt", "qwen3"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((name, kind) for name in ("gpt", "qwen3") for kind in ("float32", "int8")),
+        ("qwen3-windows", "float32"),
+    ],
+)
 def test_a_thousand_tokens_are_those_of_generate_ids(
     name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

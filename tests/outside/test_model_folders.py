@@ -156,6 +156,16 @@ def answers_here(folder: Path, prompts: list[str]) -> list[list[int]]:
     return [ids for ids, _ in generate_ids(model, rows, options, None, tokenizer=tokens)]
 
 
+def chinese(folder: Path) -> None:
+    """With BERT's tokenizer, as the Chinese GPT-2s are published."""
+    without("tokenizer.json", "tokenizer_config.json")(folder)
+    characters = sorted({character for text in TEXTS for character in text if not character.isspace()})
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, "the", "##a", "##t", "cat"]
+    words += [f"[unused{number}]" for number in range(ROWS - len(words))]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    edited("config.json", tokenizer_class="BertTokenizer")(folder)
+
+
 def renamed_weights(change: Callable[[str], str]) -> Make:
     def rename(folder: Path) -> None:
         path = folder / "model.safetensors"
@@ -184,6 +194,7 @@ SAME: dict[str, Make] = {
     "gpt2-token-without-a-row": gpt2(tokenizer(pad_token="<pad>", bos_token="<s>")),
     "gpt2-untied": gpt2(tie_word_embeddings=False),
     "gpt2-dropouts": gpt2(resid_pdrop=0.3, embd_pdrop=0.0, attn_pdrop=0.2),
+    "gpt2-chinese": steps(gpt2(), chinese),
     "gpt2-compiled": steps(gpt2(), renamed_weights(lambda name: f"_orig_mod.{name}")),
     "qwen3-of-many-processes": steps(qwen3(), renamed_weights(lambda name: f"module._orig_mod.{name}")),
     "qwen3": qwen3(),
