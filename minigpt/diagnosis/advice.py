@@ -14,16 +14,16 @@ from typing import Any
 
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError
-from minigpt.training.config import FOREIGN_OPTIONS, PER_CALL, TrainConfig, read_recipe
+from minigpt.training.config import PER_CALL, TrainConfig, read_recipe
 
 __all__ = [
     "anew",
     "gentler",
-    "has_flag",
     "longer",
     "rates",
     "reading",
     "recipe_command",
+    "relative_rate",
     "split_commands",
     "train_command",
     "usual_rates",
@@ -59,16 +59,17 @@ def gentler(record: RunRecord) -> dict[str, Any]:
     return {**lower, "max_grad_norm": min(config.max_grad_norm or 1.0, 1.0), "warmup_steps": warmup}
 
 
-def longer(config: TrainConfig, times: int = 3) -> dict[str, Any]:
-    """Settings for a run of more steps."""
+def relative_rate(config: TrainConfig) -> float:
+    """The run's rate in usual ones, the highest of its optimisers'."""
+    usual = usual_rates(config)
+    return max(rate / usual[name] for name, rate in rates(config).items())
+
+
+def longer(config: TrainConfig, times: float) -> dict[str, Any]:
+    """Settings for a run of more steps, or of fewer."""
     if config.max_steps:
-        return {"max_steps": times * config.max_steps}
-    return {"num_train_epochs": times * config.num_train_epochs}
-
-
-def has_flag(config: TrainConfig, name: str) -> bool:
-    """Whether the run's family has the flag."""
-    return name not in FOREIGN_OPTIONS[config.family]
+        return {"max_steps": max(1, round(times * config.max_steps))}
+    return {"num_train_epochs": float(f"{times * config.num_train_epochs:.3g}")}
 
 
 def anew(folder: Path) -> Path:
