@@ -144,8 +144,14 @@ RUNS: dict[str, tuple[RunRecord, RunRecord]] = {
         run(non_finite=(20, 300)),
         run(non_finite=(20, 299)),  # it got over it
     ),
-    "steps_skipped": (run(events=[Event(20, "skipped")]), run(events=[Event(20, "something else")])),
-    "rolled_back": (run(events=[Event(20, "rollback")]), run(events=[Event(20, "skipped")])),
+    "steps_skipped": (
+        run(events=[Event(20, "skipped")], config={"learning_rate": 2e-2}),
+        run(events=[Event(20, "something else")]),
+    ),
+    "rolled_back": (
+        run(events=[Event(20, "rollback")], config={"learning_rate": 2e-2}),
+        run(events=[Event(20, "skipped")]),
+    ),
     "data_replaced": (
         run(events=[Event(20, "changed", what=CHANGED)]),
         run(events=[Event(20, "changed", what=("max_steps 20 -> 40", "seed 1 -> 2"))]),
@@ -235,7 +241,7 @@ def test_the_numbers_are_those_of_the_run() -> None:
     last_three = (curve(280) + curve(290) + curve(300)) / 3
     assert over.numbers["train"] == pytest.approx(last_three)
     assert over.numbers["gap"] == pytest.approx(3.5 - last_three)
-    assert over.flags == {"max_steps": 150, "dropout": 0.2}
+    assert over.flags == {"max_steps": 180}  # the evaluation after the best one
     peak = settings_checks.warmup_missing(RUNS["warmup_missing"][0])
     assert peak is not None
     assert (peak.numbers["peak"], peak.numbers["step"]) == (7.2, 10)
@@ -301,12 +307,12 @@ def test_a_rate_that_a_warm_up_did_not_save_is_too_high() -> None:
         assert found(run(train=points, config={"learning_rate": rate})) == expected
 
 
-def test_advice_is_for_the_run_s_family() -> None:
-    (has, _), qwen3 = RUNS["overfitting"], {"family": "qwen3", "dropout": 0.0}
-    assert checks.overfitting(has).flags == {"max_steps": 150, "dropout": 0.2}  # type: ignore[union-attr]
-    other = checks.overfitting(run(held_out=lambda step: 2 + abs(step - 150) / 100, config=qwen3))
-    assert other is not None
-    assert other.flags == {"max_steps": 150}
+def test_where_nothing_speaks_against_the_rate_it_is_not_to_be_lowered() -> None:
+    for code, kind in (("steps_skipped", "skipped"), ("rolled_back", "rollback")):
+        events = [Event(100, kind)]
+        assert findings_of(run(events=events))[code].flags is None
+        assert findings_of(run(events=[*events, Event(200, "spike", 9.0)]))[code].flags
+        assert findings_of(run(events=events, config={"learning_rate": 9.1e-3}))[code].flags
 
 
 def test_a_first_step_that_was_logged_is_judged_by_itself() -> None:
@@ -710,7 +716,6 @@ def test_a_run_s_command_gives_the_run_s_settings(recipe: str) -> None:
         learning_rate=1.5e-05, seed=7, save_async=True, precision="float32", size="",
     )  # fmt: skip
     for named in (config, dataclasses.replace(config, recipe="gone.toml", size="10min")):
-        words = shlex.split(train_command(run(config=None, folder=Path("x")), {}))
         record = dataclasses.replace(run(), config=named, folder=Path("a run"))
         words = shlex.split(train_command(record, {"seed": 8}))
         given = parse(TrainConfig, words[2:])
@@ -721,6 +726,16 @@ def test_a_run_s_command_gives_the_run_s_settings(recipe: str) -> None:
         assert {k: v for k, v in got.items() if k not in left_out} == {
             k: v for k, v in expected.items() if k not in left_out
         }
+
+
+def test_no_family_is_advised_what_it_lacks() -> None:
+    """Whatever is found on a run of the other family, its command is one that `minigpt train` takes."""
+    for has, _ in RUNS.values():
+        config = dataclasses.replace(has.config, family="qwen3", dropout=0.0)
+        for one in findings_of(dataclasses.replace(has, config=config)).values():
+            if one.flags:
+                record = dataclasses.replace(has, config=config)
+                resolve(parse(TrainConfig, shlex.split(train_command(record, one.flags))[2:]))
 
 
 def test_no_output_is_written_over(tmp_path: Path) -> None:

@@ -14,18 +14,18 @@ from typing import Any
 
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError
-from minigpt.training.config import FOREIGN_OPTIONS, PER_CALL, TrainConfig, read_recipe
+from minigpt.training.config import PER_CALL, TrainConfig, read_recipe
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.resolve import SHAPE
 
 __all__ = [
     "anew",
     "gentler",
-    "has_flag",
     "longer",
     "rates",
     "reading",
     "recipe_command",
+    "relative_rate",
     "split_commands",
     "train_command",
     "usual_rates",
@@ -61,16 +61,17 @@ def gentler(record: RunRecord) -> dict[str, Any]:
     return {**lower, "max_grad_norm": min(config.max_grad_norm or 1.0, 1.0), "warmup_steps": warmup}
 
 
-def longer(config: TrainConfig, times: int = 3) -> dict[str, Any]:
-    """Return settings for a run with more steps."""
+def relative_rate(config: TrainConfig) -> float:
+    """Return the run's rate divided by the usual rate; with several optimisers, the highest quotient."""
+    usual = usual_rates(config)
+    return max(rate / usual[name] for name, rate in rates(config).items())
+
+
+def longer(config: TrainConfig, times: float) -> dict[str, Any]:
+    """Return settings for a run with more steps, or with fewer."""
     if config.max_steps:
-        return {"max_steps": times * config.max_steps}
-    return {"num_train_epochs": times * config.num_train_epochs}
-
-
-def has_flag(config: TrainConfig, name: str) -> bool:
-    """Return whether the run's family has the flag."""
-    return name not in FOREIGN_OPTIONS[config.family]
+        return {"max_steps": max(1, round(times * config.max_steps))}
+    return {"num_train_epochs": float(f"{times * config.num_train_epochs:.3g}")}
 
 
 def anew(folder: Path) -> Path:

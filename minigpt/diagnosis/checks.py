@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 from typing import TypeVar
 
-from minigpt.diagnosis.advice import gentler, has_flag, longer, rates
+from minigpt.diagnosis.advice import gentler, longer, rates, relative_rate
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord, TrainPoint, ValPoint
 
@@ -35,6 +35,9 @@ SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
 # An unusual batch may cause one or two spikes. After a spike the loss needs about ten steps to recover. So
 # one spike in fifty steps wastes a fifth of the run.
 SPIKES, SPIKE_SHARE = 3, 0.02
+# Where numbers overflow at a rate under three usual ones, and no loss leapt, the reason is another one: a
+# line of the data, the machine's memory, 16 bits.
+CALM = 3.0
 # The gradient norm normally grows a little as the loss falls, but not five times.
 GRADIENT_TIMES = 5.0
 # At the end of a cosine schedule the rate is small. If the loss still falls by 3 % between two evaluations,
@@ -94,7 +97,10 @@ def steps_skipped(record: RunRecord) -> Finding | None:
     ends = [(w[0], w[1]) for w in windows if len(w) == 2 and all(isinstance(end, int) for end in w)]
     counted = sum(last - first + 1 for first, last in ends)
     count = max(counted, sum(event.kind == "skipped" for event in record.events))
-    return finding("steps_skipped", count=count).trying(**gentler(record)) if count else None
+    if not count:
+        return None
+    found = finding("steps_skipped", count=count)
+    return found if is_calm(record) else found.trying(**gentler(record))
 
 
 def rolled_back(record: RunRecord) -> Finding | None:
@@ -104,10 +110,14 @@ def rolled_back(record: RunRecord) -> Finding | None:
     count = max(written if isinstance(written, int) else 0, len(steps))
     if not count:
         return None
-    rate = record.config.learning_rate
-    return finding("rolled_back", count=count, step=min(steps, default=0), rate=rate).trying(
-        **gentler(record)
-    )
+    rate = max(rates(record.config).values())
+    found = finding("rolled_back", count=count, step=min(steps, default=0), rate=rate)
+    return found if is_calm(record) else found.trying(**gentler(record))
+
+
+def is_calm(record: RunRecord) -> bool:
+    """Whether nothing speaks against the learning rate: then it is not the reason why numbers overflow."""
+    return relative_rate(record.config) < CALM and not leaps(record)
 
 
 def data_replaced(record: RunRecord) -> Finding | None:
@@ -150,24 +160,31 @@ def diverged(record: RunRecord) -> Finding | None:
 
 def loss_spikes(record: RunRecord) -> Finding | None:
     """Check for spikes of the training loss, in the run's own events and in its lines of metrics."""
-    train = finite(record.train)
-    leaps: dict[int, tuple[float, float]] = {}  # step -> its loss, the usual loss before it
-    spikes = [(event.step, event.loss) for event in record.events if event.kind == "spike"]
-    points = sorted({**{point.step: point.loss for point in train}, **dict(spikes)}.items())
-    usual_losses: list[float] = []
-    for step, loss in points:
-        before = usual_losses[-SPIKE_BEFORE:]
-        if len(before) >= SPIKE_BEFORE // 2 and loss > max(before) + SPIKE_NATS:
-            leaps[step] = loss, median(before)
-        else:
-            usual_losses.append(loss)
-    steps = train[-1].step if train else 0
-    if len(leaps) < max(SPIKES, SPIKE_SHARE * steps):
+    found = leaps(record)
+    steps = max((point.step for point in record.train), default=0)
+    if len(found) < max(SPIKES, SPIKE_SHARE * steps):
         return None
-    step = max(leaps, key=lambda step: leaps[step][0] - leaps[step][1])
-    largest, usual = leaps[step]
-    numbers = {"count": len(leaps), "step": step, "largest": largest, "usual": usual}
-    return finding("loss_spikes", **numbers, rate=record.config.learning_rate).trying(**gentler(record))
+    step = max(found, key=lambda step: found[step][0] - found[step][1])
+    largest, usual = found[step]
+    numbers = {"count": len(found), "step": step, "largest": largest, "usual": usual}
+    return finding("loss_spikes", **numbers, rate=max(rates(record.config).values())).trying(
+        **gentler(record)
+    )
+
+
+def leaps(record: RunRecord) -> dict[int, tuple[float, float]]:
+    """Steps whose loss stands out, in lines or as the run noticed them -> that loss, and what was usual."""
+    noticed = {event.step: event.loss for event in record.events if event.kind == "spike"}
+    points = sorted({**{point.step: point.loss for point in finite(record.train)}, **noticed}.items())
+    found: dict[int, tuple[float, float]] = {}
+    usual: list[float] = []
+    for step, loss in points:
+        before = usual[-SPIKE_BEFORE:]
+        if len(before) >= SPIKE_BEFORE // 2 and loss > max(before) + SPIKE_NATS:
+            found[step] = loss, median(before)
+        else:
+            usual.append(loss)
+    return found
 
 
 def gradient_grows(record: RunRecord) -> Finding | None:
@@ -213,9 +230,8 @@ def overfitting(record: RunRecord) -> Finding | None:
     if not after or fmean(after) >= fmean(before):
         return None
     numbers = {"step": best.step, "minimum": best.loss, "last": last, "train": end, "gap": last - end}
-    config = record.config
-    more = {"dropout": 0.2} if has_flag(config, "dropout") and config.dropout < 0.2 else {}
-    return finding("overfitting", **numbers).trying(max_steps=best.step, **more)
+    # the lowest lies somewhere before the evaluation after the best; a rate that falls until there finds it
+    return finding("overfitting", **numbers).trying(max_steps=next(p.step for p in val if p.step > best.step))
 
 
 def plateau(record: RunRecord) -> Finding | None:

@@ -21,7 +21,7 @@ from minigpt.data.conversation import Conversation
 from minigpt.data.reader import ReadReport, read_conversations
 from minigpt.data.split import exchange_key, normalise
 from minigpt.data.token_statistics import Statistics, compute_statistics
-from minigpt.diagnosis.advice import anew, reading, split_commands
+from minigpt.diagnosis.advice import anew, longer, reading, split_commands
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError, printable
@@ -380,7 +380,10 @@ def duplicates(data: DataRecord) -> Finding | None:
     if several or count / pairs <= DUPLICATE_SHARE:
         return None
     command, parts = split_commands(data.run)
-    return finding("duplicates", count=count, pairs=pairs, share=count / pairs).trying(command, **parts)
+    found = finding("duplicates", count=count, pairs=pairs, share=count / pairs)
+    # measured on what it was measured on before, in as many steps
+    again = {} if data.config.max_steps else longer(data.config, pairs / (pairs - count))
+    return found.trying(command, train_data=parts["train_data"], **again)
 
 
 def template_differs(data: DataRecord) -> Finding | None:

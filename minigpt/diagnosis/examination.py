@@ -42,7 +42,8 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
         done += 1
     findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
-        findings.append(finding("healthy", checks=done, steps=record.steps_done))
+        healthy = finding("healthy", checks=done, steps=record.steps_done)
+        findings = without_consequences([*findings, healthy])  # in its place
     return [_with_commands(record, one) for one in findings]
 
 

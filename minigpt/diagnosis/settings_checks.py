@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from statistics import fmean
 
-from minigpt.diagnosis.advice import gentler, longer, rates, usual_rates
+from minigpt.diagnosis.advice import gentler, longer, rates, relative_rate, usual_rates
 from minigpt.diagnosis.checks import ENOUGH_LINES, finite, late_share, untrained
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
@@ -43,7 +43,7 @@ CLIP_TIMES = 1000.0
 # On a straight line, the last third of the steps has a third of the fall; on a flat end, below a tenth.
 STEEP, STEEP_NATS = 0.2, 0.1
 # The gradient of 32 tokens is mostly noise. Recipes have 500 tokens and more per step.
-FEW_TARGETS, NOT_FAR = 32.0, 0.25
+FEW_TARGETS, ENOUGH_TARGETS, NOT_FAR = 32.0, 500.0, 0.25
 # A parameter can store two bits (https://arxiv.org/abs/2404.05405). The run has reached its limit if its last
 # third has below a tenth of the fall, both losses are close, and it has seen the data several times.
 BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
@@ -80,12 +80,6 @@ def path(record: RunRecord) -> float:
     total = max(record.total_steps, record.steps_done, 1)
     every = max(1, total // 1000)
     return every * sum(schedule(record.config, step, total) for step in range(0, record.steps_done, every))
-
-
-def relative_rate(record: RunRecord) -> float:
-    """Return the run's rate divided by the usual rate; with several optimisers, the highest quotient."""
-    usual = usual_rates(record.config)
-    return max(rate / usual[name] for name, rate in rates(record.config).items())
 
 
 def weight_decay_high(record: RunRecord) -> Finding | None:
@@ -125,7 +119,7 @@ def clip_tiny(record: RunRecord) -> Finding | None:
 
 def rate_too_low(record: RunRecord) -> Finding | None:
     """Check whether the rate is so low that the weights hardly moved, or the loss was still falling fast."""
-    config, rate = record.config, relative_rate(record)
+    config, rate = record.config, relative_rate(record.config)
     if not record.is_finished or not finite(record.val) or rate >= LOW:
         return None
     moved = config.learning_rate * path(record)
@@ -142,7 +136,7 @@ def rate_too_high(record: RunRecord) -> Finding | None:
     rose = peak > untrained(record) + ABOVE
     is_poor = learned_less_than(record, LITTLE)
     if not (rose and (is_poor or record.config.warmup_steps >= WARM)) and not (
-        is_poor and relative_rate(record) >= HIGH
+        is_poor and relative_rate(record.config) >= HIGH
     ):
         return None
     numbers = {"step": step, "peak": peak, "start": untrained(record), "loss": best_loss(record)}
@@ -154,7 +148,7 @@ def warmup_missing(record: RunRecord) -> Finding | None:
     """Check whether the first steps raised the loss without a warm-up."""
     peak, step, low = early_peak(record)
     rose = peak > untrained(record) + ABOVE
-    leapt = peak > low + RISE and relative_rate(record) >= HIGH
+    leapt = peak > low + RISE and relative_rate(record.config) >= HIGH
     if record.config.warmup_steps >= WARM or not (rose or leapt):
         return None
     numbers = {"step": step, "peak": peak, "low": low, "warmup": record.config.warmup_steps}
@@ -196,7 +190,7 @@ def too_short(record: RunRecord) -> Finding | None:
     if not hardly_begun and not is_steep(record):
         return None
     numbers = {"steps": record.steps_done, "share": late_share(record), "loss": best_loss(record)}
-    return finding("too_short", **numbers).trying(**longer(record.config))
+    return finding("too_short", **numbers).trying(**longer(record.config, 10 if hardly_begun else 3))
 
 
 def batch_too_small(record: RunRecord) -> Finding | None:
@@ -211,8 +205,11 @@ def batch_too_small(record: RunRecord) -> Finding | None:
     if best_loss(record) < NOT_FAR * summary.val_unigram_loss:
         return None
     found = finding("batch_too_small", targets=targets, loss=best_loss(record))
-    size = 2 ** math.ceil(math.log2(500 * summary.train_examples / summary.train_targets))
-    return found.trying(batch_size=min(size, 2 ** math.ceil(math.log2(summary.train_examples))))
+    wanted = min(ENOUGH_TARGETS * summary.train_examples / summary.train_targets, summary.train_examples)
+    size = 2 ** math.ceil(math.log2(wanted))
+    # a quarter of the steps: each of them goes further
+    times = 0.25 if config.max_steps else max(1.0, size / batch / 4)
+    return found.trying(batch_size=size, **longer(config, times))
 
 
 def model_too_small(record: RunRecord) -> Finding | None:
