@@ -24,8 +24,10 @@ __all__ = ["SETTINGS_CHECKS"]
 LITTLE = 0.9
 # As far as nothing: within three per cent, which is what smoothing the frequencies is worth.
 NOTHING_BELOW = 0.97
-# A weight is one thing or another from about 0.05 on, twice and a half its first deviation.
-MOVED = 0.05
+# Below a quarter most is learned, and no setting is to blame. (On real texts models end at a third or more.)
+NOT_FAR = 0.25
+# A weight is one thing or another from about 0.1 on, five times its first deviation.
+MOVED = 0.1
 # Recipes for small models have AdamW at 3e-4 to 1e-2 and Muon at 0.01 to 0.05. A tenth of the usual rate is
 # low, ten times as much is high.
 LOW, HIGH = 0.1, 10.0
@@ -38,12 +40,12 @@ DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # Half of all activations is more than any recipe drops.
 DROPOUT = 0.5
 # A clip shortens outliers. If all gradients are cut to a thousandth, their length says nothing any more.
-# AdamW and Muon do not mind, until the rest is as small as the 1e-8 and 1e-7 that they divide by at least.
-CLIP_TIMES = 1000.0
+# AdamW does not mind, until what is left of a weight's comes near the 1e-8 that it adds when it divides.
+CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
 # A third of the fall in the last third is a straight line; a curve that is nearly done brings under a tenth.
 STEEP, STEEP_NATS = 0.2, 0.1
 # The gradient of 32 tokens is mostly chance: recipes have 500 and more.
-FEW_TARGETS, ENOUGH_TARGETS, NOT_FAR = 32.0, 500.0, 0.25
+FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0
 # A parameter holds two bits of what is to be known by heart (https://arxiv.org/abs/2404.05405). The run is
 # done if its last third brings under a tenth; the losses are close; and the data came several times.
 BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
@@ -75,6 +77,11 @@ def learned_less_than(record: RunRecord, share: float) -> bool:
     return not far and not by_heart
 
 
+def is_far(record: RunRecord) -> bool:
+    """Whether most is learned; also where nothing tells."""
+    return record.summary is None or not best_loss(record) >= NOT_FAR * record.summary.val_unigram_loss
+
+
 def path(record: RunRecord) -> float:
     """The sum of all shares of the highest rate: times the rate, how far AdamW's steps reach together."""
     total = max(record.total_steps, record.steps_done, 1)
@@ -90,7 +97,7 @@ def weight_decay_high(record: RunRecord) -> Finding | None:
         decays.append((config.muon_weight_decay, config.muon_learning_rate))
     time = path(record)
     high = [d for d, rate in decays if d > 1 / DECAY_LIMIT and d * rate * time >= DECAY_TIME]
-    if not high or not learned_less_than(record, LITTLE):
+    if not high or is_far(record):
         return None
     names = {"weight_decay": 0.1, **({"muon_weight_decay": 0.1} if config.optimizer == "muon" else {})}
     found = finding("weight_decay_high", decay=max(high), limit=1 / max(high), loss=best_loss(record))
@@ -99,7 +106,7 @@ def weight_decay_high(record: RunRecord) -> Finding | None:
 
 def dropout_high(record: RunRecord) -> Finding | None:
     """Too much is dropped."""
-    if record.config.dropout < DROPOUT or not learned_less_than(record, LITTLE):
+    if record.config.dropout < DROPOUT or is_far(record):
         return None
     found = finding("dropout_high", dropout=record.config.dropout, loss=best_loss(record))
     return found.trying(dropout=0.1)
@@ -109,10 +116,10 @@ def clip_tiny(record: RunRecord) -> Finding | None:
     """All gradients are cut to next to nothing."""
     limit = record.config.max_grad_norm
     norms = sorted(point.grad_norm for point in record.train if math.isfinite(point.grad_norm))
-    if not limit or not norms or not learned_less_than(record, LITTLE):
+    if not limit or not norms or not record.parameters or is_far(record):
         return None
     usual = norms[len(norms) // 2]
-    if norms[0] < CLIP_TIMES * limit:
+    if norms[0] < CLIP_TIMES * limit or limit / math.sqrt(record.parameters) > CLIP_LEFT:
         return None
     return finding("clip_tiny", limit=limit, norm=usual, times=usual / limit).trying(max_grad_norm=1.0)
 
@@ -131,30 +138,42 @@ def rate_too_low(record: RunRecord) -> Finding | None:
 
 
 def rate_too_high(record: RunRecord) -> Finding | None:
-    """The steps are so long that they make the loss worse, or that nothing comes of a high rate."""
-    peak, step, _ = early_peak(record)
-    rose = peak > untrained(record) + ABOVE
-    is_poor = learned_less_than(record, LITTLE)
-    if not (rose and (is_poor or record.config.warmup_steps >= WARM)) and not (
-        is_poor and relative_rate(record.config) >= HIGH
-    ):
+    """The steps are so long that they make the loss worse, or little comes of a high rate."""
+    is_poor, is_warm = learned_less_than(record, LITTLE), record.config.warmup_steps >= WARM
+    times, has_leapt = relative_rate(record.config), leapt(record)
+    worse = rose(record) and (is_poor or is_warm)
+    in_vain = times >= HIGH and (is_poor or not (is_far(record) or (has_leapt and not is_warm)))
+    train = finite(record.train)
+    if not train or not (worse or in_vain):
         return None
+    peak, step, _ = early_peak(record)
+    if math.isnan(peak):  # the beginning is missing
+        peak, step = max((point.loss, point.step) for point in train)
     numbers = {"step": step, "peak": peak, "start": untrained(record), "loss": best_loss(record)}
     rate = max(rates(record.config).values())
-    return finding("rate_too_high", rate=rate, **numbers).trying(**gentler(record))
+    return finding("rate_too_high", rate=rate, times=times, **numbers).trying(**gentler(record))
 
 
 def warmup_missing(record: RunRecord) -> Finding | None:
     """The first steps made the loss worse, and no warm-up kept them short."""
-    peak, step, low = early_peak(record)
-    rose = peak > untrained(record) + ABOVE
-    leapt = peak > low + RISE and relative_rate(record.config) >= HIGH
-    if record.config.warmup_steps >= WARM or not (rose or leapt):
+    if record.config.warmup_steps >= WARM or not (rose(record) or leapt(record)):
         return None
+    peak, step, low = early_peak(record)
     numbers = {"step": step, "peak": peak, "low": low, "warmup": record.config.warmup_steps}
     warmup = max(WARM, min(100, record.total_steps // 10))
     rate = max(rates(record.config).values())
     return finding("warmup_missing", rate=rate, **numbers).trying(warmup_steps=warmup, max_grad_norm=1.0)
+
+
+def rose(record: RunRecord) -> bool:
+    """Whether the first steps made a new model's loss worse."""
+    return early_peak(record)[0] > untrained(record) + ABOVE
+
+
+def leapt(record: RunRecord) -> bool:
+    """Whether at a high rate one of the first lines stands well above an earlier one."""
+    peak, _, low = early_peak(record)
+    return relative_rate(record.config) >= HIGH and peak > low + RISE
 
 
 def early_peak(record: RunRecord) -> tuple[float, int, float]:
