@@ -96,8 +96,9 @@ def _run(
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {trainer.model.config.parameter_count():,} parameters on {trainer.device}")
-    for sentence in summary.warnings():
-        warn(sentence)
+    if not (config.resume and has_checkpoint) or config.allow_changed_data:  # else it was said before
+        for sentence in summary.warnings():
+            warn(sentence)
     if config.dry_run:
         estimate.print_parameters(trainer)
     elif config.resume and not has_checkpoint:
