@@ -332,6 +332,13 @@ def test_where_nothing_speaks_against_the_rate_it_is_not_to_be_lowered() -> None
         assert findings_of(run(events=events, config={"learning_rate": 9.1e-3}))[code].flags
 
 
+def test_one_batch_of_rare_tokens_is_no_rise() -> None:
+    """It costs more than a new model has, once frequent tokens are known. Two such steps on end do not."""
+    for high, expected in (({7}, set()), ({7, 9}, set()), ({7, 8}, {"warmup_missing"})):
+        lines = [TrainPoint(s, 7.5 if s in high else curve(s)) for s in range(1, STEPS + 1)]
+        assert found(run(train=lines)) == expected
+
+
 def test_a_first_step_that_was_logged_is_judged_by_itself() -> None:
     points = [TrainPoint(step, 4.0) for step in range(1, 20)]
     assert "first_loss_low" in found(run(train=points))  # 4.0 < 0.7 * 7.0

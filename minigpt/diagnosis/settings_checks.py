@@ -8,6 +8,7 @@ little, or made its loss worse. Two facts explain most thresholds. A step of Ada
 learning rate at most, whatever the gradient. And initial weights have a deviation of 0.02 in every family.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from statistics import fmean
@@ -15,7 +16,7 @@ from statistics import fmean
 from minigpt.diagnosis.advice import gentler, longer, rates, relative_rate, usual_rates
 from minigpt.diagnosis.checks import ENOUGH_LINES, finite, late_share, untrained
 from minigpt.diagnosis.findings import Finding, finding
-from minigpt.diagnosis.record import RunRecord
+from minigpt.diagnosis.record import RunRecord, TrainPoint
 from minigpt.training.optimizer import schedule
 
 __all__ = ["SETTINGS_CHECKS"]
@@ -166,8 +167,13 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 
 
 def rose(record: RunRecord) -> bool:
-    """Whether the first steps made a new model's loss worse."""
-    return early_peak(record)[0] > untrained(record) + ABOVE
+    """Whether the first steps made a new model's loss worse, for two steps on end at least.
+
+    (A single batch of rare tokens costs a model more that has just learned which tokens are frequent.)
+    """
+    train = first_lines(record)
+    above = [point.loss > untrained(record) + ABOVE for point in train]
+    return any(above) if record.lines_every > 1 else any(a and b for a, b in itertools.pairwise(above))
 
 
 def leapt(record: RunRecord) -> bool:
@@ -176,17 +182,24 @@ def leapt(record: RunRecord) -> bool:
     return relative_rate(record.config) >= HIGH and peak > low + RISE
 
 
+def first_lines(record: RunRecord) -> list[TrainPoint]:
+    """A tenth of the lines, at least ten; none where the beginning is missing."""
+    train = finite(record.train)
+    if not train or math.isnan(untrained(record)) or train[0].step > 2 * max(record.lines_every, 10):
+        return []
+    return train[: max(FIRST_LINES, len(train) // 10)]
+
+
 def early_peak(record: RunRecord) -> tuple[float, int, float]:
     """Of the first lines the one that lies most above an earlier one, or a new model: loss, step, low.
 
     nan where the beginning is missing.
     """
-    train = finite(record.train)
-    low = untrained(record)
-    if not train or math.isnan(low) or train[0].step > 2 * max(record.lines_every, 10):
+    train, low = first_lines(record), untrained(record)
+    if not train:
         return math.nan, 0, math.nan
     found = (train[0].loss, train[0].step, low)
-    for point in train[: max(FIRST_LINES, len(train) // 10)]:
+    for point in train:
         is_first = point.step <= max(FIRST_LINES, record.steps_done // 50)
         if point.loss - low > found[0] - found[2] and (is_first or point.loss > untrained(record)):
             found = (point.loss, point.step, low)
