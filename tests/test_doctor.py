@@ -328,7 +328,9 @@ def test_where_nothing_speaks_against_the_rate_it_is_not_to_be_lowered() -> None
     for code, kind in (("steps_skipped", "skipped"), ("rolled_back", "rollback")):
         events = [Event(100, kind)]
         assert findings_of(run(events=events))[code].flags is None
-        assert findings_of(run(events=[*events, Event(200, "spike", 9.0)]))[code].flags
+        spikes = [Event(step, "spike", 9.0) for step in (200, 210, 220)]
+        assert findings_of(run(events=[*events, *spikes[:2]]))[code].flags is None
+        assert findings_of(run(events=[*events, *spikes]))[code].flags
         assert findings_of(run(events=events, config={"learning_rate": 9.1e-3}))[code].flags
 
 
