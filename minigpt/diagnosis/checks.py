@@ -35,8 +35,8 @@ SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
 # One or two leaps are what a strange batch does. A leap takes some ten steps to get over: with one in fifty
 # steps a fifth of the run is lost.
 SPIKES, SPIKE_SHARE = 3, 0.02
-# Where numbers overflow at a rate under three usual ones, and the loss did not leap, the reason is another one:
-# a line of the data, the machine's memory, 16 bits.
+# Where numbers overflow at a rate under three usual ones, and the loss did not leap, the reason is another: a
+# line of the data, the machine's memory, 16 bits.
 CALM = 3.0
 # Gradients get a little longer as the loss gets small. Five times is more than that.
 GRADIENT_TIMES = 5.0
