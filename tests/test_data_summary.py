@@ -89,6 +89,8 @@ def test_before_training_it_is_said_and_written_down(tmp_path: Path, run_command
     said = [line for line in result.err.splitlines() if line.startswith("warning: ")]
     assert [" ".join(line.split()[2:6]) for line in said] == ["tokens to learn from", "tokens to measure on"]
     assert result.err.index(said[1]) < result.err.index("training 12/12")
+    again = run_command("train", "--output", tmp_path / "run", "--resume", "--max_steps", "14")
+    assert (again.code, "tokens to learn from" in again.err) == (0, False), "said before"
     written = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["data"]
     settings = config(tmp_path)
     assert read_summary(written) == summarize(read_data(settings), settings)

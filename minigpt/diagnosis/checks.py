@@ -35,7 +35,7 @@ SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
 # An unusual batch may cause one or two spikes. After a spike the loss needs about ten steps to recover. So
 # one spike in fifty steps wastes a fifth of the run.
 SPIKES, SPIKE_SHARE = 3, 0.02
-# Where numbers overflow at a rate under three usual ones, and no loss leapt, the reason is another one: a
+# Where numbers overflow at a rate under three usual ones, and the loss did not leap, the reason is another: a
 # line of the data, the machine's memory, 16 bits.
 CALM = 3.0
 # The gradient norm normally grows a little as the loss falls, but not five times.
@@ -117,7 +117,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 def is_calm(record: RunRecord) -> bool:
     """Whether nothing speaks against the learning rate: then it is not the reason why numbers overflow."""
-    return relative_rate(record.config) < CALM and not leaps(record)
+    return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
 def data_replaced(record: RunRecord) -> Finding | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from minigpt.diagnosis.advice import recipe_command, train_command
+from minigpt.diagnosis.advice import longer, recipe_command, train_command
 from minigpt.diagnosis.checks import CHECKS
 from minigpt.diagnosis.curves import Curve, compare, compare_with_recipe
 from minigpt.diagnosis.data_checks import (
@@ -62,6 +62,8 @@ def _answers(record: RunRecord, data: DataRecord) -> list[Finding]:
     try:
         model, tokenizer = load_best(record)
         answers, limit = ask(model, tokenizer, data.val)
-        return judge(measure(model, tokenizer, data.val), answers, limit, answers_fit(data))
+        found = judge(measure(model, tokenizer, data.val), answers, limit, answers_fit(data))
     except InputError as error:
         return [finding("deep_impossible", reason=printable(str(error)))]
+    more = longer(record.config, 3)
+    return [one.trying(**more) if one.code == "question_ignored" else one for one in found]

@@ -8,6 +8,7 @@ worse. Two facts explain most thresholds. A step of AdamW moves a weight at most
 for any gradient. And initial weights have a standard deviation of 0.02 in every family.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from statistics import fmean
@@ -15,7 +16,7 @@ from statistics import fmean
 from minigpt.diagnosis.advice import gentler, longer, rates, relative_rate, usual_rates
 from minigpt.diagnosis.checks import ENOUGH_LINES, finite, late_share, untrained
 from minigpt.diagnosis.findings import Finding, finding
-from minigpt.diagnosis.record import RunRecord
+from minigpt.diagnosis.record import RunRecord, TrainPoint
 from minigpt.training.optimizer import schedule
 
 __all__ = ["SETTINGS_CHECKS"]
@@ -24,8 +25,11 @@ __all__ = ["SETTINGS_CHECKS"]
 LITTLE = 0.9
 # Within 3 % of the unigram loss, a model has learned nothing: smoothing the frequencies changes as much.
 NOTHING_BELOW = 0.97
-# A weight has learned something once it has moved by about 0.05, 2.5 times its initial deviation.
-MOVED = 0.05
+# If the loss has fallen below a quarter of the untrained loss, most is learned and no setting is to blame.
+# (On real texts, models end at a third or more.)
+NOT_FAR = 0.25
+# A weight has learned something once it has moved by about 0.1, five times its initial deviation.
+MOVED = 0.1
 # Recipes for small models have rates of 3e-4 to 1e-2 for AdamW and 0.01 to 0.05 for Muon. A tenth of the
 # usual rate is low, ten times the usual rate is high.
 LOW, HIGH = 0.1, 10.0
@@ -38,12 +42,12 @@ DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # No recipe drops half of all activations.
 DROPOUT = 0.5
 # Clipping should shorten outliers only. If it cuts all gradients to a thousandth, their norms have no effect.
-# AdamW and Muon tolerate this until the gradients are as small as their eps, 1e-8 and 1e-7.
-CLIP_TIMES = 1000.0
+# AdamW tolerates this until the gradient of a weight is close to its eps, 1e-8.
+CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
 # On a straight line, the last third of the steps has a third of the fall; on a flat end, below a tenth.
 STEEP, STEEP_NATS = 0.2, 0.1
 # The gradient of 32 tokens is mostly noise. Recipes have 500 tokens and more per step.
-FEW_TARGETS, ENOUGH_TARGETS, NOT_FAR = 32.0, 500.0, 0.25
+FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0
 # A parameter can store two bits (https://arxiv.org/abs/2404.05405). The run has reached its limit if its last
 # third has below a tenth of the fall, both losses are close, and it has seen the data several times.
 BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
@@ -75,6 +79,11 @@ def learned_less_than(record: RunRecord, share: float) -> bool:
     return not far and not by_heart
 
 
+def is_far(record: RunRecord) -> bool:
+    """Whether most is learned; also where nothing tells."""
+    return record.summary is None or not best_loss(record) >= NOT_FAR * record.summary.val_unigram_loss
+
+
 def path(record: RunRecord) -> float:
     """Return the sum of the schedule's shares over all steps. Times the rate, this is AdamW's longest way."""
     total = max(record.total_steps, record.steps_done, 1)
@@ -90,7 +99,7 @@ def weight_decay_high(record: RunRecord) -> Finding | None:
         decays.append((config.muon_weight_decay, config.muon_learning_rate))
     time = path(record)
     high = [d for d, rate in decays if d > 1 / DECAY_LIMIT and d * rate * time >= DECAY_TIME]
-    if not high or not learned_less_than(record, LITTLE):
+    if not high or is_far(record):
         return None
     names = {"weight_decay": 0.1, **({"muon_weight_decay": 0.1} if config.optimizer == "muon" else {})}
     found = finding("weight_decay_high", decay=max(high), limit=1 / max(high), loss=best_loss(record))
@@ -99,7 +108,7 @@ def weight_decay_high(record: RunRecord) -> Finding | None:
 
 def dropout_high(record: RunRecord) -> Finding | None:
     """Check whether dropout is too high."""
-    if record.config.dropout < DROPOUT or not learned_less_than(record, LITTLE):
+    if record.config.dropout < DROPOUT or is_far(record):
         return None
     found = finding("dropout_high", dropout=record.config.dropout, loss=best_loss(record))
     return found.trying(dropout=0.1)
@@ -109,10 +118,10 @@ def clip_tiny(record: RunRecord) -> Finding | None:
     """Check whether clipping makes all gradients tiny."""
     limit = record.config.max_grad_norm
     norms = sorted(point.grad_norm for point in record.train if math.isfinite(point.grad_norm))
-    if not limit or not norms or not learned_less_than(record, LITTLE):
+    if not limit or not norms or not record.parameters or is_far(record):
         return None
     usual = norms[len(norms) // 2]
-    if norms[0] < CLIP_TIMES * limit:
+    if norms[0] < CLIP_TIMES * limit or limit / math.sqrt(record.parameters) > CLIP_LEFT:
         return None
     return finding("clip_tiny", limit=limit, norm=usual, times=usual / limit).trying(max_grad_norm=1.0)
 
@@ -132,29 +141,54 @@ def rate_too_low(record: RunRecord) -> Finding | None:
 
 def rate_too_high(record: RunRecord) -> Finding | None:
     """Check whether the rate is so high that it raised the loss, or that the run learned little."""
-    peak, step, _ = early_peak(record)
-    rose = peak > untrained(record) + ABOVE
-    is_poor = learned_less_than(record, LITTLE)
-    if not (rose and (is_poor or record.config.warmup_steps >= WARM)) and not (
-        is_poor and relative_rate(record.config) >= HIGH
-    ):
+    is_poor, is_warm = learned_less_than(record, LITTLE), record.config.warmup_steps >= WARM
+    times, has_leapt = relative_rate(record.config), leapt(record)
+    worse = rose(record) and (is_poor or is_warm)
+    in_vain = times >= HIGH and (is_poor or not (is_far(record) or (has_leapt and not is_warm)))
+    train = finite(record.train)
+    if not train or not (worse or in_vain):
         return None
+    peak, step, _ = early_peak(record)
+    if math.isnan(peak):  # the beginning is missing
+        peak, step = max((point.loss, point.step) for point in train)
     numbers = {"step": step, "peak": peak, "start": untrained(record), "loss": best_loss(record)}
     rate = max(rates(record.config).values())
-    return finding("rate_too_high", rate=rate, **numbers).trying(**gentler(record))
+    return finding("rate_too_high", rate=rate, times=times, **numbers).trying(**gentler(record))
 
 
 def warmup_missing(record: RunRecord) -> Finding | None:
     """Check whether the first steps raised the loss without a warm-up."""
-    peak, step, low = early_peak(record)
-    rose = peak > untrained(record) + ABOVE
-    leapt = peak > low + RISE and relative_rate(record.config) >= HIGH
-    if record.config.warmup_steps >= WARM or not (rose or leapt):
+    if record.config.warmup_steps >= WARM or not (rose(record) or leapt(record)):
         return None
+    peak, step, low = early_peak(record)
     numbers = {"step": step, "peak": peak, "low": low, "warmup": record.config.warmup_steps}
     warmup = max(WARM, min(100, record.total_steps // 10))
     rate = max(rates(record.config).values())
     return finding("warmup_missing", rate=rate, **numbers).trying(warmup_steps=warmup, max_grad_norm=1.0)
+
+
+def rose(record: RunRecord) -> bool:
+    """Whether the first steps made a new model's loss worse, for two steps on end at least.
+
+    (A single batch of rare tokens costs a model more that has just learned which tokens are frequent.)
+    """
+    train = first_lines(record)
+    above = [point.loss > untrained(record) + ABOVE for point in train]
+    return any(above) if record.lines_every > 1 else any(a and b for a, b in itertools.pairwise(above))
+
+
+def leapt(record: RunRecord) -> bool:
+    """Whether at a high rate one of the first lines stands well above an earlier one."""
+    peak, _, low = early_peak(record)
+    return relative_rate(record.config) >= HIGH and peak > low + RISE
+
+
+def first_lines(record: RunRecord) -> list[TrainPoint]:
+    """A tenth of the lines, at least ten; none where the beginning is missing."""
+    train = finite(record.train)
+    if not train or math.isnan(untrained(record)) or train[0].step > 2 * max(record.lines_every, 10):
+        return []
+    return train[: max(FIRST_LINES, len(train) // 10)]
 
 
 def early_peak(record: RunRecord) -> tuple[float, int, float]:
@@ -162,12 +196,11 @@ def early_peak(record: RunRecord) -> tuple[float, int, float]:
 
     Returns: loss, step, and the lower loss before it; (nan, 0, nan) if the beginning is missing.
     """
-    train = finite(record.train)
-    low = untrained(record)
-    if not train or math.isnan(low) or train[0].step > 2 * max(record.lines_every, 10):
+    train, low = first_lines(record), untrained(record)
+    if not train:
         return math.nan, 0, math.nan
     found = (train[0].loss, train[0].step, low)
-    for point in train[: max(FIRST_LINES, len(train) // 10)]:
+    for point in train:
         is_first = point.step <= max(FIRST_LINES, record.steps_done // 50)
         if point.loss - low > found[0] - found[2] and (is_first or point.loss > untrained(record)):
             found = (point.loss, point.step, low)

@@ -123,7 +123,8 @@ def _run(
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {_counted(trainer.model)} on {trainer.device}")
-    for sentence in summary.warnings() if summary is not None else ():
+    is_told = config.resume and has_checkpoint and not config.allow_changed_data  # by the run that is resumed
+    for sentence in summary.warnings() if summary is not None and not is_told else ():
         warn(sentence)
     if config.dry_run:
         estimate.print_parameters(trainer)
