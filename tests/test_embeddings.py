@@ -9,6 +9,7 @@ import torch
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
+from minigpt.generation import native
 from minigpt.generation.api import GenerationOptions, generate_ids, generate_output
 from minigpt.generation.inputs_embeds import token_embedding
 from minigpt.model import GPTConfig, GPTLMHeadModel
@@ -32,6 +33,20 @@ def make(family: str) -> LanguageModel:
 
 def vectors_of(model: LanguageModel, prompts: list[list[int]]) -> list[torch.Tensor]:
     return [token_embedding(model).weight.detach()[prompt] for prompt in prompts]
+
+
+@pytest.mark.parametrize("values", [{}, {"window": 12}])
+def test_searches_in_one_batch_do_not_mix_their_beams(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    """PyTorch reads adjacent slots: where a search ends, the beams of others move, and change their order."""
+    monkeypatch.setattr(native, "library", lambda: None)
+    model = make("gpt").double()
+    prompts = [*PROMPTS, *(prompt[::-1] for prompt in PROMPTS)]
+    options = GenerationOptions(num_beams=3, num_return_sequences=2, max_new_tokens=25, **values)
+    alone = [one for prompt in prompts for one in generate_ids(model, [prompt], options, EOS)]
+    assert len({len(one.ids) for one in alone}) > 2, "the searches end at different times"
+    assert generate_ids(model, prompts, options, EOS, 64) == alone
 
 
 @pytest.mark.parametrize("family", ["gpt", "qwen3"])

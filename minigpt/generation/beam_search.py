@@ -48,7 +48,8 @@ class BeamSearch:
     def __init__(self, request: Request) -> None:
         self.request, self.options = request, request.options
         self.finished: list[Finished] = []
-        self._totals: list[float] = [0.0]  # log-probability of each beam's new tokens
+        # log-probability of each beam's new tokens; the loop may give the beams in any order
+        self._totals: dict[Sequence, float] = {}
 
     def take(self, beams: list[Sequence], logits: Tensor, loop: Any) -> list[Sequence]:
         """Continue all beams of the search by one token. Return the new beams, or none if the search ends."""
@@ -61,7 +62,8 @@ class BeamSearch:
         # Each eos may end each beam. There must still be K candidates that continue.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
         # the most likely continuations of all beams, in descending order
-        totals = torch.tensor(self._totals, dtype=scores.dtype, device=scores.device)  # (K,)
+        so_far = [self._totals.get(beam, 0.0) for beam in beams]
+        totals = torch.tensor(so_far, dtype=scores.dtype, device=scores.device)  # (K,)
         best = torch.topk((scores + totals[:, None]).flatten(), n_candidates)  # (n,)
         candidates = [
             (total, place // V, [*beams[place // V].ids, place % V])
@@ -80,8 +82,9 @@ class BeamSearch:
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
         missing = K - len(going_on)  # if the options leave fewer candidates, copies fill the places
-        self._totals = [total for total, _, _ in going_on] + [NO_SCORE] * missing
-        return self._continue(beams, going_on + going_on[-1:] * missing, loop)
+        beams = self._continue(beams, going_on + going_on[-1:] * missing, loop)
+        self._totals = dict(zip(beams, [total for total, _, _ in going_on] + [NO_SCORE] * missing))
+        return beams
 
     def _continue(
         self, beams: list[Sequence], chosen: list[tuple[float, int, list[int]]], loop: Any
