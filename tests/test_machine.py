@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minigpt.data.batches import Batch
 from minigpt.devices import move, random_state
 from minigpt.errors import InputError
+from minigpt.finetuning.lora import LoraConfig, LoraLinear
 from minigpt.training import estimate as report
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe, read_run
 from minigpt.training.flops import model_flops, peak_flops
@@ -503,6 +504,15 @@ def test_a_padded_vocabulary_changes_neither_loss_nor_gradient(limit: int) -> No
         # the loss is in float32
         torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_of_the_head_is_not_left_out_of_a_padded_vocabulary() -> None:
+    head = LoraLinear(nn.Linear(16, 67, bias=False), LoraConfig(r=2))
+    nn.init.normal_(head.lora_B)
+    hidden, targets = torch.randn(20, 16), torch.randint(67, (20,))
+    expected = F.cross_entropy(head(hidden), targets, reduction="sum")
+    assert (expected - F.cross_entropy(head.base_layer(hidden), targets, reduction="sum")).abs() > 1
+    torch.testing.assert_close(summed_cross_entropy(head, hidden, targets, multiple=64), expected)
 
 
 def test_pieces_work_under_autocast() -> None:

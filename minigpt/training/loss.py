@@ -214,7 +214,7 @@ def _cross_entropies(
 ) -> list[Tensor]:
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
-    if vocab_size % multiple:
+    if vocab_size % multiple and type(lm_head) is nn.Linear:  # an adapter has more than a weight
         padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C): padded once for all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
