@@ -41,7 +41,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "freeze": {"method": "freeze", "train_only": "last:1"},
     "lora": {"method": "lora", "r": 3, "lora_dropout": 0.1},
     "dora": {"method": "lora", "r": 2, "use_dora": True, "modules_to_save": ("lm_head",)},
+    "adapter": {"method": "adapter", "bottleneck_size": 5},
+    "ia3": {"method": "ia3", "learning_rate": 0.5},  # few weights, and a base that knows nothing
 }
+ADAPTERS = ("lora", "dora", "adapter", "ia3")
 FAMILIES: dict[str, Callable[[int], LanguageModel]] = {
     "gpt": lambda V: GPTLMHeadModel(GPTConfig(24, 3, 2, 0.0, 32, V)),
     "qwen3": lambda V: Qwen3ForCausalLM(Qwen3Config(V, 24, 40, 2, 4, 2, 8, 32, tie_word_embeddings=False)),
@@ -146,8 +149,8 @@ def test_the_weights_are_measured_before_the_first_step(folder: Path, family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_a_checkpoint_of_lora_is_an_adapter(folder: Path, family: str, method: str) -> None:
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_a_checkpoint_of_an_adapter_holds_nothing_else(folder: Path, family: str, method: str) -> None:
     run = trainer(settings(folder, family, **METHODS[method]))
     run.run()
     last = folder / "run" / "last"
@@ -195,7 +198,7 @@ def test_a_resumed_run_ends_with_the_same_bits(folder: Path, method: str, step: 
     again = trainer(config)
     again.resume()
     again.run()
-    name = "adapter_model.safetensors" if "lora" in str(METHODS[method]) else "model.safetensors"
+    name = "adapter_model.safetensors" if method in ADAPTERS else "model.safetensors"
     for file in (name, "optimizer.safetensors"):
         ended, expected = load_file(folder / "run/last" / file), load_file(folder / "whole/last" / file)
         assert ended.keys() == expected.keys()
@@ -460,6 +463,14 @@ def test_a_size_chooses_the_number_of_steps(
         ({"use_dora": True}, "--use_dora belongs to --method lora"),
         ({"method": "lora", "target_modules": ("c_atn",)}, "unknown module in target_modules 'c_atn'"),
         ({"method": "lora", "add_tokens": "from-data"}, "an adapter adds no rows"),
+        ({"method": "adapter", "add_tokens": "from-data"}, "an adapter adds no rows"),
+        ({"method": "adapter", "r": 4}, "--r belongs to --method lora: got --method adapter"),
+        ({"bottleneck_size": 4}, "--bottleneck_size belongs to --method adapter: got --method full"),
+        ({"method": "ia3", "layers_to_transform": (0,)}, "belongs to --method lora or adapter: got --method"),
+        ({"method": "ia3", "target_modules": ("c_atn",)}, "unknown module in target_modules 'c_atn'"),
+        ({"method": "adapter", "bottleneck_size": 0}, "bottleneck_size must be from 1 to"),
+        ({"method": "adapter", "layers_to_transform": (9,)}, "layers_to_transform names block 9: the model"),
+        ({"method": "adapter", "parallel": "fsdp"}, "does not go with method=adapter"),
         ({"add_tokens": "words.txt"}, "must be from-data, or a text in UTF-8"),
         ({"n_layer": 3}, "--n_layer is for a new model"),
         ({"block_size": 64}, "reads 32 tokens"),

@@ -3,8 +3,8 @@
     minigpt merge --model gpt2 --adapter output/lora --output output/merged
     minigpt generate --model output/merged --question 四川省的省会是哪里？
 
-The adapter has PEFT's format (LoRA, rsLoRA, DoRA). The new folder has the model's tokenizer and settings, and
-its weights have the same dtype. `minigpt generate --model gpt2 --adapter output/lora` merges only in memory.
+The adapter has PEFT's format (LoRA, rsLoRA, DoRA, IA3). The new folder has the model's tokenizer and settings,
+and its weights have the same dtype. `minigpt generate --model gpt2 --adapter output/lora` merges only in memory.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise InputError(f"{options.output} exists and is not empty: choose another folder with --output")
     from minigpt.finetuning.adapters import adapter_folder, load_adapter
-    from minigpt.finetuning.lora import lora_layers, merge_and_unload
+    from minigpt.finetuning.layers import adapted_layers, merge_and_unload
     from minigpt.storage.json_files import read_json
     from minigpt.weights.derived_folders import write_derived
     from minigpt.weights.pretrained import load_model, model_folder, save_pretrained
@@ -43,8 +43,8 @@ def main(options: Options) -> dict[str, Any]:
     if is_quantized(config):
         raise InputError(f"{folder} is quantised: give the folder that it was made from")
     model = load_model(folder, dtype="stored")
-    r = load_adapter(model, adapter).r
-    layers = sum(1 for _ in lora_layers(model))
+    rank = getattr(load_adapter(model, adapter), "r", None)  # IA3 has none
+    layers = sum(1 for _ in adapted_layers(model))
     merge_and_unload(model)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     config = {key: value for key, value in config.items() if key != "torch_dtype"}  # the older name of dtype
@@ -53,8 +53,9 @@ def main(options: Options) -> dict[str, Any]:
     if "tie_word_embeddings" in config or not is_tied:
         config["tie_word_embeddings"] = is_tied
     write_derived(folder, options.output, config, lambda goal: save_pretrained(model, goal))
-    print(f"{options.output}: {adapter} (rank {r}, {layers} layers) merged into {folder}, in {dtype}")
-    return {"output": options.output, "rank": r, "layers": layers, "dtype": dtype}
+    shown = "" if rank is None else f"rank {rank}, "
+    print(f"{options.output}: {adapter} ({shown}{layers} layers) merged into {folder}, in {dtype}")
+    return {"output": options.output, "rank": rank, "layers": layers, "dtype": dtype}
 
 
 if __name__ == "__main__":

@@ -71,6 +71,9 @@ class Family:
 
     # names of the last matrices of attention and MLP, which add to the residual stream
     residual_projections: tuple[str, ...]
+    # Hugging Face's names of the layers whose outputs, or whose inputs, IA3 multiplies; PEFT has the same
+    rescaled_outputs: tuple[str, ...]
+    rescaled_inputs: tuple[str, ...]
     # end of a weight's name -> number of matrices that are stacked in it
     fused: Mapping[str, int] = field(default_factory=dict)
     block_weights: Callable[[Any], int]  # C -> number of matrix weights in all blocks

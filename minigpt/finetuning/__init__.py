@@ -3,7 +3,10 @@
 It may import errors, storage and families. minigpt/training/objective.py uses it. In reading order:
 
     freezing.py     trains some parameters and freezes the others
-    lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA): apply, switch, weigh, merge
+    layers.py       adapters in general: layers around linear layers; add, switch, by row of a batch, merge
+    lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA)
+    bottleneck.py   small modules after attention and MLP
+    ia3.py          factors for channels
     adapters.py     reads and writes PEFT's adapter folders
     embeddings.py   more rows in embedding and head, for new tokens
     classification.py  a classifier: the body of a language model with another head; its loss

@@ -1,12 +1,14 @@
 """Reads and writes PEFT's adapter folders: adapter_config.json and adapter_model.safetensors.
 
     save_adapter(model, config, Path("output/mine"), base="gpt2")
-    config = load_adapter(model, Path("output/mine"))    # apply_lora, then the adapter's weights
+    config = load_adapter(model, Path("output/mine"))    # add_adapter, then the adapter's weights
 
 The names of weights are PEFT's: base_model.model.<Hugging Face's name of the layer>.lora_A.weight, and so on.
 A folder that PEFT wrote is read unchanged. If it needs a feature that minigpt lacks, an error names the key.
+Bottleneck adapters, which PEFT does not have, are in folders of the same kind, with peft_type "BOTTLENECK".
 """
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Mapping
@@ -20,17 +22,19 @@ from torch import Tensor, nn
 from minigpt.errors import InputError
 from minigpt.families.checks import differences
 from minigpt.families.registry import LanguageModel, family_of, weight_names
+from minigpt.finetuning.bottleneck import BottleneckConfig
 from minigpt.finetuning.classification import SequenceClassifier
-from minigpt.finetuning.lora import (
-    LoraConfig,
-    LoraLinear,
-    apply_lora,
-    chosen_layers,
+from minigpt.finetuning.ia3 import IA3Config
+from minigpt.finetuning.layers import (
+    AdaptedLayer,
+    AdapterConfig,
+    adapted_layers,
+    add_adapter,
     is_called,
-    lora_layers,
     module_names,
     whole_modules,
 )
+from minigpt.finetuning.lora import LoraConfig
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import has_weights
@@ -55,12 +59,20 @@ _NO_MATTER = {
         "megatron_core",
         "parent_library",
     ),
-    *("peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type"),
+    *(
+        "init_ia3_weights",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    ),
 }
-_FIELDS = {
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora", "use_dora"),
-    *("init_lora_weights", "modules_to_save"),
-}
+# peft_type -> configuration. PEFT has no bottleneck adapters.
+_KINDS: dict[str, type[LoraConfig | IA3Config | BottleneckConfig]] = {
+    "LORA": LoraConfig, "IA3": IA3Config, "BOTTLENECK": BottleneckConfig,
+}  # fmt: skip
 _NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})
 # Initialisations of A and B that do not change the model's own weights. With the others (pissa, olora, corda,
 # loftq, lora_ga), PEFT changes these weights when it loads the adapter.
@@ -113,13 +125,10 @@ def adapter_tensors(model: LanguageModel, adapter: str = "default") -> dict[str,
     """Return an adapter's parameters with PEFT's names and shapes. They share memory with the model."""
     names = weight_names(model)
     found: dict[str, Tensor] = {}
-    for name, layer in lora_layers(model):
+    for name, layer in adapted_layers(model):
         if layer.adapter == adapter:
             stem = f"{_PREFIX}{names[f'{name}.weight'][0].removesuffix('.weight')}"
-            found[f"{stem}.lora_A.weight"] = layer.lora_A
-            found[f"{stem}.lora_B.weight"] = layer.lora_B
-            if layer.use_dora:
-                found[f"{stem}.lora_magnitude_vector"] = layer.lora_magnitude_vector
+            found |= {f"{stem}.{end}": parameter for end, parameter in layer.tensors().items()}
     for name, whole in whole_modules(model).items():
         if adapter in whole.copies:
             for inside, parameter in whole.copies[adapter].named_parameters():
@@ -130,7 +139,7 @@ def adapter_tensors(model: LanguageModel, adapter: str = "default") -> dict[str,
 
 def save_adapter(
     model: LanguageModel,
-    config: LoraConfig,
+    config: AdapterConfig,
     folder: Path,
     base: str = "",
     adapter: str = "default",
@@ -140,7 +149,7 @@ def save_adapter(
     """Write a model's adapter in PEFT's format.
 
     Args:
-        config: the configuration that was given to `apply_lora`.
+        config: the configuration that was given to `add_adapter`.
         base: folder or name of the base model, for programs that load the adapter.
         adapter: name of the adapter in the model.
         tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: a new one.
@@ -156,40 +165,62 @@ def save_adapter(
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise InputError(f"{name} holds NaN or infinity: the adapter is not written")
-    transposed = any(flip for _, flip in weight_names(model).values())
+    config = config.of_family(model)
     values = {
-        "peft_type": "LORA",
+        "peft_type": next(name for name, kind in _KINDS.items() if isinstance(config, kind)),
         "task_type": task_type,
         "base_model_name_or_path": base,
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "lora_dropout": config.lora_dropout,
-        "target_modules": _targets(model, config, tensors),
-        "layers_to_transform": list(config.layers_to_transform) or None,
-        "use_rslora": config.use_rslora,
-        "use_dora": config.use_dora,
-        "init_lora_weights": True if config.init_lora_weights == "default" else config.init_lora_weights,
+        **_options(model, config, adapter),
         "modules_to_save": list(config.modules_to_save) or None,
-        "fan_in_fan_out": transposed,
-        "bias": "none",
         "inference_mode": True,
     }
     atomic_write(folder / ADAPTER_CONFIG, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
     atomic_write(folder / ADAPTER_MODEL, b"".join(bytes(part) for part in safetensors_parts(tensors)))
 
 
-def _targets(model: LanguageModel, config: LoraConfig, tensors: Mapping[str, Tensor]) -> str | list[str]:
+def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[str, Any]:
+    """Return the keys of a file that only one kind of adapters has."""
+    transposed = any(flip for _, flip in weight_names(model).values())
+    if isinstance(config, BottleneckConfig):
+        layers = list(config.layers_to_transform) or None
+        return {"bottleneck_size": config.bottleneck_size, "layers_to_transform": layers}
+    if isinstance(config, IA3Config):
+        inputs = config.feedforward_modules
+        return {
+            "target_modules": _targets(model, config, adapter),
+            "feedforward_modules": inputs if isinstance(inputs, str) else list(inputs or ()),
+            "fan_in_fan_out": transposed,
+        }
+    assert isinstance(config, LoraConfig)
+    return {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "target_modules": _targets(model, config, adapter),
+        "layers_to_transform": list(config.layers_to_transform) or None,
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "init_lora_weights": True if config.init_lora_weights == "default" else config.init_lora_weights,
+        "fan_in_fan_out": transposed,
+        "bias": "none",
+    }
+
+
+def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str) -> str | list[str]:
     """Return target_modules for the file: short names, if they choose the same layers, or else full names."""
-    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
-        return config.target_modules  # a regular expression
-    stems = {name.partition(".lora_A.")[0] for name in tensors if ".lora_A." in name}
-    layers = {stem.removeprefix(_PREFIX) for stem in stems}
+    target = config.target_modules
+    if isinstance(target, str) and target != "all-linear":
+        return target  # a regular expression
+    if isinstance(config, IA3Config) and not isinstance(target, str):
+        return list(target)  # PEFT requires that feedforward_modules are among them
+    names = module_names(model)
+    layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})
-    chosen = chosen_layers(model, replace(config, target_modules=tuple(short)))
+    chosen = replace(config, target_modules=tuple(short)).chosen_layers(model)
     return short if set(chosen.values()) == layers else sorted(layers)
 
 
-def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -> LoraConfig:
+def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -> AdapterConfig:
     """Add the adapter of a folder to a model, in place. Only this adapter is then active and trainable.
 
     Args:
@@ -207,15 +238,16 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     if values.get("task_type") == "SEQ_CLS":  # PEFT lists all possible names of a head
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         there = tuple(name for name in config.modules_to_save if name in modules)
-        config = replace(config, modules_to_save=there)
-    if not isinstance(config.target_modules, str):  # PEFT skips names that no layer has
+        config = _with(config, modules_to_save=there)
+    if isinstance(config, LoraConfig | IA3Config) and not isinstance(config.target_modules, str):
+        # PEFT skips names that no layer has
         names, wanted = module_names(model).values(), config.target_modules
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
-        config = replace(config, target_modules=known or wanted)
-    _require_rank(folder, config, tensors)
+        config = _with(config, target_modules=known or wanted)
+    _require_size(folder, config, tensors)
     twin: Any = _on_meta(model)  # shows the expected names and shapes
     try:
-        apply_lora(twin, config, adapter, draw=False)
+        add_adapter(twin, config, adapter, draw=False)
     except InputError as error:
         raise InputError(f"{path} does not fit the model: {error}") from None
     wrong = differences(
@@ -224,7 +256,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     )
     if wrong:
         raise InputError(f"{folder / ADAPTER_MODEL} does not fit the model; {wrong}")
-    apply_lora(model, config, adapter, draw=False)
+    add_adapter(model, config, adapter, draw=False)
     own = adapter_tensors(model, adapter)
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -253,7 +285,7 @@ def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
         name = f"{_PREFIX}{theirs.removesuffix('.weight')}.base_layer.weight"
         if name in found:
             module = model.get_submodule(ours.removesuffix(".weight"))
-            linear = module.linear if isinstance(module, LoraLinear) else module
+            linear = module.linear if isinstance(module, AdaptedLayer) else module
             stored = found.pop(name).t() if transposed else found.pop(name)
             if not isinstance(linear, nn.Linear):
                 raise InputError(f"{path} has {name}: it cannot be compared with quantised weights")
@@ -267,29 +299,64 @@ def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
     return found
 
 
-def _require_rank(folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if name.endswith(".lora_A.weight") and tensor.shape[:1] != (config.r,):
+def _with(config: AdapterConfig, **values: Any) -> AdapterConfig:
+    changed: AdapterConfig = replace(config, **values)  # type: ignore[type-var]
+    return changed
+
+
+def _require_size(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError if the rank, or the size of the bottlenecks, is not that of the configuration."""
+    if isinstance(config, LoraConfig):
+        key, size, end, name = "r", config.r, ".lora_A.weight", "rank"
+    elif isinstance(config, BottleneckConfig):
+        key, size, end, name = "bottleneck_size", config.bottleneck_size, ".adapter_down.weight", "size"
+    else:
+        return
+    for tensor_name, tensor in tensors.items():
+        if tensor_name.endswith(end) and tensor.shape[:1] != (size,):
             raise InputError(
-                f"{folder / ADAPTER_CONFIG} says r={config.r}, but {ADAPTER_MODEL} has another rank: {name} "
-                f"is {tuple(tensor.shape)}"
+                f"{folder / ADAPTER_CONFIG} says {key}={size}, but {ADAPTER_MODEL} has another {name}: "
+                f"{tensor_name} is {tuple(tensor.shape)}"
             )
 
 
 # -- adapter_config.json -----------------------------------------------------------------------------------
 
 
-def config_of(values: Mapping[str, Any], path: Path) -> LoraConfig:
-    """Convert the content of an adapter_config.json to a LoraConfig.
+def config_of(values: Mapping[str, Any], path: Path) -> AdapterConfig:
+    """Convert the content of an adapter_config.json to a configuration.
 
     Raises:
         InputError: if a key needs a feature that minigpt does not have; the message names the key.
     """
-    if values.get("peft_type") != "LORA":
-        raise InputError(f"{path}: peft_type={values.get('peft_type')!r}; only LORA is known")
+    kind = _KINDS.get(str(values.get("peft_type")))
+    if kind is None:
+        known = ", ".join(_KINDS)
+        raise InputError(f"{path}: peft_type={values.get('peft_type')!r}; known are {known}")
+    fields = {field.name for field in dataclasses.fields(kind)}
     for key, value in values.items():
-        if key not in _FIELDS | _NO_MATTER and value not in _NOTHING:
+        if key not in fields | _NO_MATTER and value not in _NOTHING:
             raise InputError(f"{path}: {key}={value!r} is not known here")
+    saved = values.get("modules_to_save") or []
+    if not _is_list_of(saved, str):
+        raise InputError(f"{path}: modules_to_save must be a list of names: got {saved!r}")
+    try:
+        if kind is LoraConfig:
+            return _lora_config(values, path, tuple(saved))
+        if kind is IA3Config:
+            inputs = values.get("feedforward_modules") or []
+            if not isinstance(inputs, str) and not _is_list_of(inputs, str):
+                raise InputError(f"feedforward_modules must name modules: got {inputs!r}")
+            return IA3Config(
+                _target(values, path), inputs if isinstance(inputs, str) else tuple(inputs), tuple(saved)
+            )
+        size = _number(values, "bottleneck_size", 64, path, int)
+        return BottleneckConfig(size, _layers(values, path), tuple(saved))
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def _lora_config(values: Mapping[str, Any], path: Path, saved: tuple[str, ...]) -> LoraConfig:
     drawn = values.get("init_lora_weights", True)
     drawn = drawn.lower() if isinstance(drawn, str) else drawn
     if drawn not in _DRAWN:
@@ -297,29 +364,32 @@ def config_of(values: Mapping[str, Any], path: Path) -> LoraConfig:
             f"{path}: init_lora_weights={drawn!r} changes the model's own weights, too: save the adapter "
             "with PEFT's path_initial_model_for_weight_conversion"
         )
+    return LoraConfig(
+        r=_number(values, "r", 8, path, int),
+        lora_alpha=_number(values, "lora_alpha", 8, path, float),
+        lora_dropout=_number(values, "lora_dropout", 0.0, path, float),
+        target_modules=_target(values, path),
+        layers_to_transform=_layers(values, path),
+        use_rslora=_switch(values, "use_rslora", path),
+        use_dora=_switch(values, "use_dora", path),
+        init_lora_weights="gaussian" if drawn == "gaussian" else "default",
+        modules_to_save=saved,
+    )
+
+
+def _target(values: Mapping[str, Any], path: Path) -> str | tuple[str, ...]:
     target = values.get("target_modules")
     if not (isinstance(target, str) or _is_list_of(target, str)) or not target:
         raise InputError(f"{path}: target_modules must name modules: got {target!r}")
-    layers, saved = values.get("layers_to_transform"), values.get("modules_to_save") or []
+    return target if isinstance(target, str) else tuple(target)
+
+
+def _layers(values: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    layers = values.get("layers_to_transform")
     layers = [] if layers is None else layers if isinstance(layers, list) else [layers]
     if not _is_list_of(layers, int):
         raise InputError(f"{path}: layers_to_transform must be numbers of blocks: got {layers!r}")
-    if not _is_list_of(saved, str):
-        raise InputError(f"{path}: modules_to_save must be a list of names: got {saved!r}")
-    try:
-        return LoraConfig(
-            r=_number(values, "r", 8, path, int),
-            lora_alpha=_number(values, "lora_alpha", 8, path, float),
-            lora_dropout=_number(values, "lora_dropout", 0.0, path, float),
-            target_modules=target if isinstance(target, str) else tuple(target),
-            layers_to_transform=tuple(layers),
-            use_rslora=_switch(values, "use_rslora", path),
-            use_dora=_switch(values, "use_dora", path),
-            init_lora_weights="gaussian" if drawn == "gaussian" else "default",
-            modules_to_save=tuple(saved),
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    return tuple(layers)
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

@@ -45,7 +45,7 @@ def require_model(path: Path) -> None:
 
 def adapter_note(model: "LanguageModel", adapter: Path) -> str:
     """Return a sentence that says whether the adapter was merged into the model's weights."""
-    from minigpt.finetuning.lora import adapter_names
+    from minigpt.finetuning.layers import adapter_names
     from minigpt.weights.quantized import precision_of
 
     if adapter_names(model):

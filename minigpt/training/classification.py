@@ -45,11 +45,11 @@ from minigpt.finetuning.classification import (
 )
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
-from minigpt.finetuning.lora import LoraConfig, apply_lora
+from minigpt.finetuning.layers import add_adapter
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loss import Finish, Objective
-from minigpt.training.model_files import AdapterFiles, ModelFiles
+from minigpt.training.model_files import AdapterFiles, ModelFiles, adapter_config
 from minigpt.training.run_data import HELD_OUT, shown_lines, with_more_tokens
 from minigpt.weights.classifiers import (
     classifier_labels,
@@ -362,10 +362,10 @@ def make_classifier(
     if config.method == "freeze":
         train_only(model, config.train_only)  # type: ignore[arg-type]
         model.score.requires_grad_(True)
-    elif config.method == "lora":
-        options = config.lora_options()
+    elif config.has_adapter:
+        options = config.adapter_options()
         saved = dict.fromkeys([*options["modules_to_save"], SCORE])
-        lora = LoraConfig(**{**options, "modules_to_save": tuple(saved)})
-        apply_lora(model, lora)  # type: ignore[arg-type]
-        files = ClassifierAdapterFiles(model, lora, config.model)  # type: ignore[arg-type]
+        adapter = adapter_config(config.method, {**options, "modules_to_save": tuple(saved)})
+        add_adapter(model, adapter)  # type: ignore[arg-type]
+        files = ClassifierAdapterFiles(model, adapter, config.model)  # type: ignore[arg-type]
     return ClassificationLoss(model.to(device)), files

@@ -11,19 +11,24 @@ from minigpt.training.config import TrainConfig
 __all__ = ["METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "FinetuneConfig", "Method", "Task"]
 
 Task: TypeAlias = Literal["sft", "classification", "dpo", "mlm"]
-Method: TypeAlias = Literal["full", "freeze", "lora"]
+Method: TypeAlias = Literal["full", "freeze", "lora", "adapter", "ia3"]
 # The highest learning rate of each method, if the user gives none.
-METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3}
+METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3, "adapter": 1e-3, "ia3": 1e-2}
 TASK_RECIPES: dict[str, str] = {
     **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),
     "classification": "classification",
 }
 TASK_RATES: dict[str, float] = {"dpo": 0.1}  # factor of the method's rate; 1 for other tasks
 _LABELLED = ("label_field", "problem_type", "class_weights")
-_LORA = (
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
-    *("use_rslora", "use_dora", "init_lora_weights", "modules_to_save"),
-)
+# The options of each method that adds an adapter.
+_ADAPTERS: dict[str, tuple[str, ...]] = {
+    "lora": (
+        *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
+        *("use_rslora", "use_dora", "init_lora_weights", "modules_to_save"),
+    ),
+    "adapter": ("bottleneck_size", "layers_to_transform", "modules_to_save"),
+    "ia3": ("target_modules", "modules_to_save"),
+}
 _PREFERENCES = ("loss_type", "beta", "label_smoothing", "simpo_gamma")
 
 
@@ -37,6 +42,7 @@ class FinetuneConfig(TrainConfig):
         "r": (1, 10**5),
         "lora_alpha": (1e-6, 1e6),
         "lora_dropout": (0.0, 0.999),
+        "bottleneck_size": (1, 10**5),
         "mlm_probability": (0.001, 0.999),
         "beta": (1e-6, 1e6),
         "label_smoothing": (0.0, 0.5),
@@ -79,7 +85,7 @@ class FinetuneConfig(TrainConfig):
 
     # What is trained
     method: Method = "full"
-    """all weights (full), some of them (freeze, with --train_only), or low-rank adapters (lora)"""
+    """all weights (full), some (freeze, with --train_only), or modules beside them (lora, adapter, ia3)"""
     train_only: str = ""
     """freeze: head, attention, mlp, norms, embeddings, last:N blocks, or a regular expression for names"""
     r: int = 8
@@ -89,9 +95,9 @@ class FinetuneConfig(TrainConfig):
     lora_dropout: float = 0.0
     """lora: share of an adapter's inputs that is zeroed in training"""
     target_modules: tuple[str, ...] = ("all-linear",)
-    """lora: all-linear (all but lm_head), names such as c_attn or q_proj, or one regular expression"""
+    """lora, ia3: all-linear (all but lm_head), names such as c_attn, or one regular expression"""
     layers_to_transform: tuple[int, ...] = ()
-    """lora: numbers of the blocks that get adapters; left out: all"""
+    """lora, adapter: numbers of the blocks that get adapters; left out: all"""
     use_rslora: bool = False
     """lora: divide lora_alpha by the square root of r: larger ranks keep learning"""
     use_dora: bool = False
@@ -99,7 +105,9 @@ class FinetuneConfig(TrainConfig):
     init_lora_weights: Literal["default", "gaussian"] = "default"
     """lora: how the first matrix is drawn: uniformly, as linear layers are, or from a normal distribution"""
     modules_to_save: tuple[str, ...] = ()
-    """lora: names of modules that are trained whole beside the adapters, such as lm_head"""
+    """lora, adapter, ia3: names of modules that are trained whole beside the adapters, such as lm_head"""
+    bottleneck_size: int = 64
+    """adapter: channels in the middle of the modules behind attention and MLP"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,24 +130,34 @@ class FinetuneConfig(TrainConfig):
                 f"--method freeze needs --train_only, and only it has that: got --method {self.method} and "
                 f"--train_only {self.train_only or '(none)'}"
             )
-        if self.method != "lora":
-            plain = FinetuneConfig.__dataclass_fields__
-            for name in _LORA:
-                if getattr(self, name) != plain[name].default:
-                    raise InputError(f"--{name} belongs to --method lora: got --method {self.method}")
+        self._check_adapter()
         self._check_preferences()
         self._check_hidden_tokens()
-        if self.add_tokens and self.method == "lora":
+
+    @property
+    def has_adapter(self) -> bool:
+        """Return True if the base model is frozen, and an adapter beside it is trained."""
+        return self.method in _ADAPTERS
+
+    def _check_adapter(self) -> None:
+        plain, own = FinetuneConfig.__dataclass_fields__, _ADAPTERS.get(self.method, ())
+        for name in dict.fromkeys(name for names in _ADAPTERS.values() for name in names):
+            if name not in own and getattr(self, name) != plain[name].default:
+                methods = " or ".join(method for method, names in _ADAPTERS.items() if name in names)
+                raise InputError(f"--{name} belongs to --method {methods}: got --method {self.method}")
+        if self.add_tokens and self.has_adapter:
             raise InputError(
                 "--add_tokens needs --method full or freeze: an adapter adds no rows to its base"
             )
-        if self.method == "lora" and self.parallel == "fsdp":
-            raise InputError("parallel=fsdp does not go with method=lora: an adapter needs no sharding")
+        if self.has_adapter and self.parallel == "fsdp":
+            raise InputError(
+                f"parallel=fsdp does not go with method={self.method}: an adapter needs no sharding"
+            )
 
     def _check_hidden_tokens(self) -> None:
         if self.task == "mlm" and self.text is None:
             raise InputError("--task mlm learns from a text: give --text FILE")
-        if self.task == "mlm" and self.method == "lora":
+        if self.task == "mlm" and self.has_adapter:
             raise InputError(
                 "--task mlm needs --method full or freeze: it adds a token, and an adapter adds no rows"
             )
@@ -169,9 +187,13 @@ class FinetuneConfig(TrainConfig):
         """Return the folder of the weights to start from."""
         return self.model
 
-    def lora_options(self) -> dict[str, Any]:
-        """Return the options of `minigpt.finetuning.lora.LoraConfig`."""
-        options = {name: getattr(self, name) for name in _LORA}
-        target = self.target_modules
-        is_one_text = len(target) == 1 and not target[0].isidentifier()
-        return {**options, "target_modules": target[0] if is_one_text else target}
+    def adapter_options(self) -> dict[str, Any]:
+        """Return the options of the method's configuration, such as `minigpt.finetuning.lora.LoraConfig`."""
+        options = {name: getattr(self, name) for name in _ADAPTERS[self.method]}
+        target = options.get("target_modules")
+        if target is not None:
+            is_one_text = len(target) == 1 and not target[0].isidentifier()
+            options["target_modules"] = target[0] if is_one_text else target
+        if self.method == "ia3" and self.target_modules == ("all-linear",):
+            options["target_modules"] = ()  # the family's usual layers
+        return options

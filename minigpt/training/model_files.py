@@ -3,16 +3,25 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minigpt.families.registry import LanguageModel, family_of
 from minigpt.finetuning.adapters import ADAPTER_MODEL, adapter_tensors, save_adapter
+from minigpt.finetuning.bottleneck import BottleneckConfig
+from minigpt.finetuning.ia3 import IA3Config
+from minigpt.finetuning.layers import AdapterConfig
 from minigpt.finetuning.lora import LoraConfig
 from minigpt.storage.safetensors_files import TensorFile
 from minigpt.weights.pretrained import AnyTokenizer, load_weights, save_pretrained, save_tokenizer
 
-__all__ = ["AdapterFiles", "ModelFiles", "copied", "weights_fingerprint"]
+__all__ = ["AdapterFiles", "ModelFiles", "adapter_config", "copied", "weights_fingerprint"]
+
+# --method -> configuration of its adapter
+_CONFIGS: dict[str, Callable[..., AdapterConfig]] = {
+    "lora": LoraConfig, "adapter": BottleneckConfig, "ia3": IA3Config,
+}  # fmt: skip
 
 
 class ModelFiles:
@@ -60,7 +69,7 @@ class AdapterFiles(ModelFiles):
 
     task_type = "CAUSAL_LM"  # PEFT's name of the task
 
-    def __init__(self, model: LanguageModel, config: LoraConfig, base: Path) -> None:
+    def __init__(self, model: LanguageModel, config: AdapterConfig, base: Path) -> None:
         super().__init__()
         self._config, self._base = config, base
         self.rests_on(base_fingerprint=weights_fingerprint(model, only_frozen=True))
@@ -84,6 +93,11 @@ class AdapterFiles(ModelFiles):
         with torch.no_grad():
             for name, tensor in adapter_tensors(model).items():
                 tensor.copy_(saved[name])
+
+
+def adapter_config(method: str, options: dict[str, Any]) -> AdapterConfig:
+    """Return the configuration of an adapter. `method` and `options`: see FinetuneConfig."""
+    return _CONFIGS[method](**options)
 
 
 def copied(model: LanguageModel) -> LanguageModel:

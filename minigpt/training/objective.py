@@ -6,7 +6,7 @@ from minigpt.data.preferences import EncodedPreferences
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
-from minigpt.finetuning.lora import LoraConfig, apply_lora
+from minigpt.finetuning.layers import add_adapter
 from minigpt.finetuning.masked_lm import mask_token_id
 from minigpt.training.classification import ClassificationData, make_classifier
 from minigpt.training.config import TrainConfig
@@ -14,7 +14,7 @@ from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loss import NextTokenLoss, Objective
 from minigpt.training.masked_loss import MaskedTokenLoss
 from minigpt.training.mixed_precision import MixedPrecision
-from minigpt.training.model_files import AdapterFiles, ModelFiles, weights_fingerprint
+from minigpt.training.model_files import AdapterFiles, ModelFiles, adapter_config, weights_fingerprint
 from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
 from minigpt.training.run_data import AnyData
 from minigpt.weights.pretrained import load_model
@@ -56,9 +56,9 @@ def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
     if config.method == "freeze":
         train_only(model, config.train_only)
         return ModelFiles()
-    lora = LoraConfig(**config.lora_options())
-    apply_lora(model, lora)
-    return AdapterFiles(model, lora, config.model)
+    adapter = adapter_config(config.method, config.adapter_options())
+    add_adapter(model, adapter)
+    return AdapterFiles(model, adapter, config.model)
 
 
 def _preference_loss(

@@ -31,7 +31,7 @@ from minigpt.families.registry import (
 )
 from minigpt.families.strict_loading import cast
 from minigpt.finetuning.adapters import advice, is_adapter, load_adapter
-from minigpt.finetuning.lora import adapter_names, merge_and_unload, set_adapter
+from minigpt.finetuning.layers import adapter_names, is_mergeable, merge_and_unload, set_adapter
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
@@ -82,9 +82,10 @@ def load_model(
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
             bfloat16). "stored": float16 or bfloat16 if all weights are stored in it, otherwise float32.
-        adapter: PEFT adapter folder. It is merged into the weights; int8 and int4 weights stay, and it is
-            computed beside them. Of several adapters (a list, whose names are the folders', or name ->
-            folder) all stay beside the weights, and the first one is active. See minigpt.finetuning.lora.
+        adapter: adapter folder. It is merged into the weights; beside int8 and int4 weights it stays, and
+            bottleneck adapters always do. Of several adapters (a list, whose names are the folders', or
+            name -> folder) all stay beside the weights, and the first one is active. See
+            minigpt.finetuning.layers.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -141,9 +142,8 @@ def load_model_and_tokenizer(
 
 def _adapted(model: LanguageModel, adapter: Adapters | None) -> LanguageModel:
     if isinstance(adapter, str | Path):
-        is_quantised = not isinstance(model.lm_head, nn.Linear)
         load_adapter(model, Path(adapter))
-        return model if is_quantised else merge_and_unload(model)
+        return merge_and_unload(model) if is_mergeable(model) else model
     if isinstance(adapter, Mapping):
         several = list(adapter.items())
     else:

@@ -1,4 +1,4 @@
-"""LoRA, rsLoRA and DoRA against PEFT: outputs, gradients, three steps, and folders in both directions."""
+"""LoRA, rsLoRA, DoRA and IA3 against PEFT: outputs, gradients, three steps, folders in both directions."""
 
 import dataclasses
 import json
@@ -14,6 +14,8 @@ from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.adapters import adapter_tensors, load_adapter, save_adapter
+from minigpt.finetuning.ia3 import IA3Config
+from minigpt.finetuning.layers import add_adapter
 from minigpt.finetuning.lora import (
     LoraConfig,
     adapter_names,
@@ -47,6 +49,9 @@ V = CHARACTERS.get_vocab_size()
 MODELS: dict[str, Callable[[], LanguageModel]] = {
     "gpt2": lambda: GPTLMHeadModel(GPTConfig(24, 3, 2, 0.0, 16, V, bias=True, gelu="tanh")),
     "gpt": lambda: GPTLMHeadModel(GPTConfig(24, 3, 2, 0.0, 16, V)),
+    "gpt2-untied": lambda: GPTLMHeadModel(
+        GPTConfig(24, 3, 2, 0.0, 16, V, bias=True, gelu="tanh", tie_word_embeddings=False)
+    ),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(V, 24, 40, 2, 4, 2, 8, 16)),
     "qwen3-untied": lambda: Qwen3ForCausalLM(
         Qwen3Config(V, 24, 40, 2, 4, 2, 8, 16, tie_word_embeddings=False)
@@ -60,6 +65,16 @@ CONFIGS = {
     "one block": LoraConfig(r=2, lora_alpha=4, layers_to_transform=(1,)),
     "whole head": LoraConfig(r=2, lora_alpha=4, modules_to_save=("lm_head",)),
     "head": LoraConfig(r=2, lora_alpha=4, target_modules=r"lm_head|.*\.0\..*(c_attn|q_proj)"),
+    "everything": LoraConfig(
+        r=2,
+        lora_alpha=4,
+        use_rslora=True,
+        use_dora=True,
+        layers_to_transform=(0,),
+        modules_to_save=("lm_head",),
+    ),
+    "ia3": IA3Config(),
+    "ia3 by pattern": IA3Config(r".*\.1\.mlp\.\w*(fc|proj)", r".*(c_fc|up_proj)", ("lm_head",)),
 }
 
 
@@ -74,8 +89,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def peft_config(config: LoraConfig, is_gpt2: bool) -> Any:
+def peft_config(config: LoraConfig | IA3Config, is_gpt2: bool) -> Any:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if isinstance(config, IA3Config):
+        values["target_modules"] = config.target_modules or None
+        values["modules_to_save"] = list(config.modules_to_save) or None
+        return peft.IA3Config(task_type="CAUSAL_LM", fan_in_fan_out=is_gpt2, **values)
     values["init_lora_weights"] = True
     values["layers_to_transform"] = list(config.layers_to_transform) or None
     values["modules_to_save"] = list(config.modules_to_save) or None
@@ -85,7 +104,7 @@ def peft_config(config: LoraConfig, is_gpt2: bool) -> Any:
     return peft.LoraConfig(task_type="CAUSAL_LM", **values)
 
 
-def theirs_of(folder: Path, config: LoraConfig, dtype: torch.dtype) -> Any:
+def theirs_of(folder: Path, config: LoraConfig | IA3Config, dtype: torch.dtype) -> Any:
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return peft.get_peft_model(base, peft_config(config, base.config.model_type == "gpt2"))
 
@@ -121,7 +140,7 @@ def test_outputs_gradients_and_three_steps(folder: Path, name: str, dtype: torch
     if isinstance(minigpt.load_model(folder), Qwen3ForCausalLM):
         close = max(close, 1e-6)  # transformers computes norms and angles in float32 there, always
     ours = minigpt.load_model(folder).to(dtype)
-    apply_lora(ours, config)
+    add_adapter(ours, config)
     theirs = theirs_of(folder, config, dtype)
     own = randomised(adapter_tensors(ours))
     named = {
@@ -159,7 +178,7 @@ def test_outputs_gradients_and_three_steps(folder: Path, name: str, dtype: torch
 def test_folders_in_both_directions(folder: Path, name: str, tmp_path: Path) -> None:
     config, given = CONFIGS[name], next(ids())
     ours = minigpt.load_model(folder)
-    apply_lora(ours, config)
+    add_adapter(ours, config)
     randomised(adapter_tensors(ours))
     save_adapter(ours, config, tmp_path / "ours", base=str(folder))
     base = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -168,14 +187,16 @@ def test_folders_in_both_directions(folder: Path, name: str, tmp_path: Path) -> 
     assert (read(given).logits - expected).abs().max() < 1e-5
     read.save_pretrained(tmp_path / "theirs")
     again, plain = minigpt.load_model(folder), minigpt.load_model(folder)(given)
-    assert load_adapter(again, tmp_path / "theirs").r == config.r
+    loaded = load_adapter(again, tmp_path / "theirs")
+    assert type(loaded) is type(config)
+    assert getattr(loaded, "r", None) == getattr(config, "r", None)
     assert torch.equal(again(given), expected)
     with disable_adapter(again), read.disable_adapter():
         assert torch.equal(again(given), plain)
         assert (read(given).logits - plain).abs().max() < 1e-5
     assert torch.equal(again(given), expected)
     merged = merge_and_unload(again)
-    assert not list(lora_layers(merged))
+    assert adapter_names(merged) == {}
     assert (merged(given) - expected).abs().max() < 1e-5
     assert torch.equal(minigpt.load_model(folder, adapter=tmp_path / "theirs")(given), merged(given))
     minigpt.save_pretrained(merged, tmp_path / "merged", CHARACTERS)
@@ -381,7 +402,7 @@ def test_an_adapter_of_another_model_or_kind_is_refused(tmp_path: Path) -> None:
         load_adapter(MODELS["gpt2"](), tmp_path)
     text = (tmp_path / "adapter_config.json").read_text(encoding="utf-8")
     for old, new, message in (
-        ('"LORA"', '"IA3"', "only LORA is known"),
+        ('"LORA"', '"LOHA"', "peft_type='LOHA'; known are LORA, IA3, BOTTLENECK"),
         ('"bias": "none"', '"bias": "all"', "bias='all' is not known here"),
         ('"r": 8', '"r": 4', r"says r=4, but adapter_model\.safetensors has another rank: .* is \(8, "),
         ('"r": 8', '"r": "x"', "r must be a number below 1e9: got x"),

@@ -176,6 +176,8 @@ FAMILY = Family(
     ignored=re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)"),
     with_all_weights=lambda config: replace(config, bias=True),
     residual_projections=("attn.out_proj.weight", "mlp.c_proj.weight"),
+    rescaled_outputs=("c_attn",),
+    rescaled_inputs=("mlp.c_proj",),
     fused={"qkv_proj.weight": 3},
     # attention has (3 + 1) C^2 weights, the MLP (4 + 4) C^2
     block_weights=lambda config: config.n_layer * 12 * config.n_embd**2,

@@ -1,0 +1,104 @@
+"""Bottleneck adapters (https://arxiv.org/abs/1902.00751): small modules after attention and after the MLP.
+
+    add_adapter(model, BottleneckConfig(bottleneck_size=64))
+
+The output h of attention and of the MLP becomes h + up(gelu(down(h))), before it is added to the residual
+stream. `down` leads from C channels to `bottleneck_size`, `up` back to C. `up` begins with zeros, so at first
+the model's output does not change. As h is the output of a linear layer, the adapter wraps this layer.
+
+GELU stands between the two products, so no weight can take the adapter up: it costs time in generation, and
+cannot be merged. PEFT has no adapters of this kind.
+
+Letters in shapes: C channels, M the size of the bottleneck.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel, family_of, weight_names
+from minigpt.finetuning.layers import AdaptedLayer, AdapterConfig, targeted
+
+__all__ = ["BottleneckConfig", "BottleneckLayer"]
+
+
+@dataclass(frozen=True)
+class BottleneckConfig(AdapterConfig):
+    """Options of bottleneck adapters.
+
+    Raises:
+        InputError: for a size below 1.
+    """
+
+    bottleneck_size: int = 64
+    """number of channels in the middle of an adapter"""
+    layers_to_transform: tuple[int, ...] = ()
+    """numbers of the blocks that get adapters; empty: all of them"""
+    modules_to_save: tuple[str, ...] = ()
+    """names of modules that are trained whole, such as lm_head"""
+
+    def __post_init__(self) -> None:
+        if self.bottleneck_size < 1:
+            raise InputError(f"bottleneck_size must be at least 1: got {self.bottleneck_size}")
+
+    def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
+        """Return the last linear layers of attention and MLP: our name -> Hugging Face's name."""
+        ends = [name.removesuffix(".weight") for name in family_of(model.config).residual_projections]
+        theirs = {theirs for ours, (theirs, _) in weight_names(model).items() if ours.endswith(tuple(
+            f".{end}.weight" for end in ends
+        ))}  # fmt: skip
+        names = tuple(sorted(name.removesuffix(".weight") for name in theirs))
+        return targeted(model, names, self.layers_to_transform, self.modules_to_save)
+
+    def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
+        """See AdapterConfig."""
+        return BottleneckLayer(base, self, adapter, draw)
+
+
+class BottleneckLayer(AdaptedLayer):
+    """A frozen linear layer with a bottleneck behind it.
+
+    Args:
+        base: see AdaptedLayer.
+        config: configuration with the size.
+        adapter: name of the adapter.
+        draw: False: do not initialise the parameters, because their values will be set later.
+    """
+
+    is_linear = False
+
+    def __init__(self, base: Any, config: BottleneckConfig, adapter: str, draw: bool = True) -> None:
+        super().__init__(base, adapter)
+        C, M = self.out_features, config.bottleneck_size
+        # parameters and no nn.Linear, which set_precision would round
+        self.down_weight, self.down_bias = self.new_parameter(M, C), self.new_parameter(M)
+        self.up_weight, self.up_bias = self.new_parameter(C, M), self.new_parameter(C)
+        if draw:
+            nn.init.kaiming_uniform_(self.down_weight, a=math.sqrt(5))
+            for parameter in (self.down_bias, self.up_weight, self.up_bias):
+                nn.init.zeros_(parameter)
+
+    @property
+    def cannot_be_added(self) -> str:
+        """See AdaptedLayer."""
+        return "bottleneck adapters"
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """See AdaptedLayer."""
+        return {
+            "adapter_down.weight": self.down_weight,
+            "adapter_down.bias": self.down_bias,
+            "adapter_up.weight": self.up_weight,
+            "adapter_up.bias": self.up_bias,
+        }
+
+    def leaving(self, out: Tensor, x: Tensor) -> Tensor:
+        """See AdaptedLayer."""
+        h = out.to(self.down_weight.dtype)
+        middle = F.gelu(F.linear(h, self.down_weight, self.down_bias))  # (..., M)
+        changed: Tensor = out + F.linear(middle, self.up_weight, self.up_bias)  # (..., C)
+        return changed.to(out.dtype)

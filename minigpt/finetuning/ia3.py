@@ -1,0 +1,94 @@
+"""IA3 (https://arxiv.org/abs/2205.05638): learned factors for the channels of some layers, as in PEFT.
+
+    add_adapter(model, IA3Config())
+
+The outputs of the layers in `target_modules` are multiplied by a learned vector; of the layers that are also
+in `feedforward_modules`, the inputs are. The vectors begin with ones, so at first the model's output does
+not change. The defaults are PEFT's: GPT-2's c_attn, Qwen3's q_proj and v_proj, and the inputs of the last
+layer of the MLP.
+
+Letters in shapes: N outputs, K inputs.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.families.registry import LanguageModel, family_of
+from minigpt.finetuning.layers import AdaptedLayer, AdapterConfig, targeted
+
+__all__ = ["IA3Config", "IA3Layer"]
+
+
+@dataclass(frozen=True)
+class IA3Config(AdapterConfig):
+    """Options of IA3. Names and defaults are PEFT's."""
+
+    target_modules: str | tuple[str, ...] = ()
+    """Hugging Face's names, all-linear, or a regular expression; empty: the family's usual layers"""
+    feedforward_modules: str | tuple[str, ...] | None = None
+    """those of them whose inputs get the factors; None: the last layers of the MLPs"""
+    modules_to_save: tuple[str, ...] = ()
+    """names of modules that are trained whole, such as lm_head"""
+
+    def of_family(self, model: LanguageModel) -> "IA3Config":
+        """Return a configuration in which all layers are named."""
+        family = family_of(model.config)
+        inputs = family.rescaled_inputs if self.feedforward_modules is None else self.feedforward_modules
+        outputs = (*family.rescaled_outputs, *family.rescaled_inputs)
+        return IA3Config(self.target_modules or outputs, inputs, self.modules_to_save)
+
+    def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
+        """See AdapterConfig."""
+        target = self.of_family(model).target_modules
+        return targeted(model, target, modules_to_save=self.modules_to_save)
+
+    def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
+        """See AdapterConfig."""
+        some = self.feedforward_modules
+        assert some is not None, "of_family has named them"
+        if isinstance(some, str):
+            is_feedforward = re.fullmatch(some, theirs) is not None
+        else:
+            is_feedforward = any(theirs.endswith(name) for name in some)  # as in PEFT
+        return IA3Layer(base, is_feedforward, adapter, draw)
+
+
+class IA3Layer(AdaptedLayer):
+    """A frozen linear layer whose inputs or outputs are multiplied by a vector.
+
+    Args:
+        base: see AdaptedLayer.
+        is_feedforward: True: the inputs.
+        adapter: name of the adapter.
+        draw: False: do not initialise the vector, because its values will be set later.
+    """
+
+    def __init__(self, base: Any, is_feedforward: bool, adapter: str, draw: bool = True) -> None:
+        super().__init__(base, adapter)
+        self.is_feedforward = is_feedforward
+        shape = (1, self.in_features) if is_feedforward else (self.out_features, 1)
+        self.ia3_l = self.new_parameter(*shape)
+        if draw:
+            nn.init.ones_(self.ia3_l)
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """See AdaptedLayer."""
+        return {"ia3_l": self.ia3_l}
+
+    def entering(self, x: Tensor) -> Tensor:
+        """See AdaptedLayer."""
+        return (x * self.ia3_l.flatten()).to(x.dtype) if self.is_feedforward else x
+
+    def leaving(self, out: Tensor, x: Tensor) -> Tensor:
+        """See AdaptedLayer."""
+        return out if self.is_feedforward else (out * self.ia3_l.flatten()).to(out.dtype)
+
+    def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See AdaptedLayer."""
+        if not self.is_feedforward and bias is not None:
+            bias = bias * self.ia3_l.flatten()
+        return torch.mul(weight, self.ia3_l), bias

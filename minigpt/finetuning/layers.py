@@ -1,0 +1,507 @@
+"""Adapters in general: layers around linear layers, copies of modules, and which adapters are active.
+
+    add_adapter(model, config)            # config: a LoraConfig, a BottleneckConfig or an IA3Config
+    set_adapter(model, ["zh", "en"])      # the sum of both
+    with disable_adapter(model):          # the model alone
+        ...
+    with adapters_by_row(model, [["zh"], ["en"], []]):    # a batch of three rows, each with its own adapter
+        ...
+
+An adapter wraps linear layers, and may replace whole modules by copies (`modules_to_save`). Adapters have
+names, and a model may have several. A layer with two adapters is an AdaptedLayer around another AdaptedLayer.
+
+Letters in shapes: N outputs, K inputs of a linear layer.
+"""
+
+import copy
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.errors import InputError, unknown_name
+from minigpt.families.registry import LanguageModel, family_of, weight_names
+
+__all__ = [
+    "AdaptedLayer", "AdapterConfig", "active_adapters", "adapted_layers", "adapter_names", "adapters_by_row",
+    "add_adapter", "check_adapters", "disable_adapter", "is_called", "is_mergeable", "merge_and_unload",
+    "module_names", "set_adapter", "targeted", "whole_modules",
+]  # fmt: skip
+
+
+class AdaptedLayer(nn.Module):
+    """A frozen linear layer with an adapter. Subclasses have the adapter's parameters.
+
+    Args:
+        base: an nn.Linear, a quantised layer, or an AdaptedLayer. It is used directly, not copied.
+        adapter: name of the adapter.
+    """
+
+    is_linear = True  # False: the adapter cannot become a part of the weight
+
+    def __init__(self, base: Any, adapter: str) -> None:
+        super().__init__()
+        self.base_layer, self.adapter, self.is_active = base, adapter, True
+        self.rows: Tensor | None = None  # (n,): rows of the batch that use the adapter; None: all rows
+
+    def new_parameter(self, *shape: int) -> nn.Parameter:
+        """Return an uninitialised parameter in float32, or in float64 beside weights in float64."""
+        weight = self.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return nn.Parameter(torch.empty(shape, dtype=dtype, device=weight.device))
+
+    @property
+    def linear(self) -> Any:
+        """Return the inner layer without adapters."""
+        return self.base_layer.linear if isinstance(self.base_layer, AdaptedLayer) else self.base_layer
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the layer's own weight without adapters, in its stored form, (N, K)."""
+        weight: Tensor = self.linear.weight
+        return weight
+
+    @property
+    def in_features(self) -> int:
+        """Return the number of inputs, K."""
+        return int(self.linear.in_features)
+
+    @property
+    def out_features(self) -> int:
+        """Return the number of outputs, N."""
+        return int(self.linear.out_features)
+
+    @property
+    def actives(self) -> "list[AdaptedLayer]":
+        """Return this layer and those inside it, as far as they are active."""
+        inner = self.base_layer.actives if isinstance(self.base_layer, AdaptedLayer) else []
+        return [*inner, self] if self.is_active else inner
+
+    def float_weight(self) -> Tensor:
+        """Return the layer's own weight in the dtype of the adapter, (N, K)."""
+        linear = self.linear
+        is_rounded = hasattr(linear, "dequantized")  # the inputs of int4 weights are padded
+        weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
+        return weight.to(next(self.parameters(recurse=False)).dtype)
+
+    @property
+    def cannot_be_added(self) -> str:
+        """Return what kind of adapters cannot be added to another one; empty: these can."""
+        return ""
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Return the adapter's parameters by the ends of their names in a file."""
+        raise NotImplementedError
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Change the inputs of the linear layer, (..., K)."""
+        return x
+
+    def leaving(self, out: Tensor, x: Tensor) -> Tensor:
+        """Change the outputs (..., N) of the linear layer for the inputs x (..., K)."""
+        return out
+
+    def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return weight (N, K) and bias (N,) of a linear layer that computes the same with this adapter."""
+        raise NotImplementedError
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight (N, K) and bias (N,) with all active adapters, in the adapter's dtype."""
+        weight, bias = self.float_weight(), self.linear.bias
+        for layer in self.actives:
+            weight, bias = layer.merged_with(weight, bias)
+        return weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the output, (..., K) -> (..., N)."""
+        if not self.is_active:
+            out: Tensor = self.base_layer(x)
+        elif self.rows is None:
+            out = self.leaving(self.base_layer(self.entering(x)), x)
+        else:
+            own = x[self.rows]
+            entered = self.entering(own)
+            out = self.base_layer(x if entered is own else x.index_copy(0, self.rows, entered))
+            out = out.index_copy(0, self.rows, self.leaving(out[self.rows], own))
+        return out
+
+
+class AdapterConfig(ABC):
+    """What the configurations of all kinds of adapters have in common."""
+
+    modules_to_save: tuple[str, ...]  # names of modules that are trained whole
+
+    def of_family(self, model: LanguageModel) -> Self:
+        """Return a configuration in which everything that the family decides is filled in."""
+        return self
+
+    @abstractmethod
+    def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
+        """Return the layers that get an adapter: our name -> Hugging Face's name."""
+
+    @abstractmethod
+    def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
+        """Return the layer `base`, which Hugging Face calls `theirs`, with an adapter.
+
+        draw=False does not initialise the parameters, because their values will be set later.
+        """
+
+    def check_base(self, layers: Sequence[Any]) -> None:
+        """Raise InputError if an adapter of this kind cannot be added to these layers."""
+        del layers  # of most kinds it can
+
+
+# -- which layers ------------------------------------------------------------------------------------------
+
+
+def _names(model: LanguageModel) -> dict[str, str]:
+    """Map our names of all modules with weights, and of their parents, to Hugging Face's names."""
+    found: dict[str, str] = {}
+    for ours, (theirs, _) in weight_names(model).items():
+        parts, their_parts = ours.split("."), theirs.split(".")
+        for end in range(1, len(parts)):
+            found[".".join(parts[:end])] = ".".join(their_parts[:end])
+    return found
+
+
+def module_names(model: LanguageModel) -> dict[str, str]:
+    """Map our names of the linear layers (those of the blocks, and lm_head) to Hugging Face's names.
+
+    >>> from minigpt import GPTConfig, GPTLMHeadModel
+    >>> list(module_names(GPTLMHeadModel(GPTConfig(n_layer=1))).items())[0]
+    ('transformer.blocks.0.attn.qkv_proj', 'transformer.h.0.attn.c_attn')
+    """
+    names = _names(model)
+    return {
+        name: names[name]
+        for name, module in model.named_modules()
+        if name in names and hasattr(module, "in_features")
+    }
+
+
+def is_called(theirs: str, name: str) -> bool:
+    """Return True if a name in target_modules means the layer with this name of Hugging Face's."""
+    return f".{theirs}".endswith(f".{name}")
+
+
+def _is_in(name: str, modules: Collection[str]) -> bool:
+    """Return True if a module is one of `modules`, or inside one of them."""
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+def targeted(
+    model: LanguageModel,
+    target: str | tuple[str, ...],
+    layers_to_transform: Sequence[int] = (),
+    modules_to_save: Sequence[str] = (),
+) -> dict[str, str]:
+    """Return the layers that target_modules means: our name -> Hugging Face's name.
+
+    Args:
+        target: all-linear (all but lm_head), names, or a regular expression for Hugging Face's names.
+        layers_to_transform: numbers of blocks; empty: all blocks.
+        modules_to_save: modules in which no layer is chosen.
+
+    Raises:
+        InputError: if no layer has a given name, or no layer is chosen.
+    """
+    whole = _modules_to_save(model, modules_to_save)
+    names = {ours: theirs for ours, theirs in module_names(model).items() if not _is_in(ours, whole)}
+    if target == "all-linear":
+        found = {ours: theirs for ours, theirs in names.items() if ours != "lm_head"}
+    elif isinstance(target, str):
+        try:
+            found = {ours: theirs for ours, theirs in names.items() if re.fullmatch(target, theirs)}
+        except re.error as error:
+            raise InputError(f"target_modules={target!r} is no regular expression: {error}") from None
+    else:
+        for name in target:
+            if not any(is_called(theirs, name) for theirs in names.values()):
+                short = sorted({theirs.rpartition(".")[2] for theirs in names.values()})
+                raise InputError(unknown_name("module in target_modules", name, short))
+        found = {
+            ours: theirs for ours, theirs in names.items() if any(is_called(theirs, name) for name in target)
+        }
+    if layers_to_transform:
+        count = model.config.num_hidden_layers
+        for number in layers_to_transform:
+            if not 0 <= number < count:
+                raise InputError(f"layers_to_transform names block {number}: the model has 0 to {count - 1}")
+        wanted = {f".{number}." for number in layers_to_transform}
+        found = {ours: theirs for ours, theirs in found.items() if any(number in ours for number in wanted)}
+    if not found:
+        raise InputError(f"target_modules={target!r} chooses no layer of this model")
+    return found
+
+
+def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
+    """Return our names of the modules that are trained whole. As in PEFT, the end of a name is enough."""
+    found, known = list[str](), _names(model)
+    for name in names:
+        matches = [ours for ours, theirs in known.items() if theirs.endswith(name)]
+        if not matches:
+            short = sorted({theirs.rpartition(".")[2] for theirs in known.values()})
+            raise InputError(unknown_name("module in modules_to_save", name, short))
+        found += matches
+    return [
+        one for one in dict.fromkeys(found) if not _is_in(one, [other for other in found if other != one])
+    ]
+
+
+# -- add -----------------------------------------------------------------------------------------------------
+
+
+def add_adapter(
+    model: LanguageModel, config: AdapterConfig, adapter: str = "default", *, draw: bool = True
+) -> None:
+    """Freeze a model and add an adapter to some of its linear layers, in place. Only it is then active.
+
+    Modules in `modules_to_save` are copied. As in PEFT, a tied lm_head then has its own weight.
+
+    Args:
+        adapter: a name that no other adapter of the model has.
+        draw: see AdapterConfig.new_layer.
+
+    Raises:
+        InputError: if the configuration chooses nothing, or modules that cannot be trained because they are
+            quantised. The model has not changed.
+    """
+    if adapter in adapter_names(model):
+        raise InputError(f"the model has an adapter {adapter!r} already: give this one another name")
+    chosen, saved = config.chosen_layers(model), _modules_to_save(model, config.modules_to_save)
+    modules, replaced = dict(model.named_modules()), whole_modules(model)
+    others = [*(name for name, _ in adapted_layers(model)), *(name for name in replaced if name not in saved)]
+    clash = [one for one in saved if _is_in(one, others) or any(_is_in(other, [one]) for other in others)]
+    if clash := [*clash, *(one for one in chosen if _is_in(one, replaced))]:
+        raise InputError(f"{clash[0]}: two adapters change it, and one of them replaces it (modules_to_save)")
+    for name in saved:
+        if not any(True for _ in modules[name].parameters()):
+            raise InputError(f"modules_to_save: {name} is quantised: take the model's unquantised folder")
+    config = config.of_family(model)
+    config.check_base([modules[name] for name in chosen])
+    model.requires_grad_(False)
+    for name, theirs in chosen.items():
+        parent, _, last = name.rpartition(".")
+        layer = config.new_layer(modules[name], theirs, adapter, draw)
+        setattr(modules[parent], last, layer.train(modules[name].training))  # the mode of a dropout
+    for name in saved:
+        parent, _, last = name.rpartition(".")
+        whole = replaced.setdefault(name, WholeModule(modules[parent], last, modules[name], {}))
+        whole.copies[adapter] = copy.deepcopy(whole.original)
+    set_adapter(model, adapter)
+
+
+@dataclass
+class WholeModule:
+    """A module that adapters replace with copies."""
+
+    parent: nn.Module
+    attribute: str  # name of the module's attribute in the parent
+    original: nn.Module
+    copies: dict[str, nn.Module]  # adapter -> its copy
+
+    def of(self, adapters: Sequence[str]) -> nn.Module:
+        """Return the copy of one of these adapters, or the original if none has a copy."""
+        present = next(getattr(self.parent, self.attribute).parameters())
+        found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
+        return found.to(present.device)
+
+    def use(self, adapters: Sequence[str]) -> None:
+        """Install the module of these adapters."""
+        setattr(self.parent, self.attribute, self.of(adapters))
+
+
+def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
+    """Return the modules that adapters replace: our name -> original and copies."""
+    found: dict[str, WholeModule] = vars(model).setdefault("_whole_modules", {})
+    return found
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
+    """Yield the layers with adapters, with our names. Layers of several adapters share a name."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLayer):
+            yield name.replace(".base_layer", ""), module
+
+
+# -- several adapters --------------------------------------------------------------------------------------
+
+
+def adapter_names(model: LanguageModel) -> dict[str, bool]:
+    """Return the names of a model's adapters -> True if the adapter is active."""
+    return {layer.adapter: layer.is_active for _, layer in adapted_layers(model)}
+
+
+def active_adapters(model: LanguageModel) -> list[str]:
+    """Return the names of the active adapters."""
+    return [name for name, is_active in adapter_names(model).items() if is_active]
+
+
+def check_adapters(model: LanguageModel, names: Sequence[str]) -> None:
+    """Raise InputError if an adapter does not exist, or several cannot be summed."""
+    known = adapter_names(model)
+    for name in names:
+        if name not in known:
+            raise InputError(unknown_name("adapter", name, known))
+    if len(names) > 1:
+        for _, layer in adapted_layers(model):
+            if layer.adapter in names and (problem := layer.cannot_be_added):
+                raise InputError(f"{problem} cannot be added: take one of {', '.join(names)}")
+    for name, whole in whole_modules(model).items():
+        if len(both := [one for one in names if one in whole.copies]) > 1:
+            raise InputError(f"the adapters {' and '.join(both)} both replace {name}: take one of them")
+
+
+def set_adapter(model: LanguageModel, adapter: str | Sequence[str]) -> None:
+    """Activate these adapters and no others. Only they require gradients. Several adapters are summed.
+
+    Raises:
+        InputError: if an adapter does not exist, or several cannot be summed.
+    """
+    names = [adapter] if isinstance(adapter, str) else list(adapter)
+    check_adapters(model, names)
+    _activate(model, names)
+    model.requires_grad_(False)
+    for _, layer in adapted_layers(model):
+        if layer.adapter in names:
+            for parameter in layer.parameters(recurse=False):
+                parameter.requires_grad_(True)
+    for whole in whole_modules(model).values():
+        for name in whole.copies.keys() & set(names):
+            whole.copies[name].requires_grad_(True)
+
+
+def _activate(model: LanguageModel, names: Sequence[str]) -> None:
+    for _, layer in adapted_layers(model):
+        layer.is_active = layer.adapter in names
+    for whole in whole_modules(model).values():
+        whole.use(names)
+
+
+@contextmanager
+def disable_adapter(model: LanguageModel) -> Iterator[None]:
+    """Deactivate all adapters in a with block."""
+    active = active_adapters(model)
+    _activate(model, [])
+    try:
+        yield
+    finally:
+        _activate(model, active)
+
+
+@contextmanager
+def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Iterator[None]:
+    """Give each row of a batch its own adapters, in a with block. An empty list means the model alone.
+
+    The product with the frozen weights is computed once for all rows, and the adapter for its rows.
+
+    Args:
+        names: one list of adapters per row; see `check_adapters`.
+    """
+    active, device = active_adapters(model), next(model.parameters()).device
+    rows_of: dict[str, list[int]] = {}
+    for row, each in enumerate(names):
+        for name in each:
+            rows_of.setdefault(name, []).append(row)
+    rows = {
+        name: None if len(some) == len(names) else torch.tensor(some, device=device)
+        for name, some in rows_of.items()
+    }
+    try:
+        _activate(model, [name for name, some in rows.items() if some is None])
+        for _, layer in adapted_layers(model):
+            layer.is_active, layer.rows = layer.adapter in rows, rows.get(layer.adapter)
+        for whole in whole_modules(model).values():
+            partly = [(some, whole.copies[name]) for name, some in rows.items() if name in whole.copies]
+            if partly and partly[0][0] is not None:
+                setattr(whole.parent, whole.attribute, _ByRow(whole.of([]), partly))
+        yield
+    finally:
+        for _, layer in adapted_layers(model):
+            layer.rows = None
+        _activate(model, active)
+
+
+class _ByRow(nn.Module):
+    """A module, with copies of it for some rows of the batch."""
+
+    def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
+        super().__init__()
+        self.original = original
+        self._copies = copies  # rows (n,), and the module for them
+
+    @property
+    def weight(self) -> Any:
+        """Return the weight of the original."""
+        return self.original.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute each row by its own module."""
+        out: Tensor = self.original(x)
+        for rows, module in self._copies:
+            out = out.index_copy(0, rows, module(x[rows]))
+        return out
+
+
+# -- merge -------------------------------------------------------------------------------------------------
+
+
+def is_mergeable(model: LanguageModel) -> bool:
+    """Return whether `merge_and_unload` can merge the active adapters."""
+    layers = [layer for _, layer in adapted_layers(model)]
+    return all(isinstance(layer.linear, nn.Linear) for layer in layers) and all(
+        layer.is_linear for layer in layers if layer.is_active
+    )
+
+
+@torch.no_grad()
+def merge_and_unload(model: LanguageModel) -> LanguageModel:
+    """Add the active adapters to the weights, and remove all adapters, in place. Return the model.
+
+    The logits stay the same, up to rounding. So a tied lm_head with an adapter gets its own weight.
+
+    Raises:
+        InputError: if weights are quantised or an adapter is not linear (the model has not changed), or a
+            merged weight is not finite.
+    """
+    modules = dict(model.named_modules())
+    outer = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, AdaptedLayer) and not name.endswith(".base_layer")
+    }
+    if not all(isinstance(layer.linear, nn.Linear) for layer in outer.values()):
+        raise InputError(
+            "quantised weights cannot take up an adapter: leave it beside them, or merge it into the model "
+            "that was quantised"
+        )
+    if not all(one.is_linear for layer in outer.values() for one in layer.actives):
+        raise InputError(
+            "bottlenecks are not linear, so weights cannot take them up: leave the adapter beside the model"
+        )
+    table = modules[family_of(model.config).embedding.removesuffix(".weight")].weight
+    for name, layer in outer.items():
+        parent, _, last = name.rpartition(".")
+        setattr(modules[parent], last, layer.linear)
+        if not layer.actives:
+            continue
+        weight, bias = layer.merged()
+        merged = weight.to(layer.weight.dtype)
+        if not merged.isfinite().all():
+            raise InputError(f"{name}: the weight with its adapter is not finite")
+        if layer.weight is table:
+            layer.linear.weight = nn.Parameter(merged)
+        else:
+            layer.weight.copy_(merged)
+        if bias is not None:
+            layer.linear.bias.copy_(bias)
+    vars(model).pop("_whole_modules", None)
+    config: Any = model.config
+    if config.tie_word_embeddings and model.lm_head.weight is not table:
+        model.config = replace(config, tie_word_embeddings=False)
+    return model.requires_grad_(True)
