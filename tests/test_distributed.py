@@ -181,6 +181,20 @@ def test_pieces_do_not_go_with_everything(more: dict[str, Any]) -> None:
 CLOSE = 1e-5
 
 
+def test_weighted_samples_count_the_same_in_several_processes(folder: Path, launch: Launch) -> None:
+    path = folder / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [{**row, "weight": number} for number, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    more = {"keyword_weight": "红:2", "batch_size": 3, **NO_CHANCE}
+    trainer(config(folder, "one", **more)).run()
+    ended = launch(folder, 2, flags(folder, "several", **more))
+    assert ended.codes == [0, 0], ended.said
+    one, several = losses(folder / "one"), losses(folder / "several")
+    assert len(one) == 12
+    assert several == pytest.approx(one, rel=CLOSE)
+
+
 @pytest.mark.parametrize(
     ("size", "kind", "steps", "optimizer"),
     [(2, "ddp", 1, "muon"), (2, "ddp", 3, "adamw"), (4, "ddp", 2, "adamw"), (2, "fsdp", 2, "adamw")],

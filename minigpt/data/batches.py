@@ -80,6 +80,7 @@ class EncodedExamples:
     lines: npt.NDArray[np.int64]  # (N,): number of the file's line that the row comes from
     n_cut: int  # number of rows that max_length shortened
     n_without_answer: int  # number of conversations left out, because max_length cut all answers away
+    weights: npt.NDArray[np.float64] | None = None  # (N,): how much each row counts; None: all the same
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -91,12 +92,14 @@ class EncodedExamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of what training uses: ids, starts of rows, and which ids belong to answers."""
+        """Return the SHA-256 of what training uses: ids, starts of rows, which ids are answers, weights."""
         digest = hashlib.sha256()
         answer_starts = np.maximum.reduceat(self._places_of_questions, self.starts[:-1]) + 1
         arrays: list[npt.NDArray[np.generic]] = [self.ids, self.starts, answer_starts.astype(np.int64)]
         if not self._is_one_answer_a_row:
             arrays.append(self.is_answer)
+        if self.weights is not None:
+            arrays.append(self.weights)
         for array in arrays:
             digest.update(array.tobytes())
         return digest.hexdigest()
@@ -227,6 +230,7 @@ def encode_conversations(
     pieces: list[npt.NDArray[np.int32]] = []
     marks: list[npt.NDArray[np.bool_]] = []
     lines: list[int] = []
+    weights: list[float] = []
     n_cut = n_without_answer = 0
     for conversation in conversations:
         ids, is_answer, is_cut = encode(conversation, tokenizer, max_length)
@@ -237,6 +241,7 @@ def encode_conversations(
         pieces.append(ids)
         marks.append(is_answer)
         lines.append(conversation.line)
+        weights.append(conversation.weight)
     if not pieces:
         raise InputError(f"no answer is left after cutting at max_length={max_length}; raise --max_length")
     return EncodedExamples(
@@ -246,6 +251,7 @@ def encode_conversations(
         lines=np.array(lines, dtype=np.int64),
         n_cut=n_cut,
         n_without_answer=n_without_answer,
+        weights=None if set(weights) == {1.0} else np.array(weights),
     )
 
 

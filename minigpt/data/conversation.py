@@ -41,6 +41,7 @@ class Conversation:
     line: int = 0  # number of the line in the file, from 1
     raw: str = ""  # the record as written in the file, or as one line of JSON
     tools: str = ""  # JSON: the tools that a chat template may describe
+    weight: float = 1.0  # how much the example counts in the loss of training
 
     @cached_property
     def exchanges(self) -> tuple[Exchange, ...]:

@@ -7,6 +7,8 @@
     [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts of user and assistant
     {"text": ...}                                          a text to read, for --text
 
+A record may have a `weight`: how much it counts in the loss of training.
+
 Field names are compared without case, in English and Chinese (`FIELDS`). Options can name other fields.
 """
 
@@ -312,7 +314,22 @@ def _conversation(
     if not any(turn.role == "assistant" for turn in turns):
         raise BadLine("no turn is an assistant's: there is no answer")
     tools = (item or {}).get("tools")
-    return Conversation(tuple(turns), line, raw, _described(tools, "`tools`") if tools else "")
+    described = _described(tools, "`tools`") if tools else ""
+    return Conversation(tuple(turns), line, raw, described, _weight(item or {}))
+
+
+def _weight(item: Mapping[str, Any]) -> float:
+    """Return the weight of a record in the loss of training: the field `weight`, or 1."""
+    value = item.get("weight")
+    if _is_nothing(value):
+        return 1.0
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 <= weight < 1e6:
+        raise BadLine("`weight` is no number from 0 to 1e6", f"it is {str(value)[:40]!r}")
+    return weight
 
 
 def text_of(item: Mapping[str, Any], key: str) -> str:

@@ -278,9 +278,9 @@ def write_split(
 def _raw(conversation: Conversation) -> str:
     if conversation.raw:
         return conversation.raw
+    more: dict[str, Any] = {} if conversation.weight == 1 else {"weight": conversation.weight}
     if [turn.role for turn in conversation.turns] == ["user", "assistant"] and not conversation.tools:
-        return json.dumps(
-            {"question": conversation.question, "answer": conversation.answer}, ensure_ascii=False
-        )
-    more = {"tools": conversation.tools} if conversation.tools else {}
+        pair = {"question": conversation.question, "answer": conversation.answer}
+        return json.dumps({**pair, **more}, ensure_ascii=False)
+    more |= {"tools": conversation.tools} if conversation.tools else {}
     return json.dumps({"messages": conversation.messages(), **more}, ensure_ascii=False)

@@ -14,6 +14,7 @@ In reading order:
     step                      TrainStep: one step
     objective                 the model that a run trains, which of its parameters, with which loss
     loss                      the loss of next-token prediction
+    weighted_loss             the same with weights for samples
     preference_loss           the loss of pairs of answers
     masked_loss               the loss of hidden tokens
     optimizer                 AdamW, Muon, the learning rate's schedule

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from minigpt.console.command_line import CommandOptions
 from minigpt.data.records import DataOptions
+from minigpt.data.sample_weights import parse_keyword_weights
 from minigpt.errors import InputError, unknown_name
 from minigpt.families.options import OPTIONS, FamilyName
 from minigpt.storage.json_files import read_json
@@ -162,6 +163,8 @@ class TrainConfig(DataOptions, CommandOptions):
     """pad every batch to max_length, instead of to its longest pair"""
     loss_on: Literal["answer", "all"] = "answer"
     """targets of the loss: the tokens of the answer, or all tokens"""
+    keyword_weight: str = ""
+    """samples with these keywords count more, such as plt:3,pd:2: 1 + 3 for each plt + 2 for each pd"""
 
     # Steps and optimiser
     num_train_epochs: float = 15.0
@@ -231,6 +234,8 @@ class TrainConfig(DataOptions, CommandOptions):
         if self.size:
             parse_size(self.size)
         super().__post_init__()
+        if self.keyword_weight:
+            parse_keyword_weights(self.keyword_weight)
         if not self.max_steps and not self.num_train_epochs:
             raise InputError("nothing to do: both max_steps and num_train_epochs are 0")
         if self.text is None and self.val_text:

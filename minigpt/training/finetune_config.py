@@ -130,6 +130,8 @@ class FinetuneConfig(TrainConfig):
                 f"--method freeze needs --train_only, and only it has that: got --method {self.method} and "
                 f"--train_only {self.train_only or '(none)'}"
             )
+        if self.keyword_weight and self.task != "sft":
+            raise InputError(f"--keyword_weight belongs to --task sft: got --task {self.task}")
         self._check_adapter()
         self._check_preferences()
         self._check_hidden_tokens()

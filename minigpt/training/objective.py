@@ -2,6 +2,7 @@
 
 import torch
 
+from minigpt.data.batches import EncodedExamples
 from minigpt.data.preferences import EncodedPreferences
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
@@ -17,6 +18,7 @@ from minigpt.training.mixed_precision import MixedPrecision
 from minigpt.training.model_files import AdapterFiles, ModelFiles, adapter_config, weights_fingerprint
 from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
 from minigpt.training.run_data import AnyData
+from minigpt.training.weighted_loss import KeywordWeights, WeightedTokenLoss
 from minigpt.weights.pretrained import load_model
 
 __all__ = ["make_objective"]
@@ -46,6 +48,10 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
         assert mask_id is not None
         loss = MaskedTokenLoss(model.to(device), mask_id, config.mlm_probability, config.seed, device)
         return loss, files
+    weights = data.train.weights if isinstance(data.train, EncodedExamples) else None
+    if config.keyword_weight or weights is not None:
+        keywords = KeywordWeights(config.keyword_weight, data.tokenizer) if config.keyword_weight else None
+        return WeightedTokenLoss(model.to(device), config.loss_on, device, weights, keywords), files
     return NextTokenLoss(model.to(device), config.loss_on, device), files
 
 

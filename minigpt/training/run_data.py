@@ -286,6 +286,10 @@ def _read_pairs(config: TrainConfig) -> RunData:
     for path, part in ((config.train_data, train), (config.val_data, val)):
         where = config.train_data if path == HELD_OUT else path
         encoded.append(_encode_part(config, where, part, tokenizer))
+    if (weights := encoded[0].weights) is not None:
+        print(
+            f"weights of {config.train_data}: {weights.min():g} to {weights.max():g}, mean {weights.mean():g}"
+        )
     return RunData(tokenizer, encoded[0], encoded[1], val)
 
 

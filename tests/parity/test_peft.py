@@ -58,7 +58,7 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     ),
 }
 QWEN3 = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CONFIGS = {
+CONFIGS: dict[str, LoraConfig | IA3Config] = {
     "lora": LoraConfig(r=3, lora_alpha=7),
     "rslora": LoraConfig(r=3, lora_alpha=7, use_rslora=True),
     "dora": LoraConfig(r=3, lora_alpha=7, use_dora=True),

@@ -1,0 +1,149 @@
+"""Next-token prediction in which samples have weights.
+
+The loss of a sample is the mean over its targets, times the sample's weight. The loss of a step is the mean
+over its samples. A sample is a conversation, or with --text a window. Its weight is the field `weight` of the
+record, times that of the keywords in it. Evaluations do not use weights.
+
+With --keyword_weight "plt:3,pd:2", the weight is 1 + 3 * (number of plt) + 2 * (number of pd). This is the
+weighted loss of a chapter of Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6), with
+a weight for each keyword; there, each has 1.
+
+Letters in shapes: B rows, T tokens, P positions that count.
+"""
+
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from minigpt.data.batches import Batch
+from minigpt.data.sample_weights import parse_keyword_weights
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+from minigpt.training.loss import NextTokenLoss, token_cross_entropy
+
+__all__ = ["KeywordWeights", "WeightedBatch", "WeightedTokenLoss"]
+
+
+class _Encoder(Protocol):
+    def encode_array(self, text: str, /) -> npt.NDArray[np.int32]: ...
+
+    def unknown_characters(self, text: str, /) -> list[str]: ...
+
+
+class KeywordWeights:
+    """Computes the weights of rows of ids from the keywords in them.
+
+    Keywords are counted as tokens, so `pd` of byte-level tokens is not found in `update`. Their tokens after
+    a space are counted, too. A vocabulary of characters has no words: a keyword is any such text there.
+
+    Args:
+        text: see `parse_keyword_weights`.
+        tokenizer: the tokenizer of the ids.
+
+    Raises:
+        InputError: also if the vocabulary lacks a character of a keyword.
+    """
+
+    def __init__(self, text: str, tokenizer: _Encoder) -> None:
+        self._keywords: list[tuple[float, set[tuple[int, ...]]]] = []  # weight, ids with and without space
+        for keyword, weight in parse_keyword_weights(text).items():
+            if unknown := tokenizer.unknown_characters(keyword):
+                raise InputError(
+                    f"keyword_weight: the vocabulary lacks {unknown[0]!r} of the keyword {keyword!r}"
+                )
+            forms = [keyword]
+            if not tokenizer.unknown_characters(f" {keyword}"):
+                forms.append(f" {keyword}")
+            self._keywords.append((weight, {tuple(tokenizer.encode_array(form).tolist()) for form in forms}))
+
+    def of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the weight of each row, (B,), of ids (B, T). Padding must be -1."""
+        weights = np.ones(len(ids))
+        for weight, forms in self._keywords:
+            ends = np.zeros(ids.shape, dtype=np.bool_)  # True: a keyword ends here; two forms count once
+            for form in forms:
+                width = ids.shape[1] - len(form) + 1
+                if width > 0:
+                    found = [ids[:, place : place + width] == token for place, token in enumerate(form)]
+                    ends[:, len(form) - 1 :] |= np.all(found, axis=0)
+            weights += weight * ends.sum(axis=1)
+        return weights
+
+
+class WeightedBatch(NamedTuple):
+    """The tensors of a batch that the loss needs."""
+
+    input_ids: Tensor  # (B, T) int64
+    targets: Tensor  # (P,) int64: the targets that the loss counts
+    factors: Tensor  # (P,) float32: weight of the target's sample / number of its targets
+    positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
+
+
+class WeightedTokenLoss(NextTokenLoss):
+    """Next-token prediction with weights.
+
+    Args:
+        model: see NextTokenLoss.
+        loss_on: see NextTokenLoss.
+        device: see NextTokenLoss.
+        weights: (N,), the weight of each training sample; None: 1.
+        keywords: more weight for samples with keywords.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        loss_on: Literal["answer", "all"],
+        device: torch.device,
+        weights: npt.NDArray[np.float64] | None,
+        keywords: KeywordWeights | None,
+    ) -> None:
+        super().__init__(model, loss_on, device)
+        self._weights, self._keywords = weights, keywords
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of samples that have a target."""
+        return int(self._mask(batch).any(dim=1).sum())
+
+    def weights_of(self, batch: Batch) -> npt.NDArray[np.float64]:
+        """Return the weight of each row, (B,)."""
+        weights = np.ones(len(batch.input_ids))
+        if len(batch.rows) and self._weights is not None:  # a blank batch has a row that is no sample
+            weights *= self._weights[batch.rows]
+        if self._keywords is not None:
+            first, rest = batch.input_ids[:, :1], batch.targets.where(batch.token_mask, -1)
+            weights *= self._keywords.of(torch.cat([first, rest], dim=1).numpy())
+        return weights
+
+    def select(self, batch: Batch) -> WeightedBatch:  # type: ignore[override]
+        """Return the targets that count, their factors and their positions."""
+        mask = self._mask(batch)  # (B, T)
+        factors = torch.from_numpy(self.weights_of(batch)) / mask.sum(1).clamp(min=1)  # (B,)
+        positions = mask.flatten().nonzero().flatten()  # (P,)
+        each = factors.float()[positions // mask.shape[1]]
+        return WeightedBatch(batch.input_ids, batch.targets.flatten()[positions], each, positions)
+
+    def example(self, device: torch.device) -> WeightedBatch:  # type: ignore[override]
+        """Return the smallest possible batch: one token."""
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        return WeightedBatch(ids, ids[0], torch.ones(1, device=device), ids[0])
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        factors: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Return the sum over samples of weight times mean loss, or without targets the hidden states."""
+        hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
+        if targets is None:
+            return hidden
+        assert factors is not None
+        assert positions is not None
+        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
+        losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
+        return (losses * factors).sum()
