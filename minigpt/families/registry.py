@@ -98,10 +98,13 @@ def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tu
     """Return the parts of a model and their parameter counts, summed over blocks."""
     counts: dict[str, int] = {}
     # named_parameters lists a tied tensor once, under its first name
-    for name, parameter in model.named_parameters():
-        if only_trained and not parameter.requires_grad:
-            continue
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad or not only_trained}
+    if not only_trained:  # quantised weights are no parameters
+        layers = [(name, one) for name, one in model.named_modules() if hasattr(one, "dequantized")]
+        sizes |= {f"{name}.weight": int(one.out_features) * int(one.in_features) for name, one in layers}
+        sizes |= {f"{name}.bias": one.bias.numel() for name, one in layers if one.bias is not None}
+    for name, size in sizes.items():
         part = re.sub(r"\.\d+\.", ".*.", name).removeprefix(family_of(model.config).prefix)
         part = part.rpartition(".")[0]
-        counts[part] = counts.get(part, 0) + parameter.numel()
+        counts[part] = counts.get(part, 0) + size
     return list(counts.items())

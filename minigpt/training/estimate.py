@@ -197,6 +197,7 @@ def memory_needed(trainer: Trainer) -> int:
     weights = sum(
         p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()
     )
+    weights += sum(buffer.nbytes for buffer in trainer.model.buffers())  # quantised weights
     counted = weights + per_row * rows + head
     return int(counted * (HELD if trainer.device.type == "cpu" else 1.0)) + TORCH_ITSELF
 

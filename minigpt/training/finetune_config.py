@@ -106,6 +106,8 @@ class FinetuneConfig(TrainConfig):
     """lora: how the first matrix is drawn: uniformly, as linear layers are, or from a normal distribution"""
     modules_to_save: tuple[str, ...] = ()
     """lora, adapter, ia3: names of modules that are trained whole beside the adapters, such as lm_head"""
+    base_precision: Literal["float32", "int8", "int4"] = "float32"
+    """adapters: how the frozen weights are kept in memory; a quantised folder stays as it is"""
     bottleneck_size: int = 64
     """adapter: channels in the middle of the modules behind attention and MLP"""
 
@@ -147,6 +149,12 @@ class FinetuneConfig(TrainConfig):
             if name not in own and getattr(self, name) != plain[name].default:
                 methods = " or ".join(method for method, names in _ADAPTERS.items() if name in names)
                 raise InputError(f"--{name} belongs to --method {methods}: got --method {self.method}")
+        if self.base_precision != "float32" and not self.has_adapter:
+            raise InputError(
+                f"--base_precision belongs to --method {', '.join(_ADAPTERS)}: got --method {self.method}"
+            )
+        if self.base_precision != "float32" and self.task == "classification":
+            raise InputError("--base_precision does not go with --task classification")
         if self.add_tokens and self.has_adapter:
             raise InputError(
                 "--add_tokens needs --method full or freeze: an adapter adds no rows to its base"

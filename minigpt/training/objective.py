@@ -1,9 +1,12 @@
 """Builds the objective of a run: the model, its trainable parameters, its loss, and its checkpoint format."""
 
+from pathlib import Path
+
 import torch
 
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.preferences import EncodedPreferences
+from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
@@ -20,6 +23,7 @@ from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
 from minigpt.training.run_data import AnyData
 from minigpt.training.weighted_loss import KeywordWeights, WeightedTokenLoss
 from minigpt.weights.pretrained import load_model
+from minigpt.weights.quantized import precision_of, prepare_training, set_precision
 
 __all__ = ["make_objective"]
 
@@ -37,7 +41,7 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
     if config.starts_from is None:
         model = new_model(config.model_config(vocab_size), zero_projections=config.zero_projections)
     else:
-        model = load_model(config.starts_from).train()
+        model = _with_weights(config, config.starts_from).train()
         if model.config.vocab_size < vocab_size:
             resize_token_embeddings(model, vocab_size, config.new_rows)
     if isinstance(config, FinetuneConfig) and config.task == "dpo":
@@ -53,6 +57,21 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
         keywords = KeywordWeights(config.keyword_weight, data.tokenizer) if config.keyword_weight else None
         return WeightedTokenLoss(model.to(device), config.loss_on, device, weights, keywords), files
     return NextTokenLoss(model.to(device), config.loss_on, device), files
+
+
+def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
+    """Load the model to begin with. For an adapter it may be quantised, or becomes so."""
+    model = load_model(folder)
+    if isinstance(config, FinetuneConfig) and config.base_precision != "float32":
+        set_precision(model, config.base_precision)
+    if precision_of(model) != "float32":
+        if not (isinstance(config, FinetuneConfig) and config.has_adapter):
+            raise InputError(
+                f"{folder} is quantised, so its weights cannot be trained: train an adapter beside them "
+                "(minigpt finetune --method lora), or give the folder that it was made from"
+            )
+        prepare_training(model)
+    return model
 
 
 def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:

@@ -94,7 +94,9 @@ class Parallel:
                 fully_shard(block, mesh=mesh)
             fully_shard(self._loss, mesh=mesh)  # wrap the rest: embeddings, last norm, lm_head
         elif processes.size > 1:
-            self._loss = DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
+            devices = [device] if device.type == "cuda" else None
+            # the only buffers are quantised weights, which do not change
+            self._loss = DistributedDataParallel(loss, device_ids=devices, broadcast_buffers=False)
             self._fix_message_order(loss.example(device))
         if compiled:
             # DDP's own compile mode cuts the graph at each gradient message, and does not support activation

@@ -16,7 +16,7 @@ from minigpt.console.terminal import seconds, warn
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.windows import TextPart
 from minigpt.errors import InputError
-from minigpt.families.registry import LanguageModel
+from minigpt.families.registry import LanguageModel, parameter_table
 from minigpt.training import autosize, checkpoint, classification, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
 from minigpt.training.data_summary import summarize
@@ -138,7 +138,7 @@ def _run(
         expected = estimate.estimate(trainer)
         print(expected.sentence())
         if config.dry_run:
-            counted = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+            counted = {"parameters": sum(count for _, count in parameter_table(trainer.model))}
             return {**counted, **dataclasses.asdict(expected), **trainer.notes}
     else:
         steps = trainer.step.total_steps - trainer.progress.steps_done
@@ -191,7 +191,7 @@ def _read_data(config: TrainConfig) -> AnyData:
 
 def _counted(model: LanguageModel) -> str:
     """The number of the model's parameters, in words."""
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(count for _, count in parameter_table(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if trained == total:
         return f"{total:,} parameters"

@@ -41,7 +41,7 @@ from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.tokenization.wordpiece import WordPieceTokenizer
 from minigpt.tokenization.wordpiece_files import VOCABULARY
 from minigpt.tokenizer import Tokenizer
-from minigpt.weights.quantized_folders import is_quantized, read_quantized
+from minigpt.weights.quantized_folders import config_of, is_quantized, read_quantized
 
 __all__ = [
     "AnyTokenizer",
@@ -306,7 +306,8 @@ def read_config(path: str | Path) -> ModelConfig:
         InputError: if a file is missing or wrong; the message names it.
     """
     folder = model_folder(path, verify=False)
-    return body_config(folder, read_json(folder / CONFIG, missing=f"{folder} is not a model directory"))
+    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    return config_of(folder / CONFIG, content)[0] if is_quantized(content) else body_config(folder, content)
 
 
 def _read_config(folder: Path) -> ModelConfig:

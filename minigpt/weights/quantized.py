@@ -1,7 +1,8 @@
 """Linear layers with weights in fewer bits, and set_precision, which puts them into a model.
 
-    set_precision(model, "int8")     # in place; the model is then for inference only
+    set_precision(model, "int8")     # in place; the model is then for inference, or for adapters beside it
     precision_of(model)              # "int8"
+    prepare_training(model)          # gradients pass through it, to adapters
 
 Generation is limited by reading weights from memory, so half the bytes take nearly half the time. Only the
 weights of linear layers, lm_head included, get fewer bits. A tied lm_head gets its own rounded weights.
@@ -19,16 +20,21 @@ large value then costs precision only in its group, and tokens do not influence 
 fast enough without this. Without torch.compile, int8 on a GPU saves memory but no time, because PyTorch
 converts the weights to bfloat16 before each product.
 
+Adapters can be trained beside weights in int8 and int4 ("QLoRA", https://arxiv.org/abs/2305.14314). The
+weights do not change and stay small: forward and backward pass convert them to floats, layer by layer, and
+keep no copy. In training the inputs are not rounded, because rounding has no gradient.
+
 torchao is not used: its int4 kernels need a further package, and its int8 product is this one.
 
 Letters in shapes: N outputs, K inputs, G groups of neighbours.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from minigpt.errors import InputError
@@ -46,6 +52,7 @@ __all__ = [
     "QuantizedLinear",
     "cast_parameters",
     "precision_of",
+    "prepare_training",
     "replace_linears",
     "rounded_groups",
     "rounded_rows",
@@ -105,6 +112,24 @@ def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 # -- layers ------------------------------------------------------------------------------------------------
 
 
+class _FrozenProduct(torch.autograd.Function):
+    """The product of x (..., K) with the weights of a quantised layer, which are not kept as floats.
+
+    F.linear would keep the converted weights of all layers until the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: "QuantizedLinear | Int4Linear") -> Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        return F.linear(x, layer.dequantized()[:, : layer.in_features].to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        weight = ctx.layer.dequantized()[:, : ctx.layer.in_features].to(gradient.dtype)
+        return (gradient @ weight).to(ctx.dtype), None
+
+
 class QuantizedLinear(nn.Module):
     """An nn.Linear for inference, with weights in float16, bfloat16 or int8.
 
@@ -122,7 +147,7 @@ class QuantizedLinear(nn.Module):
         assert weight.dtype in (torch.float16, torch.bfloat16, torch.int8)
         assert (weight.dtype == torch.int8) == (scale is not None), "int8 alone has scales"
         self.out_features, self.in_features = weight.shape
-        self.rounds_inputs = rounds_inputs
+        self.rounds_inputs, self.trains_adapters = rounds_inputs, False
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
@@ -162,6 +187,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), in the dtype of x."""
+        if self.trains_adapters and x.requires_grad:
+            product: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
+            return product if self.bias is None else product + self.bias.to(product.dtype)
         if self.scale is None:
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return F.linear(x, self.weight.to(x.dtype), bias)
@@ -192,7 +220,7 @@ class Int4Linear(nn.Module):
         self.weight: Tensor
         self.scales: Tensor
         self.bias: Tensor | None
-        self.uses_kernel = False
+        self.uses_kernel = self.trains_adapters = False
         self._pack()
 
     def _pack(self) -> None:
@@ -200,7 +228,8 @@ class Int4Linear(nn.Module):
 
         The kernel needs N to be a multiple of 8, and K a multiple of 16 times 2, 4 or 8 (64 is 16 times 4).
         """
-        if self.weight.is_cuda and not self.uses_kernel and not self.out_features % 8:
+        is_wanted = not self.uses_kernel and not self.trains_adapters  # the kernel has no gradient
+        if self.weight.is_cuda and is_wanted and not self.out_features % 8:
             self.weight = torch._convert_weight_to_int4pack(self.weight, 4)
             self.uses_kernel = True
 
@@ -232,6 +261,9 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), in the dtype of x. With torch's kernel, x must be bfloat16."""
+        if self.trains_adapters and x.requires_grad:
+            product: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
+            return product if self.bias is None else product + self.bias.to(product.dtype)
         x = F.pad(x, (0, -self.in_features % WEIGHT_GROUP))
         out: Tensor
         if self.uses_kernel:
@@ -298,6 +330,19 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
     if table.weight.dtype in _DTYPES.values():
         model.set_submodule(name, NarrowEmbedding(table.weight.detach()))
     return cast_parameters(model, torch.float32)
+
+
+def prepare_training(model: LanguageModel) -> None:
+    """Prepare a quantised model on a CPU for the training of adapters beside its weights, in place.
+
+    Norms and embeddings become float32. The model may be moved to a GPU afterwards.
+    """
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.rounds_inputs, module.trains_adapters = False, True
+        elif isinstance(module, Int4Linear):
+            module.trains_adapters = True
+    cast_parameters(model, torch.float32)
 
 
 def precision_of(model: LanguageModel) -> Precision:

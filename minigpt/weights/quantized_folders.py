@@ -31,7 +31,9 @@ from minigpt.storage.large_pages import LargePages
 from minigpt.storage.safetensors_files import TensorFile
 from minigpt.weights.quantized import Precision, cast_parameters, precision_of, replace_linears
 
-__all__ = ["FILES", "KEY", "is_quantized", "quantized_config", "quantized_weights", "read_quantized"]
+__all__ = [
+    "FILES", "KEY", "config_of", "is_quantized", "quantized_config", "quantized_weights", "read_quantized",
+]  # fmt: skip
 
 KEY = "quantization_config"
 FILES: dict[Precision, str] = {"int8": "int8.safetensors", "int4": "int4.safetensors"}
@@ -73,7 +75,7 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
         InputError: for another program's format, an unknown precision, damaged scales, or tensors that are
             missing, unexpected, or of another type or shape; the message names the file.
     """
-    config, precision = _config(folder / "config.json", content)
+    config, precision = config_of(folder / "config.json", content)
     path = folder / FILES[precision]
     model: LanguageModel = family_of(config).on_meta(config)
     replace_linears(model, precision, rounds_inputs=precision == "int8")
@@ -120,7 +122,12 @@ def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entr
             yield _Entry(ours, theirs, transposed and not is_packed)
 
 
-def _config(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Precision]:
+def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Precision]:
+    """Return the model's configuration and the precision in the content of a config.json.
+
+    Raises:
+        InputError: for another program's format, or a wrong value; the message names the file.
+    """
     method = content[KEY].get("quant_method") if isinstance(content[KEY], Mapping) else content[KEY]
     if method != _METHOD:
         raise InputError(
