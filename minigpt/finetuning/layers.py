@@ -403,8 +403,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
     Args:
         names: one list of adapters per row; see `check_adapters`.
     """
-    active, device = active_adapters(model), next(model.parameters()).device
-    rows_of: dict[str, list[int]] = {}
+    device, rows_of = next(model.parameters()).device, dict[str, list[int]]()
     for row, each in enumerate(names):
         for name in each:
             rows_of.setdefault(name, []).append(row)
@@ -412,19 +411,23 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
         name: None if len(some) == len(names) else torch.tensor(some, device=device)
         for name, some in rows_of.items()
     }
+    layers = [layer for _, layer in adapted_layers(model)]  # one walk over the model: this is done every step
+    before = [layer.is_active for layer in layers]
+    active = [layer.adapter for layer in layers if layer.is_active]
     try:
-        _activate(model, [name for name, some in rows.items() if some is None])
-        for _, layer in adapted_layers(model):
+        for layer in layers:
             layer.is_active, layer.rows = layer.adapter in rows, rows.get(layer.adapter)
         for whole in whole_modules(model).values():
+            whole.use([name for name, some in rows.items() if some is None])
             partly = [(some, whole.copies[name]) for name, some in rows.items() if name in whole.copies]
-            if partly and partly[0][0] is not None:
+            if partly and all(some is not None for some, _ in partly):
                 setattr(whole.parent, whole.attribute, _ByRow(whole.of([]), partly))
         yield
     finally:
-        for _, layer in adapted_layers(model):
-            layer.rows = None
-        _activate(model, active)
+        for layer, is_active in zip(layers, before):
+            layer.is_active, layer.rows = is_active, None
+        for whole in whole_modules(model).values():
+            whole.use(active)
 
 
 class _ByRow(nn.Module):

@@ -72,9 +72,10 @@ def sizes(largest: int, least: int) -> list[int]:
 
 
 def can_choose(sequence: Sequence) -> bool:
-    """Return whether the device can choose the tokens. It cannot for penalties, constraints and typical_p."""
+    """Return whether a CUDA graph can decode. It cannot for penalties, constraints, typical_p, adapters."""
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
+    is_plain = is_plain and sequence.adapters is None
     chooses = not options.changes_scores and options.constraint is None and options.typical_p == 1
     return is_plain and chooses and len(sequence.eos) <= MAX_EOS
 

@@ -21,6 +21,14 @@ On a GPU, CUDA graphs decode several steps at a time (minigpt.generation.cuda_gr
 then gives a request no token or several. CUDA graphs cannot decode requests with penalties, constraints, a
 window or guesses. While there is such a request, all requests are decoded without graphs, which is slow.
 
+A model may have several adapters beside its weights (load_model(..., adapter={"zh": ..., "en": ...})). A
+request may name its own, and one batch holds requests with different ones:
+
+    engine.submit(prompt, options, adapter="zh")
+
+Such a model runs in PyTorch, not in C. The product with the weights is computed once for the whole batch, and
+each adapter for its rows. CUDA graphs do not decode such requests.
+
 Memory is bounded and allocated at the start: keys and values of max_rows * max_length tokens, and prefix_mib
 for beginnings that prompts share. If there are more requests than rows, they wait in a bounded queue.
 """
@@ -33,6 +41,7 @@ from types import TracebackType
 
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.layers import check_adapters
 from minigpt.generation.burst_pipeline import BurstPipeline
 from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.cuda_graph import GraphDecoder, capacity
@@ -156,20 +165,26 @@ class Engine:
         eos_token_id: int | Ids[int] | None = None,
         tokenizer: TextTokenizer | None = None,
         copy: int = 0,
+        adapter: str | Ids[str] | None = None,
     ) -> RequestHandle:
         """Add a request, which starts when a slot is free. The arguments are as for generate_ids.
 
         Args:
             copy: number of the answer, from 0. The request draws as this one of num_return_sequences answers
                 of generate_ids.
+            adapter: name of an adapter of the model. A list: the sum of several; empty: the model alone.
+                None: the adapters that are active in the model.
 
         Raises:
             QueueFullError: if max_waiting requests are waiting already.
             InputError: as generate_ids; also if the options ask for more than one sequence of ids, or prompt
-                and max_new_tokens together exceed max_length without a window.
+                and max_new_tokens together exceed max_length without a window; for an unknown adapter.
         """
         options = options or GenerationOptions()
         sequence = self._sequence(prompt, options, eos_token_id, tokenizer, copy)
+        if adapter is not None:
+            sequence.adapters = (adapter,) if isinstance(adapter, str) else tuple(adapter)
+            check_adapters(self.model, sequence.adapters)
         handle = RequestHandle(self, sequence)
         with self.changed:
             if self._failure is not None:

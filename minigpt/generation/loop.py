@@ -31,6 +31,7 @@ from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.layers import active_adapters, adapters_by_row
 from minigpt.generation import sampling
 from minigpt.generation.burst_pipeline import BurstPipeline
 from minigpt.generation.cache import KeyValueCache
@@ -74,7 +75,7 @@ class DecodingLoop:
     ) -> None:
         self.cache, self.max_length, self.chunk = cache, max_length, chunk
         self.prefix_cache, self.bursts = prefix_cache, bursts
-        self.runner = runner_for(model)
+        self.model, self.runner = model, runner_for(model)
         self.running: list[Sequence] = []  # in the order in which they joined
         self.tokens_read = self.tokens_reused = 0  # numbers of tokens of prompts and windows
         self._n_special = 0  # number of running sequences that are not plain
@@ -85,7 +86,9 @@ class DecodingLoop:
         sequence.slot = self.cache.allocate()
         sequence.slide(self.max_length)
         if self.prefix_cache and sequence.embeds is None:
-            self.tokens_reused += self.prefix_cache.restore(sequence.context, sequence.slot)
+            self.tokens_reused += self.prefix_cache.restore(
+                sequence.context, sequence.slot, sequence.adapters
+            )
         self.running.append(sequence)
         self._n_special += not sequence.is_plain
 
@@ -127,13 +130,26 @@ class DecodingLoop:
         elif not self.runner.in_any_slot:
             self._close_gaps()
             ready.sort(key=lambda sequence: sequence.slot)
-        watched = [sequence for sequence in ready if sequence.watcher is not None]
-        if watched:
-            ready = [sequence for sequence in ready if sequence.watcher is None]
-        for group in [[one] for one in watched] + ([ready] if ready else []):
+        has_own = any(one.adapters is not None for one in ready)  # then the rows are those of the group
+        alone = [one for one in ready if one.watcher is not None or (has_own and one.speculation is not None)]
+        if alone:
+            ready = [sequence for sequence in ready if sequence not in alone]
+        for group in [[one] for one in alone] + ([ready] if ready else []):
             rows = [one.context[-1:] if one.speculation is None else self._guessed(one) for one in group]
-            logits = self.runner.decode(rows, [one.slot for one in group], self.cache, group[0].watcher)
+            with self._adapters(group):
+                logits = self.runner.decode(rows, [one.slot for one in group], self.cache, group[0].watcher)
             self._choose(group, logits, rows)
+
+    @contextmanager
+    def _adapters(self, group: list[Sequence]) -> Iterator[None]:
+        """Activate the adapters of these sequences, which are the rows of a batch."""
+        if all(one.adapters is None for one in group):
+            yield
+            return
+        active = active_adapters(self.model)
+        names = [active if one.adapters is None else one.adapters for one in group]
+        with adapters_by_row(self.model, names):
+            yield
 
     def _guessed(self, sequence: Sequence) -> list[int]:
         """Return the last token and the guesses that follow it."""
@@ -186,7 +202,8 @@ class DecodingLoop:
         for group in groups.values():
             pieces, first = [sequence.context for sequence in group], group[0]
             slots = [sequence.slot for sequence in group]
-            logits = self.runner.prefill(pieces, slots, self.cache, first.context_embeds, first.watcher)
+            with self._adapters(group):
+                logits = self.runner.prefill(pieces, slots, self.cache, first.context_embeds, first.watcher)
             self.tokens_read += sum(map(len, pieces))
             self._choose(group, logits)
 
@@ -201,11 +218,12 @@ class DecodingLoop:
                 piece = context[start : min(start + chunk, end)]
                 if len(piece) > left and left < chunk:
                     return
-                logits = self.runner.prefill([piece], [slot], self.cache)
+                with self._adapters([sequence]):
+                    logits = self.runner.prefill([piece], [slot], self.cache)
                 left -= len(piece)
                 self.tokens_read += len(piece)
                 if self.prefix_cache:
-                    self.prefix_cache.keep(context, slot)
+                    self.prefix_cache.keep(context, slot, sequence.adapters)
                 if start + len(piece) == len(context):
                     self._choose([sequence], logits)
                     break

@@ -10,6 +10,7 @@ Letters in shapes: L layers, H heads, T tokens of a block, D channels of one hea
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -17,6 +18,8 @@ from minigpt.errors import InputError
 from minigpt.generation.cache import MIB, KeyValueCache
 
 __all__ = ["PrefixCache"]
+
+Adapters: TypeAlias = tuple[str, ...] | None
 
 
 class PrefixCache:
@@ -48,23 +51,24 @@ class PrefixCache:
             for kind in kinds
         ]
         self._free = list(range(count))[::-1]
-        self._places: OrderedDict[tuple[int, ...], int] = (
-            OrderedDict()
-        )  # all ids up to a block's end -> place
+        # adapters and all ids up to a block's end -> place
+        self._places: OrderedDict[tuple[Adapters, tuple[int, ...]], int] = OrderedDict()
 
     @property
     def bytes(self) -> int:
         """Size of the memory in bytes, in use or not."""
         return sum(kind.nbytes for kind in self._memory)
 
-    def restore(self, prompt: Sequence[int], slot: int) -> int:
+    def restore(self, prompt: Sequence[int], slot: int, adapters: Adapters = None) -> int:
         """Copy the known beginning of a prompt into an empty slot. Return the number of its tokens.
+
+        Keys and values depend on the adapters, which are those of `Sequence.adapters`.
 
         The last token of the prompt is never copied, because the model must read it for its logits.
         """
         found = []
         for end in range(self.block, len(prompt), self.block):
-            place = self._places.get(tuple(prompt[:end]))
+            place = self._places.get((adapters, tuple(prompt[:end])))
             if place is None:
                 break
             found.append(place)
@@ -76,13 +80,13 @@ class PrefixCache:
             assert start == number * self.block, "the slot was empty"
         # The first block becomes the most recently used, so that later blocks of a prompt are replaced first.
         for number in reversed(range(1, len(found) + 1)):
-            self._places.move_to_end(tuple(prompt[: number * self.block]))
+            self._places.move_to_end((adapters, tuple(prompt[: number * self.block])))
         return len(found) * self.block
 
-    def keep(self, prompt: Sequence[int], slot: int) -> None:
+    def keep(self, prompt: Sequence[int], slot: int, adapters: Adapters = None) -> None:
         """Keep the last block of a slot, if the slot's tokens end at the end of a block."""
         end = self._cache.length(slot)
-        key = tuple(prompt[:end])
+        key = (adapters, tuple(prompt[:end]))
         if end % self.block or not end or end > len(prompt) or key in self._places:
             return
         place = self._free.pop() if self._free else self._places.popitem(last=False)[1]

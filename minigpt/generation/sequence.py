@@ -213,6 +213,7 @@ class Sequence(StopChecker):
         self._history: npt.NDArray[np.int64] | None = None
         self._n_known = 0  # number of new ids in _history
         self.error: Exception | None = None
+        self.adapters: tuple[str, ...] | None = None  # names of its adapters; None: the model's active ones
         self.constraint = request.constraint
         self.uniform: npt.NDArray[np.float64] | None = None  # (limit,)  a random number for each new token
         if seed is not None:
