@@ -2,20 +2,25 @@
 
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from minigpt.data.batches import Batch
+from minigpt.data.words import WordFinder
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.masked_lm import MASK, both_ways, fill_masks, hidden_count, mask_tokens, with_masks
 from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.wordpiece import WordPieceTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.masked_loss import MaskedTokenLoss
@@ -53,6 +58,81 @@ def test_which_tokens_are_hidden_and_how() -> None:
     assert torch.equal(again[0], seen[5]), "a row's choice depends on its key alone"
     other, _ = mask_tokens(ids[5:6], real[5:6], [(8, 5)], mask_id, 0.15)
     assert not torch.equal(other[0], seen[5])
+
+
+def spans(words: npt.NDArray[np.int64], pieces: Sequence[str]) -> list[str]:
+    found = [""] * (int(words[-1]) + 1)
+    for word, piece in zip(words.tolist(), pieces):
+        found[word] += piece
+    return found
+
+
+def test_the_words_of_byte_level_tokens_are_the_tokenizer_s() -> None:
+    bpe = BpeTokenizer.train(["hello world, the weather. 四川"] * 3, 290)
+    ids = bpe.encode_text("hello worlds, don't 四川")
+    words = WordFinder(bpe, "tokenizer").of(ids)
+    pieces = [bpe.token_bytes(index).decode("latin-1") for index in ids]
+    expected = ["hello", " worlds", ",", " don", "'t", " 四川".encode().decode("latin-1")]
+    assert spans(words, pieces) == expected
+    # a window that begins and ends inside characters, with a token that ends a text
+    end = bpe.eos_token_id
+    assert end is not None
+    inside = [*bpe.encode_text("鲸")[1:], end, *bpe.encode_text("a 鲸")[:-1]]
+    assert WordFinder(bpe, "tokenizer").of(inside).tolist() == [0, 0, 1, 2, 3, 3, 3]
+    assert WordFinder(bpe, "tokenizer").of([end, end]).tolist() == [0, 1]
+
+
+def test_the_words_of_wordpiece_begin_without_its_mark(tmp_path: Path) -> None:
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "四", "川", "low", "##er", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(entries), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    tokenizer = WordPieceTokenizer.from_folder(tmp_path)
+    ids = tokenizer.encode_text("四川 lowers low")
+    assert WordFinder(tokenizer, "tokenizer").of(ids).tolist() == [0, 1, 2, 3, 3, 3, 4, 5]
+
+
+def test_chinese_words_of_every_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("rjieba", reason="the segmenter is an optional package")
+    text, expected = "四川的省会是成都。", ["四川", "的", "省会", "是", "成都", "。"]
+    characters = Tokenizer.from_word2id(build_vocabulary([text, "hello word"]))
+    ids = characters.encode_text(text)
+    assert spans(WordFinder(characters, "jieba").of(ids), text) == expected
+    mixed = "四川 hello"
+    assert spans(WordFinder(characters, "jieba").of(characters.encode_text(mixed)), mixed) == [
+        "四川",
+        " hello",
+    ]
+    bpe = BpeTokenizer.train([text], 259)
+    pieces = [bpe.token_bytes(index).decode("latin-1") for index in bpe.encode_text(text)]
+    words = WordFinder(bpe, "jieba").of(bpe.encode_text(text))
+    assert spans(words, pieces) == [word.encode().decode("latin-1") for word in expected]
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(text), "low", "##er"])
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    wordpiece = WordPieceTokenizer.from_folder(tmp_path)
+    ids = wordpiece.encode_text(text + "lower low")[1:-1]
+    words = WordFinder(wordpiece, "jieba").of(ids)
+    assert spans(words, [*text, "low", "er", " low"]) == [*expected, "lower", " low"]
+
+
+def test_whole_words_are_hidden_and_not_more_than_their_share() -> None:
+    """The words of the row are known: numbers of three digits, of four tokens with the space behind."""
+    ids = torch.arange(400).view(4, 100)
+    real = torch.ones(4, 100, dtype=torch.bool)
+    real[3, 3:] = False
+    keys = [(7, row) for row in range(4)]
+
+    def words(row: Sequence[int]) -> npt.NDArray[np.int64]:
+        return np.array(row) // 4
+
+    seen, chosen = mask_tokens(ids, real, keys, 5000, 0.15, lambda row: words(row) - row[0] // 4)
+    assert chosen.sum(1).tolist() == [12, 12, 12, 3]  # of 15, 3 words of 4; and one word, if all are too long
+    for row in range(3):
+        assert len({*(ids[row, chosen[row]] // 4).tolist()}) == 3
+    assert torch.equal(seen[~chosen], ids[~chosen])
+    again, _ = mask_tokens(ids, real, keys, 5000, 0.15, lambda row: words(row) - row[0] // 4)
+    assert torch.equal(again, seen)
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(0, 0), (1, 1), (3, 1), (10, 2), (100, 15)])
@@ -183,6 +263,38 @@ def test_byte_level_tokens_have_a_mask_too(tmp_path: Path) -> None:
     assert kept.encode_array("[MASK]").tolist() == tokenizer.encode_array("[MASK]").tolist()
 
 
+def test_a_run_with_whole_words_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    sentences = ["the capital of this province is there. ", "this is the province of that capital. "]
+    tokenizer = BpeTokenizer.train(sentences, 290)
+    save_pretrained(tiny(tokenizer.get_vocab_size(), dropout=0.1), tmp_path / "base", tokenizer)
+    (tmp_path / "text.txt").write_text("".join(sentences * 60), encoding="utf-8")
+    more = {"whole_words": "tokenizer", "mlm_probability": 0.3}
+    run = trainer(resolve(options(tmp_path, "straight", **more), FinetuneConfig))
+    loss, batch = run.step.loss, run.step.batches(0)[0]
+    assert isinstance(loss, MaskedTokenLoss)
+    hidden, finder = loss.hide(batch), WordFinder(tokenizer, "tokenizer")
+    assert loss.count(batch) == int(hidden.token_mask.sum()) > 0
+    for ids, chosen in zip(batch.input_ids.tolist(), hidden.token_mask.tolist()):
+        words = finder.of(ids).tolist()
+        taken = {word for word, is_hidden in zip(words, chosen) if is_hidden}
+        assert all(is_hidden == (word in taken) for word, is_hidden in zip(words, chosen))
+    run.run()
+    stop_at(trainer(resolve(options(tmp_path, "stopped", **more), FinetuneConfig)), 7)
+    finetune(output=tmp_path / "stopped", resume=True)
+    identical(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_words_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        InputError, match="a vocabulary of characters has no words; for Chinese words: --whole"
+    ):
+        finetune(**options(folder, "none", whole_words="tokenizer"))
+    monkeypatch.setitem(sys.modules, "rjieba", None)
+    with pytest.raises(InputError, match="--whole_words jieba needs the package rjieba: pip install"):
+        finetune(**options(folder, "none", whole_words="jieba"))
+    assert not (folder / "none" / "last").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -190,6 +302,7 @@ def test_byte_level_tokens_have_a_mask_too(tmp_path: Path) -> None:
         ({"method": "lora"}, "--task mlm needs --method full or freeze"),
         ({"parallel": "fsdp"}, "--task mlm does not go with parallel=fsdp"),
         ({"task": "sft", "mlm_probability": 0.3}, "--mlm_probability belongs to --task mlm"),
+        ({"task": "sft", "whole_words": "jieba"}, "--whole_words belongs to --task mlm"),
         ({"task": "dpo"}, "--task dpo learns from pairs of answers: give --train_data instead of --text"),
     ],
 )

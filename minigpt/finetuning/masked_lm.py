@@ -9,7 +9,7 @@ character. So a user's text contains [MASK] only if `with_masks` has converted i
 Letters in shapes: B rows, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -64,7 +64,12 @@ def hidden_count(tokens: int, probability: float) -> int:
 
 
 def mask_tokens(
-    ids: Tensor, real: Tensor, keys: Sequence[Sequence[int]], mask_id: int, probability: float
+    ids: Tensor,
+    real: Tensor,
+    keys: Sequence[Sequence[int]],
+    mask_id: int,
+    probability: float,
+    words: Callable[[Sequence[int]], npt.NDArray[np.int64]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Hide some tokens of each row.
 
@@ -74,6 +79,8 @@ def mask_tokens(
         keys: one key per row, which seeds the random choice.
         mask_id: id of [MASK]. Random tokens have lower ids.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
+        words: ids -> number of each token's word. Then whole words are chosen, at most as many tokens as
+            without, but at least one word.
 
     Returns: the ids with hidden tokens (B, T), and a mask of the chosen tokens (B, T) bool.
     """
@@ -82,12 +89,30 @@ def mask_tokens(
         places = real[row].nonzero().flatten().numpy()  # (n,)
         count = hidden_count(len(places), probability)
         random = np.random.default_rng([*key])
-        taken = np.sort(random.permutation(places)[:count])
+        if words is None:
+            taken = np.sort(random.permutation(places)[:count])
+        else:
+            taken = places[_some_words(words(ids[row, places].tolist()), count, random)]
+            count = len(taken)
         share, others = random.random(count), random.integers(mask_id, size=count)
         old = ids[row, taken].numpy()
         new = np.where(share < 0.8, mask_id, np.where(share < 0.9, others, old))
         seen[row, taken], chosen[row, taken] = torch.from_numpy(new), True
     return seen, chosen
+
+
+def _some_words(
+    words: npt.NDArray[np.int64], count: int, random: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Return the places of the tokens (n,) of some words, at most `count`, but at least those of one word."""
+    sizes = np.bincount(words)
+    order = random.permutation(len(sizes))
+    chosen, total = list[int](), 0
+    for word in order.tolist():
+        if total + sizes[word] <= count:
+            chosen.append(word)
+            total += sizes[word]
+    return np.flatnonzero(np.isin(words, chosen or order[:1]))
 
 
 class Filling(NamedTuple):

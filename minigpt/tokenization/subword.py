@@ -82,6 +82,11 @@ class SubwordTokenizer:
         """Return the highest id plus 1, special tokens included. (A model may have more rows, as Qwen3.)"""
         return self._size
 
+    def word_starts(self, text: str) -> list[int]:
+        """Return where the words of a text begin, into which it is cut before they become tokens."""
+        cutter = self._library.pre_tokenizer
+        return [0] if cutter is None else [start for _, (start, _) in cutter.pre_tokenize_str(text)]
+
     def with_chat_template(self, template: str) -> Self:
         """Return the same tokenizer with another chat template."""
         config = {**self._definition.config, "chat_template": template}

@@ -72,6 +72,8 @@ class FinetuneConfig(TrainConfig):
     # Hidden tokens of a text
     mlm_probability: float = 0.15
     """mlm: share of the tokens that is hidden"""
+    whole_words: Literal["none", "tokenizer", "jieba"] = "none"
+    """mlm: hide whole words: those of the tokenizer, or Chinese ones by jieba (package rjieba)"""
 
     # Two answers to one prompt
     loss_type: Literal["sigmoid", "ipo", "simpo", "orpo"] = "sigmoid"
@@ -175,6 +177,8 @@ class FinetuneConfig(TrainConfig):
             raise InputError("--task mlm does not go with parallel=fsdp")
         if self.task != "mlm" and self.mlm_probability != 0.15:
             raise InputError(f"--mlm_probability belongs to --task mlm: got --task {self.task}")
+        if self.task != "mlm" and self.whole_words != "none":
+            raise InputError(f"--whole_words belongs to --task mlm: got --task {self.task}")
 
     def _check_preferences(self) -> None:
         plain = FinetuneConfig.__dataclass_fields__

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minigpt.data.batches import Batch
+from minigpt.data.words import WordFinder
 from minigpt.evaluation.loss import LossReport, evaluate_loss
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.masked_lm import both_ways, hidden_count, mask_tokens
@@ -44,24 +45,36 @@ class MaskedTokenLoss(Objective):
         probability: share of the tokens that is hidden.
         seed: decides on the hidden tokens.
         device: device of the model.
+        words: finds the words of a row, if whole words are hidden.
     """
 
     def __init__(
-        self, model: LanguageModel, mask_id: int, probability: float, seed: int, device: torch.device
+        self,
+        model: LanguageModel,
+        mask_id: int,
+        probability: float,
+        seed: int,
+        device: torch.device,
+        words: WordFinder | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self._mask_id, self._probability, self._seed = mask_id, probability, seed
+        self._words = None if words is None else words.of
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def hide(self, batch: Batch) -> Batch:
         """Hide some tokens of the windows. The targets are these tokens."""
         keys = [(self._seed, int(start)) for start in batch.rows]  # empty for a blank batch
-        seen, chosen = mask_tokens(batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability)
+        seen, chosen = mask_tokens(
+            batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability, self._words
+        )
         return Batch(seen, batch.input_ids, chosen, chosen, batch.rows)
 
     def count(self, batch: Batch) -> int:
         """Return the number of hidden tokens."""
+        if self._words is not None:  # it depends on the lengths of the words
+            return int(self.hide(batch).token_mask.sum())
         lengths = batch.token_mask.sum(1).tolist()
         return sum(hidden_count(length, self._probability) for length in lengths)
 

@@ -6,6 +6,7 @@ import torch
 
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.preferences import EncodedPreferences
+from minigpt.data.words import WordFinder
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
@@ -50,8 +51,9 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
     if isinstance(config, FinetuneConfig) and config.task == "mlm":
         mask_id = mask_token_id(data.tokenizer)
         assert mask_id is not None
-        loss = MaskedTokenLoss(model.to(device), mask_id, config.mlm_probability, config.seed, device)
-        return loss, files
+        words = None if config.whole_words == "none" else WordFinder(data.tokenizer, config.whole_words)
+        share, seed = config.mlm_probability, config.seed
+        return MaskedTokenLoss(model.to(device), mask_id, share, seed, device, words), files
     weights = data.train.weights if isinstance(data.train, EncodedExamples) else None
     if config.keyword_weight or weights is not None:
         keywords = KeywordWeights(config.keyword_weight, data.tokenizer) if config.keyword_weight else None

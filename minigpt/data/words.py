@@ -1,0 +1,109 @@
+"""The words of a row of tokens, for hiding whole words.
+
+    words = WordFinder(tokenizer, "jieba")
+    words.of(ids)                  # (T,): tokens of the same word have the same number
+
+A window of a text may begin inside a character, so the words are found in the bytes of the tokens. A token
+across the border of two words belongs to the first. A special token is a word.
+
+    tokenizer   the words into which the tokenizer cuts a text first: " hello", ","; the parts of WordPiece.
+                Chinese text between two marks is one word there
+    jieba       Chinese words by the package rjieba (https://pypi.org/project/rjieba), an optional dependency
+                that is jieba in Rust; white space belongs to the word behind it
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.errors import InputError
+from minigpt.tokenization.subword import SubwordTokenizer
+from minigpt.tokenization.wordpiece import WordPieceTokenizer
+from minigpt.tokenizer import Tokenizer
+
+__all__ = ["WordFinder"]
+
+_SPECIAL = b"\n"  # stands for a special token, so that no word goes across it
+
+
+class WordFinder:
+    """Finds the words of rows of ids.
+
+    Args:
+        tokenizer: the tokenizer of the ids.
+        kind: see above.
+
+    Raises:
+        InputError: if the vocabulary is of characters, which are not cut into words; if rjieba is missing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | SubwordTokenizer, kind: Literal["tokenizer", "jieba"]) -> None:
+        self._tokenizer = tokenizer
+        self._starts: Callable[[str], list[int]]  # text -> numbers of the characters at which words begin
+        if kind == "jieba":
+            self._starts = _jieba()
+        elif isinstance(tokenizer, Tokenizer):
+            raise InputError(
+                "--whole_words tokenizer: a vocabulary of characters has no words; for Chinese words: "
+                "--whole_words jieba"
+            )
+        elif isinstance(tokenizer, WordPieceTokenizer):
+            self._starts = lambda text: [0, *(i for i, character in enumerate(text) if character == " ")]
+        else:
+            self._starts = tokenizer.word_starts
+        self._joins_pieces = kind == "jieba" and isinstance(tokenizer, WordPieceTokenizer)
+
+    def of(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return the number of each token's word, (T,), from 0 on."""
+        pieces = [self._piece(index) for index in ids]
+        is_special = np.array([piece == _SPECIAL for piece in pieces])
+        if self._joins_pieces:  # WordPiece's text of a word begins with a space, that of 四 too
+            pieces = [
+                piece[1:]
+                if piece[:1] == b" " and not (piece[1:2] < b"\x80" and before[-1:] < b"\x80")
+                else piece
+                for before, piece in zip([b"\xff", *pieces], pieces)
+            ]
+        # half a character at an end of the window: one U+FFFD for each of its bytes
+        text = b"".join(pieces).decode("utf-8", "surrogateescape")
+        widths = [1 if "\ud800" <= character <= "\udfff" else len(character.encode()) for character in text]
+        text = "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
+        places = np.array([0, *accumulate(widths)])  # byte at which each character begins
+        borders = places[sorted({0, *self._starts(text)})] if text else np.zeros(1, dtype=np.int64)
+        begins = np.array([0, *accumulate(map(len, pieces))])[:-1]  # byte at which each token begins
+        number = np.searchsorted(borders, begins, side="right")
+        is_new = np.ones(len(pieces), dtype=np.bool_)
+        is_new[1:] = (number[1:] != number[:-1]) | is_special[1:] | is_special[:-1]
+        return np.cumsum(is_new) - 1
+
+    def _piece(self, index: int) -> bytes:
+        if isinstance(self._tokenizer, Tokenizer):
+            word = self._tokenizer.id2word[index]
+            return word.encode() if len(word) == 1 else _SPECIAL
+        if index in self._tokenizer.special_ids:
+            return _SPECIAL
+        tokenizer: Any = self._tokenizer
+        found: bytes = tokenizer.token_bytes(index)
+        return found
+
+
+def _jieba() -> Callable[[str], list[int]]:
+    try:
+        from rjieba import cut
+    except ImportError:
+        raise InputError(
+            "--whole_words jieba needs the package rjieba: pip install 'minigpt[words]'"
+        ) from None
+
+    def starts(text: str) -> list[int]:
+        found, place, after_space = list[int](), 0, False
+        for word in cut(text):
+            if not after_space:
+                found.append(place)
+            place, after_space = place + len(word), word.isspace()
+        return found
+
+    return starts
