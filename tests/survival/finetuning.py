@@ -15,6 +15,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "freeze": {"method": "freeze", "train_only": "attention"},
     "lora": {"method": "lora", "r": 2, "lora_dropout": 0.1},
     "dora": {"method": "lora", "r": 2, "use_dora": True},
+    "adapter": {"method": "adapter", "bottleneck_size": 4},
+    "lora, int8": {"method": "lora", "r": 2, "base_precision": "int8"},
 }
 
 

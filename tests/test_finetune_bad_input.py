@@ -1,0 +1,165 @@
+"""What `minigpt finetune` and commands with an adapter refuse: one line, exit code 2, and nothing is lost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import minigpt
+from minigpt.finetuning.adapters import save_adapter
+from minigpt.finetuning.bottleneck import BottleneckConfig
+from minigpt.finetuning.ia3 import IA3Config
+from minigpt.finetuning.layers import AdapterConfig, add_adapter
+from minigpt.finetuning.lora import LoraConfig
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.tokenizer import Tokenizer
+from tests.commands import RunCommand
+from tests.runs import write_data
+
+ADAPTERS: dict[str, AdapterConfig] = {
+    "lora": LoraConfig(r=3),
+    "adapter": BottleneckConfig(3),
+    "ia3": IA3Config(),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data; base and wider, two models; int8, the base in fewer bits; and an adapter of each kind."""
+    folder = tmp_path_factory.mktemp("bad")
+    write_data(folder)
+    tokenizer = Tokenizer(folder / "vocab.json")
+    for name, width in (("base", 24), ("wider", 36)):
+        model = GPTLMHeadModel(GPTConfig(width, 3, 2, 0.0, 32, tokenizer.get_vocab_size()))
+        minigpt.save_pretrained(model, folder / name, tokenizer)
+    for name, config in ADAPTERS.items():
+        model = minigpt.load_model(folder / "base")
+        add_adapter(model, config)
+        save_adapter(model, config, folder / name, base=str(folder / "base"))
+    from minigpt.commands.quantize import Options, main
+
+    main(Options(model=folder / "base", output=folder / "int8"))
+    return folder
+
+
+def refused(done: Any, message: str) -> None:
+    assert (done.code, len(done.err.splitlines())) == (2, 1), done
+    assert message in done.err
+
+
+# -- adapters that do not fit ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "eval", "merge"])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_for_another_model(place: Path, run_command: RunCommand, verb: str, kind: str) -> None:
+    flags: dict[str, tuple[object, ...]] = {
+        "generate": ("--question", "天是什么颜色？"),
+        "chat": (),
+        "eval": ("--data", place / "val.jsonl"),
+        "merge": ("--output", place / "merged"),
+    }
+    done = run_command(verb, "--model", place / "wider", "--adapter", place / kind, *flags[verb])
+    refused(
+        done, "adapter_model.safetensors does not fit the model; unfit: base_model.model.transformer.h.0."
+    )
+    assert not (place / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "message"),
+    [
+        ("lora", '"r": 3', '"r": 4', "says r=4, but adapter_model.safetensors has another rank"),
+        ("adapter", '_size": 3', '_size": 4', "says bottleneck_size=4, but adapter_model.safetensors has another"),
+        ("lora", "c_attn", "c_atn", "does not fit the model; "),
+        ("ia3", '"mlp.c_proj"\n', '"mlp.c_fc"\n', "does not fit the model"),
+        ("adapter", "BOTTLENECK", "BOTTLENEK", "peft_type='BOTTLENEK'; known are LORA, IA3, BOTTLENECK"),
+        ("ia3", '"feedforward_modules": [', '"feedforward_modules": [1,', "feedforward_modules must name modules"),
+    ],
+)  # fmt: skip
+def test_an_adapter_s_file_that_was_changed(
+    place: Path, run_command: RunCommand, tmp_path: Path, kind: str, old: str, new: str, message: str
+) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((place / kind / name).read_bytes())
+    text = (tmp_path / "adapter_config.json").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "adapter_config.json").write_text(text.replace(old, new), encoding="utf-8")
+    flags = ("--model", place / "base", "--adapter", tmp_path, "--question", "天")
+    refused(run_command("generate", *flags), message)
+
+
+# -- options and data --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--method adapter --r 4", "--r belongs to --method lora: got --method adapter"),
+        ("--method full --bottleneck_size 4", "--bottleneck_size belongs to --method adapter"),
+        ("--method adapter --bottleneck_size 0", "bottleneck_size must be from 1 to 100000"),
+        ("--method adapter --layers_to_transform 2", "layers_to_transform names block 2: the model has 0 to 1"),
+        ("--method adapter --modules_to_save hood", "unknown module in modules_to_save 'hood'"),
+        ("--method lora --target_modules c_atn", "unknown module in target_modules 'c_atn'"),
+        ("--method lora --target_modules .*none.*", "target_modules='.*none.*' chooses no layer of this model"),
+        ("--method lora --target_modules (", "target_modules='(' is no regular expression"),
+        ("--method ia3 --target_modules q_proj", "unknown module in target_modules 'q_proj'"),
+        ("--method lora --lora_dropout 1", "lora_dropout must be a number from 0 to 0.999"),
+        ("--method lora --base_precision int2", "int2"),
+        ("--base_precision int8", "--base_precision belongs to --method lora, adapter, ia3"),
+        ("--method lora --base_precision int8 --modules_to_save lm_head", "modules_to_save: lm_head is quantised"),
+        ("--method lora --model int8 --modules_to_save lm_head", "modules_to_save: lm_head is quantised"),
+        ("--model int8", "is quantised, so its weights cannot be trained"),
+        ("--keyword_weight 红", "keyword_weight must be keywords with weights of at least 0, such as plt:3,pd:2"),
+        ("--keyword_weight 鲸:2", "the vocabulary lacks '鲸' of the keyword '鲸'"),
+        ("--keyword_weight 红:2 --task dpo", "--keyword_weight belongs to --task sft"),
+        ("--whole_words jieba", "--whole_words belongs to --task mlm"),
+        ("--method lora --model lora", "is an adapter, not a model: give --model"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit(
+    place: Path, run_command: RunCommand, tmp_path: Path, flags: str, message: str
+) -> None:
+    given = flags.split()
+    if "--model" in given:
+        given[given.index("--model") + 1] = str(place / given[given.index("--model") + 1])
+    else:
+        given += ["--model", str(place / "base")]
+    files = ("--train_data", place / "train.jsonl", "--val_data", place / "val.jsonl")
+    done = run_command("finetune", *given, *files, "--output", tmp_path / "run", "--device", "cpu")
+    refused(done, message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"question": "天？", "answer": "蓝", "weight": -1}, "`weight` is no number from 0 to 1e6"),
+        ({"question": "天？", "answer": "蓝", "weight": "much"}, "`weight` is no number from 0 to 1e6"),
+        ({"question": "天？", "answer": "蓝", "weight": True}, "`weight` is no number from 0 to 1e6"),
+        ({"question": "天？", "answer": " "}, "`answer` is empty"),
+        (
+            {"messages": [{"role": "user", "content": "天？"}, {"role": "assistant", "content": ""}]},
+            "a turn is empty: turn 2",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "天？"}]},
+            "no turn is an assistant's: there is no answer",
+        ),
+    ],
+)
+def test_a_record_that_is_wrong_is_named_and_the_others_stay(
+    place: Path, run_command: RunCommand, tmp_path: Path, record: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "data.jsonl"
+    good = (place / "train.jsonl").read_text(encoding="utf-8")
+    path.write_text(good + json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    flags = ("--model", place / "base", "--train_data", path, "--val_data", place / "val.jsonl")
+    more = ("--output", tmp_path / "run", "--max_steps", 1, "--device", "cpu", "--threads", 1)
+    refused(run_command("finetune", *flags, *more, "--strict"), f"data.jsonl:9: {reason}")
+    assert not (tmp_path / "run").exists()
+    done = run_command("finetune", *flags, *more)
+    assert done.code == 0, done.err
+    assert f"skipped 1: {reason.partition(':')[0]}" in done.err
+    assert "8 pairs to learn from" in done.out
