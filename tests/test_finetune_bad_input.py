@@ -34,9 +34,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = GPTLMHeadModel(GPTConfig(width, 3, 2, 0.0, 32, tokenizer.get_vocab_size()))
         minigpt.save_pretrained(model, folder / name, tokenizer)
     for name, config in ADAPTERS.items():
-        model = minigpt.load_model(folder / "base")
-        add_adapter(model, config)
-        save_adapter(model, config, folder / name, base=str(folder / "base"))
+        base = minigpt.load_model(folder / "base")
+        add_adapter(base, config)
+        save_adapter(base, config, folder / name, base=str(folder / "base"))
     from minigpt.commands.quantize import Options, main
 
     main(Options(model=folder / "base", output=folder / "int8"))
@@ -71,11 +71,11 @@ def test_an_adapter_for_another_model(place: Path, run_command: RunCommand, verb
     ("kind", "old", "new", "message"),
     [
         ("lora", '"r": 3', '"r": 4', "says r=4, but adapter_model.safetensors has another rank"),
-        ("adapter", '_size": 3', '_size": 4', "says bottleneck_size=4, but adapter_model.safetensors has another"),
+        ("adapter", '_size": 3', '_size": 4', "says bottleneck_size=4, but adapter_model.safetensors"),
         ("lora", "c_attn", "c_atn", "does not fit the model; "),
         ("ia3", '"mlp.c_proj"\n', '"mlp.c_fc"\n', "does not fit the model"),
         ("adapter", "BOTTLENECK", "BOTTLENEK", "peft_type='BOTTLENEK'; known are LORA, IA3, BOTTLENECK"),
-        ("ia3", '"feedforward_modules": [', '"feedforward_modules": [1,', "feedforward_modules must name modules"),
+        ("ia3", '"feedforward_modules": [', '"feedforward_modules": [1,', "feedforward_modules must name"),
     ],
 )  # fmt: skip
 def test_an_adapter_s_file_that_was_changed(
@@ -99,19 +99,19 @@ def test_an_adapter_s_file_that_was_changed(
         ("--method adapter --r 4", "--r belongs to --method lora: got --method adapter"),
         ("--method full --bottleneck_size 4", "--bottleneck_size belongs to --method adapter"),
         ("--method adapter --bottleneck_size 0", "bottleneck_size must be from 1 to 100000"),
-        ("--method adapter --layers_to_transform 2", "layers_to_transform names block 2: the model has 0 to 1"),
+        ("--method adapter --layers_to_transform 2", "layers_to_transform names block 2: the model has"),
         ("--method adapter --modules_to_save hood", "unknown module in modules_to_save 'hood'"),
         ("--method lora --target_modules c_atn", "unknown module in target_modules 'c_atn'"),
-        ("--method lora --target_modules .*none.*", "target_modules='.*none.*' chooses no layer of this model"),
+        ("--method lora --target_modules .*none.*", "target_modules='.*none.*' chooses no layer"),
         ("--method lora --target_modules (", "target_modules='(' is no regular expression"),
         ("--method ia3 --target_modules q_proj", "unknown module in target_modules 'q_proj'"),
-        ("--method lora --lora_dropout 1", "lora_dropout must be a number from 0 to 0.999"),
+        ("--method lora --lora_dropout 1", "lora_dropout must be from 0 to 0.999"),
         ("--method lora --base_precision int2", "int2"),
         ("--base_precision int8", "--base_precision belongs to --method lora, adapter, ia3"),
-        ("--method lora --base_precision int8 --modules_to_save lm_head", "modules_to_save: lm_head is quantised"),
+        ("--method lora --base_precision int8 --modules_to_save lm_head", "lm_head is quantised"),
         ("--method lora --model int8 --modules_to_save lm_head", "modules_to_save: lm_head is quantised"),
         ("--model int8", "is quantised, so its weights cannot be trained"),
-        ("--keyword_weight 红", "keyword_weight must be keywords with weights of at least 0, such as plt:3,pd:2"),
+        ("--keyword_weight 红", "keyword_weight must be keywords with weights of at least 0"),
         ("--keyword_weight 鲸:2", "the vocabulary lacks '鲸' of the keyword '鲸'"),
         ("--keyword_weight 红:2 --task dpo", "--keyword_weight belongs to --task sft"),
         ("--whole_words jieba", "--whole_words belongs to --task mlm"),
