@@ -52,6 +52,8 @@ class TrainConfig(DataOptions, CommandOptions):
         "batch_size": (1, 10**6),
         "tokens_per_batch": (0, 10**9),
         "gradient_accumulation_steps": (1, 10**6),
+        "alpha": (1e-6, 1.0),
+        "temperature": (1e-3, 1e3),
         "num_train_epochs": (0.0, 1e9),
         "max_steps": (0, 10**9),
         "learning_rate": (0.0, 1e38),
@@ -162,6 +164,12 @@ class TrainConfig(DataOptions, CommandOptions):
     """pad every batch to max_length, instead of to its longest pair"""
     loss_on: Literal["answer", "all"] = "answer"
     """targets of the loss: the tokens of the answer, or all tokens"""
+    teacher: Path | None = None
+    """learn from this model's probabilities, too (distillation): its folder; it has the same tokenizer"""
+    alpha: float = 0.5
+    """with teacher: weight of its probabilities in the loss; 1: they alone count, not the data's tokens"""
+    temperature: float = 1.0
+    """with teacher: above 1, unlikely tokens count more; --task grpo: the temperature of sampled answers"""
 
     # Steps and optimiser
     num_train_epochs: float = 15.0
