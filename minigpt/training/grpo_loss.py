@@ -93,7 +93,7 @@ class GrpoReport:
     @property
     def loss(self) -> float:
         """Return minus the mean reward: the checkpoint with the lowest one is the best."""
-        return -self.reward / self.prompts
+        return 0.0 - self.reward / self.prompts  # not -0.0
 
     def sums(self) -> list[float]:
         """See `Report`."""
