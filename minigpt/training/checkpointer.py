@@ -242,8 +242,9 @@ class Checkpointer:
             found = changes(snapshot.state, *now)
             for key, value in self._files.facts().items():
                 if snapshot.state.get(key) != value:
+                    folder = config.teacher if key == "teacher_fingerprint" else config.starts_from
                     raise InputError(
-                        f"{snapshot.folder} belongs to other weights than those of {config.starts_from} now: "
+                        f"{snapshot.folder} belongs to other weights than those of {folder} now: "
                         "give the model back that the run began with"
                     )
         self.load(snapshot)

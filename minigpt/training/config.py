@@ -269,6 +269,15 @@ class TrainConfig(DataOptions, CommandOptions):
         if self.parallel == "fsdp" and (self.optimizer == "muon" or self.save_async):
             got = "optimizer=muon (it needs whole matrices)" if self.optimizer == "muon" else "save_async"
             raise InputError(f"parallel=fsdp cuts the weights into pieces and does not go with {got}")
+        if self.teacher is None and self.alpha != 0.5:
+            raise InputError("--alpha belongs to --teacher FOLDER: without a teacher it has no meaning")
+        task = getattr(self, "task", "sft")
+        if self.temperature != 1.0 and self.teacher is None and task != "grpo":
+            raise InputError("--temperature belongs to --teacher FOLDER, or to `minigpt finetune --task grpo`")
+        if self.teacher is not None and task != "sft":
+            raise InputError(f"--teacher goes with --task sft: got --task {task}")
+        if self.teacher is not None and self.parallel == "fsdp":
+            raise InputError("--teacher does not go with parallel=fsdp: use parallel=ddp")
         if self.resume and self.overwrite:
             raise InputError("--resume continues a run, --overwrite starts anew: give one of them")
 

@@ -13,6 +13,7 @@ from minigpt.finetuning.masked_lm import mask_token_id
 from minigpt.generation.options import GenerationOptions
 from minigpt.training.classification import ClassificationData, make_classifier
 from minigpt.training.config import TrainConfig
+from minigpt.training.distillation_loss import DistillationLoss, load_teacher
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.grpo_loss import GrpoLoss, Sampling
 from minigpt.training.loss import NextTokenLoss, Objective
@@ -53,6 +54,14 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
         assert mask_id is not None
         loss = MaskedTokenLoss(model.to(device), mask_id, config.mlm_probability, config.seed, device)
         return loss, files
+    if config.teacher is not None:
+        length = config.max_length - 1 if config.text is None else config.block_size
+        teacher = load_teacher(config.teacher, data.tokenizer, length).to(device)
+        files.rests_on(teacher_fingerprint=weights_fingerprint(teacher))
+        learner = model.to(device)
+        loss_on = config.loss_on if config.text is None else "all"
+        distilled = DistillationLoss(learner, teacher, loss_on, device, config.alpha, config.temperature)
+        return distilled, files
     return NextTokenLoss(model.to(device), config.loss_on, device), files
 
 
