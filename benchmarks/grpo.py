@@ -4,7 +4,8 @@
     python benchmarks/grpo.py --toy
 
 The problems are all sums of two numbers below `--below`, some of which are held out. A small model first
-learns the others by example, for so few steps (`--steps_before`) that it is mostly wrong. From it
+learns the others by example. It is stopped while it is mostly wrong: at the last of its checkpoints before
+the first that gets more than `--right_before` of the held-out problems right. From it
 `minigpt finetune --task grpo --reward exact` samples answers and learns from its own right ones, for
 `--steps`. The share of right answers is measured on the held-out problems, each answered with the most likely
 tokens. `seconds` is the time of the second run, evaluations included; `cpu_seconds` is what its threads
@@ -27,12 +28,15 @@ from typing import Any
 
 from benchmarks.turns import add_flags, finish, shown_spread, spread, surroundings
 from minigpt.console.terminal import table
+from minigpt.evaluation.api import evaluate
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.run import finetune, train
+from minigpt.weights.pretrained import load_model, load_tokenizer
 
+EVERY = 20  # steps by example between two checkpoints
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_embd": 128, "n_head": 4, "block_size": 32, "max_length": 16}
 TOY: dict[str, Any] = {
-    "below": 10, "held_out": 20, "steps_before": 60, "steps": 30, "batch_size": 8, "learning_rate": 1e-3,
+    "below": 10, "held_out": 20, "steps_before": 60, "right_before": 0.3, "steps": 30, "batch_size": 8, "learning_rate": 1e-3,
 }  # fmt: skip
 
 
@@ -43,7 +47,8 @@ def main() -> None:
     )
     parser.add_argument("--below", type=int, default=100, help="the numbers are smaller than this")
     parser.add_argument("--held_out", type=int, default=500, help="problems that are measured on")
-    parser.add_argument("--steps_before", type=int, default=270)
+    parser.add_argument("--steps_before", type=int, default=300, help="by example, at most")
+    parser.add_argument("--right_before", type=float, default=0.35)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch_size", type=int, default=64, help="prompts of a step")
     parser.add_argument("--num_generations", type=int, default=16)
@@ -85,11 +90,17 @@ def measure(flags: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any
     }  # fmt: skip
     base = train(
         recipe="qa-cpu", vocab_path=folder / "vocab.json", output=folder / "base", batch_size=128,
-        max_steps=flags.steps_before, eval_steps=flags.steps_before, **SHAPE, **common,
+        max_steps=flags.steps_before, eval_steps=EVERY, save_total_limit=flags.steps_before, **SHAPE, **common,
     )  # fmt: skip
+    start = Path(base["model"])
+    for checkpoint in sorted((folder / "base").glob("step-*")):
+        found = evaluate(load_model(checkpoint), load_tokenizer(checkpoint), folder / "val.jsonl")
+        if found["exact_match"] > flags.right_before:
+            break
+        start = checkpoint
     began, computed = time.monotonic(), time.process_time()
     finetune(
-        task="grpo", reward=("exact",), model=base["model"], output=folder / "rewarded",
+        task="grpo", reward=("exact",), model=start, output=folder / "rewarded",
         batch_size=flags.batch_size, num_generations=flags.num_generations, max_steps=flags.steps,
         learning_rate=flags.learning_rate, max_completion_length=len(str(2 * flags.below)) + 1,
         eval_steps=max(flags.steps // 10, 30), **common,

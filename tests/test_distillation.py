@@ -134,7 +134,9 @@ def test_a_run_comes_closer_to_its_teacher_and_resumes_to_the_same_bits(folder: 
     train(output=folder / "stopped", resume=True)
     assert metrics(folder / "stopped") == metrics(folder / "straight")
     for name in ("model", "optimizer", "rng"):
-        left, right = (load_file(folder / run / "last" / f"{name}.safetensors") for run in ("straight", "stopped"))
+        left, right = (
+            load_file(folder / run / "last" / f"{name}.safetensors") for run in ("straight", "stopped")
+        )
         assert all(torch.equal(left[key], right[key]) for key in left)
 
 
@@ -176,7 +178,11 @@ def test_bad_teachers(folder: Path, tmp_path: Path) -> None:
     [
         (TrainConfig, {"alpha": 0.1}, "--alpha belongs to --teacher FOLDER"),
         (TrainConfig, {"temperature": 2.0}, "--temperature belongs to --teacher FOLDER, or to"),
-        (TrainConfig, {"teacher": "a", "parallel": "fsdp", "optimizer": "adamw"}, "--teacher does not go with parallel=fsdp"),
+        (
+            TrainConfig,
+            {"teacher": "a", "parallel": "fsdp", "optimizer": "adamw"},
+            "--teacher does not go with parallel=fsdp",
+        ),
         (FinetuneConfig, {"teacher": "a", "task": "dpo"}, "--teacher goes with --task sft: got --task dpo"),
     ],
 )

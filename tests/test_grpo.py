@@ -62,7 +62,9 @@ EXACT = make_rewards(["exact"])
 def objective(
     model: LanguageModel, options: GrpoOptions = GrpoOptions(), rewards: Rewards = EXACT, **values: Any
 ) -> GrpoLoss:
-    generation = GenerationOptions(do_sample=True, max_new_tokens=5, temperature=values.pop("temperature", 1.0))
+    generation = GenerationOptions(
+        do_sample=True, max_new_tokens=5, temperature=values.pop("temperature", 1.0)
+    )
     sampling = Sampling(4, generation, 3)
     return GrpoLoss(model, TOKENIZER, options, sampling, rewards, DATA, DATA, CPU, **values)
 
@@ -343,7 +345,10 @@ BAD = {
     "raises": ("def reward(completions): return [1 / 0]", "raised ZeroDivisionError: division by zero"),
     "nan": ("def reward(completions): return [float('nan')] * 2", "must return finite numbers: got nan for"),
     "none": ("def reward(completions): return [None] * 2", "must return finite numbers: got None for the"),
-    "string": ("def reward(completions): return ['good'] * 2", "finite numbers: got 'good' for the completio"),
+    "string": (
+        "def reward(completions): return ['good'] * 2",
+        "finite numbers: got 'good' for the completio",
+    ),
     "text": ("def reward(completions): return 'good'", "must return a list of numbers: got 'good'"),
     "number": ("def reward(completions): return 1.0", "must return a list of numbers: got 1.0"),
     "fewer": ("def reward(completions): return [1.0]", "number for each of 2 completions: got 1"),
@@ -455,7 +460,13 @@ def test_a_run_learns_and_resumes_to_the_same_bits(folder: Path, name: str) -> N
 
 
 def test_rewards_rise(folder: Path) -> None:
-    values = {"batch_size": 14, "num_generations": 8, "max_steps": 30, "learning_rate": 1e-2, "eval_steps": 30}
+    values = {
+        "batch_size": 14,
+        "num_generations": 8,
+        "max_steps": 30,
+        "learning_rate": 1e-2,
+        "eval_steps": 30,
+    }
     finetune(**options(folder, "rising", **values))
     rewards = [line["reward"] for line in metrics(folder / "rising") if "reward" in line]
     # the first answer character is right in about one of twelve cases at the start
@@ -483,7 +494,10 @@ def test_a_reward_that_fails_later_loses_nothing(folder: Path) -> None:
     ("values", "message"),
     [
         ({"loss_type": "ipo"}, "--task grpo has the loss types dapo, grpo, dr_grpo: got ipo"),
-        ({"task": "dpo", "loss_type": "dapo"}, "--task dpo has the loss types sigmoid, ipo, simpo, orpo: got"),
+        (
+            {"task": "dpo", "loss_type": "dapo"},
+            "--task dpo has the loss types sigmoid, ipo, simpo, orpo: got",
+        ),
         ({"task": "sft", "num_generations": 4}, "--num_generations belongs to --task grpo: got --task sft"),
         ({"num_generations": 1}, "num_generations must be from 2"),
         ({"reward": ("regex",)}, "--reward regex needs --reward_regex, and only it has that"),
@@ -501,5 +515,3 @@ def test_options_that_do_not_go_together(folder: Path, values: dict[str, Any], m
         given = {**{k: v for k, v in given.items() if k != "num_generations"}, **values}
     with pytest.raises(InputError, match=message):
         resolve(given, FinetuneConfig)
-
-

@@ -135,7 +135,9 @@ def read_record(folder: Path) -> RunRecord:
     events, bad_steps, broken = [], set(), 0
     for line in _lines(folder / "metrics.jsonl"):
         step = _whole(line.get("step"))
-        if not step and not (line.get("step") == 0 and "val_loss" in line):  # given weights are measured first
+        if not step and not (
+            line.get("step") == 0 and "val_loss" in line
+        ):  # given weights are measured first
             broken += 1
             continue
         if "event" in line:

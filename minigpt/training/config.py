@@ -273,7 +273,9 @@ class TrainConfig(DataOptions, CommandOptions):
             raise InputError("--alpha belongs to --teacher FOLDER: without a teacher it has no meaning")
         task = getattr(self, "task", "sft")
         if self.temperature != 1.0 and self.teacher is None and task != "grpo":
-            raise InputError("--temperature belongs to --teacher FOLDER, or to `minigpt finetune --task grpo`")
+            raise InputError(
+                "--temperature belongs to --teacher FOLDER, or to `minigpt finetune --task grpo`"
+            )
         if self.teacher is not None and task != "sft":
             raise InputError(f"--teacher goes with --task sft: got --task {task}")
         if self.teacher is not None and self.parallel == "fsdp":

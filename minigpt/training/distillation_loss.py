@@ -107,7 +107,9 @@ class DistillationLoss(NextTokenLoss):
         pieces = [*zip(*(torch.split(one, rows) for one in (ours, theirs, targets)))]
         # logits of several pieces are computed again in the backward pass, as in `summed_cross_entropy`
         again: Callable[..., Any] = checkpoint if len(pieces) > 1 else _called
-        more: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False} if len(pieces) > 1 else {}
+        more: dict[str, Any] = (
+            {"use_reentrant": False, "preserve_rng_state": False} if len(pieces) > 1 else {}
+        )
         losses = [again(self._piece, *piece, **more) for piece in pieces]
         return torch.stack(losses).sum() if losses else ours.sum() * 0
 

@@ -157,7 +157,12 @@ class GrpoLoss(Objective):
         dry: bool = False,
     ) -> None:
         super().__init__()
-        self.model, self.options, self.sampling, self.num_iterations = model, options, sampling, num_iterations
+        self.model, self.options, self.sampling, self.num_iterations = (
+            model,
+            options,
+            sampling,
+            num_iterations,
+        )
         self._tokenizer, self._rewards, self._device, self._autocast = tokenizer, rewards, device, autocast
         self._train, self._val = train, val
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
@@ -396,7 +401,9 @@ def _padded(answers: Sequence[Answer], advantages: Tensor, kept: Tensor) -> Roll
     Args:
         kept: (B,) bool: False for an answer that the loss does not count.
     """
-    rows = [[*one.prompt, *one.chosen] for one in answers] or [[0, 0]]  # a process without a prompt: a blank row
+    rows = [[*one.prompt, *one.chosen] for one in answers] or [
+        [0, 0]
+    ]  # a process without a prompt: a blank row
     width = max(map(len, rows))
     ids = np.zeros((len(rows), width), dtype=np.int64)
     real, said = np.zeros((2, len(rows), width), dtype=np.bool_)
