@@ -383,6 +383,23 @@ def test_the_first_process_chooses_the_size(folder: Path, launch: Launch) -> Non
 # -- the real launcher --------------------------------------------------------------------------------------
 
 
+def test_sampled_answers_are_those_of_one_process(folder: Path, launch: Launch) -> None:
+    assert launch(folder, 1, flags(folder, "start", **NO_CHANCE, max_steps=4)).codes == [0]
+    more = {"task": "grpo", "model": folder / "start" / "best", "train_data": folder / "train.jsonl"}
+    more |= {"val_data": folder / "val.jsonl", "max_steps": 4, "eval_steps": 2, "logging_steps": 1}
+    more |= {"batch_size": 3, "reward": "length", "reward_length": 4, "num_generations": 4, "beta": 0.1}
+    more |= {"max_completion_length": 6, "learning_rate": 1e-2, "threads": 1, "max_length": 32}
+    argv = [f"--{name}={value}" for name, value in more.items()]
+    runs = [folder / "one", folder / "two"]
+    for size, run in enumerate(runs, 1):
+        ended = launch(folder, size, ["finetune", *argv, f"--output={run}"])
+        assert ended.codes == [0] * size, ended.said
+    one, two = map(metrics, runs)
+    assert [[*line] for line in one] == [[*line] for line in two]
+    for left, right in zip(one, two):  # the same answers; sums in another order
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.slow
 def test_torchrun_starts_anew_after_a_kill(folder: Path, launch: Launch) -> None:
     steps = {"max_steps": 150, "eval_steps": 10}

@@ -16,6 +16,7 @@ from typing import TypeVar
 from minigpt.diagnosis.advice import gentler, longer, rates, relative_rate
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord, TrainPoint, ValPoint
+from minigpt.training.finetune_config import FinetuneConfig
 
 __all__ = ["CHECKS", "finite", "late_share", "smoothed"]
 
@@ -68,7 +69,8 @@ def unfinished(record: RunRecord) -> Finding | None:
     """Check whether the run did all of its steps."""
     if record.is_finished or not record.total_steps:
         return None
-    command = shlex.join(["minigpt", "train", "--output", str(record.folder), "--resume"])
+    verb = "finetune" if isinstance(record.config, FinetuneConfig) else "train"
+    command = shlex.join(["minigpt", verb, "--output", str(record.folder), "--resume"])
     return finding("unfinished", steps=record.steps_done, total=record.total_steps).trying(command)
 
 

@@ -1,6 +1,7 @@
 """Runs all checks on one run: `examine(record)` returns the findings, the worst first."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from minigpt.diagnosis.advice import longer, recipe_command, train_command
 from minigpt.diagnosis.checks import CHECKS
@@ -14,6 +15,7 @@ from minigpt.diagnosis.data_checks import (
 )
 from minigpt.diagnosis.findings import Finding, finding, without_consequences
 from minigpt.diagnosis.record import RunRecord
+from minigpt.diagnosis.reward_checks import REWARD_CHECKS, learns_from_rewards
 from minigpt.diagnosis.settings_checks import SETTINGS_CHECKS
 from minigpt.errors import InputError, printable
 
@@ -30,6 +32,9 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
     Raises:
         InputError: if the recipe's reference curve is damaged.
     """
+    if learns_from_rewards(record):
+        found = [check(record) for check in REWARD_CHECKS]
+        return _findings(record, found, len(found))
     data = read_data_record(record)
     if isinstance(data, DataRecord):
         record = dataclasses.replace(record, summary=data.summary)
@@ -40,6 +45,11 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
     if deep and isinstance(data, DataRecord):
         found += _answers(record, data)
         done += 1
+    return _findings(record, found, done)
+
+
+def _findings(record: RunRecord, found: Sequence[Finding | None], done: int) -> list[Finding]:
+    """Return what was found, with commands; or that the run is healthy, by the number of checks that are done."""
     findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
         healthy = finding("healthy", checks=done, steps=record.steps_done)

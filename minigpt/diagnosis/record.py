@@ -35,6 +35,9 @@ class TrainPoint:
     epoch: float = math.nan  # number of passes over the data so far
     tokens_per_second: float = math.nan  # mean since the start of the process
     seconds: float = math.nan
+    # of a run that learns from rewards
+    reward: float = math.nan
+    equal_groups: float = math.nan  # share of the groups whose answers all have the same reward
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class ValPoint:
 
     step: int
     loss: float  # nats per counted token; training counts the same tokens
+    # of a run that learns from rewards
+    reward: float = math.nan  # mean over the validation prompts
+    exact_match: float = math.nan  # share of the answers that are the file's
+    completion_length: float = math.nan  # tokens of an answer
+    clipped_ratio: float = math.nan  # share of the answers that did not end by themselves
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,9 @@ def read_record(folder: Path) -> RunRecord:
     events, bad_steps, broken = [], set(), 0
     for line in _lines(folder / "metrics.jsonl"):
         step = _whole(line.get("step"))
-        if not step:
+        if not step and not (
+            line.get("step") == 0 and "val_loss" in line
+        ):  # given weights are measured first
             broken += 1
             continue
         if "event" in line:
@@ -139,10 +149,12 @@ def read_record(folder: Path) -> RunRecord:
             bad_steps.add(step)
         if "train_loss" in line:
             names = [item.name for item in dataclasses.fields(TrainPoint)][2:]
-            rest = {name: _number(line.get(name)) for name in names}
+            rest = {name: _number(line.get(_WRITTEN_AS.get(name, name))) for name in names}
             train[step] = TrainPoint(step, _number(line["train_loss"]), **rest)
         if "val_loss" in line:
-            val[step] = ValPoint(step, _number(line["val_loss"]))
+            names = [item.name for item in dataclasses.fields(ValPoint)][2:]
+            more = {name: _number(line.get(f"val_{name}")) for name in names}
+            val[step] = ValPoint(step, _number(line["val_loss"]), **more)
     return RunRecord(
         folder=folder,
         config=values,
@@ -157,6 +169,7 @@ def read_record(folder: Path) -> RunRecord:
     )
 
 
+_WRITTEN_AS = {"equal_groups": "frac_reward_zero_std"}
 _MUST_BE_FINITE = ("train_loss", "val_loss", "grad_norm")
 
 
@@ -187,6 +200,8 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
         value, default = written.get(item.name), getattr(usual, item.name)
         if isinstance(value, str) and hints[item.name] in (Path, Path | None):
             value = Path(value)
+        elif isinstance(value, list) and isinstance(default, tuple):
+            value = tuple(value)
         elif type(default) is float and type(value) is int:
             value = float(value)
         of_its_type = type(value) is type(default) or type(value) in typing.get_args(hints[item.name])

@@ -68,7 +68,8 @@ class Checkpointer:
             InputError: if a save failed, and `final` is true or `on_save_error` is "stop".
         """
         step, processes, saved = self._step, self._processes, True
-        rng, model = random_state(step.device), step.parallel.full_model()
+        rng = {**random_state(step.device), **step.loss.state()}
+        model = step.parallel.full_model()
         rngs = processes.all_gather(safetensors.torch.save(rng))
         optimizer = state_tensors(step.model, step.optimizers)
         shards = ShardedSave(processes, optimizer) if step.parallel.is_sharded else None
@@ -212,6 +213,7 @@ class Checkpointer:
             InputError: if the checkpoint belongs to another model or optimiser.
         """
         step, optimizer = self._step, snapshot.optimizer
+        step.forget_prepared()
         with self._processes.shared_errors():
             step.parallel.load(snapshot.folder, self._files)
         if optimizer is None:
@@ -219,6 +221,7 @@ class Checkpointer:
             read_shards(snapshot.folder, optimizer)
         with self._processes.shared_errors():
             load_state(step.model, step.optimizers, optimizer)
+        step.loss.load_state(snapshot.rng)
         if snapshot.rng:
             set_random_state(step.device, snapshot.rng)
         else:  # no random state: the checkpoint's run had fewer processes
@@ -239,8 +242,9 @@ class Checkpointer:
             found = changes(snapshot.state, *now)
             for key, value in self._files.facts().items():
                 if snapshot.state.get(key) != value:
+                    folder = config.teacher if key == "teacher_fingerprint" else config.starts_from
                     raise InputError(
-                        f"{snapshot.folder} belongs to other weights than those of {config.starts_from} now: "
+                        f"{snapshot.folder} belongs to other weights than those of {folder} now: "
                         "give the model back that the run began with"
                     )
         self.load(snapshot)

@@ -53,6 +53,8 @@ class TrainConfig(DataOptions, CommandOptions):
         "batch_size": (1, 10**6),
         "tokens_per_batch": (0, 10**9),
         "gradient_accumulation_steps": (1, 10**6),
+        "alpha": (1e-6, 1.0),
+        "temperature": (1e-3, 1e3),
         "num_train_epochs": (0.0, 1e9),
         "max_steps": (0, 10**9),
         "learning_rate": (0.0, 1e38),
@@ -165,6 +167,12 @@ class TrainConfig(DataOptions, CommandOptions):
     """targets of the loss: the tokens of the answer, or all tokens"""
     keyword_weight: str = ""
     """samples with these keywords count more, such as plt:3,pd:2: 1 + 3 for each plt + 2 for each pd"""
+    teacher: Path | None = None
+    """learn from this model's probabilities, too (distillation): its folder; it has the same tokenizer"""
+    alpha: float = 0.5
+    """with teacher: weight of its probabilities in the loss; 1: they alone count, not the data's tokens"""
+    temperature: float = 1.0
+    """with teacher: above 1, unlikely tokens count more; --task grpo: the temperature of sampled answers"""
 
     # Steps and optimiser
     num_train_epochs: float = 15.0
@@ -266,6 +274,17 @@ class TrainConfig(DataOptions, CommandOptions):
         if self.parallel == "fsdp" and (self.optimizer == "muon" or self.save_async):
             got = "optimizer=muon (it needs whole matrices)" if self.optimizer == "muon" else "save_async"
             raise InputError(f"parallel=fsdp cuts the weights into pieces and does not go with {got}")
+        if self.teacher is None and self.alpha != 0.5:
+            raise InputError("--alpha belongs to --teacher FOLDER: without a teacher it has no meaning")
+        task = getattr(self, "task", "sft")
+        if self.temperature != 1.0 and self.teacher is None and task != "grpo":
+            raise InputError(
+                "--temperature belongs to --teacher FOLDER, or to `minigpt finetune --task grpo`"
+            )
+        if self.teacher is not None and task != "sft":
+            raise InputError(f"--teacher goes with --task sft: got --task {task}")
+        if self.teacher is not None and self.parallel == "fsdp":
+            raise InputError("--teacher does not go with parallel=fsdp: use parallel=ddp")
         if self.resume and self.overwrite:
             raise InputError("--resume continues a run, --overwrite starts anew: give one of them")
 

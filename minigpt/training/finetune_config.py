@@ -8,17 +8,20 @@ from minigpt.data.records import ProblemType
 from minigpt.errors import InputError
 from minigpt.training.config import TrainConfig
 
-__all__ = ["METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "FinetuneConfig", "Method", "Task"]
+__all__ = ["GRPO_DEFAULTS", "METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "FinetuneConfig", "Method", "Task"]
 
-Task: TypeAlias = Literal["sft", "classification", "dpo", "mlm"]
+Task: TypeAlias = Literal["sft", "classification", "dpo", "grpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora", "adapter", "ia3"]
 # The highest learning rate of each method, if the user gives none.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3, "adapter": 1e-3, "ia3": 1e-2}
 TASK_RECIPES: dict[str, str] = {
     **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),
     "classification": "classification",
+    "grpo": "grpo",
 }
-TASK_RATES: dict[str, float] = {"dpo": 0.1}  # factor of the method's rate; 1 for other tasks
+TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}  # factor of the method's rate; 1 for other tasks
+# TRL's defaults for GRPO, where those of DPO differ.
+GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
 _LABELLED = ("label_field", "problem_type", "class_weights")
 # The options of each method that adds an adapter.
 _ADAPTERS: dict[str, tuple[str, ...]] = {
@@ -29,7 +32,13 @@ _ADAPTERS: dict[str, tuple[str, ...]] = {
     "adapter": ("bottleneck_size", "layers_to_transform", "modules_to_save"),
     "ia3": ("target_modules", "modules_to_save"),
 }
-_PREFERENCES = ("loss_type", "beta", "label_smoothing", "simpo_gamma")
+_PREFERENCES = ("label_smoothing", "simpo_gamma")
+_REWARDS = (
+    *("reward", "reward_weights", "reward_regex", "reward_length", "num_generations", "epsilon"),
+    *("epsilon_high", "num_iterations", "scale_rewards", "max_completion_length", "top_p", "top_k"),
+    *("mask_truncated_completions", "use_bias_correction_kl"),
+)
+_LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grpo", "dr_grpo")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +53,17 @@ class FinetuneConfig(TrainConfig):
         "lora_dropout": (0.0, 0.999),
         "bottleneck_size": (1, 10**5),
         "mlm_probability": (0.001, 0.999),
-        "beta": (1e-6, 1e6),
+        "beta": (0.0, 1e6),
         "label_smoothing": (0.0, 0.5),
         "simpo_gamma": (0.0, 1e6),
+        "reward_length": (0, 10**6),
+        "num_generations": (2, 10**5, "a group of one teaches nothing"),
+        "max_completion_length": (1, 10**6),
+        "top_p": (1e-6, 1.0),
+        "top_k": (0, 10**6),
+        "epsilon": (0.0, 1.0),
+        "epsilon_high": (0.0, 1e6),
+        "num_iterations": (1, 10**4),
     }
 
     # The data
@@ -67,7 +84,7 @@ class FinetuneConfig(TrainConfig):
     pretraining_epochs: float = 10.0
     """classification without --model: epochs in which a new model first learns to predict the texts"""
     task: Task = "sft"
-    """sft: answer as in conversations; classification: label texts; dpo: prefer answers; mlm: fill gaps"""
+    """sft: answer as in conversations; classification: label texts; dpo: prefer answers; grpo; mlm: fill gaps"""
 
     # Hidden tokens of a text
     mlm_probability: float = 0.15
@@ -76,14 +93,44 @@ class FinetuneConfig(TrainConfig):
     """mlm: hide whole words: those of the tokenizer, or Chinese ones by jieba (package rjieba)"""
 
     # Two answers to one prompt
-    loss_type: Literal["sigmoid", "ipo", "simpo", "orpo"] = "sigmoid"
-    """dpo: the loss of DPO itself (sigmoid), of IPO, SimPO or ORPO"""
+    loss_type: Literal["sigmoid", "ipo", "simpo", "orpo", "dapo", "grpo", "dr_grpo"] = "sigmoid"
+    """dpo: the loss of DPO itself (sigmoid), of IPO, SimPO or ORPO; grpo: the mean over tokens (dapo), ..."""
     beta: float = 0.1
-    """dpo: how strongly the model stays what it was; simpo: the scale; orpo: the weight"""
+    """dpo, grpo: how strongly the model stays what it was; simpo: the scale; orpo: the weight"""
     label_smoothing: float = 0.0
     """dpo: share of the pairs that may be the wrong way round (sigmoid, simpo)"""
     simpo_gamma: float = 0.5
     """dpo: the margin that simpo asks for"""
+
+    # Rewards for sampled answers
+    reward: tuple[str, ...] = ("exact",)
+    """grpo: exact, regex, length, json or FILE.py:FUNCTION; of several, the sum counts"""
+    reward_weights: tuple[float, ...] = ()
+    """grpo: a factor for each reward; left out: 1"""
+    reward_regex: str = ""
+    """grpo: what the reward `regex` looks for: a regular expression for the whole answer"""
+    reward_length: int = 0
+    """grpo: the number of characters that the reward `length` favours"""
+    num_generations: int = 8
+    """grpo: number of answers that are sampled to each prompt, and compared with each other"""
+    max_completion_length: int = 64
+    """grpo: most tokens of a sampled answer"""
+    top_p: float = 1.0
+    """grpo: sample among the most likely tokens whose probabilities add up to this"""
+    top_k: int = 0
+    """grpo: sample among the k most likely tokens only; 0: among all"""
+    epsilon: float = 0.2
+    """grpo: a token's probability ratio is clipped at 1 - epsilon"""
+    epsilon_high: float = 0.0
+    """grpo: and at 1 + epsilon_high; 0: the same as epsilon"""
+    num_iterations: int = 1
+    """grpo: number of steps that learn from the same sampled answers"""
+    scale_rewards: Literal["group", "none"] = "group"
+    """grpo: divide advantages by the standard deviation of their group's rewards, or not"""
+    mask_truncated_completions: bool = False
+    """grpo: answers that max_completion_length cut off do not count in the loss"""
+    use_bias_correction_kl: bool = True
+    """grpo: multiply the KL estimate by the probability ratio, because the tokens were sampled earlier"""
 
     # What is trained
     method: Method = "full"
@@ -139,6 +186,7 @@ class FinetuneConfig(TrainConfig):
         self._check_adapter()
         self._check_preferences()
         self._check_hidden_tokens()
+        self._check_rewards()
 
     @property
     def has_adapter(self) -> bool:
@@ -180,11 +228,39 @@ class FinetuneConfig(TrainConfig):
         if self.task != "mlm" and self.whole_words != "none":
             raise InputError(f"--whole_words belongs to --task mlm: got --task {self.task}")
 
+    def _check_rewards(self) -> None:
+        plain = FinetuneConfig.__dataclass_fields__
+        for name in _REWARDS:
+            if self.task != "grpo" and getattr(self, name) != plain[name].default:
+                raise InputError(f"--{name} belongs to --task grpo: got --task {self.task}")
+        if self.task != "grpo":
+            return
+        if self.text is not None:
+            raise InputError("--task grpo answers prompts: give --train_data instead of --text")
+        for name, needs in (("regex", "reward_regex"), ("length", "reward_length")):
+            if (name in self.reward) != bool(getattr(self, needs)):
+                raise InputError(f"--reward {name} needs --{needs}, and only it has that")
+        if self.parallel == "fsdp" or self.compile:
+            got = "--compile" if self.compile else "parallel=fsdp"
+            raise InputError(f"--task grpo samples from the model at every step and does not go with {got}")
+        if self.loss_on != "answer":
+            raise InputError("--task grpo learns from the model's own answers: leave --loss_on at answer")
+
     def _check_preferences(self) -> None:
         plain = FinetuneConfig.__dataclass_fields__
         for name in _PREFERENCES:
             if self.task != "dpo" and getattr(self, name) != plain[name].default:
                 raise InputError(f"--{name} belongs to --task dpo: got --task {self.task}")
+        for name in ("loss_type", "beta"):
+            if self.task not in _LOSS_TYPES and getattr(self, name) != plain[name].default:
+                raise InputError(f"--{name} belongs to --task dpo or grpo: got --task {self.task}")
+        known = _LOSS_TYPES.get(self.task, (self.loss_type,))
+        if self.loss_type not in known:
+            raise InputError(
+                f"--task {self.task} has the loss types {', '.join(known)}: got {self.loss_type}"
+            )
+        if self.task == "dpo" and not self.beta:
+            raise InputError("--task dpo needs a --beta above 0")
         if self.task == "dpo" and self.text is not None:
             raise InputError("--task dpo learns from pairs of answers: give --train_data instead of --text")
         if self.task == "dpo" and self.loss_on != "answer":

@@ -38,6 +38,7 @@ from minigpt.training.mixed_precision import pick_precision
 from minigpt.training.model_files import ModelFiles
 from minigpt.training.non_finite import NonFiniteGuard
 from minigpt.training.objective import make_objective
+from minigpt.training.rewards import RewardError
 from minigpt.training.run_data import AnyData
 from minigpt.training.step import TrainStep
 from minigpt.training.stop_request import StopNow, Stopped
@@ -122,6 +123,8 @@ class Trainer:
                         raise StopNow
             except StopNow:
                 raise self._saved_and_stopped() from None
+            except RewardError as error:
+                raise self._saved_after(error) from None
         more: dict[str, Any] = {}
         if self.processes.is_main and math.isfinite(self.progress.best_val_loss):
             more = self.step.loss.conclude(self.data, self.config.output / "best")
@@ -226,6 +229,17 @@ class Trainer:
                 "raise --num_train_epochs or --max_steps to continue"
             )
         return folder
+
+    def _saved_after(self, error: RewardError) -> InputError:
+        """Save the steps so far, after an error in the user's own reward."""
+        if not self.progress.steps_done:
+            return error
+        self.log_metrics()
+        if not self.checkpointer.is_saved():
+            self.checkpointer.save(final=True)
+        self.checkpointer.wait(final=True)
+        done, output = self.progress.steps_done, self.config.output
+        return InputError(f"{error}; step {done} is saved in {output / 'last'}: mend it, then --resume")
 
     def _saved_and_stopped(self) -> Stopped:
         number = self.stop_request.agreed

@@ -17,7 +17,7 @@ Letters in shapes: B rows, T tokens, C channels, P positions that count, V entri
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -53,6 +53,33 @@ class Objective(nn.Module):
     """
 
     model: LanguageModel
+    is_sampled = False  # True: `sample` makes the batches, and their sizes differ from process to process
+    num_iterations = 1  # steps that use the same batches
+    step_sums_names: tuple[str, ...] = ()  # what `step_sums` gives
+
+    def sample(self, step: int, batches: Sequence[Any]) -> list[Any]:
+        """This process's batches of a step with what the model adds to them, from its weights of now.
+
+        Args:
+            step: counted from 0.
+            batches: this process's share.
+        """
+        return [*batches]
+
+    def step_sums(self) -> Tensor:
+        """This process's sums over the step that was just done, on the CPU."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """The numbers for metrics.jsonl, of `step_sums` added up over steps and processes."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of this process besides the weights."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore `state`. It is empty if the checkpoint's run had fewer processes."""
 
     def count(self, batch: Any) -> int:
         """Terms of the sum that `forward` returns for a batch."""

@@ -76,24 +76,28 @@ class Logger:
         left = (self._step.total_steps - progress.steps_done) * elapsed / (progress.steps_done - self._first)
         mfu = self._utilisation([size for s, some in zip(steps, sizes) if s.is_finite for size in some])
         use = "" if math.isnan(mfu) else f"MFU {mfu:.0%}  "
-        shown = f"loss {last.loss:.3f}  {self._loss_shown}{speed:,.0f} tokens/s  {use}{seconds(left)} left"
+        own = self._step.loss.step_metrics(progress.sums) if progress.sums else {}
+        reward = f"reward {own['reward']:.3f}  " if "reward" in own else ""
+        shown = f"loss {last.loss:.3f}  {reward}{self._loss_shown}{speed:,.0f} tokens/s  {use}{seconds(left)} left"
         self._line.update(progress.steps_done, shown)
         for step in steps:
             self._log_event(step)
         if progress.steps_done % self._step.logging_steps == 0 and progress.loss_steps:
-            batches_done = progress.steps_done * self._config.gradient_accumulation_steps
+            blocks_done = progress.steps_done / self._step.loss.num_iterations
+            batches_done = blocks_done * self._config.gradient_accumulation_steps
             self._metrics.write(
                 progress.steps_done,
                 train_loss=progress.loss_sum / progress.loss_steps,
                 learning_rate=last.learning_rate,
                 **({} if last.is_overflow else {"grad_norm": last.grad_norm}),
                 **({} if last.loss_scale is None else {"loss_scale": last.loss_scale}),
+                **own,
                 epoch=batches_done / len(self._step.plan),
                 tokens_per_second=round(speed),
                 **({} if math.isnan(mfu) else {"mfu": round(mfu, 4)}),
                 seconds=round(progress.train_seconds, 3),
             )
-            progress.loss_sum, progress.loss_steps = 0.0, 0
+            progress.loss_sum, progress.loss_steps, progress.sums = 0.0, 0, []
 
     def _utilisation(self, sizes: Sequence[BatchSize]) -> float:
         """Return the model FLOP utilisation since the last call, without evaluations; nan: unknown GPU.

@@ -76,7 +76,7 @@ class NonFiniteGuard:
         to_step = int(snapshot.state["steps_done"])
         progress.skip(to_step + 1, done)
         progress.rollbacks += 1
-        progress.bad_steps, progress.loss_sum, progress.loss_steps = 0, 0.0, 0
+        progress.bad_steps, progress.loss_sum, progress.loss_steps, progress.sums = 0, 0.0, 0, []
         self._logger.log_rollback(why, to_step, positions)
         self._checkpointer.save()
 

@@ -6,21 +6,27 @@ import torch
 
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.preferences import EncodedPreferences
+from minigpt.data.prompts import EncodedPrompts
 from minigpt.data.words import WordFinder
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
+from minigpt.finetuning.grpo import GrpoOptions
 from minigpt.finetuning.layers import add_adapter
 from minigpt.finetuning.masked_lm import mask_token_id
+from minigpt.generation.options import GenerationOptions
 from minigpt.training.classification import ClassificationData, make_classifier
 from minigpt.training.config import TrainConfig
+from minigpt.training.distillation_loss import DistillationLoss, load_teacher
 from minigpt.training.finetune_config import FinetuneConfig
+from minigpt.training.grpo_loss import GrpoLoss, Sampling
 from minigpt.training.loss import NextTokenLoss, Objective
 from minigpt.training.masked_loss import MaskedTokenLoss
 from minigpt.training.mixed_precision import MixedPrecision
 from minigpt.training.model_files import AdapterFiles, ModelFiles, adapter_config, weights_fingerprint
 from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
+from minigpt.training.rewards import make_rewards
 from minigpt.training.run_data import AnyData
 from minigpt.training.weighted_loss import KeywordWeights, WeightedTokenLoss
 from minigpt.weights.pretrained import load_model
@@ -47,6 +53,8 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
             resize_token_embeddings(model, vocab_size, config.new_rows)
     if isinstance(config, FinetuneConfig) and config.task == "dpo":
         return _preference_loss(model, config, data, device)
+    if isinstance(config, FinetuneConfig) and config.task == "grpo":
+        return _grpo_loss(model, config, data, device)
     files = _choose_parameters(model, config)
     if isinstance(config, FinetuneConfig) and config.task == "mlm":
         mask_id = mask_token_id(data.tokenizer)
@@ -55,6 +63,10 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
         share, seed = config.mlm_probability, config.seed
         return MaskedTokenLoss(model.to(device), mask_id, share, seed, device, words), files
     weights = data.train.weights if isinstance(data.train, EncodedExamples) else None
+    if config.teacher is not None:
+        if config.keyword_weight or weights is not None:
+            raise InputError("samples have weights, which do not go with --teacher: give one of the two")
+        return _distillation_loss(model.to(device), config.teacher, config, data, device, files), files
     if config.keyword_weight or weights is not None:
         keywords = KeywordWeights(config.keyword_weight, data.tokenizer) if config.keyword_weight else None
         return WeightedTokenLoss(model.to(device), config.loss_on, device, weights, keywords), files
@@ -88,6 +100,22 @@ def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
     return AdapterFiles(model, adapter, config.model)
 
 
+def _distillation_loss(
+    model: LanguageModel,
+    folder: Path,
+    config: TrainConfig,
+    data: AnyData,
+    device: torch.device,
+    files: ModelFiles,
+) -> DistillationLoss:
+    """Load the teacher. A resumed run must have the same one."""
+    length = config.max_length - 1 if config.text is None else config.block_size
+    teacher = load_teacher(folder, data.tokenizer, length).to(device)
+    files.rests_on(teacher_fingerprint=weights_fingerprint(teacher))
+    loss_on = config.loss_on if config.text is None else "all"
+    return DistillationLoss(model, teacher, loss_on, device, config.alpha, config.temperature)
+
+
 def _preference_loss(
     model: LanguageModel, config: FinetuneConfig, data: AnyData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
@@ -101,5 +129,43 @@ def _preference_loss(
     autocast = MixedPrecision(config.precision, device).autocast
     loss = PreferenceLoss(
         model.to(device), options, data.train, data.val, device, autocast, dry=config.dry_run
+    )
+    return loss, files
+
+
+def _grpo_loss(
+    model: LanguageModel, config: FinetuneConfig, data: AnyData, device: torch.device
+) -> tuple[Objective, ModelFiles]:
+    """Build the loss of sampled answers. With a reference, a resumed run must start from the same weights."""
+    assert isinstance(data.train, EncodedPrompts)
+    assert isinstance(data.val, EncodedPrompts)
+    c = config
+    rewards = make_rewards(c.reward, c.reward_weights, c.reward_regex, c.reward_length)
+    start = weights_fingerprint(model)
+    files = _choose_parameters(model, c)
+    if c.beta:
+        files.rests_on(reference_fingerprint=start)
+    options = GrpoOptions(
+        beta=c.beta,
+        epsilon=c.epsilon,
+        epsilon_high=c.epsilon_high or c.epsilon,
+        loss_type=c.loss_type,  # type: ignore[arg-type]  # checked by the configuration
+        scale_rewards=c.scale_rewards,
+        use_bias_correction_kl=c.use_bias_correction_kl,
+        max_completion_length=c.max_completion_length,
+    )
+    generation = GenerationOptions(
+        max_new_tokens=min(c.max_completion_length, model.config.max_position_embeddings - 1),
+        do_sample=True,
+        temperature=c.temperature,
+        top_p=c.top_p,
+        top_k=c.top_k,
+    )
+    sampling = Sampling(c.num_generations, generation, c.seed, c.mask_truncated_completions)
+    loss = GrpoLoss(
+        *(model.to(device), data.tokenizer, options, sampling, rewards, data.train, data.val, device),
+        autocast=MixedPrecision(c.precision, device).autocast,
+        num_iterations=c.num_iterations,
+        dry=c.dry_run,
     )
     return loss, files

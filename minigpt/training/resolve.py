@@ -11,7 +11,13 @@ from typing import Any
 
 from minigpt.errors import InputError, check_ranges
 from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, checked_config, read_recipe, read_run
-from minigpt.training.finetune_config import METHOD_RATES, TASK_RATES, TASK_RECIPES, FinetuneConfig
+from minigpt.training.finetune_config import (
+    GRPO_DEFAULTS,
+    METHOD_RATES,
+    TASK_RATES,
+    TASK_RECIPES,
+    FinetuneConfig,
+)
 from minigpt.training.sizing import parse_size
 
 __all__ = ["SHAPE", "resolve"]
@@ -91,6 +97,10 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)  # checked later
         rate *= TASK_RATES.get(given.get("task", recipe.task), 1.0)
         recipe = dataclasses.replace(recipe, learning_rate=rate)
+    if isinstance(recipe, FinetuneConfig) and given.get("task", recipe.task) == "grpo":
+        plain = FinetuneConfig.__dataclass_fields__
+        own = {k: v for k, v in GRPO_DEFAULTS.items() if getattr(recipe, k) == plain[k].default}
+        recipe = dataclasses.replace(recipe, task="grpo", **own)
     return _of_family(recipe, given.get("family"))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from minigpt.console.command_line import obey_swallowed, remembered_signals
 from minigpt.console.terminal import seconds, warn
 from minigpt.data.batches import EncodedExamples
+from minigpt.data.prompts import EncodedPrompts
 from minigpt.data.windows import TextPart
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, parameter_table
@@ -116,6 +117,7 @@ def _run(
             _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
     is_text = isinstance(data.train, EncodedExamples | TextPart)
+    is_text = is_text and not isinstance(data.train, EncodedPrompts)  # their tokens are not learned
     summary = summarize(data, config) if is_text else None
     trainer.notes = {autosize.RECORD: record} if record else {}
     if summary is not None:

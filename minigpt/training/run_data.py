@@ -9,12 +9,13 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypeAlias, TypedDict
 
 from minigpt.console.terminal import warn
 from minigpt.data.batches import (
     Batch,
     BatchPlan,
+    Encode,
     EncodedExamples,
     encode_conversation,
     encode_conversations,
@@ -30,6 +31,7 @@ from minigpt.data.preferences import (
     read_preferences,
     split_preferences,
 )
+from minigpt.data.prompts import EncodedPrompts, encode_prompts
 from minigpt.data.reader import read_conversations
 from minigpt.data.shards import VOCABULARY, end_of_text, prepare
 from minigpt.data.split import split_conversations
@@ -51,6 +53,8 @@ from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
 __all__ = ["AnyData", "RunData", "TextData", "read_data", "shown_lines"]
 
+# (conversations, tokenizer, max_length, how to encode one) -> all of them
+EncodeAll: TypeAlias = Callable[[Sequence[Conversation], Any, int, Encode], EncodedExamples]
 HELD_OUT = Path()  # value of val_data: a part of train_data becomes the validation data
 # The chat template of a BPE tokenizer that has none: the plain form of minigpt.data.conversation.
 PLAIN_TEMPLATE = (
@@ -124,6 +128,8 @@ class RunData:
         """Return the word for examples in messages: "conversations", "pairs" or "pairs of answers"."""
         if isinstance(self.train, EncodedPreferences):
             return "pairs of answers"
+        if isinstance(self.train, EncodedPrompts):
+            return "prompts"
         several = any(len(each.exchanges) > 1 for each in self.val_conversations)
         return "conversations" if several else "pairs"
 
@@ -276,16 +282,18 @@ def read_data(config: TrainConfig) -> RunData | TextData:
         return _read_preferences(config)
     if isinstance(config, FinetuneConfig) and config.task == "mlm":
         return _with_mask(config)
+    if isinstance(config, FinetuneConfig) and config.task == "grpo":
+        return _read_pairs(config, encode_prompts)
     return _read_pairs(config) if config.text is None else _read_text(config, config.text)
 
 
-def _read_pairs(config: TrainConfig) -> RunData:
+def _read_pairs(config: TrainConfig, encode_all: EncodeAll = encode_conversations) -> RunData:
     train, val = _read_parts(config)
     tokenizer = pair_tokenizer(config, (text for each in train for text in each.texts()))
     encoded = []
     for path, part in ((config.train_data, train), (config.val_data, val)):
         where = config.train_data if path == HELD_OUT else path
-        encoded.append(_encode_part(config, where, part, tokenizer))
+        encoded.append(_encode_part(config, where, part, tokenizer, encode_all))
     if (weights := encoded[0].weights) is not None:
         print(
             f"weights of {config.train_data}: {weights.min():g} to {weights.max():g}, mean {weights.mean():g}"
@@ -384,11 +392,15 @@ def with_more_tokens(tokenizer: AnyTokenizer, config: TrainConfig, texts: Iterab
 
 
 def _encode_part(
-    config: TrainConfig, path: Path, conversations: list[Conversation], tokenizer: AnyTokenizer
+    config: TrainConfig,
+    path: Path,
+    conversations: list[Conversation],
+    tokenizer: AnyTokenizer,
+    encode_all: EncodeAll,
 ) -> EncodedExamples:
     encode = encode_chat_conversation if isinstance(tokenizer, SubwordTokenizer) else encode_conversation
     try:
-        part = encode_conversations(conversations, tokenizer, config.max_length, encode)
+        part = encode_all(conversations, tokenizer, config.max_length, encode)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     _warn_of_cuts(config, path, len(conversations), part, "conversations", tokenizer)

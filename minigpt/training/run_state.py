@@ -73,6 +73,7 @@ class Progress:
     evaluated: bool = True  # False if the evaluation after the last step has not been done yet
     loss_sum: float = 0.0  # sum of the losses since the last line of metrics
     loss_steps: int = 0
+    sums: list[float] = field(default_factory=list)  # of the objective since the last line of metrics
     train_seconds: float = 0.0
     bad_steps: int = 0  # number of bad steps in a row, up to now
     rollbacks: int = 0
@@ -82,9 +83,15 @@ class Progress:
     loss_scale: list[float] = field(default_factory=list)  # LossScale.state() for float16, else empty
 
     def record(
-        self, step: int, learning_rate: float, tokens: int, numbers: Sequence[float], has_scale: bool
+        self,
+        step: int,
+        learning_rate: float,
+        tokens: int,
+        numbers: Sequence[float],
+        has_scale: bool,
+        sums: Sequence[float] = (),
     ) -> StepMetrics:
-        """Record a step. `numbers` are its loss, gradient norm and loss scale."""
+        """Record a step. `numbers` are its loss, gradient norm and loss scale, `sums` those of the objective."""
         loss, norm, scale = numbers
         threshold = spike_threshold(self.recent_losses)
         is_finite = all(map(math.isfinite, numbers))
@@ -98,6 +105,7 @@ class Progress:
         if is_finite or is_overflow:
             self.loss_sum += loss
             self.loss_steps += 1
+            self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(sums), sums)]
             self.recent_losses = [*self.recent_losses, loss][-_RECENT:]
         return StepMetrics(
             step=step,

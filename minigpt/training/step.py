@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minigpt.data.batches import Batch
 from minigpt.devices import move, random_state, set_random_state
+from minigpt.errors import InputError
 from minigpt.training.activation_checkpointing import checkpoint_activations
 from minigpt.training.config import TrainConfig
 from minigpt.training.distributed import Processes
@@ -26,6 +27,7 @@ from minigpt.training.loss import Objective
 from minigpt.training.mixed_precision import MixedPrecision
 from minigpt.training.optimizer import make_optimizers, schedule
 from minigpt.training.parallel import Parallel, full_tensor
+from minigpt.training.rewards import RewardError
 from minigpt.training.run_data import AnyData
 from minigpt.training.run_state import BatchSize, Progress, StepMetrics
 from minigpt.training.stop_request import StopNow, StopRequest
@@ -48,6 +50,7 @@ class PendingMetrics(NamedTuple):
     learning_rate: float
     sizes: list[BatchSize]
     measured: Tensor  # (3,): loss, gradient norm, loss scale
+    sums: list[float]  # of the objective, over all processes
     found_inf: Tensor  # (): 1.0 if loss or gradient is not finite (the step was skipped), else 0.0
 
 
@@ -76,6 +79,7 @@ class TrainStep:
         self.device, self.processes = device, processes
         self.plan = data.plan(config)
         steps = math.ceil(config.num_train_epochs * len(self.plan) / config.gradient_accumulation_steps)
+        steps *= loss.num_iterations
         self.total_steps = config.max_steps or max(1, steps)
         self.logging_steps = config.logging_steps or max(1, min(10, self.total_steps // 100))
         with processes.shared_errors():
@@ -99,6 +103,7 @@ class TrainStep:
         step = self.progress.steps_done
         batches = self._next if self._next is not None and self._next.step == step else self.prepare(step)
         before = random_state(self.device)
+        sums: list[float] = []
         try:
             with self.stop_request.interruptible():
                 measured = self.backward(batches)
@@ -117,14 +122,16 @@ class TrainStep:
         self.progress.steps_done += 1
         self.progress.evaluated = False
         rate = share * self.config.learning_rate
-        self.pending_metrics.append(PendingMetrics(step + 1, rate, batches.sizes, measured, found_inf))
+        if self.loss.step_sums_names:
+            sums = self.processes.all_reduce(self.loss.step_sums().tolist())
+        self.pending_metrics.append(PendingMetrics(step + 1, rate, batches.sizes, measured, sums, found_inf))
         is_last = step + 1 == self.total_steps
         # prepared while the GPU computes the current step
         self._next = None if is_last else self.prepare(step + 1)
 
     def batches(self, step: int) -> list[Batch]:
         """Build the batches of a step (counted from 0) for all processes, on the CPU."""
-        per_step = self.config.gradient_accumulation_steps
+        per_step, step = self.config.gradient_accumulation_steps, step // self.loss.num_iterations
         pad_to = self.config.max_length if self.config.pad_to_max_length else 0
         numbers = range(step * per_step, (step + 1) * per_step)
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
@@ -136,12 +143,26 @@ class TrainStep:
     def prepare(self, step: int) -> StepBatches:
         """Build the batches of a step (counted from 0). Every process builds all, so none needs a message."""
         batches = self.batches(step)
-        mine = [self.to_device(batch) for batch in self.parallel.shard_batches(batches)]
-        sizes = [
-            BatchSize(int(batch.token_mask.sum()), self.loss.count(batch), batch.input_ids.shape[1])
-            for batch in batches
-        ]
-        return StepBatches(step, mine, sizes)
+        mine = self.parallel.shard_batches(batches)
+        if self.loss.is_sampled:
+            try:
+                with self.processes.shared_errors():
+                    mine = self.loss.sample(step, mine)
+            except InputError as error:  # the loop saves what is done before it ends
+                raise RewardError(str(error)) from None
+            totals = [self.processes.all_reduce(self._size(batch)) for batch in mine]
+            n = self.processes.size
+            sizes = [BatchSize(int(tokens), int(counted), int(T) // n) for tokens, counted, T in totals]
+        else:
+            sizes = [self._size(batch) for batch in batches]
+        return StepBatches(step, [self.to_device(batch) for batch in mine], sizes)
+
+    def _size(self, batch: Batch) -> BatchSize:
+        return BatchSize(int(batch.token_mask.sum()), self.loss.count(batch), batch.input_ids.shape[1])
+
+    def forget_prepared(self) -> None:
+        """Drop the batches of the next step, after other weights were loaded."""
+        self._next = None
 
     def to_device(self, batch: Batch) -> tuple[Tensor | None, ...]:
         """Select the tensors of a batch that the loss needs, and start to copy them to the device."""
@@ -158,7 +179,7 @@ class TrainStep:
         Returns: (3,): this process's share of the loss, gradient norm before clipping, loss scale.
         """
         self.model.train()
-        counted = sum(size.counted for size in batches.sizes)
+        counted = max(1, sum(size.counted for size in batches.sizes))
         scale = None if self.precision.scale is None else self.precision.scale.value
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches.mine, 1):
@@ -199,6 +220,9 @@ class TrainStep:
         if scale is not None:
             self.progress.loss_scale = scale.state()
         return [
-            record(each.step, each.learning_rate, sum(s.tokens for s in each.sizes), row, scale is not None)
+            record(
+                *(each.step, each.learning_rate, sum(s.tokens for s in each.sizes), row, scale is not None),
+                each.sums,
+            )
             for each, row in zip(pending, numbers)
         ]

@@ -1,0 +1,102 @@
+"""Checks a run that learned from rewards: was the reward earned in a way that nobody wanted?
+
+The losses of such a run say nothing by themselves, so the checks of losses are left out. The thresholds are
+rules of thumb; each finding shows its numbers.
+"""
+
+import math
+from collections.abc import Callable
+
+from minigpt.diagnosis.checks import (
+    metrics_damaged,
+    no_checkpoint,
+    non_finite,
+    nothing_logged,
+    rolled_back,
+    steps_skipped,
+    throughput_drop,
+    unfinished,
+)
+from minigpt.diagnosis.findings import Finding, finding
+from minigpt.diagnosis.record import RunRecord, ValPoint
+from minigpt.training.finetune_config import FinetuneConfig
+
+__all__ = ["REWARD_CHECKS", "learns_from_rewards"]
+
+# With 200 prompts the standard error of a share is 3.5 % at most. A fall of a fifth and of 5 % is no chance.
+FALL_SHARE, FALL = 0.2, 0.05
+RISE = 0.02  # of the range of rewards that the run has seen, at least; smaller rises are noise
+# Answers of a third of the length, or three times as long, are other answers.
+LENGTH_TIMES = 3.0
+CUT_OFF = 0.5  # share of the answers that do not end by themselves
+EQUAL = 0.9  # share of the groups whose answers all have the same reward
+
+
+def learns_from_rewards(record: RunRecord) -> bool:
+    """Return whether the run is one of `--task grpo`."""
+    return isinstance(record.config, FinetuneConfig) and record.config.task == "grpo"
+
+
+def _ends(record: RunRecord) -> tuple[ValPoint, ValPoint] | None:
+    """Return the first and the last evaluation, if the reward has risen between them."""
+    points = [point for point in record.val if math.isfinite(point.reward)]
+    if len(points) < 2:
+        return None
+    rewards = [point.reward for point in points]
+    least = RISE * max(max(rewards) - min(rewards), abs(rewards[0]))
+    return (points[0], points[-1]) if rewards[-1] - rewards[0] > least else None
+
+
+def reward_hacking(record: RunRecord) -> Finding | None:
+    """Check whether the reward rose while fewer answers were right."""
+    if (ends := _ends(record)) is None:
+        return None
+    first, last = ends
+    if first.exact_match - last.exact_match < max(FALL, FALL_SHARE * first.exact_match):
+        return None
+    return finding("reward_hacking", **_numbers(first, last))
+
+
+def answers_degenerate(record: RunRecord) -> Finding | None:
+    """Check whether the reward rose while answers became much shorter or longer, or stopped to end."""
+    if (ends := _ends(record)) is None:
+        return None
+    first, last = ends
+    ratio = last.completion_length / max(first.completion_length, 1e-9)
+    has_changed = ratio > LENGTH_TIMES or ratio < 1 / LENGTH_TIMES
+    if not has_changed and not (last.clipped_ratio >= CUT_OFF > first.clipped_ratio):
+        return None
+    return finding("answers_degenerate", **_numbers(first, last))
+
+
+def _numbers(first: ValPoint, last: ValPoint) -> dict[str, float]:
+    names = ("reward", "exact_match", "completion_length", "clipped_ratio")
+    found = {f"{name}_first": getattr(first, name) for name in names}
+    return {"step": last.step, **found, **{f"{name}_last": getattr(last, name) for name in names}}
+
+
+def rewards_equal(record: RunRecord) -> Finding | None:
+    """Check whether nearly all groups had equal rewards, so that there was nothing to learn from."""
+    shares = [point.equal_groups for point in record.train if math.isfinite(point.equal_groups)]
+    if not shares:
+        return None
+    share = sum(shares) / len(shares)
+    rewards = [point.reward for point in record.train if math.isfinite(point.reward)]
+    if share < EQUAL:
+        return None
+    return finding("rewards_equal", share=share, reward=sum(rewards) / max(1, len(rewards)))
+
+
+REWARD_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
+    nothing_logged,
+    metrics_damaged,
+    unfinished,
+    no_checkpoint,
+    non_finite,
+    steps_skipped,
+    rolled_back,
+    reward_hacking,
+    answers_degenerate,
+    rewards_equal,
+    throughput_drop,
+)

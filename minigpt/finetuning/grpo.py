@@ -1,0 +1,92 @@
+"""GRPO (https://arxiv.org/abs/2402.03300): advantages within groups of answers, and the loss of their tokens.
+
+An answer is better than its group if its reward is above the group's mean. With r = p / p_old, the
+probability of a token now over that when it was sampled, and the advantage A of its answer:
+
+    -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL
+
+KL to the reference is estimated from each sampled token: ref / p - log(ref / p) - 1, the estimator k3 of
+http://joschu.net/blog/kl-approx.html. The names are those of TRL's GRPOConfig.
+
+Letters in shapes: N prompts, G answers of each, P tokens of answers.
+"""
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["GrpoLossType", "GrpoOptions", "TokenLosses", "group_advantages", "token_losses", "token_weights"]
+
+GrpoLossType: TypeAlias = Literal["dapo", "grpo", "dr_grpo"]
+_LEAST_STD = 1e-4  # added to a group's standard deviation, as in TRL
+
+
+class GrpoOptions(NamedTuple):
+    """Options of the loss."""
+
+    beta: float = 0.0
+    epsilon: float = 0.2
+    epsilon_high: float = 0.2
+    loss_type: GrpoLossType = "dapo"
+    scale_rewards: Literal["group", "none"] = "group"
+    use_bias_correction_kl: bool = True
+    max_completion_length: int = 64  # dr_grpo divides by it
+
+
+class TokenLosses(NamedTuple):
+    """The loss of each token, and what it consists of; all (P,)."""
+
+    loss: Tensor
+    kl: Tensor
+    is_low: Tensor  # bool: r is below the clipped range, and clipping changes the loss
+    is_high: Tensor  # bool: r is above it
+
+
+def group_advantages(rewards: Tensor, scale_rewards: Literal["group", "none"] = "group") -> Tensor:
+    """Return rewards minus their group's mean, divided by its standard deviation; (N, G) -> (N, G).
+
+    A group whose rewards are all equal teaches nothing: its advantages are zeros.
+    """
+    centred = rewards - rewards.mean(1, keepdim=True)
+    if scale_rewards == "none":
+        return centred
+    return centred / (rewards.std(1, keepdim=True) + _LEAST_STD)
+
+
+def token_losses(
+    logps: Tensor, old: Tensor | None, reference: Tensor | None, advantages: Tensor, options: GrpoOptions
+) -> TokenLosses:
+    """Compute the loss of each token.
+
+    Args:
+        logps: log-probabilities of the sampled tokens, (P,).
+        old: the same when they were sampled; None: they are equal.
+        reference: the same of the reference; None if beta is 0.
+        advantages: the advantage of each token's answer, (P,).
+    """
+    ratio = (logps - (logps.detach() if old is None else old)).exp()
+    low, high = 1 - options.epsilon, 1 + options.epsilon_high
+    loss = -torch.min(ratio * advantages, ratio.clamp(low, high) * advantages)
+    kl = torch.zeros_like(logps)
+    if reference is not None:
+        gap = reference - logps
+        kl = gap.exp() - gap - 1
+        if options.use_bias_correction_kl:  # the tokens were drawn with the old probabilities
+            kl = kl * ratio
+        loss = loss + options.beta * kl
+    is_low, is_high = (ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0)
+    return TokenLosses(loss, kl, is_low, is_high)
+
+
+def token_weights(lengths: Tensor, options: GrpoOptions) -> Tensor:
+    """Return the factor of each answer's tokens in the summed loss, (answers,).
+
+    dapo: the mean is over all tokens, so each counts 1. grpo: over answers, and in each over its tokens.
+    dr_grpo: over answers, whose sums are divided by the greatest length, so that long answers count more.
+    """
+    if options.loss_type == "dapo":
+        return torch.ones(len(lengths))
+    if options.loss_type == "grpo":
+        return 1 / lengths.clamp(min=1)
+    return torch.full((len(lengths),), 1 / options.max_completion_length)

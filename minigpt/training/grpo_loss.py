@@ -1,0 +1,425 @@
+"""Learning from rewards (GRPO): the model answers each prompt several times, and learns from the better ones.
+
+The answers of a step follow from the weights, the seed, the number of the step and the line of the prompt: a
+resumed run samples the same ones. They are used for `num_iterations` steps; then a checkpoint holds them.
+
+The reference is the model before the first step: its weights without the adapter, or a copy of them. A
+resumed run begins with the same weights.
+
+Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C channels, P tokens of answers.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minigpt.data.batches import Batch
+from minigpt.data.prompts import EncodedPrompts, Prompt
+from minigpt.evaluation.answers import exact_match
+from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.grpo import GrpoOptions, group_advantages, token_losses, token_weights
+from minigpt.finetuning.layers import adapted_layers, disable_adapter
+from minigpt.generation.api import ends_of_answer
+from minigpt.generation.loop import decode, evaluating
+from minigpt.generation.native import without_warning
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.sequence import Sequence as Answer
+from minigpt.generation.sequence import check_request
+from minigpt.training.loss import (
+    Finish,
+    Objective,
+    logits_limit,
+    token_cross_entropy,
+    vocabulary_multiple,
+)  # fmt: skip
+from minigpt.training.rewards import RewardError, Rewards
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["GrpoLoss", "GrpoReport", "Rollout", "RolloutBatch", "Sampling"]
+
+_AT_ONCE = 512  # most answers that are generated at once
+
+
+class Sampling(NamedTuple):
+    """How answers are sampled."""
+
+    num_generations: int = 8
+    options: GenerationOptions = GenerationOptions()
+    seed: int = 42
+    mask_truncated_completions: bool = False
+
+
+class Rollout(NamedTuple):
+    """Prompts with sampled answers, as a batch. The mask of answers marks the sampled tokens."""
+
+    input_ids: Tensor  # (B, T) int64, padded on the right
+    targets: Tensor  # (B, T) int64
+    token_mask: Tensor  # (B, T) bool
+    answer_mask: Tensor  # (B, T) bool
+    advantages: Tensor  # (B,)
+    old: Tensor | None  # (P,) log-probabilities when sampled; None: the weights have not changed since
+    reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
+
+
+class RolloutBatch(NamedTuple):
+    """The tensors of a batch that the loss needs."""
+
+    input_ids: Tensor  # (B, T) int64
+    targets: Tensor  # (P,) int64: tokens of the answers
+    advantages: Tensor  # (P,): of each token's answer
+    weights: Tensor  # (P,): factor of each token in the sum
+    old: Tensor | None  # (P,)
+    reference: Tensor | None  # (P,)
+    positions: Tensor  # (P,) int64: positions of the targets among the B * T
+
+
+@dataclass
+class GrpoReport:
+    """Sums over validation prompts, each with the most likely answer."""
+
+    prompts: float = 0.0
+    reward: float = 0.0
+    exact: float = 0.0  # answers that are the file's
+    tokens: float = 0.0
+    truncated: float = 0.0
+    failures: float = 0.0  # processes in which a reward failed
+
+    @property
+    def loss(self) -> float:
+        """Return minus the mean reward: the checkpoint with the lowest one is the best."""
+        return 0.0 - self.reward / self.prompts  # not -0.0
+
+    def sums(self) -> list[float]:
+        """See `Report`."""
+        return [self.prompts, self.reward, self.exact, self.tokens, self.truncated, self.failures]
+
+    def set_sums(self, sums: Sequence[float]) -> None:
+        """See `Report`."""
+        self.prompts, self.reward, self.exact, self.tokens, self.truncated, self.failures = sums
+
+    def metrics(self) -> dict[str, float]:
+        """See `Report`."""
+        return {
+            "val_loss": self.loss,
+            "val_reward": self.reward / self.prompts,
+            "val_exact_match": self.exact / self.prompts,
+            "val_completion_length": self.tokens / self.prompts,
+            "val_clipped_ratio": self.truncated / self.prompts,
+        }
+
+    def shown(self) -> str:
+        """See `Report`."""
+        found = self.metrics()
+        return f"reward {found['val_reward']:.3f}  exact match {found['val_exact_match']:.1%}"
+
+
+class GrpoLoss(Objective):
+    """The loss of sampled answers.
+
+    Args:
+        model: the model on its device, with adapters, before the first step. It is also the reference.
+        tokenizer: turns sampled ids into the texts that rewards read.
+        options: options of the loss.
+        sampling: how answers are sampled.
+        rewards: gives each answer its reward.
+        train: training prompts.
+        val: validation prompts.
+        device: device of the model.
+        autocast: context for a forward pass in training.
+        num_iterations: steps that use the same answers.
+        dry: True if nothing will be trained: no reference is kept.
+    """
+
+    is_sampled = True
+    step_sums_names = (
+        *("tokens", "kl", "is_low", "is_high"),  # of forward passes
+        *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),  # of answers
+    )
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: AnyTokenizer,
+        options: GrpoOptions,
+        sampling: Sampling,
+        rewards: Rewards,
+        train: EncodedPrompts,
+        val: EncodedPrompts,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        num_iterations: int = 1,
+        dry: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.options, self.sampling, self.num_iterations = (
+            model,
+            options,
+            sampling,
+            num_iterations,
+        )
+        self._tokenizer, self._rewards, self._device, self._autocast = tokenizer, rewards, device, autocast
+        self._train, self._val = train, val
+        self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
+        # what ends an answer in the file's own, too
+        ends = {int(train.ids[row - 1]) for row in train.starts[1:]}
+        self._ends = [*{*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())}]
+        self._has_adapter = any(True for _ in adapted_layers(model))
+        # in a tuple, so that its parameters are not this module's
+        needs_copy = bool(options.beta) and not self._has_adapter and not dry
+        self._reference = (copy.deepcopy(model).eval().requires_grad_(False),) if needs_copy else ()
+        self._of_forward = torch.zeros(4)
+        self._of_answers = torch.zeros(8, dtype=torch.float64)
+        self._kept: tuple[int, list[Rollout]] | None = None  # block of steps, and its answers
+        samples = train.prompts[:2]  # an error in a reward shows before anything else is done
+        answers = [one.answer for one in samples]
+        rewards(answers, [one.question for one in samples], answers)
+
+    # -- sampling --------------------------------------------------------------------------------------------
+
+    def sample(self, step: int, batches: Sequence[Batch]) -> list[Rollout]:
+        """Sample answers to the prompts of a step, or return those of an earlier step that are still in use.
+
+        Raises:
+            RewardError: if a reward fails.
+        """
+        block = step // self.num_iterations
+        self._of_forward = torch.zeros(4)  # an estimate calls `forward`, too
+        if self._kept is None or self._kept[0] != block:
+            self._of_answers = torch.zeros(8, dtype=torch.float64)
+            self._kept = (block, [self._rollout(block, batch) for batch in batches])
+        return self._kept[1]
+
+    def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
+        """Sample G answers to each of some training prompts. They depend on the weights and the arguments."""
+        return self._generate(
+            [self._train.prompts[row] for row in rows for _ in range(self.sampling.num_generations)],
+            self.sampling.options,
+            [
+                [self.sampling.seed, block, row, number]
+                for row in rows
+                for number in range(self.sampling.num_generations)
+            ],
+        )
+
+    def _generate(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, seeds: Sequence[list[int] | None]
+    ) -> list[Answer]:
+        ids, context = [one.ids for one in prompts], self.model.config.max_position_embeddings
+        request = check_request(self.model, ids, options, self._ends, self._tokenizer)
+        found = [
+            Answer(one, request, options.limit(len(one), context), seed) for one, seed in zip(ids, seeds)
+        ]
+        with torch.inference_mode(), without_warning():
+            for _ in decode(self.model, sorted(found, key=lambda one: len(one.prompt)), _AT_ONCE):
+                pass
+        return found
+
+    def _score(self, answers: Sequence[Answer], prompts: Sequence[Prompt]) -> tuple[list[float], int]:
+        """Return the rewards of some answers, and how many of them are the file's."""
+        texts = [self._tokenizer.decode(one.ids) for one in answers]
+        given = [one.answer for one in prompts]
+        rewards = self._rewards(texts, [one.question for one in prompts], given)
+        return rewards, sum(map(exact_match, texts, given))
+
+    def _rollout(self, block: int, batch: Batch) -> Rollout:
+        G, rows = self.sampling.num_generations, [int(row) for row in batch.rows]
+        answers = self.answers(block, rows)
+        prompts = [self._train.prompts[row] for row in rows for _ in range(G)]
+        rewards, exact = self._score(answers, prompts)
+        table = torch.tensor(rewards).view(len(rows), G)
+        cut = torch.tensor([one.ending is None for one in answers], dtype=torch.bool)
+        self._of_answers += torch.tensor(
+            [
+                *(len(answers), sum(rewards), exact, sum(len(one.chosen) for one in answers)),
+                *(float(cut.sum()), len(rows), float(table.std(1).sum())),
+                float((table == table[:, :1]).all(1).sum()),
+            ],
+            dtype=torch.float64,
+        )
+        kept = ~cut if self.sampling.mask_truncated_completions else cut | True
+        rollout = _padded(answers, group_advantages(table, self.options.scale_rewards).flatten(), kept)
+        old = reference = None
+        if self.num_iterations > 1:
+            old = self._logps(self.model, rollout)
+        if self.options.beta and self._has_adapter:
+            with disable_adapter(self.model):
+                reference = self._logps(self.model, rollout)
+        elif self._reference:
+            reference = self._logps(self._reference[0], rollout)
+        return rollout._replace(old=old, reference=reference)
+
+    @torch.no_grad()
+    def _logps(self, model: LanguageModel, rollout: Rollout) -> Tensor:
+        """Compute the log-probabilities of the sampled tokens, (P,) on the CPU."""
+        targets, _, positions = _answer_tokens(rollout)
+        with evaluating(model), self._autocast():
+            hidden = model.base_model(rollout.input_ids.to(self._device))
+            return self._at(model, hidden, targets.to(self._device), positions.to(self._device)).cpu()
+
+    def _at(self, model: LanguageModel, hidden: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
+        """Return the log-probability of each target at the sampling temperature, (P,)."""
+        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
+        # lm_head has no bias: smaller inputs are smaller logits
+        hidden = hidden / self.sampling.options.temperature
+        return -token_cross_entropy(model.lm_head, hidden, targets, self._limit, self._multiple)
+
+    # -- the loss --------------------------------------------------------------------------------------------
+
+    def count(self, batch: Rollout) -> int:
+        """Return the number of sampled tokens (dapo) or of answers."""
+        mask = batch.answer_mask
+        return int(mask.sum()) if self.options.loss_type == "dapo" else int(mask.any(1).sum())
+
+    def select(self, batch: Rollout | Batch) -> RolloutBatch:
+        """Select the sampled tokens. A batch without samples, of an estimate, has the file's answers."""
+        if isinstance(batch, Batch):
+            batch = Rollout(*batch[:4], torch.ones(len(batch.input_ids)), None, None)
+        targets, rows, positions = _answer_tokens(batch)
+        weights = token_weights(batch.answer_mask.sum(1), self.options)[rows]
+        advantages = batch.advantages[rows]
+        return RolloutBatch(
+            batch.input_ids, targets, advantages, weights, batch.old, batch.reference, positions
+        )
+
+    def example(self, device: torch.device) -> RolloutBatch:
+        """Build the smallest batch: one answer of one token."""
+        ids, one = torch.zeros((1, 1), dtype=torch.int64, device=device), torch.ones(1, device=device)
+        return RolloutBatch(ids, ids[0], one, one, None, None, ids[0])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        advantages: Tensor,
+        weights: Tensor,
+        old: Tensor | None,
+        reference: Tensor | None,
+        positions: Tensor,
+    ) -> Tensor:
+        """Return the summed loss of a batch, ()."""
+        logps = self._at(self.model, self.model.base_model(input_ids), targets, positions)
+        found = token_losses(logps, old, reference, advantages, self.options)
+        sums = [part.detach().sum() for part in (found.kl, found.is_low, found.is_high)]
+        counted = torch.stack([torch.full_like(logps.detach(), 1).sum(), *sums]).float()
+        self._of_forward = self._of_forward.to(counted.device) + counted
+        return (found.loss * weights).sum()
+
+    def step_sums(self) -> Tensor:
+        """See `Objective`."""
+        return torch.cat([self._of_forward.cpu().double(), self._of_answers])
+
+    def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """See `Objective`. The names are TRL's."""
+        of = dict(zip(self.step_sums_names, sums))
+        n, tokens, groups = (max(of[name], 1.0) for name in ("completions", "tokens", "groups"))
+        return {
+            "reward": of["reward"] / n,
+            "reward_std": of["std"] / groups,
+            "frac_reward_zero_std": of["equal"] / groups,
+            "exact_match": of["exact"] / n,
+            "completions/mean_length": of["length"] / n,
+            "completions/clipped_ratio": of["truncated"] / n,
+            **({"kl": of["kl"] / tokens} if self.options.beta else {}),
+            "clip_ratio/low_mean": of["is_low"] / tokens,
+            "clip_ratio/high_mean": of["is_high"] / tokens,
+            "clip_ratio/region_mean": (of["is_low"] + of["is_high"]) / tokens,
+        }
+
+    # -- the part of a checkpoint ----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the answers that later steps use, too. Without num_iterations there are none."""
+        if self.num_iterations == 1 or self._kept is None:
+            return {}
+        block, rollouts = self._kept
+        found = {"rollout.block": torch.tensor([block, len(rollouts)]), "rollout.sums": self._of_answers}
+        for number, rollout in enumerate(rollouts):
+            for name, tensor in rollout._asdict().items():
+                if tensor is not None:
+                    found[f"rollout.{number}.{name}"] = tensor.contiguous()
+        return found
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore the answers. Without them, the next step samples its own."""
+        self._kept = None
+        if self.num_iterations == 1 or "rollout.block" not in state:
+            return
+        block, count = state["rollout.block"].tolist()
+        rollouts = [
+            Rollout(*(state.get(f"rollout.{number}.{name}") for name in Rollout._fields))  # type: ignore[arg-type]
+            for number in range(count)
+        ]
+        self._kept, self._of_answers = (block, rollouts), state["rollout.sums"]
+
+    # -- evaluation ------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        model: LanguageModel,
+        batches: Iterable[Batch],
+        device: torch.device,
+        finish: Finish | None = None,
+    ) -> GrpoReport:
+        """See `Objective`. Answers each validation prompt with the most likely tokens.
+
+        Raises:
+            RewardError: if a reward fails, in all processes.
+        """
+        report, failure = GrpoReport(), ""
+        options = GenerationOptions(max_new_tokens=self.sampling.options.max_new_tokens)
+        for batch in batches:
+            prompts = [self._val.prompts[int(row)] for row in batch.rows]
+            if not prompts or failure:
+                continue
+            answers = self._generate(prompts, options, [None] * len(prompts))
+            try:
+                rewards, exact = self._score(answers, prompts)
+            except RewardError as error:
+                failure, report.failures = str(error), 1.0
+                continue
+            report.prompts += len(prompts)
+            report.reward += sum(rewards)
+            report.exact += exact
+            report.tokens += sum(len(one.chosen) for one in answers)
+            report.truncated += sum(one.ending is None for one in answers)
+        if finish is not None:
+            finish(report)
+        if report.failures:
+            raise RewardError(failure or "a reward failed in another process")
+        return report
+
+
+def _padded(answers: Sequence[Answer], advantages: Tensor, kept: Tensor) -> Rollout:
+    """Build a batch of prompts and answers, padded on the right.
+
+    Args:
+        kept: (B,) bool: False for an answer that the loss does not count.
+    """
+    rows = [[*one.prompt, *one.chosen] for one in answers] or [
+        [0, 0]
+    ]  # a process without a prompt: a blank row
+    width = max(map(len, rows))
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    real, said = np.zeros((2, len(rows), width), dtype=np.bool_)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+        real[number, : len(row)] = bool(answers)
+    for number, one in enumerate(answers):
+        said[number, len(one.prompt) : len(rows[number])] = bool(kept[number])
+    table = torch.from_numpy(ids)
+    masks = (torch.from_numpy(mask[:, 1:].copy()) for mask in (real, said))
+    if not answers:
+        advantages = torch.zeros(1)
+    return Rollout(table[:, :-1].contiguous(), table[:, 1:].contiguous(), *masks, advantages, None, None)
+
+
+def _answer_tokens(batch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the answers' tokens, their rows and their positions, each (P,), on the CPU."""
+    positions = batch.answer_mask.flatten().nonzero().flatten()
+    return batch.targets.flatten()[positions], positions // batch.input_ids.shape[1], positions

@@ -1,0 +1,169 @@
+"""Rewards of answers: built in, or a function in a file of the user's.
+
+    exact    1 if the answer is the file's answer, white space at its ends aside; else 0
+    regex    1 if --reward_regex matches the whole answer; else 0
+    length   1 for an answer of --reward_length characters, less in proportion to the distance from it
+    json     1 if the answer is JSON; else 0
+    file.py:function      a function of lists that returns a list of numbers, one for each answer:
+
+        def polite(completions, prompts, answers):
+            return [float("请" in text) for text in completions]
+
+It may take any of the three arguments, by these names, and more by `**kwargs`.
+"""
+
+import inspect
+import json
+import math
+import re
+import runpy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from minigpt.errors import InputError
+from minigpt.evaluation.answers import exact_match
+
+__all__ = ["RewardError", "Rewards", "make_rewards"]
+
+_ARGUMENTS = ("completions", "prompts", "answers")
+Function: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
+
+
+class RewardError(InputError):
+    """A reward cannot be used. The run so far can be saved."""
+
+
+class Rewards(NamedTuple):
+    """The weighted sum of some rewards."""
+
+    functions: list[Function]
+    weights: list[float]
+
+    def __call__(
+        self, completions: Sequence[str], prompts: Sequence[str], answers: Sequence[str]
+    ) -> list[float]:
+        """Return the reward of each completion.
+
+        Args:
+            completions: answers of the model.
+            prompts: the questions, one for each completion.
+            answers: the answers of the file, one for each completion.
+
+        Raises:
+            RewardError: if a function raises, or returns anything but a finite number for each completion.
+        """
+        parts = [function(completions, prompts, answers) for function in self.functions]
+        return [sum(w * part for w, part in zip(self.weights, row)) for row in zip(*parts)]
+
+
+def make_rewards(
+    names: Sequence[str], weights: Sequence[float] = (), regex: str = "", length: int = 0
+) -> Rewards:
+    """Build the rewards.
+
+    Args:
+        names: exact, regex, length, json or file.py:function.
+        weights: a factor for each; left out: 1.
+
+    Raises:
+        InputError: for an unknown name, a file without that function, or a bad pattern.
+    """
+    if weights and len(weights) != len(names):
+        raise InputError(f"--reward_weights needs a number for each reward: got {len(weights)}, {len(names)}")
+    return Rewards([_function(n, regex, length) for n in names], [*(weights or [1.0] * len(names))])
+
+
+def _function(name: str, regex: str, length: int) -> Function:
+    if name == "exact":
+        return lambda found, _, answers: [float(exact_match(*pair)) for pair in zip(found, answers)]
+    if name == "json":
+        return lambda found, *_: [float(_is_json(text)) for text in found]
+    if name == "length":
+        return lambda found, *_: [max(0.0, 1 - abs(len(text) - length) / length) for text in found]
+    if name == "regex":
+        try:
+            pattern = re.compile(regex, re.DOTALL)
+        except re.error as error:
+            raise InputError(f"--reward_regex {regex!r} is no regular expression: {error}") from None
+        return lambda found, *_: [float(pattern.fullmatch(text) is not None) for text in found]
+    path, colon, function = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise InputError(f"--reward {name}: known are exact, regex, length, json, and FILE.py:FUNCTION")
+    return _of_file(Path(path), function, name)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _of_file(path: Path, name: str, shown: str) -> Function:
+    if not path.is_file():
+        raise InputError(f"--reward {shown}: there is no file {path}")
+    try:
+        found = runpy.run_path(str(path)).get(name)
+    except Exception as error:
+        raise InputError(f"--reward {shown}: {path} cannot be run: {_said(error)}") from None
+    if not callable(found):
+        raise InputError(f"--reward {shown}: {path} has no function {name}")
+    parameters = inspect.signature(found).parameters.values()
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
+    needed = {one.name for one in parameters if one.default is one.empty and one.name in names}
+    if strange := needed - {*_ARGUMENTS} - {one.name for one in parameters if one.kind is one.VAR_POSITIONAL}:
+        raise InputError(
+            f"--reward {shown}: {name} needs {', '.join(sorted(strange))}; "
+            f"it is given {', '.join(_ARGUMENTS)}, by name"
+        )
+
+    def call(completions: Sequence[str], prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        given = {"completions": completions, "prompts": prompts, "answers": answers}
+        given = {key: list(value) for key, value in given.items() if takes_all or key in names}
+        try:
+            rewards = found(**given)
+        except Exception as error:
+            raise RewardError(f"--reward {shown} raised {_said(error)}") from None
+        return _numbers(rewards, completions, shown)
+
+    return call
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
+def _numbers(rewards: Any, completions: Sequence[str], shown: str) -> list[float]:
+    """Check what a function returned."""
+    try:
+        values = list(rewards) if not isinstance(rewards, str | dict) else None
+    except TypeError:
+        values = None
+    if values is None:
+        raise RewardError(f"--reward {shown} must return a list of numbers: got {_short(rewards)}")
+    if len(values) != len(completions):
+        raise RewardError(
+            f"--reward {shown} must return a number for each of {len(completions)} completions: "
+            f"got {len(values)}"
+        )
+    numbers = []
+    for value, completion in zip(values, completions):
+        try:
+            number = math.nan if isinstance(value, str) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RewardError(
+                f"--reward {shown} must return finite numbers: got {_short(value)} for the completion "
+                f"{_short(completion)}"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
