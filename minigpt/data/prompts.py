@@ -4,7 +4,7 @@ A prompt is a conversation up to its last answer. The answer itself is not learn
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ class Prompt(NamedTuple):
 class EncodedPrompts(EncodedExamples):
     """All prompts. As examples they are the prompts with the file's answers, of which only the last counts."""
 
-    prompts: list[Prompt]  # N
+    prompts: list[Prompt] = field(default_factory=list)  # N
 
 
 def encode_prompts(
