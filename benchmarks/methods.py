@@ -41,6 +41,8 @@ METHODS: dict[str, list[str]] = {
     "LoRA, r 4": ["--method", "lora", "--r", "4"],
     "LoRA, r 16": ["--method", "lora", "--r", "16"],
     "DoRA, r 16": ["--method", "lora", "--r", "16", "--use_dora"],
+    "adapter, 32": ["--method", "adapter", "--bottleneck_size", "32"],
+    "IA3": ["--method", "ia3"],
 }
 
 

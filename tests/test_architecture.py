@@ -342,7 +342,7 @@ def test_only_commands_may_import_the_reference() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
-    groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "excel", "wandb", "gguf")
+    groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "excel", "words", "wandb", "gguf")
     always, optional = required(), {name for group in groups for name in required(group)}
     for item in imports(MODULES[module]):
         top = folder_of(item.name)

@@ -155,7 +155,16 @@ def test_classify_labels_texts_and_files(
     assert "accuracy" not in found
 
 
-@pytest.mark.parametrize("values", [{}, {"method": "lora"}, {"method": "freeze", "train_only": "last:1"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"method": "lora"},
+        {"method": "adapter", "bottleneck_size": 4},
+        {"method": "ia3"},
+        {"method": "freeze", "train_only": "last:1"},
+    ],
+)
 def test_a_resumed_run_ends_on_the_same_bits(folder: Path, tmp_path: Path, values: dict[str, Any]) -> None:
     values = {**values, "model": folder / "gpt", "save_async": not values}  # with dropout
     whole = run_of(settings(folder, tmp_path / "whole", **values))
@@ -169,7 +178,7 @@ def test_a_resumed_run_ends_on_the_same_bits(folder: Path, tmp_path: Path, value
     again = run_of(settings(folder, tmp_path / "parts", **values, resume=True))
     again.resume()
     again.run()
-    if values.get("method") != "lora":
+    if values.get("method") not in ("lora", "adapter", "ia3"):
         identical(tmp_path / "whole", tmp_path / "parts")
         return
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
@@ -182,6 +191,24 @@ def test_a_resumed_run_ends_on_the_same_bits(folder: Path, tmp_path: Path, value
     loaded, _ = load_classifier(tmp_path / "whole" / "best")
     report = evaluate_classifier(loaded, whole.data.val.in_order(8))
     assert report.loss == pytest.approx(whole.progress.best_val_loss, abs=1e-6)  # float32, in other batches
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_classifier_on_quantised_weights_is_an_adapter(
+    folder: Path, tmp_path: Path, precision: Any
+) -> None:
+    from minigpt.commands.quantize import Options, main
+
+    main(Options(model=folder / "gpt", output=tmp_path / "small", precision=precision))
+    values: dict[str, Any] = {"model": tmp_path / "small", "method": "lora"}
+    run = run_of(settings(folder, tmp_path / "run", **values))
+    run.run()
+    loaded, _ = load_classifier(tmp_path / "run" / "best")
+    report = evaluate_classifier(loaded, run.data.val.in_order(8))
+    assert report.loss == pytest.approx(run.progress.best_val_loss, abs=1e-5)
+    given = {"model": str(tmp_path / "small")}
+    with pytest.raises(InputError, match="small is quantised, so its weights cannot be trained: train an"):
+        run_of(settings(folder, tmp_path / "full", **given))
 
 
 def test_a_classifier_of_the_same_labels_keeps_its_head(trained: tuple[Path, Any], folder: Path) -> None:

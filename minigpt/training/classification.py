@@ -49,7 +49,7 @@ from minigpt.finetuning.layers import add_adapter
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loss import Finish, Objective
-from minigpt.training.model_files import AdapterFiles, ModelFiles, adapter_config
+from minigpt.training.model_files import AdapterFiles, ModelFiles, adapter_config, require_trainable
 from minigpt.training.run_data import HELD_OUT, shown_lines, with_more_tokens
 from minigpt.weights.classifiers import (
     classifier_labels,
@@ -355,6 +355,7 @@ def make_classifier(
     The head is new, so every method trains it.
     """
     model = start_classifier(config.model, data.labels, data.tokenizer).train()
+    require_trainable(model, config, config.model)
     lacking = data.tokenizer.get_vocab_size() > model.config.vocab_size
     if lacking:
         resize_token_embeddings(model, data.tokenizer.get_vocab_size(), config.new_rows)  # type: ignore[arg-type]

@@ -158,11 +158,14 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:
-    """Measure the time of an update of the weights, on a copy of the model."""
-    model = copy.deepcopy(trainer.model)
+    """Measure the time of an update of the weights, on a copy of the model. Frozen weights are not copied."""
+    frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
+    shared = {id(tensor): tensor for tensor in [*frozen, *trainer.model.buffers()]}
+    model = copy.deepcopy(trainer.model, dict[int, object](shared))
     optimizers = make_optimizers(model, trainer.config)
     for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
     for _ in range(2):  # twice, because the first update also allocates the optimiser's state
         start = time.perf_counter()
         for optimizer in optimizers:

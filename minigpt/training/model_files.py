@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, family_of
 from minigpt.finetuning.adapters import ADAPTER_MODEL, adapter_tensors, save_adapter
 from minigpt.finetuning.bottleneck import BottleneckConfig
@@ -14,9 +16,14 @@ from minigpt.finetuning.ia3 import IA3Config
 from minigpt.finetuning.layers import AdapterConfig
 from minigpt.finetuning.lora import LoraConfig
 from minigpt.storage.safetensors_files import TensorFile
+from minigpt.training.config import TrainConfig
+from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.weights.pretrained import AnyTokenizer, load_weights, save_pretrained, save_tokenizer
+from minigpt.weights.quantized import is_quantised
 
-__all__ = ["AdapterFiles", "ModelFiles", "adapter_config", "copied", "weights_fingerprint"]
+__all__ = [
+    "AdapterFiles", "ModelFiles", "adapter_config", "copied", "require_trainable", "weights_fingerprint",
+]  # fmt: skip
 
 # --method -> configuration of its adapter
 _CONFIGS: dict[str, Callable[..., AdapterConfig]] = {
@@ -98,6 +105,15 @@ class AdapterFiles(ModelFiles):
 def adapter_config(method: str, options: dict[str, Any]) -> AdapterConfig:
     """Return the configuration of an adapter. `method` and `options`: see FinetuneConfig."""
     return _CONFIGS[method](**options)
+
+
+def require_trainable(model: nn.Module, config: TrainConfig, folder: Path) -> None:
+    """Raise InputError if the weights of a folder are quantised, and no adapter is trained beside them."""
+    if is_quantised(model) and not (isinstance(config, FinetuneConfig) and config.has_adapter):
+        raise InputError(
+            f"{folder} is quantised, so its weights cannot be trained: train an adapter beside them "
+            "(minigpt finetune --method lora), or give the folder that it was made from"
+        )
 
 
 def copied(model: LanguageModel) -> LanguageModel:

@@ -8,7 +8,6 @@ from minigpt.data.batches import EncodedExamples
 from minigpt.data.preferences import EncodedPreferences
 from minigpt.data.prompts import EncodedPrompts
 from minigpt.data.words import WordFinder
-from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
@@ -24,13 +23,19 @@ from minigpt.training.grpo_loss import GrpoLoss, Sampling
 from minigpt.training.loss import NextTokenLoss, Objective
 from minigpt.training.masked_loss import MaskedTokenLoss
 from minigpt.training.mixed_precision import MixedPrecision
-from minigpt.training.model_files import AdapterFiles, ModelFiles, adapter_config, weights_fingerprint
+from minigpt.training.model_files import (
+    AdapterFiles,
+    ModelFiles,
+    adapter_config,
+    require_trainable,
+    weights_fingerprint,
+)
 from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
 from minigpt.training.rewards import make_rewards
 from minigpt.training.run_data import AnyData
 from minigpt.training.weighted_loss import KeywordWeights, WeightedTokenLoss
 from minigpt.weights.pretrained import load_model
-from minigpt.weights.quantized import precision_of, prepare_training, set_precision
+from minigpt.weights.quantized import is_quantised, prepare_training, set_precision
 
 __all__ = ["make_objective"]
 
@@ -78,12 +83,8 @@ def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
     model = load_model(folder)
     if isinstance(config, FinetuneConfig) and config.base_precision != "float32":
         set_precision(model, config.base_precision)
-    if precision_of(model) != "float32":
-        if not (isinstance(config, FinetuneConfig) and config.has_adapter):
-            raise InputError(
-                f"{folder} is quantised, so its weights cannot be trained: train an adapter beside them "
-                "(minigpt finetune --method lora), or give the folder that it was made from"
-            )
+    require_trainable(model, config, folder)
+    if is_quantised(model):
         prepare_training(model)
     return model
 

@@ -37,6 +37,7 @@ from minigpt.weights.pretrained import (
     save_tokenizer,
     write_json,
 )
+from minigpt.weights.quantized import is_quantised, prepare_training
 
 __all__ = [
     "classifier_labels",
@@ -61,6 +62,8 @@ def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> S
     path, pad = model_folder(folder), pad_token_of(tokenizer)
     if not is_classifier(read_json(path / CONFIG, missing=f"{path} is not a model directory")):
         model = load_model(path)
+        if is_quantised(model):
+            prepare_training(model)
         return SequenceClassifier(model.config, labels, pad, model.base_model)
     found = _read(path, pad)
     if found.labels == labels:

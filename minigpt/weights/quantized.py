@@ -51,6 +51,7 @@ __all__ = [
     "Precision",
     "QuantizedLinear",
     "cast_parameters",
+    "is_quantised",
     "precision_of",
     "prepare_training",
     "replace_linears",
@@ -330,6 +331,11 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
     if table.weight.dtype in _DTYPES.values():
         model.set_submodule(name, NarrowEmbedding(table.weight.detach()))
     return cast_parameters(model, torch.float32)
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Return whether linear layers of a model have weights in fewer bits."""
+    return any(isinstance(module, QuantizedLinear | Int4Linear) for module in model.modules())
 
 
 def prepare_training(model: LanguageModel) -> None:
