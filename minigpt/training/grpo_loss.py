@@ -50,7 +50,7 @@ class Sampling(NamedTuple):
     """How answers are sampled."""
 
     num_generations: int = 8
-    options: GenerationOptions = GenerationOptions()  # noqa: RUF012 -- frozen
+    options: GenerationOptions = GenerationOptions()
     seed: int = 42
     mask_truncated_completions: bool = False
 
@@ -413,10 +413,12 @@ def _padded(answers: Sequence[Answer], advantages: Tensor, kept: Tensor) -> Roll
     for number, one in enumerate(answers):
         said[number, len(one.prompt) : len(rows[number])] = bool(kept[number])
     table = torch.from_numpy(ids)
-    masks = (torch.from_numpy(mask[:, 1:].copy()) for mask in (real, said))
+    tokens, answer = (torch.from_numpy(mask[:, 1:].copy()) for mask in (real, said))
     if not answers:
         advantages = torch.zeros(1)
-    return Rollout(table[:, :-1].contiguous(), table[:, 1:].contiguous(), *masks, advantages, None, None)
+    return Rollout(
+        table[:, :-1].contiguous(), table[:, 1:].contiguous(), tokens, answer, advantages, None, None
+    )
 
 
 def _answer_tokens(batch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
