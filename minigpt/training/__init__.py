@@ -16,6 +16,9 @@ In reading order:
     loss                      the loss of next-token prediction
     preference_loss           the loss of pairs of answers
     masked_loss               the loss of hidden tokens
+    rewards                   rewards of answers: built in, or of the user's file
+    grpo_loss                 the loss of sampled answers with rewards
+    distillation_loss         the loss with a teacher
     optimizer                 AdamW, Muon, the learning rate's schedule
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic
