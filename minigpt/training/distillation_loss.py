@@ -56,8 +56,8 @@ def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> Language
     """
     if load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
         raise InputError(
-            f"--teacher {folder} has another tokenizer than the model that learns, so its probabilities are of "
-            "other tokens: give a teacher with the same vocabulary"
+            f"--teacher {folder} has another tokenizer than the model that learns, and so other "
+            "tokens: give a teacher with the same vocabulary"
         )
     teacher = load_model(folder)
     context = teacher.config.max_position_embeddings
