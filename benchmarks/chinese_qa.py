@@ -1,7 +1,7 @@
 """Chinese questions and answers on a CPU: the recipe `qa-cpu` compared with the tutorial's loop.
 
-    python benchmarks/chinese_qa.py --data QA.jsonl --output benchmarks/results/NAME.json python
-    benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1   # run the tutorial's loop for one seed only
+    python benchmarks/chinese_qa.py --data QA.jsonl --output benchmarks/results/NAME.json
+    python benchmarks/chinese_qa.py --data QA.jsonl --peer_seeds 1    # the tutorial's loop for one seed only
     python benchmarks/chinese_qa.py --data data/data.jsonl --toy
 
 A budget is a training time in seconds. `qa-cpu` is run once for each budget and seed, with a schedule that

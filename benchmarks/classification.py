@@ -1,21 +1,22 @@
 """Classifiers on a CPU, beside TF-IDF of characters with logistic regression, on three sets of texts.
 
-    python benchmarks/classification.py --data ../shared/data --output benchmarks/results/NAME.json
-    python benchmarks/classification.py --data ../shared/data --sets sms_spam --arms pretrained --seeds 42
-    python benchmarks/classification.py --data ../shared/data --baseline_python /path/to/python
+    python benchmarks/classification.py --data FOLDER --output benchmarks/results/NAME.json
+    python benchmarks/classification.py --data FOLDER --sets sms_spam --arms pretrained --seeds 42
+    python benchmarks/classification.py --data FOLDER --baseline_python /path/to/python
+    python benchmarks/classification.py --toy                        # seconds; a set of its own
 
 The arms: `pretrained` is `minigpt finetune --task classification` as it is, which first trains a language
 model on the texts of the training part; `scratch` is the same with a language model of one step, so that the
 pretraining's worth is seen; `adamw` the same with the recipe of published models and a higher rate. Time is
 that of all training. The test part is measured once, with the checkpoint of the lowest validation loss, and
-with the last one. The baseline needs scikit-learn; its Python may be another one than this. Without it, the
-accuracies are those measured on 2026-11-28 with scikit-learn (characters, 1 to 2 grams, C=10). The last line
-is JSON."""
+with the last one. The baseline (1 to 2 characters, C=10) needs a Python with scikit-learn, which may be
+another one than this; without `--baseline_python` it is left out. The last line is JSON.
+"""
 
 import sys
 from pathlib import Path
 
-# run as a script: this checkout's minigpt
+# run as a script: this checkout's minigpt, and the file beside this one
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -23,9 +24,11 @@ import argparse
 import json
 import os
 import subprocess
+import tempfile
 import time
 from typing import Any
 
+from benchmarks.turns import add_flags, finish, surroundings
 from minigpt.console.terminal import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +37,7 @@ SETS = {  # training part, validation part (none: held out), test part
     "thucnews_titles": ("dev.txt", "", "test.txt"),
     "sms_spam": ("train.csv", "", "test.csv"),
 }
-KNOWN = {"chnsenticorp": 0.892, "thucnews_titles": 0.870, "sms_spam": 0.989}  # of the baseline
+TOY = ("--max_steps", "20")
 ARMS: dict[str, list[str]] = {
     "pretrained": [],
     "scratch": ["--pretraining_epochs", "0.001"],
@@ -61,26 +64,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the sets, each a folder")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--data", type=Path, help="folder of the sets, each a folder")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=[*SETS])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("classification-runs"), help="folder of the runs")
     parser.add_argument("--baseline_python", type=Path, help="a Python with scikit-learn")
     parser.add_argument(
         "--flags", nargs=argparse.REMAINDER, default=[], help="more flags of minigpt finetune"
     )
-    parser.add_argument("--output", type=Path, help="file for the JSON object")
+    add_flags(parser)
     options = parser.parse_args()
-    results: list[dict[str, Any]] = []
-    for name in options.sets:
-        results.append({"set": name, "arm": "tf-idf", **baseline(options, name)})
-        for arm in options.arms:
-            for seed in options.seeds:
-                result = {"set": name, "arm": arm, "seed": seed, **run(options, name, arm, seed)}
-                results.append(result)
-                print(json.dumps(result), flush=True)
+    if options.data is None and not options.toy:
+        parser.error("--data FOLDER is needed without --toy")
+    with tempfile.TemporaryDirectory() as folder:
+        if options.toy:
+            write_toy(Path(folder) / "data" / "sms_spam")
+            options.data, options.work = Path(folder) / "data", Path(folder) / "runs"
+            options.sets, options.arms, options.flags = ["sms_spam"], ["scratch"], [*TOY, *options.flags]
+        results = measure(options)
     rows = [
         [
             each["set"],
@@ -92,10 +94,31 @@ def main() -> None:
         for each in results
     ]
     table("test part", ("set", "arm", "seed", *SHOWN, "seconds"), rows, range(2, 4 + len(SHOWN)))
-    text = json.dumps({"threads": options.threads, "flags": options.flags, "results": results})
-    if options.output:
-        options.output.write_text(f"{text}\n", encoding="utf-8")
-    print(text)
+    where = surroundings("classification", None, options.threads)
+    finish({**where, "toy": options.toy, "flags": [*options.flags], "results": results}, options.output)
+
+
+def write_toy(folder: Path) -> None:
+    """Texts of two labels in the files of a set, to see that it runs."""
+    folder.mkdir(parents=True)
+    for name, first in (("train", 0), ("test", 60)):
+        numbers = range(first, first + 60)
+        rows = [f"win a prize {n},spam" if n % 2 else f"see you {n},ham" for n in numbers]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every arm on every set, with the baseline if its Python is given."""
+    results: list[dict[str, Any]] = []
+    for name in options.sets:
+        if options.baseline_python is not None:
+            results.append({"set": name, "arm": "tf-idf", **baseline(options, name)})
+        for arm in options.arms:
+            for seed in options.seeds:
+                result = {"set": name, "arm": arm, "seed": seed, **run(options, name, arm, seed)}
+                results.append(result)
+                print(json.dumps(result), flush=True)
+    return results
 
 
 SHOWN = ("accuracy", "macro_f1", "calibration_error", "accuracy_of_last")
@@ -109,9 +132,7 @@ def files_of(options: argparse.Namespace, name: str) -> tuple[Path, Path | None,
 
 
 def baseline(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """TF-IDF and logistic regression: measured now, or the accuracy that is known."""
-    if options.baseline_python is None:
-        return {"accuracy": KNOWN[name]}
+    """TF-IDF and logistic regression."""
     from minigpt.data.labelled import LabelledOptions, read_labelled
 
     train, _, test = files_of(options, name)

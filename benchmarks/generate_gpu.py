@@ -1,13 +1,13 @@
 """Generation on one GPU: a single answer, batches of 1 to 256, and 256 requests of mixed lengths.
 
-    python benchmarks/generate_gpu.py --output benchmarks/results/NAME.json      # Qwen3-0.6B's shape python
-    benchmarks/generate_gpu.py --only single --precision bfloat16 int4 python benchmarks/generate_gpu.py --toy
-    # takes seconds, on any machine
+    python benchmarks/generate_gpu.py --output benchmarks/results/NAME.json      # Qwen3-0.6B's shape
+    python benchmarks/generate_gpu.py --only single --precision bfloat16 int4
+    python benchmarks/generate_gpu.py --toy                                      # seconds, on any machine
 
 Weights are random; nothing is downloaded. All parts use minigpt.generation.engine, as a server would.
 
-single: one request; the step as a CUDA graph, as a CUDA graph with torch.compile, and without either. sweep:
-B requests of equal length, submitted together. The time to the first token is that of the last request.
+single: one request; the step as a CUDA graph, as a CUDA graph with torch.compile, and without either.
+sweep: B requests of equal length, submitted together. The time to the first token is that of the last one.
     The time per token counts from there until the first request ends. Bytes: the weights once per step, and
     on average the keys and values of all rows. Operations: 2 per weight and row, and attention's. Both are
     compared with the device's data sheet, if minigpt knows it.

@@ -36,7 +36,8 @@ from minigpt.weights.pretrained import load_model, load_tokenizer
 EVERY = 20  # steps by example between two checkpoints
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_embd": 128, "n_head": 4, "block_size": 32, "max_length": 16}
 TOY: dict[str, Any] = {
-    "below": 10, "held_out": 20, "steps_before": 60, "right_before": 0.3, "steps": 30, "batch_size": 8, "learning_rate": 1e-3,
+    "below": 10, "held_out": 20, "steps_before": 60, "right_before": 0.3, "steps": 30, "batch_size": 8,
+    "learning_rate": 1e-3,
 }  # fmt: skip
 
 
@@ -90,7 +91,8 @@ def measure(flags: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any
     }  # fmt: skip
     base = train(
         recipe="qa-cpu", vocab_path=folder / "vocab.json", output=folder / "base", batch_size=128,
-        max_steps=flags.steps_before, eval_steps=EVERY, save_total_limit=flags.steps_before, **SHAPE, **common,
+        max_steps=flags.steps_before, eval_steps=EVERY, save_total_limit=flags.steps_before, **SHAPE,
+        **common,
     )  # fmt: skip
     start = Path(base["model"])
     for checkpoint in sorted((folder / "base").glob("step-*")):

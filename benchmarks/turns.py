@@ -71,9 +71,7 @@ class Arm:
         **labels: Any,
     ) -> None:
         self.name, self.budgets, self.labels = name, budgets, labels
-        self.measure = measure or (
-            lambda run: {"answer_loss": round(run.evaluate().metrics()["val_answer_loss"], 4)}
-        )
+        self.measure = measure or answer_loss
         self.fitted = config.lr_scheduler_type != "constant"
         self.trainer = Trainer(config, data)
         self.trainer.step.total_steps = 10**9

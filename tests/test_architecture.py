@@ -115,6 +115,7 @@ ALLOWED = {
     ): "the train.py of the checkout that a user names, in its own process",
     ("minigpt/__init__.py", "import_module"): "the public names, from a table in the same file",
     ("minigpt/__main__.py", "run_module"): "the commands, from a table in the same file",
+    ("minigpt/training/rewards.py", "run_path"): "a reward function, in a file that the user names for it",
     ("minigpt/families/gpt2/pth_file.py", "torch.load"): "an import that a user asks for; told weights_only",
 }
 

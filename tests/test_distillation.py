@@ -142,9 +142,9 @@ def test_a_run_comes_closer_to_its_teacher_and_resumes_to_the_same_bits(folder: 
 
 def test_an_adapter_learns_from_a_teacher(folder: Path) -> None:
     options: dict[str, Any] = {
-        "model": folder / "straight" / "best", "teacher": folder / "teacher" / "best", "method": "lora", "r": 2,
+        "model": folder / "straight" / "best", "teacher": folder / "teacher" / "best", "method": "lora",
         "train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl", "max_steps": 4, "threads": 1,
-        "device": "cpu", "output": folder / "adapter", "report_to": "none", "alpha": 1.0,
+        "device": "cpu", "output": folder / "adapter", "report_to": "none", "alpha": 1.0, "r": 2,
     }  # fmt: skip
     train(settings(folder, "straight", overwrite=True))
     assert finetune(**options)["val_loss"] > 0

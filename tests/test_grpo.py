@@ -56,11 +56,12 @@ def prompts(pairs: Sequence[tuple[str, str]]) -> EncodedPrompts:
 
 
 DATA = prompts([("天地", "玄"), ("宇", "宙洪荒"), ("黄", "天")])
+PLAIN = GrpoOptions()
 EXACT = make_rewards(["exact"])
 
 
 def objective(
-    model: LanguageModel, options: GrpoOptions = GrpoOptions(), rewards: Rewards = EXACT, **values: Any
+    model: LanguageModel, options: GrpoOptions = PLAIN, rewards: Rewards = EXACT, **values: Any
 ) -> GrpoLoss:
     generation = GenerationOptions(
         do_sample=True, max_new_tokens=5, temperature=values.pop("temperature", 1.0)
@@ -368,7 +369,7 @@ def test_a_bad_reward_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 def test_names_of_rewards(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="known are exact, regex, length, json, and FILE.py:FUNCTION"):
+    with pytest.raises(InputError, match=r"known are exact, regex, length, json, and FILE\.py:FUNCTION"):
         make_rewards(["exakt"])
     with pytest.raises(InputError, match="there is no file"):
         make_rewards([f"{tmp_path / 'none.py'}:reward"])

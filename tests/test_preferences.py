@@ -491,7 +491,7 @@ def test_without_validation_data_some_prompts_are_held_out(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"task": "sft", "beta": 0.2}, "--beta belongs to --task dpo: got --task sft"),
+        ({"task": "sft", "beta": 0.2}, "--beta belongs to --task dpo or grpo: got --task sft"),
         ({"loss_on": "all"}, "--task dpo compares answers: leave --loss_on at answer"),
         (
             {"loss_type": "ipo", "label_smoothing": 0.1},

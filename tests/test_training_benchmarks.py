@@ -22,8 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import (
     arithmetic,
     chinese_qa,
+    classification,
     fine_tuning,
+    grpo,
     memory,
+    methods,
     nanogpt,
     preferences,
     shakespeare,
@@ -399,8 +402,46 @@ def test_the_newest_result_is_shown_and_no_toy(tmp_path: Path) -> None:
         tables.page("<!-- else -->\n<!-- end -->", "en", tmp_path)
 
 
+def test_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--toy", "--threads", "1", "--seeds", "1", "--output", str(tmp_path / "r.json")]
+    numbers = run(grpo, flags, monkeypatch, capsys)
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    (one,) = numbers["runs"]
+    assert [step for step, _ in one["curve"]] == [0, 30]
+    assert one["curve"][0][1] == one["exact_match_before"] <= 0.3
+    assert one["curve"][-1][1] == one["exact_match"] == numbers["summary"]["exact_match"]["median"]
+    assert one["seconds"] > 0
+    assert tables.newest(tmp_path, "grpo", {"toy": False}) is None, "a toy's numbers are no result"
+
+
+def test_classification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--toy", "--threads", "1", "--output", str(tmp_path / "r.json")]
+    numbers = run(classification, flags, monkeypatch, capsys)
+    (one,) = numbers["results"]
+    assert (one["set"], one["arm"], one["seed"], one["steps"]) == ("sms_spam", "scratch", 42, 20)
+    assert 0 <= one["accuracy"] <= 1
+    assert tables.newest(tmp_path, "classification", {"toy": False}) is None
+
+
+def test_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--toy", "--threads", "1", "--seeds", "1", "--output", str(tmp_path / "r.json")]
+    rows = run(methods, flags, monkeypatch, capsys)["summary"]
+    assert [row["method"] for row in rows] == ["scratch", *methods.METHODS]
+    trained = {row["method"]: row["trained"] for row in rows}
+    assert trained["full"] == trained["scratch"]
+    assert trained["LoRA, r 4"] * 4 == trained["LoRA, r 16"] < trained["DoRA, r 16"]
+    assert all(row["loss"]["median"] > 0 and row["mib"] > 0 for row in rows)
+    assert rows[1]["gain"] == 1.0
+
+
 @pytest.mark.parametrize(
-    "name", ["shakespeare", "chinese_qa", "arithmetic", "memory", "fine_tuning", "training_gpu"]
+    "name",
+    [
+        *("shakespeare", "chinese_qa", "arithmetic", "memory", "fine_tuning", "training_gpu"),
+        *("classification", "methods", "preferences", "grpo"),
+    ],
 )
 def test_each_is_a_command_with_help(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--help"])

@@ -27,7 +27,7 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedPrompts(EncodedExamples):
-    """All prompts. As examples they are the prompts with the file's answers, of which only the last counts."""
+    """All prompts. As examples they have the file's answers, of which only the last one counts."""
 
     prompts: list[Prompt] = field(default_factory=list)  # N
 

@@ -9,6 +9,7 @@ In reading order:
     checks              checks the losses
     settings_checks     checks the settings
     data_checks         checks the data
+    reward_checks       checks a run that learned from rewards, instead of its losses
     answers             checks the answers of the best checkpoint
     curves              compares a run with a reference curve
     advice              builds the command to try next

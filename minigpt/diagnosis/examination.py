@@ -49,7 +49,7 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
 
 
 def _findings(record: RunRecord, found: Sequence[Finding | None], done: int) -> list[Finding]:
-    """Return what was found, with commands; or that the run is healthy, by the number of checks that are done."""
+    """Return what was found, with commands; or that the run is healthy, after `done` checks."""
     findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
         healthy = finding("healthy", checks=done, steps=record.steps_done)

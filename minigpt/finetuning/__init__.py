@@ -11,5 +11,6 @@ It may import errors, storage and families. minigpt/training/objective.py uses i
     embeddings.py   more rows in embedding and head, for new tokens
     classification.py  a classifier: the body of a language model with another head; its loss
     preferences.py  the losses of DPO, IPO, SimPO and ORPO
+    grpo.py         GRPO: advantages within groups of answers, and the loss of their tokens
     masked_lm.py    hides tokens of a text, and predicts hidden tokens
 """

@@ -17,6 +17,9 @@ In reading order:
     weighted_loss             the same with weights for samples
     preference_loss           the loss of pairs of answers
     masked_loss               the loss of hidden tokens
+    rewards                   rewards of answers: built in, or of the user's file
+    grpo_loss                 the loss of sampled answers with rewards
+    distillation_loss         the loss with a teacher
     optimizer                 AdamW, Muon, the learning rate's schedule
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic

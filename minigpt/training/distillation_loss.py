@@ -56,15 +56,15 @@ def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> Language
     """
     if load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
         raise InputError(
-            f"--teacher {folder} has another tokenizer than the model that learns: its probabilities are those "
-            "of other tokens; give a teacher with the same vocabulary"
+            f"--teacher {folder} has another tokenizer than the model that learns, and so other "
+            "tokens: give a teacher with the same vocabulary"
         )
     teacher = load_model(folder)
     context = teacher.config.max_position_embeddings
     if context < length:
         raise InputError(
-            f"--teacher {folder} reads {context} tokens, and rows have up to {length}: lower --max_length, or "
-            "--block_size with --text"
+            f"--teacher {folder} reads {context} tokens, and rows have up to {length}: lower --max_length "
+            "(with --text: --block_size)"
         )
     return teacher.eval().requires_grad_(False)
 

@@ -84,7 +84,7 @@ class FinetuneConfig(TrainConfig):
     pretraining_epochs: float = 10.0
     """classification without --model: epochs in which a new model first learns to predict the texts"""
     task: Task = "sft"
-    """sft: answer as in conversations; classification: label texts; dpo: prefer answers; grpo; mlm: fill gaps"""
+    """sft: answer as in the data; classification: labels; dpo: preferences; grpo: rewards; mlm: fill gaps"""
 
     # Hidden tokens of a text
     mlm_probability: float = 0.15

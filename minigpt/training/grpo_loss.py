@@ -229,6 +229,8 @@ class GrpoLoss(Objective):
 
     def _rollout(self, block: int, batch: Batch) -> Rollout:
         G, rows = self.sampling.num_generations, [int(row) for row in batch.rows]
+        if not rows:  # a process without a prompt
+            return _padded([], torch.zeros(1), torch.zeros(0, dtype=torch.bool))
         answers = self.answers(block, rows)
         prompts = [self._train.prompts[row] for row in rows for _ in range(G)]
         rewards, exact = self._score(answers, prompts)
@@ -413,10 +415,10 @@ def _padded(answers: Sequence[Answer], advantages: Tensor, kept: Tensor) -> Roll
     for number, one in enumerate(answers):
         said[number, len(one.prompt) : len(rows[number])] = bool(kept[number])
     table = torch.from_numpy(ids)
-    masks = (torch.from_numpy(mask[:, 1:].copy()) for mask in (real, said))
-    if not answers:
-        advantages = torch.zeros(1)
-    return Rollout(table[:, :-1].contiguous(), table[:, 1:].contiguous(), *masks, advantages, None, None)
+    tokens, answer = (torch.from_numpy(mask[:, 1:].copy()) for mask in (real, said))
+    return Rollout(
+        table[:, :-1].contiguous(), table[:, 1:].contiguous(), tokens, answer, advantages, None, None
+    )
 
 
 def _answer_tokens(batch: Rollout) -> tuple[Tensor, Tensor, Tensor]:

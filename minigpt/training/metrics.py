@@ -77,8 +77,8 @@ class Logger:
         mfu = self._utilisation([size for s, some in zip(steps, sizes) if s.is_finite for size in some])
         use = "" if math.isnan(mfu) else f"MFU {mfu:.0%}  "
         own = self._step.loss.step_metrics(progress.sums) if progress.sums else {}
-        reward = f"reward {own['reward']:.3f}  " if "reward" in own else ""
-        shown = f"loss {last.loss:.3f}  {reward}{self._loss_shown}{speed:,.0f} tokens/s  {use}{seconds(left)} left"
+        more = f"reward {own['reward']:.3f}  {self._loss_shown}" if "reward" in own else self._loss_shown
+        shown = f"loss {last.loss:.3f}  {more}{speed:,.0f} tokens/s  {use}{seconds(left)} left"
         self._line.update(progress.steps_done, shown)
         for step in steps:
             self._log_event(step)

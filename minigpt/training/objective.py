@@ -14,6 +14,7 @@ from minigpt.finetuning.freezing import train_only
 from minigpt.finetuning.grpo import GrpoOptions
 from minigpt.finetuning.layers import add_adapter
 from minigpt.finetuning.masked_lm import mask_token_id
+from minigpt.finetuning.preferences import LossType
 from minigpt.generation.options import GenerationOptions
 from minigpt.training.classification import ClassificationData, make_classifier
 from minigpt.training.config import TrainConfig
@@ -126,7 +127,8 @@ def _preference_loss(
     start = weights_fingerprint(model)
     files = _choose_parameters(model, config)
     files.rests_on(reference_fingerprint=start)
-    options = PreferenceOptions(config.beta, config.label_smoothing, config.loss_type, config.simpo_gamma)
+    kind: LossType = config.loss_type  # type: ignore[assignment]  # checked by the configuration
+    options = PreferenceOptions(config.beta, config.label_smoothing, kind, config.simpo_gamma)
     autocast = MixedPrecision(config.precision, device).autocast
     loss = PreferenceLoss(
         model.to(device), options, data.train, data.val, device, autocast, dry=config.dry_run

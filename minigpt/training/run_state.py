@@ -91,7 +91,7 @@ class Progress:
         has_scale: bool,
         sums: Sequence[float] = (),
     ) -> StepMetrics:
-        """Record a step. `numbers` are its loss, gradient norm and loss scale, `sums` those of the objective."""
+        """Record a step. `numbers` are loss, gradient norm and loss scale; `sums` are the objective's."""
         loss, norm, scale = numbers
         threshold = spike_threshold(self.recent_losses)
         is_finite = all(map(math.isfinite, numbers))

@@ -242,7 +242,7 @@ def test_sft(folder: Path, kind: str) -> None:
     batch = trainer.data_collator([trainer.train_dataset[number] for number in range(2)])
     ours = load_model(folder / "model").train()
     conversations = [
-        Conversation(tuple(Turn(one["role"], one["content"]) for one in talk), line)
+        Conversation(tuple(Turn(one["role"], one["content"]) for one in talk), line)  # type: ignore[arg-type]
         for line, talk in enumerate(talks, 1)
     ]
     own = load_tokenizer(folder / "model")
