@@ -119,6 +119,7 @@ def _reading(options: Options, labels: "Labels") -> Any:
         encoding=options.encoding,
         strict=options.strict,
         needs_labels=False,
+        known=labels.names,
     )
 
 

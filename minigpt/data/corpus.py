@@ -27,7 +27,7 @@ from minigpt.data.file_formats import (
 )
 from minigpt.data.json_values import BadLine, as_json, looks_like_json, parse_line
 from minigpt.data.records import FIELDS, FieldNames, Text, head_test, is_head, meaning_of
-from minigpt.data.tables import IsHead, delimiter_of, parquet_records
+from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
 from minigpt.data.text_encoding import is_mostly_utf8
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
@@ -37,7 +37,6 @@ __all__ = [
 ]  # fmt: skip
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
-PACKED = (".gz", ".bz2", ".xz", ".zst")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to guess the field of the text
@@ -93,9 +92,7 @@ def _files_below(folder: Path) -> list[tuple[Path, str]]:
         relative = path.relative_to(folder)
         if any(part.startswith(".") for part in relative.parts) or not path.is_file():
             continue
-        packed = path.suffix.lower() in PACKED
-        suffix = (path.with_suffix("") if packed else path).suffix.lower()
-        if suffix in SUFFIXES:
+        if suffix_of(path) in SUFFIXES:
             found.append((relative.as_posix(), path))
         else:
             others[path.suffix or "without a suffix"] = others.get(path.suffix or "without a suffix", 0) + 1
@@ -140,7 +137,7 @@ def _recognised(
         text = head.decode("utf-8-sig", "ignore")
         if looks_like_json(text):
             return replace(source, kind="jsonl") if _are_lines(file) else source
-    if delimiter_of(text, path, is_head, needs_head, is_whole=size == len(head)):
+    if table_in(text, path, is_head, needs_head, is_whole=size == len(head)):
         return source
     refuse_other_text(text, path)
     return replace(source, kind="text", separator=options.separator)

@@ -30,9 +30,9 @@ from minigpt.data.json_values import Record, json_records, looks_like_json
 from minigpt.data.tables import (
     IsHead,
     csv_records,
-    delimiter_of,
     parquet_records,
     require_package,
+    table_in,
     workbook_records,
 )
 from minigpt.data.text_encoding import decode, shown_name
@@ -57,6 +57,8 @@ class DataFile:
     records: Iterable[Record]  # a plain text is one record
     sha256: str  # SHA-256 of the file's bytes
     notes: tuple[str, ...] = ()  # sentences for the user about how the file is read
+    has_head: bool | None = None  # of CSV and workbooks: False if there are no column names
+    first_row: tuple[str, ...] = ()  # cells of the first row, if there are no column names
 
 
 # -- bytes -------------------------------------------------------------------------------------------------
@@ -192,8 +194,10 @@ def open_data(
     if content.startswith(b"PAR1"):
         return DataFile("parquet", "", parquet_records(content, str(path), is_head), digest, tuple(notes))
     if content.startswith((_XLSX, _XLS)):
-        rows, others = workbook_records(content, path, is_head)
-        return DataFile("xlsx", "", rows, digest, (*notes, *filter(None, [others])))
+        sheet = workbook_records(content, path, is_head)
+        return DataFile(
+            "xlsx", "", sheet.records, digest, (*notes, *sheet.notes), sheet.has_head, sheet.first_row
+        )
     text, codec = decode(content, str(path), encoding)
     if codec not in ("utf-8", "ascii") and not encoding:
         notes.append(f"{path}: read as {shown_name(codec)}")
@@ -201,13 +205,11 @@ def open_data(
         raise InputError(f"{path} holds nothing but white space")
     refuse_other_text(text, path)
     if looks_like_json(text):
-        kind, records = json_records(text)
+        kind, records = json_records(text, is_head)
         return DataFile(kind, codec, records, digest, tuple(notes))
-    if table := delimiter_of(text, path, is_head, needs_head):
-        delimiter, head = table
-        if not head:
-            notes.append(f"{path}: no line of column names: the first column is taken for the question")
-        return DataFile("csv", codec, csv_records(text, delimiter, head), digest, tuple(notes))
+    if table := table_in(text, path, is_head, needs_head):
+        records = csv_records(text, table.delimiter, table.has_head)
+        return DataFile("csv", codec, records, digest, tuple(notes), table.has_head, table.first_row)
     return DataFile("text", codec, [Record(1, text, "")], digest, tuple(notes))
 
 

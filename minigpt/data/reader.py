@@ -8,23 +8,24 @@ skipped, counted and named; with `strict` the first bad record is an error. Reco
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minigpt.console.terminal import ProgressLine, note, warn
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import DataFile, advised, open_data
-from minigpt.data.json_values import BadLine
+from minigpt.data.json_values import BadLine, Record
 from minigpt.data.records import KNOWN_SHAPES, FieldNames, Text, head_test, meaning_of
 from minigpt.data.tables import rows_of
 from minigpt.errors import InputError
 
-__all__ = ["ReadReport", "read_conversations"]
+__all__ = ["ReadReport", "read_conversations", "read_records"]
 
 _SHOWN = 5  # number of lines that a summary names for each reason
 _LOST = "\ufffd"  # replacement character, written by programs that could not decode a character
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -78,6 +79,15 @@ class ReadReport:
             groups.setdefault(reason, []).append(line)
         return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
+    def reasons(self) -> str:
+        """Return the most frequent reasons in words, for the error of a file without a good record."""
+        listed = [
+            f"{reason}{f': {self.details[reason]}' if self.details[reason] else ''} "
+            f"({len(lines):,} {'record' if len(lines) == 1 else 'records'}, first: line {lines[0]})"
+            for reason, lines in list(self.by_reason().items())[:3]
+        ]
+        return "; ".join(listed) or "it has no record"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the counts for `--json`."""
         return {
@@ -120,38 +130,77 @@ def read_conversations(
     if data.kind == "text":
         raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
-    found: list[Conversation] = []
-    texts = 0
-    digest = hashlib.sha256()
+    if data.has_head is False:
+        report.notes += (_without_head(path, data.first_row),)
+    texts: list[int] = []
+
+    def conversation_of(record: Record) -> Conversation:
+        meaning = meaning_of(record.value, names, record.line, record.raw)
+        if isinstance(meaning, Text):
+            texts.append(record.line)
+            raise BadLine("a text, no question and answer")
+        return meaning
+
+    found = read_records(
+        data.records, report, conversation_of, lambda each: (turn.content for turn in each.turns), strict
+    )
+    if not report.sha256:
+        turns = repr([each.turns for each in found])
+        report.sha256 = hashlib.sha256(turns.encode("utf-8", "surrogatepass")).hexdigest()
+    report.conversations = len(found)
+    report.answers = sum(len(conversation.exchanges) for conversation in found)
+    if not found:
+        raise _nothing_good(report, len(texts), encoding)
+    return found, report
+
+
+def read_records(
+    records: Iterable[Record],
+    report: ReadReport,
+    meaning: Callable[[Record], Found],
+    texts: Callable[[Found], Iterable[str]],
+    strict: bool,
+) -> list[Found]:
+    """Interpret records. Bad ones are counted in the report; records that hold U+FFFD are counted, too.
+
+    Args:
+        meaning: returns what a record means, or raises BadLine.
+        texts: returns the texts of such a meaning, in which U+FFFD is searched.
+        strict: make the first bad record an error.
+
+    Raises:
+        InputError: for the first bad record, if `strict`; the message names file and line.
+    """
+    found: list[Found] = []
     with ProgressLine("reading, records", 0, patience=2.0) as progress:
-        for line, value, raw in data.records:
+        for record in records:
             report.lines += 1
             if report.lines % 1000 == 0:
                 progress.update(report.lines)
             try:
-                if isinstance(value, BadLine):
-                    raise value
-                meaning = meaning_of(value, names, line, raw)
-                if isinstance(meaning, Text):
-                    texts += 1
-                    raise BadLine("a text, no question and answer")
+                if isinstance(record.value, BadLine):
+                    raise record.value
+                one = meaning(record)
             except BadLine as bad:
                 if strict:
-                    raise InputError(f"{path}:{line}: {bad}") from None
-                report.skipped.append((line, bad.reason))
+                    raise InputError(f"{report.path}:{record.line}: {bad}") from None
+                report.skipped.append((record.line, bad.reason))
                 report.details.setdefault(bad.reason, bad.detail)
                 continue
-            if any(_LOST in turn.content for turn in meaning.turns):
-                report.lost.append(line)
-            if not data.sha256:
-                digest.update(repr(meaning.turns).encode("utf-8", "surrogatepass"))
-            found.append(meaning)
-    report.sha256 = data.sha256 or digest.hexdigest()
-    report.conversations = len(found)
-    report.answers = sum(len(conversation.exchanges) for conversation in found)
-    if not found:
-        raise _nothing_good(report, texts, encoding)
-    return found, report
+            if any(_LOST in text for text in texts(one)):
+                report.lost.append(record.line)
+            found.append(one)
+    return found
+
+
+def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
+    """Return a note about a table without known column names; one may be a head with unusual names."""
+    shown = ", ".join(repr(cell[:20]) for cell in first_row)
+    return (
+        f"{path}: no line of column names: the first column is taken for the question, the second for the "
+        f"answer, from the first line on ({shown}); if that line names the columns: --question_field NAME "
+        "--answer_field NAME"
+    )
 
 
 def _as_text(path: Path, encoding: str) -> str:
@@ -167,12 +216,7 @@ def _nothing_good(report: ReadReport, texts: int, encoding: str) -> InputError:
         return InputError(f"{path} holds texts, no questions and answers; {_as_text(path, encoding)}")
     if not report.lines:
         return InputError(f"{path} holds no record")
-    listed = [
-        f"{reason}{f': {report.details[reason]}' if report.details[reason] else ''} "
-        f"({len(lines):,} {'record' if len(lines) == 1 else 'records'}, first: line {lines[0]})"
-        for reason, lines in list(report.by_reason().items())[:3]
-    ]
     return InputError(
-        f"{path} holds no question with an answer: {'; '.join(listed)}. Known are {KNOWN_SHAPES}; other "
+        f"{path} holds no question with an answer: {report.reasons()}. Known are {KNOWN_SHAPES}; other "
         "fields: --question_field NAME --answer_field NAME"
     )

@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from minigpt.data.conversation import Conversation, Role, Turn
+from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
 from minigpt.data.json_values import NOT_TEXT, REPEATED, BadLine, json_object, parse_value
 from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
 from minigpt.errors import InputError
 
 __all__ = [
     "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "ProblemType", "Text",
-    "head_test", "is_head", "meaning_of", "text_of",
+    "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
@@ -57,17 +57,6 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations"
 )
-_ROLES: dict[str, Role] = {
-    **dict.fromkeys(("system", "developer", "系统"), "system"),
-    **dict.fromkeys(("user", "human", "customer", "usr", "用户", "问", "客户", "user_a"), "user"),
-    **dict.fromkeys(
-        ("assistant", "gpt", "bot", "model", "chatbot", "ai", "sys", "助手", "答", "客服"), "assistant"
-    ),
-    **dict.fromkeys(("tool", "observation", "function", "ipython", "environment"), "tool"),
-    "function_call": "assistant",
-}
-_SPEAKERS = ("role", "from", "speaker", "角色")
-_WORDS = ("content", "value", "text", "utterance", "内容")
 # Kinds of labels, with the names that transformers uses.
 ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -144,7 +133,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         return _conversation(_turns(value, "the list"), line, raw)
     if not isinstance(value, Mapping):
         raise BadLine("not an object", f"it is {_kind(value)}")
-    item = json_object((str(key).strip().lower(), part) for key, part in value.items())
+    item = lower_keys(value)
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
         return _conversation(_pair_of(item, *pair), line, "", item)  # `split` writes the usual names
@@ -166,8 +155,13 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         if found[part]:
             if null := next((name for name in FIELDS[other] if name in item), None):
                 raise BadLine(f"`{null}` is null, not text")
-            raise BadLine(f"`{FIELDS[other][0]}` is missing", _keys(item))
-    raise BadLine("no field that is known", _keys(item))
+            raise BadLine(f"`{FIELDS[other][0]}` is missing", shown_keys(item))
+    raise BadLine("no field that is known", shown_keys(item))
+
+
+def lower_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a record with its keys in lower case. A key that then occurs twice gets the value REPEATED."""
+    return json_object((str(key).strip().lower(), part) for key, part in value.items())
 
 
 def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
@@ -182,7 +176,8 @@ def _first(item: Mapping[str, Any], part: str) -> str | None:
     return next((name for name in FIELDS[part] if item.get(name) is not None), None)
 
 
-def _keys(item: Mapping[str, Any]) -> str:
+def shown_keys(item: Mapping[str, Any]) -> str:
+    """Return the keys of a record in words, for a message."""
     return f"it has {', '.join(repr(str(key)[:40]) for key in list(item)[:8]) or 'no keys at all'}"
 
 
@@ -218,6 +213,8 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
 
 
 def _history(value: Any) -> list[Turn]:
+    if isinstance(value, str) and value.strip().startswith("["):  # JSON in a cell of a table
+        value = parse_value(value)
     if _is_nothing(value):
         return []
     if not isinstance(value, list | tuple):
@@ -256,23 +253,23 @@ def _turns(value: Any, where: str) -> list[Turn]:
     for number, each in enumerate(value, 1):
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
-        turns.append(_turn({str(key).lower(): part for key, part in each.items()}, number))
+        turns.append(_turn(lower_keys(each), number))
     return turns
 
 
 def _turn(item: dict[str, Any], number: int) -> Turn:
-    speaker = next((key for key in _SPEAKERS if key in item), None)
+    speaker = next((key for key in SPEAKER_KEYS if key in item), None)
     if speaker is None:
-        raise BadLine("a turn has no `role`", f"turn {number}: {_keys(item)}")
+        raise BadLine("a turn has no `role`", f"turn {number}: {shown_keys(item)}")
     if item[speaker] is REPEATED:
         raise _not_a(REPEATED, "", f"`{speaker}`")
-    role = _ROLES.get(str(item[speaker]).strip().lower())
+    role = ROLES.get(str(item[speaker]).strip().lower())
     if role is None:
         raise BadLine(
             f"a `{speaker}` is none of system, user, assistant, tool",
             f"turn {number}: {str(item[speaker])[:40]!r}",
         )
-    words = next((key for key in _WORDS if item.get(key) not in (None, "", [])), None)
+    words = next((key for key in TEXT_KEYS if item.get(key) not in (None, "", [])), None)
     said = [_words(item[words], f"`{words}`")] if words else []
     said += [_described(item[key], f"`{key}`") for key in ("tool_calls", "function_call") if item.get(key)]
     if not said:
@@ -311,8 +308,22 @@ def _conversation(
 ) -> Conversation:
     if not any(turn.role == "assistant" for turn in turns):
         raise BadLine("no turn is an assistant's: there is no answer")
-    tools = (item or {}).get("tools")
-    return Conversation(tuple(turns), line, raw, _described(tools, "`tools`") if tools else "")
+    return Conversation(tuple(turns), line, raw, _tools((item or {}).get("tools")))
+
+
+def _tools(value: Any) -> str:
+    """Return a list of tools as JSON, or "" for none. In a file they may stand as JSON in a text."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = parse_value(value)
+        except BadLine:
+            raise BadLine("`tools` is text, not a list of tools") from None
+    if not value or _is_nothing(value):
+        return ""
+    tools = [value] if isinstance(value, Mapping) else value
+    if not (isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise _not_a(value, "a list of tools", "`tools`")
+    return _described(list(tools), "`tools`")
 
 
 def text_of(item: Mapping[str, Any], key: str) -> str:
@@ -322,7 +333,7 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
         BadLine: if the value is missing, not text, empty, or holds NUL or a lone surrogate.
     """
     if key not in item:
-        raise BadLine(f"`{key}` is missing", _keys(item))
+        raise BadLine(f"`{key}` is missing", shown_keys(item))
     return _checked(item[key], f"`{key}`")
 
 
