@@ -114,17 +114,23 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     more = _compare(options.precision, perplexities, others, found)
     right, given = list(by_question(conversations).values()), list(report.answers.values())
     questions = [asked.question for asked in report.answers]
-    if options.show:
-        show_rows("some of the questions", answer_rows(questions, right, given, options.show))
     every = answer_rows(questions, right, given, len(questions))
+    if options.show:
+        show_rows("some of the questions", spread(every, options.show))
     return {**found[0], "skipped": len(reading.skipped), **more}, every
+
+
+def spread(rows: "Sequence[Row]", count: int) -> "list[Row]":
+    """Return at most `count` of the rows, evenly spread."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def show_rows(title: str, rows: "Sequence[Row]") -> None:
     """Print rows of `answer_rows` as a table."""
-    from minigpt.console.terminal import table
+    from minigpt.console.terminal import shortened, table
 
-    cells = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
+    cells = [[mark, *(shortened(text, 60) for text in texts)] for mark, *texts in rows]
     table(title, ("", "question", "expected", "given"), cells)
 
 
@@ -224,10 +230,6 @@ def _compare(
             for name, numbers, change in zip(precisions, found, changes)
         }
     }
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from minigpt.console.terminal import note, warn
+from minigpt.data.chat_logs import holds_chat
 from minigpt.data.documents import Piece, Source, read_document, read_lines, whole_characters
 from minigpt.data.file_formats import (
     COMPRESSED,
+    DataFile,
     advised,
     open_data,
     refuse_foreign,
@@ -33,7 +35,7 @@ from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
 
 __all__ = [
-    "TextOptions", "decode_sources", "find_sources", "holds_texts", "read_sources", "read_texts",
+    "Recognised", "TextOptions", "decode_sources", "find_sources", "read_sources", "read_texts", "recognise",
 ]  # fmt: skip
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
@@ -190,12 +192,19 @@ def _sample(source: Source) -> list[Any]:
     return values
 
 
-def holds_texts(
+class Recognised(NamedTuple):
+    """What a data file is."""
+
+    holds_texts: bool  # True: plain text, or records with texts; False: conversations
+    opened: DataFile | None = None  # the file, if it had to be read whole; its records can be read once
+
+
+def recognise(
     path: Path,
     options: TextOptions = TextOptions(),
     names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
-) -> bool:
-    """Return True if a file is plain text, or its first good record is a text and not a conversation.
+) -> Recognised:
+    """Find out whether a file holds texts or conversations. The first good record decides.
 
     Raises:
         InputError: as `read_conversations`, if the file is not data.
@@ -203,16 +212,22 @@ def holds_texts(
     test = head_test(names)
     source = _recognised(path, path.name, options, test, needs_head=False)
     if source is None:
-        return False
+        return Recognised(False)
     if source.kind == "text":
-        return True
-    if source.kind == "other":
-        data = open_data(path, options.encoding, test)
-        if data.kind == "text":
-            return True
-        values = [record.value for record in itertools.islice(data.records, _GUESSED)]
-    else:
-        values = _sample(source)
+        with path.open("rb") as file:
+            return Recognised(not holds_chat(file.read(_HEAD).decode("utf-8-sig", "ignore")))
+    if source.kind != "other":
+        return Recognised(_are_texts(_sample(source), names))
+    data = open_data(path, options.encoding, test)
+    records = iter(data.records)
+    first = list(itertools.islice(records, _GUESSED))
+    data = replace(data, records=itertools.chain(first, records))
+    if data.kind == "text":
+        return Recognised(not holds_chat(str(first[0].value)), data)
+    return Recognised(_are_texts([record.value for record in first], names), data)
+
+
+def _are_texts(values: list[Any], names: FieldNames) -> bool:
     for value in values:
         try:
             if not isinstance(value, BadLine):
@@ -253,25 +268,30 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
     return guessed
 
 
-def decode_sources(sources: list[Source], folder: Path, options: TextOptions) -> list[Source]:
+def decode_sources(
+    sources: list[Source], folder: Path, options: TextOptions, opened: DataFile | None = None
+) -> list[Source]:
     """Convert the files of kind "other" to UTF-8 copies below `folder`. Return all sources.
+
+    Args:
+        opened: the only file, if `recognise` has opened it already.
 
     Raises:
         InputError: if a file cannot be decoded or holds no text.
     """
     return [
-        _decoded_copy(source, folder / f"{number:05d}", options) if source.kind == "other" else source
+        _decoded_copy(source, folder / f"{number:05d}", options, opened) if source.kind == "other" else source
         for number, source in enumerate(sources)
     ]
 
 
-def _decoded_copy(source: Source, target: Path, options: TextOptions) -> Source:
+def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: DataFile | None) -> Source:
     """Write a UTF-8 copy of a file, and return its source.
 
     Where possible, a record keeps its line number. A bad record becomes a text with the reason.
     """
     path = source.origin
-    data = open_data(path, options.encoding, is_head, needs_head=True)
+    data = opened or open_data(path, options.encoding, is_head, needs_head=True)
     for sentence in data.notes:
         note(sentence)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -329,11 +349,12 @@ def read_sources(
     strict: bool = False,
     chunk: int = 1 << 16,
     options: TextOptions = TextOptions(),
+    opened: DataFile | None = None,
 ) -> Iterator[str]:
-    """Yield the texts of files that `find_sources` found; see `read_texts`."""
+    """Yield the texts of files that `find_sources` found; see `read_texts` and `decode_sources`."""
     for number, source in enumerate(sources):
         with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
-            (source,) = decode_sources([source], Path(folder), options)
+            (source,) = decode_sources([source], Path(folder), options, opened)
             whole = Piece(number, 0, source.size)
             if source.kind == "text":
                 yield from (text for text, _ in read_document(source, whole, chunk, any_place=False) if text)

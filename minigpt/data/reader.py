@@ -9,11 +9,12 @@ skipped, counted and named; with `strict` the first bad record is an error. Reco
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from minigpt.console.terminal import ProgressLine, note, warn
+from minigpt.data.chat_logs import read_chat
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import DataFile, advised, open_data
 from minigpt.data.json_values import BadLine, Record
@@ -109,6 +110,7 @@ def read_conversations(
     strict: bool = False,
     encoding: str = "",
     names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
+    opened: DataFile | None = None,
 ) -> tuple[list[Conversation], ReadReport]:
     """Read conversations from a file, or from rows in memory (a datasets.Dataset).
 
@@ -116,19 +118,20 @@ def read_conversations(
         path: the file, or the rows. Rows are numbered from 1, as lines are.
         strict: make the first bad record an error instead of skipping it.
         encoding: encoding of the file; "": detect it.
-        names: names of fields, if they are unusual.
+        names: names of fields, if they are unusual; the name of a chat log's speaker who answers.
+        opened: the file, if it is open already (see corpus.py).
 
     Raises:
         InputError: if a file cannot be read, holds only texts, or holds no good record.
     """
     if isinstance(path, Path | str):
         path = Path(path)
-        data = open_data(path, encoding, head_test(names))
+        data = opened or open_data(path, encoding, head_test(names))
     else:
         data = DataFile("json", "", rows_of(path), "")
         path = Path("the data set")
     if data.kind == "text":
-        raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
+        data = _as_chat(data, path, encoding, names)
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     if data.has_head is False:
         report.notes += (_without_head(path, data.first_row),)
@@ -201,6 +204,15 @@ def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
         f"answer, from the first line on ({shown}); if that line names the columns: --question_field NAME "
         "--answer_field NAME"
     )
+
+
+def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> DataFile:
+    """Return the conversations of a chat log."""
+    ((_, text, _),) = data.records
+    chat = read_chat(text, path, names.speaker, encoding)
+    if chat is None:
+        raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
+    return replace(data, records=chat.records, notes=(*data.notes, chat.note))
 
 
 def _as_text(path: Path, encoding: str) -> str:

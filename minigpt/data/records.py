@@ -73,6 +73,7 @@ class FieldNames:
 
     question: str = ""
     answer: str = ""
+    speaker: str = ""  # of a chat log: the name of the one who answers
 
     def __post_init__(self) -> None:
         if bool(self.question) != bool(self.answer):
@@ -90,13 +91,15 @@ class DataOptions:
     """name of the question's field or column; left out: the usual names are known"""
     answer_field: str = ""
     """name of the answer's field or column"""
+    speaker: str = ""
+    """of a chat log: name of the speaker whose messages are the answers; left out: found out, or asked for"""
     strict: bool = False
     """stop at the first bad record instead of skipping it"""
 
     @property
     def field_names(self) -> FieldNames:
         """Return the field names given by the user."""
-        return FieldNames(self.question_field, self.answer_field)
+        return FieldNames(self.question_field, self.answer_field, self.speaker)
 
 
 _LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ PAIRS = [("天？", "蓝。"), ("草？", "绿。"), ("雪？", "白。")]
 NAMES = FieldNames("标题", "正解")
 
 
-def workbook(path: Path, rows: list[list[Any]]) -> Path:
+def workbook(path: Path, rows: Sequence[Sequence[Any]]) -> Path:
     pytest.importorskip("python_calamine", reason="python-calamine, which reads workbooks, is not installed")
     openpyxl = pytest.importorskip("openpyxl", reason="openpyxl, which writes workbooks, is not installed")
     book = openpyxl.Workbook()
     for row in rows:
-        book.active.append(row)
+        book.active.append(list(row))
     book.save(path)
     return path
 
@@ -58,13 +59,17 @@ def test_a_table_of_more_columns_with_unknown_names(tmp_path: Path, last: str) -
     else:
         content = "".join(f"{','.join(row)}\n" for row in rows).encode()
         path = written(tmp_path / last, gzip.compress(content) if last.endswith("gz") else content)
-    with pytest.raises(InputError, match="'编号', '标题', '正解'.*--question_field NAME"):
+    with pytest.raises(InputError, match=r"'编号', '标题', '正解'.*--question_field NAME"):
         read_conversations(path)
     assert pairs_of(path, names=NAMES) == PAIRS
 
 
 def test_a_workbook_with_a_title_above_the_names(tmp_path: Path) -> None:
-    rows = [["常见问题 2024"], ["编号", "问题", "答案"], *([n, *pair] for n, pair in enumerate(PAIRS))]
+    rows: list[list[object]] = [
+        ["常见问题 2024"],
+        ["编号", "问题", "答案"],
+        *([n, *pair] for n, pair in enumerate(PAIRS)),
+    ]
     assert pairs_of(workbook(tmp_path / "d.xlsx", rows)) == PAIRS
 
 
