@@ -74,11 +74,12 @@ def recognised(options: Options) -> "Recognised":
     """Find out whether the data holds texts or conversations. InputError if it is neither."""
     from minigpt.data.corpus import Recognised, TextOptions, recognise
 
-    if options.data.is_dir() or options.text_field:
+    if options.data.is_dir():
         return Recognised(True)
     if not options.data.is_file():  # a pipe can be read only once: it must hold conversations
         return Recognised(False)
-    return recognise(options.data, TextOptions(encoding=options.encoding), options.field_names)
+    reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
+    return recognise(options.data, reading, options.field_names)
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:

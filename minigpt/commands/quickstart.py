@@ -125,7 +125,7 @@ class _Quickstart:
             self._begin(report.sha256)
             texts = [text for conversation in conversations for text in conversation.texts()]
             build_vocab.build(self._vocabulary(), texts, report.counted)
-            found["split"] = self._divided(conversations, report)
+            found["split"] = self._divided(conversations, report, is_needed=not by_heart)
             statistics = ("--train_data", train, "--vocab_path", self.vocab, *reading, "--brief")
             found["statistics"] = dataset_stats.main(self._typed("stats", dataset_stats.Options, *statistics))
         data = ("--train_data", train, "--val_data", val, "--vocab_path", self.vocab)
@@ -154,12 +154,25 @@ class _Quickstart:
         several = any(len(each.exchanges) > 1 for each in conversations)
         return found, *(["--history"] if several else [])
 
-    def _divided(self, conversations: "Sequence[Conversation]", report: "ReadReport") -> dict[str, Any]:
+    def _divided(
+        self, conversations: "Sequence[Conversation]", report: "ReadReport", is_needed: bool
+    ) -> dict[str, Any] | None:
+        """Split the data. Returns None if it cannot be split, and need not be."""
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
-        if len(conversations) > 10 * _MEASURED:  # answering a tenth of them would take too long
-            words += ("--train_ratio", f"{1 - _MEASURED / len(conversations):.6f}")
+        count = len(conversations)
+        if count > 10 * _MEASURED:  # answering a tenth of them would take too long
+            words += ("--train_ratio", f"{1 - _MEASURED / count:.6f}")
+        elif 1 < count < 10:  # a tenth would be none
+            words += ("--train_ratio", f"{1 - 1 / count:.2f}")
         split = self._typed("split", split_data.Options, *words, *self._flags(*_READING))
-        return split_data.divide(split, list(conversations), report)
+        try:
+            return split_data.divide(split, list(conversations), report)
+        except InputError as error:
+            if is_needed:
+                raise
+            self.commands.pop()
+            print(f"not divided: {error}")
+            return None
 
     def _text(self, opened: "DataFile | None") -> tuple[Any, ...]:
         """Train on plain text. Returns the result, and no flags for `chat`."""

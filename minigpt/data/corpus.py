@@ -206,25 +206,27 @@ def recognise(
 ) -> Recognised:
     """Find out whether a file holds texts or conversations. The first good record decides.
 
+    If the options name the field of the text, it holds texts.
+
     Raises:
         InputError: as `read_conversations`, if the file is not data.
     """
-    test = head_test(names)
-    source = _recognised(path, path.name, options, test, needs_head=False)
+    test, is_named = head_test(names), bool(options.text_field)
+    source = _recognised(path, path.name, options, test, needs_head=is_named)
     if source is None:
-        return Recognised(False)
+        return Recognised(is_named)
     if source.kind == "text":
         with path.open("rb") as file:
-            return Recognised(not holds_chat(file.read(_HEAD).decode("utf-8-sig", "ignore")))
+            return Recognised(is_named or not holds_chat(file.read(_HEAD).decode("utf-8-sig", "ignore")))
     if source.kind != "other":
-        return Recognised(_are_texts(_sample(source), names))
-    data = open_data(path, options.encoding, test)
+        return Recognised(is_named or _are_texts(_sample(source), names))
+    data = open_data(path, options.encoding, test, needs_head=is_named)
     records = iter(data.records)
     first = list(itertools.islice(records, _GUESSED))
     data = replace(data, records=itertools.chain(first, records))
     if data.kind == "text":
-        return Recognised(not holds_chat(str(first[0].value)), data)
-    return Recognised(_are_texts([record.value for record in first], names), data)
+        return Recognised(is_named or not holds_chat(str(first[0].value)), data)
+    return Recognised(is_named or _are_texts([record.value for record in first], names), data)
 
 
 def _are_texts(values: list[Any], names: FieldNames) -> bool:
