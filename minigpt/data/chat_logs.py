@@ -3,6 +3,9 @@
     2024-01-02 10:00:00 小明      小明(10001) 2024-01-02 10:00      [10:00] 小明: 你好      小明：你好
     你好                          你好                              [10:01] 小红: 你好！    小红：你好！
 
+A table or JSON Lines with a message in each row is a log, too: columns for the speaker, the text, and perhaps
+the time and a number of the conversation.
+
 The beginning of the text decides: most messages have one of these forms, and few speakers say all of them.
 Lines without time and name continue a message. Consecutive messages of a speaker become one turn. One speaker
 gives the answers; all others ask.
@@ -14,18 +17,18 @@ it.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from minigpt.data.conversation import ROLES, Role
+from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Role
 from minigpt.data.file_formats import advised
-from minigpt.data.json_values import Record
-from minigpt.data.records import FIELDS
+from minigpt.data.json_values import BadLine, Record
+from minigpt.data.records import FIELDS, FieldNames, is_head, lower_keys, text_of
 from minigpt.errors import InputError
 
-__all__ = ["ChatLog", "holds_chat", "read_chat"]
+__all__ = ["ChatLog", "holds_chat", "message_columns", "read_chat", "read_messages"]
 
 _SAMPLE, _LINES = 16_000, 200  # number of characters, and of lines, by which a log is recognised
 _FEWEST = 4  # least number of messages of a log
@@ -56,8 +59,9 @@ _NAME_FIRST = re.compile(
     rf"(?P<name>[^:：]{{1,40}}?)[,，]?\s+{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}[:：]?"
 )
 _NICK = re.compile(r"<(?P<name>[^<>]{1,30})>\s*(?P<text>.+)")
-_PLAIN = re.compile(r"(?:\d+[.、)）]\s*)?(?P<name>[^:：\s][^:：]{0,19}?)\s*[:：]\s*(?P<text>\S.*)")
-_ABOVE = re.compile(r"(?P<name>[^:：\s][^:：]{0,19}?)\s*[:：]")
+_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # of lists and headings
+_PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**\s*(?P<text>\S.*)")
+_ABOVE = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**")
 _TIMED, _UNTIMED = (_INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)
 _NOTICE = re.compile(rf"\u200e?{_OPEN}{_DAY}{_CLOCK}|[-—=–\s]*{_DATE}[-—=–\s]*$|[-—=–]{{6,}}$")
 _NUMBER = re.compile(
@@ -68,6 +72,29 @@ _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "criti
 _ASK = ("q", "question", "问", "问题", "提问", "ask")  # a question of its own, without a history
 _REPLY = ("a", "answer", "答", "答案", "回答", "reply")
 _ANSWERING, _ASKING = ("客服", "助手", "助理", "机器人", "assistant", "bot"), ("客户", "用户", "顾客", "访客")
+# columns of a table of messages
+_SPEAKERS = (
+    *SPEAKER_KEYS,
+    *("sender", "talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
+)
+_TEXTS = (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息")
+_TIMES = (
+    "time",
+    "date",
+    "timestamp",
+    "datetime",
+    "created_at",
+    "createtime",
+    "strtime",
+    "时间",
+    "发送时间",
+    "日期",
+)
+_NUMBERS = (
+    *("conversation_id", "session_id", "dialog_id", "dialogue_id", "chat_id", "thread_id"),
+    *("会话id", "对话id", "会话编号", "会话号"),
+)
+_MOST_ROWS = 0.9  # least share of the rows that must have a speaker and a text
 
 
 class Message(NamedTuple):
@@ -108,10 +135,18 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
     if layout is None:
         return None
     messages = [each for each in _messages(text, layout) if not _is_role(each.name, "system")]
-    counts = Counter(each.name for each in messages)
-    is_faq = layout in _UNTIMED and all(_plain_name(name) in (*_ASK, *_REPLY) for name in counts)
+    names = {each.name for each in messages}
+    is_faq = layout in _UNTIMED and all(_plain_name(name) in (*_ASK, *_REPLY) for name in names)
     divided, rule = _divided(messages, layout in _TIMED, is_faq)
-    answering, why = _answering(counts, divided, path, speaker, encoding)
+    as_text = f"; as plain text: {advised('train --text', path, encoding)}"
+    return _chat_log(divided, rule, is_faq, path, speaker, as_text)
+
+
+def _chat_log(
+    divided: list[list[Message]], rule: str, is_faq: bool, path: Path, speaker: str, as_text: str
+) -> ChatLog:
+    counts = Counter(each.name for part in divided for each in part)
+    answering, why = _answering(counts, divided, path, speaker, as_text)
     records = [
         Record(part[0].line, {"messages": turns}, "")
         for whole in divided
@@ -120,11 +155,100 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
     others = [name for name, _ in counts.most_common() if name not in answering]
     swap = f"; another one: --speaker {others[0]!r}" if others and not is_faq else ""
     note = (
-        f"{path}: a chat log, {len(messages):,} messages of {len(counts):,} speakers: the answers are those "
-        f"of {', '.join(map(repr, sorted(answering)))} ({why}{swap}); {rule}; as plain text: "
-        f"{advised('train --text', path, encoding)}"
+        f"{path}: a chat log, {counts.total():,} messages of {len(counts):,} speakers: the answers are those "
+        f"of {', '.join(map(repr, sorted(answering)))} ({why}{swap}); {rule}{as_text}"
     )
     return ChatLog(records, note)
+
+
+# -- a message in each row ---------------------------------------------------------------------------------
+
+
+class MessageColumns(NamedTuple):
+    """The columns of a table of messages; "": there is none."""
+
+    speaker: str
+    text: str
+    time: str
+    number: str
+
+
+def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
+    """Return the columns, if the rows are messages: most have a speaker and a text, and speakers repeat."""
+    counts = Counter(key for item in items for key in item if item[key] not in (None, ""))
+    least = max(_FEWEST, _MOST_ROWS * len(items))
+    found = [
+        next((name for name in names if counts[name] >= least), "")
+        for names in (_SPEAKERS, _TEXTS, _TIMES, _NUMBERS)
+    ]
+    columns = MessageColumns(*found)
+    others = [key for key in counts if key not in columns]
+    if not columns.speaker or not columns.text or (len(others) > 1 and is_head(others)):
+        return None
+    names = Counter(str(item.get(columns.speaker)).strip() for item in items)
+    roles = {_role(name) for name in names}
+    is_few = len(names) > 1 and 2 * len(names) <= len(items)
+    return (
+        columns
+        if is_few and (roles - {"system"} == {"user", "assistant"} or columns.time or columns.number)
+        else None
+    )
+
+
+def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns | None:
+    """Return the columns of messages, if the first records of a file are messages of a chat log."""
+    items = [lower_keys(value) for value in values if isinstance(value, Mapping)]
+    return None if names.question else _columns(items)
+
+
+def read_messages(
+    records: Iterable[Record], columns: MessageColumns, path: Path, speaker: str = ""
+) -> ChatLog:
+    """Read records that are messages as conversations. Records that are none are bad ones of the log.
+
+    Raises:
+        InputError: as `read_chat`.
+    """
+    bad: list[Record] = []
+    messages: dict[str, list[Message]] = {}  # by the number of the conversation
+    for record in records:
+        try:
+            if isinstance(record.value, BadLine):
+                raise record.value
+            item = lower_keys(record.value) if isinstance(record.value, Mapping) else {}
+            name, text = text_of(item, columns.speaker).strip(), text_of(item, columns.text).strip()
+            if _is_role(name, "system"):
+                raise BadLine("a message of the system, no question and no answer")
+        except BadLine as reason:
+            bad.append(Record(record.line, reason, ""))
+            continue
+        if _PICTURE.match(text):
+            continue
+        number, time = (str(item.get(key) or "").strip() for key in (columns.number, columns.time))
+        day, minute = _moment(time)
+        messages.setdefault(number, []).append(Message(record.line, name, text, day, minute, False))
+    divided: list[list[Message]] = []
+    rule = f"each `{columns.number}` is a conversation"
+    for some in messages.values():
+        if columns.number:
+            divided.append(some)
+        else:
+            divided, rule = _divided(some, bool(columns.time), is_faq=False)
+    log = _chat_log(divided, rule, False, path, speaker, "")
+    return replace(log, records=sorted([*log.records, *bad], key=lambda record: record.line))
+
+
+def _moment(time: str) -> tuple[str, int]:
+    """Return day and minute of a time, which is a text, or seconds or milliseconds since 1970.
+
+    >>> _moment("2024-01-02T10:05:00"), _moment("1700000000")
+    (('2024-01-02', 605), ('', 28333333))
+    """
+    if re.fullmatch(r"\d{9,13}(?:\.\d+)?", time):
+        seconds = float(time)
+        return "", int(seconds / (1000 if seconds > 1e11 else 1)) // 60
+    found = re.search(_CLOCK, time)
+    return (time[: found.start()].strip(" T"), _minute(found[0])) if found else (time, -1)
 
 
 # -- layout ------------------------------------------------------------------------------------------------
@@ -262,7 +386,7 @@ def _cut(messages: Sequence[Message], ends: Sequence[bool]) -> list[list[Message
 
 
 def _answering(
-    counts: Counter[str], divided: Sequence[Sequence[Message]], path: Path, speaker: str, encoding: str
+    counts: Counter[str], divided: Sequence[Sequence[Message]], path: Path, speaker: str, as_text: str
 ) -> tuple[set[str], str]:
     """Return the names of those who answer, and the reason."""
     listed = ", ".join(f"{name!r} ({count:,})" for name, count in counts.most_common(_SHOWN))
@@ -278,8 +402,7 @@ def _answering(
     if len(major) != 2:
         raise InputError(
             f"{path} is a chat log of {len(counts):,} speakers, {listed}: name the one whose messages are "
-            f"the answers with --speaker NAME, or read it as plain text: "
-            f"{advised('train --text', path, encoding)}"
+            f"the answers with --speaker NAME{as_text}"
         )
     begun = Counter(part[0].name for part in divided if part)
     first, second = major

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from minigpt.console.terminal import note, warn
-from minigpt.data.chat_logs import holds_chat
+from minigpt.data.chat_logs import holds_chat, message_columns
 from minigpt.data.documents import Piece, Source, read_document, read_lines, whole_characters
 from minigpt.data.file_formats import (
     COMPRESSED,
@@ -230,6 +230,8 @@ def recognise(
 
 
 def _are_texts(values: list[Any], names: FieldNames) -> bool:
+    if message_columns(values, names):
+        return False
     for value in values:
         try:
             if not isinstance(value, BadLine):

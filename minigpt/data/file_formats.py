@@ -20,6 +20,7 @@ import io
 import lzma
 import shlex
 import stat
+import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -163,7 +164,9 @@ _FOREIGN = {  # first bytes of a file -> what the file is
     b"\x7fELF": "a program",
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a rar archive",
+    b"{\\rtf": "an RTF document: save it as text",
 }
+_ZIPPED = {"word/": "a Word document: save it as text", "ppt/": "a presentation", "OEBPS/": "an EPUB book"}
 _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -194,6 +197,7 @@ def open_data(
     if content.startswith(b"PAR1"):
         return DataFile("parquet", "", parquet_records(content, str(path), is_head), digest, tuple(notes))
     if content.startswith((_XLSX, _XLS)):
+        _refuse_archive(content, path)
         sheet = workbook_records(content, path, is_head)
         return DataFile(
             "xlsx", "", sheet.records, digest, (*notes, *sheet.notes), sheet.has_head, sheet.first_row
@@ -208,9 +212,23 @@ def open_data(
         kind, records = json_records(text, is_head)
         return DataFile(kind, codec, records, digest, tuple(notes))
     if table := table_in(text, path, is_head, needs_head):
-        records = csv_records(text, table.delimiter, table.has_head)
+        records = csv_records(text, table)
         return DataFile("csv", codec, records, digest, tuple(notes), table.has_head, table.first_row)
     return DataFile("text", codec, [Record(1, text, "")], digest, tuple(notes))
+
+
+def _refuse_archive(content: bytes, path: Path) -> None:
+    """Raise InputError for a zip file that is no workbook. A damaged one is reported by the library."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if any(name.startswith(("xl/", "content.xml")) for name in names):
+        return
+    kinds = [kind for start, kind in _ZIPPED.items() if any(name.startswith(start) for name in names)]
+    what = "an EPUB book" if "mimetype" in names else next(iter(kinds), "a zip archive: unpack it")
+    raise InputError(f"{path} is {what}; it is not data to learn from")
 
 
 def _is_parquet(path: Path) -> bool:
@@ -225,7 +243,7 @@ def refuse_foreign(content: bytes, path: Path) -> None:
     """Raise InputError if the first bytes are those of a PDF, a picture, a model or the like."""
     for mark, what in _FOREIGN.items():
         if content.startswith(mark):
-            raise InputError(f"{path} is {what}, not data to learn from")
+            raise InputError(f"{path} is {what}; it is not data to learn from")
 
 
 def refuse_other_text(text: str, path: Path) -> None:
@@ -233,5 +251,11 @@ def refuse_other_text(text: str, path: Path) -> None:
     start = text[:512].lstrip().lower()
     if start.startswith("version https://git-lfs.github.com/spec/"):
         raise InputError(f"{path} is a Git LFS pointer, not the data itself: fetch it with `git lfs pull`")
+    is_table = "<table" in text[:_BLOCK].lower() or "mso-application" in start
+    if start.startswith(("<!doctype html", "<html", "<table", "<?xml")) and is_table:
+        raise InputError(
+            f"{path} is a web page or XML with a table: open it in Excel and save it as .xlsx, or download "
+            "the file behind it"
+        )
     if start.startswith(("<!doctype html", "<html")):
         raise InputError(f"{path} is a web page, not the file behind it: download it again")

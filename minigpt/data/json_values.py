@@ -253,8 +253,16 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
             return None
         if all(is_head([str(key).strip().lower() for key in row]) for row in rows):
             return rows
-        every = [str(key).strip().lower() for key in value]
-        return None if len(every) > 1 and is_head(every) else rows
+        return None if others and is_head([*others, ""]) else rows
+    if len(records) > 1 and all(
+        is_head([str(key).strip().lower() for key in row]) for rows in records for row in rows
+    ):
+        return list(itertools.chain(*records))  # {"train": [...], "test": [...]}
+    inner = [item for item in value.values() if isinstance(item, dict)]
+    if len(inner) == 1 and not is_head(
+        [str(key).strip().lower() for key in value]
+    ):  # {"code": 0, "data": {...}}
+        return _inside(inner[0], is_head)
     by_index = list(value.values())
     if by_index and all(isinstance(item, dict) for item in by_index):
         keys = [list(item) for item in by_index]
@@ -279,6 +287,8 @@ def _lines(text: str) -> Iterator[Record]:
                 value, end = _value(line, begin)
                 several.append(Record(number, value, line[begin:end]))
                 begin = _end_of_blank(line, end)
+                if line[begin:].rstrip() == ",":  # lines of an array
+                    break
         except BadLine as bad:
             several.append(Record(number, bad, line[begin:]))
         if len(several) == 1:

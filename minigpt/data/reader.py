@@ -8,13 +8,14 @@ skipped, counted and named; with `strict` the first bad record is an error. Reco
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from minigpt.console.terminal import ProgressLine, note, warn
-from minigpt.data.chat_logs import read_chat
+from minigpt.data.chat_logs import message_columns, read_chat, read_messages
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import DataFile, advised, open_data
 from minigpt.data.json_values import BadLine, Record
@@ -24,6 +25,7 @@ from minigpt.errors import InputError
 
 __all__ = ["ReadReport", "read_conversations", "read_records"]
 
+_FIRST = 200  # number of records that are examined to recognise a chat log
 _SHOWN = 5  # number of lines that a summary names for each reason
 _LOST = "\ufffd"  # replacement character, written by programs that could not decode a character
 Found = TypeVar("Found")
@@ -130,10 +132,9 @@ def read_conversations(
     else:
         data = DataFile("json", "", rows_of(path), "")
         path = Path("the data set")
-    if data.kind == "text":
-        data = _as_chat(data, path, encoding, names)
+    data = _as_chat(data, path, encoding, names) if data.kind == "text" else _with_chat(data, path, names)
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
-    if data.has_head is False:
+    if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
     texts: list[int] = []
 
@@ -212,6 +213,18 @@ def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> Da
     chat = read_chat(text, path, names.speaker, encoding)
     if chat is None:
         raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
+    return replace(data, records=chat.records, notes=(*data.notes, chat.note))
+
+
+def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
+    """Return the data; if its records are messages of a chat log, as conversations."""
+    records = iter(data.records)
+    first = list(itertools.islice(records, _FIRST))
+    columns = message_columns([record.value for record in first], names)
+    every = itertools.chain(first, records)
+    if columns is None:
+        return replace(data, records=every)
+    chat = read_messages(every, columns, path, names.speaker)
     return replace(data, records=chat.records, notes=(*data.notes, chat.note))
 
 

@@ -12,6 +12,7 @@ Field names are compared without case, in English and Chinese (`FIELDS`). Option
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -28,14 +29,26 @@ __all__ = [
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
     "question": (
-        *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source"),
+        *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source", "problem"),
         *("问题", "提问", "指令", "问", "用户", "问句"),
         *("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문"),
     ),
     "answer": (
-        *("answer", "completion", "output", "response", "a", "assistant", "reply", "bot", "gpt", "target"),
+        *(
+            "answer",
+            "completion",
+            "output",
+            "response",
+            "a",
+            "assistant",
+            "reply",
+            "bot",
+            "gpt",
+            "target",
+            "solution",
+        ),
         *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
-        *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "답변"),
+        *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "答え", "답변"),
     ),
     "input": ("input", "context", "输入"),
     "system": ("system", "system_prompt", "系统", "系统提示"),
@@ -53,6 +66,13 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
     ),
     "text": ("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
     "tools": ("tools",),
+}
+# Longer names, such as 客户问题 and 标准回答, or user_question and answer_text. They count if they are alone.
+_ALIKE = {
+    "question": re.compile(r".{0,8}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?"),
+    "answer": re.compile(
+        r".{0,8}(?:答案|回答|答复|回复)(?:内容|文本)?|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?"
+    ),
 }
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations"
@@ -112,6 +132,7 @@ def is_head(cells: Collection[str]) -> bool:
     (True, True, False)
     """
     found = {part for part, names in FIELDS.items() if set(names) & set(cells)}
+    found |= {part for part, pattern in _ALIKE.items() if sum(map(bool, map(pattern.fullmatch, cells))) == 1}
     if len(cells) == 1:
         return bool(found)
     known = {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
@@ -150,8 +171,13 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         found |= {"question": found["input"], "input": None}
     if found["question"] and found["answer"]:
         return _conversation(_question_and_answer(item, found), line, raw, item)
-    if list(item)[:2] == ["0", "1"]:  # a table without column names
+    if list(item) in (["0", "1"], ["0"]):  # a table without column names
         return _conversation(_pair_of(item, "0", "1"), line, "")
+    if list(item)[:3] == ["0", "1", "2"]:
+        raise BadLine(
+            "a table of more than two columns without names",
+            "name two by their numbers, such as --question_field 1 --answer_field 2",
+        )
     if found["text"]:
         return Text(text_of(item, found["text"]))
     for part, other in (("question", "answer"), ("answer", "question")):
@@ -176,7 +202,11 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
 
 
 def _first(item: Mapping[str, Any], part: str) -> str | None:
-    return next((name for name in FIELDS[part] if item.get(name) is not None), None)
+    usual = next((name for name in FIELDS[part] if item.get(name) is not None), None)
+    if usual is not None or part not in _ALIKE:
+        return usual
+    alike = [name for name in item if item[name] is not None and _ALIKE[part].fullmatch(name)]
+    return alike[0] if len(alike) == 1 else None
 
 
 def shown_keys(item: Mapping[str, Any]) -> str:
@@ -256,8 +286,19 @@ def _turns(value: Any, where: str) -> list[Turn]:
     for number, each in enumerate(value, 1):
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
-        turns.append(_turn(lower_keys(each), number))
+        turns += _turns_in(lower_keys(each), number)
     return turns
+
+
+def _turns_in(item: dict[str, Any], number: int) -> list[Turn]:
+    """Return the turn of an object; or the turns of {"human": ..., "assistant": ...} or {"human": ...}."""
+    if not any(key in item for key in SPEAKER_KEYS):
+        question, answer = _first(item, "question"), _first(item, "answer")
+        if question and answer:
+            return _pair_of(item, question, answer)
+        if len(item) == 1 and (role := ROLES.get(next(iter(item)))):
+            return [Turn(role, text_of(item, next(iter(item))))]
+    return [_turn(item, number)]
 
 
 def _turn(item: dict[str, Any], number: int) -> Turn:

@@ -7,7 +7,7 @@ import csv
 import importlib.util
 import io
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ class TableText(NamedTuple):
     delimiter: str
     has_head: bool  # True if the first row has the column names
     first_row: tuple[str, ...]
+    titles: int = 0  # number of rows above the column names
 
 
 def table_in(
@@ -76,6 +77,8 @@ def table_in(
         if delimiter not in sample and delimiter != named:
             continue
         rows, is_sound = _first_rows(sample, delimiter)
+        titles = _titles(rows, is_head)
+        rows = rows[titles:]
         if not rows or (len(rows[0]) < 2 and delimiter != named):
             continue
         names = [cell.strip().lower() for cell in rows[0]]
@@ -85,7 +88,7 @@ def table_in(
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
         is_prose = is_prose or any(map(_is_rule, rows[1:2]))
         if is_head(names) and (named or not is_prose):
-            return TableText(delimiter, True, tuple(rows[0]))
+            return TableText(delimiter, True, tuple(rows[0]), titles)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
         if is_even and (named or (delimiter == "\t" and not needs_head)):
             return TableText(delimiter, bool(named) and len(names) > 2, tuple(rows[0]))
@@ -97,11 +100,21 @@ def _first_rows(sample: str, delimiter: str) -> tuple[list[list[str]], bool]:
     rows: list[list[str]] = []
     try:
         for row in itertools.islice(_reader(sample, delimiter), _ROWS):
-            if row and not _names_the_delimiter(row):
+            if any(cell.strip() for cell in row) and not _names_the_delimiter(row):
                 rows.append(row)
     except csv.Error:
         return rows, False
     return rows, True
+
+
+def _titles(rows: Sequence[Sequence[str]], is_head: IsHead) -> int:
+    """Return the number of rows above the column names: titles, which have one cell each."""
+    for number, row in enumerate(rows[:_TITLES]):
+        if len(row) > 1 and is_head([cell.strip().lower() for cell in row]):
+            return number
+        if sum(bool(cell.strip()) for cell in row) > 1:
+            break
+    return 0
 
 
 def _names_the_delimiter(row: list[str]) -> bool:
@@ -121,8 +134,9 @@ def _reader(text: str, delimiter: str) -> Any:
     return csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced)
 
 
-def csv_records(text: str, delimiter: str, has_head: bool) -> Iterator[Record]:
+def csv_records(text: str, table: TableText) -> Iterator[Record]:
     """Yield the rows of a CSV text. A row with wrong quotation marks gives a bad record for each line."""
+    delimiter, has_head, _, titles = table
     reader = _reader(text, delimiter)
     head: list[str] | None = None
     while True:
@@ -136,6 +150,9 @@ def csv_records(text: str, delimiter: str, has_head: bool) -> Iterator[Record]:
         last = reader.line_num
         if not wrong:
             if not any(cell.strip() for cell in cells) or (head is None and _names_the_delimiter(cells)):
+                continue
+            if titles:
+                titles -= 1
                 continue
             if head is None:
                 head = _head(cells) if has_head else [str(i) for i in range(len(cells))]
@@ -174,16 +191,17 @@ def _row(line: int, head: list[str], cells: list[str]) -> Record:
 
 
 class Sheet(NamedTuple):
-    """The first sheet of a workbook."""
+    """A sheet of a workbook."""
 
     records: list[Record]
     notes: tuple[str, ...]  # about other sheets
+    is_known: bool  # True if the column names are known
     has_head: bool | None  # None: one column, whose cells are texts
     first_row: tuple[str, ...]
 
 
 def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
-    """Read the rows of a workbook's first sheet.
+    """Read the rows of a workbook's first sheet with known column names, else of the first one with rows.
 
     The column names are the first row, or one of the next rows below a title. Names that are not known are
     names if there are more than two columns, as in CSV. A sheet of one column is a list of texts.
@@ -196,16 +214,21 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
 
     try:
         book = CalamineWorkbook.from_filelike(io.BytesIO(content))
-        rows = book.get_sheet_by_index(0).to_python(skip_empty_area=True)
+        names = book.sheet_names
+        rows = [book.get_sheet_by_name(name).to_python(skip_empty_area=True) for name in names]
     except BaseException as error:  # a Rust panic is a BaseException
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
-        raise InputError(
-            f"{path} is a zip file, but no workbook that can be read: {str(error)[:200]}"
-        ) from None
-    names = book.sheet_names
-    others = (f"{path}: the first of {len(names)} sheets, {names[0]!r}, is read",) if len(names) > 1 else ()
-    return _sheet(rows, others, is_head)
+        raise InputError(f"{path} is no workbook that can be read: {str(error)[:200]}") from None
+    sheets = [
+        _sheet(
+            cells, (f"{path}: of {len(names)} sheets, {name!r} is read",) if len(names) > 1 else (), is_head
+        )
+        for name, cells in zip(names, rows)
+    ]
+    found = [sheet for sheet in sheets if sheet.records]
+    table = [sheet for sheet in found if sheet.has_head is not None]
+    return next((sheet for sheet in found if sheet.is_known), (table or found or sheets)[0])
 
 
 def _sheet(cells: list[list[Any]], notes: tuple[str, ...], is_head: IsHead) -> Sheet:
@@ -214,16 +237,16 @@ def _sheet(cells: list[list[Any]], notes: tuple[str, ...], is_head: IsHead) -> S
     width = max((i + 1 for _, row in rows for i, cell in enumerate(row) if cell.strip()), default=0)
     rows = [(number, row[:width]) for number, row in rows]
     first = tuple(rows[0][1]) if rows else ()
-    known = (
-        i for i, (_, row) in enumerate(rows[:_TITLES]) if is_head([cell.strip().lower() for cell in row])
-    )
-    place = next(known, 0 if width > 2 else None)
-    if place is not None:
+    place = _titles([row for _, row in rows], is_head)
+    is_known = bool(rows) and is_head([cell.strip().lower() for cell in rows[place][1]])
+    if is_known or width > 2:
         head = _head(rows[place][1])
-        return Sheet([_row(number, head, row) for number, row in rows[place + 1 :]], notes, True, first)
-    if width == 1:
-        return Sheet([Record(number, text, as_json(text)) for number, (text,) in rows], notes, None, first)
-    return Sheet([_row(number, ["0", "1"], row) for number, row in rows], notes, False, first)
+        records = [_row(number, head, row) for number, row in rows[place + 1 :]]
+        return Sheet(records, notes, is_known, True, first)
+    if width < 2:
+        records = [Record(number, text, as_json(text)) for number, (text,) in rows]
+        return Sheet(records, notes, False, None, first)
+    return Sheet([_row(number, ["0", "1"], row) for number, row in rows], notes, False, False, first)
 
 
 def _cell(value: Any) -> str:

@@ -197,3 +197,86 @@ def test_no_message_is_said_twice(tmp_path: Path) -> None:
     conversations, _ = read_conversations(path)
     contents = itertools.chain(*([turn.content for turn in each.turns] for each in conversations))
     assert "\n".join(contents).split("\n") == [text for _, text in said]
+
+
+@pytest.mark.parametrize(
+    "form", ["- question: {q}\n  answer: {a}\n", "**Q:** {q}\n\n**A:** {a}\n\n", "* 问：{q}\n* 答：{a}\n"]
+)
+def test_marks_of_lists_and_headings(tmp_path: Path, form: str) -> None:
+    pairs = [(f"天{n}？", f"蓝{n}。") for n in range(4)]
+    path = tmp_path / "faq.md"
+    path.write_text("# 常见问题\n\n" + "".join(form.format(q=q, a=a) for q, a in pairs), encoding="utf-8")
+    assert [(each.question, each.answer) for each in read_conversations(path)[0]] == pairs
+
+
+# -- a message in each row ---------------------------------------------------------------------------------
+
+ROWS: dict[str, tuple[list[str], Any]] = {  # columns: speaker, text, others; the row of a message
+    "JSON Lines of turns": (["role", "content"], lambda n, who, text: [("user", "assistant")[who], text]),
+    "a table of a help desk": (
+        ["会话ID", "发送人", "内容"],
+        lambda n, who, text: [f"{n // 2}", ("王先生", "客服小美")[who], text],
+    ),
+    "with times": (
+        ["CreateTime", "NickName", "StrContent"],
+        lambda n, who, text: [1_700_000_000 + 3600 * (n // 2) + who, ("小明", "小红")[who], text],
+    ),
+    "with days": (
+        ["date", "sender", "message"],
+        lambda n, who, text: [f"2024-01-{1 + n // 2:02}T10:0{who}:00", ("小明", "小红")[who], text],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl", "d.json"])
+def test_a_message_in_each_row(tmp_path: Path, kind: str, name: str) -> None:
+    head, row = ROWS[kind]
+    rows = [row(n, n % 2, f"话{n}") for n in range(8)]
+    if name == "d.csv":
+        content = "".join(",".join(map(str, cells)) + "\n" for cells in [head, *rows])
+    else:
+        records = [dict(zip(head, cells)) for cells in rows]
+        content = "".join(json.dumps(each) + "\n" for each in records)
+        if name == "d.json":  # as Telegram exports it
+            content = json.dumps({"name": "小红", "type": "personal_chat", "messages": records})
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    assert not recognise(path).holds_texts
+    conversations, report = read_conversations(path)
+    said = [[turn.content for turn in each.turns] for each in conversations]
+    several = [[f"话{n}", f"话{n + 1}"] for n in range(0, 8, 2)]
+    assert said == ([[f"话{n}" for n in range(8)]] if kind == "JSON Lines of turns" else several)
+    is_conversation = (kind, name) == ("JSON Lines of turns", "d.json")  # with roles: a record as it is
+    assert is_conversation or "a chat log, 8 messages of 2 speakers" in report.notes[-1]
+    assert report.skipped == []
+
+
+def test_rows_that_are_no_messages_are_counted(tmp_path: Path) -> None:
+    rows = [{"role": ("user", "assistant")[n % 2], "content": f"话{n}"} for n in range(40)]
+    lines = [json.dumps(row) for row in rows]
+    lines[2:2] = ['{"role": "user", "content": ""}', "broken", '{"role": "system", "content": "s"}']
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    _, report = read_conversations(path)
+    assert [line for line, _ in report.skipped] == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"from": "a", "text": "words"},  # texts of one author each, or of one
+        {"speaker": "a", "question": "q", "answer": "b"},
+        {
+            "role": "user",
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        },
+    ],
+)
+def test_rows_that_are_records(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 6, encoding="utf-8")
+    found = recognise(path)
+    assert found.holds_texts == ("text" in row)
+    if "text" not in row:
+        assert len(read_conversations(path)[0]) == 6

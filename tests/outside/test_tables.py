@@ -1,7 +1,9 @@
 """Spreadsheets and records as people keep them: no head, other names, a missing label, one record alone."""
 
 import gzip
+import io
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -265,3 +267,140 @@ def test_two_answers_of_a_parquet_file(tmp_path: Path, name: str) -> None:
     parquet.write_table(table, tmp_path / "d")
     ((pair,), _) = read_preferences(tmp_path / "d")
     assert (pair.chosen.question, pair.chosen.answer, pair.rejected.answer) == ("天？", "蓝。", "红。")
+
+
+# -- names, titles, sheets, and what is no table -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        ("客户问题", "标准回答"),
+        ("问题描述", "回复内容"),
+        ("user_question", "answer_text"),
+        ("質問", "答え"),
+        ("problem", "solution"),
+    ],
+)
+@pytest.mark.parametrize("last", ["d.xlsx", "d.csv", "d.txt"])
+def test_names_that_are_like_the_usual_ones(tmp_path: Path, head: tuple[str, str], last: str) -> None:
+    if last == "d.xlsx":
+        assert pairs_of(workbook(tmp_path / last, [head, *PAIRS])) == PAIRS
+    else:
+        table = "".join(f"{q},{a}\n" for q, a in [head, *PAIRS])
+        assert pairs_of(written(tmp_path / last, table)) == PAIRS
+
+
+@pytest.mark.parametrize("names", [("question_id", "answer_count"), ("回答1", "回答2")])
+def test_names_that_are_only_alike(tmp_path: Path, names: tuple[str, str]) -> None:
+    record = json.dumps({names[0]: "1", names[1]: "2", "title": "t"})
+    with pytest.raises(InputError, match=names[0]):
+        read_conversations(written(tmp_path / "d.jsonl", record))
+
+
+@pytest.mark.parametrize("title", ["常见问题\n", "常见问题,,\n", "常见问题,,\n更新于2024年,,\n", ",,\n"])
+def test_a_table_with_a_title_above_the_names(tmp_path: Path, title: str) -> None:
+    table = f"{title}编号,问题,答案\n" + "".join(f"{n},{q},{a}\n" for n, (q, a) in enumerate(PAIRS))
+    assert pairs_of(written(tmp_path / "d.csv", table.encode("gb18030")), encoding="gb18030") == PAIRS
+
+
+def test_the_sheet_with_the_known_names_is_read(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl, which writes workbooks, is not installed")
+    pytest.importorskip("python_calamine", reason="python-calamine, which reads workbooks, is not installed")
+    book = openpyxl.Workbook()
+    book.active.append(["本表由客服部维护"])
+    book.create_sheet("空")
+    sheet = book.create_sheet("问答")
+    for row in [("问题", "答案"), *PAIRS]:
+        sheet.append(row)
+    book.save(tmp_path / "d.xlsx")
+    assert pairs_of(tmp_path / "d.xlsx") == PAIRS
+    assert "of 3 sheets, '问答' is read" in read_conversations(tmp_path / "d.xlsx")[1].notes[0]
+
+
+def test_three_columns_without_names_are_asked_about(tmp_path: Path) -> None:
+    path = written(tmp_path / "d", "".join(f"{n}\t{q}\t{a}\n" for n, (q, a) in enumerate(PAIRS)))
+    with pytest.raises(InputError, match="--question_field 1 --answer_field 2"):
+        read_conversations(path)
+    assert pairs_of(path, names=FieldNames("1", "2")) == PAIRS
+
+
+def zipped(*names: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (zipped("[Content_Types].xml", "word/document.xml"), "a Word document"),
+        (zipped("mimetype", "OEBPS/a.html"), "an EPUB book"),
+        (zipped("qa.csv"), "a zip archive: unpack it"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "no workbook that can be read"),
+        (b"{\\rtf1\\ansi hello}", "an RTF document: save it as text"),
+        (b"<html><table><tr><td>a</td></tr></table></html>", "with a table: open it in Excel"),
+        (b'<?xml version="1.0"?>\n<?mso-application progid="Excel.Sheet"?>\n<Workbook/>', "open it in Excel"),
+    ],
+)
+def test_documents_that_are_no_data(tmp_path: Path, content: bytes, what: str) -> None:
+    if content.startswith(b"\xd0"):
+        pytest.importorskip("python_calamine", reason="python-calamine is not installed")
+    for name in ("d", "d.xlsx"):
+        with pytest.raises(InputError, match=what):
+            read_conversations(written(tmp_path / name, content))
+        with pytest.raises(InputError, match=what):
+            list(read_texts(tmp_path / name))
+
+
+# -- shapes of JSON ----------------------------------------------------------------------------------------
+
+ROWS = [{"question": q, "answer": a} for q, a in PAIRS]
+WRAPPED: dict[str, Any] = {
+    "parts": {"train": ROWS[:2], "test": ROWS[2:]},
+    "an answer of a server": {"code": 0, "message": "ok", "data": {"total": 3, "list": ROWS}},
+    "pairs as turns": [{"conversation": [{"human": q, "assistant": a}]} for q, a in PAIRS],
+    "roles as keys": [{"conversations": [{"human": q}, {"gpt": a}]} for q, a in PAIRS],
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrapped_records(tmp_path: Path, kind: str) -> None:
+    assert pairs_of(written(tmp_path / "d", json.dumps(WRAPPED[kind]))) == PAIRS
+
+
+def test_lines_that_end_with_a_comma(tmp_path: Path) -> None:
+    content = "".join(f"{json.dumps(row)},\n" for row in ROWS)
+    conversations, report = read_conversations(written(tmp_path / "d", content))
+    assert len(conversations) == 3
+    assert report.skipped == []
+
+
+# -- bytes that are no character ---------------------------------------------------------------------------
+
+LONGER = {
+    "gb18030": "第{n}号商品多少钱？第{n}号商品要三元，全国包邮。",
+    "big5": "第{n}號商品多少錢？第{n}號商品要三元，全國免運費。",
+    "euc_kr": "상품 {n}의 가격은 얼마입니까? 가격은 삼백 원입니다.",
+}
+
+
+@pytest.mark.parametrize("codec", LONGER)
+def test_one_bad_byte_makes_no_other_encoding(tmp_path: Path, codec: str) -> None:
+    """Encodings of one byte per character fit any bytes, and would give other text in silence."""
+    lines = [LONGER[codec].format(n=n) for n in range(20)]
+    rows = [
+        json.dumps({"question": f"{n}", "answer": text}, ensure_ascii=False) for n, text in enumerate(lines)
+    ]
+    content = bytearray("".join(f"{row}\n" for row in rows).encode(codec))
+    content[len(content) // 2 - 20] = 0xFF
+    conversations, report = read_conversations(written(tmp_path / "d.jsonl", bytes(content)))
+    ((bad, reason),) = report.skipped
+    assert "bytes that are no character" in reason
+    assert [each.answer for each in conversations] == [*lines[: bad - 1], *lines[bad:]]
+    text = bytearray("".join(f"{line}\n" for line in lines).encode(codec))
+    text[len(text) // 2] = 0xFF
+    with pytest.raises(InputError, match=r"d\.txt:\d+: .*byte 0xff"):
+        list(read_texts(written(tmp_path / "d.txt", bytes(text))))
