@@ -38,14 +38,15 @@ _MINOR = 0.05  # a speaker with a smaller share of the messages is not chosen to
 _SHOWN = 6  # number of speakers that a message lists
 
 _DATE = (
-    r"(?:\d{4}\s?[-/.年]\s?\d{1,2}\s?[-/.月]\s?\d{1,2}日?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{1,2}月\d{1,2}日)"
+    r"(?:\d{4}\s?[-/.年]\s?\d{1,2}\s?[-/.月]\s?\d{1,2}日?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
+    r"|\d{1,2}月\d{1,2}日|\d{1,2}[-/]\d{1,2}(?=\s))"
 )
 _CLOCK = (
     r"(?:凌晨|早上|上午|中午|下午|晚上)?\s?\d{1,2}[:：]\d{2}(?:[:：]\d{2})?(?:[.,]\d{1,3})?"
     r"(?:[\s\u202f][AaPp]\.?[Mm]\.?)?"
 )
 _DAY = rf"{_DATE}[,，T]?\s*(?:(?:星期|周)[一二三四五六日天]\s*)?"
-_OPEN, _CLOSE = r"[\[(（]?", r"[\])）]?"
+_OPEN, _CLOSE = r"[\[(（【]?", r"[\])）】]?"
 _NAME = r"(?P<name>[^:：<>\[\]]{1,30}?)"
 # a message: time, name and text on one line; or name and time above the text; or no time at all
 _INLINE = re.compile(
@@ -58,11 +59,12 @@ _TIME_FIRST = re.compile(
 _NAME_FIRST = re.compile(
     rf"(?P<name>[^:：]{{1,40}}?)[,，]?\s+{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}[:：]?"
 )
+_TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")  # LINE's
 _NICK = re.compile(r"<(?P<name>[^<>]{1,30})>\s*(?P<text>.+)")
 _MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # of lists and headings
 _PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**\s*(?P<text>\S.*)")
 _ABOVE = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**")
-_TIMED, _UNTIMED = (_INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)
+_TIMED, _UNTIMED = (_TABS, _INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)
 _NOTICE = re.compile(rf"\u200e?{_OPEN}{_DAY}{_CLOCK}|[-—=–\s]*{_DATE}[-—=–\s]*$|[-—=–]{{6,}}$")
 _NUMBER = re.compile(
     r"(?:\s*[(（<][^()（）<>]*[)）>])+$|^(?:【[^】]*】|\[[^\]]*\])\s*"
@@ -269,6 +271,8 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     said = names.total()
     if said < _FEWEST or len(names) < 2 or 2 * len(names) > said:
         return False
+    if not all(re.search(r"[^\W\d_]", name) for name in names):  # a time, not a name
+        return False
     if any(name.split()[0].lower() in _LEVELS for name in names if name.split()):
         return False
     if layout in _TIMED:
@@ -277,7 +281,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     if not ("assistant" in roles and "user" in roles and None not in roles) and len(names) != 2:
         return False
     has_more = all(roles) or layout is _ABOVE  # a text of several lines
-    return said >= (0.2 if has_more else 0.9) * lines
+    return said >= (0.2 if has_more else 0.8) * lines
 
 
 def _name(found: re.Match[str]) -> str:

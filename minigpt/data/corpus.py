@@ -262,8 +262,9 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
         except BadLine:
             pass
         for key, part in value.items():
-            if isinstance(part, str):
-                lengths[key] = lengths.get(key, 0) + len(part)
+            texts = part if isinstance(part, list) else [part]
+            if all(isinstance(text, str) for text in texts):
+                lengths[key] = lengths.get(key, 0) + sum(map(len, texts))
     known = next((key for name in FIELDS["text"] for key in lengths if key.strip().lower() == name), None)
     if known is not None or not lengths:
         return known or "text"

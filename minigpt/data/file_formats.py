@@ -44,7 +44,7 @@ __all__ = [
     "COMPRESSED", "DataFile", "open_data", "read_bytes", "refuse_foreign", "refuse_other_text",
 ]  # fmt: skip
 
-Kind = Literal["jsonl", "json", "csv", "xlsx", "parquet", "text"]
+Kind = Literal["jsonl", "json", "csv", "xlsx", "parquet", "text", "chat"]  # chat: see chat_logs.py
 _MOST = 4 << 30  # largest number of bytes that are read whole, also after decompression
 _BLOCK = 1 << 20  # number of bytes per read; `read(n)` would reserve n bytes
 

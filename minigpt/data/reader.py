@@ -133,6 +133,8 @@ def read_conversations(
         data = DataFile("json", "", rows_of(path), "")
         path = Path("the data set")
     data = _as_chat(data, path, encoding, names) if data.kind == "text" else _with_chat(data, path, names)
+    if data.kind == "chat":
+        names = replace(names, speaker="")  # its turns have roles now
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
@@ -213,7 +215,7 @@ def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> Da
     chat = read_chat(text, path, names.speaker, encoding)
     if chat is None:
         raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
-    return replace(data, records=chat.records, notes=(*data.notes, chat.note))
+    return replace(data, kind="chat", records=chat.records, notes=(*data.notes, chat.note))
 
 
 def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
@@ -225,7 +227,7 @@ def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
     if columns is None:
         return replace(data, records=every)
     chat = read_messages(every, columns, path, names.speaker)
-    return replace(data, records=chat.records, notes=(*data.notes, chat.note))
+    return replace(data, kind="chat", records=chat.records, notes=(*data.notes, chat.note))
 
 
 def _as_text(path: Path, encoding: str) -> str:

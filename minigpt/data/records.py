@@ -24,7 +24,7 @@ from minigpt.errors import InputError
 
 __all__ = [
     "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "ProblemType", "Text",
-    "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of",
+    "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of", "whole_text_of",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
@@ -64,14 +64,29 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
         "对话",
         "消息",
     ),
-    "text": ("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
+    "text": (
+        "text",
+        "content",
+        "内容",
+        "文本",
+        "正文",
+        "body",
+        "passage",
+        "document",
+        "article",
+        "paragraphs",
+    ),
     "tools": ("tools",),
 }
 # Longer names, such as 客户问题 and 标准回答, or user_question and answer_text. They count if they are alone.
+_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # such as （必填） and a colon
 _ALIKE = {
-    "question": re.compile(r".{0,8}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?"),
+    "question": re.compile(
+        rf"\*?(?:.{{0,8}}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?){_NOTE}"
+    ),
     "answer": re.compile(
-        r".{0,8}(?:答案|回答|答复|回复)(?:内容|文本)?|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?"
+        r"\*?(?:.{0,8}(?:答案|回答|答复|回复)(?:内容|文本)?|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)"
+        + _NOTE
     ),
 }
 KNOWN_SHAPES = (
@@ -154,7 +169,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     if isinstance(value, str):
         return Text(_checked(value, "the text"))
     if isinstance(value, list):
-        return _conversation(_turns(value, "the list"), line, raw)
+        return _conversation(_turns(value, "the list", names.speaker), line, "" if names.speaker else raw)
     if not isinstance(value, Mapping):
         raise BadLine("not an object", f"it is {_kind(value)}")
     item = lower_keys(value)
@@ -163,10 +178,10 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         return _conversation(_pair_of(item, *pair), line, "", item)  # `split` writes the usual names
     found = {part: _first(item, part) for part in FIELDS}
     if found["turns"] and _are_turns(item[found["turns"]], found):
-        turns = _turns(item[found["turns"]], f"`{found['turns']}`")
+        turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        return _conversation(turns, line, raw, item)
+        return _conversation(turns, line, "" if names.speaker else raw, item)  # `split` writes the roles
     if found["input"] and found["answer"] and not found["question"]:  # {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
     if found["question"] and found["answer"]:
@@ -179,7 +194,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
             "name two by their numbers, such as --question_field 1 --answer_field 2",
         )
     if found["text"]:
-        return Text(text_of(item, found["text"]))
+        return Text(whole_text_of(item, found["text"]))
     for part, other in (("question", "answer"), ("answer", "question")):
         if found[part]:
             if null := next((name for name in FIELDS[other] if name in item), None):
@@ -272,7 +287,8 @@ def _is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _turns(value: Any, where: str) -> list[Turn]:
+def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
+    """Return the turns of a list. `speaker` is the name of the one who answers, if the user gave it."""
     if isinstance(value, str):  # JSON in a cell of a table
         try:
             value = parse_value(value)
@@ -286,11 +302,11 @@ def _turns(value: Any, where: str) -> list[Turn]:
     for number, each in enumerate(value, 1):
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
-        turns += _turns_in(lower_keys(each), number)
+        turns += _turns_in(lower_keys(each), number, speaker.strip().lower())
     return turns
 
 
-def _turns_in(item: dict[str, Any], number: int) -> list[Turn]:
+def _turns_in(item: dict[str, Any], number: int, answering: str) -> list[Turn]:
     """Return the turn of an object; or the turns of {"human": ..., "assistant": ...} or {"human": ...}."""
     if not any(key in item for key in SPEAKER_KEYS):
         question, answer = _first(item, "question"), _first(item, "answer")
@@ -298,19 +314,22 @@ def _turns_in(item: dict[str, Any], number: int) -> list[Turn]:
             return _pair_of(item, question, answer)
         if len(item) == 1 and (role := ROLES.get(next(iter(item)))):
             return [Turn(role, text_of(item, next(iter(item))))]
-    return [_turn(item, number)]
+    return [_turn(item, number, answering)]
 
 
-def _turn(item: dict[str, Any], number: int) -> Turn:
+def _turn(item: dict[str, Any], number: int, answering: str) -> Turn:
     speaker = next((key for key in SPEAKER_KEYS if key in item), None)
     if speaker is None:
         raise BadLine("a turn has no `role`", f"turn {number}: {shown_keys(item)}")
     if item[speaker] is REPEATED:
         raise _not_a(REPEATED, "", f"`{speaker}`")
-    role = ROLES.get(str(item[speaker]).strip().lower())
+    name = str(item[speaker]).strip().lower()
+    role = ROLES.get(name)
+    if answering and role != "system":
+        role = "assistant" if name == answering else "user"
     if role is None:
         raise BadLine(
-            f"a `{speaker}` is none of system, user, assistant, tool",
+            f"a `{speaker}` is none of system, user, assistant, tool (--speaker NAME says who answers)",
             f"turn {number}: {str(item[speaker])[:40]!r}",
         )
     words = next((key for key in TEXT_KEYS if item.get(key) not in (None, "", [])), None)
@@ -379,6 +398,14 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
     if key not in item:
         raise BadLine(f"`{key}` is missing", shown_keys(item))
     return _checked(item[key], f"`{key}`")
+
+
+def whole_text_of(item: Mapping[str, Any], key: str) -> str:
+    """Return a text as `text_of`; a list of texts, such as lines or paragraphs, becomes the lines of one."""
+    value = item.get(key)
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return _checked("\n".join(value), f"`{key}`")
+    return text_of(item, key)
 
 
 def _checked(value: Any, where: str) -> str:

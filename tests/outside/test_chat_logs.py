@@ -280,3 +280,34 @@ def test_rows_that_are_records(tmp_path: Path, row: dict[str, Any]) -> None:
     assert found.holds_texts == ("text" in row)
     if "text" not in row:
         assert len(read_conversations(path)[0]) == 6
+
+
+def test_the_speaker_who_answers_in_turns_without_roles(tmp_path: Path) -> None:
+    talk = {"dialogue": [{"speaker": "A", "text": "天？"}, {"speaker": "B", "text": "蓝。"}]}
+    path = tmp_path / "d.jsonl"
+    path.write_text((json.dumps(talk) + "\n") * 2, encoding="utf-8")
+    with pytest.raises(InputError, match="--speaker NAME says who answers"):
+        read_conversations(path)
+    conversations, _ = read_conversations(path, names=FieldNames(speaker="b"))
+    assert [(each.question, each.answer) for each in conversations] == [("天？", "蓝。")] * 2
+    assert [each.raw for each in conversations] == ["", ""], "a split writes the roles"
+
+
+MORE_LOGS = {
+    "Chinese brackets": lines("【2024-01-02 10:0{n}:00】{name}：{text}\n"),
+    "a date without a year": lines("{name}(技术部) 01-02 10:0{n}:00\n{text}\n\n"),
+    "Teams": lines("[1/2 10:0{n} AM] {name}\n{text}\n"),
+    "LINE": "[LINE] 聊天记录\n保存日期：2024/01/02 10:00\n\n" + lines("10:0{n}\t{name}\t{text}\n"),
+    "words around it": "专访\n" + lines("{name}：{text}\n", [(n, t.replace("\n", "")) for n, t in SAID] * 3),
+}
+
+
+@pytest.mark.parametrize("kind", MORE_LOGS)
+def test_more_logs(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "d.txt"
+    path.write_text(MORE_LOGS[kind], encoding="utf-8")
+    (conversation, *_), report = read_conversations(path)
+    assert [turn.content.replace("，\n", "，") for turn in conversation.turns][:3] == [
+        text.replace("，\n", "，") for _, text in TALK
+    ][:3]
+    assert "'小红'" in report.notes[-1]

@@ -404,3 +404,20 @@ def test_one_bad_byte_makes_no_other_encoding(tmp_path: Path, codec: str) -> Non
     text[len(text) // 2] = 0xFF
     with pytest.raises(InputError, match=r"d\.txt:\d+: .*byte 0xff"):
         list(read_texts(written(tmp_path / "d.txt", bytes(text))))
+
+
+@pytest.mark.parametrize("head", [("问题：", "答案："), ("问题（必填）", "答案（必填）"), ("*问题", "*答案")])
+def test_names_with_marks(tmp_path: Path, head: tuple[str, str]) -> None:
+    assert pairs_of(workbook(tmp_path / "d.xlsx", [head, *PAIRS])) == PAIRS
+
+
+@pytest.mark.parametrize("name", ["text", "paragraphs", "content", "verses"])
+def test_a_text_as_a_list_of_lines(tmp_path: Path, name: str) -> None:
+    poem = {
+        "author": "李白",
+        "title": "静夜思",
+        name: ["床前明月光，", "疑是地上霜。", "举头望明月，", "低头思故乡。"],
+    }
+    for content in (json.dumps([poem] * 2), f"{json.dumps(poem)}\n" * 2):
+        path = written(tmp_path / "d", content)
+        assert list(read_texts(path)) == ["\n".join(poem[name])] * 2
