@@ -164,9 +164,9 @@ _FOREIGN = {  # first bytes of a file -> what the file is
     b"\x7fELF": "a program",
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a rar archive",
-    b"{\\rtf": "an RTF document: save it as text",
+    b"{\\rtf": "an RTF document (save it as text)",
 }
-_ZIPPED = {"word/": "a Word document: save it as text", "ppt/": "a presentation", "OEBPS/": "an EPUB book"}
+_ZIPPED = {"word/": "a Word document (save it as text)", "ppt/": "a presentation", "OEBPS/": "an EPUB book"}
 _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -227,8 +227,8 @@ def _refuse_archive(content: bytes, path: Path) -> None:
     if any(name.startswith(("xl/", "content.xml")) for name in names):
         return
     kinds = [kind for start, kind in _ZIPPED.items() if any(name.startswith(start) for name in names)]
-    what = "an EPUB book" if "mimetype" in names else next(iter(kinds), "a zip archive: unpack it")
-    raise InputError(f"{path} is {what}; it is not data to learn from")
+    what = "an EPUB book" if "mimetype" in names else next(iter(kinds), "a zip archive (unpack it)")
+    raise InputError(f"{path} is {what}, not data to learn from")
 
 
 def _is_parquet(path: Path) -> bool:
@@ -243,7 +243,7 @@ def refuse_foreign(content: bytes, path: Path) -> None:
     """Raise InputError if the first bytes are those of a PDF, a picture, a model or the like."""
     for mark, what in _FOREIGN.items():
         if content.startswith(mark):
-            raise InputError(f"{path} is {what}; it is not data to learn from")
+            raise InputError(f"{path} is {what}, not data to learn from")
 
 
 def refuse_other_text(text: str, path: Path) -> None:

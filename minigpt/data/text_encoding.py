@@ -220,7 +220,7 @@ def _damaged(data: bytes) -> tuple[str, str] | None:
             continue
         # a bad byte shifts all that follows in its line
         good = b"\n".join(line for line in data.split(b"\n") if _is_text(line, codec))
-        readings = _readings(good)
+        readings = _readings(good) if good else []
         if _is_certain(readings, good) and readings[0].codec == codec:
             return text, codec
     return None

@@ -338,9 +338,9 @@ def zipped(*names: str) -> bytes:
     [
         (zipped("[Content_Types].xml", "word/document.xml"), "a Word document"),
         (zipped("mimetype", "OEBPS/a.html"), "an EPUB book"),
-        (zipped("qa.csv"), "a zip archive: unpack it"),
+        (zipped("qa.csv"), r"a zip archive \(unpack it\)"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "no workbook that can be read"),
-        (b"{\\rtf1\\ansi hello}", "an RTF document: save it as text"),
+        (b"{\\rtf1\\ansi hello}", r"an RTF document \(save it as text\)"),
         (b"<html><table><tr><td>a</td></tr></table></html>", "with a table: open it in Excel"),
         (b'<?xml version="1.0"?>\n<?mso-application progid="Excel.Sheet"?>\n<Workbook/>', "open it in Excel"),
     ],
