@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from minigpt.console.terminal import note, warn
 from minigpt.data.chat_logs import holds_chat, message_columns
@@ -35,7 +35,8 @@ from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
 
 __all__ = [
-    "Recognised", "TextOptions", "decode_sources", "find_sources", "read_sources", "read_texts", "recognise",
+    "QuietTextOptions", "Recognised", "TextOptions",
+    "decode_sources", "find_sources", "read_sources", "read_texts", "recognise",
 ]  # fmt: skip
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
@@ -56,11 +57,19 @@ class TextOptions:
     document_separator: str = "auto"
     """a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
 
+    is_quiet: ClassVar[bool] = False  # True: how a file is read is not said, because another reading says it
+
     @property
     def separator(self) -> str | None:
         """Return the separator as `Source.separator` holds it."""
         special = {"auto": END_OF_TEXT, "none": None, "blank": ""}
         return special.get(self.document_separator, self.document_separator.rstrip())
+
+
+class QuietTextOptions(TextOptions):
+    """The same options for a second reading of the same files."""
+
+    is_quiet = True
 
 
 def find_sources(path: Path, options: TextOptions = TextOptions()) -> list[Source]:
@@ -269,7 +278,10 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
     if known is not None or not lengths:
         return known or "text"
     guessed = max(lengths, key=lambda key: lengths[key])
-    warn(f"{path}: the texts are taken from {guessed!r}, the longest field; another one: --text_field NAME")
+    if not options.is_quiet:
+        warn(
+            f"{path}: the texts are taken from {guessed!r}, the longest field; another one: --text_field NAME"
+        )
     return guessed
 
 
@@ -297,7 +309,7 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
     """
     path = source.origin
     data = opened or open_data(path, options.encoding, is_head, needs_head=True)
-    for sentence in data.notes:
+    for sentence in () if options.is_quiet else data.notes:
         note(sentence)
     target.parent.mkdir(parents=True, exist_ok=True)
     if data.kind == "text":
