@@ -23,6 +23,7 @@ from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 
 if TYPE_CHECKING:
+    from minigpt.data.corpus import Recognised
     from minigpt.data.reader import ReadReport
 
 
@@ -69,15 +70,16 @@ def build(options: Options, texts: Iterable[str], described: str) -> dict[str, A
     return {"output": options.output, "vocab_size": size, "fingerprint": tokenizer.fingerprint}
 
 
-def is_text(options: Options) -> bool:
-    """Is the data plain text, or records with texts, and not conversations? InputError if it is neither."""
-    from minigpt.data.corpus import TextOptions, holds_texts
+def recognised(options: Options) -> "Recognised":
+    """Find out whether the data holds texts or conversations. InputError if it is neither."""
+    from minigpt.data.corpus import Recognised, TextOptions, recognise
 
-    if options.data.is_dir() or options.text_field:
-        return True
-    reading = TextOptions(encoding=options.encoding)
-    # a pipe can be read only once: it must hold conversations
-    return options.data.is_file() and holds_texts(options.data, reading, options.field_names)
+    if options.data.is_dir():
+        return Recognised(True)
+    if not options.data.is_file():  # a pipe can be read only once: it must hold conversations
+        return Recognised(False)
+    reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
+    return recognise(options.data, reading, options.field_names)
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
@@ -88,15 +90,16 @@ def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
     from minigpt.data.corpus import TextOptions, find_sources, read_sources
     from minigpt.data.reader import read_conversations
 
-    if is_text(options):
+    is_text, opened = recognised(options)
+    if is_text:
         reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
         sources = find_sources(options.data, reading)
         described = (
             f"{len(sources):,} files in {options.data}" if options.data.is_dir() else str(options.data)
         )
-        return read_sources(sources, options.strict, options=reading), described, None
+        return read_sources(sources, options.strict, options=reading, opened=opened), described, None
     conversations, report = read_conversations(
-        options.data, options.strict, options.encoding, options.field_names
+        options.data, options.strict, options.encoding, options.field_names, opened
     )
     report.print_summary()
     texts = [text for conversation in conversations for text in conversation.texts()]

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
 from minigpt.data.records import DataOptions
-from minigpt.errors import printable
 
 if TYPE_CHECKING:
     from minigpt.data.conversation import Conversation
@@ -55,6 +54,7 @@ def main(options: Options) -> dict[str, Any]:
 
 def divide(options: Options, conversations: "list[Conversation]", report: "ReadReport") -> dict[str, Any]:
     """Split what was read, write both parts, print what was found."""
+    from minigpt.console.terminal import shortened
     from minigpt.data.reader import ReadReport
     from minigpt.data.split import split_conversations, write_split
 
@@ -67,7 +67,7 @@ def divide(options: Options, conversations: "list[Conversation]", report: "ReadR
             f"({len(split.dropped) / len(conversations):.1%})"
         )
         for each, first in split.dropped[:3]:
-            print(f"  line {each.line} repeats line {first.line}: {_short(each.question)}")
+            print(f"  line {each.line} repeats line {first.line}: {shortened(each.question)}")
     if split.grouped:
         print(
             f"questions with several answers, each kept on one side: {len(split.grouped):,}, "
@@ -75,7 +75,7 @@ def divide(options: Options, conversations: "list[Conversation]", report: "ReadR
         )
         for group in split.grouped[:3]:
             lines = ", ".join(str(each.line) for each in group[:5]) + (", ..." if len(group) > 5 else "")
-            print(f"  lines {lines}: {_short(group[0].question)}")
+            print(f"  lines {lines}: {shortened(group[0].question)}")
     total = len(split.train) + len(split.val)
     for name, side in (("train.jsonl", split.train), ("val.jsonl", split.val)):
         answers = sum(len(each.exchanges) for each in side)
@@ -83,16 +83,13 @@ def divide(options: Options, conversations: "list[Conversation]", report: "ReadR
         print(f"{folder / name}: {counted} ({len(side) / total:.2%})")
     if split.on_both_sides:
         (exchange, times), count = split.on_both_sides[0], len(split.on_both_sides)
+        shown = shortened(exchange.question)
+        several = "questions" if count > 1 else "question"
         print(
-            f"still on both sides, since very many conversations share them: {count:,} questions with their "
-            f"answers, the most frequent in {times:,} conversations of val.jsonl: {_short(exchange.question)}"
+            f"still on both sides, since very many conversations share them: {count:,} {several} with the "
+            f"same answers, the most frequent in {times:,} conversations of val.jsonl: {shown}"
         )
     return {**manifest, "output_dir": str(folder)}
-
-
-def _short(question: str) -> str:
-    line = printable(question)
-    return line if len(line) <= 40 else f"{line[:39]}…"
 
 
 if __name__ == "__main__":

@@ -170,6 +170,12 @@ class Tokenizer:
 
 
 def _read_vocabulary(path: Path) -> dict[str, int]:
+    folder = path.parent if path.name == "tokenizer.json" else path
+    if (folder / "tokenizer.json").exists():
+        raise InputError(
+            f"{path} is a tokenizer of longer tokens, no vocabulary of characters: `minigpt train` "
+            f"takes it as --tokenizer {folder}"
+        )
     try:
         content = read_json(path)
     except InputError as error:

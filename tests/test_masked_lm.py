@@ -17,7 +17,15 @@ from minigpt.data.words import WordFinder
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config
 from minigpt.families.registry import LanguageModel, new_model
-from minigpt.finetuning.masked_lm import MASK, both_ways, fill_masks, hidden_count, mask_tokens, with_masks
+from minigpt.finetuning.masked_lm import (
+    MASK,
+    both_ways,
+    fill_masks,
+    hidden_count,
+    mask_token_id,
+    mask_tokens,
+    with_masks,
+)
 from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.wordpiece import WordPieceTokenizer
@@ -34,6 +42,20 @@ from tests.runs import identical, stop_at, trainer
 CPU = torch.device("cpu")
 PROVINCES = {"四川": "成都", "浙江": "杭州", "湖南": "长沙", "山西": "太原"}
 SENTENCES = [f"{province}的省会是{city}。\n" for province, city in PROVINCES.items()]
+
+
+class FewBytes:
+    """A byte-level tokenizer without tokens for some bytes."""
+
+    def unknown_characters(self, text: str) -> list[str]:
+        return list(text)
+
+    def encode_array(self, text: str) -> Any:
+        raise InputError(f"the tokenizer has no tokens for the bytes of {text!r}")
+
+
+def test_a_tokenizer_that_cannot_encode_the_mask_has_none() -> None:
+    assert mask_token_id(FewBytes()) is None
 
 
 def test_which_tokens_are_hidden_and_how() -> None:

@@ -155,7 +155,9 @@ def test_bad_pairs_are_left_out_with_one_line_each(
     assert "skipped 1: `chosen` is empty (line 3" in said
     with pytest.raises(InputError, match=r"pairs.jsonl:1: chosen equals rejected"):
         read_preferences(path, strict=True)
-    with pytest.raises(InputError, match=r"no pair.*: chosen equals rejected \(1, first: line 1\)\. Known"):
+    with pytest.raises(
+        InputError, match=r"no pair.*: chosen equals rejected \(1 record, first: line 1\)\. Known"
+    ):
         read_preferences(written(tmp_path / "same.jsonl", [same]))
 
 

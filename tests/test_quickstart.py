@@ -1,6 +1,7 @@
 """`minigpt quickstart`: what it leaves behind, that its commands can be typed, interruptions, bad input."""
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from minigpt import build_vocab
 from minigpt.commands import chat, quickstart
+from minigpt.data import corpus, file_formats, reader
 from minigpt.training import autosize
 from minigpt.training.autosize import Shape
 from minigpt.training.step import TrainStep
@@ -343,3 +345,96 @@ def test_a_system_text_and_foreign_columns_are_read(tmp_path: Path, run_command:
     result = run_command("vocab", "--data", table, "--output", vocabulary)
     assert "from 2 pairs" in result.out
     assert result.err == ""
+
+
+def test_named_fields_are_those_of_the_file_and_not_of_its_split(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
+    file = tmp_path / "shop.csv"
+    file.write_text(SHOP.replace(SHOP.splitlines()[0], "标题,正解"), encoding="utf-8")
+    made = make(file, tmp_path / "made", steps=2, question_field="标题", answer_field="正解")
+    flags = shlex.join(["--question_field", "标题", "--answer_field", "正解"])
+    assert [flags in command for command in made.commands] == [True, True, *[False] * 5]
+    few = tmp_path / "few.csv"  # learned by heart, from the file itself
+    few.write_text("标题,正解\n天？,蓝。\n草？,绿。\n", encoding="utf-8")
+    made = make(few, tmp_path / "few", steps=2, question_field="标题", answer_field="正解")
+    assert verbs(made) == ["vocab", "split", "stats", "train", "eval", "chat"]
+    assert [flags in command for command in made.commands] == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_very_few_pairs(tmp_path: Path, count: int) -> None:
+    file = tmp_path / "few.csv"
+    file.write_text("\n".join(SHOP.splitlines()[: count + 1]), encoding="utf-8")
+    made = make(file, tmp_path / "made", steps=2)
+    assert made.result["evaluation"]["count"] == count
+    assert verbs(made) == ["vocab", *(["split"] if count > 1 else []), "stats", "train", "eval", "chat"]
+
+
+def test_what_to_compute_on_is_passed_on(tmp_path: Path) -> None:
+    for name, content in (("shop.csv", SHOP), ("novel.txt", ROMANCE)):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        made = make(tmp_path / name, tmp_path / name[:4], steps=2, device="cpu", threads=1)
+        computing = [c for c in made.commands if c.split()[1] in ("train", "eval", "generate", "chat")]
+        assert all("--device cpu --threads 1" in command for command in computing), computing
+        assert len(computing) == 4
+
+
+def test_a_file_is_opened_once_to_make_its_vocabulary(
+    tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    one = file_formats.open_data
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return one(path, *arguments, **options)
+
+    for module in (corpus, reader):
+        monkeypatch.setattr(module, "open_data", counted)
+    files = {
+        "shop.csv": SHOP.encode("gb18030"),
+        "novel.txt": ROMANCE.encode("gb18030"),
+        "texts.csv": b"text\none\ntwo\n",
+        "packed.gz": gzip.compress(SHOP.encode(), mtime=0),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        result = run_command("vocab", "--data", tmp_path / name, "--output", tmp_path / f"{name}.json")
+        assert result.code == 0, result.err
+        assert result.err.count("read as GB18030") == (name in ("shop.csv", "novel.txt"))
+    assert opened == list(files)
+
+
+@pytest.mark.parametrize("name", ["novel.txt", "novel.csv", "novel.jsonl"])
+def test_a_text_is_read_once_and_what_is_said_of_it_too(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / name
+    rows = [{"id": f"{n}", "story": line} for n, line in enumerate(ROMANCE.splitlines())]
+    if name == "novel.txt":
+        file.write_text(ROMANCE, encoding="gb18030")
+    elif name == "novel.csv":
+        table = "".join(f"{n},7,{row['story']}\n" for n, row in enumerate(rows))
+        file.write_text(f"id,score,story\n{table}", encoding="gb18030")
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    more = {} if name != "novel.csv" else {"text_field": "story"}
+    if name == "novel.jsonl":
+        monkeypatch.setattr(build_vocab, "recognised", lambda options: corpus.Recognised(True))
+    first = make(file, tmp_path / "made", steps=2, **more)
+    err = capsys.readouterr().err
+    assert err.count("read as GB18030") == (name != "novel.jsonl")
+    assert err.count("the longest field") == (name == "novel.jsonl")
+    (train,) = [command for command in first.commands if " train " in command]
+    assert ("--text_field story" in train) == (name != "novel.txt")
+    assert ("--encoding gb18030" in train) == (name != "novel.jsonl")
+
+    def read(*_: object, **__: object) -> Any:
+        raise AssertionError("the texts are read again")
+
+    monkeypatch.setattr(corpus, "read_sources", read)
+    again = make(file, tmp_path / "made", steps=2, **more)
+    for key in ("characters", "continuations"):
+        assert again.result[key] == first.result[key]
+    assert again.result["characters"] == sum(map(len, ROMANCE.splitlines())) + 60 * (name == "novel.txt")

@@ -414,7 +414,7 @@ def test_texts_are_of_any_size(tmp_path: Path) -> None:
         assert texts_.startswith(story[0][:9])
         tokens = prepare(tmp_path / name, tmp_path / f"s {name}", None, workers=1)
         assert tokens.manifest["characters"] == len(texts_)
-    assert corpus.holds_texts(tmp_path / "t.txt")
+    assert corpus.recognise(tmp_path / "t.txt").holds_texts
     conversations = tmp_path / "q.parquet"
     parquet.write_table(pyarrow.table({"question": noise, "answer": noise}), conversations)
     assert len(read_conversations(conversations)[0]) == 800

@@ -305,3 +305,10 @@ def test_the_look_up_is_faster_than_the_loop() -> None:
     benchmark = runpy.run_path(str(ROOT / "benchmarks" / "tokenizer_speed.py"))
     result = benchmark["measure"](characters=300_000, repeats=5)
     assert result["ratio"] > 3  # about 20 on an idle machine; both halves run in this process, best of five
+
+
+def test_a_tokenizer_of_longer_tokens_is_named_with_the_flag_that_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(InputError, match=re.escape(f"takes it as --tokenizer {tmp_path}") + "$"):
+            Tokenizer(path)

@@ -119,6 +119,7 @@ def _reading(options: Options, labels: "Labels") -> Any:
         encoding=options.encoding,
         strict=options.strict,
         needs_labels=False,
+        known=labels.names,
     )
 
 
@@ -140,15 +141,14 @@ def _result(each: "LabelledText", labels: "Labels", row: list[float]) -> dict[st
 
 
 def _show(results: list[dict[str, Any]], labels: "Labels") -> None:
-    from minigpt.console.terminal import table
+    from minigpt.console.terminal import shortened, table
 
     if not results:
         return
     kind = labels.problem_type
     rows: list[list[object]] = []
     for each in results:
-        text = " ".join(each["text"].split())
-        short = text if len(text) <= 60 else f"{text[:59]}…"
+        short = shortened(" ".join(each["text"].split()), 60)
         if kind == "regression":
             rows.append([short, f"{each['value']:.4g}"])
         elif kind == "multi_label_classification":

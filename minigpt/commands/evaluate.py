@@ -89,14 +89,17 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question
     from minigpt.evaluation.api import evaluate_conversations
+    from minigpt.generation.generation_config import trained_length
 
     conversations, reading = read_conversations(
         options.data, options.strict, options.encoding, options.field_names
     )
     reading.print_summary()
+    # cut as in training, so that the loss on the validation data is the one that training printed
+    length = options.max_length or trained_length(options.adapter or options.model)
     reports = [
         evaluate_conversations(
-            model, tokenizer, conversations, options.batch_size, options.max_length, options.max_new_tokens
+            model, tokenizer, conversations, options.batch_size, length, options.max_new_tokens
         )
         for model, tokenizer in _models(options)
     ]
@@ -114,17 +117,23 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     more = _compare(options.precision, perplexities, others, found)
     right, given = list(by_question(conversations).values()), list(report.answers.values())
     questions = [asked.question for asked in report.answers]
-    if options.show:
-        show_rows("some of the questions", answer_rows(questions, right, given, options.show))
     every = answer_rows(questions, right, given, len(questions))
+    if options.show:
+        show_rows("some of the questions", spread(every, options.show))
     return {**found[0], "skipped": len(reading.skipped), **more}, every
+
+
+def spread(rows: "Sequence[Row]", count: int) -> "list[Row]":
+    """Return at most `count` of the rows, evenly spread."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def show_rows(title: str, rows: "Sequence[Row]") -> None:
     """Print rows of `answer_rows` as a table."""
-    from minigpt.console.terminal import table
+    from minigpt.console.terminal import shortened, table
 
-    cells = [[mark, *map(_shortened, texts)] for mark, *texts in rows]
+    cells = [[mark, *(shortened(text, 60) for text in texts)] for mark, *texts in rows]
     table(title, ("", "question", "expected", "given"), cells)
 
 
@@ -224,10 +233,6 @@ def _compare(
             for name, numbers, change in zip(precisions, found, changes)
         }
     }
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 if __name__ == "__main__":

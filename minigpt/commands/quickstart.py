@@ -13,6 +13,7 @@ import hashlib
 import json
 import shlex
 import sys
+import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from minigpt import build_vocab, dataset_stats, split_data
 from minigpt.commands import chat, evaluate
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL, parse
-from minigpt.data.records import DataOptions
+from minigpt.data.records import FIELDS, DataOptions
+from minigpt.data.tables import suffix_of
 from minigpt.errors import InputError, printable_lines
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
@@ -31,6 +33,9 @@ from minigpt.training.config import RUN_FILE, TrainConfig
 
 if TYPE_CHECKING:
     from minigpt.data.conversation import Conversation
+    from minigpt.data.corpus import TextOptions
+    from minigpt.data.documents import Source
+    from minigpt.data.file_formats import DataFile
     from minigpt.data.reader import ReadReport
     from minigpt.evaluation.answers import Row
 
@@ -43,12 +48,14 @@ _RECALLED = 500  # largest number of pairs for which training questions are aske
 _MEASURED = 2000  # largest number of conversations for the validation
 _SHOWN = 4  # number of right answers in the table, and of wrong ones
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # usually tables
+_NAMES = ("question_field", "answer_field", "speaker")  # options that name parts of a data file
+_READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
 _PROMPT, _CONTINUED = 12, 60  # number of characters of a prompt, number of tokens of its continuation
 Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DataOptions, command_line.CommandOptions):
+class Options(DataOptions, command_line.MachineOptions):
     """From any file of questions and answers, conversations or text to a model that talks, in one command."""
 
     RANGES = {"minutes": (0.01, 14400.0)}
@@ -74,63 +81,66 @@ class _Quickstart:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.folder = options.output or Path("output") / options.file.stem
+        self.vocab = self.folder / "vocab.json"
+        self.run_folder = self.folder / "run"
+        self.best = self.run_folder / "best"
         self.commands: list[str] = []
-        self.minutes = options.minutes
+        self.minutes = options.minutes  # raised if that is too short
 
     def run(self) -> dict[str, Any]:
-        is_text = build_vocab.is_text(self._vocabulary(is_typed=False))
         with self._explains_interruption():
-            result = self._text() if is_text else self._pairs()
-        result = {"file": self.options.file, "output": self.folder, **result}
-        if not (sys.stdin.isatty() and not self.options.json):
+            is_text, opened = build_vocab.recognised(self._vocabulary(is_typed=False))
+            self._set_threads()
+            found, *more = self._text(opened) if is_text else self._pairs(opened)
+        result = {"file": self.options.file, "output": self.folder, **found}
+        talks = sys.stdin.isatty() and not self.options.json
+        if not talks:
             print("\nto talk to it:")
-        talk = self._typed("chat", chat.Options, "--model", self._best, *result.pop("flags"))
-        if sys.stdin.isatty() and not self.options.json:
+        talk = self._typed("chat", chat.Options, "--model", self.best, *more, *self._machine)
+        if talks:
             chat.main(talk)
         return {**result, "commands": self.commands}
 
     # -- two kinds of data -----------------------------------------------------------------------------------
 
-    def _pairs(self) -> dict[str, Any]:
-        """Train on questions and answers, or conversations."""
+    def _pairs(self, opened: "DataFile | None") -> tuple[Any, ...]:
+        """Train on questions and answers, or conversations. Returns the result, and flags for `chat`."""
         from minigpt.data.reader import read_conversations
 
         options = self.options
         conversations, report = read_conversations(
-            options.file, options.strict, options.encoding, options.field_names
+            options.file, options.strict, options.encoding, options.field_names, opened
         )
         report.print_summary()
         print(f"{options.file}: {report.counted}")
         by_heart = _by_heart(conversations)
+        train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
+        reading: Sequence[object] = ()  # the split has written both files with the usual names
         if by_heart:
             _note(by_heart)
-        train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
-        names = self._flags("question_field", "answer_field")
-        reading = names
-        if by_heart:  # training and validation use all pairs, in the file itself
-            train = val = options.file
-            reading = self._flags("question_field", "answer_field", "encoding")
+            train = val = options.file  # training and validation use all pairs, in the file itself
+            reading = self._flags(*_NAMES, encoding=_encoding(opened))
         found: dict[str, Any] = {"kind": "pairs", "read": report.as_dict()}
-        if not self._is_begun(report.sha256):
+        if self._begun(report.sha256) is None:
+            self._begin(report.sha256)
             texts = [text for conversation in conversations for text in conversation.texts()]
             build_vocab.build(self._vocabulary(), texts, report.counted)
-            found["split"] = self._divided(conversations, report)
-            statistics = ("--train_data", train, "--vocab_path", self._vocab, *reading, "--brief")
+            found["split"] = self._divided(conversations, report, is_needed=not by_heart)
+            statistics = ("--train_data", train, "--vocab_path", self.vocab, *reading, "--brief")
             found["statistics"] = dataset_stats.main(self._typed("stats", dataset_stats.Options, *statistics))
-        found["training"] = self._train(
-            "--train_data", train, "--val_data", val, *self._with_vocabulary, *reading
-        )
-        rows = self._evaluated(found, "evaluation", val, reading)
+        data = ("--train_data", train, "--val_data", val, "--vocab_path", self.vocab)
+        found["training"] = self._train(*data, *reading)
+        found["evaluation"], rows = self._evaluated(val, reading)
         right = [row for row in rows if row[0] == "✓"]
         wrong = [row for row in rows if row[0] != "✓"]
         found["right"], found["wrong"] = (
-            [dict(zip(("question", "expected", "given"), row[1:])) for row in _spread(some, _SHOWN)]
+            [dict(zip(("question", "expected", "given"), row[1:])) for row in evaluate.spread(some, _SHOWN)]
             for some in (right, wrong)
         )
         if rows:
             evaluate.show_rows(
                 f"{len(right):,} of {len(rows):,} questions are answered right; some, right and wrong",
-                [*_spread(right, _SHOWN), *_spread(wrong, _SHOWN)],
+                [*evaluate.spread(right, _SHOWN), *evaluate.spread(wrong, _SHOWN)],
             )
         size = found["training"].get("size", {})
         if len(right) < 0.5 * len(rows) and size and not size["because"]["limited_by_data"]:
@@ -140,94 +150,109 @@ class _Quickstart:
             )
         if not by_heart and len(conversations) <= _RECALLED:
             print("\nand the questions that it learned from:")
-            self._evaluated(found, "recall", train, reading)
+            found["recall"], _ = self._evaluated(train, reading)
         several = any(len(each.exchanges) > 1 for each in conversations)
-        return {**found, "flags": ("--history",) if several else ()}
+        return found, *(["--history"] if several else [])
 
-    def _divided(self, conversations: "Sequence[Conversation]", report: "ReadReport") -> dict[str, Any]:
+    def _divided(
+        self, conversations: "Sequence[Conversation]", report: "ReadReport", is_needed: bool
+    ) -> dict[str, Any] | None:
+        """Split the data. Returns None if it cannot be split, and need not be."""
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
-        if len(conversations) > 10 * _MEASURED:  # answering a tenth of them would take too long
-            words += ("--train_ratio", f"{1 - _MEASURED / len(conversations):.6f}")
-        split = self._typed("split", split_data.Options, *words, *self._reading)
-        return split_data.divide(split, list(conversations), report)
+        count = len(conversations)
+        if count > 10 * _MEASURED:  # answering a tenth of them would take too long
+            words += ("--train_ratio", f"{1 - _MEASURED / count:.6f}")
+        elif 1 < count < 10:  # a tenth would be none
+            words += ("--train_ratio", f"{1 - 1 / count:.2f}")
+        split = self._typed("split", split_data.Options, *words, *self._flags(*_READING))
+        try:
+            return split_data.divide(split, list(conversations), report)
+        except InputError as error:
+            if is_needed:
+                raise
+            self.commands.pop()
+            print(f"not divided: {error}")
+            return None
 
-    def _text(self) -> dict[str, Any]:
-        """Train on plain text."""
-        from minigpt.data.corpus import TextOptions, find_sources, read_texts
+    def _text(self, opened: "DataFile | None") -> tuple[Any, ...]:
+        """Train on plain text. Returns the result, and no flags for `chat`."""
+        from minigpt.data.corpus import TextOptions, find_sources
 
         options = self.options
         reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
         sources = find_sources(options.file, reading)
-        counted = _Counted(read_texts(options.file, options.strict, options=reading))
-        found: dict[str, Any] = {"kind": "text"}
-        if not self._is_begun(_sha256(source.origin for source in sources)):
-            texts = list(counted)
-            for line in counted.lines(options.file):
-                print(line)
-            if options.file.suffix.lower() in _OF_RECORDS and not options.text_field:
-                _note(
-                    f"{options.file} is read as text; if it holds questions and answers, name their columns: "
-                    "--question_field NAME --answer_field NAME"
-                )
-            if counted.characters < _FEW_CHARACTERS:
-                _note(
-                    f"only {counted.characters:,} characters: the model will learn pieces of them by heart; "
-                    f"{_GOOD_CHARACTERS:,} (a novel) and more are good"
-                )
-            build_vocab.build(self._vocabulary(), texts, str(options.file))
-        else:
-            for _ in counted:
-                pass
-        found["characters"] = counted.characters
-        flags = self._flags("text_field", "encoding")
-        found["training"] = self._train("--text", options.file, "--tokenizer", self._vocab, *flags)
-        loss = found["training"].get("val_loss")
-        if loss is not None:
+        sha256 = _sha256(source.origin for source in sources)
+        record = self._begun(sha256)
+        if record is None:
+            record = self._counted(sources, reading, opened)
+            self._begin(sha256, **record)
+        flags = self._flags(text_field=record["text_field"], encoding=_encoding(opened))
+        training = self._train("--text", options.file, "--tokenizer", self.vocab, *flags)
+        if (loss := training.get("val_loss")) is not None:
             print(
                 f"loss on the last tenth of the text, which it did not learn from: {loss:.4f} per character"
             )
-        found["continuations"] = [self._continued(prompt) for prompt in counted.prompts()]
-        return {**found, "flags": ()}
+        continued = [self._continued(prompt) for prompt in record["prompts"]]
+        found = {"kind": "text", "characters": record["characters"], "training": training}
+        return ({**found, "continuations": continued},)
+
+    def _counted(
+        self, sources: "list[Source]", reading: "TextOptions", opened: "DataFile | None"
+    ) -> dict[str, Any]:
+        """Read the texts once: print what they hold, and write the vocabulary. Returns what is recorded."""
+        from minigpt.data.corpus import decode_sources, read_sources
+
+        options = self.options
+        with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
+            sources = decode_sources(sources, Path(folder), reading, opened)
+            counted = _Counted(read_sources(sources, options.strict, options=reading))
+        for line in counted.lines(options.file):
+            print(line)
+        if suffix_of(options.file) in _OF_RECORDS and not options.text_field:
+            _note(
+                f"{options.file} is read as text; if it holds questions and answers, name their columns: "
+                "--question_field NAME --answer_field NAME"
+            )
+        if counted.characters < _FEW_CHARACTERS:
+            _note(
+                f"only {counted.characters:,} characters: the model will learn pieces of them by heart; "
+                f"{_GOOD_CHARACTERS:,} (a novel) and more are good"
+            )
+        build_vocab.build(self._vocabulary(), counted.kinds, str(options.file))
+        names = {source.field for source in sources if source.kind != "text"}
+        guessed = names if len(names) == 1 else set()  # `train` need not guess, and warn, again
+        return {
+            "characters": counted.characters,
+            "prompts": counted.prompts(),
+            "text_field": next((name for name in guessed if name.strip().lower() not in FIELDS["text"]), ""),
+        }
 
     # -- the steps -------------------------------------------------------------------------------------------
 
     @property
-    def _vocab(self) -> Path:
-        return self.folder / "vocab.json"
+    def _machine(self) -> list[object]:
+        """Return the command-line flags that say what to compute on."""
+        return self._flags("device", "threads")
 
-    @property
-    def _run(self) -> Path:
-        return self.folder / "run"
+    def _set_threads(self) -> None:
+        if self.options.threads:
+            import torch
 
-    @property
-    def _best(self) -> Path:
-        return self._run / "best"
+            torch.set_num_threads(self.options.threads)
 
-    @property
-    def _with_vocabulary(self) -> tuple[object, ...]:
-        return ("--vocab_path", self._vocab)
-
-    @property
-    def _reading(self) -> list[object]:
-        """Return the command-line flags that say how the data file is read."""
-        return self._flags("encoding", "question_field", "answer_field", "strict")
-
-    def _flags(self, *names: str) -> list[object]:
-        """Return the named options as flags, if the user gave them."""
-        values = [(f"--{name}", getattr(self.options, name)) for name in names]
-        return [
-            word for flag, value in values if value for word in ((flag,) if value is True else (flag, value))
-        ]
+    def _flags(self, *names: str, **found: object) -> list[object]:
+        """Return options as flags, if the user gave them, or if their value was found out."""
+        words: list[object] = []
+        for name in (*names, *found):
+            value = getattr(self.options, name)
+            if value == getattr(Options, name):
+                value = found.get(name)
+            if value:
+                words += [f"--{name}"] if value is True else [f"--{name}", value]
+        return words
 
     def _vocabulary(self, is_typed: bool = True) -> build_vocab.Options:
-        words = (
-            "--data",
-            self.options.file,
-            "--output",
-            self._vocab,
-            *self._reading,
-            *self._flags("text_field"),
-        )
+        words = ("--data", self.options.file, "--output", self.vocab, *self._flags(*_READING, "text_field"))
         return self._typed("vocab", build_vocab.Options, *words, is_typed=is_typed)
 
     def _typed(
@@ -244,48 +269,47 @@ class _Quickstart:
             print(f"\n$ {self.commands[-1]}", flush=True)
         return kind(**parse(kind, argv))
 
-    def _is_begun(self, sha256: str) -> bool:
-        """Return True if the folder holds a run on the same data. Otherwise record the data in the folder.
+    def _begun(self, sha256: str) -> dict[str, Any] | None:
+        """Return what is recorded of a run on the same data. Return None if the folder holds no run.
 
         Raises:
             InputError: if the folder holds a run on other data.
         """
-        path, run = self.folder / _RECORD, self._run / RUN_FILE
+        if not (self.run_folder / RUN_FILE).exists():
+            return None
+        path = self.folder / _RECORD
         try:
-            before = read_json(path) if path.exists() else {}
+            record: dict[str, Any] = read_json(path) if path.exists() else {}
         except ValueError:
-            before = {}
-        if run.exists():
-            if before.get("sha256") != sha256:
-                what = "was made from other data" if before else "holds a run of another command"
-                raise InputError(
-                    f"{self.folder} {what}: choose another folder with --output, or move it away"
-                )
-            print(f"{self.folder} was begun earlier: its vocabulary and its parts are used again")
-            return True
-        record = {"file": str(self.options.file), "sha256": sha256, "minutes": self.options.minutes}
-        atomic_write(path, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
-        return False
+            record = {}
+        if record.get("sha256") != sha256:
+            what = "was made from other data" if record else "holds a run of another command"
+            raise InputError(f"{self.folder} {what}: choose another folder with --output, or move it away")
+        print(f"{self.folder} was begun earlier: its vocabulary and its parts are used again")
+        return record
+
+    def _begin(self, sha256: str, **more: object) -> None:
+        """Record the data in the folder."""
+        record = {"file": str(self.options.file), "sha256": sha256, "minutes": self.minutes, **more}
+        atomic_write(self.folder / _RECORD, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
     def _train(self, *words: object) -> dict[str, Any]:
         from minigpt.training.autosize import TooShortError
         from minigpt.training.loop import RunFinishedError
         from minigpt.training.run import train
 
-        output = ("--output", self._run)
-        if (self._run / RUN_FILE).exists():
-            argv: tuple[object, ...] = (*output, "--resume")
-        else:
-            argv = ("--size", f"{self.minutes:.3g}min", *words, *output)
+        begun = (self.run_folder / RUN_FILE).exists()
+        size = () if begun else ("--size", f"{self.minutes:.3g}min", *words)
+        argv = (*size, "--output", self.run_folder, *(["--resume"] if begun else []), *self._machine)
         self._typed("train", TrainConfig, *argv)
         try:
             return train(**parse(TrainConfig, [str(word) for word in argv]))
         except RunFinishedError:
             print(
-                f"training is finished; for more: minigpt train --output {self._run} --resume --max_steps N, "
-                "or quickstart with another --output and more --minutes"
+                f"training is finished; for more: minigpt train --output {self.run_folder} --resume "
+                "--max_steps N, or quickstart with another --output and more --minutes"
             )
-            return {"model": str(self._best)}
+            return {"model": str(self.best)}
         except TooShortError as error:
             least = -(-error.seconds // 6) / 10  # rounded up to tenths
             self.commands.pop()
@@ -296,12 +320,9 @@ class _Quickstart:
             )
             return self._train(*words)
 
-    def _evaluated(
-        self, found: dict[str, Any], name: str, data: Path, reading: Sequence[object]
-    ) -> "list[Row]":
-        words = ("--model", self._best, "--data", data, *reading, "--show", 0)
-        found[name], rows = evaluate.measure_pairs(self._typed("eval", evaluate.Options, *words))
-        return rows
+    def _evaluated(self, data: Path, reading: Sequence[object]) -> "tuple[dict[str, Any], list[Row]]":
+        words = ("--model", self.best, "--data", data, *reading, "--show", 0, *self._machine)
+        return evaluate.measure_pairs(self._typed("eval", evaluate.Options, *words))
 
     def _continued(self, prompt: str) -> dict[str, str]:
         """Print a prompt and its continuation, and return both."""
@@ -312,7 +333,8 @@ class _Quickstart:
         numbers = {"max_new_tokens": _CONTINUED, "temperature": 0.8, "seed": 1}
         drawing = [f"--{name}={number}" for name, number in numbers.items()]
         words = (f"--prompt={prompt}", "--do_sample", *drawing)
-        model = self._typed("generate", command_line.ModelOptions, "--model", self._best, also=words)
+        flags = ("--model", self.best, *self._machine)
+        model = self._typed("generate", command_line.ModelOptions, *flags, also=words)
         loaded = load_to_answer(model, None)
         options = GenerationOptions(do_sample=True, **dict[str, Any](numbers))
         asked = QuestionAnswering(loaded.model, loaded.tokenizer, "text", options)
@@ -363,10 +385,9 @@ def _by_heart(conversations: "Sequence[Conversation]") -> str:
     return ""
 
 
-def _spread(rows: "Sequence[Row]", count: int) -> "list[Row]":
-    """Return at most `count` of the rows, evenly spread."""
-    count = min(count, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
+def _encoding(opened: "DataFile | None") -> str:
+    """Return the encoding that was found out, for flags; "" for UTF-8."""
+    return opened.encoding if opened is not None and opened.encoding not in ("utf-8", "ascii") else ""
 
 
 def _sha256(paths: Iterable[Path]) -> str:
@@ -380,20 +401,14 @@ def _sha256(paths: Iterable[Path]) -> str:
 
 
 class _Counted:
-    """Counts texts while they are read, and keeps the last ones."""
+    """Counts the characters of texts, and keeps the last texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = texts
-        self.pieces, self.longest = 0, 0
         self.kinds: Counter[str] = Counter()
         self._last: deque[str] = deque(maxlen=3)
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            self.pieces += 1
+        for text in texts:
             self.kinds.update(text)
             self._last.append(text)
-            yield text
 
     @property
     def characters(self) -> int:

@@ -20,7 +20,7 @@ from rich.text import Text
 from minigpt.console.command_line import warn
 from minigpt.errors import printable
 
-__all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "warn"]
+__all__ = ["ProgressLine", "histogram", "note", "seconds", "shortened", "table", "warn"]
 
 
 def note(text: str) -> None:
@@ -46,6 +46,16 @@ def seconds(value: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def shortened(text: str, limit: int = 40) -> str:
+    """Return a printable text of at most `limit` characters. The end of a longer text becomes "…".
+
+    >>> shortened("天地玄黄", 3), shortened("天地", 3)
+    ('天地…', '天地')
+    """
+    text = printable(text)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def table(

@@ -14,9 +14,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-__all__ = ["Conversation", "Exchange", "Role", "Turn", "conversation_of_pair"]
+__all__ = [
+    "ROLES", "SPEAKER_KEYS", "TEXT_KEYS", "Conversation", "Exchange", "Role", "Turn", "conversation_of_pair",
+]  # fmt: skip
 
 Role = Literal["system", "user", "assistant", "tool"]
+ROLES: dict[str, Role] = {  # names that files use -> role
+    **dict.fromkeys(("system", "developer", "系统"), "system"),
+    **dict.fromkeys(("user", "human", "customer", "usr", "用户", "问", "客户", "user_a"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "bot", "model", "chatbot", "ai", "sys", "助手", "答", "客服"), "assistant"
+    ),
+    **dict.fromkeys(("tool", "observation", "function", "ipython", "environment"), "tool"),
+    "function_call": "assistant",
+}
+SPEAKER_KEYS = ("role", "from", "speaker", "角色")  # keys of a turn that name the speaker
+TEXT_KEYS = ("content", "value", "text", "utterance", "内容")  # keys of a turn that hold the text
 
 
 class Turn(NamedTuple):

@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from minigpt.console.terminal import note, warn
+from minigpt.data.chat_logs import holds_chat, message_columns
 from minigpt.data.documents import Piece, Source, read_document, read_lines, whole_characters
 from minigpt.data.file_formats import (
     COMPRESSED,
+    DataFile,
     advised,
     open_data,
     refuse_foreign,
@@ -27,17 +29,17 @@ from minigpt.data.file_formats import (
 )
 from minigpt.data.json_values import BadLine, as_json, looks_like_json, parse_line
 from minigpt.data.records import FIELDS, FieldNames, Text, head_test, is_head, meaning_of
-from minigpt.data.tables import IsHead, delimiter_of, parquet_records
+from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
 from minigpt.data.text_encoding import is_mostly_utf8
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
 
 __all__ = [
-    "TextOptions", "decode_sources", "find_sources", "holds_texts", "read_sources", "read_texts",
+    "QuietTextOptions", "Recognised", "TextOptions",
+    "decode_sources", "find_sources", "read_sources", "read_texts", "recognise",
 ]  # fmt: skip
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
-PACKED = (".gz", ".bz2", ".xz", ".zst")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to guess the field of the text
@@ -55,11 +57,19 @@ class TextOptions:
     document_separator: str = "auto"
     """a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
 
+    is_quiet: ClassVar[bool] = False  # True: how a file is read is not said, because another reading says it
+
     @property
     def separator(self) -> str | None:
         """Return the separator as `Source.separator` holds it."""
         special = {"auto": END_OF_TEXT, "none": None, "blank": ""}
         return special.get(self.document_separator, self.document_separator.rstrip())
+
+
+class QuietTextOptions(TextOptions):
+    """The same options for a second reading of the same files."""
+
+    is_quiet = True
 
 
 def find_sources(path: Path, options: TextOptions = TextOptions()) -> list[Source]:
@@ -93,9 +103,7 @@ def _files_below(folder: Path) -> list[tuple[Path, str]]:
         relative = path.relative_to(folder)
         if any(part.startswith(".") for part in relative.parts) or not path.is_file():
             continue
-        packed = path.suffix.lower() in PACKED
-        suffix = (path.with_suffix("") if packed else path).suffix.lower()
-        if suffix in SUFFIXES:
+        if suffix_of(path) in SUFFIXES:
             found.append((relative.as_posix(), path))
         else:
             others[path.suffix or "without a suffix"] = others.get(path.suffix or "without a suffix", 0) + 1
@@ -140,7 +148,7 @@ def _recognised(
         text = head.decode("utf-8-sig", "ignore")
         if looks_like_json(text):
             return replace(source, kind="jsonl") if _are_lines(file) else source
-    if delimiter_of(text, path, is_head, needs_head, is_whole=size == len(head)):
+    if table_in(text, path, is_head, needs_head, is_whole=size == len(head)):
         return source
     refuse_other_text(text, path)
     return replace(source, kind="text", separator=options.separator)
@@ -193,29 +201,46 @@ def _sample(source: Source) -> list[Any]:
     return values
 
 
-def holds_texts(
+class Recognised(NamedTuple):
+    """What a data file is."""
+
+    holds_texts: bool  # True: plain text, or records with texts; False: conversations
+    opened: DataFile | None = None  # the file, if it had to be read whole; its records can be read once
+
+
+def recognise(
     path: Path,
     options: TextOptions = TextOptions(),
     names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
-) -> bool:
-    """Return True if a file is plain text, or its first good record is a text and not a conversation.
+) -> Recognised:
+    """Find out whether a file holds texts or conversations. The first good record decides.
+
+    If the options name the field of the text, it holds texts.
 
     Raises:
         InputError: as `read_conversations`, if the file is not data.
     """
-    test = head_test(names)
-    source = _recognised(path, path.name, options, test, needs_head=False)
+    test, is_named = head_test(names), bool(options.text_field)
+    source = _recognised(path, path.name, options, test, needs_head=is_named)
     if source is None:
-        return False
+        return Recognised(is_named)
     if source.kind == "text":
-        return True
-    if source.kind == "other":
-        data = open_data(path, options.encoding, test)
-        if data.kind == "text":
-            return True
-        values = [record.value for record in itertools.islice(data.records, _GUESSED)]
-    else:
-        values = _sample(source)
+        with path.open("rb") as file:
+            return Recognised(is_named or not holds_chat(file.read(_HEAD).decode("utf-8-sig", "ignore")))
+    if source.kind != "other":
+        return Recognised(is_named or _are_texts(_sample(source), names))
+    data = open_data(path, options.encoding, test, needs_head=is_named)
+    records = iter(data.records)
+    first = list(itertools.islice(records, _GUESSED))
+    data = replace(data, records=itertools.chain(first, records))
+    if data.kind == "text":
+        return Recognised(is_named or not holds_chat(str(first[0].value)), data)
+    return Recognised(is_named or _are_texts([record.value for record in first], names), data)
+
+
+def _are_texts(values: list[Any], names: FieldNames) -> bool:
+    if message_columns(values, names):
+        return False
     for value in values:
         try:
             if not isinstance(value, BadLine):
@@ -246,36 +271,45 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
         except BadLine:
             pass
         for key, part in value.items():
-            if isinstance(part, str):
-                lengths[key] = lengths.get(key, 0) + len(part)
+            texts = part if isinstance(part, list) else [part]
+            if all(isinstance(text, str) for text in texts):
+                lengths[key] = lengths.get(key, 0) + sum(map(len, texts))
     known = next((key for name in FIELDS["text"] for key in lengths if key.strip().lower() == name), None)
     if known is not None or not lengths:
         return known or "text"
     guessed = max(lengths, key=lambda key: lengths[key])
-    warn(f"{path}: the texts are taken from {guessed!r}, the longest field; another one: --text_field NAME")
+    if not options.is_quiet:
+        warn(
+            f"{path}: the texts are taken from {guessed!r}, the longest field; another one: --text_field NAME"
+        )
     return guessed
 
 
-def decode_sources(sources: list[Source], folder: Path, options: TextOptions) -> list[Source]:
+def decode_sources(
+    sources: list[Source], folder: Path, options: TextOptions, opened: DataFile | None = None
+) -> list[Source]:
     """Convert the files of kind "other" to UTF-8 copies below `folder`. Return all sources.
+
+    Args:
+        opened: the only file, if `recognise` has opened it already.
 
     Raises:
         InputError: if a file cannot be decoded or holds no text.
     """
     return [
-        _decoded_copy(source, folder / f"{number:05d}", options) if source.kind == "other" else source
+        _decoded_copy(source, folder / f"{number:05d}", options, opened) if source.kind == "other" else source
         for number, source in enumerate(sources)
     ]
 
 
-def _decoded_copy(source: Source, target: Path, options: TextOptions) -> Source:
+def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: DataFile | None) -> Source:
     """Write a UTF-8 copy of a file, and return its source.
 
     Where possible, a record keeps its line number. A bad record becomes a text with the reason.
     """
     path = source.origin
-    data = open_data(path, options.encoding, is_head, needs_head=True)
-    for sentence in data.notes:
+    data = opened or open_data(path, options.encoding, is_head, needs_head=True)
+    for sentence in () if options.is_quiet else data.notes:
         note(sentence)
     target.parent.mkdir(parents=True, exist_ok=True)
     if data.kind == "text":
@@ -332,11 +366,12 @@ def read_sources(
     strict: bool = False,
     chunk: int = 1 << 16,
     options: TextOptions = TextOptions(),
+    opened: DataFile | None = None,
 ) -> Iterator[str]:
-    """Yield the texts of files that `find_sources` found; see `read_texts`."""
+    """Yield the texts of files that `find_sources` found; see `read_texts` and `decode_sources`."""
     for number, source in enumerate(sources):
         with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
-            (source,) = decode_sources([source], Path(folder), options)
+            (source,) = decode_sources([source], Path(folder), options, opened)
             whole = Piece(number, 0, source.size)
             if source.kind == "text":
                 yield from (text for text, _ in read_document(source, whole, chunk, any_place=False) if text)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from minigpt.data.json_values import BadLine, parse_line
-from minigpt.data.records import text_of
+from minigpt.data.records import whole_text_of
 from minigpt.data.tables import parquet_records
 from minigpt.errors import InputError
 
@@ -349,6 +349,6 @@ def _text_or_bad(value: Any, source: Source) -> str | BadLine:
     if not isinstance(value, Mapping):
         return BadLine("not an object")
     try:
-        return text_of(value, source.field).replace("\r\n", "\n")
+        return whole_text_of(value, source.field).replace("\r\n", "\n")
     except BadLine as bad:
         return bad

@@ -20,6 +20,7 @@ import io
 import lzma
 import shlex
 import stat
+import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ from minigpt.data.json_values import Record, json_records, looks_like_json
 from minigpt.data.tables import (
     IsHead,
     csv_records,
-    delimiter_of,
     parquet_records,
     require_package,
+    table_in,
     workbook_records,
 )
 from minigpt.data.text_encoding import decode, shown_name
@@ -43,7 +44,7 @@ __all__ = [
     "COMPRESSED", "DataFile", "open_data", "read_bytes", "refuse_foreign", "refuse_other_text",
 ]  # fmt: skip
 
-Kind = Literal["jsonl", "json", "csv", "xlsx", "parquet", "text"]
+Kind = Literal["jsonl", "json", "csv", "xlsx", "parquet", "text", "chat"]  # chat: see chat_logs.py
 _MOST = 4 << 30  # largest number of bytes that are read whole, also after decompression
 _BLOCK = 1 << 20  # number of bytes per read; `read(n)` would reserve n bytes
 
@@ -57,6 +58,8 @@ class DataFile:
     records: Iterable[Record]  # a plain text is one record
     sha256: str  # SHA-256 of the file's bytes
     notes: tuple[str, ...] = ()  # sentences for the user about how the file is read
+    has_head: bool | None = None  # of CSV and workbooks: False if there are no column names
+    first_row: tuple[str, ...] = ()  # cells of the first row, if there are no column names
 
 
 # -- bytes -------------------------------------------------------------------------------------------------
@@ -161,7 +164,9 @@ _FOREIGN = {  # first bytes of a file -> what the file is
     b"\x7fELF": "a program",
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a rar archive",
+    b"{\\rtf": "an RTF document (save it as text)",
 }
+_ZIPPED = {"word/": "a Word document (save it as text)", "ppt/": "a presentation", "OEBPS/": "an EPUB book"}
 _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -192,8 +197,11 @@ def open_data(
     if content.startswith(b"PAR1"):
         return DataFile("parquet", "", parquet_records(content, str(path), is_head), digest, tuple(notes))
     if content.startswith((_XLSX, _XLS)):
-        rows, others = workbook_records(content, path, is_head)
-        return DataFile("xlsx", "", rows, digest, (*notes, *filter(None, [others])))
+        _refuse_archive(content, path)
+        sheet = workbook_records(content, path, is_head)
+        return DataFile(
+            "xlsx", "", sheet.records, digest, (*notes, *sheet.notes), sheet.has_head, sheet.first_row
+        )
     text, codec = decode(content, str(path), encoding)
     if codec not in ("utf-8", "ascii") and not encoding:
         notes.append(f"{path}: read as {shown_name(codec)}")
@@ -201,14 +209,26 @@ def open_data(
         raise InputError(f"{path} holds nothing but white space")
     refuse_other_text(text, path)
     if looks_like_json(text):
-        kind, records = json_records(text)
+        kind, records = json_records(text, is_head)
         return DataFile(kind, codec, records, digest, tuple(notes))
-    if table := delimiter_of(text, path, is_head, needs_head):
-        delimiter, head = table
-        if not head:
-            notes.append(f"{path}: no line of column names: the first column is taken for the question")
-        return DataFile("csv", codec, csv_records(text, delimiter, head), digest, tuple(notes))
+    if table := table_in(text, path, is_head, needs_head):
+        records = csv_records(text, table)
+        return DataFile("csv", codec, records, digest, tuple(notes), table.has_head, table.first_row)
     return DataFile("text", codec, [Record(1, text, "")], digest, tuple(notes))
+
+
+def _refuse_archive(content: bytes, path: Path) -> None:
+    """Raise InputError for a zip file that is no workbook. A damaged one is reported by the library."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if any(name.startswith(("xl/", "content.xml")) for name in names):
+        return
+    kinds = [kind for start, kind in _ZIPPED.items() if any(name.startswith(start) for name in names)]
+    what = "an EPUB book" if "mimetype" in names else next(iter(kinds), "a zip archive (unpack it)")
+    raise InputError(f"{path} is {what}, not data to learn from")
 
 
 def _is_parquet(path: Path) -> bool:
@@ -231,5 +251,11 @@ def refuse_other_text(text: str, path: Path) -> None:
     start = text[:512].lstrip().lower()
     if start.startswith("version https://git-lfs.github.com/spec/"):
         raise InputError(f"{path} is a Git LFS pointer, not the data itself: fetch it with `git lfs pull`")
+    is_table = "<table" in text[:_BLOCK].lower() or "mso-application" in start
+    if start.startswith(("<!doctype html", "<html", "<table", "<?xml")) and is_table:
+        raise InputError(
+            f"{path} is a web page or XML with a table: open it in Excel and save it as .xlsx, or download "
+            "the file behind it"
+        )
     if start.startswith(("<!doctype html", "<html")):
         raise InputError(f"{path} is a web page, not the file behind it: download it again")

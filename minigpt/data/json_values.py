@@ -9,9 +9,10 @@ If an object has a key twice, the key gets the value `REPEATED`, because either 
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
+from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS
 from minigpt.data.text_encoding import BAD_BYTES
 
 __all__ = [
@@ -185,8 +186,14 @@ def _holds_an_object(value: Any) -> bool:
 # -- records -------------------------------------------------------------------------------------------------
 
 
-def json_records(text: str) -> tuple[Literal["jsonl", "json"], Iterable[Record]]:
-    """Read the records of a JSON text, which has one value per line or one value for all records."""
+def json_records(
+    text: str, is_head: Callable[[Collection[str]], bool] = lambda keys: False
+) -> tuple[Literal["jsonl", "json"], Iterable[Record]]:
+    """Read the records of a JSON text, which has one value per line or one value for all records.
+
+    Args:
+        is_head: gets the keys of an object in lower case, and returns True if they are those of a record.
+    """
     begin = _end_of_blank(text, 0)
     line_end = text.find("\n", begin)
     first_line = text[begin : len(text) if line_end < 0 else line_end]
@@ -209,7 +216,7 @@ def json_records(text: str) -> tuple[Literal["jsonl", "json"], Iterable[Record]]
         if value and all(isinstance(item, dict) and _is_turn(item) for item in value):
             return "json", [Record(1, value, as_json(value))]  # one conversation
         return "json", _values(text, _end_of_blank(text, begin + 1), in_array=True)
-    inside = _inside(value)
+    inside = _inside(value, is_head)
     if inside is not None:
         return "json", [Record(number, item, as_json(item)) for number, item in enumerate(inside, 1)]
     raw = text[begin:end]
@@ -223,10 +230,13 @@ def _in_lines(text: str) -> bool:
 
 
 def _is_turn(item: dict[str, Any]) -> bool:
-    return ("role" in item and "content" in item) or ("from" in item and "value" in item)
+    if ("role" in item and "content" in item) or ("from" in item and "value" in item):
+        return True
+    speaker = next((item[key] for key in SPEAKER_KEYS if key in item), None)
+    return str(speaker).strip().lower() in ROLES and any(key in item for key in TEXT_KEYS)
 
 
-def _inside(value: dict[str, Any]) -> list[Any] | None:
+def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -> list[Any] | None:
     """Return the records inside an object of columns or a wrapper object. None: the object is a record."""
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
     if lists and len(lists) == len(value) and len({len(item) for item in lists.values()}) == 1:
@@ -237,7 +247,22 @@ def _inside(value: dict[str, Any]) -> list[Any] | None:
             return [{key: lists[key][i] for key in lists} for i in range(count)]
     records = [item for item in lists.values() if item and all(isinstance(row, dict) for row in item)]
     if len(records) == 1 and not all(_is_turn(row) for row in records[0]):
-        return records[0]
+        rows = records[0]
+        others = [str(key).strip().lower() for key, item in value.items() if item is not rows]
+        if len(others) > 1 and is_head(others):  # a record with a list of sources, tags or the like
+            return None
+        if all(is_head([str(key).strip().lower() for key in row]) for row in rows):
+            return rows
+        return None if others and is_head([*others, ""]) else rows
+    if len(records) > 1 and all(
+        is_head([str(key).strip().lower() for key in row]) for rows in records for row in rows
+    ):
+        return list(itertools.chain(*records))  # {"train": [...], "test": [...]}
+    inner = [item for item in value.values() if isinstance(item, dict)]
+    if len(inner) == 1 and not is_head(
+        [str(key).strip().lower() for key in value]
+    ):  # {"code": 0, "data": {...}}
+        return _inside(inner[0], is_head)
     by_index = list(value.values())
     if by_index and all(isinstance(item, dict) for item in by_index):
         keys = [list(item) for item in by_index]
@@ -262,6 +287,8 @@ def _lines(text: str) -> Iterator[Record]:
                 value, end = _value(line, begin)
                 several.append(Record(number, value, line[begin:end]))
                 begin = _end_of_blank(line, end)
+                if line[begin:].rstrip() == ",":  # lines of an array
+                    break
         except BadLine as bad:
             several.append(Record(number, bad, line[begin:]))
         if len(several) == 1:

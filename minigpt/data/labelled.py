@@ -23,9 +23,9 @@ import numpy.typing as npt
 import torch
 
 from minigpt.data.file_formats import DataFile, open_data
-from minigpt.data.json_values import BadLine
-from minigpt.data.reader import ReadReport
-from minigpt.data.records import FIELDS, ProblemType, text_of
+from minigpt.data.json_values import REPEATED, BadLine, Record
+from minigpt.data.reader import ReadReport, read_records
+from minigpt.data.records import FIELDS, ProblemType, lower_keys, shown_keys, text_of
 from minigpt.data.split import normalise
 from minigpt.devices import move
 from minigpt.errors import InputError
@@ -59,6 +59,8 @@ class LabelledOptions:
     strict: bool = False
     needs_labels: bool = True
     """False: a record without a label is a text to be classified"""
+    known: tuple[str, ...] = ()
+    """labels of a model; without `needs_labels`, other labels count as none"""
 
 
 class LabelledText(NamedTuple):
@@ -81,54 +83,66 @@ def read_labelled(path: Path, options: LabelledOptions) -> tuple[list[LabelledTe
     """
     own = {name.strip().lower() for name in (options.text_field, options.label_field) if name}
     data = open_data(path, options.encoding, lambda cells: _is_head(cells, own, options.needs_labels))
-    report = ReadReport(path, sha256=data.sha256)
+    report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     if data.kind == "text" and options.needs_labels:
         raise InputError(
             f"{path} is plain text without labels: give a table, or JSON Lines with text and label"
         )
-    records = _lines(data) if data.kind == "text" else data.records
-    fields: tuple[str, str] | None = None
-    found: list[LabelledText] = []
-    rows = list(records)
-    headless = _headless(rows, path)
-    report.notes = tuple(note for note in data.notes if "column names" not in note)
-    if headless:
-        fields = headless
-        report.notes += (f"{path}: no column names: text is column {int(fields[0]) + 1}, label the other",)
-    for line, value, _ in rows:
-        report.lines += 1
+    records = [_as_object(each, options) for each in (_lines(data) if data.kind == "text" else data.records)]
+    if data.has_head is False:
+        fields = _headless(records, path, options.needs_labels)
+        report.notes += (f"{path}: no column names: text is column {int(fields.text) + 1}, label the other",)
+    else:
+        fields = _fields(records, options, path)
+    unfit: list[tuple[int, str]] = []  # lines and labels that do not fit the model
+
+    def labelled(record: Record) -> LabelledText:
+        if not isinstance(record.value, Mapping):
+            raise BadLine("not an object with text and label")
+        item = lower_keys(record.value)
+        text = text_of(item, fields.text)
         try:
-            if isinstance(value, BadLine):
-                raise value
-            if isinstance(value, str) and not options.needs_labels:
-                value = {"text": value}
-            if not isinstance(value, Mapping):
-                raise BadLine("not an object with text and label")
-            item = {str(key).strip().lower(): part for key, part in value.items()}
-            text_key, label_key = fields or _fields(item, options, path)
-            text = text_of(item, text_key)
-            labels = _labels(item.get(label_key), label_key, options, path, line)
-            if labels is None and options.needs_labels:
-                raise BadLine("the label is missing")
+            labels = _labels(item.get(fields.label), fields.label, options)
         except BadLine as bad:
-            if options.strict:
-                raise InputError(f"{path}:{line}: {bad}") from None
-            report.skipped.append((line, bad.reason))
-            report.details.setdefault(bad.reason, bad.detail)
-            continue
-        found.append(LabelledText(text, labels, line))
+            if options.needs_labels:
+                raise
+            unfit.append((record.line, bad.detail or bad.reason))
+            labels = None
+        if labels is None and options.needs_labels:
+            raise BadLine("the label is missing", "" if fields.label in item else shown_keys(item))
+        return LabelledText(text, labels, record.line)
+
+    found = read_records(records, report, labelled, lambda each: (each.text,), options.strict)
+    if unfit:
+        line, shown = unfit[0]
+        report.notes += (
+            f"{path}: {len(unfit):,} values of `{fields.label}` are no labels of the model and count as none "
+            f"(line {line}: {shown})",
+        )
     if not found:
-        reasons = [f"{reason} (line {lines[0]})" for reason, lines in report.by_reason().items()]
-        raise InputError(f"{path} holds no text with a label: {'; '.join(reasons) or 'it has no record'}")
+        raise InputError(f"{path} holds no text{' with a label' * options.needs_labels}: {report.reasons()}")
     return found, report
 
 
-def _lines(data: DataFile) -> Iterator[tuple[int, Any, str]]:
+class Fields(NamedTuple):
+    """The keys of text and label."""
+
+    text: str
+    label: str  # "": there is none
+
+
+def _as_object(record: Record, options: LabelledOptions) -> Record:
+    """Return a record that is only a text as an object with a text."""
+    is_text = isinstance(record.value, str) and not options.needs_labels
+    return record._replace(value={options.text_field or "text": record.value}) if is_text else record
+
+
+def _lines(data: DataFile) -> Iterator[Record]:
     """Yield each line of a plain text that is not blank, as a record."""
     (_, whole, _), *_ = data.records
     for number, line in enumerate(str(whole).split("\n"), 1):
         if line.strip():
-            yield number, {"text": line.strip()}, ""
+            yield Record(number, line.strip(), "")
 
 
 def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
@@ -140,81 +154,92 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     return has_text and (has_label or not needs_labels)
 
 
-def _headless(rows: Sequence[Any], path: Path) -> tuple[str, str] | None:
-    """Return the columns of text and label of a table without column names, or None for other records.
+def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fields:
+    """Return the columns of text and label of a table without column names.
 
-    The label is the column with fewer different values.
+    The label is the column with fewer different values. If all are different, the text is the longer column.
 
     Raises:
         InputError: if the first line looks like column names.
     """
-    cells = [value for _, value, _ in rows if isinstance(value, dict)]
-    if not cells or any(list(each) != ["0", "1"] for each in cells):
-        return None
-    counts = [Counter(str(each[key]).strip() for each in cells) for key in ("0", "1")]
-    label = 0 if len(counts[0]) < len(counts[1]) else 1
-    first = str(cells[0][str(label)]).strip()
-    if len(cells) > 1 and counts[label][first] == 1:
+    cells = [each.value for each in records if isinstance(each.value, dict)]
+    counts = [Counter(str(each.get(key)).strip() for each in cells) for key in ("0", "1")]
+    lengths = [sum(map(len, column.elements())) for column in counts]
+    label = 0 if (len(counts[0]), lengths[0]) < (len(counts[1]), lengths[1]) else 1
+    first = str(cells[0].get(str(label))).strip() if cells else ""
+    differ = len(counts[label]) == len(cells)  # numbers of the rows, not labels
+    if len(cells) > 1 and counts[label][first] == 1 and (needs_labels or not differ):
         names = ", ".join(repr(str(part)[:40]) for part in cells[0].values())
         raise InputError(
             f"{path}: no column has a usual name for a text and its label; the first line is {names}: if "
             "these are column names, give --text_field NAME --label_field NAME"
         )
-    return str(1 - label), str(label)
+    return Fields(str(1 - label), str(label))
 
 
-def _fields(item: Mapping[str, Any], options: LabelledOptions, path: Path) -> tuple[str, str]:
-    """Return the keys of text and label.
+def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> Fields:
+    """Choose the keys of text and label for the whole file.
+
+    A usual name is chosen if at least half of the records have it, else the most frequent one.
 
     Raises:
-        InputError: if a record lacks such a key, because most likely all records of the file lack it.
+        InputError: if no record has such a key; the message lists those of the first record.
     """
-    there = f"it has {', '.join(repr(key[:40]) for key in list(item)[:8]) or 'no fields'}"
+    items = [lower_keys(each.value) for each in records if isinstance(each.value, Mapping)]
+    counts = Counter(key for item in items for key in item)
     keys = []
     for kind, named, usual in (
         ("text", options.text_field, TEXT_FIELDS),
         ("label", options.label_field, LABEL_FIELDS),
     ):
-        key = named.strip().lower() or next((name for name in usual if name in item), "")
+        names = [name for name in ((named.strip().lower(),) if named else usual) if counts[name]]
         is_needed = kind == "text" or options.needs_labels
-        if is_needed and key not in item:
+        if items and not names and is_needed:
             what = f"no field {named!r}" if named else f"no field with a usual name for the {kind}"
-            raise InputError(f"{path}: {what}; {there}: give --{kind}_field NAME")
-        keys.append(key)
-    return keys[0], keys[1]
+            raise InputError(f"{path}: {what}; {shown_keys(items[0])}: give --{kind}_field NAME")
+        often = (name for name in names if 2 * counts[name] >= len(items))
+        keys.append(next(often, max(names, key=lambda name: counts[name], default="")))
+    return Fields(*keys)
 
 
-def _labels(value: Any, key: str, options: LabelledOptions, path: Path, line: int) -> tuple[str, ...] | None:
+def _labels(value: Any, key: str, options: LabelledOptions) -> tuple[str, ...] | None:
     """Return the labels of a record, or None if it has no label.
 
     Raises:
-        BadLine: if the value is not a label.
-        InputError: if there are several labels and the problem type allows only one.
+        BadLine: if the value is not a label, or not one of `options.known`; if there are several labels and
+            the problem type allows only one.
     """
     several = options.problem_type == "multi_label_classification"
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
+    if value is REPEATED:
+        raise BadLine(f"`{key}` stands there more than once")
     if isinstance(value, list):
         names = [_label(each, key) for each in value]
         if not several and len(names) != 1:
-            raise InputError(
-                f"{path}:{line}: several labels, {', '.join(names)[:80]}: give "
-                "--problem_type multi_label_classification"
+            raise BadLine(
+                "several labels, which take --problem_type multi_label_classification",
+                ", ".join(names)[:80],
             )
-        return tuple(dict.fromkeys(filter(None, names)))
-    name = _label(value, key)
-    if several:
-        return tuple(dict.fromkeys(filter(None, (part.strip() for part in _SEPARATORS.split(name)))))
-    if not name:
-        return None
+    elif several:
+        names = [part.strip() for part in _SEPARATORS.split(_label(value, key))]
+    else:
+        names = [_label(value, key)]
+    found = tuple(dict.fromkeys(filter(None, names)))
     if options.problem_type == "regression":
-        try:
-            number = float(name)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise BadLine(f"`{key}` is no finite number", repr(name[:40]))
-    return (name,)
+        for name in found:
+            if not _is_number(name):
+                raise BadLine(f"`{key}` is no finite number", repr(name[:40]))
+    elif wrong := [name for name in found if options.known and name not in options.known]:
+        raise BadLine("the model has no such label", repr(wrong[0][:40]))
+    return found if found or several else None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _label(value: Any, key: str) -> str:

@@ -27,9 +27,9 @@ import numpy.typing as npt
 from minigpt.data.batches import Batch, Encode, EncodedExamples
 from minigpt.data.conversation import Conversation, Turn
 from minigpt.data.file_formats import open_data
-from minigpt.data.json_values import BadLine
-from minigpt.data.reader import ReadReport
-from minigpt.data.records import FIELDS, FieldNames, meaning_of
+from minigpt.data.json_values import REPEATED, BadLine
+from minigpt.data.reader import ReadReport, read_records
+from minigpt.data.records import FIELDS, FieldNames, lower_keys, meaning_of, shown_keys
 from minigpt.data.split import split_conversations
 from minigpt.errors import InputError
 
@@ -84,34 +84,25 @@ def read_preferences(
     """
     data = open_data(path, encoding, _is_head(names))
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
-    found: list[Preference] = []
     if data.kind == "text":
         raise InputError(f"{path} is plain text, no pairs of answers; known are {_SHAPES}")
-    for line, value, raw in data.records:
-        report.lines += 1
-        try:
-            if isinstance(value, BadLine):
-                raise value
-            found.append(preference_of(value, names, line, raw))
-        except BadLine as bad:
-            if strict:
-                raise InputError(f"{path}:{line}: {bad}") from None
-            report.skipped.append((line, bad.reason))
-            report.details.setdefault(bad.reason, bad.detail)
+    found = read_records(
+        data.records,
+        report,
+        lambda record: preference_of(record.value, names, record.line, record.raw),
+        lambda pair: (turn.content for one in (pair.chosen, pair.rejected) for turn in one.turns),
+        strict,
+    )
     report.conversations = report.answers = len(found)
     if not found:
-        reasons = [
-            f"{reason} ({len(lines):,}, first: line {lines[0]})"
-            for reason, lines in report.by_reason().items()
-        ]
-        why = "; ".join(reasons[:3]) or "no record"
+        why = report.reasons()
         raise InputError(f"{path} holds no pair of a better and a worse answer: {why}. Known are {_SHAPES}")
     return found, report
 
 
 def _is_head(names: FieldNames) -> Callable[[Collection[str]], bool]:
     chosen, rejected = {*CHOSEN, names.answer.strip().lower()}, {*REJECTED}
-    known = {name for part in FIELDS.values() for name in part} | chosen | rejected
+    known = {name for part in FIELDS.values() for name in part} | chosen | rejected | {*_TWO}
     known |= {names.question.strip().lower()}
 
     def test(cells: Collection[str]) -> bool:
@@ -136,20 +127,21 @@ def preference_of(
     """
     if not isinstance(value, Mapping):
         raise BadLine("not an object")
-    item = {str(key).strip().lower(): part for key, part in value.items()}
+    item = lower_keys(value)
     if names.question:
-        item["prompt"] = item.pop(names.question.strip().lower(), None)
-        item["chosen"] = item.pop(names.answer.strip().lower(), None)
+        item = _named(item, names.question.strip().lower(), names.answer.strip().lower())
     keys = [_key(item, CHOSEN), _key(item, REJECTED)]
-    if keys == [None, None]:
-        two = next((key for key in _TWO if isinstance(item.get(key), list) and len(item[key]) == 2), None)
+    if keys[1] is None:
+        several = ("chosen",) if names.question else _TWO if keys[0] is None else ()
+        two = next((key for key in several if isinstance(item.get(key), list) and len(item[key]) == 2), None)
         if two is not None and all(isinstance(each, str) for each in item[two]):
             keys = [f"{two}[0]", f"{two}[1]"]
             item.update(zip(keys, item.pop(two)))  # type: ignore[arg-type]
     for key, name in zip(keys, ("chosen", "rejected")):
         if key is None:
-            shown = ", ".join(repr(str(each)[:40]) for each in list(item)[:8])
-            raise BadLine(f"`{name}` is missing", f"it has {shown or 'no keys at all'}")
+            raise BadLine(f"`{name}` is missing", shown_keys(value))
+        if item[key] is REPEATED:
+            raise BadLine(f"`{key}` stands there more than once")
     rest = {k: v for k, v in item.items() if k not in {*keys, *CHOSEN, *REJECTED}}
     chosen, rejected = (_whole(rest, item[str(key)], str(key), line, raw) for key in keys)
     same = 0
@@ -167,6 +159,18 @@ def preference_of(
     if not same:
         raise BadLine("the prompt is missing")
     return Preference(chosen, rejected, same)
+
+
+def _named(item: Mapping[str, Any], prompt: str, chosen: str) -> dict[str, Any]:
+    """Return a record of the prompt and the chosen answer that the user named, and the rejected answer.
+
+    Other fields of the record do not count, as in `meaning_of`.
+    """
+    for key in (prompt, chosen):
+        if key not in item:
+            raise BadLine(f"`{key}` is missing", shown_keys(item))
+    worse = {key: item[key] for key in REJECTED if key in item}
+    return {"prompt": item[prompt], "chosen": item[chosen], **worse}
 
 
 def _key(item: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -8,23 +8,27 @@ skipped, counted and named; with `strict` the first bad record is an error. Reco
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minigpt.console.terminal import ProgressLine, note, warn
+from minigpt.data.chat_logs import message_columns, read_chat, read_messages
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import DataFile, advised, open_data
-from minigpt.data.json_values import BadLine
+from minigpt.data.json_values import BadLine, Record
 from minigpt.data.records import KNOWN_SHAPES, FieldNames, Text, head_test, meaning_of
 from minigpt.data.tables import rows_of
 from minigpt.errors import InputError
 
-__all__ = ["ReadReport", "read_conversations"]
+__all__ = ["ReadReport", "read_conversations", "read_records"]
 
+_FIRST = 200  # number of records that are examined to recognise a chat log
 _SHOWN = 5  # number of lines that a summary names for each reason
 _LOST = "\ufffd"  # replacement character, written by programs that could not decode a character
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -78,6 +82,15 @@ class ReadReport:
             groups.setdefault(reason, []).append(line)
         return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
+    def reasons(self) -> str:
+        """Return the most frequent reasons in words, for the error of a file without a good record."""
+        listed = [
+            f"{reason}{f': {self.details[reason]}' if self.details[reason] else ''} "
+            f"({len(lines):,} {'record' if len(lines) == 1 else 'records'}, first: line {lines[0]})"
+            for reason, lines in list(self.by_reason().items())[:3]
+        ]
+        return "; ".join(listed) or "it has no record"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the counts for `--json`."""
         return {
@@ -99,6 +112,7 @@ def read_conversations(
     strict: bool = False,
     encoding: str = "",
     names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
+    opened: DataFile | None = None,
 ) -> tuple[list[Conversation], ReadReport]:
     """Read conversations from a file, or from rows in memory (a datasets.Dataset).
 
@@ -106,52 +120,114 @@ def read_conversations(
         path: the file, or the rows. Rows are numbered from 1, as lines are.
         strict: make the first bad record an error instead of skipping it.
         encoding: encoding of the file; "": detect it.
-        names: names of fields, if they are unusual.
+        names: names of fields, if they are unusual; the name of a chat log's speaker who answers.
+        opened: the file, if it is open already (see corpus.py).
 
     Raises:
         InputError: if a file cannot be read, holds only texts, or holds no good record.
     """
     if isinstance(path, Path | str):
         path = Path(path)
-        data = open_data(path, encoding, head_test(names))
+        data = opened or open_data(path, encoding, head_test(names))
     else:
         data = DataFile("json", "", rows_of(path), "")
         path = Path("the data set")
-    if data.kind == "text":
-        raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
+    data = _as_chat(data, path, encoding, names) if data.kind == "text" else _with_chat(data, path, names)
+    if data.kind == "chat":
+        names = replace(names, speaker="")  # its turns have roles now
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
-    found: list[Conversation] = []
-    texts = 0
-    digest = hashlib.sha256()
+    if data.has_head is False and len(data.first_row) == 2:
+        report.notes += (_without_head(path, data.first_row),)
+    texts: list[int] = []
+
+    def conversation_of(record: Record) -> Conversation:
+        meaning = meaning_of(record.value, names, record.line, record.raw)
+        if isinstance(meaning, Text):
+            texts.append(record.line)
+            raise BadLine("a text, no question and answer")
+        return meaning
+
+    found = read_records(
+        data.records, report, conversation_of, lambda each: (turn.content for turn in each.turns), strict
+    )
+    if not report.sha256:
+        turns = repr([each.turns for each in found])
+        report.sha256 = hashlib.sha256(turns.encode("utf-8", "surrogatepass")).hexdigest()
+    report.conversations = len(found)
+    report.answers = sum(len(conversation.exchanges) for conversation in found)
+    if not found:
+        raise _nothing_good(report, len(texts), encoding)
+    return found, report
+
+
+def read_records(
+    records: Iterable[Record],
+    report: ReadReport,
+    meaning: Callable[[Record], Found],
+    texts: Callable[[Found], Iterable[str]],
+    strict: bool,
+) -> list[Found]:
+    """Interpret records. Bad ones are counted in the report; records that hold U+FFFD are counted, too.
+
+    Args:
+        meaning: returns what a record means, or raises BadLine.
+        texts: returns the texts of such a meaning, in which U+FFFD is searched.
+        strict: make the first bad record an error.
+
+    Raises:
+        InputError: for the first bad record, if `strict`; the message names file and line.
+    """
+    found: list[Found] = []
     with ProgressLine("reading, records", 0, patience=2.0) as progress:
-        for line, value, raw in data.records:
+        for record in records:
             report.lines += 1
             if report.lines % 1000 == 0:
                 progress.update(report.lines)
             try:
-                if isinstance(value, BadLine):
-                    raise value
-                meaning = meaning_of(value, names, line, raw)
-                if isinstance(meaning, Text):
-                    texts += 1
-                    raise BadLine("a text, no question and answer")
+                if isinstance(record.value, BadLine):
+                    raise record.value
+                one = meaning(record)
             except BadLine as bad:
                 if strict:
-                    raise InputError(f"{path}:{line}: {bad}") from None
-                report.skipped.append((line, bad.reason))
+                    raise InputError(f"{report.path}:{record.line}: {bad}") from None
+                report.skipped.append((record.line, bad.reason))
                 report.details.setdefault(bad.reason, bad.detail)
                 continue
-            if any(_LOST in turn.content for turn in meaning.turns):
-                report.lost.append(line)
-            if not data.sha256:
-                digest.update(repr(meaning.turns).encode("utf-8", "surrogatepass"))
-            found.append(meaning)
-    report.sha256 = data.sha256 or digest.hexdigest()
-    report.conversations = len(found)
-    report.answers = sum(len(conversation.exchanges) for conversation in found)
-    if not found:
-        raise _nothing_good(report, texts, encoding)
-    return found, report
+            if any(_LOST in text for text in texts(one)):
+                report.lost.append(record.line)
+            found.append(one)
+    return found
+
+
+def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
+    """Return a note about a table without known column names; one may be a head with unusual names."""
+    shown = ", ".join(repr(cell[:20]) for cell in first_row)
+    return (
+        f"{path}: no line of column names: the first column is taken for the question, the second for the "
+        f"answer, from the first line on ({shown}); if that line names the columns: --question_field NAME "
+        "--answer_field NAME"
+    )
+
+
+def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> DataFile:
+    """Return the conversations of a chat log."""
+    ((_, text, _),) = data.records
+    chat = read_chat(text, path, names.speaker, encoding)
+    if chat is None:
+        raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
+    return replace(data, kind="chat", records=chat.records, notes=(*data.notes, chat.note))
+
+
+def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
+    """Return the data; if its records are messages of a chat log, as conversations."""
+    records = iter(data.records)
+    first = list(itertools.islice(records, _FIRST))
+    columns = message_columns([record.value for record in first], names)
+    every = itertools.chain(first, records)
+    if columns is None:
+        return replace(data, records=every)
+    chat = read_messages(every, columns, path, names.speaker)
+    return replace(data, kind="chat", records=chat.records, notes=(*data.notes, chat.note))
 
 
 def _as_text(path: Path, encoding: str) -> str:
@@ -167,12 +243,7 @@ def _nothing_good(report: ReadReport, texts: int, encoding: str) -> InputError:
         return InputError(f"{path} holds texts, no questions and answers; {_as_text(path, encoding)}")
     if not report.lines:
         return InputError(f"{path} holds no record")
-    listed = [
-        f"{reason}{f': {report.details[reason]}' if report.details[reason] else ''} "
-        f"({len(lines):,} {'record' if len(lines) == 1 else 'records'}, first: line {lines[0]})"
-        for reason, lines in list(report.by_reason().items())[:3]
-    ]
     return InputError(
-        f"{path} holds no question with an answer: {'; '.join(listed)}. Known are {KNOWN_SHAPES}; other "
+        f"{path} holds no question with an answer: {report.reasons()}. Known are {KNOWN_SHAPES}; other "
         "fields: --question_field NAME --answer_field NAME"
     )

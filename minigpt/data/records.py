@@ -14,30 +14,43 @@ Field names are compared without case, in English and Chinese (`FIELDS`). Option
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from minigpt.data.conversation import Conversation, Role, Turn
+from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
 from minigpt.data.json_values import NOT_TEXT, REPEATED, BadLine, json_object, parse_value
 from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
 from minigpt.errors import InputError
 
 __all__ = [
     "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "ProblemType", "Text",
-    "head_test", "is_head", "meaning_of", "text_of",
+    "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of", "whole_text_of",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
     "question": (
-        *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source"),
+        *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source", "problem"),
         *("问题", "提问", "指令", "问", "用户", "问句"),
         *("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문"),
     ),
     "answer": (
-        *("answer", "completion", "output", "response", "a", "assistant", "reply", "bot", "gpt", "target"),
+        *(
+            "answer",
+            "completion",
+            "output",
+            "response",
+            "a",
+            "assistant",
+            "reply",
+            "bot",
+            "gpt",
+            "target",
+            "solution",
+        ),
         *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
-        *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "답변"),
+        *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "答え", "답변"),
     ),
     "input": ("input", "context", "输入"),
     "system": ("system", "system_prompt", "系统", "系统提示"),
@@ -53,23 +66,34 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
         "对话",
         "消息",
     ),
-    "text": ("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
+    "text": (
+        "text",
+        "content",
+        "内容",
+        "文本",
+        "正文",
+        "body",
+        "passage",
+        "document",
+        "article",
+        "paragraphs",
+    ),
     "tools": ("tools",),
+}
+# Longer names, such as 客户问题 and 标准回答, or user_question and answer_text. They count if they are alone.
+_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # such as （必填） and a colon
+_ALIKE = {
+    "question": re.compile(
+        rf"\*?(?:.{{0,8}}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?){_NOTE}"
+    ),
+    "answer": re.compile(
+        r"\*?(?:.{0,8}(?:答案|回答|答复|回复)(?:内容|文本)?|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)"
+        + _NOTE
+    ),
 }
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations"
 )
-_ROLES: dict[str, Role] = {
-    **dict.fromkeys(("system", "developer", "系统"), "system"),
-    **dict.fromkeys(("user", "human", "customer", "usr", "用户", "问", "客户", "user_a"), "user"),
-    **dict.fromkeys(
-        ("assistant", "gpt", "bot", "model", "chatbot", "ai", "sys", "助手", "答", "客服"), "assistant"
-    ),
-    **dict.fromkeys(("tool", "observation", "function", "ipython", "environment"), "tool"),
-    "function_call": "assistant",
-}
-_SPEAKERS = ("role", "from", "speaker", "角色")
-_WORDS = ("content", "value", "text", "utterance", "内容")
 # Kinds of labels, with the names that transformers uses.
 ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -86,6 +110,7 @@ class FieldNames:
 
     question: str = ""
     answer: str = ""
+    speaker: str = ""  # of a chat log: the name of the one who answers
 
     def __post_init__(self) -> None:
         if bool(self.question) != bool(self.answer):
@@ -103,13 +128,15 @@ class DataOptions:
     """name of the question's field or column; left out: the usual names are known"""
     answer_field: str = ""
     """name of the answer's field or column"""
+    speaker: str = ""
+    """of a chat log: name of the speaker whose messages are the answers; left out: found out, or asked for"""
     strict: bool = False
     """stop at the first bad record instead of skipping it"""
 
     @property
     def field_names(self) -> FieldNames:
         """Return the field names given by the user."""
-        return FieldNames(self.question_field, self.answer_field)
+        return FieldNames(self.question_field, self.answer_field, self.speaker)
 
 
 _LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
@@ -122,6 +149,7 @@ def is_head(cells: Collection[str]) -> bool:
     (True, True, False)
     """
     found = {part for part, names in FIELDS.items() if set(names) & set(cells)}
+    found |= {part for part, pattern in _ALIKE.items() if sum(map(bool, map(pattern.fullmatch, cells))) == 1}
     if len(cells) == 1:
         return bool(found)
     known = {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
@@ -143,33 +171,43 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     if isinstance(value, str):
         return Text(_checked(value, "the text"))
     if isinstance(value, list):
-        return _conversation(_turns(value, "the list"), line, raw)
+        return _conversation(_turns(value, "the list", names.speaker), line, "" if names.speaker else raw)
     if not isinstance(value, Mapping):
         raise BadLine("not an object", f"it is {_kind(value)}")
-    item = json_object((str(key).strip().lower(), part) for key, part in value.items())
+    item = lower_keys(value)
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
         return _conversation(_pair_of(item, *pair), line, "", item)  # `split` writes the usual names
     found = {part: _first(item, part) for part in FIELDS}
     if found["turns"] and _are_turns(item[found["turns"]], found):
-        turns = _turns(item[found["turns"]], f"`{found['turns']}`")
+        turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        return _conversation(turns, line, raw, item)
+        return _conversation(turns, line, "" if names.speaker else raw, item)  # `split` writes the roles
     if found["input"] and found["answer"] and not found["question"]:  # {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
     if found["question"] and found["answer"]:
         return _conversation(_question_and_answer(item, found), line, raw, item)
-    if list(item)[:2] == ["0", "1"]:  # a table without column names
+    if list(item) in (["0", "1"], ["0"]):  # a table without column names
         return _conversation(_pair_of(item, "0", "1"), line, "")
+    if list(item)[:3] == ["0", "1", "2"]:
+        raise BadLine(
+            "a table of more than two columns without names",
+            "name two by their numbers, such as --question_field 1 --answer_field 2",
+        )
     if found["text"]:
-        return Text(text_of(item, found["text"]))
+        return Text(whole_text_of(item, found["text"]))
     for part, other in (("question", "answer"), ("answer", "question")):
         if found[part]:
             if null := next((name for name in FIELDS[other] if name in item), None):
                 raise BadLine(f"`{null}` is null, not text")
-            raise BadLine(f"`{FIELDS[other][0]}` is missing", _keys(item))
-    raise BadLine("no field that is known", _keys(item))
+            raise BadLine(f"`{FIELDS[other][0]}` is missing", shown_keys(item))
+    raise BadLine("no field that is known", shown_keys(item))
+
+
+def lower_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a record with its keys in lower case. A key that then occurs twice gets the value REPEATED."""
+    return json_object((str(key).strip().lower(), part) for key, part in value.items())
 
 
 def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
@@ -181,10 +219,15 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
 
 
 def _first(item: Mapping[str, Any], part: str) -> str | None:
-    return next((name for name in FIELDS[part] if item.get(name) is not None), None)
+    usual = next((name for name in FIELDS[part] if item.get(name) is not None), None)
+    if usual is not None or part not in _ALIKE:
+        return usual
+    alike = [name for name in item if item[name] is not None and _ALIKE[part].fullmatch(name)]
+    return alike[0] if len(alike) == 1 else None
 
 
-def _keys(item: Mapping[str, Any]) -> str:
+def shown_keys(item: Mapping[str, Any]) -> str:
+    """Return the keys of a record in words, for a message."""
     return f"it has {', '.join(repr(str(key)[:40]) for key in list(item)[:8]) or 'no keys at all'}"
 
 
@@ -220,6 +263,8 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
 
 
 def _history(value: Any) -> list[Turn]:
+    if isinstance(value, str) and value.strip().startswith("["):  # JSON in a cell of a table
+        value = parse_value(value)
     if _is_nothing(value):
         return []
     if not isinstance(value, list | tuple):
@@ -244,7 +289,8 @@ def _is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _turns(value: Any, where: str) -> list[Turn]:
+def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
+    """Return the turns of a list. `speaker` is the name of the one who answers, if the user gave it."""
     if isinstance(value, str):  # JSON in a cell of a table
         try:
             value = parse_value(value)
@@ -258,23 +304,37 @@ def _turns(value: Any, where: str) -> list[Turn]:
     for number, each in enumerate(value, 1):
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
-        turns.append(_turn({str(key).lower(): part for key, part in each.items()}, number))
+        turns += _turns_in(lower_keys(each), number, speaker.strip().lower())
     return turns
 
 
-def _turn(item: dict[str, Any], number: int) -> Turn:
-    speaker = next((key for key in _SPEAKERS if key in item), None)
+def _turns_in(item: dict[str, Any], number: int, answering: str) -> list[Turn]:
+    """Return the turn of an object; or the turns of {"human": ..., "assistant": ...} or {"human": ...}."""
+    if not any(key in item for key in SPEAKER_KEYS):
+        question, answer = _first(item, "question"), _first(item, "answer")
+        if question and answer:
+            return _pair_of(item, question, answer)
+        if len(item) == 1 and (role := ROLES.get(next(iter(item)))):
+            return [Turn(role, text_of(item, next(iter(item))))]
+    return [_turn(item, number, answering)]
+
+
+def _turn(item: dict[str, Any], number: int, answering: str) -> Turn:
+    speaker = next((key for key in SPEAKER_KEYS if key in item), None)
     if speaker is None:
-        raise BadLine("a turn has no `role`", f"turn {number}: {_keys(item)}")
+        raise BadLine("a turn has no `role`", f"turn {number}: {shown_keys(item)}")
     if item[speaker] is REPEATED:
         raise _not_a(REPEATED, "", f"`{speaker}`")
-    role = _ROLES.get(str(item[speaker]).strip().lower())
+    name = str(item[speaker]).strip().lower()
+    role = ROLES.get(name)
+    if answering and role != "system":
+        role = "assistant" if name == answering else "user"
     if role is None:
         raise BadLine(
-            f"a `{speaker}` is none of system, user, assistant, tool",
+            f"a `{speaker}` is none of system, user, assistant, tool (--speaker NAME says who answers)",
             f"turn {number}: {str(item[speaker])[:40]!r}",
         )
-    words = next((key for key in _WORDS if item.get(key) not in (None, "", [])), None)
+    words = next((key for key in TEXT_KEYS if item.get(key) not in (None, "", [])), None)
     said = [_words(item[words], f"`{words}`")] if words else []
     said += [_described(item[key], f"`{key}`") for key in ("tool_calls", "function_call") if item.get(key)]
     if not said:
@@ -313,9 +373,8 @@ def _conversation(
 ) -> Conversation:
     if not any(turn.role == "assistant" for turn in turns):
         raise BadLine("no turn is an assistant's: there is no answer")
-    tools = (item or {}).get("tools")
-    described = _described(tools, "`tools`") if tools else ""
-    return Conversation(tuple(turns), line, raw, described, _weight(item or {}))
+    found = item or {}
+    return Conversation(tuple(turns), line, raw, _tools(found.get("tools")), _weight(found))
 
 
 def _weight(item: Mapping[str, Any]) -> float:
@@ -332,6 +391,21 @@ def _weight(item: Mapping[str, Any]) -> float:
     return weight
 
 
+def _tools(value: Any) -> str:
+    """Return a list of tools as JSON, or "" for none. In a file they may stand as JSON in a text."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = parse_value(value)
+        except BadLine:
+            raise BadLine("`tools` is text, not a list of tools") from None
+    if not value or _is_nothing(value):
+        return ""
+    tools = [value] if isinstance(value, Mapping) else value
+    if not (isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise _not_a(value, "a list of tools", "`tools`")
+    return _described(list(tools), "`tools`")
+
+
 def text_of(item: Mapping[str, Any], key: str) -> str:
     """Return the text under a key.
 
@@ -339,8 +413,16 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
         BadLine: if the value is missing, not text, empty, or holds NUL or a lone surrogate.
     """
     if key not in item:
-        raise BadLine(f"`{key}` is missing", _keys(item))
+        raise BadLine(f"`{key}` is missing", shown_keys(item))
     return _checked(item[key], f"`{key}`")
+
+
+def whole_text_of(item: Mapping[str, Any], key: str) -> str:
+    """Return a text as `text_of`; a list of texts, such as lines or paragraphs, becomes the lines of one."""
+    value = item.get(key)
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return _checked("\n".join(value), f"`{key}`")
+    return text_of(item, key)
 
 
 def _checked(value: Any, where: str) -> str:

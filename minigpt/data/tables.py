@@ -7,16 +7,16 @@ import csv
 import importlib.util
 import io
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigpt.data.json_values import NOT_TEXT, BadLine, Record, as_json, json_object
 from minigpt.data.text_encoding import BAD_BYTES
 from minigpt.errors import InputError
 
 __all__ = [
-    "IsHead", "csv_records", "delimiter_of", "parquet_records", "require_package", "rows_of",
+    "IsHead", "csv_records", "parquet_records", "require_package", "rows_of", "suffix_of", "table_in",
     "workbook_records",
 ]  # fmt: skip
 
@@ -24,9 +24,11 @@ __all__ = [
 # gets one column name; returns True if the column is read.
 IsHead = Callable[[Collection[str]], bool]
 
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
 _CELL = (1 << 31) - 1  # largest number of characters of a CSV cell; fits into a C long on every platform
 _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
+_TITLES = 5  # number of a sheet's first rows among which the column names are searched
 _LARGEST = 4 << 30  # largest number of uncompressed bytes of a Parquet row group
 
 
@@ -36,26 +38,47 @@ def require_package(module: str, what: str, extra: str) -> None:
         raise InputError(f"{what} needs {module}: pip install 'minigpt[{extra}]'")
 
 
+def suffix_of(path: Path) -> str:
+    """Return the suffix in lower case, of a compressed file the suffix before that.
+
+    >>> suffix_of(Path("a.CSV.gz"))
+    '.csv'
+    """
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+
+
 # -- CSV -----------------------------------------------------------------------------------------------------
 
 
-def delimiter_of(
+class TableText(NamedTuple):
+    """How a text is read as a table."""
+
+    delimiter: str
+    has_head: bool  # True if the first row has the column names
+    first_row: tuple[str, ...]
+    titles: int = 0  # number of rows above the column names
+
+
+def table_in(
     text: str, path: Path, is_head: IsHead, needs_head: bool = False, is_whole: bool = True
-) -> tuple[str, bool] | None:
-    """Return the delimiter of a table, and True if it has column names. Return None if it is no table.
+) -> TableText | None:
+    """Recognise a table in CSV or the like. Return None if the text is no table.
 
     Args:
         needs_head: if True, tab-separated lines without column names are only a table if the file's suffix is
             that of a table.
         is_whole: False if the text may be cut off at any position.
     """
-    named = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+    named = {".csv": ",", ".tsv": "\t"}.get(suffix_of(path))
     sample = text[:_SAMPLE]
     is_whole = is_whole and len(sample) == len(text)  # a cut-off text may end inside quotes
     for delimiter in ",\t;|":
         if delimiter not in sample and delimiter != named:
             continue
         rows, is_sound = _first_rows(sample, delimiter)
+        titles = _titles(rows, is_head)
+        rows = rows[titles:]
         if not rows or (len(rows[0]) < 2 and delimiter != named):
             continue
         names = [cell.strip().lower() for cell in rows[0]]
@@ -65,10 +88,10 @@ def delimiter_of(
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
         is_prose = is_prose or any(map(_is_rule, rows[1:2]))
         if is_head(names) and (named or not is_prose):
-            return delimiter, True
+            return TableText(delimiter, True, tuple(rows[0]), titles)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
         if is_even and (named or (delimiter == "\t" and not needs_head)):
-            return delimiter, bool(named) and len(names) > 2
+            return TableText(delimiter, bool(named) and len(names) > 2, tuple(rows[0]))
     return None
 
 
@@ -77,11 +100,21 @@ def _first_rows(sample: str, delimiter: str) -> tuple[list[list[str]], bool]:
     rows: list[list[str]] = []
     try:
         for row in itertools.islice(_reader(sample, delimiter), _ROWS):
-            if row and not _names_the_delimiter(row):
+            if any(cell.strip() for cell in row) and not _names_the_delimiter(row):
                 rows.append(row)
     except csv.Error:
         return rows, False
     return rows, True
+
+
+def _titles(rows: Sequence[Sequence[str]], is_head: IsHead) -> int:
+    """Return the number of rows above the column names: titles, which have one cell each."""
+    for number, row in enumerate(rows[:_TITLES]):
+        if len(row) > 1 and is_head([cell.strip().lower() for cell in row]):
+            return number
+        if sum(bool(cell.strip()) for cell in row) > 1:
+            break
+    return 0
 
 
 def _names_the_delimiter(row: list[str]) -> bool:
@@ -101,8 +134,9 @@ def _reader(text: str, delimiter: str) -> Any:
     return csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced)
 
 
-def csv_records(text: str, delimiter: str, has_head: bool) -> Iterator[Record]:
+def csv_records(text: str, table: TableText) -> Iterator[Record]:
     """Yield the rows of a CSV text. A row with wrong quotation marks gives a bad record for each line."""
+    delimiter, has_head, _, titles = table
     reader = _reader(text, delimiter)
     head: list[str] | None = None
     while True:
@@ -116,6 +150,9 @@ def csv_records(text: str, delimiter: str, has_head: bool) -> Iterator[Record]:
         last = reader.line_num
         if not wrong:
             if not any(cell.strip() for cell in cells) or (head is None and _names_the_delimiter(cells)):
+                continue
+            if titles:
+                titles -= 1
                 continue
             if head is None:
                 head = _head(cells) if has_head else [str(i) for i in range(len(cells))]
@@ -153,8 +190,21 @@ def _row(line: int, head: list[str], cells: list[str]) -> Record:
 # -- Excel ---------------------------------------------------------------------------------------------------
 
 
-def workbook_records(content: bytes, path: Path, is_head: IsHead) -> tuple[Iterable[Record], str]:
-    """Return the rows of a workbook's first sheet, and a sentence about other sheets ("" if none).
+class Sheet(NamedTuple):
+    """A sheet of a workbook."""
+
+    records: list[Record]
+    notes: tuple[str, ...]  # about other sheets
+    is_known: bool  # True if the column names are known
+    has_head: bool | None  # None: one column, whose cells are texts
+    first_row: tuple[str, ...]
+
+
+def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
+    """Read the rows of a workbook's first sheet with known column names, else of the first one with rows.
+
+    The column names are the first row, or one of the next rows below a title. Names that are not known are
+    names if there are more than two columns, as in CSV. A sheet of one column is a list of texts.
 
     Raises:
         InputError: for a damaged workbook, for another zip file, or without python-calamine.
@@ -164,30 +214,39 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> tuple[Itera
 
     try:
         book = CalamineWorkbook.from_filelike(io.BytesIO(content))
-        rows = book.get_sheet_by_index(0).to_python(skip_empty_area=True)
+        names = book.sheet_names
+        rows = [book.get_sheet_by_name(name).to_python(skip_empty_area=True) for name in names]
     except BaseException as error:  # a Rust panic is a BaseException
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
-        raise InputError(
-            f"{path} is a zip file, but no workbook that can be read: {str(error)[:200]}"
-        ) from None
-    names = book.sheet_names
-    others = f"{path}: the first of {len(names)} sheets, {names[0]!r}, is read" if len(names) > 1 else ""
-    return _sheet(rows, is_head), others
+        raise InputError(f"{path} is no workbook that can be read: {str(error)[:200]}") from None
+    sheets = [
+        _sheet(
+            cells, (f"{path}: of {len(names)} sheets, {name!r} is read",) if len(names) > 1 else (), is_head
+        )
+        for name, cells in zip(names, rows)
+    ]
+    found = [sheet for sheet in sheets if sheet.records]
+    table = [sheet for sheet in found if sheet.has_head is not None]
+    return next((sheet for sheet in found if sheet.is_known), (table or found or sheets)[0])
 
 
-def _sheet(rows: list[list[Any]], is_head: IsHead) -> Iterator[Record]:
-    head: list[str] | None = None
-    for number, cells in enumerate(rows, 1):
-        texts = [_cell(cell) for cell in cells]
-        if not any(text.strip() for text in texts):
-            continue
-        if head is None:
-            has_head = is_head([text.strip().lower() for text in texts])
-            head = _head(texts) if has_head else [str(i) for i in range(len(texts))]
-            if has_head:
-                continue
-        yield _row(number, head, texts)
+def _sheet(cells: list[list[Any]], notes: tuple[str, ...], is_head: IsHead) -> Sheet:
+    texts = [[_cell(cell) for cell in row] for row in cells]
+    rows = [(number, row) for number, row in enumerate(texts, 1) if any(cell.strip() for cell in row)]
+    width = max((i + 1 for _, row in rows for i, cell in enumerate(row) if cell.strip()), default=0)
+    rows = [(number, row[:width]) for number, row in rows]
+    first = tuple(rows[0][1]) if rows else ()
+    place = _titles([row for _, row in rows], is_head)
+    is_known = bool(rows) and is_head([cell.strip().lower() for cell in rows[place][1]])
+    if is_known or width > 2:
+        head = _head(rows[place][1])
+        records = [_row(number, head, row) for number, row in rows[place + 1 :]]
+        return Sheet(records, notes, is_known, True, first)
+    if width < 2:
+        records = [Record(number, text, as_json(text)) for number, (text,) in rows]
+        return Sheet(records, notes, False, None, first)
+    return Sheet([_row(number, ["0", "1"], row) for number, row in rows], notes, False, False, first)
 
 
 def _cell(value: Any) -> str:

@@ -8,6 +8,7 @@ U+DCFF, Python's "surrogateescape"). The reader can then name these lines and le
 
 import codecs
 import re
+from typing import NamedTuple
 
 from minigpt.errors import InputError, printable
 
@@ -37,6 +38,8 @@ _CANDIDATES = {
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
+_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # encodings that can be damaged
+_DAMAGED = 0.005  # largest share of bad bytes, of those that are not ASCII, of a damaged text
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
 _CERTAIN = 3.0  # factor by which the best encoding must be more likely than the second
@@ -148,29 +151,18 @@ def is_mostly_utf8(data: bytes) -> bool:
 
 
 def _detected(data: bytes, name: str) -> tuple[str, str]:
-    import chardet  # imported here, because files in UTF-8 do not need it
-
-    readings: list[tuple[float, str, str]] = []  # confidence, codec, text
-    found = chardet.detect_all(data[:_SAMPLE], ignore_threshold=True, include_encodings=tuple(_CANDIDATES))
-    for item in found:
-        codec = _CANDIDATES.get(item["encoding"] or "")
-        if codec is None:
-            continue
-        try:
-            text = data.decode(codec)
-        except UnicodeDecodeError:
-            continue
-        if all(text != known for _, _, known in readings):  # an encoding that gives the same text is skipped
-            readings.append((float(item["confidence"]), codec, text))
+    readings = _readings(data)
+    if _is_certain(readings, data) and readings[0].codec in _OF_SEVERAL_BYTES:
+        return readings[0].text, readings[0].codec
+    if damaged := _damaged(data):  # encodings of one byte fit any bytes
+        return damaged
     if not readings:
         raise InputError(
             f"{name} is text in no encoding that minigpt can tell; name it with --encoding (usual ones: "
             "gb18030, big5, shift_jis, euc_kr, cp1252)"
         )
-    confidence, codec, text = readings[0]
-    is_enough = sum(byte >= 0x80 for byte in data[:_SAMPLE]) >= _ENOUGH
-    if is_enough and (len(readings) == 1 or confidence > _CERTAIN * readings[1][0]):
-        return text, codec
+    if _is_certain(readings, data):
+        return readings[0].text, readings[0].codec
     if len(readings) == 1:
         readings.append(readings[0])
     texts = [text for _, _, text in readings[:4]]
@@ -181,6 +173,65 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
     raise InputError(
         f"{name} is not UTF-8, and its encoding is not certain; choose what reads right: {shown}"
     )
+
+
+class _Reading(NamedTuple):
+    """A text in one of the candidate encodings."""
+
+    confidence: float
+    codec: str
+    text: str
+
+
+def _readings(data: bytes) -> list[_Reading]:
+    """Return the different texts that the bytes may be, the most likely first."""
+    import chardet  # imported here, because files in UTF-8 do not need it
+
+    readings: list[_Reading] = []
+    found = chardet.detect_all(data[:_SAMPLE], ignore_threshold=True, include_encodings=tuple(_CANDIDATES))
+    for item in found:
+        codec = _CANDIDATES.get(item["encoding"] or "")
+        if codec is None:
+            continue
+        try:
+            text = data.decode(codec)
+        except UnicodeDecodeError:
+            continue
+        if all(text != known.text for known in readings):  # an encoding that gives the same text is skipped
+            readings.append(_Reading(float(item["confidence"]), codec, text))
+    return readings
+
+
+def _is_certain(readings: list[_Reading], data: bytes) -> bool:
+    is_enough = sum(byte >= 0x80 for byte in data[:_SAMPLE]) >= _ENOUGH
+    return is_enough and (
+        len(readings) == 1
+        or (len(readings) > 1 and readings[0].confidence > _CERTAIN * readings[1].confidence)
+    )
+
+
+def _damaged(data: bytes) -> tuple[str, str] | None:
+    """Return text and encoding, if some bytes are no characters and the encoding of the others is certain."""
+    others = sum(byte >= 0x80 for byte in data)
+    for codec in _OF_SEVERAL_BYTES:
+        text = data.decode(codec, "surrogateescape")
+        bad = len(BAD_BYTES.findall(text))
+        if not 0 < bad <= max(1, _DAMAGED * others):
+            continue
+        # a bad byte shifts all that follows in its line
+        good = b"\n".join(line for line in data.split(b"\n") if _is_text(line, codec))
+        readings = _readings(good) if good else []
+        if _is_certain(readings, good) and readings[0].codec == codec:
+            return text, codec
+    return None
+
+
+def _is_text(line: bytes, codec: str) -> bool:
+    try:
+        line.decode(codec)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _excerpt(text: str, other: str) -> str:

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from minigpt.console.terminal import shortened
 from minigpt.data.batches import Batch, encode_conversations
 from minigpt.data.conversation import Conversation, Exchange, conversation_of_pair
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
-from minigpt.errors import InputError, printable
+from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.api import Answer, GenerationOptions, answer_questions
 from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer
@@ -166,7 +167,7 @@ def judge(
     """
     count, found = len(answers), []
     if loss is not None and loss.other - loss.own < max(OWN_SHARE * loss.own, OWN_ERRORS * loss.error):
-        question, answer = (_short(text) for text in loss.example)
+        question, answer = (shortened(text) for text in loss.example)
         numbers = {"count": loss.pairs, "own": loss.own, "other": loss.other}
         code = "question_ignored" if pairs_fit else "answers_unrelated"
         found.append(
@@ -185,11 +186,6 @@ def judge(
     ((answer_text, times),) = Counter(texts).most_common(1)
     if answer_text and count > 1 and times / count > SAME_SHARE:
         found.append(
-            finding("same_answer_given", share=times / count, count=count, answer=_short(answer_text))
+            finding("same_answer_given", share=times / count, count=count, answer=shortened(answer_text))
         )
     return found
-
-
-def _short(text: str) -> str:
-    shown = printable(text)
-    return shown if len(shown) <= 40 else f"{shown[:39]}…"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minigpt.console.terminal import shortened
 from minigpt.data.batches import encode_conversations
 from minigpt.data.conversation import Conversation
 from minigpt.data.reader import ReadReport, read_conversations
@@ -252,7 +253,7 @@ def mojibake(data: DataRecord) -> Finding | None:
         return None
     text, meant = found[0]
     numbers = {"count": count, "pairs": len(data.train), "share": share}
-    return finding("mojibake", **numbers, text=_short(text), meant=_short(meant))
+    return finding("mojibake", **numbers, text=shortened(text), meant=shortened(meant))
 
 
 def _repaired(text: str) -> str:
@@ -275,7 +276,7 @@ def fields_swapped(data: DataRecord) -> Finding | None:
     if answers < ASKING or questions > NOT_ASKING:
         return None
     first = next(exchange for exchange in exchanges if _asks(exchange.answer))
-    shown = {"question": _short(first.question), "answer": _short(first.answer)}
+    shown = {"question": shortened(first.question), "answer": shortened(first.answer)}
     found = finding("fields_swapped", questions=questions, answers=answers, **shown)
     names = _names_of(data.train[0])
     return found.trying(question_field=names[1], answer_field=names[0]) if names else found
@@ -331,7 +332,7 @@ def same_answer(data: DataRecord) -> Finding | None:
     share = count / len(answers)
     if len(answers) < SAME_ANSWER_PAIRS or share <= SAME_ANSWER_SHARE:
         return None
-    return finding("same_answer", count=count, pairs=len(answers), share=share, answer=_short(answer))
+    return finding("same_answer", count=count, pairs=len(answers), share=share, answer=shortened(answer))
 
 
 def leak(data: DataRecord) -> Finding | None:
@@ -352,7 +353,7 @@ def leak(data: DataRecord) -> Finding | None:
     share = len(both) / len(asked)
     if share <= LEAK_SHARE:
         return None
-    found = finding("leak", count=len(both), questions=len(asked), share=share, question=_short(both[0]))
+    found = finding("leak", count=len(both), questions=len(asked), share=share, question=shortened(both[0]))
     command, parts = split_commands(data.run)
     return found.trying(command, **parts)
 
@@ -369,7 +370,11 @@ def contradictions(data: DataRecord) -> Finding | None:
         return None
     one, other = several[0][:2]
     numbers = {"count": len(several), "questions": len(answers), "share": len(several) / len(answers)}
-    shown = {"question": _short(one.question), "one": _short(one.answer), "other": _short(other.answer)}
+    shown = {
+        "question": shortened(one.question),
+        "one": shortened(one.answer),
+        "other": shortened(other.answer),
+    }
     return finding("contradictions", **numbers, **shown)
 
 
@@ -402,7 +407,7 @@ def template_differs(data: DataRecord) -> Finding | None:
                 "template_differs",
                 share=share,
                 other=other,
-                affix=_short(affix[::-1] if turned else affix),
+                affix=shortened(affix[::-1] if turned else affix),
                 where="end with" if turned else "begin with",
                 where_zh="结尾都有" if turned else "开头都有",
                 part=names[0],
@@ -506,11 +511,6 @@ def mostly_padding(data: DataRecord) -> Finding | None:
         return None
     found = finding("mostly_padding", share=share, max_length=config.max_length)
     return found.trying(pad_to_max_length=False, by_length=True)
-
-
-def _short(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 DATA_CHECKS: tuple[Callable[[DataRecord], Finding | None], ...] = (

@@ -21,6 +21,6 @@ class EvaluationOptions:
     batch_size: int = 64
     """number of pairs that are measured, and of questions that are answered, in one batch"""
     max_length: int = 0
-    """most tokens of a pair, or of a window of --text, for the loss; 0: the model's block_size"""
+    """most tokens of a pair, or of a window of --text, for the loss; 0: as in training, else block_size"""
     max_new_tokens: int | None = None
     """most tokens of an answer; without it: 128, or fewer if the model's context is full"""

@@ -43,8 +43,10 @@ class _Encoder(Protocol):
 
 def mask_token_id(tokenizer: _Encoder) -> int | None:
     """Return the id of [MASK], or None if the vocabulary has none."""
+    if tokenizer.unknown_characters(MASK):  # some tokenizers cannot encode it at all
+        return None
     ids = tokenizer.encode_array(MASK).tolist()
-    return None if len(ids) != 1 or tokenizer.unknown_characters(MASK) else int(ids[0])
+    return int(ids[0]) if len(ids) == 1 else None
 
 
 def with_masks(text: str) -> str:

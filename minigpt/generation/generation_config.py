@@ -15,7 +15,9 @@ from minigpt.storage.json_files import read_json
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["PromptFormat", "notes_of", "prompt_format", "recommended_options", "start_token"]
+__all__ = [
+    "PromptFormat", "notes_of", "prompt_format", "recommended_options", "start_token", "trained_length",
+]  # fmt: skip
 
 PromptFormat = Literal["chat", "question", "text"]
 
@@ -120,6 +122,13 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer) -> PromptFormat:
         return "text" if tokenizer.chat_template is None else "chat"
     config = _object(folder / _STATE).get("config")
     return "text" if isinstance(config, dict) and config.get("text") is not None else "question"
+
+
+def trained_length(folder: Path) -> int:
+    """Return the max_length of the run that wrote a checkpoint. Return 0 for folders of other tools."""
+    config = _object(folder / _STATE).get("config")
+    length = config.get("max_length") if isinstance(config, dict) and config.get("text") is None else None
+    return length if isinstance(length, int) else 0
 
 
 def _object(path: Path) -> dict[str, Any]:

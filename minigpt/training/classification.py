@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt.console.terminal import note, table, warn
+from minigpt.console.terminal import note, shortened, table, warn
 from minigpt.data.batches import BatchPlan
 from minigpt.data.labelled import (
     EncodedTexts,
@@ -135,12 +135,7 @@ class ClassificationData:
         else:
             found = self.labels.names[int(logits.argmax())]
         right = ", ".join(self.val_texts[i].labels or ())
-        return f"  {_shortened(text, 30)!r}: {found} ({'right' if found == right else f'it is {right}'})"
-
-
-def _shortened(text: str, limit: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+        return f"  {shortened(text, 30)!r}: {found} ({'right' if found == right else f'it is {right}'})"
 
 
 def labelled_options(config: FinetuneConfig) -> LabelledOptions:
@@ -287,7 +282,11 @@ class ClassificationLoss(Objective):
         wrong = mistakes(model.labels, found, data.val, data.val_texts)
         if wrong:
             rows = [
-                (each["line"], _shortened(each["text"]), *(str(each[key]) for key in _MISTAKE))
+                (
+                    each["line"],
+                    shortened(" ".join(each["text"].split()), 60),
+                    *(str(each[key]) for key in _MISTAKE),
+                )
                 for each in wrong
             ]
             table("surest mistakes", ("line", "text", "label", "predicted", "probability"), rows, (0, 4))

@@ -6,6 +6,7 @@ in classification.py.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from minigpt.data.batches import (
 )  # fmt: skip
 from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.conversation import Conversation
-from minigpt.data.corpus import TextOptions, find_sources, read_sources
+from minigpt.data.corpus import QuietTextOptions, TextOptions, find_sources, read_sources
 from minigpt.data.memory_mapped import Tokens
 from minigpt.data.preferences import (
     EncodedPreferences,
@@ -501,7 +502,8 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
 def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> AnyTokenizer | None:
     """Load the tokenizer of --text. Return None if it has to be made from the text's characters."""
     if config.starts_from is not None:
-        texts = read_sources(find_sources(text, reading), options=reading)
+        quiet = QuietTextOptions(**dataclasses.asdict(reading))
+        texts = read_sources(find_sources(text, quiet), options=quiet)
         return with_more_tokens(load_tokenizer(config.starts_from), config, texts)
     return None if config.tokenizer == "char" else named_tokenizer(config.tokenizer)
 

@@ -7,13 +7,14 @@ import io
 import json
 import lzma
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minigpt.data.conversation import Turn
-from minigpt.data.corpus import TextOptions, read_texts
+from minigpt.data.corpus import QuietTextOptions, TextOptions, read_texts
 from minigpt.data.reader import read_conversations
 from minigpt.data.records import FieldNames
 from minigpt.errors import InputError
@@ -461,3 +462,16 @@ def test_questions_are_no_texts(tmp_path: Path) -> None:
         InputError, match="questions and answers, no texts; to learn from them, first: minigpt split"
     ):
         list(read_texts(tmp_path / "a.jsonl"))
+
+
+def test_a_second_reading_says_nothing_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_bytes(("床前明月光，疑是地上霜。\n" * 30).encode("gb18030"))
+    (tmp_path / "b.jsonl").write_text('{"id": "1", "story": "words"}\n' * 3)
+    options = TextOptions(document_separator="none")
+    quiet = QuietTextOptions(**asdict(options))
+    for name, said in (("a.txt", "read as GB18030"), ("b.jsonl", "the longest field")):
+        first = list(read_texts(tmp_path / name, options=options))
+        assert capsys.readouterr().err.count(said) == 1
+        assert list(read_texts(tmp_path / name, options=quiet)) == first
+        assert capsys.readouterr().err == ""
+    assert asdict(quiet) == asdict(options), "what is recorded of both is the same"

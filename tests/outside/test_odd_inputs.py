@@ -298,7 +298,7 @@ def test_the_sheet_that_is_read_is_named(tmp_path: Path) -> None:
     assert [list(each.turns) for each in conversations] == [TURNS]
     (sentence,) = report.notes
     assert "'问答'" in sentence
-    assert "the first of 2 sheets" in sentence
+    assert "of 2 sheets" in sentence
 
 
 # -- records -------------------------------------------------------------------------------------------------
