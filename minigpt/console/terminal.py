@@ -4,6 +4,7 @@
 effect.
 """
 
+import io
 import math
 import os
 import sys
@@ -20,7 +21,7 @@ from rich.text import Text
 from minigpt.console.command_line import warn
 from minigpt.errors import printable
 
-__all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "warn"]
+__all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "table_text", "warn"]
 
 
 def note(text: str) -> None:
@@ -52,12 +53,33 @@ def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int] = ()
 ) -> None:
     """Print a table. Columns whose indices are in `numeric` are aligned right."""
-    view = Table(title=_text(title), title_justify="left", header_style="bold")
+    Console(highlight=False).print(_table(title, columns, rows, numeric))
+
+
+def table_text(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    numeric: Sequence[int] = (),
+    width: int = 80,
+) -> str:
+    """Return a table as text of at most `width` columns, without colour. The title is not wrapped to it."""
+    console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(_text(title))
+        console.print(_table("", columns, rows, numeric))
+    return "\n".join(map(str.rstrip, captured.get().splitlines()))
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int]
+) -> Table:
+    view = Table(title=_text(title) if title else None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         view.add_column(_text(column), justify="right" if index in numeric else "left", overflow="fold")
     for row in rows:
         view.add_row(*map(_text, row))
-    Console(highlight=False).print(view)
+    return view
 
 
 def _text(cell: object) -> Text:

@@ -71,6 +71,9 @@ class Family:
 
     # names of the last matrices of attention and MLP, which add to the residual stream
     residual_projections: tuple[str, ...]
+    # name that minigpt.lens gives a part of a block -> the module's own name in the block
+    block_parts: Mapping[str, str]
+    final_norm: str  # our name of the norm before lm_head
     # end of a weight's name -> number of matrices that are stacked in it
     fused: Mapping[str, int] = field(default_factory=dict)
     block_weights: Callable[[Any], int]  # C -> number of matrix weights in all blocks
