@@ -43,6 +43,6 @@ from minigpt.lens.vectors import neighbours
 
 __all__ = [
     "ablate", "activation_names", "along", "attention", "batch", "cache", "compare_runs", "data",
-    "experiment", "logit_lens", "loss", "neighbours", "next_token", "record", "sampled_answers", "switched_off", "tokens",
-    "weights",
+    "experiment", "logit_lens", "loss", "neighbours", "next_token", "record", "sampled_answers",
+    "switched_off", "tokens", "weights",
 ]  # fmt: skip

@@ -73,9 +73,13 @@ class Example(View):
                 for i, p in enumerate(mine)
             ]
             counted.append(float(sum(place.counts for place in mine)))
-            title = say("line {line}: {count} of {tokens} targets count (loss_on={loss_on})", line=line,
-                        count=sum(place.counts for place in mine), tokens=sum(place.is_token for place in mine),
-                        loss_on=self.loss_on)  # fmt: skip
+            title = say(
+                "line {line}: {count} of {tokens} targets count (loss_on={loss_on})",
+                line=line,
+                count=sum(place.counts for place in mine),
+                tokens=sum(place.is_token for place in mine),
+                loss_on=self.loss_on,
+            )
             columns = ("", say("reads"), "id", say("target"), "id", say("mask"), say("counts"))
             found.append(Table(title, columns, rows, (0, 2, 4, 5)))
         lines = [say("line {line}", line=line) for line in self.lines]
@@ -141,17 +145,23 @@ class Data(View):
 
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""
-        title = say("{count} examples, {loss} nats a token; the hardest ones", count=f"{self.examples:,}",
-                    loss=f"{self.loss:.4f}")  # fmt: skip
+        title = say(
+            "{count} examples, {loss} nats a token; the hardest ones",
+            count=f"{self.examples:,}",
+            loss=f"{self.loss:.4f}",
+        )
         columns = (say("line"), say("loss"), say("question"), say("answer"), say("worst token"))
         rows = [(h.line, f"{h.loss:.3f}", shown(h.question), shown(h.answer), h.worst) for h in self.hardest]
         whole = float(self.losses.size and sum(c.total for c in self.costly))
         tokens = [(c.text, f"{c.number:,}", f"{c.total:.1f}", f"{c.mean:.3f}") for c in self.costly]
-        costly = Table(say("the tokens that cost most"), (say("token"), say("number"), say("nats"), say("mean")),
-                       tokens, (1, 2, 3))  # fmt: skip
-        bars = Bars(
-            say("the tokens that cost most"), [c.text for c in self.costly], [c.total for c in self.costly]
+        costly = Table(
+            say("the tokens that cost most"),
+            (say("token"), say("number"), say("nats"), say("mean")),
+            tokens,
+            (1, 2, 3),
         )
+        names = [c.text for c in self.costly]
+        bars = Bars(say("the tokens that cost most"), names, [c.total for c in self.costly])
         return [Table(title, columns, rows, (0, 1)), costly, *([bars] if whole else [])]
 
     def headline(self, say: Say) -> dict[str, str]:

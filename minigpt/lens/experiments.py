@@ -10,7 +10,6 @@ import dataclasses
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,8 @@ from minigpt.training.step import TrainStep
 
 __all__ = ["EXPERIMENTS", "Experiment", "Result", "experiment"]
 
-STEPS = 150
+STEPS = 120
+_ANSWERS = 100  # different answers in the data of an experiment: few are learned in seconds
 _CPU = torch.device("cpu")
 
 
@@ -59,7 +59,7 @@ def _see_everything(model: Any) -> None:
         ids = inputs[0]
         B, T = ids.shape
         real = (ids != 0)[:, None, :].expand(B, T, T) | torch.eye(T, dtype=torch.bool, device=ids.device)
-        return inputs, {**values, "attention_mask": real}
+        return (ids,), {**values, "attention_mask": real}
 
     model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -103,9 +103,10 @@ EXPERIMENTS = {
     ),
     "no-positions": Experiment(
         "no position embeddings",
-        "Attention is a weighted mean: it does not know the order of the tokens. The model sees which"
-        " characters there are, but hardly where it is in the answer, so it repeats and skips "
-        "characters.",
+        "Attention is a weighted mean: by itself it does not know the order of the tokens. Yet the "
+        "causal mask shows each token fewer others the earlier it stands, and short questions are "
+        "clear from their characters alone: on this data the loss hardly changes. It is the one "
+        "experiment here that does not fail.",
         _forget_positions,
     ),
     "no-residual": Experiment(
@@ -129,29 +130,22 @@ EXPERIMENTS = {
     ),
     "no-warmup": Experiment(
         "no warm-up of the learning rate",
-        "AdamW's first steps all have full length, before it knows how much the gradient varies. They"
-        " throw the weights somewhere from where training has to recover.",
+        "AdamW's first steps all have full length, before it knows how much the gradient varies. They throw "
+        "the weights somewhere from where training has to recover.",
         options={"warmup_steps": 0},
-        usual={
-            "optimizer": "adamw",
-            "learning_rate": 0.02,
-            "warmup_steps": 40,
-            "lr_scheduler_type": "constant",
-        },
+        usual={"optimizer": "adamw", "learning_rate": 0.01, "warmup_steps": 60, "adam_beta2": 0.999},
     ),
     "learning-rate-too-high": Experiment(
         "a learning rate that is 30 times higher",
-        "Each step overshoots the minimum that it aims at. The loss jumps, and the weights grow "
-        "instead of learning.",
-        options={"learning_rate": 0.3},
-        usual={"optimizer": "adamw", "learning_rate": 0.01},
+        "Each step overshoots the minimum that it aims at. The loss jumps, and the weights grow instead of "
+        "learning.",
+        options={"learning_rate": 0.3, "muon_learning_rate": 0.6},
     ),
     "learning-rate-too-low": Experiment(
         "a learning rate that is 100 times lower",
-        "Each step goes in the right direction, but hardly moves. The loss falls slowly; more steps "
-        "would help, a higher rate helps sooner.",
-        options={"learning_rate": 0.0001},
-        usual={"optimizer": "adamw", "learning_rate": 0.01},
+        "Each step goes in the right direction, but hardly moves. The loss falls slowly: more steps would "
+        "help, a higher rate helps sooner.",
+        options={"learning_rate": 0.0001, "muon_learning_rate": 0.0002},
     ),
     "loss-on-all": Experiment(
         "the loss counts the questions, too",
@@ -241,7 +235,8 @@ def experiment(
     if name not in EXPERIMENTS:
         raise InputError(unknown_name("experiment", name, EXPERIMENTS))
     about = EXPERIMENTS[name]
-    split = split_conversations(list(conversations), 0.8, seed)
+    conversations = _with_few_answers(conversations)
+    split = split_conversations(conversations, 0.8, seed)
     tokenizer = Tokenizer.from_word2id(
         build_vocabulary(text for each in conversations for text in each.texts())
     )
@@ -262,10 +257,17 @@ def experiment(
     return Result(name, runs, [one.question for one in asked], [one.answer for one in asked])
 
 
+def _with_few_answers(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Return the conversations with the first answers of a file; all of them if few answers come twice."""
+    chosen = set(list(dict.fromkeys(each.answer for each in conversations))[:_ANSWERS])
+    found = [each for each in conversations if each.answer in chosen]
+    return found if len(found) > 2 * len(chosen) else list(conversations)
+
+
 def _config(steps: int, seed: int, changes: dict[str, Any]) -> TrainConfig:
     """Return the options of a run: those of the recipe qa-cpu, with a smaller model of the first family."""
     values: dict[str, Any] = {
-        "family": "gpt", "n_layer": 2, "n_embd": 96, "n_head": 4, "block_size": 64, "max_length": 64,
+        "family": "gpt", "n_layer": 2, "n_embd": 64, "n_head": 4, "block_size": 64, "max_length": 64,
         "tie_word_embeddings": True, "zero_projections": False, "batch_size": 32, "tokens_per_batch": 1024,
         "max_steps": steps, "seed": seed, "device": "cpu", "precision": "float32",
     }  # fmt: skip

@@ -22,7 +22,7 @@ class PartOfModel(NamedTuple):
     """A matrix or a vector of the model."""
 
     name: str  # as this project names it: transformer.blocks.0.attn.qkv_proj.weight
-    group: str  # "embedding", "block 0", "norm", "lm_head"
+    group: str  # "embedding", "block 0", "final norm", "lm_head"
     shape: tuple[int, ...]
     number: int  # of parameters
     rms: float  # root of the mean square: the usual size of a number
@@ -64,7 +64,7 @@ class Weights(View):
         details = []
         for name, parts in groups.items():
             for part in parts:
-                short = re.sub(r"^.*blocks\.\d+\.|^.*layers\.\d+\.|\.weight$", "", part.name)
+                short = re.sub(r"^.*\.(?=\w+\.\w+$)|\.weight$", "", part.name)  # of the name, the layer
                 size = "x".join(map(str, part.shape))
                 more = [] if part.change is None else [f"{part.change:.1%}"]
                 details.append(
@@ -156,7 +156,7 @@ def _group(key: str, model: LanguageModel) -> str:
     if found := re.search(r"\.(?:blocks|layers)\.(\d+)\.", key):
         return f"block {found[1]}"
     if key.startswith(family_of(model.config).final_norm):
-        return "norm"
+        return "final norm"
     return "lm_head" if key.startswith("lm_head") else "embedding"
 
 

@@ -206,10 +206,11 @@ def next_token(
 
 
 def _difference(options: GenerationOptions) -> str:
-    """Name the options that are not the usual ones: "temperature 0.5"."""
+    """Name the options that are not the usual ones: "T 0.5", "top_k 5"."""
     usual = GenerationOptions(do_sample=True)
     changed = [name for name in vars(usual) if getattr(options, name) != getattr(usual, name)]
-    return " ".join(f"{name} {getattr(options, name):g}" for name in changed if name != "do_sample") or "draw"
+    short = {"temperature": "T", "repetition_penalty": "penalty"}
+    return " ".join(f"{short.get(name, name)} {getattr(options, name):g}" for name in changed) or "T 1"
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ __all__ = [
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 _SHADES = " ░▒▓█"
+_MOST_MAPS = 2  # in a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:1.5em;color:#1a1a1a;background:#fff}"
@@ -154,7 +155,12 @@ def shown(text: str) -> str:
 def in_terminal(view: View, language: Language = "en", width: int = 80) -> str:
     """Return a view as text of at most `width` columns, without colour."""
     say = speaker(language)
-    texts = [_as_text(part, say, width) for part in view.parts(say)]
+    parts = view.parts(say)
+    maps = [part for part in parts if isinstance(part, Heat)]
+    left_out = maps if len(maps) > _MOST_MAPS else []
+    texts = [_as_text(part, say, width) for part in parts if not any(part is one for one in left_out)]
+    if left_out:
+        texts.append(say("({count} heat maps: --plot FILE draws them)", count=len(left_out)))
     return "\n".join(text for text in texts if text)
 
 
@@ -193,6 +199,8 @@ def _fitted(text: str, width: int) -> str:
 def _lines_text(lines: Lines, width: int) -> str:
     left = max(map(cell_len, lines.series), default=0)
     drawn = [lines.title]
+    every = [value for _, values in lines.series.values() for value in values if math.isfinite(value)]
+    low, high = min(every, default=0), max(every, default=0)  # one scale for all
     for name, (_, values) in lines.series.items():
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
@@ -200,7 +208,6 @@ def _lines_text(lines: Lines, width: int) -> str:
         ends = f" {finite[0]:.3g} → {finite[-1]:.3g}"
         count = max(1, min(len(finite), width - left - 2 - len(ends)))
         some = [finite[i * (len(finite) - 1) // max(1, count - 1)] for i in range(count)]
-        low, high = min(finite), max(finite)
         steps = [round((value - low) / ((high - low) or 1) * (len(_SPARKS) - 1)) for value in some]
         drawn.append(f"{_fitted(name, left)} {''.join(_SPARKS[step] for step in steps)}{ends}")
     return "\n".join(drawn)

@@ -41,8 +41,12 @@ class Tokens(View):
 
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""
-        title = say("{count} characters, {tokens} tokens of {entries} in the vocabulary",
-                    count=len(self.text), tokens=len(self.pieces), entries=f"{self.vocab_size:,}")  # fmt: skip
+        title = say(
+            "{count} characters, {tokens} tokens of {entries} in the vocabulary",
+            count=len(self.text),
+            tokens=len(self.pieces),
+            entries=f"{self.vocab_size:,}",
+        )
         rows = [
             (shown(piece.text), f"{piece.id}", piece.bytes, say("unknown") if piece.is_unknown else "")
             for piece in self.pieces
@@ -86,10 +90,14 @@ def tokens(tokenizer: AnyTokenizer, text: str) -> Tokens:
     else:
         unknown_id = tokenizer.unk_token_id
         pieces = [
-            Piece(tokenizer.id2word[index], index, raw.encode("utf-8", "surrogatepass").hex(" "),
-                  index == unknown_id)
+            Piece(
+                tokenizer.id2word[index],
+                index,
+                raw.encode("utf-8", "surrogatepass").hex(" "),
+                index == unknown_id,
+            )
             for raw, index in zip(text, tokenizer.encode_text(text))
-        ]  # fmt: skip
+        ]
     merges = []
     if isinstance(tokenizer, BpeTokenizer):
         for word, steps in tokenizer.merge_steps(text):

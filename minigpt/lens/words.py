@@ -33,6 +33,7 @@ CHINESE = {
     "({title}: too wide for {width} columns; --plot FILE draws it)": (
         "（{title}：{width} 列放不下，用 --plot 文件名 画成图）"
     ),
+    "({count} heat maps: --plot FILE draws them)": "（{count} 张热力图：用 --plot 文件名 画出来）",
     "; change since {model}": "；相对 {model} 的变化",
     "; lm_head shares the embedding's matrix": "；lm_head 与词向量共用一个矩阵",
     "after that": "之后",
@@ -66,6 +67,7 @@ CHINESE = {
     "entropy": "熵",
     "expected": "标准答案",
     "experiments": "实验",
+    "final norm": "最后的归一化",
     "first": "第一个",
     "full, {count} tokens": "装满，{count} 个词元",
     "hardest": "最难的",
@@ -119,7 +121,9 @@ CHINESE = {
     "runs": "训练",
     "shape": "形状",
     "share": "占比",
-    "size and spectrum: usual size, largest singular value, stable rank": "大小与谱：均方根、最大奇异值、稳定秩",
+    "size and spectrum: usual size, largest singular value, stable rank": (
+        "大小与谱：均方根、最大奇异值、稳定秩"
+    ),
     "stable rank": "稳定秩",
     "step": "步",
     "steps": "步",
@@ -151,7 +155,9 @@ CHINESE = {
     "{count} characters, {tokens} tokens of {entries} in the vocabulary": (
         "{count} 个字符，{tokens} 个词元（词表共 {entries} 个）"
     ),
-    "{count} examples, {loss} nats a token; the hardest ones": "{count} 个样本，每个词元 {loss} 奈特；最难的几个",
+    "{count} examples, {loss} nats a token; the hardest ones": (
+        "{count} 个样本，每个词元 {loss} 奈特；最难的几个"
+    ),
     "{whose}: {loss} nats a token, {count} tokens; least sure: {token} ({probability})": (
         "{whose}：每个词元 {loss} 奈特，共 {count} 个；最没把握的是 {token}（{probability}）"
     ),
@@ -164,10 +170,12 @@ CHINESE = {
         "没有字可抄，写出来的就是乱码。"
     ),
     "no position embeddings": "没有位置向量",
-    "Attention is a weighted mean: it does not know the order of the tokens. The model sees which"
-    " characters there are, but hardly where it is in the answer, so it repeats and skips "
-    "characters.": (
-        "注意力是加权平均，本身不知道词元的先后。模型看得见有哪些字，却说不准自己写到了哪里，于是重复或漏字。"
+    "Attention is a weighted mean: by itself it does not know the order of the tokens. Yet the "
+    "causal mask shows each token fewer others the earlier it stands, and short questions are "
+    "clear from their characters alone: on this data the loss hardly changes. It is the one "
+    "experiment here that does not fail.": (
+        "注意力是加权平均，本身不知道词元的先后。不过有因果掩码：越靠前的词元看得见的越少；短问题"
+        "又只凭有哪些字就分得清。所以在这份数据上损失几乎不变：这是这里唯一没有失败的实验。"
     ),
     "blocks without residual connections": "没有残差连接",
     "The gradient must pass every attention and every MLP, and each of them shrinks it. The first"
@@ -193,7 +201,7 @@ CHINESE = {
     "Each step overshoots the minimum that it aims at. The loss jumps, and the weights grow "
     "instead of learning.": ("每一步都越过了它要去的低点。损失上蹿下跳，权重只变大，不学习。"),
     "a learning rate that is 100 times lower": "学习率小 100 倍",
-    "Each step goes in the right direction, but hardly moves. The loss falls slowly; more steps "
+    "Each step goes in the right direction, but hardly moves. The loss falls slowly: more steps "
     "would help, a higher rate helps sooner.": (
         "每一步方向都对，只是几乎没动。损失降得很慢：多训练几步有用，加大学习率更快。"
     ),
