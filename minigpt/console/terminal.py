@@ -23,7 +23,7 @@ from rich.text import Text
 from minigpt.console.command_line import warn
 from minigpt.errors import printable
 
-__all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "table_text", "warn"]
+__all__ = ["ProgressLine", "histogram", "note", "seconds", "table", "table_text", "warn", "wrapped"]
 
 _NARROW = 60  # columns of a terminal below which a table has no vertical lines
 
@@ -85,6 +85,14 @@ def table_text(
         else:
             console.print(_table("", columns, rows, numeric, is_narrow))
     return "\n".join(map(str.rstrip, captured.get().splitlines()))
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text in lines of at most `width` columns."""
+    console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(_text(text))
+    return captured.get().rstrip("\n")
 
 
 def _longest_word(cell: str) -> int:

@@ -92,7 +92,7 @@ class Weights(View):
 
 def _said(group: str, say: Say) -> str:
     kind, _, number = group.partition(" ")
-    return say("block {layer}", layer=number) if kind == "block" else say(kind)
+    return say("block {layer}", layer=number) if kind == "block" else say(group)
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from rich.cells import cell_len
 
 from minigpt.console.language import Language
-from minigpt.console.terminal import table_text
+from minigpt.console.terminal import table_text, wrapped
 from minigpt.errors import printable
 from minigpt.lens.words import Say, speaker
 
@@ -160,7 +160,8 @@ def in_terminal(view: View, language: Language = "en", width: int = 80) -> str:
     left_out = maps if len(maps) > _MOST_MAPS else []
     texts = [_as_text(part, say, width) for part in parts if not any(part is one for one in left_out)]
     if left_out:
-        texts.append(say("({count} heat maps: --plot FILE draws them)", count=len(left_out)))
+        note = say("({count} heat maps: --plot FILE draws them)", count=len(left_out))
+        texts.append(wrapped(note, width))
     return "\n".join(text for text in texts if text)
 
 
@@ -179,11 +180,13 @@ def _heat_text(heat: Heat, say: Say, width: int) -> str:
     """Draw a heat map with two columns for each field; labels longer than that are cut."""
     left = max(map(cell_len, heat.rows), default=0)
     if left + 1 + 2 * len(heat.columns) > width:
-        return say(
-            "({title}: too wide for {width} columns; --plot FILE draws it)", title=heat.title, width=width
-        )
+        note = "({title}: too wide for {width} columns; --plot FILE draws it)"
+        return wrapped(say(note, title=heat.title, width=width), width)
     highest = float(np.nanmax(heat.values, initial=0.0)) or 1.0
-    lines = [heat.title, " " * (left + 1) + "".join(_fitted(name, 2) for name in heat.columns)]
+    lines = [
+        wrapped(heat.title, width),
+        " " * (left + 1) + "".join(_fitted(name, 2) for name in heat.columns),
+    ]
     for name, row in zip(heat.rows, heat.values):
         steps = [0 if math.isnan(one) else math.ceil(one / highest * (len(_SHADES) - 1) - 0.5) for one in row]
         lines.append(f"{_fitted(name, left)} " + "".join(_SHADES[max(0, step)] * 2 for step in steps))
@@ -197,8 +200,8 @@ def _fitted(text: str, width: int) -> str:
 
 
 def _lines_text(lines: Lines, width: int) -> str:
-    left = max(map(cell_len, lines.series), default=0)
-    drawn = [lines.title]
+    left = min(width // 3, max(map(cell_len, lines.series), default=0))
+    drawn = [wrapped(lines.title, width)]
     every = [value for _, values in lines.series.values() for value in values if math.isfinite(value)]
     low, high = min(every, default=0), max(every, default=0)  # one scale for all
     for name, (_, values) in lines.series.items():
