@@ -517,7 +517,7 @@ def views(model: LanguageModel, tokenizer: Any, question: str = QUESTION) -> dic
 def test_every_view_fits_the_terminal_in_both_languages(pair: Any, width: int) -> None:
     for name, view in views(*pair).items():
         for language in ("en", "zh"):
-            text = in_terminal(view, language, width)  # type: ignore[arg-type]
+            text = in_terminal(view, language, width)
             assert text.strip(), name
             assert "\x1b" not in text, "readable without colour"
             longest = max(text.splitlines(), key=cell_len)
@@ -572,7 +572,7 @@ def said() -> Iterator[str]:
     for path in (*sorted((root / "lens").glob("*.py")), root / "commands/experiment.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
-                case ast.Call(func=ast.Name(id="say"), args=[ast.Constant(value=text), *_]):
+                case ast.Call(func=ast.Name(id="say"), args=[ast.Constant(value=str(text)), *_]):
                     yield text
     for about in EXPERIMENTS.values():
         yield from (about.what, about.why)
@@ -656,7 +656,7 @@ def test_an_experiment_differs_in_one_thing(name: str) -> None:
         assert (usual.train[1][0] == failing.train[1][0]) == same
     assert result.questions[0] in {each.question for each in FACTS}
     for language in ("en", "zh"):
-        assert in_terminal(result, language, 80)  # type: ignore[arg-type]
+        assert in_terminal(result, language, 80)
 
 
 @torch.inference_mode()
