@@ -50,9 +50,7 @@ ViewName = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.ModelOptions, DataOptions):
-    """Look inside a model. VIEW is one of: all, tokens, batch, loss, next, answers, attention, lens, ablate,
-    neighbours, cache, weights, data. The first lines of minigpt/commands/look.py say what each of them shows.
-    """
+    """Look inside a model: in the terminal, in a picture, or in a page."""
 
     RANGES = {
         "layer": (0, 10**6),
@@ -63,7 +61,11 @@ class Options(command_line.ModelOptions, DataOptions):
     }
 
     view: ViewName = field(default="all", metadata=POSITIONAL)
-    """what to look at"""
+    """all: tokens, loss, next, attention, lens and cache of one question; tokens: how a text is cut; batch: what
+    a training example is; loss: of each token of an answer; next: the distribution of the next token; answers:
+    several, drawn at random; attention: whom each head looks at; lens: what each layer would answer; ablate:
+    what heads and layers are worth; neighbours: the nearest tokens; cache: the keys and values that are kept;
+    weights: sizes, spectra, changes; data: the hardest examples"""
 
     # What the model reads
     question: str = ""
@@ -106,8 +108,8 @@ class Options(command_line.ModelOptions, DataOptions):
     # batch, data, ablate
     train_data: Path = Path("data/train.jsonl")
     """batch: file of training data"""
-    line: tuple[int, ...] = (1,)
-    """batch: line of the file, or several"""
+    line: tuple[int, ...] = ()
+    """batch: line of the file, or several; left out: the first"""
     vocab_path: Path | None = None
     """tokens, batch: a vocabulary instead of a model's tokenizer"""
     max_length: int = 256
@@ -238,11 +240,12 @@ def _view_of_tokenizer(options: Options) -> "View":
     if options.view == "tokens":
         return tokens(tokenizer, options.text)
     found = {each.line: each for each in _read(options, options.train_data)}
-    if missing := [line for line in options.line if line not in found]:
+    lines = options.line or tuple(found)[:1]
+    if missing := [line for line in lines if line not in found]:
         raise InputError(
             f"{options.train_data} has no example in line {missing[0]}: it has {len(found):,} examples"
         )
-    return batch([found[line] for line in options.line], tokenizer, options.max_length, options.loss_on)
+    return batch([found[line] for line in lines], tokenizer, options.max_length, options.loss_on)
 
 
 def _read(options: Options, path: Path) -> "list[Conversation]":

@@ -96,8 +96,8 @@ def _without_attention(block: Any, x: Tensor, visible: Any, cache: Any, attentio
 EXPERIMENTS = {
     "no-causal-mask": Experiment(
         "attention without the causal mask",
-        "Each token sees the token that it has to predict, so the loss falls to almost nothing "
-        "without learning. When the model answers, there is no later token to copy, and it writes "
+        "Each token sees the token that it has to predict, so the model learns to copy it: the loss is lower "
+        "than the usual one's. When it answers, there is no later token to copy, and it stops or writes "
         "nonsense.",
         _see_everything,
     ),

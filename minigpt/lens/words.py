@@ -163,11 +163,11 @@ CHINESE = {
     ),
     # what is different in an experiment, and why it fails
     "attention without the causal mask": "去掉因果掩码的注意力",
-    "Each token sees the token that it has to predict, so the loss falls to almost nothing "
-    "without learning. When the model answers, there is no later token to copy, and it writes "
-    "nonsense.": (
-        "每个词元都看得见自己要预测的那个词元，所以损失几乎降到零，却什么也没学会。回答问题时后面"
-        "没有字可抄，写出来的就是乱码。"
+    "Each token sees the token that it has to predict, so the model learns to copy it: the loss "
+    "is lower than the usual one's. When it answers, there is no later token to copy, and it "
+    "stops or writes nonsense.": (
+        "每个词元都看得见自己要预测的那个词元，于是学会了照抄：损失比正常的还低。回答问题时后面没"
+        "有字可抄，不是写不下去，就是乱写。"
     ),
     "no position embeddings": "没有位置向量",
     "Attention is a weighted mean: by itself it does not know the order of the tokens. Yet the "
