@@ -51,7 +51,8 @@ def arguments(view: str, folder: Path) -> list[object]:
     """What a view needs."""
     data = folder / "train.jsonl"
     needed: dict[str, list[object]] = {
-        "tokens": ["--text", QUESTION], "neighbours": ["--text", "天"], "weights": [], "data": ["--data", data],
+        "tokens": ["--text", QUESTION], "neighbours": ["--text", "天"], "weights": [],
+        "data": ["--data", data],
         "batch": ["--train_data", data, "--line", 1, 2],
     }  # fmt: skip
     return needed.get(view, ["--question", QUESTION])

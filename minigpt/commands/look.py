@@ -61,11 +61,11 @@ class Options(command_line.ModelOptions, DataOptions):
     }
 
     view: ViewName = field(default="all", metadata=POSITIONAL)
-    """all: tokens, loss, next, attention, lens and cache of one question; tokens: how a text is cut; batch: what
-    a training example is; loss: of each token of an answer; next: the distribution of the next token; answers:
-    several, drawn at random; attention: whom each head looks at; lens: what each layer would answer; ablate:
-    what heads and layers are worth; neighbours: the nearest tokens; cache: the keys and values that are kept;
-    weights: sizes, spectra, changes; data: the hardest examples"""
+    """all: tokens, loss, next, attention, lens and cache of one question; tokens: how a text is cut;
+    batch: what a training example is; loss: of each token of an answer; next: the distribution of the
+    next token; answers: several, drawn at random; attention: whom each head looks at; lens: what each
+    layer would answer; ablate: what heads and layers are worth; neighbours: the nearest tokens; cache:
+    the keys and values that are kept; weights: sizes, spectra, changes; data: the hardest examples"""
 
     # What the model reads
     question: str = ""

@@ -12,7 +12,7 @@ from minigpt.generation.conversation import QuestionAnswering
 from minigpt.generation.generation_config import prompt_format
 from minigpt.generation.native import without_warning
 from minigpt.generation.options import GenerationOptions
-from minigpt.lens.results import Lines, Part, Table, View, shown
+from minigpt.lens.results import NOTHING, Lines, Part, Table, View, shown
 from minigpt.lens.words import Say
 from minigpt.training.checkpoint import list_checkpoints
 
@@ -71,7 +71,7 @@ class Runs(View):
                 found.append(Lines(title, say("step"), say("loss"), series))
         if self.questions:
             answers = [
-                (shown(question) if i == 0 else "", run.name, shown(run.answers[number]))
+                (shown(question) if i == 0 else "", run.name, shown(run.answers[number]) or NOTHING)
                 for number, question in enumerate(self.questions)
                 for i, run in enumerate(self.runs)
             ]

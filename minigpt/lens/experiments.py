@@ -21,7 +21,7 @@ from minigpt.data.split import split_conversations
 from minigpt.devices import seed_everything
 from minigpt.errors import InputError, unknown_name
 from minigpt.families.registry import LanguageModel
-from minigpt.lens.results import Lines, Part, Table, View, shown
+from minigpt.lens.results import NOTHING, Lines, Part, Table, View, shown
 from minigpt.lens.words import Say
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import TrainConfig, read_recipe
@@ -193,7 +193,7 @@ class Result(View):
         ]
         columns = (say("run"), say("training loss"), say("validation loss"))
         answers = [
-            (shown(question) if i == 0 else "", name, shown(text))
+            (shown(question) if i == 0 else "", name, shown(text) or NOTHING)
             for number, question in enumerate(self.questions)
             for i, (name, text) in enumerate(
                 zip(

@@ -24,7 +24,7 @@ from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sequence import bare_ids
 from minigpt.lens.reading import prompt_ids, read_question, usual_format
 from minigpt.lens.recorder import read_logits
-from minigpt.lens.results import Bars, Floats, Part, Table, View, percent, shown
+from minigpt.lens.results import NOTHING, Bars, Floats, Part, Table, View, percent, shown
 from minigpt.lens.words import Say
 from minigpt.weights.pretrained import AnyTokenizer
 
@@ -224,7 +224,7 @@ class Answers(View):
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""
         rows = [
-            (name if number == 0 else "", f"{count}x", text)
+            (name if number == 0 else "", f"{count}x", text or NOTHING)
             for name, drawn in zip(self.options, self.answers)
             for number, (text, count) in enumerate(Counter(map(shown, drawn)).most_common())
         ]

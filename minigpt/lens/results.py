@@ -28,6 +28,7 @@ from minigpt.errors import printable
 from minigpt.lens.words import Say, speaker
 
 __all__ = [
+    "NOTHING",
     "Bars",
     "Floats",
     "Heat",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
+NOTHING = "∅"  # an empty answer
 _SHADES = " ░▒▓█"
 _MOST_MAPS = 2  # in a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
