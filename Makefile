@@ -22,7 +22,7 @@ demo: .venv/ready
 	@echo "== 1/5 vocabulary ==";  $(BIN)/minigpt vocab --data data/data.jsonl --output data/vocab.json
 	@echo "== 2/5 split ==";       $(BIN)/minigpt split --input data/data.jsonl --train_ratio 0.8
 	@echo "== 3/5 statistics ==";  $(BIN)/minigpt stats --train_data data/train.jsonl --vocab_path data/vocab.json
-	@echo "== 4/5 training ==";    $(BIN)/minigpt train --recipe qa-cpu --output $(DEMO) --overwrite
+	@echo "== 4/5 training ==";    $(BIN)/minigpt train --recipe qa-cpu --output $(DEMO) --overwrite --keep_every 105
 	@echo "== 5/5 evaluation on questions it never saw =="; $(BIN)/minigpt eval --model $(DEMO)/best --data data/val.jsonl --show 10
 	@echo ""
 	@echo "Three commands to try next:"

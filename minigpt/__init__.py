@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minigpt.console.fonts import chinese_font as chinese_font
     from minigpt.errors import InputError as InputError
     from minigpt.evaluation.api import evaluate as evaluate
     from minigpt.families.qwen3.model import Qwen3Config as Qwen3Config
@@ -47,6 +48,7 @@ _MODULES = {
     "Tokenizer": "minigpt.tokenizer",
     "TrainConfig": "minigpt.training.config",
     "WordPieceTokenizer": "minigpt.tokenization.wordpiece",
+    "chinese_font": "minigpt.console.fonts",
     "evaluate": "minigpt.evaluation.api",
     "finetune": "minigpt.training.run",
     "generate": "minigpt.generation.api",

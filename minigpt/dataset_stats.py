@@ -39,13 +39,13 @@ class Options(DataOptions, command_line.CommandOptions):
 
 def main(options: Options) -> dict[str, Any]:
     """Read the file, count, print, and draw."""
+    from minigpt.console.fonts import require_plotting
     from minigpt.data.reader import read_conversations
     from minigpt.data.token_statistics import (
         compute_statistics,
         plot,
         print_brief,
         print_statistics,
-        require_plotting,
     )
     from minigpt.tokenizer import Tokenizer
 

@@ -33,6 +33,7 @@ LEVELS = (
     ("evaluation",),
     ("training",),
     ("diagnosis",),  # of a run, from what training wrote
+    ("lens",),  # of a model, and of the runs that made it
     ("build_vocab", "split_data", "dataset_stats", "train", "generate", "commands"),
     ("__main__",),  # knows commands by name only
     ("__init__",),  # loads the public names when they are asked for

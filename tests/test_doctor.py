@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from minigpt.commands.doctor import chosen_language
 from minigpt.console.flags import parse
+from minigpt.console.language import chosen_language
 from minigpt.data.conversation import Conversation, Exchange, Turn, conversation_of_pair
 from minigpt.data.reader import ReadReport
 from minigpt.data.token_statistics import compute_statistics

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "safetensors", "tokenizers", "rich", "transformers", "matplotlib")
 PUBLIC = [
     *("BpeTokenizer", "Engine", "GPTConfig", "GPTLMHeadModel", "GenerationOptions", "InputError"),
-    *("Qwen3Config", "Qwen3ForCausalLM", "Tokenizer", "TrainConfig", "WordPieceTokenizer", "evaluate"),
-    *("finetune", "generate", "load_model"),
+    *("Qwen3Config", "Qwen3ForCausalLM", "Tokenizer", "TrainConfig", "WordPieceTokenizer"),
+    *("chinese_font", "evaluate", "finetune", "generate", "load_model"),
     *("load_tokenizer", "save_pretrained", "stream", "train"),
 ]
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.console import fonts
 from minigpt.data import token_statistics
 from minigpt.data.conversation import Conversation, conversation_of_pair
 from minigpt.data.reader import read_conversations
@@ -126,7 +127,7 @@ def test_every_pair_stands_in_one_bar(lengths: list[int]) -> None:
 
 @needs_matplotlib
 def test_a_picture_with_chinese_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if token_statistics.chinese_font() is None:
+    if fonts.chinese_font() is None:
         pytest.skip("no font with Chinese characters is installed; the extra `plot` brings one")
     path = tmp_path / "stats.png"
     statistics = compute_statistics(make_pairs([("你好", "ab" * i) for i in range(1, 60)]), TOKENIZER)
@@ -146,10 +147,10 @@ def test_labels_reach_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     original = mpl.rc_context
     monkeypatch.setattr(mpl, "rc_context", lambda rc: original({**rc, "svg.fonttype": "none"}))
     statistics = compute_statistics(make_pairs([("你好", "ab"), ("a", "b" * 200)]), TOKENIZER, max_length=40)
-    monkeypatch.setattr(token_statistics, "chinese_font", lambda: "DejaVu Sans")
+    monkeypatch.setattr(fonts, "chinese_font", lambda: "DejaVu Sans")
     plot(statistics, tmp_path / "zh.svg", title="t")
     chinese = (tmp_path / "zh.svg").read_text(encoding="utf-8")
-    monkeypatch.setattr(token_statistics, "chinese_font", lambda: None)
+    monkeypatch.setattr(fonts, "chinese_font", lambda: None)
     plot(statistics, tmp_path / "en.svg", title="t")
     english = (tmp_path / "en.svg").read_text(encoding="utf-8")
     for zh, en in (("问题", "questions"), ("回答", "answers"), ("不被截断的比例", "share that is not cut")):
@@ -200,8 +201,8 @@ def test_the_last_bar_counts_what_it_says_and_labels_stay_inside(longest: int) -
 def test_without_a_font_the_labels_are_english_and_a_warning_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(token_statistics, "_FONT_PACKAGE", "no_such_font_package")
-    monkeypatch.setattr(token_statistics, "_FONT_NAMES", ())
+    monkeypatch.setattr(fonts, "_FONT_PACKAGE", "no_such_font_package")
+    monkeypatch.setattr(fonts, "_FONT_NAMES", ())
     plot(compute_statistics(make_pairs([("a", "b")]), TOKENIZER), tmp_path / "s.png", title="t")
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -214,8 +215,8 @@ def test_without_a_font_the_labels_are_english_and_a_warning_says_so(
 def test_fonts_are_judged_by_their_characters() -> None:
     import matplotlib as mpl
 
-    assert not token_statistics._has_labels(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-    assert not token_statistics._has_labels(Path("nowhere.ttf"))
+    assert not fonts._has(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", set("中文"))
+    assert not fonts._has(Path("nowhere.ttf"), set("中文"))
 
 
 @needs_matplotlib

@@ -6,6 +6,9 @@ the order of the work:
     quickstart.py         does all of it: from any file to a conversation
     classify.py           labels texts with a classifier
     evaluate.py           measures a checkpoint
+    look.py               looks inside a model
+    plot.py               the curves of runs, and their answers
+    experiment.py         runs that fail on purpose
     doctor.py             finds problems of a training run
     chat.py               a conversation in the terminal
     finetune.py           continues to train a model on other data, or an adapter for it

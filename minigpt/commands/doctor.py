@@ -8,16 +8,17 @@ the run names (if they still exist), and the best checkpoint. It changes nothing
 Causes are named before their consequences. Recommended commands can be run without changes.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
+from minigpt.console.language import chosen_language
 
 if TYPE_CHECKING:
-    from minigpt.diagnosis.findings import Finding, Language
+    from minigpt.console.language import Language
+    from minigpt.diagnosis.findings import Finding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +55,6 @@ _LABELS: dict[str, dict[str, Any]] = {
         "saved": "{file}：参考曲线，{points} 个点",
     },
 }
-
-
-def chosen_language(wanted: str) -> "Language":
-    """Return the language of messages. "auto": the first of LC_ALL, LC_MESSAGES, LANG that is set decides."""
-    if wanted == "auto":
-        names = (os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
-        wanted = next((name for name in names if name), "")
-    return "zh" if wanted.lower().startswith("zh") else "en"
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
     """Measure a checkpoint: loss, perplexity, bits per character, exact match, character F1."""
 
-    RANGES = {"show": (0, 10**6)}
+    RANGES = {"show": (0, 10**6), "show_wrong": (0, 10**6)}
 
     # Model
     model: Path = Path("output/best")
@@ -53,6 +53,8 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
 
     show: int = 10
     """number of questions to print with the expected and the given answer"""
+    show_wrong: int = 0
+    """number of wrongly answered questions to print, those whose answers are furthest from right first"""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     """Measure on questions and answers, and print it. Return what --json prints, and one row per question."""
 
     from minigpt.data.reader import read_conversations
-    from minigpt.evaluation.answers import answer_rows, by_question
+    from minigpt.evaluation.answers import answer_rows, by_question, character_f1
     from minigpt.evaluation.api import evaluate_conversations
     from minigpt.generation.generation_config import trained_length
 
@@ -120,6 +122,13 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     every = answer_rows(questions, right, given, len(questions))
     if options.show:
         show_rows("some of the questions", spread(every, options.show))
+    if options.show_wrong:
+        wrong = sorted((row for row in every if row[0] == "✗"), key=lambda row: character_f1(row[3], row[2]))
+        title = f"{len(wrong):,} of {len(every):,} are wrong"
+        show_rows(title, wrong[: options.show_wrong])
+        more["wrong"] = [
+            dict(zip(("question", "expected", "given"), row[1:])) for row in wrong[: options.show_wrong]
+        ]
     return {**found[0], "skipped": len(reading.skipped), **more}, every
 
 

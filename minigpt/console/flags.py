@@ -6,7 +6,7 @@ Each field is a flag. The text below a field is its help. A comment right above 
     bias: bool = False                          --bias, --no_bias
     gelu: Literal["exact", "tanh"] = "exact"    --gelu tanh
     choices: tuple[str, ...] = ()               --choices 2 3 4
-    run: Path = field(..., metadata=POSITIONAL) a value without a flag before it
+    run: Path = field(..., metadata=POSITIONAL) a value without a flag; a tuple: all that are left
     HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are not flags of this class
     generation: dict = fields_of(GenerationOptions, ["top_k"])    fields of another class are flags, too
 
@@ -140,8 +140,11 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
         values = tuple(_read(flag, text) for text in texts)
         take(flag, values if flag.is_list else values[0])
     for flag, text in zip(places, strays):
+        if flag.is_list:  # the last one takes all that is left
+            take(flag, tuple(_read(flag, one) for one in strays[places.index(flag) :]))
+            break
         take(flag, _read(flag, text))
-    if more := strays[len(places) :]:
+    if (more := strays[len(places) :]) and not (places and places[-1].is_list):
         raise InputError(
             f"unexpected argument: {' '.join(more)} (a value with spaces needs quotes around it)"
         )

@@ -4,13 +4,16 @@
 effect.
 """
 
+import io
 import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -20,7 +23,11 @@ from rich.text import Text
 from minigpt.console.command_line import warn
 from minigpt.errors import printable
 
-__all__ = ["ProgressLine", "histogram", "note", "seconds", "shortened", "table", "warn"]
+__all__ = [
+    "ProgressLine", "histogram", "note", "seconds", "shortened", "table", "table_text", "warn", "wrapped",
+]  # fmt: skip
+
+_NARROW = 60  # columns of a terminal below which a table has no vertical lines
 
 
 def note(text: str) -> None:
@@ -62,12 +69,66 @@ def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int] = ()
 ) -> None:
     """Print a table. Columns whose indices are in `numeric` are aligned right."""
-    view = Table(title=_text(title), title_justify="left", header_style="bold")
+    Console(highlight=False).print(_table(title, columns, rows, numeric))
+
+
+def table_text(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    numeric: Sequence[int] = (),
+    width: int = 80,
+) -> str:
+    """Return a table as text of at most `width` columns, without colour.
+
+    A narrow table has no vertical lines. A table that is too wide even so becomes a list: a line for each row
+    with the columns' names in it.
+    """
+    console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
+    is_narrow = width < _NARROW
+    cells = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
+    least = [max(map(_longest_word, column)) for column in zip(*cells)]
+    with console.capture() as captured:
+        console.print(_text(title))
+        if sum(least) + (1 if is_narrow else 3) * len(least) + 1 > width and len(least) > 2:
+            for first, *others in cells[1:]:
+                pairs = [f"{name} {cell}" for name, cell in zip(cells[0][1:], others) if cell]
+                console.print(_text(f"{first}  {'  '.join(pairs)}".strip()))
+        else:
+            console.print(_table("", columns, rows, numeric, is_narrow))
+    return "\n".join(map(str.rstrip, captured.get().splitlines()))
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text in lines of at most `width` columns."""
+    console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(_text(text))
+    return captured.get().rstrip("\n")
+
+
+def _longest_word(cell: str) -> int:
+    """Return the columns of a cell's longest word. Chinese text may be broken anywhere."""
+    return max(
+        (cell_len(word) if word.isascii() else min(cell_len(word), 12) for word in cell.split()), default=0
+    )
+
+
+def _table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    numeric: Sequence[int],
+    is_narrow: bool = False,
+) -> Table:
+    shape: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False} if is_narrow else {}
+    shape["show_header"] = any(columns)
+    view = Table(title=_text(title) if title else None, title_justify="left", header_style="bold", **shape)
     for index, column in enumerate(columns):
         view.add_column(_text(column), justify="right" if index in numeric else "left", overflow="fold")
     for row in rows:
         view.add_row(*map(_text, row))
-    Console(highlight=False).print(view)
+    return view
 
 
 def _text(cell: object) -> Text:

@@ -8,9 +8,6 @@ A conversation is counted as it is encoded: question, <sep>, answer, <sep>, and 
 file.
 """
 
-import importlib.util
-import io
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.console.terminal import ProgressLine, histogram, table, warn
+from minigpt.console.fonts import picture_bytes, picture_kind
+from minigpt.console.terminal import ProgressLine, histogram, table
 from minigpt.data.conversation import Conversation
 from minigpt.data.split import normalise
 from minigpt.errors import InputError, printable
@@ -31,11 +29,9 @@ __all__ = [
     "Cut",
     "Statistics",
     "Unknown",
-    "chinese_font",
     "compute_statistics",
     "plot",
     "print_statistics",
-    "require_plotting",
 ]
 
 _USUAL_MAX_LENGTHS = (64, 128, 256, 512)
@@ -269,14 +265,8 @@ def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
     return labels[first:], counts[first:]
 
 
-# The plot. Chinese labels need a font with Chinese characters, which matplotlib does not include.
+# The plot. Its labels are in both languages, or in English without a Chinese font.
 
-_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # a package of the extra `plot`: Noto Sans SC as a file
-_FONT_NAMES = (  # beginnings of the names of common fonts, the best first
-    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang"),
-    *("Hiragino Sans GB", "WenQuanYi", "SimHei", "Heiti", "STHeiti", "Noto Serif CJK", "Source Han Serif"),
-    *("SimSun", "Songti", "Droid Sans Fallback", "Arial Unicode MS", "AR PL"),
-)
 _LABELS = {  # name -> Chinese, English
     "tokens": ("长度（词元，一字一个）", "length (tokens, one a character)"),
     "count": ("问答对数", "pairs"),
@@ -290,52 +280,27 @@ _LABELS = {  # name -> Chinese, English
 }
 
 
-def require_plotting() -> None:
-    """Raise InputError if matplotlib is missing. Called before the statistics are computed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib, which is not installed: pip install 'minigpt[plot]'")
-
-
 def plot(statistics: Statistics, path: Path, title: str) -> None:
     """Plot the lengths, and the share of pairs that each max_length leaves whole, as a PNG, PDF or SVG file.
 
     Raises:
         InputError: without matplotlib, for an unknown type of file, or if the file cannot be written.
     """
-    require_plotting()
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    kind = path.suffix.removeprefix(".").lower() or "png"
-    known = FigureCanvasAgg.get_supported_filetypes()
-    if kind not in known:
-        raise InputError(f"--plot {path}: .{kind} cannot be written; use .png (known: {', '.join(known)})")
-    font = chinese_font()
-    if font is None:
-        warn(
-            "no font with Chinese characters is installed, so the picture's labels are English only; "
-            "pip install 'minigpt[plot]', or install Noto Sans CJK SC (Debian: apt install fonts-noto-cjk)"
-        )
-    families = ["DejaVu Sans"] if font is None else [font, "DejaVu Sans"]
-    text = {
-        name: english if font is None or chinese == english else f"{chinese} / {english}"
-        for name, (chinese, english) in _LABELS.items()
-    }
-    picture = io.BytesIO()
-    # These settings apply only to this plot. The filter is needed for emojis in a file's name.
-    with mpl.rc_context({"font.family": families, "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(13, 5.2), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
+    def draw(figure: Any, has_chinese: bool) -> None:
+        text = {
+            name: english if not has_chinese or chinese == english else f"{chinese} / {english}"
+            for name, (chinese, english) in _LABELS.items()
+        }
         total = f"{len(statistics.questions):,} {text['total']}"
         # a dollar sign would start a formula
         figure.suptitle(f"{printable(title)}: {total}".replace("$", r"\$"))
         left, right = figure.subplots(1, 2)
         _draw_lengths(left, statistics, text)
         _draw_cuts(right, statistics, text)
-        figure.savefig(picture, format=kind)
-    atomic_write(path, picture.getvalue())
+
+    lacking = "the picture's labels are English only"
+    atomic_write(path, picture_bytes(draw, picture_kind(path), (13, 5.2), lacking))
 
 
 def _draw_lengths(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
@@ -378,38 +343,3 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
         )
     axes.set(xlabel=text["limit"], ylabel=f"{text['fit']} (%)", xlim=(0, end), ylim=(0, 105))
     axes.grid(alpha=0.3)
-
-
-def chinese_font() -> str | None:
-    """Return the name of a font with all characters of the labels, registered with matplotlib, or None."""
-    from matplotlib import font_manager
-
-    package = importlib.util.find_spec(_FONT_PACKAGE)
-    if package is not None and package.origin is not None:
-        for path in sorted(Path(package.origin).parent.glob("*Sans*.[ot]tf")):
-            if _has_labels(path):
-                font_manager.fontManager.addfont(path)
-                return str(font_manager.get_font(path).family_name)
-    listed = {entry.fname for entry in font_manager.fontManager.ttflist}
-    for fresh in set(font_manager.findSystemFonts()) - listed:  # fonts newer than matplotlib's list
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                font_manager.fontManager.addfont(fresh)
-            except (OSError, RuntimeError):  # a damaged font is skipped
-                continue
-    for beginning in _FONT_NAMES:
-        for entry in font_manager.fontManager.ttflist:
-            if entry.name.startswith(beginning) and _has_labels(Path(entry.fname)):
-                return str(entry.name)
-    return None
-
-
-def _has_labels(path: Path) -> bool:
-    from matplotlib import font_manager
-
-    try:
-        characters = font_manager.get_font(path).get_charmap()
-    except (OSError, RuntimeError):  # the font is missing or damaged
-        return False
-    return all(ord(c) in characters for chinese, _ in _LABELS.values() for c in chinese)

@@ -36,7 +36,15 @@ _FORMAT = 1
 _OF_NO_EFFECT = {
     *PER_CALL,
     *("recipe", "train_data", "val_data", "vocab_path", "text", "val_text", "shards", "output", "resume"),
-    *("strict", "eval_steps", "logging_steps", "save_total_limit", "save_async", "on_save_error"),
+    *(
+        "strict",
+        "eval_steps",
+        "logging_steps",
+        "save_total_limit",
+        "keep_every",
+        "save_async",
+        "on_save_error",
+    ),
     *("max_bad_steps", "report_to", "seed", "device", "precision", "threads", "workers", "parallel"),
 }
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from minigpt.console.language import Language
+
 __all__ = ["LEVELS", "WORDS", "Finding", "Language", "Words", "finding", "without_consequences"]
 
-Language = Literal["en", "zh"]
 Level = Literal["ok", "note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # the worst first
 

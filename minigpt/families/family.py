@@ -74,6 +74,9 @@ class Family:
     # Hugging Face's names of the layers whose outputs, or whose inputs, IA3 multiplies; PEFT has the same
     rescaled_outputs: tuple[str, ...]
     rescaled_inputs: tuple[str, ...]
+    # name that minigpt.lens gives a part of a block -> the module's own name in the block
+    block_parts: Mapping[str, str]
+    final_norm: str  # our name of the norm before lm_head
     # end of a weight's name -> number of matrices that are stacked in it
     fused: Mapping[str, int] = field(default_factory=dict)
     block_weights: Callable[[Any], int]  # C -> number of matrix weights in all blocks

@@ -15,6 +15,7 @@ The text of a special token never becomes that token, because the library does n
 Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +118,33 @@ class BpeTokenizer(SubwordTokenizer):
             for character in dict.fromkeys(text)
             if "\ud800" <= character <= "\udfff" or not self._lacking.isdisjoint(character.encode())
         ]
+
+    def merge_steps(self, text: str) -> list[tuple[str, list[list[bytes]]]]:
+        """Return the words of a text, and the parts of each word after each merge, bytes first.
+
+        The library merges in the same order, but does not show the steps.
+        """
+        ranks = {pair: rank for rank, pair in enumerate(self._definition.merges)}
+        if self._library.normalizer is not None:
+            text = self._library.normalizer.normalize_str(text)
+        found = []
+        for word, (start, end) in self._library.pre_tokenizer.pre_tokenize_str(text):
+            parts = list(word)
+            steps = [parts]
+            if self._definition.frame["model"].get("ignore_merges") and word in self._definition.vocab:
+                steps += [parts := [word]] if len(parts) > 1 else []
+            while known := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
+                best, joined = min(known, key=ranks.__getitem__), list[str]()
+                for part in parts:
+                    if joined and (joined[-1], part) == best:
+                        joined[-1] += part
+                    else:
+                        joined.append(part)
+                parts = joined
+                steps.append(parts)
+            of = _Bytes._byte_of
+            found.append((text[start:end], [[p.translate(of).encode("latin-1") for p in s] for s in steps]))
+        return found
 
     def _joined(self, ids: list[int]) -> str:
         return b"".join(map(self._bytes.__getitem__, ids)).decode("utf-8", "replace")

@@ -182,8 +182,10 @@ def clear_leftovers(output: Path) -> None:
                 path.unlink()
 
 
-def prune(output: Path, keep: int) -> None:
+def prune(output: Path, keep: int, keep_every: int = 0) -> None:
     """Delete old checkpoints. Keep the newest `keep` and those that `best` and `last` point at.
+
+    With `keep_every`, those of every `keep_every` steps stay, too.
 
     At least one undamaged checkpoint stays: before deleting, the checkpoints to keep are compared with their
     manifests until one is good. If all are damaged, the newest good one among the others stays, too.
@@ -193,7 +195,8 @@ def prune(output: Path, keep: int) -> None:
     """
     linked = {(output / name).resolve() for name in ("best", "last") if (output / name).is_symlink()}
     folders = list_checkpoints(output)
-    staying = [f for number, f in enumerate(folders) if number < keep or f.resolve() in linked]
+    kept = [f for f in folders if keep_every and int(f.name.removeprefix("step-")) % keep_every == 0]
+    staying = [f for n, f in enumerate(folders) if n < keep or f.resolve() in linked or f in kept]
     going = [folder for folder in folders if folder not in staying]
     if not going:
         return

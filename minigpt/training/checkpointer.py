@@ -138,7 +138,7 @@ class Checkpointer:
 
     def _prune(self) -> None:
         try:
-            checkpoint.prune(self._config.output, self._config.save_total_limit)
+            checkpoint.prune(self._config.output, self._config.save_total_limit, self._config.keep_every)
         except InputError as error:
             if self._config.on_save_error == "stop":
                 raise

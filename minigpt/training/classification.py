@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minigpt.console.fonts import chinese_font
 from minigpt.console.terminal import note, shortened, table, warn
 from minigpt.data.batches import BatchPlan
 from minigpt.data.labelled import (
@@ -25,7 +26,6 @@ from minigpt.data.labelled import (
     label_names,
     read_labelled,
 )
-from minigpt.data.token_statistics import chinese_font
 from minigpt.evaluation.classification import (
     ClassificationReport,
     calibration_error,

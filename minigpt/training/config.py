@@ -70,6 +70,7 @@ class TrainConfig(DataOptions, CommandOptions):
         "eval_steps": (0, 10**9),
         "logging_steps": (0, 10**9),
         "save_total_limit": (1, 10**6),
+        "keep_every": (0, 10**9),
         "max_bad_steps": (1, 10**6),
         "seed": (0, 2**63 - 1),
         "threads": (0, 1024),
@@ -211,6 +212,8 @@ class TrainConfig(DataOptions, CommandOptions):
     """steps between two lines of metrics.jsonl; 0: ten, or fewer in a short run, for a hundred lines"""
     save_total_limit: int = 2
     """number of newest checkpoints to keep; the best one is kept besides"""
+    keep_every: int = 0
+    """also evaluate after every so many steps, and keep these checkpoints (minigpt look --along); 0: none"""
     save_async: bool = False
     """write checkpoints in the background, while training continues"""
     on_save_error: Literal["continue", "stop"] = "continue"

@@ -145,9 +145,10 @@ class Trainer:
         return self.progress.steps_done >= self.step.total_steps and self.progress.evaluated
 
     def evaluation_is_due(self) -> bool:
-        """Return True after every `eval_steps` steps and the last step, until the evaluation is done."""
-        done = self.progress.steps_done
+        """Return True after every `eval_steps` or `keep_every` steps and the last step, until it is done."""
+        done, keep_every = self.progress.steps_done, self.config.keep_every
         is_due = done % self.eval_steps == 0 or done >= self.step.total_steps
+        is_due = is_due or (keep_every > 0 and done % keep_every == 0)
         return is_due and not self.progress.evaluated
 
     def metrics_are_due(self) -> bool:

@@ -27,6 +27,7 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "save_async",
     "on_save_error",
     "save_total_limit",
+    "keep_every",
     "report_to",
     "gradient_checkpointing",
 }

@@ -178,6 +178,14 @@ FAMILY = Family(
     residual_projections=("attn.out_proj.weight", "mlp.c_proj.weight"),
     rescaled_outputs=("c_attn",),
     rescaled_inputs=("mlp.c_proj",),
+    block_parts={
+        "norm_1": "ln_1",
+        "attn": "attn",
+        "attn.heads": "attn.out_proj",
+        "norm_2": "ln_2",
+        "mlp": "mlp",
+    },
+    final_norm="transformer.ln_f",
     fused={"qkv_proj.weight": 3},
     # attention has (3 + 1) C^2 weights, the MLP (4 + 4) C^2
     block_weights=lambda config: config.n_layer * 12 * config.n_embd**2,

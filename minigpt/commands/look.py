@@ -1,0 +1,317 @@
+"""Look inside a model: tokens, loss, attention, layers, weights, in the terminal or in a picture.
+
+    minigpt look attention --model output/demo/best --question "四川的省会是哪里？" --layer 1 --head 2
+    minigpt look loss --question "四川的省会是哪里？" --answer "成都。" --plot loss.png
+    minigpt look loss --question "四川的省会是哪里？" --along output/demo
+
+    all         tokens, loss, next, attention, lens and cache of one question
+    tokens      how a text is cut: pieces, ids, bytes, unknown characters, BPE's merges
+    batch       what a training example is: ids, mask, targets, which positions count
+    loss        loss and rank of each token of an answer, and the candidates that it lost to
+    next        the distribution of the next token under several options, side by side
+    answers     several answers, drawn under several options
+    attention   whom each head looks at
+    lens        logit lens: what each layer would answer
+    ablate      what it costs to switch heads and layers off
+    neighbours  the nearest vectors of a token, in the embedding and in lm_head
+    cache       what the KV cache holds, and how it grows
+    weights     where the parameters sit: sizes, spectra, what training changed
+    data        the examples with the highest loss, and the tokens that cost most
+
+Layers and heads are counted from 0, as in the names of the weights.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL
+from minigpt.console.language import chosen_language
+from minigpt.data.records import DataOptions
+from minigpt.errors import InputError
+from minigpt.generation.loading import load_to_answer, require_model
+
+if TYPE_CHECKING:
+    from minigpt.data.conversation import Conversation
+    from minigpt.families.registry import LanguageModel
+    from minigpt.generation.generation_config import PromptFormat
+    from minigpt.generation.options import GenerationOptions
+    from minigpt.lens.results import View
+    from minigpt.weights.pretrained import AnyTokenizer
+
+ViewName = Literal[
+    "all", "tokens", "batch", "loss", "next", "answers", "attention", "lens", "ablate", "neighbours", "cache",
+    "weights", "data",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command_line.ModelOptions, DataOptions):
+    """Look inside a model: in the terminal, in a picture, or in a page."""
+
+    RANGES = {
+        "layer": (0, 10**6),
+        "head": (0, 10**6),
+        "count": (1, 10**6),
+        "max_length": (3, 10**6),
+        "seed": (0, 2**63 - 1),
+    }
+
+    view: ViewName = field(default="all", metadata=POSITIONAL)
+    """all: tokens, loss, next, attention, lens and cache of one question; tokens: how a text is cut;
+    batch: what a training example is; loss: of each token of an answer; next: the distribution of the
+    next token; answers: several, drawn at random; attention: whom each head looks at; lens: what each
+    layer would answer; ablate: what heads and layers are worth; neighbours: the nearest tokens; cache:
+    the keys and values that are kept; weights: sizes, spectra, changes; data: the hardest examples"""
+
+    # What the model reads
+    question: str = ""
+    """the question; for a model of texts, the beginning of a text"""
+    answer: str | None = None
+    """the answer; left out: the model's own"""
+    text: str = ""
+    """tokens, neighbours: the text"""
+    after: str = ""
+    """next: the beginning of the answer"""
+    along: Path | None = None
+    """folder of a run: the same view at each checkpoint that it has kept, instead of --model"""
+
+    # attention
+    layer: int | None = None
+    """the layer to show, from 0"""
+    head: int | None = None
+    """the head to show, from 0"""
+
+    # next, answers: each value makes a distribution
+    temperature: tuple[float, ...] = ()
+    """temperatures"""
+    top_k: tuple[int, ...] = ()
+    """values of top_k"""
+    top_p: tuple[float, ...] = ()
+    """values of top_p"""
+    min_p: tuple[float, ...] = ()
+    """values of min_p"""
+    repetition_penalty: tuple[float, ...] = ()
+    """values of repetition_penalty"""
+    seed: int = 0
+    """answers: the same seed draws the same answers"""
+    count: int = 10
+    """next, neighbours, data: number of rows; answers: number of answers"""
+
+    # weights
+    against: Path | None = None
+    """an earlier model, to show what training has changed"""
+
+    # batch, data, ablate
+    train_data: Path = Path("data/train.jsonl")
+    """batch: file of training data"""
+    line: tuple[int, ...] = ()
+    """batch: line of the file, or several; left out: the first"""
+    vocab_path: Path | None = None
+    """tokens, batch: a vocabulary instead of a model's tokenizer"""
+    max_length: int = 256
+    """batch: most tokens of an example"""
+    loss_on: Literal["answer", "all"] = "answer"
+    """batch: targets that training counts"""
+    data: Path | None = None
+    """data, ablate: file of questions and answers; left out for data: data/val.jsonl"""
+
+    # Where it is shown
+    plot: Path | None = None
+    """also draw it: .png, .svg, .pdf, or .html"""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
+
+
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_FILE = ("strict", "encoding", "question_field", "answer_field")
+_MODEL = ("model", "adapter", "precision", "device", "threads")
+_ASK = ("question", *_MODEL, "along")
+USES: dict[str, tuple[str, ...]] = {  # view -> its flags, besides --json, --plot and --language
+    "all": ("answer", "question", *_MODEL),
+    "tokens": ("text", "model", "vocab_path"),
+    "batch": ("train_data", "line", "model", "vocab_path", "max_length", "loss_on", *_FILE),
+    "loss": ("answer", "count", *_ASK),
+    "next": ("after", "count", *_DRAWING, *_ASK),
+    "answers": ("count", "seed", *_DRAWING, *_ASK),
+    "attention": ("answer", "layer", "head", *_ASK),
+    "lens": ("answer", *_ASK),
+    "ablate": ("answer", "data", "count", *_FILE, *_ASK),
+    "neighbours": ("text", "count", *_MODEL, "along"),
+    "cache": ("answer", *_ASK),
+    "weights": ("against", *_MODEL, "along"),
+    "data": ("data", "count", *_FILE, *_MODEL, "along"),
+}
+
+
+def build(given: dict[str, Any]) -> Options:
+    """Make the options. Raises InputError for flags that the view does not use, or that it needs."""
+    view = given.get("view", "all")
+    for name in given:
+        if name not in ("view", "json", "plot", "language", *USES[view]):
+            users = [one for one in get_args(ViewName) if name in USES[one]]
+            raise InputError(f"look {view} does not use --{name}: it is for {', '.join(users)}")
+    options = Options(**given)
+    needs = "question" if "question" in USES[view] else "text" if "text" in USES[view] else ""
+    if needs and not getattr(options, needs) and not (view == "ablate" and options.data is not None):
+        raise InputError(f"look {view} needs --{needs}: give a {needs} in quotes")
+    if options.along is not None and ({"model", "adapter", "precision"} & given.keys()):
+        raise InputError(
+            "--along looks at the checkpoints of a run: leave out --model, --adapter and --precision"
+        )
+    if options.head is not None and options.layer is None:
+        raise InputError("--head needs --layer: heads are counted in each layer")
+    return options
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Look, and print the view."""
+    from minigpt.errors import printable_lines
+
+    language = chosen_language(options.language)
+    if options.plot is not None:
+        from minigpt.lens.pictures import check_picture
+
+        check_picture(options.plot)
+    views = _views(options)
+    from minigpt.lens.results import in_terminal
+
+    width = shutil.get_terminal_size().columns
+    for view in views.values():
+        print(printable_lines(in_terminal(view, language, width)))
+    if options.plot is not None:
+        from minigpt.lens.pictures import write_picture
+
+        write_picture(list(views.values()), options.plot, language)
+        print({"en": "picture", "zh": "图"}[language] + f": {options.plot}")
+    if options.view == "all":
+        return {"view": "all", **{name: view.as_dict() for name, view in views.items()}}
+    return {"view": options.view, **views[options.view].as_dict()}
+
+
+def _views(options: Options) -> "dict[str, View]":
+    if options.view in ("tokens", "batch"):
+        return {options.view: _view_of_tokenizer(options)}
+    if options.along is not None:
+        from minigpt.lens.growth import along, kept_checkpoints
+
+        kept_checkpoints(options.along)  # a run without checkpoints is said before torch computes
+        form: list[PromptFormat] = []
+
+        def look(model: "LanguageModel", tokenizer: "AnyTokenizer") -> "View":
+            form[:] = form or [_form(options.along or Path(), tokenizer)]
+            return _view_of_model(options, options.view, model, tokenizer, form[0])
+
+        return {options.view: along(options.along, look)}
+    loaded = load_to_answer(options, None)
+    names = (
+        ("tokens", "loss", "next", "attention", "lens", "cache") if options.view == "all" else (options.view,)
+    )
+    prompt_form = _form(loaded.folder, loaded.tokenizer)
+    if unknown := loaded.tokenizer.unknown_characters(
+        options.question + (options.answer or "") + options.after
+    ):
+        command_line.warn(f"not in the vocabulary, {loaded.tokenizer.unknown_read_as}: {' '.join(unknown)}")
+    return {
+        name: _view_of_model(options, name, loaded.model, loaded.tokenizer, prompt_form) for name in names
+    }
+
+
+def _form(folder: Path, tokenizer: "AnyTokenizer") -> "PromptFormat":
+    from minigpt.generation.generation_config import prompt_format
+    from minigpt.training.checkpoint import list_checkpoints
+
+    return prompt_format((list_checkpoints(folder) or [folder])[0], tokenizer)
+
+
+def _view_of_tokenizer(options: Options) -> "View":
+    from minigpt.lens.examples import batch
+    from minigpt.lens.text import tokens
+    from minigpt.weights.pretrained import load_tokenizer
+
+    usual = Path("data/vocab.json")
+    source = options.vocab_path or (options.model if options.model.exists() or not usual.exists() else usual)
+    if options.vocab_path is None:
+        require_model(source)
+    tokenizer = load_tokenizer(source)
+    if options.view == "tokens":
+        return tokens(tokenizer, options.text)
+    found = {each.line: each for each in _read(options, options.train_data)}
+    lines = options.line or tuple(found)[:1]
+    if missing := [line for line in lines if line not in found]:
+        raise InputError(
+            f"{options.train_data} has no example in line {missing[0]}: it has {len(found):,} examples"
+        )
+    return batch([found[line] for line in lines], tokenizer, options.max_length, options.loss_on)
+
+
+def _read(options: Options, path: Path) -> "list[Conversation]":
+    from minigpt.data.reader import read_conversations
+
+    return read_conversations(path, options.strict, options.encoding, options.field_names)[0]
+
+
+def _view_of_model(
+    options: Options, name: str, model: "LanguageModel", tokenizer: "AnyTokenizer", form: "PromptFormat"
+) -> "View":
+    from minigpt import lens
+
+    asked, answer = options.question, options.answer
+    makers: dict[str, Callable[[], View]] = {
+        "tokens": lambda: lens.tokens(tokenizer, asked),
+        "loss": lambda: lens.loss(model, tokenizer, asked, answer, form, min(options.count, 5)),
+        "next": lambda: lens.next_token(
+            model, tokenizer, asked, options.after, form, _variants(options), options.count
+        ),
+        "answers": lambda: lens.sampled_answers(
+            model, tokenizer, asked, _variants(options) or _variants(Options(temperature=(1.0,))),
+            options.count, options.seed, form,
+        ),
+        "attention": lambda: lens.attention(
+            model, tokenizer, asked, answer, form, options.layer, options.head
+        ),
+        "lens": lambda: lens.logit_lens(model, tokenizer, asked, answer, form),
+        "ablate": lambda: lens.ablate(model, tokenizer, _pairs(options), form),
+        "neighbours": lambda: lens.neighbours(model, tokenizer, options.text, options.count),
+        "cache": lambda: lens.cache(model, tokenizer, asked, answer, form),
+        "weights": lambda: lens.weights(model, _against(options), str(options.against)),
+        "data": lambda: _data(options, model, tokenizer),
+    }  # fmt: skip
+    return makers[name]()
+
+
+def _variants(options: Options) -> "list[GenerationOptions]":
+    """One object of options for each value of each flag."""
+    from minigpt.generation.options import GenerationOptions
+
+    pairs = [(name, value) for name in _DRAWING for value in getattr(options, name)]
+    return [GenerationOptions(do_sample=True, **{name: value}) for name, value in pairs]
+
+
+def _pairs(options: Options) -> list[tuple[str, str | None]]:
+    if options.data is None:
+        return [(options.question, options.answer)]
+    exchanges = [each.exchanges[0] for each in _read(options, options.data)[: options.count]]
+    return [(exchange.question, exchange.answer) for exchange in exchanges]
+
+
+def _against(options: Options) -> "LanguageModel | None":
+    from minigpt.weights.pretrained import load_model
+
+    return None if options.against is None else load_model(options.against)
+
+
+def _data(options: Options, model: "LanguageModel", tokenizer: "AnyTokenizer") -> "View":
+    from minigpt import lens
+    from minigpt.console.terminal import ProgressLine
+
+    conversations = _read(options, options.data or Path("data/val.jsonl"))
+    with ProgressLine("measuring", len(conversations), patience=2.0) as progress:
+        return lens.data(model, tokenizer, conversations, options.count, on_progress=progress.update)
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main, build)

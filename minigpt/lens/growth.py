@@ -1,0 +1,82 @@
+"""How something grew in training: the same view at each checkpoint that a run has kept.
+
+along(Path("output"), lambda model, tokenizer: loss(model, tokenizer, "你好", "你好！"))
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+from minigpt.finetuning.adapters import is_adapter
+from minigpt.lens.results import Lines, Part, Table, View
+from minigpt.lens.words import Say
+from minigpt.storage.json_files import read_json
+from minigpt.training.checkpoint import list_checkpoints
+from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer, load_tokenizer
+
+__all__ = ["Along", "along", "kept_checkpoints"]
+
+
+@dataclass(frozen=True)
+class Along(View):
+    """A view at several steps of a run."""
+
+    run: str
+    steps: list[int]
+    views: list[View]
+
+    def as_dict(self) -> dict[str, object]:
+        """See `View`."""
+        return {"run": self.run, "steps": self.steps, "views": [view.as_dict() for view in self.views]}
+
+    def parts(self, say: Say) -> list[Part]:
+        """See `View`."""
+        lines = [view.headline(say) for view in self.views]
+        rows = [(f"{step:,}", *line.values()) for step, line in zip(self.steps, lines)]
+        found: list[Part] = [Table(say("along {run}", run=self.run), (say("step"), *lines[0]), rows, (0,))]
+        means = [getattr(view, "mean", None) for view in self.views]
+        if None not in means:
+            found.append(Lines(say("loss"), say("step"), say("loss"), {say("loss"): (self.steps, means)}))  # type: ignore[dict-item]
+        return found
+
+
+def kept_checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, in the order of its steps.
+
+    Raises:
+        InputError: if there is no such folder, or it holds no checkpoint.
+    """
+    folders = list_checkpoints(run)[::-1]
+    if not run.is_dir():
+        raise InputError(
+            f"{run} does not exist: give the folder of a run, which `minigpt train --output` made"
+        )
+    if not folders:
+        raise InputError(f"{run} holds no checkpoint: train with --keep_every N, then each N-th step is kept")
+    return folders
+
+
+def along(run: Path, look: Callable[[LanguageModel, AnyTokenizer], View]) -> Along:
+    """Look at each checkpoint of a run.
+
+    Raises:
+        InputError: if the run has no checkpoints, or one of them cannot be read.
+    """
+    folders = kept_checkpoints(run)
+    views = [look(*_loaded(folder)) for folder in folders]
+    return Along(str(run), _steps(folders), views)
+
+
+def _steps(folders: Sequence[Path]) -> list[int]:
+    return [int(folder.name.rpartition("-")[2]) for folder in folders]
+
+
+def _loaded(folder: Path) -> tuple[LanguageModel, AnyTokenizer]:
+    """Load a checkpoint. An adapter is loaded with the model that its folder names."""
+    if not is_adapter(folder):
+        return load_model_and_tokenizer(folder)
+    base = Path(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))
+    model, _ = load_model_and_tokenizer(base, adapter=folder)
+    return model, load_tokenizer(folder)

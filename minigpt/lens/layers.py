@@ -1,0 +1,107 @@
+"""The logit lens: what the model would answer after each layer.
+
+The residual stream after a block goes through the last norm and lm_head, as if no block followed
+(https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from minigpt.families.registry import LanguageModel, family_of
+from minigpt.generation.conversation import token_text
+from minigpt.generation.generation_config import PromptFormat
+from minigpt.lens.reading import read_question
+from minigpt.lens.recorder import as_row, record
+from minigpt.lens.results import Floats, Heat, Part, Table, View, percent, shown
+from minigpt.lens.words import Say
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["LogitLens", "logit_lens"]
+
+
+@dataclass(frozen=True)
+class LogitLens(View):
+    """For each layer and each place of the answer: the most likely token."""
+
+    layers: list[str]  # (L) "embeddings", "blocks.0", ...
+    reads: list[str]  # (n) the token that is read at each place
+    writes: list[str]  # (n) the token that follows it
+    tokens: list[list[str]]  # (L, n) the most likely token after each layer
+    best: Floats  # (L, n) its probability
+    probabilities: Floats  # (L, n) the probability of the token that follows
+    ranks: list[list[int]]  # (L, n) its rank; 1: the most likely one
+
+    def known_after(self, place: int) -> int | None:
+        """Return the first layer from which on the written token is always the most likely one."""
+        later = [i for i in range(len(self.layers)) if all(row[place] == 1 for row in self.ranks[i:])]
+        return later[0] if later else None
+
+    def parts(self, say: Say) -> list[Part]:
+        """See `View`."""
+        names = [self._short(name, say) for name in self.layers]
+        rows = []
+        for place in range(len(self.reads)):
+            path = [
+                f"{name}: {tokens[place]} {percent(float(values[place]))}"
+                for name, tokens, values in zip(names, self.tokens, self.best)
+            ]
+            first = self.known_after(place)
+            known = say("never") if first is None else names[first]
+            rows.append((self.reads[place], self.writes[place], known, "  ".join(path)))
+        columns = (say("reads"), say("writes"), say("known after"), say("what each layer would write"))
+        heat = Heat(say("probability of the written token after each layer"), self.probabilities, names,
+                    self.writes, self.tokens)  # fmt: skip
+        return [Table(say("logit lens"), columns, rows), heat]
+
+    def _short(self, name: str, say: Say) -> str:
+        return say("embedding") if name == "embeddings" else name.removeprefix("blocks.")
+
+    def headline(self, say: Say) -> dict[str, str]:
+        """See `View`."""
+        names = [self._short(name, say) for name in self.layers]
+        firsts = [self.known_after(place) for place in range(len(self.reads))]
+        known = [f"{text} {'-' if i is None else names[i]}" for text, i in zip(self.writes, firsts)]
+        return {say("known after"): "  ".join(known)}
+
+
+@torch.inference_mode()
+def logit_lens(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    question: str,
+    answer: str | None = None,
+    form: PromptFormat | None = None,
+) -> LogitLens:
+    """Compute what the model would write after each layer, for each token of an answer.
+
+    Args:
+        answer: None: the model's own.
+
+    Raises:
+        InputError: if the text is too long for the model.
+    """
+    reading = read_question(model, tokenizer, question, answer, form)
+    start = len(reading.prompt) - 1
+    seen = record(model, as_row(model, reading.ids), ["embeddings", *_blocks(model)])
+    norm = model.get_submodule(family_of(model.config).final_norm)
+    places = slice(start, start + max(1, len(reading.answer)))
+    rows = [model.lm_head(norm(states[:, places])).float().softmax(-1)[0].cpu() for states in seen.values()]
+    values = torch.stack(rows)  # (L, n, V)
+    top = values.max(dim=-1)  # (L, n)
+    follows = torch.tensor(reading.answer or [int(top.indices[-1, 0])])  # (n,)
+    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1)
+    texts = [[shown(token_text(tokenizer, index)) for index in row] for row in top.indices.tolist()]
+    return LogitLens(
+        layers=list(seen),
+        reads=reading.pieces[places],
+        writes=[shown(token_text(tokenizer, index)) for index in follows.tolist()],
+        tokens=texts,
+        best=top.values.numpy(),
+        probabilities=own[..., 0].numpy(),
+        ranks=(1 + (values > own).sum(-1)).tolist(),
+    )
+
+
+def _blocks(model: LanguageModel) -> list[str]:
+    return [f"blocks.{layer}" for layer in range(model.config.num_hidden_layers)]

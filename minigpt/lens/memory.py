@@ -1,0 +1,92 @@
+"""What the KV cache holds, and how it grows while a model writes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.cache import KeyValueCache, cache_bytes
+from minigpt.generation.generation_config import PromptFormat
+from minigpt.lens.reading import read_question
+from minigpt.lens.recorder import as_row
+from minigpt.lens.results import Floats, Heat, Lines, Part, Table, View
+from minigpt.lens.words import Say
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["Cache", "cache"]
+
+
+@dataclass(frozen=True)
+class Cache(View):
+    """The KV cache after a question and an answer."""
+
+    pieces: list[str]  # (S) the tokens that were read; of the last one nothing is cached yet
+    prompt: int  # tokens of the prompt, which are read at once
+    shape: tuple[int, int, int, int]  # layers, key and value heads, tokens, channels of a head
+    query_heads: int
+    bytes_per_token: int
+    context: int  # most tokens that the model reads
+    key_norms: Floats  # (layers, S)  mean length of a token's keys over the heads
+    value_norms: Floats  # (layers, S)
+
+    def parts(self, say: Say) -> list[Part]:
+        """See `View`."""
+        layers, heads, tokens, channels = self.shape
+        rows = [
+            (say("layers x (keys, values) x heads x channels"), f"{layers} x 2 x {heads} x {channels}"),
+            (say("bytes of a token"), f"{self.bytes_per_token:,}"),
+            (
+                say("after the prompt, {count} tokens", count=self.prompt),
+                f"{self.prompt * self.bytes_per_token:,}",
+            ),
+            (say("after the answer, {count} tokens", count=tokens), f"{tokens * self.bytes_per_token:,}"),
+            (say("full, {count} tokens", count=self.context), f"{self.context * self.bytes_per_token:,}"),
+        ]
+        if self.query_heads != heads:
+            whole = self.bytes_per_token * self.query_heads // heads
+            rows.append((say("bytes of a token, if each of the {count} query heads had its own",
+                             count=self.query_heads), f"{whole:,}"))  # fmt: skip
+        steps = range(self.prompt, tokens + 1)
+        growth = Lines(say("bytes in the cache"), say("tokens"), say("bytes"),
+                       {say("bytes"): (list(steps), [n * self.bytes_per_token for n in steps])})  # fmt: skip
+        labels = [say("layer {layer}", layer=layer) for layer in range(layers)]
+        read = self.pieces[:tokens]
+        maps = [Heat(say("length of the keys"), self.key_norms, labels, read),
+                Heat(say("length of the values"), self.value_norms, labels, read)]  # fmt: skip
+        return [Table(say("the KV cache"), ("", ""), rows, (1,)), growth, *maps]
+
+    def headline(self, say: Say) -> dict[str, str]:
+        """See `View`."""
+        return {say("bytes"): f"{self.shape[2] * self.bytes_per_token:,}"}
+
+
+@torch.inference_mode()
+def cache(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    question: str,
+    answer: str | None = None,
+    form: PromptFormat | None = None,
+) -> Cache:
+    """Read a question and an answer with a KV cache, as generation does, and look into it.
+
+    Raises:
+        InputError: if the text is too long for the model.
+    """
+    reading = read_question(model, tokenizer, question, answer, form)
+    config, weight = model.config, next(model.parameters())
+    ids = as_row(model, reading.ids[:-1] if reading.answer else reading.ids)  # the last token is not read
+    held = KeyValueCache(config, 1, ids.shape[1], weight.device, weight.dtype)
+    slot = held.allocate()
+    model.base_model(ids, past_key_values=held.view([slot], [ids.shape[1]]))
+    keys, values = held.columns(slot, 0, held.length(slot))  # (L, H, S, D) each
+    return Cache(
+        pieces=reading.pieces,
+        prompt=len(reading.prompt),
+        shape=(len(keys), keys.shape[1], keys.shape[2], keys.shape[3]),
+        query_heads=config.num_attention_heads,
+        bytes_per_token=cache_bytes(config, 1, 1, weight.dtype),
+        context=config.max_position_embeddings,
+        key_norms=keys.float().norm(dim=-1).mean(dim=1).cpu().numpy(),
+        value_norms=values.float().norm(dim=-1).mean(dim=1).cpu().numpy(),
+    )

@@ -1,0 +1,108 @@
+"""Writes a view as a picture (PNG, SVG, PDF) or as a page of HTML.
+
+The charts of a view are drawn; a view without charts is drawn as its tables. A page needs no matplotlib.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt.console.fonts import picture_bytes, picture_kind
+from minigpt.console.language import Language
+from minigpt.errors import InputError, printable
+from minigpt.lens.results import Bars, Heat, Lines, Part, Table, View, page
+from minigpt.lens.words import speaker
+from minigpt.storage.files import atomic_write
+
+__all__ = ["check_picture", "write_picture"]
+
+_MOST = 144  # charts in a picture
+_LABELS = 48  # labels on an axis; with more, some are left out
+_ROWS = 40  # rows of a table in a picture
+
+
+def check_picture(path: Path, flag: str = "--plot") -> None:
+    """Raise InputError if a picture cannot be written: called before anything is computed."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        picture_kind(path, flag)
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{flag} {path}: the folder {path.parent} does not exist")
+
+
+def write_picture(views: Sequence[View], path: Path, language: Language = "en") -> None:
+    """Write views to a file; its name's end decides: .html, .png, .svg, ...
+
+    Raises:
+        InputError: without matplotlib (but for HTML), for an unknown type, or if the file cannot be written.
+    """
+    check_picture(path)
+    if path.suffix.lower() in (".html", ".htm"):
+        atomic_write(path, page(views, language, title=path.stem))
+        return
+    every = [part for view in views for part in view.parts(speaker(language))]
+    count = len(_chosen(every))
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    size = (min(40.0, max(8.0, 5.0 * columns)), min(40.0, max(4.0, 4.2 * rows)))
+
+    def draw(figure: Any, has_chinese: bool) -> None:
+        say = speaker(language if has_chinese else "en")
+        charts = _chosen([part for view in views for part in view.parts(say)])
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, chart in zip(grid.flat, charts):
+            _draw(axes, chart)
+        for axes in grid.flat[len(charts) :]:
+            axes.axis("off")
+
+    lacking = "the labels are English, and Chinese tokens are empty boxes"
+    atomic_write(path, picture_bytes(draw, picture_kind(path), size, lacking))
+
+
+def _chosen(parts: Sequence[Part]) -> list[Part]:
+    charts: list[Part] = [part for part in parts if not isinstance(part, Table)]
+    return [*(charts or parts)][:_MOST]
+
+
+def _plain(text: object) -> str:
+    return printable(str(text)).replace("$", r"\$")  # a dollar sign would start a formula
+
+
+def _draw(axes: Any, part: Part) -> None:
+    axes.set_title(_plain(part.title), fontsize=10)
+    match part:
+        case Heat():
+            image = axes.imshow(part.values, cmap="Blues", aspect="auto", vmin=0)
+            axes.figure.colorbar(image, ax=axes, fraction=0.04)
+            _ticks(axes.set_xticks, part.columns, rotation=0 if len(part.columns) < 20 else 90)
+            _ticks(axes.set_yticks, part.rows)
+            if part.cells and part.values.size <= 400:
+                middle = float(np.nanmax(part.values, initial=0.0)) / 2
+                for (row, column), value in np.ndenumerate(part.values):
+                    colour = "white" if value > middle else "black"
+                    text = _plain(part.cells[row][column])
+                    axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        case Bars():
+            places = range(len(part.values))
+            axes.barh(places, part.values, color="#4477aa")
+            axes.invert_yaxis()
+            _ticks(axes.set_yticks, part.labels)
+        case Lines():
+            for name, (xs, ys) in part.series.items():
+                axes.plot(xs, ys, label=_plain(name), marker="." if len(xs) < 30 else None)
+            axes.set(xlabel=part.x, ylabel=part.y)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+        case Table():
+            axes.axis("off")
+            rows = [[_plain(cell)[:60] for cell in row] for row in part.rows[:_ROWS]]
+            if rows:
+                axes.table(rows, colLabels=[_plain(name) for name in part.columns], loc="upper center")
+
+
+def _ticks(put: Any, labels: Sequence[str], rotation: int = 0) -> None:
+    every = max(1, math.ceil(len(labels) / _LABELS))
+    places = range(0, len(labels), every)
+    put(places, [_plain(labels[place])[:24] for place in places], rotation=rotation, fontsize=8)

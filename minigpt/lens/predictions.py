@@ -1,0 +1,258 @@
+"""What a model predicts: the loss of each token, the distribution of the next one, sampled answers.
+
+loss(model, tokenizer, "四川的省会是哪里？", "成都。").mean
+next_token(model, tokenizer, "四川的省会是哪里？", temperatures=(0.5, 2)).probabilities
+sampled_answers(model, tokenizer, "四川的省会是哪里？", temperatures=(0.5, 2), count=10)
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.conversation import QuestionAnswering, token_text
+from minigpt.generation.generation_config import PromptFormat
+from minigpt.generation.logits_processors import make_processors
+from minigpt.generation.loop import filtered
+from minigpt.generation.native import without_warning
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.sequence import bare_ids
+from minigpt.lens.reading import prompt_ids, read_question, usual_format
+from minigpt.lens.recorder import read_logits
+from minigpt.lens.results import NOTHING, Bars, Floats, Part, Table, View, percent, shown
+from minigpt.lens.words import Say
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["Answers", "Loss", "NextToken", "loss", "next_token", "sampled_answers"]
+
+
+class TokenLoss(NamedTuple):
+    """The loss of one token of an answer."""
+
+    text: str
+    id: int
+    loss: float  # nats: -log p
+    probability: float
+    rank: int  # 1: the model's first choice
+    others: list[tuple[str, float]]  # the most likely other tokens, with probabilities
+
+
+@dataclass(frozen=True)
+class Loss(View):
+    """The loss of an answer, token by token."""
+
+    question: str
+    tokens: list[TokenLoss]
+    is_own: bool  # the model has written the answer itself
+
+    @property
+    def mean(self) -> float:
+        """Nats per token, as `minigpt eval` counts them."""
+        return sum(token.loss for token in self.tokens) / len(self.tokens)
+
+    @property
+    def answer(self) -> str:
+        """The tokens of the answer, for people."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def least_sure(self) -> TokenLoss:
+        """The token with the highest loss."""
+        return max(self.tokens, key=lambda token: token.loss)
+
+    def as_dict(self) -> dict[str, object]:
+        """See `View`."""
+        return {**super().as_dict(), "mean": self.mean}
+
+    def parts(self, say: Say) -> list[Part]:
+        """See `View`."""
+        rows = [
+            (token.text, f"{token.loss:.4f}", percent(token.probability), token.rank, _named(token.others))
+            for token in self.tokens
+        ]
+        whose = say("the model's own answer") if self.is_own else say("the given answer")
+        title = say("{whose}: {loss} nats a token, {count} tokens; least sure: {token} ({probability})",
+                    whose=whose, loss=f"{self.mean:.4f}", count=len(self.tokens),
+                    token=self.least_sure.text, probability=percent(self.least_sure.probability))  # fmt: skip
+        columns = (say("token"), say("loss"), "p", say("rank"), say("instead"))
+        bars = Bars(
+            say("loss of each token (nats)"), [t.text for t in self.tokens], [t.loss for t in self.tokens]
+        )
+        return [Table(title, columns, rows, (1, 2, 3)), bars]
+
+    def headline(self, say: Say) -> dict[str, str]:
+        """See `View`."""
+        sure = f"{self.least_sure.text} {percent(self.least_sure.probability)}"
+        return {say("answer"): self.answer, say("loss"): f"{self.mean:.4f}", say("least sure"): sure}
+
+
+def _named(tokens: Sequence[tuple[str, float]]) -> str:
+    return "  ".join(f"{text} {percent(value)}" for text, value in tokens)
+
+
+def loss(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    question: str,
+    answer: str | None = None,
+    form: PromptFormat | None = None,
+    others: int = 5,
+) -> Loss:
+    """Compute the loss and the rank of each token of an answer, and the candidates that it lost to.
+
+    Args:
+        answer: None: the answer that the model itself gives.
+        others: number of candidates.
+
+    Raises:
+        InputError: if nothing is answered, or the text is too long for the model.
+    """
+    reading = read_question(model, tokenizer, question, answer, form)
+    if not reading.answer:
+        raise InputError("the answer has no tokens: there is no loss to look at")
+    logits = read_logits(model, reading.ids)[len(reading.prompt) - 1 : -1]  # (n, V)
+    log_p = F.log_softmax(logits, dim=-1)
+    top = log_p.topk(min(others + 1, log_p.shape[-1]))
+    found = []
+    for row, index in enumerate(reading.answer):
+        own = float(log_p[row, index])
+        pairs = zip(top.indices[row].tolist(), top.values[row].exp().tolist())
+        rest = [(shown(token_text(tokenizer, one)), value) for one, value in pairs if one != index][:others]
+        rank = 1 + int((logits[row] > logits[row, index]).sum())
+        text = reading.pieces[len(reading.prompt) + row]
+        found.append(TokenLoss(text, index, -own, float(log_p[row, index].exp()), rank, rest))
+    return Loss(question, found, reading.is_own)
+
+
+@dataclass(frozen=True)
+class NextToken(View):
+    """The distribution of the next token under several options."""
+
+    before: str  # what stands before it
+    options: list[str]  # the first one is the model's own distribution
+    tokens: list[str]  # of the whole vocabulary, the most likely ones first
+    probabilities: Floats  # (options, tokens)  0: the options forbid the token
+    kept: list[int]  # for each of the options: number of tokens that can still be drawn
+    entropy: list[float]  # for each of the options, in nats
+    show: int = 10
+
+    def parts(self, say: Say) -> list[Part]:
+        """See `View`."""
+        names = [say("model"), *self.options[1:]]
+        top = range(min(self.show, len(self.tokens)))
+        rows = [(self.tokens[i], *(percent(float(p)) for p in self.probabilities[:, i])) for i in top]
+        rows.append((say("can be drawn"), *map(str, self.kept)))
+        rows.append((say("entropy"), *(f"{value:.2f}" for value in self.entropy)))
+        title = say("the next token after {text}", text=self.before)
+        bars: list[Part] = [
+            Bars(name, [self.tokens[i] for i in top], [float(row[i]) for i in top])
+            for name, row in zip(names, self.probabilities)
+        ]
+        return [Table(title, ("", *names), rows, range(1, len(names) + 1)), *bars]
+
+    def headline(self, say: Say) -> dict[str, str]:
+        """See `View`."""
+        pairs = zip(self.tokens[:5], self.probabilities[0][:5])
+        return {say("next token"): _named([(text, float(value)) for text, value in pairs])}
+
+
+def next_token(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    question: str,
+    after: str = "",
+    form: PromptFormat | None = None,
+    options: Sequence[GenerationOptions] = (),
+    show: int = 10,
+) -> NextToken:
+    """Compute the distribution of the token that follows a question and the beginning of an answer.
+
+    Args:
+        after: the beginning of the answer; "": none.
+        options: each of them changes the distribution as generation does it: penalties, then temperature,
+            top_k and the like.
+        show: number of tokens in the view's table.
+    """
+    ids = prompt_ids(tokenizer, question, form)
+    ids += bare_ids(tokenizer, after) if after else []
+    logits = read_logits(model, ids)[-1:]  # (1, V)
+    rows = [logits.softmax(dim=-1)[0]]
+    for one in options:
+        # what was read counts as a prompt: penalties on the answer alone see `after`
+        new = len(bare_ids(tokenizer, after)) if after else 0
+        scores = logits
+        eos = [index for index in (tokenizer.eos_token_id,) if index is not None]
+        processors = make_processors(one, eos, logits.shape[-1], logits.device, tokenizer.get_vocab_size())
+        for process in processors:
+            scores = process(scores, torch.tensor([ids]), new)
+        rows.append(filtered(scores, one).softmax(dim=-1)[0])
+    probabilities = torch.stack(rows)  # (options, V)
+    order = probabilities[0].argsort(descending=True, stable=True)
+    entropy = [abs(float((row[row > 0] * row[row > 0].log()).sum())) for row in rows]
+    return NextToken(
+        before="".join(shown(token_text(tokenizer, index)) for index in ids[-20:]),
+        options=["", *map(_difference, options)],
+        tokens=[shown(token_text(tokenizer, index)) for index in order.tolist()],
+        probabilities=probabilities[:, order].numpy(),
+        kept=[int((row > 0).sum()) for row in rows],
+        entropy=entropy,
+        show=show,
+    )
+
+
+def _difference(options: GenerationOptions) -> str:
+    """Name the options that are not the usual ones: "T 0.5", "top_k 5"."""
+    usual = GenerationOptions(do_sample=True)
+    changed = [name for name in vars(usual) if getattr(options, name) != getattr(usual, name)]
+    short = {"temperature": "T", "repetition_penalty": "penalty"}
+    return " ".join(f"{short.get(name, name)} {getattr(options, name):g}" for name in changed) or "T 1"
+
+
+@dataclass(frozen=True)
+class Answers(View):
+    """Several answers to one question, drawn under several options."""
+
+    question: str
+    options: list[str]
+    answers: list[list[str]]  # for each of the options
+
+    def parts(self, say: Say) -> list[Part]:
+        """See `View`."""
+        rows = [
+            (name if number == 0 else "", f"{count}x", text or NOTHING)
+            for name, drawn in zip(self.options, self.answers)
+            for number, (text, count) in enumerate(Counter(map(shown, drawn)).most_common())
+        ]
+        different = [float(len(set(drawn))) for drawn in self.answers]
+        return [
+            Table(say("answers to {text}", text=shown(self.question)), ("", "", say("answer")), rows, (1,)),
+            Bars(say("different answers"), self.options, different),
+        ]
+
+    def headline(self, say: Say) -> dict[str, str]:
+        """See `View`."""
+        return {say("answer"): "  ".join(text for drawn in self.answers for text in dict.fromkeys(drawn))}
+
+
+@without_warning()
+def sampled_answers(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    question: str,
+    options: Sequence[GenerationOptions],
+    count: int = 10,
+    seed: int = 0,
+    form: PromptFormat | None = None,
+) -> Answers:
+    """Let the model answer a question `count` times under each of the options."""
+    found = []
+    for one in options:
+        many = replace(one, do_sample=True, num_return_sequences=count, seed=seed)
+        asking = QuestionAnswering(model, tokenizer, form or usual_format(tokenizer), many)
+        found.append([answer.text for answer in asking.answers([question])])
+    return Answers(question, [_difference(one) for one in options], found)

@@ -1,0 +1,90 @@
+"""What a model reads: a question in the model's prompt format, and an answer, given or its own.
+
+reading = read_question(model, tokenizer, "四川的省会是哪里？")
+reading.prompt, reading.answer         # ids
+reading.pieces                         # the text of each id
+"""
+
+from dataclasses import dataclass
+
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import ends_of_answer, eos_of, generate_ids
+from minigpt.generation.conversation import question_ids, token_text
+from minigpt.generation.generation_config import PromptFormat
+from minigpt.generation.native import without_warning
+from minigpt.generation.options import GenerationOptions
+from minigpt.generation.sequence import bare_ids
+from minigpt.lens.recorder import as_row
+from minigpt.lens.results import shown
+from minigpt.tokenization.subword import SubwordTokenizer
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["Reading", "prompt_ids", "read_question", "usual_format"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt and an answer, as ids."""
+
+    prompt: list[int]
+    answer: list[int]  # with the token that ends it, if there is one
+    pieces: list[str]  # texts of all ids, for people
+    is_own: bool  # the model has written the answer itself
+
+    @property
+    def ids(self) -> list[int]:
+        """All ids."""
+        return [*self.prompt, *self.answer]
+
+
+def usual_format(tokenizer: AnyTokenizer) -> PromptFormat:
+    """Return the prompt format of a tokenizer; a folder may say more (`prompt_format`)."""
+    if isinstance(tokenizer, SubwordTokenizer):
+        return "text" if tokenizer.chat_template is None else "chat"
+    return "question"
+
+
+def prompt_ids(tokenizer: AnyTokenizer, question: str, form: PromptFormat | None = None) -> list[int]:
+    """Return the ids that a model reads before it answers a question, or continues a text."""
+    return question_ids(tokenizer, form or usual_format(tokenizer), question)
+
+
+def read_question(
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    question: str,
+    answer: str | None = None,
+    form: PromptFormat | None = None,
+    max_new_tokens: int = 48,
+) -> Reading:
+    """Encode a question and an answer.
+
+    Args:
+        model: writes the answer if none is given, always with its most likely token.
+        tokenizer: the model's tokenizer.
+        question: the question, or for a model of texts the beginning of a text.
+        answer: None: the model's own. An answer is followed by the token that ends it, a text is not.
+        form: the prompt format; None: the tokenizer's usual one.
+        max_new_tokens: most tokens of the model's own answer.
+
+    Raises:
+        InputError: if both are longer than the model can read.
+    """
+    form = form or usual_format(tokenizer)
+    prompt = prompt_ids(tokenizer, question, form)
+    if answer is not None:
+        end = None if form == "text" else eos_of(tokenizer)
+        ids = [*bare_ids(tokenizer, answer), *([] if end is None else [end])]
+    else:
+        as_row(model, prompt)  # a clear message if it is empty or too long
+        room = model.config.max_position_embeddings - len(prompt)
+        ids = _written(model, tokenizer, prompt, min(room, max_new_tokens)) if room > 0 else []
+    pieces = [shown(token_text(tokenizer, index)) for index in (*prompt, *ids)]
+    return Reading(prompt, ids, pieces, answer is None)
+
+
+@without_warning()
+def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], most: int) -> list[int]:
+    ends = ends_of_answer(tokenizer)
+    (ids, reason), *_ = generate_ids(model, [prompt], GenerationOptions(max_new_tokens=most), ends)
+    return [*ids, ends[0]] if reason == "eos" and ends else ids

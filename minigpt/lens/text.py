@@ -1,0 +1,106 @@
+"""How a text is cut into tokens: pieces, ids, bytes, unknown characters, and BPE's merges step by step."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from minigpt.generation.conversation import token_text
+from minigpt.lens.results import Bars, Part, Table, View, shown
+from minigpt.lens.words import Say
+from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenization.subword import SubwordTokenizer
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["Merges", "Tokens", "tokens"]
+
+
+class Piece(NamedTuple):
+    """A token of a text."""
+
+    text: str  # what the tokenizer makes of it
+    id: int
+    bytes: str  # the token's bytes in hexadecimal; of an unknown character: the character's
+    is_unknown: bool
+
+
+class Merges(NamedTuple):
+    """The merges of one word: each step's parts. The first step has bytes, the last one tokens."""
+
+    word: str
+    steps: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Tokens(View):
+    """A text in tokens."""
+
+    text: str
+    pieces: list[Piece]
+    unknown: list[str]  # distinct characters that the vocabulary lacks
+    vocab_size: int
+    merges: list[Merges]  # of each word; empty for a tokenizer without merges
+
+    def parts(self, say: Say) -> list[Part]:
+        """See `View`."""
+        title = say(
+            "{count} characters, {tokens} tokens of {entries} in the vocabulary",
+            count=len(self.text),
+            tokens=len(self.pieces),
+            entries=f"{self.vocab_size:,}",
+        )
+        rows = [
+            (shown(piece.text), f"{piece.id}", piece.bytes, say("unknown") if piece.is_unknown else "")
+            for piece in self.pieces
+        ]
+        found: list[Part] = [Table(title, (say("token"), "id", say("bytes"), ""), rows, (1,))]
+        if any(len(each.steps) > 1 for each in self.merges):
+            steps = [
+                (shown(each.word) if number == 0 else "", number, "|".join(parts))
+                for each in self.merges
+                for number, parts in enumerate(each.steps)
+            ]
+            found.append(
+                Table(say("merges, step by step"), (say("word"), say("step"), say("parts")), steps, (1,))
+            )
+        labels = [shown(piece.text) for piece in self.pieces]
+        lengths = [len(piece.bytes.split()) for piece in self.pieces]
+        return [*found, Bars(say("bytes of each token"), labels, lengths)]
+
+    def headline(self, say: Say) -> dict[str, str]:
+        """See `View`."""
+        return {say("tokens"): "|".join(shown(piece.text) for piece in self.pieces)}
+
+
+def tokens(tokenizer: AnyTokenizer, text: str) -> Tokens:
+    """Cut a text into tokens, without anything around it.
+
+    Raises:
+        InputError: for half a character (a lone surrogate).
+    """
+    if isinstance(tokenizer, SubwordTokenizer):
+        ids, spans = tokenizer.encode_with_offsets(text)
+        unknown_id = None
+        name = tokenizer.definition.frame["model"].get("unk_token")
+        if name is not None:
+            unknown_id = tokenizer.definition.tokens.get(name)
+        pieces = []
+        for index, (start, end) in zip(ids, spans):
+            is_unknown = index == unknown_id and token_text(tokenizer, index) != text[start:end]
+            raw = text[start:end].encode() if is_unknown else tokenizer.token_bytes(index)
+            pieces.append(Piece(token_text(tokenizer, index), index, raw.hex(" "), is_unknown))
+    else:
+        unknown_id = tokenizer.unk_token_id
+        pieces = [
+            Piece(
+                tokenizer.id2word[index],
+                index,
+                raw.encode("utf-8", "surrogatepass").hex(" "),
+                index == unknown_id,
+            )
+            for raw, index in zip(text, tokenizer.encode_text(text))
+        ]
+    merges = []
+    if isinstance(tokenizer, BpeTokenizer):
+        for word, steps in tokenizer.merge_steps(text):
+            named = [[part.decode("utf-8", "backslashreplace") for part in parts] for parts in steps]
+            merges.append(Merges(word, [[shown(part) for part in parts] for parts in named]))
+    return Tokens(text, pieces, tokenizer.unknown_characters(text), tokenizer.get_vocab_size(), merges)
