@@ -4,11 +4,13 @@
     minigpt eval --show 10 --json
     minigpt eval --precision float32 int8      # how much worse the model is with weights in fewer bits
     minigpt eval --model my-gpt2 --text novel.txt
+    minigpt eval --model my-gpt2 --task cmmlu/ --shots 5
 
 The loss is measured on all tokens and on the tokens of answers only. Then the model answers each distinct
 question, always with the most likely token, and the answers are compared with those in the file (exact match,
 character F1). Of several right answers the most similar one counts. A text is measured per token, and also
-per byte and per character, which does not depend on the vocabulary.
+per byte and per character, which does not depend on the vocabulary. A task has questions with choices, gaps,
+labels, or answers to be compared; docs/evaluation.md describes them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from minigpt.console import command_line
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
-from minigpt.evaluation.options import EvaluationOptions
+from minigpt.evaluation.options import EvaluationOptions, TaskOptions
 from minigpt.generation.loading import adapter_note, require_model
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
+class Options(DataOptions, EvaluationOptions, TaskOptions, command_line.MachineOptions):
     """Measure a checkpoint: loss, perplexity, bits per character, exact match, character F1."""
 
     RANGES = {"show": (0, 10**6)}
@@ -51,6 +53,9 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
     text_field: str = ""
     """name of the field that holds the text; left out: a usual name such as text, or the longest"""
 
+    task: tuple[Path, ...] = ()
+    """tasks to measure on instead: files, folders with test and dev, or TOML files that describe one"""
+
     show: int = 10
     """number of questions to print with the expected and the given answer"""
 
@@ -64,7 +69,23 @@ def main(options: Options) -> dict[str, Any]:
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.task:
+        return _measure_tasks(options)
     return measure_pairs(options)[0] if options.text is None else _measure_text(options, options.text)
+
+
+def _measure_tasks(options: Options) -> dict[str, Any]:
+    from minigpt.evaluation.task_command import load, measure, tasks_of
+
+    if options.text is not None:
+        raise InputError("give --task or --text, not both")
+    if len(options.precision) > 1:
+        raise InputError("--task takes one --precision; compare two with minigpt compare")
+    tasks = tasks_of(options.task, options, options.strict)
+    precision = next(iter(options.precision), None)
+    loaded = load(options.model, options.device, precision, options.adapter, options.batch_size)
+    results = measure(loaded, tasks, options)
+    return {"tasks": {name: result.as_dict() for name, result in results.items()}}
 
 
 def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":

@@ -33,7 +33,7 @@ from minigpt.data.records import FIELDS, FieldNames, is_head, meaning_of
 from minigpt.errors import InputError, unknown_name
 from minigpt.evaluation.task_shapes import FORMS, Example, Form, Style, read_record
 
-__all__ = ["Task", "read_tasks"]
+__all__ = ["Task", "read_tasks", "task_of_records"]
 
 _TEST = ("test", "val", "validation", "valid", "dev")  # parts to measure on, the best first
 _DEV = ("dev", "train", "trial", "val", "validation")  # parts to take shots from, the best first
@@ -102,6 +102,21 @@ def read_tasks(
     if twice:
         tasks = [replace(t, name=str(t.files[0]) if t.name in twice else t.name) for t in tasks]
     return tasks
+
+
+def task_of_records(records: Sequence[Mapping[str, Any]], style: Style = Style(), name: str = "task") -> Task:  # noqa: B008
+    """Return the task of records in memory. Raises InputError at the first bad one."""
+    examples: list[Example] = []
+    for number, record in enumerate(records, 1):
+        try:
+            examples += read_record(record, number, style)
+        except BadLine as bad:
+            raise InputError(f"record {number}: {bad}") from None
+    if not examples:
+        raise InputError("there is no record: a task needs at least one")
+    if {one.form for one in examples} == {"classification"}:
+        examples, _ = _with_labels(name, examples, {})
+    return Task(name, examples[0].form, examples)
 
 
 def _merged(base: Style, over: Style) -> Style:
