@@ -28,6 +28,7 @@ COMMANDS = {
         "minigpt.commands.evaluate",
         "measure a checkpoint: loss, perplexity, exact match, character F1",
     ),
+    "compare": ("minigpt.commands.compare", "compare two models: which is better, and is it chance?"),
     "doctor": ("minigpt.commands.doctor", "find what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: in conversation, one question, or a file of them"),
     "fill": ("minigpt.commands.fill", "name the missing tokens of a text"),
