@@ -277,6 +277,7 @@ def generate_texts(
         max_waiting=len(prompts), prefix_mib=_PREFIX_MIB,
     )  # fmt: skip
     ends = ends_of_answer(tokenizer)
+    special = {*ends, *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
     if shared > 64:  # read before the others start: they all start at once, and each would read it
@@ -289,7 +290,7 @@ def generate_texts(
             progress.update(engine.statistics.finished)
     texts = []
     for i in range(len(prompts)):
-        ids = [one for one in handles[i].result().ids if one not in ends]
+        ids = [one for one in handles[i].result().ids if one not in special]
         texts.append(cut(tokenizer.decode(ids), options.stops))
     statistics = engine.statistics
     return texts, {
