@@ -13,6 +13,7 @@ per byte and per character, which does not depend on the vocabulary. A task has 
 labels, or answers to be compared; docs/evaluation.md describes them.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,14 @@ class Options(DataOptions, EvaluationOptions, TaskOptions, command_line.MachineO
 
     task: tuple[Path, ...] = ()
     """tasks to measure on instead: files, folders with test and dev, or TOML files that describe one"""
+    helm: bool = False
+    """with --task: also calibration, robustness and position bias; takes about twelve times as long"""
+    training_data: tuple[Path, ...] = ()
+    """with --task: look for its questions in these files"""
+    report: Path | None = None
+    """with --task: folder for a page with tables, pictures and cases, in HTML and Markdown"""
+    card: bool = False
+    """with --task: write the results into README.md of the model's folder"""
 
     show: int = 10
     """number of questions to print with the expected and the given answer"""
@@ -75,7 +84,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _measure_tasks(options: Options) -> dict[str, Any]:
-    from minigpt.evaluation.task_command import load, measure, tasks_of
+    from minigpt.evaluation.task_command import load, measure, profiles_of, tasks_of
 
     if options.text is not None:
         raise InputError("give --task or --text, not both")
@@ -84,8 +93,25 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
     tasks = tasks_of(options.task, options, options.strict)
     precision = next(iter(options.precision), None)
     loaded = load(options.model, options.device, precision, options.adapter, options.batch_size)
+    loaded = dataclasses.replace(loaded, max_new_tokens=options.max_new_tokens)
     results = measure(loaded, tasks, options)
-    return {"tasks": {name: result.as_dict() for name, result in results.items()}}
+    profiles = profiles_of(loaded, results, options, options.helm, options.training_data)
+    if options.report is not None:
+        from minigpt.evaluation.report import write_report
+
+        files = write_report(options.report, str(options.model), list(results.values()), profiles)
+        print(f"the report is in {files[0]}")
+    if options.card:
+        from minigpt.evaluation.model_card import update_card
+
+        assert loaded.folder is not None, "load"
+        print(f"the results are in {update_card(loaded.folder, list(results.values()))}")
+    return {
+        "tasks": {
+            name: {**result.as_dict(), **(profiles[name].as_dict() if name in profiles else {})}
+            for name, result in results.items()
+        }
+    }
 
 
 def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":

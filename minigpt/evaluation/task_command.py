@@ -1,9 +1,9 @@
 """What `minigpt eval --task` and `minigpt compare` do with their flags: load, measure, print."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigpt.console.terminal import table, warn
 from minigpt.devices import pick_device
@@ -16,7 +16,10 @@ from minigpt.weights.classifiers import classifier_labels, load_classifier
 from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
 from minigpt.weights.quantized import set_precision
 
-__all__ = ["evaluate_task", "load", "measure", "print_results", "tasks_of"]
+if TYPE_CHECKING:
+    from minigpt.evaluation.model_profile import Profile
+
+__all__ = ["evaluate_task", "guessing", "load", "measure", "print_results", "profiles_of", "shown", "tasks_of"]
 
 
 def evaluate_task(
@@ -76,6 +79,25 @@ def measure(loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions) ->
         if result.n_cut:
             warn(f"{result.task.name}: {result.n_cut:,} prompts are too long: their beginning was left out")
     return results
+
+
+def profiles_of(
+    loaded: LoadedModel, results: Mapping[str, TaskResult], options: TaskOptions, helm: bool, training: Sequence[Path]
+) -> "dict[str, Profile]":
+    """Ask HELM's questions about each task, or only where it is in training data, and print the answers."""
+    from minigpt.evaluation.contamination import contamination
+    from minigpt.evaluation.model_profile import Profile, profile
+    from minigpt.evaluation.report import profile_tables
+
+    found: dict[str, Profile] = {}
+    for name, result in results.items():
+        if helm:
+            found[name] = profile(loaded, result, options, training)
+        elif training:
+            found[name] = Profile(contamination=contamination(result.task.examples, training))
+        for title, (columns, rows) in profile_tables(found[name]) if name in found else []:
+            table(f"{name}. {title}", columns, rows, range(1, len(columns)))
+    return found
 
 
 def shown(metric: Metric) -> str:

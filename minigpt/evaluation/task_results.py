@@ -140,6 +140,7 @@ class LoadedModel:
     tokenizer: AnyTokenizer
     folder: Path | None = None
     batch_size: int = 8  # answers that are generated at once
+    max_new_tokens: int | None = None  # of an answer; None: what the task says
 
     @property
     def start(self) -> int | None:
@@ -247,7 +248,7 @@ def _generate(
     assert not isinstance(model, SequenceClassifier), "run_task"
     context = model.config.max_position_embeddings
     style = task.style
-    wanted = min(style.max_new_tokens or _NEW_TOKENS, max(1, context // 2))
+    wanted = min(loaded.max_new_tokens or style.max_new_tokens or _NEW_TOKENS, max(1, context // 2))
     kept = context - wanted
     n_cut = sum(len(ids) > kept for ids in prompts)
     prompts = [ids[-kept:] for ids in prompts]
