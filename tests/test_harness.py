@@ -24,7 +24,9 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 ready = IS_INSTALLED and all(importlib.util.find_spec(name) for name in ("transformers", "accelerate"))
 pytestmark = [
-    pytest.mark.skipif(not ready, reason="lm-evaluation-harness is not installed: pip install 'minigpt[evaluate]'"),
+    pytest.mark.skipif(
+        not ready, reason="lm-evaluation-harness is not installed: pip install 'minigpt[evaluate]'"
+    ),
     pytest.mark.filterwarnings("ignore"),  # those of the harness and its libraries are not ours
 ]
 
@@ -75,7 +77,7 @@ YAML = {
     'doc_to_target: label\ndoc_to_choice: "{{endings}}"\n' + MC,
     "cloze": 'output_type: loglikelihood\ndoc_to_text: "{{context}}"\ndoc_to_target: "{{\' \' + continuation}}"\n'
     "target_delimiter: ''\nmetric_list: [{metric: perplexity}, {metric: acc}]\n",
-    "sums": 'output_type: generate_until\nnum_fewshot: 2\nfewshot_config: {sampler: first_n}\n'
+    "sums": "output_type: generate_until\nnum_fewshot: 2\nfewshot_config: {sampler: first_n}\n"
     'doc_to_text: "Question: {{question}}\\nAnswer:"\n'
     'doc_to_target: "{{answer}}"\ngeneration_kwargs: {until: ["\\n\\n", "Question:"], max_gen_toks: 12, do_sample: false}\n'
     "metric_list: [{metric: exact_match}]\n",
@@ -205,7 +207,12 @@ def test_the_name_is_in_the_registry() -> None:
 def test_options_of_generation(tmp_path: Path) -> None:
     model = MinigptLM(str(folder_of("gpt2", tmp_path / "m")), device="cpu")
     options, until = model._options({"until": "\n", "max_new_tokens": 3, "temperature": 0.7, "top_p": 0.9})
-    assert (options.max_new_tokens, options.do_sample, options.temperature, options.top_p) == (3, True, 0.7, 0.9)
+    assert (options.max_new_tokens, options.do_sample, options.temperature, options.top_p) == (
+        3,
+        True,
+        0.7,
+        0.9,
+    )
     assert until == ["\n"]
     plain, _ = model._options({"until": [], "temperature": 0.0})
     assert (plain.max_new_tokens, plain.do_sample) == (256, False)

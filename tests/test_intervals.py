@@ -113,7 +113,9 @@ def cases(letters: str, count: int = 1000) -> list[tuple[str, str]]:
     words = ["".join(generator.choices(letters, k=generator.randint(1, 3))) for _ in range(12)]
 
     def text() -> str:
-        return " ".join(generator.choices(words, k=generator.randint(1, 14))) + generator.choice(["", ".", "!"])
+        return " ".join(generator.choices(words, k=generator.randint(1, 14))) + generator.choice(
+            ["", ".", "!"]
+        )
 
     return [(text(), text()) for _ in range(count)]
 

@@ -21,7 +21,14 @@ V, CONTEXT = 19, 24
 def model_of(family: str, **changes: Any) -> LanguageModel:
     torch.manual_seed(1)
     if family == "gpt2":
-        sizes = {"n_embd": 32, "n_head": 2, "n_layer": 2, "block_size": CONTEXT, "vocab_size": V, "dropout": 0.0}
+        sizes = {
+            "n_embd": 32,
+            "n_head": 2,
+            "n_layer": 2,
+            "block_size": CONTEXT,
+            "vocab_size": V,
+            "dropout": 0.0,
+        }
         model: LanguageModel = GPTLMHeadModel(GPTConfig(**{**sizes, **changes}))
     else:
         sizes = {
@@ -38,7 +45,9 @@ def model_of(family: str, **changes: Any) -> LanguageModel:
 
 MODELS = {family: model_of(family) for family in ("gpt2", "qwen3")}
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=CONTEXT - 4)  # few tokens: much is shared
-requests = st.lists(st.tuples(ids, st.lists(st.integers(0, 2), min_size=1, max_size=4)), min_size=1, max_size=12)
+requests = st.lists(
+    st.tuples(ids, st.lists(st.integers(0, 2), min_size=1, max_size=4)), min_size=1, max_size=12
+)
 
 
 @torch.inference_mode()
@@ -50,7 +59,9 @@ def one_by_one(model: LanguageModel, context: list[int], continuation: list[int]
     return [float(row[target]) for row, target in zip(logprobs, continuation)], greedy
 
 
-def check(model: LanguageModel, asked: list[tuple[list[int], list[int]]], tolerance: float = 2e-5) -> ContinuationScorer:
+def check(
+    model: LanguageModel, asked: list[tuple[list[int], list[int]]], tolerance: float = 2e-5
+) -> ContinuationScorer:
     scorer = ContinuationScorer(model)
     found = scorer.score(asked)
     assert len(found) == len(asked)
@@ -66,7 +77,9 @@ def check(model: LanguageModel, asked: list[tuple[list[int], list[int]]], tolera
 @pytest.mark.parametrize("family", MODELS)
 @given(asked=requests, tree=st.sampled_from([1, 3, 8, 256]))
 @settings(max_examples=40, deadline=None)
-def test_a_tree_scores_as_one_by_one(family: str, asked: list[tuple[list[int], list[int]]], tree: int) -> None:
+def test_a_tree_scores_as_one_by_one(
+    family: str, asked: list[tuple[list[int], list[int]]], tree: int
+) -> None:
     scorer = ContinuationScorer(MODELS[family])
     scorer._tree = tree
     for one, (context, continuation) in zip(scorer.score(asked), asked):

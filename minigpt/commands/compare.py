@@ -113,7 +113,9 @@ def _show(one: "Comparison", count: int, a: str, b: str) -> None:
 
 def _right(one: Any) -> str:
     example = one.example
-    return _short(example.choices[example.answer] if example.choices else (example.references or ("",))[0], 30)
+    return _short(
+        example.choices[example.answer] if example.choices else (example.references or ("",))[0], 30
+    )
 
 
 def _short(text: str, limit: int = 60) -> str:

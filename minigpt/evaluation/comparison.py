@@ -1,7 +1,7 @@
 """Compares two models on the same questions, and says in words whether the data can tell them apart.
 
-    found = compare_results(result_a, result_b)
-    print(found.in_words("A", "B"))
+found = compare_results(result_a, result_b)
+print(found.in_words("A", "B"))
 """
 
 from dataclasses import asdict, dataclass
@@ -41,7 +41,7 @@ class Comparison:
             a, b: names of the models.
         """
         d = self.difference
-        size = f"{abs(d.value):.1%}" if self.higher_is_better else f"{abs(d.value):.4f}"
+        size = f"{100 * abs(d.value):.1f} points" if self.higher_is_better else f"{abs(d.value):.4f} nats"
         if not d.only_first and not d.only_second:
             return f"{self.name}: {a} and {b} give the same {self.metric} on each of {d.count:,} questions"
         if self.winner:

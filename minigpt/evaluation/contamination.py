@@ -35,7 +35,12 @@ class Contamination:
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
         lines = [one.line for one in self.exact]
-        return {"count": self.count, "exact": len(self.exact), "near": len(self.near), "exact_lines": lines[:100]}
+        return {
+            "count": self.count,
+            "exact": len(self.exact),
+            "near": len(self.near),
+            "exact_lines": lines[:100],
+        }
 
 
 def contamination(examples: Sequence[Example], training: Sequence[Path], n: int = _WORDS) -> Contamination:

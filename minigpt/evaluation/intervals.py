@@ -138,6 +138,8 @@ def _by_signs(differences: Values, seed: int, samples: int = 10_000) -> float:
     generator, seen = np.random.default_rng(seed), abs(differences.sum())
     rows, as_far = max(1, _AT_ONCE // len(differences)), 0
     for start in range(0, samples, rows):
-        signs = generator.integers(0, 2, (min(rows, samples - start), len(differences)), dtype=np.int8) * 2 - 1
+        signs = (
+            generator.integers(0, 2, (min(rows, samples - start), len(differences)), dtype=np.int8) * 2 - 1
+        )
         as_far += int((abs(signs @ differences) >= seen - 1e-12).sum())
     return (as_far + 1) / (samples + 1)

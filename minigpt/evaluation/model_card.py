@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.console.terminal import warn
-from minigpt.evaluation.report import markdown_of
+from minigpt.evaluation.report import results_table
 from minigpt.evaluation.task_results import TaskResult
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
@@ -47,9 +47,7 @@ def updated_card(before: str, folder: Path, results: Sequence[TaskResult]) -> st
         warn(f"{folder / 'README.md'}: its model-index was not written by minigpt, and stays as it is")
     else:
         blocks["model-index"] = _index(folder.resolve().name, results)
-    own = "\n\n".join(markdown_of(folder.resolve().name, results, {}).split("\n\n")[1:])
-    own = re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", own).strip()  # pictures are beside a report, not here
-    section = f"{_BEGIN}\n\n{own}\n\n{_END}"
+    section = f"{_BEGIN}\n\n## Results\n\n{results_table(results)}\n\n{_END}"
     if _BEGIN in body and _END in body[body.index(_BEGIN) :]:
         start = body.index(_BEGIN)
         end = body.index(_END, start) + len(_END)
@@ -103,7 +101,11 @@ def _index(name: str, results: Sequence[TaskResult]) -> str:
     for result in results:
         task = json.dumps(result.task.name, ensure_ascii=False)
         kind = "text-classification" if result.task.form == "classification" else "text-generation"
-        lines += [f"  - task: {{type: {kind}}}", f"    dataset: {{name: {task}, type: {task}}}", "    metrics:"]
+        lines += [
+            f"  - task: {{type: {kind}}}",
+            f"    dataset: {{name: {task}, type: {task}}}",
+            "    metrics:",
+        ]
         for key, metric in result.metrics.items():
             if math.isfinite(metric.value):
                 lines.append(f"    - {{type: {key}, value: {metric.value:.6g}}}")

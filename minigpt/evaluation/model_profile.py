@@ -150,7 +150,10 @@ def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> 
     if dev and not result.task.is_own_dev and sum(map(len, dev.values())) >= 20:
         examples = [replace(one, subject=subject) for subject, some in dev.items() for one in some]
         others = replace(result.task, examples=examples[:1000], is_own_dev=False)
-        fitting, where = run_task(loaded, others, replace(options, shots=0, limit=0)).answered, "dev part, without shots"
+        fitting, where = (
+            run_task(loaded, others, replace(options, shots=0, limit=0)).answered,
+            "dev part, without shots",
+        )
     else:
         fitting, answered, where = answered[::2], answered[1::2], "every second question"
     temperature = fit_temperature(*_logits_of(fitting))
@@ -244,4 +247,3 @@ def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> 
         sum(len(some) == 1 for some in given) / len(given),
         max(right.values()) - min(right.values()),
     )
-

@@ -39,7 +39,9 @@ def _half_width(text: str, generator: random.Random) -> str:
 
 
 def _no_punctuation(text: str, generator: random.Random) -> str:
-    return re.sub(r"\s{2,}", " ", "".join(c for c in text if not unicodedata.category(c).startswith("P"))).strip()
+    return re.sub(
+        r"\s{2,}", " ", "".join(c for c in text if not unicodedata.category(c).startswith("P"))
+    ).strip()
 
 
 def _case(text: str, generator: random.Random) -> str:

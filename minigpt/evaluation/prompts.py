@@ -68,10 +68,14 @@ def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     for subject in dict.fromkeys(one.subject for one in task.examples):
         dev, name = task.dev.get(subject, []), f"{task.name}{f' ({subject})' if subject else ''}"
         if not dev:
-            raise InputError(f"{name} has no dev part to take --shots {options.shots} from: name one with --dev")
+            raise InputError(
+                f"{name} has no dev part to take --shots {options.shots} from: name one with --dev"
+            )
         wanted = options.shots + task.is_own_dev
         if len(dev) < wanted:
-            raise InputError(f"{name}: --shots {options.shots} is more than the {len(dev)} examples of the dev part")
+            raise InputError(
+                f"{name}: --shots {options.shots} is more than the {len(dev)} examples of the dev part"
+            )
         if options.shots_seed is None:
             found[subject] = dev[:wanted]
         else:
@@ -122,7 +126,10 @@ class Prompter:
             assert isinstance(tokenizer, SubwordTokenizer), "require_form"
             messages = [{"role": "system", "content": instruction}] if instruction else []
             for shot in shots:
-                messages += [{"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.solution}]
+                messages += [
+                    {"role": "user", "content": shot.prompt},
+                    {"role": "assistant", "content": shot.solution},
+                ]
             messages.append({"role": "user", "content": one.prompt})
             return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=False)
         assert tokenizer.sep_token_id is not None, "require_form"

@@ -17,7 +17,7 @@ from minigpt.evaluation.task_command import guessing, shown
 from minigpt.evaluation.task_results import Answered, TaskResult
 from minigpt.storage.files import atomic_write
 
-__all__ = ["cases", "markdown_of", "profile_tables", "write_report"]
+__all__ = ["cases", "markdown_of", "profile_tables", "results_table", "write_report"]
 
 _CASES = 8
 _STYLE = (
@@ -32,6 +32,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
     """Return the worst cases, wrong and sure; and the most surprising ones, right against the odds."""
+
     def sure(one: Answered) -> float:
         if one.probabilities:
             return max(one.probabilities)
@@ -60,6 +61,11 @@ def _numbers(results: Sequence[TaskResult]) -> Table:
     return ("task", "metric", "value (95 % interval)", "guessing", "questions", "shots"), rows
 
 
+def results_table(results: Sequence[TaskResult]) -> str:
+    """Return the table of all metrics in Markdown. It holds no text of a task but its name."""
+    return _table_in_markdown(_numbers(results))
+
+
 def _efficiency(results: Sequence[TaskResult]) -> Table:
     rows = [
         [
@@ -69,7 +75,16 @@ def _efficiency(results: Sequence[TaskResult]) -> Table:
         for one in results
     ]  # fmt: skip
     return (
-        ("task", "seconds", "tokens of prompts", "tokens read", "tokens written", "MiB", "prompts cut", "skipped"),
+        (
+            "task",
+            "seconds",
+            "tokens of prompts",
+            "tokens read",
+            "tokens written",
+            "MiB",
+            "prompts cut",
+            "skipped",
+        ),
         rows,
     )
 
@@ -125,7 +140,9 @@ def _short(text: str, limit: int = 160) -> str:
 
 def _bars(results: Sequence[TaskResult]) -> str:
     """Draw the first metric of each task from 0 to 1, with its interval, and the share of guessing."""
-    some = [one for one in results if one.metrics[one.main].higher_is_better and one.metrics[one.main].value <= 1]
+    some = [
+        one for one in results if one.metrics[one.main].higher_is_better and one.metrics[one.main].value <= 1
+    ]
     if not some:
         return ""
     parts, width = [], 360
@@ -191,7 +208,14 @@ def _sections(
         if worst:
             found.append(("3", "The worst cases: wrong, and sure of it", [_case_table(worst)], ("", "")))
         if surprising:
-            found.append(("3", "The most surprising cases: right against the odds", [_case_table(surprising)], ("", "")))
+            found.append(
+                (
+                    "3",
+                    "The most surprising cases: right against the odds",
+                    [_case_table(surprising)],
+                    ("", ""),
+                )
+            )
     found.append(("2", "Efficiency", [_efficiency(results)], ("", "")))
     return found
 
@@ -201,7 +225,11 @@ def _table_in_markdown(one: Table) -> str:
         return html.escape(text, quote=False).replace("|", "\\|").replace("`", "\\`")
 
     columns, rows = one
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(map(cell, row)) for row in rows)]
+    lines = [
+        " | ".join(columns),
+        " | ".join("---" for _ in columns),
+        *(" | ".join(map(cell, row)) for row in rows),
+    ]
     return "\n".join(f"| {line} |" for line in lines)
 
 

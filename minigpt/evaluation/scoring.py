@@ -242,7 +242,9 @@ class ContinuationScorer:
         """Read the targets' log-probabilities from hidden states (T, C), or log-probabilities (T, V)."""
         wanted = sorted({node for row in nodes for node in row})
         place = {node: i for i, node in enumerate(wanted)}
-        pairs = [(place[node], target) for row, one in zip(nodes, batch) for node, target in zip(row, one.targets)]
+        pairs = [
+            (place[node], target) for row, one in zip(nodes, batch) for node, target in zip(row, one.targets)
+        ]
         by_row: dict[int, list[int]] = {}
         for number, (row, _) in enumerate(pairs):
             by_row.setdefault(row, []).append(number)

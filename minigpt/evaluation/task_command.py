@@ -19,7 +19,16 @@ from minigpt.weights.quantized import set_precision
 if TYPE_CHECKING:
     from minigpt.evaluation.model_profile import Profile
 
-__all__ = ["evaluate_task", "guessing", "load", "measure", "print_results", "profiles_of", "shown", "tasks_of"]
+__all__ = [
+    "evaluate_task",
+    "guessing",
+    "load",
+    "measure",
+    "print_results",
+    "profiles_of",
+    "shown",
+    "tasks_of",
+]
 
 
 def evaluate_task(
@@ -47,7 +56,9 @@ def evaluate_task(
 
 def _only(tasks: Sequence[Task]) -> Task:
     if len(tasks) > 1:
-        raise InputError(f"one task is needed, these are {len(tasks)}: {', '.join(t.name for t in tasks[:5])}")
+        raise InputError(
+            f"one task is needed, these are {len(tasks)}: {', '.join(t.name for t in tasks[:5])}"
+        )
     return tasks[0]
 
 
@@ -82,7 +93,11 @@ def measure(loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions) ->
 
 
 def profiles_of(
-    loaded: LoadedModel, results: Mapping[str, TaskResult], options: TaskOptions, helm: bool, training: Sequence[Path]
+    loaded: LoadedModel,
+    results: Mapping[str, TaskResult],
+    options: TaskOptions,
+    helm: bool,
+    training: Sequence[Path],
 ) -> "dict[str, Profile]":
     """Ask HELM's questions about each task, or only where it is in training data, and print the answers."""
     from minigpt.evaluation.contamination import contamination

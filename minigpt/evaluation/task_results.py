@@ -86,7 +86,9 @@ class Answered:
         if unit == "tokens":
             return [*self.n_tokens]
         texts = self.example.scored
-        return [len(text if unit == "characters" else text.encode("utf-8", "surrogatepass")) for text in texts]
+        return [
+            len(text if unit == "characters" else text.encode("utf-8", "surrogatepass")) for text in texts
+        ]
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,9 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int) -> list[Example]:
     """Return the shots of a question: never itself."""
-    found = [shot for shot in shots.get(one.subject, []) if (shot.prompt, shot.line) != (one.prompt, one.line)]
+    found = [
+        shot for shot in shots.get(one.subject, []) if (shot.prompt, shot.line) != (one.prompt, one.line)
+    ]
     return found[:count]
 
 
@@ -329,7 +333,9 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
     while end < len(ids):
         new = min(len(ids) - end, stride or length)
         end += new
-        windows.append((text[end - length if end > length else 0 : end - new + 1], text[end - new + 1 : end + 1]))
+        windows.append(
+            (text[end - length if end > length else 0 : end - new + 1], text[end - new + 1 : end + 1])
+        )
     return [(context, continuation) for context, continuation in windows]
 
 
@@ -375,7 +381,9 @@ def bare_text(tokenizer: AnyTokenizer, text: str) -> list[int]:
 def _ratio(values: Values, weights: Values, transform: Callable[[Values], Values]) -> Metric:
     with np.errstate(over="ignore"):  # a perplexity may be too large for a float
         value = float(transform(np.array(values.sum() / weights.sum())))
-        low, high = bootstrap(values, weights, transform=transform) if len(values) > 1 else (-math.inf, math.inf)
+        low, high = (
+            bootstrap(values, weights, transform=transform) if len(values) > 1 else (-math.inf, math.inf)
+        )
     return Metric(value, low, high, values / np.maximum(weights, 1), higher_is_better=False)
 
 
@@ -388,7 +396,9 @@ def _classify(model: SequenceClassifier, tokenizer: AnyTokenizer, task: Task) ->
     if task.form != "classification":
         raise InputError(f"{task.name} is of the form {task.form}: a classifier labels texts only")
     if model.labels.problem_type != "single_label_classification":
-        raise InputError(f"the classifier is of the kind {model.labels.problem_type}: measure it with minigpt classify")
+        raise InputError(
+            f"the classifier is of the kind {model.labels.problem_type}: measure it with minigpt classify"
+        )
     names = list(model.labels.names)
     if unknown := sorted({one.choices[one.answer] for one in task.examples} - set(names)):
         raise InputError(
@@ -403,7 +413,9 @@ def _classify(model: SequenceClassifier, tokenizer: AnyTokenizer, task: Task) ->
     for one, row in zip(task.examples, found):
         best = names[int(row.argmax())]
         place = [row[names.index(choice)] if choice in names else 0.0 for choice in one.choices]
-        answered.append(Answered(one, best == one.choices[one.answer], best, (), (), tuple(map(float, place))))
+        answered.append(
+            Answered(one, best == one.choices[one.answer], best, (), (), tuple(map(float, place)))
+        )
     return answered
 
 
@@ -454,7 +466,9 @@ def _text_metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]
         elif name in CORPUS_METRICS:
             score = corpus_score(name, given, right)
             each = np.array([TEXT_METRICS["character_f1"](t, r) for t, r in zip(given, right)])
-            found[name] = Metric(score["value"], score.get("low", math.nan), score.get("high", math.nan), each)
+            found[name] = Metric(
+                score["value"], score.get("low", math.nan), score.get("high", math.nan), each
+            )
         else:
             known = ", ".join([*TEXT_METRICS, *CORPUS_METRICS])
             raise InputError(f"{task.name}: no metric {name!r} for generated texts; known are {known}")

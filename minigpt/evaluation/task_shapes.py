@@ -96,7 +96,9 @@ class Example:
     @property
     def can_be_reordered(self) -> bool:
         """True if the prompt does not fix the order of the choices."""
-        return self.form == "multiple_choice" and (not self.letters or _LISTED in (self.style.template or _LISTED))
+        return self.form == "multiple_choice" and (
+            not self.letters or _LISTED in (self.style.template or _LISTED)
+        )
 
     def asking(self, question: str) -> "Example":
         """Return the example with another wording of its question."""
@@ -120,7 +122,11 @@ def read_record(value: Any, line: int, style: Style, form: Form | None = None) -
     for name, part in item.items():
         if part is REPEATED:
             raise BadLine(f"field {name!r} is there twice")
-    found = _by_style(item, line, style, form) if style.template or style.choices else _by_shape(item, line, style)
+    found = (
+        _by_style(item, line, style, form)
+        if style.template or style.choices
+        else _by_shape(item, line, style)
+    )
     for one in found:
         _check(one)
         if form is not None and one.form != form:
@@ -189,7 +195,9 @@ def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
         raise BadLine("a question without an answer")
     if name := _name(item, FIELDS["text"]):
         return [Example("perplexity", line, "", references=(_text(item, name),), style=style)]
-    raise BadLine("no known shape", f"fields: {', '.join(sorted(item)[:8])}; a TOML file may describe the task")
+    raise BadLine(
+        "no known shape", f"fields: {', '.join(sorted(item)[:8])}; a TOML file may describe the task"
+    )
 
 
 def _name(item: Mapping[str, Any], names: Sequence[str], but: Sequence[str] = ()) -> str:
@@ -269,7 +277,9 @@ def render_question(one: Example) -> str:
     rows = [f"{letter}. {choice}" for letter, choice in zip(one.letters, one.choices)]
     if one.style.template:
         return render(one.style.template, {**one.record, "choices": "\n".join(rows)})
-    return "\n".join([one.question, *rows, "答案：" if _is_chinese(one.question + one.choices[0]) else "Answer:"])
+    return "\n".join(
+        [one.question, *rows, "答案：" if _is_chinese(one.question + one.choices[0]) else "Answer:"]
+    )
 
 
 def _choice(
@@ -293,7 +303,9 @@ def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> 
             raise BadLine("choices and labels differ in number", f"{len(choices)} and {len(labels)}")
         return _choice(item, line, style, question, choices, _right(item), "Question", labels)
     choices = _choices_of(given)
-    if name == "query":  # prepared prompts: a question that ends with "Answer:", or the beginning of a sentence
+    if (
+        name == "query"
+    ):  # prepared prompts: a question that ends with "Answer:", or the beginning of a sentence
         one = _choice(item, line, style, question, choices, _right(item))
         asks = question.startswith("Question:") and not question.rstrip().endswith("Answer:")
         return replace(one, prompt=f"{question}\nAnswer:") if asks else one
@@ -336,7 +348,9 @@ def _idiom(item: dict[str, Any], line: int, style: Style) -> Example:
         raise BadLine("not one #idiom# in the text")
     index = _index(_right(item), choices)
     filled = tuple(choice + after[:_REST] for choice in choices)
-    return Example("multiple_choice", line, before, filled, index, (), (), before, replace(style, delimiter=""))
+    return Example(
+        "multiple_choice", line, before, filled, index, (), (), before, replace(style, delimiter="")
+    )
 
 
 def _sentences(item: dict[str, Any], line: int, style: Style) -> list[Example]:
@@ -354,7 +368,9 @@ def _sentences(item: dict[str, Any], line: int, style: Style) -> list[Example]:
         if not before.strip():
             before, filled = "", filled
         found.append(
-            Example("multiple_choice", line, before, filled, index, (), (), before, replace(style, delimiter=""))
+            Example(
+                "multiple_choice", line, before, filled, index, (), (), before, replace(style, delimiter="")
+            )
         )
         before, place = before + (choices[index] if 0 <= index < len(choices) else ""), gap.end()
     return found
@@ -369,7 +385,12 @@ def _label(item: Mapping[str, Any], line: int, style: Style, text: str, label: A
 
 
 def _answer(
-    item: Mapping[str, Any], line: int, style: Style, question: str, answer: Any, metrics: tuple[str, ...] = ()
+    item: Mapping[str, Any],
+    line: int,
+    style: Style,
+    question: str,
+    answer: Any,
+    metrics: tuple[str, ...] = (),
 ) -> Example:
     given = answer if isinstance(answer, list) else [answer]
     if not given or any(one is None or not str(one).strip() for one in given):

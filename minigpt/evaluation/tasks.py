@@ -168,7 +168,9 @@ def _stem(path: Path) -> str:
 def _subject(path: Path) -> str:
     """Return the subject of a file: astronomy_test.csv and astronomy_dev.csv are about the same."""
     stem = _stem(path)
-    return next((stem.removesuffix(f"_{part}") for part in {*_TEST, *_DEV} if stem.endswith(f"_{part}")), stem)
+    return next(
+        (stem.removesuffix(f"_{part}") for part in {*_TEST, *_DEV} if stem.endswith(f"_{part}")), stem
+    )
 
 
 def _sibling(path: Path) -> Path | None:
@@ -200,7 +202,9 @@ def _from_toml(path: Path) -> _Source:
             isinstance(value, get_args(wanted) or wanted) and not isinstance(value, bool)
         )  # fmt: skip
         if not good:
-            what = "a text or a list of texts" if is_list else "a number" if wanted == int | None else "a text"
+            what = (
+                "a text or a list of texts" if is_list else "a number" if wanted == int | None else "a text"
+            )
             raise InputError(f"{path}: {key} must be {what}: got {value!r}")
         values[key] = tuple(value) if is_list else value
     if values.get("form") not in (None, *FORMS):
@@ -286,7 +290,9 @@ def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example],
     for reason, lines in report.by_reason().items():
         detail = f": {report.details[reason]}" if report.details[reason] else ""
         more = ", ..." if len(lines) > 5 else ""
-        warn(f"{path}: skipped {len(lines):,}: {reason}{detail} (line {', '.join(map(str, lines[:5]))}{more})")
+        warn(
+            f"{path}: skipped {len(lines):,}: {reason}{detail} (line {', '.join(map(str, lines[:5]))}{more})"
+        )
     twice = sum(len(set(one.choices)) < len(one.choices) for one in found if one.form == "multiple_choice")
     if twice:
         warn(f"{path}: {twice:,} questions have the same wrong choice twice")
@@ -332,4 +338,6 @@ def _is_head(cells: Collection[str]) -> bool:
 
 
 def _is_named(value: Any) -> bool:
-    return isinstance(value, BadLine) or (isinstance(value, Mapping) and _is_head({str(k).lower() for k in value}))
+    return isinstance(value, BadLine) or (
+        isinstance(value, Mapping) and _is_head({str(k).lower() for k in value})
+    )
