@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minigpt.errors import InputError as InputError
     from minigpt.evaluation.api import evaluate as evaluate
+    from minigpt.evaluation.task_command import evaluate_task as evaluate_task
     from minigpt.families.qwen3.model import Qwen3Config as Qwen3Config
     from minigpt.families.qwen3.model import Qwen3ForCausalLM as Qwen3ForCausalLM
     from minigpt.generation.api import generate as generate
@@ -48,6 +49,7 @@ _MODULES = {
     "TrainConfig": "minigpt.training.config",
     "WordPieceTokenizer": "minigpt.tokenization.wordpiece",
     "evaluate": "minigpt.evaluation.api",
+    "evaluate_task": "minigpt.evaluation.task_command",
     "finetune": "minigpt.training.run",
     "generate": "minigpt.generation.api",
     "load_model": "minigpt.weights.pretrained",

@@ -5,7 +5,6 @@ import math
 import random
 import re
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from minigpt.evaluation.intervals import bootstrap, mcnemar, paired
 from minigpt.evaluation.text_metrics import TEXT_METRICS, corpus_score, number_of, rouge_l, word_f1
 
 
-def needs(package: str) -> Any:
+def needs(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
         importlib.util.find_spec(package) is None, reason=f"{package} is not installed: no oracle"
     )
@@ -75,7 +74,7 @@ def test_mcnemar_is_the_exact_test() -> None:
 
 
 def test_equal_models_are_seldom_called_different() -> None:
-    """Two samplings of one model: at 5 %, at most 12 of 200 (an exact test calls fewer than 5 % different)."""
+    """Two samplings of one model: an exact test calls fewer than 5 % of 200 pairs different."""
     generator = np.random.default_rng(5)
     share = generator.beta(2, 1.5, 300)  # how often the model gets each question right
     called = sum(
@@ -189,10 +188,18 @@ def test_without_sacrebleu_it_says_what_to_install() -> None:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("#### 1,080", "1080"), ("so 5 - 3 = 2.", "2"), ("-7", "-7"), ("９/9", "1"), ("25%", "1/4"),
-        ("$3.50 each", "7/2"), ("#### 18\nQuestion: 5", "18"), ("1/0", "None"), ("没有", "None"), ("", "None"),
+        ("#### 1,080", "1080"),
+        ("so 5 - 3 = 2.", "2"),
+        ("-7", "-7"),
+        ("９/9", "1"),
+        ("25%", "1/4"),
+        ("$3.50 each", "7/2"),
+        ("#### 18\nQuestion: 5", "18"),
+        ("1/0", "None"),
+        ("没有", "None"),
+        ("", "None"),
     ],
-)  # fmt: skip
+)
 def test_numbers(text: str, number: str) -> None:
     assert str(number_of(text)) == number
 

@@ -1,4 +1,4 @@
-"""Tasks: shapes of records, folders, TOML files, shots; what a model makes of them, and bad input in one line."""
+"""Tasks: shapes of records, folders, TOML files, shots; what a model makes of them; bad input in one line."""
 
 import json
 import math
@@ -15,8 +15,8 @@ import torch
 
 import minigpt
 from minigpt.errors import InputError
-from minigpt.evaluation.contamination import contamination
 from minigpt.evaluation.comparison import compare_results
+from minigpt.evaluation.contamination import contamination
 from minigpt.evaluation.model_card import updated_card
 from minigpt.evaluation.model_profile import fit_temperature, profile
 from minigpt.evaluation.options import TaskOptions
@@ -70,33 +70,93 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def listed(count: int, seed: int = 0) -> list[dict[str, str]]:
     g = random.Random(seed)
-    words = "cat dog mat hill sat ran up on".split()
+    words = ["cat", "dog", "mat", "hill", "sat", "ran", "up", "on"]
     return [
-        {"question": f"{' '.join(g.choices(words, k=6))} {i}?", **dict(zip("ABCD", g.sample(words, 4))),
-         "answer": g.choice("ABCD")}
+        {
+            "question": f"{' '.join(g.choices(words, k=6))} {i}?",
+            **dict(zip("ABCD", g.sample(words, 4))),
+            "answer": g.choice("ABCD"),
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 # -- shapes ------------------------------------------------------------------------------------------------
 
 SHAPES: list[tuple[dict[str, Any], str, tuple[str, ...], str]] = [
-    ({"Question": "谁？ ", "A": "甲", "B": "乙", "Answer": "B"}, "谁？\nA. 甲\nB. 乙\n答案：", ("甲", "乙"), "B"),
-    ({"question": "who", "choice0": "x", "choice1": "y", "answer": "1"}, "who\nA. x\nB. y\nAnswer:", ("x", "y"), "B"),
-    ({"question": "who", "choices": ["x", "y"], "answer": 0, "subject": "s"}, "who\nA. x\nB. y\nAnswer:", ("x", "y"), "A"),
-    ({"question": "who", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}, "Question: who\nAnswer:", ("x", "y"), "y"),
+    (
+        {"Question": "谁？ ", "A": "甲", "B": "乙", "Answer": "B"},
+        "谁？\nA. 甲\nB. 乙\n答案：",
+        ("甲", "乙"),
+        "B",
+    ),
+    (
+        {"question": "who", "choice0": "x", "choice1": "y", "answer": "1"},
+        "who\nA. x\nB. y\nAnswer:",
+        ("x", "y"),
+        "B",
+    ),
+    (
+        {"question": "who", "choices": ["x", "y"], "answer": 0, "subject": "s"},
+        "who\nA. x\nB. y\nAnswer:",
+        ("x", "y"),
+        "A",
+    ),
+    (
+        {"question": "who", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"},
+        "Question: who\nAnswer:",
+        ("x", "y"),
+        "y",
+    ),
     ({"query": "Question: who", "choices": ["x", "y"], "gold": 1}, "Question: who\nAnswer:", ("x", "y"), "y"),
     ({"query": "He ran, so", "choices": ["x", "y"], "gold": 0}, "He ran, so", ("x", "y"), "x"),
-    ({"goal": "cut", "sol1": "saw", "sol2": "eat", "label": 0}, "Question: cut\nAnswer:", ("saw", "eat"), "saw"),
-    ({"premise": "It fell.", "choice1": "It broke.", "choice2": "He sat.", "question": "effect", "label": 0}, "It fell therefore", ("it broke.", "he sat."), "it broke."),
-    ({"activity_label": "Cats", "ctx_a": "A cat", "ctx_b": "it runs", "endings": ["x [sub] y", "z"], "label": "1"}, "Cats: A cat It runs", ("x y", "z"), "z"),
-    ({"content": "他#idiom#地走", "candidates": ["慢慢", "飞快"], "answer": 1}, "他", ("慢慢地走", "飞快地走"), "飞快地走"),
+    (
+        {"goal": "cut", "sol1": "saw", "sol2": "eat", "label": 0},
+        "Question: cut\nAnswer:",
+        ("saw", "eat"),
+        "saw",
+    ),
+    (
+        {
+            "premise": "It fell.",
+            "choice1": "It broke.",
+            "choice2": "He sat.",
+            "question": "effect",
+            "label": 0,
+        },
+        "It fell therefore",
+        ("it broke.", "he sat."),
+        "it broke.",
+    ),
+    (
+        {
+            "activity_label": "Cats",
+            "ctx_a": "A cat",
+            "ctx_b": "it runs",
+            "endings": ["x [sub] y", "z"],
+            "label": "1",
+        },
+        "Cats: A cat It runs",
+        ("x y", "z"),
+        "z",
+    ),
+    (
+        {"content": "他#idiom#地走", "candidates": ["慢慢", "飞快"], "answer": 1},
+        "他",
+        ("慢慢地走", "飞快地走"),
+        "飞快地走",
+    ),
     ({"context": "the cat", "continuation": "sat"}, "the cat", (), "sat"),
     ({"question": "1+1?", "answer": "2\n#### 2"}, "1+1?", (), "2\n#### 2"),
     ({"input": "1+1?", "golden": "2", "grade": 1}, "1+1?", (), "2"),
-    ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}, "hi", (), "ho"),
+    (
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+        "hi",
+        (),
+        "ho",
+    ),
     ({"text": "a text"}, "", (), "a text"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("record", "prompt", "choices", "solution"), SHAPES)
@@ -106,8 +166,13 @@ def test_the_shape_of_a_record_says_what_it_is(
     (task,) = read_tasks([write(tmp_path / "one.jsonl", [record])])
     (one,) = task.examples
     assert (one.prompt, one.choices, one.solution) == (prompt, choices, solution)
-    assert task.style.metrics == (("number",) if "####" in solution or "golden" in record else
-                                  ("exact_match", "character_f1") if task.form == "generation" else ())  # fmt: skip
+    assert task.style.metrics == (
+        ("number",)
+        if "####" in solution or "golden" in record
+        else ("exact_match", "character_f1")
+        if task.form == "generation"
+        else ()
+    )
 
 
 def test_several_gaps_are_several_questions() -> None:
@@ -160,7 +225,7 @@ def test_a_toml_file_describes_a_task(tmp_path: Path) -> None:
     write(tmp_path / "q.jsonl", [{"stem": "cat?", "x": "sat", "y": "ran", "key": "B"}] * 2)
     (tmp_path / "task.toml").write_text(
         'form = "multiple_choice"\ntest = "q.jsonl"\ntemplate = "{stem}\\n{choices}\\n?"\n'
-        'choices = ["{x}", "{y}"]\nanswer = "key"\nscore = "letter"\ndelimiter = ""\ninstruction = "Say it."\n'
+        'choices = ["{x}", "{y}"]\nanswer = "key"\nscore = "letter"\ndelimiter = ""\n'
     )
     (task,) = read_tasks([tmp_path / "task.toml"])
     one = task.examples[0]
@@ -203,7 +268,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"question": "q", "choices": ["x", " "], "answer": 0}, "an empty choice: number 2"),
     ({"question": "q", "choices": ["x", "x", "y"], "answer": 0}, "the right choice is there twice"),
     ({"question": "q", "choices": "xy", "answer": 0}, "the choices are no list of texts"),
-    ({"question": "q", "choices": {"text": ["x", "y"], "label": ["A"]}, "answerKey": "A"}, "choices and labels differ in number: 2 and 1"),
+    (
+        {"question": "q", "choices": {"text": ["x", "y"], "label": ["A"]}, "answerKey": "A"},
+        "choices and labels differ in number: 2 and 1",
+    ),
     ({"question": "q"}, "a question without an answer"),
     ({"question": "q", "answer": " "}, "a question without an answer"),
     ({"question": "", "A": "x", "B": "y", "answer": "A"}, "field 'question' is empty"),
@@ -211,8 +279,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"content": "no gap", "candidates": ["x", "y"], "answer": 0}, "not one #idiom#"),
     ({"turns": ["a", "b"], "reference": []}, "open questions without a right answer"),
     ({"foo": 1}, "no known shape"),
-    ({"premise": "p", "choice1": "x", "choice2": "y", "question": "why", "label": 0}, "COPA asks for a cause or an effect"),
-]  # fmt: skip
+    (
+        {"premise": "p", "choice1": "x", "choice2": "y", "question": "why", "label": 0},
+        "COPA asks for a cause or an effect",
+    ),
+]
 
 
 @pytest.mark.parametrize(("record", "said"), BAD)
@@ -255,7 +326,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         read_tasks([write(tmp_path / "l.jsonl", [{"text": "a", "label": "x"}])])
     with pytest.raises(InputError, match="--stride 257 is more than the 256 tokens"):
         run_task(LOADED, task_of_records([{"text": "a"}]), TaskOptions(stride=257))
-    with pytest.raises(InputError, match="form=question needs a tokenizer with <sep>|chat_template"):
+    with pytest.raises(InputError, match="form=chat needs a model"):
         run_task(LOADED, task, TaskOptions(prompt_format="chat"))
     with pytest.raises(InputError, match="does not exist"):
         read_tasks([tmp_path / "nothing.jsonl"])
@@ -344,7 +415,8 @@ def test_a_model_that_knows_the_answers_is_right(knowing: Path, tmp_path: Path) 
     result = evaluate_task(model, tokenizer, rows)
     assert {k: m.value for k, m in result.metrics.items()} == {"exact_match": 1, "character_f1": 1}
     low, high = result.metrics["exact_match"].low, result.metrics["exact_match"].high
-    assert (low, high) == (pytest.approx(0.025**0.2), 1)
+    assert low == pytest.approx(0.025**0.2)
+    assert high == 1
     others = list(CAPITALS.values())
     choices = [{"query": q, "choices": others, "gold": others.index(a)} for q, a in CAPITALS.items()]
     asked = evaluate_task(model, tokenizer, write(tmp_path / "c.jsonl", choices))
@@ -359,12 +431,15 @@ def test_a_model_that_knows_the_answers_is_right(knowing: Path, tmp_path: Path) 
 def test_choices_are_scored_one_by_one() -> None:
     """acc and its relatives, written out from the log-likelihoods of the slow twin."""
     g = random.Random(3)
-    words = "cat dog mat hill sat ran up on the".split()
-    rows = [
-        {"query": " ".join(g.choices(words, k=4)), "gold": g.randint(0, 2),
-         "choices": [" ".join(g.sample(words, k)) for k in (1, 3, 5)]}
+    words = ["cat", "dog", "mat", "hill", "sat", "ran", "up", "on", "the"]
+    rows: list[dict[str, Any]] = [
+        {
+            "query": " ".join(g.choices(words, k=4)),
+            "gold": g.randint(0, 2),
+            "choices": [" ".join(g.sample(words, k)) for k in (1, 3, 5)],
+        }
         for _ in range(20)
-    ]  # fmt: skip
+    ]
     result = evaluate_task(LOADED.model, TOKENIZER, rows)
     scorer = ContinuationScorer(LOADED.model)  # type: ignore[arg-type]
     right = {"acc": 0, "acc_norm": 0, "acc_bytes": 0, "acc_tokens": 0}
@@ -466,10 +541,17 @@ def test_questions_in_the_training_data_are_found(tmp_path: Path) -> None:
         {"question": "四川省的省会是哪一座城市，它在哪里？", "answer": "c"},
         {"question": "short", "answer": "d"},
     ]
-    training = write(tmp_path / "train.jsonl", [
-        {"text": "x y. The cat sat, on the mat, and then it ran up the hill again! z"},
-        {"messages": [{"role": "user", "content": "how many dogs ran around the very old house on some other day"}]},
-    ])  # fmt: skip
+    training = write(
+        tmp_path / "train.jsonl",
+        [
+            {"text": "x y. The cat sat, on the mat, and then it ran up the hill again! z"},
+            {
+                "messages": [
+                    {"role": "user", "content": "how many dogs ran around the very old house on some day"}
+                ]
+            },
+        ],
+    )
     found = contamination(task_of_records(rows).examples, [training], n=6)
     assert (found.count, [one.line for one in found.exact], [one.line for one in found.near]) == (3, [1], [2])
 
@@ -564,9 +646,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_measures_tasks(command: Command, folders: Path) -> None:
     result = command(
-        "eval", "--model", folders / "a", "--task", folders / "exam", "--shots", 2, "--device", "cpu", "--json",
-        "--helm", "--report", "report", "--training_data", folders / "exam" / "test.jsonl",
-    )  # fmt: skip
+        "eval",
+        "--model",
+        folders / "a",
+        "--task",
+        folders / "exam",
+        "--shots",
+        2,
+        "--device",
+        "cpu",
+        "--json",
+        "--helm",
+        "--report",
+        "report",
+        "--training_data",
+        folders / "exam" / "test.jsonl",
+    )
     assert (result.code, result.err) == (0, "")
     found = json.loads(result.out.splitlines()[-1])["tasks"]["exam"]
     (task,) = read_tasks([folders / "exam"])
@@ -628,11 +723,14 @@ def test_bad_usage_is_one_line(
 @pytest.mark.parametrize(
     ("name", "form", "count", "dev"),
     [
-        ("cmmlu", "multiple_choice", 11581, 335), ("lambada", "cloze", 5151, 0), ("gsm8k", "generation", 1319, 7473),
-        ("chid", "multiple_choice", 1930, 197), ("thucnews_titles", "classification", 9963, 9952),
+        ("cmmlu", "multiple_choice", 11581, 335),
+        ("lambada", "cloze", 5151, 0),
+        ("gsm8k", "generation", 1319, 7473),
+        ("chid", "multiple_choice", 1930, 197),
+        ("thucnews_titles", "classification", 9963, 9952),
         ("chnsenticorp", "classification", 804, 791),
     ],
-)  # fmt: skip
+)
 def test_published_sets_are_read_whole(name: str, form: str, count: int, dev: int) -> None:
     if not (SHARED / name).exists():
         pytest.skip(f"../shared/data/{name} is not there")

@@ -47,8 +47,8 @@ class Comparison:
         if self.winner:
             better, worse = (b, a) if self.winner == 2 else (a, b)
             return (
-                f"{self.name}: {better} is better than {worse} by {size} in {self.metric}; chance alone gives so "
-                f"much with p={d.p:.2g}"
+                f"{self.name}: {better} is better than {worse} by {size} in {self.metric}; chance "
+                f"alone gives so much with p={d.p:.2g}"
             )
         needed = _needed(d)
         more = f"; with about {needed:,} questions such a difference would show" if needed else ""

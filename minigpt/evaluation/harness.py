@@ -1,6 +1,6 @@
 """A model of minigpt for lm-evaluation-harness, under the name `minigpt`.
 
-    python -m minigpt.evaluation.harness run --model minigpt --model_args pretrained=output/best --tasks arc_easy
+    python -m minigpt.evaluation.harness run --model minigpt --model_args pretrained=output/best --tasks copa
 
     import minigpt.evaluation.harness                            # in Python: this registers the name
     lm_eval.simple_evaluate(model="minigpt", model_args="pretrained=output/best", tasks=["arc_easy"])
@@ -16,7 +16,7 @@ max_length; max_gen_toks; add_bos_token, as for the harness's `hf` model.
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigpt.errors import InputError
 from minigpt.evaluation.prompts import Request
@@ -28,20 +28,20 @@ from minigpt.generation.options import GenerationOptions
 from minigpt.tokenization.subword import SubwordTokenizer
 
 IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
-if TYPE_CHECKING or not IS_INSTALLED:
-    TemplateLM: Any = object
-else:
-    from lm_eval.api.model import TemplateLM
 
-__all__ = ["IS_INSTALLED", "MinigptLM", "main"]
+__all__ = ["IS_INSTALLED", "HarnessModel", "main", "register"]
 
 _MAX_NEW_TOKENS = 256  # as the harness's hf model
 
 
-class MinigptLM(TemplateLM):  # type: ignore[misc]
-    """One model, as the harness asks it: log-likelihoods, texts in windows, generation."""
+class HarnessModel:
+    """One model, as the harness asks it: log-likelihoods, texts in windows, generation.
+
+    `register` joins it with the harness's TemplateLM, which divides texts into context and continuation.
+    """
 
     backend = "causal"
+    cache_hook: Any  # of the harness
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class MinigptLM(TemplateLM):  # type: ignore[misc]
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        rows = int(batch_size) if str(batch_size or "").isdecimal() else 8  # "auto": nothing to find out
+        rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8  # "auto": nothing to find out
         folder = None if adapter is None else Path(adapter)
         self._loaded = load(Path(pretrained), device or "auto", precision, folder, max(1, rows))
         if isinstance(self._loaded.model, SequenceClassifier):
@@ -86,7 +86,7 @@ class MinigptLM(TemplateLM):  # type: ignore[misc]
         return self.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the ids that AutoTokenizer gives for this folder. The text of a special token is this token."""
+        """Return the ids that AutoTokenizer gives for this folder, special tokens included."""
         adds = self._adds if add_special_tokens is None else add_special_tokens
         tokenizer = self.tokenizer
         if isinstance(tokenizer, SubwordTokenizer):
@@ -95,8 +95,8 @@ class MinigptLM(TemplateLM):  # type: ignore[misc]
             if adds is False or (adds is None and ids[:1] == [self.prefix_token_id]):
                 return ids
             return [*tokenizer.before_text, *ids, *tokenizer.after_text]
-        ids = tokenizer.encode_text(string)
-        return ids if adds is False else [*ids, tokenizer.sep_token_id]
+        plain = tokenizer.encode_text(string)
+        return plain if adds is False else [*plain, tokenizer.sep_token_id]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -115,7 +115,7 @@ class MinigptLM(TemplateLM):  # type: ignore[misc]
     # -- what the harness asks ------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **more: Any
     ) -> list[tuple[float, bool]]:
         pairs: list[Request] = [(context, continuation) for _, context, continuation in requests]
         scored = ContinuationScorer(self._lm, self.max_length).score(pairs)
@@ -168,12 +168,24 @@ class MinigptLM(TemplateLM):  # type: ignore[misc]
         limits = [values.pop(name) for name in names if name in values]
         temperature = float(values.pop("temperature", 0.0) or 0.0)
         samples = bool(values.pop("do_sample", temperature > 0)) and temperature > 0
-        known = {name: values.pop(name) for name in ("top_p", "top_k", "min_p") if name in values}
+        known: dict[str, Any] = {
+            name: values.pop(name) for name in ("top_p", "top_k", "min_p") if name in values
+        }
         more = {"temperature": temperature, **known} if samples else {}
         return GenerationOptions(
             max_new_tokens=int(limits[0]) if limits else self.max_gen_toks,
             do_sample=samples, seed=0 if samples else None, stop_strings=until, **more,
         ), until  # fmt: skip
+
+
+def register() -> None:
+    """Register the model with the harness, under the name `minigpt`."""
+    import lm_eval.models  # noqa: F401 -- the harness registers its own models first
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import model_registry
+
+    if "minigpt" not in model_registry:
+        model_registry.register("minigpt", target=type("MinigptLM", (HarnessModel, TemplateLM), {}))
 
 
 def main() -> None:
@@ -186,11 +198,7 @@ def main() -> None:
 
 
 if IS_INSTALLED:
-    import lm_eval.models  # noqa: F401 -- the harness registers its own models first
-    from lm_eval.api.registry import model_registry
-
-    if "minigpt" not in model_registry:
-        model_registry.register("minigpt", target=f"{MinigptLM.__module__}:MinigptLM")
+    register()
 
 if __name__ == "__main__":
     main()

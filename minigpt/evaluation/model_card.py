@@ -70,7 +70,7 @@ def _divided(text: str) -> tuple[str, str]:
 
 
 def _blocks(header: str) -> dict[str, str]:
-    """Return each key of the header's first level -> its lines. What stands above the first key is one, too."""
+    """Return each key of the header's first level -> its lines; "" -> the lines above the first key."""
     starts = [(match.start(), match[1]) for match in _KEY.finditer(header)]
     found = {"": header[: starts[0][0]]} if starts and starts[0][0] else {} if starts else {"": header}
     ends = [start for start, _ in starts[1:]] + [len(header)]

@@ -3,8 +3,8 @@
     found = profile(loaded, result, options)
     found.calibration.error, found.robustness["typing errors"].value, found.positions
 
-- Calibration: where the model gives a choice 80 %, is it right in 80 %? Before and after a temperature that is
-  fitted on the dev part (half of the questions where there is none, which are then left out).
+- Calibration: where the model gives a choice 80 %, is it right in 80 %? Before and after a temperature that
+  is fitted on the dev part (half of the questions where there is none, which are then left out).
 - Robustness: what changed questions cost, kind by kind; question by question against the unchanged ones.
 - Position: how often each letter is chosen and right, with the choices in every cyclic order.
 - Contamination: questions that are in training data.

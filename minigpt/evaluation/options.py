@@ -50,7 +50,7 @@ class TaskOptions:
     score: Literal["letter", "text"] | None = None
     """what is scored of a choice; left out: letters where the choices are listed"""
     prompt_format: Literal["text", "question", "chat"] | None = None
-    """plain text, question <sep> answer, or the model's chat template; left out: <sep> if trained so, or text"""
+    """plain text, question <sep> answer, or chat template; left out: <sep> if trained so, otherwise text"""
     limit: int = 0
     """most questions of a task, spread evenly over it; 0: all"""
     stride: int = 0

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.evaluation.model_profile import Calibration, Profile
-from minigpt.evaluation.task_command import guessing, shown
 from minigpt.evaluation.task_results import Answered, TaskResult
 from minigpt.storage.files import atomic_write
 
@@ -55,7 +54,7 @@ def _numbers(results: Sequence[TaskResult]) -> Table:
         for name, metric in result.metrics.items():
             first = name == result.main
             rows.append([
-                result.task.name if first else "", name, shown(metric), guessing(result) if first else "",
+                result.task.name if first else "", name, metric.shown(), result.guessing if first else "",
                 f"{len(result.answered):,}" if first else "", str(result.shots) if first else "",
             ])  # fmt: skip
     return ("task", "metric", "value (95 % interval)", "guessing", "questions", "shots"), rows
@@ -96,8 +95,8 @@ def profile_tables(found: Profile) -> list[tuple[str, Table]]:
         tables.append((
             "Calibration",
             (("expected calibration error", "95 % interval", "temperature", "error with it", "fitted on"),
-             [[f"{c.error:.4f}", f"{c.low:.4f} to {c.high:.4f}", f"{c.temperature:.3g}", f"{c.error_after:.4f}",
-               c.fitted_on]]),
+             [[f"{c.error:.4f}", f"{c.low:.4f} to {c.high:.4f}", f"{c.temperature:.3g}",
+               f"{c.error_after:.4f}", c.fitted_on]]),
         ))  # fmt: skip
     if found.robustness:
         rows = [
@@ -149,11 +148,11 @@ def _bars(results: Sequence[TaskResult]) -> str:
     for row, one in enumerate(some):
         y, metric = 12 + 28 * row, one.metrics[one.main]
         low, high = (v if np.isfinite(v) else metric.value for v in (metric.low, metric.high))
-        guess = guessing(one)
+        guess = one.guessing
         parts.append(
             f'<text x="190" y="{y + 12}" text-anchor="end">{html.escape(_short(one.task.name, 24))}</text>'
             f'<rect x="200" y="{y}" width="{width * metric.value:.1f}" height="16" fill="#4c78a8"/>'
-            f'<path d="M{200 + width * low:.1f} {y + 8}H{200 + width * high:.1f}" stroke="#111" stroke-width="2"/>'
+            f'<path d="M{200 + width * low:.1f} {y + 8}H{200 + width * high:.1f}" stroke="#111"/>'
             + (f'<path d="M{200 + width * float(guess):.1f} {y - 3}v22" stroke="#e45756" stroke-width="2"/>'
                if guess else "")
             + f'<text x="{205 + width}" y="{y + 12}">{metric.value:.3f}</text>'

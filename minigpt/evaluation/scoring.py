@@ -248,7 +248,7 @@ class ContinuationScorer:
         by_row: dict[int, list[int]] = {}
         for number, (row, _) in enumerate(pairs):
             by_row.setdefault(row, []).append(number)
-        values, likeliest = np.empty(len(pairs)), np.empty(len(pairs), dtype=np.int64)
+        values, best = np.empty(len(pairs)), np.empty(len(pairs), dtype=np.int64)
         step = max(1, _LOGITS // self._model.config.vocab_size)
         index = torch.tensor(wanted, device=found.device)
         for start in range(0, len(wanted), step):
@@ -258,14 +258,13 @@ class ContinuationScorer:
             rows = torch.tensor([pairs[n][0] - start for n in numbers], device=found.device)
             targets = torch.tensor([pairs[n][1] for n in numbers], device=found.device)
             values[numbers] = logprobs[rows, targets].cpu().numpy()
-            likeliest[numbers] = logprobs.argmax(-1)[rows].cpu().numpy()
-        if not np.isfinite(values).all():
-            if np.isnan(values).any():
-                raise InputError(NOT_FINITE)
+            best[numbers] = logprobs.argmax(-1)[rows].cpu().numpy()
+        if np.isnan(values).any():
+            raise InputError(NOT_FINITE)
         scored, start = [], 0
         for one in batch:
             end = start + len(one.targets)
-            greedy = bool((likeliest[start:end] == one.targets).all())
+            greedy = bool((best[start:end] == one.targets).all())
             scored.append(Scored(values[start:end].tolist(), greedy, one.n_cut))
             start = end
         return scored

@@ -1,6 +1,5 @@
 """What `minigpt eval --task` and `minigpt compare` do with their flags: load, measure, print."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from minigpt.console.terminal import table, warn
 from minigpt.devices import pick_device
 from minigpt.errors import InputError
 from minigpt.evaluation.options import TaskOptions
-from minigpt.evaluation.task_results import LoadedModel, Metric, TaskResult, run_task
+from minigpt.evaluation.task_results import LoadedModel, TaskResult, run_task
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks
 from minigpt.weights.classifiers import classifier_labels, load_classifier
@@ -21,12 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "evaluate_task",
-    "guessing",
     "load",
     "measure",
     "print_results",
     "profiles_of",
-    "shown",
     "tasks_of",
 ]
 
@@ -115,20 +112,6 @@ def profiles_of(
     return found
 
 
-def shown(metric: Metric) -> str:
-    """Return a number with its interval.
-
-    >>> import numpy as np
-    >>> shown(Metric(0.4512, 0.4, 0.5, np.zeros(1))), shown(Metric(23.4, float("-inf"), 24, np.zeros(1)))
-    ('0.4512 (0.4000 to 0.5000)', '23.40')
-    """
-    digits = 2 if abs(metric.value) >= 10 else 4
-    text = f"{metric.value:.{digits}f}"
-    if math.isfinite(metric.low) and math.isfinite(metric.high):
-        text += f" ({metric.low:.{digits}f} to {metric.high:.{digits}f})"
-    return text
-
-
 def print_results(results: Sequence[TaskResult]) -> None:
     """Print each metric with its interval, and the chance of guessing."""
     rows = []
@@ -136,13 +119,7 @@ def print_results(results: Sequence[TaskResult]) -> None:
         for name, metric in result.metrics.items():
             first = name == result.main
             rows.append([
-                result.task.name if first else "", name, shown(metric),
-                guessing(result) if first else "", f"{len(result.answered):,}" if first else "",
+                result.task.name if first else "", name, metric.shown(),
+                result.guessing if first else "", f"{len(result.answered):,}" if first else "",
             ])  # fmt: skip
-    table("tasks", ("task", "metric", "value (95 % interval)", "guessing", "count"), rows, (4,))
-
-
-def guessing(result: TaskResult) -> str:
-    """Return the share that a guess gets right, or ""."""
-    choices = [len(one.example.choices) for one in result.answered]
-    return f"{sum(1 / n for n in choices) / len(choices):.3f}" if all(choices) else ""
+    table("tasks", ("task", "metric", "value (95 % interval)", "count"), rows, (4,))

@@ -63,6 +63,18 @@ class Metric:
     values: Values = field(repr=False, compare=False)  # for each question, so that two models can be paired
     higher_is_better: bool = True
 
+    def shown(self) -> str:
+        """Return the number with its interval.
+
+        >>> Metric(0.4512, 0.4, 0.5, np.zeros(1)).shown()
+        '0.4512 (0.4000 to 0.5000)'
+        """
+        digits = 2 if abs(self.value) >= 10 else 4
+        text = f"{self.value:.{digits}f}"
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            text += f" ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        return text
+
     def as_dict(self) -> dict[str, float | None]:
         """Return the number and its interval for JSON."""
         shown = {"value": self.value, "low": self.low, "high": self.high}
@@ -111,6 +123,12 @@ class TaskResult:
     def main(self) -> str:
         """The name of the metric that counts: the first one."""
         return next(iter(self.metrics))
+
+    @property
+    def guessing(self) -> str:
+        """The share that a guess gets right, or "" without choices."""
+        choices = [len(one.example.choices) for one in self.answered]
+        return f"{sum(1 / n for n in choices) / len(choices):.3f}" if all(choices) else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as a dict that JSON can hold."""
@@ -172,8 +190,9 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
     options = options or TaskOptions()
     task = task.limited(options.limit)
     began = time.perf_counter()
+    counts: dict[str, int] = {}
     if isinstance(loaded.model, SequenceClassifier):
-        answered, counts = _classify(loaded.model, loaded.tokenizer, task), {}
+        answered = _classify(loaded.model, loaded.tokenizer, task)
     else:
         shots = choose_shots(task, options)
         prompter = loaded.prompter(options)
@@ -248,7 +267,7 @@ def _answered(one: Example, scored: Sequence[Scored]) -> Answered:
 def _generate(
     loaded: LoadedModel, prompter: Prompter, task: Task, prompts: list[list[int]]
 ) -> tuple[list[Answered], dict[str, int]]:
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model = loaded.model
     assert not isinstance(model, SequenceClassifier), "run_task"
     context = model.config.max_position_embeddings
     style = task.style

@@ -1,7 +1,7 @@
 """What a record of a task means: a question with its choices, a gap, a text, a question with its answer.
 
     {"question": ..., "A": ..., "B": ..., ..., "answer": "A"}      C-Eval, CMMLU; also choice0, choice1, ...
-    {"question": ..., "choices": [...], "answer": 0}                MMLU; query/gold, and choices with labels: ARC
+    {"question": ..., "choices": [...], "answer": 0}                MMLU; query/gold; choices with labels: ARC
     {"goal": ..., "sol1": ..., "sol2": ..., "label": 0}             PIQA
     {"premise": ..., "choice1": ..., "choice2": ..., "question": "cause", "label": 0}       COPA
     {"ctx": ..., "endings": [...], "label": 0}                      HellaSwag
@@ -159,8 +159,10 @@ def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
     if "endings" in item:
         return [_hellaswag(item, line, style)]
     if {"goal", "sol1", "sol2"} <= item.keys():
-        choices = (_text(item, "sol1"), _text(item, "sol2"))
-        return [_choice(item, line, style, _text(item, "goal"), choices, item.get("label"), form="Question")]
+        solutions = (_text(item, "sol1"), _text(item, "sol2"))
+        return [
+            _choice(item, line, style, _text(item, "goal"), solutions, item.get("label"), form="Question")
+        ]
     if {"premise", "choice1", "choice2"} <= item.keys():
         return [_copa(item, line, style)]
     if "candidates" in item and "content" in item:
@@ -428,7 +430,7 @@ def _by_style(item: dict[str, Any], line: int, style: Style, form: Form | None) 
             choices = tuple(render(one, item) for one in style.choices)
         right = item.get(style.answer.lower()) if style.answer else _right(item)
         if str(right).isdecimal() and str(right) not in choices:
-            right = int(right)
+            right = int(str(right))
         letters = tuple(string.ascii_uppercase[: len(choices)]) if style.score == "letter" else ()
         one = Example(form or "multiple_choice", line, "", choices, _index(right, choices), (), letters, "",
                       style, record=item)  # fmt: skip

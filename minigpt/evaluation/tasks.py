@@ -39,7 +39,7 @@ _TEST = ("test", "val", "validation", "valid", "dev")  # parts to measure on, th
 _DEV = ("dev", "train", "trial", "val", "validation")  # parts to take shots from, the best first
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
 _COLUMNS = {  # names of columns that make a table's first row its head
-    *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2", "label"),
+    *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),
     *("premise", "choice0", "choice1", "choice2", "query", "gold", "choices", "context", "continuation"),
     *TEXT_FIELDS, *LABEL_FIELDS, *FIELDS["question"], *FIELDS["answer"],
 }  # fmt: skip
@@ -76,7 +76,7 @@ class _Source:
 
     name: str
     parts: list[tuple[str, Path, Path | None]]  # subject, file to measure, file for shots
-    style: Style = Style()
+    style: Style = field(default_factory=Style)
     form: Form | None = None
 
 
@@ -140,10 +140,10 @@ def _sources(path: Path) -> list[_Source]:
         if (path / test).is_dir():
             dev = next((path / one for one in _DEV if one != test and (path / one).is_dir()), None)
             shots = {} if dev is None else {_subject(file): file for file in _files(dev)}
-            files = {_subject(file): file for file in _files(path / test)}
-            if not files:
+            subjects = {_subject(file): file for file in _files(path / test)}
+            if not subjects:
                 raise InputError(f"{path / test} holds no file of questions")
-            return [_Source(name, [(one, file, shots.get(one)) for one, file in files.items()])]
+            return [_Source(name, [(one, file, shots.get(one)) for one, file in subjects.items()])]
     files = _files(path)
     named = {_stem(file): file for file in files}
     for test in _TEST:
@@ -319,8 +319,8 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
         return
     report.notes = data.notes
     for line, value, raw in rows:
-        names = {str(key).lower() for key in value} if isinstance(value, Mapping) else set()
-        is_turns = isinstance(value, list) or bool(names & set(FIELDS["turns"]) and not names & {"reference"})
+        keys = {str(key).lower() for key in value} if isinstance(value, Mapping) else set()
+        is_turns = isinstance(value, list) or bool(keys & set(FIELDS["turns"]) and not keys & {"reference"})
         if is_turns:
             try:
                 talk = meaning_of(value, FieldNames(), line, raw)
