@@ -11,6 +11,7 @@ import pytest
 
 from minigpt.errors import InputError
 from minigpt.evaluation.intervals import bootstrap, mcnemar, paired
+from minigpt.evaluation.task_results import macro_f1
 from minigpt.evaluation.text_metrics import TEXT_METRICS, corpus_score, number_of, rouge_l, word_f1
 
 
@@ -162,6 +163,16 @@ def test_character_f1_is_that_of_counted_labels() -> None:
             truth += [1] * b[letter] + [0] * (a[letter] - both)
             said += [1] * both + [0] * (b[letter] - both) + [1] * (a[letter] - both)
         assert TEXT_METRICS["character_f1"](given, [expected]) == pytest.approx(f1_score(truth, said))
+
+
+@needs("sklearn")
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import f1_score
+
+    generator = np.random.default_rng(9)
+    for _ in range(1000):
+        truth, given = generator.integers(0, 4, (2, 12))
+        assert macro_f1(truth, given) == pytest.approx(f1_score(truth, given, average="macro"))
 
 
 @needs("sacrebleu")

@@ -24,13 +24,15 @@ from minigpt.evaluation.perturbations import PERTURBATIONS
 from minigpt.evaluation.prompts import Prompter, choose_shots, encode_pair
 from minigpt.evaluation.report import cases, write_report
 from minigpt.evaluation.scoring import ContinuationScorer
-from minigpt.evaluation.task_command import evaluate_task
+from minigpt.evaluation.task_command import evaluate_task, load
 from minigpt.evaluation.task_results import LoadedModel, TaskResult, generate_texts, rolling_windows, run_task
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks, task_of_records
+from minigpt.finetuning.classification import Labels, SequenceClassifier
 from minigpt.generation.options import GenerationOptions
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.weights.classifiers import save_classifier
 from tests.commands import Result, RunCommand
 from tests.talking import learn_by_heart
 
@@ -483,6 +485,34 @@ def test_a_text_in_windows() -> None:
     assert [one.logprobs[0] for one in result.answered] == pytest.approx(alone, rel=1e-5)
 
 
+def test_a_classifier_labels_texts_by_its_own_labels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    labels = Labels(("bad", "good", "none"))
+    classifier = SequenceClassifier(LOADED.model.config, labels, 0, LOADED.model.base_model).eval()
+    save_classifier(classifier, tmp_path / "c", TOKENIZER)
+    g = random.Random(6)
+    rows = [
+        {"text": " ".join(g.choices(TEXTS[0].split(), k=5)), "label": g.choice(["bad", "good"])}
+        for _ in range(30)
+    ]
+    (task,) = read_tasks([write(tmp_path / "t.jsonl", rows)])
+    loaded = load(tmp_path / "c", "cpu")
+    result = run_task(loaded, task)
+    assert [one.given in labels.names for one in result.answered] == [True] * 30
+    right = [one.given == row["label"] for one, row in zip(result.answered, rows)]
+    assert result.metrics["acc"].value == pytest.approx(sum(right) / 30)
+    f1 = result.metrics["macro_f1"]
+    assert f1.low <= f1.value <= f1.high
+    with pytest.raises(
+        InputError, match="labels that the classifier does not know: fine; it knows bad, good, none"
+    ):
+        run_task(
+            loaded, read_tasks([write(tmp_path / "u.jsonl", [*rows, {"text": "a", "label": "fine"}])])[0]
+        )
+    with pytest.raises(InputError, match="is of the form generation: a classifier labels texts only"):
+        run_task(loaded, task_of_records([{"question": "q", "answer": "a"}]))
+
+
 def test_two_models_are_compared_question_by_question(knowing: Path) -> None:
     model, tokenizer = minigpt.load_model(knowing), minigpt.load_tokenizer(knowing)
     rows = [{"question": q, "answer": a} for q, a in CAPITALS.items()] * 2
@@ -530,8 +560,7 @@ def test_the_temperature_is_that_of_the_data() -> None:
     shares /= shares.sum(1, keepdims=True)
     truth = np.array([generator.choice(4, p=row) for row in shares])
     for sharper in (1.0, 3.0):  # a model that is three times too sure needs a temperature of three
-        rows = list(np.log(np.exp(logits * sharper) / np.exp(logits * sharper).sum(1, keepdims=True)))
-        assert fit_temperature(rows, truth) == pytest.approx(sharper, rel=0.1)
+        assert fit_temperature(logits * sharper, truth) == pytest.approx(sharper, rel=0.1)
 
 
 def test_questions_in_the_training_data_are_found(tmp_path: Path) -> None:

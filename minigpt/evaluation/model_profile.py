@@ -110,28 +110,34 @@ def profile(
 # -- calibration -------------------------------------------------------------------------------------------
 
 
-def _logits_of(answered: Sequence[Answered]) -> tuple[list[Values], npt.NDArray[np.int64]]:
-    rows = [np.log(np.maximum(one.probabilities, 1e-30)) for one in answered]
+def _logits_of(answered: Sequence[Answered]) -> tuple[Values, npt.NDArray[np.int64]]:
+    """Return logarithms of probabilities (N, K), -inf where a question has fewer choices, and what is right."""
+    most = max(len(one.probabilities) for one in answered)
+    rows = np.full((len(answered), most), -np.inf)
+    for row, one in zip(rows, answered):
+        row[: len(one.probabilities)] = np.log(np.maximum(one.probabilities, 1e-30))
     return rows, np.array([one.example.answer for one in answered])
 
 
-def _softened(rows: Sequence[Values], temperature: float) -> list[Values]:
-    found = []
-    for row in rows:
-        weights = np.exp((row - row.max()) / temperature)
-        found.append(weights / weights.sum())
-    return found
+def _softened(rows: Values, temperature: float) -> Values:
+    weights = np.exp((rows - rows.max(1, keepdims=True)) / temperature)
+    softened: Values = weights / weights.sum(1, keepdims=True)
+    return softened
 
 
-def fit_temperature(rows: Sequence[Values], truth: npt.NDArray[np.int64]) -> float:
-    """Return the temperature with the least loss of softmax(row / temperature), from 0.05 to 20.
+def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
+    """Return the temperature with the least loss of softmax(rows / temperature), from 0.05 to 20.
 
     The loss has one minimum in 1 / temperature, so the interval is narrowed around it.
+
+    Args:
+        rows: (N, K), logits.
+        truth: (N,), the right column.
     """
 
     def loss(logarithm: float) -> float:
-        found = _softened(rows, float(np.exp(logarithm)))
-        return -float(sum(np.log(max(row[i], 1e-300)) for row, i in zip(found, truth)))
+        found = _softened(rows, float(np.exp(logarithm)))[np.arange(len(rows)), truth]
+        return -float(np.log(np.maximum(found, 1e-300)).sum())
 
     low, high = np.log(0.05), np.log(20.0)
     for _ in range(40):
@@ -159,8 +165,7 @@ def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> 
     temperature = fit_temperature(*_logits_of(fitting))
     rows, truth = _logits_of(answered)
     before, after = _softened(rows, 1.0), _softened(rows, temperature)
-    confidence = np.array([row.max() for row in before])
-    right = np.array([row.argmax() == i for row, i in zip(before, truth)])
+    confidence, right = before.max(1), before.argmax(1) == truth
     generator = np.random.default_rng(0)
     drawn = [generator.integers(0, len(right), len(right)) for _ in range(500)]
     errors = [_error(confidence[i], right[i]) for i in drawn]
@@ -171,9 +176,8 @@ def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> 
         for i in range(_BINS)
         if (place == i).any()
     ]
-    soft = np.array([row.max() for row in after])
     return Calibration(
-        _error(confidence, right), float(low), float(high), temperature, _error(soft, right), bins, where,
+        _error(confidence, right), float(low), float(high), temperature, _error(after.max(1), right), bins, where,
         len(right),
     )  # fmt: skip
 

@@ -107,7 +107,7 @@ class Prompter:
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":
-            context = self._text(one, shots, instruction)
+            context = self.text(one, shots, instruction)
             return self._pairs(context, [one.delimiter + answer for answer in answers])
         ids = self.prompt(one, shots, instruction)
         return [(ids, bare_ids(self.tokenizer, answer)) for answer in answers]
@@ -117,7 +117,7 @@ class Prompter:
         form, tokenizer = self.format_of(one), self.tokenizer
         instruction = instruction or one.style.instruction
         if form == "text":
-            text = self._text(one, shots, instruction)
+            text = self.text(one, shots, instruction)
             ids = [*getattr(tokenizer, "before_text", ()), *bare_ids(tokenizer, text.rstrip(" "))]
             return ids or _from_start([], self.start)[0]
         if form == "chat":
@@ -142,7 +142,8 @@ class Prompter:
         """Return the texts that end an answer, besides the model's own end."""
         return one.style.stop or (STOPS if self.format_of(one) == "text" else ())
 
-    def _text(self, one: Example, shots: Sequence[Example], instruction: str) -> str:
+    def text(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> str:
+        """Return the prompt in plain text: instruction, shots, question."""
         instruction = instruction or one.style.instruction
         separator = one.style.separator
         before = [instruction] if instruction else []

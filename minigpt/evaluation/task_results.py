@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from minigpt.console.terminal import ProgressLine
@@ -47,7 +48,7 @@ from minigpt.generation.sequence import cut
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["Answered", "LoadedModel", "Metric", "TaskResult", "rolling_windows", "run_task"]
+__all__ = ["Answered", "LoadedModel", "Metric", "TaskResult", "macro_f1", "rolling_windows", "run_task"]
 
 _PREFIX_MIB = 256.0  # memory for beginnings that prompts share
 _NEW_TOKENS = 256  # most tokens of an answer, if nothing else is said
@@ -458,14 +459,7 @@ def _metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]:
         return _text_metrics(task, answered)
     found = {"acc": _mean([one.right for one in answered])}
     if task.form == "classification":
-        names = sorted({one.example.choices[one.example.answer] for one in answered})
-        f1 = []
-        for name in names:
-            hits = sum(one.given == name and one.right for one in answered)
-            said = sum(one.given == name for one in answered)
-            true = sum(one.example.choices[one.example.answer] == name for one in answered)
-            f1.append(2 * hits / max(said + true, 1))
-        found["macro_f1"] = Metric(float(np.mean(f1)), math.nan, math.nan, found["acc"].values)
+        found["macro_f1"] = _of_labels(answered)
     if all(one.logprobs for one in answered):
         for name in ("characters", "bytes", "tokens"):
             right = []
@@ -474,6 +468,31 @@ def _metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]:
                 right.append(int((np.array(one.logprobs) / lengths).argmax()) == one.example.answer)
             found["acc_norm" if name == "characters" else f"acc_{name}"] = _mean(right)
     return found
+
+
+def macro_f1(truth: npt.NDArray[np.int64], given: npt.NDArray[np.int64]) -> float:
+    """Return the mean F1 over all labels that are right or given somewhere, from the labels' numbers (N,).
+
+    >>> round(macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1])), 4)
+    0.6667
+    """
+    size = 1 + int(max(truth.max(), given.max()))
+    true, said = (np.bincount(some, minlength=size) for some in (truth, given))
+    hits = np.bincount(truth[truth == given], minlength=size)
+    return float(np.mean((2 * hits / np.maximum(true + said, 1))[true + said > 0]))
+
+
+def _of_labels(answered: Sequence[Answered]) -> Metric:
+    """Return macro F1 with its bootstrap interval."""
+    right = [one.example.choices[one.example.answer] for one in answered]
+    places = {label: i for i, label in enumerate(sorted({*right, *(one.given for one in answered)}))}
+    truth = np.array([places[label] for label in right])
+    given = np.array([places[one.given] for one in answered])
+    generator, n = np.random.default_rng(0), len(answered)
+    rows = [generator.integers(0, n, n) for _ in range(1000)]
+    low, high = np.quantile([macro_f1(truth[some], given[some]) for some in rows], [0.025, 0.975])
+    values = np.array([float(one.right) for one in answered])
+    return Metric(macro_f1(truth, given), float(low), float(high), values)
 
 
 def _text_metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]:
