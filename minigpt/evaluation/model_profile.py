@@ -111,7 +111,7 @@ def profile(
 
 
 def _logits_of(answered: Sequence[Answered]) -> tuple[Values, npt.NDArray[np.int64]]:
-    """Return logarithms of probabilities (N, K), -inf where a question has fewer choices, and what is right."""
+    """Return logarithms of probabilities (N, K), -inf behind fewer choices; and the right ones."""
     most = max(len(one.probabilities) for one in answered)
     rows = np.full((len(answered), most), -np.inf)
     for row, one in zip(rows, answered):
@@ -177,8 +177,8 @@ def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> 
         if (place == i).any()
     ]
     return Calibration(
-        _error(confidence, right), float(low), float(high), temperature, _error(after.max(1), right), bins, where,
-        len(right),
+        _error(confidence, right), float(low), float(high), temperature, _error(after.max(1), right),
+        bins, where, len(right),
     )  # fmt: skip
 
 

@@ -122,4 +122,4 @@ def print_results(results: Sequence[TaskResult]) -> None:
                 result.task.name if first else "", name, metric.shown(),
                 result.guessing if first else "", f"{len(result.answered):,}" if first else "",
             ])  # fmt: skip
-    table("tasks", ("task", "metric", "value (95 % interval)", "count"), rows, (4,))
+    table("tasks", ("task", "metric", "value (95 % interval)", "guessing", "count"), rows, (4,))

@@ -133,8 +133,9 @@ def _sources(path: Path) -> list[_Source]:
     if path.suffix == ".toml":
         return [_from_toml(path)]
     if not path.is_dir():
-        return [_Source(_stem(path) if _stem(path) not in _TEST else path.resolve().parent.name,
-                        [("", path, _sibling(path))])]  # fmt: skip
+        stem, folder = _stem(path), path.resolve().parent.name
+        name = folder if stem == "test" else f"{folder}/{stem}" if stem in _TEST else stem
+        return [_Source(name, [("", path, _sibling(path))])]
     name = path.resolve().name
     for test in _TEST:
         if (path / test).is_dir():
