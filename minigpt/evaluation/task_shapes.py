@@ -160,9 +160,7 @@ def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
         return [_hellaswag(item, line, style)]
     if {"goal", "sol1", "sol2"} <= item.keys():
         solutions = (_text(item, "sol1"), _text(item, "sol2"))
-        return [
-            _choice(item, line, style, _text(item, "goal"), solutions, item.get("label"), form="Question")
-        ]
+        return [_choice(line, style, _text(item, "goal"), solutions, item.get("label"), asks=True)]
     if {"premise", "choice1", "choice2"} <= item.keys():
         return [_copa(item, line, style)]
     if "candidates" in item and "content" in item:
@@ -182,15 +180,15 @@ def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
     for name in ("choices", "options"):
         if name in item:
             return [_with_choices(item, line, style, item[name])]
-    for label in (*LABEL_FIELDS,):
+    for label in LABEL_FIELDS:
         if label in item and (text := _name(item, TEXT_FIELDS, (label,))):
             return [_label(item, line, style, _text(item, text), item[label])]
     if "golden" in item and "input" in item:
         return [_answer(item, line, style, _text(item, "input"), item["golden"], ("number",))]
     question, answer = _name(item, FIELDS["question"]), _name(item, FIELDS["answer"])
     if question and answer:
-        text = _text(item, question)
-        if isinstance(more := item.get("input"), str) and more.strip() and question != "input":
+        text, more = _text(item, question), item.get(_name(item, FIELDS["input"], (question,)))
+        if isinstance(more, str) and more.strip():
             text = f"{text}\n{more}"
         return [_answer(item, line, style, text, item[answer])]
     if question and not answer:
@@ -265,10 +263,14 @@ def _is_chinese(text: str) -> bool:
 def _listed(
     item: Mapping[str, Any], line: int, style: Style, question: str, choices: tuple[str, ...]
 ) -> Example:
-    """Choices that are listed in the prompt; the answer is a letter."""
+    """Choices that are listed in the prompt, unless the style wants their texts."""
     answer = _index(_right(item), choices)
     if style.score == "text":
-        return _choice(item, line, style, question, choices, answer, form="Question")
+        return _choice(line, style, question, choices, answer, asks=True)
+    return _lettered(line, style, question, choices, answer)
+
+
+def _lettered(line: int, style: Style, question: str, choices: tuple[str, ...], answer: int) -> Example:
     letters = tuple(string.ascii_uppercase[: len(choices)])
     one = Example("multiple_choice", line, "", choices, answer, (), letters, question.strip(), style)
     return replace(one, prompt=render_question(one))
@@ -285,12 +287,18 @@ def render_question(one: Example) -> str:
 
 
 def _choice(
-    item: Mapping[str, Any], line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
-    form: str = "", labels: Sequence[str] = (),
+    line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
+    *, asks: bool = False, labels: Sequence[str] = (),
 ) -> Example:  # fmt: skip
-    """Choices of which the text is scored. form="Question" writes the question as a question."""
+    """Choices of which the text is scored, unless the style wants letters.
+
+    Args:
+        asks: True writes the question as a question, which the answer follows.
+    """
     right, prompt = _index(answer, choices, labels), question
-    if form:
+    if asks and style.score == "letter":
+        return _lettered(line, style, question, choices, right)
+    if asks:
         chinese = _is_chinese(question)
         prompt = f"问题：{question}\n答案：" if chinese else f"Question: {question}\nAnswer:"
     return Example("multiple_choice", line, prompt, choices, right, (), (), question, style)
@@ -303,16 +311,14 @@ def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> 
         choices, labels = _choices_of(given.get("text")), [str(one) for one in given.get("label") or []]
         if len(choices) != len(labels):
             raise BadLine("choices and labels differ in number", f"{len(choices)} and {len(labels)}")
-        return _choice(item, line, style, question, choices, _right(item), "Question", labels)
+        return _choice(line, style, question, choices, _right(item), asks=True, labels=labels)
     choices = _choices_of(given)
-    if (
-        name == "query"
-    ):  # prepared prompts: a question that ends with "Answer:", or the beginning of a sentence
-        one = _choice(item, line, style, question, choices, _right(item))
+    if name == "query":  # a prepared prompt: a question, or the beginning of a sentence
+        one = _choice(line, style, question, choices, _right(item))
         asks = question.startswith("Question:") and not question.rstrip().endswith("Answer:")
         return replace(one, prompt=f"{question}\nAnswer:") if asks else one
     if style.score == "text":
-        return _choice(item, line, style, question, choices, _right(item), "Question")
+        return _choice(line, style, question, choices, _right(item), asks=True)
     return _listed(item, line, style, question, choices)
 
 
@@ -325,7 +331,7 @@ def _hellaswag(item: dict[str, Any], line: int, style: Style) -> Example:
     label = item.get("label")
     if label is not None and str(label).isdecimal():
         label = int(label)
-    return _choice(item, line, style, _without_brackets(start), choices, label)
+    return _choice(line, style, _without_brackets(start), choices, label)
 
 
 def _without_brackets(text: str) -> str:
@@ -340,7 +346,7 @@ def _copa(item: dict[str, Any], line: int, style: Style) -> Example:
         raise BadLine("COPA asks for a cause or an effect", f"got {item.get('question')!r}")
     prompt = f"{_text(item, 'premise').strip()[:-1]} {words[item['question']]}"
     choices = tuple(text[0].lower() + text[1:] for text in (_text(item, "choice1"), _text(item, "choice2")))
-    return _choice(item, line, style, prompt, choices, item.get("label"))
+    return _choice(line, style, prompt, choices, item.get("label"))
 
 
 def _idiom(item: dict[str, Any], line: int, style: Style) -> Example:
