@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import minigpt
 from minigpt.errors import InputError
@@ -34,6 +35,7 @@ from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.weights.classifiers import save_classifier
 from tests.commands import Result, RunCommand
+from tests.runs import config, metrics, trainer, write_data
 from tests.talking import learn_by_heart
 
 Command = Callable[..., Result]
@@ -766,6 +768,27 @@ def test_published_sets_are_read_whole(name: str, form: str, count: int, dev: in
     (task,) = read_tasks([SHARED / name])
     assert (task.form, len(task.examples), task.skipped) == (form, count, 0)
     assert sum(map(len, task.dev.values())) == dev
+
+
+def test_a_run_measures_tasks_and_learns_the_same(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    things = json.loads((tmp_path / "train.jsonl").read_text("utf-8").splitlines()[0])
+    task = {"query": things["question"], "choices": [things["answer"], "黑"], "gold": 0}
+    path = write(tmp_path / "colours.jsonl", [task])
+    plain = config(tmp_path, "plain", max_steps=4, eval_steps=2)
+    asked = config(
+        tmp_path, "asked", max_steps=4, eval_steps=2, eval_task=(str(path), str(tmp_path / "val.jsonl"))
+    )
+    trainer(plain).run()
+    trainer(asked).run()
+    lines = [line for line in metrics(tmp_path / "asked") if "val_loss" in line]
+    assert len(lines) >= 2
+    name = f"{tmp_path.name}/val/exact_match"
+    assert all(line["colours/acc"] in (0, 1) and 0 <= line[name] <= 1 for line in lines)
+    left, right = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("plain", "asked"))
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    with pytest.raises(InputError, match=r"nothing\.jsonl does not exist"):
+        trainer(config(tmp_path, "bad", eval_task=("nothing.jsonl",)))
 
 
 def test_limited_is_spread_evenly() -> None:

@@ -28,6 +28,7 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "on_save_error",
     "save_total_limit",
     "report_to",
+    "eval_task",
     "gradient_checkpointing",
 }
 # options that decide which examples are made of the same files
