@@ -324,6 +324,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     answers = task_of_records([{"question": "q", "answer": "a"}], Style(metrics=("meteor",)))
     with pytest.raises(InputError, match=r"no metric 'meteor' for generated texts; known are exact_match, "):
         run_task(LOADED, answers)
+    (told,) = read_tasks([path], style=Style(metrics=("number",)))
+    with pytest.raises(
+        InputError, match=r"metrics = number are for generated texts; .*multiple_choice gives acc"
+    ):
+        run_task(LOADED, told)
     with pytest.raises(InputError, match="mixes forms: generation, multiple_choice"):
         read_tasks([write(tmp_path / "m.jsonl", [listed(1)[0], {"question": "q", "answer": "a"}])])
     with pytest.raises(InputError, match="has one label, 'x'"):
@@ -736,6 +741,10 @@ def test_compare_says_it_in_words(command: Command, knowing: Path, folders: Path
         (["eval", "--task", "qa.jsonl", "--precision", "int8", "float32"], "--task takes one --precision"),
         (["eval", "--task", "qa.jsonl", "--shots", "-1"], "shots must be from 0"),
         (["compare", "a", "a"], "nothing to compare on: give --task FILE"),
+        (
+            ["compare", "a", "a", "--task", "qa.jsonl", "--metric", "acc"],
+            "--metric acc does not fit qa: it has exact",
+        ),
         (["compare", "a", "b", "--task", "qa.jsonl"], "b does not exist: train a model first"),
         (["compare", "a", "--task", "qa.jsonl"], "SECOND"),
     ],

@@ -61,11 +61,15 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.console.terminal import table
     from minigpt.evaluation.comparison import compare_results
     from minigpt.evaluation.task_command import load, tasks_of
-    from minigpt.evaluation.task_results import run_task
+    from minigpt.evaluation.task_results import metric_names, run_task
 
     if options.threads:
         torch.set_num_threads(options.threads)
     tasks = tasks_of(options.task, options, options.strict)
+    for task in tasks:
+        if options.metric and options.metric not in metric_names(task):
+            known = ", ".join(metric_names(task))
+            raise InputError(f"--metric {options.metric} does not fit {task.name}: it has {known}")
     measured = []
     for path, precision in (
         (options.first, options.precision),

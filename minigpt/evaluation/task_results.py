@@ -35,9 +35,9 @@ from minigpt.evaluation.intervals import Values, bootstrap
 from minigpt.evaluation.options import TaskOptions
 from minigpt.evaluation.prompts import Prompter, Request, choose_shots
 from minigpt.evaluation.scoring import ContinuationScorer, Scored
-from minigpt.evaluation.task_shapes import Example
+from minigpt.evaluation.task_shapes import Example, Form
 from minigpt.evaluation.tasks import Task
-from minigpt.evaluation.text_metrics import CORPUS_METRICS, TEXT_METRICS, corpus_score
+from minigpt.evaluation.text_metrics import TEXT_METRICS, check_metric, corpus_score
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.generation.api import ends_of_answer
@@ -48,7 +48,16 @@ from minigpt.generation.sequence import cut
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["Answered", "LoadedModel", "Metric", "TaskResult", "macro_f1", "rolling_windows", "run_task"]
+__all__ = [
+    "Answered",
+    "LoadedModel",
+    "Metric",
+    "TaskResult",
+    "macro_f1",
+    "metric_names",
+    "rolling_windows",
+    "run_task",
+]
 
 _PREFIX_MIB = 256.0  # memory for beginnings that prompts share
 _NEW_TOKENS = 256  # most tokens of an answer, if nothing else is said
@@ -190,6 +199,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
     """
     options = options or TaskOptions()
     task = task.limited(options.limit)
+    metric_names(task)  # a wrong one is refused before the work
     began = time.perf_counter()
     counts: dict[str, int] = {}
     if isinstance(loaded.model, SequenceClassifier):
@@ -442,6 +452,36 @@ def _classify(model: SequenceClassifier, tokenizer: AnyTokenizer, task: Task) ->
 # -- metrics -----------------------------------------------------------------------------------------------
 
 
+_METRICS: dict[Form, tuple[str, ...]] = {
+    "multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_tokens"),
+    "classification": ("acc", "macro_f1", "acc_norm", "acc_bytes", "acc_tokens"),
+    "cloze": ("acc", "perplexity"),
+    "perplexity": ("bits_per_byte", "byte_perplexity", "word_perplexity"),
+}
+
+
+def metric_names(task: Task) -> tuple[str, ...]:
+    """Return the names of a task's metrics. (A classifier gives the first two of classification.)
+
+    Raises:
+        InputError: if the task asks for a metric that is unknown, or does not fit its form.
+    """
+    asked = task.style.metrics
+    if task.form == "generation":
+        for name in asked:
+            try:
+                check_metric(name)
+            except InputError as error:
+                raise InputError(f"{task.name}: {error}") from None
+        return asked
+    if asked:
+        raise InputError(
+            f"{task.name}: metrics = {', '.join(asked)} are for generated texts; a task of the form "
+            f"{task.form} gives {', '.join(_METRICS[task.form])}"
+        )
+    return _METRICS[task.form]
+
+
 def _mean(values: Sequence[float] | Values) -> Metric:
     array = np.asarray(values, dtype=np.float64)
     low, high = bootstrap(array)
@@ -501,15 +541,12 @@ def _text_metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]
     for name in task.style.metrics:
         if name in TEXT_METRICS:
             found[name] = _mean([TEXT_METRICS[name](text, refs) for text, refs in zip(given, right)])
-        elif name in CORPUS_METRICS:
+        else:
             score = corpus_score(name, given, right)
             each = np.array([TEXT_METRICS["character_f1"](t, r) for t, r in zip(given, right)])
             found[name] = Metric(
                 score["value"], score.get("low", math.nan), score.get("high", math.nan), each
             )
-        else:
-            known = ", ".join([*TEXT_METRICS, *CORPUS_METRICS])
-            raise InputError(f"{task.name}: no metric {name!r} for generated texts; known are {known}")
     return found
 
 

@@ -18,7 +18,16 @@ from typing import Any
 from minigpt.errors import InputError
 from minigpt.evaluation.answers import character_f1, exact_match
 
-__all__ = ["CORPUS_METRICS", "TEXT_METRICS", "corpus_score", "number_of", "rouge_l", "word_f1", "words_of"]
+__all__ = [
+    "CORPUS_METRICS",
+    "TEXT_METRICS",
+    "check_metric",
+    "corpus_score",
+    "number_of",
+    "rouge_l",
+    "word_f1",
+    "words_of",
+]
 
 _NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
@@ -102,6 +111,15 @@ TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
 CORPUS_METRICS = ("bleu", "chrf")  # of all texts together
 
 
+def check_metric(name: str) -> None:
+    """Raise InputError for an unknown metric of texts, or one whose package is not installed."""
+    if name in CORPUS_METRICS and importlib.util.find_spec("sacrebleu") is None:
+        raise InputError(f"the metric {name} needs sacrebleu: pip install 'minigpt[evaluate]'")
+    if name not in (*TEXT_METRICS, *CORPUS_METRICS):
+        known = ", ".join([*TEXT_METRICS, *CORPUS_METRICS])
+        raise InputError(f"no metric {name!r} for generated texts; known are {known}")
+
+
 def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return BLEU or chrF of all texts together, by sacrebleu, with its bootstrap interval.
 
@@ -110,8 +128,7 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
     Raises:
         InputError: if sacrebleu is not installed.
     """
-    if importlib.util.find_spec("sacrebleu") is None:
-        raise InputError(f"the metric {name} needs sacrebleu: pip install 'minigpt[evaluate]'")
+    check_metric(name)
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(map(len, references))
