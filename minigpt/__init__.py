@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from minigpt.console.fonts import chinese_font as chinese_font
     from minigpt.errors import InputError as InputError
     from minigpt.evaluation.api import evaluate as evaluate
+    from minigpt.evaluation.task_command import evaluate_task as evaluate_task
     from minigpt.families.qwen3.model import Qwen3Config as Qwen3Config
     from minigpt.families.qwen3.model import Qwen3ForCausalLM as Qwen3ForCausalLM
     from minigpt.generation.api import generate as generate
@@ -50,6 +51,7 @@ _MODULES = {
     "WordPieceTokenizer": "minigpt.tokenization.wordpiece",
     "chinese_font": "minigpt.console.fonts",
     "evaluate": "minigpt.evaluation.api",
+    "evaluate_task": "minigpt.evaluation.task_command",
     "finetune": "minigpt.training.run",
     "generate": "minigpt.generation.api",
     "load_model": "minigpt.weights.pretrained",

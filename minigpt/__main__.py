@@ -31,6 +31,7 @@ COMMANDS = {
     "look": ("minigpt.commands.look", "look inside a model: tokens, loss, attention, layers, weights"),
     "plot": ("minigpt.commands.plot", "show the curves of training runs, and compare their answers"),
     "experiment": ("minigpt.commands.experiment", "train a model that fails on purpose, and see why"),
+    "compare": ("minigpt.commands.compare", "compare two models: which is better, and is it chance?"),
     "doctor": ("minigpt.commands.doctor", "find what looks wrong with a training run, and what to try"),
     "generate": ("minigpt.generate", "ask a checkpoint: in conversation, one question, or a file of them"),
     "fill": ("minigpt.commands.fill", "name the missing tokens of a text"),

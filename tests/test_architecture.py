@@ -344,13 +344,16 @@ def test_only_commands_may_import_the_reference() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_other_people_s_packages_are_required_and_optional_ones_imported_late(module: str) -> None:
-    groups = ("tensorboard", "plot", "jax", "constrained", "datasets", "excel", "words", "wandb", "gguf")
+    groups = (
+        *("tensorboard", "plot", "jax", "constrained", "datasets", "excel", "words", "wandb", "gguf"),
+        "evaluate",
+    )
     always, optional = required(), {name for group in groups for name in required(group)}
     for item in imports(MODULES[module]):
         top = folder_of(item.name)
         if top in sys.stdlib_module_names or top == "minigpt":
             continue
-        owners = {owner.lower() for owner in providers().get(top, [top])}
+        owners = {owner.lower().replace("_", "-") for owner in providers().get(top, [top])}
         if item.name.startswith("torch.utils.tensorboard"):
             owners = {"tensorboard"}
         if owners & always:

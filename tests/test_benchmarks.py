@@ -11,6 +11,7 @@ import pytest
 from benchmarks import context, tables
 from benchmarks.doctor_runs import CASES
 from minigpt.diagnosis.findings import WORDS
+from minigpt.evaluation.harness import IS_INSTALLED
 from tests.marks import compiled
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,25 @@ def test_equality() -> None:
     assert [(row["trials"], row["different"]) for row in rows] == [(20, 0)] * 3 + [(10, 0)] * 2
     assert rows[0]["with_multi_byte_characters"] > 5
     assert all(0 < row["accepted"] < row["drafted"] for row in rows[3:])
+
+
+@pytest.mark.skipif(
+    not IS_INSTALLED, reason="lm-evaluation-harness is not installed: pip install 'minigpt[evaluate]'"
+)
+def test_evaluation(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/evaluation.py", "--toy", "--threads", "1", "--questions", "8"]
+    command += ["--output", str(tmp_path / "r.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    rows = {(row["set"], row["arm"]): row for row in numbers["rows"]}
+    assert len(rows) == 9
+    for (_, arm), row in rows.items():
+        assert row["questions_per_second"] > 0
+        if arm == "minigpt float32":
+            assert row["largest_difference"] < 1e-4
+            assert row["other_choices"] == 0
 
 
 def test_doctor(tmp_path: Path) -> None:

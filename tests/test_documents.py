@@ -55,6 +55,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/training.zh-CN.md": "docs/training.md",
     "docs/fine_tuning.zh-CN.md": "docs/fine_tuning.md",
     "docs/lens.zh-CN.md": "docs/lens.md",
+    "docs/evaluation.zh-CN.md": "docs/evaluation.md",
     "data/README.md": "",  # both languages in one file
 }
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
@@ -537,6 +538,7 @@ def test_flags_in_the_text_exist(document: str) -> None:
 
     classes = [options_of(verb) for verb in COMMANDS] + [importlib.import_module("gpt2").Options]
     known = {flag for one in classes for flag in flags_of(one)} | {"help", "version", "check", "no_bias"}
+    known |= {"model_args", "tasks"}  # lm-evaluation-harness's
     for code in _inline_code(document):
         for flag in re.findall(r"(?<!\S)--(\w+)", code):
             assert flag in known, f"{document}: --{flag}"

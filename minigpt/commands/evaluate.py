@@ -4,13 +4,16 @@
     minigpt eval --show 10 --json
     minigpt eval --precision float32 int8      # how much worse the model is with weights in fewer bits
     minigpt eval --model my-gpt2 --text novel.txt
+    minigpt eval --model my-gpt2 --task cmmlu/ --shots 5
 
 The loss is measured on all tokens and on the tokens of answers only. Then the model answers each distinct
 question, always with the most likely token, and the answers are compared with those in the file (exact match,
 character F1). Of several right answers the most similar one counts. A text is measured per token, and also
-per byte and per character, which does not depend on the vocabulary.
+per byte and per character, which does not depend on the vocabulary. A task has questions with choices, gaps,
+labels, or answers to be compared; docs/evaluation.md describes them.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from minigpt.console import command_line
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
-from minigpt.evaluation.options import EvaluationOptions
+from minigpt.evaluation.options import EvaluationOptions, TaskOptions
 from minigpt.generation.loading import adapter_note, require_model
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
+class Options(DataOptions, EvaluationOptions, TaskOptions, command_line.MachineOptions):
     """Measure a checkpoint: loss, perplexity, bits per character, exact match, character F1."""
 
     RANGES = {"show": (0, 10**6), "show_wrong": (0, 10**6)}
@@ -51,6 +54,17 @@ class Options(DataOptions, EvaluationOptions, command_line.MachineOptions):
     text_field: str = ""
     """name of the field that holds the text; left out: a usual name such as text, or the longest"""
 
+    task: tuple[Path, ...] = ()
+    """tasks to measure on instead: files, folders with test and dev, or TOML files that describe one"""
+    helm: bool = False
+    """with --task: also calibration, robustness and position bias; takes about twelve times as long"""
+    training_data: tuple[Path, ...] = ()
+    """with --task: look for its questions in these files"""
+    report: Path | None = None
+    """with --task: folder for a page with tables, pictures and cases, in HTML and Markdown"""
+    card: bool = False
+    """with --task: write the results into README.md of the model's folder"""
+
     show: int = 10
     """number of questions to print with the expected and the given answer"""
     show_wrong: int = 0
@@ -66,7 +80,40 @@ def main(options: Options) -> dict[str, Any]:
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.task:
+        return _measure_tasks(options)
     return measure_pairs(options)[0] if options.text is None else _measure_text(options, options.text)
+
+
+def _measure_tasks(options: Options) -> dict[str, Any]:
+    from minigpt.evaluation.task_command import load, measure, profiles_of, tasks_of
+
+    if options.text is not None:
+        raise InputError("give --task or --text, not both")
+    if len(options.precision) > 1:
+        raise InputError("--task takes one --precision; compare two with minigpt compare")
+    tasks = tasks_of(options.task, options, options.strict)
+    precision = next(iter(options.precision), None)
+    loaded = load(options.model, options.device, precision, options.adapter, options.batch_size)
+    loaded = dataclasses.replace(loaded, max_new_tokens=options.max_new_tokens)
+    results = measure(loaded, tasks, options)
+    profiles = profiles_of(loaded, results, options, options.helm, options.training_data)
+    if options.report is not None:
+        from minigpt.evaluation.report import write_report
+
+        files = write_report(options.report, str(options.model), list(results.values()), profiles)
+        print(f"the report is in {files[0]}")
+    if options.card:
+        from minigpt.evaluation.model_card import update_card
+
+        assert loaded.folder is not None, "load"
+        print(f"the results are in {update_card(loaded.folder, list(results.values()))}")
+    return {
+        "tasks": {
+            name: {**result.as_dict(), **(profiles[name].as_dict() if name in profiles else {})}
+            for name, result in results.items()
+        }
+    }
 
 
 def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":

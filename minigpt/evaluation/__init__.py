@@ -1,1 +1,1 @@
-"""Measures a model: loss on all tokens and on answers only, exact match, character F1, bits per byte."""
+"""Measures a model: loss, answers, bits per byte; tasks with intervals; two models compared; a report."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Literal
 
-__all__ = ["EvaluationOptions"]
+__all__ = ["EvaluationOptions", "TaskOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +25,33 @@ class EvaluationOptions:
     """most tokens of a pair, or of a window of --text, for the loss; 0: as in training, else block_size"""
     max_new_tokens: int | None = None
     """most tokens of an answer; without it: 128, or fewer if the model's context is full"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """How the questions of a task are asked."""
+
+    RANGES: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "shots": (0, 10**4),
+        "shots_seed": (0, 2**63 - 1),
+        "limit": (0, 10**9),
+        "stride": (0, 10**7),
+    }
+
+    # Tasks
+    shots: int = 0
+    """examples with their answers before each question"""
+    shots_seed: int | None = None
+    """draw the shots at random with this seed; left out: the first ones of the dev part"""
+    dev: Path | None = None
+    """file or folder to take shots from; left out: the dev part beside the task"""
+    instruction: str = ""
+    """text before the shots"""
+    score: Literal["letter", "text"] | None = None
+    """what is scored of a choice; left out: letters where the choices are listed"""
+    prompt_format: Literal["text", "question", "chat"] | None = None
+    """plain text, question <sep> answer, or chat template; left out: <sep> if trained so, otherwise text"""
+    limit: int = 0
+    """most questions of a task, spread evenly over it; 0: all"""
+    stride: int = 0
+    """new tokens in each window of a text, behind the others; 0: windows do not overlap"""

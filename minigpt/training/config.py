@@ -208,6 +208,8 @@ class TrainConfig(DataOptions, CommandOptions):
     # Evaluation, logging, checkpoints
     eval_steps: int = 0
     """steps between evaluations on all of val_data; each also saves a checkpoint; 0: ten in a run"""
+    eval_task: tuple[str, ...] = ()
+    """files or folders of tasks to measure at each evaluation, 100 questions of each; see minigpt eval"""
     logging_steps: int = 0
     """steps between two lines of metrics.jsonl; 0: ten, or fewer in a short run, for a hundred lines"""
     save_total_limit: int = 2

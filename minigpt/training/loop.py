@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,6 +42,9 @@ from minigpt.training.rewards import RewardError
 from minigpt.training.run_data import AnyData
 from minigpt.training.step import TrainStep
 from minigpt.training.stop_request import StopNow, Stopped
+
+if TYPE_CHECKING:
+    from minigpt.training.task_scores import TaskScores
 
 __all__ = ["RunFinishedError", "Trainer"]
 
@@ -83,6 +86,8 @@ class Trainer:
             torch.set_num_threads(config.threads)
         seed_everything(config.seed)
         self.config, self.data, self.processes, self.device = config, data, processes, device
+        with processes.shared_errors():
+            self.tasks = _tasks(config)
         self.notes: Mapping[str, Any] = {}  # further entries to write into run.json
         with processes.shared_errors():
             loss, files = objective or make_objective(config, data, device)
@@ -184,7 +189,7 @@ class Trainer:
         if self.guard.rolled_back_weights():
             return
         report = self.evaluate()
-        self.logger.log_evaluation(report)
+        self.logger.log_evaluation(report, self._task_scores())
         if not math.isfinite(report.loss):  # finite weights may give outputs that are not finite
             self.guard.roll_back("the validation loss is not a finite number")
             return
@@ -196,6 +201,12 @@ class Trainer:
         progress.evaluated = True
         self.checkpointer.save(is_best, final=self.is_finished())
         self.logger.show_evaluation(report, is_best, self._sample(), began)
+
+    def _task_scores(self) -> dict[str, float]:
+        """Measure the tasks of --eval_task, in one process. A sharded model cannot be asked there."""
+        if self.tasks is None or not self.processes.is_main or self.step.parallel.is_sharded:
+            return {}
+        return self.tasks.of(self.model, self.data.tokenizer)
 
     def _sample(self) -> str:
         """Let the model write something. No error in it ends the run."""
@@ -253,3 +264,12 @@ class Trainer:
         name, done, output = signal.Signals(number).name, self.progress.steps_done, self.config.output
         where, again = output / "last", f"--output {output} --resume"
         return Stopped(128 + number, f"{name}: saved step {done} in {where}; continue with {again}")
+
+
+def _tasks(config: TrainConfig) -> "TaskScores | None":
+    """Read the tasks of --eval_task."""
+    if not config.eval_task:
+        return None
+    from minigpt.training.task_scores import TaskScores  # it imports all of generation
+
+    return TaskScores(config.eval_task, reads_text=config.text is not None)

@@ -130,9 +130,9 @@ class Logger:
             **{self._step.data.unit: positions},
         )
 
-    def log_evaluation(self, report: Report) -> None:
-        """Write the numbers of an evaluation to the metrics."""
-        self._metrics.write(self._progress.steps_done, **report.metrics())
+    def log_evaluation(self, report: Report, tasks: Mapping[str, float]) -> None:
+        """Write the numbers of an evaluation, and of its tasks, to the metrics."""
+        self._metrics.write(self._progress.steps_done, **report.metrics(), **tasks)
 
     def show_evaluation(self, report: Report, is_best: bool, sample: str, began: float) -> None:
         """Print the line of an evaluation. `began` is its start, from time.monotonic()."""

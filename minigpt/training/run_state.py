@@ -29,6 +29,7 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "save_total_limit",
     "keep_every",
     "report_to",
+    "eval_task",
     "gradient_checkpointing",
 }
 # options that decide which examples are made of the same files

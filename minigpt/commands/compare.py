@@ -1,0 +1,131 @@
+"""Compare two models on the same questions: which is better, and is it chance?
+
+    minigpt compare output/best output/tuned --task val.jsonl
+    minigpt compare A B --task cmmlu/ arc.jsonl --shots 5 --show 5
+
+The models are compared question by question. A question that both get right, or both wrong, says nothing
+about which is better; the exact test of McNemar counts the others. The interval of the difference comes from
+resampled questions. If chance alone could give the difference, the command says so in words.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from minigpt.console import command_line
+from minigpt.console.flags import POSITIONAL
+from minigpt.errors import InputError
+from minigpt.evaluation.options import TaskOptions
+from minigpt.generation.loading import require_model
+
+if TYPE_CHECKING:
+    from minigpt.evaluation.comparison import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TaskOptions, command_line.MachineOptions):
+    """Compare two models on the same questions: difference, interval, exact test."""
+
+    RANGES = {"show": (0, 10**6), "batch_size": (1, 10**6)}
+
+    # Models
+    first: Path = field(metadata=POSITIONAL)
+    """checkpoint folder"""
+    second: Path = field(metadata=POSITIONAL)
+    """checkpoint folder that is compared with it"""
+    precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
+    """precision of the weights of both"""
+    second_precision: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
+    """precision of the second model's weights, to compare a model with itself in fewer bits"""
+
+    task: tuple[Path, ...] = ()
+    """what to compare on: files, folders with dev and test, or TOML files"""
+    metric: str = ""
+    """what is compared; left out: the first metric of the task"""
+    batch_size: int = 64
+    """answers that are generated at once"""
+    strict: bool = False
+    """stop at the first bad record instead of skipping it"""
+    show: int = 3
+    """questions to print that one model gets right and the other wrong, of each kind"""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure both models on the tasks, and print the differences."""
+    for path in (options.first, options.second):
+        require_model(path)
+    if not options.task:
+        raise InputError("nothing to compare on: give --task FILE, a file of questions or a folder")
+    import torch
+
+    from minigpt.console.terminal import table
+    from minigpt.evaluation.comparison import compare_results
+    from minigpt.evaluation.task_command import load, tasks_of
+    from minigpt.evaluation.task_results import metric_names, run_task
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    tasks = tasks_of(options.task, options, options.strict)
+    for task in tasks:
+        if options.metric and options.metric not in metric_names(task):
+            known = ", ".join(metric_names(task))
+            raise InputError(f"--metric {options.metric} does not fit {task.name}: it has {known}")
+    measured = []
+    for path, precision in (
+        (options.first, options.precision),
+        (options.second, options.second_precision or options.precision),
+    ):
+        loaded = load(path, options.device, precision, batch_size=options.batch_size)
+        measured.append([run_task(loaded, task, options) for task in tasks])
+        del loaded  # two large models may not fit side by side
+    found = [compare_results(a, b, options.metric) for a, b in zip(*measured)]
+    rows = [
+        [
+            one.name, one.metric, f"{one.first:.4f}", f"{one.second:.4f}",
+            f"{one.difference.value:+.4f} ({one.difference.low:+.4f} to {one.difference.high:+.4f})",
+            f"{one.difference.p:.2g}", f"{one.difference.only_first:,} / {one.difference.only_second:,}",
+            f"{one.difference.count:,}",
+        ]
+        for one in found
+    ]  # fmt: skip
+    columns = ("task", "metric", "first", "second", "difference (95 %)", "p", "better only", "count")
+    table("two models on the same questions", columns, rows, range(2, 8))
+    a, b = _names(options)
+    for one in found:
+        print(one.in_words(a, b))
+        _show(one, options.show, a, b)
+    return {"tasks": {one.name: one.as_dict() for one in found}}
+
+
+def _names(options: Options) -> tuple[str, str]:
+    a, b = str(options.first), str(options.second)
+    return ("the first", "the second") if a == b else (a, b)
+
+
+def _show(one: "Comparison", count: int, a: str, b: str) -> None:
+    from minigpt.console.terminal import table
+
+    for title, pairs in ((f"only {a} is better", one.only_first), (f"only {b} is better", one.only_second)):
+        if pairs[:count]:
+            rows = [
+                [left.example.line, _short(left.example.question), _right(left), _short(left.given, 30),
+                 _short(right.given, 30)]
+                for left, right in pairs[:count]
+            ]  # fmt: skip
+            table(title, ("line", "question", "right", a, b), rows)
+
+
+def _right(one: Any) -> str:
+    example = one.example
+    return _short(
+        example.choices[example.answer] if example.choices else (example.references or ("",))[0], 30
+    )
+
+
+def _short(text: str, limit: int = 60) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= limit else f"{plain[: limit - 1]}…"
+
+
+if __name__ == "__main__":
+    command_line.run(Options, main)

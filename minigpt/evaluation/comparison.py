@@ -1,0 +1,109 @@
+"""Compares two models on the same questions, and says in words whether the data can tell them apart.
+
+found = compare_results(result_a, result_b)
+print(found.in_words("A", "B"))
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minigpt.errors import InputError
+from minigpt.evaluation.intervals import Difference, paired
+from minigpt.evaluation.task_results import Answered, TaskResult
+
+__all__ = ["Comparison", "compare_results"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on one task."""
+
+    name: str
+    metric: str
+    first: float
+    second: float
+    difference: Difference
+    only_first: list[tuple[Answered, Answered]]  # questions that only the first model gets right
+    only_second: list[tuple[Answered, Answered]]
+    higher_is_better: bool
+
+    @property
+    def winner(self) -> int:
+        """1 or 2: the better model; 0: the data cannot tell."""
+        if not self.difference.is_clear:
+            return 0
+        return 2 if self.difference.value > 0 else 1
+
+    def in_words(self, a: str, b: str) -> str:
+        """Say what was found, in one or two sentences.
+
+        Args:
+            a, b: names of the models.
+        """
+        d = self.difference
+        size = f"{100 * abs(d.value):.1f} points" if self.higher_is_better else f"{abs(d.value):.4f} nats"
+        if not d.only_first and not d.only_second:
+            return f"{self.name}: {a} and {b} give the same {self.metric} on each of {d.count:,} questions"
+        if self.winner:
+            better, worse = (b, a) if self.winner == 2 else (a, b)
+            return (
+                f"{self.name}: {better} is better than {worse} by {size} in {self.metric}; chance "
+                f"alone gives so much with p={d.p:.2g}"
+            )
+        needed = _needed(d)
+        more = f"; with about {needed:,} questions such a difference would show" if needed else ""
+        return (
+            f"{self.name}: the data cannot tell {a} and {b} apart: {size} in {self.metric} on {d.count:,} "
+            f"questions is within chance (p={d.p:.2g}){more}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers as a dict that JSON can hold."""
+        return {
+            "metric": self.metric,
+            "first": self.first,
+            "second": self.second,
+            **{k: v for k, v in asdict(self.difference).items() if k != "value"},
+            "difference": self.difference.value,
+            "winner": self.winner,
+        }
+
+
+def _needed(d: Difference) -> int:
+    """Return how many questions would show a difference of this size, or 0 if it is almost nothing."""
+    if not d.value or d.high <= d.low:
+        return 0
+    half = (d.high - d.low) / 2
+    needed = int(d.count * (2.8 * (half / 1.96) / abs(d.value)) ** 2)  # 2.8: found four times in five
+    rounded = round(needed, 1 - len(str(needed)))
+    return rounded if d.count < rounded <= 10**6 else 0
+
+
+def compare_results(first: TaskResult, second: TaskResult, metric: str = "") -> Comparison:
+    """Compare two results of the same task, question by question.
+
+    Args:
+        metric: its name; "": the first one.
+
+    Raises:
+        InputError: if the questions differ, or there is no such metric.
+    """
+    name = metric or first.main
+    for result in (first, second):
+        if name not in result.metrics:
+            raise InputError(f"{result.task.name} has no metric {name!r}; it has {', '.join(result.metrics)}")
+    asked = [[(one.example.line, one.example.subject, one.example.question) for one in result.answered]
+             for result in (first, second)]  # fmt: skip
+    if asked[0] != asked[1]:
+        raise InputError(f"{first.task.name}: the two results are not about the same questions")
+    a, b = first.metrics[name], second.metrics[name]
+    sign = 1.0 if a.higher_is_better else -1.0
+    difference = paired(sign * a.values, sign * b.values)
+    pairs = list(zip(first.answered, second.answered))
+    better = sign * (b.values - a.values)
+    return Comparison(
+        first.task.name, name, a.value, b.value, difference,
+        [pair for pair, d in zip(pairs, better) if d < 0],
+        [pair for pair, d in zip(pairs, better) if d > 0],
+        a.higher_is_better,
+    )  # fmt: skip

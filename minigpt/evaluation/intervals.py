@@ -1,0 +1,145 @@
+"""Chance: confidence intervals of a metric, and whether two models differ.
+
+    bootstrap(values)                         # (low, high) of the mean, 95 %
+    bootstrap(nll, tokens)                    # of a ratio of sums
+    paired(a, b)                              # difference, interval, p-value: question by question
+    mcnemar(only_a, only_b)                   # the exact test
+
+A question is what is drawn: another set of questions of this kind would give another number, and the interval
+says how far it may be. Everything is seeded, so the same values give the same interval.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.errors import InputError
+
+__all__ = ["Difference", "bootstrap", "mcnemar", "paired"]
+
+Values = npt.NDArray[np.float64]
+_SAMPLES = 2000
+_AT_ONCE = 4_000_000  # numbers in memory at a time
+
+
+def bootstrap(
+    values: npt.ArrayLike,
+    weights: npt.ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    samples: int = _SAMPLES,
+    seed: int = 0,
+    transform: Callable[[Values], Values] = lambda value: value,
+) -> tuple[float, float]:
+    """Return a confidence interval of sum(values) / sum(weights), by the percentiles of resampled questions.
+
+    Args:
+        values: (N,), one for each question.
+        weights: (N,), such as tokens; None: ones, so that it is the mean.
+        transform: of the ratio, such as exp for perplexity.
+
+    If all questions are right, or all wrong, resampling says nothing. The bound is then the exact one of a
+    binomial: with 30 of 30 right, the true share is at least 0.884.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
+    n, tail = len(x), (1 - level) / 2
+    if not n:
+        raise InputError("there is no question: nothing to compute an interval of")
+    if weights is None and np.isin(x, (0.0, 1.0)).all() and x.min() == x.max():
+        edge = tail ** (1 / n)
+        return (edge, 1.0) if x[0] else (0.0, 1 - edge)
+    if n == 1:
+        return -math.inf, math.inf
+    generator = np.random.default_rng(seed)
+    rows = max(1, _AT_ONCE // n)
+    found: list[Values] = []
+    for start in range(0, samples, rows):
+        drawn = generator.integers(0, n, (min(rows, samples - start), n), dtype=np.int32)
+        found.append(x[drawn].sum(1) / w[drawn].sum(1))
+    low, high = np.quantile(transform(np.concatenate(found)), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the exact two-sided p-value: how likely so uneven numbers are if both models are equally good.
+
+    Args:
+        only_a: number of questions that only the first model gets right.
+        only_b: the same of the second.
+
+    >>> mcnemar(5, 5), mcnemar(0, 5)
+    (1.0, 0.0625)
+    """
+    n, less = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(n, i) for i in range(less + 1))
+    return float(min(1.0, 2 * tail / 2**n)) if n < 1000 else _of_logarithms(n, less)
+
+
+def _of_logarithms(n: int, less: int) -> float:
+    """The same for many questions, where 2**n is no float."""
+    of = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(less + 1)])
+    return float(min(1.0, 2 * np.exp(of - n * math.log(2)).sum()))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the second of two models differs from the first, question by question."""
+
+    value: float  # mean of the second minus mean of the first
+    low: float  # of its 95 % interval
+    high: float
+    p: float  # McNemar's exact test for right and wrong; else a test by random signs
+    only_first: int  # number of questions on which the first is better
+    only_second: int
+    count: int
+
+    @property
+    def is_clear(self) -> bool:
+        """True if the data tells the models apart, at 5 %."""
+        return self.p < 0.05
+
+
+def paired(first: npt.ArrayLike, second: npt.ArrayLike, seed: int = 0) -> Difference:
+    """Compare two models on the same questions.
+
+    Args:
+        first, second: (N,), a score for each question; more is better.
+
+    For scores between right and wrong, the p-value is that of 10,000 random signs: if the models are equally
+    good, each difference could as well have the other sign.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if len(a) != len(b) or not len(a):
+        raise InputError(f"both models need the same questions: got {len(a)} and {len(b)}")
+    differences = b - a
+    only_first, only_second = int((differences < 0).sum()), int((differences > 0).sum())
+    if np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all():
+        p = mcnemar(only_first, only_second)
+    else:
+        p = _by_signs(differences, seed)
+    if not differences.any():
+        low = high = 0.0
+    else:
+        low, high = bootstrap(differences, seed=seed) if not _is_degenerate(differences) else (
+            (float(differences[0]),) * 2
+        )  # fmt: skip
+    return Difference(float(differences.mean()), low, high, p, only_first, only_second, len(a))
+
+
+def _is_degenerate(differences: Values) -> bool:
+    return bool((differences == differences[0]).all())
+
+
+def _by_signs(differences: Values, seed: int, samples: int = 10_000) -> float:
+    generator, seen = np.random.default_rng(seed), abs(differences.sum())
+    rows, as_far = max(1, _AT_ONCE // len(differences)), 0
+    for start in range(0, samples, rows):
+        signs = (
+            generator.integers(0, 2, (min(rows, samples - start), len(differences)), dtype=np.int8) * 2 - 1
+        )
+        as_far += int((abs(signs @ differences) >= seen - 1e-12).sum())
+    return (as_far + 1) / (samples + 1)

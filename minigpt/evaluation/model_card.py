@@ -1,0 +1,112 @@
+"""The model card: README.md of a checkpoint folder, with the header that Hugging Face reads.
+
+    update_card(Path("output/best"), results)
+
+minigpt owns two places: what stands between its two marks, and the header's `model-index` below its comment.
+Everything else belongs to the person who wrote it, and stays as it is. A key that the header has stays, too.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt.console.terminal import warn
+from minigpt.evaluation.report import results_table
+from minigpt.evaluation.task_results import TaskResult
+from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import read_json
+
+__all__ = ["update_card", "updated_card"]
+
+_BEGIN, _END = "<!-- minigpt eval: begin -->", "<!-- minigpt eval: end -->"
+_OWN = "# written by minigpt eval"
+_KEY = re.compile(r"^([A-Za-z_][\w-]*):", re.MULTILINE)
+_HAN = re.compile(r"[\u3400-\u9fff]")
+
+
+def update_card(folder: Path, results: Sequence[TaskResult]) -> Path:
+    """Write the results into the README.md of a model's folder. Returns its path."""
+    path = folder / "README.md"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    atomic_write(path, updated_card(before, folder, results))
+    return path
+
+
+def updated_card(before: str, folder: Path, results: Sequence[TaskResult]) -> str:
+    """Return a card with the results in it. `before`: what it was, or ""."""
+    header, body = _divided(before)
+    blocks = _blocks(header)
+    wanted = {"language": _languages(results), "library_name": "library_name: transformers\n",
+              "pipeline_tag": "pipeline_tag: text-generation\n", "base_model": _base(folder)}  # fmt: skip
+    for key, text in wanted.items():
+        if text and key not in blocks:
+            blocks[key] = text
+    if "model-index" in blocks and _OWN not in blocks["model-index"]:
+        warn(f"{folder / 'README.md'}: its model-index was not written by minigpt, and stays as it is")
+    else:
+        blocks["model-index"] = _index(folder.resolve().name, results)
+    section = f"{_BEGIN}\n\n## Results\n\n{results_table(results)}\n\n{_END}"
+    if _BEGIN in body and _END in body[body.index(_BEGIN) :]:
+        start = body.index(_BEGIN)
+        end = body.index(_END, start) + len(_END)
+        body = body[:start] + section + body[end:]
+    else:
+        title = "" if body.strip() else f"# {folder.resolve().name}\n\n"
+        body = f"{body.rstrip()}\n\n{section}\n" if body.strip() else f"{title}{section}\n"
+    return f"---\n{''.join(blocks.values())}---\n\n{body.lstrip()}"
+
+
+def _divided(text: str) -> tuple[str, str]:
+    """Return the header without its lines of dashes, and the rest."""
+    if not text.startswith("---\n"):
+        return "", text
+    end = text.find("\n---", 3)
+    if end < 0:
+        return "", text
+    rest = text[end + 4 :]
+    return text[4 : end + 1], rest.removeprefix("\n")
+
+
+def _blocks(header: str) -> dict[str, str]:
+    """Return each key of the header's first level -> its lines; "" -> the lines above the first key."""
+    starts = [(match.start(), match[1]) for match in _KEY.finditer(header)]
+    found = {"": header[: starts[0][0]]} if starts and starts[0][0] else {} if starts else {"": header}
+    ends = [start for start, _ in starts[1:]] + [len(header)]
+    for (start, key), end in zip(starts, ends):
+        found[key] = header[start:end]
+    return {key: text if text.endswith("\n") or not text else f"{text}\n" for key, text in found.items()}
+
+
+def _languages(results: Sequence[TaskResult]) -> str:
+    texts = [one.question or "".join(one.references) for r in results for one in r.task.examples[:50]]
+    chinese = sum(bool(_HAN.search(text)) for text in texts)
+    found = [name for name, has in (("zh", chinese), ("en", chinese < len(texts))) if has]
+    return f"language: [{', '.join(found)}]\n"
+
+
+def _base(folder: Path) -> str:
+    """Return the base model of an adapter or of a fine-tuned folder, where it says so."""
+    for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
+        path = folder / name
+        if path.exists() and (value := read_json(path).get(key)) and isinstance(value, str):
+            return f"base_model: {json.dumps(value, ensure_ascii=False)}\n"
+    return ""
+
+
+def _index(name: str, results: Sequence[TaskResult]) -> str:
+    """Return the header's `model-index`. Texts are JSON strings, which YAML reads."""
+    lines = ["model-index:", _OWN, f"- name: {json.dumps(name, ensure_ascii=False)}", "  results:"]
+    for result in results:
+        task = json.dumps(result.task.name, ensure_ascii=False)
+        kind = "text-classification" if result.task.form == "classification" else "text-generation"
+        lines += [
+            f"  - task: {{type: {kind}}}",
+            f"    dataset: {{name: {task}, type: {task}}}",
+            "    metrics:",
+        ]
+        for key, metric in result.metrics.items():
+            if math.isfinite(metric.value):
+                lines.append(f"    - {{type: {key}, value: {metric.value:.6g}}}")
+    return "\n".join(lines) + "\n"

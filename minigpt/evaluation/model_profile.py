@@ -1,0 +1,253 @@
+"""HELM's questions for one task: beyond accuracy, is a model calibrated, robust, unbiased, and untainted?
+
+    found = profile(loaded, result, options)
+    found.calibration.error, found.robustness["typing errors"].value, found.positions
+
+- Calibration: where the model gives a choice 80 %, is it right in 80 %? Before and after a temperature that
+  is fitted on the dev part (half of the questions where there is none, which are then left out).
+- Robustness: what changed questions cost, kind by kind; question by question against the unchanged ones.
+- Position: how often each letter is chosen and right, with the choices in every cyclic order.
+- Contamination: questions that are in training data.
+- Efficiency: seconds, tokens and memory, which each result has.
+
+HELM also asks for fairness and toxicity (https://arxiv.org/abs/2211.09110). Both need judged data or another
+model that judges; a list of words would give a number that means nothing. So they are not here.
+"""
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.evaluation.classification import calibration_error
+from minigpt.evaluation.contamination import Contamination, contamination
+from minigpt.evaluation.intervals import Difference, Values, paired
+from minigpt.evaluation.options import TaskOptions
+from minigpt.evaluation.perturbations import PERTURBATIONS
+from minigpt.evaluation.task_results import Answered, LoadedModel, TaskResult, run_task
+from minigpt.evaluation.task_shapes import Example
+
+__all__ = ["Calibration", "Positions", "Profile", "calibrate", "fit_temperature", "profile"]
+
+_BINS = 10
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well a model's probabilities say how often it is right."""
+
+    error: float  # expected calibration error
+    low: float  # of its 95 % interval
+    high: float
+    temperature: float  # that fits best on other questions
+    error_after: float  # with this temperature
+    bins: list[tuple[float, float, int]]  # mean probability, share right, number of questions
+    fitted_on: str
+    count: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers for JSON."""
+        return {**self.__dict__, "bins": [list(one) for one in self.bins]}
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What the order of the choices does."""
+
+    chosen: dict[str, float]  # letter -> how often it is chosen
+    right: dict[str, float]  # letter -> accuracy where it is the right one
+    consistent: float  # share of questions with the same choice in every order
+    spread: float  # greatest minus least accuracy of a letter
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers for JSON."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All of it for one task. What does not fit the task is None."""
+
+    calibration: Calibration | None = None
+    robustness: dict[str, Difference] = field(default_factory=dict)  # kind -> changed minus unchanged
+    positions: Positions | None = None
+    contamination: Contamination | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the numbers for JSON."""
+        kinds = {
+            name: {"difference": d.value, "low": d.low, "high": d.high, "p": d.p, "count": d.count}
+            for name, d in self.robustness.items()
+        }
+        found = {name: getattr(self, name) for name in ("calibration", "positions", "contamination")}
+        return {**{k: v.as_dict() for k, v in found.items() if v is not None}, "robustness": kinds}
+
+
+def profile(
+    loaded: LoadedModel, result: TaskResult, options: TaskOptions, training: Sequence[Path] = ()
+) -> Profile:
+    """Ask HELM's questions about a task that was measured.
+
+    Args:
+        training: files of training data, in which the task's questions are looked for.
+    """
+    task = result.task
+    if task.form == "perplexity":
+        return Profile(contamination=contamination(task.examples, training) if training else None)
+    return Profile(
+        calibrate(loaded, result, options),
+        robustness(loaded, result, options),
+        positions(loaded, result, options),
+        contamination(task.examples, training) if training else None,
+    )
+
+
+# -- calibration -------------------------------------------------------------------------------------------
+
+
+def _logits_of(answered: Sequence[Answered]) -> tuple[Values, npt.NDArray[np.int64]]:
+    """Return logarithms of probabilities (N, K), -inf behind fewer choices; and the right ones."""
+    most = max(len(one.probabilities) for one in answered)
+    rows = np.full((len(answered), most), -np.inf)
+    for row, one in zip(rows, answered):
+        row[: len(one.probabilities)] = np.log(np.maximum(one.probabilities, 1e-30))
+    return rows, np.array([one.example.answer for one in answered])
+
+
+def _softened(rows: Values, temperature: float) -> Values:
+    weights = np.exp((rows - rows.max(1, keepdims=True)) / temperature)
+    softened: Values = weights / weights.sum(1, keepdims=True)
+    return softened
+
+
+def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
+    """Return the temperature with the least loss of softmax(rows / temperature), from 0.05 to 20.
+
+    The loss has one minimum in 1 / temperature, so the interval is narrowed around it.
+
+    Args:
+        rows: (N, K), logits.
+        truth: (N,), the right column.
+    """
+
+    def loss(logarithm: float) -> float:
+        found = _softened(rows, float(np.exp(logarithm)))[np.arange(len(rows)), truth]
+        return -float(np.log(np.maximum(found, 1e-300)).sum())
+
+    low, high = np.log(0.05), np.log(20.0)
+    for _ in range(40):
+        a, b = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, b) if loss(a) <= loss(b) else (a, high)
+    return float(np.exp((low + high) / 2))
+
+
+def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Calibration | None:
+    """Return the calibration of a task with choices; None for other tasks."""
+    answered = result.answered
+    if not all(one.probabilities for one in answered) or len(answered) < 4:
+        return None
+    dev = {subject: some for subject, some in result.task.dev.items() if some}
+    fitting: Sequence[Answered]
+    if dev and not result.task.is_own_dev and sum(map(len, dev.values())) >= 20:
+        examples = [replace(one, subject=subject) for subject, some in dev.items() for one in some]
+        others = replace(result.task, examples=examples[:1000], is_own_dev=False)
+        fitting, where = (
+            run_task(loaded, others, replace(options, shots=0, limit=0)).answered,
+            "dev part, without shots",
+        )
+    else:
+        fitting, answered, where = answered[::2], answered[1::2], "every second question"
+    temperature = fit_temperature(*_logits_of(fitting))
+    rows, truth = _logits_of(answered)
+    before, after = _softened(rows, 1.0), _softened(rows, temperature)
+    confidence, right = before.max(1), before.argmax(1) == truth
+    generator = np.random.default_rng(0)
+    drawn = [generator.integers(0, len(right), len(right)) for _ in range(500)]
+    errors = [_error(confidence[i], right[i]) for i in drawn]
+    low, high = np.quantile(errors, [0.025, 0.975])
+    place = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    bins = [
+        (float(confidence[place == i].mean()), float(right[place == i].mean()), int((place == i).sum()))
+        for i in range(_BINS)
+        if (place == i).any()
+    ]
+    return Calibration(
+        _error(confidence, right), float(low), float(high), temperature, _error(after.max(1), right),
+        bins, where, len(right),
+    )  # fmt: skip
+
+
+def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
+    """Return the expected calibration error from the probability of what was chosen."""
+    pairs = np.stack([confidence, 1 - confidence], axis=1)  # the second column is never the larger one
+    pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
+    return calibration_error(pairs, np.where(right, 0, 1), _BINS)
+
+
+# -- robustness --------------------------------------------------------------------------------------------
+
+
+def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> dict[str, Difference]:
+    """Return, for each kind of change that touches a question, what it costs."""
+    values = next(iter(result.metrics.values())).values
+    found = {}
+    for name, change in PERTURBATIONS.items():
+        changed: list[Example] = []
+        places: list[int] = []
+        for place, one in enumerate(result.task.examples):
+            seed = zlib.crc32(f"{name} {one.line} {one.question}".encode("utf-8", "surrogatepass"))
+            text = change(one.question, random.Random(seed))
+            if text != one.question and text.strip():
+                changed.append(one.asking(text))
+                places.append(place)
+        if len(changed) >= 2:
+            task = replace(result.task, examples=changed)
+            again = run_task(loaded, task, replace(options, limit=0))
+            found[name] = paired(values[places], next(iter(again.metrics.values())).values)
+    return found
+
+
+# -- position ----------------------------------------------------------------------------------------------
+
+
+def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
+    """Return what the order of the choices does; None where they are not listed in the prompt.
+
+    Choices that are scored as texts, each by itself, have no order.
+    """
+    examples = result.task.examples
+    if not all(one.letters and one.can_be_reordered for one in examples):
+        return None
+    n = min(len(one.choices) for one in examples)
+    chosen = dict.fromkeys(examples[0].letters[:n], 0)
+    hits: dict[str, list[bool]] = {letter: [] for letter in chosen}
+    given: list[set[str]] = [set() for _ in examples]
+    for shift in range(n):
+        if shift == 0:
+            answered = result.answered
+        else:
+            turned = [
+                one.reordered([(i + shift) % len(one.choices) for i in range(len(one.choices))])
+                for one in examples
+            ]
+            task = replace(result.task, examples=turned)
+            answered = run_task(loaded, task, replace(options, limit=0)).answered
+        for place, one in enumerate(answered):
+            letters = one.example.letters
+            said = letters[int(np.argmax(one.logprobs))]
+            chosen[said] = chosen.get(said, 0) + 1
+            hits.setdefault(letters[one.example.answer], []).append(one.right)
+            given[place].add(one.given)
+    total = sum(chosen.values())
+    right = {letter: sum(some) / len(some) for letter, some in hits.items() if some}
+    return Positions(
+        {letter: count / total for letter, count in chosen.items()},
+        right,
+        sum(len(some) == 1 for some in given) / len(given),
+        max(right.values()) - min(right.values()),
+    )

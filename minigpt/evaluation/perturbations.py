@@ -1,0 +1,90 @@
+"""Small changes of a question that leave its meaning: how much does a model lose by them?
+
+    PERTURBATIONS["doubled"]("四川的省会是哪里？", random.Random(0))
+
+Each takes a text and a generator of random numbers, and returns the changed text.
+"""
+
+import random
+import re
+import unicodedata
+from collections.abc import Callable
+
+__all__ = ["PERTURBATIONS"]
+
+_SHARE = 0.06  # of the characters that are changed, at least one
+_KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)} | {0x20: 0x3000}
+_NARROW = dict(zip(map(ord, "，。？！：；（）、"), ",.?!:;(),"))
+# characters that sound alike and are often confused in typing
+_HOMOPHONES = [
+    *("的地得", "在再", "做作", "他她它", "以已", "是事世市", "又有右", "像象", "座坐", "到道", "时实食"),
+    *("心新", "知之只", "和合河", "中种", "人任", "工公功", "书树", "明名", "生升声", "长常"),
+    *("里理力", "手首", "气器", "成城程", "花话", "行形", "员原园", "语雨与"),
+]  # fmt: skip
+_SOUND = {c: [o for o in group if o != c] for group in _HOMOPHONES for c in group}
+
+
+def _places(text: str, wanted: Callable[[str], bool], generator: random.Random) -> set[int]:
+    places = [i for i, character in enumerate(text) if wanted(character)]
+    return set(generator.sample(places, min(len(places), max(1, round(_SHARE * len(text))))))
+
+
+def _full_width(text: str, generator: random.Random) -> str:
+    return text.translate(_WIDE)
+
+
+def _half_width(text: str, generator: random.Random) -> str:
+    return unicodedata.normalize("NFKC", text).translate(_NARROW)
+
+
+def _no_punctuation(text: str, generator: random.Random) -> str:
+    return re.sub(
+        r"\s{2,}", " ", "".join(c for c in text if not unicodedata.category(c).startswith("P"))
+    ).strip()
+
+
+def _case(text: str, generator: random.Random) -> str:
+    return text.lower() if text.lower() != text else text.upper()
+
+
+def _dropped(text: str, generator: random.Random) -> str:
+    gone = _places(text, str.isalnum, generator)
+    return "".join(c for i, c in enumerate(text) if i not in gone)
+
+
+def _doubled(text: str, generator: random.Random) -> str:
+    twice = _places(text, str.isalnum, generator)
+    return "".join(c * 2 if i in twice else c for i, c in enumerate(text))
+
+
+def _typing(text: str, generator: random.Random) -> str:
+    """Letters become their neighbours on the keyboard; Chinese characters change places with the next one."""
+    letters = [*text]
+    for i in sorted(_places(text, str.isalpha, generator)):
+        row = next((row for row in _KEYS if letters[i].lower() in row), "")
+        if row:
+            place = row.index(letters[i].lower())
+            near = row[place - 1 : place] + row[place + 1 : place + 2]
+            letter = generator.choice(near)
+            letters[i] = letter.upper() if letters[i].isupper() else letter
+        elif i + 1 < len(letters) and letters[i + 1].isalpha():
+            letters[i], letters[i + 1] = letters[i + 1], letters[i]
+    return "".join(letters)
+
+
+def _homophones(text: str, generator: random.Random) -> str:
+    places = _places(text, _SOUND.__contains__, generator)
+    return "".join(generator.choice(_SOUND[c]) if i in places else c for i, c in enumerate(text))
+
+
+PERTURBATIONS: dict[str, Callable[[str, random.Random], str]] = {
+    "full width": _full_width,
+    "half width": _half_width,
+    "no punctuation": _no_punctuation,
+    "case": _case,
+    "typing errors": _typing,
+    "dropped characters": _dropped,
+    "doubled characters": _doubled,
+    "homophones": _homophones,
+}

@@ -1,0 +1,176 @@
+"""Examples become ids: instruction, shots, question, and what is scored behind it.
+
+    prompter = Prompter(tokenizer, "text", start)
+    prompter.shots(task, options)                # examples before each question
+    prompter.requests(example, shots)            # [(context, continuation), ...]: for ContinuationScorer
+
+In plain text, context and continuation are encoded together and divided behind the context's tokens, blanks
+at the end of the context belong to the continuation: as lm-evaluation-harness does, so that the numbers can
+be compared.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from minigpt.errors import InputError
+from minigpt.evaluation.options import TaskOptions
+from minigpt.evaluation.task_shapes import Example
+from minigpt.evaluation.tasks import Task
+from minigpt.generation.conversation import require_form
+from minigpt.generation.sequence import bare_ids
+from minigpt.tokenization.subword import SubwordTokenizer
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["STOPS", "Prompter", "Request", "choose_shots", "encode_pair"]
+
+PromptFormat = Literal["text", "question", "chat"]
+Request = tuple[Sequence[int], Sequence[int]]
+STOPS = ("\n\n", "Question:", "问题：")  # what ends an answer in plain text: the next shot would begin
+
+
+def encode_pair(
+    tokenizer: AnyTokenizer, context: str, continuation: str, start: int | None
+) -> tuple[list[int], list[int]]:
+    """Return the ids of a context and of its continuation.
+
+    Args:
+        start: the token before an empty context, because the first token needs one to be predicted from.
+
+    Raises:
+        InputError: for an empty context without such a token.
+    """
+    n_blanks = len(context) - len(context.rstrip())
+    if n_blanks:
+        context, continuation = context[:-n_blanks], context[-n_blanks:] + continuation
+    if not context:
+        return _from_start(bare_ids(tokenizer, continuation), start)
+    before = list(getattr(tokenizer, "before_text", ()))
+    ids, whole = bare_ids(tokenizer, context), bare_ids(tokenizer, context + continuation)
+    return [*before, *ids], whole[len(ids) :]
+
+
+def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]]:
+    if start is None:
+        raise InputError("an empty prompt needs a model with a BOS or EOS token: give an --instruction")
+    return (ids[:1], ids[1:]) if ids[:1] == [start] and len(ids) > 1 else ([start], ids)
+
+
+def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
+    """Return the shots of each subject, plus one to spare where they come from the measured file.
+
+    Raises:
+        InputError: if there is no dev part, or it has too few examples.
+    """
+    if not options.shots:
+        return {}
+    found = {}
+    for subject in dict.fromkeys(one.subject for one in task.examples):
+        dev, name = task.dev.get(subject, []), f"{task.name}{f' ({subject})' if subject else ''}"
+        if not dev:
+            raise InputError(
+                f"{name} has no dev part to take --shots {options.shots} from: name one with --dev"
+            )
+        wanted = options.shots + task.is_own_dev
+        if len(dev) < wanted:
+            raise InputError(
+                f"{name}: --shots {options.shots} is more than the {len(dev)} examples of the dev part"
+            )
+        if options.shots_seed is None:
+            found[subject] = dev[:wanted]
+        else:
+            found[subject] = random.Random(options.shots_seed).sample(dev, wanted)
+    return found
+
+
+class Prompter:
+    """Turns examples into ids for one model.
+
+    Args:
+        form: plain text, question <sep> answer, or the chat template.
+        start: the token that begins an empty text.
+
+    Raises:
+        InputError: if the tokenizer lacks what the form needs.
+    """
+
+    def __init__(self, tokenizer: AnyTokenizer, form: PromptFormat, start: int | None) -> None:
+        require_form(tokenizer, form)
+        self.tokenizer, self.form, self.start = tokenizer, form, start
+
+    def format_of(self, one: Example) -> PromptFormat:
+        """Return the format of an example. A text with a gap is always plain text."""
+        return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
+
+    def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
+        """Return what is to be scored: each choice behind the question, or the one continuation."""
+        form = self.format_of(one)
+        answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
+        if form == "text":
+            context = self.text(one, shots, instruction)
+            return self._pairs(context, [one.delimiter + answer for answer in answers])
+        ids = self.prompt(one, shots, instruction)
+        return [(ids, bare_ids(self.tokenizer, answer)) for answer in answers]
+
+    def prompt(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[int]:
+        """Return the ids that the model answers to."""
+        form, tokenizer = self.format_of(one), self.tokenizer
+        instruction = instruction or one.style.instruction
+        if form == "text":
+            text = self.text(one, shots, instruction)
+            ids = [*getattr(tokenizer, "before_text", ()), *bare_ids(tokenizer, text.rstrip(" "))]
+            return ids or _from_start([], self.start)[0]
+        if form == "chat":
+            from minigpt.tokenization.chat_template import encode_chat  # imports Jinja, only for chat models
+
+            assert isinstance(tokenizer, SubwordTokenizer), "require_form"
+            messages = [{"role": "system", "content": instruction}] if instruction else []
+            for shot in shots:
+                messages += [
+                    {"role": "user", "content": shot.prompt},
+                    {"role": "assistant", "content": shot.solution},
+                ]
+            messages.append({"role": "user", "content": one.prompt})
+            return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=False)
+        assert tokenizer.sep_token_id is not None, "require_form"
+        ids = bare_ids(tokenizer, f"{instruction}\n") if instruction else []
+        for text in (part for shot in shots for part in (shot.prompt, shot.solution)):
+            ids += [*bare_ids(tokenizer, text), tokenizer.sep_token_id]
+        return [*ids, *bare_ids(tokenizer, one.prompt), tokenizer.sep_token_id]
+
+    def stops(self, one: Example) -> tuple[str, ...]:
+        """Return the texts that end an answer, besides the model's own end."""
+        return one.style.stop or (STOPS if self.format_of(one) == "text" else ())
+
+    def text(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> str:
+        """Return the prompt in plain text: instruction, shots, question."""
+        instruction = instruction or one.style.instruction
+        separator = one.style.separator
+        before = [instruction] if instruction else []
+        before += [_prompt_text(shot) + shot.delimiter + shot.solution for shot in shots]
+        return "".join(part + separator for part in before) + _prompt_text(one)
+
+    def _pairs(self, context: str, continuations: list[str]) -> list[Request]:
+        """Encode a context with each continuation. Long contexts are encoded once.
+
+        What precedes the last line does not depend on what follows it, if the tokens of the last line are
+        the last ones of the context. This is checked, because a tokenizer may join across a line end.
+        """
+        line = context.rfind("\n") + 1
+        tail, bare = context[line:], context.rstrip()
+        if line < 200 or not tail.strip() or bare != context:
+            return [encode_pair(self.tokenizer, context, one, self.start) for one in continuations]
+        before = list(getattr(self.tokenizer, "before_text", ()))
+        ids, ending = bare_ids(self.tokenizer, context), bare_ids(self.tokenizer, tail)
+        if ids[len(ids) - len(ending) :] != ending:
+            return [encode_pair(self.tokenizer, context, one, self.start) for one in continuations]
+        ids = [*before, *ids]
+        return [(ids, bare_ids(self.tokenizer, tail + one)[len(ending) :]) for one in continuations]
+
+
+def _prompt_text(one: Example) -> str:
+    """Return the prompt in plain text. A bare question is written as one, so that an answer follows."""
+    if one.form != "generation" or one.style.template:
+        return one.prompt
+    chinese = any("\u3400" <= character <= "\u9fff" for character in one.prompt)
+    return f"问题：{one.prompt}\n答案：" if chinese else f"Question: {one.prompt}\nAnswer:"

@@ -1,0 +1,281 @@
+"""The report of an evaluation: an HTML page and Markdown, with tables, pictures and cases.
+
+    write_report(Path("report"), "output/best", results, profiles)
+
+The page is one file without scripts. Markdown shows the same; its pictures lie beside it as SVG. Texts of
+models and tasks are escaped.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from minigpt.evaluation.model_profile import Calibration, Profile
+from minigpt.evaluation.task_results import Answered, TaskResult
+from minigpt.storage.files import atomic_write
+
+__all__ = ["cases", "markdown_of", "profile_tables", "results_table", "write_report"]
+
+_CASES = 8
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.3em .6em;"
+    "text-align:left;vertical-align:top}th{background:#f4f4f4}svg{max-width:100%}pre{white-space:pre-wrap}"
+    "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}th{background:#262626}"
+    "td,th{border-color:#444}svg{background:#fff}}"
+)
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+
+
+def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
+    """Return the worst cases, wrong and sure; and the most surprising ones, right against the odds."""
+
+    def sure(one: Answered) -> float:
+        if one.probabilities:
+            return max(one.probabilities)
+        return sum(one.logprobs) if one.logprobs else 0.0
+
+    if result.task.form == "perplexity":
+        return [], []
+    wrong = sorted((one for one in result.answered if not one.right), key=sure, reverse=bool(
+        result.answered[0].probabilities))  # fmt: skip
+    right = sorted((one for one in result.answered if one.right), key=sure)
+    return wrong[:_CASES], right[:_CASES]
+
+
+# -- tables ------------------------------------------------------------------------------------------------
+
+
+def _numbers(results: Sequence[TaskResult]) -> Table:
+    rows = []
+    for result in results:
+        for name, metric in result.metrics.items():
+            first = name == result.main
+            rows.append([
+                result.task.name if first else "", name, metric.shown(), result.guessing if first else "",
+                f"{len(result.answered):,}" if first else "", str(result.shots) if first else "",
+            ])  # fmt: skip
+    return ("task", "metric", "value (95 % interval)", "guessing", "questions", "shots"), rows
+
+
+def results_table(results: Sequence[TaskResult]) -> str:
+    """Return the table of all metrics in Markdown. It holds no text of a task but its name."""
+    return _table_in_markdown(_numbers(results))
+
+
+def _efficiency(results: Sequence[TaskResult]) -> Table:
+    rows = [
+        [
+            one.task.name, f"{one.seconds:.1f}", f"{one.tokens:,}", f"{one.tokens_read:,}",
+            f"{one.tokens_written:,}", f"{one.peak_mib:,.0f}", f"{one.n_cut:,}", f"{one.task.skipped:,}",
+        ]
+        for one in results
+    ]  # fmt: skip
+    return (
+        (
+            "task",
+            "seconds",
+            "tokens of prompts",
+            "tokens read",
+            "tokens written",
+            "MiB",
+            "prompts cut",
+            "skipped",
+        ),
+        rows,
+    )
+
+
+def profile_tables(found: Profile) -> list[tuple[str, Table]]:
+    """Return the tables of a profile, each with its title."""
+    tables: list[tuple[str, Table]] = []
+    if c := found.calibration:
+        tables.append((
+            "Calibration",
+            (("expected calibration error", "95 % interval", "temperature", "error with it", "fitted on"),
+             [[f"{c.error:.4f}", f"{c.low:.4f} to {c.high:.4f}", f"{c.temperature:.3g}",
+               f"{c.error_after:.4f}", c.fitted_on]]),
+        ))  # fmt: skip
+    if found.robustness:
+        rows = [
+            [name, f"{d.value:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{d.p:.2g}", f"{d.count:,}"]
+            for name, d in sorted(found.robustness.items(), key=lambda item: item[1].value)
+        ]
+        tables.append(("Robustness: what a change of the question costs",
+                       (("change", "difference", "95 % interval", "p", "questions"), rows)))  # fmt: skip
+    if p := found.positions:
+        rows = [
+            [letter, f"{p.chosen[letter]:.1%}", f"{p.right[letter]:.1%}" if letter in p.right else ""]
+            for letter in p.chosen
+        ]
+        tables.append((f"Position: the same choice in every order for {p.consistent:.1%} of the questions",
+                       (("letter", "chosen", "accuracy where it is right"), rows)))  # fmt: skip
+    if t := found.contamination:
+        tables.append(("Contamination",
+                       (("questions looked for", "all of it in the training data", "half of it or more"),
+                        [[f"{t.count:,}", f"{len(t.exact):,}", f"{len(t.near):,}"]])))  # fmt: skip
+    return tables
+
+
+def _case_table(some: Sequence[Answered]) -> Table:
+    rows = []
+    for one in some:
+        example = one.example
+        right = example.choices[example.answer] if example.choices else (example.references or ("",))[0]
+        sure = f"{max(one.probabilities):.0%}" if one.probabilities else ""
+        rows.append([str(example.line), _short(example.question), _short(right), _short(one.given), sure])
+    return ("line", "question", "right", "given", "sure"), rows
+
+
+def _short(text: str, limit: int = 160) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= limit else f"{plain[: limit - 1]}…"
+
+
+# -- pictures ----------------------------------------------------------------------------------------------
+
+
+def _bars(results: Sequence[TaskResult]) -> str:
+    """Draw the first metric of each task from 0 to 1, with its interval, and the share of guessing."""
+    some = [
+        one for one in results if one.metrics[one.main].higher_is_better and one.metrics[one.main].value <= 1
+    ]
+    if not some:
+        return ""
+    parts, width = [], 360
+    for row, one in enumerate(some):
+        y, metric = 12 + 28 * row, one.metrics[one.main]
+        low, high = (v if np.isfinite(v) else metric.value for v in (metric.low, metric.high))
+        guess = one.guessing
+        parts.append(
+            f'<text x="190" y="{y + 12}" text-anchor="end">{html.escape(_short(one.task.name, 24))}</text>'
+            f'<rect x="200" y="{y}" width="{width * metric.value:.1f}" height="16" fill="#4c78a8"/>'
+            f'<path d="M{200 + width * low:.1f} {y + 8}H{200 + width * high:.1f}" stroke="#111"/>'
+            + (f'<path d="M{200 + width * float(guess):.1f} {y - 3}v22" stroke="#e45756" stroke-width="2"/>'
+               if guess else "")
+            + f'<text x="{205 + width}" y="{y + 12}">{metric.value:.3f}</text>'
+        )  # fmt: skip
+    return _svg(640, 20 + 28 * len(some), "".join(parts))
+
+
+def _reliability(found: Calibration) -> str:
+    """Draw how often a model is right against how sure it is; the size of a dot is its share of questions."""
+    most = max(count for _, _, count in found.bins)
+    dots = "".join(
+        f'<circle cx="{40 + 240 * sure:.1f}" cy="{250 - 240 * right:.1f}" '
+        f'r="{3 + 9 * (count / most) ** 0.5:.1f}" fill="#4c78a8" fill-opacity=".7"/>'
+        for sure, right, count in found.bins
+    )
+    return _svg(
+        300, 290,
+        '<path d="M40 10V250H280" fill="none" stroke="#888"/><path d="M40 250L280 10" stroke="#bbb" '
+        f'stroke-dasharray="4"/>{dots}<text x="160" y="280" text-anchor="middle">how sure</text>'
+        '<text x="14" y="130" transform="rotate(-90 14 130)" text-anchor="middle">how often right</text>',
+    )  # fmt: skip
+
+
+def _svg(width: int, height: int, content: str) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" font-family="sans-serif" font-size="12">{content}</svg>'
+    )
+
+
+# -- the two files -----------------------------------------------------------------------------------------
+
+
+def _sections(
+    results: Sequence[TaskResult], profiles: Mapping[str, Profile]
+) -> list[tuple[str, str, list[Table], tuple[str, str]]]:
+    """Return (level, title, tables, (name of a picture, SVG)) in order."""
+    found: list[tuple[str, str, list[Table], tuple[str, str]]] = [
+        ("2", "Results", [_numbers(results)], ("results", _bars(results)))
+    ]
+    for number, result in enumerate(results, 1):
+        own = profiles.get(result.task.name)
+        worst, surprising = cases(result)
+        if own is None and not worst and not surprising:
+            continue
+        found.append(("2", result.task.name, [], ("", "")))
+        for title, one in profile_tables(own) if own else []:
+            picture = ("", "")
+            if title == "Calibration" and own is not None and own.calibration is not None:
+                picture = (f"reliability-{number}", _reliability(own.calibration))
+            found.append(("3", title, [one], picture))
+        if worst:
+            found.append(("3", "The worst cases: wrong, and sure of it", [_case_table(worst)], ("", "")))
+        if surprising:
+            found.append(
+                (
+                    "3",
+                    "The most surprising cases: right against the odds",
+                    [_case_table(surprising)],
+                    ("", ""),
+                )
+            )
+    found.append(("2", "Efficiency", [_efficiency(results)], ("", "")))
+    return found
+
+
+def _table_in_markdown(one: Table) -> str:
+    def cell(text: str) -> str:
+        return html.escape(text, quote=False).replace("|", "\\|").replace("`", "\\`")
+
+    columns, rows = one
+    lines = [
+        " | ".join(columns),
+        " | ".join("---" for _ in columns),
+        *(" | ".join(map(cell, row)) for row in rows),
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def markdown_of(model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile]) -> str:
+    """Return the report in Markdown; it links to the pictures of `write_report`."""
+    parts = [f"# Evaluation of {html.escape(model, quote=False)}"]
+    for level, title, tables, (name, svg) in _sections(results, profiles):
+        parts.append(f"{'#' * int(level)} {html.escape(title, quote=False)}")
+        parts += [_table_in_markdown(one) for one in tables]
+        if svg:
+            parts.append(f"![{title}]({name}.svg)")
+    return "\n\n".join(parts) + "\n"
+
+
+def _page(model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile]) -> str:
+    parts = [f"<h1>Evaluation of {html.escape(model)}</h1>"]
+    for level, title, tables, (_, svg) in _sections(results, profiles):
+        parts.append(f"<h{level}>{html.escape(title)}</h{level}>")
+        for columns, rows in tables:
+            head = "".join(f"<th>{html.escape(one)}</th>" for one in columns)
+            body = "".join(
+                f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+            )
+            parts.append(f"<table><tr>{head}</tr>{body}</table>")
+        parts.append(svg)
+    return (
+        '<!doctype html><html><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width"><meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>Evaluation of {html.escape(model)}</title><style>{_STYLE}</style></head><body>"
+        f"{''.join(parts)}</body></html>\n"
+    )
+
+
+def write_report(
+    folder: Path, model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile] | None = None
+) -> list[Path]:
+    """Write index.html, README.md and the pictures. Returns the files.
+
+    Args:
+        model: its name, for the title.
+        profiles: a task's name -> its profile.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = profiles or {}
+    contents = {"index.html": _page(model, results, own), "README.md": markdown_of(model, results, own)}
+    contents |= {f"{name}.svg": svg for _, _, _, (name, svg) in _sections(results, own) if svg}
+    for name, text in contents.items():
+        atomic_write(folder / name, text)
+    return [folder / name for name in contents]

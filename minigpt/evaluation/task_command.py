@@ -1,0 +1,125 @@
+"""What `minigpt eval --task` and `minigpt compare` do with their flags: load, measure, print."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt.console.terminal import table, warn
+from minigpt.devices import pick_device
+from minigpt.errors import InputError
+from minigpt.evaluation.options import TaskOptions
+from minigpt.evaluation.task_results import LoadedModel, TaskResult, run_task
+from minigpt.evaluation.task_shapes import Style
+from minigpt.evaluation.tasks import Task, read_tasks
+from minigpt.weights.classifiers import classifier_labels, load_classifier
+from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
+from minigpt.weights.quantized import set_precision
+
+if TYPE_CHECKING:
+    from minigpt.evaluation.model_profile import Profile
+
+__all__ = [
+    "evaluate_task",
+    "load",
+    "measure",
+    "print_results",
+    "profiles_of",
+    "tasks_of",
+]
+
+
+def evaluate_task(
+    model: Any, tokenizer: Any, task: str | Path | Task | Sequence[dict[str, Any]], **options: Any
+) -> TaskResult:
+    """Measure a model on one task.
+
+    Args:
+        model, tokenizer: as `minigpt.load_model` and `minigpt.load_tokenizer` return them.
+        task: a file, a folder, a TOML file, or a list of records.
+        options: fields of TaskOptions, such as shots=5.
+
+    Raises:
+        InputError: if the task cannot be read, is several tasks, or does not fit the model.
+    """
+    chosen = TaskOptions(**options)
+    if isinstance(task, str | Path):
+        task = _only(tasks_of([Path(task)], chosen))
+    elif not isinstance(task, Task):
+        from minigpt.evaluation.tasks import task_of_records
+
+        task = task_of_records(task)
+    return run_task(LoadedModel(model, tokenizer), task, chosen)
+
+
+def _only(tasks: Sequence[Task]) -> Task:
+    if len(tasks) > 1:
+        raise InputError(
+            f"one task is needed, these are {len(tasks)}: {', '.join(t.name for t in tasks[:5])}"
+        )
+    return tasks[0]
+
+
+def tasks_of(paths: Sequence[Path], options: TaskOptions, strict: bool = False) -> list[Task]:
+    """Read the tasks with what the options change of them."""
+    return read_tasks(paths, dev=options.dev, style=Style(score=options.score or ""), strict=strict)
+
+
+def load(
+    folder: Path, device: str, precision: Any = None, adapter: Path | None = None, batch_size: int = 64
+) -> LoadedModel:
+    """Load a language model or a classifier, whichever the folder holds."""
+    where = pick_device(device)
+    path = model_folder(folder)
+    if adapter is None and classifier_labels(folder) is not None:
+        if precision is not None:
+            raise InputError("--precision is for language models: a classifier is measured as it is stored")
+        classifier, tokenizer = load_classifier(folder, where)
+        return LoadedModel(classifier, tokenizer, path)
+    model, tokenizer = load_model_and_tokenizer(path, where, adapter=adapter)
+    return LoadedModel(set_precision(model, precision), tokenizer, path, batch_size)
+
+
+def measure(loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions) -> dict[str, TaskResult]:
+    """Measure a model on tasks, and print the results. Returns them by the tasks' names."""
+    results = {task.name: run_task(loaded, task, options) for task in tasks}
+    print_results(list(results.values()))
+    for result in results.values():
+        if result.n_cut:
+            warn(f"{result.task.name}: {result.n_cut:,} prompts are too long: their beginning was left out")
+    return results
+
+
+def profiles_of(
+    loaded: LoadedModel,
+    results: Mapping[str, TaskResult],
+    options: TaskOptions,
+    helm: bool,
+    training: Sequence[Path],
+) -> "dict[str, Profile]":
+    """Ask HELM's questions about each task, or only where it is in training data, and print the answers."""
+    from minigpt.evaluation.contamination import contamination
+    from minigpt.evaluation.model_profile import Profile, profile
+    from minigpt.evaluation.report import profile_tables
+
+    found: dict[str, Profile] = {}
+    for name, result in results.items():
+        if helm:
+            found[name] = profile(loaded, result, options, training)
+        elif training:
+            found[name] = Profile(contamination=contamination(result.task.examples, training))
+        for title, (columns, rows) in profile_tables(found[name]) if name in found else []:
+            table(f"{name}. {title}", columns, rows, range(1, len(columns)))
+    return found
+
+
+def print_results(results: Sequence[TaskResult]) -> None:
+    """Print each metric with its interval, and the chance of guessing."""
+    rows = []
+    for result in results:
+        for name, metric in result.metrics.items():
+            first = name == result.main
+            rows.append([
+                result.task.name if first else "", name, metric.shown(),
+                result.guessing if first else "", f"{len(result.answered):,}" if first else "",
+            ])  # fmt: skip
+    table("tasks", ("task", "metric", "value (95 % interval)", "guessing", "count"), rows, (4,))

@@ -1,0 +1,452 @@
+"""What a record of a task means: a question with its choices, a gap, a text, a question with its answer.
+
+    {"question": ..., "A": ..., "B": ..., ..., "answer": "A"}      C-Eval, CMMLU; also choice0, choice1, ...
+    {"question": ..., "choices": [...], "answer": 0}                MMLU; query/gold; choices with labels: ARC
+    {"goal": ..., "sol1": ..., "sol2": ..., "label": 0}             PIQA
+    {"premise": ..., "choice1": ..., "choice2": ..., "question": "cause", "label": 0}       COPA
+    {"ctx": ..., "endings": [...], "label": 0}                      HellaSwag
+    {"content": "... #idiom# ...", "candidates": [...], "answer": 0}          ChID
+    {"context": "... [BLANK1] ...", "choices": [...], "answers": [2, ...]}    CMRC 2019
+    {"context": ..., "continuation": ...}                           a cloze: LAMBADA
+    {"question": ..., "answer": "... #### 42"}                      GSM8K; input/golden: CMATH
+    {"question": ..., "answer": ...}                                any question with its answer
+    {"text": ..., "label": ...}                                     classification
+    {"text": ...}                                                   a text: perplexity
+
+`read_record` decides by the names of the fields, in this order. A TaskFile may say it in its place.
+"""
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from minigpt.data.json_values import REPEATED, BadLine
+from minigpt.data.labelled import LABEL_FIELDS, TEXT_FIELDS
+from minigpt.data.records import FIELDS
+
+__all__ = ["FORMS", "Example", "Form", "Style", "read_record", "render", "render_question"]
+
+Form = Literal["multiple_choice", "cloze", "generation", "classification", "perplexity"]
+FORMS: tuple[Form, ...] = ("multiple_choice", "cloze", "generation", "classification", "perplexity")
+_HAN = re.compile(r"[\u3400-\u9fff]")
+_GAP = re.compile(r"\[BLANK(\d+)\]")
+_NUMBERED = re.compile(r"(?:choice|option|choice_|option_)(\d)")
+_NUMBER_ANSWER = re.compile(r"####\s*-?[\d.,]+\s*$")
+_LISTED = "{choices}"  # in a template: the choices with their letters
+_REST = 80  # most characters behind a gap that are scored with what fills it
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an example becomes text, and how the model's answer is measured. A TOML file may set all of it."""
+
+    template: str = ""  # the prompt, with {field} for the fields of a record; "": as usual for the shape
+    choices: tuple[str, ...] = ()  # templates of the choices; or one name of a field that holds a list
+    answer: str = ""  # the field that holds the right answer
+    score: str = ""  # of choices: "letter" or "text"; "": letters where the choices are listed
+    delimiter: str | None = None  # between prompt and answer; None: a blank, or nothing where a gap is filled
+    separator: str = "\n\n"  # between shots
+    instruction: str = ""  # stands before all
+    metrics: tuple[str, ...] = ()  # of generation; (): as usual for the answers
+    stop: tuple[str, ...] = ()  # texts that end an answer
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of a task."""
+
+    form: Form
+    line: int  # of the file
+    prompt: str  # what the model reads
+    choices: tuple[str, ...] = ()  # multiple choice, classification: what may follow the prompt
+    answer: int = -1  # the right one of them
+    references: tuple[str, ...] = ()  # cloze: the continuation; generation: every right answer
+    letters: tuple[str, ...] = ()  # A, B, ... of choices that are listed in the prompt
+    question: str = ""  # the question alone, to be shown and changed
+    style: Style = Style()
+    subject: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def delimiter(self) -> str:
+        """What stands between the prompt and an answer."""
+        return " " if self.style.delimiter is None else self.style.delimiter
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """What is scored for each choice: its letter or its text."""
+        return self.letters or self.choices
+
+    @property
+    def solution(self) -> str:
+        """The right answer, as a shot shows it."""
+        if self.form in ("multiple_choice", "classification"):
+            return self.scored[self.answer]
+        return self.references[0]
+
+    def reordered(self, order: Sequence[int]) -> "Example":
+        """Return the example with its choices in another order: the new first one is choices[order[0]]."""
+        choices, answer = tuple(self.choices[i] for i in order), list(order).index(self.answer)
+        changed = replace(self, choices=choices, answer=answer)
+        return replace(changed, prompt=render_question(changed)) if self.letters else changed
+
+    @property
+    def can_be_reordered(self) -> bool:
+        """True if the prompt does not fix the order of the choices."""
+        return self.form == "multiple_choice" and (
+            not self.letters or _LISTED in (self.style.template or _LISTED)
+        )
+
+    def asking(self, question: str) -> "Example":
+        """Return the example with another wording of its question."""
+        if self.letters:
+            changed = replace(self, question=question)
+            return replace(changed, prompt=render_question(changed))
+        return replace(self, prompt=self.prompt.replace(self.question, question), question=question)
+
+
+def read_record(value: Any, line: int, style: Style, form: Form | None = None) -> list[Example]:
+    """Return the examples of a record: one, or one for each gap of a text.
+
+    Raises:
+        BadLine: if the record is no example, or a wrong one.
+    """
+    if isinstance(value, BadLine):
+        raise value
+    if not isinstance(value, Mapping):
+        raise BadLine("not an object with fields")
+    item = {str(key).strip().lower(): part for key, part in value.items()}
+    for name, part in item.items():
+        if part is REPEATED:
+            raise BadLine(f"field {name!r} is there twice")
+    found = (
+        _by_style(item, line, style, form)
+        if style.template or style.choices
+        else _by_shape(item, line, style)
+    )
+    for one in found:
+        _check(one)
+        if form is not None and one.form != form:
+            raise BadLine(f"the record is of the form {one.form}, not {form}")
+    return [replace(one, record=item) for one in found]
+
+
+def _check(one: Example) -> None:
+    if one.form in ("multiple_choice", "classification"):
+        if len(one.choices) < 2:
+            raise BadLine("fewer than two choices")
+        for number, choice in enumerate(one.choices):
+            if not choice.strip():
+                raise BadLine("an empty choice", f"number {number + 1}")
+        if not 0 <= one.answer < len(one.choices):
+            raise BadLine("the answer is none of the choices", f"{len(one.choices)} choices")
+        twice = [choice for choice in one.choices if one.choices.count(choice) > 1]
+        if twice and one.choices[one.answer] in twice:
+            raise BadLine("the right choice is there twice", repr(twice[0][:40]))
+    elif one.form != "perplexity" and not (one.references and all(text.strip() for text in one.references)):
+        raise BadLine("the answer is empty")
+
+
+# -- shapes ------------------------------------------------------------------------------------------------
+
+
+def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
+    if "turns" in item and "reference" in item:
+        raise BadLine("open questions without a right answer", "such as MT-Bench: a judge has to read them")
+    if "endings" in item:
+        return [_hellaswag(item, line, style)]
+    if {"goal", "sol1", "sol2"} <= item.keys():
+        solutions = (_text(item, "sol1"), _text(item, "sol2"))
+        return [_choice(line, style, _text(item, "goal"), solutions, item.get("label"), asks=True)]
+    if {"premise", "choice1", "choice2"} <= item.keys():
+        return [_copa(item, line, style)]
+    if "candidates" in item and "content" in item:
+        return [_idiom(item, line, style)]
+    if "context" in item and isinstance(item.get("choices"), list) and "answers" in item:
+        return _sentences(item, line, style)
+    if "context" in item and "continuation" in item:
+        context, rest = _text(item, "context"), _text(item, "continuation").strip()
+        return [Example("cloze", line, context, references=(rest,), question=context, style=style)]
+    if "a" in item and "b" in item and (name := _name(item, FIELDS["question"], ("a", "b"))):
+        letters = [letter for letter in string.ascii_lowercase[:10] if letter in item]
+        choices = _cells(item, letters)
+        return [_listed(item, line, style, _text(item, name), choices)]
+    if columns := sorted(key for key in item if _NUMBERED.fullmatch(key)):
+        name = _required(item, FIELDS["question"])
+        return [_listed(item, line, style, _text(item, name), _cells(item, columns))]
+    for name in ("choices", "options"):
+        if name in item:
+            return [_with_choices(item, line, style, item[name])]
+    for label in LABEL_FIELDS:
+        if label in item and (text := _name(item, TEXT_FIELDS, (label,))):
+            return [_label(item, line, style, _text(item, text), item[label])]
+    if "golden" in item and "input" in item:
+        return [_answer(item, line, style, _text(item, "input"), item["golden"], ("number",))]
+    question, answer = _name(item, FIELDS["question"]), _name(item, FIELDS["answer"])
+    if question and answer:
+        text, more = _text(item, question), item.get(_name(item, FIELDS["input"], (question,)))
+        if isinstance(more, str) and more.strip():
+            text = f"{text}\n{more}"
+        return [_answer(item, line, style, text, item[answer])]
+    if question and not answer:
+        raise BadLine("a question without an answer")
+    if name := _name(item, FIELDS["text"]):
+        return [Example("perplexity", line, "", references=(_text(item, name),), style=style)]
+    raise BadLine(
+        "no known shape", f"fields: {', '.join(sorted(item)[:8])}; a TOML file may describe the task"
+    )
+
+
+def _name(item: Mapping[str, Any], names: Sequence[str], but: Sequence[str] = ()) -> str:
+    return next((name for name in names if name in item and name not in but), "")
+
+
+def _required(item: Mapping[str, Any], names: Sequence[str]) -> str:
+    if not (name := _name(item, names)):
+        raise BadLine("no question", f"fields: {', '.join(sorted(item)[:8])}")
+    return name
+
+
+def _text(item: Mapping[str, Any], name: str) -> str:
+    value = item.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadLine(f"field {name!r} is no text")
+    if not str(value).strip():
+        raise BadLine(f"field {name!r} is empty")
+    return str(value).strip("\n") if isinstance(value, str) else str(value)
+
+
+def _cells(item: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the choices in columns. In a table, later columns of a question with fewer choices are empty."""
+    values = [item[name] for name in names]
+    while len(values) > 2 and (values[-1] is None or not str(values[-1]).strip()):
+        values.pop()
+    return tuple("" if value is None else str(value).strip() for value in values)
+
+
+def _choices_of(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str | int | float) for value in values):
+        raise BadLine("the choices are no list of texts")
+    return tuple(str(value).strip() for value in values)
+
+
+def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> int:
+    """Return the index of the right choice: given as an index, a letter, a label, or the choice itself."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise BadLine("a question without an answer")
+    text = str(value).strip()
+    if labels:
+        return list(labels).index(text) if text in labels else -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if 0 <= value < len(choices) else -1
+    if len(text) == 1 and text.upper() in string.ascii_uppercase[: len(choices)]:
+        return string.ascii_uppercase.index(text.upper())
+    if text in choices:
+        return choices.index(text)
+    return int(text) if text.isdecimal() and int(text) < len(choices) else -1
+
+
+def _right(item: Mapping[str, Any]) -> Any:
+    for name in ("answer", "gold", "answerkey", "label", "target", "correct", "答案"):
+        if name in item:
+            return item[name]
+    raise BadLine("a question without an answer")
+
+
+def _is_chinese(text: str) -> bool:
+    return bool(_HAN.search(text))
+
+
+def _listed(
+    item: Mapping[str, Any], line: int, style: Style, question: str, choices: tuple[str, ...]
+) -> Example:
+    """Choices that are listed in the prompt, unless the style wants their texts."""
+    answer = _index(_right(item), choices)
+    if style.score == "text":
+        return _choice(line, style, question, choices, answer, asks=True)
+    return _lettered(line, style, question, choices, answer)
+
+
+def _lettered(line: int, style: Style, question: str, choices: tuple[str, ...], answer: int) -> Example:
+    letters = tuple(string.ascii_uppercase[: len(choices)])
+    one = Example("multiple_choice", line, "", choices, answer, (), letters, question.strip(), style)
+    return replace(one, prompt=render_question(one))
+
+
+def render_question(one: Example) -> str:
+    """Return the prompt of a question whose choices are listed."""
+    rows = [f"{letter}. {choice}" for letter, choice in zip(one.letters, one.choices)]
+    if one.style.template:
+        return render(one.style.template, {**one.record, "choices": "\n".join(rows)})
+    return "\n".join(
+        [one.question, *rows, "答案：" if _is_chinese(one.question + one.choices[0]) else "Answer:"]
+    )
+
+
+def _choice(
+    line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
+    *, asks: bool = False, labels: Sequence[str] = (),
+) -> Example:  # fmt: skip
+    """Choices of which the text is scored, unless the style wants letters.
+
+    Args:
+        asks: True writes the question as a question, which the answer follows.
+    """
+    right, prompt = _index(answer, choices, labels), question
+    if asks and style.score == "letter":
+        return _lettered(line, style, question, choices, right)
+    if asks:
+        chinese = _is_chinese(question)
+        prompt = f"问题：{question}\n答案：" if chinese else f"Question: {question}\nAnswer:"
+    return Example("multiple_choice", line, prompt, choices, right, (), (), question, style)
+
+
+def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> Example:
+    name = _required(item, FIELDS["question"])
+    question = _text(item, name)
+    if isinstance(given, Mapping):  # ARC: {"text": [...], "label": [...]}
+        choices, labels = _choices_of(given.get("text")), [str(one) for one in given.get("label") or []]
+        if len(choices) != len(labels):
+            raise BadLine("choices and labels differ in number", f"{len(choices)} and {len(labels)}")
+        return _choice(line, style, question, choices, _right(item), asks=True, labels=labels)
+    choices = _choices_of(given)
+    if name == "query":  # a prepared prompt: a question, or the beginning of a sentence
+        one = _choice(line, style, question, choices, _right(item))
+        asks = question.startswith("Question:") and not question.rstrip().endswith("Answer:")
+        return replace(one, prompt=f"{question}\nAnswer:") if asks else one
+    if style.score == "text":
+        return _choice(line, style, question, choices, _right(item), asks=True)
+    return _listed(item, line, style, question, choices)
+
+
+def _hellaswag(item: dict[str, Any], line: int, style: Style) -> Example:
+    if {"ctx_a", "ctx_b", "activity_label"} <= item.keys():
+        start = f"{item['activity_label']}: {item['ctx_a']} {str(item['ctx_b']).capitalize()}"
+    else:
+        start = _text(item, "ctx")
+    choices = tuple(map(_without_brackets, _choices_of(item["endings"])))
+    label = item.get("label")
+    if label is not None and str(label).isdecimal():
+        label = int(label)
+    return _choice(line, style, _without_brackets(start), choices, label)
+
+
+def _without_brackets(text: str) -> str:
+    """Remove WikiHow's marks, as everyone does who measures HellaSwag."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _copa(item: dict[str, Any], line: int, style: Style) -> Example:
+    words = {"cause": "because", "effect": "therefore"}
+    if item.get("question") not in words:
+        raise BadLine("COPA asks for a cause or an effect", f"got {item.get('question')!r}")
+    prompt = f"{_text(item, 'premise').strip()[:-1]} {words[item['question']]}"
+    choices = tuple(text[0].lower() + text[1:] for text in (_text(item, "choice1"), _text(item, "choice2")))
+    return _choice(line, style, prompt, choices, item.get("label"))
+
+
+def _idiom(item: dict[str, Any], line: int, style: Style) -> Example:
+    content, choices = _text(item, "content"), _choices_of(item["candidates"])
+    before, gap, after = content.partition("#idiom#")
+    if not gap or "#idiom#" in after:
+        raise BadLine("not one #idiom# in the text")
+    index = _index(_right(item), choices)
+    filled = tuple(choice + after[:_REST] for choice in choices)
+    return Example(
+        "multiple_choice", line, before, filled, index, (), (), before, replace(style, delimiter="")
+    )
+
+
+def _sentences(item: dict[str, Any], line: int, style: Style) -> list[Example]:
+    context, choices = _text(item, "context"), _choices_of(item["choices"])
+    answers, gaps = item["answers"], list(_GAP.finditer(context))
+    if not isinstance(answers, list) or len(answers) != len(gaps) or not gaps:
+        raise BadLine("not as many answers as gaps", f"{len(gaps)} gaps")
+    found, before, place = [], "", 0
+    for gap, answer in zip(gaps, answers):
+        before += context[place : gap.start()]
+        after = context[gap.end() :]
+        rest = after[: min(_REST, next((g.start() for g in _GAP.finditer(after)), len(after)))]
+        index = _index(answer, choices)
+        filled = tuple(choice + rest for choice in choices)
+        if not before.strip():
+            before, filled = "", filled
+        found.append(
+            Example(
+                "multiple_choice", line, before, filled, index, (), (), before, replace(style, delimiter="")
+            )
+        )
+        before, place = before + (choices[index] if 0 <= index < len(choices) else ""), gap.end()
+    return found
+
+
+def _label(item: Mapping[str, Any], line: int, style: Style, text: str, label: Any) -> Example:
+    """A text with its label. `tasks.py` sets the choices, when it knows every label."""
+    if label is None or not str(label).strip():
+        raise BadLine("a text without a label")
+    value = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
+    return Example("classification", line, text, (value, f"not {value}"), 0, (value,), (), text, style)
+
+
+def _answer(
+    item: Mapping[str, Any],
+    line: int,
+    style: Style,
+    question: str,
+    answer: Any,
+    metrics: tuple[str, ...] = (),
+) -> Example:
+    given = answer if isinstance(answer, list) else [answer]
+    if not given or any(one is None or not str(one).strip() for one in given):
+        raise BadLine("a question without an answer")
+    texts = tuple(str(one).strip() for one in given)
+    if all(_NUMBER_ANSWER.search(text) for text in texts):
+        metrics = ("number",)
+    chosen = style.metrics or metrics or ("exact_match", "character_f1")
+    return Example("generation", line, question, references=texts, question=question,
+                   style=replace(style, metrics=chosen))  # fmt: skip
+
+
+# -- a task described by a file ----------------------------------------------------------------------------
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+def render(template: str, item: Mapping[str, Any]) -> str:
+    """Return a template with the fields of a record in place of {field}. Raises BadLine for a missing one."""
+
+    def value(match: re.Match[str]) -> str:
+        found = item.get(match[1].lower())
+        if found is None:
+            raise BadLine(f"no field {match[1]!r}", f"fields: {', '.join(sorted(item)[:8])}")
+        return str(found)
+
+    return _FIELD.sub(value, template)
+
+
+def _by_style(item: dict[str, Any], line: int, style: Style, form: Form | None) -> list[Example]:
+    if style.choices:
+        if len(style.choices) == 1 and "{" not in style.choices[0]:
+            choices = _choices_of(item.get(style.choices[0].lower()))
+        else:
+            choices = tuple(render(one, item) for one in style.choices)
+        right = item.get(style.answer.lower()) if style.answer else _right(item)
+        if str(right).isdecimal() and str(right) not in choices:
+            right = int(str(right))
+        letters = tuple(string.ascii_uppercase[: len(choices)]) if style.score == "letter" else ()
+        one = Example(form or "multiple_choice", line, "", choices, _index(right, choices), (), letters, "",
+                      style, record=item)  # fmt: skip
+        prompt = render_question(one) if letters else render(style.template, item)
+        return [replace(one, prompt=prompt, question=prompt)]
+    prompt = render(style.template, item)
+    if form == "perplexity":
+        return [Example("perplexity", line, "", references=(prompt,), style=style)]
+    answer = item.get(style.answer.lower()) if style.answer else _right(item)
+    if form == "cloze":
+        text = str(answer or "").strip()
+        return [Example("cloze", line, prompt, references=(text,), question=prompt, style=style)]
+    return [_answer(item, line, style, prompt, answer)]

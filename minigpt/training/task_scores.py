@@ -1,0 +1,54 @@
+"""Small tasks that a run measures at each evaluation: `--eval_task`.
+
+    tasks = TaskScores(config.eval_task)
+    tasks.of(model, tokenizer)                # {"arc/acc": 0.25, ...}: for metrics.jsonl and TensorBoard
+
+The questions are read once, before the first step, so that a wrong file is reported at once. Measuring draws
+no random number and changes no weight: a run with tasks has the same weights as one without.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minigpt.evaluation.options import TaskOptions
+from minigpt.evaluation.task_results import LoadedModel, run_task
+from minigpt.evaluation.tasks import read_tasks
+from minigpt.generation.loop import evaluating
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["TaskScores"]
+
+_QUESTIONS = 100  # of each task, spread evenly over it: an evaluation should not take longer than the steps
+
+
+class TaskScores:
+    """The tasks of a run.
+
+    Args:
+        paths: files and folders.
+        reads_text: True if the run learns plain text: the model then reads no <sep>.
+
+    Raises:
+        InputError: if a task cannot be read.
+    """
+
+    def __init__(self, paths: Sequence[str], reads_text: bool = False) -> None:
+        self._options = TaskOptions(prompt_format="text" if reads_text else None)
+        self._tasks = [task.limited(_QUESTIONS) for task in read_tasks([Path(path) for path in paths])]
+
+    def of(self, model: Any, tokenizer: AnyTokenizer) -> dict[str, float]:
+        """Return the first metric of each task. The model keeps its mode (train or eval).
+
+        Raises:
+            InputError: if a task does not fit the model, such as choices for a classifier.
+        """
+        found = {}
+        with evaluating(model):
+            for task in self._tasks:
+                result = run_task(LoadedModel(model, tokenizer), task, self._options)
+                value = result.metrics[result.main].value
+                if math.isfinite(value):
+                    found[f"{task.name}/{result.main}"] = value
+        return found

@@ -1,0 +1,150 @@
+"""The log-likelihood of continuations: trees, branches and the slow twin give the same numbers."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.errors import InputError
+from minigpt.evaluation.scoring import ContinuationScorer, _common
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
+from minigpt.families.registry import LanguageModel
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.weights.quantized import set_precision
+from tests.marks import compiled
+
+V, CONTEXT = 19, 24
+
+
+def model_of(family: str, **changes: Any) -> LanguageModel:
+    torch.manual_seed(1)
+    if family == "gpt2":
+        sizes = {
+            "n_embd": 32,
+            "n_head": 2,
+            "n_layer": 2,
+            "block_size": CONTEXT,
+            "vocab_size": V,
+            "dropout": 0.0,
+        }
+        model: LanguageModel = GPTLMHeadModel(GPTConfig(**{**sizes, **changes}))
+    else:
+        sizes = {
+            "vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "max_position_embeddings": CONTEXT,
+        }  # fmt: skip
+        model = Qwen3ForCausalLM(Qwen3Config(**{**sizes, **changes}))
+    with torch.no_grad():  # initial weights give nearly equal scores, which hide mistakes
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    return model.eval()
+
+
+MODELS = {family: model_of(family) for family in ("gpt2", "qwen3")}
+ids = st.lists(st.integers(0, 2), min_size=1, max_size=CONTEXT - 4)  # few tokens: much is shared
+requests = st.lists(
+    st.tuples(ids, st.lists(st.integers(0, 2), min_size=1, max_size=4)), min_size=1, max_size=12
+)
+
+
+@torch.inference_mode()
+def one_by_one(model: LanguageModel, context: list[int], continuation: list[int]) -> tuple[list[float], bool]:
+    """The slow twin: each request by itself."""
+    whole = [*context, *continuation]
+    logprobs = model(torch.tensor([whole[:-1]]))[0].log_softmax(-1)[-len(continuation) :]
+    greedy = logprobs.argmax(-1).tolist() == continuation
+    return [float(row[target]) for row, target in zip(logprobs, continuation)], greedy
+
+
+def check(
+    model: LanguageModel, asked: list[tuple[list[int], list[int]]], tolerance: float = 2e-5
+) -> ContinuationScorer:
+    scorer = ContinuationScorer(model)
+    found = scorer.score(asked)
+    assert len(found) == len(asked)
+    for one, (context, continuation) in zip(found, asked):
+        logprobs, greedy = one_by_one(model, context, continuation)
+        # float32: products of some dozen terms in another order
+        assert one.logprobs == pytest.approx(logprobs, abs=tolerance)
+        assert one.is_greedy == greedy
+        assert one.n_cut == 0
+    return scorer
+
+
+@pytest.mark.parametrize("family", MODELS)
+@given(asked=requests, tree=st.sampled_from([1, 3, 8, 256]))
+@settings(max_examples=40, deadline=None)
+def test_a_tree_scores_as_one_by_one(
+    family: str, asked: list[tuple[list[int], list[int]]], tree: int
+) -> None:
+    scorer = ContinuationScorer(MODELS[family])
+    scorer._tree = tree
+    for one, (context, continuation) in zip(scorer.score(asked), asked):
+        logprobs, greedy = one_by_one(MODELS[family], context, continuation)
+        assert one.logprobs == pytest.approx(logprobs, abs=2e-5)
+        assert one.is_greedy == greedy
+
+
+def test_a_sliding_window_is_read_branch_by_branch() -> None:
+    model = model_of("qwen3", sliding_window=5, layer_types=("sliding_attention",) * 2)
+    assert getattr(model.config, "sliding_window", None) == 5
+    check(model, [([1, 2, 3] * 5, [4, 5]), ([1, 2, 3] * 5, [6]), ([1, 2, 3] * 5 + [7], [8])])
+
+
+@compiled
+@pytest.mark.parametrize("precision", ["int8", "int4", "bfloat16"])
+@pytest.mark.parametrize("family", MODELS)
+def test_weights_in_fewer_bits_are_scored_by_c(family: str, precision: Any) -> None:
+    model = set_precision(model_of(family), precision)
+    asked = [([1, 2, 3, 4], [5, 6]), ([1, 2, 3, 4], [7]), ([1, 2, 9], [10]), ([1, 2, 3, 4], [5, 6, 7])]
+    # PyTorch computes int4 and bfloat16 in bfloat16, whose 8 bits leave 2**-8 of logits up to 4
+    scorer = check(model, asked, 1e-3 if precision == "int8" else 4 * 2**-7)
+    assert scorer.tokens_read < scorer.tokens_asked
+
+
+def test_what_is_shared_is_read_once() -> None:
+    shots = [1, 2, 3, 4, 5, 6]
+    asked = [([*shots, question], [letter]) for question in (7, 8, 9) for letter in (10, 11, 12, 13)]
+    scorer = check(MODELS["gpt2"], asked)
+    assert scorer.tokens_asked == 12 * 7
+    assert scorer.tokens_read == 6 + 3  # the shots, and each question
+
+
+def test_a_long_context_loses_its_beginning() -> None:
+    context = [i % V for i in range(40)]
+    (one,) = ContinuationScorer(MODELS["gpt2"]).score([(context, [1, 2])])
+    logprobs, _ = one_by_one(MODELS["gpt2"], context[-(CONTEXT - 1) :], [1, 2])
+    assert one.n_cut == 42 - CONTEXT - 1
+    assert one.logprobs == pytest.approx(logprobs, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (([], [1]), "request 1 has an empty context"),
+        (([1], []), "request 1 has an empty continuation"),
+        (([1], [1] * 25), "request 1: a continuation of 25 tokens is longer than the 24 tokens"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(asked: tuple[list[int], list[int]], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ContinuationScorer(MODELS["gpt2"]).score([asked])
+
+
+def test_damaged_weights_are_said() -> None:
+    model = model_of("gpt2")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        ContinuationScorer(model).score([([1], [2])])
+
+
+@given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
+def test_common_beginning(a: list[int], b: list[int]) -> None:
+    slow = 0
+    while slow < min(len(a), len(b)) and a[slow] == b[slow]:
+        slow += 1
+    assert _common(a, b) == slow
