@@ -45,6 +45,8 @@ def describe_prompt(
     notes = []
     if found["chat"]["between"] is None:
         notes.append("the chat template is not of the kind that the page knows: it asks each question alone")
+    if found["chat"]["trims"] is None:
+        notes.append("the chat template changes the white space around a message; the page leaves it alone")
     return found, notes
 
 
@@ -72,8 +74,6 @@ class _Template:
         """Return the pieces; see the module's docstring."""
         head, tail = self._cut(self._rendered(["u1"]), ["u1"])
         between = self._between(head, tail)
-        spaced = self._rendered([" \n u1 \n "], add=False)
-        trims = not any(isinstance(one, str) and " \n u1 \n " in one for one in spaced)
         tails: dict[str, _Piece | None] = {"on": tail, "off": None}
         if "enable_thinking" in (self._tokenizer.chat_template or ""):
             quiet = self._cut(self._rendered(["u1"], enable_thinking=False), ["u1"])
@@ -82,9 +82,18 @@ class _Template:
             "head": head,
             "between": between,
             "tails": tails,
-            "trims": trims,
+            "trims": self._trims(head, tail),
             "thoughtsEnd": self._thoughts_end(head, between, tail),
         }
+
+    def _trims(self, head: _Piece, tail: _Piece) -> bool | None:
+        """Return whether the template strips messages; None if it does so in another way than strip()."""
+        probes = [" u ", "\n\nu", "u\n\n", "\n u\n"]
+        found = [self._rendered([probe], add=False) for probe in probes]
+        for trims in (False, True):
+            if found == [_joined([*head, one.strip() if trims else one, *tail]) for one in probes]:
+                return trims
+        return None
 
     def _between(self, head: _Piece, tail: _Piece) -> list[_Piece] | None:
         """Return what stands before and after an answer, or None if the template does not allow it."""

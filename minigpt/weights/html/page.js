@@ -16,8 +16,10 @@ class Page {
     this.model = new Model(about, tensors);
     this.tokenizer = tokenizerOf(about.tokenizer);
     this.turns = [];
+    this.shown = null;
     this.busy = false;
     this.stopped = false;
+    this.said = ["ready"]; // the status, to say it again in the other language
     this.at = (id) => document.getElementById(id);
     this.makeOptions();
     this.glass = new GlassBox(this, this.at("strip"), this.at("panel"), (index) => this.mark(index));
@@ -35,8 +37,8 @@ class Page {
     this.at("clear").addEventListener("click", () => this.clear());
     this.at("language").addEventListener("click", () => this.speak(language === "en" ? "zh" : "en"));
     this.speak(language);
+    this.at("optionBox").open = window.innerWidth > 832; // on a phone the answer comes first
     this.at("main").hidden = false;
-    this.status("ready");
     this.enable();
   }
 
@@ -55,7 +57,7 @@ class Page {
   }
 
   status(...words) {
-    this.said = words.length ? words : this.said ?? ["ready"];
+    this.said = words;
     this.at("status").textContent = say(...this.said);
   }
 
@@ -123,6 +125,7 @@ class Page {
     this.at("question").value = "";
     const turn = { said: text, prompt: ids, ids: [], drawn: [], answer: "" };
     this.turns.push(turn);
+    this.shown = turn;
     this.show(turn);
     this.glass.begin(ids);
     this.busy = true;
@@ -206,19 +209,15 @@ class Page {
     turn.body = make("div", { class: "body" });
     turn.spans = [];
     turn.filled = 0;
-    for (const kind of ["click", "mouseover"]) {
-      turn.body.addEventListener(kind, (event) => {
-        if (event.target.dataset?.index !== undefined) this.look(turn, Number(event.target.dataset.index));
-      });
-    }
+    followMouse(turn.body, (index, isClick) => this.look(turn, index, isClick));
     log.append(make("div", { class: "turn you" }, make("span", { class: "who", "data-who": "you" }, say("you")), make("div", { class: "body" }, turn.said)));
     log.append(make("div", { class: "turn model" }, make("span", { class: "who", "data-who": "model" }, say("model")), turn.body));
     log.scrollTop = log.scrollHeight;
   }
 
   // Show a token of any turn. An earlier turn is read again.
-  look(turn, index) {
-    if (this.busy) return;
+  look(turn, index, isClick) {
+    if (this.busy || (this.glass.pinned && !isClick)) return;
     const all = [...turn.prompt, ...turn.ids];
     const same = this.glass.sequence.length === all.length && all.every((id, i) => this.glass.sequence[i] === id);
     if (!same) {
@@ -226,18 +225,20 @@ class Page {
       this.glass.begin(turn.prompt);
       turn.ids.forEach((id, i) => this.glass.push(id, turn.drawn[i]));
     }
-    this.glass.select(index);
+    this.shown = turn;
+    this.glass.point(index, isClick);
   }
 
   mark(index) {
     for (const node of document.querySelectorAll(".said.marked")) node.classList.remove("marked");
-    const turn = this.turns.at(-1);
+    const turn = this.shown; // whose tokens the glass box has
     turn?.spans[index - turn.prompt.length]?.classList.add("marked");
   }
 
   clear() {
     if (this.busy) return;
     this.turns = [];
+    this.shown = null;
     this.at("log").replaceChildren();
     this.note("");
     this.glass.begin([]);

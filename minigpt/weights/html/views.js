@@ -13,6 +13,16 @@ function make(tag, attributes, ...children) {
   return node;
 }
 
+// Calls point(index, isClick) for the child with data-index that the mouse is on.
+function followMouse(node, point) {
+  for (const kind of ["click", "mouseover"]) {
+    node.addEventListener(kind, (event) => {
+      const index = event.target.dataset?.index;
+      if (index !== undefined) point(Number(index), kind === "click");
+    });
+  }
+}
+
 const VIEWS = ["attention", "distribution", "steps", "lens"];
 
 class GlassBox {
@@ -29,13 +39,17 @@ class GlassBox {
     this.layer = 0;
     this.head = -1; // -1: the mean of all heads
     this.stage = 0;
+    this.pinned = false; // after a click the mouse no longer chooses, until the next click
     strip.addEventListener("keydown", (event) => this.key(event));
-    for (const kind of ["click", "mouseover"]) {
-      strip.addEventListener(kind, (event) => {
-        const index = event.target.dataset?.index;
-        if (index !== undefined) this.select(Number(index));
-      });
-    }
+    followMouse(strip, (index, isClick) => this.point(index, isClick));
+  }
+
+  // The mouse is over a token, or a click fell on it.
+  point(index, isClick) {
+    if (this.pinned && !isClick) return;
+    this.pinned = isClick && !(this.pinned && index === this.selected);
+    this.strip.classList.toggle("pinned", this.pinned);
+    this.select(index);
   }
 
   show(id) {
@@ -54,6 +68,7 @@ class GlassBox {
   begin(ids) {
     this.sequence = [...ids];
     this.drawn.clear();
+    this.pinned = false;
     this.strip.replaceChildren();
     ids.forEach((id, index) => this.append(id, index));
     this.selected = 0;
@@ -106,7 +121,8 @@ class GlassBox {
     const id = this.sequence[this.selected];
     const probabilities = softmax(this.logits(position));
     const words = [this.selected + 1, this.sequence.length, visible(this.show(id)), id, percent(probabilities[id])];
-    const focus = panel.contains(document.activeElement) ? document.activeElement.dataset.control : null;
+    const active = document.activeElement;
+    const focus = panel.contains(active) ? active.dataset.control : null; // a new node takes its place
     panel.replaceChildren(make("p", { class: "which" }, say("position", ...words)), ...this[this.view](position, id));
     if (focus) panel.querySelector(`[data-control="${focus}"]`)?.focus();
     return undefined;
