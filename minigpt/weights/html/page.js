@@ -74,17 +74,13 @@ class Page {
     draw.checked = Boolean(given.do_sample);
     const list = this.at("sliders");
     list.append(make("p", {}, draw, " ", make("label", { for: "do_sample", "data-say": "do_sample" })));
+    this.ranges = {};
+    this.sliders = {}; // name -> all sliders of this option
     for (const [name, [from, to, step, usual]] of Object.entries(SLIDERS)) {
       const value = given[name] ?? usual;
       const limit = Math.max(Math.min(to, most[name] ?? to), value);
-      const slider = make("input", { type: "range", id: name, min: Math.min(from, value), max: limit, step: step === 1 ? 1 : "any" });
-      slider.value = value;
-      const number = make("output", { for: name });
-      const write = () => (number.textContent = step === 1 ? slider.value : Number(slider.value).toFixed(2));
-      write();
-      slider.addEventListener("input", write);
-      slider.addEventListener("input", () => this.optionMoved());
-      list.append(make("p", { class: "slider" }, make("label", { for: name, "data-say": name }), slider, number));
+      this.ranges[name] = { min: Math.min(from, value), max: limit, step: step === 1 ? 1 : "any", value };
+      list.append(this.slider(name, name));
     }
     const seed = make("input", { type: "number", id: "seed", min: 0, step: 1 });
     seed.value = String(given.seed ?? 0);
@@ -97,8 +93,28 @@ class Page {
     }
   }
 
+  // A slider for an option; all sliders of one option move together.
+  slider(name, id) {
+    const { min, max, step, value } = this.ranges[name];
+    const node = make("input", { type: "range", id, min, max, step, "data-control": id });
+    const number = make("output", { for: id });
+    const set = (chosen) => {
+      node.value = chosen;
+      number.textContent = step === 1 ? node.value : Number(node.value).toFixed(2);
+    };
+    set(this.sliders[name]?.[0].node.value ?? value);
+    this.sliders[name] = [...(this.sliders[name] ?? []).filter((one) => one.node.isConnected || one.node.id === name), { node, set }];
+    node.addEventListener("input", () => {
+      this.sliders[name].forEach((one) => one.set(node.value));
+      this.optionMoved();
+    });
+    return make("p", { class: "slider" }, make("label", { for: id, "data-say": name }, say(name)), node, number);
+  }
+
   optionMoved() {
-    if (!this.busy && ["distribution", "steps"].includes(this.glass.view)) this.glass.draw();
+    if (this.busy) return;
+    if (this.glass.refresh) this.glass.refresh();
+    else if (this.glass.view === "steps") this.glass.draw();
   }
 
   options() {

@@ -112,6 +112,7 @@ class GlassBox {
       if (top < strip.scrollTop || top + offsetHeight > strip.scrollTop + strip.clientHeight) strip.scrollTop = top - 30;
     }
     this.heat(null);
+    this.refresh = null; // draws what depends on the options, and nothing else
     const position = this.selected - 1;
     if (!this.sequence.length) return panel.replaceChildren(make("p", {}, say("empty")));
     if (position < 0 || position >= this.page.model.ids.length) {
@@ -174,12 +175,19 @@ class GlassBox {
   // -- distribution -------------------------------------------------------------------------------------------
 
   distribution(position, id) {
-    const { about } = this.page;
     const logits = this.logits(position);
+    const box = make("div", {});
+    this.refresh = () => box.replaceChildren(...this.bars(position, id, logits));
+    this.refresh();
+    const move = (name) => this.page.slider(name, `glass-${name}`); // the same slider, within reach on a phone
+    return [make("p", { class: "hint" }, say("distributionHint")), move("temperature"), move("top_p"), box];
+  }
+
+  bars(position, id, logits) {
     const raw = softmax(logits);
     const options = this.page.options();
     const ids = this.sequence.slice(0, position + 1);
-    const after = softmax(filtered(penalized(logits, ids, options, about.tokens), options));
+    const after = softmax(filtered(penalized(logits, ids, options, this.page.about.tokens), options));
     const shown = mostLikely(raw, 10).map(([token]) => token);
     if (!shown.includes(id)) shown.push(id);
     const rows = shown.map((token) =>
@@ -187,7 +195,6 @@ class GlassBox {
         make("th", { scope: "row" }, quoted(this.show(token))), bar(raw[token]), bar(after[token])));
     const left = after.reduce((count, p) => count + (p > 0), 0);
     return [
-      make("p", { class: "hint" }, say("distributionHint")),
       table([say("token"), say("raw"), say("after")], rows),
       make("p", {}, say("entropy", entropy(raw).toFixed(2), entropy(after).toFixed(2), left)),
     ];
