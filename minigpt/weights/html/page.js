@@ -137,7 +137,9 @@ class Page {
     if (ids.length > about.context - 1) return this.status("tooLong", ids.length, about.context);
     if (!ids.length) return;
     const unknown = tokenizer.unknownCharacters(text);
-    this.note(unknown.length ? say("unknown", unknown.slice(0, 20).join(" ")) : left && about.chat?.between ? say("forgot", left) : "");
+    const notes = unknown.length ? [say("unknown", unknown.slice(0, 20).join(" "))] : [];
+    if (left && about.chat?.between) notes.push(say("forgot", left));
+    this.note(notes.join(" "));
     this.at("question").value = "";
     const turn = { said: text, prompt: ids, ids: [], drawn: [], answer: "" };
     this.turns.push(turn);
@@ -181,7 +183,7 @@ class Page {
     this.speed = seconds > 0 ? (count - 1) / seconds : 0;
     this.status("done", count, ((performance.now() - began) / 1000).toFixed(2), this.speed.toFixed(1));
     const ended = this.about.eos.includes(turn.ids[count - 1]);
-    if (!ended && turn.prompt.length + count >= this.about.context) this.note(say("full", this.about.context));
+    if (!ended && turn.prompt.length + count >= this.about.context) this.note(`${this.at("note").textContent} ${say("full", this.about.context)}`);
     this.glass.select(turn.prompt.length); // the first token of the answer
     this.glass.draw();
   }
