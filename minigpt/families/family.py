@@ -89,6 +89,8 @@ class Family:
     list_operations: Callable[[Any, Any], None]
     native_modules: tuple[type[nn.Module], ...]  # module classes whose forward these operations replace
     rotary_table: Callable[[Any, int], Tensor] | None = None
+    # C -> the angles between neighbouring positions, (D / 2,), and the factor of cos and sin; None: no RoPE
+    rotary_frequencies: Callable[[Any], tuple[Tensor, float]] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
 

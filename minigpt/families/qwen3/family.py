@@ -17,7 +17,7 @@ from minigpt.errors import InputError
 from minigpt.families.checks import MAX_LAYERS, require_fixed, require_keys
 from minigpt.families.family import Family, Weight
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM, RopeScaling
-from minigpt.families.qwen3.native import MODULES, list_operations, rotary_table
+from minigpt.families.qwen3.native import MODULES, list_operations, rotary_frequencies, rotary_table
 
 __all__ = ["FAMILY"]
 
@@ -272,4 +272,5 @@ FAMILY = Family(
     list_operations=list_operations,
     native_modules=MODULES,
     rotary_table=rotary_table,
+    rotary_frequencies=rotary_frequencies,
 )

@@ -13,10 +13,11 @@ from minigpt.families.qwen3.model import (
     Qwen3ForCausalLM,
     Qwen3Model,
     RMSNorm,
+    rope_frequencies,
     rope_tables,
 )
 
-__all__ = ["MODULES", "list_operations", "rotary_table"]
+__all__ = ["MODULES", "list_operations", "rotary_frequencies", "rotary_table"]
 
 MODULES: tuple[type[nn.Module], ...] = (Qwen3ForCausalLM, Qwen3Model, Block, Attention, MLP, RMSNorm)
 
@@ -46,3 +47,10 @@ def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
 def rotary_table(config: Qwen3Config, columns: int) -> Tensor:
     """Return RoPE's cos and sin of the first positions: (columns, D), with D / 2 columns of each."""
     return torch.cat(rope_tables(torch.arange(columns), config), dim=-1)[0].contiguous()
+
+
+def rotary_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
+    """RoPE's angles between neighbouring positions, (D / 2,), and the factor of cos and sin."""
+    scaling = config.rope_scaling
+    factor = 1.0 if scaling is None else scaling.attention_factor
+    return rope_frequencies(config, torch.device("cpu")), factor

@@ -1,0 +1,344 @@
+"""Writes one HTML file with a model inside: it answers in a browser, without a server and without a network.
+
+    notes = write_html("model.html", model, tokenizer, form="question", eos=[2])
+
+The page holds the weights, the tokenizer and a program in JavaScript (the files in minigpt/weights/html),
+which computes the same logits. A family's list of operations, which minigpt.generation.native runs in C,
+describes the computation; so the program knows no family.
+
+The file, in order: a policy that allows this script and nothing from outside, the style, the page's
+elements, the description of the model (JSON), the weights, the program. Description and weights are
+compressed by gzip and written in base64: no name, token or text of a model is ever read as HTML.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from minigpt.errors import InputError
+from minigpt.families.registry import LanguageModel, family_of
+from minigpt.families.strict_loading import require_finite
+from minigpt.storage.files import atomic_open
+from minigpt.weights.html_prompt import describe_prompt
+from minigpt.weights.html_tokenizer import describe_tokenizer
+from minigpt.weights.pretrained import AnyTokenizer
+from minigpt.weights.quantized import rounded_rows
+
+__all__ = ["MAX_BYTES", "SCRIPTS", "HtmlDtype", "write_html"]
+
+HtmlDtype = Literal["float32", "float16", "int8"]
+MAX_BYTES = 512 * 2**20
+"""Most bytes of weights. A browser holds the text, the bytes and the numbers at once: four times as much."""
+
+SCRIPTS = (
+    "weights.js", "tokenizer.js", "sampling.js", "model.js", "prompt.js", "words.js", "views.js", "page.js",
+)  # fmt: skip
+_FLOAT16_MAX = 65504.0
+_PART = 3 * 2**20  # bytes in one element of the page; a multiple of 3, so that base64 needs no padding
+
+
+def write_html(
+    path: str | Path,
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    *,
+    form: Literal["chat", "question", "text"],
+    eos: Sequence[int],
+    dtype: HtmlDtype = "float16",
+    name: str = "",
+    options: Mapping[str, Any] | None = None,
+    start: int | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> list[str]:
+    """Write a model and its tokenizer as one HTML file.
+
+    Args:
+        path: the file to write.
+        model: the model, not quantised.
+        tokenizer: its tokenizer.
+        form: the model's prompt format.
+        eos: ids that end an answer.
+        dtype: type of the matrices. int8 has a scale for each row. Vectors are always float32.
+        name: a name of the model for people.
+        options: values with which the page's sliders begin, by the names of GenerationOptions.
+        start: the first token of an empty text, for the format "text".
+        max_bytes: most bytes of weights, before compression.
+
+    Returns: sentences about what the page does differently from minigpt.
+
+    Raises:
+        InputError: if the weights are too large for a page, a value is too large for float16, or the
+            tokenizer is not one that the page knows.
+    """
+    if dtype not in get_args(HtmlDtype):
+        raise InputError(f"dtype must be one of {', '.join(get_args(HtmlDtype))}: got {dtype!r}")
+    plan = _Plan()
+    family = family_of(model.config)
+    family.list_operations(plan, model)
+    plan.set_windows(model.config)
+    entries, size = plan.entries(dtype)
+    if size > max_bytes:
+        raise InputError(
+            f"the model has {size / 2**20:,.0f} MiB of weights as {dtype}; a page holds at most "
+            f"{max_bytes / 2**20:,.0f}: {_smaller(dtype)}"
+        )
+    prompt, notes = describe_prompt(tokenizer, form)
+    about: dict[str, Any] = {
+        "name": name,
+        "form": form,
+        "context": model.config.max_position_embeddings,
+        "parameters": model.config.parameter_count(),
+        "dtype": dtype,
+        "tokens": min(model.config.vocab_size, tokenizer.get_vocab_size()),
+        "eos": [int(one) for one in eos],
+        "start": start,
+        "options": dict(options or {}),
+        **prompt,
+        "tokenizer": describe_tokenizer(tokenizer),
+        "rotary": _rotary(family, model.config),
+        "buffers": plan.widths,
+        "operations": plan.operations,
+        "tensors": entries,
+        "bytes": size,
+    }
+    if dtype == "float16":
+        plan.require_float16()
+    description = json.dumps(about, separators=(",", ":")).encode()
+    with atomic_open(path) as file:
+        before, after = _page(name, len(description))
+        file.write(before)
+        _write_parts(file, "description", [description])
+        _write_parts(file, "weights", plan.content(dtype))
+        file.write(after)
+    return notes
+
+
+def _smaller(dtype: HtmlDtype) -> str:
+    other = {"float32": "float16 or int8", "float16": "int8"}.get(dtype)
+    return (
+        f"convert with --dtype {other}"
+        if other
+        else "convert a smaller model, or run this one with minigpt chat"
+    )
+
+
+def _rotary(family: Any, config: Any) -> dict[str, Any] | None:
+    if family.rotary_frequencies is None:
+        return None
+    frequencies, factor = family.rotary_frequencies(config)
+    return {"frequencies": frequencies.tolist(), "factor": factor}
+
+
+# -- the page ----------------------------------------------------------------------------------------------
+
+
+def _text_of(name: str) -> str:
+    return (resources.files("minigpt.weights") / "html" / name).read_text(encoding="utf-8")
+
+
+def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
+    """Return the bytes before and after the model."""
+    script = '"use strict";\n' + "\n".join(_text_of(file) for file in SCRIPTS)
+    style = _text_of("page.css")
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    filled = {
+        "{{policy}}": policy,
+        "{{title}}": html.escape(name) or "minigpt",
+        "{{style}}": style,
+        "{{size}}": str(description_size),
+    }
+    page = _text_of("page.html")
+    for mark, text in filled.items():
+        if mark != "{{title}}":  # last, because a name may hold another mark
+            page = page.replace(mark, text)
+    before, after = page.split("{{model}}")
+    before = before.replace("{{title}}", filled["{{title}}"])
+    # half a character cannot be written in UTF-8
+    return before.encode("utf-8", "replace"), after.replace("{{script}}", script).encode()
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
+    """Compress, and write elements of at most _PART bytes each: browsers limit the length of one text."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)  # 31: with the header of gzip
+    waiting = bytearray()
+
+    def flush(least: int) -> None:
+        while len(waiting) >= least and waiting:
+            part = base64.b64encode(waiting[:_PART])
+            file.write(b'<script type="text/plain" class="%s">' % kind.encode() + part + b"</script>\n")
+            del waiting[:_PART]
+
+    for piece in pieces:
+        waiting += compressor.compress(piece)
+        flush(_PART)
+    waiting += compressor.flush()
+    flush(1)
+
+
+# -- the computation and the weights -----------------------------------------------------------------------
+
+
+class _Plan:
+    """Takes down the operations of a model, as minigpt.generation.native.OperationList does, as JSON.
+
+    Attributes:
+        widths: name of each buffer -> its width.
+        operations: the operations in order; tensors are numbers of `tensors`.
+        tensors: the tensors, each once.
+    """
+
+    def __init__(self) -> None:
+        self.widths: dict[str, int] = {}
+        self.operations: list[dict[str, Any]] = []
+        self.tensors: list[Tensor] = []
+        self._numbers: dict[tuple[int, torch.Size], int] = {}
+        self._buffers: dict[int, str] = {}  # address of a buffer's storage -> its name
+        self._keep: list[Tensor] = []
+
+    # -- what a family calls --------------------------------------------------------------------------------
+
+    def buffer(self, name: str, width: int) -> Tensor:
+        """Name a buffer; see OperationList."""
+        tensor = torch.empty(1, width)
+        self._buffers[tensor.untyped_storage().data_ptr()] = name
+        self._keep.append(tensor)
+        self.widths[name] = width
+        return tensor
+
+    def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
+        """Add out = table[ids], plus the vectors of the positions, if there are any."""
+        more = {"weight": self._number(table), "positions": self._number(positions)}
+        self.operations.append({"kind": "embed", **more, **self._place("output", out)})
+
+    def attention(
+        self, qkv: Tensor, out: Tensor, heads: int, kv_heads: int, head_dim: int, **more: Any
+    ) -> None:
+        """Add out = attention(qkv)."""
+        norms = {"queryNorm": more.get("q_norm"), "keyNorm": more.get("k_norm")}
+        self.operations.append(
+            {
+                "kind": "attention",
+                "heads": heads,
+                "kvHeads": kv_heads,
+                "headDim": head_dim,
+                "eps": more.get("eps"),
+                "window": None,
+                **{key: self._number(tensor) for key, tensor in norms.items()},
+                **self._place("input", qkv),
+                **self._place("output", out),
+            }
+        )
+
+    def product(
+        self,
+        layer: Any,
+        source: Tensor,
+        out: Tensor,
+        norm: Any = None,
+        act: Literal["gelu_tanh", "gelu_exact"] | None = None,
+        **more: Any,
+    ) -> None:
+        """Add out = activation(linear(norm(source)))."""
+        values = more.get("values")
+        rows, columns = layer.weight.shape
+        self.operations.append(
+            {
+                "kind": "product",
+                "rows": rows,
+                "columns": columns,
+                "weight": self._number(layer.weight),
+                "bias": self._number(layer.bias),
+                "values": None if values is None else self._number(values.weight),
+                "activation": act if values is None else "swiglu",
+                "norm": self._norm(norm),
+                "add": bool(more.get("add", False)),
+                **self._place("input", source),
+                **self._place("output", out),
+            }
+        )
+
+    def _norm(self, norm: Any) -> dict[str, Any] | None:
+        if norm is None:
+            return None
+        kind = "layer" if isinstance(norm, nn.LayerNorm) else "rms"
+        bias = self._number(getattr(norm, "bias", None))
+        return {"kind": kind, "weight": self._number(norm.weight), "bias": bias, "eps": norm.eps}
+
+    def _place(self, key: str, view: Tensor) -> dict[str, Any]:
+        name = self._buffers[view.untyped_storage().data_ptr()]
+        return {key: name, f"{key}At": view.storage_offset()}
+
+    def _number(self, tensor: Tensor | None) -> int | None:
+        """Return the number of a tensor. A tensor that two operations share, as a tied head, has one."""
+        if tensor is None:
+            return None
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.tensors)
+            self.tensors.append(tensor.detach())
+        return self._numbers[key]
+
+    # -- what is written ------------------------------------------------------------------------------------
+
+    def set_windows(self, config: Any) -> None:
+        """Say which layers see only the last tokens."""
+        attentions = [one for one in self.operations if one["kind"] == "attention"]
+        for layer, operation in enumerate(attentions):
+            if getattr(config, "sliding_window", None) is not None and config.is_sliding(layer):
+                operation["window"] = config.sliding_window
+
+    def entries(self, dtype: HtmlDtype) -> tuple[list[dict[str, Any]], int]:
+        """Return shape, dtype and place of each tensor, and the number of all bytes."""
+        found, place = [], 0
+        for tensor in self.tensors:
+            stored = dtype if tensor.ndim == 2 else "float32"
+            found.append({"shape": list(tensor.shape), "dtype": stored, "offset": place})
+            place += tensor.numel() * {"float32": 4, "float16": 2, "int8": 1}[stored]
+            place += 4 * len(tensor) if stored == "int8" else 0
+        return found, place
+
+    def require_float16(self) -> None:
+        """Raise InputError if a matrix has a value that float16 cannot hold."""
+        for tensor in self.tensors:
+            if tensor.ndim == 2 and float(tensor.abs().max()) > _FLOAT16_MAX:
+                raise InputError(
+                    "the weights hold values too large for float16: convert with --dtype float32"
+                )
+
+    def content(self, dtype: HtmlDtype) -> Iterator[bytes]:
+        """Yield the bytes of all tensors, in order."""
+        for tensor in self.tensors:
+            require_finite("the weights", tensor)
+            exact = tensor.float().cpu()
+            if tensor.ndim != 2 or dtype == "float32":
+                yield _planes(exact.numpy())
+            elif dtype == "float16":
+                yield _planes(exact.half().numpy())
+            else:
+                numbers, scale = rounded_rows(exact)
+                yield numbers.numpy().tobytes()
+                yield _planes(scale.numpy())
+
+
+def _planes(array: npt.NDArray[Any]) -> bytes:
+    """Return the bytes by significance: the lowest byte of each number, then the second, and so on."""
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    return little.view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
