@@ -8,6 +8,7 @@ from minigpt.data.batches import EncodedExamples
 from minigpt.data.preferences import EncodedPreferences
 from minigpt.data.prompts import EncodedPrompts
 from minigpt.data.words import WordFinder
+from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import train_only
