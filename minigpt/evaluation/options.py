@@ -49,7 +49,7 @@ class TaskOptions:
     """text before the shots"""
     score: Literal["letter", "text"] | None = None
     """what is scored of a choice; left out: letters where the choices are listed"""
-    prompt_format: Literal["text", "question", "chat"] | None = None
+    prompt_format: Literal["chat", "question", "text"] | None = None
     """plain text, question <sep> answer, or chat template; left out: <sep> if trained so, otherwise text"""
     limit: int = 0
     """most questions of a task, spread evenly over it; 0: all"""

@@ -11,20 +11,19 @@ be compared.
 
 import random
 from collections.abc import Sequence
-from typing import Literal
 
 from minigpt.errors import InputError
 from minigpt.evaluation.options import TaskOptions
 from minigpt.evaluation.task_shapes import Example
 from minigpt.evaluation.tasks import Task
 from minigpt.generation.conversation import require_form
+from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.sequence import bare_ids
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["STOPS", "Prompter", "Request", "choose_shots", "encode_pair"]
 
-PromptFormat = Literal["text", "question", "chat"]
 Request = tuple[Sequence[int], Sequence[int]]
 STOPS = ("\n\n", "Question:", "问题：")  # what ends an answer in plain text: the next shot would begin
 

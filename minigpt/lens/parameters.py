@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, family_of
-from minigpt.finetuning.lora import LoraLinear
+from minigpt.finetuning.layers import AdaptedLayer
 from minigpt.lens.results import Bars, Part, Table, View
 from minigpt.lens.vectors import float_matrix
 from minigpt.lens.words import Say
@@ -144,7 +144,7 @@ def _matrices(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
     for key in family.weight_names(model.config):
         path, _, kind = key.rpartition(".")
         module = modules[path]
-        linear = module.linear if isinstance(module, LoraLinear) else module
+        linear = module.linear if isinstance(module, AdaptedLayer) else module
         tensor = getattr(linear, kind, None)
         if tensor is None or id(tensor) in seen:
             continue

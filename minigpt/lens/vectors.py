@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, family_of
-from minigpt.finetuning.lora import LoraLinear
+from minigpt.finetuning.layers import AdaptedLayer
 from minigpt.generation.conversation import token_text
 from minigpt.generation.sequence import bare_ids
 from minigpt.lens.results import Bars, Part, Table, View, shown
@@ -82,8 +82,9 @@ def neighbours(model: LanguageModel, tokenizer: AnyTokenizer, text: str, count: 
 
 def float_matrix(module: Any) -> Tensor:
     """Return the matrix of a linear layer in float32, with its active adapters, (N, K)."""
-    if isinstance(module, LoraLinear):
-        return module.merged_weight().float()
+    if isinstance(module, AdaptedLayer):  # bottlenecks do not change the matrix
+        is_linear = all(layer.is_linear for layer in module.actives)
+        return (module.merged()[0] if is_linear else module.float_weight()).detach().float()
     if hasattr(module, "dequantized"):
         whole: Tensor = module.dequantized()[:, : module.in_features].float()
         return whole
