@@ -23,7 +23,7 @@ from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
 from minigpt.errors import InputError
 
 __all__ = [
-    "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "ProblemType", "Text",
+    "FIELDS", "KNOWN_SHAPES", "NO_KNOWN_FIELD", "DataOptions", "FieldNames", "ProblemType", "Text",
     "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of", "whole_text_of",
 ]  # fmt: skip
 
@@ -89,6 +89,7 @@ _ALIKE = {
         + _NOTE
     ),
 }
+NO_KNOWN_FIELD = "no field that is known"  # the reason of a bad record
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations"
 )
@@ -200,7 +201,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
             if null := next((name for name in FIELDS[other] if name in item), None):
                 raise BadLine(f"`{null}` is null, not text")
             raise BadLine(f"`{FIELDS[other][0]}` is missing", shown_keys(item))
-    raise BadLine("no field that is known", shown_keys(item))
+    raise BadLine(NO_KNOWN_FIELD, shown_keys(item))
 
 
 def lower_keys(value: Mapping[Any, Any]) -> dict[str, Any]:

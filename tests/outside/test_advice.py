@@ -205,3 +205,11 @@ def test_the_fields_that_a_message_names(desk: Path, run_command: RunCommand, ve
     more = {"stats": ["--vocab_path=vocab.json"], "vocab": ["--output=out/vocab.json"]}.get(verb, [])
     fields = ["--question_field", "标题", "--answer_field", "正解"]
     assert run_command(verb, READING[verb], "d", *fields, *more).code == 0
+
+
+@pytest.mark.parametrize("verb", ["split", "stats", "vocab"])
+def test_texts_under_another_name(desk: Path, run_command: RunCommand, verb: str) -> None:
+    lines = [{"id": "1", "story": POEM}] * 3
+    (desk / "my stories").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    said = refusal(run_command, verb, READING[verb], "my stories")
+    assert train_as_said(run_command, said)["characters"] == 3 * len(POEM)
