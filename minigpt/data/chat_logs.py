@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Role
+from minigpt.data.conversation import ROLES, Role
 from minigpt.data.file_formats import advised
 from minigpt.data.json_values import BadLine, Record
-from minigpt.data.records import FIELDS, FieldNames, is_head, lower_keys, text_of
+from minigpt.data.records import FIELDS, MESSAGE_COLUMNS, FieldNames, is_head, lower_keys, text_of
 from minigpt.errors import InputError
 
 __all__ = ["ChatLog", "holds_chat", "message_columns", "read_chat", "read_messages"]
@@ -74,28 +74,6 @@ _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "criti
 _ASK = ("q", "question", "问", "问题", "提问", "ask")  # a question of its own, without a history
 _REPLY = ("a", "answer", "答", "答案", "回答", "reply")
 _ANSWERING, _ASKING = ("客服", "助手", "助理", "机器人", "assistant", "bot"), ("客户", "用户", "顾客", "访客")
-# columns of a table of messages
-_SPEAKERS = (
-    *SPEAKER_KEYS,
-    *("sender", "talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
-)
-_TEXTS = (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息")
-_TIMES = (
-    "time",
-    "date",
-    "timestamp",
-    "datetime",
-    "created_at",
-    "createtime",
-    "strtime",
-    "时间",
-    "发送时间",
-    "日期",
-)
-_NUMBERS = (
-    *("conversation_id", "session_id", "dialog_id", "dialogue_id", "chat_id", "thread_id"),
-    *("会话id", "对话id", "会话编号", "会话号"),
-)
 _MOST_ROWS = 0.9  # least share of the rows that must have a speaker and a text
 
 
@@ -180,8 +158,7 @@ def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
     counts = Counter(key for item in items for key in item if item[key] not in (None, ""))
     least = max(_FEWEST, _MOST_ROWS * len(items))
     found = [
-        next((name for name in names if counts[name] >= least), "")
-        for names in (_SPEAKERS, _TEXTS, _TIMES, _NUMBERS)
+        next((name for name in names if counts[name] >= least), "") for names in MESSAGE_COLUMNS.values()
     ]
     columns = MessageColumns(*found)
     others = [key for key in counts if key not in columns]
@@ -236,7 +213,8 @@ def read_messages(
             divided.append(some)
         else:
             divided, rule = _divided(some, bool(columns.time), is_faq=False)
-    log = _chat_log(divided, rule, False, path, speaker, "")
+    as_text = f"; as texts: {advised('train --text', path)}" if path.is_file() else ""
+    log = _chat_log(divided, rule, False, path, speaker, as_text)
     return replace(log, records=sorted([*log.records, *bad], key=lambda record: record.line))
 
 

@@ -19,7 +19,7 @@ from minigpt.data.chat_logs import message_columns, read_chat, read_messages
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import DataFile, advised, open_data
 from minigpt.data.json_values import BadLine, Record
-from minigpt.data.records import KNOWN_SHAPES, FieldNames, Text, head_test, meaning_of
+from minigpt.data.records import KNOWN_SHAPES, NO_KNOWN_FIELD, FieldNames, Text, head_test, meaning_of
 from minigpt.data.tables import rows_of
 from minigpt.errors import InputError
 
@@ -243,7 +243,10 @@ def _nothing_good(report: ReadReport, texts: int, encoding: str) -> InputError:
         return InputError(f"{path} holds texts, no questions and answers; {_as_text(path, encoding)}")
     if not report.lines:
         return InputError(f"{path} holds no record")
+    as_text = ""
+    if path.is_file() and any(reason == NO_KNOWN_FIELD for _, reason in report.skipped):
+        as_text = f"; as texts: {advised('train --text', path, encoding)}"
     return InputError(
         f"{path} holds no question with an answer: {report.reasons()}. Known are {KNOWN_SHAPES}; other "
-        "fields: --question_field NAME --answer_field NAME"
+        f"fields: --question_field NAME --answer_field NAME{as_text}"
     )

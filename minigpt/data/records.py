@@ -25,7 +25,8 @@ from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
 from minigpt.errors import InputError
 
 __all__ = [
-    "FIELDS", "KNOWN_SHAPES", "DataOptions", "FieldNames", "ProblemType", "Text",
+    "FIELDS", "KNOWN_SHAPES", "MESSAGE_COLUMNS", "NO_KNOWN_FIELD",
+    "DataOptions", "FieldNames", "ProblemType", "Text",
     "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of", "whole_text_of",
 ]  # fmt: skip
 
@@ -80,6 +81,21 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
     ),
     "tools": ("tools",),
 }
+MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # of a chat log that has a message in each row
+    "speaker": (
+        *SPEAKER_KEYS,
+        *("sender", "talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
+    ),
+    "text": (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息"),
+    "time": (
+        *("time", "date", "timestamp", "datetime", "created_at", "createtime", "strtime"),
+        *("时间", "发送时间", "日期"),
+    ),
+    "number": (
+        *("conversation_id", "session_id", "dialog_id", "dialogue_id", "chat_id", "thread_id"),
+        *("会话id", "对话id", "会话编号", "会话号"),
+    ),
+}
 # Longer names, such as 客户问题 and 标准回答, or user_question and answer_text. They count if they are alone.
 _NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # such as （必填） and a colon
 _ALIKE = {
@@ -91,6 +107,7 @@ _ALIKE = {
         + _NOTE
     ),
 }
+NO_KNOWN_FIELD = "no field that is known"  # the reason of a bad record
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations"
 )
@@ -150,9 +167,13 @@ def is_head(cells: Collection[str]) -> bool:
     """
     found = {part for part, names in FIELDS.items() if set(names) & set(cells)}
     found |= {part for part, pattern in _ALIKE.items() if sum(map(bool, map(pattern.fullmatch, cells))) == 1}
+    of_messages = {part for part, names in MESSAGE_COLUMNS.items() if set(names) & set(cells)}
     if len(cells) == 1:
-        return bool(found)
-    known = {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
+        return bool(found | of_messages)
+    known = {"speaker", "text"} <= of_messages
+    known |= (
+        {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
+    )
     return known and all(len(cell) <= _LONGEST_NAME for cell in cells)
 
 
@@ -202,7 +223,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
             if null := next((name for name in FIELDS[other] if name in item), None):
                 raise BadLine(f"`{null}` is null, not text")
             raise BadLine(f"`{FIELDS[other][0]}` is missing", shown_keys(item))
-    raise BadLine("no field that is known", shown_keys(item))
+    raise BadLine(NO_KNOWN_FIELD, shown_keys(item))
 
 
 def lower_keys(value: Mapping[Any, Any]) -> dict[str, Any]:

@@ -205,3 +205,33 @@ def test_the_fields_that_a_message_names(desk: Path, run_command: RunCommand, ve
     more = {"stats": ["--vocab_path=vocab.json"], "vocab": ["--output=out/vocab.json"]}.get(verb, [])
     fields = ["--question_field", "标题", "--answer_field", "正解"]
     assert run_command(verb, READING[verb], "d", *fields, *more).code == 0
+
+
+@pytest.mark.parametrize("verb", ["split", "stats", "vocab"])
+def test_texts_under_another_name(desk: Path, run_command: RunCommand, verb: str) -> None:
+    lines = [{"id": "1", "story": POEM}] * 3
+    (desk / "my stories").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    said = refusal(run_command, verb, READING[verb], "my stories")
+    assert train_as_said(run_command, said)["characters"] == 3 * len(POEM)
+
+
+@pytest.mark.parametrize("kind", ["a log", "rows"])
+def test_a_group_that_talks_as_texts(desk: Path, run_command: RunCommand, kind: str) -> None:
+    said = [(name, f"{name}{n}") for n, name in enumerate("甲乙丙" * 20)]
+    if kind == "a log":
+        content = "".join(f"2024-01-02 10:00:{n:02} {name}\n{text}\n" for n, (name, text) in enumerate(said))
+        characters = len(content)
+    else:
+        rows = [
+            {"sender": name, "content": text, "time": f"10:00:{n:02}"} for n, (name, text) in enumerate(said)
+        ]
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        characters = sum(len(text) for _, text in said)
+    (desk / "the group").write_text(content, encoding="utf-8")
+    refused = refusal(run_command, "vocab", "--data", "the group")
+    assert "name the one whose messages are the answers with --speaker NAME" in refused
+    assert train_as_said(run_command, refused)["characters"] == characters
+    for verb in ("vocab", "split"):
+        flags = {"vocab": ["--output=out/v.json"], "split": ["--output_dir=out", "--train_ratio=0.5"]}[verb]
+        done = run_command(verb, READING[verb], "the group", "--speaker=丙", *flags)
+        assert done.code == 0, done.err

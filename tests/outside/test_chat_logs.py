@@ -229,19 +229,26 @@ ROWS: dict[str, tuple[list[str], Any]] = {  # columns: speaker, text, others; th
 
 
 @pytest.mark.parametrize("kind", ROWS)
-@pytest.mark.parametrize("name", ["d.csv", "d.jsonl", "d.json"])
+@pytest.mark.parametrize("name", ["d.csv", "d.txt", "d.jsonl", "d.json", "d.parquet"])
 def test_a_message_in_each_row(tmp_path: Path, kind: str, name: str) -> None:
     head, row = ROWS[kind]
     rows = [row(n, n % 2, f"话{n}") for n in range(8)]
-    if name == "d.csv":
+    path = tmp_path / name
+    if name in ("d.csv", "d.txt"):
         content = "".join(",".join(map(str, cells)) + "\n" for cells in [head, *rows])
+    elif name == "d.parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        columns = {key: [cells[i] for cells in rows] for i, key in enumerate(head)}
+        parquet.write_table(pyarrow.table({**columns, "extra": [1] * 8}), path)
+        content = ""
     else:
         records = [dict(zip(head, cells)) for cells in rows]
         content = "".join(json.dumps(each) + "\n" for each in records)
         if name == "d.json":  # as Telegram exports it
             content = json.dumps({"name": "小红", "type": "personal_chat", "messages": records})
-    path = tmp_path / name
-    path.write_text(content, encoding="utf-8")
+    if content:
+        path.write_text(content, encoding="utf-8")
     assert not recognise(path).holds_texts
     conversations, report = read_conversations(path)
     said = [[turn.content for turn in each.turns] for each in conversations]
