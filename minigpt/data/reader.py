@@ -8,8 +8,9 @@ skipped, counted and named; with `strict` the first bad record is an error. Reco
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class ReadReport:
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
     details: dict[str, str] = field(default_factory=dict)  # reason -> detail of its first record
     lost: list[int] = field(default_factory=list)  # lines that hold U+FFFD
+    unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
     notes: tuple[str, ...] = ()
     sha256: str = ""  # SHA-256 of the file's bytes
 
@@ -61,6 +63,11 @@ class ReadReport:
             warn(
                 f"{self.path}: {len(self.lost):,} records hold U+FFFD (�): another program lost characters "
                 f"there (line {_listed(self.lost)}); go back to the file before that"
+            )
+        if self.unweighted:
+            warn(
+                f"{self.path}: the `weight` of {len(self.unweighted):,} records is no number, so they count "
+                f"as 1 (line {_listed(self.unweighted)})"
             )
         if not self.skipped:
             return
@@ -135,6 +142,11 @@ def read_conversations(
                 if isinstance(meaning, Text):
                     texts += 1
                     raise BadLine("a text, no question and answer")
+                if math.isnan(meaning.weight):
+                    if strict:
+                        raise BadLine("`weight` is no number")
+                    report.unweighted.append(line)
+                    meaning = replace(meaning, weight=1.0)
             except BadLine as bad:
                 if strict:
                     raise InputError(f"{path}:{line}: {bad}") from None
