@@ -92,6 +92,18 @@ def test_a_batch_of_different_adapters_gives_what_each_gives_alone(
     assert adapter_names(model) == {name: name == "other" for name in CONFIGS}
 
 
+def test_with_cuda_graphs_the_host_decodes_such_requests(model: LanguageModel) -> None:
+    """The graph's code also runs on a CPU. Requests without an adapter of their own come and go between."""
+    options = GenerationOptions(max_new_tokens=10)
+    expected = alone(model, options)
+    engine = Engine(model, max_rows=3, cuda_graph=True, burst=3)
+    handles = [engine.submit(prompt, options, adapter=choice) for prompt, choice in zip(PROMPTS, CHOICES)]
+    assert [handle.result().ids for handle in handles] == expected
+    plain = [engine.submit(prompt, options) for prompt in PROMPTS[:3]]
+    for prompt, handle in zip(PROMPTS, plain):
+        assert handle.result().ids == generate_ids(model, [prompt], options, None)[0].ids
+
+
 def test_prompts_share_their_beginning_only_with_the_same_adapter(model: LanguageModel) -> None:
     prompt, options = [*range(3, 23)], GenerationOptions(max_new_tokens=8)
     engine = Engine(model, max_rows=2, chunk=4, prefix_mib=1)

@@ -136,7 +136,7 @@ def test_options_that_do_not_fit(
     ("record", "reason"),
     [
         ({"question": "天？", "answer": "蓝", "weight": -1}, "`weight` is no number from 0 to 1e6"),
-        ({"question": "天？", "answer": "蓝", "weight": "much"}, "`weight` is no number from 0 to 1e6"),
+        ({"question": "天？", "answer": "蓝", "weight": [2]}, "`weight` is no number from 0 to 1e6"),
         ({"question": "天？", "answer": "蓝", "weight": True}, "`weight` is no number from 0 to 1e6"),
         ({"question": "天？", "answer": " "}, "`answer` is empty"),
         (

@@ -501,7 +501,7 @@ def test_without_validation_data_some_prompts_are_held_out(
         ),
         ({"simpo_gamma": 1.0}, "--simpo_gamma belongs to --loss_type simpo: got sigmoid"),
         ({"loss_type": "kto"}, "loss_type = 'kto': expected"),
-        ({"method": "adapter"}, "method = 'adapter': expected"),
+        ({"method": "adaptor"}, "method = 'adaptor': expected"),
         ({"beta": 0.0}, "beta"),
     ],
 )

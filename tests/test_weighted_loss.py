@@ -159,16 +159,16 @@ def test_a_weight_is_read_from_every_format_and_stays_in_a_split(
     path = tmp_path / "data.csv"
     path.write_text("question,answer,weight\n天？,蓝,2\n地？,黄,\n日？,红,0\n月？,白,-1\n山？,青,5kg\n")
     found, report = read_conversations(path)
-    assert [each.weight for each in found] == [2.0, 1.0, 0.0]
+    assert [each.weight for each in found] == [2.0, 1.0, 0.0, 1.0]
     report.print_summary()
-    assert "skipped 2: `weight` is no number from 0 to 1e6 (line 5, 6; line 5: it is '-1')" in (
-        capsys.readouterr().err
-    )
+    printed = capsys.readouterr().err
+    assert "the `weight` of 1 records is no number, so they count as 1 (line 6)" in printed
+    assert "skipped 1: `weight` is no number from 0 to 1e6 (line 5: it is '-1')" in printed
     with pytest.raises(InputError, match=r"data\.csv:5: `weight` is no number from 0 to 1e6: it is '-1'"):
         read_conversations(path, strict=True)
     write_split(split_conversations(found, 0.7, 1), report, tmp_path, train_ratio=0.7, seed=1)
     again = [one for name in ("train", "val") for one in read_conversations(tmp_path / f"{name}.jsonl")[0]]
-    assert {one.question: one.weight for one in again} == {"天？": 2.0, "地？": 1.0, "日？": 0.0}
+    assert {one.question: one.weight for one in again} == {"天？": 2.0, "地？": 1.0, "日？": 0.0, "山？": 1.0}
     turns = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     assert read_conversations([{**turns, "weight": 3}])[0][0].weight == 3.0
 

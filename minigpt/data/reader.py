@@ -9,6 +9,7 @@ skipped, counted and named; with `strict` the first bad record is an error. Reco
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ class ReadReport:
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
     details: dict[str, str] = field(default_factory=dict)  # reason -> detail of its first record
     lost: list[int] = field(default_factory=list)  # lines that hold U+FFFD
+    unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
     notes: tuple[str, ...] = ()
     sha256: str = ""  # SHA-256 of the file's bytes
 
@@ -65,6 +67,11 @@ class ReadReport:
             warn(
                 f"{self.path}: {len(self.lost):,} records hold U+FFFD (�): another program lost characters "
                 f"there (line {_listed(self.lost)}); go back to the file before that"
+            )
+        if self.unweighted:
+            warn(
+                f"{self.path}: the `weight` of {len(self.unweighted):,} records is no number, so they count "
+                f"as 1 (line {_listed(self.unweighted)})"
             )
         if not self.skipped:
             return
@@ -145,6 +152,11 @@ def read_conversations(
         if isinstance(meaning, Text):
             texts.append(record.line)
             raise BadLine("a text, no question and answer")
+        if math.isnan(meaning.weight):
+            if strict:
+                raise BadLine("`weight` is no number")
+            report.unweighted.append(record.line)
+            meaning = replace(meaning, weight=1.0)
         return meaning
 
     found = read_records(

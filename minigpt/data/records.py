@@ -399,14 +399,19 @@ def _conversation(
 
 
 def _weight(item: Mapping[str, Any]) -> float:
-    """Return the weight of a record in the loss of training: the field `weight`, or 1."""
+    """Return the weight of a record in the loss of training: the field `weight`, or 1.
+
+    Text that is no number gives NaN: the field may be the weight of a thing, such as "5 kg".
+    """
     value = item.get("weight")
     if _is_nothing(value):
         return 1.0
     try:
-        weight = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        weight = math.nan
+        weight = -1.0 if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except ValueError:
+        return math.nan
+    except TypeError:
+        weight = -1.0
     if not 0 <= weight < 1e6:
         raise BadLine("`weight` is no number from 0 to 1e6", f"it is {str(value)[:40]!r}")
     return weight

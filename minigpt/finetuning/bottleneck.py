@@ -47,12 +47,10 @@ class BottleneckConfig(AdapterConfig):
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
         """Return the last linear layers of attention and MLP: our name -> Hugging Face's name."""
-        ends = [name.removesuffix(".weight") for name in family_of(model.config).residual_projections]
-        theirs = {theirs for ours, (theirs, _) in weight_names(model).items() if ours.endswith(tuple(
-            f".{end}.weight" for end in ends
-        ))}  # fmt: skip
-        names = tuple(sorted(name.removesuffix(".weight") for name in theirs))
-        return targeted(model, names, self.layers_to_transform, self.modules_to_save)
+        ends = tuple(f".{name}" for name in family_of(model.config).residual_projections)
+        table = weight_names(model).items()
+        names = sorted(theirs.removesuffix(".weight") for ours, (theirs, _) in table if ours.endswith(ends))
+        return targeted(model, tuple(names), self.layers_to_transform, self.modules_to_save)
 
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
         """See AdapterConfig."""
