@@ -262,8 +262,8 @@ def test_the_generators_of_python_and_numpy_are_kept() -> None:
 STATE_KEYS = {
     "minigpt", "platform", "torch", "device", "threads", "processes", "total_steps", "train_fingerprint",
     "val_fingerprint", "vocabulary_fingerprint", "config", "steps_done", "tokens_seen", "best_val_loss",
-    "best_step", "evaluated", "loss_sum", "loss_steps", "sums", "train_seconds", "bad_steps", "rollbacks", "skipped",
-    "recent_losses", "loss_scale", "best_metrics",
+    "best_step", "evaluated", "loss_sum", "loss_steps", "sums", "train_seconds", "bad_steps", "rollbacks",
+    "skipped", "recent_losses", "loss_scale", "best_metrics",
 }  # fmt: skip
 
 
