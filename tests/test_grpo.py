@@ -25,6 +25,7 @@ from minigpt.generation.options import GenerationOptions
 from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.training.estimate import estimate
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.grpo_loss import GrpoLoss, Rollout, Sampling
 from minigpt.training.resolve import resolve
@@ -516,3 +517,16 @@ def test_options_that_do_not_go_together(folder: Path, values: dict[str, Any], m
         given = {**{k: v for k, v in given.items() if k != "num_generations"}, **values}
     with pytest.raises(InputError, match=message):
         resolve(given, FinetuneConfig)
+
+
+def test_an_estimate_counts_the_answers_and_changes_nothing(folder: Path) -> None:
+    given = options(folder, "estimated", beta=0.1, num_iterations=2)
+    run = trainer(resolve(given, FinetuneConfig))
+    before = torch.get_rng_state()
+    few = estimate(run)
+    assert torch.equal(torch.get_rng_state(), before)
+    many = estimate(trainer(resolve({**given, "num_generations": 40}, FinetuneConfig)))
+    assert many.tokens_per_step == pytest.approx(10 * few.tokens_per_step)
+    assert many.memory_bytes > few.memory_bytes
+    assert finetune(**{**given, "dry_run": True})["steps"] == 8
+    assert not (folder / "estimated").exists()

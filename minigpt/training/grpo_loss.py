@@ -165,6 +165,7 @@ class GrpoLoss(Objective):
         )
         self._tokenizer, self._rewards, self._device, self._autocast = tokenizer, rewards, device, autocast
         self._train, self._val = train, val
+        self.rows_of_one = sampling.num_generations
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
         # what ends an answer in the file's own, too
         ends = {int(train.ids[row - 1]) for row in train.starts[1:]}
