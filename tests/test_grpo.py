@@ -88,6 +88,22 @@ def test_a_prompt_is_a_conversation_up_to_its_last_answer() -> None:
     assert bpe.decode(found.prompts[0].ids).endswith("user:玄</s><s>assistant:")
 
 
+def test_an_answer_ends_as_in_the_chat_template() -> None:
+    bpe = BpeTokenizer.train([], 300, special_tokens=["<s>", "</s>"]).with_chat_template(
+        "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>\n{% endfor %}"
+    )
+    pairs = [conversation_of_pair("天", "地"), conversation_of_pair("玄", "黄宇", line=2)]
+    data = encode_prompts(pairs, bpe, 100, encode_chat_conversation)
+    (end,) = data.last_tokens()
+    assert bpe.decode([end]) == "</s>"
+    size = bpe.get_vocab_size()
+    model = new_model(GPTConfig(vocab_size=size, n_layer=1, n_embd=16, n_head=2, block_size=64, dropout=0.0))
+    sampling = Sampling(2, GenerationOptions(do_sample=True, max_new_tokens=5), 3)
+    loss = GrpoLoss(model, bpe, PLAIN, sampling, EXACT, data, data, CPU)
+    assert end in loss._ends
+    assert bpe.encode_text("\n")[0] not in loss._ends
+
+
 def test_what_is_too_long_is_left_out() -> None:
     pairs = [conversation_of_pair("天" * 9, "地" * 9), conversation_of_pair("天", "地", line=2)]
     found = encode_prompts(pairs, TOKENIZER, 10, encode_conversation)
