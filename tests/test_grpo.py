@@ -25,6 +25,7 @@ from minigpt.generation.options import GenerationOptions
 from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.training.estimate import estimate
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.grpo_loss import GrpoLoss, Rollout, Sampling
 from minigpt.training.resolve import resolve
@@ -85,6 +86,22 @@ def test_a_prompt_is_a_conversation_up_to_its_last_answer() -> None:
     )
     found = encode_prompts([Conversation((*turns,), 7)], bpe, 100, encode_chat_conversation)
     assert bpe.decode(found.prompts[0].ids).endswith("user:玄</s><s>assistant:")
+
+
+def test_an_answer_ends_as_in_the_chat_template() -> None:
+    bpe = BpeTokenizer.train([], 300, special_tokens=["<s>", "</s>"]).with_chat_template(
+        "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>\n{% endfor %}"
+    )
+    pairs = [conversation_of_pair("天", "地"), conversation_of_pair("玄", "黄宇", line=2)]
+    data = encode_prompts(pairs, bpe, 100, encode_chat_conversation)
+    (end,) = data.last_tokens()
+    assert bpe.decode([end]) == "</s>"
+    size = bpe.get_vocab_size()
+    model = new_model(GPTConfig(vocab_size=size, n_layer=1, n_embd=16, n_head=2, block_size=64, dropout=0.0))
+    sampling = Sampling(2, GenerationOptions(do_sample=True, max_new_tokens=5), 3)
+    loss = GrpoLoss(model, bpe, PLAIN, sampling, EXACT, data, data, CPU)
+    assert end in loss._ends
+    assert bpe.encode_text("\n")[0] not in loss._ends
 
 
 def test_what_is_too_long_is_left_out() -> None:
@@ -516,3 +533,16 @@ def test_options_that_do_not_go_together(folder: Path, values: dict[str, Any], m
         given = {**{k: v for k, v in given.items() if k != "num_generations"}, **values}
     with pytest.raises(InputError, match=message):
         resolve(given, FinetuneConfig)
+
+
+def test_an_estimate_counts_the_answers_and_changes_nothing(folder: Path) -> None:
+    given = options(folder, "estimated", beta=0.1, num_iterations=2)
+    run = trainer(resolve(given, FinetuneConfig))
+    before = torch.get_rng_state()
+    few = estimate(run)
+    assert torch.equal(torch.get_rng_state(), before)
+    many = estimate(trainer(resolve({**given, "num_generations": 40}, FinetuneConfig)))
+    assert many.tokens_per_step == pytest.approx(10 * few.tokens_per_step)
+    assert many.memory_bytes > few.memory_bytes
+    assert finetune(**{**given, "dry_run": True})["steps"] == 8
+    assert not (folder / "estimated").exists()

@@ -262,8 +262,8 @@ def test_the_generators_of_python_and_numpy_are_kept() -> None:
 STATE_KEYS = {
     "minigpt", "platform", "torch", "device", "threads", "processes", "total_steps", "train_fingerprint",
     "val_fingerprint", "vocabulary_fingerprint", "config", "steps_done", "tokens_seen", "best_val_loss",
-    "best_step", "evaluated", "loss_sum", "loss_steps", "train_seconds", "bad_steps", "rollbacks", "skipped",
-    "recent_losses", "loss_scale", "best_metrics",
+    "best_step", "evaluated", "loss_sum", "loss_steps", "sums", "train_seconds", "bad_steps", "rollbacks",
+    "skipped", "recent_losses", "loss_scale", "best_metrics",
 }  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def test_the_state_is_the_one_that_earlier_versions_wrote(folder: Path) -> None:
         for name, parameter in run.model.named_parameters()
     }
     # of the first version, which had neither processes nor a loss scale
-    for key in ("processes", "loss_scale", "recent_losses", "skipped", "rollbacks", "best_metrics"):
+    for key in ("processes", "loss_scale", "recent_losses", "skipped", "rollbacks", "best_metrics", "sums"):
         del state[key]
     again = trainer(config(folder, optimizer="muon"))
     again.progress.load(state)

@@ -374,7 +374,7 @@ def test_a_recipe_may_stand_on_another(tmp_path: Path) -> None:
     mine.write_text(f'base = "{mine}"', encoding="utf-8")
     with pytest.raises(
         InputError,
-        match=r"base = .*: expected one of classification.*, document, finetune, gpt2-124m, qa-cpu, qa-gpu",
+        match=r"base = .*: expected one of classification.*, document, finetune, gpt2-124m, grpo, qa-cpu",
     ):
         read_recipe(str(mine))
 

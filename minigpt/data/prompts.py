@@ -31,6 +31,11 @@ class EncodedPrompts(EncodedExamples):
 
     prompts: list[Prompt] = field(default_factory=list)  # N
 
+    def last_tokens(self) -> set[int]:
+        """Return the ids with which answers end. A template may have more behind them."""
+        places = np.where(self.is_answer, np.arange(len(self.ids)), -1)
+        return {*self.ids[np.maximum.reduceat(places, self.starts[:-1])].tolist()}
+
 
 def encode_prompts(
     conversations: Sequence[Conversation], tokenizer: Any, max_length: int, encode: Encode

@@ -90,9 +90,9 @@ class Estimate:
 
 def estimate(trainer: Trainer) -> Estimate:
     """Estimate the cost of a run: measure a piece of the first batch (about a second), and scale it."""
-    plan, config = trainer.step.plan, trainer.config
+    config = trainer.config
     pad_to = config.max_length if config.pad_to_max_length else 0
-    shapes = trainer.data.shapes(plan, pad_to)
+    shapes = _shapes(trainer, pad_to)
     tokens = sum(rows * (width - 1) for rows, width in shapes) / len(shapes)
     answer_share = trainer.data.train.answer_share if config.loss_on == "answer" else 1.0
     flops = sum(batch_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
@@ -105,7 +105,7 @@ def estimate(trainer: Trainer) -> Estimate:
     val = trainer.data.val
     # / 3, because an evaluation has no backward pass
     val_flops = batch_flops(trainer, val.rows, val.mean_targets, 1.0) / 3
-    step_seconds = flops * per_step / speed + _optimizer_seconds(trainer)
+    step_seconds = flops * per_step / speed + _optimizer_seconds(trainer) + _sampling_seconds(trainer)
     evaluation_seconds = val_flops / speed
     return Estimate(
         steps=steps,
@@ -132,6 +132,21 @@ def busy() -> str:
 def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
     """Return the training FLOPs of rows of T tokens. `counted`: share of the tokens that the loss counts."""
     return model_flops(trainer.model, rows * T, rows * T * counted, T)
+
+
+def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
+    """Return (rows, tokens per row) of each batch; sampled answers count with the length of the file's."""
+    copies = trainer.step.loss.rows_of_one
+    return [(copies * rows, width) for rows, width in trainer.data.shapes(trainer.step.plan, pad_to)]
+
+
+def _sampling_seconds(trainer: Trainer) -> float:
+    """Measure the time in which the model samples the answers of a step. Training samples them once more."""
+    if not trainer.step.loss.is_sampled:
+        return 0.0
+    start = time.perf_counter()
+    trainer.step.prepare(trainer.progress.steps_done)
+    return (time.perf_counter() - start) / trainer.step.loss.num_iterations
 
 
 def _measure(trainer: Trainer, answer_share: float) -> float:
@@ -182,7 +197,7 @@ def memory_needed(trainer: Trainer) -> int:
     """
     pad_to = trainer.config.max_length if trainer.config.pad_to_max_length else 0
     answer_share = trainer.data.train.answer_share if trainer.config.loss_on == "answer" else 1.0
-    rows, longest = max(trainer.data.shapes(trainer.step.plan, pad_to), key=lambda shape: shape[0] * shape[1])
+    rows, longest = max(_shapes(trainer, pad_to), key=lambda shape: shape[0] * shape[1])
     T = longest - 1
     config, width = trainer.model.config, trainer.model.config.hidden_size
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)

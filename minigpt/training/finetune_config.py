@@ -94,7 +94,7 @@ class FinetuneConfig(TrainConfig):
 
     # Two answers to one prompt
     loss_type: Literal["sigmoid", "ipo", "simpo", "orpo", "dapo", "grpo", "dr_grpo"] = "sigmoid"
-    """dpo: sigmoid (DPO itself), ipo, simpo, orpo; grpo: dapo (the mean over tokens), grpo, dr_grpo"""
+    """dpo: DPO (sigmoid), IPO, SimPO, ORPO; grpo: the mean over tokens (dapo), or over answers"""
     beta: float = 0.1
     """dpo, grpo: how strongly the model stays what it was; simpo: the scale; orpo: the weight"""
     label_smoothing: float = 0.0

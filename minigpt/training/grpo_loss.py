@@ -165,10 +165,11 @@ class GrpoLoss(Objective):
         )
         self._tokenizer, self._rewards, self._device, self._autocast = tokenizer, rewards, device, autocast
         self._train, self._val = train, val
+        self.rows_of_one = sampling.num_generations
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
-        # what ends an answer in the file's own, too
-        ends = {int(train.ids[row - 1]) for row in train.starts[1:]}
-        self._ends = [*{*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())}]
+        # also what ends each of the file's answers: a chat template may have another token than the tokenizer
+        ends = train.last_tokens()
+        self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
         self._has_adapter = any(True for _ in adapted_layers(model))
         # in a tuple, so that its parameters are not this module's
         needs_copy = bool(options.beta) and not self._has_adapter and not dry

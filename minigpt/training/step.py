@@ -179,7 +179,9 @@ class TrainStep:
         Returns: (3,): this process's share of the loss, gradient norm before clipping, loss scale.
         """
         self.model.train()
-        counted = max(1, sum(size.counted for size in batches.sizes))
+        counted = sum(size.counted for size in batches.sizes)
+        if self.loss.is_sampled:  # all answers may have been cut off
+            counted = max(1, counted)
         scale = None if self.precision.scale is None else self.precision.scale.value
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches.mine, 1):
