@@ -50,7 +50,13 @@ ViewName = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.ModelOptions, DataOptions):
-    """Look inside a model: in the terminal, in a picture, or in a page."""
+    """Look inside a model. VIEW is all (tokens, loss, next, attention, lens and cache of one question),
+    tokens (how a text is cut), batch (what a training example is), loss (of each token of an answer),
+    next (the distribution of the next token), answers (several, drawn at random), attention (whom each
+    head looks at), lens (what each layer would answer), ablate (what heads and layers are worth),
+    neighbours (the nearest tokens), cache (the keys and values that are kept), weights (sizes, spectra,
+    changes), or data (the hardest examples).
+    """
 
     RANGES = {
         "layer": (0, 10**6),
@@ -61,11 +67,7 @@ class Options(command_line.ModelOptions, DataOptions):
     }
 
     view: ViewName = field(default="all", metadata=POSITIONAL)
-    """all: tokens, loss, next, attention, lens and cache of one question; tokens: how a text is cut;
-    batch: what a training example is; loss: of each token of an answer; next: the distribution of the
-    next token; answers: several, drawn at random; attention: whom each head looks at; lens: what each
-    layer would answer; ablate: what heads and layers are worth; neighbours: the nearest tokens; cache:
-    the keys and values that are kept; weights: sizes, spectra, changes; data: the hardest examples"""
+    """what to look at"""
 
     # What the model reads
     question: str = ""
