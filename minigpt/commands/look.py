@@ -89,7 +89,7 @@ class Options(command_line.ModelOptions, DataOptions):
 
     # next, answers: each value makes a distribution
     temperature: tuple[float, ...] = ()
-    """temperatures"""
+    """values of the temperature"""
     top_k: tuple[int, ...] = ()
     """values of top_k"""
     top_p: tuple[float, ...] = ()
