@@ -198,16 +198,7 @@ def _views(options: Options) -> "dict[str, View]":
     if options.view in ("tokens", "batch"):
         return {options.view: _view_of_tokenizer(options)}
     if options.along is not None:
-        from minigpt.lens.growth import along, kept_checkpoints
-
-        kept_checkpoints(options.along)  # a run without checkpoints is said before torch computes
-        form: list[PromptFormat] = []
-
-        def look(model: "LanguageModel", tokenizer: "AnyTokenizer") -> "View":
-            form[:] = form or [_form(options.along or Path(), tokenizer)]
-            return _view_of_model(options, options.view, model, tokenizer, form[0])
-
-        return {options.view: along(options.along, look)}
+        return {options.view: _view_along(options, options.along)}
     loaded = load_to_answer(options, None)
     names = (
         ("tokens", "loss", "next", "attention", "lens", "cache") if options.view == "all" else (options.view,)
@@ -220,6 +211,23 @@ def _views(options: Options) -> "dict[str, View]":
     return {
         name: _view_of_model(options, name, loaded.model, loaded.tokenizer, prompt_form) for name in names
     }
+
+
+def _view_along(options: Options, run: Path) -> "View":
+    import torch
+
+    from minigpt.console.terminal import ProgressLine
+    from minigpt.devices import pick_device
+    from minigpt.lens.growth import along, kept_checkpoints
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    def look(model: "LanguageModel", tokenizer: "AnyTokenizer") -> "View":
+        return _view_of_model(options, options.view, model, tokenizer, _form(run, tokenizer))
+
+    with ProgressLine("checkpoints", len(kept_checkpoints(run)), patience=2.0) as progress:
+        return along(run, look, pick_device(options.device), progress.update)
 
 
 def _form(folder: Path, tokenizer: "AnyTokenizer") -> "PromptFormat":
