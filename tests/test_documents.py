@@ -479,7 +479,7 @@ def test_both_languages_have_the_same_blocks(one: str, other: str) -> None:
     for ours, theirs in zip(first, second):
         where = f"{one}:{ours.line} and {other}:{theirs.line}"
         assert (ours.language, ours.name) == (theirs.language, theirs.name), where
-        if one == LENS and "┃" in theirs.text and ours.text != theirs.text:  # in the page's language
+        if one == LENS and "│" in theirs.text and ours.text != theirs.text:  # in the page's language
             translated = [
                 tuple(CHINESE.get(name, name) for name in names) for names in columns_of(theirs.text)
             ]

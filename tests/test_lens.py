@@ -25,6 +25,7 @@ from minigpt.finetuning.lora import LoraConfig, apply_lora
 from minigpt.generation.cache import cache_bytes
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sampling import apply_temperature, apply_top_k, apply_top_p
+from minigpt.lens.examples import encode as lens_encode
 from minigpt.lens.experiments import EXPERIMENTS
 from minigpt.lens.pictures import write_picture
 from minigpt.lens.reading import read_question
@@ -34,6 +35,7 @@ from minigpt.model import GPTConfig
 from minigpt.reference import bpe as plain_bpe
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.training.run_data import PLAIN_TEMPLATE
 from minigpt.weights.pretrained import save_pretrained
 from minigpt.weights.quantized import set_precision
 
@@ -243,6 +245,17 @@ def test_loss_equals_a_plain_computation_and_that_of_eval(pair: Any) -> None:
     if tokenizer is CHARACTERS:
         encoded = encode_conversations([conversation_of_pair(QUESTION, ANSWER)], tokenizer, 64)
         assert view.mean == pytest.approx(evaluate_loss(model, encoded.in_order(1)).answer.loss, rel=1e-5)
+
+
+def test_a_chat_model_reads_its_template_and_ends_its_answer() -> None:
+    model, _ = make("qwen3-bpe")
+    chat = BPE.with_chat_template(PLAIN_TEMPLATE)
+    reading = read_question(model, chat, QUESTION, ANSWER)
+    assert reading.answer[-1] == chat.eos_token_id
+    encoded = lens_encode([conversation_of_pair(QUESTION, ANSWER)], chat, 64)
+    assert reading.ids == encoded.ids.tolist()
+    hard = lens.data(model, chat, [conversation_of_pair(QUESTION, ANSWER, 1)]).hardest[0]
+    assert lens.loss(model, chat, QUESTION, ANSWER).mean == pytest.approx(hard.loss, rel=1e-4)
 
 
 def test_the_next_token_is_distributed_as_generation_draws_it(pair: Any) -> None:

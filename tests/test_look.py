@@ -1,6 +1,7 @@
 """`minigpt look`, `plot` and `experiment`, `eval --show_wrong`, `train --keep_every`: on a tiny run."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ from minigpt.finetuning.lora import LoraConfig, apply_lora
 from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.training.checkpoint import list_checkpoints
-from minigpt.weights.pretrained import load_model_and_tokenizer, save_pretrained
+from minigpt.weights.pretrained import load_model_and_tokenizer, save_pretrained, save_tokenizer
 from tests.commands import RunCommand
 from tests.runs import config, trainer, write_data
 
@@ -143,6 +144,24 @@ def test_along_a_run(view: str, folder: Path, run_command: RunCommand) -> None:
         model, tokenizer = load_model_and_tokenizer(folder / "run" / "step-00000004")
         expected = lens.loss(model, tokenizer, QUESTION, ANSWER, "question").mean
         assert found["views"][step]["mean"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_along_a_run_of_adapters(folder: Path, run_command: RunCommand, tmp_path: Path) -> None:
+    base = folder / "run" / "best"
+    model, tokenizer = load_model_and_tokenizer(base)
+    plain = lens.loss(model, tokenizer, QUESTION, ANSWER, "question").mean
+    step = tmp_path / "step-00000004"
+    shutil.copytree(folder / "adapter", step)
+    save_tokenizer(tokenizer, step, 32)
+    given = ["--along", tmp_path, "--question", QUESTION, "--answer", ANSWER, "--json"]
+    result = run_command("look", "loss", *given)
+    assert result.code == 0, result.err
+    found = json.loads(result.out.splitlines()[-1])
+    adapted, _ = load_model_and_tokenizer(base, adapter=folder / "adapter")
+    expected = lens.loss(adapted, tokenizer, QUESTION, ANSWER, "question").mean
+    assert found["steps"] == [4]
+    assert found["views"][0]["mean"] == pytest.approx(expected, rel=1e-6)
+    assert abs(expected - plain) > 1e-3, "the adapter changes something"
 
 
 def test_the_flags_of_the_views_exist_and_each_flag_has_a_view() -> None:

@@ -50,7 +50,13 @@ ViewName = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.ModelOptions, DataOptions):
-    """Look inside a model: in the terminal, in a picture, or in a page."""
+    """Look inside a model. VIEW is all (tokens, loss, next, attention, lens and cache of one question),
+    tokens (how a text is cut), batch (what a training example is), loss (of each token of an answer),
+    next (the distribution of the next token), answers (several, drawn at random), attention (whom each
+    head looks at), lens (what each layer would answer), ablate (what heads and layers are worth),
+    neighbours (the nearest tokens), cache (the keys and values that are kept), weights (sizes, spectra,
+    changes), or data (the hardest examples).
+    """
 
     RANGES = {
         "layer": (0, 10**6),
@@ -61,11 +67,7 @@ class Options(command_line.ModelOptions, DataOptions):
     }
 
     view: ViewName = field(default="all", metadata=POSITIONAL)
-    """all: tokens, loss, next, attention, lens and cache of one question; tokens: how a text is cut;
-    batch: what a training example is; loss: of each token of an answer; next: the distribution of the
-    next token; answers: several, drawn at random; attention: whom each head looks at; lens: what each
-    layer would answer; ablate: what heads and layers are worth; neighbours: the nearest tokens; cache:
-    the keys and values that are kept; weights: sizes, spectra, changes; data: the hardest examples"""
+    """what to look at"""
 
     # What the model reads
     question: str = ""
@@ -87,7 +89,7 @@ class Options(command_line.ModelOptions, DataOptions):
 
     # next, answers: each value makes a distribution
     temperature: tuple[float, ...] = ()
-    """temperatures"""
+    """values of the temperature"""
     top_k: tuple[int, ...] = ()
     """values of top_k"""
     top_p: tuple[float, ...] = ()
@@ -196,16 +198,7 @@ def _views(options: Options) -> "dict[str, View]":
     if options.view in ("tokens", "batch"):
         return {options.view: _view_of_tokenizer(options)}
     if options.along is not None:
-        from minigpt.lens.growth import along, kept_checkpoints
-
-        kept_checkpoints(options.along)  # a run without checkpoints is said before torch computes
-        form: list[PromptFormat] = []
-
-        def look(model: "LanguageModel", tokenizer: "AnyTokenizer") -> "View":
-            form[:] = form or [_form(options.along or Path(), tokenizer)]
-            return _view_of_model(options, options.view, model, tokenizer, form[0])
-
-        return {options.view: along(options.along, look)}
+        return {options.view: _view_along(options, options.along)}
     loaded = load_to_answer(options, None)
     names = (
         ("tokens", "loss", "next", "attention", "lens", "cache") if options.view == "all" else (options.view,)
@@ -218,6 +211,23 @@ def _views(options: Options) -> "dict[str, View]":
     return {
         name: _view_of_model(options, name, loaded.model, loaded.tokenizer, prompt_form) for name in names
     }
+
+
+def _view_along(options: Options, run: Path) -> "View":
+    import torch
+
+    from minigpt.console.terminal import ProgressLine
+    from minigpt.devices import pick_device
+    from minigpt.lens.growth import along, kept_checkpoints
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    def look(model: "LanguageModel", tokenizer: "AnyTokenizer") -> "View":
+        return _view_of_model(options, options.view, model, tokenizer, _form(run, tokenizer))
+
+    with ProgressLine("checkpoints", len(kept_checkpoints(run)), patience=2.0) as progress:
+        return along(run, look, pick_device(options.device), progress.update)
 
 
 def _form(folder: Path, tokenizer: "AnyTokenizer") -> "PromptFormat":

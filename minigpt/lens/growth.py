@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.adapters import is_adapter
@@ -58,14 +60,28 @@ def kept_checkpoints(run: Path) -> list[Path]:
     return folders
 
 
-def along(run: Path, look: Callable[[LanguageModel, AnyTokenizer], View]) -> Along:
+def along(
+    run: Path,
+    look: Callable[[LanguageModel, AnyTokenizer], View],
+    device: torch.device | str = "cpu",
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Along:
     """Look at each checkpoint of a run.
+
+    Args:
+        run: folder of the run.
+        look: makes the view of a model.
+        device: device of the models.
+        on_progress: called with the number of checkpoints that were looked at.
 
     Raises:
         InputError: if the run has no checkpoints, or one of them cannot be read.
     """
     folders = kept_checkpoints(run)
-    views = [look(*_loaded(folder)) for folder in folders]
+    views = []
+    for folder in folders:
+        views.append(look(*_loaded(folder, device)))
+        on_progress(len(views))
     return Along(str(run), _steps(folders), views)
 
 
@@ -73,10 +89,10 @@ def _steps(folders: Sequence[Path]) -> list[int]:
     return [int(folder.name.rpartition("-")[2]) for folder in folders]
 
 
-def _loaded(folder: Path) -> tuple[LanguageModel, AnyTokenizer]:
+def _loaded(folder: Path, device: torch.device | str) -> tuple[LanguageModel, AnyTokenizer]:
     """Load a checkpoint. An adapter is loaded with the model that its folder names."""
     if not is_adapter(folder):
-        return load_model_and_tokenizer(folder)
+        return load_model_and_tokenizer(folder, device)
     base = Path(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))
-    model, _ = load_model_and_tokenizer(base, adapter=folder)
+    model, _ = load_model_and_tokenizer(base, device, adapter=folder)
     return model, load_tokenizer(folder)

@@ -149,7 +149,7 @@ def _matrices(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
         if tensor is None or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        yield key, float_matrix(module) if kind == "weight" else tensor.float()
+        yield key, (float_matrix(module) if kind == "weight" else tensor.float()).cpu()
 
 
 def _group(key: str, model: LanguageModel) -> str:

@@ -47,6 +47,8 @@ def write_picture(views: Sequence[View], path: Path, language: Language = "en") 
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = (min(40.0, max(8.0, 5.0 * columns)), min(40.0, max(4.0, 4.2 * rows)))
+    if count == 1 and isinstance(only := _chosen(every)[0], Heat):  # room for its labels
+        size = (min(16.0, max(8.0, 0.3 * len(only.columns))), min(13.0, max(4.0, 0.25 * len(only.rows))))
 
     def draw(figure: Any, has_chinese: bool) -> None:
         say = speaker(language if has_chinese else "en")
@@ -71,10 +73,14 @@ def _plain(text: object) -> str:
 
 
 def _draw(axes: Any, part: Part) -> None:
+    from matplotlib.colors import PowerNorm
+
     axes.set_title(_plain(part.title), fontsize=10)
     match part:
         case Heat():
-            image = axes.imshow(part.values, cmap="Blues", aspect="auto", vmin=0)
+            # The square root of the scale: in a long text most shares are small.
+            top = float(np.nanmax(part.values, initial=0.0)) or 1.0
+            image = axes.imshow(part.values, cmap="Blues", aspect="auto", norm=PowerNorm(0.5, 0, top))
             axes.figure.colorbar(image, ax=axes, fraction=0.04)
             _ticks(axes.set_xticks, part.columns, rotation=0 if len(part.columns) < 20 else 90)
             _ticks(axes.set_yticks, part.rows)

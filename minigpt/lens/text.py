@@ -54,7 +54,7 @@ class Tokens(View):
         found: list[Part] = [Table(title, (say("token"), "id", say("bytes"), ""), rows, (1,))]
         if any(len(each.steps) > 1 for each in self.merges):
             steps = [
-                (shown(each.word) if number == 0 else "", number, "|".join(parts))
+                (shown(each.word) if number == 0 else "", number, " ".join(parts))
                 for each in self.merges
                 for number, parts in enumerate(each.steps)
             ]
