@@ -17,7 +17,15 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "numpy", "safetensors", "tokenizers", "rich", "transformers", "matplotlib")
 PUBLIC = [
     *("BpeTokenizer", "Engine", "GPTConfig", "GPTLMHeadModel", "GenerationOptions", "InputError"),
-    *("Qwen3Config", "Qwen3ForCausalLM", "Tokenizer", "TrainConfig", "WordPieceTokenizer", "evaluate"),
+    *(
+        "Qwen3Config",
+        "Qwen3ForCausalLM",
+        "Tokenizer",
+        "TrainConfig",
+        "WordPieceTokenizer",
+        "evaluate",
+        "evaluate_task",
+    ),
     *("finetune", "generate", "load_model"),
     *("load_tokenizer", "save_pretrained", "stream", "train"),
 ]
