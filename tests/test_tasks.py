@@ -397,7 +397,7 @@ def test_a_question_is_never_its_own_shot(tmp_path: Path) -> None:
     from minigpt.evaluation.task_results import _shots_of
 
     for one in task.examples:
-        used = _shots_of(one, shots, 2)
+        used = _shots_of(one.asking(f"{one.question}!"), shots, 2, task.is_own_dev)
         assert len(used) == 2
         assert one not in used
 
