@@ -26,7 +26,14 @@ from minigpt.evaluation.prompts import Prompter, choose_shots, encode_pair
 from minigpt.evaluation.report import cases, write_report
 from minigpt.evaluation.scoring import ContinuationScorer
 from minigpt.evaluation.task_command import evaluate_task, load
-from minigpt.evaluation.task_results import LoadedModel, TaskResult, generate_texts, rolling_windows, run_task
+from minigpt.evaluation.task_results import (
+    LoadedModel,
+    TaskResult,
+    _shots_of,
+    generate_texts,
+    rolling_windows,
+    run_task,
+)
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks, task_of_records
 from minigpt.finetuning.classification import Labels, SequenceClassifier
@@ -413,8 +420,6 @@ def test_a_question_is_never_its_own_shot(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(3)])
     (task,) = read_tasks([path], dev=path)
     shots = choose_shots(task, TaskOptions(shots=2))
-    from minigpt.evaluation.task_results import _shots_of
-
     for one in task.examples:
         used = _shots_of(one.asking(f"{one.question}!"), shots, 2, task.is_own_dev)
         assert len(used) == 2

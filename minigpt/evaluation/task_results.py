@@ -42,7 +42,7 @@ from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.generation.api import ends_of_answer
 from minigpt.generation.engine import Engine
-from minigpt.generation.generation_config import start_token
+from minigpt.generation.generation_config import prompt_format, start_token
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sequence import cut
 from minigpt.tokenizer import Tokenizer
@@ -182,12 +182,10 @@ class LoadedModel:
 
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return what makes prompts for this model. Raises InputError if the format does not fit it."""
-        usual = "text"
-        if isinstance(self.tokenizer, Tokenizer):
-            from minigpt.generation.generation_config import prompt_format
-
-            usual = "question" if self.folder is None else prompt_format(self.folder, self.tokenizer)
-        return Prompter(self.tokenizer, options.prompt_format or usual, self.start)  # type: ignore[arg-type]
+        form = options.prompt_format
+        if form is None and isinstance(self.tokenizer, Tokenizer):  # trained here: on questions, or on text
+            form = "question" if self.folder is None else prompt_format(self.folder, self.tokenizer)
+        return Prompter(self.tokenizer, form or "text", self.start)
 
 
 def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None) -> TaskResult:
