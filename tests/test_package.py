@@ -18,7 +18,7 @@ HEAVY = ("torch", "numpy", "safetensors", "tokenizers", "rich", "transformers", 
 PUBLIC = [
     *("BpeTokenizer", "Engine", "GPTConfig", "GPTLMHeadModel", "GenerationOptions", "InputError"),
     *("Qwen3Config", "Qwen3ForCausalLM", "Tokenizer", "TrainConfig", "WordPieceTokenizer"),
-    *("chinese_font", "evaluate", "finetune", "generate", "load_model"),
+    *("chinese_font", "evaluate", "evaluate_task", "finetune", "generate", "load_model"),
     *("load_tokenizer", "save_pretrained", "stream", "train"),
 ]
 

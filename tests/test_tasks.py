@@ -26,7 +26,14 @@ from minigpt.evaluation.prompts import Prompter, choose_shots, encode_pair
 from minigpt.evaluation.report import cases, write_report
 from minigpt.evaluation.scoring import ContinuationScorer
 from minigpt.evaluation.task_command import evaluate_task, load
-from minigpt.evaluation.task_results import LoadedModel, TaskResult, generate_texts, rolling_windows, run_task
+from minigpt.evaluation.task_results import (
+    LoadedModel,
+    TaskResult,
+    _shots_of,
+    generate_texts,
+    rolling_windows,
+    run_task,
+)
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks, task_of_records
 from minigpt.finetuning.classification import Labels, SequenceClassifier
@@ -225,6 +232,25 @@ def test_a_folder_with_dev_and_test(tmp_path: Path) -> None:
     assert {k: n for k, (_, n) in result.subjects.items()} == {"art": 4, "law": 4}
 
 
+def test_tables_without_a_head_are_mmlu_s_own(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('"What, now?",x,y,z,w,B\nWho?,1,2,3,4,D\nWhere?,a,b,c,d,A\n')
+    (task,) = read_tasks([tmp_path / "t.csv"])
+    assert [(one.question, one.choices, one.solution, one.line) for one in task.examples] == [
+        ("What, now?", ("x", "y", "z", "w"), "B", 1),
+        ("Who?", ("1", "2", "3", "4"), "D", 2),
+        ("Where?", ("a", "b", "c", "d"), "A", 3),
+    ]
+
+
+def test_a_test_part_without_answers_gives_way_to_val(tmp_path: Path) -> None:
+    for part, row in (("test", "0,q,x,y"), ("val", "0,q,x,y,B"), ("dev", "0,d,x,y,A")):
+        head = "id,question,A,B" + (",answer" if row.count(",") == 4 else "")
+        (tmp_path / "ceval" / part).mkdir(parents=True)
+        (tmp_path / "ceval" / part / f"art_{part}.csv").write_text(f"{head}\n{row}\n")
+    (task,) = read_tasks([tmp_path / "ceval"])
+    assert (task.examples[0].solution, task.dev["art"][0].solution) == ("B", "A")
+
+
 def test_a_toml_file_describes_a_task(tmp_path: Path) -> None:
     write(tmp_path / "q.jsonl", [{"stem": "cat?", "x": "sat", "y": "ran", "key": "B"}] * 2)
     (tmp_path / "task.toml").write_text(
@@ -394,10 +420,8 @@ def test_a_question_is_never_its_own_shot(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(3)])
     (task,) = read_tasks([path], dev=path)
     shots = choose_shots(task, TaskOptions(shots=2))
-    from minigpt.evaluation.task_results import _shots_of
-
     for one in task.examples:
-        used = _shots_of(one, shots, 2)
+        used = _shots_of(one.asking(f"{one.question}!"), shots, 2, task.is_own_dev)
         assert len(used) == 2
         assert one not in used
 

@@ -24,11 +24,12 @@ from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.cache import KeyValueCache
 from minigpt.generation.loop import NOT_FINITE, evaluating
+from minigpt.generation.model_runner import TorchRunner
 from minigpt.generation.native import NativeRunner, runner_for
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-_TREE = {"cpu": 256}  # most tokens of a pass; attention grows with its square
+_TREE = {"cpu": 512}  # most tokens of a pass; attention grows with its square, to a tenth of GPT-2's work
 _TREE_ON_GPU = 2048
 _LOGITS = 2**24  # most logits in memory at a time: 64 MiB in float32
 
@@ -94,10 +95,10 @@ class ContinuationScorer:
         prepared = [self._prepared(number, *request) for number, request in enumerate(requests, 1)]
         order = sorted(range(len(prepared)), key=lambda i: prepared[i].read)
         found: list[Scored | None] = [None] * len(prepared)
-        by_branch = self._reads_branches()
         with evaluating(self._model), torch.inference_mode():
             runner = runner_for(self._model)
-            self._allocate()
+            by_branch = self._reads_branches(runner)
+            self._allocate(max((len(one.read) for one in prepared), default=1))
             start = 0
             while start < len(order):
                 if by_branch:
@@ -133,19 +134,16 @@ class ContinuationScorer:
         self.tokens_asked += len(read)
         return _Request(read, len(read) - len(continuation), tuple(continuation), n_cut)
 
-    def _reads_branches(self) -> bool:
+    def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
         """Return True if each branch is read by itself.
 
         C knows no masks, and a sliding layer measures distances in columns, not in positions.
         """
-        runner = runner_for(self._model)
         is_sliding = getattr(self._model.config, "sliding_window", None) is not None
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
 
-    def _allocate(self) -> None:
-        columns = self.max_length + self._tree
-        # a branch may be longer than a tree: it has a pass of its own, up to the whole context
-        columns = max(columns, 2 * self.max_length)
+    def _allocate(self, longest: int) -> None:
+        columns = longest + max(self._tree, longest)  # what is shared, and a tree, which may be one request
         self._cache = KeyValueCache(self._model.config, 1, columns, self._device, self._dtype)
         self._cache.allocate()
         self._held = ()
@@ -214,7 +212,7 @@ class ContinuationScorer:
 
     # -- branches -------------------------------------------------------------------------------------------
 
-    def _branch(self, batch: list[_Request], runner: object) -> list[Scored]:
+    def _branch(self, batch: list[_Request], runner: NativeRunner | TorchRunner) -> list[Scored]:
         """Score requests that read the same tokens."""
         assert self._cache is not None
         one = batch[0]
@@ -222,12 +220,12 @@ class ContinuationScorer:
         self._cache.truncate(0, kept)
         for start in range(kept, one.first, self._tree):
             piece = one.read[start : min(start + self._tree, one.first)]
-            runner.prefill([piece], [0], self._cache)  # type: ignore[attr-defined]
+            runner.prefill([piece], [0], self._cache)
         step = max(1, _LOGITS // self._model.config.vocab_size)
         pieces = []
         for start in range(one.first, len(one.read), step):
             row = one.read[start : start + step]
-            logits: Tensor = runner.decode([row], [0], self._cache)  # type: ignore[attr-defined]
+            logits: Tensor = runner.decode([row], [0], self._cache)
             pieces.append(logits.float().log_softmax(-1))  # a copy: the next call overwrites the logits
         self._held = one.read
         self.tokens_read += len(one.read) - kept

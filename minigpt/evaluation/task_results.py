@@ -16,7 +16,7 @@ What each form gives:
 
 import math
 import re
-import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.generation.api import ends_of_answer
 from minigpt.generation.engine import Engine
-from minigpt.generation.generation_config import start_token
+from minigpt.generation.generation_config import prompt_format, start_token
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sequence import cut
 from minigpt.tokenizer import Tokenizer
@@ -154,7 +154,7 @@ class TaskResult:
                 "tokens": self.tokens,
                 "tokens_read": self.tokens_read,
                 "tokens_written": self.tokens_written,
-                "peak_mib": round(self.peak_mib, 1),
+                "peak_mib": round(self.peak_mib, 1) if math.isfinite(self.peak_mib) else None,
             },
         }
         if len(self.subjects) > 1:
@@ -182,12 +182,10 @@ class LoadedModel:
 
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return what makes prompts for this model. Raises InputError if the format does not fit it."""
-        usual = "text"
-        if isinstance(self.tokenizer, Tokenizer):
-            from minigpt.generation.generation_config import prompt_format
-
-            usual = "question" if self.folder is None else prompt_format(self.folder, self.tokenizer)
-        return Prompter(self.tokenizer, options.prompt_format or usual, self.start)  # type: ignore[arg-type]
+        form = options.prompt_format
+        if form is None and isinstance(self.tokenizer, Tokenizer):  # trained here: on questions, or on text
+            form = "question" if self.folder is None else prompt_format(self.folder, self.tokenizer)
+        return Prompter(self.tokenizer, form or "text", self.start)
 
 
 def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None) -> TaskResult:
@@ -209,7 +207,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
         prompter = loaded.prompter(options)
         if task.form == "perplexity":
             return _measure_text(loaded, task, options, began)
-        before = [_shots_of(one, shots, options.shots) for one in task.examples]
+        before = [_shots_of(one, shots, options.shots, task.is_own_dev) for one in task.examples]
         instruction = options.instruction
         if task.form == "generation":
             prompts = [prompter.prompt(one, some, instruction) for one, some in zip(task.examples, before)]
@@ -224,19 +222,22 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
     )  # fmt: skip
 
 
-def _shots_of(one: Example, shots: dict[str, list[Example]], count: int) -> list[Example]:
-    """Return the shots of a question: never itself."""
-    found = [
-        shot for shot in shots.get(one.subject, []) if (shot.prompt, shot.line) != (one.prompt, one.line)
-    ]
+def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
+    """Return the shots of a question: never itself, where shots come from the measured file."""
+    found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
 
 def _peak_mib() -> float:
+    """Return the most memory so far: of the GPU, or of this process; nan where nothing says it."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**10 if peak < 2**40 else peak / 2**20
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB; on macOS in bytes
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 # -- scoring -----------------------------------------------------------------------------------------------

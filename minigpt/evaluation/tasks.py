@@ -17,6 +17,7 @@ The names of a record's fields decide what it is (task_shapes.py). A TOML file m
 """
 
 import dataclasses
+import string
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from typing import Any, get_args, get_type_hints
 from minigpt.console.terminal import note, warn
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import open_data
-from minigpt.data.json_values import BadLine
+from minigpt.data.json_values import BadLine, Record
 from minigpt.data.labelled import LABEL_FIELDS, TEXT_FIELDS, LabelledOptions, read_labelled
 from minigpt.data.reader import ReadReport
 from minigpt.data.records import FIELDS, FieldNames, is_head, meaning_of
@@ -142,6 +143,8 @@ def _sources(path: Path) -> list[_Source]:
             dev = next((path / one for one in _DEV if one != test and (path / one).is_dir()), None)
             shots = {} if dev is None else {_subject(file): file for file in _files(dev)}
             subjects = {_subject(file): file for file in _files(path / test)}
+            if test == "test" and (path / "val").is_dir() and not any(map(_has_answers, subjects.values())):
+                continue  # C-Eval keeps the answers of its test part to itself
             if not subjects:
                 raise InputError(f"{path / test} holds no file of questions")
             return [_Source(name, [(one, file, shots.get(one)) for one, file in subjects.items()])]
@@ -153,6 +156,13 @@ def _sources(path: Path) -> list[_Source]:
     if not files:
         raise InputError(f"{path} holds no task: give it test/ and dev/, or files of questions")
     return [one for file in files for one in _sources(file)]
+
+
+def _has_answers(path: Path) -> bool:
+    """Return True if the first line of a file names a field for the answer."""
+    with path.open("rb") as file:
+        first = file.read(1 << 16).split(b"\n")[0].lower()
+    return any(name in first for name in (b"answer", b"label", b"gold", b"target"))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -309,6 +319,9 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
             yield 1, {"text": str(whole)}
             return
     rows = [] if data.kind == "text" else list(data.records)
+    if rows and data.kind == "csv" and (headless := _without_head(rows)):
+        yield from headless
+        return
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
         texts, _ = read_labelled(path, LabelledOptions())  # texts with a label, without a head
         names = path.parent / "class.txt"
@@ -332,6 +345,25 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
                 yield line, {"question": talk.question, "answer": talk.answer}
                 continue
         yield line, value
+
+
+def _without_head(rows: Sequence[Record]) -> list[tuple[int, Any]]:
+    """Return the records of MMLU's own tables, which have no head: question, choices, letter; else [].
+
+    The reader took the first row for the head, so its cells are the names of the others.
+    """
+    first = rows[0].value
+    if not isinstance(first, Mapping) or len(first) < 4:
+        return []
+    last = [[*first][-1], *([*row.value.values()][-1] for row in rows if isinstance(row.value, Mapping))]
+    letters = string.ascii_uppercase[: len(first) - 2]
+    if any(str(cell).strip() not in [*letters] for cell in last):
+        return []
+    names = ["question", *letters.lower(), "answer"]
+    found: list[tuple[int, Any]] = [(1, dict(zip(names, first)))]
+    for line, value, _ in rows:
+        found.append((line, dict(zip(names, value.values())) if isinstance(value, Mapping) else value))
+    return found
 
 
 def _is_head(cells: Collection[str]) -> bool:
