@@ -178,6 +178,7 @@ class Page {
       rested = performance.now();
       if (this.stopped) break;
     }
+    this.fillSpans(turn, true);
     const seconds = (performance.now() - first) / 1000;
     const count = turn.ids.length;
     this.speed = seconds > 0 ? (count - 1) / seconds : 0;
@@ -206,27 +207,25 @@ class Page {
     const node = make("span", { class: ended ? "said end" : "said", "data-index": index }, ended ? "∎" : "");
     turn.body.append(node);
     turn.spans.push(node);
-    this.fillSpans(turn);
+    this.fillSpans(turn, false);
   }
 
   // A character may consist of several tokens: its text stands in the last one's span.
-  fillSpans(turn) {
-    const known = turn.filled;
-    for (let end = turn.ids.length; end > known; end--) {
-      if (this.about.eos.includes(turn.ids[end - 1])) continue;
-      const text = this.tokenizer.decode(turn.ids.slice(known, end));
-      if (text.endsWith("\ufffd") && end === turn.ids.length) return;
-      turn.spans[end - 1].textContent = text;
-      turn.filled = end;
-      return;
-    }
+  fillSpans(turn, isLast) {
+    const { answer, filled } = turn;
+    if (!turn.spans.length || (answer.endsWith("\ufffd") && !isLast)) return;
+    const written = this.about.eos.includes(turn.ids.at(-1)) ? turn.ids.length - 1 : turn.ids.length;
+    if (!written || answer === filled) return;
+    if (answer.startsWith(filled)) turn.spans[written - 1].textContent += answer.slice(filled.length);
+    else turn.spans.forEach((span, i) => i < written && (span.textContent = i === written - 1 ? answer : ""));
+    turn.filled = answer;
   }
 
   show(turn) {
     const log = this.at("log");
     turn.body = make("div", { class: "body" });
     turn.spans = [];
-    turn.filled = 0;
+    turn.filled = "";
     followMouse(turn.body, (index, isClick) => this.look(turn, index, isClick));
     log.append(make("div", { class: "turn you" }, make("span", { class: "who", "data-who": "you" }, say("you")), make("div", { class: "body" }, turn.said)));
     log.append(make("div", { class: "turn model" }, make("span", { class: "who", "data-who": "model" }, say("model")), turn.body));
