@@ -8,6 +8,7 @@ const SLIDERS = {
   min_p: [0, 1, 0.01, 0],
   repetition_penalty: [0.5, 2, 0.05, 1],
   max_new_tokens: [1, 1024, 1, 128],
+  pace: [0, 2, 0.1, 0], // seconds of rest after each token, to watch the model write
 };
 
 class Page {
@@ -169,12 +170,13 @@ class Page {
         if (!turn.ids.length) first = performance.now();
         this.receive(turn, one.id, one.u);
       }
-      if (performance.now() - rested < 30) continue;
+      const pause = one.id !== undefined ? 1000 * Number(this.at("pace").value) : 0;
+      if (!pause && performance.now() - rested < 30) continue;
       if (turn.ids.length) {
         this.status("writing", turn.ids.length);
-        if (this.quick()) this.glass.select(this.glass.sequence.length - 1);
+        if (pause || this.quick()) this.glass.select(this.glass.sequence.length - 1);
       }
-      await new Promise((resolve) => setTimeout(resolve));
+      await new Promise((resolve) => setTimeout(resolve, pause));
       rested = performance.now();
       if (this.stopped) break;
     }
