@@ -40,12 +40,6 @@ async function main() {
       return Array.from({ length: count }, () => numbers.next());
     },
     words: () => api.WORDS,
-    speed: ({ id, count }) => {
-      model.truncate(0);
-      const began = performance.now();
-      for (let i = 0; i < count; i++) model.step(id);
-      return (1000 * count) / (performance.now() - began);
-    },
   };
   const tasks = JSON.parse(fs.readFileSync(0, "utf8"));
   process.stdout.write(JSON.stringify(tasks.map((task) => run[task.do](task))));

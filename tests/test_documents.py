@@ -52,6 +52,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/commands.zh-CN.md": "docs/commands.md",
     "docs/data.zh-CN.md": "docs/data.md",
     "docs/parity.zh-CN.md": "docs/parity.md",
+    "docs/html.zh-CN.md": "docs/html.md",
     "docs/training.zh-CN.md": "docs/training.md",
     "docs/fine_tuning.zh-CN.md": "docs/fine_tuning.md",
     "docs/lens.zh-CN.md": "docs/lens.md",

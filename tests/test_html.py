@@ -308,11 +308,6 @@ def test_numbers_too_large_for_float16_are_refused(tmp_path: Path) -> None:
 
 
 def test_tokenizers_that_the_page_lacks_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", encoding="utf-8")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
-    with pytest.raises(InputError) as error:
-        write(tmp_path / "a.html", gpt(), WordPieceTokenizer.from_folder(tmp_path))
-    assert "WordPiece" in one_line(error)
     tokenizer = BpeTokenizer.train([], 260)
     cuts = {**tokenizer.definition.frame["pre_tokenizer"], "use_regex": False}
     for change in (
@@ -559,6 +554,29 @@ def test_byte_level_bpe(kind: str, tmp_path: Path) -> None:
     assert [row for row, other in zip(given, ids) if tokenizer.encode_text(row) != other] == []
     assert ids == rows
     assert back == [tokenizer.decode(row) for row in rows_to_read]
+
+
+@needs_node
+@pytest.mark.parametrize("config", [{}, {"do_lower_case": False, "clean_up_tokenization_spaces": True}])
+def test_word_pieces(config: dict[str, Any], tmp_path: Path) -> None:
+    words = "low est ##est ##er l ##o ##w 你 好 四 ##川 1 ##2 ! ' s , . don ##t E é É do not 's n't I Ⅷ ٣ ss"
+    pieces = re.split(" ", words)
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(pieces)]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", **config}), encoding="utf-8"
+    )
+    tokenizer = WordPieceTokenizer.from_folder(tmp_path)
+    path = write(tmp_path / "a.html", gpt(vocab_size=len(vocab)), tokenizer, form="text", eos=[3])
+    given = [*texts(), "lowest Lower! É 你好 don't, [UNK] [SEP]" + "x" * 101]
+    generator = random.Random(3)
+    rows = [[generator.randrange(len(vocab)) for _ in range(9)] for _ in range(300)]
+    prompts = [{"do": "prompt", "turns": [], "text": text} for text in given[:20]]
+    ids, back, *read = node(path, {"do": "encode", "texts": given}, {"do": "decode", "rows": rows}, *prompts)
+    bare = [tokenizer.encode_text(text, add_special_tokens=False) for text in given]
+    assert [text for text, one, other in zip(given, ids, bare) if one != other] == []
+    assert back == [tokenizer.decode(row) for row in rows]
+    assert [one["ids"] for one in read] == [tokenizer.encode_text(text) for text in given[:20]]
 
 
 CHATML = (

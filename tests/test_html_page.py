@@ -148,9 +148,29 @@ def test_the_views_follow_tokens_layers_and_sliders(browser: Browser, page: Path
         "Logits",
     ]
     assert browser.run("document.querySelector('[data-control=stepOn]').disabled")
+    score = browser.run(f"{panel}.querySelector('td button').textContent")
+    browser.run(f"{panel}.querySelector('td button').click()")
+    last = "td:last-child')].map((one) => Number(one.textContent))"
+    *products, total = browser.run(f"[...{panel}.querySelectorAll('.products tbody {last}")
+    assert len(products) == 9
+    assert abs(total - float(score)) < 0.006  # the score has two digits behind the point
+    assert abs(sum(products) - total) < 0.001  # each has four
     browser.run("document.getElementById('tab-lens').click()")
     assert browser.run(f"{panel}.querySelectorAll('tbody tr').length") == 3
     assert browser.errors == []
+
+
+def test_the_glass_box_follows_while_the_model_writes(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.until(READY)
+    browser.run("document.getElementById('pace').value = 0.001")
+    browser.run(
+        "globalThis.seen = new Set(), new MutationObserver(() => seen.add(minigptPage.glass.selected))"
+        ".observe(document.getElementById('panel'), {childList: true})"
+    )
+    ask(browser, "天地？")
+    first, count = browser.run("[minigptPage.turns[0].prompt.length, minigptPage.turns[0].ids.length]")
+    assert set(browser.run("[...seen]")) >= set(range(first, first + count))
 
 
 def test_keys_do_all_of_it(browser: Browser, page: Path) -> None:

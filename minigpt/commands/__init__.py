@@ -15,6 +15,6 @@ the order of the work:
     merge.py              merges an adapter into the weights of its model
     quantize.py           saves a checkpoint in fewer bits
     import_checkpoint.py  turns a .pth of torch.save into a checkpoint folder
-    convert.py            turns a checkpoint folder into a GGUF file
+    convert.py            turns a checkpoint folder into a GGUF or HTML file
     environment.py        prints what is installed, for a bug report
 """

@@ -29,11 +29,9 @@ class Options(command_line.CommandOptions):
     output: Path | None = None
     """file to write; default: the name of the folder, followed by the dtype and .gguf or .html"""
     format: Literal["gguf", "html"] | None = None
-    """gguf: for llama.cpp, Ollama, LM Studio; html: one page that answers in a browser, offline, and shows
-    how; left out: what --output ends in, or gguf"""
+    """gguf: for llama.cpp; html: a page that answers in a browser; left out: as --output ends, or gguf"""
     dtype: Literal["float32", "float16", "int8", "f32", "f16", "q8_0"] = "float16"
-    """type of matrices: float32 (f32): exact; float16 (f16): half the size; int8 (q8_0): a quarter, with a
-    scale for each 32 values in GGUF, for each row in HTML"""
+    """type of matrices: float32 or f32: exact; float16 or f16: half the size; int8 or q8_0: a quarter"""
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Describes a tokenizer for the program in an HTML file (see html_file.py): characters and byte-level BPE."""
+"""Describes a tokenizer for the program in an HTML file (see html_file.py).
+
+The program knows single characters, byte-level BPE, and WordPiece.
+"""
 
 from typing import Any
 
@@ -6,6 +9,8 @@ from minigpt.errors import InputError
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.bpe_files import GPT2_WORDS, KINDS, QWEN_WORDS, byte_level_of
 from minigpt.tokenization.definition import BYTE_SYMBOLS
+from minigpt.tokenization.subword import SubwordTokenizer
+from minigpt.tokenization.wordpiece import WordPieceTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
@@ -37,11 +42,10 @@ def describe_tokenizer(tokenizer: AnyTokenizer) -> dict[str, Any]:
             "padding": tokenizer.pad_token_id,
             "special": [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id],
         }
+    if isinstance(tokenizer, WordPieceTokenizer):
+        return _word_pieces(tokenizer)
     if not isinstance(tokenizer, BpeTokenizer):
-        raise InputError(
-            "a WordPiece tokenizer cannot be written into a page: the page knows single characters and "
-            "byte-level BPE"
-        )
+        raise InputError("the page knows tokenizers of characters, byte-level BPE and WordPiece, no other")
     definition = tokenizer.definition
     frame = definition.frame
     expression, nfc = _cut(frame)
@@ -60,12 +64,9 @@ def describe_tokenizer(tokenizer: AnyTokenizer) -> dict[str, Any]:
         if left in ids and right in ids and left + right in ids
         for number in (ids[left], ids[right], ids[left + right])
     ]
-    tokens: list[str | None] = [None] * tokenizer.get_vocab_size()
-    for token, index in definition.tokens.items():
-        tokens[index] = token
     return {
         "kind": "bpe",
-        "tokens": tokens,
+        "tokens": _by_id(tokenizer),
         "merges": merges,
         "pattern": _in_javascript(expression),
         "nfc": nfc,
@@ -73,6 +74,42 @@ def describe_tokenizer(tokenizer: AnyTokenizer) -> dict[str, Any]:
         "ignoreMerges": bool(frame["model"].get("ignore_merges")),
         "words": definition.words,
         "special": [[token, index] for token, index in definition.special.items()],
+        "before": tokenizer.before_text,
+        "after": tokenizer.after_text,
+    }
+
+
+def _by_id(tokenizer: SubwordTokenizer) -> list[str | None]:
+    tokens: list[str | None] = [None] * tokenizer.get_vocab_size()
+    for token, index in tokenizer.definition.tokens.items():
+        tokens[index] = token
+    return tokens
+
+
+def _word_pieces(tokenizer: WordPieceTokenizer) -> dict[str, Any]:
+    definition = tokenizer.definition
+    frame, model = definition.frame, definition.frame["model"]
+    match frame.get("normalizer"), frame.get("pre_tokenizer"):
+        case {"type": "BertNormalizer", **steps}, {"type": "BertPreTokenizer"} if not definition.words:
+            pass
+        case _:
+            raise InputError(
+                "the tokenizer cuts or changes text by a rule that the page does not know: not BERT's"
+            )
+    lowers, strips = bool(steps.get("lowercase", True)), steps.get("strip_accents")
+    unknown = definition.tokens[model["unk_token"]]
+    return {
+        "kind": "wordpiece",
+        "tokens": _by_id(tokenizer),
+        "special": [index for index in definition.special.values() if index != unknown],
+        "unknown": unknown,
+        "longest": model.get("max_input_chars_per_word", 100),
+        "cleans": bool(steps.get("clean_text", True)),
+        "separatesChinese": bool(steps.get("handle_chinese_chars", True)),
+        "stripsAccents": lowers if strips is None else bool(strips),
+        "lowers": lowers,
+        "cleansTokens": bool(frame["decoder"].get("cleanup", True)),
+        "cleansText": bool(definition.config.get("clean_up_tokenization_spaces")),
         "before": tokenizer.before_text,
         "after": tokenizer.after_text,
     }

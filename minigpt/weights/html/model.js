@@ -189,20 +189,20 @@ class Model {
 function multiply(weight, bias, x, rows, columns, out, outAt, add) {
   let row = 0;
   for (; row + 3 < rows; row += 4) {
-    let a = row * columns;
-    let b = a + columns;
-    let c = b + columns;
-    let d = c + columns;
+    const a = row * columns;
+    const b = a + columns;
+    const c = b + columns;
+    const d = c + columns;
     let first = 0;
     let second = 0;
     let third = 0;
     let fourth = 0;
     for (let i = 0; i < columns; i++) {
       const value = x[i];
-      first += weight[a++] * value;
-      second += weight[b++] * value;
-      third += weight[c++] * value;
-      fourth += weight[d++] * value;
+      first += weight[a + i] * value;
+      second += weight[b + i] * value;
+      third += weight[c + i] * value;
+      fourth += weight[d + i] * value;
     }
     const at = outAt + row;
     store(out, at, first, bias, row, add);
@@ -212,7 +212,7 @@ function multiply(weight, bias, x, rows, columns, out, outAt, add) {
   }
   for (; row < rows; row++) {
     let sum = 0;
-    for (let i = 0, a = row * columns; i < columns; i++) sum += weight[a++] * x[i];
+    for (let i = 0; i < columns; i++) sum += weight[row * columns + i] * x[i];
     store(out, outAt + row, sum, bias, row, add);
   }
 }

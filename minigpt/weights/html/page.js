@@ -8,6 +8,7 @@ const SLIDERS = {
   min_p: [0, 1, 0.01, 0],
   repetition_penalty: [0.5, 2, 0.05, 1],
   max_new_tokens: [1, 1024, 1, 128],
+  pace: [0, 2, 0.1, 0], // seconds of rest after each token, to watch the model write
 };
 
 class Page {
@@ -169,15 +170,17 @@ class Page {
         if (!turn.ids.length) first = performance.now();
         this.receive(turn, one.id, one.u);
       }
-      if (performance.now() - rested < 30) continue;
+      const pause = one.id !== undefined ? 1000 * Number(this.at("pace").value) : 0;
+      if (!pause && performance.now() - rested < 30) continue;
       if (turn.ids.length) {
         this.status("writing", turn.ids.length);
-        if (this.quick()) this.glass.select(this.glass.sequence.length - 1);
+        if (pause || this.quick()) this.glass.select(this.glass.sequence.length - 1);
       }
-      await new Promise((resolve) => setTimeout(resolve));
+      await new Promise((resolve) => setTimeout(resolve, pause));
       rested = performance.now();
       if (this.stopped) break;
     }
+    this.fillSpans(turn, true);
     const seconds = (performance.now() - first) / 1000;
     const count = turn.ids.length;
     this.speed = seconds > 0 ? (count - 1) / seconds : 0;
@@ -206,27 +209,25 @@ class Page {
     const node = make("span", { class: ended ? "said end" : "said", "data-index": index }, ended ? "∎" : "");
     turn.body.append(node);
     turn.spans.push(node);
-    this.fillSpans(turn);
+    this.fillSpans(turn, false);
   }
 
   // A character may consist of several tokens: its text stands in the last one's span.
-  fillSpans(turn) {
-    const known = turn.filled;
-    for (let end = turn.ids.length; end > known; end--) {
-      if (this.about.eos.includes(turn.ids[end - 1])) continue;
-      const text = this.tokenizer.decode(turn.ids.slice(known, end));
-      if (text.endsWith("\ufffd") && end === turn.ids.length) return;
-      turn.spans[end - 1].textContent = text;
-      turn.filled = end;
-      return;
-    }
+  fillSpans(turn, isLast) {
+    const { answer, filled } = turn;
+    if (!turn.spans.length || (answer.endsWith("\ufffd") && !isLast)) return;
+    const written = this.about.eos.includes(turn.ids.at(-1)) ? turn.ids.length - 1 : turn.ids.length;
+    if (!written || answer === filled) return;
+    if (answer.startsWith(filled)) turn.spans[written - 1].textContent += answer.slice(filled.length);
+    else turn.spans.forEach((span, i) => i < written && (span.textContent = i === written - 1 ? answer : ""));
+    turn.filled = answer;
   }
 
   show(turn) {
     const log = this.at("log");
     turn.body = make("div", { class: "body" });
     turn.spans = [];
-    turn.filled = 0;
+    turn.filled = "";
     followMouse(turn.body, (index, isClick) => this.look(turn, index, isClick));
     log.append(make("div", { class: "turn you" }, make("span", { class: "who", "data-who": "you" }, say("you")), make("div", { class: "body" }, turn.said)));
     log.append(make("div", { class: "turn model" }, make("span", { class: "who", "data-who": "model" }, say("model")), turn.body));

@@ -1,9 +1,10 @@
-// Text <-> ids, for the tokenizers of minigpt: single characters, and byte-level BPE.
+// Text <-> ids, for the tokenizers of minigpt: single characters, byte-level BPE, and WordPiece.
 //
 // The text of a special token never becomes that token: what a user types is text.
 
 function tokenizerOf(about) {
-  return about.kind === "characters" ? new Characters(about) : new BytePairs(about);
+  const kinds = { characters: Characters, bpe: BytePairs, wordpiece: WordPieces };
+  return new kinds[about.kind](about);
 }
 
 class Characters {
@@ -141,4 +142,96 @@ function byteSymbols() {
     const printable = (byte >= 33 && byte < 127) || (byte >= 161 && byte < 173) || byte >= 174;
     return String.fromCodePoint(printable ? byte : others++);
   });
+}
+
+// BERT's tokenizer, which most Chinese GPT-2 models have. White space is lost.
+class WordPieces {
+  constructor(about) {
+    this.about = about;
+    this.tokens = about.tokens;
+    this.special = new Set(about.special);
+    this.ids = new Map();
+    about.tokens.forEach((token, id) => token !== null && !this.special.has(id) && this.ids.set(token, id));
+  }
+
+  encode(text) {
+    return this.wordsOf(text).flatMap((word) => this.cut(word));
+  }
+
+  // Clean, take accents off, lower; a Chinese character and a sign of punctuation are words.
+  wordsOf(text) {
+    const { cleans, separatesChinese, stripsAccents, lowers } = this.about;
+    if (cleans) {
+      text = text.replace(/(?![\t\n\r])[\p{Cc}\p{Cf}\p{Co}\p{Cs}\ufffd]/gu, "").replace(WHITE, " ");
+    }
+    if (separatesChinese) text = text.replace(CHINESE, " $& ");
+    if (stripsAccents) text = text.normalize("NFD").replace(/\p{Mn}/gu, "");
+    if (lowers) text = Array.from(text, (character) => character.toLowerCase()).join("");
+    return text.replace(PUNCTUATION, " $& ").split(WHITE).filter(Boolean);
+  }
+
+  // The longest pieces that the vocabulary has, from left to right.
+  cut(word) {
+    const characters = Array.from(word);
+    if (characters.length > this.about.longest) return [this.about.unknown];
+    const ids = [];
+    for (let start = 0; start < characters.length; ) {
+      let end = characters.length;
+      const piece = () => (start ? "##" : "") + characters.slice(start, end).join("");
+      while (end > start && !this.ids.has(piece())) end--;
+      if (end === start) return [this.about.unknown];
+      ids.push(this.ids.get(piece()));
+      start = end;
+    }
+    return ids;
+  }
+
+  decode(ids) {
+    const known = ids.filter((id) => this.tokens[id] != null);
+    const pieces = known.map((id, place) => {
+      const token = this.tokens[id];
+      if (!place) return this.joined(token);
+      return this.joined(token.startsWith("##") ? token.slice(2) : ` ${token}`);
+    });
+    const text = pieces.join("");
+    return this.about.cleansText ? replaced(text, JOINED.filter(([spaced]) => spaced !== " do not")) : text;
+  }
+
+  joined(token) {
+    return this.about.cleansTokens ? replaced(token, JOINED) : token;
+  }
+
+  unknownCharacters(text) {
+    const unknown = this.wordsOf(text).filter((word) => this.cut(word)[0] === this.about.unknown);
+    return [...new Set(unknown)];
+  }
+
+  show(id) {
+    return this.tokens[id] ?? `<${id}>`;
+  }
+
+  around(ids) {
+    return [...this.about.before, ...ids, ...this.about.after];
+  }
+}
+
+const WHITE = /[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/gu;
+const CHINESE = new RegExp(
+  "[\\u4e00-\\u9fff\\u3400-\\u4dbf\\u{20000}-\\u{2a6df}\\u{2a700}-\\u{2b73f}\\u{2b740}-\\u{2b81f}" +
+    "\\u{2b920}-\\u{2ceaf}\\uf900-\\ufaff\\u{2f800}-\\u{2fa1f}]",
+  "gu",
+);
+const PUNCTUATION = /[!-/:-@[-`{-~\p{P}]/gu;
+// What decoding replaces, in this order: English punctuation and contractions.
+const JOINED = [
+  ...Array.from(".?!,", (sign) => [` ${sign}`, sign]),
+  [" ' ", "'"],
+  [" n't", "n't"],
+  [" 'm", "'m"],
+  [" do not", " don't"], // only in tokens, not in the whole text
+  ...["s", "ve", "re"].map((end) => [` '${end}`, `'${end}`]),
+];
+
+function replaced(text, changes) {
+  return changes.reduce((found, [spaced, joined]) => found.replaceAll(spaced, joined), text);
 }

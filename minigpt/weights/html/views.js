@@ -39,6 +39,7 @@ class GlassBox {
     this.layer = 0;
     this.head = -1; // -1: the mean of all heads
     this.stage = 0;
+    this.opened = null; // the token whose score is shown as a sum
     this.pinned = false; // after a click the mouse no longer chooses, until the next click
     strip.addEventListener("keydown", (event) => this.key(event));
     followMouse(strip, (index, isClick) => this.point(index, isClick));
@@ -243,15 +244,41 @@ class GlassBox {
     const logits = this.logits(position);
     const raw = softmax(logits);
     const options = this.page.options();
-    const after = softmax(filtered(penalized(logits, this.sequence.slice(0, position + 1), options, this.page.about.tokens), options));
-    const rows = mostLikely(raw, 8).map(([token]) => make("tr", token === id ? { class: "chosen" } : {},
-      make("th", { scope: "row" }, quoted(this.show(token))), make("td", {}, logits[token].toFixed(2)), bar(raw[token]), bar(after[token])));
+    const ids = this.sequence.slice(0, position + 1);
+    const after = softmax(filtered(penalized(logits, ids, options, this.page.about.tokens), options));
+    const rows = mostLikely(raw, 8).map(([token]) => {
+      const open = () => {
+        this.opened = token === this.opened ? null : token;
+        this.draw();
+      };
+      const about = { type: "button", "data-control": `logit-${token}`, "aria-expanded": String(token === this.opened), onclick: open };
+      return make("tr", token === id ? { class: "chosen" } : {}, make("th", { scope: "row" }, quoted(this.show(token))),
+        make("td", {}, make("button", about, logits[token].toFixed(2))), bar(raw[token]), bar(after[token]));
+    });
     const u = this.drawn.get(this.selected);
     let how = say("chosenRead");
     if (u === null) how = say("chosenGreedy", visible(this.show(id)));
     else if (u !== undefined) how = say("chosenSample", u.toFixed(4), visible(this.show(id)));
     return [make("h3", {}, say("stageLogits")), make("p", {}, say("stageLogitsText")),
-      table([say("token"), say("logit"), say("raw"), say("after")], rows), make("p", {}, how)];
+      table([say("token"), say("logit"), say("raw"), say("after")], rows), make("p", {}, how),
+      ...(this.opened === null ? [make("p", { class: "hint" }, say("openLogit"))] : this.products(position, this.opened))];
+  }
+
+  // A score as the sum of its products, the largest one by one.
+  products(position, token) {
+    const { model } = this.page;
+    const score = this.logits(position)[token]; // leaves the norm's output in model.normed
+    const { columns, weight } = model.head;
+    const row = model.tensors[weight].subarray(token * columns, (token + 1) * columns);
+    const found = Array.from(row, (value, channel) => [channel, model.normed[channel], value, model.normed[channel] * value]);
+    const largest = found.sort((a, b) => Math.abs(b[3]) - Math.abs(a[3])).slice(0, 8);
+    const rest = score - largest.reduce((sum, one) => sum + one[3], 0);
+    const line = (title, ...numbers) => make("tr", {}, make("th", { scope: "row" }, title),
+      ...numbers.map((number) => make("td", {}, number === null ? "" : number.toFixed(4))));
+    return [make("p", { class: "hint" }, say("productsHint", visible(this.show(token)), columns)),
+      table([say("channel"), say("normed"), say("weight"), say("product")], [
+        ...largest.map(([channel, ...numbers]) => line(String(channel), ...numbers)),
+        line(say("others", columns - largest.length), null, null, rest), line(say("sum"), null, null, score)], "products")];
   }
 
   // -- logit lens ---------------------------------------------------------------------------------------------
