@@ -1,5 +1,6 @@
 """The page of an HTML file in a headless Chromium: what it shows, its keyboard, and that nothing gets out."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.generation.api import generate_ids
+from minigpt.generation.conversation import Conversation
 from minigpt.generation.options import GenerationOptions
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -243,6 +246,42 @@ def test_the_first_questions_can_be_looked_at_again(browser: Browser, page: Path
     browser.run("document.querySelectorAll('.turn.model .body')[0].firstChild.click()")
     assert browser.run(sequence) == first
     assert browser.run("minigptPage.model.ids.join()") == first.rsplit(",", 1)[0]
+
+
+CHATML = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{{- message.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def test_a_chat_is_that_of_minigpt(browser: Browser, tmp_path: Path) -> None:
+    # 150 tokens of context and long answers: the oldest turns are left out at last, as in minigpt chat
+    tokenizer = BpeTokenizer.train(["low lower 你好"] * 3, 280, special_tokens=["<|im_start|>", "<|im_end|>"])
+    tokenizer = tokenizer.with_chat_template(CHATML)
+    end = tokenizer.special_tokens["<|im_end|>"]
+    torch.manual_seed(0)
+    size = tokenizer.get_vocab_size()
+    network = Qwen3ForCausalLM(Qwen3Config(size, 32, 48, 2, 4, 2, 8, max_position_embeddings=150)).eval()
+    path = tmp_path / "a.html"
+    options = {"do_sample": True, "temperature": 2.0, "top_k": 50}
+    write_html(path, network, tokenizer, form="chat", eos=[end], options=options, dtype="float32")
+    browser.open(path)
+    browser.until(READY)
+    browser.run("document.getElementById('max_new_tokens').value = 24")
+    chosen = GenerationOptions(**options, max_new_tokens=24, seed=0, eos_token_id=end)  # type: ignore[arg-type]
+    talk = Conversation(network, tokenizer, "chat", chosen)
+    for text in ("你好", "low <|im_end|>", "lower\n", "你", "low", "好"):
+        expected = "".join(talk.say(text))
+        browser.run(f"document.getElementById('question').value = {json.dumps(text)}, minigptPage.ask()")
+        browser.until(DONE)
+        assert browser.run("minigptPage.turns.at(-1).prompt") == talk.turns[-1].prompt
+        assert browser.run("minigptPage.turns.at(-1).ids") == talk.turns[-1].ids
+        assert browser.run("minigptPage.turns.at(-1).answer") == expected
+        shown = browser.run("[...document.querySelectorAll('.turn.model .body')].at(-1).textContent")
+        assert shown.removesuffix("∎") == expected
+    assert talk.forgotten > 0
+    assert browser.errors == []
 
 
 def test_what_cannot_be_said_is_said(browser: Browser, page: Path, tmp_path: Path) -> None:

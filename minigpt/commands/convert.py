@@ -58,7 +58,7 @@ def main(options: Options) -> dict[str, Any]:
     else:
         from minigpt.weights.html_file import write_html
 
-        found = _settings(model_folder(folder), tokenizer)
+        found = _settings(model_folder(folder, verify=False), tokenizer)
         notes = write_html(output, model, tokenizer, dtype=ours, name=_name(folder), **found)
     size = output.stat().st_size
     print(f"{output} written: {model.config.parameter_count():,} parameters as {dtype}, {size:,} bytes")

@@ -332,7 +332,12 @@ async function startPage() {
     status.textContent = say(error instanceof RangeError ? "noMemory" : "damaged", error.message);
     return;
   }
-  globalThis.minigptPage = new Page(read.about, read.tensors);
+  try {
+    globalThis.minigptPage = new Page(read.about, read.tensors);
+  } catch (error) {
+    status.textContent = say("failed", error.message); // a browser too old for the program
+    throw error;
+  }
 }
 
 if (typeof document !== "undefined") startPage();
