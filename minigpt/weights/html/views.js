@@ -155,19 +155,19 @@ class GlassBox {
     this.heat(this.head < 0 ? mean : heads[this.head]);
     const choice = (name, options, value, set) =>
       make("label", {}, `${say(name)} `, select(name, options, value, (chosen) => { set(chosen); this.draw(); }));
-    const layers = model.attentions.map((_, layer) => [layer, String(layer + 1)]);
-    const numbers = [[-1, say("mean")], ...heads.map((_, head) => [head, String(head + 1)])];
+    const layers = model.attentions.map((_, layer) => [layer, String(layer)]);
+    const numbers = [[-1, say("mean")], ...heads.map((_, head) => [head, String(head)])];
     const rows = heads.map((weights, head) => {
       const top = mostLikely(weights, 3).map(([column, p]) => say("share", quoted(this.show(this.sequence[column])), percent(p)));
       const name = make("button", { type: "button", "data-control": `head-${head}`, "aria-pressed": String(head === this.head),
-        onclick: () => { this.head = head === this.head ? -1 : head; this.draw(); } }, `${say("head")} ${head + 1}`);
+        onclick: () => { this.head = head === this.head ? -1 : head; this.draw(); } }, `${say("head")} ${head}`);
       return make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, top.join("　")));
     });
     return [
       make("p", { class: "hint" }, say("attentionHint", visible(this.show(id)))),
       make("p", { class: "row" }, choice("layer", layers, this.layer, (value) => (this.layer = value)),
         choice("head", numbers, this.head, (value) => (this.head = value))),
-      heatMap(heads, say("map", heads.length, this.layer + 1, position + 1)),
+      heatMap(heads, say("map", heads.length, this.layer, position + 1)),
       make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, say("head")),
         make("th", { scope: "col" }, say("headLooks")))), make("tbody", {}, ...rows)),
     ];
@@ -224,12 +224,12 @@ class GlassBox {
       const before = states[stage - 1];
       const change = lengthOf(state.map((value, i) => value - before[i])) / (lengthOf(before) || 1);
       const name = kind === "attention" ? "stageAttention" : "stageMlp";
-      parts.push(make("h3", {}, say(name, layer + 1)), make("p", {}, say(`${name}Text`, percent(change))));
+      parts.push(make("h3", {}, say(name, layer)), make("p", {}, say(`${name}Text`, percent(change))));
     }
     if (kind === "attention") {
       const rows = model.attentionOf(layer, position).map((weights, head) => {
         const [[column, p]] = mostLikely(weights, 1);
-        return make("tr", {}, make("th", { scope: "row" }, `${say("head")} ${head + 1}`), make("td", {}, quoted(this.show(this.sequence[column]))), bar(p));
+        return make("tr", {}, make("th", { scope: "row" }, `${say("head")} ${head}`), make("td", {}, quoted(this.show(this.sequence[column]))), bar(p));
       });
       parts.push(table([say("head"), say("headLooks"), ""], rows));
     }
@@ -294,7 +294,7 @@ class GlassBox {
         cell.style.setProperty("--heat", p.toFixed(3));
         return cell;
       });
-      const name = kind === "embed" ? say("embedding") : say("layerN", layer + 1);
+      const name = kind === "embed" ? say("embedding") : say("layerN", layer);
       rows.push(make("tr", {}, make("th", { scope: "row" }, name), ...cells));
     });
     return [make("p", { class: "hint" }, say("lensHint")), table([say("afterLayer"), "1", "2", "3", "4"], rows, "lens")];
