@@ -44,6 +44,7 @@ METHODS: dict[str, list[str]] = {
     "adapter, 32": ["--method", "adapter", "--bottleneck_size", "32"],
     "IA3": ["--method", "ia3"],
 }
+TOY_METHODS = ("full", "LoRA, r 4", "adapter, 32")
 
 
 def main() -> None:
@@ -115,7 +116,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     run(["train", *shape, *base_pairs, *machine, *steps, "--output", str(folder / "base")])
     epochs = ["--num_train_epochs", str(options.epochs), "--batch_size", "16"]
     commands = {"scratch": (["train", *shape, "--num_train_epochs", str(3 * options.epochs)], 1e-2)}
-    for name, flags in METHODS.items():
+    for name in TOY_METHODS if options.toy else METHODS:
+        flags = METHODS[name]
         usual = METHOD_RATES[flags[1]]
         commands[name] = (["finetune", "--model", str(folder / "base"), *flags, *epochs], usual)
     rows = []

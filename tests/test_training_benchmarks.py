@@ -428,10 +428,10 @@ def test_classification(
 def test_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--toy", "--threads", "1", "--seeds", "1", "--output", str(tmp_path / "r.json")]
     rows = run(methods, flags, monkeypatch, capsys)["summary"]
-    assert [row["method"] for row in rows] == ["scratch", *methods.METHODS]
+    assert [row["method"] for row in rows] == ["scratch", *methods.TOY_METHODS]
     trained = {row["method"]: row["trained"] for row in rows}
     assert trained["full"] == trained["scratch"]
-    assert trained["LoRA, r 4"] * 4 == trained["LoRA, r 16"] < trained["DoRA, r 16"]
+    assert 0 < trained["LoRA, r 4"] < trained["full"] > trained["adapter, 32"] > 0
     assert all(row["loss"]["median"] > 0 and row["mib"] > 0 for row in rows)
     assert rows[1]["gain"] == 1.0
 
