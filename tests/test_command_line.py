@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from typing import Any, Literal
 
 import pytest
 
-from minigpt.__main__ import COMMANDS
+from minigpt.__main__ import COMMANDS, main
 from minigpt.console import command_line
-from minigpt.console.command_line import CommandOptions, run
+from minigpt.console.command_line import CommandOptions, exit_code, run
 from minigpt.console.flags import POSITIONAL, fields_of, flags_of, help_text, parse
+from minigpt.console.terminal import ProgressLine, table
 from minigpt.errors import InputError, printable, unknown_name
 from tests.commands import options_of, path_of
 
@@ -301,7 +303,7 @@ def test_printable(text: str, expected: str) -> None:
 SCRIPT = '''
 import dataclasses, os, sys, time
 from pathlib import Path
-from minigpt.console.command_line import CommandOptions, run
+from minigpt.console.command_line import CommandOptions, exit_code, run
 from minigpt.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -566,6 +568,44 @@ def test_the_front_page_survives_closed_streams_and_readers() -> None:
     )
     code = front('{ "$0" -m minigpt --help; echo $? >&2; } | true')[2]
     assert code in ("141\n", "0\n")
+
+
+def test_a_table_for_a_reader_that_went_away_ends_as_other_text_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert exit_code("try", lambda: table("title", ["a"], [["b"]])) == 128 + signal.SIGPIPE
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_notes_that_cannot_be_written_stop_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def work() -> None:
+        command_line.warn("lost")
+        print("lost, too", file=sys.stderr, flush=True)
+        with ProgressLine("steps", 2) as progress:
+            progress.update(1, force=True)
+        done.append(1)
+
+    with Path("/dev/full").open("w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert exit_code("try", work) == 0
+        assert sys.stderr is stream
+    assert done
+
+
+def test_streams_are_open_before_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an import opens must not get the number of a closed stream."""
+    order: list[str] = []
+    monkeypatch.setattr(command_line, "_open_closed_streams", lambda: order.append("streams"))
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **__: order.append("command"))
+    assert main(["vocab"]) == 0
+    assert order == ["streams", "command"]
+    monkeypatch.setattr(command_line, "_open_closed_streams", lambda: True)
+    assert main(["vocab"]) == 2
+    assert order == ["streams", "command"], "nothing is computed whose answer nobody could read"
 
 
 # -- every command's flags ---------------------------------------------------------------------------------
