@@ -21,7 +21,7 @@ def refused(path: Path, **options: int) -> str:
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
-    content = {"中": [1, -2.5, None, True, {"": "😀"}], "n": 10**400}
+    content = {"中": [1, -2.5, None, True, {"": "😀"}], "n": 10**299}
     texts = (json.dumps(content), json.dumps(content, ensure_ascii=False), "\ufeff" + json.dumps(content))
     for text in texts:
         (tmp_path / "a.json").write_text(text, encoding="utf-8")
@@ -37,7 +37,7 @@ def test_an_object_is_read(tmp_path: Path) -> None:
         (b'{"a": "\xff"}', "is not JSON: byte 7 is not UTF-8"),
         ('{"a": 1}'.encode("utf-16"), "is not UTF-8"),
         (b'{"a": 1, "b": {"c": 1, "c": 1}}', "is not JSON: the key 'c' comes twice"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON: a whole number has more than 4,300 digits"),
+        (b'{"a": ' + b"9" * 301 + b"}", "is not JSON: a whole number has more than 300 digits"),
         (b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", "is not JSON: it is nested too deeply"),
         (b"[" * 200_000, "is not JSON: it is nested too deeply"),
         (b'{"a":' * 200_000, "is not JSON: it is nested too deeply"),

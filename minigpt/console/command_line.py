@@ -89,7 +89,13 @@ Given = TypeVar("Given")
 
 def warn(text: str) -> None:
     """Print a warning as one line on stderr, because stdout is for results."""
-    print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
+    print(_one_line(f"warning: {text}"), file=sys.stderr)
+
+
+def _one_line(text: str, limit: int = 3000) -> str:
+    """Return a message as one line. Of one that quotes a very long value, the middle is left out."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
 
 @contextlib.contextmanager
@@ -181,7 +187,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:
-            print(printable(f"{program}: {' '.join(complaint.split())}"), file=sys.stderr)
+            print(_one_line(f"{program}: {complaint}"), file=sys.stderr)
     _empty(sys.stderr)
     return code
 

@@ -32,7 +32,7 @@ class _Console(Console):
     """Leaves the error of a closed pipe to the command. Rich itself would end the process with code 1."""
 
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704 -- rich calls this while it handles the error
+        raise  # rich calls this while it handles the error
 
 
 _NARROW = 60  # columns of a terminal below which a table has no vertical lines

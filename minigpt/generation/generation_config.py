@@ -9,7 +9,7 @@ of GenerationOptions are read. `notes_of` reports ignored settings, and models w
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, shown
 from minigpt.generation.options import GenerationOptions, id_list
 from minigpt.storage.json_files import read_json
 from minigpt.tokenization.subword import SubwordTokenizer
@@ -105,7 +105,11 @@ def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
         own is not None or content.get("eos_token_id")
     ):
         named = content.get("eos_token_id")
-        why = "names no eos_token_id" if named is None else f"has eos_token_id {named}, which is no id here"
+        why = (
+            "names no eos_token_id"
+            if named is None
+            else f"has eos_token_id {shown(named)}, which is no id here"
+        )
         advice = "" if own is None else f'; to end at the tokenizer\'s own: "eos_token_id": {own} in {_FILE}'
         notes.append(f"{path} {why}: nothing ends an answer, as in transformers{advice}")
     return notes
