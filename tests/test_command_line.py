@@ -638,10 +638,11 @@ def help_of(verb: str) -> str:
 def numbers_of(verb: str) -> Iterator[tuple[Flag, tuple[Any, ...] | None]]:
     """The flags of a command that take numbers, with the range of each."""
     options = options_of(verb)
-    holders = {field.name: field.metadata.get("fields_of") for field in dataclasses.fields(options)}
+    holders = {field.name: field.metadata["fields_of"] for field in dataclasses.fields(options)
+               if "fields_of" in field.metadata}  # fmt: skip
     for flag in flags_of(options).values():
         if flag.kind in (int, float):
-            owners = (holders[flag.holder] if flag.holder else options).__mro__
+            owners = holders.get(flag.holder, options).__mro__
             tables = [vars(owner).get("RANGES", {}) for owner in owners]
             yield flag, next((table[flag.name] for table in tables if flag.name in table), None)
 

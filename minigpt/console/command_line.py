@@ -165,7 +165,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     code, complaint = 0, ""
     is_closed = _open_closed_streams()
     errors = sys.stderr
-    sys.stderr = _NeverFails(errors)  # type: ignore[assignment]
+    sys.stderr = _NeverFails(errors)
     try:
         if is_closed:
             raise InputError("standard output is closed: give it a file, or /dev/null")
