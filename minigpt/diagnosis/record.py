@@ -17,6 +17,7 @@ from typing import Any
 
 from minigpt.errors import InputError
 from minigpt.storage.json_files import parse_json, read_json
+from minigpt.storage.regular_files import read_bytes
 from minigpt.training.config import RUN_FILE, TrainConfig
 from minigpt.training.data_summary import DataSummary, read_summary
 from minigpt.training.finetune_config import FinetuneConfig
@@ -216,7 +217,7 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSONL file: {} for a line that is not an object, no lines without a file."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path).splitlines()
     except OSError:
         return []
     return [_object(line) for line in lines if line.strip()]

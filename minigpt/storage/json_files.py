@@ -9,7 +9,7 @@ occurs twice in an object (programs disagree about which value counts), and a to
 
 import json
 import os
-import stat
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minigpt.errors import InputError, shown
+from minigpt.storage.regular_files import open_regular
 
-__all__ = ["MAX_BYTES", "parse_json", "read_json", "reading"]
+__all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "reading"]
 
 MAX_BYTES = 256_000_000  # most bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
@@ -52,20 +53,21 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
     return content
 
 
-def _open_regular(path: Path) -> int:
-    """Open a regular file for reading, without ever waiting. Returns the descriptor.
+def read_toml(path: Path | str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Read a TOML file.
 
     Raises:
-        InputError: if it is not a regular file.
-        OSError: if it cannot be opened.
+        OSError: if it cannot be opened, or is no regular file.
+        ValueError: if it is too large or not TOML; the message is one line.
     """
-    # Without O_NONBLOCK, opening a pipe would wait until another program writes to it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    kind = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(kind):
-        os.close(descriptor)
-        raise InputError(f"{path} must be a file, and is {'a directory' if stat.S_ISDIR(kind) else 'none'}")
-    return descriptor
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+            raise ValueError(f"it has {size:,} bytes: more than {max_bytes:,} are not read")
+        content = file.read(size)
+    try:
+        return tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextmanager
@@ -80,10 +82,12 @@ def reading(path: Path, missing: str = "") -> Iterator[BinaryIO]:
         InputError: if it is not a regular file, or cannot be opened or read.
     """
     try:
-        with open(_open_regular(path), "rb") as file:
+        with open_regular(path) as file:
             yield file
     except FileNotFoundError:
         raise InputError(f"{path} is missing{missing and ': '}{missing}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} must be a file, and is a directory") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 

@@ -17,6 +17,7 @@ from typing import Any
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import read_text
 
 __all__ = [
     "BYTE_SYMBOLS", "CLASSES", "CONFIG", "TOKENIZER", "Definition", "assembled", "checked",
@@ -104,7 +105,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     template = folder / "chat_template.jinja"
     if template.exists():  # newer models have this file; as in transformers, it has priority
         try:
-            config["chat_template"] = template.read_text(encoding="utf-8")
+            config["chat_template"] = read_text(template)
         except ValueError as error:
             raise InputError(f"{template} is not text in UTF-8: {error}") from None
     if "added_tokens_decoder" in config:  # since transformers 4.34, this file has everything
