@@ -12,6 +12,7 @@ from typing import Any, Literal
 from minigpt.errors import InputError, shown
 from minigpt.generation.options import GenerationOptions, id_list
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import is_there
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
@@ -54,7 +55,7 @@ _NOT_FOLLOWED = {
 
 def _source(folder: Path) -> Path:
     """Return the file that has the recommended options."""
-    return folder / (_FILE if (folder / _FILE).exists() else _CONFIG)
+    return folder / (_FILE if is_there(folder / _FILE) else _CONFIG)
 
 
 def recommended_options(folder: Path) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def recommended_options(folder: Path) -> dict[str, Any]:
         InputError: if the file is not a JSON object or a value is wrong; the message names the file.
     """
     path = _source(folder)
-    if not path.exists():
+    if not is_there(path):
         return {}
     content = _object(path)
     found = {name: content[name] for name in _NAMES if content.get(name) is not None}
@@ -136,4 +137,4 @@ def trained_length(folder: Path) -> int:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if is_there(path) else {}

@@ -22,7 +22,7 @@ from minigpt.reference import gpt2, qwen3
 from minigpt.reference.names import Tree
 from minigpt.storage.files import MANIFEST, verify_manifest
 from minigpt.storage.json_files import read_json
-from minigpt.storage.regular_files import open_regular
+from minigpt.storage.regular_files import is_there, open_regular
 from minigpt.storage.safetensors_header import read_header
 
 __all__ = ["load", "read_safetensors", "read_tensors"]
@@ -46,7 +46,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the one with {CONFIG} and {WEIGHTS}")
-    if (folder / MANIFEST).exists():
+    if is_there(folder / MANIFEST):
         verify_manifest(folder)
     config = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     family = FAMILIES.get(str(config.get("model_type")))

@@ -13,7 +13,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["open_regular", "read_bytes", "read_text"]
+__all__ = ["is_there", "open_regular", "read_bytes", "read_text"]
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -50,6 +50,11 @@ def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReade
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def is_there(path: Path | str) -> bool:
+    """Return True if a path leads to anything, also if it is a link to nothing, which must not be ignored."""
+    return os.path.lexists(path)
 
 
 def read_bytes(path: Path | str, *, or_pipe: bool = False) -> bytes:
