@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["InputError", "check_ranges", "printable", "printable_lines", "unknown_name"]
+__all__ = ["InputError", "check_ranges", "printable", "printable_lines", "shown", "unknown_name"]
 
 
 class InputError(ValueError):
@@ -82,14 +82,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     if not near and kind == "flag" and len(names) > 12:
         hint = "--help lists the flags"
-    return f"unknown {kind} {name!r}; {hint}"
+    return f"unknown {kind} {shown(name)}; {hint}"
 
 
 def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
     """Check numbers against the table RANGES of a class and of its base classes.
 
     RANGES maps a field to its least and greatest value: two ints for an integer, two floats for any number.
-    A third entry is advice for the message. None is allowed if it is the field's default.
+    A third entry is advice for the message. None is allowed if it is the field's default. Of a field with
+    several numbers, each is checked.
 
     Args:
         owner: the class with RANGES.
@@ -108,20 +109,30 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
         for name, (low, high, *advice) in vars(base).get("RANGES", {}).items():
             if name not in values:
                 continue
-            value = values[name]
-            if value is None and getattr(owner, name, 0) is None:
+            given = values[name]
+            if given is None and getattr(owner, name, 0) is None:
                 continue
-            is_whole = isinstance(low, int)
-            is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
-            if is_number and low <= value <= high:  # NaN fails this comparison
-                continue
-            kind = "" if is_number else "a whole number " if is_whole else "a number "
-            ends = " to ".join(f"{end}" if is_whole else f"{end:g}" for end in (low, high))
-            hint = f" ({advice[0]})" if advice else ""
-            raise InputError(f"{name} must be {kind}from {ends}{hint}: got {name}={_shown(value)}")
+            for value in given if isinstance(given, tuple) else (given,):
+                _check_number(name, value, low, high, *advice)
 
 
-def _shown(value: object) -> str:
+def _check_number(name: str, value: object, low: float, high: float, advice: str = "") -> None:
+    is_whole = isinstance(low, int)
+    is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
+    if is_number and low <= value <= high:  # type: ignore[operator]  # NaN fails this comparison
+        return
+    kind = "" if is_number else "a whole number " if is_whole else "a number "
+    ends = " to ".join(f"{end}" if is_whole else f"{end:g}" for end in (low, high))
+    hint = f" ({advice})" if advice else ""
+    raise InputError(f"{name} must be {kind}from {ends}{hint}: got {name}={shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Return a value as a message quotes it: some hundred characters at most.
+
+    >>> shown("a"), shown(10**5000), len(shown("a" * 10**6))
+    ("'a'", 'a number of 16610 bits', 83)
+    """
     if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print very long integers
         return f"a number of {value.bit_length()} bits"
     text = repr(value)

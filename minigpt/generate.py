@@ -38,6 +38,8 @@ from minigpt.console.flags import fields_of
 from minigpt.errors import InputError, printable, printable_lines
 from minigpt.generation.loading import load_to_answer, require_model
 from minigpt.generation.options import GenerationOptions
+from minigpt.storage.json_files import parse_json
+from minigpt.storage.regular_files import read_bytes, read_text
 
 if TYPE_CHECKING:
     from minigpt.generation.api import Answer
@@ -135,9 +137,9 @@ def _json_or_file(name: str, given: str) -> Any:
     """Parse JSON that is given as text or as the name of a file."""
     text = given
     if given.lstrip()[:1] not in ("{", "[") and Path(given).is_file():
-        text = Path(given).read_text(encoding="utf-8-sig")
+        text = read_text(given, "utf-8-sig")
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         where = f"{given}: " if text is not given else f"--{name} is neither a file nor JSON: "
         raise InputError(f"{where}{error}") from None
@@ -251,7 +253,7 @@ def _questions(options: Options) -> list[str] | None:
             raise InputError("--question is empty")
         return [options.question]
     if options.file is not None:
-        return parse_questions(options.file.read_bytes(), str(options.file))
+        return parse_questions(read_bytes(options.file, or_pipe=True), str(options.file))
     if sys.stdin.isatty():
         if options.output is not None:
             raise InputError("--output needs questions: give --question, --file, or lines on standard input")

@@ -47,7 +47,6 @@ MAY_NAME_A_FAMILY = {
     "__init__": "the public names",
     "commands.import_checkpoint": "a .pth is the documents' GPT: no other family has had one",
     "weights.gguf_file": "GGUF's names of tokenizers",
-    "weights.html_tokenizer": "kinds of byte-level tokenizers",
     "weights.html_tokenizer": "the names of the ways to cut words",
     "data.documents": "a message names the tokenizers' kinds",
 }
@@ -64,6 +63,7 @@ ONLY: dict[str, set[str]] = {
     "console.flags": set(),
     "storage.files": set(),
     "storage.json_files": set(),
+    "storage.regular_files": set(),
     "storage.read_ahead": set(),
     "storage.safetensors_header": set(),
     "console.terminal": {"rich"},
@@ -535,6 +535,89 @@ def test_the_search_for_risky_calls_finds_them(tmp_path: Path, code: str, what: 
     path = tmp_path / "code.py"
     path.write_text(code)
     assert list(risky(path)) == ([] if what is None else [what])
+
+
+# Modules that open files or parse JSON and TOML themselves, besides storage.regular_files and
+# storage.json_files, and the calls that they may make.
+MAY_READ = {
+    "console.flags": {"read_text"},  # its own source, for --help
+    "console.command_line": {"open"},  # standard streams
+    "data.json_values": {"JSONDecoder"},  # JSON of people: broken lines, other rules
+    "data.file_formats": {"ZipFile"},  # of bytes that were read
+    "data.chat_encoding": {"loads"},  # of texts that data.json_values has parsed
+    "data.memory_mapped": {"memmap"},  # after a look at the file
+    "families.gpt2.pth_file": {"ZipFile", "load"},  # after a look at the file
+    "families.gpt2.tensor_bundle": {"memmap"},  # of an open file
+    "reference.weights": {"mmap"},  # of an open file
+    "storage.large_pages": {"mmap"},  # of memory
+    "storage.files": {"open"},  # of a folder, to flush it
+    "storage.safetensors_files": {"safe_open"},  # after its header was read
+    "tokenization.bpe_training": {"loads"},  # of what the tokenizers library says
+    "training.autosize": {"loads"},  # of another process's message
+    "training.distributed": {"loads"},  # of another process's message
+    "training.rewards": {"loads"},  # of an answer
+    "training.checkpoint": {"load_file"},  # of a verified checkpoint
+    "weights.html_file": {"read_text"},  # of the package itself
+}
+_READERS = {
+    *("read_text", "read_bytes", "memmap", "fromfile", "genfromtxt", "loadtxt", "safe_open", "load_file"),
+    *("ZipFile", "TarFile", "mmap", "JSONDecoder"),
+}
+_WRITING = ("w", "wb", "a", "ab", "x", "xb")
+
+
+def reads(path: Path) -> Iterator[tuple[int, str]]:
+    """The calls in a file's source that open files for reading, or parse JSON or TOML."""
+    for node in nodes(path):
+        if not isinstance(node, ast.Call):
+            continue
+        match node.func:
+            case ast.Attribute(value=ast.Name(id="os"), attr="open"):
+                if "O_RDONLY" in ast.unparse(node) or "O_RDWR" in ast.unparse(node):
+                    yield node.lineno, "open"
+            case ast.Attribute(value=ast.Name(id="json" | "tomllib"), attr=name) if name.startswith("load"):
+                yield node.lineno, name
+            case ast.Attribute(value=ast.Name(id="torch" | "np" | "numpy" | "pickle"), attr="load"):
+                yield node.lineno, "load"
+            case ast.Attribute(attr="open") | ast.Name(id="open"):
+                modes = [*node.args, *(word.value for word in node.keywords if word.arg == "mode")]
+                writes = any(isinstance(one, ast.Constant) and one.value in _WRITING for one in modes)
+                is_path = isinstance(node.func, ast.Name) or node.args
+                if is_path and not writes:
+                    yield node.lineno, "open"
+            case ast.Attribute(attr=name) if name in _READERS:
+                yield node.lineno, name
+            case ast.Name(id=name) if name in _READERS - {"read_text", "read_bytes"}:
+                yield node.lineno, name
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"storage.regular_files", "storage.json_files"}))
+def test_files_have_one_way_in(module: str) -> None:
+    """A pipe, a device or a broken text ends at minigpt.storage: in one line, without waiting."""
+    for line, what in reads(MODULES[module]):
+        assert what in MAY_READ.get(module, ()), (
+            f"{where(module, line)}: {what}() goes around minigpt.storage.regular_files and json_files"
+        )
+
+
+def test_modules_that_may_read_do_so() -> None:
+    for module, known in MAY_READ.items():
+        assert {what for _, what in reads(MODULES[module])} == known, module
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("open(path)", "open"), ("open(path, 'rb')", "open"), ("path.open('rb')", "open"),
+        ("path.open('rb+')", "open"), ("path.read_text()", "read_text"), ("json.loads(text)", "loads"),
+        ("tomllib.load(file)", "load"), ("np.load(path)", "load"), ("os.open(path, os.O_RDONLY)", "open"),
+        ("path.open('wb')", None), ("open(path, 'w')", None), ("logger.open()", None),
+        ("read_text(path)", None), ("os.open(path, os.O_WRONLY)", None),
+    ],
+)  # fmt: skip
+def test_the_search_for_readers_finds_them(tmp_path: Path, code: str, found: str | None) -> None:
+    (tmp_path / "a.py").write_text(code)
+    assert [what for _, what in reads(tmp_path / "a.py")] == ([] if found is None else [found])
 
 
 def test_no_file_knows_the_machine_it_was_written_on() -> None:

@@ -384,7 +384,9 @@ def test_directories_empty_files_and_loops_in_place_of_files(name: str, whole: P
 def test_a_pipe_is_not_waited_for(name: str, whole: Path) -> None:
     (whole / name).unlink()
     os.mkfifo(whole / name)
-    assert f"{whole / name} must be a file, and is none" == message(lambda: load_model_and_tokenizer(whole))
+    assert f"{whole / name} cannot be read: is no regular file, but a pipe" == message(
+        lambda: load_model_and_tokenizer(whole)
+    )
 
 
 def test_a_folder_that_is_a_link_to_itself(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import json
+import os
 import pickle
 import random
 import re
@@ -28,6 +29,7 @@ from minigpt.errors import InputError
 from minigpt.storage.json_files import read_json
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.definition import BYTE_SYMBOLS
+from minigpt.tokenization.library import panics_without_trace
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 GPT2, QWEN = SHARED / "gpt2_tokenizer", SHARED / "qwen_tokenizer"
@@ -115,7 +117,7 @@ def changed(path: Path, change: Callable[[Any], object]) -> None:
         (lambda c: c["model"]["merges"].append(["a", "<sep>"]), "`<sep>` out of vocabulary"),
         (
             lambda c: c.update(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "x"}),
-            "the text cannot be encoded: index out of bounds",  # the library panics
+            "it cannot encode 'A word, 2 words. 你好': index out of bounds",  # the library panics
         ),
         (lambda c: c["model"].update(merges={}), "has no `merges`"),
         (lambda c: c.update(added_tokens={"<sep>": 2}), "`added_tokens` is not a list of objects"),
@@ -149,7 +151,7 @@ def test_a_key_that_stands_twice_is_found_at_once(tmp_path: Path) -> None:
 
 def test_a_panic_of_the_library_is_an_input_error() -> None:
     sound = TRAINED["gpt2"].definition
-    broken = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+    broken = {"type": "Replace", "pattern": {"Regex": "(?=zq)"}, "content": "x"}  # panics on this one text
     tokenizer = BpeTokenizer(dataclasses.replace(sound, frame={**sound.frame, "normalizer": broken}))
     for encode in (
         tokenizer.encode_text,
@@ -157,7 +159,18 @@ def test_a_panic_of_the_library_is_an_input_error() -> None:
         lambda text: tokenizer.encode_batch([text]),
     ):
         with pytest.raises(InputError, match="text cannot be encoded: index out of bounds"):
-            encode("a 1")
+            encode("zq")
+
+
+def test_a_panic_while_loading_writes_nothing_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    sound = TRAINED["gpt2"].definition
+    broken = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+    with pytest.raises(InputError, match="cannot encode"):
+        BpeTokenizer(dataclasses.replace(sound, frame={**sound.frame, "normalizer": broken}))
+    assert capfd.readouterr().err == ""
+    with panics_without_trace():
+        os.write(2, b"from another thread")
+    assert capfd.readouterr().err == "from another thread"
 
 
 def test_interrupts_are_no_input_errors() -> None:

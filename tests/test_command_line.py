@@ -5,19 +5,22 @@ import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from minigpt.__main__ import COMMANDS
+from minigpt.__main__ import COMMANDS, main
 from minigpt.console import command_line
-from minigpt.console.command_line import CommandOptions, run
-from minigpt.console.flags import POSITIONAL, fields_of, flags_of, help_text, parse
+from minigpt.console.command_line import CommandOptions, exit_code, run
+from minigpt.console.flags import POSITIONAL, Flag, fields_of, flags_of, help_text, parse
+from minigpt.console.terminal import ProgressLine, table
 from minigpt.errors import InputError, printable, unknown_name
 from tests.commands import options_of, path_of
 
@@ -187,7 +190,7 @@ def test_options_of_a_module_with_postponed_annotations_have_switches() -> None:
         (["-n_layer", "4"], "unknown flag '-n_layer'; did you mean '--n_layer'?"),
         (["—n_layer", "4"], "unknown flag '—n_layer'; did you mean '--n_layer'?"),
         (["--data", ""], "--data must be a path: got ''"),
-        (["--n_layer", "1" * 5000], f"--n_layer must be a whole number: got '{'1' * 5000}'"),
+        (["--n_layer", "1" * 5000], f"--n_layer must be a whole number: got '{'1' * 79}..."),
         (["--n_lay", "4"], "unknown flag '--n_lay'; did you mean '--n_layer'?"),
         (["--n__layer", "4"], "unknown flag '--n__layer'; did you mean '--n_layer'?"),
         (["--quesiton=a"], "unknown flag '--quesiton'; did you mean '--question'?"),
@@ -222,8 +225,9 @@ def test_a_flag_like_no_other_is_sent_to_the_help() -> None:
 
 
 def test_long_values_stay_in_one_piece() -> None:
-    value = "x" * 300
+    value = "x" * 90
     assert refusal("--precision", value).endswith(f" got '{value}'")
+    assert len(refusal("--precision", value * 1000)) < 200
 
 
 @pytest.mark.parametrize("value", ["\x1b[31m", "a\nb", "\udc80", "[red]x[/red]", "│", "─" * 5])
@@ -301,7 +305,7 @@ def test_printable(text: str, expected: str) -> None:
 SCRIPT = '''
 import dataclasses, os, sys, time
 from pathlib import Path
-from minigpt.console.command_line import CommandOptions, run
+from minigpt.console.command_line import CommandOptions, exit_code, run
 from minigpt.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -568,6 +572,60 @@ def test_the_front_page_survives_closed_streams_and_readers() -> None:
     assert code in ("141\n", "0\n")
 
 
+def test_a_table_for_a_reader_that_went_away_ends_as_other_text_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stream:  # noqa: PTH123 -- a descriptor has no path
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert exit_code("try", lambda: table("title", ["a"], [["b"]])) == 128 + signal.SIGPIPE
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_notes_that_cannot_be_written_stop_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def work() -> None:
+        command_line.warn("lost")
+        print("lost, too", file=sys.stderr, flush=True)
+        with ProgressLine("steps", 2) as progress:
+            progress.update(1, force=True)
+        done.append(1)
+
+    with Path("/dev/full").open("w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert exit_code("try", work) == 0
+        assert sys.stderr is stream
+    assert done
+
+
+def test_a_message_never_quotes_a_whole_file(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        command_line.warn("first " + "x" * 10**6 + " last")
+        raise InputError("first " + "y" * 10**6 + " last")
+
+    assert exit_code("try", work) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert len(warning) < 3100
+    assert len(error) < 3100
+    assert error.startswith("try: error: first yy")
+    assert error.endswith("yy last")
+    with pytest.raises(InputError) as refused:
+        parse(Example, ["--n_layer", "x" * 10**6])
+    assert len(str(refused.value)) < 200
+
+
+def test_streams_are_open_before_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an import opens must not get the number of a closed stream."""
+    order: list[str] = []
+    monkeypatch.setattr(command_line, "_open_closed_streams", lambda: order.append("streams"))
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **__: order.append("command"))
+    assert main(["vocab"]) == 0
+    assert order == ["streams", "command"]
+    monkeypatch.setattr(command_line, "_open_closed_streams", lambda: True)
+    assert main(["vocab"]) == 2
+    assert order == ["streams", "command"], "nothing is computed whose answer nobody could read"
+
+
 # -- every command's flags ---------------------------------------------------------------------------------
 
 
@@ -575,6 +633,38 @@ def help_of(verb: str) -> str:
     """What `minigpt VERB --help` prints."""
     options = options_of(verb)
     return help_text(options, f"minigpt {verb}", str(path_of(verb)))
+
+
+def numbers_of(verb: str) -> Iterator[tuple[Flag, tuple[Any, ...] | None]]:
+    """The flags of a command that take numbers, with the range of each."""
+    options = options_of(verb)
+    holders = {field.name: field.metadata["fields_of"] for field in dataclasses.fields(options)
+               if "fields_of" in field.metadata}  # fmt: skip
+    for flag in flags_of(options).values():
+        if flag.kind in (int, float):
+            owners = holders.get(flag.holder, options).__mro__
+            tables = [vars(owner).get("RANGES", {}) for owner in owners]
+            yield flag, next((table[flag.name] for table in tables if flag.name in table), None)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in COMMANDS if any(numbers_of(verb))])
+def test_every_number_flag_has_a_range_which_is_checked_at_once(verb: str) -> None:
+    options = options_of(verb)
+    required = [f"--{flag.name}=1" for flag in flags_of(options).values()
+                if flag.default is dataclasses.MISSING and not flag.is_positional]  # fmt: skip
+    required += ["x" for flag in flags_of(options).values()
+                 if flag.default is dataclasses.MISSING and flag.is_positional]  # fmt: skip
+    for flag, ends in numbers_of(verb):
+        assert ends is not None, f"minigpt {verb}: --{flag.name} has no range: add it to RANGES"
+        low, high = ends[:2]
+        assert {type(low), type(high)} == {flag.kind}, (verb, flag.name)
+        assert high < math.inf
+        for inside in (low, high):
+            parse(options, [*required, f"--{flag.name}={inside!r}"])
+        step = 1 if flag.kind is int else max(abs(low), abs(high))
+        for outside in (low - step, high + step, 10**400, -(10**400)):
+            with pytest.raises(InputError, match=f"^{flag.name} must be from .{{3,160}}$"):
+                parse(options, [*required, f"--{flag.name}={outside!r}"])
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

@@ -1043,14 +1043,12 @@ def test_folders_that_hold_no_run(tmp_path: Path, run_command: RunCommand) -> No
     (damaged / "run.json").write_text("{")
     checkpoint = write_run(tmp_path / "whole", []) / "step-00000001"
     checkpoint.mkdir()
-    impossible = write_run(tmp_path / "impossible", [], {"max_length": -1})
     for path, said in (
         (tmp_path / "none", "does not exist"),
         (tmp_path / "file", "is a file"),
         (tmp_path / "foreign", "holds no run.json"),
         (damaged, "is damaged"),
         (checkpoint, f"is a checkpoint; give its run's folder: {checkpoint.parent}"),
-        (impossible, "max_length must be from 3 to 1000000"),
     ):
         result = run_command("doctor", path)
         assert (result.code, result.out) == (2, "")
@@ -1064,6 +1062,28 @@ def test_folders_that_hold_no_run(tmp_path: Path, run_command: RunCommand) -> No
 def test_settings_of_another_version_are_no_obstacle(tmp_path: Path, settings: dict[str, Any]) -> None:
     record = read_record(write_run(tmp_path / "run", [], settings))
     assert record.config.learning_rate == TrainConfig().learning_rate
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"family": "later"}, {"optimizer": "later"}, {"n_layer": 10**6}, {"max_length": -1},
+        {"size": "gigantic"}, {"keyword_weight": "x:y:z"}, {"adam_beta1": 7}, {"later_version": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_later_version_wrote_is_passed_over_and_named(
+    tmp_path: Path, settings: dict[str, Any], run_command: RunCommand
+) -> None:
+    known = {"seed": 7, "n_layer": 3}
+    folder = write_run(tmp_path / "run", ['{"step": 3, "train_loss": 1}'], {**known, **settings})
+    result = run_command("doctor", folder)
+    assert result.code == 0, result.err
+    (name,) = settings
+    assert result.err.splitlines()[0].endswith(f"does not know them or their values: {name}")
+    config = read_record(folder).config
+    assert config.seed == 7
+    assert config.n_layer == (TrainConfig().n_layer if name == "n_layer" else 3)
 
 
 def test_a_run_on_plain_text_is_examined_without_its_data(tmp_path: Path) -> None:

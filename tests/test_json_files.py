@@ -21,7 +21,7 @@ def refused(path: Path, **options: int) -> str:
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
-    content = {"中": [1, -2.5, None, True, {"": "😀"}], "n": 10**400}
+    content = {"中": [1, -2.5, None, True, {"": "😀"}], "n": 10**299}
     texts = (json.dumps(content), json.dumps(content, ensure_ascii=False), "\ufeff" + json.dumps(content))
     for text in texts:
         (tmp_path / "a.json").write_text(text, encoding="utf-8")
@@ -37,7 +37,7 @@ def test_an_object_is_read(tmp_path: Path) -> None:
         (b'{"a": "\xff"}', "is not JSON: byte 7 is not UTF-8"),
         ('{"a": 1}'.encode("utf-16"), "is not UTF-8"),
         (b'{"a": 1, "b": {"c": 1, "c": 1}}', "is not JSON: the key 'c' comes twice"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON: a whole number has more than 4,300 digits"),
+        (b'{"a": ' + b"9" * 301 + b"}", "is not JSON: a whole number has more than 300 digits"),
         (b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", "is not JSON: it is nested too deeply"),
         (b"[" * 200_000, "is not JSON: it is nested too deeply"),
         (b'{"a":' * 200_000, "is not JSON: it is nested too deeply"),
@@ -71,7 +71,7 @@ def test_files_that_are_missing_large_or_none(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert "cannot be read: " in refused(loop)
-    assert "must be a file, and is none" in refused(Path(os.devnull))
+    assert "cannot be read: is no regular file, but a device" in refused(Path(os.devnull))
     link = tmp_path / "link"
     link.symlink_to(path)
     assert read_json(link) == {"a": 1}
@@ -81,8 +81,8 @@ def test_files_that_are_missing_large_or_none(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     for name in ("a.json", "a.safetensors"):
         os.mkfifo(tmp_path / name)
-    assert "must be a file, and is none" in refused(tmp_path / "a.json")
-    with pytest.raises(InputError, match="must be a file, and is none"):
+    assert "cannot be read: is no regular file, but a pipe" in refused(tmp_path / "a.json")
+    with pytest.raises(InputError, match="is no regular file, but a pipe"):
         read_header(tmp_path / "a.safetensors")
 
 

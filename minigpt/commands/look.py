@@ -33,12 +33,12 @@ from minigpt.console.language import chosen_language
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 from minigpt.generation.loading import load_to_answer, require_model
+from minigpt.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
     from minigpt.data.conversation import Conversation
     from minigpt.families.registry import LanguageModel
     from minigpt.generation.generation_config import PromptFormat
-    from minigpt.generation.options import GenerationOptions
     from minigpt.lens.results import View
     from minigpt.weights.pretrained import AnyTokenizer
 
@@ -64,6 +64,11 @@ class Options(command_line.ModelOptions, DataOptions):
         "count": (1, 10**6),
         "max_length": (3, 10**6),
         "seed": (0, 2**63 - 1),
+        "line": (1, 10**9),
+        **{
+            name: GenerationOptions.RANGES[name]
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        },
     }
 
     view: ViewName = field(default="all", metadata=POSITIONAL)
@@ -295,8 +300,6 @@ def _view_of_model(
 
 def _variants(options: Options) -> "list[GenerationOptions]":
     """One object of options for each value of each flag."""
-    from minigpt.generation.options import GenerationOptions
-
     pairs = [(name, value) for name in _DRAWING for value in getattr(options, name)]
     return [GenerationOptions(do_sample=True, **{name: value}) for name, value in pairs]
 

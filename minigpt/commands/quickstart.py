@@ -29,6 +29,7 @@ from minigpt.data.tables import suffix_of
 from minigpt.errors import InputError, printable_lines
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import open_regular
 from minigpt.training.config import RUN_FILE, TrainConfig
 
 if TYPE_CHECKING:
@@ -394,7 +395,7 @@ def _sha256(paths: Iterable[Path]) -> str:
     """Return the SHA-256 of all bytes of some files."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()

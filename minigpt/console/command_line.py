@@ -89,7 +89,13 @@ Given = TypeVar("Given")
 
 def warn(text: str) -> None:
     """Print a warning as one line on stderr, because stdout is for results."""
-    print(printable(f"warning: {' '.join(text.split())}"), file=sys.stderr)
+    print(_one_line(f"warning: {text}"), file=sys.stderr)
+
+
+def _one_line(text: str, limit: int = 3000) -> str:
+    """Return a message as one line. Of one that quotes a very long value, the middle is left out."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
 
 @contextlib.contextmanager
@@ -158,6 +164,8 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     """Do the work and return the exit code. If the work ends early, print the reason on stderr."""
     code, complaint = 0, ""
     is_closed = _open_closed_streams()
+    errors = sys.stderr
+    sys.stderr = _NeverFails(errors)
     try:
         if is_closed:
             raise InputError("standard output is closed: give it a file, or /dev/null")
@@ -176,11 +184,33 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code, complaint = 2, f"error: {_os_error(error)}"
     finally:
         _empty(sys.stdout)
-    if complaint:
-        with contextlib.suppress(OSError):
-            print(printable(f"{program}: {' '.join(complaint.split())}"), file=sys.stderr)
+        sys.stderr = errors
+    with contextlib.suppress(OSError):
+        if complaint:
+            print(_one_line(f"{program}: {complaint}"), file=sys.stderr)
     _empty(sys.stderr)
     return code
+
+
+class _NeverFails:
+    """Standard error during a command. What cannot be written is dropped: notes must not end a training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is left, or drop it."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def _open_closed_streams() -> bool:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from minigpt.errors import InputError, unknown_name
+from minigpt.errors import InputError, check_ranges, shown, unknown_name
 
 __all__ = ["POSITIONAL", "fields_of", "flags_of", "help_text", "parse"]
 
@@ -105,8 +105,8 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
     """Parse a command line into a dictionary, field -> value. It has only the fields that were given.
 
     Raises:
-        InputError: if a flag is unknown (the message suggests the most similar one), or a value is missing or
-            cannot be read.
+        InputError: if a flag is unknown (the message suggests the most similar one), or a value is missing,
+            cannot be read, or is outside the range that RANGES gives.
     """
     flags = flags_of(options)
     places = [flag for flag in flags.values() if flag.is_positional]
@@ -151,6 +151,10 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
     for flag in flags.values():
         if flag.default is dataclasses.MISSING and not flag.holder and flag.name not in given:
             raise InputError(f"{flag.title} is missing: see --help")
+    for field in dataclasses.fields(options):
+        if (inner := field.metadata.get("fields_of")) and field.name in given:
+            check_ranges(inner, given[field.name])
+    check_ranges(options, given)
     return given
 
 
@@ -184,7 +188,9 @@ def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
 def _read(flag: Flag, text: str) -> object:
     if typing.get_origin(flag.kind) is Literal:
         if text not in (choices := typing.get_args(flag.kind)):
-            raise InputError(f"{flag.title} must be one of {', '.join(map(repr, choices))}: got {text!r}")
+            raise InputError(
+                f"{flag.title} must be one of {', '.join(map(repr, choices))}: got {shown(text)}"
+            )
         return text
     if flag.kind is Path and not text:
         raise InputError(f"{flag.title} must be a path: got ''")
@@ -193,7 +199,7 @@ def _read(flag: Flag, text: str) -> object:
         return kind(text)
     except ValueError:
         what = "a whole number" if flag.kind is int else "a number"
-        raise InputError(f"{flag.title} must be {what}: got {text!r}") from None
+        raise InputError(f"{flag.title} must be {what}: got {shown(text)}") from None
 
 
 # -- help --------------------------------------------------------------------------------------------------

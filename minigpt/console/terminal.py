@@ -27,6 +27,14 @@ __all__ = [
     "ProgressLine", "histogram", "note", "seconds", "shortened", "table", "table_text", "warn", "wrapped",
 ]  # fmt: skip
 
+
+class _Console(Console):
+    """Leaves the error of a closed pipe to the command. Rich itself would end the process with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this while it handles the error
+
+
 _NARROW = 60  # columns of a terminal below which a table has no vertical lines
 
 
@@ -69,7 +77,7 @@ def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int] = ()
 ) -> None:
     """Print a table. Columns whose indices are in `numeric` are aligned right."""
-    Console(highlight=False).print(_table(title, columns, rows, numeric))
+    _Console(highlight=False).print(_table(title, columns, rows, numeric))
 
 
 def table_text(
@@ -198,7 +206,7 @@ class ProgressLine:
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[count]}", markup=False),
                 TextColumn("{task.fields[text]}", markup=False),
-                console=Console(stderr=True, highlight=False),
+                console=_Console(stderr=True, highlight=False),
                 auto_refresh=False,
                 transient=True,
                 redirect_stdout=sys.stdout.isatty(),  # else a redirected stdout would go to the terminal

@@ -32,6 +32,7 @@ from minigpt.data.json_values import BadLine, parse_line
 from minigpt.data.records import whole_text_of
 from minigpt.data.tables import parquet_records
 from minigpt.errors import InputError
+from minigpt.storage.regular_files import open_regular
 
 __all__ = ["Piece", "Source", "plan_pieces", "read_document", "read_lines", "whole_characters"]
 
@@ -85,7 +86,7 @@ def plan_pieces(
     pieces = []
     for number, source in enumerate(sources):
         start = 0
-        with source.path.open("rb") as file:
+        with open_regular(source.path) as file:
             while source.kind != "parquet" and source.size - start > size * 3 // 2:
                 if source.kind == "jsonl":
                     file.seek(start + size)
@@ -235,7 +236,7 @@ def _split(source: Source, piece: Piece, parts: Iterator[str]) -> Iterator[str |
 def _begins_a_line(source: Source, piece: Piece) -> bool:
     if piece.start == 0:
         return True
-    with source.path.open("rb") as file:
+    with open_regular(source.path) as file:
         file.seek(piece.start - 1)
         return file.read(1) == b"\n"
 
@@ -260,7 +261,7 @@ def _chunks(source: Source, parts: Iterator[str], chunk: int, any_place: bool, c
 
 def _decoded(source: Source, piece: Piece) -> Iterator[str]:
     """Yield the piece's text without BOM and with LF line ends, in blocks that do not end in CR."""
-    with source.path.open("rb") as file:
+    with open_regular(source.path) as file:
         file.seek(piece.start)
         position, carry = piece.start, b""
         while position < piece.stop:
@@ -307,7 +308,7 @@ def whole_characters(data: bytes) -> int:
 def _place(path: Path, offset: int) -> tuple[int, int]:
     """Return line and column (in bytes) of a byte, both from 1."""
     line, column, left = 1, 1, offset
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while left > 0:
             block = file.read(min(_BLOCK, left))
             left -= len(block)
@@ -329,7 +330,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
         ):
             yield number, _text_or_bad(value, source)
         return
-    with source.path.open("rb") as file:
+    with open_regular(source.path) as file:
         file.seek(piece.start)
         number = 0
         while file.tell() < piece.stop and (line := file.readline()):

@@ -39,6 +39,7 @@ from minigpt.data.tables import (
 from minigpt.data.text_encoding import decode, shown_name
 from minigpt.errors import InputError
 from minigpt.storage.files import sha256
+from minigpt.storage.regular_files import open_regular
 
 __all__ = [
     "COMPRESSED", "DataFile", "open_data", "read_bytes", "refuse_foreign", "refuse_other_text",
@@ -75,12 +76,9 @@ def read_bytes(path: Path) -> bytes:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise InputError(_folder_sentence(path))
-        shell = stat.S_ISFIFO(status.st_mode) and str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/"))
-        if not (stat.S_ISREG(status.st_mode) or shell):
-            raise InputError(f"{path} is no regular file")
         if status.st_size > _MOST:
             raise _too_large(f"{path} has {status.st_size >> 30} GiB")
-        with path.open("rb") as file:
+        with open_regular(path, or_pipe=True) as file:
             return _all_of(file, f"{path} has")
     except InputError:  # InputError is a ValueError, so it must be re-raised before the last clause
         raise
@@ -234,7 +232,7 @@ def _refuse_archive(content: bytes, path: Path) -> None:
 def _is_parquet(path: Path) -> bool:
     with contextlib.suppress(OSError):  # `read_bytes` reports the error
         if path.is_file():
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 return file.read(4) == b"PAR1"
     return False
 

@@ -1,9 +1,8 @@
 """Reads questions to answer: one per line, or JSONL with "question". The first bytes decide which."""
 
-import json
-
 from minigpt.data.json_values import looks_like_json
 from minigpt.errors import InputError
+from minigpt.storage.json_files import parse_json
 
 __all__ = ["parse_questions"]
 
@@ -40,8 +39,8 @@ def parse_questions(content: bytes, source: str) -> list[str]:
 
 def _json_question(text: str, where: str) -> str:
     try:
-        question = json.loads(text)["question"]
-    except (ValueError, RecursionError) as error:
+        question = parse_json(text)["question"]
+    except ValueError as error:
         raise InputError(f"{where}: broken JSON ({error})") from None
     except (KeyError, TypeError):
         raise InputError(f'{where}: no object with "question"') from None

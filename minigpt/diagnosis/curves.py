@@ -21,6 +21,8 @@ from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import parse_json
+from minigpt.storage.regular_files import read_text
 from minigpt.training.config import PER_CALL, RECIPES
 
 __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]
@@ -128,7 +130,7 @@ def read_curve(path: Path) -> Curve:
         InputError: if the file cannot be read or is not a curve.
     """
     try:
-        head, *points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        head, *points = [parse_json(line) for line in read_text(path).splitlines()]
         if head["format"] != _FORMAT:
             raise InputError(f"{path} has format {head['format']!r}; this minigpt knows {_FORMAT}")
         val = [(float(p["tokens"]), float(p["val_loss"])) for p in points if "val_loss" in p]

@@ -7,7 +7,6 @@
 The files are those that run.json names, if they still exist and have not changed since the run.
 """
 
-import json
 import math
 import shlex
 from collections import Counter
@@ -26,6 +25,7 @@ from minigpt.diagnosis.advice import anew, longer, reading, split_commands
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError, printable
+from minigpt.storage.json_files import parse_json
 from minigpt.tokenizer import Tokenizer
 from minigpt.training.config import TrainConfig
 from minigpt.training.data_summary import LEARN_FROM, MEASURE_ON, DataSummary, summarize
@@ -289,7 +289,7 @@ def _asks(text: str) -> bool:
 def _names_of(conversation: Conversation) -> tuple[str, str] | None:
     """Return the names of the fields with the question and the answer; None if they are not found."""
     try:
-        row = json.loads(conversation.raw)
+        row = parse_json(conversation.raw)
     except ValueError:
         return None
     if not isinstance(row, dict) or len(conversation.turns) != 2:

@@ -6,13 +6,13 @@ The text of a finding is a template in two languages, which the numbers fill. Th
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from minigpt.console.language import Language
+from minigpt.storage.json_files import read_toml
 
 __all__ = ["LEVELS", "WORDS", "Finding", "Language", "Words", "finding", "without_consequences"]
 
@@ -91,7 +91,7 @@ def without_consequences(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _read() -> dict[str, Words]:
-    entries = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    entries = read_toml(Path(__file__).with_suffix(".toml"))
     groups = entries.pop("groups")
     return {
         code: Words(

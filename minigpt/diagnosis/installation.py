@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import subprocess
-import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any, NamedTuple
 
 from minigpt import __version__
 from minigpt.generation.native_library import cache_folder, system_build
+from minigpt.storage.json_files import read_toml
+from minigpt.storage.regular_files import read_text
 
 __all__ = ["Fact", "facts", "instructions", "processor"]
 
@@ -120,7 +121,7 @@ def _requirements() -> list[tuple[str, str]]:
         lines = importlib.metadata.requires("minigpt") or []
     # minigpt is not installed: read pyproject.toml in the checkout
     except importlib.metadata.PackageNotFoundError:
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        project = read_toml(ROOT / "pyproject.toml")["project"]
         groups = project["optional-dependencies"].items()
         lines = [f'{line}; extra == "{group}"' for group, names in groups for line in names]
         lines = [*project["dependencies"], *lines]
@@ -160,7 +161,7 @@ def _optional_packages() -> tuple[dict[str, str], Any]:
 def _cpuinfo() -> dict[str, str]:
     """Return the first processor's entries in /proc/cpuinfo, keys in lower case; {} without that file."""
     try:
-        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+        text = read_text(CPUINFO, errors="replace")
     except OSError:
         return {}
     pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
@@ -227,7 +228,7 @@ def _cores() -> tuple[str, Any]:
 
 def _memory() -> tuple[str, Any]:
     try:
-        text = MEMINFO.read_text(encoding="ascii")
+        text = read_text(MEMINFO, "ascii")
         sizes = {
             key: int(value) * 1024 for key, value in re.findall(r"^(\w+): *(\d+) kB", text, re.MULTILINE)
         }

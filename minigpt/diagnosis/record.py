@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minigpt.console.command_line import warn
 from minigpt.errors import InputError
+from minigpt.families.checks import listed
 from minigpt.storage.json_files import parse_json, read_json
+from minigpt.storage.regular_files import read_bytes
 from minigpt.training.config import RUN_FILE, TrainConfig
 from minigpt.training.data_summary import DataSummary, read_summary
 from minigpt.training.finetune_config import FinetuneConfig
@@ -184,8 +187,8 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> TrainConfig:
     """Return the run's settings, from run.json or else from its newest checkpoint.
 
-    Unknown settings are ignored, and settings of another type get their default. A diagnosis does not need
-    exact settings, while a resume does.
+    Unknown settings are passed over. Those with an unknown or impossible value get their default. A warning
+    names both. A diagnosis does not need exact settings, while a resume does.
     """
     written = run.get("config", state.get("config"))
     if not isinstance(written, dict):
@@ -204,19 +207,44 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
             value = tuple(value)
         elif type(default) is float and type(value) is int:
             value = float(value)
+        choices = _choices(hints[item.name])
         of_its_type = type(value) is type(default) or type(value) in typing.get_args(hints[item.name])
-        if of_its_type or isinstance(value, Path):
+        if isinstance(value, Path) or (of_its_type and (not choices or value in choices or value is None)):
             values[item.name] = value
+    own = {"resume": False, "overwrite": False, "output": folder}
     try:
-        return kind(**{**values, "resume": False, "overwrite": False, "output": folder})
+        found = kind(**{**values, **own})
     except InputError as error:
-        raise InputError(f"{folder / RUN_FILE}: {error}") from None
+        problem = str(error)
+        values = {name: value for name, value in values.items() if _is_possible(kind, {name: value, **own})}
+        try:
+            found = kind(**{**values, **own})
+        except InputError:  # each value is possible, but not beside the others
+            raise InputError(f"{folder / RUN_FILE}: {problem}") from None
+    if passed_over := [name for name in written if name not in values and written[name] is not None]:
+        warn(f"{folder / RUN_FILE}: passed over, because this minigpt does not know them or their values: "
+             f"{listed(passed_over, 8)}")  # fmt: skip
+    return found
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Return the values that a type allows: those of a Literal, else ()."""
+    members = (hint, *typing.get_args(hint))
+    return next((typing.get_args(one) for one in members if typing.get_origin(one) is typing.Literal), ())
+
+
+def _is_possible(kind: type, values: dict[str, Any]) -> bool:
+    try:
+        kind(**values)
+    except InputError:
+        return False
+    return True
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSONL file: {} for a line that is not an object, no lines without a file."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path).splitlines()
     except OSError:
         return []
     return [_object(line) for line in lines if line.strip()]

@@ -17,6 +17,7 @@ from minigpt.evaluation.report import results_table
 from minigpt.evaluation.task_results import TaskResult
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import read_text
 
 __all__ = ["update_card", "updated_card"]
 
@@ -29,7 +30,7 @@ _HAN = re.compile(r"[\u3400-\u9fff]")
 def update_card(folder: Path, results: Sequence[TaskResult]) -> Path:
     """Write the results into the README.md of a model's folder. Returns its path."""
     path = folder / "README.md"
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = read_text(path) if path.exists() else ""
     atomic_write(path, updated_card(before, folder, results))
     return path
 

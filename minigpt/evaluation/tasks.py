@@ -18,7 +18,6 @@ The names of a record's fields decide what it is (task_shapes.py). A TOML file m
 
 import dataclasses
 import string
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +32,8 @@ from minigpt.data.reader import ReadReport
 from minigpt.data.records import FIELDS, FieldNames, is_head, meaning_of
 from minigpt.errors import InputError, unknown_name
 from minigpt.evaluation.task_shapes import FORMS, Example, Form, Style, read_record
+from minigpt.storage.json_files import read_toml
+from minigpt.storage.regular_files import open_regular, read_text
 
 __all__ = ["Task", "read_tasks", "task_of_records"]
 
@@ -160,7 +161,7 @@ def _sources(path: Path) -> list[_Source]:
 
 def _has_answers(path: Path) -> bool:
     """Return True if the first line of a file names a field for the answer."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         first = file.read(1 << 16).split(b"\n")[0].lower()
     return any(name in first for name in (b"answer", b"label", b"gold", b"target"))
 
@@ -194,10 +195,10 @@ def _sibling(path: Path) -> Path | None:
 
 def _from_toml(path: Path) -> _Source:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = read_toml(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist (looked for it from {Path.cwd()})") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is no TOML file: {error}") from None
     own = {"form": str, "test": str, "dev": str, "name": str}
     kinds = get_type_hints(Style)
@@ -325,7 +326,7 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
         texts, _ = read_labelled(path, LabelledOptions())  # texts with a label, without a head
         names = path.parent / "class.txt"
-        names_of = names.read_text(encoding="utf-8").split("\n") if names.exists() else []
+        names_of = read_text(names).split("\n") if names.exists() else []
         for one in texts:
             (label,) = one.labels or ("",)
             named = names_of[int(label)] if label.isdecimal() and int(label) < len(names_of) else label

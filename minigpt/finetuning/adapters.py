@@ -38,6 +38,7 @@ from minigpt.finetuning.lora import LoraConfig
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import has_weights
+from minigpt.storage.regular_files import is_there
 from minigpt.storage.safetensors_files import TensorFile, safetensors_parts
 
 __all__ = [
@@ -103,7 +104,7 @@ def adapter_folder(path: Path) -> Path:
                 f"{path} is a model, not an adapter (it has no {ADAPTER_CONFIG}): give it as --model"
             )
         raise InputError(f"{path} is no adapter's folder: it has no {ADAPTER_CONFIG}")
-    if (folder / MANIFEST).exists():
+    if is_there(folder / MANIFEST):
         verify_manifest(folder)
     return folder
 

@@ -9,9 +9,10 @@ of GenerationOptions are read. `notes_of` reports ignored settings, and models w
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, shown
 from minigpt.generation.options import GenerationOptions, id_list
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import is_there
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
@@ -54,7 +55,7 @@ _NOT_FOLLOWED = {
 
 def _source(folder: Path) -> Path:
     """Return the file that has the recommended options."""
-    return folder / (_FILE if (folder / _FILE).exists() else _CONFIG)
+    return folder / (_FILE if is_there(folder / _FILE) else _CONFIG)
 
 
 def recommended_options(folder: Path) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def recommended_options(folder: Path) -> dict[str, Any]:
         InputError: if the file is not a JSON object or a value is wrong; the message names the file.
     """
     path = _source(folder)
-    if not path.exists():
+    if not is_there(path):
         return {}
     content = _object(path)
     found = {name: content[name] for name in _NAMES if content.get(name) is not None}
@@ -105,7 +106,11 @@ def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
         own is not None or content.get("eos_token_id")
     ):
         named = content.get("eos_token_id")
-        why = "names no eos_token_id" if named is None else f"has eos_token_id {named}, which is no id here"
+        why = (
+            "names no eos_token_id"
+            if named is None
+            else f"has eos_token_id {shown(named)}, which is no id here"
+        )
         advice = "" if own is None else f'; to end at the tokenizer\'s own: "eos_token_id": {own} in {_FILE}'
         notes.append(f"{path} {why}: nothing ends an answer, as in transformers{advice}")
     return notes
@@ -132,4 +137,4 @@ def trained_length(folder: Path) -> int:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if is_there(path) else {}

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt.storage.files import sha256
+from minigpt.storage.regular_files import read_text
 
 __all__ = ["FLAGS", "Build", "build", "cache_folder", "system_build"]
 
@@ -108,7 +109,7 @@ def build(
 
 def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
     # with -march=native, another machine with the same home folder must not run the library
-    texts = [file.read_text(encoding="utf-8") for file in (SOURCE, PRODUCTS)]
+    texts = [read_text(file) for file in (SOURCE, PRODUCTS)]
     parts = [*texts, *flags, *compiler, platform.machine(), _processor()]
     return hashlib.sha256(chr(0).join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
@@ -116,7 +117,7 @@ def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
 def _processor() -> str:
     """Return a text that lists the processor's instruction sets, as far as the system says."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        text = read_text("/proc/cpuinfo")
     except OSError:
         return platform.processor()
     return "".join(sorted({line for line in text.splitlines() if line.startswith(("flags", "Features"))}))

@@ -22,6 +22,7 @@ from minigpt.errors import InputError, printable
 from minigpt.reference import gpt2, names
 from minigpt.reference.adam import adam, adam_state
 from minigpt.reference.backward import loss_and_gradients
+from minigpt.storage.regular_files import read_text
 
 __all__ = ["Options", "initial_weights", "main", "random_batch", "train"]
 
@@ -111,7 +112,7 @@ def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[
     if options.n_embd % options.n_head:
         raise InputError(f"--n_head must divide --n_embd: got {options.n_head}, {options.n_embd}")
     try:
-        text = options.text.read_text(encoding="utf-8")
+        text = read_text(options.text)
     except UnicodeDecodeError:
         raise InputError(f"{options.text} is not UTF-8") from None
     if len(text) <= options.block_size:

@@ -22,6 +22,7 @@ from minigpt.reference import gpt2, qwen3
 from minigpt.reference.names import Tree
 from minigpt.storage.files import MANIFEST, verify_manifest
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import is_there, open_regular
 from minigpt.storage.safetensors_header import read_header
 
 __all__ = ["load", "read_safetensors", "read_tensors"]
@@ -45,7 +46,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the one with {CONFIG} and {WEIGHTS}")
-    if (folder / MANIFEST).exists():
+    if is_there(folder / MANIFEST):
         verify_manifest(folder)
     config = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     family = FAMILIES.get(str(config.get("model_type")))
@@ -134,7 +135,7 @@ def read_safetensors(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     entries = read_header(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     tensors = {}
     for name, (dtype, shape, begin, end) in entries.items():

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from minigpt.errors import InputError
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import open_regular
 
 __all__ = [
     "MANIFEST",
@@ -206,7 +207,7 @@ def sync_folder(folder: Path) -> None:
 
 def sha256(path: Path | str) -> str:
     """Return the hexadecimal SHA-256 of a file."""
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -3,26 +3,27 @@
     config = read_json(folder / "config.json", missing=f"{folder} is not a model folder")
 
 An error is raised for: anything but a regular file (reading a pipe or device might never end), more than
-`max_bytes`, more than 100 levels of nesting, an integer of more than 4,300 digits, invalid UTF-8, a key that
+`max_bytes`, more than 100 levels of nesting, an integer of more than 300 digits, invalid UTF-8, a key that
 occurs twice in an object (programs disagree about which value counts), and a top level that is no object.
 """
 
 import json
 import os
-import stat
-import sys
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, shown
+from minigpt.storage.regular_files import open_regular
 
-__all__ = ["MAX_BYTES", "parse_json", "read_json", "reading"]
+__all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "reading"]
 
 MAX_BYTES = 256_000_000  # most bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
+_MAX_DIGITS = 300  # of a whole number: any of them is still finite as a float
 
 
 def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -52,20 +53,21 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
     return content
 
 
-def _open_regular(path: Path) -> int:
-    """Open a regular file for reading, without ever waiting. Returns the descriptor.
+def read_toml(path: Path | str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Read a TOML file.
 
     Raises:
-        InputError: if it is not a regular file.
-        OSError: if it cannot be opened.
+        OSError: if it cannot be opened, or is no regular file.
+        ValueError: if it is too large or not TOML; the message is one line.
     """
-    # Without O_NONBLOCK, opening a pipe would wait until another program writes to it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    kind = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(kind):
-        os.close(descriptor)
-        raise InputError(f"{path} must be a file, and is {'a directory' if stat.S_ISDIR(kind) else 'none'}")
-    return descriptor
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+            raise ValueError(f"it has {size:,} bytes: more than {max_bytes:,} are not read")
+        content = file.read(size)
+    try:
+        return tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextmanager
@@ -80,10 +82,12 @@ def reading(path: Path, missing: str = "") -> Iterator[BinaryIO]:
         InputError: if it is not a regular file, or cannot be opened or read.
     """
     try:
-        with open(_open_regular(path), "rb") as file:
+        with open_regular(path) as file:
             yield file
     except FileNotFoundError:
         raise InputError(f"{path} is missing{missing and ': '}{missing}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} must be a file, and is a directory") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -96,15 +100,11 @@ def parse_json(content: bytes | str) -> Any:
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=_whole)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
-    except ValueError as error:
-        if "set_int_max_str_digits" not in str(error):
-            raise
-        raise ValueError(f"a whole number has more than {sys.get_int_max_str_digits():,} digits") from None
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _children(outer) if isinstance(inner, dict | list)]
@@ -117,9 +117,15 @@ def _children(value: Any) -> Any:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
+def _whole(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a whole number has more than {_MAX_DIGITS} digits")
+    return int(text)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} comes twice")
+        raise ValueError(f"the key {shown(twice)} comes twice")
     return content

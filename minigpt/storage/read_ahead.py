@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from minigpt.errors import InputError
 from minigpt.storage.large_pages import ask_for_large_pages, new_memory
+from minigpt.storage.regular_files import open_regular
 from minigpt.storage.safetensors_header import read_header
 
 __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights"]
@@ -126,7 +127,7 @@ def _bytes_of(path: Path, begin: int, size: int) -> memoryview:
     """Read bytes of a file into ordinary pages. (Large pages would take longer to fill on some hosts.)"""
     memory, content = new_memory(size)
     filled = 0
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while filled < size:
             count = os.preadv(file.fileno(), [content[filled : filled + _PIECE]], begin + filled)
             if not count:

@@ -111,8 +111,7 @@ class BpeTokenizer(SubwordTokenizer):
         if self._lacking:
             for word in self._definition.words:
                 text = text.replace(word, "")
-            if self._library.normalizer is not None:
-                text = self._library.normalizer.normalize_str(text)
+            text = self._normalized(text)
         return [
             character
             for character in dict.fromkeys(text)
@@ -125,10 +124,9 @@ class BpeTokenizer(SubwordTokenizer):
         The library merges in the same order, but does not show the steps.
         """
         ranks = {pair: rank for rank, pair in enumerate(self._definition.merges)}
-        if self._library.normalizer is not None:
-            text = self._library.normalizer.normalize_str(text)
+        text = self._normalized(text)
         found = []
-        for word, (start, end) in self._library.pre_tokenizer.pre_tokenize_str(text):
+        for word, (start, end) in self._words(text):
             parts = list(word)
             steps = [parts]
             if self._definition.frame["model"].get("ignore_merges") and word in self._definition.vocab:

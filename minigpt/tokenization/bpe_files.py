@@ -14,6 +14,7 @@ from typing import Any
 
 from minigpt.errors import InputError
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import read_bytes
 from minigpt.tokenization.definition import (
     CONFIG,
     TOKENIZER,
@@ -154,7 +155,7 @@ def _kind(folder: Path, config: dict[str, Any], name: str | None) -> str:
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        lines = read_bytes(path).decode("utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError(f"{path} is missing: a vocabulary without its merges cannot encode") from None
     except ValueError as error:

@@ -17,6 +17,7 @@ from typing import Any
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import is_there, read_text
 
 __all__ = [
     "BYTE_SYMBOLS", "CLASSES", "CONFIG", "TOKENIZER", "Definition", "assembled", "checked",
@@ -91,7 +92,7 @@ def write_folder(definition: Definition, folder: Path) -> None:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -102,9 +103,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config = _optional(folder / CONFIG)
     template = folder / "chat_template.jinja"
-    if template.exists():  # newer models have this file; as in transformers, it has priority
+    if is_there(template):  # newer models have this file; as in transformers, it has priority
         try:
-            config["chat_template"] = template.read_text(encoding="utf-8")
+            config["chat_template"] = read_text(template)
         except ValueError as error:
             raise InputError(f"{template} is not text in UTF-8: {error}") from None
     if "added_tokens_decoder" in config:  # since transformers 4.34, this file has everything

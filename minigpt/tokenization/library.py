@@ -1,6 +1,11 @@
 """Builds the `tokenizers` library's object from a Definition, and converts its errors to InputError."""
 
+import contextlib
 import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from tokenizers import AddedToken
@@ -10,8 +15,11 @@ from tokenizers.models import BPE, WordPiece
 from minigpt.errors import InputError
 from minigpt.tokenization.definition import Definition
 
-__all__ = ["in_one_line", "library_of", "prepared", "require_whole_characters"]
+__all__ = ["in_one_line", "library_of", "panics_without_trace", "prepared", "require_whole_characters"]
 
+# encoded while a tokenizer is loaded, because some damaged ones panic on any text
+_PROBE = "A word, 2 words. 你好"
+_ONE_AT_A_TIME = threading.Lock()
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -26,7 +34,12 @@ def library_of(definition: Definition, with_special: bool = False) -> Library:
     Raises:
         InputError: if the library does not accept the definition.
     """
-    library = prepared(definition.frame)
+    with panics_without_trace():
+        return _library_of(definition, with_special)
+
+
+def _library_of(definition: Definition, with_special: bool) -> Library:
+    library = _prepared(definition.frame)
     added = definition.words | (definition.special if with_special else {})
     # added words are part of the vocabulary, so that they keep their ids
     vocab = {
@@ -40,7 +53,39 @@ def library_of(definition: Definition, with_special: bool = False) -> Library:
                 library.add_tokens([AddedToken(token["content"], **flags)])
     except BaseException as error:
         raise in_one_line(error, "its vocabulary and merges do not fit together") from None
+    try:
+        library.encode(_PROBE, add_special_tokens=False)
+    except BaseException as error:
+        raise in_one_line(error, f"it cannot encode {_PROBE!r}") from None
     return library
+
+
+@contextlib.contextmanager
+def panics_without_trace() -> Iterator[None]:
+    """Leave out what the library's panics write to standard error: several lines, or a whole stack.
+
+    What other threads write meanwhile comes at the end of the block, unless there was a panic.
+    """
+    with _ONE_AT_A_TIME, tempfile.TemporaryFile() as written:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # it is closed
+            yield
+            return
+        os.dup2(written.fileno(), 2)
+        is_panic = False
+        try:
+            yield
+        except BaseException:
+            is_panic = True
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            if not is_panic and (said := written.read()):
+                with contextlib.suppress(OSError):
+                    os.write(2, said)
 
 
 def _model(definition: Definition, vocab: dict[str, int]) -> Any:
@@ -62,6 +107,11 @@ def _model(definition: Definition, vocab: dict[str, int]) -> Any:
 
 def prepared(frame: dict[str, Any]) -> Library:
     """Build the library's object with an empty vocabulary. It normalises text and splits it into words."""
+    with panics_without_trace():
+        return _prepared(frame)
+
+
+def _prepared(frame: dict[str, Any]) -> Library:
     steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     try:

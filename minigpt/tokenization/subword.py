@@ -84,8 +84,25 @@ class SubwordTokenizer:
 
     def word_starts(self, text: str) -> list[int]:
         """Return where the words of a text begin, into which it is cut before they become tokens."""
+        return [start for _, (start, _) in self._words(text)]
+
+    def _normalized(self, text: str) -> str:
+        """Return a text as the library changes it before it cuts it into words."""
+        normalizer = self._library.normalizer
+        try:
+            return text if normalizer is None else str(normalizer.normalize_str(text))
+        except BaseException as error:
+            require_whole_characters(text)
+            raise in_one_line(error, "the text cannot be encoded") from None
+
+    def _words(self, text: str) -> list[tuple[str, tuple[int, int]]]:
+        """Cut a text into the words that become tokens. Returns each with its start and end."""
         cutter = self._library.pre_tokenizer
-        return [0] if cutter is None else [start for _, (start, _) in cutter.pre_tokenize_str(text)]
+        try:
+            return [(text, (0, len(text)))] if cutter is None else cutter.pre_tokenize_str(text)
+        except BaseException as error:
+            require_whole_characters(text)
+            raise in_one_line(error, "the text cannot be encoded") from None
 
     def with_chat_template(self, template: str) -> Self:
         """Return the same tokenizer with another chat template."""

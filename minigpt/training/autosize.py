@@ -30,6 +30,7 @@ from minigpt.families.options import RECOMMENDED
 from minigpt.families.registry import family_of
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import read_text
 from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import Processes
 from minigpt.training.estimate import Estimate, estimate
@@ -428,8 +429,7 @@ def free_memory(config: TrainConfig) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 -- a file of the kernel
-            found = dict(line.split(":") for line in lines)
+        found = dict(line.split(":") for line in read_text("/proc/meminfo", "ascii").splitlines())
         return float(found["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return math.inf

@@ -5,7 +5,6 @@ TrainingArguments or GPT2Config gives to the same option. This module only holds
 """
 
 import dataclasses
-import tomllib
 import types
 import typing
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from minigpt.data.records import DataOptions
 from minigpt.data.sample_weights import parse_keyword_weights
 from minigpt.errors import InputError, unknown_name
 from minigpt.families.options import OPTIONS, FamilyName
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import read_json, read_toml
 from minigpt.training.sizing import parse_size
 
 if TYPE_CHECKING:
@@ -46,9 +45,11 @@ class TrainConfig(DataOptions, CommandOptions):
         "n_embd": (1, 10**6),
         "n_head": (1, 10**4),
         "block_size": (1, 10**7),
+        "dropout": (0.0, 0.999999),
         "num_key_value_heads": (0, 10**4),
         "head_dim": (0, 10**6),
         "intermediate_size": (0, 10**7),
+        "rope_theta": (1e-6, 1e38),
         "max_length": (3, 10**6, "a character and two separators at least"),
         "batch_size": (1, 10**6),
         "tokens_per_batch": (0, 10**9),
@@ -328,10 +329,10 @@ def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConf
     if not recipe.endswith(".toml") and recipe not in known:
         raise InputError(unknown_name("recipe", recipe, known))
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path)
     except FileNotFoundError:
         raise InputError(f"recipe {path} does not exist; the built-in ones are {', '.join(known)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"recipe {path} is not valid TOML: {error}") from None
     base = values.pop("base", "")
     if base and base not in known:

@@ -12,6 +12,8 @@ from minigpt.console.terminal import ProgressLine, seconds, warn
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import Report
 from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import parse_json
+from minigpt.storage.regular_files import read_text
 from minigpt.training.config import TrainConfig
 from minigpt.training.flops import model_flops, peak_flops
 from minigpt.training.run_state import BatchSize, StepMetrics
@@ -203,7 +205,7 @@ class Metrics:
             return self
         kept = ""
         if self._resumed and self._path.exists():  # a resumed run writes later lines again
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_text(self._path, errors="replace").splitlines()
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
         atomic_write(self._path, kept)
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
@@ -258,6 +260,6 @@ class Metrics:
 
 def _step_of(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):  # the line is incomplete, because its process died
         return math.inf

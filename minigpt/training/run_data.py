@@ -44,6 +44,7 @@ from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.generation.conversation import QuestionAnswering, question_ids
 from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.native import without_warning
+from minigpt.storage.regular_files import read_text
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.tokenizer import Tokenizer
@@ -383,7 +384,7 @@ def with_more_tokens(tokenizer: AnyTokenizer, config: TrainConfig, texts: Iterab
     else:
         path = Path(config.add_tokens)
         try:
-            new = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
+            new = [line for line in read_text(path, "utf-8-sig").splitlines() if line]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--add_tokens {path} must be from-data, or a text in UTF-8: {error}") from None
     larger = tokenizer.with_tokens(new)

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 from minigpt.console.terminal import warn
 from minigpt.storage.files import atomic_write
+from minigpt.storage.regular_files import read_text
 
 __all__ = ["WANDB_ID", "ReportTo", "Trackers"]
 
@@ -58,7 +59,7 @@ class _Wandb:
         import wandb
 
         path = output / WANDB_ID
-        known = path.read_text(encoding="utf-8").strip() if steps_done and path.exists() else None
+        known = read_text(path).strip() if steps_done and path.exists() else None
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or "minigpt",
             dir=os.environ.get("WANDB_DIR") or output,

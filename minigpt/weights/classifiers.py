@@ -25,6 +25,7 @@ from minigpt.finetuning.classification import (
 )
 from minigpt.storage.files import MANIFEST
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import is_there
 from minigpt.storage.safetensors_files import WeightFiles, write_weights
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import (
@@ -159,7 +160,7 @@ def save_classifier(model: SequenceClassifier, folder: Path, tokenizer: AnyToken
     Raises:
         InputError: if a weight is not finite, or a file cannot be written.
     """
-    if (folder / MANIFEST).exists():
+    if is_there(folder / MANIFEST):
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
     family = classifier_family(model.config, model.labels, model.pad_token_id)
     weights = family.to_hugging_face(model)

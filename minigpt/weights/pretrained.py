@@ -35,6 +35,7 @@ from minigpt.finetuning.layers import adapter_names, is_mergeable, merge_and_unl
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
 from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
+from minigpt.storage.regular_files import is_there
 from minigpt.storage.safetensors_files import WeightFiles, parse_size, write_weights
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.subword import SubwordTokenizer
@@ -206,7 +207,7 @@ def save_pretrained(
         raise InputError("the model has adapters beside its weights: merge_and_unload them, or save_adapter")
     if not isinstance(model.lm_head, nn.Linear):
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
-    if (folder / MANIFEST).exists():
+    if is_there(folder / MANIFEST):
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
     parse_size(max_shard_size)  # checks the size before anything is written
     if tokenizer is not None:
@@ -294,7 +295,7 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
     folder = folder_of_weights(folder)
     if is_adapter(folder):
         raise InputError(advice(folder))
-    if verify and (folder / MANIFEST).exists():
+    if verify and is_there(folder / MANIFEST):
         verify_manifest(folder)
     return folder
 

@@ -21,6 +21,7 @@ from minigpt.families.checks import differences
 from minigpt.families.gpt2.presets import Sizes
 from minigpt.families.gpt2.tensor_bundle import read_bundle
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import read_text
 
 __all__ = ["read_checkpoint"]
 
@@ -101,7 +102,7 @@ def _checkpoint_name(path: Path) -> str:
     Of a path only the last part is used, because the path may be from the computer of the training.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path)
     except FileNotFoundError:
         raise InputError(
             f'{path} is missing: it holds a line like model_checkpoint_path: "model.ckpt"'

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigpt.errors import InputError
+from minigpt.storage.regular_files import open_regular, read_bytes
 
 __all__ = ["read_bundle"]
 
@@ -57,7 +58,7 @@ def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
     """
     path = prefix.with_name(f"{prefix.name}.index")
     try:
-        entries, shards = _parse_index(path.read_bytes())
+        entries, shards = _parse_index(read_bytes(path))
         tensors, opened = {}, {}
         for name, entry in entries.items():
             path = prefix.with_name(f"{prefix.name}.data-{entry.shard:05d}-of-{shards:05d}")
@@ -79,8 +80,9 @@ def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
 def _mapped(path: Path) -> NDArray[np.uint8]:
     if path.stat().st_size == 0:
         return np.zeros(0, np.uint8)  # an empty file cannot be memory-mapped
-    # Mode "c" keeps writes in memory. A read-only array would also do, but torch would warn about it.
-    return np.asarray(np.memmap(path, np.uint8, mode="c"))
+    with open_regular(path) as file:
+        # Mode "c" keeps writes in memory. A read-only array would also do, but torch would warn about it.
+        return np.asarray(np.memmap(file, np.uint8, mode="c"))
 
 
 def _tensor(data: NDArray[np.uint8], entry: _Entry) -> NDArray[np.float32]:

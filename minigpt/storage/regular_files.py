@@ -1,0 +1,74 @@
+"""The one way in for files that are read: regular files only, and no waiting for others.
+
+    with open_regular(path) as file: ...     # binary
+    read_bytes(path), read_text(path)
+
+Opening a pipe would wait until another program writes to it, and a device may give bytes for ever. Errors
+are OSErrors, whose text has the path: a caller that knows more says more.
+"""
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+
+__all__ = ["is_there", "open_regular", "read_bytes", "read_text"]
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+_OF_THE_SHELL = ("/dev/fd/", "/dev/stdin", "/proc/")  # `<(...)` and `|` give paths in these folders
+
+
+def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReader:
+    """Open a regular file for reading, or raise an error at once.
+
+    Args:
+        path: the file. Links are followed.
+        or_pipe: also open a pipe that the shell passes as `<(...)` or /dev/stdin.
+
+    Raises:
+        OSError: if the file cannot be opened, or is a directory, a pipe, a device or a socket.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait until another program writes to it.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind == stat.S_IFIFO and or_pipe and str(path).startswith(_OF_THE_SHELL):
+            os.set_blocking(descriptor, True)
+        elif kind == stat.S_IFDIR:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        elif kind != stat.S_IFREG:
+            what = f"is no regular file, but {_KINDS.get(kind, 'something else')}"
+            raise OSError(errno.EINVAL, what, str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def is_there(path: Path | str) -> bool:
+    """Return True if a path leads to anything, also if it is a link to nothing, which must not be ignored."""
+    return os.path.lexists(path)
+
+
+def read_bytes(path: Path | str, *, or_pipe: bool = False) -> bytes:
+    """Return the bytes of a regular file. Arguments and errors as `open_regular`."""
+    with open_regular(path, or_pipe=or_pipe) as file:
+        return file.read()
+
+
+def read_text(path: Path | str, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """Return the text of a regular file, with "\\n" at the end of each line.
+
+    Raises:
+        OSError: as `open_regular`.
+        UnicodeDecodeError: if the bytes are not text in this encoding.
+    """
+    with open_regular(path) as file, io.TextIOWrapper(file, encoding, errors) as text:
+        return text.read()
