@@ -66,10 +66,10 @@ def panics_without_trace() -> Iterator[None]:
 
     What other threads write meanwhile comes at the end of the block, unless there was a panic.
     """
-    with _ONE_AT_A_TIME, tempfile.TemporaryFile() as written:
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:
-            stderr = os.dup(2)
-        except OSError:  # it is closed
+            written, stderr = stack.enter_context(tempfile.TemporaryFile()), os.dup(2)
+        except OSError:  # no folder for temporary files, or standard error is closed
             yield
             return
         os.dup2(written.fileno(), 2)
