@@ -112,7 +112,7 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
             given = values[name]
             if given is None and getattr(owner, name, 0) is None:
                 continue
-            for value in given if isinstance(given, tuple) else (given,):
+            for value in given if isinstance(given, tuple | list) else (given,):
                 _check_number(name, value, low, high, *advice)
 
 

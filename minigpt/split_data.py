@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Options(DataOptions, command_line.CommandOptions):
     """Split a file into train.jsonl and val.jsonl; no question is in both."""
 
-    RANGES = {"train_ratio": (1e-9, 0.999999999), "seed": (0, 2**63 - 1)}
+    RANGES = {"train_ratio": (1e-6, 0.999999), "seed": (0, 2**63 - 1)}
 
     input: Path = Path("data/data.jsonl")
     """questions and answers, or conversations: JSON Lines, JSON, CSV, Excel or Parquet"""

@@ -1,6 +1,8 @@
 """Adapters in commands: beside a model, merged into it, and what is refused. parity/test_peft.py has PEFT."""
 
 import json
+import math
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import minigpt
@@ -409,3 +412,20 @@ def test_a_second_load_needs_a_name(folders: Path) -> None:
     with pytest.raises(InputError, match="the model has an adapter 'default' already"):
         load_adapter(model, folders / "adapter")
     assert [name for name, _ in model.named_modules()] == names
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(math.inf, "holds NaN or infinity"), (1e300, "holds values beyond 3.40282e+38")]
+)
+def test_values_that_float32_cannot_hold_are_refused(tmp_path: Path, value: float, said: str) -> None:
+    model, config = tiny(), LoraConfig()
+    apply_lora(model, config)
+    save_adapter(model, config, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    weights = {name: tensor.double() for name, tensor in load_file(path).items()}
+    name = next(iter(weights))
+    weights[name][0, 0] = value
+    save_file(weights, path)
+    (tmp_path / "manifest.json").unlink(missing_ok=True)
+    with pytest.raises(InputError, match=re.escape(f"{path}: {name} {said}")):
+        load_adapter(tiny(), tmp_path)

@@ -197,7 +197,7 @@ def test_bad_vocabularies(command: Command, place: Workplace, content: str | Non
 def test_ratios_that_leave_nothing(command: Command, place: Workplace, ratio: str) -> None:
     before = place.contents()
     result = command("split", "--input", place.data, f"--train_ratio={ratio}")
-    assert_refused(result, "split", "--train_ratio")
+    assert_refused(result, "split", "train_ratio")
     assert place.contents() == before
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minigpt.errors import InputError
 from minigpt.families.checks import differences
 from minigpt.families.registry import LanguageModel, family_of, weight_names
+from minigpt.families.strict_loading import cast
 from minigpt.finetuning.bottleneck import BottleneckConfig
 from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.finetuning.ia3 import IA3Config
@@ -294,9 +295,11 @@ def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
                 raise InputError(
                     f"{path}: {name} is not the model's own weight: the adapter is for another one"
                 )
-    for name, tensor in found.items():
-        if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} holds NaN or infinity")
+    try:
+        for name, tensor in found.items():
+            cast(name, tensor, torch.float32)  # an adapter's parameters are in float32
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return found
 
 
