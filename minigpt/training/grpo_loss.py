@@ -235,7 +235,7 @@ class GrpoLoss(Objective):
         answers = self.answers(block, rows)
         prompts = [self._train.prompts[row] for row in rows for _ in range(G)]
         rewards, exact = self._score(answers, prompts)
-        table = torch.tensor(rewards).view(len(rows), G)
+        table = torch.tensor(rewards, dtype=torch.float64).view(len(rows), G)  # squares of large rewards
         cut = torch.tensor([one.ending is None for one in answers], dtype=torch.bool)
         self._of_answers += torch.tensor(
             [
@@ -246,7 +246,8 @@ class GrpoLoss(Objective):
             dtype=torch.float64,
         )
         kept = ~cut if self.sampling.mask_truncated_completions else cut | True
-        rollout = _padded(answers, group_advantages(table, self.options.scale_rewards).flatten(), kept)
+        advantages = group_advantages(table, self.options.scale_rewards).flatten().float()
+        rollout = _padded(answers, advantages, kept)
         old = reference = None
         if self.num_iterations > 1:
             old = self._logps(self.model, rollout)
