@@ -47,8 +47,7 @@ MAY_NAME_A_FAMILY = {
     "__init__": "the public names",
     "commands.import_checkpoint": "a .pth is the documents' GPT: no other family has had one",
     "weights.gguf_file": "GGUF's names of tokenizers",
-    "weights.html_tokenizer": "kinds of byte-level tokenizers",
-    "weights.html_tokenizer": "the names of the ways to cut words",
+    "weights.html_tokenizer": "kinds of byte-level tokenizers, and the names of the ways to cut words",
     "data.documents": "a message names the tokenizers' kinds",
 }
 SCRIPTS = ("build_vocab", "split_data", "dataset_stats", "train", "generate")  # the tutorial's

@@ -110,12 +110,22 @@ def adapter_folder(path: Path) -> Path:
 
 def advice(folder: Path) -> str:
     """Return advice for an adapter's folder that was given in place of a model."""
-    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
+    values = read_json(folder / ADAPTER_CONFIG)
+    base = values.get("base_model_name_or_path") or "MODEL"
     model, given = shlex.quote(str(base)), shlex.quote(str(folder))
+    if values.get("task_type") == "SEQ_CLS":
+        return f"{folder} is an adapter, not a model: {_of_classifier(folder)}"
+    beside = f"{folder} is an adapter, not a model: give --model {model} --adapter {given}"
+    if values.get("peft_type") == "BOTTLENECK":
+        return f"{beside}, to `minigpt generate`, `chat` or `eval`; bottlenecks cannot be merged"
     return (
-        f"{folder} is an adapter, not a model: give --model {model} --adapter {given}, or merge them: "
+        f"{beside}, or merge them: "
         f"minigpt merge --model {model} --adapter {given} --output {shlex.quote(f'{folder}-merged')}"
     )
+
+
+def _of_classifier(folder: Path) -> str:
+    return f"it is a classifier's: minigpt classify --model {shlex.quote(str(folder))} --text TEXT"
 
 
 # -- weights -----------------------------------------------------------------------------------------------
@@ -236,6 +246,8 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     values = read_json(path)
     config, tensors = config_of(values, path), _read(folder / ADAPTER_MODEL, model)
     if values.get("task_type") == "SEQ_CLS":  # PEFT lists all possible names of a head
+        if not isinstance(model, SequenceClassifier) and f"{_PREFIX}score.weight" in tensors:
+            raise InputError(f"{folder} does not fit a model that writes text: {_of_classifier(folder)}")
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         there = tuple(name for name in config.modules_to_save if name in modules)
         config = _with(config, modules_to_save=there)

@@ -82,6 +82,7 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: b
     folder = model_folder(options.model)
     dtype = dtype_to_load(device)
     model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead, options.adapter)
+    model = set_precision(model, options.precision)
     if options.adapter is not None:
         note(adapter_note(model, options.adapter))
     if not fills and mask_token_id(tokenizer) is not None:
@@ -89,4 +90,4 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: b
     assistant = None
     if assistant_model is not None:
         assistant = set_precision(load_model(assistant_model, device, dtype), options.precision)
-    return Loaded(folder, set_precision(model, options.precision), tokenizer, assistant)
+    return Loaded(folder, model, tokenizer, assistant)

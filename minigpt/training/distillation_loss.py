@@ -54,6 +54,8 @@ def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> Language
     Raises:
         InputError: if the teacher cannot be read, has another tokenizer, or reads fewer tokens.
     """
+    if folder.is_file():
+        raise InputError(f"--teacher {folder} is a file: give the folder of a model")
     if load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
         raise InputError(
             f"--teacher {folder} has another tokenizer than the model that learns, and so other "
