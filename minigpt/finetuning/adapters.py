@@ -11,7 +11,7 @@ Bottleneck adapters, which PEFT does not have, are in folders of the same kind, 
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,10 +195,16 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
         layers = list(config.layers_to_transform) or None
         return {"bottleneck_size": config.bottleneck_size, "layers_to_transform": layers}
     if isinstance(config, IA3Config):
-        inputs = config.feedforward_modules
+        target = _targets(model, config, adapter)
+        inputs: str | Sequence[str] = config.feedforward_modules or ()
+        if not isinstance(target, str) and not isinstance(inputs, str) and not {*inputs} <= {*target}:
+            names = module_names(model)  # PEFT requires feedforward_modules to be among target_modules
+            own = {names[name]: one for name, one in adapted_layers(model) if one.adapter == adapter}
+            target = sorted(own)
+            inputs = [name for name in target if getattr(own[name], "is_feedforward", False)]
         return {
-            "target_modules": _targets(model, config, adapter),
-            "feedforward_modules": inputs if isinstance(inputs, str) else list(inputs or ()),
+            "target_modules": target,
+            "feedforward_modules": inputs if isinstance(inputs, str) else list(inputs),
             "fan_in_fan_out": transposed,
         }
     assert isinstance(config, LoraConfig)
@@ -222,7 +228,7 @@ def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str)
     if isinstance(target, str) and target != "all-linear":
         return target  # a regular expression
     if isinstance(config, IA3Config) and not isinstance(target, str):
-        return list(target)  # PEFT requires that feedforward_modules are among them
+        return list(target)  # feedforward_modules must be among them
     names = module_names(model)
     layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})
