@@ -25,7 +25,7 @@ from minigpt.generation.options import GenerationOptions
 from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.training.estimate import estimate
+from minigpt.training.estimate import HELD, estimate, memory_needed
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.grpo_loss import GrpoLoss, Rollout, Sampling
 from minigpt.training.resolve import resolve
@@ -570,3 +570,11 @@ def test_an_estimate_counts_the_answers_and_changes_nothing(folder: Path) -> Non
     assert many.memory_bytes > few.memory_bytes
     assert finetune(**{**given, "dry_run": True})["steps"] == 8
     assert not (folder / "estimated").exists()
+    # a reference is a second model in memory; beside an adapter, it is the model without the adapter
+    weights = sum(one.nbytes for one in run.model.parameters())
+    for method, copies in (("full", 1), ("lora", 0)):
+        memory = [
+            memory_needed(trainer(resolve({**given, "beta": beta, "method": method}, FinetuneConfig)))
+            for beta in (0.1, 0.0)
+        ]
+        assert memory[0] - memory[1] == pytest.approx(HELD * copies * weights, abs=2)  # rounded to bytes

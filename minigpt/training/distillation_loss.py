@@ -95,6 +95,7 @@ class DistillationLoss(NextTokenLoss):
         super().__init__(model, loss_on, device)
         self._teacher = (teacher,)  # in a tuple, so that its parameters are not this module's
         self._alpha, self._temperature = alpha, temperature
+        self.other_bytes = sum(one.nbytes for one in [*teacher.parameters(), *teacher.buffers()])
 
     def forward(
         self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None

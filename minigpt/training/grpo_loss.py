@@ -172,8 +172,11 @@ class GrpoLoss(Objective):
         self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
         self._has_adapter = any(True for _ in adapted_layers(model))
         # in a tuple, so that its parameters are not this module's
-        needs_copy = bool(options.beta) and not self._has_adapter and not dry
-        self._reference = (copy.deepcopy(model).eval().requires_grad_(False),) if needs_copy else ()
+        needs_copy = bool(options.beta) and not self._has_adapter
+        self._reference = (
+            (copy.deepcopy(model).eval().requires_grad_(False),) if needs_copy and not dry else ()
+        )
+        self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(8, dtype=torch.float64)
         self._kept: tuple[int, list[Rollout]] | None = None  # block of steps, and its answers
