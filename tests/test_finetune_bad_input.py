@@ -117,6 +117,7 @@ def test_an_adapter_s_file_that_was_changed(
         ("--keyword_weight 红", "keyword_weight must be keywords with weights of at least 0"),
         ("--keyword_weight 鲸:2", "the vocabulary lacks '鲸' of the keyword '鲸'"),
         ("--keyword_weight 红:2 --task dpo", "--keyword_weight belongs to --task sft"),
+        ("--pretraining_epochs 3", "--pretraining_epochs belongs to --task classification"),
         ("--whole_words jieba", "--whole_words belongs to --task mlm"),
         ("--method lora --model lora", "is an adapter, not a model: give --model"),
     ],
