@@ -190,6 +190,11 @@ def test_commands_read_it_and_merge_refuses_it(tmp_path: Path, run_command: RunC
     done = run_command("generate", *flags, "--question", "天地", "--max_new_tokens", 5, "--device", "cpu")
     said = f"note: {tmp_path / 'adapter'} stays beside the float32 weights: PyTorch computes it, slowly\n"
     assert (done.code, done.out, done.err.startswith(said)) == (0, f"{expected}\n", True)
+    done = run_command("generate", *flags, "--question", "天地", "--precision", "int8", "--device", "cpu")
+    assert done.err.startswith(f"note: {tmp_path / 'adapter'} stays beside the int8 weights")
+    advised = run_command("generate", "--model", tmp_path / "adapter", "--question", "天地").err
+    assert f"give --model {tmp_path / 'base'} --adapter {tmp_path / 'adapter'}, to `minigpt" in advised
+    assert "minigpt merge" not in advised
     refused = run_command("merge", *flags, "--output", tmp_path / "merged")
     assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 1)
     assert "bottlenecks are not linear" in refused.err

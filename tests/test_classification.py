@@ -42,7 +42,7 @@ from minigpt.training.loop import Trainer
 from minigpt.training.resolve import resolve
 from minigpt.training.run import run_training
 from minigpt.weights.classifiers import load_classifier
-from minigpt.weights.pretrained import save_pretrained
+from minigpt.weights.pretrained import load_model, save_pretrained
 from tests.commands import RunCommand
 from tests.runs import identical, metrics, stop_at
 
@@ -191,6 +191,11 @@ def test_a_resumed_run_ends_on_the_same_bits(folder: Path, tmp_path: Path, value
     loaded, _ = load_classifier(tmp_path / "whole" / "best")
     report = evaluate_classifier(loaded, whole.data.val.in_order(8))
     assert report.loss == pytest.approx(whole.progress.best_val_loss, abs=1e-6)  # float32, in other batches
+    advice = f"it is a classifier's: minigpt classify --model {tmp_path / 'whole' / 'best'} --text TEXT"
+    for path, beside in ((tmp_path / "whole" / "best", None), (folder / "gpt", tmp_path / "whole")):
+        with pytest.raises(InputError) as error:
+            load_model(path, adapter=beside)
+        assert advice in str(error.value)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

@@ -19,6 +19,7 @@ from minigpt.model import GPTConfig
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import TrainConfig
 from minigpt.training.distillation_loss import DistillationLoss, distillation_loss
+from minigpt.training.estimate import HELD, memory_needed
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loss import NextTokenLoss
 from minigpt.training.resolve import resolve
@@ -138,6 +139,14 @@ def test_a_run_comes_closer_to_its_teacher_and_resumes_to_the_same_bits(folder: 
             load_file(folder / run / "last" / f"{name}.safetensors") for run in ("straight", "stopped")
         )
         assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_the_estimate_counts_the_teacher(folder: Path) -> None:
+    run = trainer(settings(folder, "estimated"))
+    alone = trainer(config(folder, "estimated", dropout=0.1, report_to="none"))
+    teacher = load_model(folder / "teacher" / "best")
+    weights = sum(one.nbytes for one in teacher.parameters())
+    assert memory_needed(run) - memory_needed(alone) == pytest.approx(HELD * weights, abs=2)  # in bytes
 
 
 def test_an_adapter_learns_from_a_teacher(folder: Path) -> None:

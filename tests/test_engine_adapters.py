@@ -117,6 +117,19 @@ def test_prompts_share_their_beginning_only_with_the_same_adapter(model: Languag
     assert len({*map(tuple, found.values())}) > 1
 
 
+def test_prompts_share_their_beginning_only_while_the_same_adapter_is_active(model: LanguageModel) -> None:
+    prompt, options = [*range(3, 23)], GenerationOptions(max_new_tokens=8)
+    engine = Engine(model, max_rows=2, chunk=4, prefix_mib=1)
+    found = list[list[int]]()
+    for name in ("other", "lora", "other"):
+        set_adapter(model, name)
+        found.append(engine.submit(prompt, options).result().ids)
+    assert engine.statistics.tokens_reused == 16  # by the third request, of the first one
+    assert engine.submit(prompt, options, adapter="lora").result().ids == found[1]
+    assert engine.statistics.tokens_reused == 2 * 16
+    assert found[0] == found[2]
+
+
 def test_damaged_weights_of_one_adapter_do_not_touch_the_others(model: LanguageModel) -> None:
     options = GenerationOptions(max_new_tokens=6)
     expected = Engine(model).submit([3, 4], options, adapter="lora").result().ids

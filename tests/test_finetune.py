@@ -29,6 +29,7 @@ from minigpt.training import checkpoint
 from minigpt.training.config import read_run
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loop import Trainer
+from minigpt.training.optimizer import make_optimizers
 from minigpt.training.resolve import resolve
 from minigpt.training.run import finetune, train
 from minigpt.training.run_data import PLAIN_TEMPLATE, read_data
@@ -133,6 +134,22 @@ def test_only_what_is_trained_changes_and_the_loss_falls(folder: Path, family: s
     assert result["val_loss"] < first - 0.01
     for name, parameter in run.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in trained), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_does_not_draw_the_factors_of_ia3_to_zero(folder: Path, optimizer: str) -> None:
+    more: dict[str, Any] = {"optimizer": optimizer, "weight_decay": 0.5, "modules_to_save": ("o_proj",)}
+    run = trainer(settings(folder, method="ia3", **more))
+    decayed = {
+        id(parameter)
+        for each in make_optimizers(run.model, run.config)
+        for group in each.param_groups
+        if group["weight_decay"]
+        for parameter in group["params"]
+    }
+    trained = {name: p for name, p in run.model.named_parameters() if p.requires_grad}
+    assert {id(p) for name, p in trained.items() if "o_proj" in name} == decayed
+    assert sum(name.endswith(".ia3_l") for name in trained) == 3 * run.model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,12 +1,14 @@
 """What `minigpt finetune` and commands with an adapter refuse: one line, exit code 2, and nothing is lost."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import minigpt
+from minigpt.errors import InputError
 from minigpt.finetuning.adapters import save_adapter
 from minigpt.finetuning.bottleneck import BottleneckConfig
 from minigpt.finetuning.ia3 import IA3Config
@@ -14,6 +16,7 @@ from minigpt.finetuning.layers import AdapterConfig, add_adapter
 from minigpt.finetuning.lora import LoraConfig
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer
+from minigpt.training.run import finetune
 from tests.commands import RunCommand
 from tests.runs import write_data
 
@@ -114,6 +117,7 @@ def test_an_adapter_s_file_that_was_changed(
         ("--keyword_weight 红", "keyword_weight must be keywords with weights of at least 0"),
         ("--keyword_weight 鲸:2", "the vocabulary lacks '鲸' of the keyword '鲸'"),
         ("--keyword_weight 红:2 --task dpo", "--keyword_weight belongs to --task sft"),
+        ("--pretraining_epochs 3", "--pretraining_epochs belongs to --task classification"),
         ("--whole_words jieba", "--whole_words belongs to --task mlm"),
         ("--method lora --model lora", "is an adapter, not a model: give --model"),
     ],
@@ -130,6 +134,93 @@ def test_options_that_do_not_fit(
     done = run_command("finetune", *given, *files, "--output", tmp_path / "run", "--device", "cpu")
     refused(done, message)
     assert not (tmp_path / "run").exists()
+
+
+# -- runs that are continued -------------------------------------------------------------------------------
+
+
+def run_of(place: Path, output: Path, **values: Any) -> dict[str, Any]:
+    """Do one step, or more. The steps are counted from the first one."""
+    given: dict[str, Any] = {
+        "model": place / "base",
+        "train_data": place / "train.jsonl",
+        "val_data": place / "val.jsonl",
+    }
+    given |= {"device": "cpu", "precision": "float32", "threads": 1, "report_to": "none", "max_steps": 1}
+    return finetune(**({} if values.get("resume") else given) | {"output": output, **values})
+
+
+@pytest.mark.parametrize(
+    ("begun", "changed", "message"),
+    [
+        ({"method": "adapter"}, {"bottleneck_size": 3}, "with --bottleneck_size 64, got --bottleneck_size 3"),
+        (
+            {"method": "adapter"},
+            {"layers_to_transform": (0,)},
+            "with no --layers_to_transform, got --layers_",
+        ),
+        ({"method": "lora"}, {"r": 3}, "was made with --r 8, got --r 3: --resume keeps what is trained"),
+        ({"method": "lora"}, {"use_dora": True}, "was made with no --use_dora, got --use_dora"),
+        ({"method": "ia3"}, {"method": "lora"}, "was made with --method ia3, got --method lora"),
+        ({"method": "ia3"}, {"base_precision": "int8"}, "float32, got --base_precision int8"),
+        ({"method": "freeze", "train_only": "head"}, {"train_only": "mlp"}, "head, got --train_only mlp"),
+        ({}, {"teacher": "base"}, "was made without --teacher"),
+        ({"task": "grpo", "max_completion_length": 2}, {"beta": 0.1}, "without a reference model (--beta 0)"),
+    ],
+)
+def test_a_resume_does_not_change_what_is_trained(
+    place: Path, tmp_path: Path, begun: dict[str, Any], changed: dict[str, Any], message: str
+) -> None:
+    if "teacher" in changed:
+        changed = {"teacher": place / "base"}
+    run_of(place, tmp_path / "run", **begun)
+    with pytest.raises(InputError) as error:
+        run_of(place, tmp_path / "run", resume=True, max_steps=2, **changed)
+    assert message in str(error.value)
+    assert run_of(place, tmp_path / "run", resume=True, max_steps=2)["steps"] == 2
+
+
+def test_the_best_loss_is_that_of_the_loss_that_is_measured_now(place: Path, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"{a}？", "chosen": "红", "rejected": "蓝"} for a in "天地草海"]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in pairs), encoding="utf-8")
+    begun = {"task": "dpo", "train_data": data, "val_data": data}
+    first = run_of(place, tmp_path / "run", **begun)
+    assert first["val_loss"] < math.log(2) * 1.01
+    other = run_of(place, tmp_path / "run", resume=True, max_steps=2, loss_type="orpo")
+    assert other["best_step"] == 2  # a loss of ORPO includes the cross-entropy, so it is larger
+    assert other["val_loss"] > first["val_loss"]
+
+
+# -- data ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["sft", "grpo", "dpo"])
+def test_one_record_cannot_be_divided(
+    place: Path, run_command: RunCommand, tmp_path: Path, task: str
+) -> None:
+    record = {"question": "天？", "answer": "蓝", "prompt": "天？", "chosen": "蓝", "rejected": "红"}
+    (tmp_path / "one.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    files = ("--model", place / "base", "--train_data", tmp_path / "one.jsonl", "--output", tmp_path / "run")
+    done = run_command("finetune", "--task", task, *files)
+    refused(done, "cannot be divided: give --val_data FILE, another --val_fraction, or more of them")
+
+
+def test_weights_that_are_all_zero_and_weights_that_do_not_count(
+    place: Path, run_command: RunCommand, tmp_path: Path
+) -> None:
+    path, val = tmp_path / "data.jsonl", place / "val.jsonl"
+    record = {"question": "天？", "answer": "蓝", "weight": 0}
+    path.write_text(json.dumps(record), encoding="utf-8")
+    flags = ("--model", place / "base", "--train_data", path, "--output", tmp_path / "run")
+    done = run_command("finetune", *flags, "--val_data", val)
+    refused(done, "data.jsonl: the `weight` of every record is 0: there is nothing to learn")
+    assert not (tmp_path / "run").exists()
+    path.write_text(json.dumps({**record, "chosen": "蓝", "rejected": "红"}), encoding="utf-8")
+    for task, other in (("grpo", val), ("dpo", path)):
+        done = run_command("finetune", "--task", task, *flags, "--val_data", other, "--dry_run")
+        assert done.code == 0, done.err
+        assert "data.jsonl: records have a `weight`, which counts in --task sft only" in done.err
 
 
 @pytest.mark.parametrize(

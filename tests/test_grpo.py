@@ -25,7 +25,7 @@ from minigpt.generation.options import GenerationOptions
 from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
-from minigpt.training.estimate import estimate
+from minigpt.training.estimate import HELD, estimate, memory_needed
 from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.grpo_loss import GrpoLoss, Rollout, Sampling
 from minigpt.training.resolve import resolve
@@ -357,6 +357,16 @@ def test_a_function_of_a_file(tmp_path: Path) -> None:
 
 
 BAD = {
+    "exits": ("def reward(completions): raise SystemExit(3)", "raised SystemExit: 3"),
+    "file exits": ("raise SystemExit(3)", "cannot be run: SystemExit: 3"),
+    "yields": ("def reward(completions): yield 1 / 0", "raised ZeroDivisionError: division by zero"),
+    "in C": ("reward = max", "reward does not say its arguments: write a function"),
+    "integer": ("def reward(completions): return [10 ** 400] * 2", "must return finite numbers: got 1000"),
+    "object": (
+        "class A:\n    def __float__(self): return 1 / 0\n    __repr__ = __float__\n"
+        "def reward(completions): return [A()] * 2",
+        "must return finite numbers: got a A for the completion",
+    ),
     "missing": ("def other(): pass", "has no function reward"),
     "syntax": ("def reward(:", "cannot be run: SyntaxError"),
     "argument": ("def reward(images): return []", "reward needs images; it is given completions, prompts, a"),
@@ -394,6 +404,20 @@ def test_names_of_rewards(tmp_path: Path) -> None:
         make_rewards(["regex"], regex="(")
     with pytest.raises(InputError, match="--reward_weights needs a number for each reward: got 1, 2"):
         make_rewards(["exact", "json"], [1.0])
+    with pytest.raises(InputError, match="--reward_weights must be finite numbers: got nan"):
+        make_rewards(["exact"], [math.nan])
+    with pytest.raises(InputError, match=r"gave 1e\+39 for the completion '1': rewards must be from -1e\+30"):
+        make_rewards(["exact"], [1e39])(["1"], [""], ["1"])  # infinite in float32
+
+
+def test_large_rewards_are_compared_in_float64() -> None:
+    def far(completions: Sequence[str], *_: Sequence[str]) -> list[float]:
+        return [1e25 * len(text) for text in completions]  # the square is infinite in float32
+
+    loss = objective(tiny(3), rewards=Rewards([far], [1.0]))
+    (rollout,) = loss.sample(0, [DATA.batch(np.arange(3))])
+    assert rollout.advantages.isfinite().all()
+    assert rollout.advantages.abs().max() > 0.1
 
 
 # -- runs --------------------------------------------------------------------------------------------------
@@ -546,3 +570,11 @@ def test_an_estimate_counts_the_answers_and_changes_nothing(folder: Path) -> Non
     assert many.memory_bytes > few.memory_bytes
     assert finetune(**{**given, "dry_run": True})["steps"] == 8
     assert not (folder / "estimated").exists()
+    # a reference is a second model in memory; beside an adapter, it is the model without the adapter
+    weights = sum(one.nbytes for one in run.model.parameters())
+    for method, copies in (("full", 1), ("lora", 0)):
+        memory = [
+            memory_needed(trainer(resolve({**given, "beta": beta, "method": method}, FinetuneConfig)))
+            for beta in (0.1, 0.0)
+        ]
+        assert memory[0] - memory[1] == pytest.approx(HELD * copies * weights, abs=2)  # rounded to bytes

@@ -266,6 +266,8 @@ def test_what_is_learned_is_filled_in(folder: Path, run_command: RunCommand) -> 
 
     causal = run_command("generate", "--model", model, "--question", "四川")
     assert (causal.code, "was trained to fill gaps (minigpt fill)" in causal.err) == (0, True)
+    measured = run_command("eval", "--model", model, "--text", folder / "text.txt", "--device", "cpu")
+    assert (measured.code, "was trained to fill gaps (minigpt fill)" in measured.err) == (0, True)
     none = run_command("fill", "--model", model, "--text", "四川的省会")
     assert (none.code, "there is no [MASK] in the text" in none.err) == (2, True)
     long = run_command("fill", "--model", model, "--text", "[MASK]" * 33)

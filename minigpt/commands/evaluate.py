@@ -23,7 +23,7 @@ from minigpt.console import command_line
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.options import EvaluationOptions, TaskOptions
-from minigpt.generation.loading import adapter_note, require_model
+from minigpt.generation.loading import adapter_note, require_model, warn_of_gaps
 
 if TYPE_CHECKING:
     from minigpt.evaluation.answers import Row
@@ -125,11 +125,14 @@ def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
     for number, precision in enumerate(options.precision or (None,)):
         device = pick_device(options.device)
         model, tokenizer = load_model_and_tokenizer(options.model, device, adapter=options.adapter)
+        model = set_precision(model, precision)
+        if number == 0:
+            warn_of_gaps(tokenizer, options.model)
         if options.adapter is not None and number == 0:
             from minigpt.console.terminal import note
 
             note(adapter_note(model, options.adapter))
-        yield set_precision(model, precision), tokenizer
+        yield model, tokenizer
 
 
 def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":

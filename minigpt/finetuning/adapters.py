@@ -11,7 +11,7 @@ Bottleneck adapters, which PEFT does not have, are in folders of the same kind, 
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,12 +112,22 @@ def adapter_folder(path: Path) -> Path:
 
 def advice(folder: Path) -> str:
     """Return advice for an adapter's folder that was given in place of a model."""
-    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
+    values = read_json(folder / ADAPTER_CONFIG)
+    base = values.get("base_model_name_or_path") or "MODEL"
     model, given = shlex.quote(str(base)), shlex.quote(str(folder))
+    if values.get("task_type") == "SEQ_CLS":
+        return f"{folder} is an adapter, not a model: {_of_classifier(folder)}"
+    beside = f"{folder} is an adapter, not a model: give --model {model} --adapter {given}"
+    if values.get("peft_type") == "BOTTLENECK":
+        return f"{beside}, to `minigpt generate`, `chat` or `eval`; bottlenecks cannot be merged"
     return (
-        f"{folder} is an adapter, not a model: give --model {model} --adapter {given}, or merge them: "
+        f"{beside}, or merge them: "
         f"minigpt merge --model {model} --adapter {given} --output {shlex.quote(f'{folder}-merged')}"
     )
+
+
+def _of_classifier(folder: Path) -> str:
+    return f"it is a classifier's: minigpt classify --model {shlex.quote(str(folder))} --text TEXT"
 
 
 # -- weights -----------------------------------------------------------------------------------------------
@@ -187,10 +197,16 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
         layers = list(config.layers_to_transform) or None
         return {"bottleneck_size": config.bottleneck_size, "layers_to_transform": layers}
     if isinstance(config, IA3Config):
-        inputs = config.feedforward_modules
+        target = _targets(model, config, adapter)
+        inputs: str | Sequence[str] = config.feedforward_modules or ()
+        if not isinstance(target, str) and not isinstance(inputs, str) and not {*inputs} <= {*target}:
+            names = module_names(model)  # PEFT requires feedforward_modules to be among target_modules
+            own = {names[name]: one for name, one in adapted_layers(model) if one.adapter == adapter}
+            target = sorted(own)
+            inputs = [name for name in target if getattr(own[name], "is_feedforward", False)]
         return {
-            "target_modules": _targets(model, config, adapter),
-            "feedforward_modules": inputs if isinstance(inputs, str) else list(inputs or ()),
+            "target_modules": target,
+            "feedforward_modules": inputs if isinstance(inputs, str) else list(inputs),
             "fan_in_fan_out": transposed,
         }
     assert isinstance(config, LoraConfig)
@@ -214,7 +230,7 @@ def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str)
     if isinstance(target, str) and target != "all-linear":
         return target  # a regular expression
     if isinstance(config, IA3Config) and not isinstance(target, str):
-        return list(target)  # PEFT requires that feedforward_modules are among them
+        return list(target)  # feedforward_modules must be among them
     names = module_names(model)
     layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})
@@ -238,6 +254,8 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     values = read_json(path)
     config, tensors = config_of(values, path), _read(folder / ADAPTER_MODEL, model)
     if values.get("task_type") == "SEQ_CLS":  # PEFT lists all possible names of a head
+        if not isinstance(model, SequenceClassifier) and f"{_PREFIX}score.weight" in tensors:
+            raise InputError(f"{folder} does not fit a model that writes text: {_of_classifier(folder)}")
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         there = tuple(name for name in config.modules_to_save if name in modules)
         config = _with(config, modules_to_save=there)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from minigpt.families.registry import LanguageModel
     from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["Loaded", "adapter_note", "load_to_answer", "require_model"]
+__all__ = ["Loaded", "adapter_note", "load_to_answer", "require_model", "warn_of_gaps"]
 
 
 class Loaded(NamedTuple):
@@ -53,6 +53,14 @@ def adapter_note(model: "LanguageModel", adapter: Path) -> str:
     return f"{adapter} is merged into the weights"
 
 
+def warn_of_gaps(tokenizer: "AnyTokenizer", model: Path) -> None:
+    """Warn about a model that was trained to fill gaps, which is asked for something else."""
+    from minigpt.finetuning.masked_lm import mask_token_id
+
+    if mask_token_id(tokenizer) is not None:
+        warn(f"{model} was trained to fill gaps (minigpt fill); it cannot continue a text")
+
+
 @remembered_signals()  # importing torch may swallow a signal
 def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: bool = False) -> Loaded:
     """Load a model with the precision, device and number of threads in the options.
@@ -71,7 +79,6 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: b
 
         from minigpt.console.terminal import note
         from minigpt.devices import pick_device
-        from minigpt.finetuning.masked_lm import mask_token_id
         from minigpt.generation.native import dtype_to_load
         from minigpt.weights.pretrained import load_model, load_model_and_tokenizer, model_folder
         from minigpt.weights.quantized import set_precision
@@ -82,11 +89,12 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: b
     folder = model_folder(options.model)
     dtype = dtype_to_load(device)
     model, tokenizer = load_model_and_tokenizer(folder, device, dtype, ahead, options.adapter)
+    model = set_precision(model, options.precision)
     if options.adapter is not None:
         note(adapter_note(model, options.adapter))
-    if not fills and mask_token_id(tokenizer) is not None:
-        warn(f"{options.model} was trained to fill gaps (minigpt fill); it cannot continue a text")
+    if not fills:
+        warn_of_gaps(tokenizer, options.model)
     assistant = None
     if assistant_model is not None:
         assistant = set_precision(load_model(assistant_model, device, dtype), options.precision)
-    return Loaded(folder, set_precision(model, options.precision), tokenizer, assistant)
+    return Loaded(folder, model, tokenizer, assistant)

@@ -87,7 +87,7 @@ class DecodingLoop:
         sequence.slide(self.max_length)
         if self.prefix_cache and sequence.embeds is None:
             self.tokens_reused += self.prefix_cache.restore(
-                sequence.context, sequence.slot, sequence.adapters
+                sequence.context, sequence.slot, self._names_of(sequence)
             )
         self.running.append(sequence)
         self._n_special += not sequence.is_plain
@@ -139,6 +139,10 @@ class DecodingLoop:
             with self._adapters(group):
                 logits = self.runner.decode(rows, [one.slot for one in group], self.cache, group[0].watcher)
             self._choose(group, logits, rows)
+
+    def _names_of(self, sequence: Sequence) -> tuple[str, ...]:
+        """Return the adapters with which a sequence is read now. `set_adapter` may change the active ones."""
+        return tuple(active_adapters(self.model)) if sequence.adapters is None else sequence.adapters
 
     @contextmanager
     def _adapters(self, group: list[Sequence]) -> Iterator[None]:
@@ -223,7 +227,7 @@ class DecodingLoop:
                 left -= len(piece)
                 self.tokens_read += len(piece)
                 if self.prefix_cache:
-                    self.prefix_cache.keep(context, slot, sequence.adapters)
+                    self.prefix_cache.keep(context, slot, self._names_of(sequence))
                 if start + len(piece) == len(context):
                     self._choose([sequence], logits)
                     break

@@ -19,7 +19,7 @@ from minigpt.generation.cache import MIB, KeyValueCache
 
 __all__ = ["PrefixCache"]
 
-Adapters: TypeAlias = tuple[str, ...] | None
+Adapters: TypeAlias = tuple[str, ...]
 
 
 class PrefixCache:
@@ -59,10 +59,10 @@ class PrefixCache:
         """Size of the memory in bytes, in use or not."""
         return sum(kind.nbytes for kind in self._memory)
 
-    def restore(self, prompt: Sequence[int], slot: int, adapters: Adapters = None) -> int:
+    def restore(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> int:
         """Copy the known beginning of a prompt into an empty slot. Return the number of its tokens.
 
-        Keys and values depend on the adapters, which are those of `Sequence.adapters`.
+        Keys and values depend on the adapters with which the model reads the prompt.
 
         The last token of the prompt is never copied, because the model must read it for its logits.
         """
@@ -83,7 +83,7 @@ class PrefixCache:
             self._places.move_to_end((adapters, tuple(prompt[: number * self.block])))
         return len(found) * self.block
 
-    def keep(self, prompt: Sequence[int], slot: int, adapters: Adapters = None) -> None:
+    def keep(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> None:
         """Keep the last block of a slot, if the slot's tokens end at the end of a block."""
         end = self._cache.length(slot)
         key = (adapters, tuple(prompt[:end]))

@@ -241,7 +241,13 @@ class Checkpointer:
             now = (config, step.data, step.device, step.total_steps, snapshot.folder, self._processes.size)
             found = changes(snapshot.state, *now)
             for key, value in self._files.facts().items():
-                if snapshot.state.get(key) != value:
+                if key not in snapshot.state:
+                    lacking = "--teacher" if key == "teacher_fingerprint" else "a reference model (--beta 0)"
+                    raise InputError(
+                        f"{snapshot.folder} was made without {lacking}: leave the flag out, or begin another "
+                        "run with --output"
+                    )
+                if snapshot.state[key] != value:
                     folder = config.teacher if key == "teacher_fingerprint" else config.starts_from
                     raise InputError(
                         f"{snapshot.folder} belongs to other weights than those of {folder} now: "
@@ -261,13 +267,13 @@ class Checkpointer:
         with self._processes.shared_errors():
             if self._processes.is_main:
                 checkpoint.set_link(output, "last", snapshot.folder)
-                is_known = math.isfinite(progress.best_val_loss) and not found.validation_data
+                is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
                 # repeat this, because the earlier process may have died before it moved the link
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):
-            # There is no best checkpoint, or it is damaged, or the validation data has changed: the next
+            # There is no best checkpoint, or it is damaged, or its loss cannot be compared: the next
             # evaluation is the best so far.
             progress.best_val_loss, progress.best_step, progress.best_metrics = math.inf, 0, {}
         return snapshot.folder

@@ -54,6 +54,8 @@ def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> Language
     Raises:
         InputError: if the teacher cannot be read, has another tokenizer, or reads fewer tokens.
     """
+    if folder.is_file():
+        raise InputError(f"--teacher {folder} is a file: give the folder of a model")
     if load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
         raise InputError(
             f"--teacher {folder} has another tokenizer than the model that learns, and so other "
@@ -93,6 +95,7 @@ class DistillationLoss(NextTokenLoss):
         super().__init__(model, loss_on, device)
         self._teacher = (teacher,)  # in a tuple, so that its parameters are not this module's
         self._alpha, self._temperature = alpha, temperature
+        self.other_bytes = sum(one.nbytes for one in [*teacher.parameters(), *teacher.buffers()])
 
     def forward(
         self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None

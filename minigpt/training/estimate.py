@@ -216,6 +216,7 @@ def memory_needed(trainer: Trainer) -> int:
         p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()
     )
     weights += sum(buffer.nbytes for buffer in trainer.model.buffers())  # quantised weights
+    weights += trainer.step.loss.other_bytes
     counted = weights + per_row * rows + head
     return int(counted * (HELD if trainer.device.type == "cpu" else 1.0)) + TORCH_ITSELF
 

@@ -22,7 +22,7 @@ TASK_RECIPES: dict[str, str] = {
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}  # factor of the method's rate; 1 for other tasks
 # TRL's defaults for GRPO, where those of DPO differ.
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
-_LABELLED = ("label_field", "problem_type", "class_weights")
+_LABELLED = ("label_field", "problem_type", "class_weights", "pretraining_epochs")
 # The options of each method that adds an adapter.
 _ADAPTERS: dict[str, tuple[str, ...]] = {
     "lora": (

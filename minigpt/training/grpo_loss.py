@@ -172,8 +172,11 @@ class GrpoLoss(Objective):
         self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
         self._has_adapter = any(True for _ in adapted_layers(model))
         # in a tuple, so that its parameters are not this module's
-        needs_copy = bool(options.beta) and not self._has_adapter and not dry
-        self._reference = (copy.deepcopy(model).eval().requires_grad_(False),) if needs_copy else ()
+        needs_copy = bool(options.beta) and not self._has_adapter
+        self._reference = (
+            (copy.deepcopy(model).eval().requires_grad_(False),) if needs_copy and not dry else ()
+        )
+        self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(8, dtype=torch.float64)
         self._kept: tuple[int, list[Rollout]] | None = None  # block of steps, and its answers
@@ -235,7 +238,7 @@ class GrpoLoss(Objective):
         answers = self.answers(block, rows)
         prompts = [self._train.prompts[row] for row in rows for _ in range(G)]
         rewards, exact = self._score(answers, prompts)
-        table = torch.tensor(rewards).view(len(rows), G)
+        table = torch.tensor(rewards, dtype=torch.float64).view(len(rows), G)  # squares of large rewards
         cut = torch.tensor([one.ending is None for one in answers], dtype=torch.bool)
         self._of_answers += torch.tensor(
             [
@@ -246,7 +249,8 @@ class GrpoLoss(Objective):
             dtype=torch.float64,
         )
         kept = ~cut if self.sampling.mask_truncated_completions else cut | True
-        rollout = _padded(answers, group_advantages(table, self.options.scale_rewards).flatten(), kept)
+        advantages = group_advantages(table, self.options.scale_rewards).flatten().float()
+        rollout = _padded(answers, advantages, kept)
         old = reference = None
         if self.num_iterations > 1:
             old = self._logps(self.model, rollout)

@@ -56,6 +56,7 @@ class Objective(nn.Module):
     is_sampled = False  # True: `sample` makes the batches, and their sizes differ from process to process
     num_iterations = 1  # steps that use the same batches
     rows_of_one = 1  # rows that `sample` makes of one row
+    other_bytes = 0  # bytes of other models that stay in memory, such as a teacher
     step_sums_names: tuple[str, ...] = ()  # what `step_sums` gives
 
     def sample(self, step: int, batches: Sequence[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """The learning rate's schedule, AdamW, and Muon. The state of the optimisers as named tensors.
 
 AdamW is torch's own. Its decoupled weight decay (https://arxiv.org/abs/1711.05101) applies only to matrices;
-vectors (biases, norms) are few, and decay would hurt. Muon (https://kellerjordan.github.io/posts/muon,
+vectors (biases, norms, IA3's factors) are few, and decay would hurt. Muon (https://kellerjordan.github.io/posts/muon,
 https://arxiv.org/abs/2502.16982) updates the matrices inside the blocks; AdamW updates all the others.
 """
 
@@ -52,18 +52,22 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
 
 def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Make the optimisers of the parameters that require gradients. `peak_lr` is a group's highest rate."""
+    # IA3's factors are vectors around 1, which PEFT's files hold as rows or columns
+    factors = {id(p) for name, p in model.named_parameters() if name.endswith(".ia3_l")}
     # number of matrices in a parameter -> parameters; a fused projection of Q, K and V holds 3 matrices
     stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
         for p, parts in family_of(model.config).matrix_parameters(model):
-            if p.requires_grad:
+            if p.requires_grad and id(p) not in factors:
                 stacked.setdefault(parts, []).append(p)
     by_muon = [{"params": some, "parts": parts} for parts, some in sorted(stacked.items())]
     taken = {id(p) for some in stacked.values() for p in some}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    matrices = [p for p in rest if p.dim() >= 2 and id(p) not in factors]
+    vectors = [p for p in rest if p.dim() < 2 or id(p) in factors]
     groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     betas = (config.adam_beta1, config.adam_beta2)
     optimizers: list[torch.optim.Optimizer] = [

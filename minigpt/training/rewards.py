@@ -17,7 +17,7 @@ import json
 import math
 import re
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,6 +27,7 @@ from minigpt.evaluation.answers import exact_match
 __all__ = ["RewardError", "Rewards", "make_rewards"]
 
 _ARGUMENTS = ("completions", "prompts", "answers")
+_LARGEST = 1e30  # a larger sum of rewards would overflow in the loss, which is float32
 Function: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
 
 
@@ -51,10 +52,18 @@ class Rewards(NamedTuple):
             answers: the answers of the file, one for each completion.
 
         Raises:
-            RewardError: if a function raises, or returns anything but a finite number for each completion.
+            RewardError: if a function raises, or returns anything but a finite number for each completion; if
+                a sum is above 1e30.
         """
         parts = [function(completions, prompts, answers) for function in self.functions]
-        return [sum(w * part for w, part in zip(self.weights, row)) for row in zip(*parts)]
+        sums = [sum(w * part for w, part in zip(self.weights, row)) for row in zip(*parts)]
+        for total, completion in zip(sums, completions):
+            if not abs(total) <= _LARGEST:  # NaN, too
+                raise RewardError(
+                    f"--reward gave {total:g} for the completion {_short(completion)}: rewards must be from "
+                    f"-{_LARGEST:g} to {_LARGEST:g}"
+                )
+        return sums
 
 
 def make_rewards(
@@ -71,6 +80,8 @@ def make_rewards(
     """
     if weights and len(weights) != len(names):
         raise InputError(f"--reward_weights needs a number for each reward: got {len(weights)}, {len(names)}")
+    if not all(map(math.isfinite, weights)):
+        raise InputError(f"--reward_weights must be finite numbers: got {' '.join(map(str, weights))}")
     return Rewards([_function(n, regex, length) for n in names], [*(weights or [1.0] * len(names))])
 
 
@@ -106,11 +117,14 @@ def _of_file(path: Path, name: str, shown: str) -> Function:
         raise InputError(f"--reward {shown}: there is no file {path}")
     try:
         found = runpy.run_path(str(path)).get(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends with sys.exit, for instance
         raise InputError(f"--reward {shown}: {path} cannot be run: {_said(error)}") from None
     if not callable(found):
         raise InputError(f"--reward {shown}: {path} has no function {name}")
-    parameters = inspect.signature(found).parameters.values()
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):  # some functions in C
+        raise InputError(f"--reward {shown}: {name} does not say its arguments: write a function") from None
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
     needed = {one.name for one in parameters if one.default is one.empty and one.name in names}
@@ -125,14 +139,16 @@ def _of_file(path: Path, name: str, shown: str) -> Function:
         given = {key: list(value) for key, value in given.items() if takes_all or key in names}
         try:
             rewards = found(**given)
-        except Exception as error:
+            if isinstance(rewards, Iterator):
+                rewards = list(rewards)  # runs the function
+        except (Exception, SystemExit) as error:
             raise RewardError(f"--reward {shown} raised {_said(error)}") from None
         return _numbers(rewards, completions, shown)
 
     return call
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
@@ -153,7 +169,7 @@ def _numbers(rewards: Any, completions: Sequence[str], shown: str) -> list[float
     for value, completion in zip(values, completions):
         try:
             number = math.nan if isinstance(value, str) else float(value)
-        except (TypeError, ValueError):
+        except Exception:  # no number, one too large for a float, or an object with errors of its own
             number = math.nan
         if not math.isfinite(number):
             raise RewardError(
@@ -165,5 +181,8 @@ def _numbers(rewards: Any, completions: Sequence[str], shown: str) -> list[float
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]}..."

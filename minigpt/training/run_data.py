@@ -7,7 +7,8 @@ in classification.py.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypedDict
@@ -296,7 +297,13 @@ def _read_pairs(config: TrainConfig, encode_all: EncodeAll = encode_conversation
     for path, part in ((config.train_data, train), (config.val_data, val)):
         where = config.train_data if path == HELD_OUT else path
         encoded.append(_encode_part(config, where, part, tokenizer, encode_all))
-    if (weights := encoded[0].weights) is not None:
+    if encode_all is encode_prompts:
+        _warn_of_weights(config, train)
+    elif (weights := encoded[0].weights) is not None:
+        if not weights.any():
+            raise InputError(
+                f"{config.train_data}: the `weight` of every record is 0: there is nothing to learn"
+            )
         print(
             f"weights of {config.train_data}: {weights.min():g} to {weights.max():g}, mean {weights.mean():g}"
         )
@@ -308,7 +315,8 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
     parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
         if path == HELD_OUT:
-            split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
+            with _cannot_be_divided(config, len(parts[0]), "conversations"):
+                split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
             print(
                 f"no --val_data: {len(split.val):,} of {len(parts[0]):,} conversations of "
                 f"{config.train_data} are measured on and not learned from"
@@ -320,12 +328,31 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
     return parts[0], parts[1]
 
 
+@contextlib.contextmanager
+def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[None]:
+    """Replace the advice of `minigpt split` by that of a run, if a part would be empty."""
+    try:
+        yield
+    except InputError:
+        raise InputError(
+            f"{config.train_data}: {count:,} {what} cannot be divided: give --val_data FILE, another "
+            "--val_fraction, or more of them"
+        ) from None
+
+
+def _warn_of_weights(config: TrainConfig, conversations: Sequence[Conversation]) -> None:
+    """Warn about weights that the task does not use."""
+    if any(each.weight != 1 and not math.isnan(each.weight) for each in conversations):
+        warn(f"{config.train_data}: records have a `weight`, which counts in --task sft only")
+
+
 def _read_preferences(config: FinetuneConfig) -> RunData:
     parts: list[list[Preference]] = []
     for path in (config.train_data, config.val_data):
         if path == HELD_OUT:
             pairs = parts[0]
-            parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]
+            with _cannot_be_divided(config, len(pairs), "pairs of answers"):
+                parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]
             print(
                 f"no --val_data: {len(parts[1]):,} of {len(pairs):,} pairs of answers of "
                 f"{config.train_data} are measured on and not learned from"
@@ -335,6 +362,7 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
         report.print_summary()
         parts.append(part)
     train, val = parts
+    _warn_of_weights(config, [pair.chosen for pair in train])
     texts = (text for pair in train for one in (pair.chosen, pair.rejected) for text in one.texts())
     tokenizer = pair_tokenizer(config, texts)
     encode = encode_conversation if isinstance(tokenizer, Tokenizer) else encode_chat_conversation

@@ -34,6 +34,16 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
 }
 # options that decide which examples are made of the same files
 _DECIDES_DATA = ("max_length", "block_size", "val_fraction", "encoding", "text_field", "document_separator")
+# options that decide which weights a checkpoint holds, and what they mean
+_FIXED = (
+    *("task", "method", "train_only", "base_precision", "r", "use_dora", "bottleneck_size"),
+    *("target_modules", "layers_to_transform", "modules_to_save", "problem_type"),
+)
+# options that decide what an evaluation measures
+_MEASURED = (
+    *("loss_on", "loss_type", "label_smoothing", "simpo_gamma", "mlm_probability", "whole_words"),
+    *("reward", "reward_weights", "reward_regex", "reward_length", "max_completion_length"),
+)
 _RECENT = 64  # number of recent losses that a new loss is compared with
 _FEWEST = 16  # with fewer losses than this, no loss counts as a spike
 _SIGMAS = 6.0  # with normal noise, one loss in a billion is this many standard deviations above the mean
@@ -204,7 +214,7 @@ class Changes:
 
     settings: list[str]  # changed options, as in "seed 42 -> 7": the run continues differently
     rounding: list[str]  # changes of machine or torch: it is the same run, but sums are rounded differently
-    validation_data: bool  # True if the validation data has changed, so that losses cannot be compared
+    measure: bool  # True if validation losses cannot be compared: other data, or another loss
 
 
 def changes(
@@ -219,9 +229,11 @@ def changes(
     """Compare a checkpoint's training_state.json with the run that resumes from it.
 
     Raises:
-        InputError: if the vocabulary has changed; if the data has changed, without --allow_changed_data.
+        InputError: if the vocabulary has changed, or what is trained; if the data has changed, without
+            --allow_changed_data.
     """
     named = []
+    _require_same_weights(state["config"], config, folder)
     changed = [(key, what) for key, value, what in _fingerprints(config, data) if state[key] != value]
     changed.sort(key=lambda one: one[0] != "vocabulary_fingerprint")  # with it the ids of all data change
     options = config.as_dict()
@@ -255,6 +267,7 @@ def changes(
         if before[key] != now[key]:
             note = " (the learning rate's schedule is another one)" if key == "total_steps" else ""
             named.append(f"{key} {before[key]} -> {now[key]}{note}")
+    measured = (*_MEASURED, "beta") if now.get("task") == "dpo" else _MEASURED
     return Changes(
         settings=named,
         rounding=[
@@ -267,5 +280,24 @@ def changes(
             for key, value in surroundings(device, processes).items()
             if was.get(key, value) != value
         ],
-        validation_data=any(key == "val_fingerprint" for key, _ in changed),
+        measure=any(key == "val_fingerprint" for key, _ in changed)
+        or any(before.get(key, now.get(key)) != now.get(key) for key in measured),
     )
+
+
+def _require_same_weights(before: dict[str, Any], config: TrainConfig, folder: Path) -> None:
+    """Raise InputError if an option has changed that decides which weights the checkpoint holds."""
+    for key, value in config.as_dict().items():
+        if key in _FIXED and key in before and before[key] != value:
+            raise InputError(
+                f"{folder} was made with {_flag(key, before[key])}, got {_flag(key, value)}: --resume keeps "
+                "what is trained; leave the flag out, or begin another run with --output"
+            )
+
+
+def _flag(key: str, value: Any) -> str:
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    if value in ("", False):
+        return f"no --{key}"
+    return f"--{key}" if value is True else f"--{key} {value}"

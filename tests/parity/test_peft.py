@@ -453,3 +453,27 @@ def test_names_are_hugging_face_s() -> None:
     names = module_names(MODELS["qwen3"]())
     assert names["model.layers.1.self_attn.q_proj"] == "model.layers.1.self_attn.q_proj"
     assert len(names) == 2 * 7 + 1
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"gpt2": ("c_attn",), "qwen3": ("q_proj",)},  # none of them is a feedforward module
+        {"gpt2": ("c_proj",), "qwen3": ("layers.1.mlp.down_proj", "v_proj")},  # their names end with its name
+    ],
+)
+@torch.no_grad()
+def test_ia3_of_layers_whose_names_are_given(
+    folder: Path, tmp_path: Path, targets: dict[str, tuple[str, ...]]
+) -> None:
+    base, given = transformers.AutoModelForCausalLM.from_pretrained(folder), next(ids())
+    config, ours = IA3Config(targets[base.config.model_type]), minigpt.load_model(folder)
+    add_adapter(ours, config)
+    randomised(adapter_tensors(ours))
+    save_adapter(ours, config, tmp_path / "ours", base=str(folder))
+    expected = ours(given)
+    read = peft.PeftModel.from_pretrained(base, tmp_path / "ours")
+    assert (read(given).logits - expected).abs().max() < 1e-5
+    again = minigpt.load_model(folder)
+    load_adapter(again, tmp_path / "ours")
+    assert torch.equal(again(given), expected)
