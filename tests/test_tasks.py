@@ -743,6 +743,28 @@ def test_the_command_writes_the_card_and_the_model_still_loads(command: Command,
     minigpt.load_model(folders / "a")
 
 
+def test_a_checkpoint_with_a_card_is_still_a_checkpoint(command: Command, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    trainer(config(tmp_path, max_steps=2, eval_steps=1)).run()
+    task = write(tmp_path / "choices.jsonl", listed(3))
+    for _ in range(2):  # the second time, README.md is there
+        arguments = ["--model", tmp_path / "run" / "best", "--task", task, "--card", "--device", "cpu"]
+        assert command("eval", *arguments).code == 0
+    assert trainer(config(tmp_path, max_steps=3, eval_steps=1)).resume().name == "step-00000002"
+
+
+def test_the_folder_of_a_run_is_its_best_checkpoint(command: Command, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    trainer(config(tmp_path, max_steps=1, eval_steps=1, max_length=12)).run()
+    found = [
+        command("eval", "--data", tmp_path / "train.jsonl", "--model", tmp_path / name, "--json").out
+        for name in ("run", "run/best")
+    ]
+    first, second = (json.loads(out.splitlines()[-1]) for out in found)
+    assert first == second
+    assert first["cut"] == 8, "every pair has more than 12 tokens, as in training"
+
+
 def test_compare_says_it_in_words(command: Command, knowing: Path, folders: Path) -> None:
     result = command(
         "compare", folders / "a", knowing, "--task", folders / "qa.jsonl", "--device", "cpu", "--json"

@@ -138,14 +138,17 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question, character_f1
     from minigpt.evaluation.api import evaluate_conversations
+    from minigpt.finetuning.adapters import adapter_folder
     from minigpt.generation.generation_config import trained_length
+    from minigpt.weights.pretrained import model_folder
 
     conversations, reading = read_conversations(
         options.data, options.strict, options.encoding, options.field_names
     )
     reading.print_summary()
     # cut as in training, so that the loss on the validation data is the one that training printed
-    length = options.max_length or trained_length(options.adapter or options.model)
+    source = adapter_folder(options.adapter) if options.adapter else model_folder(options.model, verify=False)
+    length = options.max_length or trained_length(source)
     reports = [
         evaluate_conversations(
             model, tokenizer, conversations, options.batch_size, length, options.max_new_tokens

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.console.terminal import table, warn
+from minigpt.console.terminal import note, table, warn
 from minigpt.devices import pick_device
 from minigpt.errors import InputError
 from minigpt.evaluation.options import TaskOptions
 from minigpt.evaluation.task_results import LoadedModel, TaskResult, run_task
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks
+from minigpt.finetuning.masked_lm import mask_token_id
+from minigpt.generation.loading import adapter_note
 from minigpt.weights.classifiers import classifier_labels, load_classifier
 from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
 from minigpt.weights.quantized import set_precision
@@ -76,7 +78,11 @@ def load(
         classifier, tokenizer = load_classifier(folder, where)
         return LoadedModel(classifier, tokenizer, path)
     model, tokenizer = load_model_and_tokenizer(path, where, adapter=adapter)
-    return LoadedModel(set_precision(model, precision), tokenizer, path, batch_size)
+    if adapter is not None:
+        note(adapter_note(model, adapter))
+    if mask_token_id(tokenizer) is not None:
+        warn(f"{folder} was trained to fill gaps (minigpt fill); it cannot continue a text")
+    return LoadedModel(set_precision(model, precision), tokenizer, path, batch_size, adapter=adapter)
 
 
 def measure(loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions) -> dict[str, TaskResult]:

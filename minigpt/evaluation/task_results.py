@@ -171,6 +171,7 @@ class LoadedModel:
     folder: Path | None = None
     batch_size: int = 8  # answers that are generated at once
     max_new_tokens: int | None = None  # of an answer; None: what the task says
+    adapter: Path | None = None  # that the model was loaded with
 
     @property
     def start(self) -> int | None:
@@ -184,7 +185,9 @@ class LoadedModel:
         """Return what makes prompts for this model. Raises InputError if the format does not fit it."""
         form = options.prompt_format
         if form is None and isinstance(self.tokenizer, Tokenizer):  # trained here: on questions, or on text
-            form = "question" if self.folder is None else prompt_format(self.folder, self.tokenizer)
+            form = "question"
+            if self.folder is not None:
+                form = prompt_format(self.folder, self.tokenizer, self.adapter)
         return Prompter(self.tokenizer, form or "text", self.start)
 
 
