@@ -47,7 +47,6 @@ MAY_NAME_A_FAMILY = {
     "__init__": "the public names",
     "commands.import_checkpoint": "a .pth is the documents' GPT: no other family has had one",
     "weights.gguf_file": "GGUF's names of tokenizers",
-    "weights.html_tokenizer": "kinds of byte-level tokenizers",
     "weights.html_tokenizer": "the names of the ways to cut words",
     "data.documents": "a message names the tokenizers' kinds",
 }
