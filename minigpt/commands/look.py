@@ -129,7 +129,7 @@ class Options(command_line.ModelOptions, DataOptions):
 
 
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_FILE = ("strict", "encoding", "question_field", "answer_field")
+_FILE = ("strict", "encoding", "question_field", "answer_field", "speaker")
 _MODEL = ("model", "adapter", "precision", "device", "threads")
 _ASK = ("question", *_MODEL, "along")
 USES: dict[str, tuple[str, ...]] = {  # view -> its flags, besides --json, --plot and --language

@@ -1,10 +1,11 @@
 """What `minigpt eval --task` and `minigpt compare` do with their flags: load, measure, print."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.console.terminal import note, table, warn
+from minigpt.console.terminal import note, table_text, warn
 from minigpt.devices import pick_device
 from minigpt.errors import InputError
 from minigpt.evaluation.options import TaskOptions
@@ -26,6 +27,7 @@ __all__ = [
     "measure",
     "print_results",
     "profiles_of",
+    "show_table",
     "tasks_of",
 ]
 
@@ -114,7 +116,7 @@ def profiles_of(
         elif training:
             found[name] = Profile(contamination=contamination(result.task.examples, training))
         for title, (columns, rows) in profile_tables(found[name]) if name in found else []:
-            table(f"{name}. {title}", columns, rows, range(1, len(columns)))
+            show_table(f"{name}. {title}", columns, rows, range(1, len(columns)))
     return found
 
 
@@ -128,4 +130,11 @@ def print_results(results: Sequence[TaskResult]) -> None:
                 result.task.name if first else "", name, metric.shown(),
                 result.guessing if first else "", f"{len(result.answered):,}" if first else "",
             ])  # fmt: skip
-    table("tasks", ("task", "metric", "value (95 % interval)", "guessing", "count"), rows, (4,))
+    show_table("tasks", ("task", "metric", "value (95 % interval)", "guessing", "count"), rows, (4,))
+
+
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int] = ()
+) -> None:
+    """Print a table that fits the terminal without breaking a number."""
+    print(table_text(title, columns, rows, numeric, shutil.get_terminal_size().columns))
