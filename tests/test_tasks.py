@@ -38,6 +38,7 @@ from minigpt.evaluation.task_results import (
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks, task_of_records
 from minigpt.finetuning.classification import Labels, SequenceClassifier
+from minigpt.generation.api import generate_ids
 from minigpt.generation.options import GenerationOptions
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -509,6 +510,19 @@ def test_answers_do_not_depend_on_shared_beginnings() -> None:
     alone = [generate_texts(LOADED, [prompt], options)[0][0] for prompt in prompts]
     assert together == alone
     assert counts["tokens_read"] < counts["tokens"]
+
+
+def test_an_answer_ends_with_what_the_folder_names(tmp_path: Path) -> None:
+    minigpt.save_pretrained(random_model(), tmp_path / "m", TOKENIZER)
+    loaded = load(tmp_path / "m", "cpu")
+    prompts = [TOKENIZER.encode_text("the cat")]
+    (whole,), _ = generate_texts(loaded, prompts, GenerationOptions(max_new_tokens=12))
+    ids = generate_ids(loaded.model, prompts, GenerationOptions(max_new_tokens=12), [], tokenizer=TOKENIZER)
+    path = tmp_path / "m" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [ids[0].ids[0], 0]}), encoding="utf-8")
+    (short,), _ = generate_texts(loaded, prompts, GenerationOptions(max_new_tokens=12))
+    assert whole != ""
+    assert short == ""
 
 
 def test_a_text_in_windows() -> None:

@@ -14,6 +14,7 @@ import dataclasses
 import html
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -44,6 +45,7 @@ __all__ = [
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 NOTHING = "∅"  # an empty answer
+_INVISIBLE = ("Cf", "Zs", "Zl", "Zp")  # marks that join or turn text, and blanks of other widths
 _SHADES = " ░▒▓█"
 _MOST_MAPS = 2  # in a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -145,10 +147,11 @@ def percent(value: float) -> str:
 def shown(text: str) -> str:
     r"""Return a token's text so that each of its characters can be seen: a space becomes ␣, an end of line ↵.
 
-    >>> shown(" a\n")
-    '␣a↵'
+    >>> shown(" a\n\u200b")
+    '␣a↵\\u200b'
     """
-    return printable(text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥"))
+    seen = printable(text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥"))
+    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in _INVISIBLE else c for c in seen)
 
 
 # -- the terminal ------------------------------------------------------------------------------------------
