@@ -816,6 +816,17 @@ def test_the_folder_of_a_run_is_its_best_checkpoint(command: Command, tmp_path: 
     assert first["cut"] == 8, "every pair has more than 12 tokens, as in training"
 
 
+def test_choices_that_the_model_cannot_tell_apart_are_said(command: Command, knowing: Path) -> None:
+    questions = [{"question": "法国", "choices": ["巴黎", "东京"], "answer": 1}]
+    path = write(Path("letters.jsonl"), questions)
+    for verb, *models in (("eval", "--model", knowing), ("compare", knowing, knowing)):
+        result = command(verb, *models, "--task", path, "--device", "cpu")
+        assert result.code == 0
+        assert "not in the vocabulary, read as <unk>: '\\n' 'A' '.' ' ' 'B'" in result.err
+        assert "letters: in 1 questions, choices read the same" in result.err
+        assert "read the same" not in command(verb, *models, "--task", path, "--score", "text").err
+
+
 def test_compare_says_it_in_words(command: Command, knowing: Path, folders: Path) -> None:
     result = command(
         "compare", folders / "a", knowing, "--task", folders / "qa.jsonl", "--device", "cpu", "--json"

@@ -59,7 +59,7 @@ def main(options: Options) -> dict[str, Any]:
     import torch
 
     from minigpt.evaluation.comparison import compare_results
-    from minigpt.evaluation.task_command import load, show_table, tasks_of
+    from minigpt.evaluation.task_command import load, show_table, tasks_of, warn_of_unknown_characters
     from minigpt.evaluation.task_results import metric_names, run_task
 
     if options.threads:
@@ -76,6 +76,8 @@ def main(options: Options) -> dict[str, Any]:
     ):
         loaded = load(path, options.device, precision, batch_size=options.batch_size)
         measured.append([run_task(loaded, task, options) for task in tasks])
+        for result in measured[-1]:
+            warn_of_unknown_characters(result, loaded.tokenizer)
         del loaded  # two large models may not fit side by side
     found = [compare_results(a, b, options.metric) for a, b in zip(*measured)]
     rows = [

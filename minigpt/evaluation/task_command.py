@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minigpt.console.terminal import note, table_text, warn
 from minigpt.devices import pick_device
 from minigpt.errors import InputError
+from minigpt.evaluation.api import warn_of_unknown
 from minigpt.evaluation.options import TaskOptions
 from minigpt.evaluation.task_results import LoadedModel, TaskResult, run_task
 from minigpt.evaluation.task_shapes import Style
@@ -15,7 +16,7 @@ from minigpt.evaluation.tasks import Task, read_tasks
 from minigpt.finetuning.masked_lm import mask_token_id
 from minigpt.generation.loading import adapter_note
 from minigpt.weights.classifiers import classifier_labels, load_classifier
-from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
+from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer, model_folder
 from minigpt.weights.quantized import set_precision
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "profiles_of",
     "show_table",
     "tasks_of",
+    "warn_of_unknown_characters",
 ]
 
 
@@ -90,11 +92,30 @@ def load(
 def measure(loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions) -> dict[str, TaskResult]:
     """Measure a model on tasks, and print the results. Returns them by the tasks' names."""
     results = {task.name: run_task(loaded, task, options) for task in tasks}
+    for result in results.values():
+        warn_of_unknown_characters(result, loaded.tokenizer)
     print_results(list(results.values()))
     for result in results.values():
         if result.n_cut:
             warn(f"{result.task.name}: {result.n_cut:,} prompts are too long: their beginning was left out")
     return results
+
+
+def warn_of_unknown_characters(result: TaskResult, tokenizer: AnyTokenizer) -> None:
+    """Warn of characters that are not in the vocabulary, and of choices that differ in nothing else."""
+    examples = result.task.examples
+    warn_of_unknown(tokenizer, [f"{one.prompt}{''.join((*one.scored, *one.references))}" for one in examples])
+    alike = 0
+    for one in examples:
+        unknown = set(tokenizer.unknown_characters("".join(one.scored)))
+        if unknown and one.form == "multiple_choice":
+            read = {"".join("\0" if c in unknown else c for c in choice) for choice in one.scored}
+            alike += len(read) < len(one.scored)
+    if alike:
+        warn(
+            f"{result.task.name}: in {alike:,} questions, choices read the same, because the model does not "
+            "know their characters; --score text may help"
+        )
 
 
 def profiles_of(
