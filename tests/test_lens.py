@@ -25,6 +25,7 @@ from minigpt.finetuning.lora import LoraConfig, apply_lora
 from minigpt.generation.cache import cache_bytes
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sampling import apply_temperature, apply_top_k, apply_top_p
+from minigpt.lens.curves import Curve, Runs
 from minigpt.lens.examples import encode as lens_encode
 from minigpt.lens.experiments import EXPERIMENTS
 from minigpt.lens.pictures import write_picture
@@ -566,6 +567,21 @@ def test_a_page_escapes_whatever_a_text_holds(gpt: LanguageModel) -> None:
     whole = page([lens.tokens(CHARACTERS, text)], "zh", title=text)
     assert "&lt;b&gt;" in whole
     assert "http" not in whole.replace("http-equiv", ""), "nothing comes from a network"
+
+
+def test_a_run_says_what_its_evaluations_tell() -> None:
+    def curve(steps: list[int], losses: list[float]) -> Curve:
+        best = min(losses, default=math.nan)
+        step = steps[losses.index(best)] if losses else 0
+        return Curve("run", 1, 9, 1.0, best, step, ([1], [1.0]), (steps, losses), [], [])
+
+    told = ([], []), ([3], [1.0]), ([3, 6], [2.0, 1.0]), ([3, 6], [1.0, 1.5])
+    table = Runs([curve(*one) for one in told], []).parts(speaker("en"))[0]
+    assert isinstance(table, Table)
+    assert [row[4] for row in table.rows] == [
+        "never evaluated", "evaluated once", "still falling", "rises by 0.5000",
+    ]  # fmt: skip
+    assert table.rows[0][2:4] == ("∅", "∅")
 
 
 def test_invisible_characters_can_be_seen() -> None:

@@ -23,7 +23,9 @@ __all__ = ["cases", "in_markdown", "markdown_of", "profile_tables", "results_tab
 _CASES = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.3em .6em;"
+    "h1,h2{overflow-wrap:anywhere}"
+    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # fits a phone
+    "td,th{border:1px solid #ccc;padding:.3em .6em;"
     "text-align:left;vertical-align:top}th{background:#f4f4f4}svg{max-width:100%}pre{white-space:pre-wrap}"
     "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}th{background:#262626}"
     "td,th{border-color:#444}svg{background:#fff}}"
@@ -159,7 +161,11 @@ def _bars(results: Sequence[TaskResult]) -> str:
                if guess else "")
             + f'<text x="{205 + width}" y="{y + 12}">{metric.value:.3f}</text>'
         )  # fmt: skip
-    return _svg(640, 20 + 28 * len(some), "".join(parts))
+    y = 24 + 28 * len(some)
+    parts.append(
+        f'<text x="200" y="{y}" fill="#666">black: 95 % interval; red: what a guess gets right</text>'
+    )
+    return _svg(640, y + 10, "".join(parts))
 
 
 def _reliability(found: Calibration) -> str:
@@ -261,7 +267,7 @@ def _page(model: str, results: Sequence[TaskResult], profiles: Mapping[str, Prof
             parts.append(f"<table><tr>{head}</tr>{body}</table>")
         parts.append(svg)
     return (
-        '<!doctype html><html><head><meta charset="utf-8"><meta name="viewport" '
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width"><meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>Evaluation of {_html(model)}</title><style>{_STYLE}</style></head><body>"

@@ -51,6 +51,8 @@ _MOST_MAPS = 2  # in a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:1.5em;color:#1a1a1a;background:#fff}"
+    "svg{max-width:100%}figure{margin:0;overflow-wrap:anywhere}"  # fits a phone, as do tables that scroll
+    "table{display:block;overflow-x:auto}"
     "table{border-collapse:collapse;margin:.3em 0 1.2em}caption{text-align:left;font-weight:600}"
     "td,th{border:1px solid #ccc;padding:.15em .5em;text-align:left;vertical-align:top}"
     "td.n,th.n{text-align:right}td.h{text-align:center;min-width:1.4em}"
