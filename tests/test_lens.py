@@ -575,7 +575,12 @@ def test_a_run_says_what_its_evaluations_tell() -> None:
         step = steps[losses.index(best)] if losses else 0
         return Curve("run", 1, 9, 1.0, best, step, ([1], [1.0]), (steps, losses), [], [])
 
-    told = ([], []), ([3], [1.0]), ([3, 6], [2.0, 1.0]), ([3, 6], [1.0, 1.5])
+    told: list[tuple[list[int], list[float]]] = [
+        ([], []),
+        ([3], [1.0]),
+        ([3, 6], [2.0, 1.0]),
+        ([3, 6], [1.0, 1.5]),
+    ]
     table = Runs([curve(*one) for one in told], []).parts(speaker("en"))[0]
     assert isinstance(table, Table)
     assert [row[4] for row in table.rows] == [

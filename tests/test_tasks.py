@@ -515,6 +515,7 @@ def test_answers_do_not_depend_on_shared_beginnings() -> None:
 def test_an_answer_ends_with_what_the_folder_names(tmp_path: Path) -> None:
     minigpt.save_pretrained(random_model(), tmp_path / "m", TOKENIZER)
     loaded = load(tmp_path / "m", "cpu")
+    assert not isinstance(loaded.model, SequenceClassifier)
     prompts = [TOKENIZER.encode_text("the cat")]
     (whole,), _ = generate_texts(loaded, prompts, GenerationOptions(max_new_tokens=12))
     ids = generate_ids(loaded.model, prompts, GenerationOptions(max_new_tokens=12), [], tokenizer=TOKENIZER)
