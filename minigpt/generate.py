@@ -197,7 +197,9 @@ def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
 
     if assistant is not None:
         check_assistant(model, chosen, assistant)
-    form: PromptFormat = "text" if options.prompt is not None else prompt_format(folder, tokenizer)
+    form: PromptFormat = (
+        "text" if options.prompt is not None else prompt_format(folder, tokenizer, options.adapter)
+    )
     advised = recommended_options(folder)
     for note in notes_of(folder, tokenizer):
         warn(note)

@@ -24,6 +24,11 @@ import torch
 
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM, RopeScaling
+from minigpt.finetuning.bottleneck import BottleneckConfig
+from minigpt.finetuning.ia3 import IA3Config
+from minigpt.finetuning.layers import add_adapter
+from minigpt.finetuning.lora import LoraConfig
+from minigpt.finetuning.masked_lm import MASK
 from minigpt.generation.api import generate_ids
 from minigpt.generation.conversation import question_ids
 from minigpt.generation.options import GenerationOptions
@@ -35,6 +40,7 @@ from minigpt.tokenization.wordpiece import WordPieceTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.weights.html_file import SCRIPTS, write_html
 from minigpt.weights.pretrained import save_pretrained
+from minigpt.weights.quantized import set_precision
 from tests.commands import RunCommand
 
 NODE = shutil.which("node")
@@ -356,6 +362,24 @@ def test_a_quantised_folder_is_refused(tmp_path: Path, run_command: RunCommand) 
     code, _, err = run_command("convert", "--model", tmp_path / "q", "--output", tmp_path / "a.html")
     assert code == 2
     assert "is quantised" in err
+
+
+def test_what_a_page_cannot_compute_is_refused(tmp_path: Path, run_command: RunCommand) -> None:
+    for adapter in (LoraConfig(r=2), BottleneckConfig(), IA3Config()):
+        model = gpt()
+        add_adapter(model, adapter)
+        with pytest.raises(InputError) as error:
+            write(tmp_path / "a.html", model)
+        assert "merge them first" in one_line(error)
+    with pytest.raises(InputError) as error:
+        write(tmp_path / "a.html", set_precision(gpt(n_embd=64), "int8"))
+    assert "stored in int8" in one_line(error)
+    fills = Tokenizer.from_word2id({**CHARACTERS.word2id, MASK: V})
+    save_pretrained(gpt(vocab_size=V + 1), tmp_path / "m", fills)
+    code, _, err = run_command("convert", "--model", tmp_path / "m", "--output", tmp_path / "a.html")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "fill gaps" in err
+    assert not (tmp_path / "a.html").exists()
 
 
 # -- the program, under node -------------------------------------------------------------------------------

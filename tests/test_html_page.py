@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt import lens
+from minigpt.evaluation.report import write_report
+from minigpt.evaluation.task_results import LoadedModel, run_task
+from minigpt.evaluation.task_shapes import Style
+from minigpt.evaluation.tasks import task_of_records
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.generation.api import generate_ids
 from minigpt.generation.conversation import Conversation
 from minigpt.generation.options import GenerationOptions
+from minigpt.lens import curves, results
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
@@ -356,3 +362,28 @@ def test_attacks_in_the_model_s_name(browser: Browser, model: GPTLMHeadModel, tm
         assert browser.run("document.getElementById('name').textContent") == attack
         assert browser.run("document.title") == attack
         harmless(browser, path)
+
+
+# -- the pages of look and eval ----------------------------------------------------------------------------
+
+
+def test_pages_of_look_and_eval_fit_a_phone_and_execute_nothing(
+    browser: Browser, model: GPTLMHeadModel, tmp_path: Path
+) -> None:
+    question = "天地玄黄宇宙洪荒日月盈昃" * 3
+    views = [lens.attention(model, CHARACTERS, question, "天"), lens.tokens(CHARACTERS, ATTACKS[0])]
+    curve = curves.Curve(ATTACKS[1], 1, 2, 1.0, 1.0, 1, ([1, 2], [2.0, 1.0]), ([1], [1.0]), [1], ATTACKS)
+    runs = curves.Runs([curve], ATTACKS)
+    (tmp_path / "look.html").write_text(
+        results.page([*views, runs], "zh", title=ATTACKS[5]), encoding="utf-8"
+    )
+    records = [{"question": f"天{a}", "choices": [f"地{a}", "日", "月"], "answer": 0} for a in ATTACKS]
+    task = task_of_records(records, Style(), name=ATTACKS[1])
+    found = run_task(LoadedModel(model, CHARACTERS), task)
+    write_report(tmp_path, ATTACKS[0], [found])
+    for name in ("look.html", "index.html"):
+        browser.open(tmp_path / name, width=390)
+        assert browser.run("document.documentElement.scrollWidth") == 390, name
+        assert browser.run("document.documentElement.dataset.executed") is None
+        assert browser.run("document.querySelectorAll('script, img, iframe, object, embed').length") == 0
+        assert browser.requests == [(tmp_path / name).as_uri()]

@@ -25,6 +25,7 @@ from minigpt.finetuning.lora import LoraConfig, apply_lora
 from minigpt.generation.cache import cache_bytes
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sampling import apply_temperature, apply_top_k, apply_top_p
+from minigpt.lens.curves import Curve, Runs
 from minigpt.lens.examples import encode as lens_encode
 from minigpt.lens.experiments import EXPERIMENTS
 from minigpt.lens.pictures import write_picture
@@ -256,6 +257,24 @@ def test_a_chat_model_reads_its_template_and_ends_its_answer() -> None:
     assert reading.ids == encoded.ids.tolist()
     hard = lens.data(model, chat, [conversation_of_pair(QUESTION, ANSWER, 1)]).hardest[0]
     assert lens.loss(model, chat, QUESTION, ANSWER).mean == pytest.approx(hard.loss, rel=1e-4)
+
+
+def test_the_model_s_own_answer_has_no_rows_without_a_token_and_ends_as_it_ended() -> None:
+    torch.manual_seed(2)
+    size = BPE.get_vocab_size()
+    model = new_model(GPTConfig(n_embd=16, n_head=2, n_layer=1, vocab_size=size + 8, block_size=64)).eval()
+    eos, sep = BPE.eos_token_id, BPE.sep_token_id
+    assert None not in (eos, sep)
+    assert eos != sep
+    before = read_question(model, BPE, QUESTION).answer
+    with torch.no_grad():
+        model.lm_head.weight[size:] = 50 * model.lm_head.weight[before[0]]  # now the most likely ones
+    assert read_question(model, BPE, QUESTION).answer == before
+    for end in (eos, sep):
+        with torch.no_grad():
+            model.lm_head.weight[[eos, sep]] = 0.0
+            model.lm_head.weight[end] = 2 * model.lm_head.weight[before[0]]
+        assert read_question(model, BPE, QUESTION).answer == [end]
 
 
 def test_the_next_token_is_distributed_as_generation_draws_it(pair: Any) -> None:
@@ -548,6 +567,34 @@ def test_a_page_escapes_whatever_a_text_holds(gpt: LanguageModel) -> None:
     whole = page([lens.tokens(CHARACTERS, text)], "zh", title=text)
     assert "&lt;b&gt;" in whole
     assert "http" not in whole.replace("http-equiv", ""), "nothing comes from a network"
+
+
+def test_a_run_says_what_its_evaluations_tell() -> None:
+    def curve(steps: list[int], losses: list[float]) -> Curve:
+        best = min(losses, default=math.nan)
+        step = steps[losses.index(best)] if losses else 0
+        return Curve("run", 1, 9, 1.0, best, step, ([1], [1.0]), (steps, losses), [], [])
+
+    told: list[tuple[list[int], list[float]]] = [
+        ([], []),
+        ([3], [1.0]),
+        ([3, 6], [2.0, 1.0]),
+        ([3, 6], [1.0, 1.5]),
+    ]
+    table = Runs([curve(*one) for one in told], []).parts(speaker("en"))[0]
+    assert isinstance(table, Table)
+    assert [row[4] for row in table.rows] == [
+        "never evaluated", "evaluated once", "still falling", "rises by 0.5000",
+    ]  # fmt: skip
+    assert table.rows[0][2:4] == ("∅", "∅")
+
+
+def test_invisible_characters_can_be_seen() -> None:
+    invisible = "\u202e\u200b\u3000\ufeff\u2066"  # of which the first would turn a whole line of a table
+    tokenizer = Tokenizer.from_word2id(build_vocabulary([invisible]))
+    text = in_terminal(lens.tokens(tokenizer, invisible))
+    assert not set(invisible) & set(text)
+    assert all(f"\\u{ord(one):04x}" in text for one in invisible)
 
 
 @pytest.mark.skipif(

@@ -190,6 +190,7 @@ def test_the_flags_of_the_views_exist_and_each_flag_has_a_view() -> None:
         (["neighbours", "--text", "😀"], "not in the vocabulary, so there is no vector to look at: 😀"),
         (["loss", "--question", QUESTION, "--plot", "x.bmp3"], ".bmp3 cannot be written; use .png"),
         (["loss", "--question", QUESTION, "--plot", "nowhere/x.html"], "the folder nowhere does not exist"),
+        (["loss", "--question", QUESTION, "--plot", "."], "--plot . is a folder: give a file"),
         (["loss", "--question", QUESTION, "--model", "RUN/none"], "does not exist: train a model first"),
         (["loss", "--question", QUESTION, "--model", "bare"], "bare"),
         (

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ import minigpt
 from minigpt.errors import InputError
 from minigpt.evaluation.comparison import compare_results
 from minigpt.evaluation.contamination import contamination
-from minigpt.evaluation.model_card import updated_card
+from minigpt.evaluation.model_card import update_card, updated_card
 from minigpt.evaluation.model_profile import fit_temperature, profile
 from minigpt.evaluation.options import TaskOptions
 from minigpt.evaluation.perturbations import PERTURBATIONS
@@ -37,6 +38,7 @@ from minigpt.evaluation.task_results import (
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks, task_of_records
 from minigpt.finetuning.classification import Labels, SequenceClassifier
+from minigpt.generation.api import generate_ids
 from minigpt.generation.options import GenerationOptions
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -295,6 +297,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"question": "q", "A": "x", "B": "y", "answer": "E"}, "the answer is none of the choices"),
     ({"question": "q", "choices": ["x", "y"], "answer": 2}, "the answer is none of the choices"),
     ({"question": "q", "choices": ["x"], "answer": 0}, "fewer than two choices"),
+    ({"question": "q", "choices": [], "answer": 0}, "fewer than two choices"),
+    ({"question": "q", "choices": [*map(str, range(27))], "answer": 26}, "more than 26 choices in a list"),
     ({"question": "q", "choices": ["x", " "], "answer": 0}, "an empty choice: number 2"),
     ({"question": "q", "choices": ["x", "x", "y"], "answer": 0}, "the right choice is there twice"),
     ({"question": "q", "choices": "xy", "answer": 0}, "the choices are no list of texts"),
@@ -311,6 +315,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"foo": 1}, "no known shape"),
     (
         {"premise": "p", "choice1": "x", "choice2": "y", "question": "why", "label": 0},
+        "COPA asks for a cause or an effect",
+    ),
+    (
+        {"premise": "p", "choice1": "x", "choice2": "y", "question": ["cause"], "label": 0},
         "COPA asks for a cause or an effect",
     ),
 ]
@@ -504,6 +512,20 @@ def test_answers_do_not_depend_on_shared_beginnings() -> None:
     assert counts["tokens_read"] < counts["tokens"]
 
 
+def test_an_answer_ends_with_what_the_folder_names(tmp_path: Path) -> None:
+    minigpt.save_pretrained(random_model(), tmp_path / "m", TOKENIZER)
+    loaded = load(tmp_path / "m", "cpu")
+    assert not isinstance(loaded.model, SequenceClassifier)
+    prompts = [TOKENIZER.encode_text("the cat")]
+    (whole,), _ = generate_texts(loaded, prompts, GenerationOptions(max_new_tokens=12))
+    ids = generate_ids(loaded.model, prompts, GenerationOptions(max_new_tokens=12), [], tokenizer=TOKENIZER)
+    path = tmp_path / "m" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [ids[0].ids[0], 0]}), encoding="utf-8")
+    (short,), _ = generate_texts(loaded, prompts, GenerationOptions(max_new_tokens=12))
+    assert whole != ""
+    assert short == ""
+
+
 def test_a_text_in_windows() -> None:
     texts = [{"text": "the cat sat on the mat " * 80}, {"text": "四川的省会是成都。"}]
     result = evaluate_task(LOADED.model, TOKENIZER, texts)
@@ -633,7 +655,8 @@ def test_a_profile_asks_all_of_it() -> None:
 
 
 def test_a_report_shows_texts_and_runs_none(tmp_path: Path) -> None:
-    rows = [{**row, "question": f"<script>alert(1)</script> | {row['question']}"} for row in listed(8)]
+    hostile = "<script>alert(1)</script> | \\| ![x](http://x.test/x.png) \x1b[31m "
+    rows = [{**row, "question": f"{hostile}{row['question']}"} for row in listed(8)]
     result = run_task(LOADED, task_of_records(rows))
     own = profile(LOADED, result, TaskOptions())
     files = {
@@ -646,6 +669,10 @@ def test_a_report_shows_texts_and_runs_none(tmp_path: Path) -> None:
         assert "m<b>" not in files[name]
         assert "&lt;script&gt;" in files[name]
         assert "Position" in files[name]
+        assert "\x1b" not in files[name]
+    rows_shown = [line for line in files["README.md"].splitlines() if "script" in line]
+    assert all(re.sub(r"\\.", "", line).count("|") == 6 for line in rows_shown), "five columns"
+    assert "![x]" not in files["README.md"]
     worst, surprising = cases(result)
     assert len(worst) + len(surprising) <= 16
     assert not any(one.right for one in worst)
@@ -682,6 +709,30 @@ def test_a_card_keeps_what_a_person_wrote(tmp_path: Path) -> None:
     assert "written by minigpt" not in kept
     plain = updated_card("# Only text\n", tmp_path / "m", [result])
     assert "# Only text\n\n<!-- minigpt eval: begin -->" in plain
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "README.md").write_bytes(b"\xef\xbb\xbf---\nlicense: mit\n---\n\n# Mine\n")
+    update_card(tmp_path / "m", [result])
+    assert (tmp_path / "m" / "README.md").read_text("utf-8").startswith("---\nlicense: mit\nlanguage: [en]\n")
+    (tmp_path / "m" / "README.md").write_bytes("# 模型\n".encode("gb18030"))
+    with pytest.raises(InputError, match=r"README\.md is not in UTF-8"):
+        update_card(tmp_path / "m", [result])
+
+
+def test_a_card_names_the_run_and_says_what_the_model_does(tmp_path: Path) -> None:
+    result = run_task(LOADED, task_of_records(listed(6)))
+    best = tmp_path / "[my] run" / "best"
+    (tmp_path / "[my] run" / "step-00000012").mkdir(parents=True)
+    best.symlink_to("step-00000012")
+    odd = replace(result, task=replace(result.task, name="half \ud800"))
+    card = updated_card("", best, [odd])
+    assert '- name: "[my] run"\n' in card
+    assert "\n# \\[my\\] run\n" in card
+    assert "pipeline_tag: text-generation\n" in card
+    card.encode("utf-8")
+    model = random_model()
+    classifier = SequenceClassifier(model.config, Labels(("no", "yes")), 0, model.base_model)
+    save_classifier(classifier, tmp_path / "labels", TOKENIZER)
+    assert "pipeline_tag: text-classification\n" in updated_card("", tmp_path / "labels", [result])
 
 
 # -- the commands ------------------------------------------------------------------------------------------
@@ -701,6 +752,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "exam" / "test.jsonl", listed(10, 1))
     write(folder / "exam" / "dev.jsonl", listed(4, 2))
     write(folder / "qa.jsonl", [{"question": q, "answer": a} for q, a in CAPITALS.items()])
+    (folder / "words.jsonl").write_text("no JSON\n", encoding="utf-8")
     return folder
 
 
@@ -743,6 +795,39 @@ def test_the_command_writes_the_card_and_the_model_still_loads(command: Command,
     minigpt.load_model(folders / "a")
 
 
+def test_a_checkpoint_with_a_card_is_still_a_checkpoint(command: Command, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    trainer(config(tmp_path, max_steps=2, eval_steps=1)).run()
+    task = write(tmp_path / "choices.jsonl", listed(3))
+    for _ in range(2):  # the second time, README.md is there
+        arguments = ["--model", tmp_path / "run" / "best", "--task", task, "--card", "--device", "cpu"]
+        assert command("eval", *arguments).code == 0
+    assert trainer(config(tmp_path, max_steps=3, eval_steps=1)).resume().name == "step-00000002"
+
+
+def test_the_folder_of_a_run_is_its_best_checkpoint(command: Command, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    trainer(config(tmp_path, max_steps=1, eval_steps=1, max_length=12)).run()
+    found = [
+        command("eval", "--data", tmp_path / "train.jsonl", "--model", tmp_path / name, "--json").out
+        for name in ("run", "run/best")
+    ]
+    first, second = (json.loads(out.splitlines()[-1]) for out in found)
+    assert first == second
+    assert first["cut"] == 8, "every pair has more than 12 tokens, as in training"
+
+
+def test_choices_that_the_model_cannot_tell_apart_are_said(command: Command, knowing: Path) -> None:
+    questions = [{"question": "法国", "choices": ["巴黎", "东京"], "answer": 1}]
+    path = write(Path("letters.jsonl"), questions)
+    for verb, *models in (("eval", "--model", knowing), ("compare", knowing, knowing)):
+        result = command(verb, *models, "--task", path, "--device", "cpu")
+        assert result.code == 0
+        assert "not in the vocabulary, read as <unk>: '\\n' 'A' '.' ' ' 'B'" in result.err
+        assert "letters: in 1 questions, choices read the same" in result.err
+        assert "read the same" not in command(verb, *models, "--task", path, "--score", "text").err
+
+
 def test_compare_says_it_in_words(command: Command, knowing: Path, folders: Path) -> None:
     result = command(
         "compare", folders / "a", knowing, "--task", folders / "qa.jsonl", "--device", "cpu", "--json"
@@ -764,6 +849,14 @@ def test_compare_says_it_in_words(command: Command, knowing: Path, folders: Path
         (["eval", "--task", "qa.jsonl", "--text", "x"], "give --task or --text, not both"),
         (["eval", "--task", "qa.jsonl", "--precision", "int8", "float32"], "--task takes one --precision"),
         (["eval", "--task", "qa.jsonl", "--shots", "-1"], "shots must be from 0"),
+        (["eval", "--task", "qa.jsonl", "--data", "qa.jsonl"], "--data has no effect with --task"),
+        (["eval", "--task", "qa.jsonl", "--show", "3"], "--show has no effect with --task"),
+        (["eval", "--task", "qa.jsonl", "--training_data", "b"], "--training_data b does not exist"),
+        (["eval", "--task", "qa.jsonl", "--report", "qa.jsonl"], "--report qa.jsonl is a file"),
+        (["eval", "--card"], "--card needs --task FILE"),
+        (["eval", "--data", "qa.jsonl", "--shots", "3"], "--shots needs --task FILE"),
+        (["eval", "--text", "qa.jsonl", "--limit", "3"], "--limit needs --task FILE"),
+        (["eval", "--task", "words.jsonl"], "words.jsonl holds no JSON, though its name says so"),
         (["compare", "a", "a"], "nothing to compare on: give --task FILE"),
         (
             ["compare", "a", "a", "--task", "qa.jsonl", "--metric", "acc"],

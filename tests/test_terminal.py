@@ -13,7 +13,7 @@ import pytest
 from rich.cells import cell_len
 
 from minigpt.__main__ import COMMANDS
-from minigpt.console.terminal import ProgressLine, histogram, seconds, table, warn
+from minigpt.console.terminal import ProgressLine, histogram, seconds, table, table_text, warn
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,6 +170,17 @@ def test_a_cell_wider_than_the_screen_is_folded_not_cut(
     out = capsys.readouterr().out
     assert out.count("字") == 50
     assert all(cell_len(line) <= 40 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("width", [40, 50, 70, 80, 90])
+def test_no_word_of_a_table_is_broken(width: int) -> None:
+    columns = ("task", "metric", "first", "difference (95 %)", "count")
+    rows = [("val", "exact_match", "0.9700", "-0.0200 (-0.0600 to +0.0200)", "100")]
+    text = table_text("two models", columns, rows, (2, 3, 4), width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    for word in " ".join([*columns, *rows[0]]).split():
+        assert word in text or word == "task"  # a list leaves out what its first column is, if it is a name
+    assert table_text("", ("line", *columns), [(7, *rows[0])], (), 30).startswith("\nline 7  task val")
 
 
 def test_tables_without_rows_or_with_numbers(capsys: pytest.CaptureFixture[str]) -> None:

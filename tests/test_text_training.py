@@ -29,6 +29,9 @@ from minigpt.data.windows import TextPart, WindowPlan, permuted
 from minigpt.errors import InputError
 from minigpt.evaluation.loss import evaluate_loss
 from minigpt.families.registry import new_model
+from minigpt.finetuning.adapters import save_adapter
+from minigpt.finetuning.lora import LoraConfig, apply_lora
+from minigpt.generation.generation_config import prompt_format
 from minigpt.model import GPTConfig
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
@@ -39,6 +42,7 @@ from minigpt.training.loop import Trainer
 from minigpt.training.loss import summed_cross_entropy
 from minigpt.training.run_data import TextData, read_data
 from minigpt.training.stop_request import Stopped
+from minigpt.weights.pretrained import load_model_and_tokenizer
 from tests.commands import RunCommand
 
 quick = settings(
@@ -469,3 +473,39 @@ def test_the_number_of_workers_reaches_the_work(tmp_path: Path, monkeypatch: pyt
     assert seen == [3, 3, 3]  # characters, text, val_text
     with pytest.raises(InputError, match="workers must be from 0 to 1024: got workers=-1"):
         TrainConfig(workers=-1)
+
+
+# -- folders made of a run's -------------------------------------------------------------------------------
+
+
+def test_folders_made_of_a_run_s_keep_the_prompt_format(tmp_path: Path, run_command: RunCommand) -> None:
+    settings = config(tmp_path, max_steps=1, eval_steps=1)
+    trainer(settings).run()
+    best = settings.output / "best"
+    model, tokenizer = load_model_and_tokenizer(best)
+    lora = LoraConfig(r=2)
+    apply_lora(model, lora)
+    for name, learned in (("answers", None), ("texts", "more.txt")):
+        save_adapter(model, lora, tmp_path / name, str(best))
+        state = json.dumps({"config": {"text": learned}})
+        (tmp_path / name / "training_state.json").write_text(state, encoding="utf-8")
+
+    def derive(verb: str, source: Path, name: str, *more: object) -> Path:
+        result = run_command(verb, "--model", source, "--output", tmp_path / name, *more)
+        assert result.code == 0, result.err
+        return tmp_path / name
+
+    assert prompt_format(best, tokenizer) == "text"
+    assert prompt_format(derive("quantize", best, "int8"), tokenizer) == "text"
+    assert prompt_format(best, tokenizer, tmp_path / "answers") == "question"
+    assert prompt_format(best, tokenizer, tmp_path / "texts") == "text"
+    merged = derive("merge", best, "merged", "--adapter", tmp_path / "answers")
+    assert prompt_format(merged, tokenizer) == "question"
+    again = derive("merge", best, "again", "--adapter", tmp_path / "texts")
+    assert prompt_format(derive("quantize", again, "again8"), tokenizer) == "text"
+    views = [
+        run_command("look", "loss", "--question", "天", "--answer", "地", *given, "--json").out
+        for given in (["--model", best], ["--model", best, "--adapter", tmp_path / "answers"])
+    ]
+    counts = [len(json.loads(view.splitlines()[-1])["tokens"]) for view in views]
+    assert counts == [1, 2], "an answer ends with <sep>, a text does not"

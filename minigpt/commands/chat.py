@@ -81,7 +81,9 @@ def _conversation(options: Options) -> "Conversation":
     from minigpt.generation.generation_config import notes_of, prompt_format, recommended_options
     from minigpt.generation.slash_commands import obey
 
-    form = prompt_format(folder, tokenizer) if options.form == "auto" else options.form
+    form = options.form
+    if form == "auto":
+        form = prompt_format(folder, tokenizer, options.adapter)
     if form == "chat":
         longest = min(_CHAT_TOKENS, model.config.max_position_embeddings // 2)
         given = {"max_new_tokens": longest, **given}

@@ -58,9 +58,8 @@ def main(options: Options) -> dict[str, Any]:
         raise InputError("nothing to compare on: give --task FILE, a file of questions or a folder")
     import torch
 
-    from minigpt.console.terminal import table
     from minigpt.evaluation.comparison import compare_results
-    from minigpt.evaluation.task_command import load, tasks_of
+    from minigpt.evaluation.task_command import load, show_table, tasks_of, warn_of_unknown_characters
     from minigpt.evaluation.task_results import metric_names, run_task
 
     if options.threads:
@@ -77,6 +76,8 @@ def main(options: Options) -> dict[str, Any]:
     ):
         loaded = load(path, options.device, precision, batch_size=options.batch_size)
         measured.append([run_task(loaded, task, options) for task in tasks])
+        for result in measured[-1]:
+            warn_of_unknown_characters(result, loaded.tokenizer)
         del loaded  # two large models may not fit side by side
     found = [compare_results(a, b, options.metric) for a, b in zip(*measured)]
     rows = [
@@ -89,7 +90,7 @@ def main(options: Options) -> dict[str, Any]:
         for one in found
     ]  # fmt: skip
     columns = ("task", "metric", "first", "second", "difference (95 %)", "p", "better only", "count")
-    table("two models on the same questions", columns, rows, range(2, 8))
+    show_table("two models on the same questions", columns, rows, range(2, 8))
     a, b = _names(options)
     for one in found:
         print(one.in_words(a, b))
@@ -103,7 +104,7 @@ def _names(options: Options) -> tuple[str, str]:
 
 
 def _show(one: "Comparison", count: int, a: str, b: str) -> None:
-    from minigpt.console.terminal import table
+    from minigpt.evaluation.task_command import show_table
 
     for title, pairs in ((f"only {a} is better", one.only_first), (f"only {b} is better", one.only_second)):
         if pairs[:count]:
@@ -112,7 +113,7 @@ def _show(one: "Comparison", count: int, a: str, b: str) -> None:
                  _short(right.given, 30)]
                 for left, right in pairs[:count]
             ]  # fmt: skip
-            table(title, ("line", "question", "right", a, b), rows)
+            show_table(title, ("line", "question", "right", "first", "second"), rows)
 
 
 def _right(one: Any) -> str:

@@ -71,6 +71,34 @@ class Options(DataOptions, EvaluationOptions, TaskOptions, command_line.MachineO
     """number of wrongly answered questions to print, those whose answers are furthest from right first"""
 
 
+_ONLY_TASKS = (
+    "helm",
+    "training_data",
+    "report",
+    "card",
+    *(one.name for one in dataclasses.fields(TaskOptions)),
+)
+_NOT_TASKS = (
+    *("data", "text_field", "max_length", "show", "show_wrong"),
+    *("encoding", "question_field", "answer_field", "speaker"),
+)
+
+
+def build(given: dict[str, Any]) -> Options:
+    """Make the options. Raises InputError for a flag that would have no effect."""
+    options = Options(**given)
+    if options.task:
+        if options.text is not None:
+            raise InputError("give --task or --text, not both")
+        for name in _NOT_TASKS:
+            if name in given:
+                raise InputError(f"--{name} has no effect with --task: leave one of them out")
+    for name in () if options.task else _ONLY_TASKS:
+        if name in given:
+            raise InputError(f"--{name} needs --task FILE: it is about tasks")
+    return options
+
+
 def main(options: Options) -> dict[str, Any]:
     """Read the model and the data, measure, print."""
     require_model(options.model)
@@ -88,10 +116,15 @@ def main(options: Options) -> dict[str, Any]:
 def _measure_tasks(options: Options) -> dict[str, Any]:
     from minigpt.evaluation.task_command import load, measure, profiles_of, tasks_of
 
-    if options.text is not None:
-        raise InputError("give --task or --text, not both")
     if len(options.precision) > 1:
         raise InputError("--task takes one --precision; compare two with minigpt compare")
+    if options.card and options.precision:
+        raise InputError("--card describes the folder as it is stored: leave out --precision")
+    for path in options.training_data:  # noticed now, not after the work
+        if not path.exists():
+            raise InputError(f"--training_data {path} does not exist (looked for it from {Path.cwd()})")
+    if options.report is not None and options.report.exists() and not options.report.is_dir():
+        raise InputError(f"--report {options.report} is a file: give a folder, which may be new")
     tasks = tasks_of(options.task, options, options.strict)
     precision = next(iter(options.precision), None)
     loaded = load(options.model, options.device, precision, options.adapter, options.batch_size)
@@ -105,9 +138,11 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
         print(f"the report is in {files[0]}")
     if options.card:
         from minigpt.evaluation.model_card import update_card
+        from minigpt.finetuning.adapters import adapter_folder
 
         assert loaded.folder is not None, "load"
-        print(f"the results are in {update_card(loaded.folder, list(results.values()))}")
+        folder = adapter_folder(options.adapter) if options.adapter else loaded.folder
+        print(f"the results are in {update_card(folder, list(results.values()))}")
     return {
         "tasks": {
             name: {**result.as_dict(), **(profiles[name].as_dict() if name in profiles else {})}
@@ -141,14 +176,17 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question, character_f1
     from minigpt.evaluation.api import evaluate_conversations
+    from minigpt.finetuning.adapters import adapter_folder
     from minigpt.generation.generation_config import trained_length
+    from minigpt.weights.pretrained import model_folder
 
     conversations, reading = read_conversations(
         options.data, options.strict, options.encoding, options.field_names
     )
     reading.print_summary()
     # cut as in training, so that the loss on the validation data is the one that training printed
-    length = options.max_length or trained_length(options.adapter or options.model)
+    source = adapter_folder(options.adapter) if options.adapter else model_folder(options.model, verify=False)
+    length = options.max_length or trained_length(source)
     reports = [
         evaluate_conversations(
             model, tokenizer, conversations, options.batch_size, length, options.max_new_tokens
@@ -295,4 +333,4 @@ def _compare(
 
 
 if __name__ == "__main__":
-    command_line.run(Options, main)
+    command_line.run(Options, main, build)

@@ -208,7 +208,7 @@ def _views(options: Options) -> "dict[str, View]":
     names = (
         ("tokens", "loss", "next", "attention", "lens", "cache") if options.view == "all" else (options.view,)
     )
-    prompt_form = _form(loaded.folder, loaded.tokenizer)
+    prompt_form = _form(loaded.folder, loaded.tokenizer, options.adapter)
     if unknown := loaded.tokenizer.unknown_characters(
         options.question + (options.answer or "") + options.after
     ):
@@ -235,11 +235,11 @@ def _view_along(options: Options, run: Path) -> "View":
         return along(run, look, pick_device(options.device), progress.update)
 
 
-def _form(folder: Path, tokenizer: "AnyTokenizer") -> "PromptFormat":
+def _form(folder: Path, tokenizer: "AnyTokenizer", adapter: Path | None = None) -> "PromptFormat":
     from minigpt.generation.generation_config import prompt_format
     from minigpt.training.checkpoint import list_checkpoints
 
-    return prompt_format((list_checkpoints(folder) or [folder])[0], tokenizer)
+    return prompt_format((list_checkpoints(folder) or [folder])[0], tokenizer, adapter)
 
 
 def _view_of_tokenizer(options: Options) -> "View":

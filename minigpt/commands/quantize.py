@@ -41,6 +41,7 @@ def main(options: Options) -> dict[str, Any]:
 
     from minigpt.families.registry import family_of
     from minigpt.families.strict_loading import cast
+    from minigpt.generation.generation_config import with_prompt_format
     from minigpt.storage.json_files import read_json
     from minigpt.storage.safetensors_files import safetensors_parts
     from minigpt.weights.derived_folders import write_derived
@@ -68,6 +69,7 @@ def main(options: Options) -> dict[str, Any]:
         with (goal / name_of_weights).open("wb") as file:
             file.writelines(safetensors_parts(weights, {"format": "pt"}))
 
+    config = with_prompt_format(config, folder)
     write_derived(folder, options.output, config, write)
     before, after = _size(folder), _size(options.output)
     print(

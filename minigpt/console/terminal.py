@@ -7,6 +7,7 @@ effect.
 import io
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,15 +28,15 @@ __all__ = [
     "ProgressLine", "histogram", "note", "seconds", "shortened", "table", "table_text", "warn", "wrapped",
 ]  # fmt: skip
 
+_NUMBER = re.compile(r"[\d.,+-]+")
+_NARROW = 60  # columns of a terminal below which a table has no vertical lines
+
 
 class _Console(Console):
     """Leaves the error of a closed pipe to the command. Rich itself would end the process with code 1."""
 
     def on_broken_pipe(self) -> None:
         raise  # rich calls this while it handles the error
-
-
-_NARROW = 60  # columns of a terminal below which a table has no vertical lines
 
 
 def note(text: str) -> None:
@@ -98,12 +99,14 @@ def table_text(
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     with console.capture() as captured:
         console.print(_text(title))
-        if sum(least) + (1 if is_narrow else 3) * len(least) + 1 > width and len(least) > 2:
+        room = width - 2 * len(least) + 1 if is_narrow else width - 3 * len(least) - 1
+        if sum(least) > room and len(least) > 2:
             for first, *others in cells[1:]:
                 pairs = [f"{name} {cell}" for name, cell in zip(cells[0][1:], others) if cell]
-                console.print(_text(f"{first}  {'  '.join(pairs)}".strip()))
+                head = f"{cells[0][0]} {first}" if _NUMBER.fullmatch(first) else first
+                console.print(_text(f"{head}  {'  '.join(pairs)}".strip()))
         else:
-            console.print(_table("", columns, rows, numeric, is_narrow))
+            console.print(_table("", columns, rows, numeric, is_narrow, _widths(cells, least, room)))
     return "\n".join(map(str.rstrip, captured.get().splitlines()))
 
 
@@ -113,6 +116,17 @@ def wrapped(text: str, width: int) -> str:
     with console.capture() as captured:
         console.print(_text(text))
     return captured.get().rstrip("\n")
+
+
+def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> list[int] | None:
+    """Return the columns' widths. The widest ones shrink first, as long as no word is broken."""
+    found = [max(map(cell_len, column)) for column in zip(*cells)]
+    while sum(found) > room:
+        wide = [i for i, width in enumerate(found) if width > least[i]]
+        if not wide:
+            return None
+        found[max(wide, key=found.__getitem__)] -= 1
+    return found
 
 
 def _longest_word(cell: str) -> int:
@@ -128,12 +142,15 @@ def _table(
     rows: Sequence[Sequence[object]],
     numeric: Sequence[int],
     is_narrow: bool = False,
+    widths: Sequence[int] | None = None,
 ) -> Table:
     shape: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False} if is_narrow else {}
     shape["show_header"] = any(columns)
     view = Table(title=_text(title) if title else None, title_justify="left", header_style="bold", **shape)
     for index, column in enumerate(columns):
-        view.add_column(_text(column), justify="right" if index in numeric else "left", overflow="fold")
+        side: Any = "right" if index in numeric else "left"
+        width = widths[index] if widths else None
+        view.add_column(_text(column), justify=side, overflow="fold", width=width)
     for row in rows:
         view.add_row(*map(_text, row))
     return view

@@ -13,24 +13,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.console.terminal import warn
-from minigpt.evaluation.report import results_table
+from minigpt.errors import InputError, printable
+from minigpt.evaluation.report import in_markdown, results_table
 from minigpt.evaluation.task_results import TaskResult
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
 from minigpt.storage.regular_files import read_text
+from minigpt.weights.classifiers import classifier_labels
 
 __all__ = ["update_card", "updated_card"]
 
 _BEGIN, _END = "<!-- minigpt eval: begin -->", "<!-- minigpt eval: end -->"
 _OWN = "# written by minigpt eval"
 _KEY = re.compile(r"^([A-Za-z_][\w-]*):", re.MULTILINE)
+_CHECKPOINT = re.compile(r"step-\d{8}")
 _HAN = re.compile(r"[\u3400-\u9fff]")
 
 
 def update_card(folder: Path, results: Sequence[TaskResult]) -> Path:
     """Write the results into the README.md of a model's folder. Returns its path."""
     path = folder / "README.md"
-    before = read_text(path) if path.exists() else ""
+    try:
+        before = read_text(path, "utf-8-sig") if path.exists() else ""
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not in UTF-8: save it so, then --card can add the results") from None
     atomic_write(path, updated_card(before, folder, results))
     return path
 
@@ -39,22 +45,26 @@ def updated_card(before: str, folder: Path, results: Sequence[TaskResult]) -> st
     """Return a card with the results in it. `before`: what it was, or ""."""
     header, body = _divided(before)
     blocks = _blocks(header)
-    wanted = {"language": _languages(results), "library_name": "library_name: transformers\n",
-              "pipeline_tag": "pipeline_tag: text-generation\n", "base_model": _base(folder)}  # fmt: skip
+    wanted = {
+        "language": _languages(results),
+        "library_name": "library_name: transformers\n",
+        "pipeline_tag": f"pipeline_tag: {_pipeline(folder)}\n",
+        "base_model": _base(folder),
+    }
     for key, text in wanted.items():
         if text and key not in blocks:
             blocks[key] = text
     if "model-index" in blocks and _OWN not in blocks["model-index"]:
         warn(f"{folder / 'README.md'}: its model-index was not written by minigpt, and stays as it is")
     else:
-        blocks["model-index"] = _index(folder.resolve().name, results)
+        blocks["model-index"] = _index(_name(folder), results)
     section = f"{_BEGIN}\n\n## Results\n\n{results_table(results)}\n\n{_END}"
     if _BEGIN in body and _END in body[body.index(_BEGIN) :]:
         start = body.index(_BEGIN)
         end = body.index(_END, start) + len(_END)
         body = body[:start] + section + body[end:]
     else:
-        title = "" if body.strip() else f"# {folder.resolve().name}\n\n"
+        title = "" if body.strip() else f"# {in_markdown(_name(folder))}\n\n"
         body = f"{body.rstrip()}\n\n{section}\n" if body.strip() else f"{title}{section}\n"
     return f"---\n{''.join(blocks.values())}---\n\n{body.lstrip()}"
 
@@ -87,6 +97,17 @@ def _languages(results: Sequence[TaskResult]) -> str:
     return f"language: [{', '.join(found)}]\n"
 
 
+def _name(folder: Path) -> str:
+    """Return the name of a model: a checkpoint is called by its run."""
+    whole = folder.resolve()
+    return printable(whole.parent.name if _CHECKPOINT.fullmatch(whole.name) else whole.name)
+
+
+def _pipeline(folder: Path) -> str:
+    is_classifier = (folder / "config.json").exists() and classifier_labels(folder) is not None
+    return "text-classification" if is_classifier else "text-generation"
+
+
 def _base(folder: Path) -> str:
     """Return the base model of an adapter or of a fine-tuned folder, where it says so."""
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
@@ -100,7 +121,7 @@ def _index(name: str, results: Sequence[TaskResult]) -> str:
     """Return the header's `model-index`. Texts are JSON strings, which YAML reads."""
     lines = ["model-index:", _OWN, f"- name: {json.dumps(name, ensure_ascii=False)}", "  results:"]
     for result in results:
-        task = json.dumps(result.task.name, ensure_ascii=False)
+        task = json.dumps(printable(result.task.name), ensure_ascii=False)
         kind = "text-classification" if result.task.form == "classification" else "text-generation"
         lines += [
             f"  - task: {{type: {kind}}}",

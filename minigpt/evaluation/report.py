@@ -7,21 +7,25 @@ models and tasks are escaped.
 """
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from minigpt.errors import printable
 from minigpt.evaluation.model_profile import Calibration, Profile
 from minigpt.evaluation.task_results import Answered, TaskResult
 from minigpt.storage.files import atomic_write
 
-__all__ = ["cases", "markdown_of", "profile_tables", "results_table", "write_report"]
+__all__ = ["cases", "in_markdown", "markdown_of", "profile_tables", "results_table", "write_report"]
 
 _CASES = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;padding:.3em .6em;"
+    "h1,h2{overflow-wrap:anywhere}"
+    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # fits a phone
+    "td,th{border:1px solid #ccc;padding:.3em .6em;"
     "text-align:left;vertical-align:top}th{background:#f4f4f4}svg{max-width:100%}pre{white-space:pre-wrap}"
     "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}th{background:#262626}"
     "td,th{border-color:#444}svg{background:#fff}}"
@@ -150,14 +154,18 @@ def _bars(results: Sequence[TaskResult]) -> str:
         low, high = (v if np.isfinite(v) else metric.value for v in (metric.low, metric.high))
         guess = one.guessing
         parts.append(
-            f'<text x="190" y="{y + 12}" text-anchor="end">{html.escape(_short(one.task.name, 24))}</text>'
+            f'<text x="190" y="{y + 12}" text-anchor="end">{_html(_short(one.task.name, 24))}</text>'
             f'<rect x="200" y="{y}" width="{width * metric.value:.1f}" height="16" fill="#4c78a8"/>'
             f'<path d="M{200 + width * low:.1f} {y + 8}H{200 + width * high:.1f}" stroke="#111"/>'
             + (f'<path d="M{200 + width * float(guess):.1f} {y - 3}v22" stroke="#e45756" stroke-width="2"/>'
                if guess else "")
             + f'<text x="{205 + width}" y="{y + 12}">{metric.value:.3f}</text>'
         )  # fmt: skip
-    return _svg(640, 20 + 28 * len(some), "".join(parts))
+    y = 24 + 28 * len(some)
+    parts.append(
+        f'<text x="200" y="{y}" fill="#666">black: 95 % interval; red: what a guess gets right</text>'
+    )
+    return _svg(640, y + 10, "".join(parts))
 
 
 def _reliability(found: Calibration) -> str:
@@ -219,24 +227,30 @@ def _sections(
     return found
 
 
-def _table_in_markdown(one: Table) -> str:
-    def cell(text: str) -> str:
-        return html.escape(text, quote=False).replace("|", "\\|").replace("`", "\\`")
+def _html(text: str) -> str:
+    return html.escape(printable(text))
 
+
+def in_markdown(text: str) -> str:
+    """Return a text for Markdown: it becomes no HTML, link, picture, code, or end of a table's cell."""
+    return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
+
+
+def _table_in_markdown(one: Table) -> str:
     columns, rows = one
     lines = [
         " | ".join(columns),
         " | ".join("---" for _ in columns),
-        *(" | ".join(map(cell, row)) for row in rows),
+        *(" | ".join(map(in_markdown, row)) for row in rows),
     ]
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def markdown_of(model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile]) -> str:
     """Return the report in Markdown; it links to the pictures of `write_report`."""
-    parts = [f"# Evaluation of {html.escape(model, quote=False)}"]
+    parts = [f"# Evaluation of {in_markdown(model)}"]
     for level, title, tables, (name, svg) in _sections(results, profiles):
-        parts.append(f"{'#' * int(level)} {html.escape(title, quote=False)}")
+        parts.append(f"{'#' * int(level)} {in_markdown(title)}")
         parts += [_table_in_markdown(one) for one in tables]
         if svg:
             parts.append(f"![{title}]({name}.svg)")
@@ -244,21 +258,19 @@ def markdown_of(model: str, results: Sequence[TaskResult], profiles: Mapping[str
 
 
 def _page(model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile]) -> str:
-    parts = [f"<h1>Evaluation of {html.escape(model)}</h1>"]
+    parts = [f"<h1>Evaluation of {_html(model)}</h1>"]
     for level, title, tables, (_, svg) in _sections(results, profiles):
-        parts.append(f"<h{level}>{html.escape(title)}</h{level}>")
+        parts.append(f"<h{level}>{_html(title)}</h{level}>")
         for columns, rows in tables:
             head = "".join(f"<th>{html.escape(one)}</th>" for one in columns)
-            body = "".join(
-                f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-            )
+            body = "".join(f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in row)}</tr>" for row in rows)
             parts.append(f"<table><tr>{head}</tr>{body}</table>")
         parts.append(svg)
     return (
-        '<!doctype html><html><head><meta charset="utf-8"><meta name="viewport" '
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width"><meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Evaluation of {html.escape(model)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>Evaluation of {_html(model)}</title><style>{_STYLE}</style></head><body>"
         f"{''.join(parts)}</body></html>\n"
     )
 

@@ -1,18 +1,22 @@
 """What `minigpt eval --task` and `minigpt compare` do with their flags: load, measure, print."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.console.terminal import table, warn
+from minigpt.console.terminal import note, table_text, warn
 from minigpt.devices import pick_device
 from minigpt.errors import InputError
+from minigpt.evaluation.api import warn_of_unknown
 from minigpt.evaluation.options import TaskOptions
 from minigpt.evaluation.task_results import LoadedModel, TaskResult, run_task
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks
+from minigpt.finetuning.masked_lm import mask_token_id
+from minigpt.generation.loading import adapter_note
 from minigpt.weights.classifiers import classifier_labels, load_classifier
-from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
+from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer, model_folder
 from minigpt.weights.quantized import set_precision
 
 if TYPE_CHECKING:
@@ -24,7 +28,9 @@ __all__ = [
     "measure",
     "print_results",
     "profiles_of",
+    "show_table",
     "tasks_of",
+    "warn_of_unknown_characters",
 ]
 
 
@@ -76,17 +82,40 @@ def load(
         classifier, tokenizer = load_classifier(folder, where)
         return LoadedModel(classifier, tokenizer, path)
     model, tokenizer = load_model_and_tokenizer(path, where, adapter=adapter)
-    return LoadedModel(set_precision(model, precision), tokenizer, path, batch_size)
+    if adapter is not None:
+        note(adapter_note(model, adapter))
+    if mask_token_id(tokenizer) is not None:
+        warn(f"{folder} was trained to fill gaps (minigpt fill); it cannot continue a text")
+    return LoadedModel(set_precision(model, precision), tokenizer, path, batch_size, adapter=adapter)
 
 
 def measure(loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions) -> dict[str, TaskResult]:
     """Measure a model on tasks, and print the results. Returns them by the tasks' names."""
     results = {task.name: run_task(loaded, task, options) for task in tasks}
+    for result in results.values():
+        warn_of_unknown_characters(result, loaded.tokenizer)
     print_results(list(results.values()))
     for result in results.values():
         if result.n_cut:
             warn(f"{result.task.name}: {result.n_cut:,} prompts are too long: their beginning was left out")
     return results
+
+
+def warn_of_unknown_characters(result: TaskResult, tokenizer: AnyTokenizer) -> None:
+    """Warn of characters that are not in the vocabulary, and of choices that differ in nothing else."""
+    examples = result.task.examples
+    warn_of_unknown(tokenizer, [f"{one.prompt}{''.join((*one.scored, *one.references))}" for one in examples])
+    alike = 0
+    for one in examples:
+        unknown = set(tokenizer.unknown_characters("".join(one.scored)))
+        if unknown and one.form == "multiple_choice":
+            read = {"".join("\0" if c in unknown else c for c in choice) for choice in one.scored}
+            alike += len(read) < len(one.scored)
+    if alike:
+        warn(
+            f"{result.task.name}: in {alike:,} questions, choices read the same, because the model does not "
+            "know their characters; --score text may help"
+        )
 
 
 def profiles_of(
@@ -108,7 +137,7 @@ def profiles_of(
         elif training:
             found[name] = Profile(contamination=contamination(result.task.examples, training))
         for title, (columns, rows) in profile_tables(found[name]) if name in found else []:
-            table(f"{name}. {title}", columns, rows, range(1, len(columns)))
+            show_table(f"{name}. {title}", columns, rows, range(1, len(columns)))
     return found
 
 
@@ -122,4 +151,11 @@ def print_results(results: Sequence[TaskResult]) -> None:
                 result.task.name if first else "", name, metric.shown(),
                 result.guessing if first else "", f"{len(result.answered):,}" if first else "",
             ])  # fmt: skip
-    table("tasks", ("task", "metric", "value (95 % interval)", "guessing", "count"), rows, (4,))
+    show_table("tasks", ("task", "metric", "value (95 % interval)", "guessing", "count"), rows, (4,))
+
+
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int] = ()
+) -> None:
+    """Print a table that fits the terminal without breaking a number."""
+    print(table_text(title, columns, rows, numeric, shutil.get_terminal_size().columns))

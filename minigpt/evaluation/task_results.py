@@ -42,7 +42,7 @@ from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.generation.api import ends_of_answer
 from minigpt.generation.engine import Engine
-from minigpt.generation.generation_config import prompt_format, start_token
+from minigpt.generation.generation_config import prompt_format, recommended_options, start_token
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sequence import cut
 from minigpt.tokenizer import Tokenizer
@@ -171,6 +171,7 @@ class LoadedModel:
     folder: Path | None = None
     batch_size: int = 8  # answers that are generated at once
     max_new_tokens: int | None = None  # of an answer; None: what the task says
+    adapter: Path | None = None  # that the model was loaded with
 
     @property
     def start(self) -> int | None:
@@ -180,11 +181,19 @@ class LoadedModel:
         names = ("bos_token_id", "eos_token_id")
         return next((one for name in names if (one := getattr(self.tokenizer, name, None)) is not None), None)
 
+    @property
+    def ends(self) -> list[int]:
+        """The ids that end an answer: those that the folder names, or else the tokenizer's."""
+        named = recommended_options(self.folder).get("eos_token_id") if self.folder is not None else None
+        return list(named or ends_of_answer(self.tokenizer))
+
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return what makes prompts for this model. Raises InputError if the format does not fit it."""
         form = options.prompt_format
         if form is None and isinstance(self.tokenizer, Tokenizer):  # trained here: on questions, or on text
-            form = "question" if self.folder is None else prompt_format(self.folder, self.tokenizer)
+            form = "question"
+            if self.folder is not None:
+                form = prompt_format(self.folder, self.tokenizer, self.adapter)
         return Prompter(self.tokenizer, form or "text", self.start)
 
 
@@ -312,8 +321,8 @@ def generate_texts(
         model, max_rows=rows, max_length=min(longest, model.config.max_position_embeddings),
         max_waiting=len(prompts), prefix_mib=_PREFIX_MIB,
     )  # fmt: skip
-    ends = ends_of_answer(tokenizer)
-    special = {*ends, *getattr(tokenizer, "special_ids", ())}
+    ends = loaded.ends
+    special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
     if shared > 64:  # read before the others start: they all start at once, and each would read it

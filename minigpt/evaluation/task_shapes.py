@@ -271,6 +271,8 @@ def _listed(
 
 
 def _lettered(line: int, style: Style, question: str, choices: tuple[str, ...], answer: int) -> Example:
+    if not 2 <= len(choices) <= len(string.ascii_uppercase):
+        raise BadLine("fewer than two choices" if len(choices) < 2 else "more than 26 choices in a list")
     letters = tuple(string.ascii_uppercase[: len(choices)])
     one = Example("multiple_choice", line, "", choices, answer, (), letters, question.strip(), style)
     return replace(one, prompt=render_question(one))
@@ -342,7 +344,7 @@ def _without_brackets(text: str) -> str:
 
 def _copa(item: dict[str, Any], line: int, style: Style) -> Example:
     words = {"cause": "because", "effect": "therefore"}
-    if item.get("question") not in words:
+    if str(item.get("question")) not in words:
         raise BadLine("COPA asks for a cause or an effect", f"got {item.get('question')!r}")
     prompt = f"{_text(item, 'premise').strip()[:-1]} {words[item['question']]}"
     choices = tuple(text[0].lower() + text[1:] for text in (_text(item, "choice1"), _text(item, "choice2")))
@@ -438,6 +440,8 @@ def _by_style(item: dict[str, Any], line: int, style: Style, form: Form | None) 
         if str(right).isdecimal() and str(right) not in choices:
             right = int(str(right))
         letters = tuple(string.ascii_uppercase[: len(choices)]) if style.score == "letter" else ()
+        if letters and len(letters) < len(choices):
+            raise BadLine("more than 26 choices in a list")
         one = Example(form or "multiple_choice", line, "", choices, _index(right, choices), (), letters, "",
                       style, record=item)  # fmt: skip
         prompt = render_question(one) if letters else render(style.template, item)

@@ -315,6 +315,8 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) of each record. A conversation becomes its last question with its answer."""
     data = open_data(path, is_head=_is_head)
     if data.kind == "text":
+        if path.name.removesuffix(".gz").lower().endswith((".jsonl", ".json")):
+            raise InputError(f"{path} holds no JSON, though its name says so: a plain text is a task as .txt")
         ((_, whole, _),) = data.records
         if path.suffix.lower() != ".txt" or "\t" not in str(whole):
             yield 1, {"text": str(whole)}

@@ -6,10 +6,12 @@ If generation_config.json is missing, the same keys are read from config.json, a
 of GenerationOptions are read. `notes_of` reports ignored settings, and models without an eos.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from minigpt.errors import InputError, shown
+from minigpt.finetuning.adapters import adapter_folder
 from minigpt.generation.options import GenerationOptions, id_list
 from minigpt.storage.json_files import read_json
 from minigpt.storage.regular_files import is_there
@@ -18,11 +20,13 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = [
     "PromptFormat", "notes_of", "prompt_format", "recommended_options", "start_token", "trained_length",
+    "with_prompt_format",
 ]  # fmt: skip
 
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
+_FORM = "prompt_format"  # a key of config.json, in folders that are derived from a run's
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # no effect without do_sample
 # The options that are read. Lengths are not, because published files name the model's whole context.
 _NAMES = (
@@ -116,17 +120,41 @@ def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
     return notes
 
 
-def prompt_format(folder: Path, tokenizer: AnyTokenizer) -> PromptFormat:
+def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = None) -> PromptFormat:
     """Return the prompt format of a model.
 
     "chat": the tokenizer's chat template renders the prompt. "question": the prompt is the question and
     <sep>, as in minigpt's training on questions and answers. "text": the model continues the text. Models
     with a subword tokenizer without a chat template have this format, and models trained on plain text.
+
+    Args:
+        adapter: the adapter that the model was loaded with: what it has learned last decides.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
-    config = _object(folder / _STATE).get("config")
-    return "text" if isinstance(config, dict) and config.get("text") is not None else "question"
+    return "text" if _learned_from_text(folder, adapter) else "question"
+
+
+def with_prompt_format(
+    config: Mapping[str, Any], folder: Path, adapter: Path | None = None
+) -> dict[str, Any]:
+    """Return the content of config.json of a folder that is derived from `folder`, maybe with an adapter.
+
+    Such a folder has no training_state.json, which says whether a model of characters learned from texts.
+    """
+    rest = {key: value for key, value in config.items() if key != _FORM}
+    return {**rest, _FORM: "text"} if _learned_from_text(folder, adapter) else rest
+
+
+def _learned_from_text(folder: Path, adapter: Path | None) -> bool:
+    own = None if adapter is None else adapter_folder(adapter) / _STATE
+    if own is not None and own.exists():
+        config = _object(own).get("config")
+    else:
+        config = _object(folder / _STATE).get("config")
+        if _object(folder / _CONFIG).get(_FORM) == "text":
+            return True
+    return isinstance(config, dict) and config.get("text") is not None
 
 
 def trained_length(folder: Path) -> int:

@@ -52,7 +52,8 @@ class Runs(View):
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""
         rows = [
-            (run.name, f"{run.parameters:,}", f"{run.best_loss:.4f}", f"{run.best_step:,}",
+            (run.name, f"{run.parameters:,}", f"{run.best_loss:.4f}" if run.val[1] else NOTHING,
+             f"{run.best_step:,}" if run.val[1] else NOTHING,
              self._overfit(run, say), seconds(run.seconds))
             for run in self.runs
         ]  # fmt: skip
@@ -80,7 +81,11 @@ class Runs(View):
         return [*found, Table(say("checkpoints"), (say("run"), say("steps")), kept)]
 
     def _overfit(self, run: Curve, say: Say) -> str:
-        if not run.val[1] or run.best_step == run.val[0][-1]:
+        if not run.val[1]:
+            return say("never evaluated")
+        if len(run.val[1]) == 1:
+            return say("evaluated once")
+        if run.best_step == run.val[0][-1]:
             return say("still falling")
         return say("rises by {nats}", nats=f"{run.rose:.4f}")
 

@@ -28,6 +28,8 @@ def check_picture(path: Path, flag: str = "--plot") -> None:
     """Raise InputError if a picture cannot be written: called before anything is computed."""
     if path.suffix.lower() not in (".html", ".htm"):
         picture_kind(path, flag)
+    if path.is_dir():
+        raise InputError(f"{flag} {path} is a folder: give a file, such as {path / 'look.png'}")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{flag} {path}: the folder {path.parent} does not exist")
 

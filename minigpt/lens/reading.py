@@ -14,7 +14,7 @@ from minigpt.generation.generation_config import PromptFormat
 from minigpt.generation.native import without_warning
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sequence import bare_ids
-from minigpt.lens.recorder import as_row
+from minigpt.lens.recorder import as_row, read_logits
 from minigpt.lens.results import shown
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
@@ -86,5 +86,9 @@ def read_question(
 @without_warning()
 def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], most: int) -> list[int]:
     ends = ends_of_answer(tokenizer)
-    (ids, reason), *_ = generate_ids(model, [prompt], GenerationOptions(max_new_tokens=most), ends)
-    return [*ids, ends[0]] if reason == "eos" and ends else ids
+    options = GenerationOptions(max_new_tokens=most)
+    (ids, reason), *_ = generate_ids(model, [prompt], options, ends, tokenizer=tokenizer)
+    if reason != "eos":
+        return ids
+    last = read_logits(model, [*prompt, *ids])[-1]  # several tokens may end an answer: which one did?
+    return [*ids, max(ends, key=last.__getitem__)]

@@ -14,6 +14,7 @@ import dataclasses
 import html
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -44,11 +45,14 @@ __all__ = [
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 NOTHING = "∅"  # an empty answer
+_INVISIBLE = ("Cf", "Zs", "Zl", "Zp")  # marks that join or turn text, and blanks of other widths
 _SHADES = " ░▒▓█"
 _MOST_MAPS = 2  # in a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:1.5em;color:#1a1a1a;background:#fff}"
+    "svg{max-width:100%}figure{margin:0;overflow-wrap:anywhere}"  # fits a phone, as do tables that scroll
+    "table{display:block;overflow-x:auto}"
     "table{border-collapse:collapse;margin:.3em 0 1.2em}caption{text-align:left;font-weight:600}"
     "td,th{border:1px solid #ccc;padding:.15em .5em;text-align:left;vertical-align:top}"
     "td.n,th.n{text-align:right}td.h{text-align:center;min-width:1.4em}"
@@ -145,10 +149,11 @@ def percent(value: float) -> str:
 def shown(text: str) -> str:
     r"""Return a token's text so that each of its characters can be seen: a space becomes ␣, an end of line ↵.
 
-    >>> shown(" a\n")
-    '␣a↵'
+    >>> shown(" a\n\u200b")
+    '␣a↵\\u200b'
     """
-    return printable(text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥"))
+    seen = printable(text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥"))
+    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in _INVISIBLE else c for c in seen)
 
 
 # -- the terminal ------------------------------------------------------------------------------------------

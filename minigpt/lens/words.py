@@ -128,6 +128,8 @@ CHINESE = {
     "step": "步",
     "steps": "步",
     "still falling": "还在下降",
+    "never evaluated": "没有评估过",
+    "evaluated once": "只评估过一次",
     "target": "目标",
     "targets that count": "计入损失的目标数",
     "the KV cache": "KV 缓存",

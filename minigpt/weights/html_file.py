@@ -29,11 +29,13 @@ from torch import Tensor, nn
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, family_of
 from minigpt.families.strict_loading import require_finite
+from minigpt.finetuning.layers import adapter_names
+from minigpt.finetuning.masked_lm import mask_token_id
 from minigpt.storage.files import atomic_open
 from minigpt.weights.html_prompt import describe_prompt
 from minigpt.weights.html_tokenizer import describe_tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
-from minigpt.weights.quantized import rounded_rows
+from minigpt.weights.quantized import precision_of, rounded_rows
 
 __all__ = ["MAX_BYTES", "SCRIPTS", "HtmlDtype", "write_html"]
 
@@ -78,11 +80,17 @@ def write_html(
     Returns: sentences about what the page does differently from minigpt.
 
     Raises:
-        InputError: if the weights are too large for a page, a value is too large for float16, or the
-            tokenizer is not one that the page knows.
+        InputError: if the model has adapters or quantised weights, or fills gaps; if the weights are too
+            large for a page, or a value for float16; if the page does not know such a tokenizer.
     """
     if dtype not in get_args(HtmlDtype):
         raise InputError(f"dtype must be one of {', '.join(get_args(HtmlDtype))}: got {dtype!r}")
+    if names := adapter_names(model):
+        raise InputError(f"the model has adapters beside its weights ({', '.join(names)}): merge them first")
+    if (precision := precision_of(model)) in ("int8", "int4"):
+        raise InputError(f"the model is stored in {precision}: give it unquantised, and dtype='int8'")
+    if mask_token_id(tokenizer) is not None:
+        raise InputError("the model was trained to fill gaps (minigpt fill); the page only continues texts")
     plan = _Plan()
     family = family_of(model.config)
     family.list_operations(plan, model)
