@@ -192,6 +192,11 @@ def test_bad_teachers(folder: Path, tmp_path: Path) -> None:
             {"teacher": "a", "parallel": "fsdp", "optimizer": "adamw"},
             "--teacher does not go with parallel=fsdp",
         ),
+        (
+            TrainConfig,
+            {"teacher": "run/best", "output": "run", "overwrite": True},
+            "would move run/best, the t",
+        ),
         (FinetuneConfig, {"teacher": "a", "task": "dpo"}, "--teacher goes with --task sft: got --task dpo"),
     ],
 )

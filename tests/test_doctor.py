@@ -347,6 +347,15 @@ def test_a_first_step_that_was_logged_is_judged_by_itself() -> None:
     assert "first_loss_low" not in found(run(train=points[4:]))
 
 
+def test_the_distance_to_a_teacher_is_not_compared_with_that_of_a_new_model() -> None:
+    for loss in (1.0, 1e-4):
+        points = [TrainPoint(step, loss) for step in range(1, 20)]
+        record = run(train=points)
+        assert {"first_loss_low", "nothing_to_learn"} & found(record)
+        taught = dataclasses.replace(record.config, teacher=Path("teacher"))
+        assert not {"first_loss_low", "nothing_to_learn"} & found(dataclasses.replace(record, config=taught))
+
+
 def test_where_the_beginning_is_missing_nothing_is_said_about_it() -> None:
     assert found(run(train=run().train[5:])) == set()
     late = [dataclasses.replace(point, loss=9.0) for point in run().train[5:6]]

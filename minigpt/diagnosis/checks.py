@@ -134,6 +134,8 @@ def data_replaced(record: RunRecord) -> Finding | None:
 def first_loss(record: RunRecord) -> Finding | None:
     """Check whether the first loss is that of an untrained model. It may be a mean over several steps."""
     train = finite(record.train)
+    if record.config.teacher is not None:  # the loss is largely a distance to the teacher
+        return None
     if not train or record.vocab_size < 2 or train[0].step > 2 * max(record.lines_every, 10):
         return None  # an earlier part of the curve is missing
     first, expected = train[0], math.log(record.vocab_size)

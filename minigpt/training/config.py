@@ -257,10 +257,9 @@ class TrainConfig(DataOptions, CommandOptions):
         output = self.output.absolute()
         if self.shards is not None and self.shards.absolute() == output:
             raise InputError(f"--shards {self.shards} is the output folder: each needs a folder of its own")
-        if self.overwrite and self.starts_from and self.starts_from.absolute().is_relative_to(output):
-            raise InputError(
-                f"--overwrite would move {self.starts_from}, where training starts: give another --output"
-            )
+        for folder, what in ((self.starts_from, "where training starts"), (self.teacher, "the teacher")):
+            if self.overwrite and folder and folder.absolute().is_relative_to(output):
+                raise InputError(f"--overwrite would move {folder}, {what}: give another --output")
         if self.add_tokens and self.starts_from is None:
             raise InputError("--add_tokens needs a model that has tokens: give --init_from FOLDER, too")
         if self.starts_from is not None and self.tokenizer != "char":
