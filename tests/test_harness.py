@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import minigpt
-from minigpt.evaluation.harness import IS_INSTALLED, HarnessModel
+from minigpt.evaluation.harness import IS_INSTALLED, HarnessModel, main
 from minigpt.evaluation.options import TaskOptions
 from minigpt.evaluation.task_results import LoadedModel, run_task
 from minigpt.evaluation.tasks import read_tasks
@@ -263,7 +263,8 @@ def test_the_name_is_in_the_registry() -> None:
 
 
 def test_options_of_generation(tmp_path: Path) -> None:
-    model = HarnessModel(str(folder_of("gpt2", tmp_path / "m")), device="cpu")
+    # the harness's command line says cuda:0 where its user says nothing
+    model = HarnessModel(str(folder_of("gpt2", tmp_path / "m")), device="cuda:0")
     options, until = model._options({"until": "\n", "max_new_tokens": 3, "temperature": 0.7, "top_p": 0.9})
     assert (options.max_new_tokens, options.do_sample, options.temperature, options.top_p) == (
         3,
@@ -274,3 +275,15 @@ def test_options_of_generation(tmp_path: Path) -> None:
     assert until == ["\n"]
     plain, _ = model._options({"until": [], "temperature": 0.0})
     assert (plain.max_new_tokens, plain.do_sample) == (256, False)
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: HarnessModel(str(tmp_path / "none")))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "none does not exist" in said
+    assert said.count("\n") == 1

@@ -14,11 +14,14 @@ max_length; max_gen_toks; add_bos_token, as for the harness's `hf` model.
 """
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import InputError
+import torch
+
+from minigpt.errors import InputError, printable
 from minigpt.evaluation.prompts import Request
 from minigpt.evaluation.scoring import ContinuationScorer
 from minigpt.evaluation.task_command import load
@@ -58,6 +61,8 @@ class HarnessModel:
         super().__init__()
         rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8  # "auto": nothing to find out
         folder = None if adapter is None else Path(adapter)
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            device = None  # the harness's command line says cuda:0 where its user says nothing
         self._loaded = load(Path(pretrained), device or "auto", precision, folder, max(1, rows))
         if isinstance(self._loaded.model, SequenceClassifier):
             raise InputError(f"{pretrained} holds a classifier: the harness measures language models")
@@ -194,7 +199,11 @@ def main() -> None:
         raise SystemExit("lm-evaluation-harness is not installed: pip install 'minigpt[evaluate]'")
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except InputError as error:
+        print(f"minigpt: error: {printable(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if IS_INSTALLED:
