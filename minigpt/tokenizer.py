@@ -141,7 +141,7 @@ class Tokenizer:
             try:
                 number = operator.index(item)
             except TypeError:
-                raise ValueError(f"ids must be integers: got {item!r} at position {position}") from None
+                raise ValueError(f"ids must be integers: got {item!r:.80} at position {position}") from None
             if not 0 <= number < len(self.id2word):
                 raise ValueError(
                     f"id {number} at position {position} is outside the vocabulary "

@@ -539,6 +539,7 @@ def test_it_compiles_into_one_graph_for_all_lengths() -> None:
         ({"head_dim": True}, "head_dim must be a whole number of at least 1: got head_dim=True"),
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a finite number above 0: got rms_norm_eps=0"),
         ({"rope_theta": math.inf}, "rope_theta must be a finite number above 0: got rope_theta=inf"),
+        ({"rope_theta": 10**50}, f"rope_theta must be a finite number above 0: got rope_theta={10**50}"),
         ({"rope_theta": "1e6"}, "rope_theta must be a finite number above 0: got rope_theta='1e6'"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings must be True or False: got tie_word_embeddings=1"),
     ],

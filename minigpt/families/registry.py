@@ -44,7 +44,7 @@ def family_of_json(values: Mapping[str, Any]) -> Family:
     """
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
-        raise InputError(f"model_type must be one of {', '.join(FAMILIES)}: got {model_type!r}")
+        raise InputError(f"model_type must be one of {', '.join(FAMILIES)}: got {model_type!r:.80}")
     if model_type not in FAMILIES:
         # No "did you mean": a qwen2 is no misspelt qwen3.
         raise InputError(

@@ -361,14 +361,14 @@ def config_of(values: Mapping[str, Any], path: Path) -> AdapterConfig:
             raise InputError(f"{path}: {key}={value!r} is not known here")
     saved = values.get("modules_to_save") or []
     if not _is_list_of(saved, str):
-        raise InputError(f"{path}: modules_to_save must be a list of names: got {saved!r}")
+        raise InputError(f"{path}: modules_to_save must be a list of names: got {saved!r:.80}")
     try:
         if kind is LoraConfig:
             return _lora_config(values, path, tuple(saved))
         if kind is IA3Config:
             inputs = values.get("feedforward_modules") or []
             if not isinstance(inputs, str) and not _is_list_of(inputs, str):
-                raise InputError(f"feedforward_modules must name modules: got {inputs!r}")
+                raise InputError(f"feedforward_modules must name modules: got {inputs!r:.80}")
             return IA3Config(
                 _target(values, path), inputs if isinstance(inputs, str) else tuple(inputs), tuple(saved)
             )
@@ -402,7 +402,7 @@ def _lora_config(values: Mapping[str, Any], path: Path, saved: tuple[str, ...]) 
 def _target(values: Mapping[str, Any], path: Path) -> str | tuple[str, ...]:
     target = values.get("target_modules")
     if not (isinstance(target, str) or _is_list_of(target, str)) or not target:
-        raise InputError(f"{path}: target_modules must name modules: got {target!r}")
+        raise InputError(f"{path}: target_modules must name modules: got {target!r:.80}")
     return target if isinstance(target, str) else tuple(target)
 
 
@@ -410,7 +410,7 @@ def _layers(values: Mapping[str, Any], path: Path) -> tuple[int, ...]:
     layers = values.get("layers_to_transform")
     layers = [] if layers is None else layers if isinstance(layers, list) else [layers]
     if not _is_list_of(layers, int):
-        raise InputError(f"{path}: layers_to_transform must be numbers of blocks: got {layers!r}")
+        raise InputError(f"{path}: layers_to_transform must be numbers of blocks: got {layers!r:.80}")
     return tuple(layers)
 
 
@@ -428,5 +428,5 @@ def _number(values: Mapping[str, Any], key: str, default: Any, path: Path, kind:
 def _switch(values: Mapping[str, Any], key: str, path: Path) -> bool:
     value = values.get(key, False)
     if not isinstance(value, bool):
-        raise InputError(f"{path}: {key} must be true or false: got {value!r}")
+        raise InputError(f"{path}: {key} must be true or false: got {value!r:.80}")
     return value

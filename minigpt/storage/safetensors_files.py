@@ -239,7 +239,7 @@ def parse_size(size: int | str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", str(size).upper())
     count = int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
     if count < 1:
-        raise InputError(f'max_shard_size must be a size like "5GB" or "500MB": got {size!r}')
+        raise InputError(f'max_shard_size must be a size like "5GB" or "500MB": got {size!r:.80}')
     return count
 
 
@@ -273,7 +273,9 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     for name, file_name in weight_map.items():
         # only a plain file name is allowed: an index must not make minigpt open files in other folders
         if not (isinstance(file_name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file_name)):
-            raise InputError(f"{path}: {name} must be in a .safetensors file beside it: got {file_name!r}")
+            raise InputError(
+                f"{path}: {name} must be in a .safetensors file beside it: got {file_name!r:.80}"
+            )
         shards.setdefault(file_name, set()).add(name)
     for file_name in shards:
         if not (path.parent / file_name).exists():

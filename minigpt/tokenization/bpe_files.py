@@ -72,7 +72,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
         InputError: if a file is missing or wrong; the message names the file and what to do.
     """
     if kind is not None and kind not in KINDS:
-        raise InputError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
+        raise InputError(f"kind must be one of {', '.join(KINDS)}: got {kind!r:.80}")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the one that holds {TOKENIZER} or vocab.json")
     config = read_config(folder)

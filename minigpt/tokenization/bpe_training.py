@@ -40,7 +40,7 @@ def learn(
             f"vocab_size must be at least {least}, the bytes and special tokens: got {vocab_size}"
         )
     if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}: got {kind!r}")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}: got {kind!r:.80}")
     frame = frame_of(kind)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     frame["added_tokens"] = [{"id": i, "content": text, **flags} for i, text in enumerate(special)]

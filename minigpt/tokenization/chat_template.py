@@ -201,7 +201,7 @@ def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
     if not ids or not message.get("content") or message["role"] != "assistant":
         return []
     if not isinstance(ids, Sequence) or not all(type(index) is int and index >= 0 for index in ids):
-        raise InputError(f"message {place + 1}: token_ids must be a list of ids: got {ids!r}")
+        raise InputError(f"message {place + 1}: token_ids must be a list of ids: got {ids!r:.80}")
     return list(ids)
 
 
@@ -360,16 +360,16 @@ def _message(message: object, name: str) -> dict[str, Any]:
     The result lacks token_ids and keys that are None.
     """
     if not isinstance(message, Mapping):
-        raise InputError(f"{name} must have `role` and `content`: got {message!r}")
+        raise InputError(f"{name} must have `role` and `content`: got {message!r:.80}")
     for key in ("role",) if message.get("tool_calls") else ("role", "content"):
         if key not in message:
             raise InputError(f"{name} has no {key!r}")
     for key in ("role", "content"):
         value = message.get(key, "")
         if type(value) is not str and not (value is None and key == "content" and message.get("tool_calls")):
-            raise InputError(f"{name}: {key!r} must be text: got {message[key]!r}")
+            raise InputError(f"{name}: {key!r:.80} must be text: got {message[key]!r:.80}")
     if message["role"] not in ROLES:
-        raise InputError(f"{name}: role must be one of {', '.join(ROLES)}: got {message['role']!r}")
+        raise InputError(f"{name}: role must be one of {', '.join(ROLES)}: got {message['role']!r:.80}")
     kept = {key: value for key, value in message.items() if value is not None and key != "token_ids"}
     plain: dict[str, Any] = _plain(kept, name)
     thoughts = [plain[key] for key in _REASONING if key in plain]
@@ -389,7 +389,7 @@ def _plain(value: Any, name: str) -> Any:
         return [_plain(item, name) for item in value]
     if isinstance(value, Mapping) and all(type(key) is str for key in value):
         return {_plain(key, name): _plain(item, f"{name}: {key!r}") for key, item in value.items()}
-    raise InputError(f"{name} must be text, or what JSON can hold: got {value!r}")
+    raise InputError(f"{name} must be text, or what JSON can hold: got {value!r:.80}")
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -189,7 +189,7 @@ def text_of(token: object, path: Path, key: str) -> str:
     """Return a token's text. Files store it as a string, or as an object with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str) or not text:
-        raise InputError(f"{path}: {key} must be a token's text: got {text!r}")
+        raise InputError(f"{path}: {key} must be a token's text: got {text!r:.80}")
     return text
 
 
@@ -254,7 +254,7 @@ def _roles(
     key = next((key for key in _EXTRA if config.get(key)), _EXTRA[0])
     unnamed = config.get(key) or []
     if not isinstance(unnamed, list | dict):
-        raise InputError(f"{path}: {key} must be a list of tokens: got {unnamed!r}")
+        raise InputError(f"{path}: {key} must be a list of tokens: got {unnamed!r:.80}")
     yield from ((key, token) for token in unnamed if isinstance(unnamed, list))
 
 

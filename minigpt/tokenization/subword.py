@@ -247,7 +247,7 @@ class SubwordTokenizer:
         try:
             number = operator.index(item)
         except TypeError:
-            raise ValueError(f"ids must be integers: got {item!r}{where}") from None
+            raise ValueError(f"ids must be integers: got {item!r:.80}{where}") from None
         if not 0 <= number < self._size:
             raise ValueError(f"id {number}{where} is outside the vocabulary of {self._size} entries")
         return number

@@ -98,7 +98,7 @@ def _read_whole(path: Path, frame: dict[str, Any]) -> tuple[dict[str, Any], dict
             pass
         case other:
             raise InputError(
-                f"{path}: its decoder is not BERT's, 'WordPiece' with the prefix '##': got {other!r}"
+                f"{path}: its decoder is not BERT's, 'WordPiece' with the prefix '##': got {other!r:.80}"
             )
     rest = {key: value for key, value in model.items() if key != "vocab"}
     if rest.get("continuing_subword_prefix", "##") != "##" or rest.get("unk_token") not in model["vocab"]:

@@ -137,7 +137,7 @@ def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Prec
     precision = content[KEY].get("precision")
     if precision not in FILES:
         known = " or ".join(map(repr, FILES))
-        raise InputError(f"{path}: {KEY}: precision must be {known}: got {precision!r}")
+        raise InputError(f"{path}: {KEY}: precision must be {known}: got {precision!r:.80}")
     plain = {key: value for key, value in content.items() if key != KEY}
     try:
         config: ModelConfig = family_of_json(plain).config_from_hugging_face(plain)

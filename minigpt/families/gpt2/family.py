@@ -104,10 +104,10 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
     require_keys(values, _SIZES.values())
     gelu = values.get("activation_function", "gelu_new")
     if gelu not in list(_GELUS):
-        raise InputError(f"activation_function must be one of {', '.join(_GELUS)}: got {gelu!r}")
+        raise InputError(f"activation_function must be one of {', '.join(_GELUS)}: got {gelu!r:.80}")
     bias = values.get(_BIAS, True)
     if not isinstance(bias, bool):
-        raise InputError(f"{_BIAS} must be true or false: got {bias!r}")
+        raise InputError(f"{_BIAS} must be true or false: got {bias!r:.80}")
     sizes = {ours: values[theirs] for ours, theirs in _SIZES.items()}
     try:
         config = GPTConfig(
@@ -121,7 +121,7 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
         raise InputError(str(error)) from None
     if values.get("n_inner") not in (None, 4 * config.n_embd):
         raise InputError(
-            f"n_inner must be null or 4 * n_embd = {4 * config.n_embd}: got {values['n_inner']!r}"
+            f"n_inner must be null or 4 * n_embd = {4 * config.n_embd}: got {values['n_inner']!r:.80}"
         )
     return config
 

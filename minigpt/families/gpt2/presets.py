@@ -100,7 +100,7 @@ def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = Non
     """
     for name, value in (("mirror", mirror), ("HF_ENDPOINT", hf_endpoint)):
         if value and not re.fullmatch(r"https?://[!-~]+", value):
-            raise InputError(f"{name} must be an address like https://example.org/models: got {value!r}")
+            raise InputError(f"{name} must be an address like https://example.org/models: got {value!r:.80}")
     if hf_endpoint and not mirror:
         base = f"{hf_endpoint.rstrip('/')}/{model.repository}/resolve/main"
         return {name: f"{base}/{name}" for name in HUGGING_FACE_FILES}

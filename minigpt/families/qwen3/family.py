@@ -79,7 +79,9 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
         raise InputError(f'model_type must be "qwen3": got {values.get("model_type")!r}')
     architectures = values.get("architectures")
     if architectures is not None and architectures not in [[name] for name in _ARCHITECTURES]:
-        raise InputError(f"architectures must be one of {', '.join(_ARCHITECTURES)}: got {architectures!r}")
+        raise InputError(
+            f"architectures must be one of {', '.join(_ARCHITECTURES)}: got {architectures!r:.80}"
+        )
     require_fixed(values, _FIXED)
     sizes = [field.name for field in fields(Qwen3Config) if field.type is int]
     require_keys(values, sizes)
@@ -120,13 +122,13 @@ def _windows(values: Mapping[str, Any], config: Qwen3Config) -> tuple[int | None
     if window is None or (kinds is not None and _LAYERS[1] not in kinds):
         return None, None
     if not _is_number(window) or not isinstance(window, int):
-        raise InputError(f"sliding_window must be a whole number of at least 1: got {window!r}")
+        raise InputError(f"sliding_window must be a whole number of at least 1: got {window!r:.80}")
     if window >= config.max_position_embeddings:
         return None, None
     if kinds is None:
         first = values.get("max_window_layers", 28)
         if not isinstance(first, int) or isinstance(first, bool):
-            raise InputError(f"max_window_layers must be a whole number: got {first!r}")
+            raise InputError(f"max_window_layers must be a whole number: got {first!r:.80}")
         if first >= count:
             return None, None
         # min: a damaged file may say a billion layers
@@ -175,7 +177,7 @@ def _rope_scaling(values: Mapping[str, Any], config: Qwen3Config) -> RopeScaling
         )
     if inside.get("partial_rotary_factor") not in (None, 1, 1.0):
         got = inside["partial_rotary_factor"]
-        raise InputError(f"{key}: partial_rotary_factor={got!r} is not supported, only 1.0")
+        raise InputError(f"{key}: partial_rotary_factor={got!r:.80} is not supported, only 1.0")
     used = {
         "linear": ("factor",), "dynamic": ("factor",),
         "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow"),
@@ -193,7 +195,7 @@ def _rope_scaling(values: Mapping[str, Any], config: Qwen3Config) -> RopeScaling
     require_keys({f"{key}.{name}": 0 for name in found}, [f"{key}.{name}" for name in needed])
     for name, value in found.items():
         if name != "truncate" and not _is_number(value):
-            raise InputError(f"{key}: {name} must be a number above 0: got {value!r}")
+            raise InputError(f"{key}: {name} must be a number above 0: got {value!r:.80}")
     if kind == "yarn" and "attention_factor" not in found:
         found["attention_factor"] = _yarn_attention_factor(found["factor"], inside)
     return RopeScaling(rope_type=kind, **found)

@@ -71,14 +71,16 @@ class Qwen3Config:
         for name in (field.name for field in fields(self) if field.type is int):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1: got {name}={value!r}")
+                raise ValueError(f"{name} must be a whole number of at least 1: got {name}={value!r:.80}")
         for name in ("rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
-                raise ValueError(f"{name} must be above 0 and finite in float32: got {name}={value!r:.80}")
+            if (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38
+            ):  # float32
+                raise ValueError(f"{name} must be a finite number above 0: got {name}={value!r:.80}")
         for name in ("tie_word_embeddings", "attention_bias"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False: got {name}={getattr(self, name)!r}")
+                raise ValueError(f"{name} must be True or False: got {name}={getattr(self, name)!r:.80}")
         if self.num_attention_heads % self.num_key_value_heads:
             got = f"{self.num_key_value_heads=}, {self.num_attention_heads=}".replace("self.", "")
             raise ValueError(f"num_key_value_heads must divide num_attention_heads: got {got}")
