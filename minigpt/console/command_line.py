@@ -1,8 +1,9 @@
 """Runs a command: options, exit codes, signals, streams.
 
 A command is a frozen dataclass of options and a function `main(options) -> dict | None`; `run` takes both.
-Exit codes: 0 done; 2 wrong input, usage or too little memory (one line); 130 stopped by Ctrl-C, 143 by SIGTERM, 138 by
-SIGUSR1; 141 if the reader of stdout has closed it (`| head`). A bug prints its traceback and exits with 1.
+Exit codes: 0 done; 2 wrong input, usage, or too little memory (one line on stderr); 130 stopped by Ctrl-C,
+143 by SIGTERM, 138 by SIGUSR1; 141 if the reader of stdout has closed it (`| head`). A bug prints its
+traceback and exits with 1.
 With `--json`, the dictionary that main returns is printed as the last line of stdout. minigpt's Python
 warnings are printed as one line on stderr, like all of its warnings.
 
