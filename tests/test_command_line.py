@@ -614,6 +614,23 @@ def test_a_message_never_quotes_a_whole_file(capsys: pytest.CaptureFixture[str])
     assert len(str(refused.value)) < 200
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 116. TiB"),
+        RuntimeError("[enforce fail] ...: can't allocate memory: 9"),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise error
+
+    assert exit_code("try", work) == 2
+    assert capsys.readouterr().err == f"try: error: not enough memory: {error}\n"
+    with pytest.raises(RuntimeError, match="a bug"):
+        exit_code("try", lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+
+
 def test_streams_are_open_before_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an import opens must not get the number of a closed stream."""
     order: list[str] = []

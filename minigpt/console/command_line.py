@@ -1,8 +1,9 @@
 """Runs a command: options, exit codes, signals, streams.
 
 A command is a frozen dataclass of options and a function `main(options) -> dict | None`; `run` takes both.
-Exit codes: 0 done; 2 wrong input or usage (one line on stderr); 130 stopped by Ctrl-C, 143 by SIGTERM, 138 by
-SIGUSR1; 141 if the reader of stdout has closed it (`| head`). A bug prints its traceback and exits with 1.
+Exit codes: 0 done; 2 wrong input, usage, or too little memory (one line on stderr); 130 stopped by Ctrl-C,
+143 by SIGTERM, 138 by SIGUSR1; 141 if the reader of stdout has closed it (`| head`). A bug prints its
+traceback and exits with 1.
 With `--json`, the dictionary that main returns is printed as the last line of stdout. minigpt's Python
 warnings are printed as one line on stderr, like all of its warnings.
 
@@ -182,6 +183,11 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code = 141
     except OSError as error:
         code, complaint = 2, f"error: {_os_error(error)}"
+    except (MemoryError, RuntimeError) as error:
+        # torch's error for too little memory is a RuntimeError
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        code, complaint = 2, f"error: not enough memory: {error or 'ask for less'}"
     finally:
         _empty(sys.stdout)
         sys.stderr = errors

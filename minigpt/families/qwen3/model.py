@@ -74,9 +74,7 @@ class Qwen3Config:
                 raise ValueError(f"{name} must be a whole number of at least 1: got {name}={value!r:.80}")
         for name in ("rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
-            if (
-                isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38
-            ):  # float32
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
                 raise ValueError(f"{name} must be a finite number above 0: got {name}={value!r:.80}")
         for name in ("tie_word_embeddings", "attention_bias"):
             if not isinstance(getattr(self, name), bool):
