@@ -112,7 +112,7 @@ def test_a_knob_of_the_other_family_is_an_error(folder: Path, values: dict[str, 
         ({"num_key_value_heads": 3}, "must divide n_head: got num_key_value_heads=3, n_head=4"),
         ({"n_layer": 0}, "n_layer must be from 1 to 1000: got n_layer=0"),
         ({"head_dim": 3}, "head_dim must be even"),
-        ({"rope_theta": 0.0}, "rope_theta must be a finite number above 0"),
+        ({"rope_theta": 0.0}, "rope_theta must be from 1e-06 to 1e+38: got rope_theta=0.0"),
     ],
     ids=str,
 )  # fmt: skip

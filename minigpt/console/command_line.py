@@ -190,7 +190,8 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code, complaint = 2, f"error: not enough memory: {error or 'ask for less'}"
     finally:
         _empty(sys.stdout)
-        sys.stderr = errors
+        if isinstance(sys.stderr, _NeverFails):  # else the work has silenced it: another process speaks
+            sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:
             print(_one_line(f"{program}: {complaint}"), file=sys.stderr)

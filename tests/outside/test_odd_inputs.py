@@ -519,9 +519,7 @@ def test_json_files_are_read_in_their_own_size(tmp_path: Path, monkeypatch: pyte
             asked.append(size if size is not None else -1)
             return super().read(size)
 
-    monkeypatch.setattr(
-        "minigpt.storage.json_files.open", lambda fd, mode: Counting(io.FileIO(fd)), raising=False
-    )
+    monkeypatch.setattr("minigpt.storage.json_files.open_regular", lambda path: Counting(io.FileIO(path)))
     assert read_json(path) == {}
     assert asked == [2]
 
