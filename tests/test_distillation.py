@@ -151,11 +151,11 @@ def test_the_estimate_counts_the_teacher(folder: Path) -> None:
 
 def test_an_adapter_learns_from_a_teacher(folder: Path) -> None:
     options: dict[str, Any] = {
-        "model": folder / "straight" / "best", "teacher": folder / "teacher" / "best", "method": "lora",
+        "model": folder / "learner" / "best", "teacher": folder / "teacher" / "best", "method": "lora",
         "train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl", "max_steps": 4, "threads": 1,
         "device": "cpu", "output": folder / "adapter", "report_to": "none", "alpha": 1.0, "r": 2,
     }  # fmt: skip
-    train(settings(folder, "straight", overwrite=True))
+    train(settings(folder, "learner"))
     assert finetune(**options)["val_loss"] > 0
     assert (folder / "adapter" / "best" / "adapter_model.safetensors").exists()
 
