@@ -18,7 +18,7 @@ from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord, TrainPoint, ValPoint
 from minigpt.training.finetune_config import FinetuneConfig
 
-__all__ = ["CHECKS", "finite", "late_share", "smoothed"]
+__all__ = ["CHECKS", "COMMON_CHECKS", "finite", "late_share", "smoothed"]
 
 Point = TypeVar("Point", TrainPoint, ValPoint)
 
@@ -310,7 +310,8 @@ def untrained(record: RunRecord) -> float:
     return math.log(record.vocab_size) + 2e-4 * record.config.n_embd if record.vocab_size > 1 else math.nan
 
 
-CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
+# of every run, whatever its loss is
+COMMON_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
     nothing_logged,
     metrics_damaged,
     unfinished,
@@ -318,6 +319,9 @@ CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
     non_finite,
     steps_skipped,
     rolled_back,
+)
+CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
+    *COMMON_CHECKS,
     data_replaced,
     first_loss,
     diverged,

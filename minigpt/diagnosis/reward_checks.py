@@ -7,16 +7,7 @@ rules of thumb; each finding shows its numbers.
 import math
 from collections.abc import Callable
 
-from minigpt.diagnosis.checks import (
-    metrics_damaged,
-    no_checkpoint,
-    non_finite,
-    nothing_logged,
-    rolled_back,
-    steps_skipped,
-    throughput_drop,
-    unfinished,
-)
+from minigpt.diagnosis.checks import COMMON_CHECKS, throughput_drop
 from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord, ValPoint
 from minigpt.training.finetune_config import FinetuneConfig
@@ -88,13 +79,7 @@ def rewards_equal(record: RunRecord) -> Finding | None:
 
 
 REWARD_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
-    nothing_logged,
-    metrics_damaged,
-    unfinished,
-    no_checkpoint,
-    non_finite,
-    steps_skipped,
-    rolled_back,
+    *COMMON_CHECKS,
     reward_hacking,
     answers_degenerate,
     rewards_equal,

@@ -4,7 +4,6 @@ This folder may import errors, console and storage. In reading order:
 
     definition.py        everything that decides a tokenizer's ids: roles, added tokens, tokens around a text
     subword.py           text <-> ids: common part of all these tokenizers
-    subword.py           text <-> ids: what all these tokenizers share
     bpe.py               byte-level BPE
     bpe_files.py         the files of a byte-level BPE tokenizer
     bpe_training.py      learns a vocabulary
