@@ -43,7 +43,7 @@ ROWS = {
 
 
 def counted(root: Path) -> dict[str, Any]:
-    """Count everything that needs no run."""
+    """Count everything that can be counted without running the code."""
     package = root / "minigpt"
     files = sorted(package.rglob("*.py"))
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
@@ -120,7 +120,7 @@ def stories(root: Path) -> dict[str, list[str]]:
         def counting(self: Any, *arguments: Any, **options: Any) -> Any:
             nonlocal steps
             steps += 1
-            # from the run's third update to its fourth (the estimate before the run does two on a copy)
+            # Record from the run's third update to its fourth. The estimate before the run does two updates.
             sys.setprofile(entered if steps == 5 else None)
             return update(self, *arguments, **options)
 
@@ -173,7 +173,7 @@ def drawn(root: Path, count: int, seed: int) -> list[str]:
 
 
 def measured(root: Path) -> dict[str, Any]:
-    """Return all numbers of a checkout. The two stories come from a process of its own."""
+    """Return all numbers of a checkout. The two stories are followed in another process."""
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--stories", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)

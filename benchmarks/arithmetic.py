@@ -188,7 +188,7 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
     y = np.array([row["seconds_per_token"]["median"] for row in rows])
     columns = [[1.0, row["multiplying"], row["layers_times_width"] * row["T"]] for row in rows]
     x = np.array(columns) / y[:, None]
-    scale = x.max(axis=0)  # scale the columns, or the solution loses digits
+    scale = x.max(axis=0)  # scale the columns, because otherwise the solution loses digits
     found = np.linalg.lstsq(x / scale, np.ones(len(y)), rcond=None)[0] / scale
     guess = x @ found * y
     spread_of = float(((y - y.mean()) ** 2).sum())

@@ -5,12 +5,12 @@
     python benchmarks/classification.py --data FOLDER --baseline_python /path/to/python
     python benchmarks/classification.py --toy                        # seconds; a set of its own
 
-The arms: `pretrained` is `minigpt finetune --task classification` as it is, which first trains a language
-model on the texts of the training part; `scratch` is the same with a language model of one step, so that the
-pretraining's worth is seen; `adamw` the same with the recipe of published models and a higher rate. Time is
-that of all training. The test part is measured once, with the checkpoint of the lowest validation loss, and
-with the last one. The baseline (1 to 2 characters, C=10) needs a Python with scikit-learn, which may be
-another one than this; without `--baseline_python` it is left out. The last line is JSON.
+The arms: `pretrained` is `minigpt finetune --task classification` without other options, which first trains a
+language model on the texts of the training part; `scratch` trains this language model for one step only, to
+show the effect of pretraining; `adamw` uses the recipe for published models with a higher rate. Time is the
+time of all training. The test part is measured once with the checkpoint of the lowest validation loss, and
+once with the last one. The baseline (1 to 2 characters, C=10) needs a Python with scikit-learn, which may be
+another Python than this; without `--baseline_python` it is left out. The last line is JSON.
 """
 
 import sys
@@ -32,7 +32,7 @@ from benchmarks.turns import add_flags, finish, surroundings
 from minigpt.console.terminal import table
 
 ROOT = Path(__file__).resolve().parents[1]
-SETS = {  # training part, validation part (none: held out), test part
+SETS = {  # training part, validation part (none: a part of training is held out), test part
     "chnsenticorp": ("train.csv", "dev.csv", "test.csv"),
     "thucnews_titles": ("dev.txt", "", "test.txt"),
     "sms_spam": ("train.csv", "", "test.csv"),
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def write_toy(folder: Path) -> None:
-    """Texts of two labels in the files of a set, to see that it runs."""
+    """Write texts with two labels in the files of a set, to check that the script runs."""
     folder.mkdir(parents=True)
     for name, first in (("train", 0), ("test", 60)):
         numbers = range(first, first + 60)
@@ -108,7 +108,7 @@ def write_toy(folder: Path) -> None:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every arm on every set, with the baseline if its Python is given."""
+    """Measure every arm on every set, and the baseline if its Python is given."""
     results: list[dict[str, Any]] = []
     for name in options.sets:
         if options.baseline_python is not None:
@@ -125,14 +125,14 @@ SHOWN = ("accuracy", "macro_f1", "calibration_error", "accuracy_of_last")
 
 
 def files_of(options: argparse.Namespace, name: str) -> tuple[Path, Path | None, Path]:
-    """Training, validation and test part of a set."""
+    """Return the paths of the training, validation and test part of a set."""
     train, val, test = SETS[name]
     folder = options.data / name
     return folder / train, folder / val if val else None, folder / test
 
 
 def baseline(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """TF-IDF and logistic regression."""
+    """Measure TF-IDF with logistic regression on a set."""
     from minigpt.data.labelled import LabelledOptions, read_labelled
 
     train, _, test = files_of(options, name)

@@ -5,9 +5,9 @@
     python benchmarks/doctor.py --only dropout_huge --keep mine          # one; its runs stay in a folder
 
 Each run is one that a user could have started: tiny models, hundreds of steps, on parts of the built-in
-corpus. The doctor gets the run's folder and nothing else. It is right about a fault if what it names first
-is that fault, and about a healthy run if it warns of nothing. The thresholds were set with seeds 1 to 6.
-Seeds 8 and 9 have other data, other weights and other orders; their runs were not looked at before.
+corpus. The doctor gets the run's folder and nothing else. It is right about a fault if it names that fault
+first, and about a healthy run if it does not warn. The thresholds were set with seeds 1 to 6. Seeds 8 and 9
+have other data, other weights and other orders; their runs were not used to set the thresholds.
 
 `--follow 8` also does what the doctor advises about the runs of seed 8: its commands are run as they stand,
 and the new run is examined.
@@ -46,12 +46,12 @@ SMALL_HEALTHY = ("healthy_gpt", "healthy_qwen3_muon")
 
 
 def first_blame(findings: list[Finding]) -> str:
-    """The code of the first finding that warns; "" if none does."""
+    """Return the code of the first finding that warns; "" if none does."""
     return next((one.code for one in findings if one.level in ("error", "warning")), "")
 
 
 def run_case(one: Case, folder: Path, seed: int) -> str:
-    """Make the run, unless it is there; returns what it said when it gave up."""
+    """Make the run, unless it exists. Return its error message if it ended early, else ""."""
     done = folder / "done.txt"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,10 +64,10 @@ def run_case(one: Case, folder: Path, seed: int) -> str:
 
 
 def judge(one: Case, folder: Path, seed: int, follow: bool) -> dict[str, Any]:
-    """A row: the run, what the doctor named first, and whether that is right."""
+    """Return a row: the run, the doctor's first finding, and whether it is right."""
     ended = run_case(one, folder, seed)
     began, record = time.perf_counter(), read_record(folder / "run")
-    for old in folder.glob("run-*"):  # of an earlier call
+    for old in folder.glob("run-*"):  # remove the runs of an earlier call
         shutil.rmtree(old)
     findings = examine(record, deep=True)
     named = first_blame(findings)
@@ -89,7 +89,7 @@ def judge(one: Case, folder: Path, seed: int, follow: bool) -> dict[str, Any]:
 
 
 def followed(found: Finding, run: Path) -> dict[str, Any]:
-    """Run a finding's commands as they stand; what became of it, and of the validation loss."""
+    """Run a finding's commands without changes. Return both losses and the new first finding."""
     again = run.with_name("run-2")
     for command in found.commands:
         words = [sys.executable, "-m", *shlex.split(command)]
@@ -105,7 +105,7 @@ def followed(found: Finding, run: Path) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table."""
+    """Print the table."""
     width = max(len(row["words"]) for row in rows)
     for row in rows:
         right = "right" if row["right"] else "WRONG"
@@ -123,7 +123,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run, examine, print; 1 if a healthy run is blamed, or more than two faults are not named rightly."""
+    """Run, examine, print. Return 1 if a healthy run gets a warning, or if over two faults are not found."""
     torch.set_num_threads(1)
     names = arguments.only or ([*SMALL, *SMALL_HEALTHY] if arguments.small else [one.name for one in CASES])
     chosen = [one for one in CASES if one.name in names]

@@ -4,8 +4,8 @@
     CASES[0].plant(Desk(folder, seed=1))      # trains; the run lies in folder/run
 
 Each is a run that a user could have started: a tiny model, some hundred steps, parts of the built-in corpus.
-The docstring of a function is what the table calls its run; the codes above it are those of which the doctor
-must name one first. Without a code nothing is wrong.
+The docstring of a function is the name of its run in the table. The doctor must name one of the codes above
+the function first. A run without a code is healthy.
 """
 
 import contextlib
@@ -33,14 +33,15 @@ CORPUS = Path(__file__).resolve().parents[1] / "data" / "data.jsonl"
 
 Pairs = list[tuple[str, str]]
 
-# A small GPT that learns a hundred facts in some hundred steps; what a case does not say is this.
+# A small GPT that learns a hundred facts in some hundred steps. Cases use these options unless they set
+# others.
 PLAIN: dict[str, Any] = {
     "recipe": "document", "n_layer": 2, "n_embd": 48, "n_head": 4, "block_size": 64, "max_length": 64,
     "dropout": 0.0, "batch_size": 32, "by_length": True, "pad_to_max_length": False, "loss_on": "answer",
     "num_train_epochs": 16.0, "learning_rate": 3e-3, "lr_scheduler_type": "cosine", "warmup_steps": 10,
     "max_grad_norm": 1.0, "device": "cpu", "threads": 1, "report_to": "none",
 }  # fmt: skip
-# The same as the recipe qa-cpu has it.
+# The same run with the family, optimiser and schedule of the recipe qa-cpu.
 QWEN3: dict[str, Any] = {
     "family": "qwen3", "optimizer": "muon", "learning_rate": 1e-2, "lr_scheduler_type": "wsd",
     "decay_ratio": 0.8, "min_lr_ratio": 0.0, "zero_projections": True, "tie_word_embeddings": False,
@@ -58,13 +59,13 @@ class Desk:
     folder: Path
     seed: int
     draw: random.Random = field(init=False)
-    ended_early: str = ""  # what the run said when it gave up
+    ended_early: str = ""  # the run's error message if it ended early
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
 
     def facts(self, count: int) -> list[Pairs]:
-        """Facts of the corpus in any order; each is asked in several ways and answered in one."""
+        """Return facts of the corpus in random order. Each has several questions and one answer."""
         groups: dict[str, Pairs] = {}
         for line in CORPUS.read_text(encoding="utf-8").splitlines():
             pair = json.loads(line)
@@ -73,14 +74,14 @@ class Desk:
         return self.draw.sample(several, count)
 
     def known_facts(self, count: int = 100, share: float = 0.85) -> tuple[Pairs, Pairs]:
-        """Two parts. The second asks in other ways for what the first one teaches."""
+        """Return two parts. The second part asks for the same facts as the first, with other questions."""
         pairs = [pair for fact in self.facts(count) for pair in fact]
         self.draw.shuffle(pairs)
         cut = round(share * len(pairs))
         return pairs[:cut], pairs[cut:]
 
     def other_facts(self, train: int, val: int) -> tuple[Pairs, Pairs]:
-        """Two parts. The second asks for facts that the first one does not have."""
+        """Return two parts. The second part asks for facts that the first part does not have."""
         facts = self.facts(train + val)
         parts = [[pair for fact in some for pair in fact] for some in (facts[:train], facts[train:])]
         for part in parts:
@@ -88,7 +89,7 @@ class Desk:
         return parts[0], parts[1]
 
     def write(self, train: Pairs, val: Pairs, vocabulary: Pairs | None = None) -> None:
-        """Both parts as files, and a vocabulary of all their characters, or of other pairs."""
+        """Write both parts to files, and a vocabulary of all their characters, or of other pairs."""
         for name, pairs in (("train", train), ("val", val)):
             lines = [json.dumps({"question": q, "answer": a}, ensure_ascii=False) + "\n" for q, a in pairs]
             (self.folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -96,7 +97,7 @@ class Desk:
         Tokenizer.from_word2id(build_vocabulary(q + a for q, a in known)).save(self.folder / "vocab.json")
 
     def write_conversations(self, train: list[Pairs], val: list[Pairs]) -> None:
-        """The same for conversations of several questions."""
+        """Do the same as `write` for conversations of several questions."""
         for name, part in (("train", train), ("val", val)):
             lines = []
             for pairs in part:
@@ -108,7 +109,7 @@ class Desk:
         Tokenizer.from_word2id(build_vocabulary(texts)).save(self.folder / "vocab.json")
 
     def train(self, **values: Any) -> None:
-        """Train as `minigpt train` does; a run that gives up leaves what it leaves."""
+        """Train as `minigpt train` does. If a run ends with an error, its files are kept."""
         names = {"train_data": "train.jsonl", "val_data": "val.jsonl", "vocab_path": "vocab.json"}
         paths = {} if "text" in values else {key: self.folder / name for key, name in names.items()}
         given = {**PLAIN, **paths, "output": self.folder / "run", "seed": self.seed, **values}
@@ -120,12 +121,12 @@ class Desk:
 
 @dataclass(frozen=True)
 class Case:
-    """A run; what is wrong with it, in words, and the codes of which one must be named first."""
+    """A run, its fault in words, and the codes of which the doctor must name one first."""
 
     name: str
     words: str
     chinese: str
-    expected: tuple[str, ...]  # none: nothing is wrong
+    expected: tuple[str, ...]  # codes; (): the run is healthy
     plant: Callable[[Desk], None]
 
 
@@ -133,7 +134,7 @@ CASES: list[Case] = []
 
 
 def case(*expected: str, zh: str) -> Callable[[Callable[[Desk], None]], Callable[[Desk], None]]:
-    """A function that makes a run, as a case; its docstring says what is planted."""
+    """Decorate a function that makes a run: it becomes a case. Its docstring describes the fault."""
 
     def add(plant: Callable[[Desk], None]) -> Callable[[Desk], None]:
         CASES.append(Case(plant.__name__, (plant.__doc__ or "").removesuffix("."), zh, expected, plant))
@@ -303,7 +304,7 @@ WHERE = "near the river, in winter, behind the house, at the market, every morni
 
 
 def english(desk: Desk, count: int) -> Pairs:
-    """Pairs of made-up English; there are 630."""
+    """Return pairs of made-up English; there are 630."""
     words = [text.split(", ") for text in (WHO, DOES, WHERE)]
     return [
         (
@@ -387,7 +388,7 @@ def two_pairs(desk: Desk) -> None:
 
 @contextlib.contextmanager
 def after_each_step(act: Callable[[Trainer], None]) -> Iterator[None]:
-    """Something happens to a run between its steps."""
+    """Call `act` after each step of a run."""
     log = Trainer.metrics_are_due
 
     def acting(self: Trainer) -> bool:
@@ -497,7 +498,7 @@ def healthy_document(desk: Desk) -> None:
 
 
 def chained(desk: Desk, pairs: Pairs) -> list[Pairs]:
-    """Conversations of one to three questions."""
+    """Return conversations of one to three questions."""
     found = []
     while pairs:
         count = desk.draw.randint(1, 3)
@@ -515,7 +516,7 @@ def healthy_conversations(desk: Desk) -> None:
 
 
 def write_text(desk: Desk) -> Path:
-    """Facts as lines of text; the last tenth is measured on."""
+    """Write facts as lines of text. The last tenth is the validation part."""
     train, val = desk.known_facts(160, 0.9)
     path = desk.folder / "text.txt"
     path.write_text("".join(f"{q}{a}\n" for q, a in train + val), encoding="utf-8")

@@ -53,7 +53,7 @@ BLOCK = 128
 
 
 def models(vocab_size: int, seed: int) -> list[LanguageModel]:
-    """Make a model of each family, with weights so large that its texts vary."""
+    """Make a model of each family, with weights that are large enough for varied texts."""
     torch.manual_seed(seed)
     made: list[LanguageModel] = [
         GPTLMHeadModel(GPTConfig(32, 2, 2, 0.0, BLOCK, vocab_size)),
@@ -139,11 +139,12 @@ def speculative(tokenizer: BpeTokenizer, count: int) -> list[dict[str, Any]]:
         different = drafted = accepted = 0
         for number, text in enumerate(texts(count, draw)):
             model = both[number % 2]
-            # The other family almost never agrees with the model, the model itself always does.
+            # As an assistant, the other family's guesses are almost never right, and the model's own are
+            # always right.
             assistant = both[(number + number // 2) % 2]
             options, guesses, prompt = mixed(draw), draw.randint(1, 7), prompt_ids(tokenizer, text)
             helper: LanguageModel | None = None
-            if name == "a model":  # sampling with guesses gives other ids
+            if name == "a model":  # with these guesses, sampled ids differ, so only greedy ids are compared
                 options = GenerationOptions(max_new_tokens=options.max_new_tokens)
                 changed, helper = dataclasses.replace(options, num_assistant_tokens=guesses), assistant
             else:

@@ -6,8 +6,9 @@
 Both models read the same folder, a GPT-2 of 124M parameters with random weights, and answer the same requests
 through the harness's own interface: five-shot multiple choice (CMMLU, letters), multiple choice without
 shots (ARC, texts), and a cloze (LAMBADA, the last word). Blocks of questions take turns, so that other
-programs slow all arms equally. The result has the greatest difference of a log-likelihood from `hf`, and how
-many choices differ. With --toy the model is tiny and the questions are made up. The last line is JSON.
+programs slow all arms equally. The result has the largest difference of a log-likelihood from `hf`, and the
+number of choices that differ. With --toy the model is tiny and the questions are made up. The last line is
+JSON.
 """
 
 import sys
@@ -43,7 +44,7 @@ WORDS = "the cat dog sat ran on a mat hill red big of and is was far near old ne
 
 
 def made_up(folder: Path) -> Path:
-    """Write small sets of the same shapes. Returns the folder."""
+    """Write small made-up sets in the same formats. Returns the folder."""
     generator = random.Random(0)
 
     def words(n: int) -> str:

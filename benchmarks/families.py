@@ -107,7 +107,7 @@ def parameters(config: TrainConfig, vocab_size: int) -> int:
 
 
 def as_large(gpt: TrainConfig, vocab_size: int, more: dict[str, Any]) -> TrainConfig:
-    """Return a Qwen3 with a GPT's layers and width, and as many parameters by the size of its MLP.
+    """Return a Qwen3 with a GPT's layers and width. The size of its MLP makes the parameters equal.
 
     Raises:
         SystemExit: if no MLP size comes within 1 %.

@@ -106,7 +106,7 @@ class Theirs:
         self._thread.start()
 
     def make(self, epochs: int) -> Any:
-        """Make the Trainer as its users do."""
+        """Make the Trainer in the usual way."""
         import transformers
 
         transformers.logging.set_verbosity_error()

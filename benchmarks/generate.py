@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPT, PREFILL, NEW = 32, 512, 128
-NEW_WITHOUT = 32  # fewer tokens without the native step, which is slow
+NEW_WITHOUT = 32  # number of new tokens without the native step: fewer, because this is slow
 SHAPES: dict[str, dict[str, Any]] = {
     "toy": {"n_embd": 64, "n_head": 2, "n_layer": 2, "vocab_size": 300, "block_size": 640},
     "char": {"n_embd": 256, "n_head": 4, "n_layer": 4, "vocab_size": 4825, "block_size": 640},
@@ -85,7 +85,7 @@ def prepare(shape: str, tokenizer: Path | None, work: Path) -> list[str]:
     else:
         model = GPTLMHeadModel(GPTConfig(dropout=0.0, **SHAPES[shape]))
     if tokenizer is None:
-        # 一, which `cold` asks, and as many other characters as the vocabulary needs
+        # 一, the question of `cold`, and as many other characters as the vocabulary needs
         rest = ["一", *map(chr, range(0x20000, 0x20000 + model.config.vocab_size - 4))]
         chosen = Tokenizer.from_word2id({w: i for i, w in enumerate(["<pad>", "<unk>", "<sep>", *rest])})
     else:
@@ -223,8 +223,8 @@ print(len(content), flush=True)
 def cold(work: Path, threads: int) -> dict[str, tuple[float, float]]:
     """Return the seconds of a fresh process to its first output and to its end.
 
-    Measured are `minigpt generate`, and for comparison what any such program must do: import torch and read
-    the weights once.
+    It measures `minigpt generate`. For comparison, it measures what every such program must do: import torch,
+    and read the weights once.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # users have compiled modules (.pyc files)
@@ -362,7 +362,7 @@ def row_of(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Return median, least and greatest value."""
+    """Return the median, the smallest and the largest value."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 

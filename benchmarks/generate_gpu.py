@@ -107,7 +107,7 @@ def median(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 
 class Bench:
-    """The three parts, and what they share."""
+    """The three parts of the benchmark, and the objects that they share."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options

@@ -1,15 +1,15 @@
-"""Learning from rewards: how the share of right answers rises, and in which time.
+"""Learning from rewards: the rise of the share of right answers, and the time that it takes.
 
     python benchmarks/grpo.py --output benchmarks/results/NAME.json
     python benchmarks/grpo.py --toy
 
-The problems are all sums of two numbers below `--below`, some of which are held out. A small model first
-learns the others by example. It is stopped while it is mostly wrong: at the last of its checkpoints before
-the first that gets more than `--right_before` of the held-out problems right. From it
-`minigpt finetune --task grpo --reward exact` samples answers and learns from its own right ones, for
-`--steps`. The share of right answers is measured on the held-out problems, each answered with the most likely
-tokens. `seconds` is the time of the second run, evaluations included; `cpu_seconds` is what its threads
-computed, which other programs on the machine change less. The last line is JSON.
+The problems are all sums of two numbers below `--below`. Some are held out. A small model first learns the
+others from examples, and stops while most of its answers are wrong: the last checkpoint is used that gets at
+most `--right_before` of the held-out problems right. From there, `minigpt finetune --task grpo --reward
+exact` samples answers and learns from the right ones, for `--steps`. The share of right answers is measured
+on the held-out problems, each answered with the most likely tokens. `seconds` is the time of the second run,
+evaluations included. `cpu_seconds` is the computing time of its threads, which depends less on other
+programs. The last line is JSON.
 """
 
 import sys
@@ -33,7 +33,7 @@ from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.run import finetune, train
 from minigpt.weights.pretrained import load_model, load_tokenizer
 
-EVERY = 20  # steps by example between two checkpoints
+EVERY = 20  # number of steps between two checkpoints while the model learns from examples
 SHAPE: dict[str, Any] = {"n_layer": 2, "n_embd": 128, "n_head": 4, "block_size": 32, "max_length": 16}
 TOY: dict[str, Any] = {
     "below": 10, "held_out": 20, "steps_before": 60, "right_before": 0.3, "steps": 30, "batch_size": 8,
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def make_data(flags: argparse.Namespace, folder: Path, seed: int) -> Path:
-    """All sums in random order: the first ones are held out."""
+    """Write all sums in random order. The first ones are held out."""
     folder.mkdir()
     pairs = [(a, b) for a in range(flags.below) for b in range(flags.below)]
     random.Random(seed).shuffle(pairs)
@@ -84,7 +84,7 @@ def make_data(flags: argparse.Namespace, folder: Path, seed: int) -> Path:
 
 
 def measure(flags: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
-    """One run: the share of right answers before and after it, and between."""
+    """Do one run. Return the share of right answers before, during and after it."""
     common: dict[str, Any] = {
         "train_data": folder / "train.jsonl", "val_data": folder / "val.jsonl", "seed": seed,
         "threads": flags.threads, "device": "cpu", "report_to": "none", "precision": "float32",

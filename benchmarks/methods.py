@@ -153,7 +153,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def steps_in(seconds: float) -> int:
-    """Steps of the base model: about nine a second on two cores, so that all machines learn the same."""
+    """Return the steps of the base model: nine per second. So every machine trains the same model."""
     return int(9 * seconds)
 
 
@@ -164,7 +164,7 @@ def write(path: Path, conversations: Any) -> None:
 
 
 def write_toy(folder: Path) -> None:
-    """Sums and differences, to see that it runs."""
+    """Write sums and differences, to check that the script runs."""
     for name, sign in (("toy-base", "+"), ("toy", "-")):
         pairs = [(f"{a}{sign}{b}=", str(a + b if sign == "+" else a - b)) for a in range(9) for b in range(9)]
         lines = [json.dumps({"question": question, "answer": answer}) for question, answer in pairs]
@@ -172,7 +172,7 @@ def write_toy(folder: Path) -> None:
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """Run a command in a process of its own; returns its JSON object, its peak memory, and the first loss."""
+    """Run a command in its own process. Return its JSON object, its peak memory, and the first loss."""
     environment = {**os.environ, "PYTHONPATH": sys.path[0]}
     code = (
         "import json, resource, sys; from minigpt.__main__ import main\n"

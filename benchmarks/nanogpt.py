@@ -2,13 +2,13 @@
 
     python benchmarks/nanogpt.py EVERY SEED VAL.bin train.py's arguments
 
-`NanoGPT` starts this command in a temporary folder with the files of the checkout; it is not for people.
+`NanoGPT` starts this command in a temporary folder with the files of the checkout; do not start it yourself.
 train.py prints a line after each iteration. Its `print` is replaced by a function that measures time, that
 measures the loss over the whole validation part after every EVERY iterations, and that waits for the next
 turn. Training time runs from one such line to the next, without measurements and waiting. A turn is a line
 "SECONDS" on standard input. The results go to standard output, one JSON object per line.
 
-It imports nothing from minigpt. One function, `loss_over`, measures both.
+This file imports nothing from minigpt. One function, `loss_over`, measures both programs.
 """
 
 import json

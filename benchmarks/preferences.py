@@ -1,19 +1,20 @@
-"""Learning from preferences: how often a small model comes to prefer the better of two answers, and the cost.
+"""Learning from preferences: how often a small model learns to prefer the better answer, and what it costs.
 
     python benchmarks/preferences.py --data qa.jsonl --pairs preferences.jsonl --output NAME.json
     python benchmarks/preferences.py --data data/data.jsonl --toy
 
 A model of the size of `qa-cpu` learns the questions and answers of `--data` for `--epochs_before` epochs.
-From it `minigpt finetune --task dpo` learns the pairs, once for each seed: the seed also decides which 30 %
-of the prompts are held out. For each run, on the pairs that are held out:
+From there, `minigpt finetune --task dpo` learns the pairs, once for each seed. The seed also decides which 30
+% of the prompts are held out. Numbers of each run on the held-out pairs:
 
-- `accuracy`: the share whose chosen answer has gained more than the rejected one (before the first step both
-  have gained nothing). A coin would be right in half of them; `longer` is the share whose chosen answer is
-  the longer one, as cut: what length alone would give;
-- `chosen_loss`, before and after: nats per token of the chosen answers. Preferring must not cost this;
+- `accuracy`: the share of pairs whose chosen answer has gained more log-probability than the rejected one
+  since
+  the first step. Guessing gives one half. `longer` is the share whose chosen answer is the longer one (after
+  cutting), which is the accuracy of preferring long answers;
+- `chosen_loss`, before and after: nats per token of the chosen answers. It should not rise;
 - `margin`: the mean gain of the chosen answer over the rejected one, times beta.
 
-All are those of the checkpoint with the lowest loss. The last line is JSON.
+All numbers are those of the checkpoint with the lowest loss. The last line is JSON.
 """
 
 import sys
@@ -43,7 +44,7 @@ TOY: dict[str, Any] = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 63
 
 
 def main() -> None:
-    """Train the base, then from it a run for each seed; print the table and one JSON object."""
+    """Train the base model and a run from it for each seed. Print the table and one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def toy_pairs(data: Path, work: Path) -> Path:
-    """The answers of some questions, each beside its own beginning."""
+    """Write pairs from answers of some questions: the whole answer, and only its beginning."""
     found, _ = read_conversations(data)
     rows = [{"prompt": c.question, "chosen": c.answer, "rejected": c.answer[:1]} for c in found[:24]]
     path = work / "pairs.jsonl"
@@ -83,7 +84,7 @@ def toy_pairs(data: Path, work: Path) -> Path:
 
 
 def make_base(flags: argparse.Namespace, pairs: Path, work: Path) -> Path:
-    """A model that has learned the questions and answers; its vocabulary has the pairs' characters, too."""
+    """Train a model on the questions and answers. Its vocabulary includes the pairs' characters."""
     found = [each for path in flags.data for each in read_conversations(path)[0]]
     texts = [text for each in found for text in each.texts()]
     texts += [text for each in read_preferences(pairs)[0] for c in each[:2] for text in c.texts()]
@@ -101,7 +102,7 @@ def make_base(flags: argparse.Namespace, pairs: Path, work: Path) -> Path:
 
 
 def measure(flags: argparse.Namespace, base: Path, pairs: Path, work: Path, seed: int) -> dict[str, Any]:
-    """A run of one seed; what is measured at its best checkpoint."""
+    """Do the run of one seed. Return the numbers of its best checkpoint."""
     options: dict[str, Any] = {
         "task": "dpo", "method": flags.method, "model": base, "train_data": pairs, "seed": seed,
         "val_fraction": HELD_OUT, "beta": flags.beta, "num_train_epochs": flags.epochs, "device": "cpu",

@@ -36,7 +36,7 @@ def write_text(folder: Path, vocab_size: int, length: int = 200_000) -> dict[str
 
 
 def config_of(size: str, paths: dict[str, Any], **values: Any) -> TrainConfig:
-    """Return the configuration of a run, with AdamW, which needs little arithmetic besides the model's."""
+    """Return the configuration of a run with AdamW, because its updates take little arithmetic."""
     shape = {key: value for key, value in SIZES[size].items() if key != "vocab_size"}
     plain = {"dropout": 0.0, "loss_on": "all", "optimizer": "adamw", "learning_rate": 3e-4}
     plain |= {"max_grad_norm": 1.0, "device": "cpu", "report_to": "none"}

@@ -1,10 +1,10 @@
-"""Writes the tables of docs/performance.md, docs/doctor.md and their translations: no digit is typed.
+"""Writes the tables of docs/performance.md, docs/doctor.md and their translations from result files.
 
     python benchmarks/tables.py            # writes both pages
     python benchmarks/tables.py --check    # changes nothing; exit code 1 if a page is out of date
 
-A table is between `<!-- NAME -->` and `<!-- end -->`. Of each benchmark (and shape) the newest result that is
-not of toy size is used: by its date, then by its file name. Without a result the table says "not yet
+A table is between `<!-- NAME -->` and `<!-- end -->`. For each benchmark (and shape), the newest result is
+used that is not of toy size, by date and then by file name. Without a result the table says "not yet
 measured".
 """
 
@@ -290,7 +290,7 @@ def _counted(rows: list[dict[str, Any]], held_out: bool, right: bool = True) -> 
 
 
 def doctor_faults(result: dict[str, Any]) -> Table:
-    """What the doctor names, and what its advice does to the loss."""
+    """Table: the doctor's first finding for each fault, and the loss after its advice."""
     columns = ["planted", "named first", "right", "right, held out", "the advice followed: validation loss"]
     rows = []
     for words, runs in _by_case(result, is_healthy=False).items():
@@ -305,7 +305,7 @@ def doctor_faults(result: dict[str, Any]) -> Table:
 
 
 def doctor_healthy(result: dict[str, Any]) -> Table:
-    """Of how many healthy runs the doctor warns."""
+    """Table: the number of healthy runs of which the doctor warns."""
     rows = [
         [words, *(_counted(runs, held_out, right=False) for held_out in (False, True))]
         for words, runs in _by_case(result, is_healthy=True).items()

@@ -2,7 +2,8 @@
 
     python benchmarks/tokenizer_speed.py
 
-One thread; the text is repeated to --characters; the best of --repeats runs counts. The last line is JSON.
+It uses one thread. The text is repeated up to --characters. The best of --repeats runs counts. The last line
+is JSON.
 """
 
 import argparse

@@ -51,7 +51,7 @@ class Runner(Protocol):
 
 
 def answer_loss(run: Trainer) -> dict[str, float]:
-    """What an arm is measured by unless it says something else."""
+    """Return the loss of a run's answers, the default measure of an arm."""
     return {"answer_loss": round(run.evaluate().metrics()["val_answer_loss"], 4)}
 
 
@@ -83,9 +83,7 @@ class Arm:
         turn = self.seconds + slice_seconds
         while self.seconds < turn and len(self.rows) < len(self.budgets):
             trainer, goal = self.trainer, self.budgets[len(self.rows)]
-            if (
-                self.fitted and trainer.progress.steps_done >= 5
-            ):  # the schedule's end is where the time will be up
+            if self.fitted and trainer.progress.steps_done >= 5:  # let the schedule end when the time is up
                 left = (goal - self.seconds) * trainer.progress.steps_done / self.seconds
                 trainer.step.total_steps = trainer.progress.steps_done + max(1, round(left))
             start = time.perf_counter()

@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in COMMANDS:
         code = command_line.exit_code("minigpt", lambda: _answer(arguments))
         return code if arguments else code or 2
-    # before the command is imported, which may open files: none must get the number of a closed stream
+    # Closed streams are replaced before the command is imported, because the import may open files. A file
+    # must not get the number of a closed stream.
     if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
         return code
     before = sys.argv
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         runpy.run_module(COMMANDS[verb][0], run_name="__main__")
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):
-            raise  # the exit code is a text: Python prints it as a message
+            raise  # the exit code is a text, which Python prints as a message
         return stop.code or 0
     except KeyboardInterrupt:  # Ctrl-C while the command's modules were imported
         print(f"minigpt {verb}: interrupted", file=sys.stderr)

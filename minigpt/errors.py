@@ -76,7 +76,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     short = SHORT_NAMES.get(name.lstrip("-").replace("-", "_"), "").split()
-    bare = {one.lstrip("-"): one for one in names}  # two dashes make all flags alike
+    bare = {one.lstrip("-"): one for one in names}  # without the dashes, which all flags share
     alike = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
     near = [one for one in names if one.lstrip("-") in short] or [bare[one] for one in alike]
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
@@ -89,8 +89,8 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
     """Check numbers against the table RANGES of a class and of its base classes.
 
     RANGES maps a field to its least and greatest value: two ints for an integer, two floats for any number.
-    A third entry is advice for the message. None is allowed if it is the field's default. Of a field with
-    several numbers, each is checked.
+    A third entry is advice for the message. None is allowed if it is the field's default. If a field has
+    several numbers, each of them is checked.
 
     Args:
         owner: the class with RANGES.
@@ -128,7 +128,7 @@ def _check_number(name: str, value: object, low: float, high: float, advice: str
 
 
 def shown(value: object) -> str:
-    """Return a value as a message quotes it: some hundred characters at most.
+    """Return a value as text for a message, with at most some hundred characters.
 
     >>> shown("a"), shown(10**5000), len(shown("a" * 10**6))
     ("'a'", 'a number of 16610 bits', 83)
@@ -150,7 +150,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    r"""Like `printable`, but line ends and tabs stay, for texts of several lines.
+    r"""Return the same as `printable`, but keep line ends and tabs, for texts of several lines.
 
     >>> print(printable_lines("四川\n\x1b[31m"))
     四川

@@ -88,10 +88,10 @@ class Tokenizer:
         return self.sep_token_id
 
     def with_tokens(self, characters: Iterable[str]) -> "Tokenizer":
-        """The same vocabulary with more characters, behind the old ones; those that it has are left out.
+        """Return the same vocabulary with more characters after the old ones. Known characters are skipped.
 
         Raises:
-            InputError: for what is not one character.
+            InputError: for a text that is not one character.
         """
         new = [character for character in dict.fromkeys(characters) if character not in self.word2id]
         return Tokenizer.from_word2id({word: i for i, word in enumerate([*self.id2word, *new])})
@@ -162,7 +162,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the entries in order. Equal vocabularies have equal fingerprints."""
+        """The SHA-256 of the entries in order. Equal vocabularies have equal fingerprints."""
         return hashlib.sha256("\0".join(self.id2word).encode("utf-8", "surrogatepass")).hexdigest()
 
     def __eq__(self, other: object) -> bool:

@@ -30,8 +30,8 @@ from minigpt.generation.options import GenerationOptions
 if TYPE_CHECKING:
     from minigpt.generation.conversation import Conversation
 
-_CHAT_TOKENS = 1024  # most tokens of a chat model's answer, which may include thinking; 128 for other models
-_EXPLAINED = 60  # most tokens in the table of /why
+_CHAT_TOKENS = 1024  # longest answer of a chat model, in tokens, thinking included; other models: 128
+_EXPLAINED = 60  # largest number of tokens in the table of /why
 _DRAWING = ("temperature", "top_k", "top_p")  # options that turn sampling on; temperature 0 turns it off
 
 

@@ -70,7 +70,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _name(folder: Path) -> str:
-    """Return a name for people. A run's `best` is called by the run."""
+    """Return the model's name to show. For the folder `best` or `last` of a run it is the run's name."""
     whole = folder.absolute()
     return whole.parent.name if whole.name in ("best", "last") else whole.name
 

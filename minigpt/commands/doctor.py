@@ -103,7 +103,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    """Return only the numbers, because texts are in the paragraph."""
+    """Return the numbers of a finding for the table. The sentence below the table has its texts."""
     shown = {name: value for name, value in numbers.items() if not isinstance(value, str)}
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

@@ -120,7 +120,7 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
         raise InputError("--task takes one --precision; compare two with minigpt compare")
     if options.card and options.precision:
         raise InputError("--card describes the folder as it is stored: leave out --precision")
-    for path in options.training_data:  # noticed now, not after the work
+    for path in options.training_data:  # a missing file is an error now, not after the evaluation
         if not path.exists():
             raise InputError(f"--training_data {path} does not exist (looked for it from {Path.cwd()})")
     if options.report is not None and options.report.exists() and not options.report.is_dir():
@@ -221,7 +221,7 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
 
 
 def spread(rows: "Sequence[Row]", count: int) -> "list[Row]":
-    """Return at most `count` of the rows, evenly spread."""
+    """Return at most `count` of the rows, evenly spread over all."""
     count = min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 

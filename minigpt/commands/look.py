@@ -299,7 +299,7 @@ def _view_of_model(
 
 
 def _variants(options: Options) -> "list[GenerationOptions]":
-    """One object of options for each value of each flag."""
+    """Return one GenerationOptions for each value of each flag."""
     pairs = [(name, value) for name in _DRAWING for value in getattr(options, name)]
     return [GenerationOptions(do_sample=True, **{name: value}) for name, value in pairs]
 

@@ -86,7 +86,7 @@ class _Quickstart:
         self.run_folder = self.folder / "run"
         self.best = self.run_folder / "best"
         self.commands: list[str] = []
-        self.minutes = options.minutes  # raised if that is too short
+        self.minutes = options.minutes  # a longer time replaces it if it is too short
 
     def run(self) -> dict[str, Any]:
         with self._explains_interruption():
@@ -161,9 +161,9 @@ class _Quickstart:
         """Split the data. Returns None if it cannot be split, and need not be."""
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
         count = len(conversations)
-        if count > 10 * _MEASURED:  # answering a tenth of them would take too long
+        if count > 10 * _MEASURED:  # the evaluation of a tenth of them would take too long
             words += ("--train_ratio", f"{1 - _MEASURED / count:.6f}")
-        elif 1 < count < 10:  # a tenth would be none
+        elif 1 < count < 10:  # a tenth is less than one conversation
             words += ("--train_ratio", f"{1 - 1 / count:.2f}")
         split = self._typed("split", split_data.Options, *words, *self._flags(*_READING))
         try:

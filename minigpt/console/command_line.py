@@ -94,7 +94,7 @@ def warn(text: str) -> None:
 
 
 def _one_line(text: str, limit: int = 3000) -> str:
-    """Return a message as one line. Of one that quotes a very long value, the middle is left out."""
+    """Return a message as one line. A very long message loses its middle."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
@@ -190,7 +190,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code, complaint = 2, f"error: not enough memory: {error or 'ask for less'}"
     finally:
         _empty(sys.stdout)
-        if isinstance(sys.stderr, _NeverFails):  # else the work has silenced it: another process speaks
+        if isinstance(sys.stderr, _NeverFails):  # otherwise the work has silenced this process
             sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:
@@ -281,7 +281,7 @@ def remembered_signals() -> Iterator[None]:
 
     noted = [
         number for number, handler in before.items() if callable(handler)
-    ]  # not ignored, and no default action
+    ]  # signals that have a Python handler
     for number in noted:
         signal.signal(number, note)
     try:

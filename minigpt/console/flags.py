@@ -140,7 +140,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
         values = tuple(_read(flag, text) for text in texts)
         take(flag, values if flag.is_list else values[0])
     for flag, text in zip(places, strays):
-        if flag.is_list:  # the last one takes all that is left
+        if flag.is_list:  # a list is the last positional argument and takes all remaining words
             take(flag, tuple(_read(flag, one) for one in strays[places.index(flag) :]))
             break
         take(flag, _read(flag, text))

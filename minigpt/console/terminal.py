@@ -251,4 +251,4 @@ class ProgressLine:
     ) -> None:
         self._clear()
         if kind is None and self._shown and self._shown != self._last:
-            self._print_last()  # if any line was printed, the last one is, too
+            self._print_last()  # the last line must not be missing after earlier lines

@@ -48,7 +48,7 @@ _CLOCK = (
 _DAY = rf"{_DATE}[,，T]?\s*(?:(?:星期|周)[一二三四五六日天]\s*)?"
 _OPEN, _CLOSE = r"[\[(（【]?", r"[\])）】]?"
 _NAME = r"(?P<name>[^:：<>\[\]]{1,30}?)"
-# a message: time, name and text on one line; or name and time above the text; or no time at all
+# Forms of a message: time, name and text on one line; name and time above the text; name and text alone.
 _INLINE = re.compile(
     rf"\u200e?{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}\s*(?:[-–—|]\s*)?(?:<(?P<nick>[^<>]{{1,30}})>|{_NAME}\s*[:：])"
     r"\s*(?P<text>.*)"
@@ -61,17 +61,17 @@ _NAME_FIRST = re.compile(
 )
 _TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")  # LINE's
 _NICK = re.compile(r"<(?P<name>[^<>]{1,30})>\s*(?P<text>.+)")
-_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # of lists and headings
+_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # marks of list items and headings
 _PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**\s*(?P<text>\S.*)")
 _ABOVE = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**")
 _TIMED, _UNTIMED = (_TABS, _INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)
 _NOTICE = re.compile(rf"\u200e?{_OPEN}{_DAY}{_CLOCK}|[-—=–\s]*{_DATE}[-—=–\s]*$|[-—=–]{{6,}}$")
 _NUMBER = re.compile(
     r"(?:\s*[(（<][^()（）<>]*[)）>])+$|^(?:【[^】]*】|\[[^\]]*\])\s*"
-)  # of an account; a title
+)  # the number of an account in brackets; a title in front of a name
 _PICTURE = re.compile(r"(?:\[[^\[\]]{1,12}\]|<[^<>]{3,30}>|\u200e?(?:image|video|audio|sticker) omitted)$")
 _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "critical", "notice"}
-_ASK = ("q", "question", "问", "问题", "提问", "ask")  # a question of its own, without a history
+_ASK = ("q", "question", "问", "问题", "提问", "ask")  # FAQ: each question is a conversation of its own
 _REPLY = ("a", "answer", "答", "答案", "回答", "reply")
 _ANSWERING, _ASKING = ("客服", "助手", "助理", "机器人", "assistant", "bot"), ("客户", "用户", "顾客", "访客")
 _MOST_ROWS = 0.9  # least share of the rows that must have a speaker and a text
@@ -183,13 +183,13 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
 def read_messages(
     records: Iterable[Record], columns: MessageColumns, path: Path, speaker: str = ""
 ) -> ChatLog:
-    """Read records that are messages as conversations. Records that are none are bad ones of the log.
+    """Group records that are messages into conversations. A record that is no message is a bad record.
 
     Raises:
         InputError: as `read_chat`.
     """
     bad: list[Record] = []
-    messages: dict[str, list[Message]] = {}  # by the number of the conversation
+    messages: dict[str, list[Message]] = {}  # number of the conversation -> its messages
     for record in records:
         try:
             if isinstance(record.value, BadLine):
@@ -249,7 +249,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     said = names.total()
     if said < _FEWEST or len(names) < 2 or 2 * len(names) > said:
         return False
-    if not all(re.search(r"[^\W\d_]", name) for name in names):  # a time, not a name
+    if not all(re.search(r"[^\W\d_]", name) for name in names):  # a name has a letter; a time has none
         return False
     if any(name.split()[0].lower() in _LEVELS for name in names if name.split()):
         return False
@@ -258,7 +258,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     roles = [_role(name) for name in names]
     if not ("assistant" in roles and "user" in roles and None not in roles) and len(names) != 2:
         return False
-    has_more = all(roles) or layout is _ABOVE  # a text of several lines
+    has_more = all(roles) or layout is _ABOVE  # then a message may have several lines
     return said >= (0.2 if has_more else 0.8) * lines
 
 

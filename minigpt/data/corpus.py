@@ -58,7 +58,7 @@ class TextOptions:
     document_separator: str = "auto"
     """a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
 
-    is_quiet: ClassVar[bool] = False  # True: how a file is read is not said, because another reading says it
+    is_quiet: ClassVar[bool] = False  # True: no notes, because another reading of the files prints them
 
     @property
     def separator(self) -> str | None:

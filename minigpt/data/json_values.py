@@ -287,7 +287,7 @@ def _lines(text: str) -> Iterator[Record]:
                 value, end = _value(line, begin)
                 several.append(Record(number, value, line[begin:end]))
                 begin = _end_of_blank(line, end)
-                if line[begin:].rstrip() == ",":  # lines of an array
+                if line[begin:].rstrip() == ",":  # the line belongs to an array, whose lines end in commas
                     break
         except BadLine as bad:
             several.append(Record(number, bad, line[begin:]))

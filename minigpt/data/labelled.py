@@ -149,7 +149,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # takes a column of a Parquet file; returns True if the column is to be read
+    if len(cells) == 1:  # for Parquet: return True if this column is to be read
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 
@@ -167,7 +167,7 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
     lengths = [sum(map(len, column.elements())) for column in counts]
     label = 0 if (len(counts[0]), lengths[0]) < (len(counts[1]), lengths[1]) else 1
     first = str(cells[0].get(str(label))).strip() if cells else ""
-    differ = len(counts[label]) == len(cells)  # numbers of the rows, not labels
+    differ = len(counts[label]) == len(cells)  # True if the column holds row numbers instead of labels
     if len(cells) > 1 and counts[label][first] == 1 and (needs_labels or not differ):
         names = ", ".join(repr(str(part)[:40]) for part in cells[0].values())
         raise InputError(
@@ -290,7 +290,7 @@ def hold_out(
     by_label: dict[tuple[str, ...], list[str]] = {}
     for name, group in groups.items():
         by_label.setdefault(group[0].labels or (), []).append(name)
-    if all(len(names) < 2 for names in by_label.values()):  # numbers, or rare combinations of labels
+    if all(len(names) < 2 for names in by_label.values()):  # each label occurs once
         by_label = {(): list(groups)}
     held: set[str] = set()
     for names in by_label.values():

@@ -32,7 +32,7 @@ class EncodedPrompts(EncodedExamples):
     prompts: list[Prompt] = field(default_factory=list)  # N
 
     def last_tokens(self) -> set[int]:
-        """Return the ids with which answers end. A template may have more behind them."""
+        """Return the ids that end answers. In a chat template, more ids may follow them."""
         places = np.where(self.is_answer, np.arange(len(self.ids)), -1)
         return {*self.ids[np.maximum.reduceat(places, self.starts[:-1])].tolist()}
 
@@ -40,13 +40,13 @@ class EncodedPrompts(EncodedExamples):
 def encode_prompts(
     conversations: Sequence[Conversation], tokenizer: Any, max_length: int, encode: Encode
 ) -> EncodedPrompts:
-    """Encode each conversation up to its last answer. One that is longer than max_length is left out.
+    """Encode each conversation up to its last answer. Conversations longer than max_length are left out.
 
     Args:
         encode: `encode_conversation` (plain form) or `encode_chat_conversation`.
 
     Raises:
-        InputError: if none is left.
+        InputError: if no conversation is left.
     """
     pieces: list[npt.NDArray[np.int32]] = []
     marks: list[npt.NDArray[np.bool_]] = []

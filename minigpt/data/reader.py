@@ -141,7 +141,7 @@ def read_conversations(
         path = Path("the data set")
     data = _as_chat(data, path, encoding, names) if data.kind == "text" else _with_chat(data, path, names)
     if data.kind == "chat":
-        names = replace(names, speaker="")  # its turns have roles now
+        names = replace(names, speaker="")  # not needed any more: the turns of the log have roles
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
@@ -183,7 +183,7 @@ def read_records(
 
     Args:
         meaning: returns what a record means, or raises BadLine.
-        texts: returns the texts of such a meaning, in which U+FFFD is searched.
+        texts: returns the texts of a record's meaning, which are searched for U+FFFD.
         strict: make the first bad record an error.
 
     Raises:
@@ -212,7 +212,7 @@ def read_records(
 
 
 def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
-    """Return a note about a table without known column names; one may be a head with unusual names."""
+    """Return a note on a table without known column names. Its first row may hold unusual column names."""
     shown = ", ".join(repr(cell[:20]) for cell in first_row)
     return (
         f"{path}: no line of column names: the first column is taken for the question, the second for the "
@@ -231,7 +231,7 @@ def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> Da
 
 
 def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
-    """Return the data; if its records are messages of a chat log, as conversations."""
+    """Return the data. If its records are messages of a chat log, they are grouped into conversations."""
     records = iter(data.records)
     first = list(itertools.islice(records, _FIRST))
     columns = message_columns([record.value for record in first], names)

@@ -81,7 +81,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
     ),
     "tools": ("tools",),
 }
-MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # of a chat log that has a message in each row
+MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # columns of a chat log with one message per row
     "speaker": (
         *SPEAKER_KEYS,
         *("sender", "talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
@@ -96,8 +96,9 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # of a chat log that has a mess
         *("会话id", "对话id", "会话编号", "会话号"),
     ),
 }
-# Longer names, such as 客户问题 and 标准回答, or user_question and answer_text. They count if they are alone.
-_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # such as （必填） and a colon
+# Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. Such a name counts
+# if no other field fits its part.
+_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # a note after the name, such as （必填）, and a colon
 _ALIKE = {
     "question": re.compile(
         rf"\*?(?:.{{0,8}}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?){_NOTE}"
@@ -107,7 +108,7 @@ _ALIKE = {
         + _NOTE
     ),
 }
-NO_KNOWN_FIELD = "no field that is known"  # the reason of a bad record
+NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations"
 )
@@ -127,7 +128,7 @@ class FieldNames:
 
     question: str = ""
     answer: str = ""
-    speaker: str = ""  # of a chat log: the name of the one who answers
+    speaker: str = ""  # for a chat log: the name of the speaker who answers
 
     def __post_init__(self) -> None:
         if bool(self.question) != bool(self.answer):
@@ -311,7 +312,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
-    """Return the turns of a list. `speaker` is the name of the one who answers, if the user gave it."""
+    """Return the turns of a list. `speaker` is the name of the speaker who answers, if the user gave it."""
     if isinstance(value, str):  # JSON in a cell of a table
         try:
             value = parse_value(value)
@@ -401,7 +402,7 @@ def _conversation(
 def _weight(item: Mapping[str, Any]) -> float:
     """Return the weight of a record in the loss of training: the field `weight`, or 1.
 
-    Text that is no number gives NaN: the field may be the weight of a thing, such as "5 kg".
+    A text that is no number gives NaN: the field may be the weight of an object, such as "5 kg".
     """
     value = item.get("weight")
     if _is_nothing(value):
@@ -418,7 +419,7 @@ def _weight(item: Mapping[str, Any]) -> float:
 
 
 def _tools(value: Any) -> str:
-    """Return a list of tools as JSON, or "" for none. In a file they may stand as JSON in a text."""
+    """Return a list of tools as JSON, or "" for none. The value may be a list, or a text with JSON."""
     if isinstance(value, str) and value.strip():
         try:
             value = parse_value(value)

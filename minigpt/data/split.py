@@ -31,9 +31,7 @@ from minigpt.storage.files import atomic_open
 
 __all__ = ["NORMALISATION", "Split", "normalise", "split_conversations", "write_split"]
 
-NORMALISATION = (
-    1  # increase it with every change of `normalise`, because older splits then cannot be repeated
-)
+NORMALISATION = 1  # version of `normalise`: a change of it changes the split, so increase this number
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")
@@ -214,14 +212,14 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        takes = size <= left and bool(later >> (left - size) & 1)  # the later groups can sum to the rest
+        takes = size <= left and bool(later >> (left - size) & 1)  # the later groups can add the rest
         chosen.append(takes)
         left -= size * takes
     return chosen + [False] * (len(sizes) - len(chosen))
 
 
 def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
-    """Return the set bit nearest to target. In a tie, prefer no empty part, then the larger sum."""
+    """Return the number of the set bit nearest to `target`. In a tie, prefer a bit outside `empty`."""
     bits = f"{sums:b}"[::-1]
     middle = max(0, min(math.floor(target), len(bits) - 1))
     below, above = bits.rfind("1", 0, middle + 1), bits.find("1", middle + 1)

@@ -33,13 +33,13 @@ _LARGEST = 4 << 30  # largest number of uncompressed bytes of a Parquet row grou
 
 
 def require_package(module: str, what: str, extra: str) -> None:
-    """Raise InputError, with the extra that installs it, if a module is missing."""
+    """Raise InputError if a module is missing. The message names the extra that installs it."""
     if importlib.util.find_spec(module) is None:
         raise InputError(f"{what} needs {module}: pip install 'minigpt[{extra}]'")
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix in lower case, of a compressed file the suffix before that.
+    """Return the suffix in lower case. For a compressed file, it is the suffix before .gz and the like.
 
     >>> suffix_of(Path("a.CSV.gz"))
     '.csv'
@@ -108,7 +108,7 @@ def _first_rows(sample: str, delimiter: str) -> tuple[list[list[str]], bool]:
 
 
 def _titles(rows: Sequence[Sequence[str]], is_head: IsHead) -> int:
-    """Return the number of rows above the column names: titles, which have one cell each."""
+    """Return the number of title rows above the column names. A title row has one cell."""
     for number, row in enumerate(rows[:_TITLES]):
         if len(row) > 1 and is_head([cell.strip().lower() for cell in row]):
             return number
@@ -203,8 +203,8 @@ class Sheet(NamedTuple):
 def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
     """Read the rows of a workbook's first sheet with known column names, else of the first one with rows.
 
-    The column names are the first row, or one of the next rows below a title. Names that are not known are
-    names if there are more than two columns, as in CSV. A sheet of one column is a list of texts.
+    The column names are in the first row, or in one of the next rows below a title. As in CSV, unknown names
+    count as column names if there are more than two columns. A sheet of one column is a list of texts.
 
     Raises:
         InputError: for a damaged workbook, for another zip file, or without python-calamine.

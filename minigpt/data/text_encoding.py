@@ -38,12 +38,12 @@ _CANDIDATES = {
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
-_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # encodings that can be damaged
-_DAMAGED = 0.005  # largest share of bad bytes, of those that are not ASCII, of a damaged text
+_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # these show bad bytes
+_DAMAGED = 0.005  # a text may have this share of bad bytes among its bytes that are not ASCII
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
 _CERTAIN = 3.0  # factor by which the best encoding must be more likely than the second
-_ZEROS = 3  # smallest number of zero bytes in UTF-16; fewer may be an error in the file
+_ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16: these may be errors in the file
 _ENOUGH = 8  # smallest number of bytes that are not ASCII for a certain result
 _NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")  # Python's own
 _SHOWN = 12  # number of characters that an error message shows
@@ -90,7 +90,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         try:
             text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            read = error.object  # the decoder may have removed a mark
+            read = error.object  # without the byte order mark, which the decoder may have removed
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
@@ -211,14 +211,14 @@ def _is_certain(readings: list[_Reading], data: bytes) -> bool:
 
 
 def _damaged(data: bytes) -> tuple[str, str] | None:
-    """Return text and encoding, if some bytes are no characters and the encoding of the others is certain."""
+    """Return text and encoding of data with a few bad bytes, if the encoding of the rest is certain."""
     others = sum(byte >= 0x80 for byte in data)
     for codec in _OF_SEVERAL_BYTES:
         text = data.decode(codec, "surrogateescape")
         bad = len(BAD_BYTES.findall(text))
         if not 0 < bad <= max(1, _DAMAGED * others):
             continue
-        # a bad byte shifts all that follows in its line
+        # a bad byte shifts all characters behind it, so its whole line is left out
         good = b"\n".join(line for line in data.split(b"\n") if _is_text(line, codec))
         readings = _readings(good) if good else []
         if _is_certain(readings, good) and readings[0].codec == codec:

@@ -7,7 +7,7 @@ A window of a text may begin inside a character, so the words are found in the b
 across the border of two words belongs to the first. A special token is a word.
 
     tokenizer   the words into which the tokenizer cuts a text first: " hello", ","; the parts of WordPiece.
-                Chinese text between two marks is one word there
+                Here, the Chinese text between two punctuation marks is one word
     jieba       Chinese words by the package rjieba (https://pypi.org/project/rjieba), an optional dependency
                 that is jieba in Rust; white space belongs to the word behind it
 """
@@ -57,17 +57,17 @@ class WordFinder:
         self._joins_pieces = kind == "jieba" and isinstance(tokenizer, WordPieceTokenizer)
 
     def of(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Return the number of each token's word, (T,), from 0 on."""
+        """Return for each token the number of its word, (T,), counted from 0."""
         pieces = [self._piece(index) for index in ids]
         is_special = np.array([piece == _SPECIAL for piece in pieces])
-        if self._joins_pieces:  # WordPiece's text of a word begins with a space, that of 四 too
+        if self._joins_pieces:  # WordPiece puts a space before each word, even before 四
             pieces = [
                 piece[1:]
                 if piece[:1] == b" " and not (piece[1:2] < b"\x80" and before[-1:] < b"\x80")
                 else piece
                 for before, piece in zip([b"\xff", *pieces], pieces)
             ]
-        # half a character at an end of the window: one U+FFFD for each of its bytes
+        # a character that the window cuts gives one lone surrogate for each of its bytes
         text = b"".join(pieces).decode("utf-8", "surrogateescape")
         widths = [1 if "\ud800" <= character <= "\udfff" else len(character.encode()) for character in text]
         text = "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)

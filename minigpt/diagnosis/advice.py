@@ -31,7 +31,7 @@ __all__ = [
     "usual_rates",
 ]
 
-# Options that are no settings of the run. `size` is left out because the settings that it chose are copied.
+# Options that the new command does not copy. `size` is not copied, because the settings that it chose are.
 _NOT_COPIED = {*PER_CALL, "recipe", "size", "resume", "output"}
 
 
@@ -68,7 +68,7 @@ def relative_rate(config: TrainConfig) -> float:
 
 
 def longer(config: TrainConfig, times: float) -> dict[str, Any]:
-    """Return settings for a run with more steps, or with fewer."""
+    """Return settings for a run whose number of steps is multiplied by `times`."""
     if config.max_steps:
         return {"max_steps": max(1, round(times * config.max_steps))}
     return {"num_train_epochs": float(f"{times * config.num_train_epochs:.3g}")}
@@ -89,7 +89,7 @@ def train_command(record: RunRecord, flags: Mapping[str, Any]) -> str:
     is_finetuning = isinstance(config, FinetuneConfig)
     try:
         base = read_recipe(recipe, type(config))
-    except InputError:  # the run has no recipe, or the recipe does not exist any more
+    except InputError:  # the run has no recipe, or its recipe does not exist any more
         recipe = "finetune" if is_finetuning else "document"
         base = read_recipe(recipe, type(config))
     usual = base.as_dict()

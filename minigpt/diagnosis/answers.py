@@ -84,7 +84,8 @@ def measure(
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # for each answer the question of another pair: the search for a different answer starts half way round
+    # For each answer, choose the question of a pair with another answer. The search begins half the list
+    # away.
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))
@@ -141,12 +142,12 @@ def ask(
 ) -> tuple[list[Answer], int]:
     """Answer some of the questions that fit the model, evenly spread.
 
-    Returns: the answers, and the most tokens that an answer may have.
+    Returns: the answers, and the largest number of tokens that an answer may have.
 
     Raises:
         InputError: if no question fits, or the model's outputs are not finite.
     """
-    room = model.config.max_position_embeddings - 2  # two places for <sep> and a token of the answer
+    room = model.config.max_position_embeddings - 2  # two positions are for <sep> and a token of the answer
     first = dict.fromkeys(each.exchanges[0] for each in conversations)
     fitting = [one for one in first if len(tokenizer.encode_text(one.question)) <= room]
     if not fitting:
@@ -162,7 +163,7 @@ def judge(
     """Return findings if answers do not depend on their questions, do not end, are the same, or are empty.
 
     Args:
-        limit: most tokens of an answer.
+        limit: largest number of tokens of an answer.
         pairs_fit: True if the questions and answers in the data belong together (`answers_fit`).
     """
     count, found = len(answers), []

@@ -36,8 +36,8 @@ SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
 # An unusual batch may cause one or two spikes. After a spike the loss needs about ten steps to recover. So
 # one spike in fifty steps wastes a fifth of the run.
 SPIKES, SPIKE_SHARE = 3, 0.02
-# Where numbers overflow at a rate under three usual ones, and the loss did not leap, the reason is another: a
-# line of the data, the machine's memory, 16 bits.
+# Below three times the usual rate and without spikes, the rate is not the reason for an overflow. The reason
+# may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
 # The gradient norm normally grows a little as the loss falls, but not five times.
 GRADIENT_TIMES = 5.0
@@ -118,7 +118,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Whether nothing speaks against the learning rate: then it is not the reason why numbers overflow."""
+    """Return whether the rate is low and the loss has few spikes. Then an overflow has another reason."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -177,7 +177,7 @@ def loss_spikes(record: RunRecord) -> Finding | None:
 
 
 def leaps(record: RunRecord) -> dict[int, tuple[float, float]]:
-    """Steps whose loss stands out, in lines or as the run noticed them -> that loss, and what was usual."""
+    """Return each step with a spike -> its loss, and the usual loss. Reads lines and the run's events."""
     noticed = {event.step: event.loss for event in record.events if event.kind == "spike"}
     points = sorted({**{point.step: point.loss for point in finite(record.train)}, **noticed}.items())
     found: dict[int, tuple[float, float]] = {}
@@ -234,7 +234,8 @@ def overfitting(record: RunRecord) -> Finding | None:
     if not after or fmean(after) >= fmean(before):
         return None
     numbers = {"step": best.step, "minimum": best.loss, "last": last, "train": end, "gap": last - end}
-    # the lowest lies somewhere before the evaluation after the best; a rate that falls until there finds it
+    # The lowest loss lies before the evaluation that follows the best one. So the new run, and with it the
+    # fall of the learning rate, ends there.
     return finding("overfitting", **numbers).trying(max_steps=next(p.step for p in val if p.step > best.step))
 
 
@@ -272,19 +273,19 @@ def finite(points: Sequence[Point]) -> list[Point]:
 
 
 def has_risen(val: Sequence[ValPoint], share: float) -> bool:
-    """Whether the last validation loss is above the lowest by more than noise."""
+    """Return whether the last validation loss is above the lowest one by more than noise."""
     lowest = min(point.loss for point in val)
     return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """Return the median of each loss and its neighbours: on each side two, or a fortieth of a long curve."""
+    """Return moving medians of the losses. On each side they take two points, or 1/40 of a long curve."""
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]
 
 
 def late_share(record: RunRecord) -> float:
-    """Return which share of the validation loss's fall belongs to the last third of the steps; 0: unknown.
+    """Return the share of the validation loss's fall that is in the last third of the steps; 0: unknown.
 
     On a straight line this share is a third. On a curve that is nearly flat at its end it is below a tenth.
     """
@@ -310,7 +311,7 @@ def untrained(record: RunRecord) -> float:
     return math.log(record.vocab_size) + 2e-4 * record.config.n_embd if record.vocab_size > 1 else math.nan
 
 
-# of every run, whatever its loss is
+# checks for every run, whatever its loss is
 COMMON_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
     nothing_logged,
     metrics_damaged,

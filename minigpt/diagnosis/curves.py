@@ -116,7 +116,7 @@ def save_curve(record: RunRecord, path: Path) -> int:
     for point in points:
         point["share"] = round(point["step"] / total, 6)
         point["tokens"] = round(point["step"] * per_step)
-    # sort is stable: at equal steps, training points stay before validation points
+    # `sort` is stable: if steps are equal, training points stay before validation points
     points.sort(key=lambda point: point["step"])
     lines = [json.dumps(line, ensure_ascii=False) for line in (head, *points)]
     atomic_write(path, "".join(f"{line}\n" for line in lines))
@@ -176,7 +176,8 @@ def compare(record: RunRecord, curve: Curve) -> Finding:
     longer = per_step * record.total_steps / curve.tokens
     if not record.is_finished and not 1 / UNLIKE_LENGTH <= longer <= UNLIKE_LENGTH:
         return finding("reference_too_early", steps=record.steps_done)
-    # of a finished run the best evaluation counts, because that checkpoint is kept; else the last one
+    # A finished run is compared by its best evaluation, because that checkpoint is kept. An unfinished run is
+    # compared by its last one.
     point = min(val, key=lambda one: one.loss) if record.is_finished else val[-1]
     tokens = round(per_step * (record.total_steps if record.is_finished else point.step))
     reference = curve.loss_at(tokens)

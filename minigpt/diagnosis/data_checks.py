@@ -95,7 +95,7 @@ class DataRecord:
 
     @property
     def config(self) -> TrainConfig:
-        """Settings of the run."""
+        """The settings of the run."""
         return self.run.config
 
 
@@ -197,7 +197,7 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Check for lines that could not be read, in the worse of both files. Empty fields are counted apart."""
+    """Check for lines that cannot be read, in the worse of both files. Empty fields are another check."""
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -386,7 +386,7 @@ def duplicates(data: DataRecord) -> Finding | None:
         return None
     command, parts = split_commands(data.run)
     found = finding("duplicates", count=count, pairs=pairs, share=count / pairs)
-    # measured on what it was measured on before, in as many steps
+    # Train on the data without repetitions, for as many steps as before. The validation data stays the same.
     again = {} if data.config.max_steps else longer(data.config, pairs / (pairs - count))
     return found.trying(command, train_data=parts["train_data"], **again)
 

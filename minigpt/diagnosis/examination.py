@@ -49,11 +49,11 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
 
 
 def _findings(record: RunRecord, found: Sequence[Finding | None], done: int) -> list[Finding]:
-    """Return what was found, with commands; or that the run is healthy, after `done` checks."""
+    """Return the findings with commands. If there are none, return that the run passed `done` checks."""
     findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
         healthy = finding("healthy", checks=done, steps=record.steps_done)
-        findings = without_consequences([*findings, healthy])  # in its place
+        findings = without_consequences([*findings, healthy])  # in the order of findings.toml
     return [_with_commands(record, one) for one in findings]
 
 

@@ -187,7 +187,7 @@ def _processor() -> tuple[str, Any]:
 
 
 def instructions() -> dict[str, bool]:
-    """Return for each instruction set that matters for speed whether the processor has it.
+    """Return instruction set -> whether the processor has it, for those that matter for speed.
 
     Raises:
         OSError: if the system does not say.
@@ -220,7 +220,7 @@ def _cores() -> tuple[str, Any]:
 
         data["threads"] = torch.get_num_threads()
         text += f"; torch computes with {data['threads']} threads"
-    except Exception as error:  # torch is broken, which the report should say
+    except Exception as error:  # the report must also describe a broken torch
         text += f"; torch's threads unknown: {_one_line(error)}"
     asked = os.environ.get("OMP_NUM_THREADS")
     return text + (f" (OMP_NUM_THREADS={asked})" if asked else ""), data

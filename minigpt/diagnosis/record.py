@@ -38,7 +38,7 @@ class TrainPoint:
     epoch: float = math.nan  # number of passes over the data so far
     tokens_per_second: float = math.nan  # mean since the start of the process
     seconds: float = math.nan
-    # of a run that learns from rewards
+    # only in a run that learns from rewards
     reward: float = math.nan
     equal_groups: float = math.nan  # share of the groups whose answers all have the same reward
 
@@ -49,10 +49,10 @@ class ValPoint:
 
     step: int
     loss: float  # nats per counted token; training counts the same tokens
-    # of a run that learns from rewards
+    # only in a run that learns from rewards
     reward: float = math.nan  # mean over the validation prompts
-    exact_match: float = math.nan  # share of the answers that are the file's
-    completion_length: float = math.nan  # tokens of an answer
+    exact_match: float = math.nan  # share of the answers that equal the file's answers
+    completion_length: float = math.nan  # mean number of tokens of an answer
     clipped_ratio: float = math.nan  # share of the answers that did not end by themselves
 
 
@@ -63,7 +63,7 @@ class Event:
     step: int
     kind: str
     loss: float = math.nan
-    what: tuple[str, ...] = ()  # sentences on the changes by a resume
+    what: tuple[str, ...] = ()  # sentences that say what the resume changed
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class RunRecord:
 
     @property
     def lines_every(self) -> int:
-        """Number of steps between two lines about training; 0: there is at most one line."""
+        """The number of steps between two lines about training; 0: there is at most one line."""
         return min((b.step - a.step for a, b in itertools.pairwise(self.train)), default=0)
 
     @property
     def parameters(self) -> int:
-        """Number of the model's parameters; 0: unknown."""
+        """The number of the model's parameters; 0: unknown."""
         try:
             return self.config.model_config(self.vocab_size).parameter_count() if self.vocab_size else 0
         except InputError:
@@ -102,7 +102,7 @@ class RunRecord:
 
     @property
     def total_steps(self) -> int:
-        """Number of steps of the whole run; 0: not recorded."""
+        """The number of steps of the whole run; 0: not recorded."""
         return _whole(self.state.get("total_steps")) or self.config.max_steps
 
     @property
@@ -140,7 +140,7 @@ def read_record(folder: Path) -> RunRecord:
         step = _whole(line.get("step"))
         if not step and not (
             line.get("step") == 0 and "val_loss" in line
-        ):  # given weights are measured first
+        ):  # a run from given weights measures them before its first step
             broken += 1
             continue
         if "event" in line:
@@ -187,7 +187,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> TrainConfig:
     """Return the run's settings, from run.json or else from its newest checkpoint.
 
-    Unknown settings are passed over. Those with an unknown or impossible value get their default. A warning
+    Unknown settings are skipped. Settings with an unknown or impossible value get their default. A warning
     names both. A diagnosis does not need exact settings, while a resume does.
     """
     written = run.get("config", state.get("config"))
@@ -219,7 +219,7 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
         values = {name: value for name, value in values.items() if _is_possible(kind, {name: value, **own})}
         try:
             found = kind(**{**values, **own})
-        except InputError:  # each value is possible, but not beside the others
+        except InputError:  # each value alone is possible, but not all of them together
             raise InputError(f"{folder / RUN_FILE}: {problem}") from None
     if passed_over := [name for name in written if name not in values and written[name] is not None]:
         warn(f"{folder / RUN_FILE}: passed over, because this minigpt does not know them or their values: "

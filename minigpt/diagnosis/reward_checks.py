@@ -1,4 +1,4 @@
-"""Checks a run that learned from rewards: was the reward earned in a way that nobody wanted?
+"""Checks a run that learned from rewards: did it earn them in an unwanted way (reward hacking)?
 
 The losses of such a run say nothing by themselves, so the checks of losses are left out. The thresholds are
 rules of thumb; each finding shows its numbers.
@@ -14,13 +14,13 @@ from minigpt.training.finetune_config import FinetuneConfig
 
 __all__ = ["REWARD_CHECKS", "learns_from_rewards"]
 
-# With 200 prompts the standard error of a share is 3.5 % at most. A fall of a fifth and of 5 % is no chance.
+# With 200 prompts the standard error of a share is at most 3.5 %. A fall by a fifth and by 5 % is not noise.
 FALL_SHARE, FALL = 0.2, 0.05
-RISE = 0.02  # of the range of rewards that the run has seen, at least; smaller rises are noise
-# Answers of a third of the length, or three times as long, are other answers.
+RISE = 0.02  # smallest rise that counts, as a share of the run's range of rewards; smaller rises are noise
+# Answers with a third of the length, or three times the length, have another form.
 LENGTH_TIMES = 3.0
-CUT_OFF = 0.5  # share of the answers that do not end by themselves
-EQUAL = 0.9  # share of the groups whose answers all have the same reward
+CUT_OFF = 0.5  # share of answers without an end at which answers count as endless
+EQUAL = 0.9  # share of groups with equal rewards at which little can be learned
 
 
 def learns_from_rewards(record: RunRecord) -> bool:
@@ -49,7 +49,7 @@ def reward_hacking(record: RunRecord) -> Finding | None:
 
 
 def answers_degenerate(record: RunRecord) -> Finding | None:
-    """Check whether the reward rose while answers became much shorter or longer, or stopped to end."""
+    """Check whether the reward rose while answers became much shorter, much longer, or endless."""
     if (ends := _ends(record)) is None:
         return None
     first, last = ends

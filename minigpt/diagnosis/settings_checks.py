@@ -80,12 +80,15 @@ def learned_less_than(record: RunRecord, share: float) -> bool:
 
 
 def is_far(record: RunRecord) -> bool:
-    """Whether most is learned; also where nothing tells."""
+    """Return whether the model has learned most of the data; True if that is not known."""
     return record.summary is None or not best_loss(record) >= NOT_FAR * record.summary.val_unigram_loss
 
 
 def path(record: RunRecord) -> float:
-    """Return the sum of the schedule's shares over all steps. Times the rate, this is AdamW's longest way."""
+    """Return the sum of the schedule's shares over all steps.
+
+    The sum times the learning rate is the longest way that AdamW can move a weight.
+    """
     total = max(record.total_steps, record.steps_done, 1)
     every = max(1, total // 1000)
     return every * sum(schedule(record.config, step, total) for step in range(0, record.steps_done, every))
@@ -149,7 +152,7 @@ def rate_too_high(record: RunRecord) -> Finding | None:
     if not train or not (worse or in_vain):
         return None
     peak, step, _ = early_peak(record)
-    if math.isnan(peak):  # the beginning is missing
+    if math.isnan(peak):  # the first lines of the run are missing
         peak, step = max((point.loss, point.step) for point in train)
     numbers = {"step": step, "peak": peak, "start": untrained(record), "loss": best_loss(record)}
     rate = max(rates(record.config).values())
@@ -168,9 +171,9 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 
 
 def rose(record: RunRecord) -> bool:
-    """Whether the first steps made a new model's loss worse, for two steps on end at least.
+    """Return whether the first steps raised the loss of a new model, for at least two steps in a row.
 
-    (A single batch of rare tokens costs a model more that has just learned which tokens are frequent.)
+    (A single batch may have rare tokens. They raise the loss of a model that has just learned frequencies.)
     """
     train = first_lines(record)
     above = [point.loss > untrained(record) + ABOVE for point in train]
@@ -178,13 +181,13 @@ def rose(record: RunRecord) -> bool:
 
 
 def leapt(record: RunRecord) -> bool:
-    """Whether at a high rate one of the first lines stands well above an earlier one."""
+    """Return whether the rate is high and one of the first losses is far above an earlier one."""
     peak, _, low = early_peak(record)
     return relative_rate(record.config) >= HIGH and peak > low + RISE
 
 
 def first_lines(record: RunRecord) -> list[TrainPoint]:
-    """A tenth of the lines, at least ten; none where the beginning is missing."""
+    """Return the first tenth of the lines, at least ten. Return none if the first lines are missing."""
     train = finite(record.train)
     if not train or math.isnan(untrained(record)) or train[0].step > 2 * max(record.lines_every, 10):
         return []
@@ -194,7 +197,7 @@ def first_lines(record: RunRecord) -> list[TrainPoint]:
 def early_peak(record: RunRecord) -> tuple[float, int, float]:
     """Find the highest rise of the loss in the first lines, above an earlier line or an untrained model.
 
-    Returns: loss, step, and the lower loss before it; (nan, 0, nan) if the beginning is missing.
+    Returns: loss, step, and the lower loss before it; (nan, 0, nan) if the first lines are missing.
     """
     train, low = first_lines(record), untrained(record)
     if not train:
@@ -240,13 +243,13 @@ def batch_too_small(record: RunRecord) -> Finding | None:
     found = finding("batch_too_small", targets=targets, loss=best_loss(record))
     wanted = min(ENOUGH_TARGETS * summary.train_examples / summary.train_targets, summary.train_examples)
     size = 2 ** math.ceil(math.log2(wanted))
-    # a quarter of the steps: each of them goes further
+    # a quarter of the steps is enough, because the gradients of larger batches have less noise
     times = 0.25 if config.max_steps else max(1.0, size / batch / 4)
     return found.trying(batch_size=size, **longer(config, times))
 
 
 def model_too_small(record: RunRecord) -> Finding | None:
-    """Check whether both losses stopped at about one value, with more left than the model can store."""
+    """Check whether both losses stopped at nearly the same value, because the model cannot store more."""
     summary, train = record.summary, finite(record.train)
     if summary is None or len(train) < ENOUGH_LINES or not record.is_finished or not record.parameters:
         return None

@@ -80,7 +80,7 @@ class Asked(NamedTuple):
 
 
 def by_question(conversations: Iterable[Conversation]) -> dict[Asked, list[str]]:
-    """Return each distinct question (with the exchanges before it) -> its distinct answers, in file order."""
+    """Return distinct question (with the exchanges before it) -> its distinct answers, in file order."""
     answers: dict[Asked, list[str]] = {}
     for conversation in conversations:
         for number, exchange in enumerate(conversation.exchanges):

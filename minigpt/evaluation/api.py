@@ -49,9 +49,9 @@ class AnswersReport:
     scores: AnswerReport
     conversations: int  # number of conversations
     pairs: int  # number of questions with answers, over all conversations
-    max_length: int  # most tokens of a conversation that the loss is measured on
+    max_length: int  # number of tokens after which a conversation is cut for the loss
     cut: int  # number of conversations with more than max_length tokens
-    context: int  # most tokens that the model can read
+    context: int  # largest number of tokens that the model can read
     too_long: int  # number of questions that fill the whole context, counted as not answered
     unknown_characters: int  # number of questions with characters that are not in the vocabulary
     answers: dict[Asked, str]  # the model's answer to each distinct question
@@ -124,7 +124,7 @@ def evaluate_conversations(
     if not isinstance(tokenizer, Tokenizer):
         raise InputError("the model has no <sep> behind a question: measure it on a text (--text FILE)")
     limit = model.config.max_position_embeddings
-    if max_length > limit + 1:  # limit + 1, because the last token is predicted but not read
+    if max_length > limit + 1:  # + 1: the model predicts the last token but does not read it
         raise InputError(
             f"max_length={max_length} does not fit the model's block_size={limit}: at most {limit + 1} are "
             "possible"

@@ -29,7 +29,7 @@ class Comparison:
 
     @property
     def winner(self) -> int:
-        """1 or 2: the better model; 0: the data cannot tell."""
+        """The better model, 1 or 2; 0: the data cannot tell which one is better."""
         if not self.difference.is_clear:
             return 0
         return 2 if self.difference.value > 0 else 1
@@ -70,11 +70,11 @@ class Comparison:
 
 
 def _needed(d: Difference) -> int:
-    """Return how many questions would show a difference of this size, or 0 if it is almost nothing."""
+    """Return the number of questions that would show this difference; 0 if it is over a million."""
     if not d.value or d.high <= d.low:
         return 0
     half = (d.high - d.low) / 2
-    needed = int(d.count * (2.8 * (half / 1.96) / abs(d.value)) ** 2)  # 2.8: found four times in five
+    needed = int(d.count * (2.8 * (half / 1.96) / abs(d.value)) ** 2)  # 2.8: power 80 %, level 5 %
     rounded = round(needed, 1 - len(str(needed)))
     return rounded if d.count < rounded <= 10**6 else 0
 

@@ -19,16 +19,16 @@ from minigpt.evaluation.text_metrics import words_of
 
 __all__ = ["Contamination", "contamination"]
 
-_WORDS = 10  # of an n-gram
-_LEAST = 5  # a shorter question says nothing: it may be anywhere
+_WORDS = 10  # number of words of an n-gram
+_LEAST = 5  # questions with fewer words are not searched: they may occur by chance
 _NEAR = 0.5
 
 
 @dataclass(frozen=True)
 class Contamination:
-    """Which questions of a task are in training data."""
+    """The questions of a task that are in training data."""
 
-    count: int  # number of questions that are long enough to be looked for
+    count: int  # number of questions that are long enough for the search
     exact: list[Example] = field(repr=False)
     near: list[Example] = field(repr=False)
 

@@ -34,17 +34,17 @@ IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 __all__ = ["IS_INSTALLED", "HarnessModel", "main", "register"]
 
-_MAX_NEW_TOKENS = 256  # as the harness's hf model
+_MAX_NEW_TOKENS = 256  # default of the harness's hf model
 
 
 class HarnessModel:
-    """One model, as the harness asks it: log-likelihoods, texts in windows, generation.
+    """A model with the functions that the harness calls: log-likelihoods, texts in windows, generation.
 
-    `register` joins it with the harness's TemplateLM, which divides texts into context and continuation.
+    `register` combines it with the harness's TemplateLM, which splits texts into context and continuation.
     """
 
     backend = "causal"
-    cache_hook: Any  # of the harness
+    cache_hook: Any  # the harness sets it
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class HarnessModel:
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8  # "auto": nothing to find out
+        rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8  # "auto" gives 8
         folder = None if adapter is None else Path(adapter)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            device = None  # the harness's command line says cuda:0 where its user says nothing
+            device = None  # cuda:0 is the harness's default, not the user's choice
         self._loaded = load(Path(pretrained), device or "auto", precision, folder, max(1, rows))
         if isinstance(self._loaded.model, SequenceClassifier):
             raise InputError(f"{pretrained} holds a classifier: the harness measures language models")
@@ -76,18 +76,18 @@ class HarnessModel:
 
     @property
     def eot_token_id(self) -> int:
-        """The id that ends a text."""
+        """The id of the token that ends a text."""
         return int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
 
     @property
     def prefix_token_id(self) -> int:
-        """The id before a text that has no context."""
+        """The id of the token before a text without context."""
         start = getattr(self.tokenizer, "bos_token_id", None)
         return self.eot_token_id if start is None else int(start)
 
     @property
     def tokenizer_name(self) -> str:
-        """What decides the ids, for the harness's cache of requests."""
+        """The tokenizer's fingerprint. The harness's cache of requests uses it as a key."""
         return self.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:

@@ -1,12 +1,12 @@
-"""Chance: confidence intervals of a metric, and whether two models differ.
+"""Confidence intervals of a metric, and tests of whether two models differ by more than chance.
 
     bootstrap(values)                         # (low, high) of the mean, 95 %
-    bootstrap(nll, tokens)                    # of a ratio of sums
+    bootstrap(nll, tokens)                    # the interval of a ratio of sums
     paired(a, b)                              # difference, interval, p-value: question by question
     mcnemar(only_a, only_b)                   # the exact test
 
-A question is what is drawn: another set of questions of this kind would give another number, and the interval
-says how far it may be. Everything is seeded, so the same values give the same interval.
+Questions are resampled: another set of such questions would give another number, and the interval says how
+far it may be from this one. Everything is seeded, so the same values give the same interval.
 """
 
 import math
@@ -22,7 +22,7 @@ __all__ = ["Difference", "bootstrap", "mcnemar", "paired"]
 
 Values = npt.NDArray[np.float64]
 _SAMPLES = 2000
-_AT_ONCE = 4_000_000  # numbers in memory at a time
+_AT_ONCE = 4_000_000  # largest number of values in memory at a time
 
 
 def bootstrap(
@@ -37,12 +37,12 @@ def bootstrap(
     """Return a confidence interval of sum(values) / sum(weights), by the percentiles of resampled questions.
 
     Args:
-        values: (N,), one for each question.
-        weights: (N,), such as tokens; None: ones, so that it is the mean.
-        transform: of the ratio, such as exp for perplexity.
+        values: (N,), one value per question.
+        weights: (N,), such as numbers of tokens; None: ones, so that the ratio is the mean.
+        transform: a function applied to the ratio, such as exp for perplexity.
 
-    If all questions are right, or all wrong, resampling says nothing. The bound is then the exact one of a
-    binomial: with 30 of 30 right, the true share is at least 0.884.
+    If all questions are right, or all wrong, resampling says nothing. Then the bound is that of the binomial
+    distribution: with 30 of 30 right, the true share is at least 0.884.
     """
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -65,11 +65,11 @@ def bootstrap(
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the exact two-sided p-value: how likely so uneven numbers are if both models are equally good.
+    """Return the exact two-sided p-value: the probability of such numbers if both models are equally good.
 
     Args:
         only_a: number of questions that only the first model gets right.
-        only_b: the same of the second.
+        only_b: number of questions that only the second model gets right.
 
     >>> mcnemar(5, 5), mcnemar(0, 5)
     (1.0, 0.0625)
@@ -80,26 +80,26 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _of_logarithms(n: int, less: int) -> float:
-    """The same for many questions, where 2**n is no float."""
+    """Compute the p-value of `mcnemar` for many questions, where 2**n is too large for a float."""
     of = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(less + 1)])
     return float(min(1.0, 2 * np.exp(of - n * math.log(2)).sum()))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How the second of two models differs from the first, question by question."""
+    """The difference of two models, measured question by question."""
 
     value: float  # mean of the second minus mean of the first
-    low: float  # of its 95 % interval
+    low: float  # lower end of the 95 % interval
     high: float
-    p: float  # McNemar's exact test for right and wrong; else a test by random signs
+    p: float  # p-value of McNemar's exact test if scores are 0 or 1, else of random signs
     only_first: int  # number of questions on which the first is better
     only_second: int
     count: int
 
     @property
     def is_clear(self) -> bool:
-        """True if the data tells the models apart, at 5 %."""
+        """True if the difference is significant at 5 %."""
         return self.p < 0.05
 
 
@@ -107,10 +107,10 @@ def paired(first: npt.ArrayLike, second: npt.ArrayLike, seed: int = 0) -> Differ
     """Compare two models on the same questions.
 
     Args:
-        first, second: (N,), a score for each question; more is better.
+        first, second: (N,), one score per question; higher is better.
 
-    For scores between right and wrong, the p-value is that of 10,000 random signs: if the models are equally
-    good, each difference could as well have the other sign.
+    If scores are not only 0 and 1, the p-value comes from 10,000 random choices of signs: if both models are
+    equally good, each difference could as well have the other sign.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if len(a) != len(b) or not len(a):

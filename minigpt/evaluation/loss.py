@@ -60,23 +60,23 @@ class LossSum:
 
 
 class Report(Protocol):
-    """The result of an evaluation, as sums: several processes add up theirs."""
+    """The result of an evaluation. It consists of sums, so several processes can add up their results."""
 
     @property
     def loss(self) -> float:
-        """The checkpoint with the lowest one is the best."""
+        """The loss that chooses the best checkpoint: the one with the lowest loss."""
 
     def sums(self) -> list[float]:
-        """The sums of this process."""
+        """Return the sums of this process."""
 
     def set_sums(self, sums: Sequence[float]) -> None:
-        """Put the sums of all processes in their place."""
+        """Replace the sums of this process by those of all processes."""
 
     def metrics(self) -> dict[str, float]:
-        """The numbers for metrics.jsonl, by their names there; `val_loss` is `loss`."""
+        """Return the numbers for metrics.jsonl, by their names there. `val_loss` is `loss`."""
 
     def shown(self) -> str:
-        """One of them in words, for the line that says the loss."""
+        """Return one more number in words, for the line that prints the loss."""
 
 
 @dataclass
@@ -89,12 +89,12 @@ class LossReport:
 
     @property
     def counted(self) -> LossSum:
-        """The one of the two that `loss_on` names."""
+        """The loss that `loss_on` chooses."""
         return self.answer if self.loss_on == "answer" else self.all
 
     @property
     def loss(self) -> float:
-        """Nats per token that counts."""
+        """The chosen loss in nats per token."""
         return self.counted.loss
 
     def sums(self) -> list[float]:

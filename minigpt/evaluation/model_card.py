@@ -2,8 +2,8 @@
 
     update_card(Path("output/best"), results)
 
-minigpt owns two places: what stands between its two marks, and the header's `model-index` below its comment.
-Everything else belongs to the person who wrote it, and stays as it is. A key that the header has stays, too.
+minigpt changes two places only: the text between its two marks, and the header's `model-index` below its
+comment. Everything else in the file stays unchanged, and so do keys that the header already has.
 """
 
 import json
@@ -42,7 +42,7 @@ def update_card(folder: Path, results: Sequence[TaskResult]) -> Path:
 
 
 def updated_card(before: str, folder: Path, results: Sequence[TaskResult]) -> str:
-    """Return a card with the results in it. `before`: what it was, or ""."""
+    """Return the card's new text with the results. `before`: its old text, or ""."""
     header, body = _divided(before)
     blocks = _blocks(header)
     wanted = {
@@ -70,7 +70,7 @@ def updated_card(before: str, folder: Path, results: Sequence[TaskResult]) -> st
 
 
 def _divided(text: str) -> tuple[str, str]:
-    """Return the header without its lines of dashes, and the rest."""
+    """Split a card into the header, without its lines of dashes, and the rest."""
     if not text.startswith("---\n"):
         return "", text
     end = text.find("\n---", 3)
@@ -98,7 +98,7 @@ def _languages(results: Sequence[TaskResult]) -> str:
 
 
 def _name(folder: Path) -> str:
-    """Return the name of a model: a checkpoint is called by its run."""
+    """Return the name of a model. A checkpoint has the name of its run."""
     whole = folder.resolve()
     return printable(whole.parent.name if _CHECKPOINT.fullmatch(whole.name) else whole.name)
 
@@ -109,7 +109,7 @@ def _pipeline(folder: Path) -> str:
 
 
 def _base(folder: Path) -> str:
-    """Return the base model of an adapter or of a fine-tuned folder, where it says so."""
+    """Return the base model of an adapter or of a fine-tuned model, if the folder names it."""
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
         path = folder / name
         if path.exists() and (value := read_json(path).get(key)) and isinstance(value, str):

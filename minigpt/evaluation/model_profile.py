@@ -3,15 +3,18 @@
     found = profile(loaded, result, options)
     found.calibration.error, found.robustness["typing errors"].value, found.positions
 
-- Calibration: where the model gives a choice 80 %, is it right in 80 %? Before and after a temperature that
-  is fitted on the dev part (half of the questions where there is none, which are then left out).
-- Robustness: what changed questions cost, kind by kind; question by question against the unchanged ones.
-- Position: how often each letter is chosen and right, with the choices in every cyclic order.
+- Calibration: if the model gives choices a probability of 80 %, are 80 % of them right? Measured before and
+  after a temperature that is fitted on the dev part. Without a dev part, it is fitted on half of the
+  questions, and the other half is measured.
+- Robustness: how much worse the model is on changed questions, for each kind of change, question by question.
+- Position: how often each letter is chosen, and how often it is right, with the choices in every cyclic
+  order.
 - Contamination: questions that are in training data.
 - Efficiency: seconds, tokens and memory, which each result has.
 
-HELM also asks for fairness and toxicity (https://arxiv.org/abs/2211.09110). Both need judged data or another
-model that judges; a list of words would give a number that means nothing. So they are not here.
+HELM also asks for fairness and toxicity (https://arxiv.org/abs/2211.09110). These need data with judgements,
+or another model as a judge; a list of words would give a number without meaning. So they are not measured
+here.
 """
 
 import random
@@ -39,14 +42,14 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well a model's probabilities say how often it is right."""
+    """Calibration: how well the probabilities of a model's choices agree with the share of right ones."""
 
     error: float  # expected calibration error
-    low: float  # of its 95 % interval
+    low: float  # lower end of the error's 95 % interval
     high: float
-    temperature: float  # that fits best on other questions
-    error_after: float  # with this temperature
-    bins: list[tuple[float, float, int]]  # mean probability, share right, number of questions
+    temperature: float  # temperature that fits best on other questions
+    error_after: float  # error with this temperature
+    bins: list[tuple[float, float, int]]  # (mean probability, share right, number of questions)
     fitted_on: str
     count: int
 
@@ -57,12 +60,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Positions:
-    """What the order of the choices does."""
+    """The influence of the order of the choices."""
 
-    chosen: dict[str, float]  # letter -> how often it is chosen
-    right: dict[str, float]  # letter -> accuracy where it is the right one
+    chosen: dict[str, float]  # letter -> share of answers that choose it
+    right: dict[str, float]  # letter -> accuracy on questions whose right answer it is
     consistent: float  # share of questions with the same choice in every order
-    spread: float  # greatest minus least accuracy of a letter
+    spread: float  # highest minus lowest accuracy of a letter
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
@@ -71,7 +74,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Profile:
-    """All of it for one task. What does not fit the task is None."""
+    """The answers to all questions for one task. A part that does not fit the task is None."""
 
     calibration: Calibration | None = None
     robustness: dict[str, Difference] = field(default_factory=dict)  # kind -> changed minus unchanged
@@ -91,10 +94,10 @@ class Profile:
 def profile(
     loaded: LoadedModel, result: TaskResult, options: TaskOptions, training: Sequence[Path] = ()
 ) -> Profile:
-    """Ask HELM's questions about a task that was measured.
+    """Answer HELM's questions for a task that was measured.
 
     Args:
-        training: files of training data, in which the task's questions are looked for.
+        training: files of training data, which are searched for the task's questions.
     """
     task = result.task
     if task.form == "perplexity":
@@ -111,7 +114,7 @@ def profile(
 
 
 def _logits_of(answered: Sequence[Answered]) -> tuple[Values, npt.NDArray[np.int64]]:
-    """Return logarithms of probabilities (N, K), -inf behind fewer choices; and the right ones."""
+    """Return log-probabilities (N, K), padded with -inf for fewer choices; and the right indices (N,)."""
     most = max(len(one.probabilities) for one in answered)
     rows = np.full((len(answered), most), -np.inf)
     for row, one in zip(rows, answered):
@@ -126,13 +129,13 @@ def _softened(rows: Values, temperature: float) -> Values:
 
 
 def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
-    """Return the temperature with the least loss of softmax(rows / temperature), from 0.05 to 20.
+    """Return the temperature from 0.05 to 20 with the lowest loss of softmax(rows / temperature).
 
     The loss has one minimum in 1 / temperature, so the interval is narrowed around it.
 
     Args:
         rows: (N, K), logits.
-        truth: (N,), the right column.
+        truth: (N,), index of the right column.
     """
 
     def loss(logarithm: float) -> float:
@@ -183,8 +186,8 @@ def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> 
 
 
 def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
-    """Return the expected calibration error from the probability of what was chosen."""
-    pairs = np.stack([confidence, 1 - confidence], axis=1)  # the second column is never the larger one
+    """Return the expected calibration error from the probabilities of the chosen answers."""
+    pairs = np.stack([confidence, 1 - confidence], axis=1)  # min keeps the second column the smaller one
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 
@@ -193,7 +196,7 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
 
 
 def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> dict[str, Difference]:
-    """Return, for each kind of change that touches a question, what it costs."""
+    """Return kind of change -> changed score minus unchanged score, for kinds that change any question."""
     values = next(iter(result.metrics.values())).values
     found = {}
     for name, change in PERTURBATIONS.items():
@@ -216,9 +219,9 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
 
 
 def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
-    """Return what the order of the choices does; None where they are not listed in the prompt.
+    """Measure the influence of the order of the choices. Return None if the prompt does not list them.
 
-    Choices that are scored as texts, each by itself, have no order.
+    Choices that are scored as separate texts have no order.
     """
     examples = result.task.examples
     if not all(one.letters and one.can_be_reordered for one in examples):

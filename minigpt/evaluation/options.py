@@ -10,7 +10,7 @@ __all__ = ["EvaluationOptions", "TaskOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """The options of an evaluation that are numbers, with their ranges."""
+    """The options of an evaluation that are numbers, and their ranges."""
 
     RANGES: ClassVar[Mapping[str, tuple[int, int]]] = {
         "batch_size": (1, 10**6),
@@ -29,7 +29,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOptions:
-    """How the questions of a task are asked."""
+    """The options for asking the questions of a task."""
 
     RANGES: ClassVar[Mapping[str, tuple[int, int]]] = {
         "shots": (0, 10**4),

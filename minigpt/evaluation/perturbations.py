@@ -1,4 +1,4 @@
-"""Small changes of a question that leave its meaning: how much does a model lose by them?
+"""Small changes of a question that keep its meaning. They show how robust a model is.
 
     PERTURBATIONS["doubled"]("四川的省会是哪里？", random.Random(0))
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 __all__ = ["PERTURBATIONS"]
 
-_SHARE = 0.06  # of the characters that are changed, at least one
+_SHARE = 0.06  # share of the characters that are changed; at least one is changed
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)} | {0x20: 0x3000}
 _NARROW = dict(zip(map(ord, "，。？！：；（）、"), ",.?!:;(),"))
@@ -59,7 +59,7 @@ def _doubled(text: str, generator: random.Random) -> str:
 
 
 def _typing(text: str, generator: random.Random) -> str:
-    """Letters become their neighbours on the keyboard; Chinese characters change places with the next one."""
+    """Replace letters by neighbours on the keyboard. Swap a Chinese character with the next character."""
     letters = [*text]
     for i in sorted(_places(text, str.isalpha, generator)):
         row = next((row for row in _KEYS if letters[i].lower() in row), "")

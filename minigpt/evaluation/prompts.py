@@ -1,12 +1,12 @@
-"""Examples become ids: instruction, shots, question, and what is scored behind it.
+"""Converts examples to ids: instruction, shots, question, and the continuations that are scored.
 
     prompter = Prompter(tokenizer, "text", start)
     prompter.shots(task, options)                # examples before each question
     prompter.requests(example, shots)            # [(context, continuation), ...]: for ContinuationScorer
 
-In plain text, context and continuation are encoded together and divided behind the context's tokens, blanks
-at the end of the context belong to the continuation: as lm-evaluation-harness does, so that the numbers can
-be compared.
+In plain text, context and continuation are encoded together, and split after the tokens of the context.
+Spaces at the end of the context belong to the continuation. lm-evaluation-harness does the same, so the
+numbers can be compared.
 """
 
 import random
@@ -25,7 +25,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 __all__ = ["STOPS", "Prompter", "Request", "choose_shots", "encode_pair"]
 
 Request = tuple[Sequence[int], Sequence[int]]
-STOPS = ("\n\n", "Question:", "问题：")  # what ends an answer in plain text: the next shot would begin
+STOPS = ("\n\n", "Question:", "问题：")  # ends of an answer in plain text, where the next shot would begin
 
 
 def encode_pair(
@@ -34,7 +34,7 @@ def encode_pair(
     """Return the ids of a context and of its continuation.
 
     Args:
-        start: the token before an empty context, because the first token needs one to be predicted from.
+        start: the token that takes the place of an empty context. The first token is predicted from it.
 
     Raises:
         InputError: for an empty context without such a token.
@@ -56,7 +56,9 @@ def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]
 
 
 def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
-    """Return the shots of each subject, plus one to spare where they come from the measured file.
+    """Return the shots of each subject.
+
+    If they come from the measured file, one more is returned: a question must not be its own shot.
 
     Raises:
         InputError: if there is no dev part, or it has too few examples.
@@ -102,7 +104,7 @@ class Prompter:
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
-        """Return what is to be scored: each choice behind the question, or the one continuation."""
+        """Return the pairs to score: the question with each choice, or the context with its continuation."""
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":
@@ -112,7 +114,7 @@ class Prompter:
         return [(ids, bare_ids(self.tokenizer, answer)) for answer in answers]
 
     def prompt(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[int]:
-        """Return the ids that the model answers to."""
+        """Return the ids of the prompt that the model answers."""
         form, tokenizer = self.format_of(one), self.tokenizer
         instruction = instruction or one.style.instruction
         if form == "text":
@@ -138,7 +140,7 @@ class Prompter:
         return [*ids, *bare_ids(tokenizer, one.prompt), tokenizer.sep_token_id]
 
     def stops(self, one: Example) -> tuple[str, ...]:
-        """Return the texts that end an answer, besides the model's own end."""
+        """Return the texts that end an answer, in addition to the model's end token."""
         return one.style.stop or (STOPS if self.format_of(one) == "text" else ())
 
     def text(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> str:
@@ -152,8 +154,9 @@ class Prompter:
     def _pairs(self, context: str, continuations: list[str]) -> list[Request]:
         """Encode a context with each continuation. Long contexts are encoded once.
 
-        What precedes the last line does not depend on what follows it, if the tokens of the last line are
-        the last ones of the context. This is checked, because a tokenizer may join across a line end.
+        If the tokens of the last line alone are also the last tokens of the context, then the tokens before
+        that line do not depend on the continuation. A tokenizer may join characters across a line end, so
+        this is checked.
         """
         line = context.rfind("\n") + 1
         tail, bare = context[line:], context.rstrip()
@@ -168,7 +171,7 @@ class Prompter:
 
 
 def _prompt_text(one: Example) -> str:
-    """Return the prompt in plain text. A bare question is written as one, so that an answer follows."""
+    """Return the prompt in plain text. A question without a template becomes "Question: ... Answer:"."""
     if one.form != "generation" or one.style.template:
         return one.prompt
     chinese = any("\u3400" <= character <= "\u9fff" for character in one.prompt)

@@ -24,7 +24,7 @@ _CASES = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
     "h1,h2{overflow-wrap:anywhere}"
-    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # fits a phone
+    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # scrolls on a phone
     "td,th{border:1px solid #ccc;padding:.3em .6em;"
     "text-align:left;vertical-align:top}th{background:#f4f4f4}svg{max-width:100%}pre{white-space:pre-wrap}"
     "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}th{background:#262626}"
@@ -34,7 +34,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return the worst cases, wrong and sure; and the most surprising ones, right against the odds."""
+    """Return the wrong answers with the highest probability, and the right ones with the lowest."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:
@@ -65,7 +65,7 @@ def _numbers(results: Sequence[TaskResult]) -> Table:
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
-    """Return the table of all metrics in Markdown. It holds no text of a task but its name."""
+    """Return the table of all metrics in Markdown. It holds no text of a task except its name."""
     return _table_in_markdown(_numbers(results))
 
 
@@ -142,7 +142,7 @@ def _short(text: str, limit: int = 160) -> str:
 
 
 def _bars(results: Sequence[TaskResult]) -> str:
-    """Draw the first metric of each task from 0 to 1, with its interval, and the share of guessing."""
+    """Draw the first metric of each task from 0 to 1, with its interval and the score of guessing."""
     some = [
         one for one in results if one.metrics[one.main].higher_is_better and one.metrics[one.main].value <= 1
     ]
@@ -169,7 +169,7 @@ def _bars(results: Sequence[TaskResult]) -> str:
 
 
 def _reliability(found: Calibration) -> str:
-    """Draw how often a model is right against how sure it is; the size of a dot is its share of questions."""
+    """Draw the share of right answers over the probability. The size of a dot is its share of questions."""
     most = max(count for _, _, count in found.bins)
     dots = "".join(
         f'<circle cx="{40 + 240 * sure:.1f}" cy="{250 - 240 * right:.1f}" '
@@ -232,7 +232,7 @@ def _html(text: str) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """Return a text for Markdown: it becomes no HTML, link, picture, code, or end of a table's cell."""
+    """Escape a text for Markdown, so that it cannot become HTML, a link, code, or the end of a table cell."""
     return re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 

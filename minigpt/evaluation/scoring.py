@@ -1,14 +1,15 @@
-"""The log-likelihood of continuations. What several prompts share is read once.
+"""The log-likelihood of continuations. The model reads the common beginning of several prompts once.
 
     scorer = ContinuationScorer(model)
     found = scorer.score([(context, continuation), ...])      # ids
     found[0].total, found[0].is_greedy
 
-Requests are sorted by their ids, so that those with a common beginning follow each other: the questions with
-the same shots, the choices of the same question. What a batch shares is read into a cache, which keeps what
-the next batch shares, too. The rest of a batch is a tree: equal beginnings are one branch. A tree is read in
-one pass without padding, with a mask in which a token attends to the tokens above it. Weights in 16, 8 and 4
-bits are read by C, which knows no such mask: there each branch is read by itself, from where it forks.
+Requests are sorted by their ids, so requests with a common beginning follow each other: questions with the
+same shots, and choices of the same question. The common beginning of a batch is read into a KV cache, and
+stays there as far as the next batch shares it. The rest of a batch is a tree: equal beginnings are one
+branch. The model reads a tree in one pass without padding, with a mask in which a token attends to the tokens
+above it. The C code for weights in 16, 8 and 4 bits has no such mask: it reads each branch separately, from
+the fork on.
 
 Letters in shapes: T tokens, S columns, C channels, V entries of the vocabulary.
 """
@@ -29,7 +30,7 @@ from minigpt.generation.native import NativeRunner, runner_for
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-_TREE = {"cpu": 512}  # most tokens of a pass; attention grows with its square, to a tenth of GPT-2's work
+_TREE = {"cpu": 512}  # most tokens of a tree: attention then costs a tenth of GPT-2's time
 _TREE_ON_GPU = 2048
 _LOGITS = 2**24  # most logits in memory at a time: 64 MiB in float32
 
@@ -37,9 +38,9 @@ _LOGITS = 2**24  # most logits in memory at a time: 64 MiB in float32
 class Scored(NamedTuple):
     """A continuation with its log-likelihood, in nats."""
 
-    logprobs: list[float]  # of each token
+    logprobs: list[float]  # log-probability of each token
     is_greedy: bool  # True if each token is the most likely one
-    n_cut: int  # number of tokens of the context that did not fit, from its beginning
+    n_cut: int  # number of tokens that were cut from the beginning of the context, because it is too long
 
     @property
     def total(self) -> float:
@@ -48,7 +49,7 @@ class Scored(NamedTuple):
 
 
 class _Request(NamedTuple):
-    read: tuple[int, ...]  # what the model reads: all but the last token
+    read: tuple[int, ...]  # tokens that the model reads: all except the last one
     first: int  # position whose logits predict the first token of the continuation
     targets: tuple[int, ...]
     n_cut: int
@@ -63,7 +64,7 @@ class ContinuationScorer:
 
     Attributes:
         tokens_asked: number of tokens of all requests.
-        tokens_read: number of tokens that the model has read for them.
+        tokens_read: number of tokens that the model has read for these requests.
     """
 
     def __init__(self, model: LanguageModel, max_length: int = 0) -> None:
@@ -135,15 +136,15 @@ class ContinuationScorer:
         return _Request(read, len(read) - len(continuation), tuple(continuation), n_cut)
 
     def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
-        """Return True if each branch is read by itself.
+        """Return True if each branch must be read separately.
 
-        C knows no masks, and a sliding layer measures distances in columns, not in positions.
+        The C code has no masks. A sliding layer measures distances in columns, not in positions.
         """
         is_sliding = getattr(self._model.config, "sliding_window", None) is not None
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
 
     def _allocate(self, longest: int) -> None:
-        columns = longest + max(self._tree, longest)  # what is shared, and a tree, which may be one request
+        columns = longest + max(self._tree, longest)  # common beginning, then a tree or one long request
         self._cache = KeyValueCache(self._model.config, 1, columns, self._device, self._dtype)
         self._cache.allocate()
         self._held = ()
@@ -151,7 +152,7 @@ class ContinuationScorer:
     # -- trees ----------------------------------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
-        """Return the end of the batch that begins at `start`, and how many tokens all of it shares."""
+        """Return the end of the batch that begins at `start`, and the number of tokens that it shares."""
         last = requests[order[start]]
         shared, tokens, end = last.first, len(last.read), start + 1
         while end < len(order):
@@ -194,13 +195,13 @@ class ContinuationScorer:
             nodes.append(path[one.first - shared :])
             before = one.read
         T = len(tokens)
-        above = np.zeros((T, shared + T), dtype=np.bool_)  # (T, S): which tokens are above a token
+        above = np.zeros((T, shared + T), dtype=np.bool_)  # (T, S): True if the token of the column is above
         above[:, :shared] = True
         for node, parent in enumerate(parents):
             if parent >= 0:
                 above[node] = above[parent]
             above[node, shared + node] = True
-        # Without a fork the mask is the usual one, and attention is faster without a mask of its own.
+        # Without a fork the mask is the causal one, and attention is faster without an explicit mask.
         forks = any(parent != node - 1 for node, parent in enumerate(parents))
         mask = torch.from_numpy(above)[None].to(self._device) if forks else None
         positions = self._tensor([depths]) if forks else None
@@ -272,7 +273,7 @@ class ContinuationScorer:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of tokens at the beginning that are equal. Slices compare faster than a loop."""
+    """Return the length of the common beginning. Comparing slices is faster than a loop."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

@@ -66,7 +66,7 @@ def _only(tasks: Sequence[Task]) -> Task:
 
 
 def tasks_of(paths: Sequence[Path], options: TaskOptions, strict: bool = False) -> list[Task]:
-    """Read the tasks with what the options change of them."""
+    """Read the tasks, and change them as the options say."""
     return read_tasks(paths, dev=options.dev, style=Style(score=options.score or ""), strict=strict)
 
 
@@ -102,7 +102,7 @@ def measure(loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions) ->
 
 
 def warn_of_unknown_characters(result: TaskResult, tokenizer: AnyTokenizer) -> None:
-    """Warn of characters that are not in the vocabulary, and of choices that differ in nothing else."""
+    """Warn of characters outside the vocabulary, and of choices that differ only in such characters."""
     examples = result.task.examples
     warn_of_unknown(tokenizer, [f"{one.prompt}{''.join((*one.scored, *one.references))}" for one in examples])
     alike = 0
@@ -125,7 +125,7 @@ def profiles_of(
     helm: bool,
     training: Sequence[Path],
 ) -> "dict[str, Profile]":
-    """Ask HELM's questions about each task, or only where it is in training data, and print the answers."""
+    """Return the profile of each task and print it. Without `helm`, it is only about training data."""
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile
     from minigpt.evaluation.report import profile_tables
@@ -142,7 +142,7 @@ def profiles_of(
 
 
 def print_results(results: Sequence[TaskResult]) -> None:
-    """Print each metric with its interval, and the chance of guessing."""
+    """Print each metric with its interval, and the score of guessing."""
     rows = []
     for result in results:
         for name, metric in result.metrics.items():

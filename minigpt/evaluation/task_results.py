@@ -4,7 +4,7 @@
     result = run_task(model, task, TaskOptions(shots=5))
     result.metrics["acc"].value, result.metrics["acc"].low, result.metrics["acc"].high
 
-What each form gives:
+Metrics of each form:
 
 - multiple_choice: acc, by the log-likelihood of a choice; acc_norm, divided by its characters; acc_bytes, by
   its bytes; acc_tokens, by its tokens;
@@ -59,8 +59,8 @@ __all__ = [
     "run_task",
 ]
 
-_PREFIX_MIB = 256.0  # memory for beginnings that prompts share
-_NEW_TOKENS = 256  # most tokens of an answer, if nothing else is said
+_PREFIX_MIB = 256.0  # memory for common beginnings of prompts
+_NEW_TOKENS = 256  # default: largest number of tokens of an answer
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Metric:
     value: float
     low: float
     high: float
-    values: Values = field(repr=False, compare=False)  # for each question, so that two models can be paired
+    values: Values = field(repr=False, compare=False)  # one value per question, to compare two models
     higher_is_better: bool = True
 
     def shown(self) -> str:
@@ -93,15 +93,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Answered:
-    """What the model made of one example."""
+    """The model's answer to one example."""
 
     example: Example
     right: bool
-    given: str  # the choice, the text, or "" for a text that was only measured
-    logprobs: tuple[float, ...] = ()  # of each choice, or of the continuation
-    greedy: tuple[bool, ...] = ()  # whether each is the most likely text
-    probabilities: tuple[float, ...] = ()  # of each choice
-    n_tokens: tuple[int, ...] = ()  # of each choice
+    given: str  # the chosen or generated text; "" if a text was only scored
+    logprobs: tuple[float, ...] = ()  # log-probability of each choice, or of the continuation
+    greedy: tuple[bool, ...] = ()  # for each of them: True if every token is the most likely one
+    probabilities: tuple[float, ...] = ()  # probability of each choice
+    n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
     def lengths(self, unit: str) -> list[int]:
         """Return the lengths of the scored choices, in "characters", "bytes" or "tokens"."""
@@ -121,22 +121,22 @@ class TaskResult:
     shots: int
     metrics: dict[str, Metric]
     answered: list[Answered] = field(repr=False)
-    n_cut: int = 0  # number of prompts that did not fit: their beginning was left out
-    tokens: int = 0  # tokens of all prompts
-    tokens_read: int = 0  # tokens that the model has read for them
+    n_cut: int = 0  # number of prompts that lost their beginning, because they were too long
+    tokens: int = 0  # number of tokens of all prompts
+    tokens_read: int = 0  # number of tokens that the model read for these prompts
     tokens_written: int = 0
     seconds: float = 0.0
-    peak_mib: float = 0.0  # the process's memory at its highest
-    subjects: dict[str, tuple[float, int]] = field(default_factory=dict)  # subject -> acc, questions
+    peak_mib: float = 0.0  # highest memory use, in MiB
+    subjects: dict[str, tuple[float, int]] = field(default_factory=dict)  # subject -> (acc, questions)
 
     @property
     def main(self) -> str:
-        """The name of the metric that counts: the first one."""
+        """The name of the main metric, which is the first one."""
         return next(iter(self.metrics))
 
     @property
     def guessing(self) -> str:
-        """The share that a guess gets right, or "" without choices."""
+        """The share of questions that guessing gets right, as text; "" without choices."""
         choices = [len(one.example.choices) for one in self.answered]
         return f"{sum(1 / n for n in choices) / len(choices):.3f}" if all(choices) else ""
 
@@ -164,14 +164,14 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model to be measured: a language model, or a classifier."""
+    """A model to measure: a language model or a classifier."""
 
     model: "LanguageModel | SequenceClassifier"
     tokenizer: AnyTokenizer
     folder: Path | None = None
-    batch_size: int = 8  # answers that are generated at once
-    max_new_tokens: int | None = None  # of an answer; None: what the task says
-    adapter: Path | None = None  # that the model was loaded with
+    batch_size: int = 8  # number of answers that are generated at once
+    max_new_tokens: int | None = None  # most tokens of an answer; None: the task's number
+    adapter: Path | None = None  # folder of the model's adapter, if it has one
 
     @property
     def start(self) -> int | None:
@@ -183,14 +183,14 @@ class LoadedModel:
 
     @property
     def ends(self) -> list[int]:
-        """The ids that end an answer: those that the folder names, or else the tokenizer's."""
+        """The ids that end an answer: those in the model's folder, or else those of the tokenizer."""
         named = recommended_options(self.folder).get("eos_token_id") if self.folder is not None else None
         return list(named or ends_of_answer(self.tokenizer))
 
     def prompter(self, options: TaskOptions) -> Prompter:
-        """Return what makes prompts for this model. Raises InputError if the format does not fit it."""
+        """Return a Prompter for this model. Raises InputError if the format does not fit the model."""
         form = options.prompt_format
-        if form is None and isinstance(self.tokenizer, Tokenizer):  # trained here: on questions, or on text
+        if form is None and isinstance(self.tokenizer, Tokenizer):  # a model that minigpt trained
             form = "question"
             if self.folder is not None:
                 form = prompt_format(self.folder, self.tokenizer, self.adapter)
@@ -206,7 +206,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
     """
     options = options or TaskOptions()
     task = task.limited(options.limit)
-    metric_names(task)  # a wrong one is refused before the work
+    metric_names(task)  # raises an error for a wrong name, before the work begins
     began = time.perf_counter()
     counts: dict[str, int] = {}
     if isinstance(loaded.model, SequenceClassifier):
@@ -232,17 +232,17 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return the shots of a question: never itself, where shots come from the measured file."""
+    """Return the shots of a question. With `is_own`, the question itself is left out."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
 
 def _peak_mib() -> float:
-    """Return the most memory so far: of the GPU, or of this process; nan where nothing says it."""
+    """Return the highest memory use so far, of the GPU or of this process, in MiB; nan if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
-        import resource  # not on Windows
+        import resource  # Windows lacks it
     except ImportError:
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB; on macOS in bytes
@@ -309,7 +309,7 @@ def _generate(
 def generate_texts(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: GenerationOptions, name: str = ""
 ) -> tuple[list[str], dict[str, int]]:
-    """Continue prompts, always with the most likely token. What all of them share is read once.
+    """Continue prompts, always with the most likely token. Their common beginning is read once.
 
     Returns: the texts without stop strings, and counts of tokens.
     """
@@ -325,7 +325,7 @@ def generate_texts(
     special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
-    if shared > 64:  # read before the others start: they all start at once, and each would read it
+    if shared > 64:  # read it now: all prompts start at once, and each would read it again
         first = GenerationOptions(max_new_tokens=1)
         engine.submit(prompts[0][: min(shared + 1, len(prompts[0]))], first, ends, tokenizer)
         engine.run()
@@ -357,8 +357,8 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
 
     Args:
         start: the token before the text.
-        length: tokens that the model reads at once.
-        stride: tokens that are predicted in each window behind the first, with the others as context;
+        length: number of tokens that the model reads at once.
+        stride: number of tokens that each window after the first one predicts; the others are context.
             0: as many as possible.
 
     >>> rolling_windows([1, 2, 3, 4, 5], 0, 3)
@@ -474,7 +474,7 @@ def metric_names(task: Task) -> tuple[str, ...]:
     """Return the names of a task's metrics. (A classifier gives the first two of classification.)
 
     Raises:
-        InputError: if the task asks for a metric that is unknown, or does not fit its form.
+        InputError: if a metric of the task is unknown, or does not fit the task's form.
     """
     asked = task.style.metrics
     if task.form == "generation":
@@ -521,7 +521,7 @@ def _metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]:
 
 
 def macro_f1(truth: npt.NDArray[np.int64], given: npt.NDArray[np.int64]) -> float:
-    """Return the mean F1 over all labels that are right or given somewhere, from the labels' numbers (N,).
+    """Return the mean F1 over all labels that occur in `truth` or `given`, (N,) numbers of labels.
 
     >>> round(macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1])), 4)
     0.6667

@@ -1,4 +1,4 @@
-"""What a record of a task means: a question with its choices, a gap, a text, a question with its answer.
+"""Interprets a record of a task: a question with choices, a text with a gap, a text, a question with answer.
 
     {"question": ..., "A": ..., "B": ..., ..., "answer": "A"}      C-Eval, CMMLU; also choice0, choice1, ...
     {"question": ..., "choices": [...], "answer": 0}                MMLU; query/gold; choices with labels: ARC
@@ -13,7 +13,7 @@
     {"text": ..., "label": ...}                                     classification
     {"text": ...}                                                   a text: perplexity
 
-`read_record` decides by the names of the fields, in this order. A TaskFile may say it in its place.
+`read_record` decides by the names of the fields, in this order. A task's TOML file can set the form instead.
 """
 
 import re
@@ -34,22 +34,22 @@ _HAN = re.compile(r"[\u3400-\u9fff]")
 _GAP = re.compile(r"\[BLANK(\d+)\]")
 _NUMBERED = re.compile(r"(?:choice|option|choice_|option_)(\d)")
 _NUMBER_ANSWER = re.compile(r"####\s*-?[\d.,]+\s*$")
-_LISTED = "{choices}"  # in a template: the choices with their letters
-_REST = 80  # most characters behind a gap that are scored with what fills it
+_LISTED = "{choices}"  # in a template, this stands for the choices with their letters
+_REST = 80  # most characters after a gap that are scored together with the word in the gap
 
 
 @dataclass(frozen=True)
 class Style:
-    """How an example becomes text, and how the model's answer is measured. A TOML file may set all of it."""
+    """Options for turning an example into text and measuring the answer. A task's TOML file can set them."""
 
-    template: str = ""  # the prompt, with {field} for the fields of a record; "": as usual for the shape
-    choices: tuple[str, ...] = ()  # templates of the choices; or one name of a field that holds a list
-    answer: str = ""  # the field that holds the right answer
-    score: str = ""  # of choices: "letter" or "text"; "": letters where the choices are listed
-    delimiter: str | None = None  # between prompt and answer; None: a blank, or nothing where a gap is filled
-    separator: str = "\n\n"  # between shots
-    instruction: str = ""  # stands before all
-    metrics: tuple[str, ...] = ()  # of generation; (): as usual for the answers
+    template: str = ""  # the prompt, with {field} for a record's fields; "": the default of the shape
+    choices: tuple[str, ...] = ()  # templates of the choices; or the name of a field that holds a list
+    answer: str = ""  # name of the field that holds the right answer
+    score: str = ""  # "letter" or "text" of a choice is scored; "": letters if the prompt lists choices
+    delimiter: str | None = None  # text between prompt and answer; None: a space, or "" before a gap
+    separator: str = "\n\n"  # text between shots
+    instruction: str = ""  # text before everything else
+    metrics: tuple[str, ...] = ()  # metrics of generation; (): the default for such answers
     stop: tuple[str, ...] = ()  # texts that end an answer
     max_new_tokens: int | None = None
 
@@ -59,36 +59,36 @@ class Example:
     """One question of a task."""
 
     form: Form
-    line: int  # of the file
+    line: int  # number of the line in the file
     prompt: str  # what the model reads
-    choices: tuple[str, ...] = ()  # multiple choice, classification: what may follow the prompt
-    answer: int = -1  # the right one of them
-    references: tuple[str, ...] = ()  # cloze: the continuation; generation: every right answer
-    letters: tuple[str, ...] = ()  # A, B, ... of choices that are listed in the prompt
-    question: str = ""  # the question alone, to be shown and changed
+    choices: tuple[str, ...] = ()  # multiple choice, classification: possible continuations of the prompt
+    answer: int = -1  # index of the right choice
+    references: tuple[str, ...] = ()  # cloze: the continuation; generation: all right answers
+    letters: tuple[str, ...] = ()  # letters of the choices, if the prompt lists them
+    question: str = ""  # the question alone, to show or change it
     style: Style = Style()
     subject: str = ""
     record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def delimiter(self) -> str:
-        """What stands between the prompt and an answer."""
+        """The text between the prompt and an answer."""
         return " " if self.style.delimiter is None else self.style.delimiter
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """What is scored for each choice: its letter or its text."""
+        """The text that is scored for each choice: its letter, or the choice itself."""
         return self.letters or self.choices
 
     @property
     def solution(self) -> str:
-        """The right answer, as a shot shows it."""
+        """The right answer, as it stands in a shot."""
         if self.form in ("multiple_choice", "classification"):
             return self.scored[self.answer]
         return self.references[0]
 
     def reordered(self, order: Sequence[int]) -> "Example":
-        """Return the example with its choices in another order: the new first one is choices[order[0]]."""
+        """Return the example with its choices in another order. The first one is then choices[order[0]]."""
         choices, answer = tuple(self.choices[i] for i in order), list(order).index(self.answer)
         changed = replace(self, choices=choices, answer=answer)
         return replace(changed, prompt=render_question(changed)) if self.letters else changed
@@ -109,10 +109,10 @@ class Example:
 
 
 def read_record(value: Any, line: int, style: Style, form: Form | None = None) -> list[Example]:
-    """Return the examples of a record: one, or one for each gap of a text.
+    """Return the examples of a record: one example, or one for each gap of a text.
 
     Raises:
-        BadLine: if the record is no example, or a wrong one.
+        BadLine: if the record is not an example, or a part of it is wrong.
     """
     if isinstance(value, BadLine):
         raise value
@@ -234,7 +234,7 @@ def _choices_of(values: Any) -> tuple[str, ...]:
 
 
 def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> int:
-    """Return the index of the right choice: given as an index, a letter, a label, or the choice itself."""
+    """Return the index of the right choice. `value` is the index, a letter, a label, or the choice itself."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadLine("a question without an answer")
     text = str(value).strip()
@@ -263,7 +263,7 @@ def _is_chinese(text: str) -> bool:
 def _listed(
     item: Mapping[str, Any], line: int, style: Style, question: str, choices: tuple[str, ...]
 ) -> Example:
-    """Choices that are listed in the prompt, unless the style wants their texts."""
+    """Return an example whose prompt lists the choices, unless the style asks for scores of their texts."""
     answer = _index(_right(item), choices)
     if style.score == "text":
         return _choice(line, style, question, choices, answer, asks=True)
@@ -292,10 +292,10 @@ def _choice(
     line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
     *, asks: bool = False, labels: Sequence[str] = (),
 ) -> Example:  # fmt: skip
-    """Choices of which the text is scored, unless the style wants letters.
+    """Return an example whose choices are scored as texts, unless the style asks for letters.
 
     Args:
-        asks: True writes the question as a question, which the answer follows.
+        asks: True: the prompt is "Question: ... Answer:". False: the choices continue `question`.
     """
     right, prompt = _index(answer, choices, labels), question
     if asks and style.score == "letter":
@@ -337,7 +337,7 @@ def _hellaswag(item: dict[str, Any], line: int, style: Style) -> Example:
 
 
 def _without_brackets(text: str) -> str:
-    """Remove WikiHow's marks, as everyone does who measures HellaSwag."""
+    """Remove WikiHow's marks. This is usual for HellaSwag, so the numbers can be compared."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
@@ -387,7 +387,7 @@ def _sentences(item: dict[str, Any], line: int, style: Style) -> list[Example]:
 
 
 def _label(item: Mapping[str, Any], line: int, style: Style, text: str, label: Any) -> Example:
-    """A text with its label. `tasks.py` sets the choices, when it knows every label."""
+    """Return an example of classification. `tasks.py` replaces its choices when it knows all labels."""
     if label is None or not str(label).strip():
         raise BadLine("a text without a label")
     value = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()

@@ -3,10 +3,10 @@
     task = read_tasks([Path("cmmlu")])[0]           # a folder with dev and test
     task.examples[0].prompt, task.dev["anatomy"]    # a subject's examples for shots
 
-The names of a record's fields decide what it is (task_shapes.py). A TOML file may say it instead:
+The names of a record's fields decide its form (task_shapes.py). A TOML file can set it instead:
 
     form = "multiple_choice"            # multiple_choice, cloze, generation, classification, perplexity
-    test = "physics.jsonl"              # beside the TOML file
+    test = "physics.jsonl"              # in the folder of the TOML file
     dev = "physics_dev.jsonl"           # for shots
     template = "{stem}\\n{choices}\\nAnswer:"      # {choices}: A. ..., B. ...
     choices = ["{a}", "{b}", "{c}"]     # or the name of a field that holds a list
@@ -40,7 +40,7 @@ __all__ = ["Task", "read_tasks", "task_of_records"]
 _TEST = ("test", "val", "validation", "valid", "dev")  # parts to measure on, the best first
 _DEV = ("dev", "train", "trial", "val", "validation")  # parts to take shots from, the best first
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
-_COLUMNS = {  # names of columns that make a table's first row its head
+_COLUMNS = {  # column names by which the first row of a table is recognised as its head
     *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),
     *("premise", "choice0", "choice1", "choice2", "query", "gold", "choices", "context", "continuation"),
     *TEXT_FIELDS, *LABEL_FIELDS, *FIELDS["question"], *FIELDS["answer"],
@@ -49,14 +49,14 @@ _COLUMNS = {  # names of columns that make a table's first row its head
 
 @dataclass(frozen=True)
 class Task:
-    """A task: what is measured, and what shots are taken from."""
+    """A task: the examples to measure, and the examples for shots."""
 
     name: str
     form: Form
     examples: list[Example] = field(repr=False)
     dev: Mapping[str, list[Example]] = field(default_factory=dict, repr=False)  # subject -> its examples
     skipped: int = 0  # number of bad records
-    files: tuple[Path, ...] = ()  # that the examples come from
+    files: tuple[Path, ...] = ()  # files of the examples
     is_own_dev: bool = False  # True if shots come from the measured file, without the asked question
 
     @property
@@ -89,7 +89,7 @@ def read_tasks(
 
     Args:
         dev: a file or folder to take shots from, instead of the one beside the task.
-        style: changes to what is usual; its fields that are not the default count.
+        style: changes to the tasks' own styles. Fields with their default value change nothing.
         strict: raise an error at the first bad record, instead of skipping it.
 
     Raises:
@@ -145,7 +145,7 @@ def _sources(path: Path) -> list[_Source]:
             shots = {} if dev is None else {_subject(file): file for file in _files(dev)}
             subjects = {_subject(file): file for file in _files(path / test)}
             if test == "test" and (path / "val").is_dir() and not any(map(_has_answers, subjects.values())):
-                continue  # C-Eval keeps the answers of its test part to itself
+                continue  # the test part of C-Eval has no answers
             if not subjects:
                 raise InputError(f"{path / test} holds no file of questions")
             return [_Source(name, [(one, file, shots.get(one)) for one, file in subjects.items()])]
@@ -178,7 +178,7 @@ def _stem(path: Path) -> str:
 
 
 def _subject(path: Path) -> str:
-    """Return the subject of a file: astronomy_test.csv and astronomy_dev.csv are about the same."""
+    """Return the subject of a file. It is "astronomy" for astronomy_test.csv and astronomy_dev.csv."""
     stem = _stem(path)
     return next(
         (stem.removesuffix(f"_{part}") for part in {*_TEST, *_DEV} if stem.endswith(f"_{part}")), stem
@@ -186,7 +186,7 @@ def _subject(path: Path) -> str:
 
 
 def _sibling(path: Path) -> Path | None:
-    """Return the file beside test.jsonl that shots are taken from."""
+    """Return the file for shots in the folder of a file such as test.jsonl."""
     if (part := _stem(path)) not in _TEST:
         return None
     beside = {_stem(file): file for file in _files(path.parent)} if path.parent.is_dir() else {}
@@ -262,7 +262,7 @@ def _read(source: _Source, dev: Path | None, strict: bool) -> Task:
 def _with_labels(
     name: str, examples: list[Example], shots: dict[str, list[Example]]
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Give each text the labels of all texts as its choices. A file class.txt may name labels 0, 1, ..."""
+    """Give each text the labels of all texts as choices. A file class.txt may name the labels 0, 1, ..."""
     every = [*examples, *(one for some in shots.values() for one in some)]
     labels = sorted({one.choices[0] for one in every}, key=lambda text: (len(text), text))
     if len(labels) < 2:
@@ -326,7 +326,7 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
         yield from headless
         return
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
-        texts, _ = read_labelled(path, LabelledOptions())  # texts with a label, without a head
+        texts, _ = read_labelled(path, LabelledOptions())  # a table without a head: texts with labels
         names = path.parent / "class.txt"
         names_of = read_text(names).split("\n") if names.exists() else []
         for one in texts:
@@ -353,7 +353,7 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
 def _without_head(rows: Sequence[Record]) -> list[tuple[int, Any]]:
     """Return the records of MMLU's own tables, which have no head: question, choices, letter; else [].
 
-    The reader took the first row for the head, so its cells are the names of the others.
+    The reader takes the first row for the head. So the cells of the first row are the keys of the other rows.
     """
     first = rows[0].value
     if not isinstance(first, Mapping) or len(first) < 4:

@@ -3,8 +3,8 @@
     score = TEXT_METRICS["number"]
     score("... so she has 1,080.", ["... #### 1080"])        # 1.0
 
-Each takes the given text and every right answer; the best one counts. Chinese has no blanks between words, so
-there a character is a word.
+Each metric takes the given text and all right answers; the best score counts. Chinese has no spaces between
+words, so a Chinese character is a word.
 """
 
 import importlib.util
@@ -56,7 +56,7 @@ def word_f1(given: str, expected: str) -> float:
 
 
 def rouge_l(given: str, expected: str) -> float:
-    """Return ROUGE-L's F1: of the longest sequence of words that both texts have in this order.
+    """Return ROUGE-L's F1, computed from the longest common subsequence of words.
 
     https://aclanthology.org/W04-1013 (section 3, with beta = 1).
 
@@ -75,7 +75,7 @@ def rouge_l(given: str, expected: str) -> float:
 
 
 def number_of(text: str) -> Fraction | None:
-    """Return the number that an answer ends in: behind "####", or else its last number; None without one.
+    """Return the final number of an answer: the one after "####", else the last one; None without a number.
 
     >>> [str(number_of(t)) for t in ("9 * 2 = 18\\n#### 1,080", "一共是 3/4 千米", "２５%", "none")]
     ['1080', '3/4', '1/4', 'None']
@@ -108,7 +108,7 @@ TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "word_f1": _best(word_f1),
     "rouge_l": _best(rouge_l),
 }
-CORPUS_METRICS = ("bleu", "chrf")  # of all texts together
+CORPUS_METRICS = ("bleu", "chrf")  # computed over all texts together
 
 
 def check_metric(name: str) -> None:
@@ -123,7 +123,7 @@ def check_metric(name: str) -> None:
 def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return BLEU or chrF of all texts together, by sacrebleu, with its bootstrap interval.
 
-    BLEU divides Chinese into characters where any right answer has Chinese.
+    If any right answer has Chinese characters, BLEU splits Chinese texts into characters.
 
     Raises:
         InputError: if sacrebleu is not installed.
@@ -132,12 +132,12 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(map(len, references))
-    # sacrebleu wants as many right answers for each text; None is none
+    # sacrebleu needs the same number of right answers for each text; None fills the gaps
     columns = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
     chinese = any("\u3400" <= c <= "\u9fff" for row in references for text in row for c in text)
     metric: Any = BLEU(tokenize="zh" if chinese else "13a") if name == "bleu" else CHRF()
     score = metric.corpus_score(list(given), columns, n_bootstrap=1000 if len(given) > 1 else 1)
     found = {"value": float(score.score)}
-    if len(given) > 1:  # sacrebleu keeps the mean of its samples, and half of the interval's width
+    if len(given) > 1:  # sacrebleu keeps the samples' mean and half of the interval's width
         found |= {"low": float(score._mean - score._ci), "high": float(score._mean + score._ci)}
     return found

@@ -19,12 +19,12 @@ __all__ = [
     "unwrapped",
 ]
 
-MAX_LAYERS = 1000  # of any model
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+MAX_LAYERS = 1000  # largest number of layers of any model
+_WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Check settings of which only one value is supported. An absent key means that value.
+    """Check settings for which only one value is supported. An absent key means that value.
 
     Raises:
         InputError: for another value; the message names the key.
@@ -104,8 +104,8 @@ def differences(
         found: name of each tensor -> its type and shape as text, for example "float32 (8, 2)".
         expected: the same for every tensor that may be there.
         optional: names that may be absent.
-        complaints: what the caller has found unexpected already.
-        in_file: what an unexpected name is in the file.
+        complaints: problems that the caller has already found.
+        in_file: unexpected name -> its name in the file, for the message.
     """
     kinds = {
         "missing": [name for name in expected if name not in found and name not in optional],

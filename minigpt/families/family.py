@@ -46,27 +46,27 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The description of a model family. C is the class of its configuration, M the class of its model."""
+    """The description of a model family."""
 
     model_type: str  # model_type in config.json
     name: FamilyName  # as the flag --family spells it
-    config_class: type[Any]  # class of the configuration, called C below
-    model_class: type[Any]  # class of the model, called M below
-    # (content of a config.json) -> C; raises InputError that names the wrong key
+    config_class: type[Any]  # class of the configuration
+    model_class: type[Any]  # class of the model
+    # (content of a config.json) -> configuration; raises InputError that names the wrong key
     config_from_hugging_face: Callable[[Mapping[str, Any]], Any]
-    # (C, eos_token_id, pad_token_id) -> content of a config.json
+    # (configuration, eos_token_id, pad_token_id) -> content of a config.json
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
-    prefix: str  # text before the name of each weight; files of a model without its head leave it out
+    prefix: str  # beginning of each weight's name; files of a model without its head leave it out
     layer_prefix: str  # Hugging Face's name of a block's weights, up to the number of the block
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the head's weight; a classifier has another head
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors in old files that are not weights
-    # C -> C, with all weights that Hugging Face's files have. Weights that the model lacks are zeros in
-    # files.
+    # configuration -> the configuration of a model with all weights that Hugging Face's files have. Files
+    # have zeros for weights that our model lacks.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
     # names of the last matrices of attention and MLP, which add to the residual stream
@@ -79,17 +79,18 @@ class Family:
     final_norm: str  # our name of the norm before lm_head
     # end of a weight's name -> number of matrices that are stacked in it
     fused: Mapping[str, int] = field(default_factory=dict)
-    block_weights: Callable[[Any], int]  # C -> number of matrix weights in all blocks
-    # C -> {NAME: value}, to be written with GGUFWriter.add_NAME(value)
+    block_weights: Callable[[Any], int]  # configuration -> number of matrix weights in all blocks
+    # configuration -> {NAME: value}, which GGUFWriter.add_NAME(value) writes
     gguf_values: Callable[[Any], dict[str, float]]
-    # M -> sentences on what llama.cpp computes differently
+    # model -> sentences that say what llama.cpp computes differently
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
-    # For generation.native: list_operations(OperationList, M) adds the operations of a forward pass;
-    # rotary_table(C, columns) returns RoPE's cos and sin, (columns, D), or is None for a family without RoPE.
+    # For generation.native: list_operations(operation_list, model) adds the operations of a forward pass;
+    # rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D); None: no RoPE.
     list_operations: Callable[[Any, Any], None]
     native_modules: tuple[type[nn.Module], ...]  # module classes whose forward these operations replace
     rotary_table: Callable[[Any, int], Tensor] | None = None
-    # C -> the angles between neighbouring positions, (D / 2,), and the factor of cos and sin; None: no RoPE
+    # configuration -> angles between neighbouring positions, (D / 2,), and the factor of cos and sin;
+    # None: no RoPE
     rotary_frequencies: Callable[[Any], tuple[Tensor, float]] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ class Family:
     def from_hugging_face(
         self, tensors: Mapping[str, Tensor], config: Any, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
-        """Return weights under our names, copied to `dtype`: every parameter of M, a tied lm_head once.
+        """Return weights under our names, copied to `dtype`: every parameter, a tied lm_head once.
 
         Args:
             tensors: tensors under Hugging Face's names, with or without the prefix. Of `WeightFiles`, two
@@ -163,7 +164,7 @@ class Family:
         Raises:
             InputError: listing, in one line, all tensors that are missing, unexpected, or of a wrong shape or
                 type. Or naming the first tensor that is not finite in `dtype`, that should be zero, or an
-                lm_head that differs from the embedding although it is tied.
+                lm_head that differs from the embedding although the two are tied.
         """
         name_of, twice = full_names(tensors, self.prefix, f"{self.head.partition('.')[0]}.")
         require_layers(name_of, self.layer_prefix, config.num_hidden_layers, self.layers_key)

@@ -46,7 +46,7 @@ def family_of_json(values: Mapping[str, Any]) -> Family:
     if not isinstance(model_type, str):
         raise InputError(f"model_type must be one of {', '.join(FAMILIES)}: got {model_type!r:.80}")
     if model_type not in FAMILIES:
-        # No "did you mean": a qwen2 is no misspelt qwen3.
+        # The message suggests no name, because qwen2 is not a spelling mistake of qwen3.
         raise InputError(
             f"model_type {model_type!r} is another architecture: read are {' and '.join(FAMILIES)}"
         )
@@ -99,7 +99,7 @@ def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tu
     counts: dict[str, int] = {}
     # named_parameters lists a tied tensor once, under its first name
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad or not only_trained}
-    if not only_trained:  # quantised weights are no parameters
+    if not only_trained:  # quantised weights are not parameters, so they are added here
         layers = [(name, one) for name, one in model.named_modules() if hasattr(one, "dequantized")]
         sizes |= {f"{name}.weight": int(one.out_features) * int(one.in_features) for name, one in layers}
         sizes |= {f"{name}.bias": one.bias.numel() for name, one in layers if one.bias is not None}

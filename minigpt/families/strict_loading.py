@@ -79,7 +79,7 @@ def two_at_a_time(read: Callable[[Item], Result], items: Iterable[Item]) -> Iter
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skips torch.nn.init, which does nothing on "meta" but imports torch._dynamo (most of a second)."""
+    """Skips torch.nn.init, which has no effect on "meta" but imports torch._dynamo (almost a second)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

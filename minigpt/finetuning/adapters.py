@@ -230,7 +230,7 @@ def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str)
     if isinstance(target, str) and target != "all-linear":
         return target  # a regular expression
     if isinstance(config, IA3Config) and not isinstance(target, str):
-        return list(target)  # feedforward_modules must be among them
+        return list(target)  # PEFT requires feedforward_modules to be among them
     names = module_names(model)
     layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})

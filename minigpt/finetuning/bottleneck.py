@@ -6,8 +6,8 @@ The output h of attention and of the MLP becomes h + up(gelu(down(h))), before i
 stream. `down` leads from C channels to `bottleneck_size`, `up` back to C. `up` begins with zeros, so at first
 the model's output does not change. As h is the output of a linear layer, the adapter wraps this layer.
 
-GELU stands between the two products, so no weight can take the adapter up: it costs time in generation, and
-cannot be merged. PEFT has no adapters of this kind.
+GELU stands between the two products. So the adapter cannot be merged into a weight, and costs time in
+generation. PEFT has no adapters of this kind.
 
 Letters in shapes: C channels, M the size of the bottleneck.
 """
@@ -72,7 +72,7 @@ class BottleneckLayer(AdaptedLayer):
     def __init__(self, base: Any, config: BottleneckConfig, adapter: str, draw: bool = True) -> None:
         super().__init__(base, adapter)
         C, M = self.out_features, config.bottleneck_size
-        # parameters and no nn.Linear, which set_precision would round
+        # plain parameters, because set_precision would round an nn.Linear
         self.down_weight, self.down_bias = self.new_parameter(M, C), self.new_parameter(M)
         self.up_weight, self.up_bias = self.new_parameter(C, M), self.new_parameter(C)
         if draw:

@@ -40,7 +40,7 @@ def train_only(model: LanguageModel, which: str) -> None:
 
     Args:
         which: a key of PARTS; or `last:N`: the last N blocks, the last norm and the head; or a regular
-            expression that must match whole names of Hugging Face's.
+            expression that must match Hugging Face's name as a whole.
 
     Raises:
         InputError: if `which` matches no parameter, or is not a valid regular expression.

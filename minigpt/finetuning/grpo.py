@@ -31,16 +31,16 @@ class GrpoOptions(NamedTuple):
     loss_type: GrpoLossType = "dapo"
     scale_rewards: Literal["group", "none"] = "group"
     use_bias_correction_kl: bool = True
-    max_completion_length: int = 64  # dr_grpo divides by it
+    max_completion_length: int = 64  # dr_grpo divides the loss by this number
 
 
 class TokenLosses(NamedTuple):
-    """The loss of each token, and what it consists of; all (P,)."""
+    """The loss of each token, and the values from which it is computed; all (P,)."""
 
     loss: Tensor
     kl: Tensor
     is_low: Tensor  # bool: r is below the clipped range, and clipping changes the loss
-    is_high: Tensor  # bool: r is above it
+    is_high: Tensor  # bool: r is above the clipped range, and clipping changes the loss
 
 
 def group_advantages(rewards: Tensor, scale_rewards: Literal["group", "none"] = "group") -> Tensor:
@@ -61,8 +61,8 @@ def token_losses(
 
     Args:
         logps: log-probabilities of the sampled tokens, (P,).
-        old: the same when they were sampled; None: they are equal.
-        reference: the same of the reference; None if beta is 0.
+        old: their log-probabilities when they were sampled; None: equal to logps.
+        reference: their log-probabilities under the reference model; None if beta is 0.
         advantages: the advantage of each token's answer, (P,).
     """
     ratio = (logps - (logps.detach() if old is None else old)).exp()
@@ -82,8 +82,8 @@ def token_losses(
 def token_weights(lengths: Tensor, options: GrpoOptions) -> Tensor:
     """Return the factor of each answer's tokens in the summed loss, (answers,).
 
-    dapo: the mean is over all tokens, so each counts 1. grpo: over answers, and in each over its tokens.
-    dr_grpo: over answers, whose sums are divided by the greatest length, so that long answers count more.
+    dapo takes the mean over all tokens. grpo takes the mean over the tokens of each answer, and then over the
+    answers. dr_grpo divides the sum of each answer by max_completion_length, so long answers count more.
     """
     if options.loss_type == "dapo":
         return torch.ones(len(lengths))

@@ -2,10 +2,10 @@
 
     add_adapter(model, IA3Config())
 
-The outputs of the layers in `target_modules` are multiplied by a learned vector; of the layers that are also
-in `feedforward_modules`, the inputs are. The vectors begin with ones, so at first the model's output does
-not change. The defaults are PEFT's: GPT-2's c_attn, Qwen3's q_proj and v_proj, and the inputs of the last
-layer of the MLP.
+A learned vector multiplies the outputs of the layers in `target_modules`. For layers that are also in
+`feedforward_modules`, it multiplies the inputs instead. The vectors begin with ones, so at first the model's
+output does not change. The defaults are PEFT's: the outputs of GPT-2's c_attn or Qwen3's q_proj and v_proj,
+and the inputs of the last layer of the MLP.
 
 Letters in shapes: N outputs, K inputs.
 """
@@ -62,7 +62,7 @@ class IA3Layer(AdaptedLayer):
 
     Args:
         base: see AdaptedLayer.
-        is_feedforward: True: the inputs.
+        is_feedforward: True: the vector multiplies the inputs; False: the outputs.
         adapter: name of the adapter.
         draw: False: do not initialise the vector, because its values will be set later.
     """

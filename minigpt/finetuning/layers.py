@@ -78,24 +78,24 @@ class AdaptedLayer(nn.Module):
 
     @property
     def actives(self) -> "list[AdaptedLayer]":
-        """Return this layer and those inside it, as far as they are active."""
+        """Return the active layers among this layer and the layers inside it."""
         inner = self.base_layer.actives if isinstance(self.base_layer, AdaptedLayer) else []
         return [*inner, self] if self.is_active else inner
 
     def float_weight(self) -> Tensor:
         """Return the layer's own weight in the dtype of the adapter, (N, K)."""
         linear = self.linear
-        is_rounded = hasattr(linear, "dequantized")  # the inputs of int4 weights are padded
+        is_rounded = hasattr(linear, "dequantized")  # int4 weights have padded inputs
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(next(self.parameters(recurse=False)).dtype)
 
     @property
     def cannot_be_added(self) -> str:
-        """Return what kind of adapters cannot be added to another one; empty: these can."""
+        """Return the name of this kind of adapter if it cannot be summed with others; "" if it can."""
         return ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Return the adapter's parameters by the ends of their names in a file."""
+        """Return the last part of each parameter's name in a file -> the parameter."""
         raise NotImplementedError
 
     def entering(self, x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class AdaptedLayer(nn.Module):
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) of a linear layer that computes the same with this adapter."""
+        """Return weight (N, K) and bias (N,) of the linear layer that gives the same outputs as this one."""
         raise NotImplementedError
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -132,12 +132,12 @@ class AdaptedLayer(nn.Module):
 
 
 class AdapterConfig(ABC):
-    """What the configurations of all kinds of adapters have in common."""
+    """The base class of the configurations of all kinds of adapters."""
 
     modules_to_save: tuple[str, ...]  # names of modules that are trained whole
 
     def of_family(self, model: LanguageModel) -> Self:
-        """Return a configuration in which everything that the family decides is filled in."""
+        """Return this configuration with the defaults of the model's family filled in."""
         return self
 
     @abstractmethod
@@ -153,7 +153,7 @@ class AdapterConfig(ABC):
 
     def check_base(self, layers: Sequence[Any]) -> None:
         """Raise InputError if an adapter of this kind cannot be added to these layers."""
-        del layers  # of most kinds it can
+        del layers  # most kinds of adapters fit any layer
 
 
 # -- which layers ------------------------------------------------------------------------------------------
@@ -261,7 +261,8 @@ def add_adapter(
 ) -> None:
     """Freeze a model and add an adapter to some of its linear layers, in place. Only it is then active.
 
-    Modules in `modules_to_save` are copied. As in PEFT, a tied lm_head then has its own weight.
+    Modules in `modules_to_save` are copied, and the copies are trained. As in PEFT, a tied lm_head then has
+    its own weight.
 
     Args:
         adapter: a name that no other adapter of the model has.
@@ -288,7 +289,7 @@ def add_adapter(
     for name, theirs in chosen.items():
         parent, _, last = name.rpartition(".")
         layer = config.new_layer(modules[name], theirs, adapter, draw)
-        setattr(modules[parent], last, layer.train(modules[name].training))  # the mode of a dropout
+        setattr(modules[parent], last, layer.train(modules[name].training))  # keeps the mode
     for name in saved:
         parent, _, last = name.rpartition(".")
         whole = replaced.setdefault(name, WholeModule(modules[parent], last, modules[name], {}))
@@ -298,7 +299,7 @@ def add_adapter(
 
 @dataclass
 class WholeModule:
-    """A module that adapters replace with copies."""
+    """A module of which adapters train a whole copy (`modules_to_save`)."""
 
     parent: nn.Module
     attribute: str  # name of the module's attribute in the parent
@@ -306,13 +307,13 @@ class WholeModule:
     copies: dict[str, nn.Module]  # adapter -> its copy
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
-        """Return the copy of one of these adapters, or the original if none has a copy."""
+        """Return the copy that one of these adapters has. If none has a copy, return the original."""
         present = next(getattr(self.parent, self.attribute).parameters())
         found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         return found.to(present.device)
 
     def use(self, adapters: Sequence[str]) -> None:
-        """Install the module of these adapters."""
+        """Put the result of `of` into the model."""
         setattr(self.parent, self.attribute, self.of(adapters))
 
 
@@ -398,7 +399,7 @@ def disable_adapter(model: LanguageModel) -> Iterator[None]:
 def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Iterator[None]:
     """Give each row of a batch its own adapters, in a with block. An empty list means the model alone.
 
-    The product with the frozen weights is computed once for all rows, and the adapter for its rows.
+    The product with the frozen weights is computed once for all rows. Each adapter is computed for its rows.
 
     Args:
         names: one list of adapters per row; see `check_adapters`.
@@ -411,7 +412,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
         name: None if len(some) == len(names) else torch.tensor(some, device=device)
         for name, some in rows_of.items()
     }
-    layers = [layer for _, layer in adapted_layers(model)]  # one walk over the model: this is done every step
+    layers = [layer for _, layer in adapted_layers(model)]  # listed once, because this runs in every step
     before = [layer.is_active for layer in layers]
     active = [layer.adapter for layer in layers if layer.is_active]
     try:
@@ -431,12 +432,12 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
 
 
 class _ByRow(nn.Module):
-    """A module, with copies of it for some rows of the batch."""
+    """A module that uses its copies for some rows of the batch."""
 
     def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
         super().__init__()
         self.original = original
-        self._copies = copies  # rows (n,), and the module for them
+        self._copies = copies  # (rows (n,), module for these rows)
 
     @property
     def weight(self) -> Any:

@@ -81,8 +81,8 @@ def mask_tokens(
         keys: one key per row, which seeds the random choice.
         mask_id: id of [MASK]. Random tokens have lower ids.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
-        words: ids -> number of each token's word. Then whole words are chosen, at most as many tokens as
-            without, but at least one word.
+        words: ids -> number of each token's word. With it, whole words are chosen: at most `hidden_count`
+            tokens, but at least one word.
 
     Returns: the ids with hidden tokens (B, T), and a mask of the chosen tokens (B, T) bool.
     """
@@ -106,7 +106,7 @@ def mask_tokens(
 def _some_words(
     words: npt.NDArray[np.int64], count: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Return the places of the tokens (n,) of some words, at most `count`, but at least those of one word."""
+    """Return the positions (n,) of the tokens of some words: at most `count`, but at least one word."""
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))
     chosen, total = list[int](), 0

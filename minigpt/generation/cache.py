@@ -42,8 +42,8 @@ class KeyValueCache:
         slots: most sequences at once.
         max_length: most tokens of a sequence.
         max_cache_mib: most MiB (2**20 bytes) that the cache may take; None: no limit.
-        keeps: False lets all layers share the memory of one layer. It serves sequences whose tokens are all
-            read again in each step.
+        keeps: False: all layers share the memory of one layer. This is enough for sequences whose tokens are
+            all read again in each step.
 
     Attributes:
         lengths: number of tokens that each slot holds.

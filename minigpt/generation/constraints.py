@@ -125,7 +125,7 @@ class _Grammar:
             ) from None
         words = _Words(tokenizer, tokens, eos[0])
         wrapped = LLTokenizer(TokenizerWrapper(words), eos_token=list(eos))
-        words.lacking = []  # it tries a word of its own
+        words.lacking = []  # llguidance tests a word of its own
         if options.regex is not None:
             grammar = LLMatcher.grammar_from_regex(options.regex)
         else:
@@ -171,7 +171,7 @@ class _Words:
         self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
 
     def __call__(self, given: str | bytes) -> list[int]:
-        """The ids of a text that must come next."""
+        """Return the ids of a text that must come next."""
         text = given if isinstance(given, str) else given.decode("utf-8", "replace")
         self.lacking = self._tokenizer.unknown_characters(text) or self.lacking
         ids: list[int] = self._tokenizer.encode_text(text)

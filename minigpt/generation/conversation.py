@@ -60,8 +60,8 @@ class Choice(NamedTuple):
     token: int
     probability: float
     others: list[tuple[int, float]]  # in descending order, without the token itself
-    # the probabilities of the token and of the others, in the same order, after temperature, top_k and the
-    # like; empty without sampling
+    # The probabilities of the token and of the others after temperature, top_k and the like. Without sampling
+    # the list is empty.
     drawn: list[float]
 
 
@@ -188,7 +188,7 @@ class Conversation:
         messages: list[dict[str, Any]] = [*_messages(self.system, turns)]
         for turn, message in zip(turns, [one for one in messages if one["role"] == "assistant"]):
             ids = turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
-            if self.tokenizer.decode(ids) == turn.answer:  # a stop string cuts an answer, not its ids
+            if self.tokenizer.decode(ids) == turn.answer:  # False if a stop string has cut the text
                 message["token_ids"] = ids
         return messages
 
@@ -378,7 +378,7 @@ def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
 
 
 def token_text(tokenizer: AnyTokenizer, token: int) -> str:
-    r"""Return a token's text for people. Bytes that are not a whole character become \x.. escapes."""
+    r"""Return a token's text to show. Bytes that are not a whole character become \x.. escapes."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.id2word[token]
     if token >= tokenizer.get_vocab_size():  # Qwen3's embedding has more rows than there are tokens

@@ -86,7 +86,7 @@ class Engine:
         prefix_mib: MiB for beginnings that prompts share; 0: none are kept.
         max_cache_mib: most MiB for the rows' keys and values; None: no limit.
         cuda_graph: True decodes by a GraphDecoder; None: only on CUDA.
-        burst: steps of the GraphDecoder until the host reads the new tokens.
+        burst: number of GraphDecoder steps after which the host reads the new tokens.
         compiled: see GraphDecoder.
 
     Raises:

@@ -128,7 +128,7 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = 
     with a subword tokenizer without a chat template have this format, and models trained on plain text.
 
     Args:
-        adapter: the adapter that the model was loaded with: what it has learned last decides.
+        adapter: the adapter that the model was loaded with. Its format counts, because it was trained last.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
@@ -138,9 +138,9 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = 
 def with_prompt_format(
     config: Mapping[str, Any], folder: Path, adapter: Path | None = None
 ) -> dict[str, Any]:
-    """Return the content of config.json of a folder that is derived from `folder`, maybe with an adapter.
+    """Return the content of config.json for a folder that is derived from `folder`, maybe with an adapter.
 
-    Such a folder has no training_state.json, which says whether a model of characters learned from texts.
+    Such a folder has no training_state.json. Without it, the format of a character model would be unknown.
     """
     rest = {key: value for key, value in config.items() if key != _FORM}
     return {**rest, _FORM: "text"} if _learned_from_text(folder, adapter) else rest

@@ -1,4 +1,4 @@
-"""Prompts as vectors instead of ids, as Hugging Face's inputs_embeds: for soft prompts and experiments.
+"""Prompts as vectors instead of ids, like Hugging Face's inputs_embeds, for soft prompts and experiments.
 
 The models read ids. So a model gets one placeholder id for each vector, and the vectors replace the output of
 its token embedding. The model adds its own positions as always.

@@ -54,7 +54,7 @@ def adapter_note(model: "LanguageModel", adapter: Path) -> str:
 
 
 def warn_of_gaps(tokenizer: "AnyTokenizer", model: Path) -> None:
-    """Warn about a model that was trained to fill gaps, which is asked for something else."""
+    """Warn if a model that was trained to fill gaps is used for something else."""
     from minigpt.finetuning.masked_lm import mask_token_id
 
     if mask_token_id(tokenizer) is not None:

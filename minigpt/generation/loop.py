@@ -60,7 +60,7 @@ class DecodingLoop:
         chunk: approximate number of prompt tokens that are read in a step. Each prompt is read by itself. So
             a long prompt does not delay other sequences for long, and the rounding of a prompt does not
             depend on other prompts. None: all prompts are read at once.
-        prefix_cache: beginnings of prompts that need not be read again.
+        prefix_cache: keeps common beginnings of prompts, which then need not be read again.
         bursts: decodes by CUDA graphs if possible. A step then gives a sequence no token or several.
     """
 
@@ -130,7 +130,7 @@ class DecodingLoop:
         elif not self.runner.in_any_slot:
             self._close_gaps()
             ready.sort(key=lambda sequence: sequence.slot)
-        has_own = any(one.adapters is not None for one in ready)  # then the rows are those of the group
+        has_own = any(one.adapters is not None for one in ready)  # then each sequence needs its own adapters
         alone = [one for one in ready if one.watcher is not None or (has_own and one.speculation is not None)]
         if alone:
             ready = [sequence for sequence in ready if sequence not in alone]
@@ -158,7 +158,7 @@ class DecodingLoop:
     def _guessed(self, sequence: Sequence) -> list[int]:
         """Return the last token and the guesses that follow it."""
         assert sequence.speculation is not None, "something guesses"
-        room = self.max_length - 2 - self.cache.lengths[sequence.slot]  # a place stays for one more token
+        room = self.max_length - 2 - self.cache.lengths[sequence.slot]  # one column stays free
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
     def _close_gaps(self) -> None:
@@ -329,7 +329,7 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 
 def _group(sequence: Sequence) -> object:
-    """Return a key that is equal for sequences whose tokens are chosen together.
+    """Return a key that is equal for sequences whose tokens can be chosen together.
 
     Processors depend on the number of new tokens, so the key then includes it.
     """

@@ -1,11 +1,12 @@
 // One step of a language model on a CPU: n tokens in, n rows of logits out, as a list of a few simple operations.
 //
-// Decoding reads every weight once for each token, so its floor is the memory's speed. What keeps a framework
-// from that floor is what happens between the reads: some hundred small tensor operations a token, each with
-// its dispatch, its allocation and its threads to wake. Here one call does all of them, on threads that stay
-// together from the first operation to the last.
+// Decoding reads every weight once for each token, so the memory's bandwidth limits its speed. A framework is
+// slower than this limit, because it executes some hundred small tensor operations for each token. Each of them
+// costs a dispatch and an allocation, and wakes threads. Here one call does all of them, and the threads stay
+// awake from the first operation to the last.
 //
-// This file knows no model. `native.py` writes the list from a model's own modules, and holds the slow twin.
+// This file knows no model. `native.py` builds the list of operations from a model's modules, which are the slow
+// twin.
 //
 // Letters: n tokens of this call, K inputs and N outputs of a product, H heads of queries, G heads of keys and
 // values, D channels of a head.
@@ -23,44 +24,43 @@ static int omp_get_thread_num(void) { return 0; }
 #include "products.h"
 
 enum { EMBED, PRODUCT, ATTENTION };          // kinds of operations
-enum { NO_NORM, LAYER_NORM, RMS_NORM };      // before a product
-enum { NO_ACT, GELU_TANH, GELU_EXACT, SWIGLU };  // after it
-enum { BLOCK = 64 };                         // inputs that are multiplied with a STRIP in one go
-enum { TOGETHER = 8 };                       // queries that attend to the same keys in one go
+enum { NO_NORM, LAYER_NORM, RMS_NORM };      // the norm before a product
+enum { NO_ACT, GELU_TANH, GELU_EXACT, SWIGLU };  // the activation after a product
+enum { BLOCK = 64 };                         // number of inputs that are multiplied with a STRIP at a time
+enum { TOGETHER = 8 };                       // number of queries that read the same keys together
 
 typedef struct {
     int32_t kind, dtype, norm, act;
-    int32_t add, wait, wanted;               // out += instead of =; the next one needs it; only wanted tokens
-    int32_t n_out, n_in, stride;             // N, K; from one token's out to the next one's
+    int32_t add, wait, wanted;               // out += instead of =; the next operation reads out; only wanted tokens
+    int32_t n_out, n_in, stride;             // N, K; distance between the outputs of two tokens
     int32_t heads, kv_heads, head_dim;       // H, G, D
     float eps;
-    const void *weight;                      // (N, K); of EMBED: the table of tokens
-    const float *scale;                      // (N,), of I8: one for each row of weights
-    const void *values;                      // SWIGLU: `weight` holds the gates, this what passes them, (N, K)
+    const void *weight;                      // (N, K); EMBED: the table of token vectors
+    const float *scale;                      // (N,), only for I8: a scale for each row of weights
+    const void *values;                      // SWIGLU: the matrix of the gated values, (N, K); `weight` gives the gates
     const float *value_scale;
     const float *bias;                       // (N,) or null
     const float *norm_weight, *norm_bias;    // (K,); bias null for RMS_NORM
     const float *in;                         // (n, width of in)
     float *out;                              // (n, width of out)
-    const float *positions;                  // EMBED: table of positions or null. ATTENTION: cos and sin or null
-    const float *q_norm, *k_norm;            // (D,) or null: queries and keys are RMS-normed first
+    const float *positions;                  // EMBED: the table of positions or null. ATTENTION: cos and sin or null
+    const float *q_norm, *k_norm;            // weights of the RMSNorm of queries and keys, (D,), or null
     float *cached_keys, *cached_values;      // this layer's cache, (slots, G, columns, D)
 } Operation;
 
 typedef struct {                             // one token of the call
     int64_t id;
-    int32_t slot, column;                    // its row of the cache, its place there and in its text
-    int32_t wanted;                          // are its logits asked for?
+    int32_t slot, column;                    // its slot of the cache; its column there, which is its position
+    int32_t wanted;                          // 1: its logits are needed
 } Token;
 
-// exp, to 2 units in the last place, in a form that compilers turn into vector instructions: 2^whole times a
-// polynomial for what is left, |rest| <= ln(2) / 2. Above 88 and below -87 it stays at that end's value; NaN
-// stays NaN.
+// exp(x), exact to 2 units in the last place, written so that compilers use vector instructions. It is 2^whole times
+// a polynomial of the rest, |rest| <= ln(2) / 2. x is clipped to -87 ... 88; NaN stays NaN.
 static inline float exponential(float x) {
     float clipped = x > 88.0f ? 88.0f : x;
     clipped = clipped < -87.0f ? -87.0f : clipped;
     float whole = floorf(clipped * 1.44269504f + 0.5f);
-    float rest = clipped - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts, exact and small
+    float rest = clipped - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 = a short exact part + a small part
     float y = 1.0f / 5040;
     y = y * rest + 1.0f / 720;
     y = y * rest + 1.0f / 120;
@@ -73,7 +73,7 @@ static inline float exponential(float x) {
     return y * two.power;
 }
 
-// ---- what stands around a product --------------------------------------------------------------------------
+// ---- norms and activations ---------------------------------------------------------------------------------
 
 static void normed(const Operation *op, const float *x, float *out) {
     int64_t K = op->n_in;
@@ -96,13 +96,13 @@ static void normed(const Operation *op, const float *x, float *out) {
         for (int64_t k = 0; k < K; k++) out[k] = (x[k] - mean) * factor * op->norm_weight[k];
 }
 
-// What follows a product, for a row of sums: out = or += activation(sums + bias).
+// Finishes a row of sums: out = activation(sums + bias), or out += it.
 static void finish(const Operation *op, int64_t begin, int count, const float *sums, const float *values,
                    float *out) {
     float y[STRIP];
     for (int r = 0; r < count; r++) y[r] = sums[r] + (op->bias ? op->bias[begin + r] : 0);
     switch (op->act) {
-    case GELU_TANH:                          // tanh by way of exp: 0.5 (1 + tanh u) = 1 / (1 + exp(-2u))
+    case GELU_TANH:                          // tanh from exp: 0.5 (1 + tanh u) = 1 / (1 + exp(-2u))
         for (int r = 0; r < count; r++)
             y[r] /= 1.0f + exponential(-2.0f * 0.7978845608028654f * (y[r] + 0.044715f * y[r] * y[r] * y[r]));
         break;
@@ -119,28 +119,28 @@ static void finish(const Operation *op, int64_t begin, int count, const float *s
 
 // ---- sharing the work --------------------------------------------------------------------------------------
 
-// Threads take pieces of a phase until none is left, and wait for the pieces that others are at, not for the
-// others themselves: a thread that the system has put to sleep delays no other, unless in the middle of a piece.
+// Threads take pieces of a phase until none is left. Then they wait for unfinished pieces, not for other threads. So
+// a thread that the system has put to sleep delays the others only if it sleeps inside a piece.
 typedef struct {
     atomic_int taken, done;
 } Phase;
 
-enum { AT_ONCE = 4 };                        // phases that may run without waiting for each other
+enum { AT_ONCE = 4 };                        // number of phases that may run without waiting for each other
 
 typedef struct {
-    Phase *phases;                           // all of the call; every thread goes through them in order
-    int at, waited, threads;                 // the phase this thread is in; those before `waited` are done
-    int pieces[AT_ONCE];                     // of the phases since then
+    Phase *phases;                           // all phases of the call; every thread goes through them in order
+    int at, waited, threads;                 // the phase of this thread; phases before `waited` are done
+    int pieces[AT_ONCE];                     // numbers of pieces of the phases from `waited` on
 } Worker;
 
-// Starts a phase over 0 ... count: a few pieces for each thread, but none smaller than `least`.
+// Starts a phase over 0 ... count. It has a few pieces for each thread, but none is smaller than `least`.
 static void begin_phase(Worker *me, int64_t count, int64_t least) {
     int64_t pieces = count / least, most = 4 * (int64_t)me->threads;
     if (pieces > most) pieces = most;
     me->pieces[me->at - me->waited] = me->threads == 1 || pieces < 1 ? 1 : (int)pieces;
 }
 
-// The next free piece, cut at multiples of `unit`; returns 0 if all are taken.
+// Takes the next free piece, cut at multiples of `unit`. Returns 0 if all are taken.
 static int take(Worker *me, int64_t count, int64_t unit, int64_t *begin, int64_t *end) {
     int64_t pieces = me->pieces[me->at - me->waited], units = (count + unit - 1) / unit;
     int64_t piece = atomic_fetch_add_explicit(&me->phases[me->at].taken, 1, memory_order_relaxed);
@@ -164,20 +164,21 @@ static void end_phase(Worker *me, int wait) {
             if (spins > 2000) sched_yield();
 }
 
-// Few tokens: every thread prepares the input for itself, which costs less than to wait for one that does it
-// for all. Many: they share that, too.
+// With up to FEW tokens, every thread prepares the whole input for itself, because waiting for another thread would
+// cost more. With more tokens, the threads share this work.
 enum { FEW = 4 };
 
-typedef struct {                             // what a thread works in
+typedef struct {                             // scratch memory of a thread
     Phase *phases;
     float *x;                                // (n, K): the input of a product
-    int8_t *q;                               // (n, K): it, as int8
+    int8_t *q;                               // (n, K): the input as int8
     Steps *steps;                            // (n, FOURs of K)
     float *scores;                           // (TOGETHER, columns)
-    char *panels;                        // two STRIPs of K bytes, packed
+    char *panels;                        // two packed STRIPs of K bytes per row
 } Workspace;
 
-// Cuts thread `number`'s from memory that is aligned at 64 bytes; returns how many bytes all threads need.
+// Places the workspace of thread `number` in memory that is aligned at 64 bytes. Returns the number of bytes that all
+// threads need.
 static int64_t workspace(Workspace *mine, void *memory, int count, int n, int64_t columns, int64_t widest, int threads,
                          int number) {
     enum { PARTS = 6 };
@@ -199,7 +200,7 @@ static int64_t workspace(Workspace *mine, void *memory, int count, int n, int64_
 static void prepare_input(const Operation *op, const Token *tokens, int64_t begin, int64_t end,
                           const Workspace *mine) {
     int64_t K = op->n_in, fours = FOURS(K);
-    int place = 0;                           // in the last product: not every token's logits are asked for
+    int place = 0;                           // row of x: the last product leaves out tokens without wanted logits
     for (int64_t t = 0; t < end; t++) {
         int64_t to = op->wanted ? place : t;
         if (op->wanted && !tokens[t].wanted) continue;
@@ -210,7 +211,7 @@ static void prepare_input(const Operation *op, const Token *tokens, int64_t begi
     }
 }
 
-// Rows begin ... end of the weights times all inputs.
+// Multiplies rows begin ... end of the weights with all inputs.
 static void multiply(const Operation *op, int n, int64_t begin, int64_t end, const Workspace *mine) {
     const void *matrices[2] = {op->weight, op->values};
     const float *scales[2] = {op->scale, op->value_scale};
@@ -277,7 +278,7 @@ static void embed(const Operation *op, const Token *tokens, int64_t begin, int64
     }
 }
 
-// One head of a query or key: RMS norm and rotation, where the model has them.
+// Applies RMSNorm and rotation to one head of a query or key, if the model has them.
 static void prepare_head(const Operation *op, const float *norm, int32_t position, const float *x, float *out) {
     int D = op->head_dim;
     float factor = 1;
@@ -301,7 +302,7 @@ static float *cached(const Operation *op, float *cache, int64_t columns, const T
     return cache + (((int64_t)t->slot * op->kv_heads + g) * columns + column) * op->head_dim;
 }
 
-// in: n rows of H query heads, G key heads, G value heads. Keys and values go into the cache, queries stay.
+// Writes keys and values into the cache; prepares queries in place. in: n rows of H query, G key and G value heads.
 static void remember(const Operation *op, const Token *tokens, int64_t begin, int64_t end, int64_t columns) {
     int H = op->heads, G = op->kv_heads, D = op->head_dim;
     int64_t width = (int64_t)(H + 2 * G) * D;
@@ -316,8 +317,8 @@ static void remember(const Operation *op, const Token *tokens, int64_t begin, in
     }
 }
 
-// Of T queries: out (D,) += weights times rows, over rows begin ... end of (S, D); the sums stay in registers from the
-// first one to the last.
+// For each of T queries: out (D,) += the sum of weights[s] * rows[s] over s = begin ... end; rows (S, D). The sums stay
+// in registers from the first row to the last.
 static inline __attribute__((always_inline)) void mix(int T, float *const *weights, const float *rows, int64_t begin,
                                                       int64_t end, int64_t D, float *const *out) {
     int64_t d = 0;
@@ -346,8 +347,8 @@ static inline __attribute__((always_inline)) void mix(int T, float *const *weigh
             for (int64_t c = d; c < D; c++) out[t][c] += weights[t][s] * rows[s * D + c];
 }
 
-// The highest of n numbers, -infinity if there are none; what is not a number is passed over. (OpenMP's own reductions
-// begin at -infinity in one compiler and at the least finite number in another.)
+// Returns the highest of n numbers, or -infinity for n = 0. NaN is skipped. (OpenMP's reduction starts at -infinity or
+// at the lowest finite number, depending on the compiler. So it is not used.)
 static float highest_of(const float *x, int64_t n) {
     float highest[2 * LANES];
     int64_t i = 0;
@@ -359,7 +360,7 @@ static float highest_of(const float *x, int64_t n) {
     return highest[0];
 }
 
-// Scores (S,) of a query become weights: their sum is 1.
+// Turns the scores (S,) of a query into weights whose sum is 1.
 static void softmax(float *scores, int64_t S, float factor) {
     for (int64_t s = 0; s < S; s++) scores[s] *= factor;
     float largest = highest_of(scores, S), sum = 0;
@@ -376,15 +377,15 @@ typedef struct {                             // one head of one token
 
 static Query query(const Operation *op, const Token *tokens, int n, int64_t task, int64_t columns) {
     int H = op->heads, G = op->kv_heads, D = op->head_dim, head = (int)(task / n), g = head / (H / G);
-    const Token *t = tokens + task % n;      // head by head: its keys and values stay in a core's cache
+    const Token *t = tokens + task % n;      // head by head, so that its keys and values stay in the core's cache
     return (Query){op->in + (t - tokens) * (int64_t)(H + 2 * G) * D + (int64_t)head * D,
                    cached(op, op->cached_keys, columns, t, g, 0),
                    cached(op, op->cached_values, columns, t, g, 0),
                    op->out + (t - tokens) * (int64_t)H * D + (int64_t)head * D, t->column + 1};
 }
 
-// Queries that see the same keys are taken TOGETHER, two at a time, and so many keys that they stay in a core's first
-// cache: what is loaded of them serves all.
+// Up to TOGETHER queries with the same keys are computed together, in pairs. The keys are read in pieces that fit the
+// core's first-level cache, so that all pairs use what was loaded once.
 static void attend(const Operation *op, const Token *tokens, int n, int64_t begin, int64_t end, int64_t columns,
                    float *scores) {
     int64_t D = op->head_dim;
@@ -427,7 +428,7 @@ static void attend(const Operation *op, const Token *tokens, int n, int64_t begi
 
 // ---- the step ----------------------------------------------------------------------------------------------
 
-// Bytes of scratch memory, aligned at 64, that a step needs.
+// Returns the number of bytes of scratch memory, aligned at 64, that a step needs.
 int64_t minigpt_scratch(int count, int n, int64_t columns, int64_t widest, int threads) {
     Workspace mine;
     return workspace(&mine, 0, count, n, columns, widest, threads, 0);
@@ -463,12 +464,12 @@ void minigpt_step(const Operation *operations, int count, const Token *tokens, i
     }
 }
 
-// ---- after it ----------------------------------------------------------------------------------------------
+// ---- after the step ----------------------------------------------------------------------------------------
 
 enum { GLANCE = 512 };
 
-// Of each row of scores (rows, V): where its highest number is, the first of several, and the number; NaN if the
-// row has one.
+// Finds the highest number of each row of scores (rows, V): its index, the first of several, and its value. The value
+// is NaN if the row has a NaN.
 void minigpt_argmax(const float *scores, int rows, int64_t V, int64_t *places, float *highest) {
     for (int r = 0; r < rows; r++) {
         const float *row = scores + r * V;

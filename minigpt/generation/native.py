@@ -157,7 +157,7 @@ class NativeRunner:
 
     in_any_slot = True  # True: C gets the slot of each token, so no slot is copied
     _workspace: Tensor
-    # values of the last call
+    # values that belong to the last call
     _sizes: tuple[int, ...]  # tokens, columns of the cache, threads
     _numbers: tuple[Any, ...]  # arguments for C
     _logits: Tensor | None

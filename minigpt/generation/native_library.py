@@ -90,7 +90,7 @@ def build(
     command = shlex.join(compiler)
     name = f"native-{_key(compiler, flags)}"
     for kept in _kept(cache, name):
-        with contextlib.suppress(_BuildError):  # it may come from another system with the same home folder
+        with contextlib.suppress(_BuildError):  # another system may share the home folder
             return Build(_load(kept), compiler=command, path=kept)
     try:
         with tempfile.TemporaryDirectory(prefix="minigpt-", ignore_cleanup_errors=True) as folder:

@@ -29,7 +29,7 @@ StopReason = Literal["eos", "stop_string", "length", "context", "cancelled"]
 class Completion(NamedTuple):
     """The answer to one prompt."""
 
-    ids: list[int]  # new ids, without the eos that ended them, but including those of a stop string
+    ids: list[int]  # new ids, without the eos that ended them; a stop string's ids are included
     stop_reason: StopReason
 
 
@@ -40,7 +40,7 @@ class GenerateOutput:
     Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput); those of
     log-probabilities are minigpt's. A tuple has an entry for each step. In hidden_states and attentions, this
     entry is a tuple with an entry for each layer. Rows that end early are padded: sequences with eos (or 0),
-    other outputs with zeros. The completions have no padding. With guesses, each token counts as a step.
+    other outputs with zeros. The completions have no padding. In speculative decoding, each token is a step.
     """
 
     completions: list[Completion]

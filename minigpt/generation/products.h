@@ -1,9 +1,10 @@
-// Rows of weights times inputs, in float32, float16, bfloat16 and int8: what nearly all of a step's time goes into.
+// Products of rows of weights with inputs, in float32, float16, bfloat16 and int8. A step spends nearly all of its time
+// here.
 //
-// A product has the same bits however it is computed: alone, in a tile with neighbours, or with as many rows and
-// inputs as there are. So a token's logits do not depend on what else is in the call.
+// A product has the same bits if it is computed alone, in a tile with others, or with any number of rows and inputs.
+// So a token's logits do not depend on other tokens in the call.
 //
-// Letters: n inputs, T of them in a tile, K numbers in each and in each row of weights.
+// Letters: n inputs, T inputs of a tile, K numbers of an input and of a row of weights.
 
 #include <math.h>
 #include <stdint.h>
@@ -15,7 +16,7 @@
 #define FAST 0
 #endif
 #if FAST && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
-#define WIDE 1                               // one instruction for 64 products of whole numbers
+#define WIDE 1                               // one instruction computes 64 products of integers
 #else
 #define WIDE 0
 #endif
@@ -24,18 +25,18 @@
 #else
 #define REGISTER "+x"
 #endif
-#define IN_REGISTER(v) __asm__("" : REGISTER(v))  // or compilers load it anew for each instruction that takes it
-#define UNROLLED _Pragma("GCC unroll 16")    // so that arrays of sums become registers
+#define IN_REGISTER(v) __asm__("" : REGISTER(v))  // otherwise compilers load v again for each use
+#define UNROLLED _Pragma("GCC unroll 16")    // unrolled, arrays of sums become registers
 
-enum { F32, F16, BF16, I8 };                 // what weights are stored in
-enum { GROUP = 128, FOUR = 4 * GROUP };      // neighbours of an input that share a scale when it becomes int8
+enum { F32, F16, BF16, I8 };                 // formats of weights
+enum { GROUP = 128, FOUR = 4 * GROUP };      // an int8 input has one scale for each GROUP of numbers
 #define FOURS(K) (((K) + FOUR - 1) / FOUR)
-enum { STRIP = 64 };                         // rows of weights that are taken in one go
-enum { PANEL = 32, ACROSS = 8, MANY = 32 };  // rows of int8, and inputs, multiplied side by side if there are many
+enum { STRIP = 64 };                         // number of rows of weights that are multiplied at a time
+enum { PANEL = 32, ACROSS = 8, MANY = 32 };  // int8: rows and inputs of a panel product; needs MANY inputs
 
-typedef struct {                             // what became of four GROUPS of an input that became int8
-    float scale[4];                          // 0 beyond its end
-    int32_t correction[4];                   // -128 times the sum: for weights that are taken as 128 more than they are
+typedef struct {                             // scales of four GROUPS of an int8 input
+    float scale[4];                          // 0 for GROUPS after the input's end
+    int32_t correction[4];                   // -128 times the GROUP's sum, because 128 is added to the weights
 } Steps;
 
 // ---- dot products ------------------------------------------------------------------------------------------
@@ -47,10 +48,10 @@ static inline float total(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-// total() of eight vectors, with the same additions in the same order, but side by side.
+// Computes total() of eight vectors at once. The additions and their order are those of total().
 static inline __m256 totals(const __m256 *v) {
     __m256 half[4], quarter[2];
-    for (int i = 0; i < 4; i++)              // of v[i] and v[i + 4]
+    for (int i = 0; i < 4; i++)              // adds the halves of v[i] and of v[i + 4]
         half[i] = _mm256_add_ps(_mm256_permute2f128_ps(v[i], v[i + 4], 0x20),
                                 _mm256_permute2f128_ps(v[i], v[i + 4], 0x31));
     for (int i = 0; i < 2; i++) {
@@ -63,9 +64,9 @@ static inline __m256 totals(const __m256 *v) {
 }
 #endif
 
-// R rows of weights with one vector: out[r] = w[r] . x. A row after the other, as they lie in memory: its
-// prefetchers follow one long stream further than several short ones, and AHEAD, in bytes, helps them over the
-// ends of pages. Two sums hide the latency of an addition, as far as memory is faster.
+// Rows of weights times one vector: out[r] = w[r] . x. The rows are read one after another, in the order of the memory,
+// because the prefetchers work best for one long stream. They stop at the end of a page; prefetching AHEAD bytes
+// helps there. Two sums hide the latency of an addition.
 enum { AHEAD = 2048, SHORT = 256, LANES = 16 };
 
 #if FAST
@@ -73,7 +74,7 @@ enum { AHEAD = 2048, SHORT = 256, LANES = 16 };
 #define HALVES(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
 #define BRAINS(p) _mm256_castsi256_ps(_mm256_slli_epi32( \
     _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p))), 16))
-// `sums` over the first multiple of 8 values, and k there.
+// Defines `sums`, the sums over the first k values; k is the largest multiple of 8 up to K.
 #define ROW_OF(LOAD)                                                               \
     int64_t k = 0;                                                                 \
     __m256 a = _mm256_setzero_ps(), b = a;                                         \
@@ -95,7 +96,7 @@ enum { AHEAD = 2048, SHORT = 256, LANES = 16 };
 
 #if FAST
 #define SUM_OF(LOAD, FLOAT) ROW_OF(LOAD) float s = total(sums);
-#else                                        // LANES: one order of additions, whatever the compiler makes of it
+#else                                        // LANES fixes the order of the additions for every compiler
 #define SUM_OF(LOAD, FLOAT)                                                        \
     int64_t k = 0;                                                                 \
     float lanes[LANES] = {0}, s = 0;                                               \
@@ -103,7 +104,7 @@ enum { AHEAD = 2048, SHORT = 256, LANES = 16 };
         for (int i = 0; i < LANES; i++) lanes[i] += FLOAT(w[k + i]) * x[k + i];    \
     for (int i = 0; i < LANES; i++) s += lanes[i];
 #endif
-// Rows r ... `rows`; LOAD makes eight floats of what is stored, FLOAT one.
+// Computes rows r ... `rows`. LOAD converts eight stored numbers to floats, FLOAT converts one.
 #define DOTS_OF(LOAD, FLOAT)                                                       \
     for (; r < rows; r++, w += K) {                                                \
         SUM_OF(LOAD, FLOAT)                                                        \
@@ -114,7 +115,7 @@ enum { AHEAD = 2048, SHORT = 256, LANES = 16 };
 static void dots_f32(const float *w, int64_t K, const float *x, float *out, int64_t rows) {
     int64_t r = 0;
 #if FAST
-    if (K <= SHORT && K % 8 == 0)            // an attention's head: adding up a row's lanes costs as much as the row
+    if (K <= SHORT && K % 8 == 0)            // short rows, as in attention: totals() for eight rows at once
         for (; r + 8 <= rows; r += 8) {
             __m256 eight[8];
             for (int i = 0; i < 8; i++, w += K) {
@@ -127,12 +128,12 @@ static void dots_f32(const float *w, int64_t K, const float *x, float *out, int6
     DOTS_OF(FLOATS, (float))
 }
 
-// float16 and bfloat16 are exact in float32, and multiplied there.
+// float16 and bfloat16 are converted to float32 without rounding, and multiplied there.
 static inline float half_to_float(uint16_t h) {
     uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
     float f;
     memcpy(&f, &bits, 4);
-    f *= 0x1p112f;                           // float32 counts its exponents from 112 lower
+    f *= 0x1p112f;                           // corrects the exponent: its bias is 15 in float16 and 127 in float32
     memcpy(&bits, &f, 4);
     bits |= (uint32_t)(h & 0x8000) << 16 | ((h & 0x7fff) < 0x7c00 ? 0 : 0x7f800000);  // NaN and infinity stay
     memcpy(&f, &bits, 4);
@@ -157,10 +158,10 @@ static void dots_bf16(const uint16_t *w, int64_t K, const float *x, float *out, 
 }
 
 #if FAST
-// HIGH rows of weights with BROAD inputs: a loaded vector serves several products, which is what makes a prompt
-// fast. K is a multiple of 8; an input lies `apart` from the one before. The additions are those of `dots`, in the
-// same order: a sum has the bits that it has alone.
-enum { HIGH = WIDE ? 4 : 2, BROAD = 2 };     // as many sums as there are registers for
+// HIGH rows of weights times BROAD inputs. Each loaded vector is used for several products; this makes prompts fast.
+// K is a multiple of 8; inputs are `apart` numbers from each other. The additions have the order of `dots`, so a sum
+// has the same bits.
+enum { HIGH = WIDE ? 4 : 2, BROAD = 2 };     // their sums fit into the registers
 #define TILE_AT(LOAD, K_HERE, SUMS) do {                                           \
     __m256 rows[HIGH];                                                             \
     UNROLLED for (int r = 0; r < HIGH; r++) {                                      \
@@ -190,7 +191,7 @@ enum { HIGH = WIDE ? 4 : 2, BROAD = 2 };     // as many sums as there are regist
     else UNROLLED for (int i = 0; i < ALL; i++) sums[i] = total(a[i]);             \
     UNROLLED for (int i = 0; i < ALL; i++) out[i / HIGH * stride + i % HIGH] = sums[i];
 
-// Not inlined: the compiler finds registers for a tile's sums only where it has nothing else to keep.
+// Not inlined, because otherwise the compiler has too few registers for a tile's sums.
 static __attribute__((noinline)) void tile_f32(const float *w, int64_t K, const float *x, int64_t apart,
                                                float *out, int64_t stride) {
     TILE_OF(FLOATS)
@@ -207,11 +208,10 @@ static __attribute__((noinline)) void tile_bf16(const uint16_t *w, int64_t K, co
 }
 #endif
 
-// ---- dot products of whole numbers -------------------------------------------------------------------------
+// ---- dot products of integers ------------------------------------------------------------------------------
 
-// The products of a GROUP are added up exactly. What it gives is added, with its scale, to the first of four sums
-// if it is a row's first GROUP, or fifth, or ninth, to the second one if it is the second, or sixth ... All that
-// follows keeps to this, so that a product has the same bits however it is computed.
+// The products of a GROUP are summed exactly, as integers. The sum of GROUP number g, times its scale, is added to
+// float sum number g % 4 of the row. All code below keeps this order, so a product always has the same bits.
 #if FAST
 #if WIDE
 typedef __m512i Bytes;
@@ -220,7 +220,7 @@ static inline Bytes bytes(const int8_t *p, int64_t left) {
     if (left >= CHUNK) return _mm512_loadu_si512(p);
     return _mm512_maskz_loadu_epi8(left > 0 ? ((__mmask64)1 << left) - 1 : 0, p);
 }
-// The instruction multiplies unsigned by signed bytes: 128 is added to the weights, and taken off by `correction`.
+// The instruction multiplies unsigned by signed bytes. So 128 is added to the weights, and `correction` subtracts it.
 static inline Bytes weights_of(Bytes w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
 static inline Bytes multiplied(Bytes w, Bytes x, Bytes sum) { return _mm512_dpbusd_epi32(sum, w, x); }
 static inline __m128i corrected(__m128i sums, const Steps *s) {
@@ -242,7 +242,7 @@ static inline Bytes bytes(const int8_t *p, int64_t left) {
 }
 static inline Bytes weights_of(Bytes w) { return w; }
 static inline Bytes multiplied(Bytes w, Bytes x, Bytes sum) {
-    // |w| times x with w's sign: no value is -128, so two products fit into 16 bits
+    // |w| times x with w's sign. No value is -128, so the sum of two products fits into 16 bits.
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
@@ -253,14 +253,14 @@ static inline __m128i quartered(Bytes v) {
 }
 #endif
 
-// The sums of four vectors of whole numbers.
+// Computes the sums of four vectors of integers.
 static inline __m128i sums_of(const Bytes *v) {
     Bytes a = OF_BYTES(add_epi32)(OF_BYTES(unpacklo_epi32)(v[0], v[1]), OF_BYTES(unpackhi_epi32)(v[0], v[1]));
     Bytes b = OF_BYTES(add_epi32)(OF_BYTES(unpacklo_epi32)(v[2], v[3]), OF_BYTES(unpackhi_epi32)(v[2], v[3]));
     return quartered(OF_BYTES(add_epi32)(OF_BYTES(unpacklo_epi64)(a, b), OF_BYTES(unpackhi_epi64)(a, b)));
 }
 
-// Four GROUPS of a row of weights, of which `left` bytes are there, with T inputs.
+// Multiplies four GROUPS of a row of weights with T inputs. Only the first `left` bytes of the row exist.
 static inline __attribute__((always_inline)) void four_i8(int T, const int8_t *w, int64_t left, const int8_t *x,
                                                           int64_t K, const Steps *steps, int64_t fours, __m128 *acc) {
     enum { CHUNKS = GROUP / CHUNK };
@@ -278,7 +278,7 @@ static inline __attribute__((always_inline)) void four_i8(int T, const int8_t *w
     }
 }
 
-// A row of weights, which has a scale, with T inputs, which have one for each GROUP: out[t] = w . x[t].
+// One row of weights times T inputs: out[t] = w . x[t]. The row has one scale, an input has one for each GROUP.
 enum { SOME = 4 };
 
 static inline __attribute__((always_inline)) void row_i8(int T, const int8_t *w, float scale, int64_t K,
@@ -289,7 +289,7 @@ static inline __attribute__((always_inline)) void row_i8(int T, const int8_t *w,
     UNROLLED for (int t = 0; t < T; t++) acc[t] = _mm_setzero_ps();
     for (int64_t f = 0; f < K / FOUR; f++, w += FOUR, x += FOUR, steps++)
         four_i8(T, w, FOUR, x, K, steps, fours, acc);
-    if (T > 1 && left == FOUR / 2) four_i8(T, w, FOUR / 2, x, K, steps, fours, acc);  // frequent, and faster by itself
+    if (T > 1 && left == FOUR / 2) four_i8(T, w, FOUR / 2, x, K, steps, fours, acc);  // frequent; a constant is faster
     else if (left) four_i8(T, w, left, x, K, steps, fours, acc);
     UNROLLED for (int t = 0; t < T; t++) {
         __m128 half = _mm_add_ps(acc[t], _mm_movehl_ps(acc[t], acc[t]));
@@ -297,7 +297,7 @@ static inline __attribute__((always_inline)) void row_i8(int T, const int8_t *w,
     }
 }
 
-// Each compiled for itself: what the one keeps in registers is not in the other's way.
+// rows_i8 and tile_i8 are not inlined, so that each can use all registers.
 static __attribute__((noinline)) void rows_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x,
                                               const Steps *steps, float *out, int64_t rows) {
     for (int64_t r = 0; r < rows; r++) row_i8(1, w + r * K, row_scales[r], K, x, steps, out + r, 0);
@@ -308,7 +308,7 @@ static __attribute__((noinline)) void tile_i8(const int8_t *w, float scale, int6
     row_i8(SOME, w, scale, K, x, steps, out, stride);
 }
 
-// Rows of weights with n inputs: out (n, rows); an input's sums lie `stride` from those of the one before.
+// Rows of weights times n inputs: out (n, rows). The sums of two neighbouring inputs are `stride` apart.
 static void dots_i8(const int8_t *w, const float *row_scales, int64_t K, const int8_t *x, const Steps *steps,
                     float *out, int64_t stride, int64_t rows, int64_t n) {
     int64_t tiled = n / SOME * SOME;
@@ -337,12 +337,12 @@ static void dots_i8(const int8_t *w, const float *row_scales, int64_t K, const i
 #endif
 
 #if WIDE
-// A panel: four neighbours of each of PANEL rows of weights, side by side, then the next four of each. A vector
-// of it times four neighbours of an input is a step of 16 sums at once, and nothing is left to add up across.
+// A panel holds PANEL rows of weights: the first four numbers of each row, then the next four of each row, and so on.
+// A vector of a panel times four numbers of an input adds to 16 sums at once. No sum across a vector is needed.
 static void pack(const int8_t *w, int64_t K, __m512i *panel) {
     for (int64_t k = 0; k < K; k += CHUNK)
         for (int half = 0; half < 2; half++) {
-            Bytes a[16], b[16];              // 16 fours of 16 rows, which change places in four steps
+            Bytes a[16], b[16];              // 16 groups of four numbers from each of 16 rows, transposed in four steps
             __m512i *out = panel + k / 2 + half;
             UNROLLED for (int r = 0; r < 16; r++) a[r] = weights_of(bytes(w + (16 * half + r) * K + k, K - k));
             UNROLLED for (int r = 0; r < 16; r += 2) {
@@ -364,7 +364,7 @@ static void pack(const int8_t *w, int64_t K, __m512i *panel) {
         }
 }
 
-// A panel with ACROSS inputs; K is a multiple of GROUP.
+// Multiplies a panel with ACROSS inputs. K is a multiple of GROUP.
 enum { SUMS = 2 * ACROSS };
 static __attribute__((noinline)) void panel_i8(const __m512i *panel, const float *row_scales, int64_t K,
                                                const int8_t *x, const Steps *steps, float *out, int64_t stride) {
@@ -396,12 +396,12 @@ static __attribute__((noinline)) void panel_i8(const __m512i *panel, const float
 }
 #endif
 
-// Rounds to the nearest of -127 ... 127 steps; a group's largest value decides its step.
+// Rounds to whole steps from -127 to 127. The largest value of a GROUP decides the size of its steps.
 static void to_int8(const float *x, int64_t K, int8_t *q, Steps *steps) {
     memset(steps, 0, FOURS(K) * sizeof *steps);
     for (int64_t g = 0; g * GROUP < K; g++) {
         int64_t start = g * GROUP, end = start + GROUP < K ? start + GROUP : K;
-        float largest = 0, damage = 0;       // x - x: 0, but NaN for what is not finite, which a maximum passes over
+        float largest = 0, damage = 0;       // damage: NaN if any x is not finite, because then x - x is NaN
 #pragma omp simd reduction(max : largest) reduction(+ : damage)
         for (int64_t k = start; k < end; k++) {
             float size = fabsf(x[k]);
@@ -418,7 +418,7 @@ static void to_int8(const float *x, int64_t K, int8_t *q, Steps *steps) {
 
 // ---- rows times inputs --------------------------------------------------------------------------------------
 
-// `count` rows of weights times n inputs: sums (n, STRIP). `panels`: the same rows packed, or null.
+// `count` rows of weights times n inputs -> sums (n, STRIP). `panels`: the same rows, packed, or null.
 static void strip_i8(const int8_t *w, const float *row_scales, int64_t K, int count, const char *panels,
                      const int8_t *q, const Steps *steps, int n, float *sums) {
     int packed = 0, across = 0;
@@ -436,12 +436,12 @@ static void strip_i8(const int8_t *w, const float *row_scales, int64_t K, int co
             n - across);
 }
 
-// The same of floats.
+// The same for weights in float32, float16 and bfloat16.
 static void strip(int dtype, const void *matrix, int64_t begin, int64_t K, int count, const float *x, int n,
                   float *sums) {
     const float *w32 = (const float *)matrix + begin * K;
     const uint16_t *w16 = (const uint16_t *)matrix + begin * K;
-    int tiled = 0, even = 0;                 // so many inputs and rows are taken in tiles
+    int tiled = 0, even = 0;                 // numbers of inputs and rows that are computed in tiles
 #if FAST
     if (K % 8 == 0) tiled = n / BROAD * BROAD, even = tiled ? count / HIGH * HIGH : 0;
     for (int r = 0; r < even; r += HIGH)

@@ -1,4 +1,4 @@
-"""Runs beside each other: curves, sizes, losses, times, and answers to the same questions."""
+"""Compares runs: curves, sizes, losses, times, and answers to the same questions."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Points = tuple[list[int], list[float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A run: what it recorded, and what its best model answers."""
+    """A run: its records, and the answers of its best model."""
 
     name: str
     parameters: int
@@ -38,7 +38,7 @@ class Curve:
 
     @property
     def rose(self) -> float:
-        """How far the validation loss rose after its lowest value, in nats."""
+        """The rise of the validation loss after its lowest value, in nats."""
         return self.val[1][-1] - self.best_loss if self.val[1] else math.nan
 
 

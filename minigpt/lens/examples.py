@@ -1,4 +1,4 @@
-"""Training data as the model sees it: what an example is, and which examples are hardest.
+"""Training data as the model sees it: the tokens of examples, and the examples with the highest loss.
 
 batch(conversations, tokenizer).table              # ids, targets, mask, which targets count
 data(model, tokenizer, conversations).hardest      # the examples with the highest loss
@@ -43,7 +43,7 @@ def encode(
 
 
 class Place(NamedTuple):
-    """A place of a batch's row."""
+    """A position in a row of a batch."""
 
     row: int
     reads: str
@@ -121,21 +121,21 @@ class Hard(NamedTuple):
     loss: float  # nats per token of its answers
     question: str
     answer: str
-    worst: str  # the token that cost most, with its nats
+    worst: str  # the token with the highest loss, and this loss in nats
 
 
 class Costly(NamedTuple):
-    """A token of the vocabulary, and what it costs over all answers."""
+    """A token of the vocabulary, and its loss over all answers."""
 
     text: str
     number: int
-    total: float  # nats
+    total: float  # sum of its losses in nats
     mean: float
 
 
 @dataclass(frozen=True)
 class Data(View):
-    """The hardest examples of a file, and the tokens that cost most."""
+    """The examples of a file with the highest loss, and the tokens with the highest loss."""
 
     loss: float  # nats per token of all answers
     examples: int

@@ -1,4 +1,4 @@
-"""Runs that fail on purpose, beside one that does not: curves, answers, and why.
+"""Trains a model that fails on purpose, and the usual one beside it: curves, answers, and the reason.
 
     experiment("no-causal-mask", conversations).runs
 
@@ -34,26 +34,26 @@ from minigpt.training.step import TrainStep
 __all__ = ["EXPERIMENTS", "Experiment", "Result", "experiment"]
 
 STEPS = 120
-_ANSWERS = 100  # different answers in the data of an experiment: few are learned in seconds
+_ANSWERS = 100  # number of different answers in the data; so few are learned in seconds
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is different in the run that fails, and why it fails."""
+    """An experiment: the difference that makes a run fail, and the reason."""
 
-    what: str  # in English; minigpt.lens.words has the Chinese
+    what: str  # the difference, in English; minigpt.lens.words has the Chinese
     why: str
     model: Callable[[Any], None] = lambda model: None  # changes the model in place
-    options: dict[str, Any] = field(default_factory=dict)  # options of training that differ
-    usual: dict[str, Any] = field(default_factory=dict)  # options of both runs
+    options: dict[str, Any] = field(default_factory=dict)  # training options of the run that fails
+    usual: dict[str, Any] = field(default_factory=dict)  # training options of both runs
 
 
 # -- changes of the model ----------------------------------------------------------------------------------
 
 
 def _see_everything(model: Any) -> None:
-    """Let each token attend to all tokens of its row, later ones, too."""
+    """Let each token attend to all tokens of its row, also to later ones."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], values: dict[str, Any]) -> Any:
         ids = inputs[0]
@@ -159,7 +159,7 @@ EXPERIMENTS = {
         "validation loss rises. This is overfitting.",
     ),
 }
-_SHARE = {"little-data": 0.01}  # share of the training examples
+_SHARE = {"little-data": 0.01}  # experiment -> share of the training examples that it uses
 
 
 # -- running -----------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class Run:
 
     name: str
     train: tuple[list[int], list[float]]  # steps and losses on the answers of the batch
-    val: tuple[list[int], list[float]]  # loss of the answers that it did not learn from
+    val: tuple[list[int], list[float]]  # steps and losses on the held-out answers
     answers: list[str]
 
 
@@ -258,14 +258,14 @@ def experiment(
 
 
 def _with_few_answers(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """Return the conversations with the first answers of a file; all of them if few answers come twice."""
+    """Return the conversations with one of the first answers. If answers rarely repeat, return all."""
     chosen = set(list(dict.fromkeys(each.answer for each in conversations))[:_ANSWERS])
     found = [each for each in conversations if each.answer in chosen]
     return found if len(found) > 2 * len(chosen) else list(conversations)
 
 
 def _config(steps: int, seed: int, changes: dict[str, Any]) -> TrainConfig:
-    """Return the options of a run: those of the recipe qa-cpu, with a smaller model of the first family."""
+    """Return the options of a run: those of the recipe qa-cpu, with a smaller GPT."""
     values: dict[str, Any] = {
         "family": "gpt", "n_layer": 2, "n_embd": 64, "n_head": 4, "block_size": 64, "max_length": 64,
         "tie_word_embeddings": True, "zero_projections": False, "batch_size": 32, "tokens_per_batch": 1024,
@@ -304,7 +304,7 @@ def _run(
 
 @torch.inference_mode()
 def _answer(model: LanguageModel, tokenizer: Tokenizer, question: str, most: int = 24) -> str:
-    """Answer with the most likely token at each step, without a cache: the changes are for whole texts."""
+    """Answer with the most likely tokens. No cache is used, because the changed models need whole texts."""
     ids = [*tokenizer.encode_text(question), tokenizer.sep_token_id]
     start = len(ids)
     model.eval()

@@ -1,4 +1,4 @@
-"""How something grew in training: the same view at each checkpoint that a run has kept.
+"""Shows how a view changes in training: the same view at each checkpoint that a run has kept.
 
 along(Path("output"), lambda model, tokenizer: loss(model, tokenizer, "你好", "你好！"))
 """

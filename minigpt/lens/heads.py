@@ -1,4 +1,4 @@
-"""Whom each head looks at, and what it costs to switch heads and layers off.
+"""Attention: the tokens that each head attends to, and the loss when heads and layers are switched off.
 
 seen = attention(model, tokenizer, "四川的省会是哪里？")
 seen.probabilities[layer, head]            # (T, T), each row sums to 1
@@ -44,7 +44,7 @@ class Attention(View):
         ]
 
     def as_dict(self) -> dict[str, object]:
-        """See `View`: of the probabilities only those of the shown heads."""
+        """See `View`. Only the probabilities of the shown heads are included."""
         heads = {
             f"blocks.{layer}.{head}": self.probabilities[layer, head].tolist() for layer, head in self.chosen
         }
@@ -68,7 +68,7 @@ class Attention(View):
         return [Table(title, (say("reads"), say("writes"), say("looks at")), rows), *maps]
 
     def _overview(self, say: Say) -> Table:
-        """One line for each head: what the last token of the prompt looks at, and where it looks usually."""
+        """Return a row for each head: what the prompt's last token attends to, and what tokens usually do."""
         T = len(self.pieces)
         rows = []
         for layer, head in self.chosen:
@@ -103,7 +103,7 @@ def attention(
     """Compute the attention probabilities of all heads while a model reads a question and writes an answer.
 
     Args:
-        answer: None: the model's own.
+        answer: the answer; None: the model's own.
         layer: the layer to show, from 0; None: all of them.
         head: the head to show, from 0; None: all of them.
 
@@ -119,13 +119,13 @@ def attention(
 
 @dataclass(frozen=True)
 class Ablation(View):
-    """What it costs to switch off each head and each layer: more nats per token of the answers."""
+    """The rise of the loss when a head or layer is switched off, in nats per token of the answers."""
 
-    loss: float  # nats per token, with everything on
-    count: int  # tokens of the answers
+    loss: float  # nats per token, with everything switched on
+    count: int  # number of tokens of the answers
     heads: Floats  # (layers, heads)  loss without the head, minus `loss`
     layers: Floats  # (layers,)  loss without attention and MLP of the layer, minus `loss`
-    parts_off: dict[str, Floats]  # "attn", "mlp" -> (layers,)
+    parts_off: dict[str, Floats]  # "attn", "mlp" -> (layers,) loss without this part, minus `loss`
 
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""

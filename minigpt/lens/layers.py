@@ -22,18 +22,18 @@ __all__ = ["LogitLens", "logit_lens"]
 
 @dataclass(frozen=True)
 class LogitLens(View):
-    """For each layer and each place of the answer: the most likely token."""
+    """The most likely token after each layer, at each position of the answer."""
 
     layers: list[str]  # (L) "embeddings", "blocks.0", ...
-    reads: list[str]  # (n) the token that is read at each place
-    writes: list[str]  # (n) the token that follows it
+    reads: list[str]  # (n) the token that is read at each position
+    writes: list[str]  # (n) the next token of the answer
     tokens: list[list[str]]  # (L, n) the most likely token after each layer
-    best: Floats  # (L, n) its probability
-    probabilities: Floats  # (L, n) the probability of the token that follows
-    ranks: list[list[int]]  # (L, n) its rank; 1: the most likely one
+    best: Floats  # (L, n) probability of the most likely token
+    probabilities: Floats  # (L, n) probability of the next token of the answer
+    ranks: list[list[int]]  # (L, n) rank of the next token of the answer; 1: the most likely one
 
     def known_after(self, place: int) -> int | None:
-        """Return the first layer from which on the written token is always the most likely one."""
+        """Return the first layer after which the written token stays the most likely one."""
         later = [i for i in range(len(self.layers)) if all(row[place] == 1 for row in self.ranks[i:])]
         return later[0] if later else None
 
@@ -76,7 +76,7 @@ def logit_lens(
     """Compute what the model would write after each layer, for each token of an answer.
 
     Args:
-        answer: None: the model's own.
+        answer: the answer; None: the model's own.
 
     Raises:
         InputError: if the text is too long for the model.

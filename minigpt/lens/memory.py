@@ -1,4 +1,4 @@
-"""What the KV cache holds, and how it grows while a model writes."""
+"""The content of the KV cache, and how it grows while a model writes."""
 
 from dataclasses import dataclass
 
@@ -20,14 +20,14 @@ __all__ = ["Cache", "cache"]
 class Cache(View):
     """The KV cache after a question and an answer."""
 
-    pieces: list[str]  # (S) the tokens that were read; of the last one nothing is cached yet
-    prompt: int  # tokens of the prompt, which are read at once
-    shape: tuple[int, int, int, int]  # layers, key and value heads, tokens, channels of a head
+    pieces: list[str]  # (S) all tokens; the last one is not in the cache yet
+    prompt: int  # number of tokens of the prompt, which are read at once
+    shape: tuple[int, int, int, int]  # numbers of layers, key and value heads, tokens, channels of a head
     query_heads: int
     bytes_per_token: int
-    context: int  # most tokens that the model reads
-    key_norms: Floats  # (layers, S)  mean length of a token's keys over the heads
-    value_norms: Floats  # (layers, S)
+    context: int  # largest number of tokens that the model can read
+    key_norms: Floats  # (layers, S)  mean length of a token's key vectors over the heads
+    value_norms: Floats  # (layers, S)  the same for value vectors
 
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""

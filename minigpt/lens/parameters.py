@@ -24,12 +24,12 @@ class PartOfModel(NamedTuple):
     name: str  # as this project names it: transformer.blocks.0.attn.qkv_proj.weight
     group: str  # "embedding", "block 0", "final norm", "lm_head"
     shape: tuple[int, ...]
-    number: int  # of parameters
-    rms: float  # root of the mean square: the usual size of a number
+    number: int  # number of parameters
+    rms: float  # root of the mean square: the usual size of a parameter
     norm: float  # root of the sum of squares
-    largest: float  # largest singular value; of a vector its length
-    rank: float  # stable rank: norm^2 / largest^2; how many directions carry the matrix
-    change: float | None  # ||new - old|| / ||old||, with another model
+    largest: float  # largest singular value; for a vector its length
+    rank: float  # stable rank: norm^2 / largest^2, about the number of directions that matter
+    change: float | None  # ||new - old|| / ||old||; None without an earlier model
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Weights(View):
 
     @property
     def count(self) -> int:
-        """Number of parameters; a tied lm_head counts once."""
+        """The number of parameters; a tied lm_head counts once."""
         return sum(part.number for part in self.matrices)
 
     def as_dict(self) -> dict[str, object]:
@@ -64,7 +64,7 @@ class Weights(View):
         details = []
         for name, parts in groups.items():
             for part in parts:
-                short = re.sub(r"^.*\.(?=\w+\.\w+$)|\.weight$", "", part.name)  # of the name, the layer
+                short = re.sub(r"^.*\.(?=\w+\.\w+$)|\.weight$", "", part.name)  # the layer's name alone
                 size = "x".join(map(str, part.shape))
                 more = [] if part.change is None else [f"{part.change:.1%}"]
                 details.append(
@@ -100,8 +100,8 @@ def weights(model: LanguageModel, against: LanguageModel | None = None, name: st
     """Measure all weights of a model.
 
     Args:
-        model: quantised weights count as the numbers that they stand for, adapters as part of their layer.
-        against: an earlier model of the same shape, to measure the change.
+        model: the model. Quantised weights are dequantised; adapters are added to the weights of their
+        layers. against: an earlier model of the same shape, to measure the change.
         name: what the view calls the earlier model.
 
     Raises:
@@ -138,7 +138,7 @@ def _shape(matrix: Tensor | None) -> str:
 
 
 def _matrices(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield all weights by name, in the order of the model, each shared one once."""
+    """Yield (name, weight) in the order of the model. A shared weight is listed once."""
     family = family_of(model.config)
     modules, seen = dict(model.named_modules()), set[int]()
     for key in family.weight_names(model.config):

@@ -19,13 +19,13 @@ from minigpt.storage.files import atomic_write
 
 __all__ = ["check_picture", "write_picture"]
 
-_MOST = 144  # charts in a picture
-_LABELS = 48  # labels on an axis; with more, some are left out
-_ROWS = 40  # rows of a table in a picture
+_MOST = 144  # largest number of charts in a picture
+_LABELS = 48  # largest number of labels on an axis; others are left out
+_ROWS = 40  # largest number of rows of a table in a picture
 
 
 def check_picture(path: Path, flag: str = "--plot") -> None:
-    """Raise InputError if a picture cannot be written: called before anything is computed."""
+    """Raise InputError if a picture cannot be written. It is called before anything is computed."""
     if path.suffix.lower() not in (".html", ".htm"):
         picture_kind(path, flag)
     if path.is_dir():
@@ -80,7 +80,7 @@ def _draw(axes: Any, part: Part) -> None:
     axes.set_title(_plain(part.title), fontsize=10)
     match part:
         case Heat():
-            # The square root of the scale: in a long text most shares are small.
+            # The colours follow the square root, because most shares are small in a long text.
             top = float(np.nanmax(part.values, initial=0.0)) or 1.0
             image = axes.imshow(part.values, cmap="Blues", aspect="auto", norm=PowerNorm(0.5, 0, top))
             axes.figure.colorbar(image, ax=axes, fraction=0.04)

@@ -38,7 +38,7 @@ class TokenLoss(NamedTuple):
     id: int
     loss: float  # nats: -log p
     probability: float
-    rank: int  # 1: the model's first choice
+    rank: int  # rank of the token; 1: the model's first choice
     others: list[tuple[str, float]]  # the most likely other tokens, with probabilities
 
 
@@ -52,12 +52,12 @@ class Loss(View):
 
     @property
     def mean(self) -> float:
-        """Nats per token, as `minigpt eval` counts them."""
+        """The loss in nats per token, as `minigpt eval` counts it."""
         return sum(token.loss for token in self.tokens) / len(self.tokens)
 
     @property
     def answer(self) -> str:
-        """The tokens of the answer, for people."""
+        """The tokens of the answer as one text to show."""
         return "".join(token.text for token in self.tokens)
 
     @property
@@ -106,7 +106,7 @@ def loss(
     """Compute the loss and the rank of each token of an answer, and the candidates that it lost to.
 
     Args:
-        answer: None: the answer that the model itself gives.
+        answer: the answer; None: the model's own.
         others: number of candidates.
 
     Raises:
@@ -133,9 +133,9 @@ def loss(
 class NextToken(View):
     """The distribution of the next token under several options."""
 
-    before: str  # what stands before it
+    before: str  # end of the text before the token
     options: list[str]  # the first one is the model's own distribution
-    tokens: list[str]  # of the whole vocabulary, the most likely ones first
+    tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (options, tokens)  0: the options forbid the token
     kept: list[int]  # for each of the options: number of tokens that can still be drawn
     entropy: list[float]  # for each of the options, in nats
@@ -174,7 +174,7 @@ def next_token(
 
     Args:
         after: the beginning of the answer; "": none.
-        options: each of them changes the distribution as generation does it: penalties, then temperature,
+        options: each entry gives a distribution. As in generation, penalties come first, then temperature,
             top_k and the like.
         show: number of tokens in the view's table.
     """
@@ -183,7 +183,7 @@ def next_token(
     logits = read_logits(model, ids)[-1:]  # (1, V)
     rows = [logits.softmax(dim=-1)[0]]
     for one in options:
-        # what was read counts as a prompt: penalties on the answer alone see `after`
+        # only `after` counts as the answer, for penalties that look at the answer alone
         new = len(bare_ids(tokenizer, after)) if after else 0
         scores = logits
         eos = [index for index in (tokenizer.eos_token_id,) if index is not None]
@@ -206,7 +206,7 @@ def next_token(
 
 
 def _difference(options: GenerationOptions) -> str:
-    """Name the options that are not the usual ones: "T 0.5", "top_k 5"."""
+    """Return the options that differ from the defaults as text: "T 0.5", "top_k 5"."""
     usual = GenerationOptions(do_sample=True)
     changed = [name for name in vars(usual) if getattr(options, name) != getattr(usual, name)]
     short = {"temperature": "T", "repetition_penalty": "penalty"}
@@ -219,7 +219,7 @@ class Answers(View):
 
     question: str
     options: list[str]
-    answers: list[list[str]]  # for each of the options
+    answers: list[list[str]]  # answers under each of the options
 
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""

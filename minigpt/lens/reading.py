@@ -1,4 +1,4 @@
-"""What a model reads: a question in the model's prompt format, and an answer, given or its own.
+"""Encodes what a model reads: a question in its prompt format, and an answer, given or its own.
 
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 reading.prompt, reading.answer         # ids
@@ -27,18 +27,18 @@ class Reading:
     """A prompt and an answer, as ids."""
 
     prompt: list[int]
-    answer: list[int]  # with the token that ends it, if there is one
-    pieces: list[str]  # texts of all ids, for people
-    is_own: bool  # the model has written the answer itself
+    answer: list[int]  # includes the token that ends the answer, if there is one
+    pieces: list[str]  # texts of all ids, to show
+    is_own: bool  # True: the model has written the answer itself
 
     @property
     def ids(self) -> list[int]:
-        """All ids."""
+        """The ids of prompt and answer."""
         return [*self.prompt, *self.answer]
 
 
 def usual_format(tokenizer: AnyTokenizer) -> PromptFormat:
-    """Return the prompt format of a tokenizer; a folder may say more (`prompt_format`)."""
+    """Return the usual prompt format for a tokenizer. If the folder is known, use `prompt_format`."""
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
     return "question"
@@ -63,7 +63,7 @@ def read_question(
         model: writes the answer if none is given, always with its most likely token.
         tokenizer: the model's tokenizer.
         question: the question, or for a model of texts the beginning of a text.
-        answer: None: the model's own. An answer is followed by the token that ends it, a text is not.
+        answer: the answer; None: the model's own. A token that ends it is added, except in plain text.
         form: the prompt format; None: the tokenizer's usual one.
         max_new_tokens: most tokens of the model's own answer.
 
@@ -76,7 +76,7 @@ def read_question(
         end = None if form == "text" else eos_of(tokenizer)
         ids = [*bare_ids(tokenizer, answer), *([] if end is None else [end])]
     else:
-        as_row(model, prompt)  # a clear message if it is empty or too long
+        as_row(model, prompt)  # raises a clear error if the prompt is empty or too long
         room = model.config.max_position_embeddings - len(prompt)
         ids = _written(model, tokenizer, prompt, min(room, max_new_tokens)) if room > 0 else []
     pieces = [shown(token_text(tokenizer, index)) for index in (*prompt, *ids)]
@@ -90,5 +90,5 @@ def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], m
     (ids, reason), *_ = generate_ids(model, [prompt], options, ends, tokenizer=tokenizer)
     if reason != "eos":
         return ids
-    last = read_logits(model, [*prompt, *ids])[-1]  # several tokens may end an answer: which one did?
+    last = read_logits(model, [*prompt, *ids])[-1]  # shows which of the tokens ended the answer
     return [*ids, max(ends, key=last.__getitem__)]

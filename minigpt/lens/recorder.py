@@ -11,14 +11,14 @@ The names are the same for both families, for any precision, and with adapters:
     embeddings                       (B, T, C)     the input of the first block
     blocks.3.norm_1, norm_2          (B, T, C)     the inputs of attention and MLP
     blocks.3.attn.heads              (B, T, H, D)  the mean of the values that each head takes
-    blocks.3.attn.probabilities      (B, H, T, T)  whom each head looks at; recorded, not replaced
+    blocks.3.attn.probabilities      (B, H, T, T)  attention weights; can be recorded, not replaced
     blocks.3.attn, blocks.3.mlp      (B, T, C)     what attention and MLP add to the residual stream
     blocks.3                         (B, T, C)     the residual stream after the block
     norm                             (B, T, C)     the input of lm_head
     logits                           (B, T, V)
 
-Forward hooks do it, so no model needs code for it. PyTorch's fused attention hides the probabilities; if they
-are asked for, the model computes attention step by step.
+Forward hooks record and replace, so the models need no code for it. PyTorch's fused attention hides the
+probabilities. If they are requested, the model computes attention step by step.
 
 Letters in shapes: B rows, T tokens, C channels, H heads, D channels of a head, V entries of the vocabulary.
 """
@@ -58,7 +58,7 @@ def record(
     """Run the model once, in eval mode, and return activations by name.
 
     Args:
-        model: the model; its hooks and its mode are as before afterwards.
+        model: the model. Its hooks and its mode (train or eval) are restored.
         input_ids: (B, T).
         names: names, or patterns such as "blocks.*.mlp".
         changes: name -> a tensor that replaces the activation, or a function of it. Later parts of the model

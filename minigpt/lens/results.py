@@ -1,4 +1,4 @@
-"""What a view is made of: tables and charts, shown in a terminal, a notebook, a page, or as JSON.
+"""The parts of a view: tables and charts, shown in a terminal, a notebook, a page, or as JSON.
 
     view = attention(model, tokenizer, "四川的省会是哪里？")
     view.probabilities        # the numbers, as an array
@@ -44,14 +44,14 @@ __all__ = [
 ]
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
-NOTHING = "∅"  # an empty answer
-_INVISIBLE = ("Cf", "Zs", "Zl", "Zp")  # marks that join or turn text, and blanks of other widths
+NOTHING = "∅"  # shown for an empty answer
+_INVISIBLE = ("Cf", "Zs", "Zl", "Zp")  # Unicode categories of characters that cannot be seen
 _SHADES = " ░▒▓█"
-_MOST_MAPS = 2  # in a terminal
+_MOST_MAPS = 2  # largest number of heat maps in a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:1.5em;color:#1a1a1a;background:#fff}"
-    "svg{max-width:100%}figure{margin:0;overflow-wrap:anywhere}"  # fits a phone, as do tables that scroll
+    "svg{max-width:100%}figure{margin:0;overflow-wrap:anywhere}"  # fits the screen of a phone
     "table{display:block;overflow-x:auto}"
     "table{border-collapse:collapse;margin:.3em 0 1.2em}caption{text-align:left;font-weight:600}"
     "td,th{border:1px solid #ccc;padding:.15em .5em;text-align:left;vertical-align:top}"
@@ -69,7 +69,7 @@ class Table(NamedTuple):
 
 
 class Heat(NamedTuple):
-    """A heat map (R, C). `cells`, a text for each field, is shown where there is room for it."""
+    """A heat map (R, C). `cells` has a text for each field, which is shown if there is room for it."""
 
     title: str
     values: Floats
@@ -107,7 +107,7 @@ class View:
         raise NotImplementedError
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return what one line can say: column -> cell. `--along` puts such lines into a table."""
+        """Return a summary in one line, column -> cell. `--along` puts such lines into a table."""
         raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def percent(value: float) -> str:
 
 
 def shown(text: str) -> str:
-    r"""Return a token's text so that each of its characters can be seen: a space becomes ␣, an end of line ↵.
+    r"""Make each character of a token's text visible: a space becomes ␣, a line end becomes ↵.
 
     >>> shown(" a\n\u200b")
     '␣a↵\\u200b'
@@ -180,11 +180,11 @@ def _as_text(part: Part, say: Say, width: int) -> str:
             return _heat_text(part, say, width)
         case Lines():
             return _lines_text(part, width)
-    return ""  # what bars show is in the view's table, too
+    return ""  # bars are not drawn, because the view's table has their numbers
 
 
 def _heat_text(heat: Heat, say: Say, width: int) -> str:
-    """Draw a heat map with two columns for each field; labels longer than that are cut."""
+    """Draw a heat map with two columns for each field. Labels are cut to two columns."""
     left = max(map(cell_len, heat.rows), default=0)
     if left + 1 + 2 * len(heat.columns) > width:
         note = "({title}: too wide for {width} columns; --plot FILE draws it)"
@@ -210,7 +210,7 @@ def _lines_text(lines: Lines, width: int) -> str:
     left = min(width // 3, max(map(cell_len, lines.series), default=0))
     drawn = [wrapped(lines.title, width)]
     every = [value for _, values in lines.series.values() for value in values if math.isfinite(value)]
-    low, high = min(every, default=0), max(every, default=0)  # one scale for all
+    low, high = min(every, default=0), max(every, default=0)  # one scale for all curves
     for name, (_, values) in lines.series.items():
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
@@ -232,7 +232,7 @@ def fragment(view: View, language: Language = "en") -> str:
 
 
 def page(views: Sequence[View], language: Language = "en", title: str = "minigpt look") -> str:
-    """Return views as one page of HTML, without scripts and without anything from a network."""
+    """Return views as one HTML page, which has no scripts and needs no network."""
     body = "\n".join(fragment(view, language) for view in views)
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (

@@ -1,4 +1,4 @@
-"""How a text is cut into tokens: pieces, ids, bytes, unknown characters, and BPE's merges step by step."""
+"""Shows the tokens of a text: pieces, ids, bytes, unknown characters, and BPE's merges step by step."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,14 +16,14 @@ __all__ = ["Merges", "Tokens", "tokens"]
 class Piece(NamedTuple):
     """A token of a text."""
 
-    text: str  # what the tokenizer makes of it
+    text: str  # the token's text, with all characters visible
     id: int
-    bytes: str  # the token's bytes in hexadecimal; of an unknown character: the character's
+    bytes: str  # bytes of the token, or of an unknown character, in hexadecimal
     is_unknown: bool
 
 
 class Merges(NamedTuple):
-    """The merges of one word: each step's parts. The first step has bytes, the last one tokens."""
+    """The merges of one word: its parts after each step. The first step has bytes, the last one tokens."""
 
     word: str
     steps: list[list[str]]
@@ -37,7 +37,7 @@ class Tokens(View):
     pieces: list[Piece]
     unknown: list[str]  # distinct characters that the vocabulary lacks
     vocab_size: int
-    merges: list[Merges]  # of each word; empty for a tokenizer without merges
+    merges: list[Merges]  # merges of each word; empty for a tokenizer without merges
 
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""
@@ -71,7 +71,7 @@ class Tokens(View):
 
 
 def tokens(tokenizer: AnyTokenizer, text: str) -> Tokens:
-    """Cut a text into tokens, without anything around it.
+    """Cut a text into tokens, without special tokens around it.
 
     Raises:
         InputError: for half a character (a lone surrogate).

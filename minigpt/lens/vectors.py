@@ -1,4 +1,4 @@
-"""What is near a token: the vectors of the input embedding, and the rows of lm_head."""
+"""Finds the nearest tokens of a token, by the vectors of the input embedding and the rows of lm_head."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Near(NamedTuple):
 
     text: str
     id: int
-    cosine: float  # of the angle between the vectors; 1: the same direction
+    cosine: float  # cosine of the angle between the vectors; 1: same direction
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Neighbours(View):
     """The nearest tokens of each token of a text."""
 
     pieces: list[str]
-    inputs: list[list[Near]]  # in the input embedding
-    outputs: list[list[Near]]  # in lm_head; the same if both share one matrix
+    inputs: list[list[Near]]  # nearest tokens in the input embedding
+    outputs: list[list[Near]]  # nearest tokens in lm_head; equal to `inputs` if the matrix is tied
     is_tied: bool
 
     def parts(self, say: Say) -> list[Part]:
@@ -93,7 +93,7 @@ def float_matrix(module: Any) -> Tensor:
 
 
 def _nearest(matrix: Tensor, ids: list[int], tokenizer: AnyTokenizer, count: int) -> list[list[Near]]:
-    """Rank by cosine. Rows of the matrix without a token, and the token itself, are left out."""
+    """Return the nearest tokens by cosine. Rows without a token, and the token itself, are left out."""
     rows = torch.nn.functional.normalize(matrix[: tokenizer.get_vocab_size()], dim=-1)  # (V, C)
     cosines = rows[ids] @ rows.T  # (n, V)
     cosines[torch.arange(len(ids)), ids] = -2

@@ -163,7 +163,7 @@ CHINESE = {
     "{whose}: {loss} nats a token, {count} tokens; least sure: {token} ({probability})": (
         "{whose}：每个词元 {loss} 奈特，共 {count} 个；最没把握的是 {token}（{probability}）"
     ),
-    # what is different in an experiment, and why it fails
+    # differences of the experiments, and the reasons why they fail
     "attention without the causal mask": "去掉因果掩码的注意力",
     "Each token sees the token that it has to predict, so the model learns to copy it: the loss "
     "is lower than the usual one's. When it answers, there is no later token to copy, and it "

@@ -18,7 +18,7 @@ __all__ = ["check", "filtered", "greedy", "sample"]
 
 
 def greedy(logits: Array, np: Any = numpy) -> Array:
-    """Return the most likely token, (V,) -> (). Of equal ones, the first."""
+    """Return the most likely token, (V,) -> (); the first of several equal ones."""
     return np.argmax(logits)
 
 

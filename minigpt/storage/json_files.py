@@ -23,7 +23,7 @@ __all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "reading"]
 
 MAX_BYTES = 256_000_000  # most bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
-_MAX_DIGITS = 300  # of a whole number: any of them is still finite as a float
+_MAX_DIGITS = 300  # longest integer: with so many digits it is still finite as a float
 
 
 def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise InputError(f"{path} has {size:,} bytes: more than {max_bytes:,} are not read")
-            content = parse_json(file.read(size))  # `read` reserves what it is asked for
+            content = parse_json(file.read(size))  # `read(max_bytes)` would allocate as much
     except InputError:
         raise
     except ValueError as error:

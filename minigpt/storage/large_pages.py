@@ -55,7 +55,8 @@ class LargePages:
         Args:
             tensor: the tensor.
             dtype: dtype of the copy. Default: the tensor's.
-            own: the caller gives the tensor away. If the dtype is the same, its memory is then reused.
+            own: True: the caller does not need the tensor any more. If the dtype is the same, its memory is
+                reused.
         """
         import torch  # imported here, because .read_ahead uses this module while torch is being imported
 

@@ -26,7 +26,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 KEPT = 2**18  # size in bytes; a smaller tensor is copied, so that its block of memory can be freed
 
 _BLOCK = 2**24  # most bytes that are read at once; a larger tensor is read alone
-_MOST = 2**31  # most bytes that are read ahead: more would take longer than the import
+_MOST = 2**31  # largest number of bytes that are read ahead; more would take longer than the import
 _PIECE = 2**30  # bytes per system call; Linux allows nearly twice as many
 _LINE = 64  # bytes of a cache line; a tensor that is not aligned to this is not read ahead
 
@@ -67,7 +67,7 @@ class ReadAhead:
                 self._blocks = {(one.path, place.name): one for one in blocks for place in one.places}
 
     def take(self, path: Path, name: str) -> memoryview | None:
-        """Return a tensor's bytes, for the caller alone. None if taken already, or if the file has changed.
+        """Return a tensor's bytes, for the caller alone; None if they were taken, or the file has changed.
 
         Waits until the bytes are read. They keep their whole block in memory.
         """

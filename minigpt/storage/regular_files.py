@@ -1,10 +1,10 @@
-"""The one way in for files that are read: regular files only, and no waiting for others.
+"""Opens files for reading: only regular files, so that no other kind of file can block the program.
 
     with open_regular(path) as file: ...     # binary
     read_bytes(path), read_text(path)
 
 Opening a pipe would wait until another program writes to it, and a device may give bytes for ever. Errors
-are OSErrors, whose text has the path: a caller that knows more says more.
+are OSErrors whose text has the path. A caller may convert them to a clearer error.
 """
 
 import errno
@@ -53,7 +53,7 @@ def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReade
 
 
 def is_there(path: Path | str) -> bool:
-    """Return True if a path leads to anything, also if it is a link to nothing, which must not be ignored."""
+    """Return True if a path exists, also as a broken link. (Callers must not ignore broken links.)"""
     return os.path.lexists(path)
 
 

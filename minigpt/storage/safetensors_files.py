@@ -97,7 +97,7 @@ class TensorFile(Mapping[str, Tensor]):
 class WeightFiles(Mapping[str, Tensor]):
     """The tensors of a folder, by name: from model.safetensors, or else from the shards in its index.
 
-    Without either, those of the only other .safetensors file, whatever its name.
+    If both are missing, the only other .safetensors file is read, whatever its name.
 
     Args:
         folder: the folder.
@@ -125,7 +125,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     @property
     def own(self) -> set[str]:
-        """Names of the returned tensors whose memory nothing else uses."""
+        """The names of returned tensors whose memory nothing else uses."""
         return {name for file in self._parts for name in file.own}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -139,7 +139,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
 
 def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return tensors with dtype and shape for the same names. Of files, only the headers are read."""
+    """Return name -> tensor with dtype and shape, on "meta". For files, only the headers are read."""
     return tensors.described if isinstance(tensors, WeightFiles | TensorFile) else tensors
 
 

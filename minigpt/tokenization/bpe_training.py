@@ -19,7 +19,7 @@ __all__ = ["LONGEST_WORD", "learn"]
 _TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")
 # The time of training grows with the square of a word's length, and a Chinese text without punctuation is one
 # word. So longer words are cut, in training only. The merges of shorter words do not change.
-LONGEST_WORD = 64  # most characters of a word in training
+LONGEST_WORD = 64  # in training, longer words are cut to this number of characters
 _CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
 _TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}
 

@@ -31,7 +31,7 @@ from minigpt.tokenization.template_sandbox import SandboxedTemplate
 __all__ = ["ROLES", "ChatTokenizer", "encode_chat", "encode_chat_with_mask", "render_chat"]
 
 ROLES = ("system", "user", "assistant", "tool")
-# keys for the reasoning in a message; all mean the same, and the first is the most usual
+# keys of a message that hold its reasoning; all mean the same, and the first is the most usual
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -172,7 +172,7 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    is_said = closing = 0  # `is_said`: 1 inside the assistant's text; `closing`: 1 directly after it
+    is_said = closing = 0  # `is_said` is 1 inside the assistant's text, `closing` is 1 directly after it
     ids_of = {char: [tokenizer.special_tokens[token]] for token, char in stand_ins.items()}
     ids_of |= {char: written[place] for place, char in own.items()}
     for piece in re.split(f"([{''.join(private)}])" if private else "(?!)", marked):
@@ -242,8 +242,8 @@ class _Reading:
         """Return the text.
 
         Args:
-            own: index of a message -> private character for its content. A content that the template looks
-                into is rendered as text.
+            own: index of a message -> private character for its content. If the template examines a content,
+                the content must be rendered as text instead.
 
         Raises:
             _LostError: if contents with marks are left out or repeated.
@@ -421,7 +421,7 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
-    """Like `_replaced`, but keep the fields of a format: %s, {} and {name}."""
+    """Do the same as `_replaced`, but keep the fields of a format: %s, {} and {name}."""
     parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
     return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
 
@@ -436,7 +436,7 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
         case nodes.Compare() | nodes.Test():
             pass
         case nodes.Filter(name="format" | "join") | nodes.Call(node=nodes.Getattr(attr="format" | "join")):
-            for child in node.iter_child_nodes():  # these write their arguments
+            for child in node.iter_child_nodes():  # `format` and `join` write their arguments
                 _mark(mark, child)
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)

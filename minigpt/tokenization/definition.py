@@ -1,9 +1,9 @@
 """Definition: everything that decides a tokenizer's ids; and the files that all kinds of tokenizers share.
 
 tokenizer_config.json, and the files of older releases beside it, say which tokens have a role, which tokens
-are added, and what is put around each text. The result equals that of `transformers`: AutoTokenizer takes the
-class that the files name. Three classes (`CLASSES`) build the tokenizer themselves and take only vocabulary,
-merges and post-processor from tokenizer.json. All other classes use the whole file.
+are added, and which tokens are put around each text. The result equals that of `transformers`: AutoTokenizer
+uses the class that the files name. Three classes (`CLASSES`) build the tokenizer themselves and take only
+vocabulary, merges and post-processor from tokenizer.json. All other classes use the whole file.
 """
 
 import json
@@ -224,10 +224,10 @@ def assembled(
     frame = {**frame, "added_tokens": ordered}
     config |= {
         key: named[key] for key in named if isinstance(config.get(key), dict)
-    }  # the frame has the flags
+    }  # keep only the text, because the frame has the flags
     config.setdefault(
         "tokenizer_class", name or "PreTrainedTokenizerFast"
-    )  # says how to read the files that are written
+    )  # tells transformers how to read the files that minigpt writes
     definition = checked(Definition(vocab, merges, special, words, frame, config, named), str(path))
     if around is not None:
         frame["post_processor"] = _template(around, definition)

@@ -17,7 +17,7 @@ from minigpt.tokenization.definition import Definition
 
 __all__ = ["in_one_line", "library_of", "panics_without_trace", "prepared", "require_whole_characters"]
 
-# encoded while a tokenizer is loaded, because some damaged ones panic on any text
+# This text is encoded when a tokenizer is loaded, because some damaged tokenizers panic on any text.
 _PROBE = "A word, 2 words. 你好"
 _ONE_AT_A_TIME = threading.Lock()
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
@@ -29,7 +29,7 @@ def library_of(definition: Definition, with_special: bool = False) -> Library:
     Args:
         definition: the tokenizer's definition.
         with_special: convert the text of special tokens to these tokens. By default the object does not know
-            them, so no setting can be wrong.
+            them, so it cannot produce them.
 
     Raises:
         InputError: if the library does not accept the definition.
@@ -62,9 +62,9 @@ def _library_of(definition: Definition, with_special: bool) -> Library:
 
 @contextlib.contextmanager
 def panics_without_trace() -> Iterator[None]:
-    """Leave out what the library's panics write to standard error: several lines, or a whole stack.
+    """Hide what the library writes to standard error in a panic: several lines, or a stack trace.
 
-    What other threads write meanwhile comes at the end of the block, unless there was a panic.
+    The output of other threads is delayed to the end of the block. After a panic it is lost.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:

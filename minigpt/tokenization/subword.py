@@ -48,7 +48,7 @@ class SubwordTokenizer:
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
         self.bos_token_id = self._named("bos_token")
-        self.stripping = {  # special tokens that remove the white space before or behind them
+        self.stripping = {  # special tokens that remove white space before or after them
             token["content"]: (token["lstrip"], token["rstrip"])
             for token in definition.frame["added_tokens"]
             if (token["lstrip"] or token["rstrip"]) and token["content"] in self.special_tokens
@@ -83,7 +83,7 @@ class SubwordTokenizer:
         return self._size
 
     def word_starts(self, text: str) -> list[int]:
-        """Return where the words of a text begin, into which it is cut before they become tokens."""
+        """Return the positions at which the words of a text begin. Each word is then cut into tokens."""
         return [start for _, (start, _) in self._words(text)]
 
     def _normalized(self, text: str) -> str:
@@ -119,7 +119,7 @@ class SubwordTokenizer:
         """
         old = self._definition
         new = [text for text in dict.fromkeys(texts) if text and not self._is_token(text)]
-        # the id that the library gives the next token
+        # the library gives this id to the next token
         first = max(len(old.vocab), *(1 + token["id"] for token in old.frame["added_tokens"]), 0)
         if new and first < self._size:
             raise InputError(

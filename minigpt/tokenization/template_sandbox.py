@@ -54,9 +54,9 @@ TEXT_FILTERS = (
     "capitalize e escape forceescape lower pprint safe string striptags title truncate upper urlencode "
     "wordcount xmlattr"
 )
-# filters that fill up to a given size, or compute with every pair of items: charged before they run
+# filters that pad to a given size, or compute with every pair of items; they are charged before they run
 WIDE_FILTERS = "batch center slice sum wordwrap"
-# methods of a string that fill up to a given size
+# methods of a string that pad it to a given size
 PADDING = "center ljust rjust zfill"
 METHODS: dict[type, str] = {
     str: f"{PADDING} capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal "
@@ -162,7 +162,7 @@ class _Generation(Extension):
 
 
 def _filter(node: Any, name: str) -> nodes.Filter:
-    # names with a colon are ours: a template cannot write them
+    # The names of our filters have a colon, so a template cannot use them.
     return nodes.Filter(node, name, [], [], None, None)
 
 

@@ -25,7 +25,7 @@ _JOINED = (
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # only in tokens, not in the whole text
+    (" do not", " don't"),  # transformers applies it to single tokens only
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 

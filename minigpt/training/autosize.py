@@ -45,8 +45,8 @@ RECORD = "size"  # key of the record in run.json
 _TOKENS_PER_PARAMETER = 2  # tokens per parameter of the blocks, as in the tuned CPU recipes (LOG.md)
 _TOKENS_OF_A_NAME = 20  # tokens per parameter for small, base and large: https://arxiv.org/abs/2203.15556
 _EPOCHS_OF_TEXT = 16.0  # most passes over a text; more passes gain little: https://arxiv.org/abs/2305.16264
-_LEAST_STEPS = 20  # least steps of a run: with fewer, Muon would hardly be past its warm-up
-_STEPS_OF_LITTLE_DATA = 150  # steps that are allowed for any data: fifty pairs are one step per epoch
+_LEAST_STEPS = 20  # smallest number of steps of a run; with fewer, Muon would hardly be past its warm-up
+_STEPS_OF_LITTLE_DATA = 150  # steps that are allowed for little data; fifty pairs have one step per epoch
 # largest number of evaluations in a run, and largest share of the budget for them
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
@@ -236,7 +236,8 @@ class _Choice:
     def _costs(self, shape: Shape) -> tuple[float, float]:
         """Return the costs of a step and an evaluation in the unit of the budget, seconds or FLOPs.
 
-        The seconds of a shape that was not measured follow from those of a measured one, by FLOPs.
+        If a shape was not measured, its seconds are computed from those of a measured shape, in proportion to
+        FLOPs.
         """
         step, evaluation = self._flops(shape)
         if self.size.unit != "seconds":
@@ -277,7 +278,7 @@ class _Choice:
         return self.measured[shape]
 
     def _that_fits(self, shape: Shape, shapes: list[Shape]) -> Shape:
-        """Return the shape, or the largest smaller one that fits into memory."""
+        """Return the shape if it fits into memory, or else the largest smaller shape that fits."""
         free = free_memory(self.config)
         below = [other for other in shapes if self._parameters(other) <= self._parameters(shape)]
         for other in reversed(below):
@@ -316,8 +317,8 @@ class _Choice:
     def _with_family(self, config: TrainConfig) -> TrainConfig:
         """Use the recommended family, unless the user's options require another one.
 
-        It reaches a lower loss in the same time (LOG.md). The recipe's sizes for its own model are dropped,
-        because they do not apply to this one.
+        The recommended family reaches a lower loss in the same time (LOG.md). The recipe's sizes are dropped,
+        because they are for a model of another family.
         """
         wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}

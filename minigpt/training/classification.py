@@ -155,7 +155,7 @@ def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[Lab
     texts, report = read_labelled(config.train_data, options)
     report.print_summary()
     if config.problem_type != "regression":
-        label_names(texts, str(config.train_data))  # raises its error first
+        label_names(texts, str(config.train_data))  # raises an error if there are fewer than two labels
     if config.val_data == HELD_OUT:
         train, val = hold_out(texts, config.val_fraction, config.seed)
         print(

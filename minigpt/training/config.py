@@ -295,7 +295,7 @@ class TrainConfig(DataOptions, CommandOptions):
 
     @property
     def starts_from(self) -> Path | None:
-        """The folder of the weights that training begins with; None: a new model."""
+        """The folder with the weights at the start of training; None: a new model."""
         return self.init_from
 
     def model_config(self, vocab_size: int) -> "ModelConfig":

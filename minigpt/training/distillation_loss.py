@@ -33,8 +33,8 @@ def distillation_loss(
     """Return the loss summed over positions, ().
 
     Args:
-        logits: of the model, (P, V).
-        teacher: logits of the teacher, (P, V). If one of both has more entries, these do not count.
+        logits: logits of the model, (P, V).
+        teacher: logits of the teacher, (P, V). Entries that only one of the two has do not count.
         targets: (P,) int64.
     """
     loss = (1 - alpha) * F.cross_entropy(logits, targets, reduction="sum")
@@ -48,8 +48,8 @@ def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> Language
     """Load a teacher.
 
     Args:
-        tokenizer: of the model that learns.
-        length: most tokens of a row.
+        tokenizer: tokenizer of the model that learns.
+        length: largest number of tokens of a row.
 
     Raises:
         InputError: if the teacher cannot be read, has another tokenizer, or reads fewer tokens.
@@ -78,9 +78,9 @@ class DistillationLoss(NextTokenLoss):
         model: its parameters that require gradients are trained.
         teacher: a model with the same tokenizer, on the same device.
         loss_on: see `NextTokenLoss`.
-        device: of both.
-        alpha: weight of the teacher.
-        temperature: of both distributions.
+        device: device of model and teacher.
+        alpha: weight of the teacher's part of the loss.
+        temperature: temperature of both distributions.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class DistillationLoss(NextTokenLoss):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(model, loss_on, device)
-        self._teacher = (teacher,)  # in a tuple, so that its parameters are not this module's
+        self._teacher = (teacher,)  # a tuple keeps its parameters out of this module
         self._alpha, self._temperature = alpha, temperature
         self.other_bytes = sum(one.nbytes for one in [*teacher.parameters(), *teacher.buffers()])
 
@@ -108,7 +108,8 @@ class DistillationLoss(NextTokenLoss):
         ours = _at(self.model.base_model(input_ids), positions)
         rows = max(1, self._limit // (2 * self.model.config.vocab_size))
         pieces = [*zip(*(torch.split(one, rows) for one in (ours, theirs, targets)))]
-        # logits of several pieces are computed again in the backward pass, as in `summed_cross_entropy`
+        # With several pieces, the logits are computed again in the backward pass, as in
+        # `summed_cross_entropy`.
         again: Callable[..., Any] = checkpoint if len(pieces) > 1 else _called
         more: dict[str, Any] = (
             {"use_reentrant": False, "preserve_rng_state": False} if len(pieces) > 1 else {}

@@ -114,7 +114,7 @@ class Processes:
         return received
 
     def require_same(self, fingerprint: str, what: str) -> None:
-        """Check that a fingerprint is equal in all processes. `what` names the thing in the message.
+        """Check that a fingerprint is equal in all processes. `what` says in the message what it is of.
 
         Raises:
             InputError: if it differs; the message names the first process that differs.

@@ -1,4 +1,4 @@
-"""Before a run: the parts of the model, and the memory and time that training will need on this machine.
+"""Prints before a run the parts of the model, and estimates memory and time of training on this machine.
 
 The time of a piece of a real batch is measured and scaled by FLOPs. The memory is computed, not measured.
 The model is not trained: gradients are thrown away; weights and random states do not change.
@@ -54,7 +54,7 @@ def print_parameters(trainer: Trainer) -> None:
 
 
 def _print_trained(model: LanguageModel) -> None:
-    """Print the parts of a model that begins with weights: what is trained of each, and what is frozen."""
+    """Print the parts of a model from given weights: how much of each part is trained, how much is frozen."""
     trained, total = parameter_table(model, only_trained=True), dict(parameter_table(model))
     counts = dict(trained)
     rows = [
@@ -67,7 +67,7 @@ def _print_trained(model: LanguageModel) -> None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The expected cost of a run, or of what is left of a resumed one."""
+    """The expected cost of a run, or of the rest of a resumed run."""
 
     steps: int
     tokens_per_step: float  # number of tokens in a step, padding included
@@ -120,8 +120,8 @@ def estimate(trainer: Trainer) -> Estimate:
 
 
 def busy() -> str:
-    """A sentence that belongs to an estimate of time where more programs compute than there are cores."""
-    if not hasattr(os, "getloadavg"):  # Windows
+    """Return a warning for an estimate of time if other programs keep the cores busy; "" otherwise."""
+    if not hasattr(os, "getloadavg"):  # Windows lacks it
         return ""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     if load <= cores:
@@ -135,7 +135,7 @@ def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> floa
 
 
 def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
-    """Return (rows, tokens per row) of each batch; sampled answers count with the length of the file's."""
+    """Return (rows, tokens per row) of each batch. Sampled answers count as being as long as the file's."""
     copies = trainer.step.loss.rows_of_one
     return [(copies * rows, width) for rows, width in trainer.data.shapes(trainer.step.plan, pad_to)]
 
@@ -222,7 +222,7 @@ def memory_needed(trainer: Trainer) -> int:
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
-    """Return the bytes that autograd keeps of the blocks' forward pass. Each storage counts once.
+    """Return the number of bytes that autograd keeps from the blocks' forward pass. A storage counts once.
 
     With gradient_checkpointing the inputs of the blocks are added, because torch keeps these elsewhere.
     """

@@ -20,7 +20,7 @@ TASK_RECIPES: dict[str, str] = {
     "grpo": "grpo",
 }
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}  # factor of the method's rate; 1 for other tasks
-# TRL's defaults for GRPO, where those of DPO differ.
+# TRL's defaults for GRPO, where they differ from those for DPO.
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
 _LABELLED = ("label_field", "problem_type", "class_weights", "pretraining_epochs")
 # The options of each method that adds an adapter.
@@ -45,7 +45,7 @@ _LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grp
 class FinetuneConfig(TrainConfig):
     """Continue to train a model on your own data: all weights, some of them, or an adapter beside them."""
 
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # this command calls it `model`
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # the flag of this command is `model`
     RANGES = {
         "pretraining_epochs": (1e-3, 1e6),
         "r": (1, 10**5),
@@ -287,5 +287,5 @@ class FinetuneConfig(TrainConfig):
             is_one_text = len(target) == 1 and not target[0].isidentifier()
             options["target_modules"] = target[0] if is_one_text else target
         if self.method == "ia3" and self.target_modules == ("all-linear",):
-            options["target_modules"] = ()  # the family's usual layers
+            options["target_modules"] = ()  # (): the family's default layers
         return options

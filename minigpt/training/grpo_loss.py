@@ -47,7 +47,7 @@ _AT_ONCE = 512  # most answers that are generated at once
 
 
 class Sampling(NamedTuple):
-    """How answers are sampled."""
+    """The options for sampling answers."""
 
     num_generations: int = 8
     options: GenerationOptions = GenerationOptions()
@@ -72,7 +72,7 @@ class RolloutBatch(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64
     targets: Tensor  # (P,) int64: tokens of the answers
-    advantages: Tensor  # (P,): of each token's answer
+    advantages: Tensor  # (P,): advantage of each token's answer
     weights: Tensor  # (P,): factor of each token in the sum
     old: Tensor | None  # (P,)
     reference: Tensor | None  # (P,)
@@ -85,15 +85,15 @@ class GrpoReport:
 
     prompts: float = 0.0
     reward: float = 0.0
-    exact: float = 0.0  # answers that are the file's
+    exact: float = 0.0  # number of answers that equal the file's answers
     tokens: float = 0.0
     truncated: float = 0.0
-    failures: float = 0.0  # processes in which a reward failed
+    failures: float = 0.0  # number of processes in which a reward failed
 
     @property
     def loss(self) -> float:
         """Return minus the mean reward: the checkpoint with the lowest one is the best."""
-        return 0.0 - self.reward / self.prompts  # not -0.0
+        return 0.0 - self.reward / self.prompts  # `0.0 -` avoids -0.0
 
     def sums(self) -> list[float]:
         """See `Report`."""
@@ -138,8 +138,9 @@ class GrpoLoss(Objective):
 
     is_sampled = True
     step_sums_names = (
-        *("tokens", "kl", "is_low", "is_high"),  # of forward passes
-        *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),  # of answers
+        # sums of the forward passes, then sums of the answers
+        *("tokens", "kl", "is_low", "is_high"),
+        *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
     )
 
     def __init__(
@@ -167,11 +168,12 @@ class GrpoLoss(Objective):
         self._train, self._val = train, val
         self.rows_of_one = sampling.num_generations
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
-        # also what ends each of the file's answers: a chat template may have another token than the tokenizer
+        # The token that ends the file's answers counts, too: a chat template may end answers with another
+        # token than the tokenizer's.
         ends = train.last_tokens()
         self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
         self._has_adapter = any(True for _ in adapted_layers(model))
-        # in a tuple, so that its parameters are not this module's
+        # A tuple keeps the reference's parameters out of this module.
         needs_copy = bool(options.beta) and not self._has_adapter
         self._reference = (
             (copy.deepcopy(model).eval().requires_grad_(False),) if needs_copy and not dry else ()
@@ -179,21 +181,21 @@ class GrpoLoss(Objective):
         self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(8, dtype=torch.float64)
-        self._kept: tuple[int, list[Rollout]] | None = None  # block of steps, and its answers
-        samples = train.prompts[:2]  # an error in a reward shows before anything else is done
+        self._kept: tuple[int, list[Rollout]] | None = None  # (number of a block of steps, its answers)
+        samples = train.prompts[:2]  # to find an error in a reward at once
         answers = [one.answer for one in samples]
         rewards(answers, [one.question for one in samples], answers)
 
     # -- sampling --------------------------------------------------------------------------------------------
 
     def sample(self, step: int, batches: Sequence[Batch]) -> list[Rollout]:
-        """Sample answers to the prompts of a step, or return those of an earlier step that are still in use.
+        """Sample answers to the prompts of a step, or return the answers of an earlier step if still in use.
 
         Raises:
             RewardError: if a reward fails.
         """
         block = step // self.num_iterations
-        self._of_forward = torch.zeros(4)  # an estimate calls `forward`, too
+        self._of_forward = torch.zeros(4)  # reset, because an estimate also calls `forward`
         if self._kept is None or self._kept[0] != block:
             self._of_answers = torch.zeros(8, dtype=torch.float64)
             self._kept = (block, [self._rollout(block, batch) for batch in batches])
@@ -225,7 +227,7 @@ class GrpoLoss(Objective):
         return found
 
     def _score(self, answers: Sequence[Answer], prompts: Sequence[Prompt]) -> tuple[list[float], int]:
-        """Return the rewards of some answers, and how many of them are the file's."""
+        """Return the rewards of some answers, and the number of answers that equal the file's."""
         texts = [self._tokenizer.decode(one.ids) for one in answers]
         given = [one.answer for one in prompts]
         rewards = self._rewards(texts, [one.question for one in prompts], given)
@@ -233,12 +235,12 @@ class GrpoLoss(Objective):
 
     def _rollout(self, block: int, batch: Batch) -> Rollout:
         G, rows = self.sampling.num_generations, [int(row) for row in batch.rows]
-        if not rows:  # a process without a prompt
+        if not rows:  # this process has no prompt
             return _padded([], torch.zeros(1), torch.zeros(0, dtype=torch.bool))
         answers = self.answers(block, rows)
         prompts = [self._train.prompts[row] for row in rows for _ in range(G)]
         rewards, exact = self._score(answers, prompts)
-        table = torch.tensor(rewards, dtype=torch.float64).view(len(rows), G)  # squares of large rewards
+        table = torch.tensor(rewards, dtype=torch.float64).view(len(rows), G)  # rewards are squared
         cut = torch.tensor([one.ending is None for one in answers], dtype=torch.bool)
         self._of_answers += torch.tensor(
             [
@@ -272,7 +274,7 @@ class GrpoLoss(Objective):
     def _at(self, model: LanguageModel, hidden: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
         """Return the log-probability of each target at the sampling temperature, (P,)."""
         hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
-        # lm_head has no bias: smaller inputs are smaller logits
+        # Dividing the inputs divides the logits, because lm_head has no bias.
         hidden = hidden / self.sampling.options.temperature
         return -token_cross_entropy(model.lm_head, hidden, targets, self._limit, self._multiple)
 
@@ -284,7 +286,7 @@ class GrpoLoss(Objective):
         return int(mask.sum()) if self.options.loss_type == "dapo" else int(mask.any(1).sum())
 
     def select(self, batch: Rollout | Batch) -> RolloutBatch:
-        """Select the sampled tokens. A batch without samples, of an estimate, has the file's answers."""
+        """Select the sampled tokens. In an estimate, the batch has no samples, but the file's answers."""
         if isinstance(batch, Batch):
             batch = Rollout(*batch[:4], torch.ones(len(batch.input_ids)), None, None)
         targets, rows, positions = _answer_tokens(batch)
@@ -341,7 +343,7 @@ class GrpoLoss(Objective):
     # -- the part of a checkpoint ----------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Return the answers that later steps use, too. Without num_iterations there are none."""
+        """Return the answers that later steps also use; empty if num_iterations is 1."""
         if self.num_iterations == 1 or self._kept is None:
             return {}
         block, rollouts = self._kept
@@ -410,7 +412,7 @@ def _padded(answers: Sequence[Answer], advantages: Tensor, kept: Tensor) -> Roll
     """
     rows = [[*one.prompt, *one.chosen] for one in answers] or [
         [0, 0]
-    ]  # a process without a prompt: a blank row
+    ]  # a process without a prompt gets a blank row
     width = max(map(len, rows))
     ids = np.zeros((len(rows), width), dtype=np.int64)
     real, said = np.zeros((2, len(rows), width), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""A lock on a folder: one process at a time trains in it, or makes shards in it.
+"""A lock on a folder, so that only one process at a time trains or makes shards in it.
 
 It is an operating-system lock on FOLDER/.lock (package `filelock`), which ends with its process. The file
 stays in the folder; without a process that holds it, it locks nothing.
@@ -16,7 +16,7 @@ from minigpt.storage.files import make_folder
 __all__ = ["LOCK_FILE", "lock_folder"]
 
 LOCK_FILE = ".lock"
-# errors that a file system without locks returns
+# error codes of file systems without locks
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 

@@ -96,7 +96,7 @@ class Trainer:
         self.model, self.progress, self.stop_request = loss.model, self.step.progress, self.step.stop_request
         self.progress.evaluated = (
             config.starts_from is None
-        )  # given weights are measured before the first step
+        )  # given weights are evaluated before the first step
         processes.seed(config.seed)
         self.logger = Logger(config, self.step)
         self.checkpointer = Checkpointer(config, self.step, self.logger, files)
@@ -203,13 +203,13 @@ class Trainer:
         self.logger.show_evaluation(report, is_best, self._sample(), began)
 
     def _task_scores(self) -> dict[str, float]:
-        """Measure the tasks of --eval_task, in one process. A sharded model cannot be asked there."""
+        """Measure the tasks of --eval_task, in process 0. This is not possible for a sharded model."""
         if self.tasks is None or not self.processes.is_main or self.step.parallel.is_sharded:
             return {}
         return self.tasks.of(self.model, self.data.tokenizer)
 
     def _sample(self) -> str:
-        """Let the model write something. No error in it ends the run."""
+        """Return a sample of the model's output. An error does not end the run: the text says it."""
         if not self.processes.is_main or self.step.parallel.is_sharded:
             return ""
         try:
@@ -243,7 +243,7 @@ class Trainer:
         return folder
 
     def _saved_after(self, error: RewardError) -> InputError:
-        """Save the steps so far, after an error in the user's own reward."""
+        """Save the state after an error in the user's own reward function. Return the error to raise."""
         if not self.progress.steps_done:
             return error
         self.log_metrics()
@@ -270,6 +270,6 @@ def _tasks(config: TrainConfig) -> "TaskScores | None":
     """Read the tasks of --eval_task."""
     if not config.eval_task:
         return None
-    from minigpt.training.task_scores import TaskScores  # it imports all of generation
+    from minigpt.training.task_scores import TaskScores  # imported late, because it imports generation
 
     return TaskScores(config.eval_task, reads_text=config.text is not None)

@@ -53,46 +53,46 @@ class Objective(nn.Module):
     """
 
     model: LanguageModel
-    is_sampled = False  # True: `sample` makes the batches, and their sizes differ from process to process
-    num_iterations = 1  # steps that use the same batches
-    rows_of_one = 1  # rows that `sample` makes of one row
+    is_sampled = False  # True: `sample` makes the batches; their sizes differ between processes
+    num_iterations = 1  # number of steps that use the same batches
+    rows_of_one = 1  # number of rows that `sample` makes from one row
     other_bytes = 0  # bytes of other models that stay in memory, such as a teacher
-    step_sums_names: tuple[str, ...] = ()  # what `step_sums` gives
+    step_sums_names: tuple[str, ...] = ()  # names of the results of `step_sums`
 
     def sample(self, step: int, batches: Sequence[Any]) -> list[Any]:
-        """This process's batches of a step with what the model adds to them, from its weights of now.
+        """Return the batches to train on in a step. A subclass may add data from the model, such as answers.
 
         Args:
             step: counted from 0.
-            batches: this process's share.
+            batches: this process's batches.
         """
         return [*batches]
 
     def step_sums(self) -> Tensor:
-        """This process's sums over the step that was just done, on the CPU."""
+        """Return this process's sums over the last step, on the CPU."""
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """The numbers for metrics.jsonl, of `step_sums` added up over steps and processes."""
+        """Return the numbers for metrics.jsonl. `sums` are those of `step_sums` over steps and processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of this process besides the weights."""
+        """Return this process's state, besides the weights, that a checkpoint must hold."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore `state`. It is empty if the checkpoint's run had fewer processes."""
 
     def count(self, batch: Any) -> int:
-        """Terms of the sum that `forward` returns for a batch."""
+        """Return the number of terms of the sum that `forward` returns for a batch."""
         raise NotImplementedError
 
     def select(self, batch: Any) -> tuple[Tensor | None, ...]:
-        """A NamedTuple of the tensors that `forward` needs of a batch, on the CPU."""
+        """Return a NamedTuple of the tensors of a batch that `forward` needs, on the CPU."""
         raise NotImplementedError
 
     def example(self, device: torch.device) -> tuple[Tensor | None, ...]:
-        """What `select` gives for the smallest batch."""
+        """Return the result of `select` for the smallest batch."""
         raise NotImplementedError
 
     def evaluate(
@@ -105,16 +105,16 @@ class Objective(nn.Module):
         """Measure the model on batches.
 
         Args:
-            model: the model of this objective, or what stands for it where several processes share it.
+            model: the model of this objective; for a sharded model, an object that gathers its weights.
             finish: called with the report's sums before they are used.
         """
         raise NotImplementedError
 
     def conclude(self, data: Any, best: Path) -> dict[str, Any]:
-        """At the end of a run: print more about the best checkpoint, and return it for `--json`.
+        """Print further results of the best checkpoint at the end of a run, and return them for `--json`.
 
         Args:
-            data: of the run.
+            data: the data of the run.
             best: the checkpoint's folder.
         """
         return {}
@@ -164,7 +164,7 @@ class NextTokenLoss(Objective):
         device: torch.device,
         finish: Finish | None = None,
     ) -> Report:
-        """See `Objective`: the loss over all tokens, and over the answers' alone."""
+        """See `Objective`. Measures the loss over all tokens, and over the tokens of answers."""
         return evaluate_loss(model, batches, device, finish, self.loss_on)
 
     def forward(
@@ -229,7 +229,7 @@ def token_cross_entropy(
     limit: int = 2**26,
     multiple: int = 1,
 ) -> Tensor:
-    """-log p(target) of each position, (P,). See `summed_cross_entropy`."""
+    """Return -log p(target) of each position, (P,). See `summed_cross_entropy`."""
     return torch.cat(_cross_entropies(lm_head, hidden, targets, limit, multiple, "none"))
 
 
@@ -243,7 +243,7 @@ def _cross_entropies(
 ) -> list[Tensor]:
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
-    if vocab_size % multiple and type(lm_head) is nn.Linear:  # an adapter has more than a weight
+    if vocab_size % multiple and type(lm_head) is nn.Linear:  # an adapter needs its own forward
         padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C): padded once for all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)

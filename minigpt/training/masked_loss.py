@@ -33,7 +33,7 @@ class MaskedBatch(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64, with some tokens hidden
     targets: Tensor  # (P,) int64: the original tokens
-    positions: Tensor  # (P,) int64: their positions among the B * T
+    positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 
 class MaskedTokenLoss(Objective):
@@ -65,7 +65,7 @@ class MaskedTokenLoss(Objective):
 
     def hide(self, batch: Batch) -> Batch:
         """Hide some tokens of the windows. The targets are these tokens."""
-        keys = [(self._seed, int(start)) for start in batch.rows]  # empty for a blank batch
+        keys = [(self._seed, int(start)) for start in batch.rows]  # a blank batch has no rows
         seen, chosen = mask_tokens(
             batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability, self._words
         )
@@ -73,7 +73,7 @@ class MaskedTokenLoss(Objective):
 
     def count(self, batch: Batch) -> int:
         """Return the number of hidden tokens."""
-        if self._words is not None:  # it depends on the lengths of the words
+        if self._words is not None:  # the number depends on the lengths of the words
             return int(self.hide(batch).token_mask.sum())
         lengths = batch.token_mask.sum(1).tolist()
         return sum(hidden_count(length, self._probability) for length in lengths)

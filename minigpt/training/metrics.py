@@ -34,14 +34,14 @@ class Logger:
     def __init__(self, config: TrainConfig, step: TrainStep) -> None:
         self._config, self._step, self._progress = config, step, step.progress
         self._peak = peak_flops(step.device, config.precision) * step.processes.size
-        self.changed: Sequence[str] = ()  # by a resume
+        self.changed: Sequence[str] = ()  # sentences on what a resume has changed
         self._loss_shown = ""
         self._evaluating = 0.0  # seconds spent in evaluations
 
     def open(self) -> "Logger":
         """Open the log files of the run, or continue those of a resumed run. Returns a context manager."""
         config, progress, is_main = self._config, self._progress, self._step.processes.is_main
-        # given weights are measured at step 0, so a run may be resumed there
+        # Given weights are evaluated at step 0, so a run can be resumed at step 0.
         resumed = progress.steps_done > 0 or (config.starts_from is not None and progress.evaluated)
         self._metrics = Metrics(
             config.output, progress.steps_done, config.report_to, config.as_dict(), is_main, resumed

@@ -81,7 +81,7 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
 
 
 def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
-    """Load the model to begin with. For an adapter it may be quantised, or becomes so."""
+    """Load the model to begin with. Under an adapter it may be quantised, or is quantised here."""
     model = load_model(folder)
     if isinstance(config, FinetuneConfig) and config.base_precision != "float32":
         set_precision(model, config.base_precision)

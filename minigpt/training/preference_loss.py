@@ -159,7 +159,7 @@ class PreferenceLoss(Objective):
         losses = token_cross_entropy(model.lm_head, hidden, targets.to(device), self._limit).cpu().double()
         both = torch.stack([-losses, torch.ones_like(losses)])  # (2, P)
         sums = both.new_zeros(2, len(batch.input_ids)).index_add(1, rows, both).view(2, 2, -1)
-        logps, counts = sums[:, :, : len(batch.rows)]  # without a pair: one that does not count
+        logps, counts = sums[:, :, : len(batch.rows)]  # drops the rows of a blank batch
         return logps, counts
 
     def count(self, batch: PairBatch) -> int:
@@ -228,7 +228,7 @@ class PreferenceLoss(Objective):
         hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
         losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
         nothing = losses.new_zeros(len(input_ids))  # (2 B,)
-        B = reference.shape[1]  # 0 in a process without a pair: sum and gradient are then 0
+        B = reference.shape[1]  # 0 in a process without a pair; then sum and gradient are 0
         logps = nothing.index_add(0, rows, -losses).view(2, -1)[:, :B]  # (2, B)
         if self.options.loss_type in PER_TOKEN:
             counts = nothing.index_add(0, rows, torch.ones_like(losses)).view(2, -1)[:, :B]

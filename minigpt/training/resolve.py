@@ -22,7 +22,7 @@ from minigpt.training.sizing import parse_size
 
 __all__ = ["SHAPE", "resolve"]
 
-# Options of a new model. A folder's weights have theirs.
+# Options of a new model. Given weights decide these options themselves.
 SHAPE = (
     *("family", "n_layer", "n_embd", "n_head", "dropout", "bias", "gelu", "num_key_value_heads", "head_dim"),
     *("intermediate_size", "rope_theta", "tie_word_embeddings", "zero_projections"),
@@ -93,8 +93,9 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
         print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     recipe = read_recipe(name, kind)
-    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # others say their own
-        rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)  # checked later
+    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # other recipes set it
+        # An unknown method or task is refused later.
+        rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)
         rate *= TASK_RATES.get(given.get("task", recipe.task), 1.0)
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     if isinstance(recipe, FinetuneConfig) and given.get("task", recipe.task) == "grpo":
@@ -105,7 +106,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
 
 
 def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """A recipe with the shape of the model in a folder, and batches that fit into its context.
+    """Return a recipe with the shape of the model in a folder, and batches that fit into its context.
 
     Raises:
         InputError: if there is no model; for an option that only a new model has.

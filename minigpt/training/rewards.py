@@ -1,4 +1,4 @@
-"""Rewards of answers: built in, or a function in a file of the user's.
+"""Rewards of answers: built-in ones, or a function in the user's file.
 
     exact    1 if the answer is the file's answer, white space at its ends aside; else 0
     regex    1 if --reward_regex matches the whole answer; else 0
@@ -58,7 +58,7 @@ class Rewards(NamedTuple):
         parts = [function(completions, prompts, answers) for function in self.functions]
         sums = [sum(w * part for w, part in zip(self.weights, row)) for row in zip(*parts)]
         for total, completion in zip(sums, completions):
-            if not abs(total) <= _LARGEST:  # NaN, too
+            if not abs(total) <= _LARGEST:  # also true for NaN
                 raise RewardError(
                     f"--reward gave {total:g} for the completion {_short(completion)}: rewards must be from "
                     f"-{_LARGEST:g} to {_LARGEST:g}"
@@ -73,7 +73,7 @@ def make_rewards(
 
     Args:
         names: exact, regex, length, json or file.py:function.
-        weights: a factor for each; left out: 1.
+        weights: a factor for each reward; default: 1.
 
     Raises:
         InputError: for an unknown name, a file without that function, or a bad pattern.
@@ -117,13 +117,13 @@ def _of_file(path: Path, name: str, shown: str) -> Function:
         raise InputError(f"--reward {shown}: there is no file {path}")
     try:
         found = runpy.run_path(str(path)).get(name)
-    except (Exception, SystemExit) as error:  # a script that ends with sys.exit, for instance
+    except (Exception, SystemExit) as error:  # a script may end with sys.exit
         raise InputError(f"--reward {shown}: {path} cannot be run: {_said(error)}") from None
     if not callable(found):
         raise InputError(f"--reward {shown}: {path} has no function {name}")
     try:
         parameters = inspect.signature(found).parameters.values()
-    except (TypeError, ValueError):  # some functions in C
+    except (TypeError, ValueError):  # some functions written in C have no signature
         raise InputError(f"--reward {shown}: {name} does not say its arguments: write a function") from None
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
@@ -140,7 +140,7 @@ def _of_file(path: Path, name: str, shown: str) -> Function:
         try:
             rewards = found(**given)
             if isinstance(rewards, Iterator):
-                rewards = list(rewards)  # runs the function
+                rewards = list(rewards)  # a generator runs its code here
         except (Exception, SystemExit) as error:
             raise RewardError(f"--reward {shown} raised {_said(error)}") from None
         return _numbers(rewards, completions, shown)
@@ -169,7 +169,7 @@ def _numbers(rewards: Any, completions: Sequence[str], shown: str) -> list[float
     for value, completion in zip(values, completions):
         try:
             number = math.nan if isinstance(value, str) else float(value)
-        except Exception:  # no number, one too large for a float, or an object with errors of its own
+        except Exception:  # not a number, too large for a float, or an object that raises its own errors
             number = math.nan
         if not math.isfinite(number):
             raise RewardError(

@@ -72,7 +72,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
     if is_restarted():  # after a crash torchrun repeats the first command, so resume instead
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            begun = read_run(config.output, type(config))  # holds the choices of --size and --precision auto
+            begun = read_run(config.output, type(config))  # has the results of --size and --precision auto
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
         return _run(config, given, locks, processes)
@@ -117,7 +117,7 @@ def _run(
             _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
     is_text = isinstance(data.train, EncodedExamples | TextPart)
-    is_text = is_text and not isinstance(data.train, EncodedPrompts)  # their tokens are not learned
+    is_text = is_text and not isinstance(data.train, EncodedPrompts)  # the tokens of prompts are not learned
     summary = summarize(data, config) if is_text else None
     trainer.notes = {autosize.RECORD: record} if record else {}
     if summary is not None:
@@ -125,7 +125,7 @@ def _run(
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {_counted(trainer.model)} on {trainer.device}")
-    is_told = config.resume and has_checkpoint and not config.allow_changed_data  # by the run that is resumed
+    is_told = config.resume and has_checkpoint and not config.allow_changed_data  # the first run has warned
     for sentence in summary.warnings() if summary is not None and not is_told else ():
         warn(sentence)
     if config.dry_run:
@@ -167,7 +167,7 @@ def _run(
 
 
 def _with_steps(config: TrainConfig, data: AnyData, processes: Processes) -> TrainConfig:
-    """With given weights, --size chooses the number of steps: those of all epochs, or fewer for its time."""
+    """Let --size choose the number of steps for given weights: all epochs, or fewer if the time is short."""
     size = parse_size(config.size)
     if size.unit == "name":
         raise InputError(
@@ -192,7 +192,7 @@ def _read_data(config: TrainConfig) -> AnyData:
 
 
 def _counted(model: LanguageModel) -> str:
-    """The number of the model's parameters, in words."""
+    """Return the number of the model's parameters, in words."""
     total = sum(count for _, count in parameter_table(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if trained == total:

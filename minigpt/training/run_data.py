@@ -67,7 +67,7 @@ PLAIN_TEMPLATE = (
 SHARDS = "shards"  # name of a folder in the output folder
 _SAMPLE = 48  # number of tokens that the model generates for a sample
 _PROMPT = 32  # number of prompt tokens of a sample
-_NAMED = 5  # most windows that a message lists
+_NAMED = 5  # largest number of windows that a message lists
 
 
 class AnyData(Protocol):

@@ -85,7 +85,7 @@ class Progress:
     evaluated: bool = True  # False if the evaluation after the last step has not been done yet
     loss_sum: float = 0.0  # sum of the losses since the last line of metrics
     loss_steps: int = 0
-    sums: list[float] = field(default_factory=list)  # of the objective since the last line of metrics
+    sums: list[float] = field(default_factory=list)  # sums of the objective since the last line of metrics
     train_seconds: float = 0.0
     bad_steps: int = 0  # number of bad steps in a row, up to now
     rollbacks: int = 0

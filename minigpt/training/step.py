@@ -50,7 +50,7 @@ class PendingMetrics(NamedTuple):
     learning_rate: float
     sizes: list[BatchSize]
     measured: Tensor  # (3,): loss, gradient norm, loss scale
-    sums: list[float]  # of the objective, over all processes
+    sums: list[float]  # sums of the objective over all processes
     found_inf: Tensor  # (): 1.0 if loss or gradient is not finite (the step was skipped), else 0.0
 
 
@@ -137,7 +137,7 @@ class TrainStep:
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def positions(self, steps: Iterable[int]) -> list[int]:
-        """Return where in the training data the batches of these steps come from; see `data.unit`."""
+        """Return the positions in the training data of the rows of these steps; see `data.unit`."""
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
@@ -148,7 +148,7 @@ class TrainStep:
             try:
                 with self.processes.shared_errors():
                     mine = self.loss.sample(step, mine)
-            except InputError as error:  # the loop saves what is done before it ends
+            except InputError as error:  # the loop saves the finished steps before it ends
                 raise RewardError(str(error)) from None
             totals = [self.processes.all_reduce(self._size(batch)) for batch in mine]
             n = self.processes.size
@@ -180,7 +180,7 @@ class TrainStep:
         """
         self.model.train()
         counted = sum(size.counted for size in batches.sizes)
-        if self.loss.is_sampled:  # all answers may have been cut off
+        if self.loss.is_sampled:  # the number is 0 if all sampled answers were cut off
             counted = max(1, counted)
         scale = None if self.precision.scale is None else self.precision.scale.value
         total = torch.zeros((), device=self.device)

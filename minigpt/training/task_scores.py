@@ -20,7 +20,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["TaskScores"]
 
-_QUESTIONS = 100  # of each task, spread evenly over it: an evaluation should not take longer than the steps
+_QUESTIONS = 100  # largest number of questions of a task, so that an evaluation takes less time than training
 
 
 class TaskScores:

@@ -40,7 +40,7 @@ class _TensorBoard:
     def __init__(self, output: Path, steps_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step removes the points that a stopped run wrote after its last checkpoint
+        # `purge_step` removes the points that a stopped run wrote after its last checkpoint
         self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=steps_done + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

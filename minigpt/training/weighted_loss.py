@@ -2,11 +2,11 @@
 
 The loss of a sample is the mean over its targets, times the sample's weight. The loss of a step is the mean
 over its samples. A sample is a conversation, or with --text a window. Its weight is the field `weight` of the
-record, times that of the keywords in it. Evaluations do not use weights.
+record, times the weight from the keywords in it. Evaluations do not use weights.
 
 With --keyword_weight "plt:3,pd:2", the weight is 1 + 3 * (number of plt) + 2 * (number of pd). This is the
-weighted loss of a chapter of Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6), with
-a weight for each keyword; there, each has 1.
+weighted loss of a chapter of Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6).
+There each keyword has the weight 1.
 
 Letters in shapes: B rows, T tokens, P positions that count.
 """
@@ -37,7 +37,7 @@ class KeywordWeights:
     """Computes the weights of rows of ids from the keywords in them.
 
     Keywords are counted as tokens, so `pd` of byte-level tokens is not found in `update`. Their tokens after
-    a space are counted, too. A vocabulary of characters has no words: a keyword is any such text there.
+    a space are counted, too. With a character vocabulary, a keyword is found anywhere in the text.
 
     Args:
         text: see `parse_keyword_weights`.
@@ -48,7 +48,7 @@ class KeywordWeights:
     """
 
     def __init__(self, text: str, tokenizer: _Encoder) -> None:
-        self._keywords: list[tuple[float, set[tuple[int, ...]]]] = []  # weight, ids with and without space
+        self._keywords: list[tuple[float, set[tuple[int, ...]]]] = []  # (weight, ids with and without space)
         for keyword, weight in parse_keyword_weights(text).items():
             if unknown := tokenizer.unknown_characters(keyword):
                 raise InputError(
@@ -111,7 +111,7 @@ class WeightedTokenLoss(NextTokenLoss):
     def weights_of(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Return the weight of each row, (B,)."""
         weights = np.ones(len(batch.input_ids))
-        if len(batch.rows) and self._weights is not None:  # a blank batch has a row that is no sample
+        if len(batch.rows) and self._weights is not None:  # the row of a blank batch is not a sample
             weights *= self._weights[batch.rows]
         if self._keywords is not None:
             first, rest = batch.input_ids[:, :1], batch.targets.where(batch.token_mask, -1)

@@ -185,7 +185,7 @@ def _continue(url: str, part: _Part, patience: Patience) -> None:
     if part.size and before is not None and before.url == url:
         request.add_header("Range", f"bytes={part.size}-")
         if before.tag:
-            # if the file has changed, the server then sends all of it
+            # If-Range: if the file has changed, the server sends the whole new file.
             request.add_header("If-Range", before.tag)
     else:
         part.restart(None)
@@ -199,7 +199,7 @@ def _continue(url: str, part: _Part, patience: Patience) -> None:
             _refused(url, part, error)
     except urllib.error.URLError as error:
         _unreachable(url, part, error.reason)
-    except (http.client.HTTPException, OSError) as error:  # a timeout is an OSError too
+    except (http.client.HTTPException, OSError) as error:  # a timeout is an OSError, too
         raise _DroppedError(_words(error)) from None
 
 

@@ -47,7 +47,7 @@ def write_gguf(
         dtype: type of the matrices: "f32", "f16" or "q8_0". q8_0 has 8 bits per weight and a scale for each
             32 weights of a row; a matrix whose rows are not a multiple of 32 becomes f16. Vectors and
             position embeddings are always f32, as llama.cpp expects.
-        name: a name of the model for people.
+        name: the model's name to show.
 
     Returns: sentences about what llama.cpp does differently from minigpt.
 
@@ -89,7 +89,7 @@ def write_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for _, source, kind in plan:  # so that only one tensor at a time is in memory twice
+            for _, source, kind in plan:  # one by one, so that only one tensor at a time is in memory twice
                 array = np.ascontiguousarray(weights.pop(source).numpy())
                 writer.write_tensor_data(gguf.quants.quantize(array, kind))
         finally:

@@ -72,7 +72,7 @@ def write_html(
         form: the model's prompt format.
         eos: ids that end an answer.
         dtype: type of the matrices. int8 has a scale for each row. Vectors are always float32.
-        name: a name of the model for people.
+        name: the model's name to show.
         options: values with which the page's sliders begin, by the names of GenerationOptions.
         start: the first token of an empty text, for the format "text".
         max_bytes: most bytes of weights, before compression.
@@ -171,7 +171,7 @@ def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
     }
     page = _text_of("page.html")
     for mark, text in filled.items():
-        if mark != "{{title}}":  # last, because a name may hold another mark
+        if mark != "{{title}}":  # the title comes last, because a name may contain another mark
             page = page.replace(mark, text)
     before, after = page.split("{{model}}")
     before = before.replace("{{title}}", filled["{{title}}"])
@@ -185,7 +185,7 @@ def _hash(text: str) -> str:
 
 def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
     """Compress, and write elements of at most _PART bytes each: browsers limit the length of one text."""
-    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: gzip. Level 9 is slower, and gains nothing
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31 means gzip. Level 9 is slower, not smaller
     waiting = bytearray()
 
     def flush(least: int) -> None:
@@ -205,7 +205,7 @@ def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
 
 
 class _Plan:
-    """Takes down the operations of a model, as minigpt.generation.native.OperationList does, as JSON.
+    """Collects the operations of a model as JSON. It has the methods of native.OperationList.
 
     Attributes:
         widths: name of each buffer -> its width.
@@ -295,7 +295,7 @@ class _Plan:
         return {key: name, f"{key}At": view.storage_offset()}
 
     def _number(self, tensor: Tensor | None) -> int | None:
-        """Return the number of a tensor. A tensor that two operations share, as a tied head, has one."""
+        """Return the number of a tensor. A shared tensor, such as a tied head, has only one number."""
         if tensor is None:
             return None
         key = (tensor.data_ptr(), tensor.shape)
@@ -307,14 +307,14 @@ class _Plan:
     # -- what is written ------------------------------------------------------------------------------------
 
     def set_windows(self, config: Any) -> None:
-        """Say which layers see only the last tokens."""
+        """Set the window of each layer that attends to the last tokens only."""
         attentions = [one for one in self.operations if one["kind"] == "attention"]
         for layer, operation in enumerate(attentions):
             if getattr(config, "sliding_window", None) is not None and config.is_sliding(layer):
                 operation["window"] = config.sliding_window
 
     def entries(self, dtype: HtmlDtype) -> tuple[list[dict[str, Any]], int]:
-        """Return shape, dtype and place of each tensor, and the number of all bytes."""
+        """Return shape, dtype and offset of each tensor, and the total number of bytes."""
         found, place = [], 0
         for tensor in self.tensors:
             stored = dtype if tensor.ndim == 2 else "float32"

@@ -52,7 +52,7 @@ def describe_prompt(
 
 @dataclass
 class _Listener:
-    """A tokenizer for `encode_chat` that takes down texts instead of encoding them."""
+    """A tokenizer for `encode_chat` that collects the texts instead of encoding them."""
 
     special_tokens: dict[str, int]
     named_tokens: dict[str, str]
@@ -60,7 +60,7 @@ class _Listener:
     texts: list[str] = field(default_factory=list)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return a negative number for the whole text."""
+        """Return one negative id for the whole text: minus its number in `texts`, from 1."""
         self.texts.append(text)
         return ([-len(self.texts)], [(0, len(text))]) if text else ([], [])
 
@@ -87,7 +87,7 @@ class _Template:
         }
 
     def _trims(self, head: _Piece, tail: _Piece) -> bool | None:
-        """Return whether the template strips messages; None if it does so in another way than strip()."""
+        """Return whether the template strips messages like str.strip(); None if it strips in another way."""
         probes = [" u ", "\n\nu", "u\n\n", "\n u\n"]
         found = [self._rendered([probe], add=False) for probe in probes]
         for trims in (False, True):
@@ -96,7 +96,7 @@ class _Template:
         return None
 
     def _between(self, head: _Piece, tail: _Piece) -> list[_Piece] | None:
-        """Return what stands before and after an answer, or None if the template does not allow it."""
+        """Return the pieces before and after an answer, or None if the template has no fixed pieces."""
         try:
             first = self._cut(self._rendered(["u1", "a", "u2"]), ["u1", "a", "u2"])
             longer = self._rendered(["u1", "a", "u2", "a", "u3"])
@@ -109,7 +109,7 @@ class _Template:
         return [before, after] if good else None
 
     def _thoughts_end(self, head: _Piece, between: list[_Piece] | None, tail: _Piece) -> str | None:
-        """Return "</think>" if the template takes thoughts out of earlier answers."""
+        """Return "</think>" if the template removes the thoughts from earlier answers; else None."""
         if between is None or _THOUGHTS_END not in (self._tokenizer.chat_template or ""):
             return None
         thought = {"role": "assistant", "content": f"<think>\nt\n{_THOUGHTS_END}\n\nkept"}
@@ -119,7 +119,7 @@ class _Template:
         return _THOUGHTS_END if found == expected else None
 
     def _rendered(self, turns: Sequence[str], add: bool = True, **options: Any) -> _Piece:
-        """Render turns: "a" is an answer, all else the text of a user, which gets marks."""
+        """Render turns: "a" is an answer, any other text is a user's message, which is put between marks."""
         messages: list[Mapping[str, Any]] = []
         for turn in turns:
             if turn == "a":

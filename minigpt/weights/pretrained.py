@@ -83,9 +83,9 @@ def load_model(
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
             bfloat16). "stored": float16 or bfloat16 if all weights are stored in it, otherwise float32.
-        adapter: adapter folder. It is merged into the weights; beside int8 and int4 weights it stays, and
-            bottleneck adapters always do. Of several adapters (a list, whose names are the folders', or
-            name -> folder) all stay beside the weights, and the first one is active. See
+        adapter: adapter folder. The adapter is merged into the weights. Beside int8 and int4 weights it stays
+            an adapter, and so do bottleneck adapters. Several adapters (a list of folders with their names,
+            or name -> folder) all stay beside the weights, and the first one is active. See
             minigpt.finetuning.layers.
 
     Raises:
@@ -106,7 +106,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    return _read_tokenizer(path if is_adapter(path) else model_folder(path))  # an adapter may have one, too
+    return _read_tokenizer(path if is_adapter(path) else model_folder(path))  # adapters may have one
 
 
 def load_model_and_tokenizer(
@@ -230,7 +230,7 @@ def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> No
     """Write a tokenizer's files, which transformers reads.
 
     Args:
-        max_length: tokens that the model can read.
+        max_length: largest number of tokens that the model can read.
 
     Raises:
         InputError: if an entry of the vocabulary is no character, or a file cannot be written.
@@ -282,7 +282,7 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
     """Return the model folder of a path, which may be the folder of a run. Verify its manifest, if any.
 
     Args:
-        verify: False leaves that out: all of the files would be read.
+        verify: False skips this check, which reads all files.
 
     Raises:
         InputError: if there is no model folder, or a file differs from the manifest.
@@ -361,10 +361,10 @@ def _model_reader(
     dtype: torch.dtype | Literal["stored"] | None,
     ahead: ReadAhead | None = None,
 ) -> Callable[[], LanguageModel]:
-    """Return a function that reads the weights of a folder. The model's structure is made right away.
+    """Build the model's structure at once, and return a function that reads its weights.
 
-    Making it takes a thousand short calls into torch, and each releases the GIL. With another thread busy in
-    Python, each call would have to wait for the GIL.
+    The structure takes a thousand short calls into torch, and each call releases the GIL. So it is built
+    before another thread runs Python code: otherwise each call would have to wait for the GIL.
     """
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     if is_quantized(content):
@@ -374,7 +374,7 @@ def _model_reader(
     config = _config_of(folder, content)
     family = family_of(config)
     made: LanguageModel | None = None
-    # with more layers than any model has, reading the weights raises an error
+    # With more layers than any model has, reading the weights raises an error, so no structure is needed.
     if config.num_hidden_layers <= MAX_LAYERS:
         with contextlib.suppress(InputError):  # `read` raises the same error again, with the name of the file
             made = family.on_meta(config)

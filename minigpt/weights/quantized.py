@@ -116,7 +116,7 @@ def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 class _FrozenProduct(torch.autograd.Function):
     """The product of x (..., K) with the weights of a quantised layer, which are not kept as floats.
 
-    F.linear would keep the converted weights of all layers until the backward pass.
+    torch's F.linear would keep the converted weights of all layers until the backward pass.
     """
 
     @staticmethod

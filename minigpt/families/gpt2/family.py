@@ -58,8 +58,8 @@ _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 _BIAS = "minigpt_bias"  # minigpt's own key of config.json; without it, the model has all biases
 
-# Settings of which this model supports one value only. An absent key means that value: Hugging Face's
-# default.
+# Settings for which this model supports one value only. An absent key means that value, which is Hugging
+# Face's default.
 _FIXED: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,

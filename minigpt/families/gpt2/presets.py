@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt.errors import InputError, unknown_name
 
-if TYPE_CHECKING:  # only for type checkers, because importing torch takes a second
+if TYPE_CHECKING:  # only for type checkers, because the import of torch takes a second
     from minigpt.model import GPTConfig
 
 __all__ = ["HUGGING_FACE_FILES", "OPENAI", "OPENAI_FILES", "PRESETS", "Preset", "Sizes", "preset", "urls"]

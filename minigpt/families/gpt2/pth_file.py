@@ -1,12 +1,12 @@
-"""Read a file of torch.save: the documents' `output/best_model.pth`, nanoGPT's ckpt.pt, minGPT's weights.
+"""Reads a file of torch.save: the tutorial's `output/best_model.pth`, nanoGPT's ckpt.pt, minGPT's weights.
 
     found = read_pth("output/best_model.pth", n_head=8)
-    found.model, found.step            # and found.origin, whose file it seems to be
+    found.model, found.step            # found.origin is the program that the file seems to come from
 
-Such a file is a zip with a pickle, which may ask for any function to be called. Torch's own reader with
-weights_only calls none but those that make tensors; it is the only one used here, and only tensors and plain
-numbers are taken from its result. The sizes of the model are those of its tensors. Only n_head and the kind
-of GELU cannot be seen in them: nanoGPT's file says the first, and each program has its own GELU.
+Such a file is a zip with a pickle, and a pickle can call any function. Only torch.load with weights_only
+reads it here. It calls no function except those that make tensors. Only tensors and plain numbers are taken
+from the result. The sizes of the model are those of its tensors. The tensors do not show n_head and the kind
+of GELU: nanoGPT's file has n_head, and the program decides the GELU.
 """
 
 import re
@@ -37,7 +37,7 @@ _STATES = (
     "model_state_dict",
     "model",
     "state_dict",
-)  # keys of the weights, beside other things
+)  # keys under which a file may hold the weights
 # GPT-2's names, which nanoGPT, minGPT and transformers have, and those of minGPT's first release -> ours
 _NAMES = (
     (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
@@ -53,7 +53,7 @@ _NAMES = (
     (r"blocks\.(\d+)\.mlp\.2\.", r"transformer.blocks.\1.mlp.c_proj."),
     (r"blocks\.(\d+)\.attn\.", r"transformer.blocks.\1.attn."),
 )
-_GELUS: dict[str, Gelu] = {  # of each program that such a file may come from
+_GELUS: dict[str, Gelu] = {  # program -> its GELU
     "the tutorial": "exact",
     "nanoGPT": "exact",  # since 2023; tanh before
     "minGPT": "tanh",
@@ -64,25 +64,25 @@ _GELUS: dict[str, Gelu] = {  # of each program that such a file may come from
 
 @dataclass(frozen=True)
 class Imported:
-    """A model, and what its file says beside."""
+    """A model, and other facts about its file."""
 
     model: GPTLMHeadModel  # float32, eval mode
     step: str  # "epoch 7", "iteration 2000", or ""
-    origin: str  # the program that such names and shapes come from: one of _GELUS
+    origin: str  # the program that uses such names and shapes: one of _GELUS
 
 
 def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = None) -> Imported:
-    """The model of a file of torch.save.
+    """Read the model of a file of torch.save.
 
     Args:
         path: a dictionary with `model_state_dict` or `model`, or the state_dict itself; all its names may
             begin with "module." or "_orig_mod.".
-        n_head: must divide the channels; None: what the file says, or else 8. With a wrong number the model's
-            answers make no sense.
-        gelu: as in GPTConfig; None: that of the program that the file comes from.
+        n_head: number of heads; must divide the channels. None: the number in the file, or else 8. With a
+            wrong number the model's answers make no sense.
+        gelu: as in GPTConfig; None: the GELU of the program that the file comes from.
 
     Raises:
-        InputError: if the file is damaged, holds more than tensors, or is not such a model.
+        InputError: if the file is damaged, holds more than tensors, or holds no such model.
     """
     path = Path(path)
     content = _load(path)
@@ -152,13 +152,13 @@ def _require_plain(state: dict[str, Tensor], size: int) -> None:
 
 
 def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The parameters under GPTLMHeadModel's names, without masks; and whose file this seems to be."""
+    """Return the parameters under GPTLMHeadModel's names, without masks, and the program of the file."""
     state = {bare: state[name] for bare, name in unwrapped(state).items()}
     fused, embedding = state.get("transformer.h.0.attn.c_attn.weight"), state.get(_WTE)
     first = "tok_emb.weight" in state
     if not first and (fused is None or embedding is None or fused.ndim != 2):
         return _without_masks(state), "the tutorial"
-    transposed = fused is not None and fused.shape[1] == 3 * fused.shape[0]  # transformers' (in, out)
+    transposed = fused is not None and fused.shape[1] == 3 * fused.shape[0]  # transformers stores (in, out)
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for pattern, ours in _NAMES:
@@ -173,7 +173,7 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         renamed = _joined(renamed)
     for name in [name for name in renamed if name.endswith("ln_1.weight")]:
         block = name.removesuffix("ln_1.weight")
-        # Without biases (nanoGPT): zeros, where a GPT here always has some.
+        # nanoGPT can leave biases out. Zeros replace them, because every GPT here has these biases.
         renamed.setdefault(f"{block}attn.qkv_proj.bias", torch.zeros(3 * renamed[name].numel()))
     for name in [name for name in renamed if re.search(r"\.ln_\w\.weight$", name)]:
         renamed.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros_like(renamed[name]))
@@ -185,7 +185,7 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """minGPT's first release: queries, keys and values apart, and positions as a batch of one."""
+    """Join the weights of minGPT's first release: Q, K and V are separate, positions have a batch axis."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = re.fullmatch(r"(transformer\.blocks\.\d+\.attn)\.(query|key|value)\.(weight|bias)", name)

@@ -95,7 +95,7 @@ def _tensor(data: NDArray[np.uint8], entry: _Entry) -> NDArray[np.float32]:
     if _masked_checksum(raw) != entry.checksum:
         raise _DamageError("does not match its checksum")
     values = raw.view("<f4")
-    # "A" copies a tensor that is not aligned: in old files it may start at any byte
+    # "A" copies a tensor that is not aligned. In old files a tensor may start at any byte.
     return np.require(values, np.float32, "A").reshape(entry.shape)
 
 

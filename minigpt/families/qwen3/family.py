@@ -36,8 +36,8 @@ _WEIGHTS = tuple(
 )
 _ARCHITECTURES = ("Qwen3ForCausalLM", "Qwen3Model")
 
-# Settings of which this model supports one value only. An absent key means that value: Hugging Face's
-# default.
+# Settings for which this model supports one value only. An absent key means that value, which is Hugging
+# Face's default.
 _FIXED: dict[str, Any] = {"hidden_act": "silu", "quantization_config": None}
 # keys of config.json for RoPE's settings, in transformers 5 and before
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")

@@ -40,7 +40,7 @@ class RopeScaling:
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by it
     beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence keep their frequency
-    beta_slow: float = 1.0  # yarn: for pairs with fewer rotations, it is divided by `factor`
+    beta_slow: float = 1.0  # yarn: the frequency of pairs with fewer rotations is divided by `factor`
     truncate: bool = True  # yarn: round the limits between these pairs to whole numbers
     high_freq_factor: float = 4.0  # llama3: as beta_fast
     low_freq_factor: float = 1.0  # llama3: as beta_slow

@@ -50,7 +50,7 @@ def rotary_table(config: Qwen3Config, columns: int) -> Tensor:
 
 
 def rotary_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
-    """RoPE's angles between neighbouring positions, (D / 2,), and the factor of cos and sin."""
+    """Return RoPE's angles between neighbouring positions, (D / 2,), and the factor of cos and sin."""
     scaling = config.rope_scaling
     factor = 1.0 if scaling is None else scaling.attention_factor
     return rope_frequencies(config, torch.device("cpu")), factor

@@ -29,7 +29,7 @@ class Model {
     const queries = this.attentions.reduce((sum, one) => sum + one.heads * one.headDim, 0);
     this.traced = Math.max(64, Math.floor(TRACE_FLOATS / (states * about.buffers.x + queries)));
     this.ids = []; // the tokens in the cache
-    this.trace = []; // for each of them: {states, queries}; the oldest may be dropped
+    this.trace = []; // {states, queries} for each cached token; the oldest may be dropped
   }
 
   // Forget the tokens from `length` on.
@@ -37,7 +37,7 @@ class Model {
     this.ids.length = this.trace.length = Math.min(length, this.ids.length);
   }
 
-  // Keep what the cache has in common with new ids, but for the last of them. Returns how many are known.
+  // Keep the cached tokens that new ids begin with, but read the last id again. Returns the number of kept tokens.
   reuse(ids) {
     let known = 0;
     while (known < ids.length - 1 && this.ids[known] === ids[known]) known++;
@@ -45,7 +45,7 @@ class Model {
     return known;
   }
 
-  // Read one token. Returns the logits of the next one, or null if they are not wanted.
+  // Read one token. Returns the logits of the next token, or null if they are not wanted.
   step(id, wanted = true) {
     const position = this.ids.length;
     if (position >= this.context) throw new RangeError("the context is full");
@@ -62,7 +62,7 @@ class Model {
     return wanted ? this.project(this.buffers.x) : null;
   }
 
-  // The last norm and the output matrix, for any vector of the residual stream: the logit lens.
+  // Apply the last norm and the output matrix to any vector of the residual stream (logit lens).
   project(state) {
     this.product(this.head, state);
     return this.buffers[this.head.output];
@@ -143,7 +143,7 @@ class Model {
     }
   }
 
-  // The attention weights of one head go to `scores`. Returns the first token that is seen.
+  // Write the attention weights of one head to `scores`. Returns the first token that the head can see.
   weigh(operation, queries, head, position) {
     const { heads, kvHeads, headDim, window, layer } = operation;
     const width = kvHeads * headDim;
@@ -170,7 +170,7 @@ class Model {
     return first;
   }
 
-  // For each head of a layer: the weights that the token at a position gives to 0 .. position.
+  // Return for each head of a layer the weights with which the token at a position attends to tokens 0 .. position.
   attentionOf(layer, position) {
     const operation = this.attentions[layer];
     const queries = this.trace[position].queries[layer];
@@ -185,7 +185,7 @@ class Model {
   }
 }
 
-// out = weight * x + bias. Four rows at a time: each number of x is read once for four products.
+// out = weight * x + bias. Four rows are computed at a time, so that each number of x is read once for four products.
 function multiply(weight, bias, x, rows, columns, out, outAt, add) {
   let row = 0;
   for (; row + 3 < rows; row += 4) {
@@ -261,7 +261,7 @@ function geluExact(x) {
   return 0.5 * x * (1 + erf(x / Math.SQRT2));
 }
 
-// The error function: Abramowitz and Stegun, formula 7.1.26; the error is below 1.5e-7.
+// Return the error function of x by Abramowitz and Stegun, formula 7.1.26. The error is below 1.5e-7.
 function erf(x) {
   const t = 1 / (1 + 0.3275911 * Math.abs(x));
   const sum = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));

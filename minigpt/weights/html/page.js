@@ -8,7 +8,7 @@ const SLIDERS = {
   min_p: [0, 1, 0.01, 0],
   repetition_penalty: [0.5, 2, 0.05, 1],
   max_new_tokens: [1, 1024, 1, 128],
-  pace: [0, 2, 0.1, 0], // seconds of rest after each token, to watch the model write
+  pace: [0, 2, 0.1, 0], // pause after each token in seconds, to watch the model write
 };
 
 class Page {
@@ -20,7 +20,7 @@ class Page {
     this.shown = null;
     this.busy = false;
     this.stopped = false;
-    this.said = ["ready"]; // the status, to say it again in the other language
+    this.said = ["ready"]; // the last status, to show it again in the other language
     this.at = (id) => document.getElementById(id);
     this.makeOptions();
     this.glass = new GlassBox(this, this.at("strip"), this.at("panel"), (index) => this.mark(index));
@@ -94,7 +94,7 @@ class Page {
     }
   }
 
-  // A slider for an option; all sliders of one option move together.
+  // Make a slider for an option. All sliders of one option move together.
   slider(name, id) {
     const { min, max, step, value } = this.ranges[name];
     const node = make("input", { type: "range", id, min, max, step, "data-control": id });
@@ -212,7 +212,7 @@ class Page {
     this.fillSpans(turn, false);
   }
 
-  // A character may consist of several tokens: its text stands in the last one's span.
+  // A character may consist of several tokens. The span of the last token shows it.
   fillSpans(turn, isLast) {
     const { answer, filled } = turn;
     if (!turn.spans.length || (answer.endsWith("\ufffd") && !isLast)) return;
@@ -234,7 +234,7 @@ class Page {
     log.scrollTop = log.scrollHeight;
   }
 
-  // Show a token of any turn. An earlier turn is read again.
+  // Show a token of any turn in the glass box. For an earlier turn, the model reads the tokens again.
   look(turn, index, isClick) {
     if (this.busy || (this.glass.pinned && !isClick)) return;
     const all = [...turn.prompt, ...turn.ids];
@@ -250,7 +250,7 @@ class Page {
 
   mark(index) {
     for (const node of document.querySelectorAll(".said.marked")) node.classList.remove("marked");
-    const turn = this.shown; // whose tokens the glass box has
+    const turn = this.shown; // the turn whose tokens the glass box shows
     turn?.spans[index - turn.prompt.length]?.classList.add("marked");
   }
 
@@ -306,7 +306,7 @@ function speakPage(chosen) {
   for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", say(node.dataset.label));
 }
 
-// The texts of the elements that hold the model; they are removed, so that their memory is free.
+// Yield the texts of the elements that hold the model. The elements are removed, to free their memory.
 function* takeParts(kind) {
   for (const node of document.querySelectorAll(`script.${kind}`)) {
     const text = node.textContent;
@@ -335,7 +335,7 @@ async function startPage() {
   try {
     globalThis.minigptPage = new Page(read.about, read.tensors);
   } catch (error) {
-    status.textContent = say("failed", error.message); // a browser too old for the program
+    status.textContent = say("failed", error.message); // the browser may be too old for the program
     throw error;
   }
 }

@@ -1,10 +1,10 @@
-// The prompt: what the model reads, in the form that it was trained on.
+// The prompt: the ids that the model reads, in the form that it was trained on.
 //
 //   question   the question, then the separator
 //   chat       all turns, between the pieces of the model's chat template
 //   text       the text, which the model continues
 
-// turns: [{said, ids, answer}, ...] so far. Returns the ids, and how many of the first turns were left out.
+// turns: all earlier turns, [{said, ids, answer}, ...]. Returns the ids, and the number of first turns left out.
 function promptOf(about, tokenizer, turns, text, room, thinking) {
   if (about.form === "question") return { ids: [...tokenizer.encode(text), about.separator], left: 0 };
   if (about.form === "text") {
@@ -26,7 +26,7 @@ function chatIds(about, tokenizer, turns, text, thinking) {
     pieces.push(said(turn.said), ...between[0], ...answerPieces(turn, about, thoughtsEnd), ...between[1]);
   }
   pieces.push(said(text), ...(thinking === false && tails.off ? tails.off : tails.on));
-  // Neighbouring texts are one text for the tokenizer: a token may reach across the seam.
+  // Neighbouring texts are joined before encoding, because a token may cross their border.
   const ids = [];
   let open = "";
   for (const piece of [...pieces, null]) {
@@ -40,7 +40,7 @@ function chatIds(about, tokenizer, turns, text, thinking) {
   return ids;
 }
 
-// An answer keeps the ids that the model wrote, unless the template takes the model's thoughts out of it.
+// An answer keeps the ids that the model wrote, unless the template removes the model's thoughts.
 function answerPieces(turn, about, thoughtsEnd) {
   const ids = about.eos.includes(turn.ids[turn.ids.length - 1]) ? turn.ids.slice(0, -1) : turn.ids;
   if (!thoughtsEnd || !turn.answer.includes(thoughtsEnd)) return ids;
@@ -48,8 +48,8 @@ function answerPieces(turn, about, thoughtsEnd) {
   return [kept.replace(/^\n+/, "")];
 }
 
-// Writes an answer. Yields {id, u, chosen} for each token; the caller may wait in between.
-// uniform(i): the random number for token i.
+// Generate an answer. Yields {id, u, chosen} for each token, so that the caller can pause between tokens.
+// uniform(i) returns the random number for token i.
 function* answerOf(model, about, prompt, options, uniform) {
   const limit = Math.min(options.max_new_tokens, model.context - prompt.length);
   const known = model.reuse(prompt);

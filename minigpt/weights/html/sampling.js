@@ -1,6 +1,6 @@
-// Choosing the next token: the options have the names and the order of minigpt's Python, and the same effect.
+// Chooses the next token. The options have the names, the order and the effect of those in minigpt's Python code.
 
-// The scores after penalties, as a copy. Ids from `tokens` on have no token, and are never chosen.
+// Return a copy of the scores after penalties. Ids from `tokens` on have no token, so they are never chosen.
 function penalized(logits, ids, options, tokens) {
   const scores = Float32Array.from(logits);
   scores.fill(-Infinity, tokens);
@@ -11,7 +11,7 @@ function penalized(logits, ids, options, tokens) {
   return scores;
 }
 
-// The scores after temperature, top_k, top_p and min_p, in this order, as a copy. Out is -Infinity.
+// Return a copy of the scores after temperature, top_k, top_p and min_p, in this order. Excluded tokens get -Infinity.
 function filtered(logits, options) {
   const scores = Float32Array.from(logits, (score) => score / options.temperature);
   if (options.top_k > 0 && options.top_k < scores.length) {
@@ -60,14 +60,14 @@ function softmax(scores) {
   return out;
 }
 
-// The most likely token, the first of several.
+// Return the most likely token, the first of several.
 function greedy(scores) {
   let best = 0;
   for (let i = 1; i < scores.length; i++) if (scores[i] > scores[best]) best = i;
   return best;
 }
 
-// The first token at which the cumulative distribution exceeds u, a number 0 <= u < 1.
+// Return the first token at which the cumulative distribution exceeds u, a number 0 <= u < 1.
 function sample(scores, u) {
   const probabilities = softmax(scores);
   let last = 0;
@@ -80,13 +80,13 @@ function sample(scores, u) {
   return greedy(scores);
 }
 
-// Chooses a token from the model's logits; `u` is used if options.do_sample is on.
+// Choose a token from the model's logits. The random number `u` is used only if options.do_sample is on.
 function choose(logits, ids, options, tokens, u) {
   const scores = penalized(logits, ids, options, tokens);
   return options.do_sample ? sample(filtered(scores, options), u) : greedy(scores);
 }
 
-// The k most likely tokens, [[id, probability], ...], descending.
+// Return the k most likely tokens, [[id, probability], ...], in descending order.
 function mostLikely(probabilities, k) {
   const found = [];
   for (let id = 0; id < probabilities.length; id++) {
@@ -100,7 +100,7 @@ function mostLikely(probabilities, k) {
   return found;
 }
 
-// Random numbers 0 <= u < 1: those of NumPy's default_rng([seed, 0]), so that a seed gives the same answer
+// Random numbers 0 <= u < 1, equal to those of NumPy's default_rng([seed, 0]), so that a seed gives the same answer
 // here and in `minigpt generate --do_sample --seed`. The generator is PCG64, https://www.pcg-random.org.
 class RandomNumbers {
   constructor(seed) {

@@ -1,6 +1,6 @@
-// Text <-> ids, for the tokenizers of minigpt: single characters, byte-level BPE, and WordPiece.
+// Converts text to ids and back, with minigpt's tokenizers: single characters, byte-level BPE, and WordPiece.
 //
-// The text of a special token never becomes that token: what a user types is text.
+// The text of a special token never becomes that token, because text from a user must stay text.
 
 function tokenizerOf(about) {
   const kinds = { characters: Characters, bpe: BytePairs, wordpiece: WordPieces };
@@ -29,7 +29,7 @@ class Characters {
     return [...new Set(Array.from(text).filter((character) => !this.ids.has(character)))];
   }
 
-  // A token's text for people.
+  // Return a token's text to show.
   show(id) {
     return this.words[id] ?? `<${id}>`;
   }
@@ -62,7 +62,7 @@ class BytePairs {
   }
 
   encode(text) {
-    text = text.replace(/\p{Cs}/gu, "\ufffd"); // half a character has no bytes
+    text = text.replace(/\p{Cs}/gu, "\ufffd"); // half a character (a lone surrogate) has no bytes
     const ids = [];
     for (const piece of this.word ? text.split(this.word) : [text]) {
       if (this.words.has(piece)) ids.push(this.words.get(piece));
@@ -135,7 +135,7 @@ class BytePairs {
   }
 }
 
-// The printable character that stands for each byte in the files of a byte-level vocabulary.
+// Return byte -> the printable character that stands for it in the files of a byte-level vocabulary.
 function byteSymbols() {
   let others = 256;
   return Array.from({ length: 256 }, (_, byte) => {
@@ -158,7 +158,7 @@ class WordPieces {
     return this.wordsOf(text).flatMap((word) => this.cut(word));
   }
 
-  // Clean, take accents off, lower; a Chinese character and a sign of punctuation are words.
+  // Clean the text, remove accents, convert to lower case. A Chinese character or punctuation mark is a word.
   wordsOf(text) {
     const { cleans, separatesChinese, stripsAccents, lowers } = this.about;
     if (cleans) {
@@ -170,7 +170,7 @@ class WordPieces {
     return text.replace(PUNCTUATION, " $& ").split(WHITE).filter(Boolean);
   }
 
-  // The longest pieces that the vocabulary has, from left to right.
+  // Cut a word into the longest pieces that the vocabulary has, from left to right.
   cut(word) {
     const characters = Array.from(word);
     if (characters.length > this.about.longest) return [this.about.unknown];
@@ -222,7 +222,7 @@ const CHINESE = new RegExp(
   "gu",
 );
 const PUNCTUATION = /[!-/:-@[-`{-~\p{P}]/gu;
-// What decoding replaces, in this order: English punctuation and contractions.
+// Replacements of decoding, in this order: English punctuation and contractions.
 const JOINED = [
   ...Array.from(".?!,", (sign) => [` ${sign}`, sign]),
   [" ' ", "'"],

@@ -1,8 +1,8 @@
-// The glass box: how the model came to one token. Each view is built from the model's trace and cache.
+// The glass box shows how the model computed one token. Each view is built from the model's trace and cache.
 //
 // Texts of the model, of its tokens and of the user become text nodes, never HTML.
 
-// make("p", {class: "hint"}, "text", node): an element with attributes and children.
+// make("p", {class: "hint"}, "text", node) returns an element with attributes and children.
 function make(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes ?? {})) {
@@ -26,26 +26,26 @@ function followMouse(node, point) {
 const VIEWS = ["attention", "distribution", "steps", "lens"];
 
 class GlassBox {
-  // page: {model, tokenizer, about, options()}; strip and panel: elements; chosen: called with a token's index.
+  // page: {model, tokenizer, about, options()}. strip, panel: elements. chosen: function, called with a token's index.
   constructor(page, strip, panel, chosen) {
     this.page = page;
     this.strip = strip;
     this.panel = panel;
     this.chosen = chosen;
     this.sequence = []; // ids: prompt and answer, the newest token included
-    this.drawn = new Map(); // index in the sequence -> {u}: how a written token was chosen
+    this.drawn = new Map(); // index in the sequence -> {u}: the random number that chose the token
     this.selected = 0;
     this.view = VIEWS[0];
     this.layer = 0;
     this.head = -1; // -1: the mean of all heads
     this.stage = 0;
     this.opened = null; // the token whose score is shown as a sum
-    this.pinned = false; // after a click the mouse no longer chooses, until the next click
+    this.pinned = false; // true after a click: the mouse then chooses no token until the next click
     strip.addEventListener("keydown", (event) => this.key(event));
     followMouse(strip, (index, isClick) => this.point(index, isClick));
   }
 
-  // The mouse is over a token, or a click fell on it.
+  // Called when the mouse is over a token, or a click was on it.
   point(index, isClick) {
     if (this.pinned && !isClick) return;
     this.pinned = isClick && !(this.pinned && index === this.selected);
@@ -65,7 +65,7 @@ class GlassBox {
     this.select(Math.max(0, Math.min(last, this.selected + steps[event.key])));
   }
 
-  // A new prompt.
+  // Begin a new prompt.
   begin(ids) {
     this.sequence = [...ids];
     this.drawn.clear();
@@ -100,7 +100,7 @@ class GlassBox {
     this.draw();
   }
 
-  // Draw all of it anew.
+  // Draw the whole glass box again.
   draw() {
     const { panel, strip } = this;
     strip.querySelectorAll('[aria-selected="true"]').forEach((one) => one.setAttribute("aria-selected", "false"));
@@ -113,7 +113,7 @@ class GlassBox {
       if (top < strip.scrollTop || top + offsetHeight > strip.scrollTop + strip.clientHeight) strip.scrollTop = top - 30;
     }
     this.heat(null);
-    this.refresh = null; // draws what depends on the options, and nothing else
+    this.refresh = null; // function that draws again only what depends on the options
     const position = this.selected - 1;
     if (!this.sequence.length) return panel.replaceChildren(make("p", {}, say("empty")));
     if (position < 0 || position >= this.page.model.ids.length) {
@@ -124,7 +124,7 @@ class GlassBox {
     const probabilities = softmax(this.logits(position));
     const words = [this.selected + 1, this.sequence.length, visible(this.show(id)), id, percent(probabilities[id])];
     const active = document.activeElement;
-    const focus = panel.contains(active) ? active.dataset.control : null; // a new node takes its place
+    const focus = panel.contains(active) ? active.dataset.control : null; // a new node replaces the focused one
     panel.replaceChildren(make("p", { class: "which" }, say("position", ...words)), ...this[this.view](position, id));
     if (focus) panel.querySelector(`[data-control="${focus}"]`)?.focus();
     return undefined;
@@ -180,7 +180,7 @@ class GlassBox {
     const box = make("div", {});
     this.refresh = () => box.replaceChildren(...this.bars(position, id, logits));
     this.refresh();
-    const move = (name) => this.page.slider(name, `glass-${name}`); // the same slider, within reach on a phone
+    const move = (name) => this.page.slider(name, `glass-${name}`); // a copy of the slider, easy to reach on a phone
     return [make("p", { class: "hint" }, say("distributionHint")), move("temperature"), move("top_p"), box];
   }
 
@@ -206,7 +206,7 @@ class GlassBox {
   steps(position, id) {
     const { model, about } = this.page;
     const { states } = model.trace[position];
-    const last = states.length; // the stage behind the last state: logits and choice
+    const last = states.length; // the stage after the last state shows logits and choice
     this.stage = Math.min(this.stage, last);
     const { stage } = this;
     const move = (key, by) => make("button", { type: "button", "data-control": key, disabled: stage + by < 0 || stage + by > last ? "" : null,
@@ -264,10 +264,10 @@ class GlassBox {
       ...(this.opened === null ? [make("p", { class: "hint" }, say("openLogit"))] : this.products(position, this.opened))];
   }
 
-  // A score as the sum of its products, the largest one by one.
+  // Show a score as the sum of its products; the largest products have their own rows.
   products(position, token) {
     const { model } = this.page;
-    const score = this.logits(position)[token]; // leaves the norm's output in model.normed
+    const score = this.logits(position)[token]; // this call also writes the norm's output to model.normed
     const { columns, weight } = model.head;
     const row = model.tensors[weight].subarray(token * columns, (token + 1) * columns);
     const found = Array.from(row, (value, channel) => [channel, model.normed[channel], value, model.normed[channel] * value]);
@@ -301,7 +301,7 @@ class GlassBox {
   }
 }
 
-// What wrote each state of the trace: {kind: "embed" | "attention" | "mlp", layer}.
+// Return for each state of the trace the part that wrote it: {kind: "embed" | "attention" | "mlp", layer}.
 function stateKinds(model) {
   const found = [{ kind: "embed", layer: -1 }];
   let layer = -1;
@@ -326,7 +326,7 @@ function entropy(probabilities) {
   return probabilities.reduce((sum, p) => (p > 0 ? sum - p * Math.log2(p) : sum), 0);
 }
 
-// White space and control characters as signs that can be seen.
+// Replace white space and control characters by visible signs.
 function visible(text) {
   const signs = { " ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍" };
   return text.replace(/[ \n\t\r]/g, (one) => signs[one]).replace(/[\p{Cc}\p{Cf}]/gu, (one) => `U+${one.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
@@ -353,7 +353,7 @@ function select(name, options, value, set) {
   return node;
 }
 
-// A picture of rows of numbers between 0 and 1, scaled to each row's highest.
+// Draw rows of numbers between 0 and 1. Each row is scaled to its highest number.
 function heatMap(rows, label) {
   const canvas = make("canvas", { role: "img", "aria-label": label, width: rows[0].length, height: rows.length, class: "map" });
   const context = canvas.getContext("2d");
@@ -367,7 +367,7 @@ function heatMap(rows, label) {
   return canvas;
 }
 
-// A picture of a vector: blue above 0, red below.
+// Draw a vector: blue above 0, red below.
 function vectorMap(vector) {
   const columns = Math.min(vector.length, 64);
   const label = say("stream", vector.length);

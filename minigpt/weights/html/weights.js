@@ -1,4 +1,4 @@
-// Weights: from the text in the page to arrays of numbers.
+// Converts the text in the page to arrays of numbers.
 //
 // The page holds one stream of bytes, compressed by gzip and written in base64. The bytes of a tensor are
 // stored by significance: all lowest bytes first, then all second ones, and so on. That compresses better.
@@ -28,7 +28,7 @@ async function unpack(parts, size) {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
-      bytes.set(value, place); // a RangeError if there are too many
+      bytes.set(value, place); // raises a RangeError if there are too many bytes
       place += value.length;
     }
   };
@@ -50,7 +50,7 @@ function float16Table() {
   return table;
 }
 
-// One tensor of the stream as a Float32Array, row by row. int8 has a float32 scale for each row, behind it.
+// Return one tensor of the stream as a Float32Array, row by row. After an int8 tensor come float32 scales, one per row.
 function tensorOf(bytes, entry, halves) {
   const count = entry.shape.reduce((a, b) => a * b, 1);
   const width = numberOfBytes[entry.dtype];
@@ -83,7 +83,7 @@ function float32Of(first, second, third, fourth) {
   return new Float32Array(bits.buffer);
 }
 
-// The description of the model (JSON), and its tensors.
+// Read the description of the model (JSON) and its tensors.
 async function readModel(descriptionParts, descriptionSize, weightParts) {
   const text = new TextDecoder().decode(await unpack(descriptionParts, descriptionSize));
   const about = JSON.parse(text);
