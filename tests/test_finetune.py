@@ -325,7 +325,9 @@ def test_wordpiece_without_an_end_token_ends_turns_with_its_separator(
     base = folder / "bert"
     base.mkdir()
     (base / "vocab.txt").write_text("\n".join(entries), encoding="utf-8")
-    (base / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
+    (base / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer", "do_lower_case": false}'
+    )
     wordpiece = WordPieceTokenizer.from_folder(base)
     assert (wordpiece.eos_token_id, wordpiece.sep_token_id) == (None, 3)
     torch.manual_seed(0)

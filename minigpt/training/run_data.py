@@ -408,7 +408,7 @@ def _with_end(tokenizer: SubwordTokenizer) -> SubwordTokenizer:
     if separator not in tokenizer.special_tokens:
         raise InputError(
             "the tokenizer has neither a chat template nor a token that ends a text: name one of its special "
-            "tokens in its tokenizer_config.json, such as \"eos_token\": \"<|endoftext|>\""
+            'tokens in its tokenizer_config.json, such as "eos_token": "<|endoftext|>"'
         )
     note(f"the tokenizer has no eos_token: its sep_token {separator!r} ends each question and each answer")
     return tokenizer.with_eos_token(separator)
