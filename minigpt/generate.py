@@ -78,7 +78,7 @@ class Options(command_line.ModelOptions):
 
     # Chat models
     system: str = ""
-    """system message: a chat model reads it before everything else"""
+    """system message, read before all else; without a chat template it is a line above the question"""
     think: Literal["auto", "on", "off"] = "auto"
     """whether a chat model thinks before it answers; auto: its template decides"""
     tools: str | None = None
@@ -219,8 +219,11 @@ def _chat_options(options: Options, form: "PromptFormat", tokenizer: "AnyTokeniz
     given = [
         name for name in ("system", "think", "tools") if getattr(options, name) != getattr(Options, name)
     ]
-    if given and form != "chat":
-        raise InputError(f"--{given[0]} is for chat models: this one has no chat_template")
+    others = [name for name in given if name != "system"]
+    if others and form != "chat":
+        raise InputError(f"--{others[0]} is for chat models: this one has no chat_template")
+    if given and form == "text":
+        raise InputError("--system is for models that answer: this one continues a text")
     if options.think != "auto" and "enable_thinking" not in (getattr(tokenizer, "chat_template", "") or ""):
         raise InputError("--think is for models whose chat template can switch thinking")
     tools = None if options.tools is None else _json_or_file("tools", options.tools)

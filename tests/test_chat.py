@@ -13,11 +13,14 @@ import pytest
 import torch
 
 import minigpt
+from minigpt.data.batches import encode_conversation
+from minigpt.data.conversation import Conversation as Talked
+from minigpt.data.conversation import Turn
 from minigpt.errors import InputError
 from minigpt.families.qwen3.model import Qwen3Config
 from minigpt.families.registry import new_model
 from minigpt.generation.api import GenerationOptions, generate_output, stream_ids
-from minigpt.generation.conversation import Conversation, question_ids, token_text
+from minigpt.generation.conversation import Conversation, QuestionAnswering, question_ids, token_text
 from minigpt.generation.generation_config import prompt_format, recommended_options
 from minigpt.generation.slash_commands import COMMANDS, obey
 from minigpt.model import GPTConfig, GPTLMHeadModel
@@ -106,7 +109,6 @@ def said(talk: Conversation, text: str) -> str:
         ("/top_k 1.5", "/top_k must be a whole number: got '1.5'"),
         ("/seed -1", "seed must be from 0 to 9223372036854775807"),
         ("/max_new_tokens 32", "max_new_tokens=32 can never be reached: the model reads block_size=32"),
-        ("/system be brief", "/system is for chat models"),
         ("/think on", "/think is for models whose chat template can switch thinking"),
         ("/why", "there is no answer yet"),
         ("/save", "/save needs a file name"),
@@ -169,6 +171,40 @@ def test_a_question_is_read_alone_unless_there_is_a_history() -> None:
     assert said(talk, "天") == first
     said(talk, "地")
     assert talk.turns[1].prompt == [*encode("天"), sep, *encode(first), sep, *encode("地"), sep]
+
+
+def test_a_system_text_is_read_as_training_reads_it() -> None:
+    """Above the first question of a history, above each question that is read alone, and first when saved."""
+    sep = CHARACTERS.sep_token_id
+    talk = of_characters("question", history=True)
+    assert obey(talk, "/system 宇宙") == "system: 宇宙"
+    first, _ = said(talk, "天"), said(talk, "地")
+    turns = [Turn("system", "宇宙"), Turn("user", "天"), Turn("assistant", first), Turn("user", "地")]
+    learned, _, _ = encode_conversation(Talked((*turns, Turn("assistant", "黄"))), CHARACTERS, 99)
+    assert talk.turns[1].prompt == learned[: -len("黄") - 1].tolist()  # all in front of the answer
+    assert talk.messages()[:2] == [{"role": "system", "content": "宇宙"}, {"role": "user", "content": "天"}]
+    talk.history = False
+    said(talk, "玄")
+    assert talk.turns[2].prompt == [*CHARACTERS.encode_text("宇宙\n玄"), sep]
+    assert question_ids(CHARACTERS, "question", "玄", talk.messages()[:1]) == talk.turns[2].prompt
+    asked = QuestionAnswering(talk.model, CHARACTERS, "question", talk.options, before=talk.messages()[:1])
+    assert asked.answers(["玄"])[0].text == "".join(asked.pieces("玄")) == talk.turns[2].answer
+    assert obey(talk, "/system 😀") == "system: 😀 (not in the vocabulary, read as <unk>: '😀')"
+    assert obey(talk, "/system") == "no system message"
+    said(talk, "黄")
+    assert talk.turns[3].prompt == [*CHARACTERS.encode_text("黄"), sep]
+    with pytest.raises(InputError, match="/system is for models that answer: this one continues a text"):
+        obey(of_characters("text"), "/system 宇宙")
+
+
+def test_a_system_text_stays_when_turns_are_left_out() -> None:
+    talk = of_characters("question", context=32, history=True)
+    obey(talk, "/system 宇宙")
+    for _ in range(8):
+        said(talk, "天地玄黄")
+        assert CHARACTERS.decode(talk.turns[-1].prompt).startswith("宇宙\n天地玄黄")
+        assert len(talk.turns[-1].prompt) <= 28
+    assert talk.forgotten > 4
 
 
 def test_of_a_text_all_is_read() -> None:
@@ -449,7 +485,7 @@ def test_a_chat_model_on_pipes(command: Command, chat_folder: Path) -> None:
         ),
         (("--form", "chat"), b"", "form=chat needs a model whose tokenizer has a chat_template"),
         (("--think", "on"), b"", "/think is for models whose chat template can switch thinking"),
-        (("--system", "x"), b"", "/system is for chat models"),
+        (("--system", "x", "--form", "text"), b"", "/system is for models that answer"),
         (("--max_new_tokens", "20"), b"", "max_new_tokens=20 can never be reached"),
         (("--precision", "int3"), b"", "--precision"),
         (("--assistant_model", "nowhere"), b"", "nowhere does not exist"),

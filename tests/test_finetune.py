@@ -21,6 +21,7 @@ from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.adapters import load_adapter
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import hugging_face_names, train_only
+from minigpt.generation.api import ends_of_answer
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenization.wordpiece import WordPieceTokenizer
@@ -313,6 +314,54 @@ def test_questions_and_answers_with_byte_level_tokens(folder: Path, bpe: BpeToke
         load_model(folder / "new" / "best"), tokenizer, "天是什么颜色？", max_new_tokens=3
     )
     assert isinstance(answer, str)
+
+
+def test_wordpiece_without_an_end_token_ends_turns_with_its_separator(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As published Chinese GPT-2s are: BertTokenizer, no eos_token. Training, folder and answers agree."""
+    text = (folder / "train.jsonl").read_text(encoding="utf-8")
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({c for c in text if c.strip()})]
+    base = folder / "bert"
+    base.mkdir()
+    (base / "vocab.txt").write_text("\n".join(entries), encoding="utf-8")
+    (base / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer", "do_lower_case": false}'
+    )
+    wordpiece = WordPieceTokenizer.from_folder(base)
+    assert (wordpiece.eos_token_id, wordpiece.sep_token_id) == (None, 3)
+    torch.manual_seed(0)
+    model = FAMILIES["gpt"](len(entries))
+    save_pretrained(model, folder / "base", wordpiece)
+    options: dict[str, Any] = {
+        "train_data": folder / "train.jsonl",
+        "val_data": folder / "val.jsonl",
+        "max_length": 32,
+        "max_steps": 1,
+        "threads": 1,
+        "report_to": "none",
+    }
+    finetune(output=folder / "tuned", model=folder / "base", **options)
+    assert "its sep_token '[SEP]' ends each question and each answer" in capsys.readouterr().err
+    tuned = folder / "tuned" / "best"
+    tokenizer = load_tokenizer(tuned)
+    assert isinstance(tokenizer, WordPieceTokenizer)
+    assert tokenizer.eos_token_id == tokenizer.sep_token_id == 3
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tuned / name).read_text())["eos_token_id"] == 3
+    ids, said, _ = encode_chat_conversation(TALK, tokenizer, 100)
+    plain, is_answer, _ = encode_conversation(TALK, wordpiece, 100)  # `train` takes the separator, too
+    assert (ids.tolist(), said.tolist()) == (plain.tolist(), is_answer.tolist())
+    assert [bool(mark) for index, mark in zip(ids, said) if index == 3] == [False, True, False, True]
+    assert ends_of_answer(tokenizer) == [3]
+    # from the folder, nothing is said again, and the ids stay the same
+    finetune(output=folder / "again", model=tuned, **options)
+    assert "sep_token" not in capsys.readouterr().err
+    assert load_tokenizer(folder / "again" / "best") == tokenizer
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tuned)
+    rendered = theirs.apply_chat_template(TALK.messages(), return_dict=False)
+    assert rendered == ids.tolist()
 
 
 # -- more tokens -------------------------------------------------------------------------------------------

@@ -351,7 +351,6 @@ def assert_refused(result: Result, *fragments: str) -> None:
         (["--choices", "a", "--regex", "b"], "choices and regex both say what the answer is"),
         (["--json_schema", "{"], "--json_schema is neither a file nor JSON: Expecting property name"),
         (["--json_schema", "nowhere.json"], "--json_schema is neither a file nor JSON: Expecting value"),
-        (["--system", "x"], "--system is for chat models: this one has no chat_template"),
         (["--think", "on"], "--think is for chat models: this one has no chat_template"),
         (["--tools", "[]"], "--tools is for chat models: this one has no chat_template"),
         (["--precision", "int3"], "--precision"),

@@ -43,7 +43,7 @@ class Options(command_line.ModelOptions):
     form: Literal["auto", "chat", "question", "text"] = "auto"
     """prompt format: chat template, question with <sep>, or plain text; auto: as the model's folder says"""
     system: str = ""
-    """system message: a chat model reads it before the conversation"""
+    """system message, read before all else; without a chat template it is a line above the question"""
     think: Literal["auto", "on", "off"] = "auto"
     """let a chat model think before it answers; auto: as its template does by default"""
     history: bool = False

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt.data.conversation import ROLES, Role
+from minigpt.data.dialogue_files import dialogues_in
 from minigpt.data.file_formats import advised
 from minigpt.data.json_values import BadLine, Record
 from minigpt.data.records import FIELDS, MESSAGE_COLUMNS, FieldNames, is_head, lower_keys, text_of
@@ -97,8 +98,8 @@ class ChatLog:
 
 
 def holds_chat(text: str) -> bool:
-    """Return True if a text begins as a chat log."""
-    return _layout(text) is not None
+    """Return True if a text begins as a chat log, or as dialogues of a chatbot project."""
+    return dialogues_in(text) is not None or _layout(text) is not None
 
 
 def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> ChatLog | None:
@@ -111,6 +112,8 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
     Raises:
         InputError: if it is not clear who answers; the message lists the speakers.
     """
+    if dialogues := dialogues_in(text):
+        return ChatLog(dialogues, f"{path}: {len(dialogues):,} dialogues, user and assistant in turn")
     layout = _layout(text)
     if layout is None:
         return None

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 from minigpt.console.terminal import note, warn
 from minigpt.data.chat_logs import holds_chat, message_columns
 from minigpt.data.documents import Piece, Source, read_document, read_lines, whole_characters
+from minigpt.data.drawn_tables import drawn_tables
 from minigpt.data.file_formats import (
     COMPRESSED,
     DataFile,
@@ -27,10 +28,11 @@ from minigpt.data.file_formats import (
     refuse_foreign,
     refuse_other_text,
 )
-from minigpt.data.json_values import BadLine, as_json, looks_like_json, parse_line
+from minigpt.data.json_values import BadLine, Record, as_json, looks_like_json, parse_line, shown_before
+from minigpt.data.nested_records import is_message_tree, unfolded
 from minigpt.data.records import FIELDS, FieldNames, Text, head_test, is_head, meaning_of
 from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
-from minigpt.data.text_encoding import is_mostly_utf8
+from minigpt.data.text_encoding import BAD_BYTES, is_mostly_utf8, shown_name
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
 from minigpt.storage.regular_files import open_regular
@@ -41,6 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
+_JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to guess the field of the text
@@ -120,6 +123,8 @@ def _files_below(folder: Path) -> list[tuple[Path, str]]:
 def _source(path: Path, name: str, options: TextOptions) -> Source | None:
     """Recognise a file, and find the field of its texts. Return None for a file without text."""
     source = _recognised(path, name, options)
+    if source is not None and source.kind == "text" and suffix_of(path) in _JSON and not options.is_quiet:
+        warn(f"{path} is no JSON, though it is named so: it is read as plain text")
     if source is None or source.kind in ("text", "other"):
         return source
     return replace(source, field=_field(path, _sample(source), options))
@@ -149,6 +154,8 @@ def _recognised(
         text = head.decode("utf-8-sig", "ignore")
         if looks_like_json(text):
             return replace(source, kind="jsonl") if _are_lines(file) else source
+    if drawn_tables(text, path, is_head, needs_head):
+        return source
     if table_in(text, path, is_head, needs_head, is_whole=size == len(head)):
         return source
     refuse_other_text(text, path)
@@ -240,8 +247,10 @@ def recognise(
 
 
 def _are_texts(values: list[Any], names: FieldNames) -> bool:
-    if message_columns(values, names):
+    if message_columns(values, names) or is_message_tree(values):
         return False
+    if not names.question:
+        values = [record.value for record in unfolded(Record(0, value, "") for value in values)]
     for value in values:
         try:
             if not isinstance(value, BadLine):
@@ -260,7 +269,7 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
     if options.text_field:
         return options.text_field
     lengths: dict[str, int] = {}
-    for value in samples:
+    for _, value, _ in unfolded(Record(0, value, "") for value in samples):
         if not isinstance(value, Mapping):
             continue
         try:
@@ -315,6 +324,7 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
     target.parent.mkdir(parents=True, exist_ok=True)
     if data.kind == "text":
         (record,) = data.records
+        _require_good_bytes(path, str(record.value), data.encoding)
         with atomic_open(target) as file:
             file.write(str(record.value).encode("utf-8", "surrogateescape"))
         return replace(
@@ -340,6 +350,19 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
         if isinstance(value, BadLine):
             raise InputError(f"{path}:{line}: {value}")
     raise _no_text(path, field)
+
+
+def _require_good_bytes(path: Path, text: str, encoding: str) -> None:
+    """Raise InputError for a bad byte of a text that is not UTF-8; `read_document` finds those of UTF-8."""
+    found = None if encoding == "utf-8" else BAD_BYTES.search(text)
+    if found:
+        begin = text.rfind("\n", 0, found.start()) + 1
+        number = text.count("\n", 0, begin) + 1
+        byte, before = ord(found[0]) - 0xDC00, shown_before(text[begin:], found.start() - begin)
+        raise InputError(
+            f"{path}:{number}: byte 0x{byte:02x} is no character of {shown_name(encoding)}, behind {before}; "
+            "repair that line, or name the encoding of the whole file with --encoding"
+        )
 
 
 def _no_text(path: Path, field: str) -> InputError:

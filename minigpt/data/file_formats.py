@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from minigpt.data.drawn_tables import drawn_tables
 from minigpt.data.json_values import Record, json_records, looks_like_json
 from minigpt.data.tables import (
     IsHead,
@@ -45,7 +46,8 @@ __all__ = [
     "COMPRESSED", "DataFile", "open_data", "read_bytes", "refuse_foreign", "refuse_other_text",
 ]  # fmt: skip
 
-Kind = Literal["jsonl", "json", "csv", "xlsx", "parquet", "text", "chat"]  # chat: see chat_logs.py
+# table: see drawn_tables.py; chat: see chat_logs.py
+Kind = Literal["jsonl", "json", "csv", "table", "xlsx", "parquet", "text", "chat"]
 _MOST = 4 << 30  # largest number of bytes that are read whole, also after decompression
 _BLOCK = 1 << 20  # number of bytes per read; `read(n)` would reserve n bytes
 
@@ -209,6 +211,8 @@ def open_data(
     if looks_like_json(text):
         kind, records = json_records(text, is_head)
         return DataFile(kind, codec, records, digest, tuple(notes))
+    if drawn := drawn_tables(text, path, is_head, needs_head):
+        return DataFile("table", codec, drawn.records, digest, (*notes, *drawn.notes))
     if table := table_in(text, path, is_head, needs_head):
         records = csv_records(text, table)
         return DataFile("csv", codec, records, digest, tuple(notes), table.has_head, table.first_row)
@@ -254,6 +258,10 @@ def refuse_other_text(text: str, path: Path) -> None:
         raise InputError(
             f"{path} is a web page or XML with a table: open it in Excel and save it as .xlsx, or download "
             "the file behind it"
+        )
+    if start.startswith("<?xml"):
+        raise InputError(
+            f"{path} is XML, and its marks would be learned as text: save what it holds as CSV or text"
         )
     if start.startswith(("<!doctype html", "<html")):
         raise InputError(f"{path} is a web page, not the file behind it: download it again")

@@ -6,9 +6,11 @@
 If an object has a key twice, the key gets the value `REPEATED`, because either value could be meant.
 """
 
+import ast
 import itertools
 import json
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -16,11 +18,19 @@ from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS
 from minigpt.data.text_encoding import BAD_BYTES
 
 __all__ = [
-    "NOT_TEXT", "REPEATED", "BadLine", "Record",
-    "as_json", "json_object", "json_records", "looks_like_json", "parse_line", "parse_value",
+    "NESTED", "NOT_TEXT", "REPEATED", "BadLine", "Record",
+    "as_json", "is_turn", "json_object", "json_records", "looks_like_json", "parse_line", "parse_list",
+    "parse_value", "shown_before",
 ]  # fmt: skip
 
 NOT_TEXT = "bytes that are no character"
+# keys of the records that nested_records.py takes apart, with the type of their value
+NESTED: dict[str, type] = {
+    **dict.fromkeys(("mapping", "evidences", "chat", "prompt"), dict),
+    **dict.fromkeys(("chat_messages", "paragraphs", "qas", "patterns"), list),
+    **dict.fromkeys(("plain_text", "textbox_question"), str),
+}
+_FEWEST = 3  # least number of questions of an object {question: answer}
 _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or four levels
 
 
@@ -79,6 +89,26 @@ def parse_value(text: str) -> Any:
     return value
 
 
+def parse_list(text: str) -> list[Any]:
+    """Parse the list in a cell of a table: JSON, or what Python prints of a list, as pandas writes it.
+
+    Raises:
+        BadLine: if the text is neither.
+    """
+    try:
+        found = parse_value(text)
+    except BadLine:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "\\d" in a text
+                found = ast.literal_eval(text.strip()) if text.lstrip().startswith("[") else None
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found = None
+    if not isinstance(found, list):
+        raise BadLine("it is text, not a list")
+    return found
+
+
 def parse_line(line: bytes) -> Any:
     """Parse one line of JSON Lines.
 
@@ -123,10 +153,18 @@ def _end_of_blank(text: str, begin: int) -> int:
     return found.end() if found else begin
 
 
+def shown_before(line: str, place: int) -> str:
+    """Return the characters in front of a place in a line, for a message.
+
+    >>> shown_before("床前明月光", 3)
+    "'床前明' (character 4)"
+    """
+    return f"{line[max(0, place - 8) : place]!r} (character {place + 1})"
+
+
 def _not_text(line: str, place: int) -> BadLine:
     byte = ord(line[place]) - 0xDC00
-    column = len(line[:place].encode("utf-8", "surrogateescape")) + 1
-    return BadLine(NOT_TEXT, f"byte 0x{byte:02x} at column {column}")
+    return BadLine(NOT_TEXT, f"byte 0x{byte:02x} behind {shown_before(line, place)}")
 
 
 # -- JSON, or a text that begins with a bracket --------------------------------------------------------------
@@ -148,6 +186,8 @@ def looks_like_json(text: str) -> bool:
     >>> looks_like_json('{"question": "a", "ans'), looks_like_json("[Verse 1] La la")
     (True, False)
     """
+    if json_in_json(text) is not None:
+        return True
     text = text[:_BEGINNING]
     begin = _end_of_blank(text, 0)
     if text.startswith(("[", "{"), begin):
@@ -163,6 +203,17 @@ def looks_like_json(text: str) -> bool:
     return 2 * sum(_is_value(line) or bool(_BROKEN.match(line)) for line in lines) > len(lines)
 
 
+def json_in_json(text: str) -> str | None:
+    """Return the text of a JSON string that holds JSON; None if a text is anything else."""
+    if not text[:_FIRST_LINES].lstrip("\ufeff \t\r\n").startswith(('"{', '"[')):
+        return None
+    try:
+        inner = parse_value(text)
+    except BadLine:
+        return None
+    return inner if isinstance(inner, str) and inner.lstrip().startswith(("{", "[")) else None
+
+
 def _first_lines(text: str) -> list[str]:
     """Return the first lines that are not blank."""
     found = itertools.islice(re.finditer(r"[^\n]*\S[^\n]*", text), _FIRST_LINES)
@@ -170,9 +221,12 @@ def _first_lines(text: str) -> list[str]:
 
 
 def _is_value(line: str) -> bool:
-    """Return True if a line is exactly one object or array."""
+    """Return True if a line is exactly one object or array, possibly inside a JSON string."""
     try:
-        return isinstance(parse_value(line), dict | list)
+        value = parse_value(line)
+        if isinstance(value, str) and value.startswith(("{", "[")):
+            value = parse_value(value)
+        return isinstance(value, dict | list)
     except BadLine:
         return False
 
@@ -194,6 +248,9 @@ def json_records(
     Args:
         is_head: gets the keys of an object in lower case, and returns True if they are those of a record.
     """
+    inner = json_in_json(text)
+    if inner is not None:
+        return json_records(inner, is_head)
     begin = _end_of_blank(text, 0)
     line_end = text.find("\n", begin)
     first_line = text[begin : len(text) if line_end < 0 else line_end]
@@ -213,7 +270,7 @@ def json_records(
     if _end_of_blank(text, end) < len(text):
         return "json", _values(text, begin)
     if isinstance(value, list):
-        if value and all(isinstance(item, dict) and _is_turn(item) for item in value):
+        if value and all(isinstance(item, dict) and is_turn(item) for item in value):
             return "json", [Record(1, value, as_json(value))]  # one conversation
         return "json", _values(text, _end_of_blank(text, begin + 1), in_array=True)
     inside = _inside(value, is_head)
@@ -229,11 +286,16 @@ def _in_lines(text: str) -> bool:
     return 2 * sum(map(_is_value, lines)) > len(lines)
 
 
-def _is_turn(item: dict[str, Any]) -> bool:
+def is_turn(item: dict[str, Any]) -> bool:
+    """Return True if an object is a turn of a conversation: it has a role and a text."""
     if ("role" in item and "content" in item) or ("from" in item and "value" in item):
         return True
     speaker = next((item[key] for key in SPEAKER_KEYS if key in item), None)
     return str(speaker).strip().lower() in ROLES and any(key in item for key in TEXT_KEYS)
+
+
+def _is_nested(value: dict[str, Any]) -> bool:
+    return any(isinstance(value.get(key), kind) for key, kind in NESTED.items())
 
 
 def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -> list[Any] | None:
@@ -245,15 +307,22 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
             isinstance(item, dict | list) for row in lists.values() for item in row
         ):
             return [{key: lists[key][i] for key in lists} for i in range(count)]
+    if _is_nested(value):
+        return None
     records = [item for item in lists.values() if item and all(isinstance(row, dict) for row in item)]
-    if len(records) == 1 and not all(_is_turn(row) for row in records[0]):
+    if len(records) == 1 and not all(is_turn(row) for row in records[0]):
         rows = records[0]
         others = [str(key).strip().lower() for key, item in value.items() if item is not rows]
+        own = next(str(key).strip().lower() for key, item in value.items() if item is rows)
+        if _is_nested(rows[0]):
+            return rows
+        if is_head([*others, own]) and not is_head([own, ""]) and not is_head([*others, ""]):
+            return None  # {"question": ..., "answer": [...]}
         if len(others) > 1 and is_head(others):  # a record with a list of sources, tags or the like
             return None
         if all(is_head([str(key).strip().lower() for key in row]) for row in rows):
             return rows
-        return None if others and is_head([*others, ""]) else rows
+        return None if is_head([*others, own]) or (others and is_head([*others, ""])) else rows
     if len(records) > 1 and all(
         is_head([str(key).strip().lower() for key in row]) for rows in records for row in rows
     ):
@@ -268,6 +337,12 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
         keys = [list(item) for item in by_index]
         if all(key.isdigit() for item in keys for key in item) and len(set(map(tuple, keys))) == 1:
             return [{name: column[key] for name, column in value.items()} for key in keys[0]]  # pandas
+        names = [{str(key).strip().lower() for key in item} for item in by_index]
+        if len(names) > 1 and (all(map(is_head, names)) or all("evidences" in each for each in names)):
+            return by_index  # {"id 1": {...}, "id 2": {...}}
+    asked = sum(str(key).strip().endswith(("?", "？")) for key in value)
+    if all(isinstance(item, str) for item in by_index) and 2 * asked > len(value) >= _FEWEST:
+        return [{"question": key, "answer": item} for key, item in value.items()]
     return None
 
 

@@ -20,6 +20,7 @@ from minigpt.data.chat_logs import message_columns, read_chat, read_messages
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import DataFile, advised, open_data
 from minigpt.data.json_values import BadLine, Record
+from minigpt.data.nested_records import is_message_tree, message_trees, unfolded
 from minigpt.data.records import KNOWN_SHAPES, NO_KNOWN_FIELD, FieldNames, Text, head_test, meaning_of
 from minigpt.data.tables import rows_of
 from minigpt.errors import InputError
@@ -231,13 +232,18 @@ def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> Da
 
 
 def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
-    """Return the data. If its records are messages of a chat log, they are grouped into conversations."""
+    """Return the data; if its records are messages, or hold several questions, as conversations."""
+    if names.question:
+        return data
     records = iter(data.records)
     first = list(itertools.islice(records, _FIRST))
-    columns = message_columns([record.value for record in first], names)
+    values = [record.value for record in first]
+    columns = message_columns(values, names)
     every = itertools.chain(first, records)
+    if is_message_tree(values):
+        return replace(data, records=message_trees(every))
     if columns is None:
-        return replace(data, records=every)
+        return replace(data, records=unfolded(every))
     chat = read_messages(every, columns, path, names.speaker)
     return replace(data, kind="chat", records=chat.records, notes=(*data.notes, chat.note))
 

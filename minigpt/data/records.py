@@ -5,7 +5,12 @@
     {"messages": [{"role": ..., "content": ...}, ...]}     OpenAI's; also under "dialogue", ...
     {"conversations": [{"from": ..., "value": ...}, ...]}  ShareGPT's
     [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts of user and assistant
+    {"title": ..., "desc": ..., "answer": ...}             a question of a forum
+    {"context": ..., "question": ..., "answers": {"text": [...]}}      SQuAD's, a row for each question
     {"text": ...}                                          a text to read, for --text
+
+A conversation may also stand as JSON in a text, or in a question as "Human: ...\n\nAssistant:". See
+nested_records.py for more shapes.
 
 A record may have a `weight`: how much it counts in the loss of training.
 
@@ -20,14 +25,24 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
-from minigpt.data.json_values import NOT_TEXT, REPEATED, BadLine, json_object, parse_value
+from minigpt.data.json_values import (
+    NOT_TEXT,
+    REPEATED,
+    BadLine,
+    is_turn,
+    json_object,
+    parse_list,
+    parse_value,
+)
+from minigpt.data.marked_turns import answer_turns, marked_turns
 from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
 from minigpt.errors import InputError
 
 __all__ = [
-    "FIELDS", "KNOWN_SHAPES", "MESSAGE_COLUMNS", "NO_KNOWN_FIELD",
+    "FIELDS", "KNOWN_SHAPES", "MESSAGE_COLUMNS", "NO_ANSWER", "NO_KNOWN_FIELD",
     "DataOptions", "FieldNames", "ProblemType", "Text",
-    "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of", "whole_text_of",
+    "has_answers", "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of",
+    "whole_text_of",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
@@ -49,6 +64,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
             "gpt",
             "target",
             "solution",
+            "answers",
         ),
         *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
         *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "答え", "답변"),
@@ -108,9 +124,13 @@ _ALIKE = {
         + _NOTE
     ),
 }
-NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
+NO_KNOWN_FIELD = "no field that is known"  # the reason of a bad record
+NO_ANSWER = "the question has no answer"
+_TITLES = ("title", "标题", "题目")  # of a question in a forum; the description stands below it
+_DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
 KNOWN_SHAPES = (
-    "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations"
+    "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations, "
+    "exports of ChatGPT, Claude and DeepSeek, SQuAD's paragraphs/qas"
 )
 # Kinds of labels, with the names that transformers uses.
 ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -175,7 +195,17 @@ def is_head(cells: Collection[str]) -> bool:
     known |= (
         {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
     )
+    known |= "answer" in found and bool(set(_TITLES) & set(cells))
     return known and all(len(cell) <= _LONGEST_NAME for cell in cells)
+
+
+def has_answers(cells: Collection[str]) -> bool:
+    """Return True if one of the column names in lower case is that of answers.
+
+    >>> has_answers(["问题", "答案"]), has_answers(["title", "content"])
+    (True, False)
+    """
+    return any(cell in FIELDS["answer"] or _ALIKE["answer"].fullmatch(cell) for cell in cells)
 
 
 def head_test(names: FieldNames) -> Callable[[Collection[str]], bool]:
@@ -191,7 +221,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         BadLine: if the record is neither, or a part is missing, empty or not text.
     """
     if isinstance(value, str):
-        return Text(_checked(value, "the text"))
+        inner = _in_json(value)
+        return Text(_checked(value, "the text")) if inner is None else meaning_of(inner, names, line)
     if isinstance(value, list):
         return _conversation(_turns(value, "the list", names.speaker), line, "" if names.speaker else raw)
     if not isinstance(value, Mapping):
@@ -208,6 +239,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         return _conversation(turns, line, "" if names.speaker else raw, item)  # `split` writes the roles
     if found["input"] and found["answer"] and not found["question"]:  # {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
+    if not found["question"] and (found["answer"] or _is_forum(item)):
+        found |= _of_forum(item, found["answer"])
     if found["question"] and found["answer"]:
         return _conversation(_question_and_answer(item, found), line, raw, item)
     if list(item) in (["0", "1"], ["0"]):  # a table without column names
@@ -217,6 +250,10 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
             "a table of more than two columns without names",
             "name two by their numbers, such as --question_field 1 --answer_field 2",
         )
+    if not found["question"] and not found["answer"]:  # of several fields, one may hold a conversation
+        inside = [one for one in map(_in_json, item.values()) if one is not None]
+        if len(inside) == 1:
+            return meaning_of(inside[0], names, line)
     if found["text"]:
         return Text(whole_text_of(item, found["text"]))
     for part, other in (("question", "answer"), ("answer", "question")):
@@ -225,6 +262,42 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
                 raise BadLine(f"`{null}` is null, not text")
             raise BadLine(f"`{FIELDS[other][0]}` is missing", shown_keys(item))
     raise BadLine(NO_KNOWN_FIELD, shown_keys(item))
+
+
+def _in_json(value: Any) -> Any:
+    """Return a conversation that a field holds, also as JSON in a text; None for anything else."""
+    if isinstance(value, str):
+        if not value.lstrip().startswith(("{", "[")):
+            return None
+        try:
+            value = parse_value(value)
+        except BadLine:
+            return None
+    if isinstance(value, list):
+        turns = value and all(isinstance(each, dict) and is_turn(lower_keys(each)) for each in value)
+        return value if turns else None
+    if not isinstance(value, Mapping):
+        return None
+    item = lower_keys(value)
+    of_turns = _first(item, "turns")
+    is_pair = _first(item, "question") and _first(item, "answer")
+    return value if is_pair or (of_turns and isinstance(item[of_turns], list)) else None
+
+
+def _is_forum(item: Mapping[str, Any]) -> bool:
+    """Return True for an answer in a forum, whose text is under `content`."""
+    return {"title", "desc", "content"} <= item.keys()
+
+
+def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | None]:
+    """Return the fields of a question with a title: {"title", "desc", "answer"}."""
+    title = next((name for name in _TITLES if not _is_nothing(item.get(name))), None)
+    description = next((name for name in _DESCRIPTIONS if item.get(name) is not None), None)
+    if title is None:
+        return {}
+    if description and item[description] == item[title]:
+        description = None
+    return {"question": title, "input": description, "answer": answer or "content"}
 
 
 def lower_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
@@ -261,20 +334,25 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     question_key, answer_key = found["question"], found["answer"]
     assert question_key is not None
     assert answer_key is not None
-    if isinstance(item[question_key], list):  # the prompt is itself a list of turns
+    inner = _in_json(item[question_key])
+    marked: list[tuple[str, Turn]] = []
+    if isinstance(item[question_key], list) or isinstance(
+        inner, list
+    ):  # the prompt is itself a list of turns
         turns = _turns(item[question_key], f"`{question_key}`")
     else:
         question = text_of(item, question_key)
         more = found["input"]
         if more and more != question_key and not _is_nothing(item[more]):
             question = f"{question}\n{text_of(item, more)}"
-        turns = [Turn("user", question)]
-    answer = item[answer_key]
+        marked = marked_turns(question)
+        turns = [turn for _, turn in marked] or [Turn("user", question)]
+    answer = _one_of(item[answer_key])
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
-    elif isinstance(answer, list) and answer and all(isinstance(each, str) for each in answer):
-        # of several right answers, the first is used
-        turns.append(Turn("assistant", _checked(answer[0], f"`{answer_key}`")))
+    elif isinstance(answer, str):
+        answer = _checked(answer, f"`{answer_key}`")
+        turns += answer_turns(answer, marked) or [Turn("assistant", answer)]
     else:
         turns.append(Turn("assistant", text_of(item, answer_key)))
     if found["history"]:
@@ -284,9 +362,22 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     return turns
 
 
+def _one_of(answer: Any) -> Any:
+    """Return the first of several right answers. In SQuAD each is {"text", "answer_start"}."""
+    if isinstance(answer, Mapping):
+        answer = lower_keys(answer).get("text", answer)
+    if not isinstance(answer, list):
+        return answer
+    if not answer:
+        raise BadLine(NO_ANSWER)
+    if isinstance(answer[0], Mapping) and {"text"} <= answer[0].keys() <= {"text", "answer_start", "id"}:
+        return answer[0]["text"]
+    return answer[0] if all(isinstance(each, str) for each in answer) else answer
+
+
 def _history(value: Any) -> list[Turn]:
     if isinstance(value, str) and value.strip().startswith("["):  # JSON in a cell of a table
-        value = parse_value(value)
+        value = parse_list(value)
     if _is_nothing(value):
         return []
     if not isinstance(value, list | tuple):
@@ -315,19 +406,28 @@ def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
     """Return the turns of a list. `speaker` is the name of the speaker who answers, if the user gave it."""
     if isinstance(value, str):  # JSON in a cell of a table
         try:
-            value = parse_value(value)
+            value = parse_list(value)
         except BadLine:
             raise BadLine(f"{where} is text, not a list of turns") from None
     if not isinstance(value, list):
         raise _not_a(value, "a list of turns", where)
-    if value and all(isinstance(each, str) for each in value):  # user and assistant in turn
-        return [Turn("assistant" if i % 2 else "user", _checked(text, where)) for i, text in enumerate(value)]
+    texts = [_unnamed(each) for each in value]
+    if texts and all(isinstance(text, str) for text in texts):  # user and assistant in turn
+        return [Turn("assistant" if i % 2 else "user", _checked(text, where)) for i, text in enumerate(texts)]
     turns = []
     for number, each in enumerate(value, 1):
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
         turns += _turns_in(lower_keys(each), number, speaker.strip().lower())
     return turns
+
+
+def _unnamed(turn: Any) -> Any:
+    """Return the text of a turn that has no speaker: a text, or an object such as {"message": ...}."""
+    if isinstance(turn, dict) and len(turn.keys() - {"attrs"}) == 1:
+        key = next(iter(turn.keys() - {"attrs"}))
+        return turn[key] if key in ("message", "utterance", "sentence", *TEXT_KEYS) else turn
+    return turn
 
 
 def _turns_in(item: dict[str, Any], number: int, answering: str) -> list[Turn]:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt.data.json_values import NOT_TEXT, BadLine, Record, as_json, json_object
+from minigpt.data.json_values import NOT_TEXT, BadLine, Record, as_json, json_object, shown_before
 from minigpt.data.text_encoding import BAD_BYTES
 from minigpt.errors import InputError
 
 __all__ = [
-    "IsHead", "csv_records", "parquet_records", "require_package", "rows_of", "suffix_of", "table_in",
-    "workbook_records",
+    "IsHead", "csv_records", "parquet_records", "require_package", "row_record", "rows_of", "suffix_of",
+    "table_in", "workbook_records",
 ]  # fmt: skip
 
 # Gets the cells of a table's first row in lower case; returns True if they are column names. For Parquet, it
@@ -29,6 +29,10 @@ _CELL = (1 << 31) - 1  # largest number of characters of a CSV cell; fits into a
 _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
 _TITLES = 5  # number of a sheet's first rows among which the column names are searched
+_BESIDE = (  # columns that have a meaning beside others
+    *("message_id", "parent_id", "rank", "title", "desc", "evidences", "meta_instruction"),
+    "mapping",
+)
 _LARGEST = 4 << 30  # largest number of uncompressed bytes of a Parquet row group
 
 
@@ -165,7 +169,7 @@ def csv_records(text: str, table: TableText) -> Iterator[Record]:
             for number in range(line, last + 1):
                 yield Record(number, BadLine("broken CSV", mark), "")
         elif head is not None:
-            yield _row(line, head, cells)
+            yield row_record(line, head, cells)
 
 
 def _swallows(cells: list[str], columns: int, delimiter: str) -> bool:
@@ -178,11 +182,14 @@ def _head(cells: list[Any]) -> list[str]:
     return [str(cell).strip() or str(number) for number, cell in enumerate(cells)]
 
 
-def _row(line: int, head: list[str], cells: list[str]) -> Record:
+def row_record(line: int, head: list[str], cells: list[str]) -> Record:
+    """Return the record of a row. It is a bad one if it has more cells than the head, or bad bytes."""
     if len(cells) > len(head):
         return Record(line, BadLine("more cells than the head has", f"{len(cells)} for {len(head)}"), "")
-    if any(BAD_BYTES.search(cell) for cell in cells):
-        return Record(line, BadLine(NOT_TEXT), "")
+    for name, cell in zip(head, cells):
+        if found := BAD_BYTES.search(cell):
+            byte, before = ord(found[0]) - 0xDC00, shown_before(cell, found.start())
+            return Record(line, BadLine(NOT_TEXT, f"byte 0x{byte:02x} in {name!r}, behind {before}"), "")
     value = json_object(zip(head, cells))
     return Record(line, value, as_json(value))
 
@@ -241,12 +248,12 @@ def _sheet(cells: list[list[Any]], notes: tuple[str, ...], is_head: IsHead) -> S
     is_known = bool(rows) and is_head([cell.strip().lower() for cell in rows[place][1]])
     if is_known or width > 2:
         head = _head(rows[place][1])
-        records = [_row(number, head, row) for number, row in rows[place + 1 :]]
+        records = [row_record(number, head, row) for number, row in rows[place + 1 :]]
         return Sheet(records, notes, is_known, True, first)
     if width < 2:
         records = [Record(number, text, as_json(text)) for number, (text,) in rows]
         return Sheet(records, notes, False, None, first)
-    return Sheet([_row(number, ["0", "1"], row) for number, row in rows], notes, False, False, first)
+    return Sheet([row_record(number, ["0", "1"], row) for number, row in rows], notes, False, False, first)
 
 
 def _cell(value: Any) -> str:
@@ -279,7 +286,10 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
         where = str(source) if isinstance(source, Path) else pyarrow.BufferReader(source)
         with pyarrow.parquet.ParquetFile(where) as file:
             names = file.schema_arrow.names
-            wanted = [each for each in names if is_read([each.strip().lower()])] or names
+            wanted = [each for each in names if is_read([each.strip().lower()])]
+            wanted += [each for each in names if each.strip().lower() in _BESIDE and each not in wanted]
+            if not any(is_read([each.strip().lower()]) for each in wanted):
+                wanted = names
             # the columns' sizes are not used: in a damaged file, asking for them can crash the process
             groups = range(file.metadata.num_row_groups)
             largest = max((file.metadata.row_group(i).total_byte_size for i in groups), default=0)

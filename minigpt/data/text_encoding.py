@@ -2,8 +2,9 @@
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
-No byte is dropped or replaced. In a file that is mostly UTF-8, a bad byte becomes a lone surrogate (U+DC80 to
-U+DCFF, Python's "surrogateescape"). The reader can then name these lines and leave them out.
+No byte is dropped or replaced. In a file with few bad bytes, each of them becomes a lone surrogate (U+DC80 to
+U+DCFF, Python's "surrogateescape"). The reader can then name these lines and leave them out. The rest of such
+a line may be shifted, because a bad byte can swallow the first byte of the next character.
 """
 
 import codecs
@@ -38,8 +39,17 @@ _CANDIDATES = {
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
-_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # these show bad bytes
-_DAMAGED = 0.005  # a text may have this share of bad bytes among its bytes that are not ASCII
+_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # encodings that can be damaged
+_NAMED_OF_SEVERAL_BYTES = (  # and under other names that a user may give
+    *(*_OF_SEVERAL_BYTES, "gbk", "gb2312", "big5", "big5hkscs", "shift_jis", "shift_jisx0213", "euc_jp"),
+    *("shift_jis_2004", "euc_kr", "johab"),
+)
+# Bytes that stand for no character. Python's codec makes private characters of them, as Windows does.
+_UNASSIGNED = {
+    "cp932": {ord(bytes([byte]).decode("cp932")): 0xDC00 + byte for byte in (0x80, 0xA0, 0xFD, 0xFE, 0xFF)}
+}
+_FEW = 3  # number of bad bytes that one byte too many can cause: it may stand inside a character
+_DAMAGED = 0.005  # largest share of bad bytes, of those that are not ASCII, of a damaged text
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
 _CERTAIN = 3.0  # factor by which the best encoding must be more likely than the second
@@ -87,6 +97,8 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
     """
     if encoding:
         codec = _known_encoding(encoding)
+        if (damaged := _damaged_text(data, codec)) and codec in _NAMED_OF_SEVERAL_BYTES:
+            return damaged, codec
         try:
             text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
@@ -151,18 +163,18 @@ def is_mostly_utf8(data: bytes) -> bool:
 
 
 def _detected(data: bytes, name: str) -> tuple[str, str]:
+    damaged, rivals = _damaged(data)
+    if damaged:  # other encodings may fit all bytes of a damaged text, some of them any bytes
+        return damaged.text, damaged.codec
     readings = _readings(data)
-    if _is_certain(readings, data) and readings[0].codec in _OF_SEVERAL_BYTES:
+    if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec
-    if damaged := _damaged(data):  # encodings of one byte fit any bytes
-        return damaged
+    readings = sorted([*readings, *rivals], key=lambda reading: -reading.confidence)
     if not readings:
         raise InputError(
             f"{name} is text in no encoding that minigpt can tell; name it with --encoding (usual ones: "
             "gb18030, big5, shift_jis, euc_kr, cp1252)"
         )
-    if _is_certain(readings, data):
-        return readings[0].text, readings[0].codec
     if len(readings) == 1:
         readings.append(readings[0])
     texts = [text for _, _, text in readings[:4]]
@@ -210,28 +222,51 @@ def _is_certain(readings: list[_Reading], data: bytes) -> bool:
     )
 
 
-def _damaged(data: bytes) -> tuple[str, str] | None:
-    """Return text and encoding of data with a few bad bytes, if the encoding of the rest is certain."""
-    others = sum(byte >= 0x80 for byte in data)
+def _damaged(data: bytes) -> tuple[_Reading | None, list[_Reading]]:
+    """Search the encodings in which few bytes are no characters.
+
+    Returns: the reading, if its encoding is certain; else None, and the readings that are not much less
+    likely than those in which all bytes are characters.
+    """
+    rivals = []
     for codec in _OF_SEVERAL_BYTES:
-        text = data.decode(codec, "surrogateescape")
-        bad = len(BAD_BYTES.findall(text))
-        if not 0 < bad <= max(1, _DAMAGED * others):
+        text = _damaged_text(data, codec)
+        if not text:
             continue
-        # a bad byte shifts all characters behind it, so its whole line is left out
-        good = b"\n".join(line for line in data.split(b"\n") if _is_text(line, codec))
-        readings = _readings(good) if good else []
-        if _is_certain(readings, good) and readings[0].codec == codec:
-            return text, codec
-    return None
+        # a bad byte shifts all that follows in its line
+        good = b"\n".join(line for line in data.split(b"\n") if not _bad_bytes(line, codec)[1])
+        readings = _readings(good) if good.strip() else []
+        own = next((each for each in readings if each.codec == codec), None)
+        if own is None:
+            continue
+        if readings[0] is own and _is_certain(readings, good):
+            return _Reading(own.confidence, codec, text), []
+        if _CERTAIN * own.confidence >= readings[0].confidence:
+            rivals.append(_Reading(own.confidence, codec, text))
+    return None, rivals
 
 
-def _is_text(line: bytes, codec: str) -> bool:
+def _damaged_text(data: bytes, codec: str) -> str:
+    """Return the text, if few bytes are no characters in this encoding; "" if none or many are."""
+    others = sum(byte >= 0x80 for byte in data[:_SAMPLE])
+    most = max(_FEW, _DAMAGED * others)
+    # a character may be cut off at the end of the sample
+    if len(data) > _SAMPLE and _bad_bytes(data[:_SAMPLE], codec)[1] > most + 3:
+        return ""
+    text, bad = _bad_bytes(data, codec)
+    most = max(_FEW, _DAMAGED * sum(byte >= 0x80 for byte in data)) if bad > most else most
+    return text if 0 < bad <= most else ""
+
+
+def _bad_bytes(data: bytes, codec: str) -> tuple[str, int]:
+    """Return a text with a lone surrogate for each bad byte, and their number."""
     try:
-        line.decode(codec)
-    except UnicodeDecodeError:
-        return False
-    return True
+        text = data.decode(codec, "surrogateescape")
+    except UnicodeDecodeError:  # encodings such as UTF-16 do not know "surrogateescape"
+        return "", len(data)
+    if codec in _UNASSIGNED:
+        text = text.translate(_UNASSIGNED[codec])
+    return text, len(BAD_BYTES.findall(text))
 
 
 def _excerpt(text: str, other: str) -> str:

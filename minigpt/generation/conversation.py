@@ -9,13 +9,15 @@ The model's input depends on its prompt format (`minigpt.generation.generation_c
 
 - chat: all turns, rendered by the tokenizer's chat template;
 - question: the question alone, then <sep>. With `history`, all questions and answers so far, each followed by
-  <sep>, as in minigpt.data.conversation;
+  <sep>, as in minigpt.data.conversation. A system text is a line of its own above the first question that is
+  read, as in training;
 - text: the whole text so far. The user's text begins on a new line, and the model continues it.
 
 If the context is full, the oldest turns are left out. Terminals and commands are in other modules.
 """
 
 import json
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +73,7 @@ class Conversation:
     Attributes:
         options: options that choose the tokens. The method `choose` changes them.
         assistant_model: a smaller model with the same tokenizer, which guesses tokens; None: no guesses.
-        system: system message of a chat model; "" for none.
+        system: system text, for a chat model or a model of questions and answers; "" for none.
         thinking: True lets a chat model think before it answers, False does not; None: the template decides.
         turns: all turns, including those that the model does not read any more.
         forgotten: number of the first turns that the model does not read any more.
@@ -171,7 +173,11 @@ class Conversation:
             return question_ids(self.tokenizer, "chat", text, self._read_messages(turns), self.thinking)
         if self.form == "question":
             before = [Exchange(turn.said, turn.answer) for turn in turns] if self.history else []
-            return encode_prompt(before, text, self.tokenizer, self.model.config.max_position_embeddings)
+            if before:
+                before[0] = before[0]._replace(question=_below(self.system, before[0].question))
+            else:
+                text = _below(self.system, text)
+            return encode_prompt(before, text, self.tokenizer, sys.maxsize)  # `_fitting` leaves turns out
         ids: list[int] = []
         end = "\n"
         for turn in turns:
@@ -223,6 +229,11 @@ def _on_new_line(before: str, text: str) -> str:
     return text if before.endswith("\n") else f"\n{text}"
 
 
+def _below(system: str, question: str) -> str:
+    """Return a question below a system text, as the plain form has it (minigpt/data/conversation.py)."""
+    return f"{system}\n{question}" if system else question
+
+
 def question_ids(
     tokenizer: AnyTokenizer,
     form: PromptFormat,
@@ -236,7 +247,7 @@ def question_ids(
 
     Args:
         form: the model's prompt format.
-        before: earlier messages, for a chat model.
+        before: earlier messages, for a chat model; a system message, for questions.
         thinking: True lets a chat model think, False does not; None: the template decides.
         tools: functions that a chat model may call, as JSON describes them.
         allow_special: read the text of special tokens as these tokens, as transformers does.
@@ -260,7 +271,11 @@ def question_ids(
     if form == "text":
         return tokenizer.encode_text(text)
     assert tokenizer.sep_token_id is not None, "require_form"
-    return [*bare_ids(tokenizer, text), tokenizer.sep_token_id]
+    return [*bare_ids(tokenizer, _below(_system_in(before), text)), tokenizer.sep_token_id]
+
+
+def _system_in(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(message["content"] for message in messages if message["role"] == "system")
 
 
 def require_form(tokenizer: AnyTokenizer, form: PromptFormat) -> None:
@@ -285,7 +300,7 @@ class QuestionAnswering:
     form: PromptFormat
     options: GenerationOptions
     assistant_model: LanguageModel | None = None  # guesses tokens
-    before: Sequence[Mapping[str, Any]] = ()  # a chat model reads these messages first
+    before: Sequence[Mapping[str, Any]] = ()  # read first: by a chat model; a system message, by any but text
     thinking: bool | None = None  # whether a chat model may think; None: its template decides
     tools: Sequence[Mapping[str, Any]] | None = None  # functions that a chat model may call
     allow_special: bool = False  # read the text of special tokens as these tokens
@@ -319,6 +334,7 @@ class QuestionAnswering:
         model, tokenizer, options = self.model, self.tokenizer, self.options
         asked = [question for question in questions if self.has_answer(question)]
         if self.form == "question":
+            asked = [_below(_system_in(self.before), question) for question in asked]
             found = answer_questions(
                 model, tokenizer, asked, options, batch_size, on_progress, self.assistant_model
             )

@@ -96,10 +96,15 @@ def _reset(talk: Conversation, value: str) -> str:
 
 
 def _system(talk: Conversation, value: str) -> str:
-    if talk.form != "chat":
-        raise InputError("/system is for chat models: this one has no chat template")
+    if talk.form == "text":
+        raise InputError("/system is for models that answer: this one continues a text")
     talk.system = value
-    return f"system: {value}" if value else "no system message"
+    if not value:
+        return "no system message"
+    unknown = " ".join(map(repr, talk.tokenizer.unknown_characters(value)[:_MOST_CANDIDATES]))
+    return f"system: {value}" + (
+        f" (not in the vocabulary, {talk.tokenizer.unknown_read_as}: {unknown})" if unknown else ""
+    )
 
 
 def _think(talk: Conversation, value: str) -> str:
@@ -178,7 +183,7 @@ COMMANDS = {
     "/top_k": Command("K", "draw among the K most likely tokens; 0: among all", _setting("top_k")),
     "/seed": Command("N", "the same seed draws the same answers", _setting("seed")),
     "/max_new_tokens": Command("N", "tokens of an answer, at most", _setting("max_new_tokens")),
-    "/system": Command("TEXT", "what a chat model is told before all else; no text: nothing", _system),
+    "/system": Command("TEXT", "what the model reads before all else; no text: nothing", _system),
     "/think": Command("on|off", "whether a chat model thinks before it answers", _think),
     "/history": Command("on|off", "whether a model of questions and answers reads earlier turns", _history),
     "/why": Command("N", "the last answer's tokens, their probabilities, and N others for each", _why),

@@ -109,6 +109,13 @@ class SubwordTokenizer:
         config = {**self._definition.config, "chat_template": template}
         return type(self)(replace(self._definition, config=config))
 
+    def with_eos_token(self, text: str) -> Self:
+        """Return the same tokenizer with one of its special tokens as the eos_token, which ends a text."""
+        old = self._definition
+        assert text in old.special
+        named, config = {**old.named, "eos_token": text}, {**old.config, "eos_token": text}
+        return type(self)(replace(old, named=named, config=config))
+
     def with_tokens(self, texts: Iterable[str]) -> Self:
         """Return the same tokenizer with one more token for each text that is not one token already.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypedDict
 
-from minigpt.console.terminal import warn
+from minigpt.console.terminal import note, warn
 from minigpt.data.batches import (
     Batch,
     BatchPlan,
@@ -397,9 +397,21 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
         tokenizer = named_tokenizer(config.tokenizer)
     if isinstance(tokenizer, SubwordTokenizer) and tokenizer.chat_template is None:
         if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has neither a chat template nor a token that ends a text")
+            tokenizer = _with_end(tokenizer)
         tokenizer = tokenizer.with_chat_template(PLAIN_TEMPLATE)
     return tokenizer
+
+
+def _with_end(tokenizer: SubwordTokenizer) -> SubwordTokenizer:
+    """Return a tokenizer whose sep_token is also the eos_token, such as BERT's [SEP]; it is saved so."""
+    separator = tokenizer.named_tokens.get("sep_token")
+    if separator not in tokenizer.special_tokens:
+        raise InputError(
+            "the tokenizer has neither a chat template nor a token that ends a text: name one of its special "
+            'tokens in its tokenizer_config.json, such as "eos_token": "<|endoftext|>"'
+        )
+    note(f"the tokenizer has no eos_token: its sep_token {separator!r} ends each question and each answer")
+    return tokenizer.with_eos_token(separator)
 
 
 def with_more_tokens(tokenizer: AnyTokenizer, config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:

@@ -224,7 +224,7 @@ def test_tables_as_programs_and_people_write_them(tmp_path: Path, name: str, con
         "Body, soul and mind.\nHeart, and life.\n",
         "Context, input and output\tare words.\n",
         "Content, body, text\nare three words.\nSo it is.\n",
-        "| question | answer |\n|:---|---:|\n| a | b |\n",
+        "| title | content |\n|:---|---:|\n| a | b |\n",
         "word\tits meaning\nother\tits own\n",
     ],
 )

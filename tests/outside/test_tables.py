@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minigpt.data.corpus import read_texts
+from minigpt.data.corpus import TextOptions, read_texts
 from minigpt.data.json_values import BadLine
 from minigpt.data.labelled import LabelledOptions, read_labelled
 from minigpt.data.preferences import preference_of, read_preferences
@@ -404,6 +404,44 @@ def test_one_bad_byte_makes_no_other_encoding(tmp_path: Path, codec: str) -> Non
     text[len(text) // 2] = 0xFF
     with pytest.raises(InputError, match=r"d\.txt:\d+: .*byte 0xff"):
         list(read_texts(written(tmp_path / "d.txt", bytes(text))))
+
+
+SHORT = {  # so little text that a damaged one is easily taken for text of another encoding
+    "gb18030": ["苹果是一种水果，味道很甜。", "四川省的省会是成都。", "水由氢和氧组成。"],
+    "big5": ["今天天氣很好，我們一起去公園散步。", "臺灣的夜市有許多小吃。", "圖書館早上九點開門。"],
+    "shift_jis": ["今日はとても良い天気です。", "図書館は朝九時に開きます。", "公園を散歩しました。"],
+    "euc_jp": ["今日はとても良い天気です。", "図書館は朝九時に開きます。", "公園を散歩しました。"],
+    "euc_kr": ["오늘은 날씨가 아주 좋아요.", "도서관은 아홉 시에 엽니다.", "공원을 산책했습니다."],
+}
+
+
+@pytest.mark.parametrize("byte", [0x80, 0xFF])
+@pytest.mark.parametrize("codec", SHORT)
+def test_a_bad_byte_is_named_with_its_line_and_no_other_line_suffers(
+    tmp_path: Path, codec: str, byte: int
+) -> None:
+    texts = SHORT[codec]
+    table = ["question,answer", *(f"{n},{text}" for n, text in enumerate(texts))]
+    rows = [
+        json.dumps({"question": f"{n}", "answer": text}, ensure_ascii=False) for n, text in enumerate(texts)
+    ]
+    for name, lines, damaged in (("d.csv", table, 2), ("d.jsonl", rows, 1), ("d.txt", texts, 1)):
+        for place in (-6, -5):  # in front of a character, inside it
+            content = [line.encode(codec) for line in lines]
+            end = place - (2 if name == "d.jsonl" else 0)
+            content[damaged] = content[damaged][:end] + bytes([byte]) + content[damaged][end:]
+            path = written(tmp_path / name, b"\n".join(content) + b"\n")
+            for encoding in ("", codec):
+                if name == "d.txt":
+                    with pytest.raises(InputError, match=r"d\.txt:2: byte 0x.. is no character of") as error:
+                        list(read_texts(path, options=TextOptions(encoding=encoding)))
+                    assert "not UTF-8" not in str(error.value)
+                    continue
+                conversations, report = read_conversations(path, encoding=encoding)
+                assert [each.answer for each in conversations] == [texts[0], texts[2]]
+                assert report.skipped == [(damaged + 1, "bytes that are no character")]
+                assert "byte 0x" in report.details["bytes that are no character"]
+                assert "behind" in report.details["bytes that are no character"]
 
 
 @pytest.mark.parametrize("head", [("问题：", "答案："), ("问题（必填）", "答案（必填）"), ("*问题", "*答案")])

@@ -1,0 +1,91 @@
+r"""Reads dialogues of chatbot projects: `.conv` files, and YAML in ChatterBot's form.
+
+    E                     conversations:
+    M 你好                - - 你好
+    M 你好！              - - 你好！     (the first "-" begins a dialogue)
+
+In both, user and assistant take turns.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from minigpt.data.json_values import BadLine, Record, parse_value
+
+__all__ = ["dialogues_in"]
+
+_CONV = re.compile(r"E\s*|M(?:\s.*)?")
+_BEGIN = re.compile(r"-\s+-\s*(.*)")
+_NEXT = re.compile(r"\s+-\s*(.*)")
+_MOST = 200  # number of lines that decide
+_SHARE = 0.9  # smallest share of these lines that must fit
+
+
+def dialogues_in(text: str) -> list[Record] | None:
+    """Return the dialogues, a list of texts each, or None if the text is in neither form."""
+    lines = [(number, line.rstrip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    some = [line for _, line in lines[:_MOST]]
+    marks = sum(bool(_CONV.fullmatch(line)) for line in some)
+    if marks >= max(2, _SHARE * len(some)) and some[0] == "E" and any(line[1:] for line in some):
+        return list(_conv(lines))
+    begins = next((i for i, line in enumerate(some) if line.strip() == "conversations:"), None)
+    if begins is None:
+        return None
+    below = some[begins + 1 :]
+    fitting = sum(bool(_BEGIN.match(line.strip()) or _NEXT.match(line)) for line in below)
+    if below and _BEGIN.match(below[0].strip()) and fitting >= 0.5 * len(below):
+        return list(_yaml(lines[begins + 1 :]))
+    return None
+
+
+def _conv(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
+    first, said = 0, list[str]()
+    for number, line in lines:
+        if line == "E":
+            yield from _dialogue(first, said)
+            first, said = number, []
+        elif _CONV.fullmatch(line):
+            said.append(line[1:].strip())
+        elif said:  # a text of several lines
+            said[-1] = f"{said[-1]}\n{line}"
+    yield from _dialogue(first, said)
+
+
+def _yaml(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
+    first, said = 0, list[str]()
+    for number, line in lines:
+        if found := _BEGIN.match(line.strip()):
+            yield from _dialogue(first, [_scalar(text) for text in said])
+            first, said = number, [found[1]]
+        elif found := _NEXT.match(line):
+            said.append(found[1])
+        elif line.startswith(" ") and said:  # a text of several lines is one line
+            said[-1] = f"{said[-1]} {line.strip()}"
+        elif not line.startswith("#"):
+            break
+    yield from _dialogue(first, [_scalar(text) for text in said])
+
+
+def _scalar(text: str) -> str:
+    """Return a text of YAML without quotation marks.
+
+    >>> _scalar("'it''s'"), _scalar('"a\\n"'), _scalar("plain")
+    ("it's", 'a\n', 'plain')
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        try:
+            return str(parse_value(text))
+        except BadLine:
+            return text[1:-1]
+    return text
+
+
+def _dialogue(line: int, said: list[str]) -> Iterable[Record]:
+    """Return a dialogue as a record of turns."""
+    if not said:
+        return []
+    turns = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(said)]
+    return [Record(line, {"messages": turns}, "")]
