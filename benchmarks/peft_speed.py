@@ -4,21 +4,23 @@
     python benchmarks/peft_speed.py --data ../shared/data/instruct_zh/alpaca_zh_demo.jsonl
     python benchmarks/peft_speed.py --toy
 
-The weights are random ones of GPT-2's shape (124M), made here; both programs load the same folder. The data is
-instruction pairs in characters: `--data`, or generated pairs with lengths like those of instruction sets
+The weights are random ones of GPT-2's shape (124M), made here; both programs load the same folder. The data
+is instruction pairs in characters: `--data`, or generated pairs with lengths like those of instruction sets
 (prompts of about 18 tokens, answers of about 160, with a long tail). Both programs get the same ids, the same
-number of pairs per batch, the same longest length and the same threads, and compute in float32. No dropout, no
-gradient checkpointing. Both learn every pair once. The arms, for each method:
+number of pairs per batch, the same longest length and the same threads, and compute in float32. No dropout,
+no gradient checkpointing. Both learn every pair once. The arms, for each method:
 
-- `transformers`: Trainer in its usual form, with the optimiser that it chooses. A collator pads to the longest
-  pair of the batch, and labels outside of the answers are -100, as TRL sets them. For LoRA, the model is PEFT's.
-- `transformers, by length`: the same with train_sampling_strategy="group_by_length" (only if `--by_length` is
-  given).
+- `transformers`: Trainer in its usual form, with the optimiser that it chooses. A collator pads to the
+  longest pair of the batch, and labels outside of the answers are -100, as TRL sets them. For LoRA, the model
+  is PEFT's.
+- `transformers, by length`: the same with train_sampling_strategy="group_by_length" (only with
+  `--by_length`).
 - `minigpt`: what `minigpt finetune` does, with the same number of pairs in a batch.
 
 Each arm is a process of its own. They take turns: some steps each. The first step of an arm is not timed.
 `tokens/s` counts tokens of the pairs, not padding. `mib` is the peak memory of the process, with everything
-that it imports. The last line is JSON.
+that it imports. `ratio_of_processor_time` compares tokens per second of processor time, which depends less on
+what else the machine does. The last line is JSON.
 """
 
 import sys
@@ -158,8 +160,9 @@ def summary(
         pairs = zip(speeds(arm, "tokens"), speeds(THEIRS, "tokens"))
         row["ratio"] = spread([ours / theirs for ours, theirs in pairs])
         theirs = {what: sum(turn[what] for turn in found[THEIRS]) for what in total}
-        of_all = total["tokens"] / total["seconds"] * theirs["seconds"] / theirs["tokens"]
-        row["ratio_of_totals"] = round(of_all, 3)
+        for name, what in (("totals", "seconds"), ("processor_time", "processor")):
+            ratio = total["tokens"] / total[what] * theirs[what] / theirs["tokens"]
+            row[f"ratio_of_{name}"] = round(ratio, 3)
         row["memory_ratio"] = round(row["mib"] / ends[THEIRS]["mib"], 3)
     return row
 
@@ -289,7 +292,7 @@ class Turns:
         self._steps, self._out = steps, out
         self._done = -1  # the first step is not timed
         self._sums = {"tokens": 0.0, "pairs": 0.0, "places": 0.0}
-        self._began = 0.0
+        self._began = self._processor = 0.0
 
     def step_done(self, lengths: list[int], width: int) -> None:
         """After each step: lengths of the pairs, and the width to which they were padded."""
@@ -299,7 +302,9 @@ class Turns:
             self._sums["pairs"] += len(lengths)
             self._sums["places"] += len(lengths) * width
         if self._done == self._steps:
-            self.say({"seconds": time.perf_counter() - self._began, **self._sums})
+            seconds = {"seconds": time.perf_counter() - self._began}
+            seconds |= {"processor": time.process_time() - self._processor}
+            self.say({**seconds, **self._sums})
         if self._done == 0:
             self.say({})
         if self._done in (0, self._steps):
@@ -308,7 +313,7 @@ class Turns:
             word = sys.stdin.readline().strip()
             if word != "turn":
                 raise EndOfTurns
-            self._began = time.perf_counter()
+            self._began, self._processor = time.perf_counter(), time.process_time()
 
     def say(self, found: dict[str, float]) -> None:
         """Write a line for the parent."""
