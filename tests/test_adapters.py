@@ -120,10 +120,21 @@ def test_a_model_that_is_an_adapter_gets_commands_that_work(
     for given in (adapter, adapter.parent):  # a run's folder, too
         refused = run_command("generate", "--model", given, "--question", "天？")
         assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 1)
-        assert (
-            f"{adapter} is an adapter, not a model: give --model {folders / 'base'} --adapter" in refused.err
-        )
-    advice, merge = refused.err.strip().split("give ")[1].split(", or merge them: ")
+        assert f"{adapter} is an adapter, not a model. Merge them first: " in refused.err
+    said = refused.err.split("an adapter, not a model. ")[1]
+    merge, beside = said.strip().split("Merge them first: ")[1].split("; `minigpt generate`")
+    advice = beside.split(" take ")[1].removesuffix(" as they are")
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"question": "天？", "answer": "天是蓝的"}\n' * 9, encoding="utf-8")
+    others = {  # verbs without --adapter say the same
+        "quantize": ("--model", adapter, "--output", "small"),
+        "convert": ("--model", adapter, "--output", "small.html"),
+        "finetune": ("--model", adapter, "--train_data", data, "--output", "more"),
+        "train": ("--init_from", adapter, "--train_data", data, "--val_data", data, "--output", "more"),
+    }
+    for verb, flags in others.items():
+        refused = run_command(verb, *flags)
+        assert (refused.code, refused.err.splitlines()[-1].split("not a model. ")[1]) == (2, said.strip())
     done = run_command("generate", *shlex.split(advice), "--question", "天？")
     assert (done.code, done.out) == (0, "天是蓝的\n")
     program, verb, *arguments = shlex.split(merge)

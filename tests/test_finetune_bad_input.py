@@ -119,7 +119,7 @@ def test_an_adapter_s_file_that_was_changed(
         ("--keyword_weight 红:2 --task dpo", "--keyword_weight belongs to --task sft"),
         ("--pretraining_epochs 3", "--pretraining_epochs belongs to --task classification"),
         ("--whole_words jieba", "--whole_words belongs to --task mlm"),
-        ("--method lora --model lora", "is an adapter, not a model: give --model"),
+        ("--method lora --model lora", "is an adapter, not a model. Merge them first: minigpt merge --model"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit(

@@ -16,7 +16,8 @@ from torch import Tensor
 from minigpt.data.batches import encode_conversation
 from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.conversation import Conversation, Turn, conversation_of_pair
-from minigpt.data.prompts import EncodedPrompts, encode_prompts
+from minigpt.data.prompts import EncodedPrompts, encode_prompts, read_prompts
+from minigpt.data.records import FieldNames
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.grpo import GrpoOptions, group_advantages, token_losses, token_weights
@@ -68,7 +69,8 @@ def objective(
         do_sample=True, max_new_tokens=5, temperature=values.pop("temperature", 1.0)
     )
     sampling = Sampling(4, generation, 3)
-    return GrpoLoss(model, TOKENIZER, options, sampling, rewards, DATA, DATA, CPU, **values)
+    train, val = values.pop("train", DATA), values.pop("val", DATA)
+    return GrpoLoss(model, TOKENIZER, options, sampling, rewards, train, val, CPU, **values)
 
 
 # -- prompts -----------------------------------------------------------------------------------------------
@@ -104,6 +106,62 @@ def test_an_answer_ends_as_in_the_chat_template() -> None:
     assert bpe.encode_text("\n")[0] not in loss._ends
 
 
+def test_a_record_may_lack_the_answer_and_its_fields_reach_the_reward(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "天地", "size": 1, "answer": "玄"},
+        {"prompt": "宇", "SIZE": 2},
+        {"instruction": "黄", "input": "天", "answer": None, "size": 3},
+        {"messages": [{"role": "user", "content": "地"}, {"role": "assistant", "content": "玄"},
+                      {"role": "user", "content": "黄"}]},
+        {"conversations": [{"from": "human", "value": "天"}, {"from": "gpt", "value": "地"}], "size": 5},
+        {"prompt": [{"role": "system", "content": "洪"}, {"role": "user", "content": "荒"}], "size": 6},
+        ["天", "地", "玄"],
+        {"size": 8},
+        "天地",
+    ]  # fmt: skip
+    path, function = tmp_path / "prompts.jsonl", tmp_path / "rewards.py"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    found, report = read_prompts(path)
+    assert [line for line, _ in report.skipped] == [8, 9]
+    questions = ["天地", "宇", "黄\n天", "黄", "天", "洪\n荒", "玄"]
+    assert [(one.question, one.answer) for one in found] == list(
+        zip(questions, ["玄", "", "", "", "地", "", ""])
+    )
+    data = encode_prompts(found, TOKENIZER, 16, encode_conversation)
+    assert TOKENIZER.decode(data.prompts[3].ids) == "地<sep>玄<sep>黄<sep>"
+    assert data.last_tokens() == {TOKENIZER.sep_token_id}
+    assert data.has_answers
+    function.write_text("def big(completions, size):\n    return [float(one or -1) for one in size]\n")
+    rewards = make_rewards([f"{function}:big"], fields=data.fields)
+    fields = [one.fields for one in data.prompts]
+    assert rewards([""] * 7, [""] * 7, [""] * 7, fields) == [1.0, -1.0, 3.0, -1.0, 5.0, 6.0, -1.0]
+    with pytest.raises(InputError, match="big needs size; it is given completions, prompts, answers, by nam"):
+        make_rewards([f"{function}:big"])
+    table = tmp_path / "prompts.csv"
+    table.write_text("问题,size\n天,4\n地,5\n", encoding="utf-8")
+    (first, _), _ = read_prompts(table)
+    assert (first.question, first.answer, json.loads(first.raw)["size"]) == ("天", "", "4")
+    (first, _), _ = read_prompts(table, names=FieldNames("size", "none"))
+    assert (first.question, first.answer) == ("4", "")
+    # a template that marks answers: the prompt ends where an answer would begin
+    bpe = BpeTokenizer.train([], 300, special_tokens=["<s>", "</s>"]).with_chat_template(
+        "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>{% endfor %}"
+    )
+    data = encode_prompts(found[1:2], bpe, 100, encode_chat_conversation)
+    assert bpe.decode(data.prompts[0].ids) == "<s>user:宇</s><s>assistant:"
+    assert not data.has_answers
+    # without answers there is no exact match to speak of
+    nothing = prompts([("天地", ""), ("宇", "")])
+    loss = objective(tiny(1), rewards=make_rewards(["length"], length=3), train=nothing, val=nothing)
+    (rollout,) = loss.sample(0, [nothing.batch(np.arange(2))])
+    loss(*loss.select(rollout))
+    report = loss.evaluate(loss.model, nothing.in_order(2), CPU)
+    numbers = {**report.metrics(), **loss.step_metrics(loss.step_sums().tolist())}
+    assert numbers["val_reward"] > 0
+    assert not [name for name in numbers if "exact" in name]
+    assert "exact" not in report.shown()
+
+
 def test_what_is_too_long_is_left_out() -> None:
     pairs = [conversation_of_pair("天" * 9, "地" * 9), conversation_of_pair("天", "地", line=2)]
     found = encode_prompts(pairs, TOKENIZER, 10, encode_conversation)
@@ -124,6 +182,39 @@ def test_advantages() -> None:
     torch.testing.assert_close(found, expected)
     plain = group_advantages(rewards, "none")
     torch.testing.assert_close(plain[2], torch.tensor([-1.0, -1.0, -1.0, 3.0]))
+
+
+def test_the_rewards_of_a_step_share_a_deviation() -> None:
+    groups = [DATA.batch(np.array([0, 1])), DATA.batch(np.array([2]))]
+    options, length = GrpoOptions(scale_rewards="batch"), make_rewards(["length"], length=3)
+    loss = objective(tiny(1), options, length, num_iterations=2)
+    plain = objective(tiny(1), GrpoOptions(scale_rewards="none"), length)
+    centred = torch.cat([one.advantages for one in plain.sample(0, groups)])
+    texts = [TOKENIZER.decode(one.ids) for one in plain.answers(0, [0, 1, 2])]
+    rewards = torch.tensor(length(texts, texts, texts), dtype=torch.float64)
+    assert rewards.view(3, 4).std(1).unique().numel() > 1, "the groups differ, so that the deviation matters"
+    expected = centred / (rewards.std().float() + 1e-4)
+    for step in (0, 1):  # the second step uses the same answers: they are not divided again
+        loss.sample(step, groups)
+        found = torch.cat([one.advantages for one in loss.sampled_together(list)])
+        torch.testing.assert_close(found, expected)
+    again = objective(tiny(1), options, length, num_iterations=2)
+    again.load_state(loss.state())
+    again.sample(1, groups)
+    assert torch.equal(torch.cat([one.advantages for one in again.sampled_together(list)]), found)
+    # two processes: each has its part of the answers, and the sums of both
+    halves = [objective(tiny(1), options, length) for _ in groups]
+    for half, group in zip(halves, groups):
+        half.sample(0, [group])
+    own = list[list[float]]()
+    for half in halves:
+        half.sampled_together(lambda values: own.append(values) or values)
+    sums = [sum(pair) for pair in zip(*own)]
+    for half, group in zip(halves, groups):
+        half._kept = None
+        half.sample(0, [group])
+    parts = [one.advantages for half in halves for one in half.sampled_together(lambda _: sums)]
+    torch.testing.assert_close(torch.cat(parts), expected)
 
 
 def test_the_loss_of_a_token_is_clipped_where_it_would_gain() -> None:
@@ -162,6 +253,7 @@ def test_the_weights_of_tokens() -> None:
     lengths = torch.tensor([2, 4, 0])
     assert token_weights(lengths, GrpoOptions()).tolist() == [1.0, 1.0, 1.0]
     assert token_weights(lengths, GrpoOptions(loss_type="grpo")).tolist() == [0.5, 0.25, 1.0]
+    torch.testing.assert_close(token_weights(lengths, GrpoOptions(loss_type="bnpo")), torch.full((3,), 1 / 6))
     dr = GrpoOptions(loss_type="dr_grpo", max_completion_length=8)
     assert token_weights(lengths, dr).tolist() == [0.125] * 3
 
@@ -188,7 +280,9 @@ def by_hand(
         return torch.stack([one.mean() for one in answers]).mean()
     total = torch.cat(answers).sum()
     tokens = sum(map(len, answers))
-    return total / (tokens if options.loss_type == "dapo" else len(answers) * options.max_completion_length)
+    return total / (
+        tokens if options.loss_type in ("dapo", "bnpo") else len(answers) * options.max_completion_length
+    )
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
@@ -197,6 +291,7 @@ def by_hand(
     [
         GrpoOptions(),
         GrpoOptions(beta=0.3, loss_type="grpo"),
+        GrpoOptions(loss_type="bnpo"),
         GrpoOptions(beta=0.3, loss_type="dr_grpo", max_completion_length=5, use_bias_correction_kl=False),
     ],
     ids=lambda options: options.loss_type,
@@ -459,9 +554,14 @@ def options(folder: Path, output: str, **values: Any) -> dict[str, Any]:
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"beta": 0.1},
-    "freeze": {"method": "freeze", "train_only": "last:1", "gradient_accumulation_steps": 2},
+    "freeze": {
+        "method": "freeze",
+        "train_only": "last:1",
+        "gradient_accumulation_steps": 2,
+        "loss_type": "bnpo",
+    },
     "lora": {"method": "lora", "lora_dropout": 0.1, "beta": 0.1, "learning_rate": 1e-2},
-    "iterations": {"num_iterations": 3, "beta": 0.1, "loss_type": "grpo"},
+    "iterations": {"num_iterations": 3, "beta": 0.1, "loss_type": "grpo", "scale_rewards": "batch"},
 }
 
 
@@ -559,15 +659,47 @@ def test_options_that_do_not_go_together(folder: Path, values: dict[str, Any], m
         resolve(given, FinetuneConfig)
 
 
+def test_a_recipe_brings_its_task(folder: Path, tmp_path: Path) -> None:
+    given = {key: value for key, value in options(folder, "none").items() if key != "task"}
+    config = resolve({**given, "recipe": "grpo"}, FinetuneConfig)
+    assert isinstance(config, FinetuneConfig)
+    assert (config.task, config.loss_type, config.beta) == ("grpo", "dapo", 0.0)
+    with pytest.raises(InputError, match="recipe grpo is for --task grpo: got --task dpo"):
+        resolve({**given, "recipe": "grpo", "task": "dpo"}, FinetuneConfig)
+    with pytest.raises(
+        InputError, match="recipe grpo is for minigpt finetune --task grpo, not for minigpt t"
+    ):
+        resolve({"recipe": "grpo", "train_data": folder / "train.jsonl"})
+    mine = tmp_path / "mine.toml"
+    for text in ('base = "grpo"\nbeta = 0.2\n', 'task = "grpo"\nbeta = 0.2\nmax_length = 16\n'):
+        mine.write_text(text)
+        config = resolve({**given, "recipe": str(mine)}, FinetuneConfig)
+        assert isinstance(config, FinetuneConfig)
+        assert (config.task, config.loss_type, config.beta) == ("grpo", "dapo", 0.2)
+    mine.write_text('base = "classification"\n')
+    with pytest.raises(InputError, match="is for --task classification: got --task grpo"):
+        resolve({**options(folder, "none"), "recipe": str(mine)}, FinetuneConfig)
+
+
 def test_an_estimate_counts_the_answers_and_changes_nothing(folder: Path) -> None:
     given = options(folder, "estimated", beta=0.1, num_iterations=2)
     run = trainer(resolve(given, FinetuneConfig))
     before = torch.get_rng_state()
     few = estimate(run)
     assert torch.equal(torch.get_rng_state(), before)
-    many = estimate(trainer(resolve({**given, "num_generations": 40}, FinetuneConfig)))
-    assert many.tokens_per_step == pytest.approx(10 * few.tokens_per_step)
-    assert many.memory_bytes > few.memory_bytes
+    # the answers that the model writes now, to the prompts of the first step
+    (ids, targets, *_), *_ = run.step.prepare(0).mine
+    assert ids is not None
+    assert targets is not None
+    assert few.tokens_per_step == ids.numel()
+    many = trainer(resolve({**given, "num_generations": 40}, FinetuneConfig))
+    # memory: for the longest answers that are possible, not for those of the file
+    assert [one.step.loss.sampled_shape([0, 1]) for one in (run, many)] == [(8, 3 + 4), (80, 3 + 4)]
+    longer = trainer(resolve({**given, "max_completion_length": 12}, FinetuneConfig))
+    assert longer.step.loss.sampled_shape([0]) == (4, 3 + 12)
+    needed = [memory_needed(one) for one in (run, longer, many)]
+    assert needed == sorted({*needed})
+    assert estimate(many).tokens_per_step > 5 * few.tokens_per_step  # the widths may differ
     assert finetune(**{**given, "dry_run": True})["steps"] == 8
     assert not (folder / "estimated").exists()
     # a reference is a second model in memory; beside an adapter, it is the model without the adapter

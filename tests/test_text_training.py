@@ -192,22 +192,37 @@ def test_the_loss_over_a_part_is_that_of_its_windows_one_by_one(tokens: Tokens) 
     assert measured.all.nll == pytest.approx(total, rel=1e-12)
 
 
-def test_the_loss_in_pieces_is_the_loss() -> None:
+@pytest.mark.parametrize("trained", ["both", "head", "hidden"])
+def test_the_loss_in_pieces_is_the_loss(trained: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    head = torch.nn.Linear(8, 11, bias=False)
-    hidden, targets = torch.randn(23, 8, requires_grad=True), torch.randint(11, (23,))
-    results: list[tuple[torch.Tensor, ...]] = []
+    head = torch.nn.Linear(8, 11, bias=False).double().requires_grad_(trained != "hidden")
+    hidden = torch.randn(23, 8, dtype=torch.float64, requires_grad=trained != "head")
+    targets, parts = torch.randint(11, (23,)), [p for p in (head.weight, hidden) if p.requires_grad]
+    expected = F.cross_entropy(head(hidden), targets, reduction="sum")
+    gradients = torch.autograd.grad(0.5 * expected, parts)
+    # 1: autograd's, or if the matrix is frozen in one piece; the others: pieces of 5 positions and of 1
     for limit in (10**6, 55, 1):
-        head.zero_grad()
-        hidden.grad = None
         loss = summed_cross_entropy(head, hidden, targets, limit)
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0.0)  # summed in float32
+        for found, wanted in zip(torch.autograd.grad(0.5 * loss, parts), gradients, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            summed_cross_entropy(head, hidden, targets, 55).double(), expected, rtol=1e-6, atol=0.0
+        )
+    # no more logits exist at a time than the limit allows: the fused loss never asks for all of them
+    widest = list[int]()
+    monkeypatch.setattr(F, "linear", lambda x, w: widest.append(len(x)) or torch.matmul(x, w.T))
+    torch.autograd.grad(summed_cross_entropy(head, hidden, targets, 55), parts)
+    assert widest == [5, 5, 5, 5, 3]
+
+
+def test_the_gradient_of_the_loss_in_pieces_is_used_once() -> None:
+    head, hidden = torch.nn.Linear(4, 7, bias=False), torch.randn(5, 4, requires_grad=True)
+    loss = summed_cross_entropy(head, hidden, torch.arange(5), 14)
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()  # type: ignore[no-untyped-call]
-        assert head.weight.grad is not None
-        assert hidden.grad is not None
-        results.append((loss.detach(), head.weight.grad.clone(), hidden.grad.clone()))
-    for other in results[1:]:
-        for a, b in zip(results[0], other):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # single precision, sums in another order
 
 
 # -- the run ------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Weights of samples: the field `weight`, keywords, the loss by hand, and runs."""
 
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,16 @@ def test_keywords_in_characters_and_in_byte_level_tokens() -> None:
     texts = ["plt pd", " plt", "update", "import plt"]
     # `pd` inside the word `update` is no token of its own
     assert KeywordWeights("plt:3,pd:2", bpe).of(rows(bpe, texts)).tolist() == [1 + 3 + 2, 4, 1, 4]
+    found = KeywordWeights("plt:3,pd:2,update:1", bpe).counts(
+        np.array(bpe.encode_text(text)) for text in texts
+    )
+    assert found["plt"] == (3, 3)
+    assert found["pd"] == (1, 1)
+    some = KeywordWeights("plt:3,tpl:1", characters).counts(
+        np.array(characters.encode_text(text), dtype=np.int64)
+        for text in ("plt.show(pd)", "plt pltplt", "p", "")
+    )
+    assert some == {"plt": (4, 2), "tpl": (1, 1)}
 
 
 def rows(tokenizer: Any, texts: list[str]) -> Any:
@@ -179,7 +191,15 @@ def test_a_run_counts_samples_and_resumes_to_the_same_bits(
     with_weights(tmp_path)
     more = {"keyword_weight": "红:2,黑:0.5", "dropout": 0.0}
     run = trainer(config(tmp_path, "straight", **more))
-    assert f"weights of {tmp_path / 'train.jsonl'}: 0.5 to 4, mean 2.25" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"weights of {tmp_path / 'train.jsonl'}: 0.5 to 4, mean 2.25" in said.out
+    pairs = [
+        run.data.tokenizer.decode(run.data.train.ids[a:b].tolist())
+        for a, b in itertools.pairwise(run.data.train.starts.tolist())
+    ]
+    reds = sum(text.count("红") for text in pairs), sum("红" in text for text in pairs)
+    assert f"keywords in {len(pairs):,} samples: 红 {reds[0]} times in {reds[1]}, 黑 " in said.out
+    assert ("no sample has the keyword" in said.err) == (not any("黑" in text for text in pairs))
     batch = run.step.batches(0)[0]
     model = run.model
     # the step's loss by hand: the mean over its samples
@@ -206,7 +226,9 @@ def test_a_run_counts_samples_and_resumes_to_the_same_bits(
         trainer(config(tmp_path, "stopped", **more)).resume()
 
 
-def test_fine_tuning_and_windows_of_text_have_keywords_too(tmp_path: Path) -> None:
+def test_fine_tuning_and_windows_of_text_have_keywords_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with_weights(tmp_path)
     tokenizer = Tokenizer(tmp_path / "vocab.json")
     base = GPTLMHeadModel(GPTConfig(24, 3, 1, 0.0, 32, tokenizer.get_vocab_size()))
@@ -223,6 +245,11 @@ def test_fine_tuning_and_windows_of_text_have_keywords_too(tmp_path: Path) -> No
     text = config(tmp_path, text=tmp_path / "text.txt", keyword_weight="蓝的:3", loss_on="all", block_size=16)
     loss = trainer(text).step.loss
     assert isinstance(loss, WeightedTokenLoss)
+    capsys.readouterr()
+    trainer(dataclasses.replace(text, keyword_weight="蓝的:3,蓝蓝:1,黄黄:2"))
+    said = capsys.readouterr()
+    assert "warning: no sample has the keyword '蓝蓝', '黄黄': its weight changes nothing\n" in said.err
+    assert ", 蓝蓝 0 times in 0, " in said.out
     batch = trainer(text).step.batches(0)[0]
     whole = torch.cat([batch.input_ids, batch.targets[:, -1:]], 1)
     decoded = [trainer(text).data.tokenizer.decode(row.tolist()) for row in whole]

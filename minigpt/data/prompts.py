@@ -1,10 +1,14 @@
 """Prompts that a model answers during training, with the answers that the file gives to them.
 
 A prompt is a conversation up to its last answer. The answer itself is not learned; rewards compare with it.
+So a record may lack it: {"prompt": ...}. The other fields of a record are kept for rewards.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +16,13 @@ import numpy.typing as npt
 
 from minigpt.data.batches import Encode, EncodedExamples
 from minigpt.data.conversation import Conversation
+from minigpt.data.file_formats import open_data
+from minigpt.data.json_values import Record
+from minigpt.data.reader import ReadReport, read_conversations, read_records
+from minigpt.data.records import FIELDS, FieldNames, head_test, prompt_of
 from minigpt.errors import InputError
 
-__all__ = ["EncodedPrompts", "Prompt", "encode_prompts"]
+__all__ = ["EncodedPrompts", "Prompt", "encode_prompts", "read_prompts"]
 
 
 class Prompt(NamedTuple):
@@ -22,7 +30,8 @@ class Prompt(NamedTuple):
 
     ids: list[int]  # what the model reads
     question: str  # the last question as text
-    answer: str  # the file's answer
+    answer: str  # the file's answer, or ""
+    fields: Mapping[str, Any] = {}  # the record
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,64 @@ class EncodedPrompts(EncodedExamples):
 
     prompts: list[Prompt] = field(default_factory=list)  # N
 
+    @property
+    def has_answers(self) -> bool:
+        """Return whether the file has an answer to any prompt."""
+        return any(one.answer for one in self.prompts)
+
+    @property
+    def fields(self) -> list[str]:
+        """Return the names of the records' fields."""
+        return [*dict.fromkeys(name for one in self.prompts for name in one.fields)]
+
     def last_tokens(self) -> set[int]:
         """Return the ids that end answers. In a chat template, more ids may follow them."""
         places = np.where(self.is_answer, np.arange(len(self.ids)), -1)
         return {*self.ids[np.maximum.reduceat(places, self.starts[:-1])].tolist()}
+
+
+def read_prompts(
+    path: Path,
+    strict: bool = False,
+    encoding: str = "",
+    names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
+) -> tuple[list[Conversation], ReadReport]:
+    """Read prompts from a file. A record without an answer becomes a conversation with an empty one.
+
+    Args: see `read_conversations`.
+
+    Raises:
+        InputError: if the file cannot be read, or holds no prompt.
+    """
+    known = head_test(names)
+
+    def is_head(cells: Collection[str]) -> bool:
+        return known(cells) or bool({*FIELDS["question"], *FIELDS["turns"]} & {*cells})
+
+    data = open_data(path, encoding, is_head)
+    if data.kind in ("text", "chat"):
+        return read_conversations(path, strict, encoding, names)
+    report = ReadReport(path, notes=data.notes, sha256=data.sha256)
+
+    def meaning(record: Record) -> Conversation:
+        one = prompt_of(record.value, names, record.line)
+        raw = json.dumps(record.value, ensure_ascii=False, default=str)
+        return replace(one, raw=raw, weight=1.0 if math.isnan(one.weight) else one.weight)
+
+    found = read_records(data.records, report, meaning, lambda one: (t.content for t in one.turns), strict)
+    report.conversations = report.answers = len(found)
+    if not found:
+        raise InputError(f"{path} holds no prompt: {report.reasons()}. Known are prompt, question, messages")
+    return found, report
+
+
+def _fields_of(conversation: Conversation) -> Mapping[str, Any]:
+    """Return the record of a conversation, if it is an object."""
+    try:
+        value = json.loads(conversation.raw)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def encode_prompts(
@@ -66,7 +129,8 @@ def encode_prompts(
         marks.append(is_answer)
         lines.append(conversation.line)
         last = conversation.exchanges[-1]
-        prompts.append(Prompt(ids[:start].tolist(), last.question, last.answer))
+        fields = _fields_of(conversation)
+        prompts.append(Prompt(ids[:start].tolist(), last.question, last.answer, fields))
     if not pieces:
         raise InputError(f"every prompt is longer than max_length={max_length}; raise --max_length")
     return EncodedPrompts(

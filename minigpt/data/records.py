@@ -21,7 +21,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
@@ -43,6 +43,7 @@ __all__ = [
     "DataOptions", "FieldNames", "ProblemType", "Text",
     "has_answers", "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of",
     "whole_text_of",
+    "head_test", "is_head", "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of", "whole_text_of",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
@@ -177,6 +178,7 @@ class DataOptions:
         return FieldNames(self.question_field, self.answer_field, self.speaker)
 
 
+_NO_ANSWER = "\ufdd0"  # stands for an answer that a prompt lacks; no text has this character
 _LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
 
 
@@ -298,6 +300,34 @@ def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | No
     if description and item[description] == item[title]:
         description = None
     return {"question": title, "input": description, "answer": answer or "content"}
+def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation:
+    """Return the conversation of a record that may end without an answer. It then ends with an empty one.
+
+    Raises:
+        BadLine: see `meaning_of`.
+    """
+    if isinstance(value, list):
+        value = {"messages": value}
+    if not isinstance(value, Mapping):
+        raise BadLine("not an object", f"it is {_kind(value)}")
+    item = lower_keys(value)
+    found = {part: _first(item, part) for part in FIELDS}
+    key = found["turns"]
+    if not names.question and key and _are_turns(item[key], found):
+        turns = _turns(item[key], f"`{key}`", names.speaker)
+        if turns and turns[-1].role != "assistant":
+            item = {name: part for name, part in item.items() if name != key}
+            item |= {"question": [turn._asdict() for turn in turns], "answer": _NO_ANSWER}
+    else:
+        answer = names.answer.strip().lower() or found["answer"] or "answer"
+        if _is_nothing(item.get(answer)):
+            item = {**item, answer: _NO_ANSWER}
+    one = meaning_of(item, names, line, raw)
+    if isinstance(one, Text):
+        raise BadLine("a text, no prompt")
+    if one.turns[-1].content == _NO_ANSWER:
+        one = replace(one, turns=(*one.turns[:-1], Turn("assistant", "")))
+    return one
 
 
 def lower_keys(value: Mapping[Any, Any]) -> dict[str, Any]:

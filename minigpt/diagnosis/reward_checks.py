@@ -43,7 +43,8 @@ def reward_hacking(record: RunRecord) -> Finding | None:
     if (ends := _ends(record)) is None:
         return None
     first, last = ends
-    if first.exact_match - last.exact_match < max(FALL, FALL_SHARE * first.exact_match):
+    fall = first.exact_match - last.exact_match  # NaN if the file has no answers
+    if not fall >= max(FALL, FALL_SHARE * first.exact_match):
         return None
     return finding("reward_hacking", **_numbers(first, last))
 

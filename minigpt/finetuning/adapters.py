@@ -117,12 +117,12 @@ def advice(folder: Path) -> str:
     model, given = shlex.quote(str(base)), shlex.quote(str(folder))
     if values.get("task_type") == "SEQ_CLS":
         return f"{folder} is an adapter, not a model: {_of_classifier(folder)}"
-    beside = f"{folder} is an adapter, not a model: give --model {model} --adapter {given}"
+    beside = f"`minigpt generate`, `chat` and `eval` take --model {model} --adapter {given}"
     if values.get("peft_type") == "BOTTLENECK":
-        return f"{beside}, to `minigpt generate`, `chat` or `eval`; bottlenecks cannot be merged"
+        return f"{folder} is an adapter, not a model, and bottlenecks cannot be merged: {beside}"
     return (
-        f"{beside}, or merge them: "
-        f"minigpt merge --model {model} --adapter {given} --output {shlex.quote(f'{folder}-merged')}"
+        f"{folder} is an adapter, not a model. Merge them first: minigpt merge --model {model} --adapter "
+        f"{given} --output {shlex.quote(f'{folder}-merged')}; {beside} as they are"
     )
 
 

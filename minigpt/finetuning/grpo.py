@@ -16,10 +16,14 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["GrpoLossType", "GrpoOptions", "TokenLosses", "group_advantages", "token_losses", "token_weights"]
+__all__ = [
+    "LEAST_STD", "GrpoLossType", "GrpoOptions", "ScaleRewards", "TokenLosses",
+    "group_advantages", "token_losses", "token_weights",
+]  # fmt: skip
 
-GrpoLossType: TypeAlias = Literal["dapo", "grpo", "dr_grpo"]
-_LEAST_STD = 1e-4  # added to a group's standard deviation, as in TRL
+GrpoLossType: TypeAlias = Literal["dapo", "grpo", "bnpo", "dr_grpo"]
+ScaleRewards: TypeAlias = Literal["group", "batch", "none"]
+LEAST_STD = 1e-4  # added to a standard deviation, as in TRL
 
 
 class GrpoOptions(NamedTuple):
@@ -29,7 +33,7 @@ class GrpoOptions(NamedTuple):
     epsilon: float = 0.2
     epsilon_high: float = 0.2
     loss_type: GrpoLossType = "dapo"
-    scale_rewards: Literal["group", "none"] = "group"
+    scale_rewards: ScaleRewards = "group"
     use_bias_correction_kl: bool = True
     max_completion_length: int = 64  # dr_grpo divides the loss by this number
 
@@ -43,15 +47,16 @@ class TokenLosses(NamedTuple):
     is_high: Tensor  # bool: r is above the clipped range, and clipping changes the loss
 
 
-def group_advantages(rewards: Tensor, scale_rewards: Literal["group", "none"] = "group") -> Tensor:
+def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
     """Return rewards minus their group's mean, divided by its standard deviation; (N, G) -> (N, G).
 
-    A group whose rewards are all equal teaches nothing: its advantages are zeros.
+    A group whose rewards are all equal teaches nothing: its advantages are zeros. "none" does not divide, and
+    "batch" neither: the caller divides by the standard deviation of all rewards of the step.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
-    if scale_rewards == "none":
+    if scale_rewards != "group":
         return centred
-    return centred / (rewards.std(1, keepdim=True) + _LEAST_STD)
+    return centred / (rewards.std(1, keepdim=True) + LEAST_STD)
 
 
 def token_losses(
@@ -82,11 +87,14 @@ def token_losses(
 def token_weights(lengths: Tensor, options: GrpoOptions) -> Tensor:
     """Return the factor of each answer's tokens in the summed loss, (answers,).
 
-    dapo takes the mean over all tokens. grpo takes the mean over the tokens of each answer, and then over the
-    answers. dr_grpo divides the sum of each answer by max_completion_length, so long answers count more.
+    dapo: the mean is over all tokens, so each counts 1. grpo: over answers, and in each over its tokens.
+    bnpo: over the tokens of a batch; a step of several batches, or processes, takes the mean of their means.
+    dr_grpo: over answers, whose sums are divided by the greatest length, so that long answers count more.
     """
     if options.loss_type == "dapo":
         return torch.ones(len(lengths))
     if options.loss_type == "grpo":
         return 1 / lengths.clamp(min=1)
+    if options.loss_type == "bnpo":
+        return torch.full((len(lengths),), 1 / max(1, int(lengths.sum())))
     return torch.full((len(lengths),), 1 / options.max_completion_length)

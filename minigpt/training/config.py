@@ -293,6 +293,11 @@ class TrainConfig(DataOptions, CommandOptions):
         if self.resume and self.overwrite:
             raise InputError("--resume continues a run, --overwrite starts anew: give one of them")
 
+    @classmethod
+    def with_task_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return a recipe's values with the defaults that depend on its task. Training has no tasks."""
+        return {name: value for name, value in values.items() if name != "task"}
+
     @property
     def starts_from(self) -> Path | None:
         """The folder with the weights at the start of training; None: a new model."""
@@ -337,7 +342,8 @@ def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConf
     if base and base not in known:
         raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")
     inherited = read_recipe(base, kind).as_dict() if base else {}
-    return checked_config({**inherited, **values, "recipe": recipe}, f"recipe {path}", kind)
+    values = kind.with_task_defaults({**inherited, **values})
+    return checked_config({**values, "recipe": recipe}, f"recipe {path}", kind)
 
 
 def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:

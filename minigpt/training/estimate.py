@@ -92,12 +92,14 @@ def estimate(trainer: Trainer) -> Estimate:
     """Estimate the cost of a run: measure a piece of the first batch (about a second), and scale it."""
     config = trainer.config
     pad_to = config.max_length if config.pad_to_max_length else 0
-    shapes = _shapes(trainer, pad_to)
+    shapes, answer_share = _shapes(trainer, pad_to), _answer_share(trainer)
+    sampling_seconds = 0.0
+    if trainer.step.loss.is_sampled:  # the answers of a step, as long as the model writes them now
+        sampling_seconds, shapes, answer_share = _sampled(trainer)
     tokens = sum(rows * (width - 1) for rows, width in shapes) / len(shapes)
-    answer_share = trainer.data.train.answer_share if config.loss_on == "answer" else 1.0
     flops = sum(batch_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
     per_step = config.gradient_accumulation_steps
-    speed = _measure(trainer, answer_share)
+    speed = _measure(trainer, _answer_share(trainer))
     steps = trainer.step.total_steps - trainer.progress.steps_done
     evaluations = (
         -(-trainer.step.total_steps // trainer.eval_steps) - trainer.progress.steps_done // trainer.eval_steps
@@ -105,7 +107,7 @@ def estimate(trainer: Trainer) -> Estimate:
     val = trainer.data.val
     # / 3, because an evaluation has no backward pass
     val_flops = batch_flops(trainer, val.rows, val.mean_targets, 1.0) / 3
-    step_seconds = flops * per_step / speed + _optimizer_seconds(trainer) + _sampling_seconds(trainer)
+    step_seconds = flops * per_step / speed + _optimizer_seconds(trainer) + sampling_seconds
     evaluation_seconds = val_flops / speed
     return Estimate(
         steps=steps,
@@ -135,18 +137,34 @@ def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> floa
 
 
 def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
-    """Return (rows, tokens per row) of each batch. Sampled answers count as being as long as the file's."""
-    copies = trainer.step.loss.rows_of_one
-    return [(copies * rows, width) for rows, width in trainer.data.shapes(trainer.step.plan, pad_to)]
+    """Return (rows, tokens per row) of each batch. Sampled answers count with their greatest length."""
+    loss, plan = trainer.step.loss, trainer.step.plan
+    if not loss.is_sampled:
+        return trainer.data.shapes(plan, pad_to)
+    return [loss.sampled_shape(plan.rows(number).tolist()) for number in range(len(plan))]
 
 
-def _sampling_seconds(trainer: Trainer) -> float:
-    """Measure the time in which the model samples the answers of a step. Training samples them once more."""
-    if not trainer.step.loss.is_sampled:
-        return 0.0
+def _answer_share(trainer: Trainer) -> float:
+    """Return the share of the data's tokens that the loss counts."""
+    return trainer.data.train.answer_share if trainer.config.loss_on == "answer" else 1.0
+
+
+def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
+    """Sample the answers of a step. Training samples them once more.
+
+    Returns: seconds for a step; (rows, tokens per row) of each batch; share of the tokens that are answers.
+    """
     start = time.perf_counter()
-    trainer.step.prepare(trainer.progress.steps_done)
-    return (time.perf_counter() - start) / trainer.step.loss.num_iterations
+    batches = trainer.step.prepare(trainer.progress.steps_done)
+    seconds = (time.perf_counter() - start) / trainer.step.loss.num_iterations
+    shapes, answers, every = list[tuple[int, int]](), 0, 0
+    for ids, targets, *_ in batches.mine:
+        assert ids is not None
+        assert targets is not None
+        rows, T = ids.shape
+        shapes.append((rows, T + 1))
+        answers, every = answers + len(targets), every + rows * T
+    return seconds, shapes, answers / every
 
 
 def _measure(trainer: Trainer, answer_share: float) -> float:
@@ -196,9 +214,9 @@ def memory_needed(trainer: Trainer) -> int:
     Muon counts as AdamW. It keeps one moment instead of two, but needs as much memory to orthogonalise.
     """
     pad_to = trainer.config.max_length if trainer.config.pad_to_max_length else 0
-    answer_share = trainer.data.train.answer_share if trainer.config.loss_on == "answer" else 1.0
     rows, longest = max(_shapes(trainer, pad_to), key=lambda shape: shape[0] * shape[1])
     T = longest - 1
+    answer_share = min(1.0, trainer.step.loss.longest_sample / T) or _answer_share(trainer)
     config, width = trainer.model.config, trainer.model.config.hidden_size
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)

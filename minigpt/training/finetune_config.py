@@ -38,7 +38,7 @@ _REWARDS = (
     *("epsilon_high", "num_iterations", "scale_rewards", "max_completion_length", "top_p", "top_k"),
     *("mask_truncated_completions", "use_bias_correction_kl"),
 )
-_LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grpo", "dr_grpo")}
+_LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grpo", "bnpo", "dr_grpo")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ class FinetuneConfig(TrainConfig):
     """mlm: hide whole words: those of the tokenizer, or Chinese ones by jieba (package rjieba)"""
 
     # Two answers to one prompt
-    loss_type: Literal["sigmoid", "ipo", "simpo", "orpo", "dapo", "grpo", "dr_grpo"] = "sigmoid"
-    """dpo: DPO (sigmoid), IPO, SimPO, ORPO; grpo: the mean over tokens (dapo), or over answers"""
+    loss_type: Literal["sigmoid", "ipo", "simpo", "orpo", "dapo", "grpo", "bnpo", "dr_grpo"] = "sigmoid"
+    """dpo: DPO (sigmoid), IPO, SimPO, ORPO; grpo: the mean over tokens (dapo, bnpo), or over answers"""
     beta: float = 0.1
     """dpo, grpo: how strongly the model stays what it was; simpo: the scale; orpo: the weight"""
     label_smoothing: float = 0.0
@@ -127,8 +127,8 @@ class FinetuneConfig(TrainConfig):
     """grpo: and at 1 + epsilon_high; 0: the same as epsilon"""
     num_iterations: int = 1
     """grpo: number of steps that learn from the same sampled answers"""
-    scale_rewards: Literal["group", "none"] = "group"
-    """grpo: divide advantages by the standard deviation of their group's rewards, or not"""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """grpo: divide advantages by the standard deviation of their group's rewards, of all rewards, or not"""
     mask_truncated_completions: bool = False
     """grpo: answers that max_completion_length cut off do not count in the loss"""
     use_bias_correction_kl: bool = True
@@ -189,6 +189,11 @@ class FinetuneConfig(TrainConfig):
         self._check_preferences()
         self._check_hidden_tokens()
         self._check_rewards()
+
+    @classmethod
+    def with_task_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """See TrainConfig: defaults that depend on the task."""
+        return {**GRPO_DEFAULTS, **values} if values.get("task") == "grpo" else values
 
     @property
     def has_adapter(self) -> bool:

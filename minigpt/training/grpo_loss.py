@@ -10,6 +10,7 @@ Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C cha
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from minigpt.data.batches import Batch
 from minigpt.data.prompts import EncodedPrompts, Prompt
 from minigpt.evaluation.answers import exact_match
 from minigpt.families.registry import LanguageModel
-from minigpt.finetuning.grpo import GrpoOptions, group_advantages, token_losses, token_weights
+from minigpt.finetuning.grpo import LEAST_STD, GrpoOptions, group_advantages, token_losses, token_weights
 from minigpt.finetuning.layers import adapted_layers, disable_adapter
 from minigpt.generation.api import ends_of_answer
 from minigpt.generation.loop import decode, evaluating
@@ -88,7 +89,8 @@ class GrpoReport:
     exact: float = 0.0  # number of answers that equal the file's answers
     tokens: float = 0.0
     truncated: float = 0.0
-    failures: float = 0.0  # number of processes in which a reward failed
+    answered: float = 0.0  # prompts that have an answer in the file
+    failures: float = 0.0  # processes in which a reward failed
 
     @property
     def loss(self) -> float:
@@ -97,18 +99,20 @@ class GrpoReport:
 
     def sums(self) -> list[float]:
         """See `Report`."""
-        return [self.prompts, self.reward, self.exact, self.tokens, self.truncated, self.failures]
+        of_answers = (self.prompts, self.reward, self.exact, self.tokens, self.truncated)
+        return [*of_answers, self.answered, self.failures]
 
     def set_sums(self, sums: Sequence[float]) -> None:
         """See `Report`."""
-        self.prompts, self.reward, self.exact, self.tokens, self.truncated, self.failures = sums
+        self.prompts, self.reward, self.exact, self.tokens, self.truncated = sums[:5]
+        self.answered, self.failures = sums[5:]
 
     def metrics(self) -> dict[str, float]:
         """See `Report`."""
         return {
             "val_loss": self.loss,
             "val_reward": self.reward / self.prompts,
-            "val_exact_match": self.exact / self.prompts,
+            **({"val_exact_match": self.exact / self.answered} if self.answered else {}),
             "val_completion_length": self.tokens / self.prompts,
             "val_clipped_ratio": self.truncated / self.prompts,
         }
@@ -116,7 +120,8 @@ class GrpoReport:
     def shown(self) -> str:
         """See `Report`."""
         found = self.metrics()
-        return f"reward {found['val_reward']:.3f}  exact match {found['val_exact_match']:.1%}"
+        exact = f"  exact match {found['val_exact_match']:.1%}" if self.answered else ""
+        return f"reward {found['val_reward']:.3f}{exact}"
 
 
 class GrpoLoss(Objective):
@@ -138,9 +143,10 @@ class GrpoLoss(Objective):
 
     is_sampled = True
     step_sums_names = (
-        # sums of the forward passes, then sums of the answers
-        *("tokens", "kl", "is_low", "is_high"),
+        *("tokens", "kl", "is_low", "is_high"),  # of forward passes
+        # of answers
         *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
+        *("answered", "squares"),
     )
 
     def __init__(
@@ -166,7 +172,6 @@ class GrpoLoss(Objective):
         )
         self._tokenizer, self._rewards, self._device, self._autocast = tokenizer, rewards, device, autocast
         self._train, self._val = train, val
-        self.rows_of_one = sampling.num_generations
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
         # The token that ends the file's answers counts, too: a chat template may end answers with another
         # token than the tokenizer's.
@@ -180,11 +185,12 @@ class GrpoLoss(Objective):
         )
         self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
-        self._of_answers = torch.zeros(8, dtype=torch.float64)
-        self._kept: tuple[int, list[Rollout]] | None = None  # (number of a block of steps, its answers)
-        samples = train.prompts[:2]  # to find an error in a reward at once
+        self._of_answers = torch.zeros(10, dtype=torch.float64)
+        self._kept: tuple[int, list[Rollout]] | None = None  # block of steps, and its answers
+        self._is_scaled = True  # False: the advantages of these answers are not divided by `batch` yet
+        samples = train.prompts[:2]  # an error in a reward shows before anything else is done
         answers = [one.answer for one in samples]
-        rewards(answers, [one.question for one in samples], answers)
+        rewards(answers, [one.question for one in samples], answers, [one.fields for one in samples])
 
     # -- sampling --------------------------------------------------------------------------------------------
 
@@ -197,9 +203,39 @@ class GrpoLoss(Objective):
         block = step // self.num_iterations
         self._of_forward = torch.zeros(4)  # reset, because an estimate also calls `forward`
         if self._kept is None or self._kept[0] != block:
-            self._of_answers = torch.zeros(8, dtype=torch.float64)
+            self._of_answers = torch.zeros(10, dtype=torch.float64)
             self._kept = (block, [self._rollout(block, batch) for batch in batches])
+            self._is_scaled = self.options.scale_rewards != "batch"
         return self._kept[1]
+
+    def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Rollout]:
+        """Divide the advantages by the deviation of all processes' rewards of the step, if they ask for it.
+
+        All processes call it at every step: one of them may have kept the answers of an earlier step.
+        """
+        assert self._kept is not None
+        block, rollouts = self._kept
+        if self.options.scale_rewards == "batch":
+            of = dict(zip(self.step_sums_names[4:], self._of_answers.tolist()))
+            n, total, squares = all_reduce([of["completions"], of["reward"], of["squares"]])
+            deviation = math.sqrt(max(0.0, squares - total**2 / max(1.0, n)) / max(1.0, n - 1))
+            if not self._is_scaled:
+                scaled = [
+                    one._replace(advantages=one.advantages / (deviation + LEAST_STD)) for one in rollouts
+                ]
+                self._kept, self._is_scaled = (block, scaled), True
+        return self._kept[1]
+
+    def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
+        """See `Objective`."""
+        longest = max(len(self._train.prompts[row].ids) for row in rows)
+        width = min(longest + self.longest_sample, self.model.config.max_position_embeddings + 1)
+        return len(rows) * self.sampling.num_generations, width
+
+    @property
+    def longest_sample(self) -> int:
+        """See `Objective`."""
+        return int(self.sampling.options.max_new_tokens)
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
         """Sample G answers to each of some training prompts. They depend on the weights and the arguments."""
@@ -230,8 +266,9 @@ class GrpoLoss(Objective):
         """Return the rewards of some answers, and the number of answers that equal the file's."""
         texts = [self._tokenizer.decode(one.ids) for one in answers]
         given = [one.answer for one in prompts]
-        rewards = self._rewards(texts, [one.question for one in prompts], given)
-        return rewards, sum(map(exact_match, texts, given))
+        fields = [one.fields for one in prompts]
+        rewards = self._rewards(texts, [one.question for one in prompts], given, fields)
+        return rewards, sum(exact_match(*pair) for pair in zip(texts, given) if pair[1])
 
     def _rollout(self, block: int, batch: Batch) -> Rollout:
         G, rows = self.sampling.num_generations, [int(row) for row in batch.rows]
@@ -247,6 +284,7 @@ class GrpoLoss(Objective):
                 *(len(answers), sum(rewards), exact, sum(len(one.chosen) for one in answers)),
                 *(float(cut.sum()), len(rows), float(table.std(1).sum())),
                 float((table == table[:, :1]).all(1).sum()),
+                *(sum(bool(one.answer) for one in prompts), float(table.square().sum())),
             ],
             dtype=torch.float64,
         )
@@ -281,8 +319,10 @@ class GrpoLoss(Objective):
     # -- the loss --------------------------------------------------------------------------------------------
 
     def count(self, batch: Rollout) -> int:
-        """Return the number of sampled tokens (dapo) or of answers."""
+        """Return the number of sampled tokens (dapo), 1 for the batch (bnpo), or the number of answers."""
         mask = batch.answer_mask
+        if self.options.loss_type == "bnpo":
+            return int(mask.any())
         return int(mask.sum()) if self.options.loss_type == "dapo" else int(mask.any(1).sum())
 
     def select(self, batch: Rollout | Batch) -> RolloutBatch:
@@ -331,7 +371,7 @@ class GrpoLoss(Objective):
             "reward": of["reward"] / n,
             "reward_std": of["std"] / groups,
             "frac_reward_zero_std": of["equal"] / groups,
-            "exact_match": of["exact"] / n,
+            **({"exact_match": of["exact"] / of["answered"]} if of["answered"] else {}),
             "completions/mean_length": of["length"] / n,
             "completions/clipped_ratio": of["truncated"] / n,
             **({"kl": of["kl"] / tokens} if self.options.beta else {}),
@@ -364,7 +404,7 @@ class GrpoLoss(Objective):
             Rollout(*(state.get(f"rollout.{number}.{name}") for name in Rollout._fields))  # type: ignore[arg-type]
             for number in range(count)
         ]
-        self._kept, self._of_answers = (block, rollouts), state["rollout.sums"]
+        self._kept, self._of_answers, self._is_scaled = (block, rollouts), state["rollout.sums"], True
 
     # -- evaluation ------------------------------------------------------------------------------------------
 
@@ -397,6 +437,7 @@ class GrpoLoss(Objective):
             report.exact += exact
             report.tokens += sum(len(one.chosen) for one in answers)
             report.truncated += sum(one.ending is None for one in answers)
+            report.answered += sum(bool(one.answer) for one in prompts)
         if finish is not None:
             finish(report)
         if report.failures:

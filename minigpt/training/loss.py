@@ -35,6 +35,7 @@ __all__ = [
     "logits_limit", "summed_cross_entropy", "token_cross_entropy", "vocabulary_multiple",
 ]  # fmt: skip
 
+_AT_ONCE = 2**23  # logits of a piece if their gradient is computed at once: 32 MiB in float32
 Finish: TypeAlias = Callable[[Report], None]  # adds up the sums of several processes
 
 
@@ -53,9 +54,9 @@ class Objective(nn.Module):
     """
 
     model: LanguageModel
-    is_sampled = False  # True: `sample` makes the batches; their sizes differ between processes
-    num_iterations = 1  # number of steps that use the same batches
-    rows_of_one = 1  # number of rows that `sample` makes from one row
+    is_sampled = False  # True: `sample` makes the batches, and their sizes differ from process to process
+    num_iterations = 1  # steps that use the same batches
+    longest_sample = 0  # most tokens of an answer that `sample` adds to a row
     other_bytes = 0  # bytes of other models that stay in memory, such as a teacher
     step_sums_names: tuple[str, ...] = ()  # names of the results of `step_sums`
 
@@ -67,6 +68,14 @@ class Objective(nn.Module):
             batches: this process's batches.
         """
         return [*batches]
+
+    def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Any]:
+        """This process's batches after `sample`, with what depends on those of the other processes."""
+        raise NotImplementedError
+
+    def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
+        """The greatest (rows, tokens per row) of a batch that `sample` makes of these rows of the data."""
+        raise NotImplementedError
 
     def step_sums(self) -> Tensor:
         """Return this process's sums over the last step, on the CPU."""
@@ -208,8 +217,9 @@ def summed_cross_entropy(
 ) -> Tensor:
     """Return the sum of -log p(target) over all positions, in float32 for any dtype of the logits.
 
-    More than `limit` logits are computed in pieces. The logits of a piece are freed, and computed again in
-    the backward pass. This costs one more product with lm_head (a third more), and bounds the memory.
+    More than `limit` logits are computed in pieces. On a CPU the gradient of a piece is computed with it: see
+    `_LinearCrossEntropy`. Elsewhere the logits of a piece are freed, and computed again in the backward pass,
+    which costs one more product with lm_head.
 
     Args:
         lm_head: a linear layer, hidden (P, C) -> logits (P, V).
@@ -218,8 +228,73 @@ def summed_cross_entropy(
         limit: number of logits in memory at a time.
         multiple: V is padded to a multiple of this number for the product. 1: no padding.
     """
+    weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
+    if _is_fused(lm_head, weight, len(hidden), limit):
+        rows = max(1, min(limit, _AT_ONCE) // len(weight))
+        total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, rows)  # type: ignore[no-untyped-call]
+        return total
     pieces = _cross_entropies(lm_head, hidden, targets, limit, multiple, "sum")
     return pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum()
+
+
+def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bool:
+    """Return whether the gradient is computed together with the loss; see `_LinearCrossEntropy`.
+
+    Only on a CPU, and only for a plain matrix. In float16, the small gradients before the loss scale would be
+    zero. A loss that fits into memory in one piece is left to autograd, unless the matrix is frozen: then
+    there is nothing but the hidden states' gradient to keep.
+    """
+    if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
+        return False
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or hasattr(weight, "to_local"):
+        return False
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16:
+        return False
+    return not weight.requires_grad or positions * weight.shape[0] > limit
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The summed cross-entropy of a linear layer's outputs, computed in pieces together with its gradient.
+
+    The gradient of a piece's logits is softmax minus one-hot. It is multiplied out at once, so the logits of
+    one piece are in memory, and none is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+        """Sum -log p(target) over hidden (P, C), weight (V, C), targets (P,), `rows` positions at a time."""
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            hidden_, weight_ = hidden.to(dtype), weight.to(dtype)
+        else:
+            hidden_, weight_ = hidden, weight
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        of_hidden = torch.empty_like(hidden) if needs_hidden else None
+        of_weight = torch.zeros_like(weight) if needs_weight else None
+        total = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden_.dtype, torch.float32))
+        for first in range(0, len(hidden), rows):
+            some = slice(first, first + rows)
+            logits = F.linear(hidden_[some], weight_).to(total.dtype)  # (p, V)
+            norms = logits.logsumexp(1, keepdim=True)  # (p, 1)
+            goal = targets[some, None]  # (p, 1)
+            total += (norms - logits.gather(1, goal)).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            gradient = logits.sub_(norms).exp_()
+            gradient.scatter_add_(1, goal, torch.full_like(norms, -1.0))
+            gradient = gradient.to(weight_.dtype)
+            if of_hidden is not None:
+                of_hidden[some] = gradient @ weight_
+            if of_weight is not None:
+                of_weight += gradient.T @ hidden_[some]
+        ctx.save_for_backward(of_hidden, of_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        """Multiply by the gradient of the sum, in place: a second backward pass is an error."""
+        found = [None if one is None else one.mul_(outer[0]) for one in ctx.saved_tensors]
+        return found[0], found[1], None, None
 
 
 def token_cross_entropy(

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
+from minigpt.console.terminal import warn
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.preferences import EncodedPreferences
 from minigpt.data.prompts import EncodedPrompts
+from minigpt.data.windows import TextPart
 from minigpt.data.words import WordFinder
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
@@ -35,7 +37,7 @@ from minigpt.training.model_files import (
 from minigpt.training.preference_loss import PreferenceLoss, PreferenceOptions
 from minigpt.training.rewards import make_rewards
 from minigpt.training.run_data import AnyData
-from minigpt.training.weighted_loss import KeywordWeights, WeightedTokenLoss
+from minigpt.training.weighted_loss import KeywordWeights, WeightedTokenLoss, keyword_lines
 from minigpt.weights.pretrained import load_model
 from minigpt.weights.quantized import is_quantised, prepare_training, set_precision
 
@@ -75,7 +77,14 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
             raise InputError("samples have weights, which do not go with --teacher: give one of the two")
         return _distillation_loss(model.to(device), config.teacher, config, data, device, files), files
     if config.keyword_weight or weights is not None:
-        keywords = KeywordWeights(config.keyword_weight, data.tokenizer) if config.keyword_weight else None
+        keywords = None
+        if config.keyword_weight:
+            keywords = KeywordWeights(config.keyword_weight, data.tokenizer)
+            assert isinstance(data.train, EncodedExamples | TextPart)
+            line, warning = keyword_lines(keywords, data.train)
+            print(line)
+            if warning:
+                warn(warning)
         return WeightedTokenLoss(model.to(device), config.loss_on, device, weights, keywords), files
     return NextTokenLoss(model.to(device), config.loss_on, device), files
 
@@ -144,7 +153,7 @@ def _grpo_loss(
     assert isinstance(data.train, EncodedPrompts)
     assert isinstance(data.val, EncodedPrompts)
     c = config
-    rewards = make_rewards(c.reward, c.reward_weights, c.reward_regex, c.reward_length)
+    rewards = make_rewards(c.reward, c.reward_weights, c.reward_regex, c.reward_length, data.train.fields)
     start = weights_fingerprint(model)
     files = _choose_parameters(model, c)
     if c.beta:

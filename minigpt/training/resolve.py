@@ -93,9 +93,9 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
         print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     recipe = read_recipe(name, kind)
-    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # other recipes set it
-        # An unknown method or task is refused later.
-        rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)
+    _require_task(name, kind, given)
+    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # others say their own
+        rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)  # checked later
         rate *= TASK_RATES.get(given.get("task", recipe.task), 1.0)
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     if isinstance(recipe, FinetuneConfig) and given.get("task", recipe.task) == "grpo":
@@ -103,6 +103,20 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         own = {k: v for k, v in GRPO_DEFAULTS.items() if getattr(recipe, k) == plain[k].default}
         recipe = dataclasses.replace(recipe, task="grpo", **own)
     return _of_family(recipe, given.get("family"))
+
+
+def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) -> None:
+    """Raise InputError if a recipe is for another task or command. Those without a task are for all."""
+    if not given.get("recipe"):
+        return
+    recipe = read_recipe(name, FinetuneConfig)
+    assert isinstance(recipe, FinetuneConfig)
+    if recipe.task == FinetuneConfig.__dataclass_fields__["task"].default:
+        return
+    if kind is not FinetuneConfig:
+        raise InputError(f"recipe {name} is for minigpt finetune --task {recipe.task}, not for minigpt train")
+    if given.get("task", recipe.task) != recipe.task:
+        raise InputError(f"recipe {name} is for --task {recipe.task}: got --task {given['task']}")
 
 
 def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -> TrainConfig:

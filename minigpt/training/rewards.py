@@ -9,7 +9,8 @@
         def polite(completions, prompts, answers):
             return [float("请" in text) for text in completions]
 
-It may take any of the three arguments, by these names, and more by `**kwargs`.
+It may take any of the three arguments, by these names, and any field of the data's records by its name: a
+list, with None for a record that lacks it. `**kwargs` takes all.
 """
 
 import inspect
@@ -17,7 +18,7 @@ import json
 import math
 import re
 import runpy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,7 +29,8 @@ __all__ = ["RewardError", "Rewards", "make_rewards"]
 
 _ARGUMENTS = ("completions", "prompts", "answers")
 _LARGEST = 1e30  # a larger sum of rewards would overflow in the loss, which is float32
-Function: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[float]]
+Fields: TypeAlias = Sequence[Mapping[str, Any]]  # records, one for each completion
+Function: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str], Fields], list[float]]
 
 
 class RewardError(InputError):
@@ -42,7 +44,11 @@ class Rewards(NamedTuple):
     weights: list[float]
 
     def __call__(
-        self, completions: Sequence[str], prompts: Sequence[str], answers: Sequence[str]
+        self,
+        completions: Sequence[str],
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        fields: Fields = (),
     ) -> list[float]:
         """Return the reward of each completion.
 
@@ -50,12 +56,13 @@ class Rewards(NamedTuple):
             completions: answers of the model.
             prompts: the questions, one for each completion.
             answers: the answers of the file, one for each completion.
+            fields: the records of the file, one for each completion.
 
         Raises:
             RewardError: if a function raises, or returns anything but a finite number for each completion; if
                 a sum is above 1e30.
         """
-        parts = [function(completions, prompts, answers) for function in self.functions]
+        parts = [function(completions, prompts, answers, fields) for function in self.functions]
         sums = [sum(w * part for w, part in zip(self.weights, row)) for row in zip(*parts)]
         for total, completion in zip(sums, completions):
             if not abs(total) <= _LARGEST:  # also true for NaN
@@ -67,13 +74,18 @@ class Rewards(NamedTuple):
 
 
 def make_rewards(
-    names: Sequence[str], weights: Sequence[float] = (), regex: str = "", length: int = 0
+    names: Sequence[str],
+    weights: Sequence[float] = (),
+    regex: str = "",
+    length: int = 0,
+    fields: Collection[str] = (),
 ) -> Rewards:
     """Build the rewards.
 
     Args:
         names: exact, regex, length, json or file.py:function.
-        weights: a factor for each reward; default: 1.
+        weights: a factor for each; left out: 1.
+        fields: names of the fields that the data's records have.
 
     Raises:
         InputError: for an unknown name, a file without that function, or a bad pattern.
@@ -82,12 +94,13 @@ def make_rewards(
         raise InputError(f"--reward_weights needs a number for each reward: got {len(weights)}, {len(names)}")
     if not all(map(math.isfinite, weights)):
         raise InputError(f"--reward_weights must be finite numbers: got {' '.join(map(str, weights))}")
-    return Rewards([_function(n, regex, length) for n in names], [*(weights or [1.0] * len(names))])
+    functions = [_function(name, regex, length, fields) for name in names]
+    return Rewards(functions, [*(weights or [1.0] * len(names))])
 
 
-def _function(name: str, regex: str, length: int) -> Function:
+def _function(name: str, regex: str, length: int, fields: Collection[str]) -> Function:
     if name == "exact":
-        return lambda found, _, answers: [float(exact_match(*pair)) for pair in zip(found, answers)]
+        return lambda found, _, answers, *more: [float(exact_match(*pair)) for pair in zip(found, answers)]
     if name == "json":
         return lambda found, *_: [float(_is_json(text)) for text in found]
     if name == "length":
@@ -101,7 +114,7 @@ def _function(name: str, regex: str, length: int) -> Function:
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py"):
         raise InputError(f"--reward {name}: known are exact, regex, length, json, and FILE.py:FUNCTION")
-    return _of_file(Path(path), function, name)
+    return _of_file(Path(path), function, name, fields)
 
 
 def _is_json(text: str) -> bool:
@@ -112,7 +125,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _of_file(path: Path, name: str, shown: str) -> Function:
+def _of_file(path: Path, name: str, shown: str, fields: Collection[str]) -> Function:
     if not path.is_file():
         raise InputError(f"--reward {shown}: there is no file {path}")
     try:
@@ -128,15 +141,21 @@ def _of_file(path: Path, name: str, shown: str) -> Function:
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
     needed = {one.name for one in parameters if one.default is one.empty and one.name in names}
-    if strange := needed - {*_ARGUMENTS} - {one.name for one in parameters if one.kind is one.VAR_POSITIONAL}:
+    known = [*_ARGUMENTS, *(field for field in fields if field not in _ARGUMENTS)]
+    if strange := needed - {*known} - {one.name for one in parameters if one.kind is one.VAR_POSITIONAL}:
         raise InputError(
-            f"--reward {shown}: {name} needs {', '.join(sorted(strange))}; "
-            f"it is given {', '.join(_ARGUMENTS)}, by name"
+            f"--reward {shown}: {name} needs {', '.join(sorted(strange))}; it is given {', '.join(known)}, "
+            "by name"
         )
+    own = [field for field in known[len(_ARGUMENTS) :] if takes_all or field in names]
 
-    def call(completions: Sequence[str], prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        given = {"completions": completions, "prompts": prompts, "answers": answers}
-        given = {key: list(value) for key, value in given.items() if takes_all or key in names}
+    def call(
+        completions: Sequence[str], prompts: Sequence[str], answers: Sequence[str], records: Fields
+    ) -> list[float]:
+        given: dict[str, list[Any]] = {field: [one.get(field) for one in records] for field in own}
+        for key, value in zip(_ARGUMENTS, (completions, prompts, answers)):
+            if takes_all or key in names:
+                given[key] = list(value)
         try:
             rewards = found(**given)
             if isinstance(rewards, Iterator):

@@ -33,7 +33,7 @@ from minigpt.data.preferences import (
     read_preferences,
     split_preferences,
 )
-from minigpt.data.prompts import EncodedPrompts, encode_prompts
+from minigpt.data.prompts import EncodedPrompts, encode_prompts, read_prompts
 from minigpt.data.reader import read_conversations
 from minigpt.data.shards import VOCABULARY, end_of_text, prepare
 from minigpt.data.split import split_conversations
@@ -322,7 +322,10 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
                 f"{config.train_data} are measured on and not learned from"
             )
             return split.train, split.val
-        part, report = read_conversations(path, config.strict, config.encoding, config.field_names)
+        read = read_conversations
+        if isinstance(config, FinetuneConfig) and config.task == "grpo" and "exact" not in config.reward:
+            read = read_prompts  # only `exact` needs the file's answers
+        part, report = read(path, config.strict, config.encoding, config.field_names)
         report.print_summary()
         parts.append(part)
     return parts[0], parts[1]

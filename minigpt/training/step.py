@@ -150,6 +150,7 @@ class TrainStep:
                     mine = self.loss.sample(step, mine)
             except InputError as error:  # the loop saves the finished steps before it ends
                 raise RewardError(str(error)) from None
+            mine = self.loss.sampled_together(self.processes.all_reduce)
             totals = [self.processes.all_reduce(self._size(batch)) for batch in mine]
             n = self.processes.size
             sizes = [BatchSize(int(tokens), int(counted), int(T) // n) for tokens, counted, T in totals]

@@ -11,6 +11,8 @@ There each keyword has the weight 1.
 Letters in shapes: B rows, T tokens, P positions that count.
 """
 
+import itertools
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -18,13 +20,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from minigpt.data.batches import Batch
+from minigpt.data.batches import Batch, EncodedExamples
 from minigpt.data.sample_weights import parse_keyword_weights
+from minigpt.data.windows import TextPart
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.training.loss import NextTokenLoss, token_cross_entropy
 
-__all__ = ["KeywordWeights", "WeightedBatch", "WeightedTokenLoss"]
+__all__ = ["KeywordWeights", "WeightedBatch", "WeightedTokenLoss", "keyword_lines"]
+
+_SEARCHED = 1 << 22  # most tokens of a text in which keywords are counted
 
 
 class _Encoder(Protocol):
@@ -48,7 +53,8 @@ class KeywordWeights:
     """
 
     def __init__(self, text: str, tokenizer: _Encoder) -> None:
-        self._keywords: list[tuple[float, set[tuple[int, ...]]]] = []  # (weight, ids with and without space)
+        # keyword -> weight, ids with and without a space before it
+        self._keywords: dict[str, tuple[float, set[tuple[int, ...]]]] = {}
         for keyword, weight in parse_keyword_weights(text).items():
             if unknown := tokenizer.unknown_characters(keyword):
                 raise InputError(
@@ -57,20 +63,58 @@ class KeywordWeights:
             forms = [keyword]
             if not tokenizer.unknown_characters(f" {keyword}"):
                 forms.append(f" {keyword}")
-            self._keywords.append((weight, {tuple(tokenizer.encode_array(form).tolist()) for form in forms}))
+            self._keywords[keyword] = (weight, {tuple(tokenizer.encode_array(one).tolist()) for one in forms})
 
     def of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Return the weight of each row, (B,), of ids (B, T). Padding must be -1."""
         weights = np.ones(len(ids))
-        for weight, forms in self._keywords:
-            ends = np.zeros(ids.shape, dtype=np.bool_)  # True: a keyword ends here; two forms count once
-            for form in forms:
-                width = ids.shape[1] - len(form) + 1
-                if width > 0:
-                    found = [ids[:, place : place + width] == token for place, token in enumerate(form)]
-                    ends[:, len(form) - 1 :] |= np.all(found, axis=0)
-            weights += weight * ends.sum(axis=1)
+        for weight, forms in self._keywords.values():
+            weights += weight * _ends(ids, forms).sum(axis=1)
         return weights
+
+    def counts(self, rows: Iterable[npt.NDArray[np.int64]]) -> dict[str, tuple[int, int]]:
+        """Return for each keyword: how often it occurs in these rows, (T,) each, and in how many of them."""
+        found = dict.fromkeys(self._keywords, (0, 0))
+        for ids in rows:
+            for keyword, (_, forms) in self._keywords.items():
+                if times := int(_ends(ids[None], forms).sum()):
+                    found[keyword] = (found[keyword][0] + times, found[keyword][1] + 1)
+        return found
+
+
+def _ends(ids: npt.NDArray[np.int64], forms: Iterable[tuple[int, ...]]) -> npt.NDArray[np.bool_]:
+    """Return where in ids (B, T) a keyword ends, (B, T). Two forms that end at one place count once."""
+    ends = np.zeros(ids.shape, dtype=np.bool_)
+    for form in forms:
+        width = ids.shape[1] - len(form) + 1
+        if width > 0:
+            found = [ids[:, place : place + width] == token for place, token in enumerate(form)]
+            ends[:, len(form) - 1 :] |= np.all(found, axis=0)
+    return ends
+
+
+def keyword_lines(keywords: KeywordWeights, part: EncodedExamples | TextPart) -> tuple[str, str]:
+    """Return a line with the counts of the keywords in the training part, and a warning or "".
+
+    A long text is searched up to some million tokens.
+    """
+    if isinstance(part, EncodedExamples):
+        spans = itertools.pairwise(part.starts.tolist())
+        rows: Iterable[npt.NDArray[np.int64]] = (part.ids[a:b].astype(np.int64) for a, b in spans)
+        where = f"{len(part):,} samples"
+    else:
+        length = min(len(part), _SEARCHED)
+        starts = range(0, length, part.block_size)
+        rows = (
+            part.tokens.read(part.first + at, min(part.block_size, length - at)).astype(np.int64)
+            for at in starts
+        )
+        where = f"{len(starts):,} windows"
+    counts = keywords.counts(rows)
+    shown = ", ".join(f"{word} {times:,} times in {some:,}" for word, (times, some) in counts.items())
+    missing = [repr(word) for word, (times, _) in counts.items() if not times]
+    warning = f"no sample has the keyword {', '.join(missing)}: its weight changes nothing" if missing else ""
+    return f"keywords in {where}: {shown}", warning
 
 
 class WeightedBatch(NamedTuple):
