@@ -41,9 +41,8 @@ from minigpt.errors import InputError
 __all__ = [
     "FIELDS", "KNOWN_SHAPES", "MESSAGE_COLUMNS", "NO_ANSWER", "NO_KNOWN_FIELD",
     "DataOptions", "FieldNames", "ProblemType", "Text",
-    "has_answers", "head_test", "is_head", "lower_keys", "meaning_of", "shown_keys", "text_of",
+    "has_answers", "head_test", "is_head", "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of",
     "whole_text_of",
-    "head_test", "is_head", "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of", "whole_text_of",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
