@@ -38,6 +38,7 @@ from minigpt.evaluation.scoring import ContinuationScorer, Scored
 from minigpt.evaluation.task_shapes import Example, Form
 from minigpt.evaluation.tasks import Task
 from minigpt.evaluation.text_metrics import TEXT_METRICS, check_metric, corpus_score
+from minigpt.evaluation.words import Say, speaker
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.generation.api import ends_of_answer
@@ -73,7 +74,7 @@ class Metric:
     values: Values = field(repr=False, compare=False)  # for each question, so that two models can be paired
     higher_is_better: bool = True
 
-    def shown(self) -> str:
+    def shown(self, say: Say = speaker()) -> str:  # noqa: B008
         """Return the number with its interval.
 
         >>> Metric(0.4512, 0.4, 0.5, np.zeros(1)).shown()
@@ -82,7 +83,8 @@ class Metric:
         digits = 2 if abs(self.value) >= 10 else 4
         text = f"{self.value:.{digits}f}"
         if math.isfinite(self.low) and math.isfinite(self.high):
-            text += f" ({self.low:.{digits}f} to {self.high:.{digits}f})"
+            ends = say("{low} to {high}", low=f"{self.low:.{digits}f}", high=f"{self.high:.{digits}f}")
+            text += f" ({ends})"
         return text
 
     def as_dict(self) -> dict[str, float | None]:
