@@ -29,6 +29,8 @@ from minigpt.evaluation.answers import (
 )
 from minigpt.evaluation.loss import LossSum, evaluate_loss
 from minigpt.evaluation.text import evaluate_text
+from minigpt.finetuning.adapters import save_adapter
+from minigpt.finetuning.lora import LoraConfig, apply_lora
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
@@ -397,6 +399,33 @@ def test_the_command_measures_a_text(command: Command, model_folder: Path) -> No
     assert found["precisions"]["int8"]["loss"] == evaluate_text(small, TOKENIZER, NOVEL + "😀").loss.loss
     for text in (f"{expected.bits_per_byte:.4f}", "what it costs", "int8"):
         assert text in result.out
+
+
+def test_folders_made_of_a_run_s_cut_as_the_run(command: Command, run_command: RunCommand) -> None:
+    """The run's own eval, the quantised folder's, the merged one's and one made of that count the same."""
+    minigpt.save_pretrained(make_model().float(), "run", TOKENIZER)
+    model = minigpt.load_model("run")
+    lora = LoraConfig(r=2)
+    apply_lora(model, lora)
+    save_adapter(model, lora, Path("adapter"), "run")
+    for folder, length in (("run", 6), ("adapter", 9)):
+        state = json.dumps({"config": {"max_length": length}})
+        Path(folder, "training_state.json").write_text(state, encoding="utf-8")
+    write(Path("val.jsonl"), [(p.question, p.answer) for p in PAIRS])
+
+    def counts(*given: object) -> list[int]:
+        result = command("--model", *given, "--data", "val.jsonl", "--json")
+        assert result.code == 0, result.err
+        found = json.loads(result.out.splitlines()[-1])
+        return [found["all"]["tokens"], found["answer"]["tokens"], found["cut"]]
+
+    run_command("quantize", "--model", "run", "--output", "int8")
+    run_command("merge", "--model", "run", "--adapter", "adapter", "--output", "merged")
+    run_command("quantize", "--model", "merged", "--output", "merged8")
+    own, with_adapter = counts("run"), counts("run", "--adapter", "adapter")
+    assert own[0] < with_adapter[0], "cut at 6 and at 9 tokens"
+    assert counts("int8") == own
+    assert counts("merged") == counts("merged8") == with_adapter
 
 
 def test_a_model_of_bytes_answers_no_questions(command: Command) -> None:

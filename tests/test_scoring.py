@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.errors import InputError
-from minigpt.evaluation.scoring import ContinuationScorer, _common
+from minigpt.evaluation.scoring import ContinuationScorer, _common, _in_equal_rows, _Request
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
@@ -74,6 +74,19 @@ def check(
     return scorer
 
 
+def test_rows_are_of_nearly_equal_length_and_hold_each_request_once() -> None:
+    lengths = [9, 3, 6, 5, 1, 7, 4, 8]
+    batch = [_Request((i, *range(100, 99 + n)), n - 1, (1,), 0) for i, n in enumerate(lengths)]
+    batch.insert(1, _Request((*batch[0].read[:5], 50, 51), 6, (1,), 0))  # two new tokens behind a fork
+    rows = _in_equal_rows(batch, 0)
+    assert sorted(i for row in rows for i in row) == list(range(9))
+    assert any({0, 1} <= {*row} for row in rows), "what shares a beginning is in one row"
+    sizes = [9, 2, *lengths[1:]]
+    loads = [sum(sizes[i] for i in row) for row in rows]
+    assert len(rows) > 1
+    assert len(rows) * max(loads) <= 1.04 * sum(sizes)
+
+
 @pytest.mark.parametrize("family", MODELS)
 @given(asked=requests, tree=st.sampled_from([1, 3, 8, 256]))
 @settings(max_examples=40, deadline=None)
@@ -81,7 +94,7 @@ def test_a_tree_scores_as_one_by_one(
     family: str, asked: list[tuple[list[int], list[int]]], tree: int
 ) -> None:
     scorer = ContinuationScorer(MODELS[family])
-    scorer._tree = tree
+    scorer._tokens = tree
     for one, (context, continuation) in zip(scorer.score(asked), asked):
         logprobs, greedy = one_by_one(MODELS[family], context, continuation)
         assert one.logprobs == pytest.approx(logprobs, abs=2e-5)
@@ -121,12 +134,28 @@ def test_a_long_context_loses_its_beginning() -> None:
     assert one.logprobs == pytest.approx(logprobs, abs=2e-5)
 
 
+def test_a_continuation_longer_than_the_context_is_scored_in_pieces() -> None:
+    """Each token is predicted once, from as many tokens before it as fit in front of its piece."""
+    model, continuation = MODELS["gpt2"], [i % V for i in range(2 * CONTEXT + 3)]
+    scorer = ContinuationScorer(model)
+    long, short = scorer.score([([1, 2], continuation), ([1, 2], [3])])
+    whole = [1, 2, *continuation]
+    expected: list[float] = []
+    for start in range(0, len(continuation), CONTEXT):
+        piece = continuation[start : start + CONTEXT]
+        before = whole[: 2 + start][-(CONTEXT + 1 - len(piece)) :]
+        expected += one_by_one(model, before, piece)[0]
+    assert long.logprobs == pytest.approx(expected, abs=2e-5)
+    assert (long.pieces, short.pieces) == (3, 1)
+    assert (long.n_cut, short.n_cut) == (len(whole) - CONTEXT - 1, 0)
+    assert not long.is_greedy
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
         (([], [1]), "request 1 has an empty context"),
         (([1], []), "request 1 has an empty continuation"),
-        (([1], [1] * 25), "request 1: a continuation of 25 tokens is longer than the 24 tokens"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(asked: tuple[list[int], list[int]], said: str) -> None:

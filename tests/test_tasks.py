@@ -20,11 +20,11 @@ from minigpt.errors import InputError
 from minigpt.evaluation.comparison import compare_results
 from minigpt.evaluation.contamination import contamination
 from minigpt.evaluation.model_card import update_card, updated_card
-from minigpt.evaluation.model_profile import fit_temperature, profile
+from minigpt.evaluation.model_profile import fit_temperature, profile, robustness
 from minigpt.evaluation.options import TaskOptions
-from minigpt.evaluation.perturbations import PERTURBATIONS
+from minigpt.evaluation.perturbations import PERTURBATIONS, wordings
 from minigpt.evaluation.prompts import Prompter, choose_shots, encode_pair
-from minigpt.evaluation.report import cases, write_report
+from minigpt.evaluation.report import cases, markdown_of, write_report
 from minigpt.evaluation.scoring import ContinuationScorer
 from minigpt.evaluation.task_command import evaluate_task, load
 from minigpt.evaluation.task_results import (
@@ -32,6 +32,7 @@ from minigpt.evaluation.task_results import (
     TaskResult,
     _shots_of,
     generate_texts,
+    metric_names,
     rolling_windows,
     run_task,
 )
@@ -380,6 +381,19 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         compare_results(run_task(LOADED, task), run_task(LOADED, task.limited(2)))
 
 
+def test_one_choice_that_is_too_long_does_not_stop_a_task() -> None:
+    rows = [
+        {"query": "q", "choices": ["cat", "dog " * 200], "gold": 0},
+        {"query": "q", "choices": ["a", "b"], "gold": 1},
+    ]
+    loaded = LoadedModel(random_model(context=24), TOKENIZER)
+    result = run_task(loaded, task_of_records(rows))
+    assert (result.n_in_pieces, result.n_cut, len(result.answered)) == (1, 1, 2)
+    assert result.as_dict()["in_pieces"] == 1
+    assert result.answered[0].n_tokens[1] == len(TOKENIZER.encode_text(" dog" * 200))
+    assert "choices in pieces" in markdown_of("m", [result], {})
+
+
 def test_a_prompt_that_is_too_long_is_cut_and_counted() -> None:
     task = task_of_records([{"context": "the cat sat " * 200, "continuation": "on"}, SHAPES[10][0]])
     assert run_task(LOADED, task).n_cut == 1
@@ -648,6 +662,14 @@ def test_a_profile_asks_all_of_it() -> None:
     assert 0 <= found.positions.consistent <= 1
     assert set(found.robustness) >= {"case", "typing errors", "dropped characters", "doubled characters"}
     assert all(d.low <= d.value <= d.high for d in found.robustness.values())
+    first, *others = (
+        run_task(LOADED, task, TaskOptions(instruction=text)).metrics["acc"].value
+        for text in wordings("multiple_choice", ["a question"])
+    )
+    reworded = found.robustness["reworded instruction"]
+    assert (reworded.value, reworded.count) == (pytest.approx(sum(others) / 2 - first), 12)
+    own = robustness(LOADED, result, TaskOptions(instruction="Choose."))
+    assert "reworded instruction" not in own, "another wording of a user's own instruction is not known"
     assert json.loads(json.dumps(found.as_dict()))["calibration"]["count"] == found.calibration.count
 
 
@@ -840,6 +862,40 @@ def test_compare_says_it_in_words(command: Command, knowing: Path, folders: Path
     assert "巴黎" in result.out
     same = command("compare", knowing, knowing, "--task", folders / "qa.jsonl", "--device", "cpu")
     assert "the first and the second give the same exact_match on each of 5 questions" in same.out
+
+
+def test_in_chinese_the_tables_hold_no_english_word(command: Command, knowing: Path, folders: Path) -> None:
+    """Names of metrics, tasks and files stay; --json is the same in both languages."""
+    exam = ["--task", folders / "exam", "--device", "cpu", "--json"]
+    helm = ["--helm", "--training_data", folders / "exam" / "test.jsonl", "--report", "page"]
+    pairs = write(
+        Path("pairs.jsonl"),
+        [{"question": "法国的首都？", "answer": "巴黎"}, {"question": "长" * 300, "answer": "a"}],
+    )
+    commands = [
+        ["eval", "--model", folders / "a", *exam, *helm],
+        ["eval", "--model", knowing, "--data", pairs, "--precision", "float32", "int8", "--show_wrong", 1],
+        ["eval", "--model", folders / "a", "--text", folders / "qa.jsonl", "--text_field", "question"],
+        ["compare", folders / "a", knowing, "--task", folders / "qa.jsonl", "--show", 0],
+        ["compare", knowing, knowing, "--task", folders / "qa.jsonl", "--device", "cpu"],
+    ]
+    names = {*metric_names(read_tasks([folders / "exam"])[0]), "exact_match", "block_size", "float", "int"}
+    names |= {"exam", "nat", "dev", "page", "index", "html", "MiB"}
+    for arguments in commands:
+        found = command(*arguments, "--language", "zh")
+        assert found.code == 0, found.err
+        texts = [line for line in found.out.splitlines() if not line.startswith("{")]
+        if "page" in arguments:
+            texts.append(
+                re.sub("<style>.*?</style>|<[^>]*>", " ", Path("page/index.html").read_text("utf-8"))
+            )
+            texts += [re.sub("<[^>]*>", " ", path.read_text("utf-8")) for path in Path("page").glob("*.svg")]
+        said = set(re.findall("[A-Za-z_]{3,}", re.sub(r"\S*/\S*", "", "\n".join(texts))))
+        asked = {word for row in listed(10, 1) for word in re.findall("[A-Za-z_]+", str(row))}
+        assert not said - names - asked
+    shown = command(*commands[3][:-1], 1, "--language", "zh").out
+    assert "问题" in shown
+    assert "正确答案" in shown
 
 
 @pytest.mark.parametrize(

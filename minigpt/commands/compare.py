@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
+from minigpt.console.language import chosen_language
 from minigpt.errors import InputError
 from minigpt.evaluation.options import TaskOptions
 from minigpt.generation.loading import require_model
 
 if TYPE_CHECKING:
     from minigpt.evaluation.comparison import Comparison
+    from minigpt.evaluation.words import Say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class Options(TaskOptions, command_line.MachineOptions):
     """stop at the first bad record instead of skipping it"""
     show: int = 3
     """questions to print that one model gets right and the other wrong, of each kind"""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -61,7 +65,9 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.evaluation.comparison import compare_results
     from minigpt.evaluation.task_command import load, show_table, tasks_of, warn_of_unknown_characters
     from minigpt.evaluation.task_results import metric_names, run_task
+    from minigpt.evaluation.words import speaker
 
+    say = speaker(chosen_language(options.language))
     if options.threads:
         torch.set_num_threads(options.threads)
     tasks = tasks_of(options.task, options, options.strict)
@@ -83,37 +89,44 @@ def main(options: Options) -> dict[str, Any]:
     rows = [
         [
             one.name, one.metric, f"{one.first:.4f}", f"{one.second:.4f}",
-            f"{one.difference.value:+.4f} ({one.difference.low:+.4f} to {one.difference.high:+.4f})",
+            f"{one.difference.value:+.4f} ({_interval(one, say)})",
             f"{one.difference.p:.2g}", f"{one.difference.only_first:,} / {one.difference.only_second:,}",
             f"{one.difference.count:,}",
         ]
         for one in found
     ]  # fmt: skip
-    columns = ("task", "metric", "first", "second", "difference (95 %)", "p", "better only", "count")
-    show_table("two models on the same questions", columns, rows, range(2, 8))
-    a, b = _names(options)
+    before = [*map(say, ("task", "metric", "first", "second", "difference (95 %)"))]
+    columns = [*before, "p", say("better only"), say("count")]
+    show_table(say("two models on the same questions"), columns, rows, range(2, 8))
+    a, b = _names(options, say)
     for one in found:
-        print(one.in_words(a, b))
-        _show(one, options.show, a, b)
+        print(one.in_words(a, b, say))
+        _show(one, options.show, a, b, say)
     return {"tasks": {one.name: one.as_dict() for one in found}}
 
 
-def _names(options: Options) -> tuple[str, str]:
+def _interval(one: "Comparison", say: "Say") -> str:
+    d = one.difference
+    return say("{low} to {high}", low=f"{d.low:+.4f}", high=f"{d.high:+.4f}")
+
+
+def _names(options: Options, say: "Say") -> tuple[str, str]:
     a, b = str(options.first), str(options.second)
-    return ("the first", "the second") if a == b else (a, b)
+    return (say("the first"), say("the second")) if a == b else (a, b)
 
 
-def _show(one: "Comparison", count: int, a: str, b: str) -> None:
+def _show(one: "Comparison", count: int, a: str, b: str, say: "Say") -> None:
     from minigpt.evaluation.task_command import show_table
 
-    for title, pairs in ((f"only {a} is better", one.only_first), (f"only {b} is better", one.only_second)):
+    columns = [*map(say, ("line", "question", "right", "first", "second"))]
+    for name, pairs in ((a, one.only_first), (b, one.only_second)):
         if pairs[:count]:
             rows = [
                 [left.example.line, _short(left.example.question), _right(left), _short(left.given, 30),
                  _short(right.given, 30)]
                 for left, right in pairs[:count]
             ]  # fmt: skip
-            show_table(title, ("line", "question", "right", "first", "second"), rows)
+            show_table(say("only {model} is better", model=name), columns, rows)
 
 
 def _right(one: Any) -> str:

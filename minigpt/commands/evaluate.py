@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console.language import chosen_language
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.options import EvaluationOptions, TaskOptions
@@ -28,6 +29,7 @@ from minigpt.generation.loading import adapter_note, require_model, warn_of_gaps
 if TYPE_CHECKING:
     from minigpt.evaluation.answers import Row
     from minigpt.evaluation.api import AnswersReport
+    from minigpt.evaluation.words import Say
     from minigpt.families.registry import LanguageModel
     from minigpt.weights.pretrained import AnyTokenizer
 
@@ -69,6 +71,8 @@ class Options(DataOptions, EvaluationOptions, TaskOptions, command_line.MachineO
     """number of questions to print with the expected and the given answer"""
     show_wrong: int = 0
     """number of wrongly answered questions to print, those whose answers are furthest from right first"""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
 
 
 _ONLY_TASKS = (
@@ -115,7 +119,10 @@ def main(options: Options) -> dict[str, Any]:
 
 def _measure_tasks(options: Options) -> dict[str, Any]:
     from minigpt.evaluation.task_command import load, measure, profiles_of, tasks_of
+    from minigpt.evaluation.words import speaker
 
+    language = chosen_language(options.language)
+    say = speaker(language)
     if len(options.precision) > 1:
         raise InputError("--task takes one --precision; compare two with minigpt compare")
     if options.card and options.precision:
@@ -129,20 +136,20 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
     precision = next(iter(options.precision), None)
     loaded = load(options.model, options.device, precision, options.adapter, options.batch_size)
     loaded = dataclasses.replace(loaded, max_new_tokens=options.max_new_tokens)
-    results = measure(loaded, tasks, options)
-    profiles = profiles_of(loaded, results, options, options.helm, options.training_data)
+    results = measure(loaded, tasks, options, say)
+    profiles = profiles_of(loaded, results, options, options.helm, options.training_data, say)
     if options.report is not None:
         from minigpt.evaluation.report import write_report
 
-        files = write_report(options.report, str(options.model), list(results.values()), profiles)
-        print(f"the report is in {files[0]}")
+        files = write_report(options.report, str(options.model), list(results.values()), profiles, language)
+        print(say("the report is in {file}", file=files[0]))
     if options.card:
         from minigpt.evaluation.model_card import update_card
         from minigpt.finetuning.adapters import adapter_folder
 
         assert loaded.folder is not None, "load"
         folder = adapter_folder(options.adapter) if options.adapter else loaded.folder
-        print(f"the results are in {update_card(folder, list(results.values()))}")
+        print(say("the results are in {file}", file=update_card(folder, list(results.values()))))
     return {
         "tasks": {
             name: {**result.as_dict(), **(profiles[name].as_dict() if name in profiles else {})}
@@ -176,10 +183,13 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question, character_f1
     from minigpt.evaluation.api import evaluate_conversations
+    from minigpt.evaluation.words import speaker
     from minigpt.finetuning.adapters import adapter_folder
     from minigpt.generation.generation_config import trained_length
     from minigpt.weights.pretrained import model_folder
 
+    language = chosen_language(options.language)
+    say = speaker(language)
     conversations, reading = read_conversations(
         options.data, options.strict, options.encoding, options.field_names
     )
@@ -194,7 +204,10 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
         for model, tokenizer in _models(options)
     ]
     report = reports[0]
-    _print_report(report, reading.counted)
+    counted = reading.counted
+    if language == "zh":
+        counted = say("{count} conversations", count=f"{reading.conversations:,}")
+    _print_report(report, counted, say)
     found = [one.as_dict() for one in reports]
     perplexities = {
         "all": [one.losses.all.perplexity for one in reports],
@@ -204,16 +217,16 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
         "exact match": [f"{one.scores.exact_match:.1%}" for one in reports],
         "F1": [f"{one.scores.character_f1:.3f}" for one in reports],
     }
-    more = _compare(options.precision, perplexities, others, found)
+    more = _compare(options.precision, perplexities, others, found, say)
     right, given = list(by_question(conversations).values()), list(report.answers.values())
     questions = [asked.question for asked in report.answers]
     every = answer_rows(questions, right, given, len(questions))
     if options.show:
-        show_rows("some of the questions", spread(every, options.show))
+        show_rows(say("some of the questions"), spread(every, options.show), say)
     if options.show_wrong:
         wrong = sorted((row for row in every if row[0] == "✗"), key=lambda row: character_f1(row[3], row[2]))
-        title = f"{len(wrong):,} of {len(every):,} are wrong"
-        show_rows(title, wrong[: options.show_wrong])
+        title = say("{wrong} of {count} are wrong", wrong=f"{len(wrong):,}", count=f"{len(every):,}")
+        show_rows(title, wrong[: options.show_wrong], say)
         more["wrong"] = [
             dict(zip(("question", "expected", "given"), row[1:])) for row in wrong[: options.show_wrong]
         ]
@@ -226,20 +239,22 @@ def spread(rows: "Sequence[Row]", count: int) -> "list[Row]":
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def show_rows(title: str, rows: "Sequence[Row]") -> None:
+def show_rows(title: str, rows: "Sequence[Row]", say: "Say | None" = None) -> None:
     """Print rows of `answer_rows` as a table."""
     from minigpt.console.terminal import shortened, table
+    from minigpt.evaluation.words import speaker
 
+    say = say or speaker()
     cells = [[mark, *(shortened(text, 60) for text in texts)] for mark, *texts in rows]
-    table(title, ("", "question", "expected", "given"), cells)
+    table(title, [*map(say, ("", "question", "expected", "given"))], cells)
 
 
-def _print_report(report: "AnswersReport", counted: str) -> None:
+def _print_report(report: "AnswersReport", counted: str, say: "Say") -> None:
     from minigpt.console.terminal import table
 
     rows = [
         (
-            name,
+            say(name),
             f"{part.loss:.4f}",
             f"{part.perplexity:.2f}",
             f"{part.bits_per_character:.3f}",
@@ -248,17 +263,19 @@ def _print_report(report: "AnswersReport", counted: str) -> None:
         for name, part in (("all", report.losses.all), ("answers", report.losses.answer))
     ]
     columns = ("tokens", "loss (nats)", "perplexity", "bits per character", "count")
-    table("how well the text is predicted", columns, rows, numeric=(1, 2, 3, 4))
-    print(f"exact match   {report.scores.exact_match:.1%} of {report.scores.count:,} questions")
-    print(f"character F1  {report.scores.character_f1:.3f}")
+    table(say("how well the text is predicted"), [*map(say, columns)], rows, numeric=(1, 2, 3, 4))
+    right, count = f"{report.scores.exact_match:.1%}", f"{report.scores.count:,}"
+    print(say("exact match   {share} of {count} questions", share=right, count=count))
+    print(say("character F1  {value}", value=f"{report.scores.character_f1:.3f}"))
     if report.cut:
-        print(f"{report.cut:,} of {counted} were cut at {report.max_length} tokens for the loss")
+        cut = "{cut} of {counted} were cut at {length} tokens for the loss"
+        print(say(cut, cut=f"{report.cut:,}", counted=counted, length=report.max_length))
     if report.too_long:
-        too_long = f"too long for block_size={report.context}, counted as not answered"
-        print(f"{too_long}: {report.too_long:,} of the questions")
+        long = "too long for block_size={context}, counted as not answered: {count} of the questions"
+        print(say(long, context=report.context, count=f"{report.too_long:,}"))
     if report.unknown_characters:
-        unknown = report.unknown_characters
-        print(f"with characters that are not in the vocabulary: {unknown:,} of the questions")
+        unknown = "with characters that are not in the vocabulary: {count} of the questions"
+        print(say(unknown, count=f"{report.unknown_characters:,}"))
 
 
 def _measure_text(options: Options, text: Path) -> dict[str, Any]:
@@ -266,7 +283,9 @@ def _measure_text(options: Options, text: Path) -> dict[str, Any]:
     from minigpt.data.corpus import TextOptions
     from minigpt.evaluation.api import evaluate_pieces, text_pieces, warn_of_unknown
     from minigpt.evaluation.text import TextReport
+    from minigpt.evaluation.words import speaker
 
+    say = speaker(chosen_language(options.language))
     reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
     pieces = text_pieces(text, options.strict, reading)
     reports: list[TextReport] = []
@@ -284,11 +303,14 @@ def _measure_text(options: Options, text: Path) -> dict[str, Any]:
         ("characters", f"{report.characters:,}"),
         ("bytes", f"{report.bytes:,}"),
     ]
-    table("how well the text is predicted", ("", str(text)), rows, numeric=(1,))
+    table(
+        say("how well the text is predicted"), ("", str(text)), [(say(name), value) for name, value in rows],
+        numeric=(1,),
+    )  # fmt: skip
     found = [one.as_dict() for one in reports]
     bits = {"bits per byte": [f"{one.bits_per_byte:.4f}" for one in reports]}
     perplexities = {"text": [one.loss.perplexity for one in reports]}
-    return {**found[0], **_compare(options.precision, perplexities, bits, found)}
+    return {**found[0], **_compare(options.precision, perplexities, bits, found, say)}
 
 
 def _compare(
@@ -296,6 +318,7 @@ def _compare(
     perplexities: dict[str, list[float]],
     others: dict[str, list[str]],
     found: list[dict[str, Any]],
+    say: "Say",
 ) -> dict[str, Any]:
     """Print the results of each precision next to those of the first. Returns them for JSON.
 
@@ -312,18 +335,18 @@ def _compare(
     if len(precisions) < 2:
         return {}
     rows: list[list[object]] = [[name] for name in precisions]
-    columns = ["precision"]
+    columns = [say("precision")]
     changes: list[dict[str, float]] = [{} for _ in precisions]
     for part, values in perplexities.items():
-        columns.append(f"perplexity ({part})")
+        columns.append(say("perplexity ({part})", part=say(part)))
         for row, change, value in zip(rows, changes, values):
             change[part] = 100 * (value / values[0] - 1)
             row.append(f"{value:.4f}" + ("" if row is rows[0] else f" {change[part]:+8.3f} %"))
     for title, cells in others.items():
-        columns.append(title)
+        columns.append(say(title))
         for row, cell in zip(rows, cells):
             row.append(cell)
-    table("what it costs to store the weights in fewer bits", columns, rows, range(1, len(columns)))
+    table(say("what it costs to store the weights in fewer bits"), columns, rows, range(1, len(columns)))
     return {
         "precisions": {
             name: {**numbers, "perplexity_change_percent": change}

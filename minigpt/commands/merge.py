@@ -33,7 +33,7 @@ def main(options: Options) -> dict[str, Any]:
         raise InputError(f"{options.output} exists and is not empty: choose another folder with --output")
     from minigpt.finetuning.adapters import adapter_folder, load_adapter
     from minigpt.finetuning.layers import adapted_layers, merge_and_unload
-    from minigpt.generation.generation_config import with_prompt_format
+    from minigpt.generation.generation_config import with_training_facts
     from minigpt.storage.json_files import read_json
     from minigpt.weights.derived_folders import write_derived
     from minigpt.weights.pretrained import load_model, model_folder, save_pretrained
@@ -53,7 +53,7 @@ def main(options: Options) -> dict[str, Any]:
     is_tied = model.config.tie_word_embeddings  # an adapter of a tied lm_head unties it
     if "tie_word_embeddings" in config or not is_tied:
         config["tie_word_embeddings"] = is_tied
-    config = with_prompt_format(config, folder, adapter)
+    config = with_training_facts(config, folder, adapter)
     write_derived(folder, options.output, config, lambda goal: save_pretrained(model, goal))
     shown = "" if rank is None else f"rank {rank}, "
     print(f"{options.output}: {adapter} ({shown}{layers} layers) merged into {folder}, in {dtype}")

@@ -41,7 +41,7 @@ def main(options: Options) -> dict[str, Any]:
 
     from minigpt.families.registry import family_of
     from minigpt.families.strict_loading import cast
-    from minigpt.generation.generation_config import with_prompt_format
+    from minigpt.generation.generation_config import with_training_facts
     from minigpt.storage.json_files import read_json
     from minigpt.storage.safetensors_files import safetensors_parts
     from minigpt.weights.derived_folders import write_derived
@@ -69,7 +69,7 @@ def main(options: Options) -> dict[str, Any]:
         with (goal / name_of_weights).open("wb") as file:
             file.writelines(safetensors_parts(weights, {"format": "pt"}))
 
-    config = with_prompt_format(config, folder)
+    config = with_training_facts(config, folder)
     write_derived(folder, options.output, config, write)
     before, after = _size(folder), _size(options.output)
     print(

@@ -10,6 +10,7 @@ from typing import Any
 from minigpt.errors import InputError
 from minigpt.evaluation.intervals import Difference, paired
 from minigpt.evaluation.task_results import Answered, TaskResult
+from minigpt.evaluation.words import Say, speaker
 
 __all__ = ["Comparison", "compare_results"]
 
@@ -34,28 +35,35 @@ class Comparison:
             return 0
         return 2 if self.difference.value > 0 else 1
 
-    def in_words(self, a: str, b: str) -> str:
+    def in_words(self, a: str, b: str, say: Say = speaker()) -> str:  # noqa: B008
         """Say what was found, in one or two sentences.
 
         Args:
             a, b: names of the models.
         """
-        d = self.difference
-        size = f"{100 * abs(d.value):.1f} points" if self.higher_is_better else f"{abs(d.value):.4f} nats"
+        d, count = self.difference, f"{self.difference.count:,}"
+        named = {"task": self.name, "metric": self.metric}
         if not d.only_first and not d.only_second:
-            return f"{self.name}: {a} and {b} give the same {self.metric} on each of {d.count:,} questions"
+            return say(
+                "{task}: {a} and {b} give the same {metric} on each of {count} questions",
+                **named, a=a, b=b, count=count,
+            )  # fmt: skip
+        if self.higher_is_better:
+            size = say("{value} points", value=f"{100 * abs(d.value):.1f}")
+        else:
+            size = say("{value} nats", value=f"{abs(d.value):.4f}")
         if self.winner:
             better, worse = (b, a) if self.winner == 2 else (a, b)
-            return (
-                f"{self.name}: {better} is better than {worse} by {size} in {self.metric}; chance "
-                f"alone gives so much with p={d.p:.2g}"
-            )
+            return say(
+                "{task}: {better} is better than {worse} by {size} in {metric}; chance alone gives so much "
+                "with p={p}", **named, better=better, worse=worse, size=size, p=f"{d.p:.2g}",
+            )  # fmt: skip
         needed = _needed(d)
-        more = f"; with about {needed:,} questions such a difference would show" if needed else ""
-        return (
-            f"{self.name}: the data cannot tell {a} and {b} apart: {size} in {self.metric} on {d.count:,} "
-            f"questions is within chance (p={d.p:.2g}){more}"
-        )
+        more = "; with about {count} questions such a difference would show"
+        return say(
+            "{task}: the data cannot tell {a} and {b} apart: {size} in {metric} on {count} questions is "
+            "within chance (p={p})", **named, a=a, b=b, size=size, count=count, p=f"{d.p:.2g}",
+        ) + (say(more, count=f"{needed:,}") if needed else "")  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as a dict that JSON can hold."""

@@ -3,12 +3,11 @@
     found = profile(loaded, result, options)
     found.calibration.error, found.robustness["typing errors"].value, found.positions
 
-- Calibration: if the model gives choices a probability of 80 %, are 80 % of them right? Measured before and
-  after a temperature that is fitted on the dev part. Without a dev part, it is fitted on half of the
-  questions, and the other half is measured.
-- Robustness: how much worse the model is on changed questions, for each kind of change, question by question.
-- Position: how often each letter is chosen, and how often it is right, with the choices in every cyclic
-  order.
+- Calibration: where the model gives a choice 80 %, is it right in 80 %? Before and after a temperature that
+  is fitted on the dev part (half of the questions where there is none, which are then left out).
+- Robustness: what changed questions cost, kind by kind; question by question against the unchanged ones. One
+  kind changes the instruction: the same one in three wordings.
+- Position: how often each letter is chosen and right, with the choices in every cyclic order.
 - Contamination: questions that are in training data.
 - Efficiency: seconds, tokens and memory, which each result has.
 
@@ -31,7 +30,7 @@ from minigpt.evaluation.classification import calibration_error
 from minigpt.evaluation.contamination import Contamination, contamination
 from minigpt.evaluation.intervals import Difference, Values, paired
 from minigpt.evaluation.options import TaskOptions
-from minigpt.evaluation.perturbations import PERTURBATIONS
+from minigpt.evaluation.perturbations import PERTURBATIONS, wordings
 from minigpt.evaluation.task_results import Answered, LoadedModel, TaskResult, run_task
 from minigpt.evaluation.task_shapes import Example
 
@@ -212,6 +211,13 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
             task = replace(result.task, examples=changed)
             again = run_task(loaded, task, replace(options, limit=0))
             found[name] = paired(values[places], next(iter(again.metrics.values())).values)
+    texts = wordings(result.task.form, [one.question for one in result.task.examples])
+    if texts and not (options.instruction or result.task.style.instruction) and len(values) >= 2:
+        asked = (replace(options, limit=0, instruction=text) for text in texts)
+        first, *others = (
+            next(iter(run_task(loaded, result.task, one).metrics.values())).values for one in asked
+        )
+        found["reworded instruction"] = paired(first, np.mean(others, axis=0))
     return found
 
 

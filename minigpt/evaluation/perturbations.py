@@ -8,9 +8,9 @@ Each takes a text and a generator of random numbers, and returns the changed tex
 import random
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-__all__ = ["PERTURBATIONS"]
+__all__ = ["PERTURBATIONS", "wordings"]
 
 _SHARE = 0.06  # share of the characters that are changed; at least one is changed
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -88,3 +88,36 @@ PERTURBATIONS: dict[str, Callable[[str, random.Random], str]] = {
     "doubled characters": _doubled,
     "homophones": _homophones,
 }
+
+_WORDINGS = {  # form -> the same instruction in three wordings, in English and in Chinese
+    "multiple_choice": (
+        (
+            "Choose the correct answer to each question.",
+            "Below are questions with several choices. Pick the right one.",
+            "For every question, one of the choices is correct: say which.",
+        ),
+        (
+            "请为每道题选出正确的答案。",
+            "下面是几道选择题，请挑出对的那一项。",
+            "每道题的选项里只有一个是对的，请指出是哪一个。",
+        ),
+    ),
+    "generation": (
+        (
+            "Answer each question.",
+            "Below are questions. Give the answer to each of them.",
+            "Please reply to the questions that follow.",
+        ),
+        ("请回答每个问题。", "下面有一些问题，请给出答案。", "请看问题，然后作答。"),
+    ),
+}
+
+
+def wordings(form: str, questions: Sequence[str]) -> tuple[str, ...]:
+    """Return one instruction in several wordings, in the language of most questions; () for other forms.
+
+    >>> wordings("generation", ["四川的省会是哪里？"])[0]
+    '请回答每个问题。'
+    """
+    chinese = sum(any("\u3400" <= character <= "\u9fff" for character in text) for text in questions)
+    return _WORDINGS[form][2 * chinese > len(questions)] if form in _WORDINGS else ()

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from minigpt.console.language import Language
 from minigpt.errors import printable
 from minigpt.evaluation.model_profile import Calibration, Profile
 from minigpt.evaluation.task_results import Answered, TaskResult
+from minigpt.evaluation.words import Say, speaker
 from minigpt.storage.files import atomic_write
 
 __all__ = ["cases", "in_markdown", "markdown_of", "profile_tables", "results_table", "write_report"]
 
+_ENGLISH = speaker()
 _CASES = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
@@ -52,85 +55,90 @@ def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
 # -- tables ------------------------------------------------------------------------------------------------
 
 
-def _numbers(results: Sequence[TaskResult]) -> Table:
+def _numbers(results: Sequence[TaskResult], say: Say) -> Table:
     rows = []
     for result in results:
         for name, metric in result.metrics.items():
             first = name == result.main
             rows.append([
-                result.task.name if first else "", name, metric.shown(), result.guessing if first else "",
+                result.task.name if first else "", name, metric.shown(say), result.guessing if first else "",
                 f"{len(result.answered):,}" if first else "", str(result.shots) if first else "",
             ])  # fmt: skip
-    return ("task", "metric", "value (95 % interval)", "guessing", "questions", "shots"), rows
+    columns = ("task", "metric", "value (95 % interval)", "guessing", "questions", "shots")
+    return [*map(say, columns)], rows
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
-    """Return the table of all metrics in Markdown. It holds no text of a task except its name."""
-    return _table_in_markdown(_numbers(results))
+    """Return the table of all metrics in Markdown. It holds no text of a task but its name."""
+    return _table_in_markdown(_numbers(results, _ENGLISH))
 
 
-def _efficiency(results: Sequence[TaskResult]) -> Table:
+def _efficiency(results: Sequence[TaskResult], say: Say) -> Table:
     rows = [
         [
             one.task.name, f"{one.seconds:.1f}", f"{one.tokens:,}", f"{one.tokens_read:,}",
-            f"{one.tokens_written:,}", f"{one.peak_mib:,.0f}", f"{one.n_cut:,}", f"{one.task.skipped:,}",
+            f"{one.tokens_written:,}", f"{one.peak_mib:,.0f}", f"{one.n_cut:,}",
+            f"{one.n_in_pieces:,}", f"{one.task.skipped:,}",
         ]
         for one in results
     ]  # fmt: skip
-    return (
-        (
-            "task",
-            "seconds",
-            "tokens of prompts",
-            "tokens read",
-            "tokens written",
-            "MiB",
-            "prompts cut",
-            "skipped",
-        ),
-        rows,
+    columns = (
+        *("task", "seconds", "tokens of prompts", "tokens read", "tokens written", "MiB"),
+        *("prompts cut", "choices in pieces", "skipped"),
     )
+    return [*map(say, columns)], rows
 
 
-def profile_tables(found: Profile) -> list[tuple[str, Table]]:
+def profile_tables(found: Profile, say: Say = _ENGLISH) -> list[tuple[str, Table]]:
     """Return the tables of a profile, each with its title."""
     tables: list[tuple[str, Table]] = []
+    columns: tuple[str, ...]
     if c := found.calibration:
-        tables.append((
-            "Calibration",
-            (("expected calibration error", "95 % interval", "temperature", "error with it", "fitted on"),
-             [[f"{c.error:.4f}", f"{c.low:.4f} to {c.high:.4f}", f"{c.temperature:.3g}",
-               f"{c.error_after:.4f}", c.fitted_on]]),
-        ))  # fmt: skip
+        columns = ("expected calibration error", "95 % interval", "temperature", "error with it", "fitted on")
+        interval = say("{low} to {high}", low=f"{c.low:.4f}", high=f"{c.high:.4f}")
+        numbers = [f"{c.error:.4f}", interval, f"{c.temperature:.3g}", f"{c.error_after:.4f}"]
+        rows = [[*numbers, say(c.fitted_on)]]
+        tables.append((say("Calibration"), ([*map(say, columns)], rows)))
     if found.robustness:
         rows = [
-            [name, f"{d.value:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", f"{d.p:.2g}", f"{d.count:,}"]
+            [
+                say(name),
+                f"{d.value:+.4f}",
+                say("{low} to {high}", low=f"{d.low:+.4f}", high=f"{d.high:+.4f}"),
+                f"{d.p:.2g}",
+                f"{d.count:,}",
+            ]
             for name, d in sorted(found.robustness.items(), key=lambda item: item[1].value)
         ]
-        tables.append(("Robustness: what a change of the question costs",
-                       (("change", "difference", "95 % interval", "p", "questions"), rows)))  # fmt: skip
+        title = say("Robustness: what a change of the question costs")
+        names = [say("change"), say("difference"), say("95 % interval"), "p", say("questions")]
+        tables.append((title, (names, rows)))
     if p := found.positions:
         rows = [
             [letter, f"{p.chosen[letter]:.1%}", f"{p.right[letter]:.1%}" if letter in p.right else ""]
             for letter in p.chosen
         ]
-        tables.append((f"Position: the same choice in every order for {p.consistent:.1%} of the questions",
-                       (("letter", "chosen", "accuracy where it is right"), rows)))  # fmt: skip
+        title = say(
+            "Position: the same choice in every order for {share} of the questions",
+            share=f"{p.consistent:.1%}",
+        )
+        columns = ("letter", "chosen", "accuracy where it is right")
+        tables.append((title, ([*map(say, columns)], rows)))
     if t := found.contamination:
-        tables.append(("Contamination",
-                       (("questions looked for", "all of it in the training data", "half of it or more"),
-                        [[f"{t.count:,}", f"{len(t.exact):,}", f"{len(t.near):,}"]])))  # fmt: skip
+        columns = ("questions looked for", "all of it in the training data", "half of it or more")
+        rows = [[f"{t.count:,}", f"{len(t.exact):,}", f"{len(t.near):,}"]]
+        tables.append((say("Contamination"), ([*map(say, columns)], rows)))
     return tables
 
 
-def _case_table(some: Sequence[Answered]) -> Table:
+def _case_table(some: Sequence[Answered], say: Say) -> Table:
     rows = []
     for one in some:
         example = one.example
         right = example.choices[example.answer] if example.choices else (example.references or ("",))[0]
         sure = f"{max(one.probabilities):.0%}" if one.probabilities else ""
         rows.append([str(example.line), _short(example.question), _short(right), _short(one.given), sure])
-    return ("line", "question", "right", "given", "sure"), rows
+    return [*map(say, ("line", "question", "right", "given", "sure"))], rows
 
 
 def _short(text: str, limit: int = 160) -> str:
@@ -141,8 +149,8 @@ def _short(text: str, limit: int = 160) -> str:
 # -- pictures ----------------------------------------------------------------------------------------------
 
 
-def _bars(results: Sequence[TaskResult]) -> str:
-    """Draw the first metric of each task from 0 to 1, with its interval and the score of guessing."""
+def _bars(results: Sequence[TaskResult], say: Say) -> str:
+    """Draw the first metric of each task from 0 to 1, with its interval, and the share of guessing."""
     some = [
         one for one in results if one.metrics[one.main].higher_is_better and one.metrics[one.main].value <= 1
     ]
@@ -162,14 +170,13 @@ def _bars(results: Sequence[TaskResult]) -> str:
             + f'<text x="{205 + width}" y="{y + 12}">{metric.value:.3f}</text>'
         )  # fmt: skip
     y = 24 + 28 * len(some)
-    parts.append(
-        f'<text x="200" y="{y}" fill="#666">black: 95 % interval; red: what a guess gets right</text>'
-    )
+    legend = say("black: 95 % interval; red: what a guess gets right")
+    parts.append(f'<text x="200" y="{y}" fill="#666">{legend}</text>')
     return _svg(640, y + 10, "".join(parts))
 
 
-def _reliability(found: Calibration) -> str:
-    """Draw the share of right answers over the probability. The size of a dot is its share of questions."""
+def _reliability(found: Calibration, say: Say) -> str:
+    """Draw how often a model is right against how sure it is; the size of a dot is its share of questions."""
     most = max(count for _, _, count in found.bins)
     dots = "".join(
         f'<circle cx="{40 + 240 * sure:.1f}" cy="{250 - 240 * right:.1f}" '
@@ -179,8 +186,9 @@ def _reliability(found: Calibration) -> str:
     return _svg(
         300, 290,
         '<path d="M40 10V250H280" fill="none" stroke="#888"/><path d="M40 250L280 10" stroke="#bbb" '
-        f'stroke-dasharray="4"/>{dots}<text x="160" y="280" text-anchor="middle">how sure</text>'
-        '<text x="14" y="130" transform="rotate(-90 14 130)" text-anchor="middle">how often right</text>',
+        f'stroke-dasharray="4"/>{dots}<text x="160" y="280" text-anchor="middle">{say("how sure")}'
+        '</text><text x="14" y="130" transform="rotate(-90 14 130)" text-anchor="middle">'
+        f'{say("how often right")}</text>',
     )  # fmt: skip
 
 
@@ -195,11 +203,11 @@ def _svg(width: int, height: int, content: str) -> str:
 
 
 def _sections(
-    results: Sequence[TaskResult], profiles: Mapping[str, Profile]
+    results: Sequence[TaskResult], profiles: Mapping[str, Profile], say: Say
 ) -> list[tuple[str, str, list[Table], tuple[str, str]]]:
     """Return (level, title, tables, (name of a picture, SVG)) in order."""
     found: list[tuple[str, str, list[Table], tuple[str, str]]] = [
-        ("2", "Results", [_numbers(results)], ("results", _bars(results)))
+        ("2", say("Results"), [_numbers(results, say)], ("results", _bars(results, say)))
     ]
     for number, result in enumerate(results, 1):
         own = profiles.get(result.task.name)
@@ -207,23 +215,18 @@ def _sections(
         if own is None and not worst and not surprising:
             continue
         found.append(("2", result.task.name, [], ("", "")))
-        for title, one in profile_tables(own) if own else []:
+        for title, one in profile_tables(own, say) if own else []:
             picture = ("", "")
-            if title == "Calibration" and own is not None and own.calibration is not None:
-                picture = (f"reliability-{number}", _reliability(own.calibration))
+            if title == say("Calibration") and own is not None and own.calibration is not None:
+                picture = (f"reliability-{number}", _reliability(own.calibration, say))
             found.append(("3", title, [one], picture))
-        if worst:
-            found.append(("3", "The worst cases: wrong, and sure of it", [_case_table(worst)], ("", "")))
-        if surprising:
-            found.append(
-                (
-                    "3",
-                    "The most surprising cases: right against the odds",
-                    [_case_table(surprising)],
-                    ("", ""),
-                )
-            )
-    found.append(("2", "Efficiency", [_efficiency(results)], ("", "")))
+        for title, some in (
+            ("The worst cases: wrong, and sure of it", worst),
+            ("The most surprising cases: right against the odds", surprising),
+        ):
+            if some:
+                found.append(("3", say(title), [_case_table(some, say)], ("", "")))
+    found.append(("2", say("Efficiency"), [_efficiency(results, say)], ("", "")))
     return found
 
 
@@ -246,10 +249,12 @@ def _table_in_markdown(one: Table) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def markdown_of(model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile]) -> str:
+def markdown_of(
+    model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile], say: Say = _ENGLISH
+) -> str:
     """Return the report in Markdown; it links to the pictures of `write_report`."""
-    parts = [f"# Evaluation of {in_markdown(model)}"]
-    for level, title, tables, (name, svg) in _sections(results, profiles):
+    parts = [f"# {say('Evaluation of {model}', model=in_markdown(model))}"]
+    for level, title, tables, (name, svg) in _sections(results, profiles, say):
         parts.append(f"{'#' * int(level)} {in_markdown(title)}")
         parts += [_table_in_markdown(one) for one in tables]
         if svg:
@@ -257,9 +262,13 @@ def markdown_of(model: str, results: Sequence[TaskResult], profiles: Mapping[str
     return "\n\n".join(parts) + "\n"
 
 
-def _page(model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile]) -> str:
-    parts = [f"<h1>Evaluation of {_html(model)}</h1>"]
-    for level, title, tables, (_, svg) in _sections(results, profiles):
+def _page(
+    model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile], language: Language
+) -> str:
+    say = speaker(language)
+    heading = say("Evaluation of {model}", model=_html(model))
+    parts = [f"<h1>{heading}</h1>"]
+    for level, title, tables, (_, svg) in _sections(results, profiles, say):
         parts.append(f"<h{level}>{_html(title)}</h{level}>")
         for columns, rows in tables:
             head = "".join(f"<th>{html.escape(one)}</th>" for one in columns)
@@ -267,16 +276,20 @@ def _page(model: str, results: Sequence[TaskResult], profiles: Mapping[str, Prof
             parts.append(f"<table><tr>{head}</tr>{body}</table>")
         parts.append(svg)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'<!doctype html><html lang="{language}"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width"><meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Evaluation of {_html(model)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>{heading}</title><style>{_STYLE}</style></head><body>"
         f"{''.join(parts)}</body></html>\n"
     )
 
 
 def write_report(
-    folder: Path, model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile] | None = None
+    folder: Path,
+    model: str,
+    results: Sequence[TaskResult],
+    profiles: Mapping[str, Profile] | None = None,
+    language: Language = "en",
 ) -> list[Path]:
     """Write index.html, README.md and the pictures. Returns the files.
 
@@ -285,9 +298,12 @@ def write_report(
         profiles: a task's name -> its profile.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own = profiles or {}
-    contents = {"index.html": _page(model, results, own), "README.md": markdown_of(model, results, own)}
-    contents |= {f"{name}.svg": svg for _, _, _, (name, svg) in _sections(results, own) if svg}
+    own, say = profiles or {}, speaker(language)
+    contents = {
+        "index.html": _page(model, results, own, language),
+        "README.md": markdown_of(model, results, own, say),
+    }
+    contents |= {f"{name}.svg": svg for _, _, _, (name, svg) in _sections(results, own, say) if svg}
     for name, text in contents.items():
         atomic_write(folder / name, text)
     return [folder / name for name in contents]

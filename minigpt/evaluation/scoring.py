@@ -4,20 +4,23 @@
     found = scorer.score([(context, continuation), ...])      # ids
     found[0].total, found[0].is_greedy
 
-Requests are sorted by their ids, so requests with a common beginning follow each other: questions with the
-same shots, and choices of the same question. The common beginning of a batch is read into a KV cache, and
-stays there as far as the next batch shares it. The rest of a batch is a tree: equal beginnings are one
-branch. The model reads a tree in one pass without padding, with a mask in which a token attends to the tokens
-above it. The C code for weights in 16, 8 and 4 bits has no such mask: it reads each branch separately, from
-the fork on.
+Requests are sorted by their ids, so that those with a common beginning follow each other: the questions with
+the same shots, the choices of the same question. What a batch shares is read into a cache, which keeps what
+the next batch shares, too. The rest of a batch is a forest: requests with a common beginning are a tree, in
+which each common token is there once. The trees lie in rows, one behind another in a row, so that rows are of
+nearly equal length. A batch is read in one pass, with a mask in which a token attends to the tokens above it.
+Products are faster with many tokens, attention with short rows. Weights in 16, 8 and 4 bits are read by C,
+which knows no such mask: there each branch is read by itself, from where it forks.
 
-Letters in shapes: T tokens, S columns, C channels, V entries of the vocabulary.
+Letters in shapes: R rows, L tokens of a row, S tokens in the cache, H heads, D channels of one head, C
+channels, V entries of the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,8 +33,10 @@ from minigpt.generation.native import NativeRunner, runner_for
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-_TREE = {"cpu": 512}  # most tokens of a tree: attention then costs a tenth of GPT-2's time
-_TREE_ON_GPU = 2048
+_TOKENS = {"cpu": 1024}  # most tokens of a pass; more gain little
+_TOKENS_ON_GPU = 2048
+_ROWS = 16  # most rows of a pass
+_PADDING = 0.04  # most padding, as a share of the tokens; rows save a tenth of GPT-2's work
 _LOGITS = 2**24  # most logits in memory at a time: 64 MiB in float32
 
 
@@ -40,7 +45,8 @@ class Scored(NamedTuple):
 
     logprobs: list[float]  # log-probability of each token
     is_greedy: bool  # True if each token is the most likely one
-    n_cut: int  # number of tokens that were cut from the beginning of the context, because it is too long
+    n_cut: int  # number of tokens of the context that did not fit, from its beginning
+    pieces: int = 1  # a continuation that is longer than the model's context is scored in so many pieces
 
     @property
     def total(self) -> float:
@@ -74,7 +80,7 @@ class ContinuationScorer:
         self._model = model
         weight = next(model.parameters())
         self._device, self._dtype = weight.device, weight.dtype
-        self._tree = _TREE.get(weight.device.type, _TREE_ON_GPU)
+        self._tokens = _TOKENS.get(weight.device.type, _TOKENS_ON_GPU)
         self._cache: KeyValueCache | None = None
         self._held: tuple[int, ...] = ()  # the tokens in the cache
 
@@ -85,15 +91,24 @@ class ContinuationScorer:
     ) -> list[Scored]:
         """Score each (context, continuation), in order. A context that is too long loses its beginning.
 
+        A continuation that alone is too long is scored in pieces. So no token of it is left out.
+
         Args:
             requests: ids. A context has at least one token.
             on_progress: called with the number of finished requests.
 
         Raises:
-            InputError: if a context or a continuation is empty, or a continuation alone is too long; if the
-                model's scores are not finite.
+            InputError: if a context or a continuation is empty; if the model's scores are not finite.
         """
-        prepared = [self._prepared(number, *request) for number, request in enumerate(requests, 1)]
+        pieces = [self._pieces(number, *request) for number, request in enumerate(requests, 1)]
+        whole = [i for i, some in enumerate(pieces) for _ in some]  # the request of each piece
+        found = self._score(
+            [piece for some in pieces for piece in some], lambda done: on_progress(whole[done - 1] + 1)
+        )
+        parts = iter(found)
+        return [_joined([next(parts) for _ in some]) for some in pieces]
+
+    def _score(self, prepared: list[_Request], on_progress: Callable[[int], None]) -> list[Scored]:
         order = sorted(range(len(prepared)), key=lambda i: prepared[i].read)
         found: list[Scored | None] = [None] * len(prepared)
         with evaluating(self._model), torch.inference_mode():
@@ -112,7 +127,7 @@ class ContinuationScorer:
                     end, shared = self._batch(prepared, order, start)
                     batch = [prepared[i] for i in order[start:end]]
                     self._read_shared(batch[0].read[:shared])
-                    scored = self._in_tree(batch, shared)
+                    scored = self._in_rows(batch, shared)
                 for i, one in zip(order[start:end], scored):
                     found[i] = one
                 start = end
@@ -120,20 +135,20 @@ class ContinuationScorer:
             self._cache, self._held = None, ()
         return [one for one in found if one is not None]
 
-    def _prepared(self, number: int, context: Sequence[int], continuation: Sequence[int]) -> _Request:
+    def _pieces(self, number: int, context: Sequence[int], continuation: Sequence[int]) -> list[_Request]:
+        """Return the requests that make up one: several if the continuation alone is too long."""
         if not context or not continuation:
             empty = "context" if not context else "continuation"
             raise InputError(f"request {number} has an empty {empty}: there is nothing to score")
-        if len(continuation) > self.max_length:
-            raise InputError(
-                f"request {number}: a continuation of {len(continuation):,} tokens is longer than the "
-                f"{self.max_length:,} tokens that the model reads"
-            )
-        ids = (*context, *continuation)
-        n_cut = max(0, len(ids) - self.max_length - 1)
-        read = ids[n_cut:-1]
-        self.tokens_asked += len(read)
-        return _Request(read, len(read) - len(continuation), tuple(continuation), n_cut)
+        found = []
+        for start in range(0, len(continuation), self.max_length):
+            targets = tuple(continuation[start : start + self.max_length])
+            ids = (*context, *continuation[:start], *targets)
+            n_cut = max(0, len(ids) - self.max_length - 1)
+            read = ids[n_cut:-1]
+            self.tokens_asked += len(read)
+            found.append(_Request(read, len(read) - len(targets), targets, n_cut))
+        return found
 
     def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
         """Return True if each branch must be read separately.
@@ -144,12 +159,11 @@ class ContinuationScorer:
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
 
     def _allocate(self, longest: int) -> None:
-        columns = longest + max(self._tree, longest)  # common beginning, then a tree or one long request
-        self._cache = KeyValueCache(self._model.config, 1, columns, self._device, self._dtype)
+        self._cache = KeyValueCache(self._model.config, 1, longest, self._device, self._dtype)
         self._cache.allocate()
         self._held = ()
 
-    # -- trees ----------------------------------------------------------------------------------------------
+    # -- rows -----------------------------------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
         """Return the end of the batch that begins at `start`, and the number of tokens that it shares."""
@@ -159,10 +173,13 @@ class ContinuationScorer:
             one = requests[order[end]]
             common = _common(last.read, one.read)
             new_shared = min(shared, common, one.first)
-            if tokens + len(one.read) - common - new_shared > self._tree:
+            if tokens + len(one.read) - common - new_shared > self._tokens:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
+        if end == start + 1:  # one request: a pass of its own for what no other one shares would gain nothing
+            others = [self._held, *(requests[i].read for i in order[end : end + 1])]
+            shared = min(shared, max(_common(other, last.read) for other in others))
         return end, shared
 
     def _read_shared(self, ids: tuple[int, ...]) -> None:
@@ -176,40 +193,28 @@ class ContinuationScorer:
             self.tokens_read += len(ids) - kept
         self._held = ids
 
-    def _in_tree(self, batch: list[_Request], shared: int) -> list[Scored]:
+    def _in_rows(self, batch: list[_Request], shared: int) -> list[Scored]:
         assert self._cache is not None
-        tokens: list[int] = []
-        depths: list[int] = []
-        parents: list[int] = []
-        path: list[int] = []  # nodes of the last request, from `shared` on
-        nodes: list[list[int]] = []  # for each request, the nodes that predict its targets
-        before: tuple[int, ...] = batch[0].read[:shared]
-        for one in batch:
-            common = _common(before, one.read)
-            del path[common - shared :]
-            for depth in range(common, len(one.read)):
-                parents.append(path[-1] if path else -1)
-                path.append(len(tokens))
-                tokens.append(one.read[depth])
-                depths.append(depth)
-            nodes.append(path[one.first - shared :])
-            before = one.read
-        T = len(tokens)
-        above = np.zeros((T, shared + T), dtype=np.bool_)  # (T, S): True if the token of the column is above
-        above[:, :shared] = True
-        for node, parent in enumerate(parents):
-            if parent >= 0:
-                above[node] = above[parent]
-            above[node, shared + node] = True
-        # Without a fork the mask is the causal one, and attention is faster without an explicit mask.
-        forks = any(parent != node - 1 for node, parent in enumerate(parents))
-        mask = torch.from_numpy(above)[None].to(self._device) if forks else None
-        positions = self._tensor([depths]) if forks else None
-        view = self._cache.view([0], [T])
-        hidden = self._model.base_model(self._tensor([tokens]), mask, positions, view)[0]  # (T, C)
-        self._cache.truncate(0, shared)
-        self.tokens_read += T
-        return self._scored(batch, nodes, hidden, is_hidden=True)
+        rows = _in_equal_rows(batch, shared)
+        trees = [_Tree(shared) for _ in rows]
+        nodes: list[list[int]] = [[] for _ in batch]  # for each request, the nodes that predict its targets
+        for tree, row in zip(trees, rows):
+            for i in row:
+                nodes[i] = tree.add(batch[i].read)[batch[i].first - shared :]
+        L = max(len(tree.tokens) for tree in trees)
+        for r, (tree, row) in enumerate(zip(trees, rows)):
+            self.tokens_read += len(tree.tokens)
+            for i in row:
+                nodes[i] = [r * L + node for node in nodes[i]]
+        ids = self._tensor([[*tree.tokens, *[0] * (L - len(tree.tokens))] for tree in trees])  # (R, L)
+        # Without a fork the mask is the usual one, and attention is faster without a mask of its own.
+        mask = positions = None
+        if any(tree.forks for tree in trees):
+            above = np.stack([tree.above(L) for tree in trees])  # (R, L, S + L)
+            mask = torch.from_numpy(above).to(self._device)
+            positions = self._tensor([[*tree.depths, *[0] * (L - len(tree.depths))] for tree in trees])
+        hidden = self._model.base_model(ids, mask, positions, _Shared(self._cache, shared))  # (R, L, C)
+        return self._scored(batch, nodes, hidden.flatten(0, 1), is_hidden=True)
 
     # -- branches -------------------------------------------------------------------------------------------
 
@@ -219,8 +224,8 @@ class ContinuationScorer:
         one = batch[0]
         kept = min(_common(self._held, one.read), one.first)
         self._cache.truncate(0, kept)
-        for start in range(kept, one.first, self._tree):
-            piece = one.read[start : min(start + self._tree, one.first)]
+        for start in range(kept, one.first, self._tokens):
+            piece = one.read[start : min(start + self._tokens, one.first)]
             runner.prefill([piece], [0], self._cache)
         step = max(1, _LOGITS // self._model.config.vocab_size)
         pieces = []
@@ -270,6 +275,102 @@ class ContinuationScorer:
 
     def _tensor(self, rows: Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(rows, device=self._device)
+
+
+class _Tree:
+    """Requests that lie in one row behind what all rows share. Common tokens of neighbours are there once.
+
+    Attributes:
+        tokens: the ids.
+        depths: position of each token in its request.
+        forks: True if a token does not follow the one before it.
+    """
+
+    def __init__(self, shared: int) -> None:
+        self._shared = shared
+        self.tokens: list[int] = []
+        self.depths: list[int] = []
+        self.forks = False
+        self._parents: list[int] = []
+        self._path: list[int] = []  # nodes of the last request
+        self._last: Sequence[int] | None = None
+
+    def add(self, ids: Sequence[int]) -> list[int]:
+        """Add a request. Return its nodes, behind what is shared."""
+        common = self._shared if self._last is None else _common(self._last, ids)
+        del self._path[common - self._shared :]
+        for depth in range(common, len(ids)):
+            parent = self._path[-1] if self._path else -1
+            self.forks |= parent != len(self.tokens) - 1
+            self._parents.append(parent)
+            self._path.append(len(self.tokens))
+            self.tokens.append(ids[depth])
+            self.depths.append(depth)
+        self._last = ids
+        return [*self._path]
+
+    def above(self, length: int) -> npt.NDArray[np.bool_]:
+        """Return the mask (length, S + length): which tokens are above a token."""
+        found = np.zeros((length, self._shared + length), dtype=np.bool_)
+        found[:, : self._shared] = True
+        np.fill_diagonal(found[:, self._shared :], True)  # of padding, too: a softmax needs a key
+        for node, parent in enumerate(self._parents):
+            if parent >= 0:
+                found[node] |= found[parent]
+        return found
+
+
+class _Shared:
+    """A cache for the model whose rows all begin with the same tokens. It does not keep the new ones."""
+
+    def __init__(self, cache: KeyValueCache, length: int) -> None:
+        self._cache, self.length = cache, length
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put what is shared before k and v (R, H, L, D). Return (R, H, S + L, D) each."""
+        if not self.length:
+            return k, v
+        shared = [one[:, :, : self.length].expand(len(k), -1, -1, -1) for one in self._cache.layer(layer)]
+        return torch.cat([shared[0], k], 2), torch.cat([shared[1], v], 2)
+
+    def advance(self, tokens: int) -> None:
+        """Do nothing: new tokens are not kept."""
+
+
+def _in_equal_rows(batch: Sequence[_Request], shared: int) -> list[list[int]]:
+    """Divide requests among rows of nearly equal length. Those with more in common stay together.
+
+    Returns: the requests' numbers, row by row; as many rows as fit with little padding.
+    """
+    trees: list[list[int]] = []
+    sizes: list[int] = []
+    for i, one in enumerate(batch):
+        common = _common(batch[i - 1].read, one.read) if i else 0
+        if not i or common <= shared:
+            trees.append([])
+            sizes.append(0)
+            common = shared
+        trees[-1].append(i)
+        sizes[-1] += len(one.read) - common
+    order = sorted(range(len(trees)), key=lambda t: -sizes[t])
+    for n_rows in range(min(len(trees), _ROWS), 0, -1):
+        rows: list[list[int]] = [[] for _ in range(n_rows)]
+        lengths = [0] * n_rows
+        for t in order:  # the largest first, each into the shortest row
+            r = lengths.index(min(lengths))
+            rows[r] += trees[t]
+            lengths[r] += sizes[t]
+        if n_rows * max(lengths) <= (1 + _PADDING) * sum(sizes):
+            break
+    return rows
+
+
+def _joined(pieces: Sequence[Scored]) -> Scored:
+    """Return the score of a continuation from those of its pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    logprobs = [value for one in pieces for value in one.logprobs]
+    return Scored(logprobs, all(one.is_greedy for one in pieces), pieces[-1].n_cut, len(pieces))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

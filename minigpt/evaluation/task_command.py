@@ -13,6 +13,7 @@ from minigpt.evaluation.options import TaskOptions
 from minigpt.evaluation.task_results import LoadedModel, TaskResult, run_task
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks
+from minigpt.evaluation.words import Say, speaker
 from minigpt.finetuning.masked_lm import mask_token_id
 from minigpt.generation.loading import adapter_note
 from minigpt.weights.classifiers import classifier_labels, load_classifier
@@ -32,6 +33,8 @@ __all__ = [
     "tasks_of",
     "warn_of_unknown_characters",
 ]
+
+_ENGLISH = speaker()
 
 
 def evaluate_task(
@@ -89,15 +92,22 @@ def load(
     return LoadedModel(set_precision(model, precision), tokenizer, path, batch_size, adapter=adapter)
 
 
-def measure(loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions) -> dict[str, TaskResult]:
+def measure(
+    loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions, say: Say = _ENGLISH
+) -> dict[str, TaskResult]:
     """Measure a model on tasks, and print the results. Returns them by the tasks' names."""
     results = {task.name: run_task(loaded, task, options) for task in tasks}
     for result in results.values():
         warn_of_unknown_characters(result, loaded.tokenizer)
-    print_results(list(results.values()))
+    print_results(list(results.values()), say)
     for result in results.values():
         if result.n_cut:
             warn(f"{result.task.name}: {result.n_cut:,} prompts are too long: their beginning was left out")
+        if result.n_in_pieces:
+            warn(
+                f"{result.task.name}: {result.n_in_pieces:,} choices are longer than the model's context: "
+                "they were scored in pieces"
+            )
     return results
 
 
@@ -124,6 +134,7 @@ def profiles_of(
     options: TaskOptions,
     helm: bool,
     training: Sequence[Path],
+    say: Say = _ENGLISH,
 ) -> "dict[str, Profile]":
     """Return the profile of each task and print it. Without `helm`, it is only about training data."""
     from minigpt.evaluation.contamination import contamination
@@ -136,22 +147,23 @@ def profiles_of(
             found[name] = profile(loaded, result, options, training)
         elif training:
             found[name] = Profile(contamination=contamination(result.task.examples, training))
-        for title, (columns, rows) in profile_tables(found[name]) if name in found else []:
+        for title, (columns, rows) in profile_tables(found[name], say) if name in found else []:
             show_table(f"{name}. {title}", columns, rows, range(1, len(columns)))
     return found
 
 
-def print_results(results: Sequence[TaskResult]) -> None:
-    """Print each metric with its interval, and the score of guessing."""
+def print_results(results: Sequence[TaskResult], say: Say = _ENGLISH) -> None:
+    """Print each metric with its interval, and the chance of guessing."""
     rows = []
     for result in results:
         for name, metric in result.metrics.items():
             first = name == result.main
             rows.append([
-                result.task.name if first else "", name, metric.shown(),
+                result.task.name if first else "", name, metric.shown(say),
                 result.guessing if first else "", f"{len(result.answered):,}" if first else "",
             ])  # fmt: skip
-    show_table("tasks", ("task", "metric", "value (95 % interval)", "guessing", "count"), rows, (4,))
+    columns = [*map(say, ("task", "metric", "value (95 % interval)", "guessing", "count"))]
+    show_table(say("tasks"), columns, rows, (4,))
 
 
 def show_table(

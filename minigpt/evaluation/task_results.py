@@ -38,6 +38,7 @@ from minigpt.evaluation.scoring import ContinuationScorer, Scored
 from minigpt.evaluation.task_shapes import Example, Form
 from minigpt.evaluation.tasks import Task
 from minigpt.evaluation.text_metrics import TEXT_METRICS, check_metric, corpus_score
+from minigpt.evaluation.words import Say, speaker
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.generation.api import ends_of_answer
@@ -73,7 +74,7 @@ class Metric:
     values: Values = field(repr=False, compare=False)  # one value per question, to compare two models
     higher_is_better: bool = True
 
-    def shown(self) -> str:
+    def shown(self, say: Say = speaker()) -> str:  # noqa: B008
         """Return the number with its interval.
 
         >>> Metric(0.4512, 0.4, 0.5, np.zeros(1)).shown()
@@ -82,7 +83,8 @@ class Metric:
         digits = 2 if abs(self.value) >= 10 else 4
         text = f"{self.value:.{digits}f}"
         if math.isfinite(self.low) and math.isfinite(self.high):
-            text += f" ({self.low:.{digits}f} to {self.high:.{digits}f})"
+            ends = say("{low} to {high}", low=f"{self.low:.{digits}f}", high=f"{self.high:.{digits}f}")
+            text += f" ({ends})"
         return text
 
     def as_dict(self) -> dict[str, float | None]:
@@ -121,9 +123,10 @@ class TaskResult:
     shots: int
     metrics: dict[str, Metric]
     answered: list[Answered] = field(repr=False)
-    n_cut: int = 0  # number of prompts that lost their beginning, because they were too long
-    tokens: int = 0  # number of tokens of all prompts
-    tokens_read: int = 0  # number of tokens that the model read for these prompts
+    n_cut: int = 0  # number of prompts that did not fit: their beginning was left out
+    n_in_pieces: int = 0  # number of choices that alone are longer than the context: scored in pieces
+    tokens: int = 0  # tokens of all prompts
+    tokens_read: int = 0  # tokens that the model has read for them
     tokens_written: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0  # highest memory use, in MiB
@@ -148,6 +151,7 @@ class TaskResult:
             "shots": self.shots,
             "skipped": self.task.skipped,
             "cut": self.n_cut,
+            "in_pieces": self.n_in_pieces,
             "metrics": {name: metric.as_dict() for name, metric in self.metrics.items()},
             "efficiency": {
                 "seconds": round(self.seconds, 3),
@@ -259,12 +263,16 @@ def _score(
     flat = [request for some in requests for request in some]
     with ProgressLine(f"{task.name}, scoring", len(flat), patience=2.0) as progress:
         scored = iter(scorer.score(flat, progress.update))
-    answered, n_cut = [], 0
+    answered, n_cut, n_in_pieces = [], 0, 0
     for one, some in zip(task.examples, requests):
         own = [next(scored) for _ in some]
         n_cut += any(each.n_cut for each in own)
+        n_in_pieces += sum(each.pieces > 1 for each in own)
         answered.append(_answered(one, own))
-    counts = {"n_cut": n_cut, "tokens": scorer.tokens_asked, "tokens_read": scorer.tokens_read}
+    counts = {
+        "n_cut": n_cut, "n_in_pieces": n_in_pieces, "tokens": scorer.tokens_asked,
+        "tokens_read": scorer.tokens_read,
+    }  # fmt: skip
     return answered, counts
 
 
@@ -408,8 +416,8 @@ def _measure_text(loaded: LoadedModel, task: Task, options: TaskOptions, began: 
     }
     answered = [Answered(one, False, "", (float(total),)) for one, total in zip(task.examples, totals)]
     return TaskResult(
-        task, 0, metrics, answered, 0, scorer.tokens_asked, scorer.tokens_read, 0,
-        time.perf_counter() - began, _peak_mib(),
+        task, 0, metrics, answered, tokens=scorer.tokens_asked, tokens_read=scorer.tokens_read,
+        seconds=time.perf_counter() - began, peak_mib=_peak_mib(),
     )  # fmt: skip
 
 

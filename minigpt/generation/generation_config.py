@@ -20,13 +20,14 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = [
     "PromptFormat", "notes_of", "prompt_format", "recommended_options", "start_token", "trained_length",
-    "with_prompt_format",
+    "with_training_facts",
 ]  # fmt: skip
 
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
-_FORM = "prompt_format"  # a key of config.json, in folders that are derived from a run's
+# keys of config.json, in folders that are derived from a run's
+_FORM, _LENGTH = "prompt_format", "training_max_length"
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # no effect without do_sample
 # The options that are read. Lengths are not, because published files name the model's whole context.
 _NAMES = (
@@ -135,15 +136,18 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = 
     return "text" if _learned_from_text(folder, adapter) else "question"
 
 
-def with_prompt_format(
+def with_training_facts(
     config: Mapping[str, Any], folder: Path, adapter: Path | None = None
 ) -> dict[str, Any]:
     """Return the content of config.json for a folder that is derived from `folder`, maybe with an adapter.
 
-    Such a folder has no training_state.json. Without it, the format of a character model would be unknown.
+    Such a folder has no training_state.json, which says whether a model of characters learned from texts, and
+    where training cut a pair.
     """
-    rest = {key: value for key, value in config.items() if key != _FORM}
-    return {**rest, _FORM: "text"} if _learned_from_text(folder, adapter) else rest
+    facts = {_FORM: "text"} if _learned_from_text(folder, adapter) else {}
+    length = trained_length(folder if adapter is None else adapter_folder(adapter))
+    rest = {key: value for key, value in config.items() if key not in (_FORM, _LENGTH)}
+    return {**rest, **facts, **({_LENGTH: length} if length else {})}
 
 
 def _learned_from_text(folder: Path, adapter: Path | None) -> bool:
@@ -158,10 +162,13 @@ def _learned_from_text(folder: Path, adapter: Path | None) -> bool:
 
 
 def trained_length(folder: Path) -> int:
-    """Return the max_length of the run that wrote a checkpoint. Return 0 for folders of other tools."""
+    """Return the max_length of the run that a folder comes from. Return 0 for folders of other tools."""
     config = _object(folder / _STATE).get("config")
-    length = config.get("max_length") if isinstance(config, dict) and config.get("text") is None else None
-    return length if isinstance(length, int) else 0
+    if isinstance(config, dict):
+        length = config.get("max_length") if config.get("text") is None else None
+    else:
+        length = _object(folder / _CONFIG).get(_LENGTH)
+    return length if type(length) is int and length > 0 else 0
 
 
 def _object(path: Path) -> dict[str, Any]:
