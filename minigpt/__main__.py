@@ -39,10 +39,7 @@ COMMANDS = {
     "merge": ("minigpt.commands.merge", "merge an adapter into the weights of its model"),
     "quantize": ("minigpt.commands.quantize", "save a checkpoint in int8, int4 or float16"),
     "import": ("minigpt.commands.import_checkpoint", "turn a .pth of torch.save into a checkpoint folder"),
-    "convert": (
-        "minigpt.commands.convert",
-        "turn a checkpoint folder into a GGUF file for llama.cpp, or a page",
-    ),
+    "convert": ("minigpt.commands.convert", "turn a checkpoint folder into a GGUF or ONNX file, or a page"),
     "env": (
         "minigpt.commands.environment",
         "print what is installed and what machine this is, for a bug report",

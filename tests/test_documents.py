@@ -53,6 +53,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/data.zh-CN.md": "docs/data.md",
     "docs/parity.zh-CN.md": "docs/parity.md",
     "docs/html.zh-CN.md": "docs/html.md",
+    "docs/onnx.zh-CN.md": "docs/onnx.md",
     "docs/training.zh-CN.md": "docs/training.md",
     "docs/fine_tuning.zh-CN.md": "docs/fine_tuning.md",
     "docs/lens.zh-CN.md": "docs/lens.md",
@@ -60,6 +61,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "data/README.md": "",  # both languages in one file
 }
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
+NEEDED = {"docs/onnx.zh-CN.md": ("onnx", "onnxruntime")}  # document -> packages without which it is not run
 PLACE = "DEMO-OUTPUT-HERE"  # stands where what `make demo` and `make test` print is to be pasted
 
 THE_TUTORIAL_S_COMMANDS = [
@@ -451,6 +453,8 @@ def at_desk(folder: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_says_is_so(document: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in NEEDED.get(document, ()):
+        pytest.importorskip(package, reason=f"{package}, which this document is about, is not installed")
     reader = Reader(document, desk)
     if document == LENS:
         monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")

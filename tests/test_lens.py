@@ -202,6 +202,62 @@ def test_a_head_that_is_switched_off_is_one_whose_output_columns_are_zero(kind: 
         torch.testing.assert_close(layer_off, model(ids))
 
 
+def without_head(weights: Tensor) -> Tensor:
+    weights = weights.clone()
+    weights[:, 2] = 0
+    return weights
+
+
+def test_a_head_that_looks_at_nothing_is_switched_off(pair: Any) -> None:
+    model, _ = pair
+    ids = torch.tensor([[3, 5, 4, 6], [4, 4, 5, 3]])
+    name = "blocks.1.attn.probabilities"
+    off = lens.record(model, ids, ["logits"], lens.switched_off(model, 1, 2))["logits"]
+    seen = lens.record(model, ids, [name, "logits"], {name: without_head})
+    torch.testing.assert_close(seen["logits"], off, rtol=1e-4, atol=1e-4)  # other orders of sums
+    assert not torch.allclose(off, model(ids), atol=1e-3)
+    assert torch.equal(seen[name], without_head(seen[name]))
+    assert seen[name][:, 1].sum() > 7.99, "the other heads look at the same: rows of 1"
+
+
+def test_probabilities_can_be_patched(pair: Any) -> None:
+    """Every token looks at itself alone: each head then takes this token's value, and nothing else."""
+    model, _ = pair
+    ids = torch.tensor([[3, 5, 4, 6]])
+    itself: Any = {
+        f"blocks.{layer}.attn.probabilities": torch.eye(4).expand(1, 4, 4, 4) for layer in range(3)
+    }
+    together = lens.record(model, ids, ["blocks.2.attn.heads"], itself)["blocks.2.attn.heads"]
+    positions = torch.arange(4)[:, None]
+    with torch.no_grad():  # rows of one token have nothing else to look at
+        heads: list[Tensor] = []
+        part = "attn.out_proj" if hasattr(model.blocks[2], "attn") else "self_attn.o_proj"
+        hook = (
+            model.blocks[2]
+            .get_submodule(part)
+            .register_forward_pre_hook(lambda _, given: heads.append(given[0]))
+        )
+        model(ids.T, position_ids=positions)
+        hook.remove()
+    torch.testing.assert_close(together.reshape(4, -1), heads[0].reshape(4, -1), rtol=1e-4, atol=1e-4)
+    here, there = torch.tensor([[3, 5, 4, 6]]), torch.tensor([[6, 6, 3, 4]])
+    name = "blocks.0.attn.probabilities"
+    other = lens.record(model, there, [name])[name]
+    patched = lens.record(model, here, [name, "blocks.0.attn"], {name: other})
+    assert torch.equal(patched[name], other)
+    assert not torch.allclose(patched["blocks.0.attn"], lens.record(model, here)["blocks.0.attn"])
+
+
+def test_a_wrong_replacement_leaves_nothing_behind(gpt: LanguageModel) -> None:
+    ids = torch.tensor([[3, 5, 4, 6]])
+    before = gpt(ids)
+    wrong = {"blocks.1.attn.probabilities": torch.ones(1, 4, 4, 5)}
+    with pytest.raises(InputError, match=r"probabilities has the shape \(1, 4, 4, 4\): got \(1, 4, 4, 5\)"):
+        lens.record(gpt, ids, ["logits"], wrong)
+    assert torch.equal(gpt(ids), before)
+    assert torch.ones(2).softmax(0).sum() == 1
+
+
 def test_patching_continues_from_the_other_text(pair: Any) -> None:
     model, _ = pair
     here, there = torch.tensor([[3, 5, 4, 6]]), torch.tensor([[6, 6, 3, 4]])
@@ -219,8 +275,8 @@ def test_patching_continues_from_the_other_text(pair: Any) -> None:
     ("names", "changes", "message"),
     [
         (["blocks.3.attn"], {}, "unknown activation 'blocks.3.attn'; did you mean 'blocks.2.attn'"),
-        (["*"], {"blocks.0.attn.probabilities": torch.zeros_like}, "that can be replaced"),
-        (["*"], {"nothing": torch.zeros_like}, "unknown activation that can be replaced 'nothing'"),
+        (["*"], {"blocks.7.attn.probabilities": torch.zeros_like}, "unknown activation"),
+        (["*"], {"nothing": torch.zeros_like}, "unknown activation 'nothing'; known: embeddings"),
     ],
 )
 def test_unknown_activations(gpt: LanguageModel, names: list[str], changes: Any, message: str) -> None:

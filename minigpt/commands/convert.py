@@ -1,12 +1,15 @@
-"""Convert a checkpoint folder to one file: for llama.cpp and programs that use it, or for a browser.
+"""Convert a checkpoint folder for other programs: llama.cpp, a browser, or onnxruntime.
 
     minigpt convert --model output/best --output model.gguf
     minigpt convert --model output/best --dtype int8
     minigpt convert --model output/best --format html --output model.html    # opens in any browser, offline
+    minigpt convert --model output/best --format onnx --output model.onnx    # the model alone
+    minigpt convert --model output/best --format onnx --output output/onnx   # a folder: with its tokenizer
 
-GGUF needs the gguf package: pip install 'minigpt[gguf]'. Warnings say what these programs do differently from
-minigpt. An HTML file needs nothing: weights, tokenizer and program are inside. Hugging Face's libraries need
-no conversion: they read the folder directly.
+GGUF needs the gguf package (pip install 'minigpt[gguf]'), ONNX the onnx package (pip install
+'minigpt[onnx]'). Warnings say what these programs do differently from minigpt. An HTML file needs nothing:
+weights, tokenizer and program are inside. Hugging Face's libraries need no conversion: they read the folder
+directly.
 """
 
 from dataclasses import dataclass
@@ -18,20 +21,26 @@ from minigpt.errors import InputError
 
 # ours -> the name in a GGUF file
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "int8": "q8_0"}
+_OTHER_FILES = (".gguf", ".html", ".bin", ".pt", ".pth", ".safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(command_line.CommandOptions):
-    """Convert a checkpoint folder to a GGUF file for llama.cpp, or to an HTML file for a browser."""
+    """Convert a checkpoint folder to a GGUF file for llama.cpp, to an HTML file for a browser, or to an ONNX
+    file or folder for onnxruntime.
+    """
 
     model: Path = Path("output/best")
     """checkpoint folder, from `minigpt train` or in Hugging Face's format"""
     output: Path | None = None
-    """file to write; default: the name of the folder, followed by the dtype and .gguf or .html"""
-    format: Literal["gguf", "html"] | None = None
-    """gguf: for llama.cpp; html: a page that answers in a browser; left out: as --output ends, or gguf"""
-    dtype: Literal["float32", "float16", "int8", "f32", "f16", "q8_0"] = "float16"
-    """type of matrices: float32 or f32: exact; float16 or f16: half the size; int8 or q8_0: a quarter"""
+    """file to write, for ONNX also a new folder; default: the name of the folder, the dtype, and .gguf, .html
+    or .onnx"""
+    format: Literal["gguf", "html", "onnx"] | None = None
+    """gguf: for llama.cpp; html: a page that answers in a browser; onnx: for onnxruntime; left out: as
+    --output ends, or gguf"""
+    dtype: Literal["float32", "float16", "int8", "f32", "f16", "q8_0"] | None = None
+    """type of matrices: float32 or f32: exact; float16 or f16: half the size; int8 or q8_0: a quarter (not
+    for ONNX); left out: float16, for ONNX float32"""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -40,33 +49,71 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
     from minigpt.weights.quantized import precision_of
 
-    kind = options.format or ("html" if options.output and options.output.suffix == ".html" else "gguf")
-    ours: Any = next((one for one, theirs in _GGUF_DTYPES.items() if theirs == options.dtype), options.dtype)
-    dtype = ours if kind == "html" else _GGUF_DTYPES[ours]
+    by_end = options.output.suffix.removeprefix(".") if options.output else ""
+    kind = options.format or (by_end if by_end in ("html", "onnx") else "gguf")
+    given = options.dtype or ("float32" if kind == "onnx" else "float16")
+    ours: Any = next((one for one, theirs in _GGUF_DTYPES.items() if theirs == given), given)
+    dtype = _GGUF_DTYPES[ours] if kind == "gguf" else ours
     folder = options.model
     output = options.output or folder.with_name(f"{folder.name or 'model'}-{dtype}.{kind}")
-    if output.suffix != f".{kind}":
-        raise InputError(f"--output must end in .{kind}, programs know such files by it: got {output}")
+    _check_output(output, kind)
     model, tokenizer = load_model_and_tokenizer(folder)
     if precision_of(model) != "float32":
-        raise InputError(f"{folder} is quantised: give the folder that it was made from, and --dtype int8")
-    name = folder.resolve().name
+        other = "" if kind == "onnx" else ", and --dtype int8"
+        raise InputError(f"{folder} is quantised: give the folder that it was made from{other}")
+    files, notes = [output], []
     if kind == "gguf":
         from minigpt.weights.gguf_file import write_gguf
 
-        notes = write_gguf(output, model, tokenizer, dtype, name)
-    else:
+        notes = write_gguf(output, model, tokenizer, dtype, folder.resolve().name)
+    elif kind == "html":
         from minigpt.weights.html_file import write_html
 
         found = _settings(model_folder(folder, verify=False), tokenizer)
         notes = write_html(output, model, tokenizer, dtype=ours, name=_name(folder), **found)
-    size = output.stat().st_size
+    elif output.suffix == ".onnx":
+        from minigpt.weights.onnx_file import write_onnx
+
+        files = write_onnx(output, model, tokenizer, dtype=ours)
+    else:
+        files = _write_onnx_folder(output, model_folder(folder, verify=False), model, tokenizer, ours)
+    size = sum(one.stat().st_size for one in files)
     print(f"{output} written: {model.config.parameter_count():,} parameters as {dtype}, {size:,} bytes")
     if kind == "html":
         print("open it in a browser: double-click it, or send it to a phone")
     for note in notes:
         warn(note)
     return {"output": str(output), "format": kind, "dtype": dtype, "bytes": size, "notes": notes}
+
+
+def _write_onnx_folder(
+    goal: Path, source: Path, model: Any, tokenizer: Any, dtype: Literal["float32", "float16"]
+) -> list[Path]:
+    """Write model.onnx, and the tokenizer and settings of the model's own folder."""
+    from minigpt.generation.generation_config import with_prompt_format
+    from minigpt.storage.json_files import read_json
+    from minigpt.weights.derived_folders import write_derived
+    from minigpt.weights.onnx_file import write_onnx
+
+    written: list[Path] = []
+    config = {**read_json(source / "config.json"), "dtype": "float32"}  # the arithmetic's, and the cache's
+    config.pop("torch_dtype", None)  # older name of the key "dtype"
+
+    def write(folder: Path) -> None:
+        written.extend(write_onnx(folder / "model.onnx", model, tokenizer, dtype=dtype))
+
+    write_derived(source, goal, with_prompt_format(config, source), write)
+    return [goal / one.name for one in written]
+
+
+def _check_output(output: Path, kind: str) -> None:
+    if kind != "onnx":
+        if output.suffix != f".{kind}":
+            raise InputError(f"--output must end in .{kind}, programs know such files by it: got {output}")
+    elif output.suffix in _OTHER_FILES:
+        raise InputError(f"--output must end in .onnx, or be the name of a new folder: got {output}")
+    elif output.suffix != ".onnx" and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and is not empty: choose another folder with --output")
 
 
 def _name(folder: Path) -> str:

@@ -11,14 +11,15 @@ The names are the same for both families, for any precision, and with adapters:
     embeddings                       (B, T, C)     the input of the first block
     blocks.3.norm_1, norm_2          (B, T, C)     the inputs of attention and MLP
     blocks.3.attn.heads              (B, T, H, D)  the mean of the values that each head takes
-    blocks.3.attn.probabilities      (B, H, T, T)  attention weights; can be recorded, not replaced
+    blocks.3.attn.probabilities      (B, H, T, T)  whom each head looks at; each row sums to 1
     blocks.3.attn, blocks.3.mlp      (B, T, C)     what attention and MLP add to the residual stream
     blocks.3                         (B, T, C)     the residual stream after the block
     norm                             (B, T, C)     the input of lm_head
     logits                           (B, T, V)
 
-Forward hooks record and replace, so the models need no code for it. PyTorch's fused attention hides the
-probabilities. If they are requested, the model computes attention step by step.
+Forward hooks do it, so no model needs code for it. PyTorch's fused attention hides the probabilities; if they
+are asked for or replaced, the model computes attention step by step. No module has them as its output, so the
+softmax that makes them is caught on its way.
 
 Letters in shapes: B rows, T tokens, C channels, H heads, D channels of a head, V entries of the vocabulary.
 """
@@ -30,6 +31,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minigpt.errors import InputError, unknown_name
 from minigpt.families.registry import LanguageModel, family_of
@@ -70,12 +72,12 @@ def record(
     every, changes = activation_names(model), changes or {}
     wanted = {name for pattern in names for name in _matching(pattern, every)}
     for name in changes:
-        if name not in every or name.endswith(_PROBABILITIES):
-            known = [one for one in every if not one.endswith(_PROBABILITIES)]
-            raise InputError(unknown_name("activation that can be replaced", name, known))
+        if name not in every:
+            raise InputError(unknown_name("activation", name, every))
     found: dict[str, Tensor] = {}
-    attentions: list[Tensor] | None = [] if any(one.endswith(_PROBABILITIES) for one in wanted) else None
-    with _hooked(model, wanted | changes.keys(), changes, found):
+    used = wanted | changes.keys()
+    attentions: list[Tensor] | None = [] if any(one.endswith(_PROBABILITIES) for one in used) else None
+    with _hooked(model, used, changes, found):
         hidden = model.base_model(input_ids, attentions=attentions)  # (B, T, C)
         model.lm_head(hidden)
     for layer, weights in enumerate(attentions or ()):
@@ -151,6 +153,11 @@ def _hooked(
     with ExitStack() as hooks:
         for name in names:
             if name.endswith(_PROBABILITIES):
+                if name in changes:
+                    module, _ = _place(model, name.removesuffix(".probabilities"))
+                    replaced = _ReplacedSoftmax(name, changes[name])
+                    hooks.callback(module.register_forward_pre_hook(replaced.begin).remove)
+                    hooks.callback(module.register_forward_hook(replaced.end, always_call=True).remove)
                 continue
             module, is_input = _place(model, name)
             hook = _hook(name, changes.get(name), found, model.config.num_attention_heads, is_input)
@@ -161,6 +168,36 @@ def _hooked(
             yield
         finally:
             model.train(was_training)
+
+
+class _ReplacedSoftmax(TorchFunctionMode):
+    """Changes the attention probabilities of one layer, between the beginning and the end of its module."""
+
+    def __init__(self, name: str, change: Change) -> None:
+        self._name, self._change = name, change
+
+    def begin(self, *_: Any) -> None:
+        self.__enter__()
+
+    def end(self, *_: Any) -> None:
+        self.__exit__(None, None, None)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return (
+            _changed(self._name, result, self._change)
+            if getattr(func, "__name__", "") == "softmax"
+            else result
+        )
+
+
+def _changed(name: str, value: Tensor, change: Change) -> Tensor:
+    new = change(value) if callable(change) else change.to(value)
+    if new.shape != value.shape:
+        raise InputError(f"{name} has the shape {(*value.shape,)}: got {(*new.shape,)}")
+    return new
 
 
 def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
@@ -190,10 +227,7 @@ def _hook(
         if name.endswith(".heads"):
             value = value.view(*shape[:-1], heads, -1)  # (B, T, H * D) -> (B, T, H, D)
         if change is not None:
-            new = change(value) if callable(change) else change.to(value)
-            if new.shape != value.shape:
-                raise InputError(f"{name} has the shape {(*value.shape,)}: got {(*new.shape,)}")
-            value = new
+            value = _changed(name, value, change)
         found[name] = value
         if change is None:
             return None

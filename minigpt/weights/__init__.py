@@ -9,6 +9,7 @@ finetuning. In reading order:
     quantized.py            linear layers in 16, 8 and 4 bits; set_precision
     quantized_folders.py    folders of int8 and int4 weights
     gguf_file.py            GGUF files, for llama.cpp
+    onnx_file.py            ONNX files, for onnxruntime
     html_file.py            a model as one HTML file
     html_tokenizer.py       its tokenizer, for the page
     html_prompt.py          its prompt format, for the page
