@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := output/demo
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check format site lock clean
 
 .venv/ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,6 +16,10 @@ DEMO := output/demo
 
 .venv/ready-to-test: .venv/ready requirements-test.lock
 	$(PIP) install --quiet -r requirements-test.lock
+	touch $@
+
+.venv/ready-for-site: .venv/ready requirements-site.lock
+	$(PIP) install --quiet -r requirements-site.lock
 	touch $@
 
 demo: .venv/ready
@@ -43,6 +47,10 @@ format: .venv/ready-to-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documents as a site in both languages: build/site/index.html
+site: .venv/ready-for-site
+	$(BIN)/python docs/site/build.py build/site
+
 # Resolve pyproject.toml anew: the newest versions that fit, recorded exactly.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
@@ -52,6 +60,13 @@ lock:
 	build/lock/bin/python -m pip install --quiet ".[test,datasets,excel,gguf,wandb]"
 	(echo "-r requirements.lock"; build/lock/bin/python -m pip freeze --all --exclude pip --exclude minigpt \
 	  | sed 's/+cpu//' | grep -vxFf requirements.lock) > requirements-test.lock
+	cat requirements.lock requirements-test.lock | grep -v "^-r" > build/lock/held
+	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['site'], \
+	  sep='\n')" > build/lock/site
+	$(PYTHON) -m venv build/lock/for-site
+	build/lock/for-site/bin/python -m pip install --quiet -c build/lock/held -r build/lock/site
+	(echo "-r requirements.lock"; build/lock/for-site/bin/python -m pip freeze --all --exclude pip --exclude setuptools \
+	  | grep -vxFf requirements.lock) > requirements-site.lock
 
 clean:
 	rm -rf .venv build output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
