@@ -486,7 +486,7 @@ def healthy_constant_rate(desk: Desk) -> None:
     desk.train(dropout=0.1, lr_scheduler_type="constant", learning_rate=2e-3, num_train_epochs=24.0)
 
 
-@case(zh="教程的设置：损失计入全部，填充，不限制梯度")
+@case(zh="原教程的设置：损失计入全部，填充，不限制梯度")
 def healthy_document(desk: Desk) -> None:
     """The tutorial's settings: loss on all, padded batches, no clipping."""
     desk.write(*desk.known_facts(80))

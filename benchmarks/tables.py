@@ -29,8 +29,8 @@ PAGES = {
 NOTHING = {"en": "not yet measured", "zh": "尚未测量"}
 CHINESE = {
     "arm": "程序",
-    "tokens/s": "token/秒",
-    "prefill of 512, s": "读入 512 个 token，秒",
+    "tokens/s": "词元/秒",
+    "prefill of 512, s": "读入 512 个词元，秒",
     "seconds to the target": "达到目标损失的秒数",
     "loss at the budget": "预算时间后的损失",
     "times as fast": "快几倍",
@@ -55,7 +55,7 @@ CHINESE = {
     "minigpt int8 without the native step": "minigpt int8，没有原生步骤",
     "fresh process": "新进程",
     "to its end": "到进程结束",
-    "minigpt generate: first token": "minigpt generate：第一个 token",
+    "minigpt generate: first token": "minigpt generate：第一个词元",
     "import torch, read the weights": "import torch，读一遍权重",
     "weights": "权重",
     "ms = ... + ... times S": "毫秒 = …… + …… 乘 S",

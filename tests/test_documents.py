@@ -60,6 +60,8 @@ DOCUMENTS = {  # document that is run -> its translation, with the same blocks
     "docs/evaluation.zh-CN.md": "docs/evaluation.md",
     "data/README.md": "",  # both languages in one file
 }
+BOOK = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/book").glob("*.zh-CN.md"))
+DOCUMENTS |= {name: name.replace(".zh-CN", "") for name in BOOK}
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
 NEEDED = {"docs/onnx.zh-CN.md": ("onnx", "onnxruntime")}  # document -> packages without which it is not run
 PLACE = "DEMO-OUTPUT-HERE"  # stands where what `make demo` and `make test` print is to be pasted
@@ -516,6 +518,31 @@ def test_links_lead_somewhere(document: str) -> None:
     for link in links:
         assert "#" not in link, f"{link}: headings change, and nobody notices"
         assert link.startswith("https://") or (path.parent / link).exists(), f"{document}: {link}"
+
+
+CHINESE_PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("data/*.md"))
+)
+
+
+def without_fences(text: str) -> str:
+    """A page without its fenced blocks; lines keep their numbers."""
+    return re.sub(
+        r"^(`{3,})[^`].*?^\1$", lambda m: "\n" * m[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL
+    )
+
+
+@pytest.mark.parametrize("page", CHINESE_PAGES)
+def test_no_line_ends_between_two_chinese_characters(page: str) -> None:
+    """The renderer turns the end of a line into a space, which is a gap in Chinese. After 。 nobody sees it."""
+    lines = without_fences((ROOT / page).read_text(encoding="utf-8")).split("\n")
+    for number, (line, following) in enumerate(itertools.pairwise(lines), 1):
+        ends = re.search(r"[\u3400-\u9fff）”》】]$", line) and not line.startswith(("#", "|", "    "))
+        goes_on = re.match(r" *[\u3400-\u9fff（“《【]", following) and not following.startswith("    ")
+        assert not (ends and goes_on), (
+            f"{page}:{number}: a gap between {line[-4:]} and {following.strip()[:4]}"
+        )
 
 
 def _inline_code(document: str) -> list[str]:
