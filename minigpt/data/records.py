@@ -299,6 +299,8 @@ def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | No
     if description and item[description] == item[title]:
         description = None
     return {"question": title, "input": description, "answer": answer or "content"}
+
+
 def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation:
     """Return the conversation of a record that may end without an answer. It then ends with an empty one.
 
