@@ -240,7 +240,7 @@ def memory_needed(trainer: Trainer) -> int:
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
-    """Return the number of bytes that autograd keeps from the blocks' forward pass. A storage counts once.
+    """Return the bytes that autograd keeps from the blocks' forward pass. Shared memory counts once.
 
     With gradient_checkpointing the inputs of the blocks are added, because torch keeps these elsewhere.
     """
