@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through a pipe with the DevTools protocol: no package, no port.
+"""Drives a headless Chromium through a pipe with the DevTools protocol. It needs no package and no port.
 
 with Browser(shutil.which("chromium")) as browser:
     browser.open(path, width=390, language="zh-CN")
@@ -19,7 +19,7 @@ _KEYS = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowUp
 
 
 class Browser:
-    """One page of one browser. `requests`: what it asked for; `errors`: what its program threw."""
+    """One page of one browser. `requests`: addresses that it requested; `errors`: its JavaScript errors."""
 
     def __init__(self, program: str) -> None:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -27,7 +27,7 @@ class Browser:
         self._read, to_write = os.pipe()
         flags = ["--headless", "--no-sandbox", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run"]
         flags += [f"--user-data-dir={self._folder.name}", "--disable-background-networking", "about:blank"]
-        # Chromium reads from 3 and writes to 4. A shell puts the pipes there.
+        # Chromium reads from file descriptor 3 and writes to 4. A shell connects the pipes to them.
         script = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
         self._process = subprocess.Popen(
             ["bash", "-c", script, program, *flags],
@@ -91,7 +91,7 @@ class Browser:
         return message
 
     def open(self, path: Path, width: int = 1200, language: str = "en-US", before: str = "") -> None:
-        """Open a file. `before`: a program that runs first."""
+        """Open a file. `before`: JavaScript that runs before the page's own."""
         self.requests.clear()
         self.errors.clear()
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 800}
@@ -104,7 +104,7 @@ class Browser:
         self.send("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
     def run(self, expression: str) -> Any:
-        """Return the value of an expression, which may be a promise."""
+        """Evaluate an expression, wait if it is a promise, and return its value."""
         given = {"expression": expression, "returnByValue": True, "awaitPromise": True}
         answer = self.send("Runtime.evaluate", **given)
         assert "exceptionDetails" not in answer, answer
@@ -126,5 +126,5 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type=kind, **more)
 
     def type(self, text: str) -> None:
-        """Type a text into what has the focus."""
+        """Type a text into the focused element."""
         self.send("Input.insertText", text=text)

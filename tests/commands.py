@@ -1,4 +1,4 @@
-"""Running a command inside the test's process: `Result`, the type of `run_command`, and lost signals."""
+"""Types for running a command inside the test's process, and a function that simulates lost signals."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Result(NamedTuple):
-    """What a command left behind."""
+    """The result of a command: exit code and output."""
 
     code: int
     out: str
@@ -23,30 +23,30 @@ class Result(NamedTuple):
 
 
 class RunCommand(Protocol):
-    """`run_command("train", "--dry_run")` by verb, or `run_command("train.py", "--dry_run")` by script."""
+    """Run a command: `run_command("train", "--dry_run")`, or `run_command("train.py", "--dry_run")`."""
 
     def __call__(self, name: str, *arguments: object, stdin: bytes = b"") -> Result: ...
 
 
 def path_of(name: str) -> Path:
-    """The file of a command, named by its verb or script."""
+    """Return the file of a command, named by its verb or script."""
     return ROOT / (f"{COMMANDS[name][0].replace('.', '/')}.py" if name in COMMANDS else f"minigpt/{name}")
 
 
 def options_of(verb: str) -> type:
-    """The class of a command's options."""
+    """Return the class of a command's options."""
     found = runpy.run_path(str(path_of(verb)), run_name="options")
     options: type = found[{"train": "TrainConfig", "finetune": "FinetuneConfig"}.get(verb, "Options")]
     return options
 
 
 def swallowed(work: Callable[..., Any], error: Exception | None) -> Callable[..., Any]:
-    """What a library in C may make of a signal's exception: another one, or nothing."""
+    """Wrap `work` so that a signal's exception is lost or becomes `error`, as in some C libraries."""
 
     def wrapper(*arguments: Any) -> Any:
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)  # it comes at once
+            time.sleep(10)  # the signal interrupts this at once
         if error is not None:
             raise error
         return work(*arguments)

@@ -1,4 +1,4 @@
-"""What every test begins with, fixtures that several test files use, and an option for `.ci/run`."""
+"""Settings and fixtures that several test files use, and an option for `.ci/run`."""
 
 import gc
 import io
@@ -19,14 +19,14 @@ from minigpt.console.terminal import ProgressLine
 from minigpt.generation.native_library import system_build
 from tests.commands import Result, RunCommand, path_of
 
-# Files that take longest begin, so that no worker is left alone with one at the end (Makefile: one worker
-# runs a file from beginning to end).
+# The longest test files run first. Otherwise one worker could still be busy with a long file at the end,
+# while the others have nothing to do. (In the Makefile, one worker runs a whole file.)
 LONGEST = ("survival", "distributed", "machine", "training_benchmarks", "benchmarks")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # JAX compiles for longer than it computes here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; all else stays in order."""
+    """Move the longest files to the front. The order of the others does not change."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
@@ -47,28 +47,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    # What torch draws must depend neither on the tests before nor on the order's seed: tolerances were chosen
-    # for given numbers. pytest-randomly seeds Python's and NumPy's generators, not torch's.
+    # torch's random numbers must not depend on earlier tests or on the seed of the order, because tolerances
+    # were chosen for certain numbers. pytest-randomly seeds Python's and NumPy's generators, but not torch's.
     torch.manual_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    torch.manual_seed(0)  # a shared fixture draws only in the first test that needs it
+    torch.manual_seed(0)  # seed again, because a shared fixture draws only in the first test that needs it
 
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would all that they start.
+# If a shell starts the tests in the background, they and their child processes would ignore Ctrl-C.
 for _number in stop_signals():
     signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
-system_build()  # asked once a process: now, before a test changes CC, PATH or the home folder
-# Processes that tests start do not know pytest's filters; this one is pyproject.toml's.
+system_build()  # built once per process: now, before a test changes CC, PATH or the home folder
+# Child processes do not have pytest's warning filters. This filter is also in pyproject.toml.
 _FILTERS = [os.environ.get("PYTHONWARNINGS", ""), "ignore:no native step:RuntimeWarning"]
 os.environ["PYTHONWARNINGS"] = ",".join(filter(None, _FILTERS))
 
 
 class Process:
-    """The tests' process as it began, after all test files were imported."""
+    """The state of the tests' process after all test files were imported."""
 
     def __init__(self) -> None:
         self.torch: Any = sys.modules.get("torch")
@@ -77,7 +77,7 @@ class Process:
         self.threads = self.torch.get_num_threads() if self.torch else 0
 
     def put_back(self) -> None:
-        """Undo what commands change on purpose: they are made for a process of their own."""
+        """Undo the changes that commands make on purpose, because they expect a process of their own."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         environment = {**self.environment, "PYTEST_CURRENT_TEST": os.environ["PYTEST_CURRENT_TEST"]}
@@ -88,7 +88,7 @@ class Process:
             self.torch.set_num_threads(self.threads)
 
     def traces(self) -> dict[str, Any]:
-        """What nothing may change: of torch's settings, those that are there when it is loaded."""
+        """Return the state that no test may change. torch's settings are included if torch is loaded."""
         torch = self.torch
         settings = torch and {
             "dtype": torch.get_default_dtype(),
@@ -110,15 +110,15 @@ class Process:
 
 @pytest.fixture(scope="session")
 def process() -> Process:
-    """Made before the first test, and before the fixtures of its module."""
+    """Record the state before the first test, and before the fixtures of its module."""
     return Process()
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(process: Process) -> Iterator[None]:
-    """Each test begins as if it were the first, in whatever order they run.
+    """Check that each test leaves the process as it was, so that the order of tests does not matter.
 
-    A test that leaves behind anything but what `put_back` knows, fails: monkeypatch undoes what it does.
+    A test fails if it leaves a change that neither `put_back` nor monkeypatch undoes.
     """
     process.put_back()
     before, modules = process.traces(), sys.modules.copy()
@@ -133,7 +133,7 @@ def nothing_is_left_behind(process: Process) -> Iterator[None]:
 def no_progress_because_of_a_busy_machine(
     request: pytest.FixtureRequest, nothing_is_left_behind: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Progress that waits for two seconds, waits for ever: what a test sees must not depend on the clock."""
+    """Switch off progress that appears after two seconds, because output must not depend on the clock."""
     if request.path.name == "test_terminal.py":
         return
     original = ProgressLine.__init__
@@ -149,7 +149,7 @@ def no_progress_because_of_a_busy_machine(
 
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCommand:
-    """Run a command, named by its verb or script, in this process; standard input is no terminal."""
+    """Return a function that runs a command in this process. Standard input is not a terminal."""
 
     def run(name: str, *arguments: object, stdin: bytes = b"") -> Result:
         path = path_of(name)

@@ -1,7 +1,7 @@
-"""A process that starts runs of several processes: it has imported torch, so that each fork is quick.
+"""A process that starts runs of several processes by forking. It has imported torch, so each fork is quick.
 
-Not the tests' own process: a fork of one that has computed gradients with torch cannot compute any. It reads
-a job (JSON) a line from standard input and answers with the exit codes.
+The tests' own process cannot do this: after it has computed gradients with torch, its forks cannot compute
+any. This process reads a job (JSON) per line from standard input, and answers with the exit codes.
 """
 
 import functools
@@ -29,7 +29,7 @@ for name in ("functorch.compile", "networkx"):  # these, too; they have no types
 
 
 def prepared(job: dict[str, Any], rank: int) -> None:
-    """In a child: what is to go wrong there."""
+    """Prepare the planned faults in a child process."""
     if job.get("asynchronous"):
         TrainStep.asynchronous = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
     if job.get("compiled"):  # all of it but the writing of code
@@ -65,7 +65,7 @@ def prepared(job: dict[str, Any], rank: int) -> None:
 
 
 def main() -> None:
-    """Job by job, until standard input ends."""
+    """Do one job after another, until standard input ends."""
     for line in sys.stdin:
         job = json.loads(line)
         logs = [Path(f"{job['log']}-{rank}") for rank in range(job["size"])]

@@ -1,4 +1,4 @@
-"""Tiny training runs that several test files use: their data, their configuration, and how two compare."""
+"""Tiny training runs that several test files use: data, configuration, and functions to compare two runs."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
 
 
 def write_data(folder: Path) -> None:
-    """A tiny data set: eight colours of eight things, in answers of unlike lengths."""
+    """Write a tiny data set: the colours of eight things, in answers of different lengths."""
     things, colours = "天地日月山水花草", ("黑", "土黄", "红", "雪白", "青", "天蓝", "淡淡的紫", "绿")
     pairs = [(f"{t}是什么颜色？", f"{t}是{c}色。") for t, c in zip(things, colours)]
     lines = "".join(json.dumps({"question": q, "answer": a}, ensure_ascii=False) + "\n" for q, a in pairs)
@@ -36,7 +36,7 @@ def write_data(folder: Path) -> None:
 
 
 def paths(folder: Path, output: str = "run") -> dict[str, Path]:
-    """Where the data of `write_data` lies, and where a run goes."""
+    """Return the paths of `write_data`'s files and of the run's folder."""
     return {
         "train_data": folder / "train.jsonl",
         "val_data": folder / "val.jsonl",
@@ -46,23 +46,23 @@ def paths(folder: Path, output: str = "run") -> dict[str, Path]:
 
 
 def config(folder: Path, output: str = "run", **values: Any) -> TrainConfig:
-    """A tiny run on the data in `folder`."""
+    """Return the configuration of a tiny run on the data in `folder`."""
     return TrainConfig(**{**paths(folder, output), **TINY, **values})
 
 
 def given(folder: Path, **values: Any) -> list[str]:
-    """The flags of `config(folder)`."""
+    """Return the flags that give `config(folder)`."""
     settings = {**TINY, **paths(folder), **values}
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
 def trainer(settings: TrainConfig) -> Trainer:
-    """A run that has read its data."""
+    """Return the Trainer of a run, with its data."""
     return Trainer(settings, read_data(settings))
 
 
 def one_step(run: Trainer) -> StepMetrics:
-    """Do a step; returns what became of it."""
+    """Do a step, and return its metrics."""
     run.step()
     return run.step.read_metrics()[-1]
 
@@ -79,7 +79,7 @@ def after_updates(run: Trainer, act: Callable[[int], None]) -> None:
 
 
 def identical(a: Path, b: Path) -> None:
-    """Weights, optimiser, random state and metrics of two runs, bit for bit (times excepted)."""
+    """Check that weights, optimiser, random state and metrics (without times) of two runs are equal."""
     for name in ("model", "optimizer", "rng"):
         left = load_file(a / "last" / f"{name}.safetensors")
         right = load_file(b / "last" / f"{name}.safetensors")
@@ -90,13 +90,13 @@ def identical(a: Path, b: Path) -> None:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without what the clock decides."""
+    """Return the lines of metrics.jsonl, without the values that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
 
 
 def stop_at(run: Trainer, step: int, number: signal.Signals = signal.SIGINT) -> None:
-    """Run, with a signal right after the update of step number `step`."""
+    """Run, and send a signal right after the update of step number `step`."""
 
     def stop(done: int) -> None:
         if done == step:

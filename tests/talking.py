@@ -1,4 +1,4 @@
-"""A model that has learned answers by heart, and a program on a pseudo-terminal, as a person meets it."""
+"""A model that has memorised answers, and a program on a pseudo-terminal."""
 
 import os
 import select
@@ -41,7 +41,7 @@ def learn_by_heart(answers: Mapping[str, str], folder: Path, block_size: int = 2
 
 
 class Talk:
-    """A process of its own on a pseudo-terminal."""
+    """A process on a pseudo-terminal."""
 
     def __init__(self, script: str, *arguments: str) -> None:
         import pty
@@ -55,23 +55,23 @@ class Talk:
             preexec_fn=take_terminal, env={**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"},
         )  # fmt: skip
         os.close(inner)
-        self.shown = b""  # and not asked for yet
+        self.shown = b""  # output that `until` has not returned yet
         self.all = b""
 
     def until(self, text: str) -> str:
-        """What is shown until `text` has come, with it."""
+        """Wait for `text`, and return the output up to its end."""
         while text.encode() not in self.shown:
             assert self.read(), f"it ended, or waits, without {text!r}: {self.all.decode(errors='replace')}"
         before, found, self.shown = self.shown.partition(text.encode())
         return (before + found).decode()
 
     def read(self, patience: float = 60.0) -> bool:
-        """Take what the process writes next; False if it has ended, or is silent for so many seconds."""
+        """Read the next output. Return False if the process has ended or is silent for `patience` seconds."""
         if not select.select([self.terminal], [], [], patience)[0]:
             return False
         try:
             piece = os.read(self.terminal, 4096)
-        except OSError:  # so Linux says that nobody holds the other end any more
+        except OSError:  # Linux raises this when the process has closed the other end
             piece = b""
         self.shown += piece
         self.all += piece
@@ -86,7 +86,7 @@ class Talk:
         os.write(self.terminal, keys.encode())
 
     def interrupt(self) -> None:
-        """Ctrl-C at the prompt; again if it is lost: right before Python's input() waits it wakes nobody."""
+        """Send Ctrl-C at the prompt, and again if it was lost, which happens right before input() waits."""
         for _ in range(12):
             self.press("\x03")
             if self.read(5) or self.process.poll() is not None:
@@ -96,7 +96,7 @@ class Talk:
         return self.process.wait(timeout=60)
 
     def close(self) -> str:
-        """All that it has shown."""
+        """Wait for the end, and return the rest of the output."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -107,7 +107,7 @@ class Talk:
 
 
 def take_terminal() -> None:
-    """In the child: make standard input the controlling terminal, so that Ctrl-C becomes a signal."""
+    """In the child: make standard input the controlling terminal, so that Ctrl-C sends a signal."""
     import fcntl
     import termios
 

@@ -1,4 +1,4 @@
-"""Adapters in commands: beside a model, merged into it, and what is refused. parity/test_peft.py has PEFT."""
+"""Adapters in commands: beside a model, merged into it, errors. parity/test_peft.py compares with PEFT."""
 
 import json
 import math
@@ -44,7 +44,7 @@ AFTER = {"天？": "天是蓝的", "地？": "地是红的"}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`base`, which knows BEFORE; `adapter`, with which it knows AFTER; `int8`, the base in fewer bits."""
+    """Make `base`, which knows BEFORE; `adapter`, with which it knows AFTER; and `int8`, the base in int8."""
     folder = tmp_path_factory.mktemp("adapters")
     learn_by_heart(BEFORE, folder / "base")
     model, tokenizer = minigpt.load_model(folder / "base"), minigpt.load_tokenizer(folder / "base")

@@ -1,4 +1,4 @@
-"""`minigpt.train` and `minigpt.evaluate`: what the commands do, from Python; docs/api.md runs the rest."""
+"""`minigpt.train` and `minigpt.evaluate` do the same as the commands. docs/api.md tests the other names."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.runs import TINY, config, paths, write_data
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data of `write_data`, and a run of four steps."""
+    """Make the data of `write_data`, and a run of four steps."""
     folder = tmp_path_factory.mktemp("api")
     write_data(folder)
     result = minigpt.train(**{**TINY, **paths(folder), "recipe": "qa-cpu", "max_steps": 4, "eval_steps": 2})

@@ -1,4 +1,4 @@
-"""The arrows between minigpt's folders, and the rules that a machine can check by reading the source."""
+"""Checks the imports between minigpt's folders, and other rules about the source code."""
 
 import ast
 import fnmatch
@@ -19,8 +19,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minigpt"
 
-# A folder, or a file beside the folders, imports only from lines above its own. Within a folder modules may
-# import each other, but not in a circle; two entries of one line never do. A new folder gets a place here.
+# A folder or a top-level file imports only from the lines above its own. Modules of one folder may import
+# each other, but not in a circle. Two entries of one line do not import each other. A new folder must be
+# added here.
 LEVELS = (
     ("errors",),  # imports nothing
     ("console",),
@@ -32,16 +33,16 @@ LEVELS = (
     ("generation",),
     ("evaluation",),
     ("training",),
-    ("diagnosis",),  # of a run, from what training wrote
-    ("lens",),  # of a model, and of the runs that made it
+    ("diagnosis",),  # examines the files that training wrote
+    ("lens",),  # examines a model and its runs
     ("build_vocab", "split_data", "dataset_stats", "train", "generate", "commands"),
-    ("__main__",),  # knows commands by name only
-    ("__init__",),  # loads the public names when they are asked for
+    ("__main__",),  # has only the names of the commands
+    ("__init__",),  # imports a public name at its first use
 )
-# What the families' models have in common, each in its own file.
+# Code that the models of all families have, each in its own file.
 SHARED_BY_MODELS = ("KeyValueCache", "check_inputs", "causal_mask", "eager_attention")
-# Only `families` and model.py name a family; `reference`, which has the models once more, as functions; and
-# `tokenization`, whose ways of cutting words are called gpt2 and qwen2.
+# Only these may name a family: `families`, model.py, `reference` (the same models as functions), and
+# `tokenization` (whose rules for splitting text are called gpt2 and qwen2).
 FAMILY_NAMES = re.compile(r"(?i)gpt-?2|gptlmhead|gptconfig|qwen-?3")
 MAY_NAME_A_FAMILY = {
     "__init__": "the public names",
@@ -50,11 +51,12 @@ MAY_NAME_A_FAMILY = {
     "weights.html_tokenizer": "the names of the ways to cut words",
     "data.documents": "a message names the tokenizers' kinds",
 }
-SCRIPTS = ("build_vocab", "split_data", "dataset_stats", "train", "generate")  # the tutorial's
-RUNS_COMMANDS = "commands.quickstart"  # one after the other: it is the only module that imports them
+SCRIPTS = ("build_vocab", "split_data", "dataset_stats", "train", "generate")  # the tutorial's scripts
+RUNS_COMMANDS = "commands.quickstart"  # the only module that imports commands, to run them
 LEVEL = {folder: level for level, folders in enumerate(LEVELS) for folder in folders}
 
-# What these may import besides the standard library (and, but for model.py, minigpt's lower levels).
+# module -> packages that it may import. The standard library, and minigpt's lower levels (except in
+# model.py), are always allowed.
 ONLY: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": set(),
@@ -93,7 +95,8 @@ ONLY: dict[str, set[str]] = {
     "training.config": set(),
 }
 
-# Ways to run what was meant to be read. The weights of a model and the state of a run are data.
+# Modules and functions that run code from a file. The weights of a model and the state of a run must be data
+# only.
 FORBIDDEN_MODULES = {
     "pickle",
     "cPickle",
@@ -122,7 +125,7 @@ ALLOWED = {
     ("minigpt/families/gpt2/pth_file.py", "torch.load"): "an import that a user asks for; told weights_only",
 }
 
-MODEL_LINES, LINES = 500, 600  # a budget for a story: see which two stories a longer file tells
+MODEL_LINES, LINES = 500, 600  # largest number of lines of a file; a longer file probably has two subjects
 
 
 # -- reading the source ------------------------------------------------------------------------------------
@@ -130,14 +133,14 @@ MODEL_LINES, LINES = 500, 600  # a budget for a story: see which two stories a l
 
 @dataclass(frozen=True)
 class Import:
-    name: str  # in full; of `from a import b`: a.b if that is one of our modules, else a
+    name: str  # full name; for `from a import b`: a.b if that is one of our modules, else a
     line: int
     in_function: bool
     is_relative: bool = False
 
 
 def name_of(path: Path) -> str:
-    """minigpt/data/reader.py: data.reader; minigpt/data/__init__.py: data; minigpt/__init__.py: __init__."""
+    """Return a module's name: data.reader for minigpt/data/reader.py, data for minigpt/data/__init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
@@ -157,13 +160,13 @@ def nodes(path: Path) -> list[ast.AST]:
 
 @functools.cache
 def providers() -> Mapping[str, list[str]]:
-    """Top-level module -> the distributions that have it; reading them all takes a while."""
+    """Return top-level module -> the distributions that have it. Cached, because this takes a while."""
     return importlib.metadata.packages_distributions()
 
 
 @functools.cache
 def imports(path: Path) -> list[Import]:
-    """Every import of a file: at the top, inside functions, under `if TYPE_CHECKING`."""
+    """Return every import of a file: at the top, inside functions, under `if TYPE_CHECKING`."""
 
     def visit(node: ast.AST, in_function: bool) -> Iterator[Import]:
         match node:
@@ -184,7 +187,7 @@ def imports(path: Path) -> list[Import]:
 
 
 def our_imports(module: str) -> Iterator[tuple[str, int]]:
-    """The modules of minigpt that a module imports, without the package's front."""
+    """Yield the modules of minigpt that a module imports, without minigpt/__init__.py."""
     for item in imports(MODULES[module]):
         if item.name.startswith("minigpt."):
             yield item.name.removeprefix("minigpt."), item.line
@@ -204,14 +207,14 @@ def project() -> dict[str, Any]:
 
 
 def required(group: str | None = None) -> set[str]:
-    """The distributions that pyproject.toml requires, in one optional group or always."""
+    """Return the distributions that pyproject.toml requires, always or for one optional group."""
     lines = project()["project"]["dependencies" if group is None else "optional-dependencies"]
     return {re.split(r"[^\w-]", line)[0] for line in (lines if group is None else lines[group])}
 
 
 @functools.cache
 def tracked() -> list[Path]:
-    """What is, or is about to be, in the repository."""
+    """Return the files that git tracks or would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if listed.returncode != 0:
@@ -230,7 +233,7 @@ def test_every_module_has_a_level_and_every_level_its_modules() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_down(module: str) -> None:
     if module == "__init__":
-        return  # the front may name everything; that it loads nothing is test_package.py's
+        return  # __init__ may name everything; test_package.py checks that it imports nothing heavy
     for other, line in our_imports(module):
         same_folder = folder_of(other) == folder_of(module) and module != other
         if module == RUNS_COMMANDS and folder_of(other) in SCRIPTS:
@@ -264,7 +267,7 @@ def test_the_front_names_things_only_for_type_checkers() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_of_the_front_only_the_version_is_used_inside(module: str) -> None:
-    # `minigpt.load_model` from inside would be an arrow that the table does not see
+    # A use of `minigpt.load_model` inside the package would be an import that this test does not see.
     for node in nodes(MODULES[module]):
         match node:
             case ast.ImportFrom(module="minigpt", names=names, lineno=line):
@@ -289,7 +292,7 @@ def test_imports_of_the_frugal(module: str) -> None:
 
 
 def test_each_family_s_model_is_one_file() -> None:
-    """It imports torch alone: what both need stands in both, word for word."""
+    """A model's file imports only torch. Code that both models need is in both files, word for word."""
     shared: dict[str, set[str]] = {}
     for module in (module for module in MODULES if module.split(".")[-1] == "model"):
         assert list(our_imports(module)) == []
@@ -303,7 +306,7 @@ def test_each_family_s_model_is_one_file() -> None:
 
 
 def family_names(path: Path) -> Iterator[str]:
-    """Identifiers and strings of a file, docstrings apart, that contain the name of a model family."""
+    """Yield the identifiers and strings of a file, without docstrings, that contain a family's name."""
     prose = {id(node.value) for node in ast.walk(tree(path)) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree(path)):
         for field in ("id", "name", "arg", "attr", "asname", "module", "value"):
@@ -406,7 +409,7 @@ def test_names_are_ascii() -> None:
         if path.suffix != ".py":
             continue
         for node in nodes(path):
-            # of a name, a definition, an argument, an attribute, a keyword, an import's `as`
+            # fields of names, definitions, arguments, attributes, keywords, and `as` of imports
             for field in ("id", "name", "arg", "attr", "asname"):
                 name = getattr(node, field, None)
                 assert not isinstance(name, str) or name.isascii(), f"{path.relative_to(ROOT)}: {name}"
@@ -434,7 +437,7 @@ def test_everything_public_says_what_it_is(module: str) -> None:
     assert list(silent(tree(MODULES[module]), module)) == []
 
 
-# Private words, which the field's have replaced: a reader would look for them in vain elsewhere.
+# Private words that were replaced by the usual terms of the field. No file may use them again.
 WORDS = re.compile(
     r"(?i)\b(doors?|yardsticks?|knobs?|steppers?|likeliest|unfilled|singly|read_slot|give_back|stored_as"
     r"|at_precision|weight_bytes|static_step|textsofar|(write|writes) on from|(go|goes) on with"
@@ -540,24 +543,24 @@ def test_the_search_for_risky_calls_finds_them(tmp_path: Path, code: str, what: 
 # Modules that open files or parse JSON and TOML themselves, besides storage.regular_files and
 # storage.json_files, and the calls that they may make.
 MAY_READ = {
-    "console.flags": {"read_text"},  # its own source, for --help
+    "console.flags": {"read_text"},  # reads its own source, for --help
     "console.command_line": {"open"},  # standard streams
-    "data.json_values": {"JSONDecoder"},  # JSON of people: broken lines, other rules
-    "data.file_formats": {"ZipFile"},  # of bytes that were read
-    "data.chat_encoding": {"loads"},  # of texts that data.json_values has parsed
+    "data.json_values": {"JSONDecoder"},  # JSON of users: broken lines, other rules
+    "data.file_formats": {"ZipFile"},  # bytes that were read before
+    "data.chat_encoding": {"loads"},  # texts that data.json_values has parsed
     "data.memory_mapped": {"memmap"},  # after a look at the file
     "families.gpt2.pth_file": {"ZipFile", "load"},  # after a look at the file
     "families.gpt2.tensor_bundle": {"memmap"},  # of an open file
     "reference.weights": {"mmap"},  # of an open file
-    "storage.large_pages": {"mmap"},  # of memory
-    "storage.files": {"open"},  # of a folder, to flush it
+    "storage.large_pages": {"mmap"},  # memory
+    "storage.files": {"open"},  # opens a folder, to flush it
     "storage.safetensors_files": {"safe_open"},  # after its header was read
-    "tokenization.bpe_training": {"loads"},  # of what the tokenizers library says
+    "tokenization.bpe_training": {"loads"},  # the tokenizers library's own JSON
     "training.autosize": {"loads"},  # of another process's message
     "training.distributed": {"loads"},  # of another process's message
-    "training.rewards": {"loads"},  # of an answer
-    "training.checkpoint": {"load_file"},  # of a verified checkpoint
-    "weights.html_file": {"read_text"},  # of the package itself
+    "training.rewards": {"loads"},  # a model's answer
+    "training.checkpoint": {"load_file"},  # a verified checkpoint
+    "weights.html_file": {"read_text"},  # files of the package itself
 }
 _READERS = {
     *("read_text", "read_bytes", "memmap", "fromfile", "genfromtxt", "loadtxt", "safe_open", "load_file"),
@@ -567,7 +570,7 @@ _WRITING = ("w", "wb", "a", "ab", "x", "xb")
 
 
 def reads(path: Path) -> Iterator[tuple[int, str]]:
-    """The calls in a file's source that open files for reading, or parse JSON or TOML."""
+    """Yield the calls in a file's source that open files for reading, or parse JSON or TOML."""
     for node in nodes(path):
         if not isinstance(node, ast.Call):
             continue
@@ -593,7 +596,7 @@ def reads(path: Path) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - {"storage.regular_files", "storage.json_files"}))
 def test_files_have_one_way_in(module: str) -> None:
-    """A pipe, a device or a broken text ends at minigpt.storage: in one line, without waiting."""
+    """minigpt.storage refuses pipes, devices and broken texts, with errors of one line, without waiting."""
     for line, what in reads(MODULES[module]):
         assert what in MAY_READ.get(module, ()), (
             f"{where(module, line)}: {what}() goes around minigpt.storage.regular_files and json_files"

@@ -1,4 +1,4 @@
-"""`minigpt train --size`: bad input, what it leaves alone, what it records, resuming, processes."""
+"""`minigpt train --size`: bad input, options that it keeps, its record, resuming, processes."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from minigpt.training.run_data import RunData, read_data
 from tests.commands import RunCommand
 from tests.runs import config, identical, paths, trainer, write_data
 
-# A budget of time that the tiny data ends, not the clock: its 150 steps are some seconds.
+# A time budget that is never used up: the tiny data allows 150 steps, which take some seconds.
 LONG = "20min"
 ONE_SHAPE = ("--n_layer", 1, "--n_embd", 32, "--threads", 1, "--device", "cpu")
 
@@ -111,7 +111,7 @@ def test_one_pair_is_enough(tmp_path: Path, run_command: RunCommand) -> None:
     (tmp_path / "val.jsonl").write_text(one, encoding="utf-8")
     result = run_command("train.py", *flags(tmp_path, LONG, "--device", "cpu", "--threads", 1))
     assert result.code == 0, result.err
-    # hardly a token to learn from
+    # the data has hardly any tokens, so the smallest model is chosen
     assert record(tmp_path)["size"]["chosen"]["n_embd"] == autosize.LADDER[0].n_embd
 
 

@@ -1,7 +1,7 @@
-"""The commands that read data, given what people give them: one line that helps, and nothing destroyed.
+"""The commands that read data get bad input: they print one helpful line, and destroy nothing.
 
-Most cases run a command inside this process, as Python runs a script. A few start a process of their own,
-where only that shows the whole (exit codes, a closed pipe, a full disk behind stdout).
+Most cases run a command inside this process, as Python runs a script. A few start a process, because only
+that shows exit codes, a closed pipe, or a full disk behind stdout.
 """
 
 import itertools
@@ -30,12 +30,12 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(run_command: RunCommand) -> Command:
-    """Run the command of a verb."""
+    """Return a function that runs the command of a verb."""
     return lambda verb, *arguments: run_command(SCRIPTS[verb], *arguments)
 
 
 class Workplace(NamedTuple):
-    """A folder with outputs of an earlier, good run."""
+    """A folder with the output of an earlier, successful run."""
 
     folder: Path
     data: Path
@@ -75,7 +75,7 @@ def json_lines(*objects: object) -> str:
     return "\n".join(json.dumps(item) for item in objects)
 
 
-# What can be read (an array, UTF-16, gzip, a table, ...) is in outside/test_data_files.py.
+# outside/test_data_files.py has the files that can be read (an array, UTF-16, gzip, a table, ...).
 WHOLE_FILES = {
     "empty": (b"", "is empty"),
     "blank lines": (b"\n\n \r\n", "holds nothing but white space"),
@@ -313,7 +313,7 @@ def start(*command: object, **options: object) -> subprocess.CompletedProcess[by
 
 
 def test_the_documents_commands_from_the_root(tmp_path: Path) -> None:
-    """As they stand in the documents, but with the data in another folder."""
+    """The commands are those of the documents, except for the folder of the data."""
     data = tmp_path / "data.jsonl"
     data.write_text(LINES * 2 + '{"question": "谁", "answer": "我"}\n', encoding="utf-8")
     commands = [

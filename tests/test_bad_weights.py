@@ -1,4 +1,4 @@
-"""Model directories that are damaged, forged or muddled: one clear line each, at once, and nothing is run."""
+"""Damaged, forged or confused model folders: each gives one clear line at once, and no code is run."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def message(action: Callable[[], object]) -> str:
-    """The one line that a user would see."""
+    """Return the error's line that a user would see."""
     with pytest.raises(InputError) as error:
         action()
     assert "\n" not in str(error.value)
@@ -64,7 +64,7 @@ def change_json(path: Path, change: dict[str, Any]) -> None:
 
 
 def with_header(folder: Path, change: Callable[[str], str], tail: bytes = b"") -> None:
-    """Rewrite the header of model.safetensors as text; the data stay."""
+    """Rewrite the header of model.safetensors as text. The data do not change."""
     path = folder / WEIGHTS
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
@@ -73,7 +73,7 @@ def with_header(folder: Path, change: Callable[[str], str], tail: bytes = b"") -
 
 
 class Trap:
-    """Unpickled, it would end the test."""
+    """An object that ends the test if it is unpickled."""
 
     def __reduce__(self) -> Any:
         return (pytest.fail, ("a pickle was run",))
@@ -398,7 +398,7 @@ def test_a_folder_that_is_a_link_to_itself(tmp_path: Path) -> None:
 
 
 def test_links_to_files_elsewhere_are_followed(whole: Path, tmp_path: Path) -> None:
-    """A download cache is made of them."""
+    """Download caches consist of such links."""
     (tmp_path / "blobs").mkdir()
     for path in list(whole.iterdir()):
         path.rename(tmp_path / "blobs" / path.name)

@@ -1,4 +1,4 @@
-"""Batches: masks are exact, an epoch is a partition, and a batch depends on its number alone."""
+"""Batches: masks are exact, an epoch has each row once, and a batch depends only on its number."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_a_batch_says_what_the_tokenizer_says(items: list[tuple[str, str]], pad_
         assert batch.input_ids[row].tolist() == ids[:-1]
         assert batch.targets[row].tolist() == ids[1:]
         assert batch.token_mask[row].tolist() == [bool(m) for m in mask[1:]]
-        # the answer's characters and its <sep>: what stands behind the question and the first <sep>
+        # The answer's characters and its <sep> follow the question and the first <sep>.
         start, end = len(question) + 1, len(question) + 1 + len(answer) + 1
         expected = [start <= position < end for position in range(1, batch.targets.shape[1] + 1)]
         assert batch.answer_mask[row].tolist() == expected

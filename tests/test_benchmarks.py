@@ -1,4 +1,4 @@
-"""Each benchmark runs at toy size and says what it measured; no absolute time is asserted."""
+"""Each benchmark runs at toy size and reports its measurements. No absolute time is asserted."""
 
 import json
 import runpy

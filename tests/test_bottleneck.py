@@ -1,4 +1,4 @@
-"""Bottleneck adapters: what they compute, their folders, and that no weight takes them up."""
+"""Bottleneck adapters: their computation, their folders, and that they cannot be merged."""
 
 import copy
 import json
@@ -71,7 +71,7 @@ def test_at_the_start_nothing_changes_and_the_base_is_frozen(model: LanguageMode
 
 @torch.no_grad()
 def test_the_output_of_attention_and_mlp_goes_through_the_bottleneck(model: LanguageModel) -> None:
-    """Against the formula, by hooks on the modules of the same model without adapters."""
+    """The outputs equal the formula, applied by hooks on the same model without adapters."""
     twin: Any = copy.deepcopy(model)
     add_adapter(model, BottleneckConfig(5))
     draw(model)

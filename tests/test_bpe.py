@@ -1,4 +1,4 @@
-"""BpeTokenizer: bad files, properties, and three oracles: published ids, tiktoken, transformers."""
+"""BpeTokenizer: bad files, properties, and three references: published ids, tiktoken, transformers."""
 
 import codecs
 import copy
@@ -284,7 +284,7 @@ def test_files_that_are_no_json(tmp_path: Path, name: str, content: bytes) -> No
 
 
 def split_files(folder: Path) -> Path:
-    """The trained tokenizer as vocab.json and merges.txt."""
+    """Write the trained tokenizer as vocab.json and merges.txt."""
     content = json.loads((saved(folder) / "tokenizer.json").read_text(encoding="utf-8"))
     merges = ["#version: 0.2", *(" ".join(pair) for pair in content["model"]["merges"])]
     (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]), encoding="utf-8")
@@ -653,7 +653,7 @@ def test_equality_fingerprint_and_copies() -> None:
 
 
 def test_added_words_as_in_transformers(tmp_path: Path) -> None:
-    """Words that were added to a vocabulary are found in text; special tokens and <think> are not."""
+    """Added words are found in text. Special tokens and <think> are not."""
     from transformers import AutoTokenizer
 
     TRAINED["qwen2"].save(tmp_path)
@@ -676,7 +676,7 @@ def test_added_words_as_in_transformers(tmp_path: Path) -> None:
 
 
 def test_bytes_without_a_token(tmp_path: Path) -> None:
-    """Hugging Face's course trains without an initial alphabet: bytes that the texts lack have no token."""
+    """Hugging Face's course trains without an initial alphabet, so bytes that no text has get no token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -774,7 +774,7 @@ PIECES = (
 
 
 def strings(count: int, seed: int, special: tuple[str, ...]) -> Any:
-    """Mixed scripts, emoji, joiners, white space, control characters, digits, contractions, accents."""
+    """Return texts of mixed scripts, emoji, white space, control characters, digits, accents and so on."""
     rng = random.Random(seed)
     pieces = (*PIECES, *special)
     for _ in range(count):
@@ -792,7 +792,7 @@ def strings(count: int, seed: int, special: tuple[str, ...]) -> Any:
 
 
 def first_difference(texts: list[str], ours: list[list[int]], theirs: list[list[int]]) -> object:
-    """None, or the text with both: pytest's own account of two long lists would take minutes."""
+    """Return None, or the first text with different ids. pytest's own diff of long lists takes minutes."""
     assert len(texts) == len(ours) == len(theirs)
     return next((row for row in zip(texts, ours, theirs) if row[1] != row[2]), None)
 

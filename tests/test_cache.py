@@ -1,4 +1,4 @@
-"""The cache: reading in pieces gives what reading at once gives, in memory that was taken once."""
+"""The cache: reading in pieces gives the same result as reading at once, in memory that is allocated once."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Joined:
-    """The slow twin: concatenates."""
+    """The slow twin of the cache, which concatenates tensors."""
 
     def __init__(self) -> None:
         self.length = 0

@@ -1,4 +1,4 @@
-"""`minigpt chat`: what is read of a conversation, its commands, the program on a terminal and on pipes."""
+"""`minigpt chat`: the model's input, the slash commands, the program on a terminal and on pipes."""
 
 import dataclasses
 import json
@@ -40,13 +40,13 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model that has learned four pairs by heart."""
+    """Make the folder of a tiny model that has memorised four pairs."""
     return learn_by_heart(ANSWERS, tmp_path_factory.mktemp("chat") / "model")
 
 
 @pytest.fixture(scope="module")
 def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny Qwen3 of random weights, its own chat template, and two ids that end an answer."""
+    """Make the folder of a tiny random Qwen3 with a chat template and two ids that end an answer."""
     folder = tmp_path_factory.mktemp("chat") / "qwen3"
     special = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
     tokenizer = BpeTokenizer.train([], 270, special_tokens=special)
@@ -531,7 +531,7 @@ class TestOnATerminal:
         assert "(stopped)" in talk.until("> ")
         talk.interrupt()
         assert "(Ctrl-C once more, or Ctrl-D, leaves)" in talk.until("> ")
-        talk.say("/reset").until("forgotten")  # he changed his mind
+        talk.say("/reset").until("forgotten")  # the user changes the topic
         talk.until("> ")
         talk.interrupt()
         talk.until("leaves)")

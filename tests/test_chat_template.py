@@ -1,4 +1,4 @@
-"""Chat templates: what is refused, what a user cannot do, and transformers' ids."""
+"""Chat templates: forbidden templates, text of users that stays text, and transformers' ids."""
 
 import itertools
 import json
@@ -120,7 +120,7 @@ FORBIDDEN = "tries something forbidden: "
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        # Python's inner parts
+        # access to Python's internals
         ("{{ ''.__class__.__mro__ }}", FORBIDDEN + "access to attribute '__class__'"),
         ("{{ ''['__class__'] }}", FORBIDDEN),
         ("{{ messages[0].__init__.__globals__ }}", FORBIDDEN),
@@ -250,7 +250,7 @@ def test_templates_that_are_up_to_something(template: str, message: str) -> None
 
 
 def test_processor_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that runs a second at each look: the sixth charge is one too many."""
+    """The clock advances a second at each reading, so the sixth charge exceeds the limit."""
     template = SandboxedTemplate("{% for i in range(n) %}{% endfor %}")
     for count, ends in ((4, True), (9, False)):
         clock = itertools.count()
@@ -725,7 +725,7 @@ def test_qwen3_as_in_transformers(pair: tuple[BpeTokenizer, Any], messages: list
     "token", ["</think>", "<|im_end|>", "<|im_start|>", "<think>", "<|endoftext|>", "<tool_call>"]
 )
 def test_what_users_type_stays_text_in_qwen3(pair: tuple[BpeTokenizer, Any], token: str) -> None:
-    """The ids with a special token's text in a message are those with any other text in its place."""
+    """A special token's text in a message has no more effect on the ids than any other text."""
     ours, _ = pair
     for messages, place in (
         ([user("@")], 0),

@@ -1,4 +1,4 @@
-"""Checkpoint folders: replaced whole, never the last good one deleted; what a disk that fails leaves."""
+"""Checkpoint folders are replaced as a whole; the last good one is never deleted, even if the disk fails."""
 
 import errno
 import json
@@ -23,13 +23,13 @@ from tests.runs import config, identical, stop_at, trainer, write_data
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a tiny data set."""
+    """Make a folder with a tiny data set."""
     write_data(tmp_path)
     return tmp_path
 
 
 def folder_of(output: Path, step: int) -> Path:
-    """A small folder that looks like a checkpoint, and verifies."""
+    """Make a small folder that looks like a checkpoint, with a correct manifest."""
     goal = output / f"step-{step:08d}"
     atomic_folder(goal, lambda new: atomic_write(new / "weights", b"weights"))
     return goal

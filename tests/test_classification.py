@@ -1,4 +1,4 @@
-"""Texts with labels: reading, dividing, training a classifier, resuming it, its numbers, classify."""
+"""Texts with labels: reading, splitting, training a classifier, resuming, its numbers, `minigpt classify`."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ TINY: dict[str, Any] = {
 
 
 def reviews() -> list[tuple[str, str]]:
-    """Forty texts, sorted by label; the last character but one says which."""
+    """Return forty texts, sorted by label. The last character but one decides the label."""
     marks = "甲乙丙丁戊己庚辛壬癸"
     rows = [(f"{a}{b}{GOOD}", "好评") for a, b in zip(marks * 2, marks + marks[::-1])]
     return rows + [(f"{a}{b}{BAD}", "差评") for a, b in zip(marks * 2, marks + marks[::-1])]
@@ -74,7 +74,7 @@ def write_csv(path: Path, rows: list[tuple[str, str]], head: str = "review,label
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Language models of both families, and a file of reviews."""
+    """Make language models of both families, and a file of reviews."""
     found = tmp_path_factory.mktemp("classification")
     for name, config in MODELS.items():
         torch.manual_seed(0)
@@ -102,7 +102,7 @@ def run_of(config: FinetuneConfig) -> Trainer:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """A run of each family: its folder and its result."""
+    """Do a run of each family. Return its folder and its result."""
     output = folder / "run"
     return output, run_training(settings(folder, output, "gpt", max_steps=24), TINY)
 
@@ -297,7 +297,7 @@ def test_without_a_model_a_language_model_of_the_texts_comes_first(
 
 
 def test_f1_by_hand() -> None:
-    """Right a: 3 of 4 (one taken for b); b: 1 of 2 (one taken for a); c: 0 of 1 (taken for a)."""
+    """Right are 3 of 4 a (one is predicted b), 1 of 2 b (one is predicted a), 0 of 1 c (predicted a)."""
     report = ClassificationReport(Labels(("a", "b", "c", "never")))
     truth, given = [0, 0, 0, 0, 1, 1, 2], [0, 0, 0, 1, 1, 0, 0]
     report.count(np.eye(4)[given], np.array(truth))

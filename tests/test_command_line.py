@@ -1,4 +1,4 @@
-"""Flags are read as people write them; what ends a script is one line and an exit code."""
+"""Flags are read as users write them. An error gives one line and an exit code."""
 
 import dataclasses
 import json
@@ -632,7 +632,7 @@ def test_too_little_memory_is_one_line(error: Exception, capsys: pytest.CaptureF
 
 
 def test_streams_are_open_before_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an import opens must not get the number of a closed stream."""
+    """A file that an import opens must not get the number of a closed stream."""
     order: list[str] = []
     monkeypatch.setattr(command_line, "_open_closed_streams", lambda: order.append("streams"))
     monkeypatch.setattr(runpy, "run_module", lambda *_, **__: order.append("command"))
@@ -647,13 +647,13 @@ def test_streams_are_open_before_a_command_is_imported(monkeypatch: pytest.Monke
 
 
 def help_of(verb: str) -> str:
-    """What `minigpt VERB --help` prints."""
+    """Return the output of `minigpt VERB --help`."""
     options = options_of(verb)
     return help_text(options, f"minigpt {verb}", str(path_of(verb)))
 
 
 def numbers_of(verb: str) -> Iterator[tuple[Flag, tuple[Any, ...] | None]]:
-    """The flags of a command that take numbers, with the range of each."""
+    """Yield the flags of a command that take numbers, with the range of each."""
     options = options_of(verb)
     holders = {field.name: field.metadata["fields_of"] for field in dataclasses.fields(options)
                if "fields_of" in field.metadata}  # fmt: skip
@@ -730,7 +730,7 @@ def test_help_has_groups_choices_defaults_and_eighty_columns() -> None:
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_help_of_every_command(verb: str, tmp_path: Path) -> None:
-    """From elsewhere: exit 0, its help, no torch, and nothing written."""
+    """From another folder: exit code 0, the help is printed, torch is not imported, nothing is written."""
     spy = (
         "import sys; from minigpt.__main__ import main\n"
         f"try: code = main([{verb!r}, '--help'])\n"

@@ -1,4 +1,4 @@
-"""Constrained answers: whatever a random model would say, what it may say is permitted."""
+"""Constrained answers: whatever a random model prefers, its answer is permitted."""
 
 import builtins
 import json
@@ -18,7 +18,7 @@ CHARACTERS = Tokenizer.from_word2id(build_vocabulary(['红色绿蓝的是吗？0
 
 
 class MergedBytes:
-    """A byte-level vocabulary: all bytes, some pieces of words, one that ends inside a character."""
+    """A byte-level vocabulary: all bytes, some pieces of words, and one that ends inside a character."""
 
     eos_token_id = 0
     special_ids = frozenset({0})
@@ -77,7 +77,7 @@ def test_each_choice_comes_and_nothing_else(tokenizer: Any) -> None:
 
 
 def test_beams_find_the_likeliest_choice() -> None:
-    """With as many beams as choices, and sums instead of means, the search is exact."""
+    """If there are as many beams as choices, and sums instead of means, the search is exact."""
     model = random_model(1, CHARACTERS)
     prompt = [*CHARACTERS.encode_text("是吗？"), CHARACTERS.sep_token_id]
 

@@ -1,7 +1,7 @@
-"""The built-in corpus: made from its tables, each fact asked often enough, right where it can be recomputed.
+"""The built-in corpus: it matches its tables, has enough questions per fact, and its facts are correct.
 
-Expected values come from Python's integers, `calendar`, `datetime` and sizes of units recorded here, not
-from the tables.
+Expected values come from Python's integers, `calendar`, `datetime`, and sizes of units that are written here,
+not from the tables.
 """
 
 import calendar
@@ -39,12 +39,12 @@ RECORDS = make_corpus.build()
 
 
 def answers(category: str) -> list[str]:
-    """The answers of a category, one a fact."""
+    """Return the answers of a category, one per fact."""
     return sorted({r.answer for r in RECORDS if r.category == category})
 
 
 def parsed(category: str, pattern: str) -> list[tuple[str, ...]]:
-    """The groups of `pattern` in each answer of the category; every answer has to match."""
+    """Return the groups of `pattern` in each answer of the category. Every answer must match."""
     matches = [(answer, re.fullmatch(pattern, answer)) for answer in answers(category)]
     assert matches, f"no facts in {category}"
     assert [answer for answer, match in matches if match is None] == []
@@ -52,7 +52,7 @@ def parsed(category: str, pattern: str) -> list[tuple[str, ...]]:
 
 
 def parsed_pairs(category: str, pattern: str) -> dict[str, str]:
-    """`parsed` for a pattern of two groups, as a dictionary; no key may come twice."""
+    """Return the result of `parsed` for a pattern of two groups as a dict. Keys must be distinct."""
     pairs = {groups[0]: groups[1] for groups in parsed(category, pattern)}
     assert len(pairs) == len(answers(category))
     return pairs
@@ -63,7 +63,7 @@ def without_spaces(question: str) -> str:
 
 
 def bare(question: str) -> str:
-    """Written apart from the generator's own `normalise`: letters, digits and mathematical signs only."""
+    """Return letters, digits and mathematical signs only. It does not use the generator's `normalise`."""
     return "".join(c for c in without_spaces(question) if c.isalnum() or unicodedata.category(c) == "Sm")
 
 

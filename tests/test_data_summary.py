@@ -1,4 +1,4 @@
-"""Is the data enough? What is said before training, and the two baselines, against sums by hand."""
+"""Warnings about too little data before training, and the two baselines, compared with sums by hand."""
 
 import dataclasses
 import json

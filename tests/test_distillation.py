@@ -1,4 +1,4 @@
-"""Distillation: the loss by hand, a run that comes closer to its teacher, resume, and bad teachers."""
+"""Distillation: the loss by hand, a run that approaches its teacher, resume, and bad teachers."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_two_tokens_by_hand() -> None:
     p = math.sqrt(3) / (1 + math.sqrt(3))
     soft = 4 * (p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)))
     assert distillation_loss(logits, teacher, target, 1.0, 2.0).item() == pytest.approx(soft)
-    # rows that one vocabulary alone has do not count
+    # entries that only one vocabulary has do not count
     wider = torch.tensor([[math.log(3), 0.0, 9.0]])
     assert distillation_loss(logits, wider, target, 1.0, 1.0).item() == pytest.approx(kl)
 
@@ -104,7 +104,7 @@ def test_an_evaluation_is_that_of_next_tokens() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny data set and a teacher that has learned it."""
+    """Make a tiny data set and a teacher that has learned it."""
     folder = tmp_path_factory.mktemp("distillation")
     write_data(folder)
     train(config(folder, "teacher", max_steps=60, eval_steps=60, n_embd=64, dropout=0.0, report_to="none"))
@@ -117,7 +117,7 @@ def settings(folder: Path, output: str, **values: Any) -> TrainConfig:
 
 
 def distance(model: LanguageModel, teacher: LanguageModel, folder: Path) -> float:
-    """Mean KL to the teacher over the tokens of the first training question."""
+    """Return the mean KL to the teacher over the tokens of the first training question."""
     line = json.loads((folder / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     ids = torch.tensor([Tokenizer(folder / "vocab.json").encode_text(line["question"])])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Several processes: the same losses, the same end; signals, errors and dead processes are everyone's.
+"""Several processes: they compute the same losses, and signals, errors and dead processes reach all of them.
 
 Processes are forks of one that has imported torch (tests/processes.py); one test starts them by torchrun.
 """
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Ended(NamedTuple):
-    """How several processes ended, and what each said (standard output and errors)."""
+    """The exit codes of several processes, and the output of each (standard output and errors)."""
 
     codes: list[int]
     said: list[str]
@@ -52,7 +52,7 @@ class Launch(Protocol):
 
 @pytest.fixture(scope="module")
 def launch() -> Iterator[Launch]:
-    """`minigpt train` in several processes."""
+    """Return a function that runs `minigpt train` in several processes."""
     command = [sys.executable, "-m", "tests.processes"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as server:
@@ -71,23 +71,23 @@ def launch() -> Iterator[Launch]:
 
 
 def flags(folder: Path, output: str, **values: Any) -> list[str]:
-    """The flags of a tiny run; what they do not say is as in `config(folder)`."""
+    """Return the flags of a tiny run. The other options are those of `config(folder)`."""
     (folder / "plain.toml").touch()
     return given(folder, output=folder / output, recipe=folder / "plain.toml", **values)
 
 
 def resume(folder: Path, output: str = "run") -> list[object]:
-    """The flags that continue with it."""
+    """Return the flags that resume the run."""
     return ["--output", folder / output, "--resume"]
 
 
 def losses(run: Path) -> list[float]:
-    """What was logged."""
+    """Return the logged losses."""
     return [line["train_loss"] for line in metrics(run) if "train_loss" in line]
 
 
 def same_tensors(a: Path, b: Path) -> bool:
-    """All that two checkpoints hold: weights, optimiser, the random state of each process."""
+    """Return True if two checkpoints are equal: weights, optimiser, the random state of each process."""
     names = sorted(path.name for path in a.glob("*.safetensors"))
     assert names == sorted(path.name for path in b.glob("*.safetensors"))
     pairs = [(load_file(a / name), load_file(b / name)) for name in names]
@@ -98,7 +98,7 @@ def same_tensors(a: Path, b: Path) -> bool:
 
 
 def batch_of(rows: int) -> Batch:
-    """Row i holds i + 1 everywhere."""
+    """Make a batch whose row i has i + 1 everywhere."""
     ids = torch.arange(1, rows + 1)[:, None].repeat(1, 5)
     mask = torch.ones_like(ids, dtype=torch.bool)
     return Batch(ids, ids, mask, mask, np.arange(rows))

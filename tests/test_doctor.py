@@ -1,6 +1,6 @@
-"""The doctor: each finding on a run made for it and on one that just misses it; rubbish; real runs.
+"""The doctor: each finding on a made-up run that has it and on one that narrowly misses it; real runs.
 
-Every command that is advised is run here as it stands, on the data of a run that caused it.
+Every recommended command is run here without changes, on the data of a run that caused it.
 """
 
 import dataclasses
@@ -40,19 +40,19 @@ from tests.commands import RunCommand
 from tests.runs import write_data
 
 ROOT = Path(__file__).parents[1]
-STEPS = 300  # of a made-up run: 30 lines of metrics, 10 evaluations
+STEPS = 300  # number of steps of a made-up run, with 30 lines of metrics and 10 evaluations
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
-# Tiny, since commands with these settings are run. 16 channels: the usual rate is 3e-3.
+# The model is tiny, because commands with these settings are run. For 16 channels the usual rate is 3e-3.
 SETTINGS: dict[str, Any] = {
     "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 32, "max_length": 32, "max_steps": 20,
     "learning_rate": 3e-3, "logging_steps": 10, "threads": 1, "device": "cpu", "report_to": "none",
 }  # fmt: skip
-# 1,100 tokens: ln V is 7.003. What frequencies give is 5.5 on the training part and 5.6 on the other.
+# 1,100 tokens: ln V is 7.003. The unigram loss is 5.5 on the training part and 5.6 on the validation part.
 SUMMARY = DataSummary("pairs", 100, 5000, 50, 2000, 1100, 5.5, 5.6, 6.0, False)
 
 
 def curve(step: float) -> float:
-    """A healthy training loss: from 7 down to 1, fast at first."""
+    """Return a healthy training loss. It falls from 7 to 1, fast at first."""
     return 1 + 6 * math.exp(-step / 60)
 
 
@@ -63,7 +63,7 @@ def run(
     summary: dict[str, Any] | None = None,
     **changes: Any,
 ) -> RunRecord:
-    """A finished run of 300 steps whose losses are given; the rest is as it should be."""
+    """Make a finished run of 300 steps with the given losses. Everything else is healthy."""
     points = [
         TrainPoint(step, loss(step), 1.0, 1e-3, step / 100, 1000.0, float(step))
         for step in range(10, STEPS + 1, 10)
@@ -88,7 +88,7 @@ def run(
 
 
 def with_points(record: RunRecord, **values: Callable[[int], float]) -> RunRecord:
-    """The same run with other values in its lines of training, given by functions of the step."""
+    """Return the same run with other values in its lines of training, given by functions of the step."""
     points = []
     for point in record.train:
         changed: dict[str, Any] = {name: value(point.step) for name, value in values.items()}
@@ -104,7 +104,7 @@ def findings_of(record: RunRecord) -> dict[str, Finding]:
 
 
 def found(record: RunRecord) -> set[str]:
-    """What is found, but for the good news of every healthy run, and a note about flat curves."""
+    """Return the findings' codes, without those of every healthy run and the note about flat curves."""
     return set(findings_of(record)) - {"not_overfitting", "plateau"}
 
 
@@ -113,17 +113,17 @@ def straight(step: float) -> float:
 
 
 def poor(loss: float = 5.1, **config: Any) -> RunRecord:
-    """A run whose losses both stay where frequencies are nearly all that is known: 0.9 of 5.6 is 5.04."""
+    """Make a run whose losses stay near the unigram loss: the limit is 0.9 * 5.6 = 5.04."""
     return run(lambda step: loss, lambda step: loss, config=config)
 
 
 def rising_to(end: float) -> Callable[[int], float]:
-    """The curve, but for its last fifty steps."""
+    """Return the curve with another loss in its last fifty steps."""
     return lambda step: curve(step) if step < 250 else end
 
 
 def peaking(peak: float, **config: Any) -> RunRecord:
-    """A good run, but for its first line."""
+    """Make a good run with another loss in its first line."""
     return run(lambda step: peak if step == 10 else curve(step), config=config)
 
 
@@ -131,7 +131,7 @@ SMALL_DATA = {"train_targets": 50_000}
 EIGHT = {"n_embd": 8, "n_head": 1, "block_size": 32}
 CHANGED = ("the training data (a.jsonl) is another one (--allow_changed_data)",)
 
-# code -> a run that has it, and one that nearly has it
+# code -> (a run with this finding, a run that narrowly misses it)
 RUNS: dict[str, tuple[RunRecord, RunRecord]] = {
     "nothing_logged": (run(train=[], val=[]), run(val=[])),
     "metrics_damaged": (run(broken_lines=2), run(broken_lines=1)),  # one: a process was killed
@@ -142,7 +142,7 @@ RUNS: dict[str, tuple[RunRecord, RunRecord]] = {
     "no_checkpoint": (run(state={}), run(state={"steps_done": 10})),
     "non_finite": (
         run(non_finite=(20, 300)),
-        run(non_finite=(20, 299)),  # it got over it
+        run(non_finite=(20, 299)),  # the run recovered
     ),
     "steps_skipped": (
         run(events=[Event(20, "skipped")], config={"learning_rate": 2e-2}),
@@ -252,7 +252,7 @@ def test_the_numbers_are_those_of_the_run() -> None:
 
 
 def test_the_way_of_a_weight_by_hand() -> None:
-    """A constant rate: every step is one; a warm-up of 300: half of that, and half a step."""
+    """With a constant rate every step counts 1. A warm-up of 300 steps gives half of that, plus a half."""
     constant = run(config={"lr_scheduler_type": "constant"})
     assert settings_checks.path(constant) == STEPS
     rising = run(config={"lr_scheduler_type": "constant", "warmup_steps": STEPS})
@@ -291,13 +291,13 @@ def test_where_most_is_learned_no_setting_is_to_blame(code: str, config: dict[st
 
 
 def test_a_low_training_loss_was_learned_whatever_the_validation_loss() -> None:
-    """Two pairs that are known by heart: the validation loss never falls, and that is overfitting."""
+    """Two pairs are memorised. The validation loss never falls, so this is overfitting."""
     record = run(held_out=lambda step: 5.7 + step / 300)
     assert found(record) == {"overfitting"}
 
 
 def test_a_run_of_two_lines_can_overfit() -> None:
-    """Evaluated at steps 1 and 2; the training loss has one line before the best evaluation's, or none."""
+    """With evaluations at steps 1 and 2, there is one line of training before the best one, or none."""
     for first in (1, 2):
         lines = [TrainPoint(step, 4.0 - step) for step in range(first, 4)]
         record = run(train=lines, val=[ValPoint(1, 3.36), ValPoint(3, 5.03)])
@@ -317,7 +317,7 @@ def test_muon_s_rates_are_muon_s() -> None:
 def test_a_rate_that_a_warm_up_did_not_save_is_too_high() -> None:
     assert "warmup_missing" in found(peaking(9.0, warmup_steps=9))
     assert "rate_too_high" in found(peaking(9.0, warmup_steps=10))
-    # at a high rate a leap among the first lines suffices, though it stays below a new model's loss
+    # At a high rate, a spike in the first lines is enough, even if it stays below a new model's loss.
     leaps = {1: 7.0, 2: 5.0, 3: 5.6}
     for rate, expected in ((3.1e-2, {"warmup_missing"}), (3e-3, set())):
         points = [TrainPoint(step, leaps.get(step, curve(step))) for step in range(1, STEPS + 1)]
@@ -335,7 +335,7 @@ def test_where_nothing_speaks_against_the_rate_it_is_not_to_be_lowered() -> None
 
 
 def test_one_batch_of_rare_tokens_is_no_rise() -> None:
-    """It costs more than a new model has, once frequent tokens are known. Two such steps on end do not."""
+    """One such batch has a higher loss than a new model, and is no finding. Two in a row are one."""
     for high, expected in (({7}, set()), ({7, 9}, set()), ({7, 8}, {"warmup_missing"})):
         lines = [TrainPoint(s, 7.5 if s in high else curve(s)) for s in range(1, STEPS + 1)]
         assert found(run(train=lines)) == expected
@@ -368,16 +368,16 @@ def test_events_count_steps_that_the_means_hide() -> None:
     assert spiked is not None
     assert (spiked.numbers["count"], spiked.numbers["largest"]) == (6, 9.0)
     assert checks.loss_spikes(run(events=spikes[:5])) is None
-    # as many in ten times the steps: a hard batch now and then
+    # The same number of spikes in ten times the steps is only a hard batch from time to time.
     longer = [dataclasses.replace(point, step=10 * point.step) for point in run().train]
     assert checks.loss_spikes(run(events=spikes, train=longer)) is None
-    # above 6 sigma of a calm curve, and yet nothing to see
+    # above 6 sigma of a calm curve, but too small to be visible
     low = [Event(step, "spike", curve(step) + 0.4) for step in range(200, 220)]
     assert checks.loss_spikes(run(events=low)) is None
 
 
 def test_hard_batches_at_the_end_are_no_divergence() -> None:
-    """Batches by length are unlike. The validation loss is of the same data each time, and fell."""
+    """Batches sorted by length differ. The validation loss uses the same data each time, and it fell."""
     assert "diverged" not in found(run(rising_to(2.5)))
 
 
@@ -433,7 +433,7 @@ def data(
     conversations: list[Conversation] | None = None,
     **config: Any,
 ) -> DataRecord:
-    """A hundred pairs of ten characters, with what is given changed."""
+    """Make a hundred pairs of ten characters, with the given changes."""
     answers = answers or [f"答{number:03d}" for number in range(100)]
     questions = questions or [f"问{number:03d}" for number in range(100)]
     train = conversations or [
@@ -456,17 +456,17 @@ def pair(question: str, answer: str, line: int = 1) -> Conversation:
 
 
 def some(count: int, text: str, usual: str = "答{:03d}") -> list[str]:
-    """A hundred texts, `count` of them `text`."""
+    """Return a hundred texts, of which `count` are `text`."""
     return [text if number < count else usual.format(number) for number in range(100)]
 
 
 def repeated(count: int, text: str) -> list[str]:
-    """A hundred texts; the first `count` stand there twice."""
+    """Return a hundred texts. The first `count` occur twice."""
     return [text.format(number % 50 if number % 50 < count else number) for number in range(100)]
 
 
 def talk(count: int) -> list[Conversation]:
-    """A hundred conversations of two questions, `count` of them long."""
+    """Return a hundred conversations of two questions, of which `count` are long."""
     turns = (Turn("user", "问"), Turn("assistant", "答"), Turn("user", "问"), Turn("assistant", "答好"))
     long = (*turns[:3], Turn("assistant", "答" * 20))
     return [Conversation(long if number < count else turns, number) for number in range(100)]
@@ -584,7 +584,7 @@ def test_swapped_fields_are_named_as_the_file_has_them() -> None:
 
 
 def test_what_was_said_before_tells_answers_apart() -> None:
-    """The same question in conversations, or with a system's words, may have any answer."""
+    """In conversations, or after a system text, the same question may have different answers."""
     several = [Conversation((Turn("system", str(n)), *pair("问", f"答{n}").turns), n) for n in range(100)]
     assert "contradictions" not in found_in(data(conversations=several))
     alone = [pair(f"问{n % 50}", f"答{n}") for n in range(100)]
@@ -612,11 +612,11 @@ def costs(own: float = 1.0, other: float = 2.0, end: float = 1.0) -> AnswerLoss:
 
 
 TEN = "一二三四五六七八九十"
-Judged = tuple[AnswerLoss, list[Answer], bool]  # the last: whether the texts of the pairs fit
+Judged = tuple[AnswerLoss, list[Answer], bool]  # the last value: True if questions and answers fit together
 ANSWERS: dict[str, tuple[Judged, Judged]] = {
     "no_end_learned": (
         (costs(end=2.01), answers(*TEN, ended=8), True),
-        (costs(end=1.99), answers(*TEN, ended=8), True),  # a model that knows little ends late, too
+        (costs(end=1.99), answers(*TEN, ended=8), True),  # a poor model also ends late
     ),
     "answers_end": ((costs(), answers(*TEN, ended=9), True), (costs(), answers(*TEN, ended=8), True)),
     "answers_empty": (
@@ -654,7 +654,7 @@ def test_answers_that_have_it_and_answers_that_nearly_have_it(code: str) -> None
 
 
 def test_a_cause_stands_before_its_consequences() -> None:
-    """Else a consequence would be named although its cause is known."""
+    """Otherwise a consequence would be named although its cause is known."""
     for code, words in WORDS.items():
         for consequence in words.explains:
             assert WORDS[consequence].rank > words.rank, f"{code} explains {consequence}"
@@ -685,7 +685,7 @@ def test_the_worst_is_named_first_and_of_equals_the_cause() -> None:
 
 
 def advised() -> list[Finding]:
-    """Each finding with commands, once, on the run that has it."""
+    """Return each finding with commands once, on the run that has it."""
     every = [one for record, _ in RUNS.values() for one in findings_of(record).values()]
     every += [one for record, _ in DATA.values() for check in DATA_CHECKS if (one := check(record))]
     return list({one.code: one for one in every if one.flags or one.before}.values())
@@ -693,7 +693,7 @@ def advised() -> list[Finding]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run's data where a configuration's defaults look for it."""
+    """Make a folder with a run's data at the default paths of a configuration."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "data").mkdir()
     write_data(folder / "data")
@@ -745,7 +745,7 @@ def test_advised_commands_are_run_as_they_stand(
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_a_run_s_command_gives_the_run_s_settings(recipe: str) -> None:
-    """Of every recipe, with settings of all kinds changed; of one that is gone all are written out."""
+    """For every recipe with changed settings. If the recipe does not exist any more, all are written out."""
     config = dataclasses.replace(
         read_recipe(recipe), train_data=Path("my data/a b.jsonl"), encoding="gb18030", by_length=False,
         learning_rate=1.5e-05, seed=7, save_async=True, precision="float32", size="",
@@ -764,7 +764,7 @@ def test_a_run_s_command_gives_the_run_s_settings(recipe: str) -> None:
 
 
 def test_no_family_is_advised_what_it_lacks() -> None:
-    """Whatever is found on a run of the other family, its command is one that `minigpt train` takes."""
+    """For a run of the other family, every recommended command is one that `minigpt train` accepts."""
     for has, _ in RUNS.values():
         config = dataclasses.replace(has.config, family="qwen3", dropout=0.0)
         for one in findings_of(dataclasses.replace(has, config=config)).values():
@@ -866,12 +866,12 @@ def test_the_recipe_s_curve_is_found_by_its_name(tmp_path: Path) -> None:
 
 
 def test_curves_that_come_with_minigpt_are_those_of_its_recipes() -> None:
-    """There may be none: they are made by hand, with `minigpt doctor RUN --save_curve`."""
+    """There may be no curves: they are made by hand, with `minigpt doctor RUN --save_curve`."""
     curves = RECIPES / "curves"
     for path in sorted(curves.iterdir()) if curves.is_dir() else ():
         recipe, read = read_recipe(path.stem), read_curve(path)  # its name is a recipe's, and it is a curve
         assert (path.suffix, read.recipe) == (".jsonl", path.stem)
-        # of the recipe as it is now: who changes one makes its curve anew
+        # The settings must be those of the recipe now: after a change of a recipe, make its curve again.
         settings = {name: recipe.as_dict()[name] for name in read.settings}
         assert read.settings == settings, path
         assert read.val[-1][0] == pytest.approx(read.tokens, abs=1), "up to the end"
@@ -935,7 +935,7 @@ def test_both_languages_say_the_same(code: str) -> None:
 
 
 def all_findings(tmp_path: Path) -> list[Finding]:
-    """One of every kind."""
+    """Return one finding of every kind."""
     read = read_curve(reference(tmp_path))
     every = [one for record, _ in RUNS.values() for one in findings_of(record).values()]
     every += [one for record, _ in DATA.values() for check in DATA_CHECKS if (one := check(record))]
@@ -1118,7 +1118,7 @@ def test_settings_come_from_the_checkpoint_where_run_json_is_lost(tmp_path: Path
 
 
 def train(folder: Path, output: str, **values: Any) -> Path:
-    """A run on the data in `folder`, without a look at whether it is enough; returns its folder."""
+    """Do a run on the data in `folder`, without warnings about its size. Return its folder."""
     from minigpt.training.loop import Trainer
     from minigpt.training.run_data import read_data
 
@@ -1131,7 +1131,7 @@ def train(folder: Path, output: str, **values: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a tiny run on it, which is finished."""
+    """Make a folder with data and a finished tiny run."""
     folder = tmp_path_factory.mktemp("real")
     colours = ["黑", "土黄", "红", "雪白", "青", "天蓝", "紫", "绿"]
     pairs = [(f"{thing}是什么颜色？", f"{thing}是{c}色。") for thing, c in zip("天地日月山水花草", colours)]
@@ -1211,7 +1211,7 @@ def test_numbers_that_are_not_finite_are_no_lack_of_tokens(real: Path) -> None:
 
 
 def test_conversations_that_are_unchanged_are_not_changed_data(tmp_path: Path) -> None:
-    """Also after a resume that was to cut elsewhere, and stopped before it saved anything."""
+    """This also holds after a resume with another max_length that stopped before it saved anything."""
     talks = [
         [("user", f"{n}号？"), ("assistant", f"{n}。"), ("user", "再说"), ("assistant", f"{n * 7}号。")]
         for n in range(12)

@@ -1,18 +1,18 @@
-"""The documents are true: each block of code in them is run, and prints what stands below it.
+"""Runs each block of code in the documents, and compares its output with the document.
 
-    python tests/test_documents.py                     # after a change of a message: writes all blocks anew
+    python tests/test_documents.py                     # after a change of a message: rewrites all outputs
     python tests/test_documents.py docs/commands.md    # after a change of a flag: those of one document
 
-A document is gone through from top to bottom in an empty folder with `minigpt/`, `data/` and the Makefile:
+A document is followed from top to bottom, in an empty folder with `minigpt/`, `data/` and the Makefile:
 
 - ```bash: each command is run by its script, in this process; `make demo` by its lines in the Makefile;
-- ```python: run in one namespace a document, as a reader would paste it into one session;
-- ```text: what the block above it prints (`...` stands for anything); compared;
-- ```jsonl: lines of the built-in corpus; ```tree: what lies in minigpt/, a file a line; compared with it;
+- ```python: run in one namespace per document, as if a reader pasted all blocks into one session;
+- ```text: the output of the block above it (`...` stands for anything), which is compared;
+- ```jsonl: lines of the built-in corpus; ```tree: the files of minigpt/, one per line; both are compared;
 - ```diagram: a drawing; ```jsonl NAME, ```text NAME: the reader makes a file NAME with this content.
 
-Training is shortened (TO_SHORTEN): what such a block prints is compared line by line, but without numbers and
-answers. Numbers that a person measured are therefore not checked, only that lines still look like that.
+Training is shortened (TO_SHORTEN). The output of such a block is compared line by line without numbers and
+answers. So the measured numbers in documents are not checked, only the form of the lines.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from minigpt.lens.words import CHINESE
 from tests.commands import options_of
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = {  # the one that is run: its translation, with the same blocks
+DOCUMENTS = {  # document that is run -> its translation, with the same blocks
     "README.zh-CN.md": "README.md",
     "docs/guide.zh-CN.md": "docs/guide.md",
     "docs/families.zh-CN.md": "docs/families.md",
@@ -60,7 +60,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "data/README.md": "",  # both languages in one file
 }
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
-PLACE = "DEMO-OUTPUT-HERE"  # stands where what `make demo` and `make test` print is to be pasted
+PLACE = "DEMO-OUTPUT-HERE"  # marks the place for the output of `make demo` and `make test`
 
 THE_TUTORIAL_S_COMMANDS = [
     "python ./minigpt/build_vocab.py --data ./data/data.jsonl --output ./data/vocab.json",
@@ -78,18 +78,18 @@ TO_SHORTEN = {  # script -> flags that the tests add
     "generate.py": "--max_new_tokens 4",
 }
 LENS = "docs/lens.zh-CN.md"
-# Its questions are about two layers of four heads, and about step 105.
+# The page's questions are about two layers of four heads, and about step 105.
 TO_SHORTEN_LENS = {
     "train.py": "--n_layer 2 --n_embd 32 --n_head 4 --max_steps 106 --keep_every 105 --eval_steps 106",
     "experiment.py": "--steps 2",
     "evaluate.py": "--max_new_tokens 4",
 }
-# What these print depends on the model. The columns' names are compared, in the page's own language.
+# The output of these depends on the model, so only the names of columns are compared, in the page's language.
 ABOUT_A_MODEL = {"look.py", "plot.py", "experiment.py", "doctor.py", "evaluate.py"}
-# What quickstart has trained in seconds answers as the reader will see it.
+# quickstart trains this model in seconds, so its answers are those that a reader sees.
 NOT_SHORTENED = "output/shop/run/best"
-TO_GO_ON = f"{_TINY} --max_steps 6"  # with --resume: beyond the four steps that were done
-NOT_RUN = {  # command -> why
+TO_GO_ON = f"{_TINY} --max_steps 6"  # for --resume: more than the four steps that were done
+NOT_RUN = {  # command that is not run -> reason
     "make test": "this is it",
     ". .venv/bin/activate": "changes the reader's shell",
     "tensorboard --logdir output": "a server that only Ctrl-C ends",
@@ -109,10 +109,10 @@ TYPED = {  # command -> what the reader types at its prompt, as on a terminal
 @dataclass
 class Block:
     language: str
-    name: str  # of the file that the reader makes, if that is what the block is for
+    name: str  # name of the file that the reader makes from this block, or ""
     text: str
-    line: int  # of its first line of text, from 1
-    output: "Block | None" = None  # what it prints, according to the document
+    line: int  # number of its first line of text, from 1
+    output: "Block | None" = None  # its output in the document
 
     @property
     def is_output(self) -> bool:
@@ -120,7 +120,7 @@ class Block:
 
 
 def read_blocks(document: str) -> list[Block]:
-    """All blocks of a document, fenced or indented; an output hangs on the block above it, too."""
+    """Return all blocks of a document, fenced or indented. The block above an output refers to it."""
     blocks: list[Block] = []
     lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
     number = 0
@@ -148,13 +148,13 @@ def read_blocks(document: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The commands of a bash block, without comments; a backslash joins lines."""
+    """Return the commands of a bash block, without comments. A backslash joins lines."""
     lines = block.text.replace("\\\n", " ").splitlines()
     return [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def without_comments(block: Block) -> str:
-    """What must be the same in both languages."""
+    """Return the part of a block that must be the same in both languages."""
     if block.language == "bash":
         return "\n".join(commands(block))
     if block.language == "python":
@@ -167,7 +167,7 @@ def without_comments(block: Block) -> str:
 
 
 def paths_of(tree: Block) -> dict[str, str]:
-    """Path -> description. Indentation by two is depth; two spaces or more separate the description."""
+    """Return path -> description. Two spaces of indentation are one level; two or more separate the two."""
     found: dict[str, str] = {}
     parents: list[str] = []
     for line in tree.text.splitlines():
@@ -186,16 +186,16 @@ def paths_of(tree: Block) -> dict[str, str]:
 
 @dataclass
 class Reader:
-    """Somebody who follows a document in `folder`."""
+    """Follows a document in `folder`, like a reader."""
 
     document: str
     folder: Path
     namespace: dict[str, Any] = dataclasses.field(default_factory=lambda: {"__name__": "__main__"})
     shortened: bool = False  # the last block had a command that was shortened
-    about_a_model: bool = False  # what the last block printed depends on a model
+    about_a_model: bool = False  # the output of the last block depends on a model
 
     def follow(self, block: Block) -> str | None:
-        """Do what a block says; returns what it printed, None if there is nothing to be run."""
+        """Run a block. Return its output; None if there is nothing to run."""
         self.shortened = self.about_a_model = False
         if block.name:
             path = self.folder / block.name
@@ -223,7 +223,7 @@ class Reader:
             case "tree":
                 check_tree(block)
             case "text":
-                pass  # compared with what the block above it printed
+                pass  # the block above it is compared with this one
             case "diagram":
                 pass
             case other:
@@ -231,7 +231,7 @@ class Reader:
         return None
 
     def command(self, command: str, code: int) -> str:
-        """Run one command line, which must end with `code`; returns stdout and stderr together."""
+        """Run one command line, which must end with `code`. Returns stdout and stderr together."""
         words = shlex.split(command)
         if command in NOT_RUN:
             assert words[0] != "make" or words[1] in makefile()
@@ -257,7 +257,7 @@ class Reader:
         return self._run(words, code, TYPED.get(command))
 
     def _recipe_line(self, line: str) -> str:
-        """A line of a Makefile's recipe: `echo TEXT` and commands, separated by semicolons."""
+        """Run a line of a Makefile's recipe: `echo TEXT` and commands, separated by semicolons."""
         printed = ""
         for part in line.split(";"):
             words = shlex.split(part)
@@ -295,7 +295,7 @@ class Reader:
 
 
 class _Terminal(io.StringIO):
-    """What `input()` reads when a person types."""
+    """Standard input for `input()`, as if a user typed on a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -309,7 +309,7 @@ def _scripts_may_run_twice() -> Iterator[None]:
 
 
 def makefile() -> dict[str, list[str]]:
-    """Target -> its lines, with the variables that stand in them filled in."""
+    """Return target -> its lines in the Makefile, with variables filled in."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     values = {"BIN": "", "DEMO": ""}
     for name in values:
@@ -326,7 +326,7 @@ def makefile() -> dict[str, list[str]]:
 
 
 def check_tree(tree: Block) -> None:
-    """Each file of minigpt/ is listed; a folder's line stands for its __init__.py. What is listed exists."""
+    """Check that each file of minigpt/ is listed (a folder stands for its __init__.py), and no other file."""
     listed = paths_of(tree)
     inside = {path for path in listed if path.startswith("minigpt/")} - {"minigpt/"}
     there = set()
@@ -351,7 +351,7 @@ _DECIMAL = re.compile(r"(?<![\w.])-?[\d,]*\d\.\d+")
 
 
 def differs(documented: str, printed: str) -> str:
-    """Why two outputs are not the same; "" if they are. `...` in the document stands for anything."""
+    """Return the difference of two outputs; "" if there is none. `...` in a document stands for anything."""
     ours, theirs = (
         "\n".join(map(str.rstrip, text.strip("\n").splitlines())) for text in (documented, printed)
     )
@@ -362,7 +362,7 @@ def differs(documented: str, printed: str) -> str:
     if "..." in ours:
         return ""
     for said, got in zip(_DECIMAL.findall(ours), _DECIMAL.findall(theirs), strict=True):
-        # Sums are rounded differently by other CPUs and thread counts: one unit of the last digit shown.
+        # Other CPUs and thread counts round sums differently, so one unit of the last shown digit is allowed.
         unit = 10.0 ** -len(said.partition(".")[2])
         if abs(float(said.replace(",", "")) - float(got.replace(",", ""))) > 1.01 * unit:
             return f"the document says {said} where {got} was printed:\n{theirs}"
@@ -370,7 +370,7 @@ def differs(documented: str, printed: str) -> str:
 
 
 def shapes(printed: str) -> list[str]:
-    """The different lines, without what depends on how long was trained: numbers, durations, answers."""
+    """Return the distinct lines without the parts that depend on training: numbers, durations, answers."""
     found: dict[str, None] = {}
     for line in printed.splitlines():
         if line.startswith("# ") or line == "..." or re.match(r"(measuring|answering)\b.* \d+/\d+$", line):
@@ -389,13 +389,13 @@ def shapes(printed: str) -> list[str]:
 
 
 def columns_of(text: str) -> list[tuple[str, ...]]:
-    """The names of the columns of all tables in a text."""
+    """Return the names of the columns of all tables in a text."""
     lines = [line.strip() for line in text.splitlines() if line.startswith("┃")]
     return [tuple(cell.strip() for cell in line.strip("┃").split("┃")) for line in lines]
 
 
 def lacks_columns(documented: str, printed: str) -> str:
-    """The first table of a document whose columns were not printed, or not in this order; "" if none."""
+    """Return an error for the first table whose columns were not printed in this order; "" if none."""
     tables = iter(columns_of(printed))
     for names in columns_of(documented):
         if names not in tables:
@@ -404,7 +404,7 @@ def lacks_columns(documented: str, printed: str) -> str:
 
 
 def lacks(documented: str, printed: str) -> str:
-    """The first kind of documented line that was not printed, or not in this order; "" if there is none."""
+    """Return an error for the first form of line that was not printed in this order; "" if there is none."""
     lines = iter(shapes(printed))
     for line in shapes(documented):
         if line not in lines:
@@ -417,7 +417,7 @@ def lacks(documented: str, printed: str) -> str:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to follow a document in."""
+    """Make a folder in which a document is followed."""
     with at_desk(tmp_path):
         yield tmp_path
 
@@ -584,7 +584,7 @@ def test_shapes_are_compared() -> None:
     assert not lacks(documented, printed)
     assert "finished" in lacks("finished: 1,000 steps", printed)
     assert lacks("done: 1 steps\nrecipe x", printed), "in this order"
-    # what a person pasted may begin with a note
+    # pasted output may begin with a note
     assert not lacks("# two cores\nrecipe x\n...\ndone: 3 steps", printed)
 
 
@@ -597,7 +597,7 @@ def test_the_tree_must_be_whole() -> None:
 
 
 def write_anew(names: list[str]) -> None:
-    """Replace each exactly compared output by what is printed now, in both languages."""
+    """Replace each output that is compared exactly by the present output, in both languages."""
     for document, translation in DOCUMENTS.items():
         if names and not {document, translation} & set(names):
             continue

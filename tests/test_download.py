@@ -1,4 +1,4 @@
-"""Downloads from a server in a thread that serves well, breaks off, lies, stalls or refuses. No network."""
+"""Downloads from a server in a thread. It works, breaks off, lies, stalls or refuses. No network is used."""
 
 import contextlib
 import http.server
@@ -42,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def serve(self, body_end: int | None = None, **headers: object) -> None:
-        """As a good server; body_end: how many bytes of the file it sends before it breaks off."""
+        """Answer like a good server. body_end: number of bytes after which it breaks off."""
         content, tag = self.server.content, self.server.tag
         found = re.fullmatch(r"bytes=([0-9]+)-", self.headers.get("Range") or "")
         start = int(found[1]) if found and self.headers.get("If-Range") in (None, tag) else 0
@@ -62,7 +62,7 @@ Act = Callable[[Handler], None]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """What it serves, what it was asked, and how it will answer."""
+    """The server: its file, the requests that it got, and its next acts."""
 
     daemon_threads = True
 
@@ -154,7 +154,7 @@ def test_chunks_without_a_length(server: Server, patience: Patience, goal: Path)
 
 
 def test_a_plain_file_server(patience: Patience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's own: Last-Modified, no ETag, no ranges."""
+    """Python's own server has Last-Modified, but no ETag and no ranges."""
     (tmp_path / "served").write_bytes(CONTENT)
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
 
@@ -207,7 +207,7 @@ def test_a_later_run_goes_on(server: Server, goal: Path) -> None:
 
 @pytest.fixture
 def interrupted(server: Server, goal: Path) -> None:
-    """Part of the file lies there."""
+    """Leave a part of the file, as an interrupted download does."""
     server.acts = [breaks_off(700_000)]
     with pytest.raises(InputError):
         fetch(f"{server.url}/file", goal, Patience(attempts=1))
@@ -334,7 +334,7 @@ def test_a_length_that_is_too_long(server: Server, patience: Patience, goal: Pat
 
 
 def test_a_length_that_is_too_short_is_believed(server: Server, patience: Patience, goal: Path) -> None:
-    """Nothing in HTTP tells. OpenAI's checksums do, when the checkpoint is read."""
+    """HTTP cannot show this error. OpenAI's checksums do, when the checkpoint is read."""
     server.acts = [lambda handler: handler.answer(200, CONTENT, Content_Length=len(CONTENT) - 50)]
     fetch(f"{server.url}/file", goal, patience)
     assert goal.read_bytes() == CONTENT[:-50]
@@ -394,7 +394,7 @@ def test_nobody_listens(patience: Patience, goal: Path) -> None:
 def test_no_network(
     patience: Patience, pauses: list[float], goal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line, at once, that says which files to put where."""
+    """The error is one line, comes at once, and says which files to put where."""
 
     def unknown_host(*_: object, **__: object) -> None:
         raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
@@ -433,7 +433,7 @@ def test_a_full_disk(server: Server, patience: Patience, goal: Path, monkeypatch
 
 
 def test_two_at_once(server: Server, patience: Patience, goal: Path) -> None:
-    """Both would append to the same part: what comes of that must not get the file's name."""
+    """Both would append to the same part. The result must not get the file's name."""
 
     def disturbed(handler: Handler) -> None:
         with (goal.parent / "file.part").open("ab") as other:

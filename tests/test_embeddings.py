@@ -1,4 +1,4 @@
-"""Prompts as vectors: those that the model's own embedding makes of ids lead to what the ids lead to."""
+"""Prompts as vectors: the embedding's vectors of some ids give the same result as the ids."""
 
 import dataclasses
 from typing import Any
@@ -39,7 +39,7 @@ def vectors_of(model: LanguageModel, prompts: list[list[int]]) -> list[torch.Ten
 def test_searches_in_one_batch_do_not_mix_their_beams(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
-    """PyTorch reads adjacent slots: where a search ends, the beams of others move, and change their order."""
+    """PyTorch reads adjacent slots. When a search ends, the beams of others move and change their order."""
     monkeypatch.setattr(native, "library", lambda: None)
     model = make("gpt").double()
     prompts = [*PROMPTS, *(prompt[::-1] for prompt in PROMPTS)]

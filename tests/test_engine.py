@@ -1,4 +1,4 @@
-"""The engine: a request's result is the one that it has alone, whoever joins, leaves or is cancelled."""
+"""The engine: a request's result is the same as alone, whichever requests join, leave or are cancelled."""
 
 import dataclasses
 import random
@@ -29,7 +29,7 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
 
 
 def make(name: str = "gpt", seed: int = 0, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """A model that says various things: initial weights made larger, as training makes them."""
+    """Make a model with enlarged initial weights, like those of a trained model, so that its texts vary."""
     torch.manual_seed(seed)
     model = MODELS[name]()
     for parameter in model.parameters():
@@ -44,7 +44,7 @@ def prompts_of(seed: int, count: int, longest: int = 40) -> list[list[int]]:
 
 
 def options_of(seed: int, count: int) -> list[GenerationOptions]:
-    """All kinds of options, and none."""
+    """Return options of all kinds, and default options."""
     draw = random.Random(seed)
     kinds: list[Callable[[], dict[str, Any]]] = [
         dict,
@@ -129,7 +129,7 @@ def test_windows_slide_among_rows_that_have_none(name: str, chunk: int) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
 def test_rows_of_unlike_lengths_equal_rows_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two views of the cache, and C, against the model without any cache; in double precision."""
+    """Compare the two views of the cache, and C, with the model without a cache, in double precision."""
     model, lengths = make(name, dtype=torch.float64).eval(), (3, 17, 1, 17)
     rows = [torch.randint(V, (length + 2,), generator=torch.Generator().manual_seed(7)) for length in lengths]
     cache = KeyValueCache(model.config, 4, 20, dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_in_c_a_token_has_the_same_bits_in_any_company(name: str) -> None:
         cache = KeyValueCache(model.config, 1, 12)
         slot = cache.allocate()
         single.append(torch.cat([step.decode([[token]], [slot], cache).clone() for token in text]))
-    # all texts at once, each cut into its own pieces, in shuffled slots; all logits are asked for
+    # All texts are read at once, each in its own pieces, in shuffled slots. All logits are compared.
     cache = KeyValueCache(model.config, 6, 12)
     slots = random.Random(1).sample([cache.allocate() for _ in range(6)], 4)
     cut = [pieces(text, seed) for seed, text in enumerate(texts)]
@@ -341,7 +341,7 @@ def test_a_request_that_cannot_go_on_fails_alone() -> None:
 
 
 class GivesUp:
-    """A constraint that raises an error after some tokens: asked what may come, or what follows a token."""
+    """A constraint that raises an error after some tokens, in `allowed` or in `after`."""
 
     def __init__(self, where: str, left: int = 3) -> None:
         self.where, self.left = where, left

@@ -1,4 +1,4 @@
-"""An engine in which each request has its own adapter: the same ids as alone, and what is refused."""
+"""An engine in which each request has its own adapter gives the same ids as alone. Errors are tested, too."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,10 +48,10 @@ PROMPTS = [[3 + number, 5, 7 + number % 3][: 1 + number % 3] for number in range
 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> LanguageModel:
-    """A model with all kinds of adapters; `other` is active."""
+    """Make a model with all kinds of adapters. `other` is active."""
     model = MODELS[request.param]().eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # so that the most likely token is clearly so
+        for parameter in model.parameters():  # so that the most likely token is much more likely than others
             parameter.mul_(4)
         for name, config in CONFIGS.items():
             add_adapter(model, config, name)
@@ -62,7 +62,7 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 
 
 def alone(model: LanguageModel, options: GenerationOptions) -> list[list[int]]:
-    """The new ids of each prompt, with its own adapter active in the model."""
+    """Return the new ids of each prompt, with its own adapter active in the model."""
     found = []
     for prompt, choice in zip(PROMPTS, CHOICES):
         set_adapter(model, "other" if choice is None else choice)
@@ -93,7 +93,7 @@ def test_a_batch_of_different_adapters_gives_what_each_gives_alone(
 
 
 def test_with_cuda_graphs_the_host_decodes_such_requests(model: LanguageModel) -> None:
-    """The graph's code also runs on a CPU. Requests without an adapter of their own come and go between."""
+    """The graph's code also runs on a CPU. Requests without their own adapter join and leave meanwhile."""
     options = GenerationOptions(max_new_tokens=10)
     expected = alone(model, options)
     engine = Engine(model, max_rows=3, cuda_graph=True, burst=3)
@@ -156,7 +156,7 @@ def test_what_is_refused(model: LanguageModel) -> None:
 
 @torch.no_grad()
 def test_rows_that_share_an_adapter_are_one_product(model: LanguageModel) -> None:
-    """In the model itself: each row of the logits is that of its adapter."""
+    """In the model itself, each row of the logits is that of its adapter."""
     ids = torch.randint(3, V, (5, 6))
     names = [["lora"], ["whole"], [], ["lora"], ["ia3"]]
     with adapters_by_row(model, names):

@@ -1,4 +1,4 @@
-"""`minigpt env`: a line for each fact, whatever is broken; and the same as JSON."""
+"""`minigpt env` prints a line for each fact, whatever is broken, and the same as JSON."""
 
 import importlib.metadata
 import json
@@ -33,7 +33,7 @@ def fact(name: str) -> Fact:
 
 
 def line(name: str) -> str:
-    """The text of a fact that has one line."""
+    """Return the text of a fact that has one line."""
     (text,) = fact(name).lines.values()
     return text
 
@@ -170,7 +170,7 @@ def test_versions_and_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Another processor."""
+    """Return a function that simulates another processor."""
 
     def other(machine: str, text: str) -> None:
         monkeypatch.setattr(platform, "machine", lambda: machine)

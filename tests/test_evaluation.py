@@ -1,4 +1,4 @@
-"""Evaluation: sums that depend on nothing but model and data, scores that a hand can check, and a command."""
+"""Evaluation: sums that depend only on model and data, scores that are checked by hand, and the command."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def encoded() -> EncodedExamples:
 
 @torch.inference_mode()
 def written_out(model: GPTLMHeadModel) -> tuple[list[float], list[float]]:
-    """The slow twin, from the texts: -log p of all tokens but each first one, and of the answers'."""
+    """The slow twin: return -log p of all tokens except first ones, and of the answers' tokens."""
     every, answers = [], []
     for pair in PAIRS:
         text = [*TOKENIZER.encode_text(pair.question), 2, *TOKENIZER.encode_text(pair.answer), 2]
@@ -175,7 +175,7 @@ def bytes_model() -> GPTLMHeadModel:
 
 @torch.inference_mode()
 def written_out_text(model: GPTLMHeadModel, start: int, ids: list[int], window: int) -> float:
-    """The slow twin: -log p of each token, from those before it in its window, summed."""
+    """The slow twin: return the sum of -log p of each token, given the earlier tokens of its window."""
     every, total = [start, *ids], 0.0
     for place in range(1, len(every)):
         first = (place - 1) // window * window
@@ -296,7 +296,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """`python ./minigpt/commands/evaluate.py`, in an empty folder."""
+    """Return a function that runs `python ./minigpt/commands/evaluate.py` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     return partial(run_command, "eval")
@@ -410,7 +410,7 @@ def test_a_model_of_bytes_answers_no_questions(command: Command) -> None:
 
 
 def test_rounding_costs_a_trained_model_little(command: Command, tmp_path: Path) -> None:
-    """What `minigpt eval --precision` is for, on some of the built-in corpus: promises, not measurements."""
+    """The promises of `minigpt eval --precision` hold on a part of the built-in corpus."""
     lines = (ROOT / "data" / "data.jsonl").read_text(encoding="utf-8").splitlines()[:64]
     answers = {item["question"]: item["answer"] for item in map(json.loads, lines)}
     folder = learn_by_heart(answers, tmp_path / "learned", block_size=48)
@@ -422,7 +422,7 @@ def test_rounding_costs_a_trained_model_little(command: Command, tmp_path: Path)
     found = json.loads(result.out.splitlines()[-1])["precisions"]
     assert found["float32"]["perplexity_change_percent"] == {"all": 0, "answers": 0}
     assert found["float32"]["answer"]["perplexity"] < 10  # of some 300 characters: it has learned something
-    # int4's steps are 17 times int8's: a model so narrow has no values to spare for them
+    # int4's steps are 17 times those of int8, which costs a narrow model much
     for name, most in (("float16", 0.05), ("int8", 1.0), ("bfloat16", 1.0), ("int4", 30.0)):
         for part, change in found[name]["perplexity_change_percent"].items():
             assert change != 0  # it was rounded at all

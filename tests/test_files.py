@@ -1,4 +1,4 @@
-"""A file is the old or the new one, whole, whatever fails; a folder is what its manifest says, or refused."""
+"""Whatever fails, a file is the old or the new one. A folder agrees with its manifest, or it is refused."""
 
 import contextlib
 import errno
@@ -40,7 +40,7 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
-# an interrupt between `open` and `with` leaves the closing to the garbage collector, which says so
+# After an interrupt between `open` and `with`, the garbage collector closes the file, with a warning.
 unclosed = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
@@ -58,7 +58,7 @@ def interrupt(*_: object, **__: object) -> Any:
 
 @contextlib.contextmanager
 def interrupted_at(line: int) -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt before the `line`-th line executed in files.py: Ctrl-C may come anywhere."""
+    """Raise KeyboardInterrupt before the `line`-th executed line of files.py, like Ctrl-C at any time."""
     count = [0]
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -281,7 +281,7 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
-    # a rename over it would replace it, and for /dev/null break the machine when root does it
+    # A rename would replace the pipe. As root, it would replace /dev/null, and so break the machine.
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -547,7 +547,7 @@ def test_renamed_and_exchanged_files_are_noticed(saved: Path) -> None:
 
 
 def test_a_link_counts_as_what_it_leads_to(saved: Path, tmp_path: Path) -> None:
-    # download caches keep a model's files as links; what matters is the bytes that would be loaded
+    # Download caches keep a model's files as links. The loaded bytes are checked.
     outside, path = tmp_path / "outside", saved / "model.safetensors"
     path.rename(outside)
     path.symlink_to(outside)
@@ -624,5 +624,5 @@ def test_a_manifest_cannot_lead_out_of_its_folder(saved: Path, name: str) -> Non
 
 
 def test_signals_are_as_they_were() -> None:
-    # this file raises KeyboardInterrupt many times; the next test must still be able to
+    # This file raises KeyboardInterrupt many times. Ctrl-C must still work in the next test.
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

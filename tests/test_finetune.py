@@ -1,4 +1,4 @@
-"""Fine-tuning: which weights are trained, what a checkpoint holds, exact resume, new tokens, bad input."""
+"""Fine-tuning: the trained weights, the content of checkpoints, exact resume, new tokens, bad input."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ FOREIGN: dict[str, Callable[[int], LanguageModel]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Data of two characters more than the two base models know: /gpt and /qwen3."""
+    """Make two base models, gpt and qwen3, and data with two characters that they do not know."""
     write_data(tmp_path)
     tokenizer = Tokenizer(tmp_path / "vocab.json")
     for name, make in FAMILIES.items():
@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, model: str = "qwen3", output: str = "run", **values: Any) -> FinetuneConfig:
-    """A tiny run that begins with one of the base models."""
+    """Return the configuration of a tiny run from one of the base models."""
     given = {
         "model": folder / model,
         "train_data": folder / "train.jsonl",
@@ -348,7 +348,7 @@ def test_sampled_rows_have_the_mean_and_covariance_of_the_old_ones() -> None:
     resize_token_embeddings(model, 50 + 40_000, "sampled")
     new = next(model.parameters()).detach()[50:].double()
     deviation = old.std(dim=0)
-    # of 40,000 draws, a mean is off by 1/200 of the deviation, a covariance by about as much
+    # With 40,000 draws, the error of a mean is 1/200 of the deviation; that of a covariance is similar.
     assert ((new.mean(0) - old.mean(0)) / deviation).abs().max() < 5 / 200
     scale = deviation[:, None] * deviation[None, :]
     assert ((torch.cov(new.T) - torch.cov(old.T, correction=0)) / scale).abs().max() < 5 / 200
@@ -390,7 +390,7 @@ def test_words_as_tokens_of_a_byte_level_tokenizer(bpe: BpeTokenizer, tmp_path: 
 def test_words_as_tokens_where_the_configuration_lists_the_added_tokens(
     bpe: BpeTokenizer, tmp_path: Path
 ) -> None:
-    """As in Qwen's folders: there, transformers does not read the list in tokenizer.json."""
+    """Qwen's folders are of this kind: transformers does not read the list in their tokenizer.json."""
     BpeTokenizer.train(["天是什么颜色？黑色。"] * 3, 280, kind="qwen2").save(tmp_path)
     added = {str(index): {"content": text, "special": True} for text, index in bpe.special_tokens.items()}
     config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added}

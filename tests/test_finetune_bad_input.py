@@ -1,4 +1,4 @@
-"""What `minigpt finetune` and commands with an adapter refuse: one line, exit code 2, and nothing is lost."""
+"""`minigpt finetune` and commands with adapters refuse bad input: one line, exit code 2, nothing is lost."""
 
 import json
 import math
@@ -29,7 +29,7 @@ ADAPTERS: dict[str, AdapterConfig] = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data; base and wider, two models; int8, the base in fewer bits; and an adapter of each kind."""
+    """Make data, two models (base and wider), int8 (the base in int8), and an adapter of each kind."""
     folder = tmp_path_factory.mktemp("bad")
     write_data(folder)
     tokenizer = Tokenizer(folder / "vocab.json")
@@ -140,7 +140,7 @@ def test_options_that_do_not_fit(
 
 
 def run_of(place: Path, output: Path, **values: Any) -> dict[str, Any]:
-    """Do one step, or more. The steps are counted from the first one."""
+    """Do a run of one step, or of the given number of steps."""
     given: dict[str, Any] = {
         "model": place / "base",
         "train_data": place / "train.jsonl",

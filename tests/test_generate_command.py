@@ -1,4 +1,4 @@
-"""`minigpt generate`: a conversation, one question, many; and one line that helps for each bad input."""
+"""`minigpt generate`: a conversation, one question, many questions, and one helpful line for bad input."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ PRINTED = ["黑。", "黄的", "白\\n又白\\", "青\\u2028", "蓝"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model that has learned five pairs by heart."""
+    """Make the folder of a tiny model that has memorised five pairs."""
     return learn_by_heart(ANSWERS, tmp_path_factory.mktemp("generate") / "model")
 
 
@@ -37,7 +37,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """`python ./minigpt/generate.py`, in an empty folder."""
+    """Return a function that runs `python ./minigpt/generate.py` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return partial(run_command, "generate.py")
 
@@ -113,7 +113,7 @@ def test_unknown_characters_are_named_once(command: Command, model: Path) -> Non
 
 
 def test_half_a_character_is_no_crash(command: Command, model: Path) -> None:
-    """As Linux hands over a --question whose bytes are not UTF-8."""
+    """Linux passes a --question whose bytes are not UTF-8 in this form."""
     result = command("--model", model, "--question", "水\udcff", "--output", "answers.jsonl")
     assert result.code == 0
     assert "\\udcff" in result.err
@@ -470,7 +470,7 @@ def test_model_folders_that_are_none(command: Command, model: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 class TestConversation:
-    """The command on a pseudo-terminal, as a person meets it."""
+    """The command on a pseudo-terminal, as a user sees it."""
 
     @pytest.fixture
     def talk(self, model: Path) -> Iterator[Talk]:

@@ -1,4 +1,4 @@
-"""Generation: batched, padded, cached and shrinking, it says what a plain loop over one prompt says."""
+"""Generation in batches, with padding and a cache, gives the same ids as a plain loop over one prompt."""
 
 import dataclasses
 import itertools
@@ -36,9 +36,9 @@ V, BLOCK, EOS = 12, 24, 2
 
 
 def random_model(seed: int, **changes: Any) -> GPTLMHeadModel:
-    """A model that says various things: initial weights made larger, as training makes them.
+    """Make a model with enlarged initial weights, like those of a trained model, so that its texts vary.
 
-    In double precision, so that rounding decides no comparison of two scores.
+    It computes in double precision, so that rounding decides no comparison of two scores.
     """
     config = {"n_embd": 16, "n_head": 2, "n_layer": 2, "block_size": BLOCK, "vocab_size": V, "dropout": 0.0}
     torch.manual_seed(seed)
@@ -56,7 +56,7 @@ def random_prompts(seed: int, count: int = 17, longest: int = 12) -> list[list[i
 
 @torch.inference_mode()
 def plain_loop(model: GPTLMHeadModel, prompt: list[int], max_new_tokens: int) -> Completion:
-    """The slow twin: one prompt, no padding, no cache, all logits."""
+    """The slow twin: generate for one prompt without padding and cache, and compute all logits."""
     ids = list(prompt)
     while len(ids) < model.config.block_size and len(ids) - len(prompt) < max_new_tokens:
         token = int(model(torch.tensor([ids]))[0, -1].argmax())
@@ -118,7 +118,7 @@ def test_it_says_what_transformers_says(tmp_path: Path) -> None:
 
 def test_why_it_stopped() -> None:
     model = random_model(0)
-    embeddings = model.transformer.wte.weight.data  # a model that always says 5
+    embeddings = model.transformer.wte.weight.data  # a model that always chooses 5
     embeddings[:] = 0
     model.transformer.ln_f.weight.data[:] = 0
     model.transformer.ln_f.bias.data[:] = 1
@@ -127,7 +127,7 @@ def test_why_it_stopped() -> None:
     expected = [([5] * 4, "length"), ([5] * 4, "length"), ([5] * 3, "context"), ([5], "context")]
     assert generate_ids(model, prompts, GenerationOptions(max_new_tokens=4), EOS) == expected
     assert generate_ids(model, prompts, GenerationOptions(max_new_tokens=4), 5) == [([], "eos")] * 4
-    # without a number, as many as there is room for
+    # Without max_new_tokens, the answer fills the context.
     assert generate_ids(model, prompts[:1], GenerationOptions(), EOS) == [([5] * (BLOCK - 4), "context")]
 
 
@@ -138,7 +138,7 @@ def test_finished_rows_leave_the_batch_and_one_position_is_scored() -> None:
     model.transformer.register_forward_hook(lambda _, inputs, output: inner.append(tuple(inputs[0].shape)))
     model.lm_head.register_forward_hook(lambda _, inputs, output: scored.append(tuple(inputs[0].shape)))
     found = generate_ids(model, prompts, GenerationOptions(max_new_tokens=15), EOS)
-    # a row takes part in a step for each token that it says, and in one for the eos that ends it
+    # A row takes part in one step for each of its tokens, and in one step for its eos.
     steps = [len(ids) + (reason == "eos") for ids, reason in found]
     alive = [sum(count > step for count in steps) for step in range(max(steps))]
     assert scored == [(rows, 16) for rows in alive]
@@ -241,7 +241,7 @@ def test_the_most_likely_of_one_is_greedy() -> None:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_a_batch_says_what_each_prompt_says_alone_whatever_the_options(seed: int, do_sample: bool) -> None:
-    """Penalties and prohibitions look at the prompt: not at its padding, nor at its neighbours."""
+    """Penalties and forbidden tokens depend on the prompt, but not on its padding or on other prompts."""
     model, prompts = random_model(seed), random_prompts(seed, longest=14)
     options = GenerationOptions(
         max_new_tokens=9, min_new_tokens=3, do_sample=do_sample, temperature=1.4, min_p=0.01, typical_p=0.95,
@@ -301,7 +301,7 @@ def test_beams_are_the_same_in_any_company() -> None:
 
 @torch.inference_mode()
 def log_probability(model: GPTLMHeadModel, prompt: list[int], completion: Completion) -> float:
-    """The mean log-probability of the new tokens, eos included: what beams are ranked by."""
+    """Return the mean log-probability of the new tokens, eos included. Beams are ranked by it."""
     ids = completion.ids + [EOS] * (completion.stop_reason == "eos")
     log_p = model(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
     return float(log_p.gather(-1, torch.tensor(ids)[:, None]).mean())
@@ -313,7 +313,7 @@ def test_each_of_several_sequences_has_its_own_draws() -> None:
     four = generate_ids(model, prompts, dataclasses.replace(SAMPLED, num_return_sequences=4), EOS, 7)
     assert four[::4] == one  # the first is the same, however many follow
     various = [len({tuple(found.ids) for found in four[i : i + 4]}) for i in range(0, len(four), 4)]
-    assert sum(count > 2 for count in various) > len(various) / 2  # of some prompts the model is too sure
+    assert sum(count > 2 for count in various) > len(various) / 2  # for some prompts the model is too certain
 
 
 # -- outputs ------------------------------------------------------------------------------------------------
@@ -525,7 +525,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[GPTLMHeadModel, Tokenizer]:
-    """A tiny model that has learned five pairs by heart."""
+    """Make a tiny model that has memorised five pairs."""
     tokenizer = Tokenizer.from_word2id(build_vocabulary(p.question + p.answer for p in PAIRS))
     torch.manual_seed(0)
     config = GPTConfig(n_embd=32, n_head=2, n_layer=2, block_size=20, vocab_size=tokenizer.get_vocab_size())
@@ -641,7 +641,7 @@ def test_the_cache_is_used(
 
 
 def test_what_ends_a_text_and_what_ends_an_answer() -> None:
-    """<sep> stands behind answers, eos_token_id behind texts; a text may hold <sep>."""
+    """<sep> follows answers, and eos_token_id follows texts. A text may contain <sep>."""
     both, one = SimpleNamespace(sep_token_id=1, eos_token_id=2), SimpleNamespace(sep_token_id=1)
     tokenizers: list[Any] = [both, one, SimpleNamespace()]
     assert [eos_of(tokenizer) for tokenizer in tokenizers] == [2, 1, None]

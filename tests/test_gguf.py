@@ -1,4 +1,4 @@
-"""GGUF files, read by a reader that is written here from the specification and shares no code with ours.
+"""GGUF files, read by a reader that is written here from the specification and shares no code with minigpt.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Logits are transformers', with what was read.
 """
@@ -58,7 +58,7 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, npt.NDArray[np.float32]]]]:
-    """Metadata, and each tensor's type and its values, rows first."""
+    """Return the metadata, and for each tensor its type and its values, rows first."""
     with path.open("rb") as file:
         assert file.read(4) == b"GGUF"
         assert _unpack(file, "I") == 3
@@ -107,7 +107,7 @@ def bpe(kind: str) -> BpeTokenizer:
 
 
 def spread(model: Any) -> Any:
-    """Weights far from the initial ones, biases and norms too: no tensor can be confused or forgotten."""
+    """Set all weights, biases and norms to random values, so that no two tensors can be confused."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -161,7 +161,7 @@ QWEN3_NAMES = {
 
 
 def theirs(metadata: dict[str, Any], tensors: dict[str, tuple[int, npt.NDArray[np.float32]]]) -> Any:
-    """transformers' model with the metadata's sizes and the file's weights; every tensor is used."""
+    """Make transformers' model with the metadata's sizes and the file's weights. Every tensor is used."""
     family = metadata["general.architecture"]
     sizes = {key.partition(".")[2]: value for key, value in metadata.items() if key.startswith(f"{family}.")}
     vocab_size = len(metadata["tokenizer.ggml.tokens"])
@@ -239,7 +239,7 @@ def test_f32_computes_what_minigpt_does(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["f16", "q8_0"])
 @pytest.mark.parametrize("case", CASES)
 def test_smaller_types_are_rounded_as_the_format_says(case: str, dtype: str, tmp_path: Path) -> None:
-    """Each value against the exact file's, with the bound that the format's arithmetic implies."""
+    """Compare each value with the exact file's. The format's arithmetic gives the bound."""
     model, tokenizer = (make() for make in CASES[case])
     write_gguf(tmp_path / "exact.gguf", model, tokenizer, "f32")
     write_gguf(tmp_path / "small.gguf", model, tokenizer, dtype)
@@ -341,7 +341,7 @@ def test_byte_level_tokens_and_merges_are_the_files(kind: str, name: str, tmp_pa
 
 
 def test_what_a_tokenizer_puts_around_a_text_is_the_file_s(tmp_path: Path) -> None:
-    """BOS and EOS: the ids of the template, in whatever roles the configuration has them."""
+    """BOS and EOS are the ids of the template, whatever roles the configuration gives them."""
     plain = bpe("gpt2").definition
     expected = {
         # before, after, eos: BOS's id, EOS's id, whether each is added

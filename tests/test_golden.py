@@ -1,4 +1,4 @@
-"""Ours against stored numbers of another implementation (golden/make_golden.py), to the tenth digit."""
+"""minigpt's numbers agree with those of another implementation (golden/make_golden.py) to ten digits."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""`python gpt2.py "prompt"`: three backends, two forms of a model's folder, a line for each bad input."""
+"""`python gpt2.py "prompt"`: three backends, two kinds of model folders, one line for each bad input."""
 
 import http.server
 import json
@@ -20,7 +20,7 @@ from tests.commands import Result, RunCommand
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURE = ROOT / "tests" / "golden" / "openai_gpt2_tiny"
-# Made by TensorFlow alone (make_openai_checkpoint.py): a prompt, its ids, the most likely ones behind them.
+# TensorFlow's own results (make_openai_checkpoint.py): a prompt, its ids, and the most likely next ids.
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text(encoding="utf-8"))
 PROMPT, NEXT = EXPECTED["prompt"], EXPECTED["next_ids"]
 BACKENDS = ("numpy", "jax", "torch")
@@ -30,7 +30,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """`python gpt2.py`, in an empty folder."""
+    """Return a function that runs `python gpt2.py` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -53,7 +53,7 @@ def copy_of_openai_form(folder: Path) -> Path:
 
 
 def copy_of_hugging_face_form(folder: Path, prefix: str = "transformer.") -> Path:
-    """The same model as transformers would hold it."""
+    """Write the same model as transformers would write it."""
     folder.mkdir(parents=True)
     sizes, weights = read_checkpoint(FIXTURE)
     save_file({name.replace("transformer.", prefix): array for name, array in weights.items()},
@@ -76,7 +76,7 @@ def copy_of_hugging_face_form(folder: Path, prefix: str = "transformer.") -> Pat
 
 
 def run(command: Command, *arguments: object) -> Result:
-    """With the fixture as the model."""
+    """Run the command with the fixture as the model."""
     return command("--models_dir", FIXTURE.parent, "--model_size", FIXTURE.name, *arguments)
 
 
@@ -106,7 +106,7 @@ def test_the_prompt_is_encoded_as_openai_would() -> None:
 
 
 def test_text(command: Command) -> None:
-    """NumPy is the default. Control characters (the model likes U+001F) are escaped."""
+    """NumPy is the default. Control characters (this model often writes U+001F) are escaped."""
     result = run(command, PROMPT, "--n_tokens_to_generate", 5)
     raw = b"".join(BpeTokenizer.from_folder(FIXTURE).token_bytes(index) for index in NEXT[:5])
     assert raw[-1:] == b"\x1f"
@@ -141,7 +141,7 @@ def test_to_the_end_of_the_context(command: Command, backend: str) -> None:
     ],
 )
 def test_nothing_is_loaded_that_is_not_needed(arguments: list[str], loaded: set[str], tmp_path: Path) -> None:
-    """And the file gpt2.py and the folder minigpt/gpt2 do not stand in each other's way, wherever one is."""
+    """Also, the file gpt2.py and the folder families/gpt2 do not shadow each other, from any folder."""
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['gpt2.py', *{arguments!r}]\n"
@@ -161,7 +161,7 @@ def test_nothing_is_loaded_that_is_not_needed(arguments: list[str], loaded: set[
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A file server; tmp_path/"served" is its root."""
+    """Start a file server with tmp_path/"served" as its root. Return its address."""
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
 
     def handler(*arguments: object) -> http.server.SimpleHTTPRequestHandler:

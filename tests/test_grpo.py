@@ -1,4 +1,4 @@
-"""Learning from rewards: advantages, losses and sampling are what they should be; a resumed run is exact."""
+"""Learning from rewards: advantages, losses and sampling are right, and a resumed run is exact."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def tiny(seed: int, dropout: float = 0.0) -> LanguageModel:
         GPTConfig(vocab_size=size, n_layer=2, n_embd=32, n_head=2, block_size=16, dropout=dropout)
     )
     with torch.no_grad():
-        for parameter in model.parameters():  # so that answers are neither certain nor all alike
+        for parameter in model.parameters():  # so that answers are neither certain nor equally likely
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
@@ -169,7 +169,7 @@ def test_the_weights_of_tokens() -> None:
 def by_hand(
     model: LanguageModel, reference: LanguageModel, rollout: Rollout, options: GrpoOptions, temperature: float
 ) -> Tensor:
-    """The mean loss from the formulas, one answer at a time, in float64."""
+    """Compute the mean loss from the formulas, one answer at a time, in float64."""
     answers, place = [], 0
     for row in range(len(rollout.input_ids)):
         ids, mask = rollout.input_ids[row : row + 1], rollout.answer_mask[row]
@@ -425,7 +425,7 @@ def test_large_rewards_are_compared_in_float64() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, prompts to learn from and to measure on, and a file of rewards."""
+    """Make a model, prompts for training and validation, and a file of rewards."""
     folder = tmp_path_factory.mktemp("grpo")
     save_pretrained(tiny(3, dropout=0.1), folder / "base", TOKENIZER)
     pairs = [{"question": a + b, "answer": a} for a in THINGS for b in THINGS]
@@ -570,7 +570,7 @@ def test_an_estimate_counts_the_answers_and_changes_nothing(folder: Path) -> Non
     assert many.memory_bytes > few.memory_bytes
     assert finetune(**{**given, "dry_run": True})["steps"] == 8
     assert not (folder / "estimated").exists()
-    # a reference is a second model in memory; beside an adapter, it is the model without the adapter
+    # The reference is a second model in memory. With an adapter, it is the model without the adapter.
     weights = sum(one.nbytes for one in run.model.parameters())
     for method, copies in (("full", 1), ("lora", 0)):
         memory = [

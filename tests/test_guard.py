@@ -1,4 +1,4 @@
-"""Numbers that are not finite leave no trace; losses that stand out are named."""
+"""Numbers that are not finite have no effect on the run, and spikes of the loss are reported."""
 
 import json
 import math
@@ -21,13 +21,13 @@ from tests.runs import after_updates, config, identical, metrics, one_step, stop
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a tiny data set."""
+    """Make a folder with a tiny data set."""
     write_data(tmp_path)
     return tmp_path
 
 
 def poison(run: Trainer, steps: set[int], factor: float = math.nan) -> Trainer:
-    """Multiply the loss of some steps (from 0)."""
+    """Multiply the loss of some steps (from 0) by `factor`."""
     loss = run.step.summed_loss
     run.step.summed_loss = lambda batch: (  # type: ignore[method-assign]
         loss(batch) * (factor if run.progress.steps_done in steps else 1.0)
@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_are_never_saved(folder: Path, where: str) -
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_validation_loss_that_is_not_finite_goes_back(folder: Path, value: float) -> None:
-    """Weights may be finite and outputs not: such weights are no checkpoint."""
+    """If finite weights give outputs that are not finite, they are not saved as a checkpoint."""
     run = trainer(config(folder, eval_steps=3))
     evaluate = run.evaluate
 
@@ -216,7 +216,7 @@ def test_a_steady_loss_has_no_spikes_and_one_spike_hides_no_other() -> None:
 
 
 def test_a_hard_batch_that_comes_each_time_is_no_spike() -> None:
-    """One in 10 batches has twice the loss of the others: it is known before, and not a leap."""
+    """One in 10 batches has twice the loss of the others. As this is usual, it is no spike."""
     losses = [2.0 + 0.01 * (n % 7) if n % 10 == 5 else 1.0 + 0.1 * (n % 7) / 7 for n in range(200)]
     assert not [n for n, x in enumerate(losses) if x > spike_threshold(losses[max(0, n - 64) : n]) and n > 30]
     assert spike_threshold(losses[-64:]) < 4.0

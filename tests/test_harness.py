@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: its own hf model, ours, and `--task` give the same numbers on the same folders."""
+"""lm-evaluation-harness: its hf model, minigpt's model and `--task` give the same numbers."""
 
 import importlib.util
 import json
@@ -142,7 +142,7 @@ def shaken(model: LanguageModel) -> LanguageModel:
 
 
 def folder_of(kind: str, folder: Path) -> Path:
-    """A tiny model as a folder of Hugging Face's kind."""
+    """Make a tiny model's folder in Hugging Face's format."""
     text = [sentence(random.Random(i), 5, 12) for i in range(200)]
     tokenizer: AnyTokenizer
     if kind == "characters":
@@ -174,7 +174,7 @@ def folder_of(kind: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Eight tasks: their data as JSON Lines, for us; and the same with YAML, for the harness."""
+    """Write eight tasks: as JSON Lines for minigpt, and the same with YAML files for the harness."""
     folder = tmp_path_factory.mktemp("tasks")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -263,7 +263,7 @@ def test_the_name_is_in_the_registry() -> None:
 
 
 def test_options_of_generation(tmp_path: Path) -> None:
-    # the harness's command line says cuda:0 where its user says nothing
+    # cuda:0 is the default of the harness's command line
     model = HarnessModel(str(folder_of("gpt2", tmp_path / "m")), device="cuda:0")
     options, until = model._options({"until": "\n", "max_new_tokens": 3, "temperature": 0.7, "top_p": 0.9})
     assert (options.max_new_tokens, options.do_sample, options.temperature, options.top_p) == (

@@ -1,6 +1,6 @@
-"""HTML files: what is in them, read by a reader written here; their program's numbers and ids, under node.
+"""HTML files: their content, read by a reader written here, and their program's numbers and ids, under node.
 
-The page itself, in a browser, is test_html_page.py's.
+test_html_page.py tests the page in a browser.
 """
 
 import base64
@@ -62,7 +62,7 @@ OFF: dict[str, Any] = {
 
 
 def spread(model: Any, scale: float = 0.1) -> Any:
-    """Weights far from the initial ones, biases and norms too: no tensor can be confused or forgotten."""
+    """Set all weights, biases and norms to random values, so that no two tensors can be confused."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -113,7 +113,7 @@ def write(path: Path, model: Any, tokenizer: Any = CHARACTERS, **more: Any) -> P
 
 
 class Elements(html.parser.HTMLParser):
-    """Every element with its attributes, and the text inside scripts and styles."""
+    """Collects every element with its attributes, and the text inside scripts and styles."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[npt.NDArray[np.float64]]]:
-    """The description, and every tensor in float64."""
+    """Return the description, and every tensor in float64."""
     page = Elements(path.read_text(encoding="utf-8"))
 
     def stream(kind: str) -> bytes:
@@ -462,7 +462,7 @@ def test_answers_are_those_of_generate(name: str, tmp_path: Path) -> None:
     prompts = [
         [*(generator.randrange(3, V) for _ in range(generator.randrange(1, 20))), 2] for _ in range(60)
     ]
-    # what the cache holds of one prompt is used for the next
+    # The cached tokens of one prompt are used for the next prompt.
     prompts += [[*prompts[number // 4], *range(3, 4 + number % 4)] for number in range(20)]
     chosen: dict[str, dict[str, Any]] = {"greedy": OFF, "plain": {**OFF, "do_sample": True}}
     chosen["all"] = {**chosen["plain"], "temperature": 1.3, "top_k": 8, "top_p": 0.9, "min_p": 0.02}
@@ -550,7 +550,7 @@ HARD = [
 
 
 def texts() -> list[str]:
-    """Texts that are hard to cut: contractions, digits, white space of all kinds, accents, emoji, markup."""
+    """Return texts that are hard to split: contractions, digits, white space, accents, emoji, markup."""
     generator = random.Random(1)
     pieces = [*SPACES, *HARD]
     return ["".join(generator.choices(pieces, k=generator.randrange(1, 25))) for _ in range(400)]

@@ -1,4 +1,4 @@
-"""The page of an HTML file in a headless Chromium: what it shows, its keyboard, and that nothing gets out."""
+"""The page of an HTML file in a headless Chromium: its content, its keyboard, and no request to a network."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 )
 CHARACTERS = Tokenizer.from_word2id(build_vocabulary(["天地玄黄宇宙洪荒？。，日月盈昃"]))
 CODE = "document.documentElement.dataset.executed = 1"
-# Each of these runs CODE where a page takes text for HTML, an attribute, an address, or a program.
+# Each of these texts runs CODE if a page treats text as HTML, an attribute, an address, or a program.
 ATTACKS = [
     attack.replace("CODE", CODE)
     for attack in (
@@ -265,7 +265,7 @@ CHATML = (
 
 
 def test_a_chat_is_that_of_minigpt(browser: Browser, tmp_path: Path) -> None:
-    # 150 tokens of context and long answers: the oldest turns are left out at last, as in minigpt chat
+    # With 150 tokens of context and long answers, the oldest turns are finally left out, as in minigpt chat.
     tokenizer = BpeTokenizer.train(["low lower 你好"] * 3, 280, special_tokens=["<|im_start|>", "<|im_end|>"])
     tokenizer = tokenizer.with_chat_template(CHATML)
     end = tokenizer.special_tokens["<|im_end|>"]
@@ -322,7 +322,7 @@ def harmless(browser: Browser, path: Path) -> None:
 
 
 def test_attacks_in_questions_answers_and_tokens(browser: Browser, tmp_path: Path) -> None:
-    # each attack is one token, and what the model reads: views, tables and answers show all of them
+    # Each attack is one token, and part of the prompt. So views, tables and answers show all of them.
     assert len(ATTACKS) == 50
     tokenizer = BpeTokenizer.train([], 260).with_tokens(ATTACKS)
     size = tokenizer.get_vocab_size()
@@ -331,7 +331,7 @@ def test_attacks_in_questions_answers_and_tokens(browser: Browser, tmp_path: Pat
         GPTConfig(n_embd=16, n_head=2, n_layer=1, block_size=128, vocab_size=size, dropout=0.0)
     ).eval()
     path = tmp_path / "a.html"
-    # the model writes attacks, and nothing else
+    # The model writes nothing except attacks.
     only = {"do_sample": True, "temperature": 1.0}
     with torch.no_grad():
         network.transformer.ln_f.bias.copy_(torch.ones(16))

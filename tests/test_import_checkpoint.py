@@ -1,4 +1,4 @@
-"""`minigpt import`: the documents' .pth becomes a folder; nothing in it is run, nothing doubtful read."""
+"""`minigpt import`: the tutorial's .pth becomes a folder. Its code is not run; doubtful files are refused."""
 
 import dataclasses
 import io
@@ -37,7 +37,7 @@ def make_model(bias: bool = False, n_layer: int = 2) -> GPTLMHeadModel:
 
 
 def document_checkpoint(model: GPTLMHeadModel) -> dict[str, Any]:
-    """As the documents' training script saves it, after a step of its optimiser."""
+    """Return a checkpoint like that of the tutorial's training script, after a step of its optimiser."""
     optimizer = torch.optim.AdamW(model.parameters())
     before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
     model(torch.tensor([[3, 4, 5]])).sum().backward()
@@ -203,7 +203,7 @@ def untied(bias: bool = True) -> GPTLMHeadModel:
 
 
 def gpt2_names(model: GPTLMHeadModel, *, transposed: bool = False) -> dict[str, Tensor]:
-    """The weights as nanoGPT, minGPT and transformers call them, with causal masks beside them."""
+    """Return the weights under the names of nanoGPT, minGPT and transformers, with causal masks."""
     renamed = {}
     for name, tensor in model.state_dict().items():
         name = name.replace(".blocks.", ".h.").replace("qkv_proj", "c_attn").replace("out_proj", "c_proj")
@@ -214,7 +214,7 @@ def gpt2_names(model: GPTLMHeadModel, *, transposed: bool = False) -> dict[str, 
 
 
 def first_names(model: GPTLMHeadModel) -> dict[str, Tensor]:
-    """As minGPT's first release calls them."""
+    """Return the weights under the names of minGPT's first release."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         name = name.removeprefix("transformer.").replace("lm_head", "head").replace("wte", "tok_emb")
@@ -230,7 +230,7 @@ def first_names(model: GPTLMHeadModel) -> dict[str, Tensor]:
 
 
 def without_biases(model: GPTLMHeadModel) -> GPTLMHeadModel:
-    """As nanoGPT's bias=False: neither in the projection of queries, keys and values, nor in norms."""
+    """Make a model like nanoGPT's bias=False: the projection of Q, K and V and the norms have no biases."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -250,7 +250,7 @@ def nanogpt(model: GPTLMHeadModel, keep: Callable[[str], bool] = lambda name: Tr
 
 
 FILES: dict[str, tuple[Callable[[], tuple[GPTLMHeadModel, Any]], str, str, int]] = {
-    # a model and its file; the program, the GELU and the heads that are found
+    # name -> (a model and its file, the program, the GELU and the number of heads that are found)
     "nanogpt": (lambda: ((m := make_model(True)), nanogpt(m)), "nanoGPT", "exact", 4),
     "nanogpt-without-biases": (
         lambda: ((m := without_biases(make_model())), nanogpt(m, lambda name: "bias" not in name)),
@@ -310,7 +310,7 @@ def test_nanogpt_s_checkpoint_becomes_a_folder(tmp_path: Path, vocab: Path, run_
 
 
 class Touch:
-    """Unpickled, it makes a file."""
+    """An object that makes a file if it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -370,7 +370,7 @@ def test_truncated_and_foreign_files_are_named(tmp_path: Path) -> None:
 
 
 def test_damage_anywhere_gives_a_line_or_weights(tmp_path: Path) -> None:
-    """Torch looks at no checksum of a .pth: a flipped bit of a weight cannot be noticed, a crash can."""
+    """Torch checks no checksum of a .pth, so a flipped bit of a weight is not noticed. Nothing may crash."""
     path = tmp_path / "x.pth"
     buffer = io.BytesIO()
     torch.save(make_model(n_layer=1).state_dict(), buffer)

@@ -1,4 +1,4 @@
-"""Intervals cover, tests are exact, and metrics equal independent implementations."""
+"""Intervals cover the true values, tests are exact, and metrics equal independent implementations."""
 
 import importlib.util
 import math
@@ -75,7 +75,7 @@ def test_mcnemar_is_the_exact_test() -> None:
 
 
 def test_equal_models_are_seldom_called_different() -> None:
-    """Two samplings of one model: an exact test calls fewer than 5 % of 200 pairs different."""
+    """For two samples of one model, an exact test calls fewer than 5 % of 200 pairs different."""
     generator = np.random.default_rng(5)
     share = generator.beta(2, 1.5, 300)  # how often the model gets each question right
     called = sum(
@@ -85,7 +85,7 @@ def test_equal_models_are_seldom_called_different() -> None:
 
 
 def test_ten_points_on_five_hundred_questions_are_found() -> None:
-    """Models that agree on most questions: 70 % against 80 %, as a better version of the same model."""
+    """The models agree on most questions, like two versions of one model: 70 % and 80 % are right."""
     generator, found = np.random.default_rng(6), 0
     for _ in range(100):
         hard = generator.random(500)

@@ -1,4 +1,4 @@
-"""One way in for JSON and one for safetensors headers: bounded, and each complaint is one line."""
+"""Reading JSON files and safetensors headers: sizes are limited, and each error is one line."""
 
 import json
 import os

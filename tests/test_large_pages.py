@@ -1,4 +1,4 @@
-"""Copies in large pages: the same numbers, wherever the memory comes from."""
+"""Copies in large pages have the same numbers, wherever the memory comes from."""
 
 import itertools
 import math
@@ -75,7 +75,7 @@ def test_many_lie_side_by_side_and_none_in_another() -> None:
 
 
 def test_a_model_s_weights_leave_no_gaps(tmp_path: Path) -> None:
-    """Matrices smaller than a large page lie beside each other, in one block."""
+    """Matrices smaller than a large page are next to each other, in one block."""
     words = ["<pad>", "<unk>", "<sep>", *map(chr, range(0x4E00, 0x4E00 + 497))]
     tokenizer = Tokenizer.from_word2id({word: place for place, word in enumerate(words)})
     save_pretrained(GPTLMHeadModel(GPTConfig(256, 4, 4, 0.0, 64, 500)), tmp_path, tokenizer)
@@ -88,7 +88,7 @@ def test_a_model_s_weights_leave_no_gaps(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked for large pages")
 def test_linux_is_asked_for_large_pages() -> None:
-    """`hg` among the flags of the mapping that holds the middle of the copy: advised to be huge."""
+    """The mapping with the middle of the copy has the flag `hg`: large pages were requested."""
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not setting.exists():
         pytest.skip("this kernel has no transparent large pages")

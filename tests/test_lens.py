@@ -1,4 +1,4 @@
-"""minigpt.lens: each view's numbers against a slow, plain computation, for both families."""
+"""minigpt.lens: each view's numbers equal a slow, plain computation, for both families."""
 
 import ast
 import json
@@ -47,7 +47,7 @@ KINDS = ["gpt", "gpt-int8", "gpt-lora", "gpt-bpe", "qwen3", "qwen3-int8", "qwen3
 
 
 def make(kind: str) -> tuple[LanguageModel, Any]:
-    """A tiny model with weights large enough for differences to show, and its tokenizer."""
+    """Make a tiny model, with weights large enough to show differences, and its tokenizer."""
     torch.manual_seed(7)
     tokenizer: Any = BPE if kind.endswith("bpe") else CHARACTERS
     size = tokenizer.get_vocab_size()
@@ -85,7 +85,7 @@ def gpt() -> LanguageModel:
 
 
 def softmax(row: list[float]) -> list[float]:
-    """The distribution of a row of logits, in Python's numbers."""
+    """Return the distribution of a row of logits, computed with Python's numbers."""
     top = max(row)
     powers = [math.exp(value - top) for value in row]
     return [power / sum(powers) for power in powers]
@@ -126,7 +126,7 @@ def test_the_model_is_as_before_afterwards(gpt: LanguageModel) -> None:
 
 
 def test_attention_probabilities_equal_a_plain_computation(pair: Any) -> None:
-    """From the inputs of attention: products, scaling, mask and softmax, one number at a time."""
+    """The plain computation uses attention's inputs: products, scaling, mask, softmax, number by number."""
     model, _ = pair
     ids = torch.tensor([[3, 5, 4, 6, 7]])
     seen = lens.record(model, ids, ["*.norm_1", "*.attn.probabilities"])
@@ -146,7 +146,7 @@ def test_attention_probabilities_equal_a_plain_computation(pair: Any) -> None:
 
 @torch.inference_mode()
 def queries_and_keys(model: Any, block: Any, x: Tensor) -> tuple[list[Any], list[Any]]:
-    """Queries and keys of one row, (H, T, D) each, as lists."""
+    """Return queries and keys of one row, (H, T, D) each, as lists."""
     T = x.shape[1]
     if hasattr(block, "attn"):
         parts = block.attn.qkv_proj(x)[0].view(T, 3, 4, 8)
@@ -627,7 +627,7 @@ def test_without_a_chinese_font_one_line_says_so(
 
 
 def said() -> Iterator[str]:
-    """Every text that the views pass through `say`."""
+    """Yield every text that the views pass through `say`."""
     root = Path(__file__).parents[1] / "minigpt"
     for path in (*sorted((root / "lens").glob("*.py")), root / "commands/experiment.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -27,7 +27,7 @@ QUESTION, ANSWER = "天是什么颜色？", "天是黑色。"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with checkpoints on the way, a model with BPE, one without a tokenizer, an adapter."""
+    """Make a run with several checkpoints, a model with BPE, one without a tokenizer, and an adapter."""
     folder = tmp_path_factory.mktemp("look")
     write_data(folder)
     trainer(config(folder, max_steps=12, eval_steps=6, keep_every=4, save_total_limit=1)).run()
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(view: str, folder: Path) -> list[object]:
-    """What a view needs."""
+    """Return the arguments that a view needs."""
     data = folder / "train.jsonl"
     needed: dict[str, list[object]] = {
         "tokens": ["--text", QUESTION], "neighbours": ["--text", "天"], "weights": [],

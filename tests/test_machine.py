@@ -1,6 +1,6 @@
-"""The GPU's side of training, on a CPU: nothing waits, nothing is renamed, every fast path has its slow twin.
+"""Training code for GPUs, tested on a CPU: the CPU never waits, and every fast path equals its slow twin.
 
-What only a CUDA device would do is done here by a step that is told to be asynchronous; no speed is measured.
+A step that is set to be asynchronous behaves here as on CUDA. No speed is measured.
 """
 
 import copy
@@ -43,13 +43,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a tiny data set."""
+    """Make a folder with a tiny data set."""
     write_data(tmp_path)
     return tmp_path
 
 
 def late(run: Trainer) -> Trainer:
-    """As on CUDA: metrics stay on the device until they are due."""
+    """Keep metrics on the device until they are due, as on CUDA."""
     run.step.asynchronous = True
     return run
 
@@ -115,7 +115,7 @@ def test_several_bad_steps_go_back_when_they_are_read(folder: Path) -> None:
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes operations for which the CPU waits on CUDA: it needs a value, or a shape that values decide."""
+    """Records operations for which the CPU would wait on CUDA, for a value or a shape that depends on one."""
 
     NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim")
 
@@ -134,7 +134,7 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Looks(TorchFunctionMode):
-    """Notes looks at values, which a CPU's tensors grant without an operation of their own."""
+    """Records reads of values. For tensors on a CPU, these are not operations."""
 
     NAMES = ("tolist", "item", "numpy", "cpu", "__float__", "__int__", "__bool__")
 
@@ -160,7 +160,7 @@ def test_a_step_does_not_wait_for_the_device(
     run = trainer(config(folder, **more))
     run.step.asynchronous = asynchronous
     run.step()  # optimisers make their state
-    # batches are prepared on the CPU, where looking at them costs nothing
+    # Batches are prepared on the CPU, where reading values costs nothing.
     ready = {number: run.step.prepare(number) for number in (1, 2)}
     monkeypatch.setattr(run.step, "prepare", ready.__getitem__)
     random = random_state(CPU)
@@ -250,7 +250,7 @@ def test_an_overflow_is_no_bad_step(folder: Path) -> None:
         one_step(run)
     assert run.progress.tokens_seen > 0
     assert run.progress.bad_steps == run.progress.rollbacks == 0
-    # at a scale of 1 there is nothing left to lower: then it is the gradient that is not finite
+    # A scale of 1 cannot be lowered. Then the gradient itself is not finite.
     run.step.precision.scale.load([1.0, 0])
     next(run.model.parameters()).register_hook(lambda gradient: gradient * math.inf)  # type: ignore[no-untyped-call]
     one_step(run)
@@ -300,7 +300,7 @@ def test_16_bits_stay_close_to_32(folder: Path, precision: str) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What float32's products were asked to be."""
+    """Return the list of requested precisions of float32 products."""
     given: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", given.append)
     return given
@@ -308,7 +308,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def cuda(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """A CUDA device as far as asking goes: nothing can be computed on it."""
+    """Return a CUDA device that only answers questions. Nothing can be computed on it."""
 
     class Properties:
         total_memory = 80 * 2**30
@@ -359,7 +359,7 @@ def test_auto_on_a_gpu(
 
 
 def test_torch_knows_what_this_processor_can_do() -> None:
-    """The keys that `auto` asks for are torch's: a renamed one would mean float32 for ever."""
+    """torch has the keys that `auto` reads. If torch renamed one, `auto` would always choose float32."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("only x86's names are asked for")
     assert {"avx512_bf16", "amx_bf16"} <= torch.cpu.get_capabilities().keys()
@@ -392,7 +392,7 @@ def test_16_bits_on_a_cpu_are_autocast_s_but_for_attention() -> None:
 
 
 class Roundings(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Shapes of what was turned from one dtype into another."""
+    """Records the shapes of tensors that were converted to another dtype."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -581,7 +581,7 @@ compiles = pytest.mark.filterwarnings(r"ignore:`torch.jit.*:DeprecationWarning")
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """torch.compile as it is but for the last part, writing code: a graph's length a graph."""
+    """Run torch.compile without its last part, which writes code. Collect the length of each graph."""
     lengths: list[int] = []
     original = torch.compile
 
@@ -706,7 +706,7 @@ def test_utilisation_is_shown_where_the_peak_is_known(folder: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_every_recipe_runs_dry(folder: Path, run_command: RunCommand, name: str) -> None:
-    """As it is, but for the model's size: 124M parameters take their time on a CPU."""
+    """Each recipe runs unchanged except for the model's size, because 124M parameters are slow on a CPU."""
     (folder / "text.txt").write_text("春眠不觉晓，处处闻啼鸟。\n" * 400, encoding="utf-8")
     data = ["--train_data", folder / "train.jsonl", "--val_data", folder / "val.jsonl"]
     data += ["--vocab_path", folder / "vocab.json"]

@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens are hidden, what the loss counts, runs, and `minigpt fill`."""
+"""Masked language modelling: hidden tokens, the tokens of the loss, runs, and `minigpt fill`."""
 
 import json
 import math
@@ -139,7 +139,7 @@ def test_chinese_words_of_every_tokenizer(tmp_path: Path) -> None:
 
 
 def test_whole_words_are_hidden_and_not_more_than_their_share() -> None:
-    """The words of the row are known: numbers of three digits, of four tokens with the space behind."""
+    """The words of the row are numbers of three digits: four tokens with the space after them."""
     ids = torch.arange(400).view(4, 100)
     real = torch.ones(4, 100, dtype=torch.bool)
     real[3, 3:] = False

@@ -29,7 +29,7 @@ GPT2_SIZES = {
 
 
 class ListCache:
-    """The plainest thing that fulfils KeyValueCache: per layer the keys and values, concatenated."""
+    """The simplest KeyValueCache: it concatenates keys and values of each layer."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -53,7 +53,7 @@ def tiny_config(
 
 
 def tiny_model(config: GPTConfig | None = None) -> GPTLMHeadModel:
-    """In double precision and with weights large enough for attention to be far from uniform."""
+    """Make a model in double precision, with weights large enough for attention that is not uniform."""
     torch.manual_seed(1)
     model = GPTLMHeadModel(config or tiny_config()).double().eval()
     with torch.no_grad():
@@ -67,8 +67,8 @@ def random_ids(B: int, T: int, seed: int = 2) -> Tensor:
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """Double precision: two ways to compute a thing agree to about 1e-13. This leaves room for another order
-    of summation and none for a mistake."""
+    """Check that two ways to compute agree to about 1e-13, in double precision. So only the order of
+    summation may differ."""
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 

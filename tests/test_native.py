@@ -1,4 +1,4 @@
-"""One call of C against the PyTorch modules: both families, four precisions, padding, batches, prompts."""
+"""The C step compared with the PyTorch modules: both families, four precisions, padding, batches, prompts."""
 
 import ctypes
 import functools
@@ -56,7 +56,7 @@ WITHOUT = {"without AVX-512": ["-mno-avx512f"], "without AVX2": ["-mno-avx512f",
 
 @functools.cache
 def built(how: str) -> Build:
-    """The library, compiled for this processor, as for older ones, or by another compiler."""
+    """Return the library, compiled for this processor, for older ones, or by another compiler."""
     if how == "by clang":
         return build(["clang"], cache=cache_folder())
     compiler = shlex.split(system_build().compiler)
@@ -65,7 +65,7 @@ def built(how: str) -> Build:
 
 @pytest.fixture(params=["all of this processor", *WITHOUT, "by clang"])
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each in the place of the library that the process uses."""
+    """Let the process use each of these libraries."""
     if request.param in WITHOUT and platform.machine() != "x86_64":
         pytest.skip("these instructions are x86's")
     made = built(request.param)
@@ -76,7 +76,7 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 def make(name: str, precision: Precision = "float32") -> LanguageModel:
-    """Weights so large that attention and norms have something to do."""
+    """Make a model with weights large enough for attention and norms to have an effect."""
     torch.manual_seed(3)
     model = MODELS[name]()
     with torch.no_grad():
@@ -99,7 +99,7 @@ def runner_of(model: LanguageModel) -> NativeRunner:
 
 
 def read(runner: NativeRunner, given: Tensor, cache: KeyValueCache) -> Tensor:
-    """The next tokens (n, T) of the first n slots, in C -> logits of the last ones, to be kept, (n, V)."""
+    """Read the next tokens (n, T) of the first n slots in C. Return a copy of the last logits, (n, V)."""
     return runner._run(given.tolist(), range(len(given)), cache, every=False).clone()
 
 
@@ -150,7 +150,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(name: str, precision: Pr
 @pytest.mark.parametrize("entries", [1, 7, 511, 512, 513, 5000])
 @torch.inference_mode()
 def test_argmax_is_numpy_s(entries: int) -> None:
-    """The first of several; and a NaN is a row's highest."""
+    """It returns the first of several equal ones, and a NaN is a row's highest number."""
     random = np.random.default_rng(entries)
     scores = random.integers(-9, 9, (40, entries)).astype(np.float32)  # the highest stands there often
     scores[3] = -np.inf
@@ -274,7 +274,7 @@ def test_adapters_are_not_left_out(name: str) -> None:
 
 
 class Doubled(torch.nn.Module):
-    """A module around another one, with its weight: what a wrapper of any library looks like."""
+    """A module around another one, with its weight, like the wrappers of other libraries."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Compiling native.c: a library or the reason why there is none; what is kept, is checked; one warning."""
+"""Compiling native.c gives a library or a reason. Kept libraries are checked. There is one warning."""
 
 import dataclasses
 import os
@@ -37,7 +37,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="the compiler is a shell scri
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[[str], str]:
-    """Makes a compiler out of some lines of shell; returns its path."""
+    """Return a function that makes a compiler from some lines of shell, and returns its path."""
 
     def make(lines: str) -> str:
         path = tmp_path / "compiler"
@@ -50,7 +50,7 @@ def script(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiled library, of which `copying` makes compilers that take no time."""
+    """Compile the library once. `copying` makes compilers that only copy it."""
     if kept := system_build().path:
         return kept
     made = build(shlex.split(system_build().compiler), cache=tmp_path_factory.mktemp("shipped"))
@@ -60,7 +60,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copying(script: Callable[[str], str], shipped: Path, tmp_path: Path) -> tuple[str, Path]:
-    """A compiler that copies to the place behind -o, and the file in which it counts its calls."""
+    """Make a compiler that copies the library to the path after -o, and a file that counts its calls."""
     calls = tmp_path / "calls"
     calls.touch()
     find = 'while [ "$1" != "-o" ]; do shift; done'
@@ -74,7 +74,7 @@ def count(calls: Path) -> int:
 # -- why there is none ---------------------------------------------------------------------------------------
 
 NO_HEADER = "native.c:19:10: fatal error: omp.h: No such file or directory"
-COMPLAINTS = {  # what a compiler prints -> what is said of it
+COMPLAINTS = {  # output of a compiler -> minigpt's reason
     "": " failed with exit code 1",
     "cannot compute": " failed: cannot compute",
     "native.c:5:1: warning: odd\nnative.c:7:1: error: worse\n  7 | x\n    ^\ncompilation terminated.": (
@@ -158,7 +158,7 @@ def test_no_place_to_compile_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
-    """What `system_build` would build with, without building."""
+    """Return a function that gives the arguments of `system_build`'s build, without building."""
     monkeypatch.setattr(native_library, "build", lambda *given, **more: (given, more))
     return native_library.system_build.__wrapped__
 
@@ -226,7 +226,7 @@ def test_a_damaged_library_is_built_anew(damage: str, copying: tuple[str, Path],
     path = build([compiler], cache=tmp_path / "cache").path
     assert path is not None
     whole = path.read_bytes()
-    # another file in its place: this process has loaded the old one
+    # Replace the file instead of changing it, because this process has loaded the old one.
     path.unlink()
     if damage != "gone":
         flipped = whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:]
@@ -241,7 +241,7 @@ def test_a_damaged_library_is_built_anew(damage: str, copying: tuple[str, Path],
 @compiled
 @posix
 def test_a_library_that_does_not_load_here_is_built_anew(copying: tuple[str, Path], tmp_path: Path) -> None:
-    """It is whole, but was made on another system that has the same home folder."""
+    """The library is complete, but was made on another system with the same home folder."""
     compiler, calls = copying
     cache = tmp_path / "cache"
     name = build([compiler], cache=cache).path
@@ -315,7 +315,7 @@ def qwen3() -> LanguageModel:
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A system without a compiler; returns the reason."""
+    """Simulate a system without a compiler. Return the reason."""
     monkeypatch.setattr(native, "system_build", lambda: Build(None, "no C compiler"))
     monkeypatch.setattr(native, "_was_said", False)  # as in a new process
     return "no C compiler"
@@ -323,7 +323,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def shown(without: str, monkeypatch: pytest.MonkeyPatch) -> list[Warning | str]:
-    """What a user who has no compiler gets to see."""
+    """Collect the warnings and messages that a user without a compiler sees."""
     messages: list[Warning | str] = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: messages.append(message))
     return messages
@@ -388,7 +388,7 @@ def test_no_warning_where_there_is_one() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model that answers something."""
+    """Make the folder of a model that gives some answer."""
     save_pretrained(gpt(), tmp_path / "model", TOKENIZER)
     (tmp_path / "data.jsonl").write_text('{"question": "天", "answer": "地"}\n', encoding="utf-8")
     return tmp_path / "model"
@@ -413,7 +413,7 @@ def test_commands_print_it_as_they_print_every_warning(
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """With Python's own filters, and a compiler that cannot be started."""
+    """The process has Python's own warning filters, and a compiler that cannot be started."""
     code = (
         "from minigpt.generation.api import GenerationOptions, generate_ids\n"
         "from minigpt.model import GPTConfig, GPTLMHeadModel\n"

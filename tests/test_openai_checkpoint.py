@@ -1,4 +1,4 @@
-"""OpenAI's release, read without TensorFlow: the files that TensorFlow wrote, and all ways to damage them."""
+"""OpenAI's release is read without TensorFlow: files that TensorFlow wrote, and all ways to damage them."""
 
 import json
 import math
@@ -28,7 +28,7 @@ FILES = ("checkpoint", "hparams.json", INDEX, DATA)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
+    """Make a copy that a test may damage."""
     for name in FILES:
         shutil.copy(FIXTURE / name, tmp_path)
     return tmp_path
@@ -49,7 +49,7 @@ def test_every_bit_is_what_tensorflow_held(prefix: str) -> None:
 
 
 def test_the_model_computes_what_tensorflow_computed() -> None:
-    """Names, shapes and their meaning at once: logits of a GPT-2 written out in TensorFlow, in double."""
+    """The logits equal those of a GPT-2 in TensorFlow, in double precision, so names and shapes are right."""
     sizes, weights = read_checkpoint(FIXTURE)
     config = sizes.config()
     model = GPTLMHeadModel(config).double().eval()
@@ -113,7 +113,7 @@ def test_a_missing_file(folder: Path, name: str) -> None:
 
 
 def test_a_flipped_bit_or_a_cut_of_the_index_is_noticed(folder: Path) -> None:
-    """All rows, checksums and handles are covered; a flip may at most change nothing at all."""
+    """Checksums cover all rows and handles, so a flipped bit is noticed or has no effect."""
     original = (FIXTURE / INDEX).read_bytes()
     expected = {name: array.tobytes() for name, array in read_checkpoint(FIXTURE)[1].items()}
     rng = random.Random(0)
@@ -164,7 +164,7 @@ def test_a_missing_shard(tmp_path: Path) -> None:
         read_bundle(tmp_path / "sharded.ckpt")
 
 
-# Damage with right checksums: an index from a writer of our own, the slow and simple way.
+# Damage with right checksums: a simple writer makes the index.
 
 
 def number(value: int) -> bytes:
@@ -176,7 +176,7 @@ def number(value: int) -> bytes:
 
 
 def field(tag: int, value: int | bytes) -> bytes:
-    """A field of a protocol buffer: a number, or bytes with their length."""
+    """Return a field of a protocol buffer: a number, or bytes with their length."""
     if isinstance(value, int):
         return number(tag << 3) + number(value % 2**64)
     return number(tag << 3 | 2) + number(len(value)) + value
@@ -197,7 +197,7 @@ def row(key: bytes, value: bytes) -> bytes:
 
 
 def table(*contents: bytes, kind: int = 0) -> bytes:
-    """An index file with a block of rows for each of the contents."""
+    """Return an index file with a block of rows for each of the contents."""
     file, places = b"", b""
     for index, content in enumerate(contents):
         places += row(bytes([index + 33]), number(len(file)) + number(len(block(content)) - 5))
@@ -311,7 +311,7 @@ def test_damage_that_no_checksum_tells(bundle: Callable[[bytes], Path], index: b
 
 
 def test_random_rows_with_right_checksums_never_crash(bundle: Callable[[bytes], Path]) -> None:
-    """The checksums put right after each damage: the parser itself has to hold."""
+    """The checksums are corrected after each damage, so the parser itself must be robust."""
     rng = random.Random(0)
     original = HEADER + entry("a", ARRAY) + entry("b", ARRAY[1], offset=12)
     refused = 0

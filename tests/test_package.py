@@ -1,4 +1,4 @@
-"""The package's front: importing it loads nothing heavy, its names resolve, and the verbs answer at once."""
+"""minigpt/__init__.py: its import loads nothing heavy, its names resolve, and the verbs answer at once."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def python(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def loaded_by(code: str) -> set[str]:
-    """Which heavy modules a program has loaded at its end."""
+    """Return the heavy modules that a program has loaded at its end."""
     done = python("-c", f"import json, sys\n{code}\nprint(json.dumps(sorted(sys.modules)))")
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1])) & set(HEAVY)

@@ -1,4 +1,4 @@
-"""Rows of the vocabulary that no token belongs to: no way to generate ever chooses one."""
+"""Rows of the vocabulary without a token: generation never chooses one, in any way."""
 
 import dataclasses
 from typing import Any
@@ -47,7 +47,7 @@ TOKENIZER, PROMPT = Letters(), [5, 9, 4]
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    """A model that prefers what nobody has a token for."""
+    """Make a model that prefers rows without a token."""
     torch.manual_seed(0)
     net = GPTLMHeadModel(GPTConfig(32, 2, 2, 0.0, 64, V)).eval()
     with torch.no_grad():
@@ -61,7 +61,7 @@ def model() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def narrow(model: Any) -> LanguageModel:
-    """The same model without those rows: what must come out."""
+    """Return the same model without those rows, which gives the expected ids."""
     net = GPTLMHeadModel(GPTConfig(32, 2, 2, 0.0, 64, TOKENS)).eval()
     state = {
         name: tensor[:TOKENS] if tensor.shape[0] == V else tensor

@@ -1,4 +1,4 @@
-"""Penalties and prohibitions: transformers' to the bit, whatever the ids, and blind to padding."""
+"""Penalties and forbidden tokens equal transformers' to the bit, for any ids, and ignore padding."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ B, V = 4, 7  # few tokens, so that they repeat
 
 
 def random_case(seed: int, S: int = 12) -> tuple[Tensor, Tensor]:
-    """Logits (B, V), some forbidden already, one row all but one; ids (B, S)."""
+    """Return logits (B, V), of which some are -inf (in one row all except one), and ids (B, S)."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(B, V, generator=generator)
     logits[0, torch.randperm(V, generator=generator)[: V - 1]] = -INF
@@ -109,7 +109,7 @@ def test_min_new_tokens_is_transformers(theirs: Any, seed: int, eos: list[int], 
 
 
 def test_the_comparisons_above_meet_what_they_compare() -> None:
-    """Or equal could mean unchanged: in many of the random cases something is forbidden that was not."""
+    """Otherwise equal results could be unchanged ones: in many cases, more tokens must be forbidden."""
     cases = [random_case(seed) for seed in range(8)]
     changes: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
         lambda logits, ids: forbid_repeated_ngrams(logits, ids, 2),
@@ -181,7 +181,7 @@ def test_a_padded_row_is_treated_as_alone(seed: int) -> None:
 
 @SEEDS
 def test_the_order_is_transformers(theirs: Any, seed: int) -> None:
-    """Bias, repetition penalty, n-grams, bad words, least length: the order that its generate has."""
+    """The order is that of transformers' generate: bias, repetition, n-grams, bad words, minimum length."""
     logits, ids = random_case(seed)
     options = GenerationOptions(
         min_new_tokens=5, repetition_penalty=1.3, no_repeat_ngram_size=2, logit_bias={2: 1.5, 0: -0.7},

@@ -1,4 +1,4 @@
-"""Preferences: pairs are read and encoded as they should be, and the loss is that of the papers."""
+"""Preferences: pairs are read and encoded correctly, and the losses are those of the papers."""
 
 import json
 import math
@@ -105,7 +105,7 @@ def test_answers_that_begin_alike_count_from_their_beginning() -> None:
     first = [user("天"), assistant("地"), user("玄")]
     pair = preference_of({"chosen": [*first, assistant("黄")], "rejected": [*first, assistant("宇")]})
     assert pair.prompt == 3
-    # the first answers are alike, but they are answers: what was asked is the first turn alone
+    # The first answers are equal, but they are answers. So the prompt is the first turn alone.
     short = preference_of({"chosen": first[:2], "rejected": [*first, assistant("宇")]})
     assert short.prompt == 1
 
@@ -205,7 +205,7 @@ def encoded(records: list[dict[str, Any]], max_length: int = 64) -> EncodedPrefe
 
 
 def rows_of(batch: PairBatch) -> list[tuple[str, str]]:
-    """The text of each row, and the part of it that counts; <sep> is |."""
+    """Return the text of each row, and the part of it that counts. <sep> is written as |."""
     ids = torch.cat([batch.input_ids[:, :1], batch.targets], 1)
     shown = []
     for row, real, counts in zip(ids, batch.token_mask, batch.answer_mask):
@@ -272,7 +272,7 @@ def tiny(seed: int, dropout: float = 0.0) -> LanguageModel:
         )
     )
     with torch.no_grad():
-        for parameter in model.parameters():  # so that answers are neither certain nor all alike
+        for parameter in model.parameters():  # so that answers are neither certain nor equally likely
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
@@ -287,7 +287,7 @@ PAIRS: list[dict[str, Any]] = [
 def by_hand(
     model: LanguageModel, reference: LanguageModel, options: PreferenceOptions
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """The mean loss over PAIRS from the papers' formulas, one answer at a time, in float64."""
+    """Compute the mean loss over PAIRS from the papers' formulas, one answer at a time, in float64."""
     losses, numbers = [], []
     for record in PAIRS:
         pair, logs = preference_of(record), []
@@ -407,7 +407,7 @@ def test_the_reference_knows_no_dropout_and_draws_no_numbers() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and pairs to learn from and to measure on."""
+    """Make a model, and pairs for training and validation."""
     folder = tmp_path_factory.mktemp("preferences")
     save_pretrained(tiny(3, dropout=0.1), folder / "base", TOKENIZER)
     things = "天地玄黄宇宙洪荒"

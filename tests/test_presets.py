@@ -1,4 +1,4 @@
-"""The published sizes of GPT-2: their parameters are counted, by formula and on the model itself."""
+"""The published sizes of GPT-2: the number of parameters by the formula and in the model itself."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from minigpt.families.gpt2.family import FAMILY
 from minigpt.families.gpt2.presets import PRESETS, preset
 from minigpt.model import GPTConfig
 
-# What transformers counts for openai-community/gpt2, -medium, -large and -xl.
+# transformers' counts for openai-community/gpt2, -medium, -large and -xl.
 PUBLISHED = {"124M": 124_439_808, "355M": 354_823_168, "774M": 774_030_080, "1558M": 1_557_611_200}
 ALIASES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 

@@ -1,4 +1,4 @@
-"""Directories: what is written comes back, byte for byte, and what is wrong with one is said in one line."""
+"""Model folders: written weights come back byte for byte, and an error is one line."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) 
 
 
 def message(action: Callable[[], object]) -> str:
-    """The one line that a user would see."""
+    """Return the error's line that a user would see."""
     with pytest.raises(InputError) as error:
         action()
     assert "\n" not in str(error.value)

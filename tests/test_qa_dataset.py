@@ -1,4 +1,4 @@
-"""QADataset: what an item is, and that it behaves as a torch Dataset should."""
+"""QADataset: the content of an item, and the behaviour of a torch Dataset."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Adapters trained beside weights in int8 and int4: gradients, memory, runs, and what is refused."""
+"""Adapters that are trained beside weights in int8 and int4: gradients, memory, runs, and errors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_dequantised_weights(precision: str, bias: b
 def test_adapters_learn_as_beside_the_dequantised_weights(
     family: str, precision: Precision, config: AdapterConfig
 ) -> None:
-    """Loss and gradients of the whole model, and of one whose linear layers have these weights as floats."""
+    """Loss and gradients equal those of a model whose linear layers have the same weights as floats."""
     models = []
     for is_float in (False, True):
         torch.manual_seed(1)
@@ -139,7 +139,7 @@ def test_no_weight_is_kept_as_floats(precision: Precision) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Data, and a base model of each family: /gpt and /qwen3."""
+    """Make data, and a base model of each family: gpt and qwen3."""
     write_data(tmp_path)
     tokenizer = Tokenizer(tmp_path / "vocab.json")
     for name, make in FAMILIES.items():

@@ -1,4 +1,4 @@
-"""`minigpt quantize`: a folder is, bit for bit, what rounding in memory gives; damage is refused."""
+"""`minigpt quantize`: a folder equals rounding in memory, bit for bit, and damage is refused."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_weights_beyond_float16_are_refused(command: Any) -> None:
 
 
 def damaged(folder: Path, name: str, change: Any, file: str = "int8.safetensors") -> Path:
-    """A copy of a folder with one tensor changed, or None of it, and no manifest to notice."""
+    """Copy a folder with one tensor changed or removed (None), and without the manifest."""
     copy = folder.parent / "damaged"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
@@ -229,7 +229,7 @@ def test_a_folder_is_the_model_that_rounding_in_memory_gives(command: Any, preci
 
 @pytest.mark.parametrize("name", ["gpt", "qwen3"])
 def test_four_bits_are_as_described(command: Any, name: str) -> None:
-    """Read by hand: two numbers in a byte, a scale and an offset for 64 neighbours."""
+    """The test reads them by hand: two numbers in a byte, a scale and an offset for 64 neighbours."""
     saved(Path("model"), CONFIGS[name])
     assert command("--model", "model", "--output", "small", "--precision", "int4").code == 0
     before, after = load_file("model/model.safetensors"), load_file("small/int4.safetensors")

@@ -1,4 +1,4 @@
-"""`minigpt quickstart`: what it leaves behind, that its commands can be typed, interruptions, bad input."""
+"""`minigpt quickstart`: its files, its printed commands, interruptions, bad input."""
 
 import contextlib
 import gzip
@@ -40,7 +40,7 @@ class Made(NamedTuple):
 
 @contextlib.contextmanager
 def tiny_models(steps: int) -> Iterator[None]:
-    """A quickstart of some seconds: one small shape, few steps."""
+    """Let quickstart take some seconds: one small shape, few steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autosize, "LADDER", (Shape(1, 32, 1),))
         patch.setattr(autosize, "_STEPS_OF_LITTLE_DATA", steps)
@@ -58,7 +58,7 @@ def make(file: Path, folder: Path, steps: int = 60, **options: Any) -> Made:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Fifty pairs in a table, as Excel saves it in China."""
+    """Run quickstart on a table of fifty pairs, as Excel saves it in China."""
     folder = tmp_path_factory.mktemp("shop")
     (folder / "shop.csv").write_bytes(SHOP.encode("gb18030"))
     return make(folder / "shop.csv", folder / "made")
@@ -98,12 +98,12 @@ def test_the_numbers_are_those_of_the_commands(shop: Made) -> None:
     assert len(right) == min(4, round(asked * result["evaluation"]["exact_match"]))
     assert all(row["expected"] == row["given"] for row in right)
     assert all(row["expected"] != row["given"] for row in wrong)
-    # what it learned from it knows: fifty pairs are few
+    # It knows the pairs of training, because fifty pairs are few.
     assert result["recall"]["exact_match"] > 0.9
 
 
 def again(made: Made, folder: Path, run_command: RunCommand, stdin: str) -> list[str]:
-    """Type the commands anew, into another folder; returns what each printed."""
+    """Run the printed commands again, in another folder. Return the output of each."""
     printed = []
     with tiny_models(60 if made.result["kind"] == "pairs" else 8):
         for command in made.commands:

@@ -50,7 +50,7 @@ PUBLISHED = {  # parameters of the published weights, a tied head counted once
 
 
 def tiny_model(config: Qwen3Config = TINY) -> Qwen3ForCausalLM:
-    """In double precision and with weights large enough for attention to be far from uniform."""
+    """Make a model in double precision, with weights large enough for attention that is not uniform."""
     torch.manual_seed(1)
     model = Qwen3ForCausalLM(config).double().eval()
     with torch.no_grad():
@@ -64,8 +64,8 @@ def random_ids(B: int, T: int, seed: int = 2) -> Tensor:
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """Double precision: two ways to compute a thing agree to about 1e-13. This leaves room for another order
-    of summation and none for a mistake."""
+    """Check that two ways to compute agree to about 1e-13, in double precision. So only the order of
+    summation may differ."""
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -235,7 +235,7 @@ def test_rmsnorm_computes_the_same_bits_with_and_without_a_gradient(dtype: torch
 
 
 def test_rmsnorm_of_16_bits_with_weights_of_32() -> None:
-    """As autocast trains it: queries and keys come in bfloat16, the weight is float32."""
+    """Under autocast, queries and keys come in bfloat16, and the weight is float32."""
     norm = RMSNorm(32, eps=1e-6)
     nn.init.normal_(norm.weight)
     x = torch.randn(5, 32).bfloat16().requires_grad_()
@@ -261,7 +261,7 @@ def test_rmsnorm_of_16_bits_with_weights_of_32() -> None:
 
 
 def test_rope_turns_pairs_of_channels_as_complex_numbers_turn() -> None:
-    """The slow twin: channel i is the real, channel i + D/2 the imaginary part; turned by exp(i * angle)."""
+    """The slow twin: channel i is the real part, channel i + D/2 the imaginary part, times exp(i * angle)."""
     x, positions = torch.randn(2, 3, 5, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 7, 11])
     got = rotate(x, *(table.double() for table in rope_tables(positions, TINY)))
     for place, position in enumerate(positions.tolist()):
@@ -296,7 +296,7 @@ def test_the_product_of_a_query_and_a_key_depends_on_their_distance_alone() -> N
 
 
 def test_shifted_positions_change_nothing() -> None:
-    """What follows from that for the whole model: without learned positions only distances count."""
+    """In the whole model only distances count, because no positions are learned."""
     model, ids = tiny_model(), random_ids(2, 6)
     shifted = torch.arange(10, 16).expand(2, 6)
     # float32 angles of up to 15 are right to about 1e-6; two layers of weights around 1 amplify that
@@ -304,7 +304,7 @@ def test_shifted_positions_change_nothing() -> None:
 
 
 def test_rope_tells_far_positions_apart_in_bfloat16_too() -> None:
-    """bfloat16 has no 257: tables made in the model's dtype would give it 256's angles."""
+    """bfloat16 cannot represent 257: tables in the model's dtype would use the angles of 256."""
     config = replace(TINY, max_position_embeddings=1000)
     cos, sin = rope_tables(torch.tensor([256, 257]), config)
     assert cos.dtype == sin.dtype == torch.float32
@@ -316,7 +316,7 @@ def test_rope_tells_far_positions_apart_in_bfloat16_too() -> None:
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_shared_heads_are_repeated_heads(heads: int) -> None:
-    """The slow twin of sharing: a model whose every query head has a copy of its own."""
+    """The slow twin is a model in which every query head has its own copy of keys and values."""
     shared = tiny_model(replace(TINY, num_key_value_heads=heads))
     repeated = tiny_model(replace(TINY, num_key_value_heads=4))
     state = shared.state_dict()
@@ -357,7 +357,7 @@ def test_attentions_are_causal_distributions_that_leave_padding_out() -> None:
 
 
 def test_long_vectors_do_not_sharpen_attention() -> None:
-    """What the norm of queries and keys is for: a hundred times the projection, the same scores."""
+    """The norms of queries and keys: a hundred times larger projections give the same scores."""
     # eps counts for a hundredth of a percent more or less: hence a tiny one here
     attention = Attention(replace(TINY, rms_norm_eps=1e-30)).double()
     x, rope = torch.randn(1, 5, 16, dtype=torch.float64), rope_tables(torch.arange(5), TINY)
@@ -444,7 +444,7 @@ def test_a_tied_head_stays_tied_through_copies_casts_and_state_dicts() -> None:
 
 
 def test_nothing_but_parameters_is_saved() -> None:
-    """cos and sin follow from the configuration."""
+    """cos and sin are not saved, because they follow from the configuration."""
     model = Qwen3ForCausalLM(TINY)
     assert list(model.buffers()) == []
     assert set(model.state_dict()) == {*dict(model.named_parameters()), "lm_head.weight"}

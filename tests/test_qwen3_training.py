@@ -1,4 +1,4 @@
-"""`--family qwen3`: the same loop, checkpoints, answers and estimates, to the same bits after a resume."""
+"""`--family qwen3` has the same loop, checkpoints, answers, estimates, and exact resume."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a tiny data set: six answers of unlike lengths."""
+    """Make a folder with a tiny data set: six answers of different lengths."""
     things, colours = "天地日月山水", ("黑", "土黄", "红", "雪白", "青", "淡淡的蓝")
     pairs = [(f"{t}是什么颜色？", f"{t}是{c}色。") for t, c in zip(things, colours)]
     lines = "".join(json.dumps({"question": q, "answer": a}, ensure_ascii=False) + "\n" for q, a in pairs)
@@ -151,7 +151,7 @@ def test_muon_takes_the_matrices_of_the_blocks_whole(folder: Path) -> None:
 
 
 def identical(a: Path, b: Path) -> None:
-    """Weights, optimiser and random state of two runs, bit for bit."""
+    """Check that weights, optimiser and random state of two runs are equal, bit for bit."""
     for name in ("model", "optimizer", "rng"):
         left, right = (load_file(run / "last" / f"{name}.safetensors") for run in (a, b))
         assert left.keys() == right.keys()
@@ -206,7 +206,7 @@ def test_transformers_loads_what_training_wrote(folder: Path) -> None:
 def test_it_learns(folder: Path) -> None:
     run = trainer(config(folder, n_embd=64, learning_rate=3e-3, batch_size=6, max_steps=80))
     losses = [one_step(run).loss for _ in range(80)]
-    # whoever knows all but the colour, one of six, loses ln 6 on one of about 6.8 tokens: 0.26
+    # A model that knows everything except the colour, one of six, has ln 6 on one of about 6.8 tokens: 0.26.
     assert losses[-1] < 0.2
     ids = [*run.data.tokenizer.encode_text("山是什么颜色？"), run.data.tokenizer.sep_token_id]
     assert isinstance(run.model, Qwen3ForCausalLM)
@@ -216,7 +216,7 @@ def test_it_learns(folder: Path) -> None:
 def test_a_recipe_s_knobs_of_the_other_family_are_dropped_aloud(
     folder: Path, run_command: RunCommand
 ) -> None:
-    """`document` has dropout=0.1. A flag is another matter: that is an error."""
+    """The recipe `document` has dropout=0.1, which is dropped with a note. As a flag, it is an error."""
     assert read_recipe("document").dropout == 0.1
     given = flags(folder, dropout=None, tie_word_embeddings=None)
     result = run_command("train.py", *given, "--recipe", "document", "--dry_run")
@@ -249,7 +249,7 @@ def test_flops_of_both_families_by_hand(folder: Path) -> None:
 
 @pytest.mark.parametrize("family", ["gpt", "qwen3"])
 def test_memory_of_a_batch_is_what_autograd_keeps_of_it(folder: Path, family: str) -> None:
-    """What the third row adds, multiplied, against the whole batch."""
+    """Compare the memory of the third row, times the number of rows, with that of the whole batch."""
     options = {**FOREIGN_OPTIONS["gpt"], "family": "gpt", "dropout": 0.1} if family == "gpt" else {}
     run = trainer(config(folder, **options))
     # the batch with the most tokens

@@ -1,4 +1,4 @@
-"""Qwen3's config.json and weights: what is wrong with them is said, by the key's or the tensor's name."""
+"""Qwen3's config.json and weights: an error names the key or the tensor."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bytes read ahead: the same model as without, and whatever is odd is left to those who read it then."""
+"""Reading ahead gives the same model, and leaves files with problems to the code that reads them later."""
 
 import gc
 import json
@@ -25,7 +25,8 @@ from minigpt.weights.pretrained import load_model_and_tokenizer, save_pretrained
 from minigpt.weights.quantized import set_precision
 
 WORDS = ["<pad>", "<unk>", "<sep>", *map(chr, range(0x4E00, 0x4E00 + 61))]
-# Matrices of an MLP, (256, 1024) in float32, are kept where they were read; all else is too small for it.
+# Matrices of an MLP, (256, 1024) in float32, stay where they were read. All other tensors are too small for
+# that.
 GPT = GPTConfig(vocab_size=64, n_embd=256, n_layer=2, n_head=2, block_size=32, bias=True)
 QWEN3 = Qwen3Config(
     vocab_size=64,
@@ -87,7 +88,7 @@ def test_the_same_model_as_without(
         assert found.dtype == expected.dtype, name
         assert torch.equal(found, expected), name
         assert found.is_contiguous(), name
-    # What was stored and is kept in one type lies where it was read, if it is large enough, and only that.
+    # Only large tensors whose type does not change stay where they were read.
     stays = dtype == "stored" or stored == torch.float32
     assert blocks
     for name, found in model.state_dict().items():
@@ -103,7 +104,7 @@ def test_the_same_model_as_without(
 def test_no_memory_is_kept_for_weights_that_were_replaced(
     precision: Literal["int8", "bfloat16"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Biases and norms, which stay in float32, keep nothing of the matrices that they were read with."""
+    """Biases and norms, which stay in float32, do not keep the memory of matrices in the same block."""
     folder = _saved(tmp_path)
     memory: list[weakref.ref[Any]] = []
 
@@ -221,7 +222,7 @@ def test_a_damaged_file_is_complained_of_as_without(damage: Callable[[bytes], by
         load_model_and_tokenizer(folder)
     with pytest.raises(InputError) as with_it:
         load_model_and_tokenizer(folder, ahead=ReadAhead(folder))
-    # Of several things that are wrong, safetensors names now the one, now the other.
+    # If several things are wrong, safetensors does not always name the same one.
     assert str(with_it.value).partition(": ")[0] == str(without.value).partition(": ")[0]
 
 

@@ -1,4 +1,4 @@
-"""minigpt.reference by itself: caches, compiled and batched twins, sampling, files, training. No oracle."""
+"""minigpt.reference alone: caches, compiled and batched twins, sampling, files, training."""
 
 import functools
 import importlib.util
@@ -40,7 +40,7 @@ V, N = 31, 24
 
 @functools.cache
 def random_tensors(family: Any) -> dict[str, Any]:
-    """float32, far from the initial weights, so that no term can be forgotten."""
+    """Return random float32 weights, so that a missing term changes the result."""
     rng = numpy.random.default_rng(1)
     return {
         name: (rng.normal(0, 0.4, shape) + ("norm" in name or "ln_" in name)).astype(numpy.float32)
@@ -58,7 +58,7 @@ def some_ids(T: int, seed: int = 2) -> list[int]:
 
 
 def assert_close(actual: Any, expected: Any) -> None:
-    """float32, sums in another order: see tests/parity/test_reference_parity.py."""
+    """Compare in float32, with sums in another order; see tests/parity/test_reference_parity.py."""
     assert numpy.asarray(actual).dtype == numpy.float32
     numpy.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
@@ -582,7 +582,7 @@ def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
 
 
 def shard(folder: Path) -> dict[str, str]:
-    """GPT-2 in two files with an index; returns the index's map."""
+    """Write GPT-2 in two files with an index. Return the index's map."""
     tensors = random_tensors(gpt2)
     places = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(tensors)}
     for file in set(places.values()):
@@ -649,7 +649,7 @@ def test_numpy_learns(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert losses[0] == pytest.approx(
         math.log(characters), abs=0.05
     )  # small first weights: nearly a uniform guess
-    # a poem that repeats can be known by heart; well below a guess already, whichever numbers were drawn
+    # A repeated poem can be memorised. The loss is far below that of guessing, for any random numbers.
     assert sum(losses[-5:]) / 5 < losses[0] / 2
     assert len(result["sample"]) == 30
     assert set(result["sample"]) <= set(text.read_text(encoding="utf-8"))

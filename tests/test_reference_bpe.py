@@ -1,4 +1,4 @@
-"""The readable BPE: its words, merges and ids are those of the `tokenizers` library."""
+"""The BPE in plain Python has the same words, merges and ids as the `tokenizers` library."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def test_words_are_the_pattern_s(text: str) -> None:
     st.lists(st.text("ab 你们'.", max_size=30), max_size=6), st.integers(0, 40), st.sampled_from([1, 2, 3])
 )
 def test_learned_merges_are_the_library_s(texts: list[str], count: int, min_frequency: int) -> None:
-    """Texts of few characters: nearly each step is a tie."""
+    """The texts have few different characters, so nearly each step is a tie."""
     library = BpeTokenizer.train(texts, SPECIAL + 256 + count, min_frequency=min_frequency)
     tokens, merges = bpe.train(texts, 256 + count, min_frequency)
     assert [(as_bytes(a), as_bytes(b)) for a, b in library.definition.merges] == merges

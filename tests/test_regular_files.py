@@ -1,4 +1,4 @@
-"""Pipes, devices, folders and links to themselves in place of files: one line each, and no waiting."""
+"""Pipes, devices, folders and links to themselves instead of files: each gives one line, without waiting."""
 
 import json
 import os
@@ -37,7 +37,7 @@ kinds = pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, an adapter's configuration, data and a vocabulary."""
+    """Make a folder with a model, an adapter's configuration, data and a vocabulary."""
     folder = tmp_path_factory.mktemp("place")
     tokenizer = BpeTokenizer.train(["你好吗"], 280)
     model = GPTLMHeadModel(GPTConfig(8, 2, 1, 0.1, 32, 280, False, "exact"))
@@ -58,7 +58,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 GENERATE = ("generate", "--model", "model", "--question", "你好", "--device", "cpu", "--max_new_tokens", "1")
 TRAIN = ("train", "--train_data", "data.jsonl", "--val_data", "data.jsonl", "--vocab_path", "vocab.json")
-COMMANDS = {  # file that is none -> command that reads it
+COMMANDS = {  # path that is not a regular file -> command that reads it
     "data.jsonl": ("vocab", "--data", "data.jsonl", "--output", "new.json"),
     "vocab.json": ("stats", "--train_data", "data.jsonl", "--vocab_path", "vocab.json"),
     "model/config.json": GENERATE,

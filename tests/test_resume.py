@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or damaged goes on, to the same bits; or says why it cannot."""
+"""A run that was stopped, killed or damaged continues to the same bits, or says why it cannot."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ from tests.runs import TINY, config, given, identical, metrics, paths, stop_at, 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a tiny data set."""
+    """Make a folder with a tiny data set."""
     write_data(tmp_path)
     return tmp_path
 
@@ -100,7 +100,7 @@ def test_a_best_checkpoint_that_is_gone_is_not_the_best(folder: Path) -> None:
 
 
 def test_a_link_left_behind_is_set_again(folder: Path) -> None:
-    """As after a kill between saving a checkpoint and linking it."""
+    """A kill between saving a checkpoint and moving the link leaves such a folder."""
     stop_at(trainer(config(folder)), 8)
     (folder / "run" / "best").unlink()
     checkpoint.set_link(folder / "run", "last", folder / "run" / "step-00000006")
@@ -121,7 +121,7 @@ def test_a_run_clears_away_what_a_killed_one_was_writing(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_a_device_keeps_its_own_random_state(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """On a stand-in for the device: dropout there draws from a generator that is not the CPU's."""
+    """A stand-in for a device: its dropout draws from a generator that is not the CPU's."""
     states = [torch.tensor([7])]
     monkeypatch.setattr(getattr(torch, kind), "get_rng_state", lambda *_: states[-1])
     monkeypatch.setattr(getattr(torch, kind), "set_rng_state", lambda state, *_: states.append(state))
@@ -247,7 +247,7 @@ def test_metrics_behind_the_checkpoint_are_written_anew(folder: Path) -> None:
 
 def test_the_generators_of_python_and_numpy_are_kept() -> None:
     device = torch.device("cpu")
-    random.gauss(0, 1)  # of a pair; its spare is part of the state
+    random.gauss(0, 1)  # draws one of a pair of numbers; the other one is part of the state
     np.random.normal()
     state = random_state(device)
     drawn = [(random.gauss(0, 1), random.random(), np.random.normal(), np.random.random()) for _ in range(3)]
@@ -258,7 +258,8 @@ def test_the_generators_of_python_and_numpy_are_kept() -> None:
     assert drawn == again
 
 
-# The keys of every checkpoint up to now. If one goes, or changes its meaning, earlier runs cannot be resumed.
+# The keys of every checkpoint so far. If a key disappears or changes its meaning, earlier runs cannot be
+# resumed.
 STATE_KEYS = {
     "minigpt", "platform", "torch", "device", "threads", "processes", "total_steps", "train_fingerprint",
     "val_fingerprint", "vocabulary_fingerprint", "config", "steps_done", "tokens_seen", "best_val_loss",
@@ -286,7 +287,7 @@ def test_the_state_is_the_one_that_earlier_versions_wrote(folder: Path) -> None:
         name: {"momentum_buffer"} if parameter in by_muon else {"step", "exp_avg", "exp_avg_sq"}
         for name, parameter in run.model.named_parameters()
     }
-    # of the first version, which had neither processes nor a loss scale
+    # Checkpoints of the first version had neither processes nor a loss scale.
     for key in ("processes", "loss_scale", "recent_losses", "skipped", "rollbacks", "best_metrics", "sums"):
         del state[key]
     again = trainer(config(folder, optimizer="muon"))
@@ -296,7 +297,7 @@ def test_the_state_is_the_one_that_earlier_versions_wrote(folder: Path) -> None:
 
 # -- each recipe --------------------------------------------------------------------------------------------
 
-# Sizes of a recipe that would take long; all else is as it stands there.
+# These sizes replace those of recipes that would take long. All other options are the recipe's.
 SMALL: dict[str, Any] = {
     **TINY, "intermediate_size": 0, "head_dim": 0, "num_key_value_heads": 0, "eval_steps": 4,
     "warmup_steps": 2, "report_to": "none", "compile": False,

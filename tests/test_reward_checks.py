@@ -1,4 +1,4 @@
-"""The doctor sees a reward that is earned without right answers, on records and in a planted run."""
+"""The doctor finds rewards that are earned without right answers, in records and in a real run."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from minigpt.training.run import finetune, train
 
 
 def written(folder: Path, lines: list[dict[str, Any]]) -> Path:
-    """A record of a run with these lines of metrics."""
+    """Return the record of a run with these lines of metrics."""
     config = {"task": "grpo", "loss_type": "dapo", "beta": 0.0, "reward": ["length"], "reward_length": 4}
     (folder / "run.json").write_text(json.dumps({"config": {**config, "max_steps": 10}}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -56,7 +56,7 @@ def test_what_is_found(name: str, tmp_path: Path) -> None:
 
 
 def test_a_planted_case(tmp_path: Path) -> None:
-    """A model that copies a digit is paid for long answers instead."""
+    """A model that copies a digit gets rewards for long answers instead."""
     pairs = [{"question": f"{a}{b}", "answer": a} for a in "0123456789" for b in "0123456789"]
     random.Random(1).shuffle(pairs)
     for name, part in (("train", pairs[20:]), ("val", pairs[:20])):

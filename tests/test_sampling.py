@@ -1,4 +1,4 @@
-"""Sampling: the filters are transformers' to the bit, and what is drawn follows the distribution."""
+"""Sampling: the filters equal transformers' to the bit, and drawn tokens follow the distribution."""
 
 import math
 from typing import Any
@@ -162,6 +162,6 @@ def test_what_is_drawn_follows_the_distribution() -> None:
     bound = d + 2 * math.sqrt(d * t) + 2 * t
     right = logits.double().softmax(-1)[0]
     assert chi_square(counts[allowed], right[allowed]) < bound
-    # and it would notice: at a temperature 10 % off, the same counts are far beyond the bound
+    # The test can fail: for a temperature that is 10 % off, the same counts are far beyond the bound.
     wrong = (logits.double() / 1.1).softmax(-1)[0]
     assert chi_square(counts[allowed], wrong[allowed]) > 5 * bound

@@ -1,4 +1,4 @@
-"""docs/sampling.md: its table has every option with default and range, its picture shows what it says."""
+"""docs/sampling.md: its table has every option with default and range, and its picture is right."""
 
 import ast
 import dataclasses

@@ -52,7 +52,7 @@ requests = st.lists(
 
 @torch.inference_mode()
 def one_by_one(model: LanguageModel, context: list[int], continuation: list[int]) -> tuple[list[float], bool]:
-    """The slow twin: each request by itself."""
+    """The slow twin: score each request separately."""
     whole = [*context, *continuation]
     logprobs = model(torch.tensor([whole[:-1]]))[0].log_softmax(-1)[-len(continuation) :]
     greedy = logprobs.argmax(-1).tolist() == continuation

@@ -1,4 +1,4 @@
-"""Shards: whatever the borders, the ids are those of the whole text; kills, damage and rubbish are met."""
+"""Shards: the ids are those of the whole text, wherever it is cut; kills, damage and bad input are met."""
 
 import gzip
 import hashlib
@@ -45,13 +45,13 @@ def ids_of(tokens: Tokens) -> list[int]:
 
 
 def expected(tokenizer: shards.TextTokenizer, *texts: str) -> list[int]:
-    """The slow twin: every document at once."""
+    """The slow twin: encode every document as a whole."""
     return [i for text in texts for i in (*tokenizer.encode_array(text).tolist(), end_of_text(tokenizer))]
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Borders everywhere: pieces, chunks and blocks of a few bytes."""
+    """Make pieces, chunks and blocks a few bytes long, so that texts are cut everywhere."""
     monkeypatch.setattr(shards, "PIECE", 24)
     monkeypatch.setattr(shards, "CHUNK", 5)
     monkeypatch.setattr(documents, "_BLOCK", 7)
@@ -97,7 +97,7 @@ def test_borders_change_no_id(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_long_texts_are_cut_at_all(tmp_path: Path, name: str) -> None:
-    """So that the property above is not about one shard and one chunk."""
+    """Long texts are cut. Otherwise the test above would only see one shard and one chunk."""
     (tmp_path / "t.txt").write_text("a best test，你好。\n" * 30, encoding="utf-8")
     tokens = prepare(tmp_path / "t.txt", tmp_path / "shards", TOKENIZERS[name], workers=1)
     assert len(tokens.manifest["shards"]) > 10
@@ -234,7 +234,7 @@ BORDERING += ["<|endoftext|>", "* * *", "* *", "-", "- "]
 def test_separators_wherever_the_borders_are(
     tmp_path: Path, name: str, separator: str, parts: list[str]
 ) -> None:
-    """The slow twin splits the whole text by lines."""
+    """The slow twin splits the whole text into lines."""
     file, tokenizer = tmp_path / "t.txt", TOKENIZERS[name]
     text = "".join(parts)
     file.write_bytes(text.encode())
@@ -257,7 +257,7 @@ def test_separators_wherever_the_borders_are(
 
 
 def test_a_separator_that_comes_late(tmp_path: Path) -> None:
-    """Behind the bytes by which a file is recognised; also in another encoding."""
+    """The separator comes after the part by which a file is recognised, also in another encoding."""
     text = "ab好1 \n" * 20_000
     for codec in ("utf-8", "utf-16"):
         (tmp_path / "t.txt").write_bytes(f"{text}<|endoftext|>\nst\n".encode(codec))
@@ -383,14 +383,14 @@ def test_a_bad_byte_of_a_decoded_copy_is_the_files(tmp_path: Path) -> None:
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read whole may have as many bytes as a test can write."""
+    """Lower the limit for files that are read whole, so that a test can exceed it."""
     monkeypatch.setattr(file_formats, "_MOST", 100_000)
     monkeypatch.setattr(file_formats, "_BLOCK", 1000)
 
 
 @pytest.mark.usefixtures("little")
 def test_texts_are_of_any_size(tmp_path: Path) -> None:
-    """Text, JSON Lines and Parquet; the field of the texts is guessed, and a vocabulary collected, too."""
+    """This holds for text, JSON Lines and Parquet, for guessing the field, and for collecting characters."""
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
@@ -402,7 +402,7 @@ def test_texts_are_of_any_size(tmp_path: Path) -> None:
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    # bytes that cannot be packed: the file must be as large as what it holds
+    # text that cannot be compressed, because the file must be as large as its content
     noise = [hashlib.sha512(str(i).encode()).hexdigest() for i in range(800)]
     long = [f"{text}{extra}" for text, extra in zip(story, noise)]
     parquet.write_table(pyarrow.table({"id": noise, "story": long}), tmp_path / "t.parquet")
@@ -436,7 +436,7 @@ def test_the_longest_field_of_parquet_is_found_among_all(
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
-    # `system` and `tools` are names that are known, for conversations
+    # `system` and `tools` are known names of fields in conversations
     table = pyarrow.table({"system": ["a", "b"], "Story": ["st st", "ab ab"], "tools": ["a", "b"]})
     parquet.write_table(table, tmp_path / "t.parquet")
     tokens = prepare(tmp_path / "t.parquet", tmp_path / "s", CHARACTERS)
@@ -488,7 +488,7 @@ if __name__ == "__main__":
 
 
 def test_killed_while_it_prepares_it_goes_on(tmp_path: Path) -> None:
-    """SIGKILL twice, each time after another shard; no process stays behind, and the files are the same."""
+    """It gets SIGKILL twice, each time after another shard. No process is left, and the files are equal."""
     file, script, vocabulary = tmp_path / "t.txt", tmp_path / "script.py", tmp_path / "vocab.json"
     script.write_text(SCRIPT)
     file.write_text("it's a best test，你好。\n" * 300_000, encoding="utf-8")  # about 9 MB
@@ -511,7 +511,7 @@ def test_killed_while_it_prepares_it_goes_on(tmp_path: Path) -> None:
             time.sleep(0.002)
         killed.kill()
         kills += killed.wait() == -signal.SIGKILL
-        # the processes that it started hold its stdout: reading to its end waits for theirs
+        # Its child processes also hold its stdout, so reading to the end waits for them.
         killed.communicate(timeout=60)
         assert not (tmp_path / "killed" / "shards.json").exists() or killed.returncode == 0
     assert kills
@@ -660,7 +660,7 @@ def test_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small:
 
 
 class _Joining:
-    """Takes two characters at a time, whatever they are: no place is good to cut."""
+    """A tokenizer whose tokens are any two characters, so a text cannot be cut anywhere."""
 
     fingerprint, eos_token_id = "joining", 0
 

@@ -1,4 +1,4 @@
-"""What `--size` takes."""
+"""The values that `--size` accepts and refuses."""
 
 import pytest
 

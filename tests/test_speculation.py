@@ -1,4 +1,4 @@
-"""Speculation: guesses change how often the model is asked, not what is written."""
+"""Speculative decoding: guesses change the number of steps, not the result."""
 
 import dataclasses
 import functools
@@ -55,7 +55,7 @@ def qwen3(seed: int) -> LanguageModel:
 
 
 def near(model: LanguageModel, noise: float) -> LanguageModel:
-    """A model that says about what another says."""
+    """Make a model whose answers are similar to another model's."""
     torch.manual_seed(99)
     other = gpt(0)
     other.load_state_dict(model.state_dict())
@@ -71,7 +71,7 @@ def prompts_of(seed: int, count: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Speculated:
-    """What followed, and how many guesses it took."""
+    """The result, and the numbers of steps and guesses."""
 
     completion: Completion
     drafted: int
@@ -83,7 +83,7 @@ def speculate(
     model: LanguageModel, prompt: list[int], options: GenerationOptions, eos: int | None,
     drafter: Callable[[], Drafter], count: int = 4,
 ) -> Speculated:  # fmt: skip
-    """generate_ids with any drafter."""
+    """Do the same as generate_ids, with any drafter."""
     request, seed = check_request(model, [prompt], options, eos, None), base_seed(options)
     limit = options.limit(len(prompt), model.config.max_position_embeddings)
     sequence = Sequence(prompt, request, limit, None if seed is None else row_seed(seed, 0, 0))
@@ -94,7 +94,7 @@ def speculate(
 
 
 class Wild:
-    """Guesses anything, also the end, also nothing."""
+    """A drafter that guesses any ids, also eos, or nothing."""
 
     def __init__(self) -> None:
         self._random = random.Random(7)
@@ -117,7 +117,7 @@ def test_the_most_likely_tokens_are_the_same(
     accepted = steps = 0
     for seed in range(3):
         model = gpt(seed) if family == "gpt" else qwen3(seed)
-        if in_torch:  # where several tokens are rounded in another order than one
+        if in_torch:  # PyTorch rounds several tokens in another order than one
             model = model.double()
         small = model if drafter == "itself" else gpt(seed + 1)
         guessers: dict[str, Callable[[], Drafter]] = {"ngram": NgramDrafter, "wild": Wild}
@@ -203,7 +203,7 @@ def test_the_rate_without_guesses() -> None:
 
 
 def chi_square_is_small(counts: torch.Tensor, right: torch.Tensor) -> bool:
-    """Would a true sample exceed this once in a million seeds (Laurent and Massart 2000, lemma 1)?"""
+    """Return True unless the counts exceed a bound that true samples exceed for one in a million seeds."""
     n, possible = int(counts.sum()), right > 0
     assert int(counts[~possible].sum()) == 0
     expected = n * right[possible]
@@ -247,7 +247,7 @@ def test_the_comparison_above_notices_a_wrong_rule() -> None:
 
 @torch.inference_mode()
 def test_texts_with_a_drawn_draft_are_distributed_as_without() -> None:
-    """All texts of three tokens from a vocabulary of four, against their exact probabilities."""
+    """Compare all texts of three tokens, from a vocabulary of four, with their exact probabilities."""
     model, prompt, n = gpt(1, 0.25, vocab_size=4), [1, 3], 500
     filters: dict[str, Any] = {"do_sample": True, "temperature": 1.2, "top_k": 3}
     small = gpt(2, 0.25, vocab_size=4)
@@ -308,7 +308,7 @@ def test_bad_input() -> None:
 
 
 def test_generate_takes_guesses_as_options() -> None:
-    """One row after another, with the seeds that a batch's rows have."""
+    """Each row has the seed that it has in a batch."""
     model, small = gpt(0), gpt(1)
     prompts = [[3, 4, 5, 3, 4], [6], [7, 8, 7, 8, 7]]
     for values in ({}, {"do_sample": True, "seed": 5, "num_return_sequences": 2}):

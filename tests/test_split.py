@@ -1,4 +1,4 @@
-"""The split: a partition without leaks, repeatable to the byte, as close to the ratio as groups allow."""
+"""The split is a partition without leaks, repeatable to the byte, and as close to the ratio as possible."""
 
 import hashlib
 import itertools
@@ -100,7 +100,7 @@ def group_sizes(pairs: list[Conversation]) -> list[int]:
 
 
 def closest(sizes: list[int], ratio: float) -> set[int]:
-    """By trying all sums: those of groups that come closest to the ratio."""
+    """Return the sums of groups that are closest to the ratio, by trying all sums."""
     sums = {0}
     for size in sizes:
         sums |= {total + size for total in sums}
@@ -197,7 +197,7 @@ def test_seeds_differ_and_repeat() -> None:
     splits = [split_conversations(pairs, 0.8, seed) for seed in (1, 2, 1)]
     assert splits[0] == splits[2]
     assert splits[0].train != splits[1].train
-    # a question's side does not hang on its place: 20 % of the first half are in val, or nearly
+    # The part of a question does not depend on its position: about 20 % of the first half are in val.
     in_val = [
         sum(pair.line <= 100 for pair in split_conversations(pairs, 0.8, seed).val) for seed in range(50)
     ]
@@ -206,7 +206,7 @@ def test_seeds_differ_and_repeat() -> None:
 
 
 def test_a_known_split() -> None:
-    """The rank is SHA-256 of seed and question, computed here anew: other machines must split alike."""
+    """The rank is SHA-256 of seed and question, computed here again. All machines must split equally."""
     pairs = one_each(10)
     ranked = sorted(
         pairs, key=lambda p: hashlib.sha256(f"7\n{p.question.replace(' ', '')}".encode()).digest()
@@ -344,7 +344,7 @@ def test_real_files(tmp_path: Path, name: str, dropped: int) -> None:
     pairs, report = read_conversations(path)
     split = split_conversations(pairs, 0.8)
     write_split(split, report, tmp_path, train_ratio=0.8, seed=42)
-    # an independent count of pairs that stand there twice: white space apart, they are plain text
+    # An independent count of repeated pairs: equal texts apart from white space.
     folded = Counter(("".join(normalise(p.question).split()), p.answer) for p in pairs)
     assert len(split.dropped) == sum(count - 1 for count in folded.values()) == dropped
     kept = len(pairs) - dropped
@@ -366,7 +366,7 @@ def talk(line: int, *exchanges: tuple[str, str]) -> Conversation:
 
 
 def test_conversations_that_share_a_question_and_its_answer_stay_together() -> None:
-    """Twenty subjects, each in two conversations with openings of their own."""
+    """There are twenty subjects, each in two conversations with different beginnings."""
     talks = [
         talk(2 * i + k, (f"开场{i}{k}", "嗯"), (f"什么是{i}？", f"是{i}。"))
         for i in range(20)

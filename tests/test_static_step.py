@@ -1,4 +1,4 @@
-"""The static step, in eager on a CPU: what a CUDA graph would record writes what generate_ids writes."""
+"""The step of CUDA graphs, run eagerly on a CPU, gives the same ids as generate_ids."""
 
 import random
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ MORE: dict[str, dict[str, Any]] = {"qwen3-windows": WINDOWS}
 
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """A model that says various things: initial weights made larger, as training makes them."""
+    """Make a model with enlarged initial weights, like those of a trained model, so that its texts vary."""
     torch.manual_seed(0)
     model: LanguageModel = (
         GPTLMHeadModel(GPTConfig(32, 2, 2, 0.1, BLOCK, V))
@@ -51,7 +51,7 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
 
 
 def requests_of(seed: int, count: int) -> Iterator[tuple[list[int], GenerationOptions]]:
-    """Prompts of mixed length, and of every kind what the device chooses by."""
+    """Yield prompts of mixed lengths, with all kinds of options that the device supports."""
     draw = random.Random(seed)
     kinds: tuple[dict[str, Any], ...] = (
         {},
@@ -91,7 +91,7 @@ def test_a_thousand_tokens_are_those_of_generate_ids(
     engine = Engine(model, max_rows=6, chunk=16, max_waiting=50, prefix_mib=0.1, cuda_graph=True)
     draw = random.Random(2)
     handles = []
-    for prompt, options in asked:  # they come while others are written
+    for prompt, options in asked:  # requests join while others are running
         handles.append(engine.submit(prompt, options, EOS))
         for _ in range(draw.randint(0, 2)):
             engine.step()
@@ -116,7 +116,7 @@ def test_it_gives_way_to_requests_that_the_host_must_choose_for(burst: int) -> N
 
 
 class Letters:
-    """Ids as letters."""
+    """A tokenizer whose ids are letters."""
 
     eos_token_id = EOS
 
@@ -228,7 +228,7 @@ def test_sizes_that_make_no_sense_are_refused(values: dict[str, int]) -> None:
 
 
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records what is computed: names, shapes, memory of the buffers, numbers that come from the host."""
+    """Records operations: names, shapes, addresses of buffers, numbers that come from the host."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -245,7 +245,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Faithful:
-    """A backend that demands what a graph demands: the same for the same key. It warms up each time."""
+    """A backend with the conditions of a graph: equal keys have equal operations. It warms up each time."""
 
     def __init__(self) -> None:
         self.records: dict[object, list[object]] = {}

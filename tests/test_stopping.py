@@ -1,4 +1,4 @@
-"""Text from ids, one by one: nothing is shown that changes later, and all of it is shown in the end."""
+"""Text from ids, one by one: shown text never changes later, and in the end all text is shown."""
 
 import re
 
@@ -11,14 +11,14 @@ from minigpt.generation.sequence import IncrementalDetokenizer, Request, StopChe
 
 
 def from_bytes(ids: list[int]) -> str:
-    """A byte-level vocabulary of single bytes; 256 and above are tokens of several."""
+    """Decode a byte-level vocabulary. Ids below 256 are single bytes, the others several bytes."""
     longer = {256: b"\xe4\xbd\xa0", 257: b"\xe5\xa5", 258: b"\xbd ok", 259: b"\n\nQ", 260: b""}
     joined = b"".join(longer[index] if index > 255 else bytes([index]) for index in ids)
     return joined.decode("utf-8", "replace")
 
 
 def pieces_of(ids: list[int], stops: list[str]) -> tuple[list[str], int]:
-    """All pieces, and how many ids were read."""
+    """Return all pieces, and the number of ids that were read."""
     text = IncrementalDetokenizer(from_bytes, stops)
     pieces = []
     for count, token in enumerate(ids, 1):
@@ -35,7 +35,7 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
 
 def test_half_a_character_at_the_end_is_shown_when_nothing_follows() -> None:
     assert pieces_of(list("你".encode()[:2]), []) == (["", "", "\ufffd"], 2)
-    # bytes that begin no character are known not to as soon as another follows
+    # Bytes that begin no character become U+FFFD as soon as another byte follows.
     assert pieces_of([0xFF, 0xFF, 0x61], [])[0] == ["", "\ufffd", "\ufffda", ""]
     # U+FFFD itself is a character of three bytes
     assert pieces_of([*"\ufffd".encode(), 0x61], [])[0] == ["", "", "", "\ufffda", ""]
@@ -52,7 +52,7 @@ def test_the_stop_string_that_begins_first_counts() -> None:
     assert cut("a12b", ["2b", "12"]) == "a"
     assert cut("a12b", ["x"]) == "a12b"
     assert cut("", ["x"]) == ""
-    # "aab" comes before "aabc" could: what was held for the longer one stays away too
+    # "ab" is complete before "aabc" could be, so the text that was held back for "aabc" is cut, too.
     assert pieces_of([*b"xaab"], ["aabc", "ab"]) == (["x", "", "", "a"], 4)
 
 
@@ -72,7 +72,7 @@ def test_pieces_joined_are_the_text(ids: list[int], stops: list[str]) -> None:
 
 @given(IDS, STOPS)
 def test_no_piece_needs_to_be_taken_back(ids: list[int], stops: list[str]) -> None:
-    """Whatever follows: what is shown after n ids is the beginning of every longer text."""
+    """The text that is shown after n ids is the beginning of every longer text."""
     pieces, read = pieces_of(ids, stops)
     for n in range(read):
         shown = "".join(pieces[:n])

@@ -1,4 +1,4 @@
-"""Streaming: the pieces joined are what generate says, with characters and with bytes as tokens."""
+"""Streaming: the joined pieces equal the text of `generate`, for tokens of characters and of bytes."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ BLOCK = 40
 
 
 class ByteTokenizer:
-    """A byte-level vocabulary without merges; of the bytes, some that Chinese text has."""
+    """A byte-level vocabulary without merges, with some bytes of Chinese text."""
 
     eos_token_id = 0
     alphabet = b"\x00ab\n" + bytes(range(0xE4, 0xE8)) + bytes(range(0xB8, 0xC0))
@@ -192,7 +192,7 @@ def test_an_empty_prompt_is_refused() -> None:
 
 
 def test_a_learned_byte_level_vocabulary() -> None:
-    """Tokens of several bytes, that begin and end inside characters."""
+    """Tokens have several bytes, and begin and end inside characters."""
     texts = ["四川的省会是成都，吗？", "重庆的省会是哪里？没有。"] * 3
     tokenizer = BpeTokenizer.train(texts, vocab_size=290)
     for seed in range(8):

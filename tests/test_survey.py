@@ -1,4 +1,4 @@
-"""The survey: numbers against a slow count, what the terminal shows, and the picture."""
+"""Statistics of data: numbers compared with a slow count, the terminal's tables, and the picture."""
 
 import importlib.util
 import json
@@ -66,7 +66,7 @@ def test_against_a_slow_count(items: list[tuple[str, str]], max_length: int) -> 
     assert statistics.pairs.tolist() == [len(ids) for ids in encoded]
     cut = next(cut for cut in statistics.cuts if cut.max_length == max_length)
     assert cut.pairs == sum(len(ids) > max_length for ids in encoded)
-    # the answer is lost when its first token (behind question and <sep>) does not fit
+    # The answer is lost if its first token (after question and <sep>) does not fit.
     assert cut.without_answer == sum(len(q) + 2 > max_length for q, _ in items)
     text = "".join(q + a for q, a in items)
     assert {u.character: u.count for u in statistics.unknown} == Counter(c for c in text if c in "xy再")
@@ -74,7 +74,7 @@ def test_against_a_slow_count(items: list[tuple[str, str]], max_length: int) -> 
     for name in ("questions", "answers", "pairs"):
         values = sorted(getattr(statistics, name).tolist())
         row = statistics.lengths()[name]
-        # the smallest length that at least p % of the pairs do not exceed
+        # The percentile is the smallest length that at least p % of the pairs do not exceed.
         for key, percent in (("p50", 50), ("p95", 95), ("p99", 99)):
             assert row[key] == values[math.ceil(percent * len(values) / 100) - 1]
         assert row["mean"] == pytest.approx(sum(values) / len(values))
@@ -131,7 +131,7 @@ def test_a_picture_with_chinese_labels(tmp_path: Path, capsys: pytest.CaptureFix
         pytest.skip("no font with Chinese characters is installed; the extra `plot` brings one")
     path = tmp_path / "stats.png"
     statistics = compute_statistics(make_pairs([("你好", "ab" * i) for i in range(1, 60)]), TOKENIZER)
-    plot(statistics, path, title="训练集 $x$ 😊.jsonl")  # a font without emojis must not stop it
+    plot(statistics, path, title="训练集 $x$ 😊.jsonl")  # a font without emoji must not raise an error
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])

@@ -1,7 +1,7 @@
-"""The survival harness at toy size: everything that is promised holds every time.
+"""The survival tests at toy size: every promise holds in every trial.
 
-What it does is in tests/survival/. It runs as a process of its own: its children are forks, and a fork
-of a process that has computed gradients with torch cannot compute any.
+tests/survival/ describes them. They run in their own process, because their children are forks, and a fork of
+a process that has computed gradients with torch cannot compute any.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 from tests.survival.bench import Table
 
 ROOT = Path(__file__).parents[1]
-LEAST = {  # part -> trials at least; each counts only if the run then ends on the same bits
+LEAST = {  # part -> smallest number of trials; a trial counts only if the run then ends on the same bits
     "kill": 60 + 10 + 20,  # the number of points is what the writer passes: fewer would mean a lost hook
     "signal": 7 + 24,
     "finetune": 12 * 3,
@@ -32,7 +32,7 @@ LEAST = {  # part -> trials at least; each counts only if the run then ends on t
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON object that the harness prints."""
+    """Return the JSON object that the survival tests print."""
     folder = tmp_path_factory.mktemp("survival")
     command = [sys.executable, "-m", "tests.survival", "--toy", "--folder", str(folder)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
@@ -67,7 +67,7 @@ def test_results_are_in_the_file_after_each_row_and_parts_keep_each_other_s(tmp_
     first.add("signal", "c", 1, 1)
     second = Table(path, "full", 0)
     second.add("kill", "b", 9, 8)
-    # until the part is through, what it has not come to yet is as it was
+    # Until the part has ended, rows that it has not reached yet stay unchanged.
     assert rows() == [("kill", "a", 2, "toy"), ("signal", "c", 1, "toy"), ("kill", "b", 8, "full")]
     second.ended("kill")
     assert rows() == [("signal", "c", 1, "toy"), ("kill", "b", 8, "full")]

@@ -1,4 +1,4 @@
-"""Tasks: shapes of records, folders, TOML files, shots; what a model makes of them; bad input in one line."""
+"""Tasks: shapes of records, folders, TOML files, shots, a model's results, and bad input in one line."""
 
 import json
 import math
@@ -71,7 +71,7 @@ LOADED = LoadedModel(random_model(), TOKENIZER)
 
 @pytest.fixture(scope="module")
 def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows five capitals by heart: question <sep> answer <sep>."""
+    """Make a model that has memorised five capitals: question <sep> answer <sep>."""
     return learn_by_heart(CAPITALS, tmp_path_factory.mktemp("knowing") / "model")
 
 
@@ -407,7 +407,7 @@ def test_shots_are_the_text_that_a_person_would_write() -> None:
 
 
 def test_a_long_context_is_encoded_as_a_whole() -> None:
-    """The short way of encoding choices gives the ids of the long way."""
+    """The fast way to encode choices gives the same ids as the slow way."""
     g, prompter = random.Random(2), Prompter(TOKENIZER, "text", 1)
     for _ in range(50):
         context = "".join(g.choices("the cat\n 四川：?Answer:", k=300)).rstrip()
@@ -470,7 +470,7 @@ def test_a_model_that_knows_the_answers_is_right(knowing: Path, tmp_path: Path) 
 
 
 def test_choices_are_scored_one_by_one() -> None:
-    """acc and its relatives, written out from the log-likelihoods of the slow twin."""
+    """acc and its variants are computed here from the log-likelihoods of the slow twin."""
     g = random.Random(3)
     words = ["cat", "dog", "mat", "hill", "sat", "ran", "up", "on", "the"]
     rows: list[dict[str, Any]] = [

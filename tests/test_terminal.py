@@ -1,4 +1,4 @@
-"""Progress, tables and bars: plain lines in a log, Chinese aligned in columns, no text taken for markup."""
+"""Progress, tables and bars: plain lines in a log, aligned Chinese text, and no text is read as markup."""
 
 import io
 import math
@@ -17,7 +17,8 @@ from minigpt.console.terminal import ProgressLine, histogram, seconds, table, ta
 
 ROOT = Path(__file__).parents[1]
 
-# What rich would take for markup, an escape, an emoji or a link, and what no terminal should be sent.
+# Texts that rich would read as markup, an escape, an emoji or a link, and codes that must not reach a
+# terminal.
 STRANGE = [
     "[red]红[/red]",
     "[/]",
@@ -54,7 +55,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Terminal(io.StringIO):
-    """Collects what is written, and says that it is a terminal."""
+    """A stream that collects the output, and pretends to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -112,7 +113,7 @@ def test_a_warning_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def borders(line: str) -> list[int]:
-    """The columns of the screen at which a table's vertical lines stand."""
+    """Return the screen columns of a table's vertical lines."""
     return [cell_len(line[:index]) for index, character in enumerate(line) if character in "│┃"]
 
 
@@ -131,7 +132,7 @@ def test_a_table_with_chinese_is_aligned(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_command_line_answers_without_rich() -> None:
-    """`--help` of every verb: an installation without its dependencies can say what it needs."""
+    """`--help` of every verb works, so an installation without its dependencies can say what it needs."""
     program = (
         "import runpy, sys\n"
         "sys.modules['rich'] = sys.modules['torch'] = sys.modules['numpy'] = None\n"

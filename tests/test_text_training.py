@@ -1,4 +1,4 @@
-"""Training on plain text: windows, their order, the loss over all of them, resuming, the folder written."""
+"""Training on plain text: windows, their order, the loss over all windows, resuming, the written folder."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    """4,000 different tokens: each says where it stands."""
+    """Make 4,000 different tokens. Each is equal to its position."""
     folder = tmp_path_factory.mktemp("text")
     text = "".join(map(chr, range(0x4E00, 0x4E00 + 3999)))
     (folder / "t.txt").write_text(text, encoding="utf-8")
@@ -280,7 +280,7 @@ def test_resume_refuses_another_text(tmp_path: Path) -> None:
 
 
 def test_bytes_and_hugging_face(tmp_path: Path) -> None:
-    """A byte-level vocabulary, learned from the same text; the folder is one that transformers reads."""
+    """The byte-level vocabulary is learned from the same text, and transformers reads the folder."""
     BpeTokenizer.train([TEXT], 300, min_frequency=1).save(tmp_path / "bpe")
     for name in (str(tmp_path / "bpe"), "char"):
         trainer(config(tmp_path, f"run-{name == 'char'}", tokenizer=name, max_steps=2, eval_steps=2)).run()
@@ -412,7 +412,7 @@ read_data(TrainConfig(text=text, shards=folder, output=output, block_size=16, wo
 
 
 def reading(tmp_path: Path, name: str) -> "subprocess.Popen[str]":
-    """A process that prepares the text in tmp_path, in the folder `shards` there, or uses what it finds."""
+    """Start a process that makes shards of the text in tmp_path, or uses existing ones."""
     arguments = [str(tmp_path / part) for part in ("t.txt", "shards", name)]
     command = [sys.executable, "-c", READING, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

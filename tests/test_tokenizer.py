@@ -1,4 +1,4 @@
-"""Tokenizer: properties first, then the documents' ids, then vocabularies that are not right."""
+"""Tokenizer: properties first, then the tutorial's ids, then wrong vocabularies."""
 
 import copy
 import json
@@ -191,7 +191,7 @@ def test_equality_fingerprint_and_copies() -> None:
     for twin in (pickle.loads(pickle.dumps(TOKENIZER)), copy.deepcopy(TOKENIZER)):
         assert twin == TOKENIZER
         assert twin.encode_text("你好\ud800") == TOKENIZER.encode_text("你好\ud800")
-    # the order counts: the same characters with other ids are another vocabulary
+    # The same characters with other ids are another vocabulary.
     swapped = Tokenizer.from_word2id({"<pad>": 0, "<unk>": 1, "<sep>": 2, "b": 3, "a": 4})
     assert swapped != Tokenizer.from_word2id(build_vocabulary(["ab"]))
     assert swapped.fingerprint != Tokenizer.from_word2id(build_vocabulary(["ab"])).fingerprint

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: chosen by report_to, resumed in one run, never in training's way."""
+"""TensorBoard and Weights & Biases: report_to chooses them, a resume continues, errors stop no training."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ needs_wandb = pytest.mark.skipif(
 
 
 class Run:
-    """What wandb.init returns, as far as we use it; notes what it is told."""
+    """The used part of wandb.init's result. It records its calls."""
 
     def __init__(self, id: str, fails_at: str = "") -> None:
         self.id, self.fails_at = id, fails_at
@@ -41,7 +41,7 @@ class Run:
 
 
 class FakeWandb(ModuleType):
-    """Stands in for the package: no process, no network."""
+    """Replaces the package, without a process and a network."""
 
     def __init__(self, fails_at: str = "") -> None:
         super().__init__("wandb")
@@ -73,7 +73,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Fa
 def write_two(
     output: Path, report_to: ReportTo, steps_done: int = 0, **settings: Any
 ) -> list[dict[str, Any]]:
-    """Two lines through Metrics; returns those of metrics.jsonl."""
+    """Write two lines with Metrics. Return the lines of metrics.jsonl."""
     with Metrics(output, steps_done, report_to, settings) as metrics:
         metrics.write(steps_done + 1, train_loss=2.0, seconds=1.0)
         metrics.write(steps_done + 2, val_loss=1.0)

@@ -1,4 +1,4 @@
-"""The loop: its fast paths equal their slow twins, it learns; its configuration and its command."""
+"""The training loop: fast paths equal their slow twins, the model learns; configuration and command."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a tiny data set."""
+    """Make a folder with a tiny data set."""
     write_data(tmp_path)
     return tmp_path
 
@@ -109,7 +109,8 @@ def test_orthogonalize_against_the_singular_value_decomposition() -> None:
     for shape in ((4, 16, 16), (2, 64, 16), (2, 16, 64)):
         matrices = torch.randn(*shape, generator=random, dtype=torch.float64)
         u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
-        # the iteration acts on each singular value alone: apply its polynomial to them
+        # The iteration acts on each singular value separately, so apply its polynomial to the singular
+        # values.
         values = s / s.norm(dim=-1, keepdim=True)
         for _ in range(3):
             values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
@@ -136,7 +137,7 @@ def test_a_run_s_muon_multiplies_in_its_precision(folder: Path) -> None:
 
 
 def test_muon_against_a_written_out_update(folder: Path) -> None:
-    """One matrix after the other, QKV in three, momentum by hand."""
+    """The written-out update takes one matrix at a time, QKV as three, with momentum by hand."""
     run = trainer(config(folder, optimizer="muon", dropout=0.0, muon_weight_decay=0.1))
     run.model.double()
     adamw, muon = make_optimizers(run.model, run.config)
@@ -165,7 +166,7 @@ def test_muon_against_a_written_out_update(folder: Path) -> None:
 
 
 def test_muon_against_torchs(folder: Path) -> None:
-    """torch has one of its own, of single matrices, with bfloat16 inside."""
+    """torch's own Muon takes single matrices, and computes in bfloat16."""
     run = trainer(config(folder, optimizer="muon", dropout=0.0, muon_weight_decay=0.1))
     _, muon = make_optimizers(run.model, run.config)
     by_muon = [p for group in muon.param_groups for p in group["params"]]

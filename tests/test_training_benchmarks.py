@@ -1,7 +1,7 @@
-"""The benchmarks of training run at toy size, without their peers too, and say what they measured.
+"""The benchmarks of training run at toy size, also without their peers, and report their measurements.
 
-No absolute time is asserted. nanoGPT's place is taken by a stand-in of the same surface: a script that
-sleeps, with a table of pairs of characters for a model.
+No absolute time is asserted. A stand-in with the same interface replaces nanoGPT: a script that sleeps, whose
+model is a table of pairs of characters.
 """
 
 import importlib.util
@@ -93,7 +93,7 @@ def checkout(folder: Path, train: str = TRAIN) -> Path:
 def run(
     module: Any, arguments: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> dict[str, Any]:
-    """A benchmark's `main` in this process; its last line."""
+    """Run a benchmark's `main` in this process. Return its last line."""
     monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments), "--threads", "1"])
     module.main()
     numbers: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -116,7 +116,7 @@ def test_shakespeare(
     assert numbers["left_out"] == []
     theirs = [row for row in numbers["rows"] if row["arm"] == "nanoGPT"]
     assert [row["iterations"] for row in theirs] == [21, 41, 61]
-    # its 61 iterations sleep, and learn nothing: ours ends lower, sooner
+    # The stand-in's 61 iterations sleep and learn nothing, so minigpt reaches a lower loss earlier.
     assert theirs[-1]["seconds"] >= 61 * 0.05
     assert len({row["loss"] for row in theirs}) == 1
     assert numbers["final_ratio"]["median"] > 1
@@ -194,7 +194,7 @@ def test_the_peer_s_only_run_serves_all_seeds() -> None:
 
 
 def test_the_formula_is_what_torch_counts(tmp_path: Path) -> None:
-    """Forward and backward of all that multiplies, attention written out as the formula takes it."""
+    """torch counts forward and backward of all products, with attention in steps, as in the formula."""
     config = config_of(
         "toy", write_text(tmp_path, 100), block_size=16, batch_size=4, output=tmp_path, threads=1
     )

@@ -1,4 +1,4 @@
-"""Weights in one file and in many: what is written comes back, named as Hugging Face names it."""
+"""Weights in one file and in several: written weights come back, under Hugging Face's names."""
 
 import json
 import weakref

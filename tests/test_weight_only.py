@@ -1,4 +1,4 @@
-"""Weights alone in fewer bits: what is stored, what reads it, and what a model says from them."""
+"""Weights in fewer bits with inputs in full precision: stored values, loading, and a model's answers."""
 
 from typing import Any
 

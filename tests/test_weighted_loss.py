@@ -83,7 +83,7 @@ def batch_of(tokenizer: Tokenizer, pairs: list[tuple[str, str]]) -> Batch:
 
 @pytest.mark.parametrize("loss_on", ["answer", "all"])
 def test_a_sample_s_mean_times_its_weight(loss_on: Any) -> None:
-    """Two samples of unlike lengths, by hand: no product of masks, but token by token."""
+    """The loss of two samples of different lengths is computed by hand, token by token."""
     tokenizer = Tokenizer.from_word2id(build_vocabulary(["天地玄黄"]))
     model = model_of(tokenizer.get_vocab_size())
     batch = batch_of(tokenizer, [("天", "地"), ("玄黄天", "黄地黄天")])
@@ -105,7 +105,7 @@ def test_a_sample_s_mean_times_its_weight(loss_on: Any) -> None:
 
 
 def test_it_is_the_course_s_loss_where_each_keyword_weighs_one() -> None:
-    """Hugging Face's course: mean of the tokens, times 1 + number of key tokens, mean over the samples."""
+    """The course's loss: the mean over a sample's tokens, times 1 + its key tokens, averaged over samples."""
     tokenizer = Tokenizer.from_word2id(build_vocabulary(["天地玄黄"]))
     model = model_of(tokenizer.get_vocab_size())
     inputs = torch.randint(3, tokenizer.get_vocab_size(), (4, 9))
@@ -145,7 +145,7 @@ def test_many_logits_are_computed_in_pieces_and_a_blank_batch_adds_nothing() -> 
 
 
 def with_weights(folder: Path) -> None:
-    """The data of `write_data`; the records have the weights 0.5, 1, 1.5, ..."""
+    """Write the data of `write_data`, with the weights 0.5, 1, 1.5, ..."""
     write_data(folder)
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{**json.loads(line), "weight": (number + 1) / 2} for number, line in enumerate(lines)]

@@ -1,7 +1,8 @@
-"""The wheel: whole, nothing more, and at work with its declared dependencies alone.
+"""The wheel has all files and no others, and works with its declared dependencies only.
 
-It is built offline, from a source distribution, and installed into an empty environment. That gets links to
-the packages that `dependencies` in pyproject.toml names, and to those that these need in turn; no others.
+It is built offline, from a source distribution, and installed into an empty environment. The environment gets
+links to the packages that `dependencies` in pyproject.toml names, and to their own dependencies; to no
+others.
 """
 
 import importlib.metadata
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = ("minigpt", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 BESIDE = ("tests", "data", "docs", "benchmarks", "gpt2.py")  # in the checkout, not in a distribution
 
-# What a user does, in one process, so that torch is imported once.
+# The steps of a user, in one process, so that torch is imported once.
 USE = """
 import contextlib, importlib.metadata, io, json, sys
 
@@ -58,7 +59,7 @@ def call(*command: object, cwd: Path) -> str:
 
 
 def build(kind: str, source: Path, output: Path) -> Path:
-    """Make an "sdist" or a "wheel" of a folder; returns the file."""
+    """Make an "sdist" or a "wheel" of a folder. Return the file."""
     code = f"from setuptools import build_meta; build_meta.build_{kind}({str(output)!r})"
     before = set(output.iterdir())
     call(sys.executable, "-c", code, cwd=source)
@@ -67,7 +68,7 @@ def build(kind: str, source: Path, output: Path) -> Path:
 
 
 def closure(lines: Iterable[str]) -> set[str]:
-    """The installed distributions that these requirements need, and what those need in turn."""
+    """Return the installed distributions that these requirements need, directly or indirectly."""
     found: dict[tuple[str, str], importlib.metadata.Distribution] = {}
     open_ = [(Requirement(line), "") for line in lines]
     while open_:
@@ -84,7 +85,7 @@ def closure(lines: Iterable[str]) -> set[str]:
 
 
 def link(name: str, site: Path) -> None:
-    """Put links to an installed distribution's packages, modules and metadata into a site-packages folder."""
+    """Link an installed distribution's packages, modules and metadata into a site-packages folder."""
     distribution = importlib.metadata.distribution(name)
     for file in distribution.files or ():
         if ".." in file.parts:  # a command, in the environment's bin
@@ -105,7 +106,7 @@ def project() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A source distribution of the checkout, and the wheel made from that."""
+    """Make a source distribution of the checkout, and the wheel from it."""
     source, output = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
     for name in (*SHIPPED, *BESIDE):
         if (ROOT / name).is_dir():
@@ -122,7 +123,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 
 def package_files() -> set[str]:
-    """The package's files in the checkout, by their names in the wheel."""
+    """Return the package's files in the checkout, by their names in the wheel."""
     paths = {path.relative_to(ROOT) for path in (ROOT / "minigpt").rglob("*") if path.is_file()}
     return {
         path.as_posix()

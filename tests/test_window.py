@@ -1,4 +1,4 @@
-"""Beyond the context: each token is what the model says behind the window, read as a text of its own."""
+"""Beyond the context, each token is what the model predicts after the window, read as a separate text."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ V, BLOCK = 30, 20
 
 
 def kept(ids: list[int], window: int, sinks: int) -> list[int]:
-    """The first and the last tokens, recorded once more."""
+    """Return the tokens that stay: the first ones (sinks) and the last ones."""
     return ids[:sinks] + ids[sinks - window :]
 
 

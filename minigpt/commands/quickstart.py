@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 _RECORD = "quickstart.json"  # file in the output folder that names the data
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 _ONCE = 0.9  # least share of unique answers for which new questions cannot be answered
-_BY_HEART = 1000  # largest number of pairs that the model memorises in this case
+_BY_HEART = 1000  # largest number of pairs that the model memorises if nearly all answers are unique
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # largest number of pairs for which training questions are asked, too; this takes seconds
 _MEASURED = 2000  # largest number of conversations for the validation
 _SHOWN = 4  # number of right answers in the table, and of wrong ones
-_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # usually tables
+_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name parts of a data file
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
 _PROMPT, _CONTINUED = 12, 60  # number of characters of a prompt, number of tokens of its continuation

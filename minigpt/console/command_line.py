@@ -231,7 +231,7 @@ def _open_closed_streams() -> bool:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `number`
+            os.open(os.devnull, os.O_RDWR)  # it returns the lowest free number, which is `number`
             closed.append(name)
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115

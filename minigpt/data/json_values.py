@@ -214,7 +214,7 @@ def json_records(
         return "json", _values(text, begin)
     if isinstance(value, list):
         if value and all(isinstance(item, dict) and _is_turn(item) for item in value):
-            return "json", [Record(1, value, as_json(value))]  # one conversation
+            return "json", [Record(1, value, as_json(value))]  # the array is one conversation
         return "json", _values(text, _end_of_blank(text, begin + 1), in_array=True)
     inside = _inside(value, is_head)
     if inside is not None:
@@ -267,7 +267,8 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
     if by_index and all(isinstance(item, dict) for item in by_index):
         keys = [list(item) for item in by_index]
         if all(key.isdigit() for item in keys for key in item) and len(set(map(tuple, keys))) == 1:
-            return [{name: column[key] for name, column in value.items()} for key in keys[0]]  # pandas
+            # pandas' `to_json` writes this format.
+            return [{name: column[key] for name, column in value.items()} for key in keys[0]]
     return None
 
 

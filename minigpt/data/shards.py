@@ -252,7 +252,8 @@ def prepare(
     if tokens := _as_prepared(path, sources, options, folder, tokenizer):
         return tokens
     lock(folder)
-    if tokens := _as_prepared(path, sources, options, folder, tokenizer):  # written by another process
+    # Another process may have written the shards before the lock was free.
+    if tokens := _as_prepared(path, sources, options, folder, tokenizer):
         return tokens
     folder.mkdir(parents=True, exist_ok=True)
     described = _described(sources)

@@ -196,7 +196,7 @@ class Sheet(NamedTuple):
     records: list[Record]
     notes: tuple[str, ...]  # about other sheets
     is_known: bool  # True if the column names are known
-    has_head: bool | None  # None: one column, whose cells are texts
+    has_head: bool | None  # None: the sheet has one column, whose cells are texts
     first_row: tuple[str, ...]
 
 

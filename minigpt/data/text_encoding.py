@@ -38,7 +38,7 @@ _CANDIDATES = {
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
-_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # these show bad bytes
+_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # bad bytes are noticed in these
 _DAMAGED = 0.005  # a text may have this share of bad bytes among its bytes that are not ASCII
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding

@@ -46,7 +46,7 @@ def family_of_json(values: Mapping[str, Any]) -> Family:
     if not isinstance(model_type, str):
         raise InputError(f"model_type must be one of {', '.join(FAMILIES)}: got {model_type!r:.80}")
     if model_type not in FAMILIES:
-        # The message suggests no name, because qwen2 is not a spelling mistake of qwen3.
+        # The message suggests no similar name: qwen2 is another architecture, not a misspelt qwen3.
         raise InputError(
             f"model_type {model_type!r} is another architecture: read are {' and '.join(FAMILIES)}"
         )

@@ -95,7 +95,7 @@ class AdaptedLayer(nn.Module):
         return ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Return the last part of each parameter's name in a file -> the parameter."""
+        """Return the adapter's parameters. A key is the last part of the parameter's name in a file."""
         raise NotImplementedError
 
     def entering(self, x: Tensor) -> Tensor:

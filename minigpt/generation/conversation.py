@@ -289,7 +289,7 @@ class QuestionAnswering:
     thinking: bool | None = None  # whether a chat model may think; None: its template decides
     tools: Sequence[Mapping[str, Any]] | None = None  # functions that a chat model may call
     allow_special: bool = False  # read the text of special tokens as these tokens
-    start: int | None = None  # the first token of a text that is empty
+    start: int | None = None  # the token that takes the place of an empty text
 
     def _prompt(self, question: str) -> list[int]:
         ids = question_ids(

@@ -227,7 +227,7 @@ class Sequence(StopChecker):
         self.restarts = (
             options.window is not None or not options.use_cache
         )  # True: the slot is sometimes emptied
-        # Tokens of sequences of one kind are chosen together. None: the argmax of the unchanged logits.
+        # Sequences with an equal kind choose their tokens together. None: greedy, from unchanged logits.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
 

@@ -123,7 +123,7 @@ def candidates(line: str) -> int:
 
 def _why(talk: Conversation, value: str) -> str:
     candidates(f"/why {value}")
-    return ""  # `minigpt chat` prints the table
+    return ""  # no text here, because `minigpt chat` prints the table
 
 
 def _history(talk: Conversation, value: str) -> str:
@@ -168,7 +168,7 @@ class Command:
 
 
 def _exit(talk: Conversation, value: str) -> str:
-    return ""  # `minigpt chat` ends
+    return ""  # no text here; `minigpt chat` ends the conversation
 
 
 COMMANDS = {

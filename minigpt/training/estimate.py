@@ -208,7 +208,7 @@ def memory_needed(trainer: Trainer) -> int:
     set_random_state(trainer.device, before)
     # Per counted position: the hidden state and its gradient (width each); logits, log-softmax and its
     # gradient (vocab_size each). A float has 4 bytes.
-    outputs = config.vocab_size if hasattr(trainer.model, "lm_head") else 0  # a classifier has few
+    outputs = config.vocab_size if hasattr(trainer.model, "lm_head") else 0  # a classifier has few outputs
     head = 4 * (2 * width + 3 * outputs) * answer_share * rows * T
     # Bytes per weight: weight, gradient and two moments in float32, and autocast's copy in 16 bits.
     per_weight = 4 if trainer.config.precision == "float32" else 6
@@ -222,7 +222,7 @@ def memory_needed(trainer: Trainer) -> int:
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
-    """Return the number of bytes that autograd keeps from the blocks' forward pass. A storage counts once.
+    """Return the bytes that autograd keeps from the blocks' forward pass. Shared memory counts once.
 
     With gradient_checkpointing the inputs of the blocks are added, because torch keeps these elsewhere.
     """

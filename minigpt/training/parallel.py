@@ -117,7 +117,7 @@ class Parallel:
         self._model.zero_grad()
 
     def shard_batches(self, batches: list[Batch]) -> list[Batch]:
-        """Return this process's batches of a step if N divides their number, else its rows of each batch."""
+        """Return this process's share: whole batches if they divide evenly, else its rows of each batch."""
         rank, size = self._processes.rank, self._processes.size
         if len(batches) % size == 0:
             return batches[rank::size]

@@ -63,7 +63,7 @@ class KeywordWeights:
         """Return the weight of each row, (B,), of ids (B, T). Padding must be -1."""
         weights = np.ones(len(ids))
         for weight, forms in self._keywords:
-            ends = np.zeros(ids.shape, dtype=np.bool_)  # True: a keyword ends here; two forms count once
+            ends = np.zeros(ids.shape, dtype=np.bool_)  # True: one or more forms of the keyword end here
             for form in forms:
                 width = ids.shape[1] - len(form) + 1
                 if width > 0:

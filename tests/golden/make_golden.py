@@ -1,11 +1,12 @@
-"""Makes the stored expectations of test_golden.py with `transformers`, none of our own code in sight.
+"""Makes the expected values of test_golden.py with `transformers`, without any code of minigpt.
 
-    python tests/golden/make_golden.py  # rewrites gpt2_*.json and gpt2_*.safetensors beside it
+    python tests/golden/make_golden.py  # rewrites gpt2_*.json and gpt2_*.safetensors in this folder
 
-A tiny GPT-2 in double precision: weights and batches from a seeded numpy, logits and gradients from Hugging
-Face's GPT2LMHeadModel, ten losses under torch's AdamW. Two variants: GPT-2 as published, and the documents',
-whose missing biases are zeros that are not trained. The safetensors file holds the arrays (initial weights
-under Hugging Face's names, `batches`, `logits`), the JSON file the rest.
+The model is a tiny GPT-2 in double precision. Weights and batches come from a seeded numpy generator, logits
+and gradients from Hugging Face's GPT2LMHeadModel, and ten losses from training with torch's AdamW. There are
+two variants: GPT-2 as published, and the tutorial's GPT, whose missing biases are zeros that are not trained.
+The safetensors file holds the arrays (initial weights under Hugging Face's names, `batches`, `logits`). The
+JSON file holds everything else.
 """
 
 import json
@@ -28,12 +29,12 @@ ADAMW: dict[str, Any] = {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-8, "weight_
 
 
 def loss_of(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean over all next tokens: logits (B, T, V), ids (B, T)."""
+    """Return the mean loss over all next tokens: logits (B, T, V), ids (B, T)."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
 def make(variant: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The arrays and the JSON contents of one variant."""
+    """Return the arrays and the JSON contents of one variant."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     settings = {**SIZES, **VARIANTS[variant], "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

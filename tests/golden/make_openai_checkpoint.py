@@ -1,13 +1,13 @@
-"""Makes openai_gpt2_tiny/ with TensorFlow itself: a tiny GPT-2 as OpenAI's release lays it out.
+"""Makes openai_gpt2_tiny/ with TensorFlow itself: a tiny GPT-2 in the files of OpenAI's release.
 
     python -m venv tf && tf/bin/pip install tensorflow-cpu==2.20.0 safetensors
     tf/bin/python tests/golden/make_openai_checkpoint.py  # rewrites the folder; imports nothing of minigpt
 
-Weights come from a seeded numpy, the files from TensorFlow's own Saver. Beside them lies, stored in another
-way, what must be read: `expected.safetensors` (each variable as TensorFlow holds it, under its own name, and
-logits that TensorFlow computed in double precision) and `expected.json` (a prompt, its ids, and what follows
-greedily). `sharded.ckpt` is the same checkpoint in two data files. The vocabulary: the 256 bytes, a few
-merges and <|endoftext|>.
+Weights come from a seeded numpy generator, the files from TensorFlow's own Saver. The same folder has the
+expected results in other formats: `expected.safetensors` (each variable of TensorFlow under its own name, and
+logits that TensorFlow computed in double precision) and `expected.json` (a prompt, its ids, and the most
+likely next ids). `sharded.ckpt` is the same checkpoint in two data files. The vocabulary has the 256 bytes, a
+few merges and <|endoftext|>.
 """
 
 import json
@@ -25,7 +25,7 @@ NEW_TOKENS = 20
 
 
 def byte_symbols() -> list[str]:
-    """The symbols that stand for the 256 bytes, in the published order: printable ones first."""
+    """Return the symbols that stand for the 256 bytes, in the published order: printable ones first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
@@ -37,7 +37,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def encode(text: str) -> list[int]:
-    """An ASCII text without special tokens; merges as ever, words split as far as the prompt needs it."""
+    """Encode an ASCII text without special tokens. The split into words is only correct for the prompt."""
     ids, known = [], vocabulary()
     for number, word in enumerate(text.replace(".", " .").split(" ")):
         parts = list(word if number == 0 or word == "." else "Ġ" + word)
@@ -53,7 +53,7 @@ def encode(text: str) -> list[int]:
 
 
 def weights(vocab_size: int) -> dict[str, Any]:
-    """OpenAI's variables: names, shapes (a convolution of width 1 is (1, in, out)), seeded values."""
+    """Return OpenAI's variables with seeded values. A convolution of width 1 has the shape (1, in, out)."""
     shapes: dict[str, tuple[int, ...]] = {"model/wpe": (CONTEXT, C), "model/wte": (vocab_size, C)}
     for layer in range(LAYERS):
         for norm in ("ln_1", "ln_2"):
@@ -72,7 +72,7 @@ def weights(vocab_size: int) -> dict[str, Any]:
 
 
 def logits_of(values: dict[str, Any], ids: list[int]) -> Any:
-    """GPT-2 written out in TensorFlow, in double precision: ids (T,) -> logits (T, V)."""
+    """Compute GPT-2 in TensorFlow, in double precision: ids (T,) -> logits (T, V)."""
     import tensorflow as tf
 
     w = {name: tf.constant(value, tf.float64) for name, value in values.items()}
@@ -101,7 +101,7 @@ def logits_of(values: dict[str, Any], ids: list[int]) -> Any:
 
 
 def save_checkpoint(values: dict[str, Any], name: str, devices: int) -> dict[str, Any]:
-    """Let TensorFlow write NAME.index and its data files; returns the variables as TensorFlow holds them."""
+    """Let TensorFlow write NAME.index and its data files. Returns TensorFlow's variables."""
     import tensorflow as tf
 
     v1 = tf.compat.v1

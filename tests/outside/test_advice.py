@@ -1,4 +1,4 @@
-"""A command that a message about data recommends, run on the input that caused it, does the right thing."""
+"""Runs each command that a message about data recommends, on the input that caused the message."""
 
 import json
 import os
@@ -18,7 +18,7 @@ FRENCH = "Où est-il passé ? L'été, la forêt est très animée à midi.\n" *
 PAIRS = [(f"{i}加一等于几？", f"{i + 1}。") for i in range(8)]
 QUESTIONS = "".join(json.dumps({"question": q, "answer": a}, ensure_ascii=False) + "\n" for q, a in PAIRS)
 SMALL = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=2", "--max_steps=1"]
-# verb -> the flags that name the data; what is written goes below the folder "out"
+# verb -> the flags that name the data; output goes below the folder "out"
 READING = {
     "vocab": "--data",
     "split": "--input",
@@ -30,7 +30,7 @@ READING = {
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a vocabulary and a folder that passes for a model until it is loaded."""
+    """Make the working folder, with a vocabulary and a folder that looks like a model until it is loaded."""
     monkeypatch.chdir(tmp_path)
     words = {"<pad>": 0, "<unk>": 1, "<sep>": 2, "a": 3}
     (tmp_path / "vocab.json").write_text(json.dumps({"word2id": words}))
@@ -52,7 +52,7 @@ def refusal(run: RunCommand, verb: str, *arguments: object) -> str:
 
 
 def follow(run: RunCommand, said: str, *more: str) -> Result:
-    """Run the command that a message ends with."""
+    """Run the command at the end of a message."""
     found = re.search(r"minigpt ((?:train|split) .*)$", said.strip())
     assert found, said
     result = run(*shlex.split(found[1]), *more)
@@ -61,7 +61,7 @@ def follow(run: RunCommand, said: str, *more: str) -> Result:
 
 
 def train_as_said(run: RunCommand, said: str) -> dict[str, int]:
-    """What `minigpt train --text ...` has read, when it is done."""
+    """Run `minigpt train --text ...` as the message says. Return what it has read."""
     follow(run, said, *SMALL, "--output=out", "--device=cpu")
     manifest = read_manifest(Path("out/shards"))
     assert manifest
@@ -115,7 +115,7 @@ def test_questions_given_as_texts(desk: Path, run_command: RunCommand, verb: str
 
 
 def test_texts_of_a_pipe(desk: Path, run_command: RunCommand) -> None:
-    """No command can read a pipe twice: the message names no file that is none."""
+    """No command can read a pipe twice, so the message must not recommend the pipe as a file."""
     said = refusal_of_a_pipe(run_command, "vocab", "--data", POEM)
     assert "write it into a file, and learn from it with `minigpt train --text FILE`" in said
     assert "write it into a file first" in refusal_of_a_pipe(run_command, "train", "--text", POEM)
@@ -124,7 +124,7 @@ def test_texts_of_a_pipe(desk: Path, run_command: RunCommand) -> None:
 def refusal_of_a_pipe(run: RunCommand, verb: str, flag: str, content: str) -> str:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w", encoding="utf-8") as file:
-        file.write(content)  # less than a pipe holds
+        file.write(content)  # fits into a pipe's buffer
     try:
         return refusal(run, verb, flag, f"/dev/fd/{reading}")
     finally:
@@ -132,7 +132,7 @@ def refusal_of_a_pipe(run: RunCommand, verb: str, flag: str, content: str) -> st
 
 
 def test_conversations_of_a_pipe(desk: Path, run_command: RunCommand) -> None:
-    """More than a pipe holds, in small parts."""
+    """The content is larger than a pipe's buffer, and comes in small parts."""
     reading, writing = os.pipe()
 
     def write() -> None:
@@ -172,7 +172,7 @@ def test_the_encoding_that_a_message_shows(desk: Path, run_command: RunCommand, 
 
 @pytest.mark.parametrize("verb", ["eval", "train", "vocab"])
 def test_the_field_that_a_message_names(desk: Path, run_command: RunCommand, verb: str) -> None:
-    """A text that is not the longest field: `--text_field` finds it in each command that says so."""
+    """The text is not the longest field. `--text_field` finds it in each command that recommends it."""
     lines = [{"id": "x" * 200, "story": POEM[:99]}, {"id": "y" * 200, "story": POEM[:99]}]
     (desk / "d.json").write_text(json.dumps(lines), encoding="utf-8")
     (desk / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Chat logs, as messengers export them: what is read as conversations, and what stays a text."""
+"""Chat logs as messengers export them: which files become conversations, and which stay texts."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ PREFACE = "消息记录（文本格式）\n\n================\n消息分组:我�
 
 
 def lines(form: str, said: list[tuple[str, str]] = SAID, **more: Any) -> str:
-    """The log of a talk: {n} counts the messages."""
+    """Return the log of a conversation. {n} in `form` is the number of the message."""
     return "".join(form.format(n=n, name=name, text=text, **more) for n, (name, text) in enumerate(said))
 
 
@@ -124,7 +124,7 @@ def test_what_ends_a_conversation(tmp_path: Path) -> None:
     path = tmp_path / "d"
     path.write_text(text, encoding="utf-8")
     conversations, _ = read_conversations(path)
-    # the last two are of two days: a question, and an answer that answers nothing
+    # The last two messages are of two days: a question, and an answer without a question.
     assert [[turn.content for turn in each.turns] for each in conversations] == [list("0123"), list("45")]
 
     path.write_text(lines("{name}：{text}\n", said * 4), encoding="utf-8")
@@ -211,7 +211,7 @@ def test_marks_of_lists_and_headings(tmp_path: Path, form: str) -> None:
 
 # -- a message in each row ---------------------------------------------------------------------------------
 
-ROWS: dict[str, tuple[list[str], Any]] = {  # columns: speaker, text, others; the row of a message
+ROWS: dict[str, tuple[list[str], Any]] = {  # name -> (columns: speaker, text, others; the row of a message)
     "JSON Lines of turns": (["role", "content"], lambda n, who, text: [("user", "assistant")[who], text]),
     "a table of a help desk": (
         ["会话ID", "发送人", "内容"],

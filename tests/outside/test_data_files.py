@@ -1,4 +1,4 @@
-"""Files that people have: encodings x formats x shapes, and what must be read from each."""
+"""Data files as users have them: encodings x formats x shapes, and what must be read from each."""
 
 import bz2
 import csv
@@ -19,8 +19,8 @@ from minigpt.data.reader import read_conversations
 from minigpt.data.records import FieldNames
 from minigpt.errors import InputError
 
-# Text long enough that its encoding is certain. The answers hold what breaks careless readers: a comma, a
-# semicolon, a quotation mark, a line's end, U+2028.
+# The text is long enough to make its encoding certain. The answers contain characters that break simple
+# readers: a comma, a semicolon, a quotation mark, a line end, U+2028.
 CHINESE = [
     ("苹果是什么？", "苹果是一种水果，味道很甜。"),
     ("四川的省会是哪里？", "四川省的省会是成都；那里有很多大熊猫。"),
@@ -120,7 +120,7 @@ ENCODINGS: dict[str, tuple[Pairs, str, Callable[[Pairs], str]]] = {
     for codec in codecs
     for kind, make in (("lines", json_lines), ("array", json_array), ("csv", table))
 }
-# so little text that another reading is not much less likely
+# encodings for which the text is too short: another reading is about as likely
 DOUBTFUL: set[str] = set()
 SHAPES: dict[str, Any] = {  # name -> records; each gives the two turns of QUESTION
     "prompt, completion": {"prompt": "天？", "completion": "蓝。"},
@@ -186,7 +186,7 @@ def test_encodings(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
     pairs, codec, make = ENCODINGS[kind]
     path = tmp_path / "data"
     path.write_bytes(make(pairs).encode(codec))
-    if kind in DOUBTFUL:  # the message shows how it reads, and the flag settles it
+    if kind in DOUBTFUL:  # the message shows both readings, and the flag chooses one
         with pytest.raises(InputError, match="--encoding"):
             read_conversations(path)
         assert turns_of(path, encoding=codec) == two_turns(pairs)
@@ -442,7 +442,7 @@ def test_texts(
     tmp_path: Path, name: str, content: bytes, expected: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    if name == "a.csv":  # four characters do not tell an encoding
+    if name == "a.csv":  # four characters are not enough to detect an encoding
         assert list(read_texts(tmp_path / name, options=TextOptions(encoding="gb18030"))) == expected
         return
     assert list(read_texts(tmp_path / name)) == expected

@@ -1,4 +1,4 @@
-"""Model folders that `transformers` makes: the same logits and answers here, or a refusal. Offline, tiny."""
+"""Model folders that `transformers` makes give the same logits and answers here, or a clear refusal."""
 
 import json
 import re
@@ -93,12 +93,12 @@ def qwen3(tokens: Any = None, **values: Any) -> Make:
 
 
 def steps(*makes: Make) -> Make:
-    """One after the other."""
+    """Return a function that applies these functions one after another."""
     return lambda folder: [make(folder) for make in makes]
 
 
 def edited(name: str, **values: Any) -> Make:
-    """Changes of a JSON file; None takes a key away."""
+    """Return a function that changes keys of a JSON file; None removes a key."""
 
     def change(folder: Path) -> None:
         path = folder / name
@@ -124,7 +124,7 @@ def with_template(pattern: str) -> Any:
 
 
 def ends_at_a_common_token(folder: Path) -> None:
-    """eos_token_id in config.json alone: the sixth token that the model writes."""
+    """Set eos_token_id, only in config.json, to the sixth token that the model writes."""
     qwen3()(folder)
     ids = answers_there(folder, PROMPTS[:1])[0]
     without("generation_config.json")(folder)
@@ -132,7 +132,7 @@ def ends_at_a_common_token(folder: Path) -> None:
 
 
 def answers_there(folder: Path, prompts: list[str]) -> list[list[int]]:
-    """What transformers writes, without the id that ends it."""
+    """Return the ids that transformers generates, without the id that ends an answer."""
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     eos = model.generation_config.eos_token_id
@@ -157,7 +157,7 @@ def answers_here(folder: Path, prompts: list[str]) -> list[list[int]]:
 
 
 def chinese(folder: Path) -> None:
-    """With BERT's tokenizer, as the Chinese GPT-2s are published."""
+    """Make a folder with BERT's tokenizer, like the published Chinese GPT-2 models."""
     without("tokenizer.json", "tokenizer_config.json")(folder)
     characters = sorted({character for text in TEXTS for character in text if not character.isspace()})
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, "the", "##a", "##t", "cat"]
@@ -290,7 +290,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_logits_and_answers_are_transformers(name: str, folders: Callable[[str], Path]) -> None:
     folder = folders(name)
     ours, _ = load_model_and_tokenizer(folder)
-    if name in WRAPPED:  # transformers does not see through the names: the same weights under their own
+    if name in WRAPPED:  # transformers does not read these names, so it gets the weights under its own names
         renamed_weights(lambda name: name.removeprefix("module.").removeprefix("_orig_mod."))(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -298,7 +298,7 @@ def test_logits_and_answers_are_transformers(name: str, folders: Callable[[str],
     ids = torch.randint(ROWS, (2, 60), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         expected, found = theirs.eval()(ids).logits, ours(ids)
-    # float32 on both sides: the same numbers, summed in another order
+    # Both sides compute in float32, but sum in another order.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     assert answers_here(folder, PROMPTS) == answers_there(folder, PROMPTS)
 

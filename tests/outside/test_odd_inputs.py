@@ -1,4 +1,4 @@
-"""Files that look like something else, are broken, or hold odd records: what is said, and what is read."""
+"""Files that look like another format, are broken, or hold unusual records: messages, and what is read."""
 
 import gzip
 import io
@@ -125,7 +125,7 @@ def test_what_follows_a_broken_element_of_an_array_is_said_to_be_lost(tmp_path: 
 
 
 def test_a_json_line_that_is_longer_than_the_beginning(tmp_path: Path) -> None:
-    """Each record is longer than the bytes by which a file is recognised."""
+    """Each record is longer than the part of the file by which its format is recognised."""
     long = "天地玄黄" * 100_000
     lines = json.dumps({"text": long}, ensure_ascii=False) + "\n"
     path = written(tmp_path, lines * 2)
@@ -157,7 +157,7 @@ def rows_of(path: Path) -> tuple[list[tuple[str, str]], ReadReport]:
 @pytest.mark.parametrize("name", ["d.csv", "d"])
 @pytest.mark.parametrize("rows", [1, 60])
 def test_a_beginning_that_ends_inside_quotes(tmp_path: Path, name: str, rows: int) -> None:
-    """Answers of several lines, longer than what a table is recognised by."""
+    """Answers have several lines, and are longer than the part by which a table is recognised."""
     answer = "一行，\n" * 50_000
     path = written(tmp_path, "question,answer\n" + f'q,"{answer}"\n' * rows, name)
     assert rows_of(path)[0] == [("q", answer)] * rows
@@ -190,7 +190,7 @@ def test_a_quotation_mark_that_swallows_up_to_the_next_one(tmp_path: Path) -> No
     found, report = rows_of(written(tmp_path, content, "d.csv"))
     assert found[99:] == [("q", "a")]
     assert [line for line, _ in report.skipped] == [101, 102, 103]
-    content = f'question,answer\n{good}"open,x\nq,a\nq,5"\nq,a\n'  # it closes where a cell ends
+    content = f'question,answer\n{good}"open,x\nq,a\nq,5"\nq,a\n'  # closed at the end of a cell
     found, report = rows_of(written(tmp_path, content, "d.csv"))
     assert found[99:] == [("q", "a")]
     assert [line for line, _ in report.skipped] == [101, 102, 103]
@@ -268,7 +268,7 @@ print(refused)
 
 
 def test_a_flipped_bit_of_the_statistics_does_not_end_the_process(tmp_path: Path) -> None:
-    """The library ends the process where it is asked for a damaged column's size."""
+    """The library would end the process if it were asked for the size of a damaged column."""
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
@@ -305,7 +305,7 @@ def test_the_sheet_that_is_read_is_named(tmp_path: Path) -> None:
 
 ASKED = {"role": "user", "content": "天？"}
 ANSWERED = {"role": "assistant", "content": "蓝。"}
-ODD_RECORDS: dict[str, tuple[str, str]] = {  # a line -> a part of what is said about it
+ODD_RECORDS: dict[str, tuple[str, str]] = {  # name -> (a line, a part of the message about it)
     "history is text": ('{"question": "a", "answer": "b", "history": "no"}', "`history` is text"),
     "history is a number": ('{"question": "a", "answer": "b", "history": 3}', "`history` is a number"),
     "history is an object": (
@@ -413,7 +413,7 @@ def test_parts_that_are_texts(tmp_path: Path) -> None:
 
 
 def split_again(path: Path, names: FieldNames = FieldNames()) -> list[dict[str, Any]]:  # noqa: B008
-    """The records that a split of the file writes, and reads back as the same conversations."""
+    """Split the file, check that the parts give the same conversations, and return the written records."""
     conversations, report = read_conversations(path, names=names)
     folder = path.parent / "sides"
     write_split(split_conversations(conversations, 0.5), report, folder, train_ratio=0.5, seed=42)
@@ -479,7 +479,7 @@ def test_the_place_of_a_bad_byte_behind_a_mark(tmp_path: Path) -> None:
 
 
 def test_files_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`read(n)` reserves n bytes before it reads: 4 GiB for a file of some bytes."""
+    """`read(n)` allocates n bytes before it reads, which would be 4 GiB for a small file."""
     content = PAIR.encode()
     asked: list[int] = []
 

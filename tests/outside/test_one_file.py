@@ -1,4 +1,4 @@
-"""One file of conversations through every command: the same counts, no pair on both sides, one loss."""
+"""Every command reads one file of conversations: counts agree, no pair is in both parts, losses agree."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ TINY = (
 
 
 def conversations(count: int) -> str:
-    """Conversations of one to three questions, some with a system text, with names of several tools."""
+    """Return conversations of one to three questions, some with a system text, in formats of other tools."""
     lines = []
     for n in range(count):
         turns = [

@@ -1,4 +1,4 @@
-"""Spreadsheets and records as people keep them: no head, other names, a missing label, one record alone."""
+"""Spreadsheets and records of users: without a head, with unusual names, a missing label, a single record."""
 
 import gzip
 import io
@@ -389,7 +389,7 @@ LONGER = {
 
 @pytest.mark.parametrize("codec", LONGER)
 def test_one_bad_byte_makes_no_other_encoding(tmp_path: Path, codec: str) -> None:
-    """Encodings of one byte per character fit any bytes, and would give other text in silence."""
+    """Encodings of one byte per character fit any bytes, and would give wrong text without a message."""
     lines = [LONGER[codec].format(n=n) for n in range(20)]
     rows = [
         json.dumps({"question": f"{n}", "answer": text}, ensure_ascii=False) for n, text in enumerate(lines)

@@ -1,4 +1,4 @@
-"""Tokenizer folders that `transformers` and `tokenizers` make: the same ids and texts here, or a refusal.
+"""Tokenizer folders of `transformers` and `tokenizers` give the same ids and texts here, or a refusal.
 
 Each folder is made by these libraries or written by hand, and read by AutoTokenizer and by load_tokenizer.
 """
@@ -123,7 +123,7 @@ VOCABULARY = sorted(wordpiece().get_vocab().items(), key=lambda item: item[1])
 
 
 def fast(library: Any, folder: Path, **more: Any) -> Any:
-    """Saved as PreTrainedTokenizerFast."""
+    """Save a tokenizer as PreTrainedTokenizerFast."""
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=library, **more)
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -143,7 +143,7 @@ def edited(folder: Path, name: str, change: Callable[[Any], object]) -> None:
 
 
 def two_files(folder: Path, model_type: str = "gpt2", library: Any = BPE, **config: Any) -> None:
-    """vocab.json and merges.txt, as GPT-2 and Qwen are published."""
+    """Write vocab.json and merges.txt, like the published GPT-2 and Qwen."""
     model = json.loads(library.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
     merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
@@ -153,7 +153,7 @@ def two_files(folder: Path, model_type: str = "gpt2", library: Any = BPE, **conf
 
 
 def bert(folder: Path, tokens: list[str] | None = None, **config: Any) -> None:
-    """vocab.txt, as the Chinese GPT-2s are published."""
+    """Write vocab.txt, like the published Chinese GPT-2 models."""
     lines = [token for token, _ in VOCABULARY] if tokens is None else tokens
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "config.json").write_text('{"model_type": "gpt2", "tokenizer_class": "BertTokenizer"}')
@@ -201,7 +201,7 @@ def foreign_entries(folder: Path) -> None:
 
 
 def old_style(folder: Path) -> None:
-    """special_tokens_map.json and added_tokens.json, from before 4.34."""
+    """Write special_tokens_map.json and added_tokens.json, as transformers did before 4.34."""
     two_files(folder, "qwen3", tokenizer_class="Qwen2Tokenizer", eos_token=None)
     size = BPE.get_vocab_size()
     (folder / "added_tokens.json").write_text(json.dumps({"<think>": size, "foobar": size + 1}))
@@ -218,7 +218,7 @@ Make = Callable[[Path], object]
 
 
 def steps(*makes: Make) -> Make:
-    """One after the other."""
+    """Return a function that applies these functions one after another."""
     return lambda folder: [make(folder) for make in makes]
 
 
@@ -227,7 +227,7 @@ def saved(library: Any, **more: Any) -> Make:
 
 
 def config(**values: Any) -> Make:
-    """Changes of tokenizer_config.json."""
+    """Return a function that changes tokenizer_config.json."""
     return lambda folder: edited(folder, "tokenizer_config.json", lambda content: content.update(values))
 
 
@@ -240,7 +240,7 @@ def berts(tokens: list[str] | None = None, **more: Any) -> Make:
 
 
 def resaved(folder: Path) -> None:
-    """vocab.txt read and saved by transformers: tokenizer.json."""
+    """Let transformers read vocab.txt and save it as tokenizer.json."""
     bert(folder)
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     (folder / "vocab.txt").unlink()

@@ -1,4 +1,4 @@
-"""Classifiers against transformers and PEFT: logits, losses, folders in both directions."""
+"""Classifiers compared with transformers and PEFT: logits, losses, folders in both directions."""
 
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,13 @@ def classifier(name: str, kind: ProblemType = "single_label_classification") -> 
     torch.manual_seed(3)
     model = SequenceClassifier(CONFIGS[name], KINDS[kind], TOKENIZER.pad_token_id).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # so large that every part counts
+        for parameter in model.parameters():  # large weights, so that every part has an effect
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
 
 def batch(side: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids of unlike lengths, their mask, and the positions of the real tokens."""
+    """Return rows of different lengths, their mask, and the positions of the last real tokens."""
     rows = [[5, 9, 4, 2], [7, 2], [3, 4, 5, 6, 7, 8, 2]]
     ids, mask = torch.zeros(3, 7, dtype=torch.int64), torch.zeros(3, 7, dtype=torch.int64)
     for i, row in enumerate(rows):
@@ -90,11 +90,11 @@ def test_transformers_runs_our_folder_and_we_run_theirs(name: str, kind: Problem
             found = ours(ids, mask, positions)
             assert (found - expected.logits).abs().max() < CLOSE
             assert torch.equal(again(ids, mask, positions), found)
-            bare = theirs(ids, attention_mask=mask).logits  # positions as they stand there
+            bare = theirs(ids, attention_mask=mask).logits  # positions as transformers sets them
             assert (ours(ids, mask) - bare).abs().max() < CLOSE
         loss = summed_loss(found, truth, torch.ones(3), kind) / truth.numel()
         assert abs(float(loss) - float(expected.loss)) < CLOSE
-        if side == "right":  # padding is in the future of every token: no mask is needed
+        if side == "right":  # no token attends to padding on its right, so no mask is needed
             assert (ours(ids) - found).abs().max() < CLOSE
 
 

@@ -1,4 +1,4 @@
-"""Directories both ways: what `transformers` saves is read here, what is saved here is read there. Offline.
+"""Model folders in both directions: `transformers` reads minigpt's folders, and minigpt reads theirs.
 
 GPT-2 and Qwen3, with characters and with byte-level BPE, in one file and in shards, in three precisions.
 """
@@ -37,7 +37,7 @@ SIZE = 6000  # bytes; the models below take several such shards in each precisio
 
 @pytest.fixture(autouse=True)
 def quiet_transformers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Its log must stay empty: it is where it reports unexpected keys and the like."""
+    """Check that transformers' log stays empty. It would report unexpected keys there."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="transformers"):
         yield
@@ -97,7 +97,7 @@ def ids_for(model: LanguageModel) -> Tensor:
 def assert_same_logits(theirs: Any, ours: LanguageModel) -> None:
     ids = ids_for(ours)
     with torch.no_grad():
-        # float32 on both sides: the same numbers, summed in another order
+        # Both sides compute in float32, but sum in another order.
         torch.testing.assert_close(theirs.float().eval()(ids).logits, ours.float()(ids), rtol=1e-4, atol=1e-4)
 
 
@@ -155,7 +155,7 @@ def test_generation_ends_where_our_tokenizer_says(case: str, tmp_path: Path) -> 
 def test_a_byte_level_model_without_sep_continues_the_text(
     family: str, tmp_path: Path, run_command: RunCommand
 ) -> None:
-    """As `generate` of transformers does from the same ids; nothing is put behind the prompt."""
+    """It continues like `generate` of transformers from the same ids. Nothing is added after the prompt."""
     tokenizer = BpeTokenizer.train(["low lower lowest 你好"] * 3, vocab_size=270)
     tokenizer.save(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_bytes())
@@ -180,7 +180,7 @@ def test_a_byte_level_model_without_sep_continues_the_text(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
 def test_a_directory_in_their_own_style_is_read(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Their defaults but for the sizes, no key of ours; with and without the head; sharded by them."""
+    """The folder has transformers' defaults and no key of minigpt, with and without the head, in shards."""
     torch.manual_seed(2)
     if family == "gpt2":
         sizes = {"n_embd": 12, "n_layer": 2, "n_head": 3, "n_positions": 20, "vocab_size": 31}
@@ -202,7 +202,7 @@ def test_a_directory_in_their_own_style_is_read(family: str, dtype: torch.dtype,
     assert (tmp_path / "whole" / WEIGHTS).exists()
     assert len(list((tmp_path / "headless").glob("model-*"))) > 1
     models = [load_model(tmp_path / name) for name in ("whole", "shards", "headless")]
-    # not the model above: `to` has rounded its table of RoPE's frequencies as well
+    # Load it again, because `to` has also rounded the RoPE frequencies of the model above.
     theirs = getattr(transformers, whole).from_pretrained(tmp_path / "whole", dtype=torch.float32)
     for model in models:
         assert_same_logits(theirs, model)

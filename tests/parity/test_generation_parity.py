@@ -1,7 +1,7 @@
-"""Generation here and in `transformers`: same weights and options, same ids, scores and shapes. Offline.
+"""Generation compared with `transformers`: with the same weights and options, ids, scores and shapes agree.
 
-The models compute in double precision, so that rounding decides no comparison of two scores; both sides turn
-the last position's logits into single precision before the options get them.
+The models compute in double precision, so that rounding decides no comparison of two scores. Both sides
+convert the last position's logits to single precision before the options change them.
 """
 
 import random
@@ -26,7 +26,7 @@ Models = list[tuple[GPTLMHeadModel, Any]]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Ours and theirs, with initial weights made larger, so that they say various things."""
+    """Return our model and transformers', with enlarged initial weights, so that their texts vary."""
     tokenizer = Tokenizer.from_word2id(build_vocabulary(chr(ord("a") + i) for i in range(V - 3)))
     found = []
     for seed in range(N_MODELS):
@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def random_options(seed: int) -> tuple[dict[str, Any], list[int], list[int]]:
-    """Options under Hugging Face's names, a prompt, the eos ids."""
+    """Return options under Hugging Face's names, a prompt, and the eos ids."""
     draw = random.Random(seed)
     options: dict[str, Any] = {"max_new_tokens": draw.randint(1, 14)}
     if draw.random() < 0.5:
@@ -77,7 +77,7 @@ def their_generate(model: Any, prompts: list[list[int]], eos: list[int], options
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    """The same are forbidden, and the others equal up to a few roundings of single precision."""
+    """Check that the same scores are -inf, and the others agree up to a few roundings in single precision."""
     assert ours.shape == theirs.shape
     assert torch.equal(ours == -torch.inf, theirs == -torch.inf)
     finite = ours.isfinite()
@@ -138,7 +138,7 @@ def test_the_comparisons_above_meet_every_case(models: Models) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_scores_that_are_drawn_from(models: Models, seed: int) -> None:
-    """Each step of a sampled answer has the scores that transformers' generate has behind the same ids."""
+    """In each step of a sampled answer, scores equal those of transformers' generate after the same ids."""
     ours, theirs = models[seed % N_MODELS]
     draw = random.Random(seed)
     options: dict[str, Any] = {
@@ -158,7 +158,7 @@ def test_the_scores_that_are_drawn_from(models: Models, seed: int) -> None:
 
 def test_logits_states_and_attentions_have_hugging_face_s_shapes_and_values(models: Models) -> None:
     ours, theirs = models[0]
-    theirs.set_attn_implementation("eager")  # the one that has weights to show
+    theirs.set_attn_implementation("eager")  # only this implementation returns attention weights
     prompts, eos = [[3, 7, 5, 5], [9, 4, 8, 3], [6, 6, 10, 4]], [1]
     names = ("logits", "hidden_states", "attentions")
     asked = {f"output_{name}": True for name in names}
@@ -176,7 +176,7 @@ def test_logits_states_and_attentions_have_hugging_face_s_shapes_and_values(mode
 
 
 def test_rows_of_unlike_length_end_at_their_own_time(models: Models) -> None:
-    """A padded batch in transformers: the same ids; rows that have ended continue with the padding."""
+    """A padded batch in transformers gives the same ids. There, finished rows continue with padding."""
     ours, theirs = models[1]
     prompts, eos = [[3, 7, 5, 5, 9], [9, 4], [6], [8, 11, 12]], [4, 9]
     width = max(map(len, prompts))

@@ -1,4 +1,4 @@
-"""GPT-2 here and in `transformers`: the same weights, the same logits, gradients, ids and files. Offline."""
+"""GPT-2 compared with `transformers`: the same weights give the same logits, gradients, ids and files."""
 
 import logging
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ CHARACTERS = "你好吗？我很\n \r\t<sep>abAé\u0301😀👩\u200d🚀"
 
 @pytest.fixture(autouse=True)
 def quiet_transformers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Its log must stay empty: it is where it reports unexpected keys and the like."""
+    """Check that transformers' log stays empty. It would report unexpected keys there."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="transformers"):
         yield
@@ -46,7 +46,7 @@ def tokenizer() -> Tokenizer:
 
 
 def random_weights(model: torch.nn.Module, *, keep_zero: tuple[str, ...] = ()) -> None:
-    """Far from the initial ones, biases and norms too, so that no term can be forgotten."""
+    """Set all weights, biases and norms to random values, so that a missing term changes the result."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -55,7 +55,7 @@ def random_weights(model: torch.nn.Module, *, keep_zero: tuple[str, ...] = ()) -
 
 
 def pair(shape: tuple[int, ...], bias: bool, gelu: Any) -> tuple[Any, GPTLMHeadModel]:
-    """Hugging Face's model and ours with the same weights, both in double precision."""
+    """Return Hugging Face's model and ours with the same weights, both in double precision."""
     n_embd, n_head, n_layer, block_size, vocab_size = shape
     config = GPTConfig(n_embd, n_head, n_layer, 0.1, block_size, vocab_size, bias, gelu)
     theirs = transformers.GPT2LMHeadModel(
@@ -69,7 +69,7 @@ def pair(shape: tuple[int, ...], bias: bool, gelu: Any) -> tuple[Any, GPTLMHeadM
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """Double precision on both sides, sums in another order: about 1e-13 apart."""
+    """Both sides compute in double precision and sum in another order: they differ by about 1e-13."""
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
@@ -152,7 +152,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(
     assert {key: len(value) for key, value in report.items() if value} == {}
     assert theirs.dtype == torch.float32
     ids = torch.randint(1, model.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(7))
-    # float32: the same numbers, summed in another order
+    # Both sides compute in float32, but sum in another order.
     torch.testing.assert_close(theirs.eval()(ids).logits, model(ids), rtol=1e-4, atol=1e-4)
 
     theirs.save_pretrained(tmp_path / "theirs")
@@ -165,7 +165,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(
 
 
 def test_a_published_style_gpt2_directory_is_read(tmp_path: Path) -> None:
-    """As transformers writes it from its own defaults, but for the sizes: no key of ours, all biases."""
+    """transformers writes it with its own defaults except for the sizes: no key of minigpt, all biases."""
     sizes = {"vocab_size": 31, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
     theirs = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)

@@ -1,4 +1,4 @@
-"""What `minigpt convert` writes, run by llama.cpp: the same ids, and logits as near as its arithmetic.
+"""llama.cpp runs files of `minigpt convert`: the same ids, and logits up to llama.cpp's own rounding.
 
 Skipped without llama-cpp-python, which is built from source in some minutes: pip install llama-cpp-python.
 """

@@ -1,4 +1,4 @@
-"""LoRA, rsLoRA, DoRA and IA3 against PEFT: outputs, gradients, three steps, folders in both directions."""
+"""LoRA, rsLoRA, DoRA and IA3 compared with PEFT: outputs, gradients, three steps, folders both ways."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     torch.manual_seed(5)
     model = MODELS[request.param]()
     with torch.no_grad():
-        for parameter in model.parameters():  # so large that every part counts
+        for parameter in model.parameters():  # large weights, so that every part has an effect
             parameter.add_(torch.randn_like(parameter) * 0.1)
     minigpt.save_pretrained(model, tmp_path / "base", CHARACTERS)
     return tmp_path / "base"
@@ -110,7 +110,7 @@ def theirs_of(folder: Path, config: LoraConfig | IA3Config, dtype: torch.dtype) 
 
 
 def randomised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Values that no product hides: B is zero at the start."""
+    """Return random values in place of the initial ones, because B is zero at the start."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name in sorted(tensors):

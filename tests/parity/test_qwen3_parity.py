@@ -1,4 +1,4 @@
-"""Qwen3 here and in `transformers`: the same weights, the same logits, gradients, ids and files. Offline."""
+"""Qwen3 compared with `transformers`: the same weights give the same logits, gradients, ids and files."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-5}
 
 @pytest.fixture(autouse=True)
 def quiet_transformers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Its log must stay empty: it is where it reports unexpected keys and the like."""
+    """Check that transformers' log stays empty. It would report unexpected keys there."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="transformers"):
         yield
@@ -44,7 +44,7 @@ def quiet_transformers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Mon
 
 
 def random_weights(model: torch.nn.Module) -> None:
-    """Far from the initial ones, norms too, so that no term can be forgotten."""
+    """Set all weights and norms to random values, so that a missing term changes the result."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -52,7 +52,7 @@ def random_weights(model: torch.nn.Module) -> None:
 
 
 def pair(config: Qwen3Config, dtype: torch.dtype = torch.float64) -> tuple[Any, Qwen3ForCausalLM]:
-    """Hugging Face's model and ours with the same weights."""
+    """Return Hugging Face's model and ours with the same weights."""
     there = transformers.Qwen3Config(**FAMILY.config_to_hugging_face(config), attn_implementation="eager")
     theirs = transformers.Qwen3ForCausalLM(there).to(dtype).eval()
     random_weights(theirs)
@@ -206,10 +206,10 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(tied: bool,
 
 
 def test_a_published_style_directory_is_read(tmp_path: Path) -> None:
-    """config.json with the keys of the published models, rope_theta at the top; a base model's names."""
+    """config.json has the published keys, with rope_theta at the top level; names are a base model's."""
     config = replace(CONFIGS[1], rope_theta=1e6)
     theirs, _ = pair(config, torch.float32)
-    theirs.model.save_pretrained(tmp_path)  # a Qwen3Model: no `model.` before its names
+    theirs.model.save_pretrained(tmp_path)  # a Qwen3Model, whose names do not begin with `model.`
     published = {
         "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": False,

@@ -1,7 +1,7 @@
-"""minigpt.reference beside its oracles: the same weights give transformers' logits and torch's gradients.
+"""minigpt.reference compared with its oracles: it gives transformers' logits and torch's gradients.
 
-In double precision, so that a forgotten term shows; and in float32, as it is used. NumPy, and JAX where it is
-installed. Offline.
+Both are compared in double precision, which shows a missing term, and in float32, which users have. The tests
+run with NumPy, and with JAX if it is installed.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def assert_close(actual: Any, expected: Any, dtype: Any) -> None:
 
 
 def random_weights(model: torch.nn.Module) -> None:
-    """Far from the initial ones, biases and norms too, so that no term can be forgotten."""
+    """Set all weights, biases and norms to random values, so that a missing term changes the result."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -112,7 +112,7 @@ def arrays(model: Any, dtype: Any = "float64") -> dict[str, Any]:
 
 @pytest.fixture
 def qwen3_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its norms, angles and softmax compute in float32 whatever the weights are: read that as float64."""
+    """Let transformers' Qwen3 compute norms, angles and softmax in float64 instead of float32."""
     module = transformers.models.qwen3.modeling_qwen3
     double = {name: getattr(torch, name) for name in dir(torch)}
     double |= {"float32": torch.float64, "float": torch.float64}
@@ -121,7 +121,7 @@ def qwen3_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_exact_angles(model: Any) -> Any:
-    """The angles' frequencies, which it computed in float32 when it was made."""
+    """Replace the RoPE frequencies, which transformers computed in float32, by exact ones."""
     rotary = model.model.rotary_emb
     D = model.config.head_dim
     rotary.inv_freq = 1 / 1e6 ** (torch.arange(0, D, 2, dtype=torch.float64) / D)
@@ -134,7 +134,7 @@ def some_ids(V: int, T: int, seed: int = 4) -> Any:
 
 @contextlib.contextmanager
 def double_precision() -> Iterator[Any]:
-    """JAX, with float64."""
+    """Return JAX with float64 switched on."""
     import jax
 
     with jax.enable_x64(True):
@@ -230,7 +230,7 @@ def test_greedy_generation_is_transformers() -> None:
 
 
 def relative(actual: Any, expected: Any) -> float:
-    """The largest difference of a tree's arrays, each as a share of that array's largest number."""
+    """Return the largest difference of a tree's arrays, each relative to the array's largest number."""
     there = names.flat(expected)
     here = names.flat(actual)
     assert here.keys() == there.keys()
@@ -239,7 +239,7 @@ def relative(actual: Any, expected: Any) -> float:
 
 
 def torch_gradients(theirs: Any, ids: Any, mask: Any, prefix: str) -> tuple[float, Any]:
-    """Of the mean loss where the mask is 1; ids (B, T+1), mask (B, T)."""
+    """Return torch's mean loss where the mask is 1, and its gradients; ids (B, T+1), mask (B, T)."""
     theirs.zero_grad()
     ids, mask = torch.tensor(ids), torch.tensor(mask)
     losses = F.cross_entropy(theirs(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -282,7 +282,7 @@ def test_jax_gradients_are_torchs_and_numpys() -> None:
         ours, gradients = loss_and_gradients(gpt2.forward, n_head=shape[1])(params, batch, mask)
         assert float(ours) == pytest.approx(loss, rel=1e-12)
         assert relative(gradients, expected) <= 1e-10
-        # padding has no influence whatever stands there
+        # the content of padding has no influence
         batch[1, 6:], batch[2, 3:] = 7, 8
         again, _ = loss_and_gradients(gpt2.forward, n_head=shape[1])(params, batch, mask)
         assert float(again) == pytest.approx(loss, rel=1e-12)

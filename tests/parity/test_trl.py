@@ -1,4 +1,4 @@
-"""GRPO, DPO and SFT against TRL on the same batches: advantages, masks, losses, gradients.
+"""GRPO, DPO and SFT compared with TRL on the same batches: advantages, masks, losses, gradients.
 
     pip install trl
 
@@ -48,7 +48,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3 with a chat template."""
+    """Make the folder of a tiny Qwen3 with a chat template."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     folder = tmp_path_factory.mktemp("trl")
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     model = Qwen3ForCausalLM(Qwen3Config(tokenizer.get_vocab_size(), 32, 48, 2, 4, 2, 8, 256))
     with torch.no_grad():
-        for parameter in model.parameters():  # so that answers are neither certain nor all alike
+        for parameter in model.parameters():  # so that answers are neither certain nor equally likely
             parameter.add_(0.1 * torch.randn_like(parameter))
     save_pretrained(model, folder / "model", tokenizer)
     return folder
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """TRL's trainers seed and set much; the number of threads stays."""
+    """Restore the number of threads, which TRL's trainers change."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -79,7 +79,7 @@ def common(folder: Path, **values: Any) -> dict[str, Any]:
 
 
 def loaded(folder: Path) -> tuple[Any, Any]:
-    """The model and the tokenizer of transformers."""
+    """Load model and tokenizer with transformers."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     # a tokenizer of ours reads no special token from a text; that of a chat template is one text
     options = {"split_special_tokens": False}
@@ -87,7 +87,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
 
 
 def moved(model: torch.nn.Module, seed: int = 5) -> None:
-    """Change all weights a little; by name, so that two models change alike."""
+    """Change all weights a little. The change depends on the name, so two models change equally."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
@@ -213,7 +213,7 @@ ENDS_WITH_TURN = (
 
 
 def with_template(folder: Path, template: str) -> Path:
-    """The same model with another chat template."""
+    """Copy the model's folder with another chat template."""
     other = folder / "other"
     if not other.exists():
         tokenizer = load_tokenizer(folder / "model").with_chat_template(template)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The command line; what it does is in tests/survival/__init__.py."""
+"""The command line of the survival tests; tests/survival/__init__.py describes it."""
 
 import argparse
 import gc
@@ -32,18 +32,18 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "corpus": corpus,
     "cost": cost,
 }
-COUNTS = {  # how many trials, or how much data: --toy, --full
+COUNTS = {  # name -> number of trials or amount of data, for --toy and for --full
     "kills": (20, 500),
     "signals": (24, 200),
     "flips": (1000, 1000),
     "bad_steps": (100, 100),
     "resumes": (1000, 1000),
-    "lost": (2, 20),  # processes of several that are killed
-    "steps": (30, 60),  # of the run that is disturbed
-    "gigabytes": (0.02, 5.0),  # of text
-    "bpe_gigabytes": (0.001, 0.5),  # of it, with byte-pair encoding
+    "lost": (2, 20),  # number of kills in runs of several processes
+    "steps": (30, 60),  # number of steps of the disturbed run
+    "gigabytes": (0.02, 5.0),  # amount of text
+    "bpe_gigabytes": (0.001, 0.5),  # amount of text for byte-pair encoding
     "sampled": (100_000, 2_000_000),  # characters that byte-pair encoding learns its vocabulary from
-    "megabytes": (16, 1024),  # of a checkpoint that is verified
+    "megabytes": (16, 1024),  # size of the checkpoint that is verified
 }
 
 
@@ -70,8 +70,8 @@ def main() -> None:
         if getattr(options, name) is None:
             setattr(options, name, full if options.full else toy)
     results = Table(options.output, "full" if options.full else "toy", options.seed)
-    gc.freeze()  # children share these objects' memory as long as nobody counts them
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:  # on the disk that is to be examined
+    gc.freeze()  # so that garbage collection does not copy the memory that children share
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:  # the folder must be on the tested disk
         bench = Bench(Path(folder), options, results)
         for part in options.only:
             PARTS[part](bench)

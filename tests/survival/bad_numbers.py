@@ -26,7 +26,7 @@ def numbers(bench: Bench) -> None:
             if not any(neighbours):
                 bad[number] = bench.random.choice(("loss", "gradient", "data"))
     output = bench.runs.folder / "numbers"
-    # numbers from 0 of the steps; what `skipped` holds counts from 1
+    # step numbers in this dictionary count from 0; `skipped` counts from 1
     code = bench.runs.run(
         "numbers", lambda: poisoned(bad), max_steps=length, save_total_limit=length, eval_steps=10
     )
@@ -60,7 +60,7 @@ def numbers(bench: Bench) -> None:
 
 
 def killed_while_rolling_back(bench: Bench, window: dict[int, str]) -> tuple[int, int]:
-    """Kill at points of the save after a rollback: how many runs end the same, and how many ran."""
+    """Kill at points of the save after a rollback. Return how many runs end the same, and how many ran."""
     expected = digest(bench.runs.folder / "rolled")
     points = (
         bench.reference.points
@@ -91,7 +91,7 @@ def killed_while_rolling_back(bench: Bench, window: dict[int, str]) -> tuple[int
 
 
 def order(bench: Bench) -> None:
-    """Batches after a resume are those of the run that went on; each sample comes once an epoch."""
+    """Check that a resumed run has the batches of an uninterrupted one, and each sample once per epoch."""
     config = bench.runs.config("order")
     data = run_data.read_data(config)
     assert isinstance(data, run_data.RunData)
@@ -105,7 +105,7 @@ def order(bench: Bench) -> None:
     held = 0
     for _ in range(bench.options.resumes):
         here = bench.random.randrange(len(sequence) - 3)
-        resumed = plan()  # a new process knows nothing but the number
+        resumed = plan()  # a new process knows only the step number
         held += all(resumed.rows(n).tolist() == sequence[n] for n in range(here, here + 3))
     bench.table.add("order", "batches after a resume at a random step", bench.options.resumes, held)
     per_epoch = [sequence[e * len(straight) : (e + 1) * len(straight)] for e in range(epochs)]

@@ -1,4 +1,4 @@
-"""What all parts share: the table of results, the undisturbed run, chains of runs that are disturbed."""
+"""The common code of all parts: the table of results, the undisturbed run, chains of disturbed runs."""
 
 import argparse
 import json
@@ -24,20 +24,20 @@ __all__ = ["Bench", "Table"]
 
 
 class Table:
-    """What was promised, how often it was tried, how often it held; in a file after each row.
+    """The table of promises, with trials and how many held. It is written to a file after each row.
 
     Args:
-        path: of the file; None: there is none. Rows of other parts that stand in it are kept.
+        path: path of the file; None: no file. Rows of other parts in the file are kept.
         size: "toy" or "full", written into each row.
 
     Raises:
-        SystemExit: if the file holds something else, or results of another machine or version.
+        SystemExit: if the file holds results of another machine or version, or something else.
     """
 
     def __init__(self, path: Path | None, size: str, seed: int) -> None:
         self.path, self.size, self.seed = path, size, seed
         self.rows: list[dict[str, Any]] = []
-        self.new: list[dict[str, Any]] = []  # of this call
+        self.new: list[dict[str, Any]] = []  # rows of this call
         self._began = time.monotonic()
         cpu = _processor()
         self.head = {
@@ -52,7 +52,7 @@ class Table:
             self.rows = old["rows"]
 
     def add(self, part: str, what: str, trials: int, held: int, **more: Any) -> None:
-        """One row, in place of an earlier one of the same name."""
+        """Add a row. It replaces an earlier row with the same name."""
         took, self._began = round(time.monotonic() - self._began, 1), time.monotonic()
         row = {"part": part, "what": what, "trials": trials, "held": held, **more}
         row |= {"size": self.size, "seed": self.seed, "seconds": took, "date": f"{datetime.now(UTC):%F}"}
@@ -62,23 +62,23 @@ class Table:
         self.write()
 
     def ended(self, part: str) -> None:
-        """Rows of this part that an earlier call wrote, and this one did not, are gone."""
+        """Remove rows of this part that an earlier call wrote and this call did not."""
         self.rows = [row for row in self.rows if row["part"] != part or row in self.new]
         self.write()
 
     def numbers(self) -> dict[str, Any]:
-        """The JSON object: machine, versions, rows, and what did not hold."""
+        """Return the JSON object: machine, versions, rows, and the promises that did not hold."""
         failed = [row["what"] for row in self.rows if row["held"] != row["trials"]]
         return {**self.head, "failed": failed, "rows": self.rows}
 
     def write(self) -> None:
-        """Into the file, whole or not at all."""
+        """Write the file atomically."""
         if self.path is not None:
             files.atomic_write(self.path, json.dumps(self.numbers(), ensure_ascii=False, indent=2) + "\n")
 
 
 def _processor() -> str:
-    """The processor's name where Linux says it, else its architecture."""
+    """Return the processor's name if Linux says it, else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -91,13 +91,13 @@ def _processor() -> str:
 class Reference(NamedTuple):
     """The undisturbed run."""
 
-    end: str  # as a hash
+    end: str  # hash of its end
     seconds: float
-    points: list[str]  # that writing passes
+    points: list[str]  # names of the points that writing passes
 
 
 class Bench:
-    """What a part is given: options, the table, random numbers, and runs in a folder of their own."""
+    """The objects that a part gets: options, the table, random numbers, and the runs in their folder."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, table: Table) -> None:
         self.options, self.table = options, table
@@ -106,7 +106,7 @@ class Bench:
 
     @cached_property
     def reference(self) -> Reference:
-        """The undisturbed run, in the folder `reference`: made when a part first asks for it."""
+        """The undisturbed run, in the folder `reference`. It is made at the first use."""
         record = self.runs.folder / "points"
 
         def recording() -> None:
@@ -118,7 +118,7 @@ class Bench:
         assert code == 0, self.runs.said()
         seconds = time.monotonic() - began
         seen = dict.fromkeys(record.read_text(encoding="utf-8").splitlines())
-        # passed only where a checkpoint of the same step is there already
+        # Writing passes these two points only if a checkpoint of the same step exists already.
         points = [*seen, "old one: set aside", "old one: deleted"]
         points.sort(key=lambda point: not point.startswith("best"))  # while the loss still falls
         print(f"  reference: {seconds:.1f} s, {len(points)} points", file=sys.stderr, flush=True)
@@ -132,19 +132,19 @@ class Bench:
         expected: str = "",
         **more: Any,
     ) -> int:
-        """Disturb runs until all trials are through; each run must end as the reference did.
+        """Disturb runs until all trials are done. Each run must end like the reference.
 
         Args:
-            name: of the runs' folders.
-            trials: what is done, one trial after the other.
-            one: does it to the run in a folder; True if it went as it should.
-            expected: the hash that a run must end with; left out: the reference's.
+            name: beginning of the names of the runs' folders.
+            trials: the trials, which are passed to `one` in order.
+            one: does a trial on the run in a folder; returns True if the run behaved as it should.
+            expected: the hash that a run must end with. Default: the reference's.
             more: flags of the runs.
 
-        A trial that says None came too late, when the run had ended: it is tried again, in half the time if
-        it is a number of seconds.
+        `one` returns None if the trial came too late, because the run had ended. Then it is tried again, in
+        half the time if the trial is a number of seconds.
 
-        Returns: how many trials held. Those of a run that ends otherwise did not.
+        Returns: how many trials held. The trials of a run with a different end did not hold.
         """
         held, in_this, number = 0, 0, 0
         queue = list(trials)
@@ -169,12 +169,12 @@ class Bench:
         return held
 
     def is_done(self, output: Path) -> bool:
-        """The run has reached its end."""
+        """Return True if the run has reached its end."""
         path = output / f"step-{self.options.steps:08d}" / "training_state.json"
         return path.exists() and bool(json.loads(path.read_bytes())["evaluated"])
 
     def damage_newest(self, output: Path) -> None:
-        """So that its step is reached, and saved, once more."""
+        """Damage the newest checkpoint, so that its step is done and saved once more."""
         folders = checkpoint.list_checkpoints(output)
         if len(folders) > 1 and checkpoint.verifies(folders[1]):
             flip(folders[0] / "rng.safetensors", 4000)

@@ -1,4 +1,4 @@
-"""`minigpt train` in forks of this process, alone or several, and what disturbs them there."""
+"""Runs `minigpt train` in one fork of this process or in several, and disturbs it there."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # the optimisers load it: every child would anew
+import torch._dynamo  # the optimisers need it; otherwise every child would import it again
 
 from minigpt.storage import files
 from minigpt.training import checkpoint, loss, run_data
@@ -25,7 +25,7 @@ from minigpt.training import run as _run  # noqa: F401 -- or every child would i
 from minigpt.training.loop import Trainer
 from minigpt.training.step import StepBatches, TrainStep
 
-with contextlib.suppress(ImportError):  # or every child would import it again
+with contextlib.suppress(ImportError):  # imported here, because otherwise every child would import it again
     import torch.utils.tensorboard
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -34,7 +34,7 @@ Prepare = Callable[[], None]
 
 
 class Watch:
-    """Memory that parent and child share: the child's phase, its last step, when it was signalled."""
+    """Memory that parent and child share: the child's phase, its last step, the time of its signal."""
 
     PHASES = (
         "elsewhere",
@@ -52,11 +52,11 @@ class Watch:
         self.set(0, -1, 0.0)
 
     def set(self, phase: int, steps: int, signalled: float) -> None:
-        """From both sides; nothing here needs a lock, since one side only writes at a time."""
+        """Write all values. No lock is needed, because only one side writes at a time."""
         self._memory[:24] = struct.pack("qqd", phase, steps, signalled)
 
     def get(self) -> tuple[int, int, float]:
-        """Phase, steps done (-1: none by this process), when a child signalled itself (0: it did not)."""
+        """Return phase, steps done (-1: none in this process), and the time of a child's signal (0: none)."""
         phase, steps, signalled = struct.unpack("qqd", self._memory[:24])
         return phase, steps, signalled
 
@@ -65,7 +65,7 @@ WATCH = Watch()
 
 
 def watched(strike: str = "") -> None:
-    """In a child: note phases and steps in WATCH; on entering the phase `strike`, send SIGTERM to itself."""
+    """In a child: write phases and steps to WATCH. When the phase `strike` begins, send itself SIGTERM."""
 
     def wrap(owner: Any, name: str, phase: str) -> None:
         real = getattr(owner, name)
@@ -102,24 +102,24 @@ def watched(strike: str = "") -> None:
 
 
 def replace(name: str, method: Callable[..., Any]) -> None:
-    """In a child: another method for TrainStep."""
+    """In a child: replace a method of TrainStep."""
     setattr(TrainStep, name, method)
 
 
 def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
-    """`minigpt train ARGV` in a child; returns its process id. `prepare` is called in the child first.
+    """Start `minigpt train ARGV` in a child. Returns its process id. The child first calls `prepare`.
 
-    With "finetune" as the first word it is `minigpt finetune`.
+    If the first word is "finetune", the command is `minigpt finetune`.
     """
     WATCH.set(0, -1, 0.0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child can answer
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child can handle signals
     child = os.fork()
     if child:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return child
     code = 1
     try:
-        for number in SIGNALS:  # before the command has its own: nothing is lost
+        for number in SIGNALS:  # handlers until the command sets its own, so that no signal is lost
             signal.signal(number, lambda signum, _: os._exit(128 + signum))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -143,12 +143,12 @@ def start(argv: list[str], log: Path, prepare: Prepare | None = None) -> int:
 
 
 def finished(child: int) -> int:
-    """Wait for a child; its exit code, or minus the signal that killed it."""
+    """Wait for a child. Return its exit code, or minus the number of the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -158,12 +158,12 @@ def free_port() -> int:
 def start_several(
     argv: list[str], logs: list[Path], prepare: Callable[[int], None] | None = None, restart: int = 0
 ) -> list[int]:
-    """`minigpt train ARGV` in several children that know of each other, as torchrun starts them.
+    """Start `minigpt train ARGV` in several children of one group, like torchrun.
 
     Args:
-        logs: one a process.
-        prepare: called in each child first, with its rank.
-        restart: how often they have been started before.
+        logs: one log file per process.
+        prepare: each child first calls it with its rank.
+        restart: number of earlier starts.
     """
     port = free_port()
 
@@ -187,9 +187,10 @@ def start_several(
 
 
 def stopped(children: list[int], patience: float = 5.0) -> list[int]:
-    """Wait for processes of which one may be gone; then end them, as torchrun does. Their exit codes.
+    """Wait for processes of which one may have died, then end them, like torchrun. Return their exit codes.
 
-    Who had met the others notices at once; who was still waiting for the dead one waits for minutes.
+    A process that was connected to the dead one notices at once. A process that still waits for the dead one
+    would wait for minutes.
     """
     codes: dict[int, int] = {}
     end = math.inf
@@ -207,7 +208,7 @@ def stopped(children: list[int], patience: float = 5.0) -> list[int]:
 
 
 def at_step(number: int, act: Callable[[], None]) -> None:
-    """In a child: act right before a step is computed."""
+    """In a child: call `act` right before a step is computed."""
     real = TrainStep.backward
 
     def acting(self: TrainStep, batches: StepBatches) -> torch.Tensor:
@@ -219,7 +220,7 @@ def at_step(number: int, act: Callable[[], None]) -> None:
 
 
 def at_point(point: str, act: Callable[[], None]) -> Prepare:
-    """In a child: act the first time that writing passes a named point."""
+    """In a child: call `act` when writing first passes a named point."""
 
     def prepare() -> None:
         def hook(name: str) -> None:
@@ -233,12 +234,12 @@ def at_point(point: str, act: Callable[[], None]) -> Prepare:
 
 
 def die() -> None:
-    """As a power cut does, but for the disk's cache."""
+    """Kill this process like a power cut would (except that the disk's cache is kept)."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def poisoned(bad: dict[int, str]) -> None:
-    """In a child: steps (from 0) whose loss, gradient or data makes NaN."""
+    """In a child: make the loss, the gradient or the data of some steps (from 0) NaN."""
     real_step, real_loss, real_batches = TrainStep.__call__, TrainStep.summed_loss, TrainStep.batches
 
     def one_step(self: TrainStep) -> None:
@@ -255,7 +256,7 @@ def poisoned(bad: dict[int, str]) -> None:
 
     def batches(self: TrainStep, number: int) -> list[Any]:
         found = real_batches(self, number)
-        if bad.get(number) == "data":  # nothing of it counts: 0 / 0
+        if bad.get(number) == "data":  # no target counts, which gives 0 / 0
             empty = torch.zeros_like(found[0].token_mask)
             found = [b._replace(token_mask=empty, answer_mask=empty) for b in found[:1]]
         return found

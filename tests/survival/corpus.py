@@ -1,9 +1,9 @@
-"""Part corpus: gigabytes of text become shards, by `minigpt train --text` itself, in how much memory?
+"""Part corpus: `minigpt train --text` makes shards of gigabytes of text, and its memory is measured.
 
-The text is made here: lines of Chinese characters with punctuation, as frequent as Zipf has it, all of one
-length, so that it is known which characters stand where. Memory is that of all processes together: for each
-the most that it ever held (VmHWM in /proc), added up. That is more than was held at any one time, and counts
-what several share as often as they are.
+The text is made here: lines of Chinese characters with punctuation, with frequencies by Zipf's law. All lines
+have the same length, so the position of each character is known. The memory is the sum of the peaks of all
+processes (VmHWM in /proc). This is more than was used at any one time, and it counts shared memory several
+times.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from minigpt.tokenizer import Tokenizer
 from tests.survival.bench import Bench
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 10**9  # bytes of memory
-LINE = 60  # characters, one of which is the line's end
-POOL = 200_000  # different lines
-LOOKS = 1000  # places where ids are compared with the text
+LIMIT = 10**9  # largest memory in bytes
+LINE = 60  # number of characters of a line, line end included
+POOL = 200_000  # number of different lines
+LOOKS = 1000  # number of positions at which ids are compared with the text
 
 
 def corpus(bench: Bench) -> None:
@@ -47,7 +47,7 @@ def corpus(bench: Bench) -> None:
 
 
 def line_bytes() -> int:
-    """Bytes of a line: each character has three, the line's end one."""
+    """Return the number of bytes of a line: three for each character, one for the line end."""
     return 3 * (LINE - 1) + 1
 
 
@@ -56,9 +56,9 @@ def write_text(path: Path, size: int, seed: int) -> int:
     draw = np.random.default_rng(seed)
     ranks = 1 / np.arange(1, 4001)
     drawn = draw.choice(4000, size=(POOL, LINE - 1), p=ranks / ranks.sum()) + 0x4E00
-    drawn[:, 9::10] = ord("，")  # words as long as a line would be no Chinese
+    drawn[:, 9::10] = ord("，")  # Chinese text has no words as long as a line
     drawn[:, -1] = ord("。")
-    encoded = np.empty((POOL, LINE - 1, 3), dtype=np.uint8)  # UTF-8, by hand: a table, not POOL strings
+    encoded = np.empty((POOL, LINE - 1, 3), dtype=np.uint8)  # UTF-8 as one table instead of POOL strings
     encoded[..., 0], encoded[..., 1], encoded[..., 2] = (
         0xE0 | drawn >> 12, 0x80 | drawn >> 6 & 0x3F, 0x80 | drawn & 0x3F
     )  # fmt: skip
@@ -74,9 +74,9 @@ def write_text(path: Path, size: int, seed: int) -> int:
 
 
 def prepared(bench: Bench, text: Path, size: int, tokenizer: str, what: str) -> None:
-    """Run `minigpt train --text --dry_run`, which prepares the shards, watch its memory, look at the ids.
+    """Run `minigpt train --text --dry_run`, which makes the shards. Watch its memory, and check the ids.
 
-    The model is tiny: what a real one needs is another question.
+    The model is tiny, because this part does not measure the memory of training.
     """
     shards = text.with_name(f"shards-{Path(tokenizer).name}")
     command = [sys.executable, "-m", "minigpt", "train", "--recipe", "songci-cpu", "--dry_run"]
@@ -122,7 +122,7 @@ def prepared(bench: Bench, text: Path, size: int, tokenizer: str, what: str) -> 
 
 
 def compared(bench: Bench, text: Path, tokens: Tokens, tokenizer: Tokenizer, size: int) -> int:
-    """At how many random lines the ids are those of the characters that stand there."""
+    """Return the number of random lines whose ids are those of their characters."""
     held = 0
     with text.open("rb") as file:
         for _ in range(LOOKS):
@@ -130,11 +130,11 @@ def compared(bench: Bench, text: Path, tokens: Tokens, tokenizer: Tokenizer, siz
             file.seek(line * line_bytes())
             expected = tokenizer.encode_array(file.read(line_bytes()).decode())
             held += bool(np.array_equal(tokens.read(line * LINE, LINE), expected))
-    return held if len(tokens) == size // line_bytes() * LINE + 1 else 0  # and the end of the text
+    return held if len(tokens) == size // line_bytes() * LINE + 1 else 0  # + 1: the end of the text
 
 
 def is_beginning(text: Path, tokens: Tokens, tokenizer: BpeTokenizer) -> bool:
-    """The first shard, decoded, is what the text begins with."""
+    """Return True if the text begins with the decoded first shard."""
     count = min(tokens.manifest["shards"][0]["tokens"], len(tokens) - 1)
     decoded = tokenizer.decode(tokens.read(0, count).tolist()).encode()
     with text.open("rb") as file:
@@ -142,22 +142,22 @@ def is_beginning(text: Path, tokens: Tokens, tokenizer: BpeTokenizer) -> bool:
 
 
 def family(process: int) -> list[int]:
-    """A process and all below it."""
+    """Return a process and all of its descendants."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             parent = (
                 path.read_text().rpartition(")")[2].split()[1]
-            )  # behind the name, which may hold anything
+            )  # the fields after the name, which may contain any character
             children.setdefault(int(parent), []).append(int(path.parent.name))
     found = [process]
-    for member in found:  # grows while it is read
+    for member in found:  # the list grows during the loop
         found += children.get(member, [])
     return found
 
 
 def peak(process: int) -> int:
-    """The most memory that a process ever held, in bytes; 0 if it has ended."""
+    """Return the peak memory of a process in bytes; 0 if it has ended."""
     try:
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""Part cost: what manifests and their verification take. Wants a machine that does nothing else."""
+"""Part cost: the time of manifests and their verification. It needs a machine that runs nothing else."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ from tests.survival.runs import void
 
 
 def cost(bench: Bench) -> None:
-    """What verification takes."""
+    """Measure the time of verification."""
     folder = bench.runs.folder / "large"
     content = np.random.default_rng(0).bytes(bench.options.megabytes * 10**6)
     files.atomic_folder(folder, lambda new: void((new / "weights").write_bytes(content)))
@@ -33,7 +33,7 @@ def cost(bench: Bench) -> None:
 
 
 def demo(bench: Bench) -> dict[str, float]:
-    """The share of `make demo`'s training that goes into manifests and their verification."""
+    """Return the share of `make demo`'s training time that manifests and their verification take."""
     root, place = Path(__file__).parents[2], bench.runs.folder / "demo"
     place.mkdir()
     pairs, read = read_conversations(root / "data" / "data.jsonl")
@@ -73,9 +73,9 @@ def demo(bench: Bench) -> dict[str, float]:
 
 
 def background(bench: Bench, argv: list[str]) -> float:
-    """Seconds that the demo's ten checkpoints, written in the background, add to a run of two epochs.
+    """Return the seconds that ten checkpoints, written in the background, add to a run of two epochs.
 
-    The other run does all but write. They take turns: called once more, it tells how much chance there is.
+    The other run does everything except writing. The two runs take turns. A second call shows the noise.
     """
 
     def nothing_saved() -> None:

@@ -14,7 +14,7 @@ from tests.survival.runs import flip, newest_step
 
 
 def damage(bench: Bench) -> None:
-    """Flipped bits; files that are cut, gone, additional, renamed: noticed; the one before is used."""
+    """Flipped bits and cut, missing, additional or renamed files are noticed; an older checkpoint is used."""
     output = bench.runs.folder / "damaged"
     assert bench.reference.end
     shutil.copytree(bench.runs.folder / "reference", output, symlinks=True)
@@ -68,7 +68,7 @@ def damage(bench: Bench) -> None:
 
 
 def disk(bench: Bench) -> None:
-    """Every write of a save fails once: the checkpoint before it stays whole, and the run can go on."""
+    """Every write of a save fails once. The earlier checkpoint stays whole, and the run can continue."""
     codes = (errno.ENOSPC, errno.EIO, errno.EROFS)
 
     def failing(output: Path, trial: tuple[str, int]) -> bool:

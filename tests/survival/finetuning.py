@@ -31,7 +31,7 @@ REWARDED: dict[str, Any] = {
 
 
 def finetuning(bench: Bench) -> None:
-    """Each chain of killed runs must end with the bits of the run that was not killed."""
+    """Check that each chain of killed runs ends with the bits of the run that was not killed."""
     base = bench.runs.folder / "reference" / "best"
     assert bench.reference.end, "the reference is the model that all begin with"
     files = data_of_tasks(bench.runs.folder)

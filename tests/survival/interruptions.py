@@ -13,7 +13,7 @@ from tests.survival.children import SIGNALS, WATCH, Watch, at_point, die, finish
 from tests.survival.runs import EVERY, newest_step
 
 LIMIT = 5.0  # seconds from a signal to the exit
-ONCE = ("reading", "resuming", "estimating")  # long before the end: a run that ends well missed the signal
+ONCE = ("reading", "resuming", "estimating")  # phases early in a run, each only once
 
 
 def kill(bench: Bench) -> None:
@@ -41,7 +41,7 @@ def kill(bench: Bench) -> None:
             bench.damage_newest(output)
         code = bench.runs.run(output.name, at_point(point, die), save_async=True)
         killed += code == -signal.SIGKILL
-        return code in (-signal.SIGKILL, 0)  # where the point is not passed, the run just ends
+        return code in (-signal.SIGKILL, 0)  # 0: the run has not passed the point
 
     held = bench.chain("async", background, in_background, save_async=True)
     bench.table.add("kill", "the same, with --save_async", len(background), held, killed=killed)
@@ -53,7 +53,7 @@ def kill(bench: Bench) -> None:
         code = finished(child)
         return None if code == 0 else code == -signal.SIGKILL
 
-    # long enough that a few checkpoints are written, of which the run consists
+    # long enough for some checkpoints
     longest = bench.reference.seconds * min(1.0, 10 * EVERY / bench.options.steps)
     instants = [bench.random.uniform(0, longest) for _ in range(bench.options.kills)]
     held = bench.chain("random", instants, anywhere)
@@ -61,15 +61,15 @@ def kill(bench: Bench) -> None:
 
 
 class Signalled(NamedTuple):
-    """One trial: which signal, in which phase, how long after the phase was seen."""
+    """One trial: the signal, the phase, and the delay after the phase was seen."""
 
     number: signal.Signals
     phase: str
-    later: float  # seconds
+    later: float  # delay in seconds
 
 
 def left_before(child: int, phase: int) -> int | None:
-    """Wait until a child is in a phase; its exit code if it has ended instead."""
+    """Wait until a child is in a phase. Return its exit code if it has ended before."""
     while WATCH.get()[0] != phase:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -79,7 +79,7 @@ def left_before(child: int, phase: int) -> int | None:
 
 
 def signals(bench: Bench) -> None:
-    """SIGTERM by a run to itself on entering each phase; SIGTERM, SIGINT and SIGUSR1 from outside in all."""
+    """A run sends itself SIGTERM at the start of each phase; all signals come from outside in all phases."""
     slowest, too_late, phases = 0.0, 0, dict.fromkeys(Watch.PHASES, 0)
 
     def judged(output: Path, code: int, number: int, seconds: float, before: int) -> bool:
@@ -87,7 +87,7 @@ def signals(bench: Bench) -> None:
         phase, steps, _ = WATCH.get()
         slowest = max(slowest, seconds)
         newest = newest_step(output)
-        # no step is lost; before the first one, step 0 may be saved or not
+        # No step is lost. Before the first step, step 0 may be saved or not.
         kept = newest == max(steps, before) or (newest, max(steps, before)) == (0, -1)
         held = kept and seconds <= LIMIT and (code == 128 + number or (code == 0 and bench.is_done(output)))
         if not held:
@@ -115,7 +115,7 @@ def signals(bench: Bench) -> None:
         if code is None:
             time.sleep(trial.later)
             sent, (number, *_) = time.monotonic(), WATCH.get()
-            os.kill(child, trial.number)  # also one that has ended, until somebody waits for it
+            os.kill(child, trial.number)  # works for an ended child, too, until the parent waits for it
             code = finished(child)
             seconds, phase = time.monotonic() - sent, Watch.PHASES[number]
             if code != 0 or phase in ONCE:

@@ -1,4 +1,4 @@
-"""Tiny runs: their data, their flags, and what a run ended with, as one hash."""
+"""Tiny runs: their data, their flags, and a hash of a run's end."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from minigpt.training import checkpoint
 from minigpt.training.config import TrainConfig
 from tests.survival.children import Prepare, finished, start
 
-NEW_MODEL = ("recipe", "vocab_path", "n_layer", "n_embd", "n_head", "family", "dropout")  # not of finetune
-EVERY = 2  # steps between checkpoints
+NEW_MODEL = ("recipe", "vocab_path", "n_layer", "n_embd", "n_head", "family", "dropout")  # not for finetune
+EVERY = 2  # number of steps between checkpoints
 
 
 class Runs:
@@ -40,7 +40,7 @@ class Runs:
         self.log = folder / "log"
 
     def argv(self, output: str, **more: Any) -> list[str]:
-        """The flags of a run: all of them, or --resume where one has begun."""
+        """Return the flags of a run: all flags, or --resume if the run has begun."""
         goal = self.folder / output
         command = ["finetune"] if "method" in more else []
         if (goal / "run.json").exists():
@@ -54,20 +54,20 @@ class Runs:
         ]
 
     def run(self, output: str, prepare: Prepare | None = None, **more: Any) -> int:
-        """Start, or resume, and wait."""
+        """Start or resume a run, and wait for its end."""
         return finished(start(self.argv(output, **more), self.log, prepare))
 
     def config(self, output: str, **more: Any) -> TrainConfig:
-        """The same as a configuration."""
+        """Return the configuration of the same run."""
         return TrainConfig(**{**self.settings, "output": self.folder / output, **more})
 
     def said(self) -> str:
-        """What the last child said, for a failure."""
+        """Return the output of the last child, to show after a failure."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-2000:] if self.log.exists() else ""
 
 
 def digest(output: Path) -> str:
-    """SHA-256 over all that a run ends with and that no clock decides."""
+    """Return a SHA-256 over everything at a run's end that does not depend on the clock."""
     last, total = output / "last", hashlib.sha256()
     files.verify_manifest(last)
     for path in sorted(last.glob("*.safetensors")):
@@ -83,7 +83,7 @@ def digest(output: Path) -> str:
 
 
 def newest_step(output: Path) -> int:
-    """The step of the newest checkpoint that verifies; -1: there is none."""
+    """Return the step of the newest undamaged checkpoint; -1: there is none."""
     for folder in checkpoint.list_checkpoints(output):
         if checkpoint.verifies(folder):
             return int(folder.name.removeprefix("step-"))
@@ -98,16 +98,16 @@ def flip(path: Path, bit: int) -> None:
 
 
 def void(_: object) -> None:
-    """Nothing: for functions that must return nothing."""
+    """Return None, for functions that must return None."""
 
 
 def is_done(output: Path, steps: int) -> bool:
-    """A run of `steps` steps has reached its end."""
+    """Return True if a run of `steps` steps has reached its end."""
     return (output / f"step-{steps:08d}").exists() and newest_step(output) == steps
 
 
 def is_finite(folder: Path) -> bool:
-    """No NaN and no infinity in a checkpoint's weights and optimiser state."""
+    """Return True if a checkpoint's weights and optimiser state have no NaN and no infinity."""
     return all(
         bool(torch.isfinite(tensor).all())
         for name in ("model", "optimizer")

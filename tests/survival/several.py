@@ -12,13 +12,13 @@ from tests.survival.bench import Bench
 from tests.survival.children import finished, start_several, stopped
 from tests.survival.runs import digest
 
-IN_A_RUN = 5  # kills, before it may finish
+IN_A_RUN = 5  # number of kills before a run may finish
 
 
 def processes(bench: Bench) -> None:
-    """Of 2 (in full also of 4) processes one is killed, again and again; all are started anew."""
+    """One of 2 processes (--full: also of 4) is killed again and again; all of them are started again."""
     for size in (2, 4) if bench.options.full else (2,):
-        more: dict[str, Any] = {"gradient_accumulation_steps": 3}  # no multiple: rows are dealt
+        more: dict[str, Any] = {"gradient_accumulation_steps": 3}  # 2 does not divide it, so rows are split
         whole, began = bench.runs.folder / f"{size}-whole", time.monotonic()
         codes = several(bench, whole, size, **more)
         assert codes == [0] * size, bench.runs.said()
@@ -38,13 +38,13 @@ def processes(bench: Bench) -> None:
 
 
 def disturbed(bench: Bench, output: Path, size: int, instants: list[float], **more: Any) -> tuple[int, int]:
-    """A run of several processes, one of which is killed at each instant if it still lives.
+    """Do a run of several processes. At each instant, one of them is killed if it is still running.
 
-    Returns: how many were killed, and how often all were started.
+    Returns: the number of kills, and the number of starts.
     """
     first = bench.runs.argv(output.name, **more)  # a launcher has the same flags each time
     kills = starts = 0
-    # beside the kills: one start that goes through, and as many where the instant came too late
+    # Allowed starts: one per kill, one that finishes, and as many again for instants that came too late.
     while not bench.is_done(output) and starts < 2 * len(instants) + 1:
         children = start_several(first, [bench.runs.log] * size, restart=starts)
         starts += 1
@@ -61,13 +61,13 @@ def disturbed(bench: Bench, output: Path, size: int, instants: list[float], **mo
 
 
 def several(bench: Bench, output: Path, size: int, **more: Any) -> list[int]:
-    """A run of several processes; their exit codes."""
+    """Do a run of several processes. Return their exit codes."""
     children = start_several(bench.runs.argv(output.name, **more), [bench.runs.log] * size)
     return [finished(child) for child in children]
 
 
 def sharded(bench: Bench) -> None:
-    """FSDP2 and DDP on 2 processes, and one process, compute the same losses."""
+    """Check that FSDP2 and DDP on 2 processes compute the same losses as one process."""
     more: dict[str, Any] = {
         "gradient_accumulation_steps": 2,
         "dropout": 0.0,
