@@ -147,13 +147,20 @@ def stories(root: Path) -> dict[str, list[str]]:
 
 
 def remarks(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) of the comments and docstrings of a file. Adjacent comment lines are one text."""
+    """Yield (line, text) of the comments and docstrings of a file, each with the line that it is about.
+
+    That is the line of a comment behind code, the line below a comment of its own, and the name of a function
+    or class. Adjacent comment lines are one text.
+    """
+    source = path.read_text(encoding="utf-8")
+    lines = ["", *source.splitlines(), ""]
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, kinds) and (text := ast.get_docstring(node)):
-            yield node.body[0].lineno, text
+            about = "" if isinstance(node, ast.Module) else lines[node.lineno].strip() + "\n"
+            yield node.body[0].lineno, about + text
     blocks: list[tuple[int, int, list[str]]] = []  # (first line, column, texts)
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
         (line, column), text = token.start, token.string.lstrip("#").strip()
         if token.type != tokenize.COMMENT or re.match(r"noqa|type: ignore|fmt:|--", text):
             continue
@@ -161,8 +168,11 @@ def remarks(path: Path) -> Iterator[tuple[int, str]]:
         if alone and blocks and (blocks[-1][0] + len(blocks[-1][2]), blocks[-1][1]) == (line, column):
             blocks[-1][2].append(text)
         else:
-            blocks.append((line, column, [text]))
-    yield from ((line, "\n".join(texts)) for line, _, texts in blocks)
+            blocks.append((line, column, [text if alone else token.line.strip()]))
+    for line, column, texts in blocks:
+        alone = not lines[line][:column].strip()
+        below = [lines[line + len(texts)].strip()] if alone else []
+        yield line, "\n".join([*(f"# {text}" for text in texts), *below] if alone else texts)
 
 
 def drawn(root: Path, count: int, seed: int) -> list[str]:
