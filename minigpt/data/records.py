@@ -52,20 +52,8 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
         *("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문"),
     ),
     "answer": (
-        *(
-            "answer",
-            "completion",
-            "output",
-            "response",
-            "a",
-            "assistant",
-            "reply",
-            "bot",
-            "gpt",
-            "target",
-            "solution",
-            "answers",
-        ),
+        *("answer", "completion", "output", "response", "a", "assistant", "reply", "bot", "gpt", "target"),
+        *("solution", "answers"),
         *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
         *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "答え", "답변"),
     ),
@@ -73,34 +61,19 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
     "system": ("system", "system_prompt", "系统", "系统提示"),
     "history": ("history", "历史"),
     "turns": (
-        "messages",
-        "conversations",
-        "conversation",
-        "dialogue",
-        "dialog",
-        "turns",
-        "chat",
-        "对话",
-        "消息",
+        *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents"),
+        *("对话", "消息"),
     ),
     "text": (
-        "text",
-        "content",
-        "内容",
-        "文本",
-        "正文",
-        "body",
-        "passage",
-        "document",
-        "article",
-        "paragraphs",
+        *("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
+        *("paragraphs",),
     ),
     "tools": ("tools",),
 }
 MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # of a chat log that has a message in each row
     "speaker": (
         *SPEAKER_KEYS,
-        *("sender", "talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
+        *("talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
     ),
     "text": (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息"),
     "time": (
@@ -126,6 +99,7 @@ _ALIKE = {
 NO_KNOWN_FIELD = "no field that is known"  # the reason of a bad record
 NO_ANSWER = "the question has no answer"
 _TITLES = ("title", "标题", "题目")  # of a question in a forum; the description stands below it
+_OPTIONS = ("choices", "options", "选项")
 _DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations, "
@@ -335,6 +309,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     assert answer_key is not None
     inner = _in_json(item[question_key])
     marked: list[tuple[str, Turn]] = []
+    options: list[str] = []
     if isinstance(item[question_key], list) or isinstance(
         inner, list
     ):  # the prompt is itself a list of turns
@@ -344,9 +319,13 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
         more = found["input"]
         if more and more != question_key and not _is_nothing(item[more]):
             question = f"{question}\n{text_of(item, more)}"
+        options = _options(item)
+        question = "\n".join([question, *options])
         marked = marked_turns(question)
         turns = [turn for _, turn in marked] or [Turn("user", question)]
     answer = _one_of(item[answer_key])
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
+        answer = options[answer][0]  # the number of an option, from 0 on
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, str):
@@ -359,6 +338,21 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     if found["system"]:
         turns[:0] = _system(item, found["system"])
     return turns
+
+
+def _options(item: Mapping[str, Any]) -> list[str]:
+    """Return the options of a multiple-choice question as lines, "A. ...": else an answer "B" means nothing.
+
+    They stand under "a", "b", "c", ... beside an "answer", or in a list.
+    """
+    letters = [letter for letter in "abcdefgh" if not _is_nothing(item.get(letter))]
+    if letters[:2] == ["a", "b"] and ("answer" in item or "答案" in item):
+        found = [item[letter] for letter in letters]
+    else:
+        found = next((item[name] for name in _OPTIONS if isinstance(item.get(name), list)), [])
+    if not all(isinstance(text, str | int | float) for text in found):
+        return []
+    return [f"{letter}. {text}" for letter, text in zip("ABCDEFGH", found)]
 
 
 def _one_of(answer: Any) -> Any:
