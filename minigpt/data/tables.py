@@ -312,13 +312,30 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
                 )
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=wanted):
-                for row in batch.to_pylist():
+                for row in _rows_of_batch(batch):
                     number += 1
                     yield Record(number, _plain(row), "")
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         raise InputError(f"{name} is damaged or no Parquet file: {str(error)[:200]}") from None
+
+
+def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows. If a text is not UTF-8, all texts are bytes, of which `_plain` makes text."""
+    import pyarrow
+
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = [
+            column.cast(pyarrow.large_binary())
+            if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+            else column
+            for column in batch.columns
+        ]
+        rows = pyarrow.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
+    return rows
 
 
 def _plain(value: Any) -> Any:

@@ -394,6 +394,19 @@ def test_names_below_rows_of_several_cells(tmp_path: Path) -> None:
     assert pairs_of(written(tmp_path / "d.csv", content)) == PAIRS
 
 
+def test_a_text_of_parquet_that_is_not_utf_8_is_one_bad_row(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for kind in (pyarrow.string(), pyarrow.large_string()):
+        stored = pyarrow.binary() if kind == pyarrow.string() else pyarrow.large_binary()
+        answers = pyarrow.array(["蓝。".encode(), b"\xff\xfe", "白。".encode()], stored).view(kind)
+        table = pyarrow.table({"question": [q for q, _ in PAIRS], "answer": answers, "score": [1, 2, 3]})
+        parquet.write_table(table, tmp_path / "d")
+        conversations, report = read_conversations(tmp_path / "d")
+        assert [(each.question, each.answer) for each in conversations] == [PAIRS[0], PAIRS[2]]
+        assert report.skipped == [(2, "bytes that are no character")]
+
+
 # -- bytes that are no character ---------------------------------------------------------------------------
 
 LONGER = {
