@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
 from minigpt.data.json_values import (
+    NESTED,
     NOT_TEXT,
     REPEATED,
     BadLine,
@@ -33,6 +34,7 @@ from minigpt.data.json_values import (
     json_object,
     parse_list,
     parse_value,
+    structure_in,
 )
 from minigpt.data.marked_turns import answer_turns, marked_turns
 from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
@@ -169,6 +171,7 @@ def is_head(cells: Collection[str]) -> bool:
         {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
     )
     known |= "answer" in found and bool(set(_TITLES) & set(cells))
+    known |= bool((NESTED.keys() - {"prompt"}) & set(cells)) or set(cells) == {"id", "data"}
     return known and all(len(cell) <= _LONGEST_NAME for cell in cells)
 
 
@@ -240,12 +243,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
 def _in_json(value: Any) -> Any:
     """Return a conversation that a field holds, also as JSON in a text; None for anything else."""
     if isinstance(value, str):
-        if not value.lstrip().startswith(("{", "[")):
-            return None
-        try:
-            value = parse_value(value)
-        except BadLine:
-            return None
+        value = structure_in(value)
     if isinstance(value, list):
         turns = value and all(isinstance(each, dict) and is_turn(lower_keys(each)) for each in value)
         return value if turns else None
@@ -323,9 +321,12 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
         question = "\n".join([question, *options])
         marked = marked_turns(question)
         turns = [turn for _, turn in marked] or [Turn("user", question)]
-    answer = _one_of(item[answer_key])
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
-        answer = options[answer][0]  # the number of an option, from 0 on
+    answer = item[answer_key]
+    if answer_key == "answers" and isinstance(answer, str):  # a list in a cell of a table
+        answer = structure_in(answer)
+    answer = _one_of(answer)
+    if options and not isinstance(answer, bool) and str(answer).isdigit() and int(answer) < len(options):
+        answer = options[int(answer)][0]  # the number of an option, from 0 on
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, str):
@@ -349,7 +350,9 @@ def _options(item: Mapping[str, Any]) -> list[str]:
     if letters[:2] == ["a", "b"] and ("answer" in item or "答案" in item):
         found = [item[letter] for letter in letters]
     else:
-        found = next((item[name] for name in _OPTIONS if isinstance(item.get(name), list)), [])
+        found = next((item[name] for name in _OPTIONS if name in item), [])
+        found = structure_in(found) if isinstance(found, str) else found
+        found = found if isinstance(found, list) else []
     if not all(isinstance(text, str | int | float) for text in found):
         return []
     return [f"{letter}. {text}" for letter, text in zip("ABCDEFGH", found)]

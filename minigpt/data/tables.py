@@ -9,7 +9,7 @@ import io
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from minigpt.data.json_values import NOT_TEXT, BadLine, Record, as_json, json_object, shown_before
 from minigpt.data.text_encoding import BAD_BYTES
@@ -97,13 +97,20 @@ def table_in(
         # A sentence may begin with "Text, and". A Markdown table has a line of dashes below its first row.
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
         is_prose = is_prose or any(map(_is_rule, rows[1:2]))
-        if is_head(names) and (named or not is_prose):
+        if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
             return TableText(delimiter, True, tuple(rows[0]), titles, has_quotes)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
         if is_even and (named or (delimiter == "\t" and not needs_head)):
             has_head = bool(named) and len(names) > 2
             return TableText(delimiter, has_head, tuple(rows[0]), has_quotes=has_quotes)
     return None
+
+
+def _holds_json(rows: list[list[str]]) -> bool:
+    """Return True if a column holds JSON below its first row: then the first row has the column names."""
+    columns = zip(*(row for row in rows if len(row) == len(rows[0])))
+    starts = [[cell.lstrip()[:1] in ("[", "{") for cell in column] for column in columns]
+    return any(not first and bool(others) and all(others) for first, *others in starts)
 
 
 def _is_even(rows: list[list[str]]) -> bool:
@@ -146,7 +153,7 @@ def _reader(text: str, delimiter: str, has_quotes: bool) -> Any:
     first_line = text[: text.find("\n")] if "\n" in text else text
     spaced = all(cell.startswith(" ") for cell in first_line.split(delimiter)[1:])  # "question, answer"
     file = io.StringIO(text, newline="")
-    quoting = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
     return csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced, quoting=quoting)
 
 

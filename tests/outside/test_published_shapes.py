@@ -1,6 +1,7 @@
 """Data as others publish it or as programs export it: what must be read from each."""
 
 import ast
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,18 @@ def read(path: Path) -> list[list[tuple[str, str]]]:
     return [[(turn.role, turn.content) for turn in each.turns] for each in read_conversations(path)[0]]
 
 
+@pytest.mark.parametrize("name", [name for name in RECORDS if isinstance(RECORDS[name][0], dict)])
+def test_records_in_a_table(tmp_path: Path, name: str) -> None:
+    """Lists and objects stand in the cells as JSON, or as Python prints them."""
+    record, turns = RECORDS[name]
+    for shown in (str, lambda value: json.dumps(value, ensure_ascii=False)):
+        cells = [shown(value) if isinstance(value, list | dict) else value for value in record.values()]
+        with (tmp_path / "d.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([[*record], cells, cells])
+        assert read(tmp_path / "d.csv") == [turns, turns]
+        assert not recognise(tmp_path / "d.csv").holds_texts
+
+
 @pytest.mark.parametrize("name", [*RECORDS, *AS_THEY_ARE])
 def test_records(tmp_path: Path, name: str) -> None:
     """The same from JSON Lines, from an array, and from the file that `split` writes."""
@@ -271,6 +284,7 @@ def test_records(tmp_path: Path, name: str) -> None:
         {"1": {"question": Q, "answer": A}, "2": {"question": Q, "answer": A}},
         {"Q_1": RECORDS["WebQA"][0], "Q_2": RECORDS["WebQA"][0]},
         {Q: A, Q2: A2, "雪呢？": "白色。"},
+        {"name": "t", "pairs": [[Q, A], [Q2, A2]]},
         json.dumps([{"question": Q, "answer": A}]),
     ],
     ids=[
@@ -281,6 +295,7 @@ def test_records(tmp_path: Path, name: str) -> None:
         "ids",
         "WebQA",
         "questions",
+        "pairs",
         "JSON in JSON",
     ],
 )
