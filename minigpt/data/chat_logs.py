@@ -307,7 +307,7 @@ def _messages(text: str, layout: re.Pattern[str]) -> Iterator[Message]:
             given = found.groupdict()
             minute = _minute(given["clock"]) if "clock" in given else -1
             last = Message(number, _name(found), "", (given.get("day") or "").strip(), minute, is_block)
-            said, is_block = [given.get("text") or ""], False
+            said, is_block = [_plain(given.get("text") or "")], False
         elif layout in _TIMED and _NOTICE.match(line):
             yield from _whole(last, said)
             last, said, is_block = None, [], True
@@ -317,6 +317,15 @@ def _messages(text: str, layout: re.Pattern[str]) -> Iterator[Message]:
             said.append("")
             is_block = True
     yield from _whole(last, said)
+
+
+def _plain(text: str) -> str:
+    """Return a text without the end of bold type that began in front of the name: **Q: what?**
+
+    >>> _plain("what?**"), _plain("**what**?")
+    ('what?', '**what**?')
+    """
+    return text[:-2].rstrip() if text.endswith("**") and text.count("**") == 1 else text
 
 
 def _whole(message: Message | None, lines: Sequence[str]) -> Iterable[Message]:

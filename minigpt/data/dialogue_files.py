@@ -4,7 +4,8 @@ r"""Reads dialogues of chatbot projects: `.conv` files, and YAML in ChatterBot's
     M 你好                - - 你好
     M 你好！              - - 你好！     (the first "-" begins a dialogue)
 
-In both, user and assistant take turns.
+In both, user and assistant take turns. A .conv file of texts cut into words has "/" between the words, which
+is left out.
 """
 
 import re
@@ -18,6 +19,7 @@ _CONV = re.compile(r"E\s*|M(?:\s.*)?")
 _BEGIN = re.compile(r"-\s+-\s*(.*)")
 _NEXT = re.compile(r"\s+-\s*(.*)")
 _MOST = 200  # number of lines that decide
+_FEW = 6  # "M " and a text of four characters, which may be one word
 _SHARE = 0.9  # smallest share of these lines that must fit
 
 
@@ -40,7 +42,7 @@ def dialogues_in(text: str) -> list[Record] | None:
 
 def _conv(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
     first, said = 0, list[str]()
-    for number, line in lines:
+    for number, line in _without_marks(list(lines)):
         if line == "E":
             yield from _dialogue(first, said)
             first, said = number, []
@@ -49,6 +51,14 @@ def _conv(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
         elif said:  # a text of several lines
             said[-1] = f"{said[-1]}\n{line}"
     yield from _dialogue(first, said)
+
+
+def _without_marks(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Return the lines without the "/" between words, if almost all texts have it: M 今天/天气/真/好."""
+    texts = [line for _, line in lines if len(line) > _FEW]
+    if sum("/" in line for line in texts) < _SHARE * max(1, len(texts)):
+        return lines
+    return [(number, line.replace("/", "")) for number, line in lines]
 
 
 def _yaml(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:

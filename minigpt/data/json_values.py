@@ -20,7 +20,7 @@ from minigpt.data.text_encoding import BAD_BYTES
 __all__ = [
     "NESTED", "NOT_TEXT", "REPEATED", "BadLine", "Record",
     "as_json", "is_turn", "json_object", "json_records", "looks_like_json", "parse_line", "parse_list",
-    "parse_value", "shown_before",
+    "parse_value", "shown_before", "structure_in",
 ]  # fmt: skip
 
 NOT_TEXT = "bytes that are no character"
@@ -90,23 +90,30 @@ def parse_value(text: str) -> Any:
 
 
 def parse_list(text: str) -> list[Any]:
-    """Parse the list in a cell of a table: JSON, or what Python prints of a list, as pandas writes it.
+    """Parse the list in a cell of a table. Raise BadLine if the text is none; see `structure_in`."""
+    found = structure_in(text)
+    if not isinstance(found, list):
+        raise BadLine("it is text, not a list")
+    return found
 
-    Raises:
-        BadLine: if the text is neither.
+
+def structure_in(text: str) -> Any:
+    """Parse the list or object in a cell of a table: JSON, or what Python prints, as pandas writes it.
+
+    Returns: a list or a dictionary, or the text itself.
     """
+    if not text.lstrip().startswith(("[", "{")):
+        return text
     try:
         found = parse_value(text)
     except BadLine:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "\\d" in a text
-                found = ast.literal_eval(text.strip()) if text.lstrip().startswith("[") else None
+                found = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = None
-    if not isinstance(found, list):
-        raise BadLine("it is text, not a list")
-    return found
+            return text
+    return found if isinstance(found, list | dict) else text
 
 
 def parse_line(line: bytes) -> Any:
@@ -332,6 +339,9 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
         [str(key).strip().lower() for key in value]
     ):  # {"code": 0, "data": {...}}
         return _inside(inner[0], is_head)
+    inner_lists = [item for item in lists.values() if item and all(isinstance(row, list) for row in item)]
+    if len(inner_lists) == 1 and not is_head([str(key).strip().lower() for key in value]):
+        return inner_lists[0]  # {"pairs": [[question, answer], ...]}
     by_index = list(value.values())
     if by_index and all(isinstance(item, dict) for item in by_index):
         keys = [list(item) for item in by_index]

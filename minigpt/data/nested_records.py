@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from minigpt.data.json_values import NESTED, BadLine, Record, as_json
+from minigpt.data.json_values import NESTED, BadLine, Record, as_json, structure_in
 from minigpt.data.records import NO_ANSWER, lower_keys
 
 __all__ = ["is_message_tree", "message_trees", "unfolded"]
@@ -45,6 +45,9 @@ def unfolded(records: Iterable[Record]) -> Iterator[Record]:
 def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
     keys = {str(key).strip().lower() for key in record}
     item = lower_keys(record) if keys & NESTED.keys() or keys == {"id", "data"} else {}
+    for key in item.keys() & {*NESTED, "data", "responses"}:  # JSON in a cell of a table
+        if isinstance(item[key], str):
+            item[key] = structure_in(item[key])
     match item:
         case {"mapping": Mapping() as nodes} if nodes and all(
             isinstance(each, Mapping) for each in nodes.values()

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
 from minigpt.data.json_values import (
+    NESTED,
     NOT_TEXT,
     REPEATED,
     BadLine,
@@ -33,6 +34,7 @@ from minigpt.data.json_values import (
     json_object,
     parse_list,
     parse_value,
+    structure_in,
 )
 from minigpt.data.marked_turns import answer_turns, marked_turns
 from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
@@ -52,20 +54,8 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
         *("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문"),
     ),
     "answer": (
-        *(
-            "answer",
-            "completion",
-            "output",
-            "response",
-            "a",
-            "assistant",
-            "reply",
-            "bot",
-            "gpt",
-            "target",
-            "solution",
-            "answers",
-        ),
+        *("answer", "completion", "output", "response", "a", "assistant", "reply", "bot", "gpt", "target"),
+        *("solution", "answers"),
         *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
         *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "答え", "답변"),
     ),
@@ -73,34 +63,19 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most u
     "system": ("system", "system_prompt", "系统", "系统提示"),
     "history": ("history", "历史"),
     "turns": (
-        "messages",
-        "conversations",
-        "conversation",
-        "dialogue",
-        "dialog",
-        "turns",
-        "chat",
-        "对话",
-        "消息",
+        *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents"),
+        *("对话", "消息"),
     ),
     "text": (
-        "text",
-        "content",
-        "内容",
-        "文本",
-        "正文",
-        "body",
-        "passage",
-        "document",
-        "article",
-        "paragraphs",
+        *("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
+        *("paragraphs",),
     ),
     "tools": ("tools",),
 }
 MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # columns of a chat log with one message per row
     "speaker": (
         *SPEAKER_KEYS,
-        *("sender", "talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
+        *("talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
     ),
     "text": (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息"),
     "time": (
@@ -127,6 +102,7 @@ _ALIKE = {
 NO_KNOWN_FIELD = "no field that is known"  # the reason of a bad record
 NO_ANSWER = "the question has no answer"
 _TITLES = ("title", "标题", "题目")  # of a question in a forum; the description stands below it
+_OPTIONS = ("choices", "options", "选项")
 _DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations, "
@@ -197,6 +173,7 @@ def is_head(cells: Collection[str]) -> bool:
         {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
     )
     known |= "answer" in found and bool(set(_TITLES) & set(cells))
+    known |= bool((NESTED.keys() - {"prompt"}) & set(cells)) or set(cells) == {"id", "data"}
     return known and all(len(cell) <= _LONGEST_NAME for cell in cells)
 
 
@@ -268,12 +245,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
 def _in_json(value: Any) -> Any:
     """Return a conversation that a field holds, also as JSON in a text; None for anything else."""
     if isinstance(value, str):
-        if not value.lstrip().startswith(("{", "[")):
-            return None
-        try:
-            value = parse_value(value)
-        except BadLine:
-            return None
+        value = structure_in(value)
     if isinstance(value, list):
         turns = value and all(isinstance(each, dict) and is_turn(lower_keys(each)) for each in value)
         return value if turns else None
@@ -367,6 +339,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     assert answer_key is not None
     inner = _in_json(item[question_key])
     marked: list[tuple[str, Turn]] = []
+    options: list[str] = []
     if isinstance(item[question_key], list) or isinstance(
         inner, list
     ):  # the prompt is itself a list of turns
@@ -376,9 +349,16 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
         more = found["input"]
         if more and more != question_key and not _is_nothing(item[more]):
             question = f"{question}\n{text_of(item, more)}"
+        options = _options(item)
+        question = "\n".join([question, *options])
         marked = marked_turns(question)
         turns = [turn for _, turn in marked] or [Turn("user", question)]
-    answer = _one_of(item[answer_key])
+    answer = item[answer_key]
+    if answer_key == "answers" and isinstance(answer, str):  # a list in a cell of a table
+        answer = structure_in(answer)
+    answer = _one_of(answer)
+    if options and not isinstance(answer, bool) and str(answer).isdigit() and int(answer) < len(options):
+        answer = options[int(answer)][0]  # the number of an option, from 0 on
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, str):
@@ -391,6 +371,23 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     if found["system"]:
         turns[:0] = _system(item, found["system"])
     return turns
+
+
+def _options(item: Mapping[str, Any]) -> list[str]:
+    """Return the options of a multiple-choice question as lines, "A. ...": else an answer "B" means nothing.
+
+    They stand under "a", "b", "c", ... beside an "answer", or in a list.
+    """
+    letters = [letter for letter in "abcdefgh" if not _is_nothing(item.get(letter))]
+    if letters[:2] == ["a", "b"] and ("answer" in item or "答案" in item):
+        found = [item[letter] for letter in letters]
+    else:
+        found = next((item[name] for name in _OPTIONS if name in item), [])
+        found = structure_in(found) if isinstance(found, str) else found
+        found = found if isinstance(found, list) else []
+    if not all(isinstance(text, str | int | float) for text in found):
+        return []
+    return [f"{letter}. {text}" for letter, text in zip("ABCDEFGH", found)]
 
 
 def _one_of(answer: Any) -> Any:

@@ -9,7 +9,7 @@ import io
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from minigpt.data.json_values import NOT_TEXT, BadLine, Record, as_json, json_object, shown_before
 from minigpt.data.text_encoding import BAD_BYTES
@@ -62,6 +62,7 @@ class TableText(NamedTuple):
     has_head: bool  # True if the first row has the column names
     first_row: tuple[str, ...]
     titles: int = 0  # number of rows above the column names
+    has_quotes: bool = True  # False: quotation marks are part of the cells
 
 
 def table_in(
@@ -81,6 +82,11 @@ def table_in(
         if delimiter not in sample and delimiter != named:
             continue
         rows, is_sound = _first_rows(sample, delimiter)
+        has_quotes = True
+        if delimiter == "\t" and '"' in sample and not (is_sound and _is_even(rows)):
+            plain, _ = _first_rows(sample, delimiter, has_quotes=False)
+            if _is_even(plain[:-1]) and len(plain[0]) > 1:  # the sample may end inside a row
+                rows, is_sound, has_quotes = plain, True, False
         titles = _titles(rows, is_head)
         rows = rows[titles:]
         if not rows or (len(rows[0]) < 2 and delimiter != named):
@@ -91,19 +97,31 @@ def table_in(
         # A sentence may begin with "Text, and". A Markdown table has a line of dashes below its first row.
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
         is_prose = is_prose or any(map(_is_rule, rows[1:2]))
-        if is_head(names) and (named or not is_prose):
-            return TableText(delimiter, True, tuple(rows[0]), titles)
+        if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
+            return TableText(delimiter, True, tuple(rows[0]), titles, has_quotes)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
         if is_even and (named or (delimiter == "\t" and not needs_head)):
-            return TableText(delimiter, bool(named) and len(names) > 2, tuple(rows[0]))
+            has_head = bool(named) and len(names) > 2
+            return TableText(delimiter, has_head, tuple(rows[0]), has_quotes=has_quotes)
     return None
 
 
-def _first_rows(sample: str, delimiter: str) -> tuple[list[list[str]], bool]:
+def _holds_json(rows: list[list[str]]) -> bool:
+    """Return True if a column holds JSON below its first row: then the first row has the column names."""
+    columns = zip(*(row for row in rows if len(row) == len(rows[0])))
+    starts = [[cell.lstrip()[:1] in ("[", "{") for cell in column] for column in columns]
+    return any(not first and bool(others) and all(others) for first, *others in starts)
+
+
+def _is_even(rows: list[list[str]]) -> bool:
+    return bool(rows) and all(len(row) == len(rows[0]) for row in rows)
+
+
+def _first_rows(sample: str, delimiter: str, has_quotes: bool = True) -> tuple[list[list[str]], bool]:
     """Return the first rows that are not empty, and True if all quotation marks in them are valid."""
     rows: list[list[str]] = []
     try:
-        for row in itertools.islice(_reader(sample, delimiter), _ROWS):
+        for row in itertools.islice(_reader(sample, delimiter, has_quotes), _ROWS):
             if any(cell.strip() for cell in row) and not _names_the_delimiter(row):
                 rows.append(row)
     except csv.Error:
@@ -112,12 +130,12 @@ def _first_rows(sample: str, delimiter: str) -> tuple[list[list[str]], bool]:
 
 
 def _titles(rows: Sequence[Sequence[str]], is_head: IsHead) -> int:
-    """Return the number of title rows above the column names. A title row has one cell."""
+    """Return the number of rows above the column names: titles, a date, or the like."""
     for number, row in enumerate(rows[:_TITLES]):
-        if len(row) > 1 and is_head([cell.strip().lower() for cell in row]):
+        names = [cell.strip().lower() for cell in row]
+        is_below_titles = all(sum(bool(cell.strip()) for cell in above) < 2 for above in rows[:number])
+        if len(row) > 1 and is_head(names) and (is_below_titles or not any(map(str.isdigit, names))):
             return number
-        if sum(bool(cell.strip()) for cell in row) > 1:
-            break
     return 0
 
 
@@ -130,18 +148,19 @@ def _is_rule(row: list[str]) -> bool:
     return not "".join(row).strip(" -:")
 
 
-def _reader(text: str, delimiter: str) -> Any:
+def _reader(text: str, delimiter: str, has_quotes: bool) -> Any:
     csv.field_size_limit(_CELL)
     first_line = text[: text.find("\n")] if "\n" in text else text
     spaced = all(cell.startswith(" ") for cell in first_line.split(delimiter)[1:])  # "question, answer"
     file = io.StringIO(text, newline="")
-    return csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
+    return csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced, quoting=quoting)
 
 
 def csv_records(text: str, table: TableText) -> Iterator[Record]:
     """Yield the rows of a CSV text. A row with wrong quotation marks gives a bad record for each line."""
-    delimiter, has_head, _, titles = table
-    reader = _reader(text, delimiter)
+    delimiter, has_head, _, titles, has_quotes = table
+    reader = _reader(text, delimiter, has_quotes)
     head: list[str] | None = None
     while True:
         line, wrong = reader.line_num + 1, ""
@@ -300,13 +319,30 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
                 )
             number = 0
             for batch in file.iter_batches(batch_size=256, columns=wanted):
-                for row in batch.to_pylist():
+                for row in _rows_of_batch(batch):
                     number += 1
                     yield Record(number, _plain(row), "")
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         raise InputError(f"{name} is damaged or no Parquet file: {str(error)[:200]}") from None
+
+
+def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows. If a text is not UTF-8, all texts are bytes, of which `_plain` makes text."""
+    import pyarrow
+
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = [
+            column.cast(pyarrow.large_binary())
+            if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+            else column
+            for column in batch.columns
+        ]
+        rows = pyarrow.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
+    return rows
 
 
 def _plain(value: Any) -> Any:

@@ -200,3 +200,8 @@ def _require_byte_level(path: Path, frame: dict[str, Any]) -> None:
         raise InputError(f"{path}: dropout is {dropout!r}: the ids of a text would depend on chance")
     if not byte_level_of(frame.get("pre_tokenizer")):
         raise InputError(f"{path}: its pre_tokenizer does not end in ByteLevel: it is not byte-level")
+    match frame.get("decoder"):
+        case None | {"type": "ByteLevel"} | {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}:
+            pass
+        case other:
+            raise InputError(f"{path}: its decoder changes the text after ByteLevel: got {other!r:.80}")

@@ -1,6 +1,7 @@
 """Data as others publish it or as programs export it: what must be read from each."""
 
 import ast
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,19 @@ RECORDS: dict[str, tuple[Any, list[tuple[str, str]]]] = {
     ),
     "a forum's answer": ({"qid": 1, "title": Q, "desc": Q, "content": A, "star": 3}, PAIR),
     "intents": ({"tag": "t", "patterns": [Q], "responses": [A, "蓝"]}, PAIR),
+    "Gemini": (
+        {"contents": [{"role": {"assistant": "model"}.get(r, r), "parts": [{"text": t}]} for r, t in FOUR]},
+        FOUR,
+    ),
+    "turns of a sender": ({"messages": [{"sender": role, "text": text} for role, text in FOUR]}, FOUR),
+    "multiple choice": (
+        {"question": Q, "A": "红色", "B": "蓝色", "C": "绿色", "D": "白色", "answer": "B"},
+        [("user", f"{Q}\nA. 红色\nB. 蓝色\nC. 绿色\nD. 白色"), ("assistant", "B")],
+    ),
+    "multiple choice by number": (
+        {"question": Q, "choices": ["红色", "蓝色"], "answer": 1},
+        [("user", f"{Q}\nA. 红色\nB. 蓝色"), ("assistant", "B")],
+    ),
     "messages as JSON": ({"messages": json.dumps(MESSAGES)}, FOUR),
     "messages as JSON in another field": ({"id": 1, "payload": json.dumps(MESSAGES)}, FOUR),
     "messages as JSON in the text": ({"id": 1, "text": json.dumps(MESSAGES)}, FOUR),
@@ -228,6 +242,18 @@ def read(path: Path) -> list[list[tuple[str, str]]]:
     return [[(turn.role, turn.content) for turn in each.turns] for each in read_conversations(path)[0]]
 
 
+@pytest.mark.parametrize("name", [name for name in RECORDS if isinstance(RECORDS[name][0], dict)])
+def test_records_in_a_table(tmp_path: Path, name: str) -> None:
+    """Lists and objects stand in the cells as JSON, or as Python prints them."""
+    record, turns = RECORDS[name]
+    for shown in (str, lambda value: json.dumps(value, ensure_ascii=False)):
+        cells = [shown(value) if isinstance(value, list | dict) else value for value in record.values()]
+        with (tmp_path / "d.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([[*record], cells, cells])
+        assert read(tmp_path / "d.csv") == [turns, turns]
+        assert not recognise(tmp_path / "d.csv").holds_texts
+
+
 @pytest.mark.parametrize("name", [*RECORDS, *AS_THEY_ARE])
 def test_records(tmp_path: Path, name: str) -> None:
     """The same from JSON Lines, from an array, and from the file that `split` writes."""
@@ -258,6 +284,7 @@ def test_records(tmp_path: Path, name: str) -> None:
         {"1": {"question": Q, "answer": A}, "2": {"question": Q, "answer": A}},
         {"Q_1": RECORDS["WebQA"][0], "Q_2": RECORDS["WebQA"][0]},
         {Q: A, Q2: A2, "雪呢？": "白色。"},
+        {"name": "t", "pairs": [[Q, A], [Q2, A2]]},
         json.dumps([{"question": Q, "answer": A}]),
     ],
     ids=[
@@ -268,6 +295,7 @@ def test_records(tmp_path: Path, name: str) -> None:
         "ids",
         "WebQA",
         "questions",
+        "pairs",
         "JSON in JSON",
     ],
 )
@@ -403,6 +431,14 @@ def test_dialogues_in_lines(tmp_path: Path, name: str) -> None:
     assert not recognise(tmp_path / "d").holds_texts
     (tmp_path / "d").write_bytes(DIALOGUES[name].encode("gb18030"))
     assert read(tmp_path / "d") == [FOUR, second]
+
+
+def test_words_that_a_conv_file_cuts_are_joined(tmp_path: Path) -> None:
+    lines = [f"E\nM {'/'.join(Q)}\nM {'/'.join(A)}\n", "E\nM 你好\nM 今天/很好\n"]
+    (tmp_path / "d").write_text("".join(lines), encoding="utf-8")
+    assert read(tmp_path / "d") == [PAIR, [("user", "你好"), ("assistant", "今天很好")]]
+    (tmp_path / "d").write_text(f"E\nM 一/二是多少\nM {A}\nE\nM {Q}\nM {A}\n", encoding="utf-8")
+    assert read(tmp_path / "d")[0][0] == ("user", "一/二是多少")
 
 
 def test_letters_alone_are_no_dialogue(tmp_path: Path) -> None:

@@ -378,6 +378,35 @@ def test_lines_that_end_with_a_comma(tmp_path: Path) -> None:
     assert report.skipped == []
 
 
+def test_quotation_marks_in_cells_between_tabs(tmp_path: Path) -> None:
+    """Lines between tabs that no CSV program wrote: a quotation mark is a character."""
+    pairs = [("他说什么？", '"你好" 他说。'), ('"好"是什么意思？', "很不错。"), ("几点？", '"九点')]
+    content = "".join(f"{question}\t{answer}\n" for question, answer in pairs)
+    assert pairs_of(written(tmp_path / "d", content)) == pairs
+    assert pairs_of(written(tmp_path / "d.tsv", f"question\tanswer\n{content}")) == pairs
+    quoted = [("a", "two\nlines"), ("b", 'a "word"')]
+    table = "".join(f'{q}\t"{a.replace(chr(34), chr(34) * 2)}"\n' for q, a in quoted)
+    assert pairs_of(written(tmp_path / "d.tsv", f"question\tanswer\n{table}")) == quoted
+
+
+def test_names_below_rows_of_several_cells(tmp_path: Path) -> None:
+    content = "导出时间,2024-01-01\n部门,客服\n\n问题,答案\n" + "".join(f"{q},{a}\n" for q, a in PAIRS)
+    assert pairs_of(written(tmp_path / "d.csv", content)) == PAIRS
+
+
+def test_a_text_of_parquet_that_is_not_utf_8_is_one_bad_row(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for kind in (pyarrow.string(), pyarrow.large_string()):
+        stored = pyarrow.binary() if kind == pyarrow.string() else pyarrow.large_binary()
+        answers = pyarrow.array(["蓝。".encode(), b"\xff\xfe", "白。".encode()], stored).view(kind)
+        table = pyarrow.table({"question": [q for q, _ in PAIRS], "answer": answers, "score": [1, 2, 3]})
+        parquet.write_table(table, tmp_path / "d")
+        conversations, report = read_conversations(tmp_path / "d")
+        assert [(each.question, each.answer) for each in conversations] == [PAIRS[0], PAIRS[2]]
+        assert report.skipped == [(2, "bytes that are no character")]
+
+
 # -- bytes that are no character ---------------------------------------------------------------------------
 
 LONGER = {

@@ -369,6 +369,14 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "its pre_tokenizer does not end in ByteLevel",
     ),
     "words": (saved(WORDS), "tokenizer.json: its pre_tokenizer is not that of a character vocabulary"),
+    "decoder-that-strips": (
+        saved(changed(BPE, decoder=decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]))),
+        "its decoder changes the text after ByteLevel",
+    ),
+    "decoder-of-another-kind": (
+        saved(changed(BPE, decoder=decoders.Metaspace())),
+        "its decoder changes the text after ByteLevel",
+    ),
     "dropout": (saved(bpe(dropout=0.5)), "dropout is 0.5"),
     "id-with-a-gap": (id_with_a_gap, "'<s>' has id 900, but 361 is the next one"),
     "template-with-the-text-twice": (saved(bos(f"{END} $A $A")), "its post_processor is not understood"),
