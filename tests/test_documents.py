@@ -535,7 +535,7 @@ def without_fences(text: str) -> str:
 
 @pytest.mark.parametrize("page", CHINESE_PAGES)
 def test_no_line_ends_between_two_chinese_characters(page: str) -> None:
-    """The renderer turns the end of a line into a space, which is a gap in Chinese. After 。 nobody sees it."""
+    """The renderer turns the end of a line into a space, which is a gap in Chinese."""
     lines = without_fences((ROOT / page).read_text(encoding="utf-8")).split("\n")
     for number, (line, following) in enumerate(itertools.pairwise(lines), 1):
         ends = re.search(r"[\u3400-\u9fff）”》】]$", line) and not line.startswith(("#", "|", "    "))

@@ -44,8 +44,9 @@ def test_the_table_has_the_ranges_that_are_checked(page: str) -> None:
             assert high >= 10**9, name
 
 
-def test_the_picture_is_there_and_small() -> None:
-    content = (ROOT / "docs/sampling.png").read_bytes()
+@pytest.mark.parametrize("name", ["sampling.png", "sampling.zh-CN.png"])
+def test_the_picture_is_there_and_small(name: str) -> None:
+    content = (ROOT / "docs" / name).read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) < 200 * 1024
 
@@ -63,5 +64,5 @@ def test_what_the_panels_show() -> None:
 def test_it_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'minigpt[plot]'")
     picture: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks/sampling.py"))
-    picture["draw"](tmp_path / "picture.png")
+    picture["draw"](tmp_path / "picture.png", picture["WORDS"]["sampling.zh-CN.png"])
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
