@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console.language import say
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.options import EvaluationOptions, TaskOptions
@@ -249,8 +250,10 @@ def _print_report(report: "AnswersReport", counted: str) -> None:
     ]
     columns = ("tokens", "loss (nats)", "perplexity", "bits per character", "count")
     table("how well the text is predicted", columns, rows, numeric=(1, 2, 3, 4))
-    print(f"exact match   {report.scores.exact_match:.1%} of {report.scores.count:,} questions")
-    print(f"character F1  {report.scores.character_f1:.3f}")
+    scores = report.scores
+    text = "exact match   {share:.1%} of {count:,} questions"
+    print(say(text, share=scores.exact_match, count=scores.count))
+    print(say("character F1  {value:.3f}", value=scores.character_f1))
     if report.cut:
         print(f"{report.cut:,} of {counted} were cut at {report.max_length} tokens for the loss")
     if report.too_long:
