@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := output/demo
 
-.PHONY: demo test check format site lock clean
+.PHONY: demo test check format site notebooks catalogue lock clean
 
 .venv/ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -50,6 +50,14 @@ format: .venv/ready-to-test
 # The documents as a site in both languages: build/site/index.html
 site: .venv/ready-for-site
 	$(BIN)/python docs/site/build.py build/site
+
+# The pages with Python as Jupyter notebooks: build/notebooks/
+notebooks: .venv/ready
+	$(BIN)/python docs/notebooks.py build/notebooks
+
+# The terminal's Chinese, after a change of a message: names the texts without a translation, and compiles it
+catalogue: .venv/ready-to-test
+	$(BIN)/python tests/test_language.py
 
 # Resolve pyproject.toml anew: the newest versions that fit, recorded exactly.
 lock:

@@ -5,9 +5,11 @@ imports neither torch nor a command before the verb is known, so `minigpt --help
 """
 
 import runpy
+import shutil
 import sys
 
 from minigpt.console import command_line
+from minigpt.console.language import language_of, say, set_language, translated, wrapped
 from minigpt.errors import InputError, unknown_name
 
 COMMANDS = {
@@ -48,13 +50,15 @@ COMMANDS = {
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<12}{text}" for verb, (_, text) in COMMANDS.items())
-    return (
-        "usage: minigpt VERB [flags]\n\n"
-        "From a file of questions and answers to a GPT that answers.\n\n"
-        f"verbs, in the order of the work:\n{verbs}\n\n"
-        "minigpt VERB --help lists a verb's flags."
-    )
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = [say("usage: {command} [flags]", command="minigpt VERB"), ""]
+    lines += [translated("From a file of questions and answers to a GPT that answers.")]
+    lines += ["", translated("verbs, in the order of the work:")]
+    for verb, (_, text) in COMMANDS.items():
+        first, *more = wrapped(translated(text), width - 14)
+        lines += [f"  {verb:<12}{first}", *(f"{'':14}{line}" for line in more)]
+    last = wrapped(translated("minigpt VERB --help lists a verb's flags."), width)
+    return "\n".join([*lines, "", *last])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     verb, rest = arguments[0] if arguments else "", arguments[1:]
     if verb not in COMMANDS:
+        set_language(language_of(arguments))
         code = command_line.exit_code("minigpt", lambda: _answer(arguments))
         return code if arguments else code or 2
     # Closed streams are replaced before the command is imported, because the import may open files. A file
@@ -77,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             raise  # the exit code is a text, which Python prints as a message
         return stop.code or 0
     except KeyboardInterrupt:  # Ctrl-C while the command's modules were imported
-        print(f"minigpt {verb}: interrupted", file=sys.stderr)
+        print(f"minigpt {verb}: {translated('interrupted')}", file=sys.stderr)
         return 130
     finally:
         sys.argv = before
@@ -85,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _answer(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or {"-h", "--help"} & {*arguments} or arguments[0].startswith("--language"):
         print(_usage())
     elif arguments[0] == "--version":
         from minigpt import __version__

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console.language import say
 from minigpt.data.records import DataOptions
 from minigpt.errors import InputError
 
@@ -63,10 +64,9 @@ def build(options: Options, texts: Iterable[str], described: str) -> dict[str, A
     tokenizer = Tokenizer.from_word2id(build_vocabulary(texts))
     tokenizer.save(options.output)
     size = tokenizer.get_vocab_size()
-    print(
-        f"{options.output}: {size:,} entries, {len(SPECIAL_TOKENS)} special ones and "
-        f"{size - len(SPECIAL_TOKENS):,} characters from {described}"
-    )
+    text = "{path}: {size:,} entries, {special} special ones and {count:,} characters from {source}"
+    values = {"path": options.output, "size": size, "special": len(SPECIAL_TOKENS)}
+    print(say(text, **values, count=size - len(SPECIAL_TOKENS), source=described))
     return {"output": options.output, "vocab_size": size, "fingerprint": tokenizer.fingerprint}
 
 
@@ -123,7 +123,8 @@ def _learn(options: Options, texts: Iterable[str], described: str) -> dict[str, 
         raise InputError(f"--{error}") from None
     tokenizer.save(options.output)
     size, special = tokenizer.get_vocab_size(), len(tokenizer.special_ids)
-    print(f"{options.output}: {size:,} byte-level tokens, {special} special ones, from {described}")
+    text = "{path}: {size:,} byte-level tokens, {special} special ones, from {source}"
+    print(say(text, path=options.output, size=size, special=special, source=described))
     return {"output": options.output, "vocab_size": size, "fingerprint": tokenizer.fingerprint}
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt.console import command_line
+from minigpt.console.language import say
 from minigpt.data.records import DataOptions
 
 
@@ -57,11 +58,13 @@ def main(options: Options) -> dict[str, Any]:
     )
     report.print_summary()
     statistics = compute_statistics(conversations, tokenizer, options.max_length)
-    print(f"{options.train_data}: {report.counted}; {options.vocab_path}: {statistics.vocab_size:,} entries")
+    text = "{data}: {counted}; {vocab}: {size:,} entries"
+    values = {"data": options.train_data, "counted": report.counted, "vocab": options.vocab_path}
+    print(say(text, **values, size=statistics.vocab_size))
     (print_brief if options.brief else print_statistics)(statistics)
     if options.plot is not None:
         plot(statistics, options.plot, title=options.train_data.name)
-        print(f"picture: {options.plot}")
+        print(say("picture: {path}", path=options.plot))
     return {"read": report.as_dict(), **statistics.as_dict()}
 
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 
 __all__ = ["move", "pick_device", "random_state", "seed_everything", "set_random_state"]
 
@@ -22,7 +22,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise InputError(Message("device {name!r} cannot be used here: {why}", name=name, why=why)) from None
     return device
 
 

@@ -8,11 +8,32 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["InputError", "check_ranges", "printable", "printable_lines", "shown", "unknown_name"]
+__all__ = ["InputError", "Message", "check_ranges", "printable", "printable_lines", "shown", "unknown_name"]
 
 
 class InputError(ValueError):
     """Bad input or usage. The message is the one line that a user sees: what, where, what to do."""
+
+
+class Message(str):
+    """A text with values, in English. It remembers both, so that a terminal can show it in another language.
+
+    >>> Message("{path} does not exist", path="a.txt")
+    'a.txt does not exist'
+    """
+
+    template: str
+    values: dict[str, object]
+
+    def __new__(cls, template: str, /, **values: object) -> "Message":
+        """Fill the values into the template."""
+        self = super().__new__(cls, template.format(**values))
+        self.template, self.values = template, values
+        return self
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:
+        """Return what makes it again in another process."""
+        return (self.template,), self.values
 
 
 # name of an option in other programs -> names of the same option here
@@ -79,10 +100,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     bare = {one.lstrip("-"): one for one in names}  # without the dashes, which all flags share
     alike = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
     near = [one for one in names if one.lstrip("-") in short] or [bare[one] for one in alike]
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    if not near and kind == "flag" and len(names) > 12:
-        hint = "--help lists the flags"
-    return f"unknown {kind} {shown(name)}; {hint}"
+    if near:
+        hint = Message("did you mean {name!r}?", name=near[0])
+    elif kind == "flag" and len(names) > 12:
+        hint = Message("--help lists the flags")
+    else:
+        hint = Message("known: {names}", names=", ".join(names))
+    return Message("unknown {kind} {name}; {hint}", kind=Message(kind), name=shown(name), hint=hint)
 
 
 def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
@@ -121,10 +145,13 @@ def _check_number(name: str, value: object, low: float, high: float, advice: str
     is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
     if is_number and low <= value <= high:  # type: ignore[operator]  # NaN fails this comparison
         return
-    kind = "" if is_number else "a whole number " if is_whole else "a number "
-    ends = " to ".join(f"{end}" if is_whole else f"{end:g}" for end in (low, high))
+    kind = Message("" if is_number else "a whole number " if is_whole else "a number ")
+    first, last = (f"{end}" if is_whole else f"{end:g}" for end in (low, high))
+    text = "{name} must be {kind}from {first} to {last}{hint}: got {name}={value}"
     hint = f" ({advice})" if advice else ""
-    raise InputError(f"{name} must be {kind}from {ends}{hint}: got {name}={shown(value)}")
+    raise InputError(
+        Message(text, name=name, kind=kind, first=first, last=last, hint=hint, value=shown(value))
+    )
 
 
 def shown(value: object) -> str:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.flags import fields_of
+from minigpt.console.language import say, translated
 from minigpt.errors import InputError, printable, printable_lines
 from minigpt.generation.loading import load_to_answer, require_model
 from minigpt.generation.options import GenerationOptions
@@ -122,7 +123,7 @@ def main(options: Options) -> dict[str, Any] | None:
         from minigpt.storage.files import atomic_write
 
         atomic_write(options.output, "".join(f"{_json(record)}\n" for record in records))
-        print(f"{len(records)} answers written to {options.output}")
+        print(say("{count} answers written to {path}", count=len(records), path=options.output))
         return {"questions": len(records), "output": options.output}
     if not options.json:
         shown = printable if options.prompt is None else printable_lines
@@ -351,7 +352,7 @@ def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
     """Ask and answer until an empty line or the end of input. Returns the number of questions."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 -- gives input() line editing and a history
-    print("An empty line ends the conversation.")
+    print(translated("An empty line ends the conversation."))
     count = 0
     while True:
         try:
@@ -360,7 +361,7 @@ def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
             print()
             return count
         except UnicodeDecodeError:
-            print("   (that was not UTF-8: please set the terminal to it)", file=sys.stderr)
+            print(f"   {translated('(that was not UTF-8: please set the terminal to it)')}", file=sys.stderr)
             continue
         if not question:
             return count
@@ -371,7 +372,7 @@ def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
             else:
                 print(f"A: {printable(_answer(asked, [question], 1)[0].text)}")
         except InputError as error:  # for example, the question is too long; the conversation continues
-            print(f"   ({error})", file=sys.stderr)
+            print(f"   ({translated(error.args[0])})", file=sys.stderr)
 
 
 if __name__ == "__main__":

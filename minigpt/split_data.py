@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
+from minigpt.console.language import say, translated
 from minigpt.data.records import DataOptions
 
 if TYPE_CHECKING:
@@ -62,25 +63,23 @@ def divide(options: Options, conversations: "list[Conversation]", report: "ReadR
     folder = options.input.parent if options.output_dir is None else options.output_dir
     manifest = write_split(split, report, folder, train_ratio=options.train_ratio, seed=options.seed)
     if split.dropped:
-        print(
-            f"dropped as repeated: {len(split.dropped):,} of {report.counted} "
-            f"({len(split.dropped) / len(conversations):.1%})"
-        )
+        text = "dropped as repeated: {count:,} of {counted} ({share:.1%})"
+        share = len(split.dropped) / len(conversations)
+        print(say(text, count=len(split.dropped), counted=report.counted, share=share))
         for each, first in split.dropped[:3]:
-            print(f"  line {each.line} repeats line {first.line}: {shortened(each.question)}")
+            values = {"line": each.line, "first": first.line, "question": shortened(each.question)}
+            print(say("  line {line} repeats line {first}: {question}", **values))
     if split.grouped:
-        print(
-            f"questions with several answers, each kept on one side: {len(split.grouped):,}, "
-            f"with {sum(map(len, split.grouped)):,} pairs"
-        )
+        text = "questions with several answers, each kept on one side: {count:,}, with {pairs:,} pairs"
+        print(say(text, count=len(split.grouped), pairs=sum(map(len, split.grouped))))
         for group in split.grouped[:3]:
             lines = ", ".join(str(each.line) for each in group[:5]) + (", ..." if len(group) > 5 else "")
-            print(f"  lines {lines}: {shortened(group[0].question)}")
+            print(say("  lines {lines}: {question}", lines=lines, question=shortened(group[0].question)))
     total = len(split.train) + len(split.val)
     for name, side in (("train.jsonl", split.train), ("val.jsonl", split.val)):
         answers = sum(len(each.exchanges) for each in side)
         counted = ReadReport(folder / name, conversations=len(side), answers=answers).counted
-        print(f"{folder / name}: {counted} ({len(side) / total:.2%})")
+        print(f"{folder / name}: {translated(counted)} ({len(side) / total:.2%})")
     if split.on_both_sides:
         (exchange, times), count = split.on_both_sides[0], len(split.on_both_sides)
         shown = shortened(exchange.question)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from minigpt.console.command_line import stop_signals
+from minigpt.console.language import set_language
 from minigpt.console.terminal import ProgressLine
 from minigpt.generation.native_library import system_build
 from tests.commands import Result, RunCommand, path_of
@@ -61,6 +62,10 @@ def pytest_runtest_call() -> None:
 for _number in stop_signals():
     signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
+for _name in ("LC_ALL", "LC_MESSAGES", "LANG"):  # messages are compared in English
+    if os.environ.get(_name, "").lower().startswith("zh"):
+        os.environ[_name] = "C.UTF-8"
+
 system_build()  # built once per process: now, before a test changes CC, PATH or the home folder
 # Child processes do not have pytest's warning filters. This filter is also in pyproject.toml.
 _FILTERS = [os.environ.get("PYTHONWARNINGS", ""), "ignore:no native step:RuntimeWarning"]
@@ -80,6 +85,7 @@ class Process:
         """Undo the changes that commands make on purpose, because they expect a process of their own."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        set_language("en")
         environment = {**self.environment, "PYTEST_CURRENT_TEST": os.environ["PYTEST_CURRENT_TEST"]}
         if environment != os.environ:
             os.environ.clear()

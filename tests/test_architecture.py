@@ -545,6 +545,7 @@ def test_the_search_for_risky_calls_finds_them(tmp_path: Path, code: str, what: 
 MAY_READ = {
     "console.flags": {"read_text"},  # reads its own source, for --help
     "console.command_line": {"open"},  # standard streams
+    "console.language": {"open"},  # of the package itself
     "data.json_values": {"JSONDecoder"},  # JSON of users: broken lines, other rules
     "data.file_formats": {"ZipFile"},  # bytes that were read before
     "data.chat_encoding": {"loads"},  # texts that data.json_values has parsed

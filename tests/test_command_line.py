@@ -718,6 +718,8 @@ def test_help_has_groups_choices_defaults_and_eighty_columns() -> None:
         "The output",
         "  --json                  also print the result as one JSON object on the last",
         "                          line, for programs",
+        "  --language {auto,en,zh} English, Chinese, or what LC_ALL, LC_MESSAGES or LANG",
+        "                          says (default auto)",
     ]
     lines = help_text(Wide, "try", __file__).splitlines()
     assert lines[0] == "usage: try [PLACE] [flags]"

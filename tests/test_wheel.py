@@ -139,7 +139,7 @@ def test_the_wheel_has_the_package_s_files_and_no_others(distributions: tuple[Pa
     assert {name for name in names if not name.startswith(info)} == package_files()
     assert f"{info}/licenses/LICENSE" in names
     suffixes = {Path(name).suffix for name in names}
-    assert {".py", ".toml", ".jsonl", ".c", ".h", ".typed"} <= suffixes, "code, recipes, curves, native code"
+    assert {".py", ".toml", ".jsonl", ".c", ".h", ".typed", ".mo"} <= suffixes, "all that the package opens"
 
 
 def test_the_source_distribution_has_what_the_wheel_needs_and_no_more(

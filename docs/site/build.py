@@ -1,11 +1,11 @@
 """Builds the site of the documents, in English and in Chinese: python docs/site/build.py [FOLDER]
 
-The sources are the pages as they are: README.md, and each .md file of docs/ and of docs/book/. X.zh-CN.md is
-the Chinese edition of X.md. Each language is a site of its own, in FOLDER/en and FOLDER/zh, and a page has the
+The sources are the pages as they are: README.md, and each .md file of docs and of docs/book. X.zh-CN.md is
+the Chinese edition of X.md. Each language is a site of its own, FOLDER/en and FOLDER/zh, and a page has the
 same address in both: so a switch on each page is a link, and a search finds one language.
 
 Before Sphinx reads them, pages are copied to FOLDER/source/LANGUAGE. There README.md is index.md, the Chinese
-edition loses its suffix, docs/commands.md becomes a page per verb, and each public name has a page. A relative
+edition loses its suffix, docs/commands.md becomes a page per verb, each public name has a page. A relative
 link that leads nowhere is an error, as is each warning of Sphinx. Nothing is fetched from a network.
 """
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.flags import fields_of
-from minigpt.errors import InputError, printable, printable_lines
+from minigpt.console.language import say, translated
+from minigpt.errors import InputError, Message, printable, printable_lines
 from minigpt.generation.loading import load_to_answer
 from minigpt.generation.options import GenerationOptions
 
@@ -112,7 +113,7 @@ def _talk(talk: "Conversation") -> None:
 
         readline.parse_and_bind("set enable-bracketed-paste on")
     what = {"chat": "a chat model", "question": "a model of questions and answers", "text": "a model of text"}
-    print(f"{what[talk.form]}; /help lists the commands, Ctrl-D leaves")
+    print(say("{what}; /help lists the commands, Ctrl-D leaves", what=Message(what[talk.form])))
     while (line := _typed()) is not None:
         if not line.strip():
             continue
@@ -124,9 +125,9 @@ def _talk(talk: "Conversation") -> None:
             else:
                 _show(talk, line.strip())
         except InputError as error:  # an error does not end the conversation
-            print(f"({error})")
+            print(f"({translated(error.args[0])})")
         except KeyboardInterrupt:
-            print(" (stopped)")
+            print(translated(" (stopped)"))
 
 
 def _typed() -> str | None:
@@ -143,11 +144,11 @@ def _typed() -> str | None:
             print()
             if warned:
                 raise
-            print("(Ctrl-C once more, or Ctrl-D, leaves)")
+            print(translated("(Ctrl-C once more, or Ctrl-D, leaves)"))
             warned, lines = True, []
             continue
         except UnicodeDecodeError:
-            print("(that was not UTF-8: please set the terminal to it)")
+            print(translated("(that was not UTF-8: please set the terminal to it)"))
             continue
         lines.append(line.removesuffix("\\"))
         if not line.endswith("\\"):
@@ -158,11 +159,12 @@ def _show(talk: "Conversation", text: str) -> None:
     """Generate an answer and print it piece by piece."""
     if unknown := talk.tokenizer.unknown_characters(text):
         shown = " ".join(map(repr, unknown[:20]))
-        print(f"(not in the vocabulary, {talk.tokenizer.unknown_read_as}: {shown})")
+        read_as = Message(talk.tokenizer.unknown_read_as)
+        print(say("(not in the vocabulary, {read_as}: {shown})", read_as=read_as, shown=shown))
     before = talk.forgotten
     pieces = talk.say(text)
     if before == 0 < talk.forgotten:  # this message is printed once, until /reset
-        print("(the context is full: from now on the oldest turns are left out)")
+        print(translated("(the context is full: from now on the oldest turns are left out)"))
     # after Ctrl-C, the conversation keeps the part of the answer that was generated
     with contextlib.closing(pieces):
         for piece in pieces:
@@ -170,9 +172,9 @@ def _show(talk: "Conversation", text: str) -> None:
     print()
     reason = talk.turns[-1].stop_reason
     if reason == "length":
-        print(f"(cut at {talk.options.wanted} tokens: /max_new_tokens N changes that)")
+        print(say("(cut at {count} tokens: /max_new_tokens N changes that)", count=talk.options.wanted))
     elif reason == "context":
-        print("(the context is full: /reset empties it)")
+        print(translated("(the context is full: /reset empties it)"))
 
 
 def _obey(talk: "Conversation", line: str) -> None:
@@ -182,7 +184,7 @@ def _obey(talk: "Conversation", line: str) -> None:
     if command_name(line) == "/why":
         _explain(talk, candidates(line))
     if said:
-        print(printable_lines(said))
+        print(printable_lines(translated(said)))
 
 
 def _explain(talk: "Conversation", others: int) -> None:
@@ -202,13 +204,16 @@ def _explain(talk: "Conversation", others: int) -> None:
         others_shown = (shown(token) for token, _ in choice.others)
         instead = "   ".join(f"{name} {number}" for name, number in zip(others_shown, numbers[1:]))
         rows.append((shown(choice.token), numbers[0], instead))
-    more = f", the first {_EXPLAINED} of {len(choices)}" if len(choices) > _EXPLAINED else ""
-    table(f"tokens of the last answer{more}", ("token", "probability", "instead of"), rows, numeric=(1,))
+    title = "tokens of the last answer"
+    if len(choices) > _EXPLAINED:
+        text = "tokens of the last answer, the first {count} of {total}"
+        title = Message(text, count=_EXPLAINED, total=len(choices))
+    table(title, ("token", "probability", "instead of"), rows, numeric=(1,))
     if any(choice.drawn for choice in choices):
         options = talk.turns[-1].options
         drawn_by = ("temperature", "top_k", "top_p")
         given = ", ".join(f"{name} {getattr(options, name):g}" for name in drawn_by)
-        print(f"(as the model says > as it was drawn from: {given})")
+        print(say("(as the model says > as it was drawn from: {given})", given=given))
 
 
 def percent(share: float) -> str:

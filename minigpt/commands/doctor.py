@@ -10,7 +10,7 @@ Causes are named before their consequences. Recommended commands can be run with
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
@@ -29,8 +29,6 @@ class Options(command_line.CommandOptions):
     """folder of the run, as `minigpt train --output` made it"""
     deep: bool = True
     """also load the best checkpoint, and measure and ask it on some held-out pairs"""
-    language: Literal["auto", "en", "zh"] = "auto"
-    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
     curve: Path | None = None
     """reference curve to compare with instead of the recipe's"""
     save_curve: Path | None = None

@@ -129,8 +129,6 @@ class Options(command_line.ModelOptions, DataOptions):
     # Where it is shown
     plot: Path | None = None
     """also draw it: .png, .svg, .pdf, or .html"""
-    language: Literal["auto", "en", "zh"] = "auto"
-    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
 
 
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

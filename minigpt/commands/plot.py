@@ -9,7 +9,7 @@ The terminal shows a table of size, loss and time, the curves as one line each, 
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
@@ -27,8 +27,6 @@ class Options(command_line.CommandOptions):
     """one question, or several, that the best model of each run answers"""
     output: Path | None = None
     """also draw the curves: .png, .svg, .pdf, or .html"""
-    language: Literal["auto", "en", "zh"] = "auto"
-    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
 
 
 def main(options: Options) -> dict[str, Any]:

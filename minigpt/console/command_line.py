@@ -28,7 +28,8 @@ from types import FrameType
 from typing import Any, ClassVar, Literal, NoReturn, TextIO, TypeVar
 
 from minigpt.console.flags import help_text, parse
-from minigpt.errors import InputError, check_ranges, printable
+from minigpt.console.language import language_of, say, set_language, translated
+from minigpt.errors import InputError, Message, check_ranges, printable
 
 __all__ = [
     "CommandOptions",
@@ -53,6 +54,8 @@ class CommandOptions:
     # The output
     json: bool = False
     """also print the result as one JSON object on the last line, for programs"""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
 
     def __post_init__(self) -> None:
         check_ranges(type(self), vars(self))
@@ -90,7 +93,13 @@ Given = TypeVar("Given")
 
 def warn(text: str) -> None:
     """Print a warning as one line on stderr, because stdout is for results."""
-    print(_one_line(f"warning: {text}"), file=sys.stderr)
+    print(_one_line(say("warning: {text}", text=translated(text))), file=sys.stderr)
+
+
+def _text_of(error: Warning | Exception | str) -> str:
+    """Return what an error says, as a Message if it is one."""
+    first = [] if isinstance(error, str) else [*error.args][:1]
+    return first[0] if first and isinstance(first[0], Message) else str(error)
 
 
 def _one_line(text: str, limit: int = 3000) -> str:
@@ -113,7 +122,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if category.__module__.split(".")[0] == "minigpt":
-            warn(str(message))
+            warn(_text_of(message))
         else:
             before(message, category, filename, lineno, file, line)
 
@@ -143,6 +152,7 @@ def run(
 
     def work() -> None:
         before_end = argv[: argv.index("--")] if "--" in argv else argv
+        set_language(language_of(before_end))
         if {"-h", "--help"} & set(before_end):
             print(help_text(options, program, main.__code__.co_filename, defaults() if defaults else None))
             return
@@ -174,20 +184,21 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
             work()
         sys.stdout.flush()
     except InputError as error:
-        code, complaint = 2, f"error: {error}"
+        code, complaint = 2, say("error: {text}", text=translated(_text_of(error)))
     except KeyboardInterrupt:
-        code, complaint = 130, "interrupted"
+        code, complaint = 130, translated("interrupted")
     except _Terminated as stop:
-        code, complaint = stop.code, "terminated"
+        code, complaint = stop.code, translated("terminated")
     except BrokenPipeError:  # the reader has closed the pipe
         code = 141
     except OSError as error:
-        code, complaint = 2, f"error: {_os_error(error)}"
+        code, complaint = 2, say("error: {text}", text=_os_error(error))
     except (MemoryError, RuntimeError) as error:
         # torch's error for too little memory is a RuntimeError
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
-        code, complaint = 2, f"error: not enough memory: {error or 'ask for less'}"
+        what = str(error) or translated("ask for less")
+        code, complaint = 2, say("error: {text}", text=say("not enough memory: {what}", what=what))
     finally:
         _empty(sys.stdout)
         if isinstance(sys.stderr, _NeverFails):  # otherwise the work has silenced this process
@@ -346,4 +357,4 @@ def _json_ready(value: object) -> object:
 
 def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
-    return f"{where}{error.strerror or str(error) or type(error).__name__}"
+    return f"{where}{translated(error.strerror or str(error) or type(error).__name__)}"

@@ -25,13 +25,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from minigpt.errors import InputError, check_ranges, shown, unknown_name
+from minigpt.console.language import say, translated, wrapped
+from minigpt.errors import InputError, Message, check_ranges, shown, unknown_name
 
 __all__ = ["POSITIONAL", "fields_of", "flags_of", "help_text", "parse"]
 
 POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _MARGIN = 26  # width of the column with the flags' names in the help
+_NARROW = 60  # columns of a terminal below which a flag's text stands under its name
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
@@ -136,7 +138,9 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
         while words and not equals and not _is_flag(words[0]) and (flag.is_list or not texts):
             texts.append(words.pop(0))
         if not texts:
-            raise InputError(f"{flag.title} needs a value (one that begins with '-': {flag.title}=VALUE)")
+            raise InputError(
+                Message("{flag} needs a value (one that begins with '-': {flag}=VALUE)", flag=flag.title)
+            )
         values = tuple(_read(flag, text) for text in texts)
         take(flag, values if flag.is_list else values[0])
     for flag, text in zip(places, strays):
@@ -145,12 +149,11 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
             break
         take(flag, _read(flag, text))
     if (more := strays[len(places) :]) and not (places and places[-1].is_list):
-        raise InputError(
-            f"unexpected argument: {' '.join(more)} (a value with spaces needs quotes around it)"
-        )
+        text = "unexpected argument: {words} (a value with spaces needs quotes around it)"
+        raise InputError(Message(text, words=" ".join(more)))
     for flag in flags.values():
         if flag.default is dataclasses.MISSING and not flag.holder and flag.name not in given:
-            raise InputError(f"{flag.title} is missing: see --help")
+            raise InputError(Message("{flag} is missing: see --help", flag=flag.title))
     for field in dataclasses.fields(options):
         if (inner := field.metadata.get("fields_of")) and field.name in given:
             check_ranges(inner, given[field.name])
@@ -188,9 +191,9 @@ def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
 def _read(flag: Flag, text: str) -> object:
     if typing.get_origin(flag.kind) is Literal:
         if text not in (choices := typing.get_args(flag.kind)):
-            raise InputError(
-                f"{flag.title} must be one of {', '.join(map(repr, choices))}: got {shown(text)}"
-            )
+            known = ", ".join(map(repr, choices))
+            words = "{flag} must be one of {known}: got {value}"
+            raise InputError(Message(words, flag=flag.title, known=known, value=shown(text)))
         return text
     if flag.kind is Path and not text:
         raise InputError(f"{flag.title} must be a path: got ''")
@@ -198,8 +201,9 @@ def _read(flag: Flag, text: str) -> object:
     try:
         return kind(text)
     except ValueError:
-        what = "a whole number" if flag.kind is int else "a number"
-        raise InputError(f"{flag.title} must be {what}: got {shown(text)}") from None
+        what = Message("a whole number" if flag.kind is int else "a number")
+        words = "{flag} must be {what}: got {value}"
+        raise InputError(Message(words, flag=flag.title, what=what, value=shown(text))) from None
 
 
 # -- help --------------------------------------------------------------------------------------------------
@@ -220,14 +224,14 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
              for name, flag in flags_of(options).items()}  # fmt: skip
     places = "".join(f" {flag.title}" if flag.default is dataclasses.MISSING else f" [{flag.title}]"
                      for flag in flags.values() if flag.is_positional)  # fmt: skip
-    shown = [f"usage: {program}{places} [flags]", ""]
-    shown += textwrap.wrap(" ".join((options.__doc__ or "").split()), width)
+    shown = [*wrapped(say("usage: {command} [flags]", command=f"{program}{places}"), width), ""]
+    shown += wrapped(translated(" ".join((options.__doc__ or "").split())), width)
     group = None
     for title, name, words in _described(options, source):
         if title != group:
-            shown += ["", *textwrap.wrap(title or "Options", width)]
+            shown += ["", *wrapped(translated(title or "Options"), width)]
             group = title
-        shown += _entry(flags[name], words, width)
+        shown += _entry(flags[name], translated(words), width)
     return "\n".join(shown)
 
 
@@ -241,16 +245,17 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
         label += f" {metavar}" + (f" [{metavar}]" if flag.is_list and not choices else "")
     is_silent = flag.default is dataclasses.MISSING or isinstance(flag.default, bool)
     if not is_silent and flag.default not in (None, "", ()):
-        words += f" (default {flag.default})"
-    lines = textwrap.wrap(words, width - _MARGIN)
-    if lines and len(label) < _MARGIN:
-        heads = [f"{label:<{_MARGIN}}{lines.pop(0)}".rstrip()]
+        words += say(" (default {value})", value=flag.default)
+    margin = _MARGIN if width >= _NARROW else 6
+    lines = wrapped(words, width - margin)
+    if lines and len(label) < margin:
+        heads = [f"{label:<{margin}}{lines.pop(0)}".rstrip()]
     else:  # many or long choices take several lines
         heads = textwrap.wrap(
             label.replace(",", ", ") if len(label) > width else label, width, subsequent_indent=" " * 8
         )
         heads[0] = f"  {heads[0].lstrip()}"
-    return [*heads, *(" " * _MARGIN + line for line in lines)]
+    return [*heads, *(" " * margin + line for line in lines)]
 
 
 def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:

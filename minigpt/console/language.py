@@ -1,11 +1,43 @@
-"""Chooses the language of messages that exist in English and Chinese."""
+"""The language of messages: English, or Chinese by minigpt/translations/zh.mo.
 
+    set_language("zh")
+    translated("The machine")                              # 机器
+    say("{count} steps are done", count=105)               # for code that prints it now
+    wrapped("一条命令做完全部", 8)                            # ["一条命令", "做完全部"]
+
+The English text is the key. Help is looked up whole. A message with values is a `Message`, which is English
+everywhere but here: --json, files and the Python interface are never translated.
+"""
+
+import errno
 import os
-from typing import Literal, TypeAlias
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-__all__ = ["Language", "chosen_language"]
+from minigpt.errors import Message
+
+if TYPE_CHECKING:
+    from gettext import GNUTranslations
+
+__all__ = [
+    "SYSTEM_ERRORS", "Language", "chosen_language", "language", "language_of", "say", "set_language",
+    "translated", "wrapped",
+]  # fmt: skip
 
 Language: TypeAlias = Literal["en", "zh"]
+# the operating system's messages that the catalogue has
+SYSTEM_ERRORS = (
+    errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EROFS,
+)  # fmt: skip
+_CATALOGUE = Path(__file__).parents[1] / "translations" / "zh.mo"
+_NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # these do not begin a line
+_NOT_LAST = "（【《“‘([{"  # nor do these end one
+
+_language: Language = "en"
 
 
 def chosen_language(wanted: str) -> Language:
@@ -14,3 +46,86 @@ def chosen_language(wanted: str) -> Language:
         names = (os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
         wanted = next((name for name in names if name), "")
     return "zh" if wanted.lower().startswith("zh") else "en"
+
+
+def language_of(argv: Sequence[str]) -> Language:
+    """Return the language that a command line asks for, before it is parsed."""
+    for word, following in zip(argv, [*argv[1:], "auto"]):
+        name, equals, value = word.partition("=")
+        if name == "--language":
+            return chosen_language(value if equals else following)
+    return chosen_language("auto")
+
+
+def set_language(chosen: Language) -> None:
+    """Choose the language of this process. A command does; a library stays English."""
+    global _language
+    _language = chosen
+
+
+def language() -> Language:
+    """Return the language of this process."""
+    return _language
+
+
+@cache
+def _catalogue() -> "GNUTranslations":
+    from gettext import GNUTranslations
+
+    with _CATALOGUE.open("rb") as file:
+        return GNUTranslations(file)
+
+
+def translated(text: str) -> str:
+    """Return a text in the language of this process. One without a translation stays as it is."""
+    if _language == "en" or not text:
+        return text
+    if not isinstance(text, Message):
+        return _catalogue().gettext(text)
+    values = {k: translated(v) if isinstance(v, Message) else v for k, v in text.values.items()}
+    return _catalogue().gettext(text.template).format(**values)
+
+
+def say(template: str, /, **values: object) -> str:
+    """Return a message in the language of this process, with its values."""
+    return translated(Message(template, **values))
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return the lines of a text, each of at most `width` columns. A Chinese character has two.
+
+    >>> wrapped("一个字一个词元，由 char 选择", 12)
+    ['一个字一个词', '元，由 char', '选择']
+    """
+    if text.isascii():
+        return textwrap.wrap(text, width)
+    lines, line = [], ""
+    for piece in _pieces(text):
+        if line and columns(line + piece.rstrip()) > width:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece if line else piece.lstrip()
+        while columns(line) > width and line.isascii():  # a word that is longer than a line
+            lines.append(line[:width])
+            line = line[width:]
+    return [*lines, line.rstrip()] if line.strip() else lines
+
+
+def columns(text: str) -> int:
+    """Return the columns of a text on a terminal."""
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut a text where a line may end: at spaces, and around each wide character."""
+    found: list[str] = []
+    for one in text:
+        joins = found and not (
+            found[-1][-1] == " "
+            or ((columns(one) == 2 or columns(found[-1][-1]) == 2) and one not in _NOT_FIRST + " ")
+        )
+        if joins or (found and found[-1][-1] in _NOT_LAST):
+            found[-1] += one
+        else:
+            found.append(one)
+    return found

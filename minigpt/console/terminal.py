@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minigpt.console.command_line import warn
+from minigpt.console.language import say, translated
 from minigpt.errors import printable
 
 __all__ = [
@@ -41,7 +42,7 @@ class _Console(Console):
 
 def note(text: str) -> None:
     """Print a note, which is not a warning, as one line on stderr."""
-    print(printable(f"note: {' '.join(text.split())}"), file=sys.stderr)
+    print(printable(say("note: {text}", text=" ".join(translated(text).split()))), file=sys.stderr)
 
 
 def seconds(value: float) -> str:
@@ -95,10 +96,11 @@ def table_text(
     """
     console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
     is_narrow = width < _NARROW
+    columns = [translated(column) for column in columns]
     cells = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     with console.capture() as captured:
-        console.print(_text(title))
+        console.print(_text(translated(title)))
         room = width - 2 * len(least) + 1 if is_narrow else width - 3 * len(least) - 1
         if sum(least) > room and len(least) > 2:
             for first, *others in cells[1:]:
@@ -146,11 +148,13 @@ def _table(
 ) -> Table:
     shape: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False} if is_narrow else {}
     shape["show_header"] = any(columns)
-    view = Table(title=_text(title) if title else None, title_justify="left", header_style="bold", **shape)
+    view = Table(
+        title=_text(translated(title)) if title else None, title_justify="left", header_style="bold", **shape
+    )
     for index, column in enumerate(columns):
         side: Any = "right" if index in numeric else "left"
         width = widths[index] if widths else None
-        view.add_column(_text(column), justify=side, overflow="fold", width=width)
+        view.add_column(_text(translated(column)), justify=side, overflow="fold", width=width)
     for row in rows:
         view.add_row(*map(_text, row))
     return view
@@ -165,7 +169,7 @@ def histogram(title: str, labels: Sequence[str], counts: Sequence[int], width: i
     total, most = max(sum(counts), 1), max(max(counts, default=0), 1)
     shown = [printable(label) for label in labels]
     label_width = max(map(cell_len, shown), default=0)
-    print(printable(title))
+    print(printable(translated(title)))
     for label, count in zip(shown, counts, strict=True):
         bar = "█" * round(width * count / most) or ("▏" if count else "")
         padding = " " * (label_width - cell_len(label))
@@ -185,7 +189,7 @@ class ProgressLine:
     """
 
     def __init__(self, title: str, total: int, interval: float = 10.0, patience: float = 0.0) -> None:
-        self.title, self.total, self.interval = title, total, interval
+        self.title, self.total, self.interval = translated(title), total, interval
         self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._next = time.monotonic() + patience
         self._bar: Progress | None = None
@@ -201,9 +205,9 @@ class ProgressLine:
         is_due = now >= self._next or force
         if self._live and is_due:
             self._next = now + 0.1
-            self._draw(done, printable(text))
+            self._draw(done, printable(translated(text)))
         elif not self._live:
-            self._last = printable(f"{self.title} {self._count(done)} {text}".rstrip())
+            self._last = printable(f"{self.title} {self._count(done)} {translated(text)}".rstrip())
             if is_due:
                 self._next = now + self.interval
                 self._print_last()
@@ -239,7 +243,7 @@ class ProgressLine:
         """Print a line above the bar (on stdout)."""
         self._clear()
         sys.stderr.flush()
-        print(printable(text), flush=True)
+        print(printable(translated(text)), flush=True)
 
     def _clear(self) -> None:
         if self._bar is not None:

@@ -38,7 +38,7 @@ from minigpt.data.tables import (
     workbook_records,
 )
 from minigpt.data.text_encoding import decode, shown_name
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.storage.files import sha256
 from minigpt.storage.regular_files import open_regular
 
@@ -85,7 +85,9 @@ def read_bytes(path: Path) -> bytes:
     except InputError:  # InputError is a ValueError, so it must be re-raised before the last clause
         raise
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist (looked for it from {Path.cwd()})") from None
+        raise InputError(
+            Message("{path} does not exist (looked for it from {folder})", path=path, folder=Path.cwd())
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
@@ -106,9 +108,11 @@ def _too_large(what: str) -> InputError:
 
 def _folder_sentence(path: Path) -> str:
     if (path / "config.json").exists():
-        return f"{path} is a model's folder, not data"
-    return (
-        f"{path} is a folder; give a file. To learn from a folder of texts: {advised('train --text', path)}"
+        return Message("{path} is a model's folder, not data", path=path)
+    return Message(
+        "{path} is a folder; give a file. To learn from a folder of texts: {command}",
+        path=path,
+        command=advised("train --text", path),
     )
 
 

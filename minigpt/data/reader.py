@@ -23,7 +23,7 @@ from minigpt.data.json_values import BadLine, Record
 from minigpt.data.nested_records import is_message_tree, message_trees, unfolded
 from minigpt.data.records import KNOWN_SHAPES, NO_KNOWN_FIELD, FieldNames, Text, head_test, meaning_of
 from minigpt.data.tables import rows_of
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 
 __all__ = ["ReadReport", "read_conversations", "read_records"]
 
@@ -56,9 +56,10 @@ class ReadReport:
         '29 conversations with 58 answers'
         """
         several = "" if self.conversations == 1 else "s"
+        values = {"count": self.conversations, "several": several, "answers": self.answers}
         if self.answers == self.conversations:
-            return f"{self.conversations:,} pair{several}"
-        return f"{self.conversations:,} conversation{several} with {self.answers:,} answers"
+            return Message("{count:,} pair{several}", **values)
+        return Message("{count:,} conversation{several} with {answers:,} answers", **values)
 
     def print_summary(self) -> None:
         """Print how the file was read and what was skipped: each reason once, with its first lines."""
@@ -79,9 +80,11 @@ class ReadReport:
         for reason, lines in self.by_reason().items():
             first = "" if len(lines) == 1 else f"; line {lines[0]}"
             detail = f"{first}: {self.details[reason]}" if self.details.get(reason) else ""
-            warn(f"{self.path}: skipped {len(lines):,}: {reason} (line {_listed(lines)}{detail})")
-        skipped = f"{len(self.skipped):,} of {self.lines:,} records"
-        warn(f"{self.path}: skipped {skipped} in all; --strict stops there")
+            text = "{path}: skipped {count:,}: {reason} (line {lines}{detail})"
+            values = {"path": self.path, "count": len(lines), "reason": reason, "lines": _listed(lines)}
+            warn(Message(text, **values, detail=detail))
+        text = "{path}: skipped {count:,} of {total:,} records in all; --strict stops there"
+        warn(Message(text, path=self.path, count=len(self.skipped), total=self.lines))
 
     def by_reason(self) -> dict[str, list[int]]:
         """Return reason -> lines that were skipped for this reason. The most frequent reason comes first."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt.console.command_line import ModelOptions, lasting_imports, remembered_signals, warn
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.storage.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -36,10 +36,14 @@ def require_model(path: Path) -> None:
             ]
             if made:
                 newest = max(made, key=lambda file: file.stat().st_mtime).parent
-                raise InputError(f"{path} does not exist; the newest model here: --model {newest}")
+                text = "{path} does not exist; the newest model here: --model {newest}"
+                raise InputError(Message(text, path=path, newest=newest))
         raise InputError(
-            f"{path} does not exist: train a model first (`minigpt train`; or `make demo`, then "
-            "--model output/demo/best), or name its folder with --model"
+            Message(
+                "{path} does not exist: train a model first (`minigpt train`; or `make demo`, then "
+                "--model output/demo/best), or name its folder with --model",
+                path=path,
+            )
         )
 
 

@@ -6,17 +6,20 @@ A command changes the conversation or shows something. `obey` returns the text t
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import InputError, unknown_name
+from minigpt.console.language import translated, wrapped
+from minigpt.errors import InputError, Message, unknown_name
 from minigpt.generation.conversation import Conversation
 
 __all__ = ["COMMANDS", "candidates", "command_name", "help_text", "is_command", "obey"]
 
 _DRAWING = ("temperature", "top_p", "top_k")
 _MOST_CANDIDATES = 50
+_NARROW = 60  # columns of a terminal below which a command's text stands under its name
 
 
 def is_command(line: str) -> bool:
@@ -49,19 +52,25 @@ def command_name(line: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise InputError(f"{name} may be {', '.join(found)}: type one more letter")
-    text = unknown_name("command", name, COMMANDS)
-    raise InputError(
-        text if "did you mean" in text else f"unknown command {name!r}; known: {', '.join(COMMANDS)}"
-    )
+        text = "{name} may be {found}: type one more letter"
+        raise InputError(Message(text, name=name, found=", ".join(found)))
+    raise InputError(unknown_name("command", name, COMMANDS))
 
 
 def help_text() -> str:
     """Return the list of all commands, one line each."""
-    width = max(len(f"{name} {command.argument}") for name, command in COMMANDS.items())
-    return "\n".join(
-        f"{f'{name} {command.argument}':<{width}}  {command.help}" for name, command in COMMANDS.items()
+    width, room = (
+        max(len(f"{n} {c.argument}") for n, c in COMMANDS.items()),
+        shutil.get_terminal_size().columns,
     )
+    lines = []
+    for name, command in COMMANDS.items():
+        head, text = f"{name} {command.argument}", translated(command.help)
+        if room < _NARROW:
+            lines += [head.rstrip(), *(f"    {line}" for line in wrapped(text, room - 4))]
+        else:
+            lines.append(f"{head:<{width}}  {text}")
+    return "\n".join(lines)
 
 
 def _set(name: str, talk: Conversation, value: str) -> str:
@@ -74,11 +83,12 @@ def _set(name: str, talk: Conversation, value: str) -> str:
             drawn = options.do_sample or name in _DRAWING
             options = dataclasses.replace(options, **dict[str, Any]({name: number, "do_sample": drawn}))
         talk.choose(options)
-    how = "drawn at random" if options.do_sample else "always the most likely token: /temperature 1 draws"
+    likely = "always the most likely token: /temperature 1 draws"
+    how = Message("drawn at random" if options.do_sample else likely)
     shown = getattr(options, name)
     if name == "max_new_tokens":
         return f"max_new_tokens {options.wanted}"
-    return f"{name} {'none' if shown is None else shown} ({how})"
+    return Message("{name} {value} ({how})", name=name, value="none" if shown is None else shown, how=how)
 
 
 def _number(name: str, value: str) -> float | int:
@@ -86,8 +96,9 @@ def _number(name: str, value: str) -> float | int:
     try:
         return kind(value)
     except ValueError:
-        what = "a number" if kind is float else "a whole number"
-        raise InputError(f"/{name} must be {what}: got {value!r}") from None
+        what = Message("a number" if kind is float else "a whole number")
+        text = "/{name} must be {what}: got {value!r}"
+        raise InputError(Message(text, name=name, what=what, value=value)) from None
 
 
 def _reset(talk: Conversation, value: str) -> str:
@@ -102,8 +113,11 @@ def _system(talk: Conversation, value: str) -> str:
     if not value:
         return "no system message"
     unknown = " ".join(map(repr, talk.tokenizer.unknown_characters(value)[:_MOST_CANDIDATES]))
-    return f"system: {value}" + (
-        f" (not in the vocabulary, {talk.tokenizer.unknown_read_as}: {unknown})" if unknown else ""
+    if not unknown:
+        return Message("system: {text}", text=value)
+    read_as = talk.tokenizer.unknown_read_as
+    return Message(
+        "system: {text} (not in the vocabulary, {read_as}: {unknown})", text=value, read_as=read_as, unknown=unknown
     )
 
 
@@ -114,7 +128,8 @@ def _think(talk: Conversation, value: str) -> str:
         raise InputError(f"/think must be on or off: got {value!r}")
     if value:
         talk.thinking = value == "on"
-    return "thinking: " + {None: "as the template has it", True: "on", False: "off"}[talk.thinking]
+    how = {None: "as the template has it", True: "on", False: "off"}
+    return Message("thinking: {how}", how=Message(how[talk.thinking]))
 
 
 def candidates(line: str) -> int:
@@ -138,9 +153,8 @@ def _history(talk: Conversation, value: str) -> str:
         raise InputError(f"/history must be on or off: got {value!r}")
     if value:
         talk.history = value == "on"
-    return "history: " + (
-        "on, earlier turns are read, too" if talk.history else "off, each question is read alone"
-    )
+    how = Message("on, earlier turns are read, too" if talk.history else "off, each question is read alone")
+    return Message("history: {how}", how=how)
 
 
 def _save(talk: Conversation, value: str) -> str:
@@ -150,9 +164,9 @@ def _save(talk: Conversation, value: str) -> str:
         raise InputError("nothing was said yet: there is nothing to save")
     path = Path(value).expanduser()
     if path.exists() and path not in talk.saved:
-        raise InputError(f"{path} exists already: choose another name")
+        raise InputError(Message("{path} exists already: choose another name", path=path))
     talk.save(path)
-    return f"{len(talk.turns)} turns written to {path}"
+    return Message("{count} turns written to {path}", count=len(talk.turns), path=path)
 
 
 def _help(talk: Conversation, value: str) -> str:

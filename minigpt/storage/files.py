@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.storage.json_files import read_json
 from minigpt.storage.regular_files import open_regular
 
@@ -253,9 +253,11 @@ def verify_manifest(folder: Path | str) -> None:
         size, digest = expected[name]
         actual = path.stat().st_size
         if actual != size:
-            raise InputError(f"{path} has {actual} bytes, {MANIFEST} says {size}: damaged")
+            text = "{path} has {actual} bytes, {manifest} says {size}: damaged"
+            raise InputError(Message(text, path=path, actual=actual, manifest=MANIFEST, size=size))
         if sha256(path) != digest:
-            raise InputError(f"{path} does not match its SHA-256 in {MANIFEST}: damaged")
+            text = "{path} does not match its SHA-256 in {manifest}: damaged"
+            raise InputError(Message(text, path=path, manifest=MANIFEST))
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:

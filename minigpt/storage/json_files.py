@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from minigpt.errors import InputError, shown
+from minigpt.errors import InputError, Message, shown
 from minigpt.storage.regular_files import open_regular
 
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "reading"]
@@ -85,7 +85,9 @@ def reading(path: Path, missing: str = "") -> Iterator[BinaryIO]:
         with open_regular(path) as file:
             yield file
     except FileNotFoundError:
-        raise InputError(f"{path} is missing{missing and ': '}{missing}") from None
+        raise InputError(
+            Message("{path} is missing{why}", path=path, why=missing and f": {missing}")
+        ) from None
     except IsADirectoryError:
         raise InputError(f"{path} must be a file, and is a directory") from None
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from minigpt.console.command_line import CommandOptions
 from minigpt.data.records import DataOptions
 from minigpt.data.sample_weights import parse_keyword_weights
-from minigpt.errors import InputError, unknown_name
+from minigpt.errors import InputError, Message, unknown_name
 from minigpt.families.options import OPTIONS, FamilyName
 from minigpt.storage.json_files import read_json, read_toml
 from minigpt.training.sizing import parse_size
@@ -27,7 +27,13 @@ __all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # file in the output folder that holds the resolved configuration
-PER_CALL = ("overwrite", "dry_run", "json", "allow_changed_data")  # flags that --resume does not inherit
+PER_CALL = (
+    "overwrite",
+    "dry_run",
+    "json",
+    "language",
+    "allow_changed_data",
+)  # flags that --resume does not inherit
 
 # For each family: the options that it does not have, with the value that means "not set". Any other value of
 # such an option is an error.
@@ -357,7 +363,9 @@ def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig
     """
     path = output / RUN_FILE
     if not path.exists():
-        raise InputError(f"nothing to resume: {path} does not exist; start a run without --resume")
+        raise InputError(
+            Message("nothing to resume: {path} does not exist; start a run without --resume", path=path)
+        )
     try:
         values = {**read_json(path)["config"]}
     except (ValueError, KeyError, TypeError):
@@ -368,7 +376,7 @@ def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig
     if ("task" in values) != hasattr(kind, "task"):
         command = "finetune" if "task" in values else "train"
         raise InputError(f"{output} holds a run of `minigpt {command}`: continue it with that command")
-    flags = dict.fromkeys(PER_CALL, False)
+    flags = {**dict.fromkeys(PER_CALL, False), "language": kind.language}
     return checked_config({**values, **flags, "output": str(output), "resume": True}, str(path), kind)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minigpt.console.language import say
 from minigpt.console.terminal import seconds, table
 from minigpt.devices import random_state, set_random_state
 from minigpt.families.registry import LanguageModel, parameter_table
@@ -50,7 +51,7 @@ def print_parameters(trainer: Trainer) -> None:
     expected = model.config.parameter_count()
     if total != expected:
         raise AssertionError(f"the parts hold {total} parameters, the formula says {expected}")
-    print(f"the closed formula gives {expected:,}: equal")
+    print(say("the closed formula gives {count:,}: equal", count=expected))
 
 
 def _print_trained(model: LanguageModel) -> None:
@@ -80,10 +81,14 @@ class Estimate:
 
     def sentence(self) -> str:
         """Return the estimate in one line, and a second one if the machine is busy."""
-        sentence = (
-            f"{self.steps:,} steps of about {self.tokens_per_step:,.0f} tokens; this machine does "
-            f"{self.flops_per_second / 1e9:,.0f} GFLOP/s on them: about {seconds(self.seconds)}, "
-            f"{self.memory_bytes / 2**20:,.0f} MiB of memory"
+        sentence = say(
+            "{steps:,} steps of about {tokens:,.0f} tokens; this machine does {speed:,.0f} GFLOP/s on them: "
+            "about {time}, {memory:,.0f} MiB of memory",
+            steps=self.steps,
+            tokens=self.tokens_per_step,
+            speed=self.flops_per_second / 1e9,
+            time=seconds(self.seconds),
+            memory=self.memory_bytes / 2**20,
         )
         return "\n".join(filter(None, (sentence, busy())))
 

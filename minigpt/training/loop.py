@@ -25,7 +25,7 @@ import torch
 
 import minigpt
 from minigpt.devices import pick_device, seed_everything
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.evaluation.loss import Report
 from minigpt.storage.files import atomic_write, make_folder
 from minigpt.training import checkpoint
@@ -263,7 +263,8 @@ class Trainer:
         self.checkpointer.wait(final=True)
         name, done, output = signal.Signals(number).name, self.progress.steps_done, self.config.output
         where, again = output / "last", f"--output {output} --resume"
-        return Stopped(128 + number, f"{name}: saved step {done} in {where}; continue with {again}")
+        text = "{name}: saved step {done} in {where}; continue with {again}"
+        return Stopped(128 + number, Message(text, name=name, done=done, where=where, again=again))
 
 
 def _tasks(config: TrainConfig) -> "TaskScores | None":

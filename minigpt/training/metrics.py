@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.console.terminal import ProgressLine, seconds, warn
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.evaluation.loss import Report
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import parse_json
@@ -80,8 +80,9 @@ class Logger:
         use = "" if math.isnan(mfu) else f"MFU {mfu:.0%}  "
         own = self._step.loss.step_metrics(progress.sums) if progress.sums else {}
         more = f"reward {own['reward']:.3f}  {self._loss_shown}" if "reward" in own else self._loss_shown
-        shown = f"loss {last.loss:.3f}  {more}{speed:,.0f} tokens/s  {use}{seconds(left)} left"
-        self._line.update(progress.steps_done, shown)
+        text = "loss {loss:.3f}  {more}{speed:,.0f} tokens/s  {use}{left} left"
+        values = {"loss": last.loss, "more": more, "speed": speed, "use": use, "left": seconds(left)}
+        self._line.update(progress.steps_done, Message(text, **values))
         for step in steps:
             self._log_event(step)
         if progress.steps_done % self._step.logging_steps == 0 and progress.loss_steps:
@@ -139,10 +140,9 @@ class Logger:
     def show_evaluation(self, report: Report, is_best: bool, sample: str, began: float) -> None:
         """Print the line of an evaluation. `began` is its start, from time.monotonic()."""
         star = "*" if is_best else " "
-        self._line.write(
-            f"step {self._progress.steps_done:>6}  validation loss {report.loss:.4f}{star} "
-            f"{report.shown()}{sample}"
-        )
+        text = "step {step:>6}  validation loss {loss:.4f}{star} {report}{sample}"
+        values = {"step": self._progress.steps_done, "loss": report.loss, "star": star}
+        self._line.write(Message(text, **values, report=report.shown(), sample=sample))
         self._loss_shown = f"val {report.loss:.3f}  "
         self._evaluating += time.monotonic() - began
 

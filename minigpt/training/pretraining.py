@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.storage.files import atomic_write, make_folder
 from minigpt.storage.json_files import read_json
 from minigpt.training import checkpoint
@@ -57,8 +57,11 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError("several processes need --model: first minigpt train --text FILE, on the texts")
     if checkpoint.list_checkpoints(output) and not config.overwrite:
         raise InputError(
-            f"{output} holds a run already: --resume continues it, --overwrite moves it to "
-            f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
+            Message(
+                "{output} holds a run already: --resume continues it, --overwrite moves it to "
+                "{output}.previous and starts anew, --output FOLDER writes elsewhere",
+                output=output,
+            )
         )
     folder = Path(f"{output}.pretrained")
     run, texts, val_texts = folder / "run", folder / "texts.jsonl", folder / "val_texts.jsonl"

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.console.command_line import obey_swallowed, remembered_signals
+from minigpt.console.language import say
 from minigpt.console.terminal import seconds, warn
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.prompts import EncodedPrompts
 from minigpt.data.windows import TextPart
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.families.registry import LanguageModel, parameter_table
 from minigpt.training import autosize, checkpoint, classification, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
@@ -100,8 +101,11 @@ def _run(
     occupied = has_checkpoint and not (config.resume or config.dry_run)
     if occupied and not config.overwrite:
         raise InputError(
-            f"{output} holds a run already: --resume continues it, --overwrite moves it to "
-            f"{output}.previous and starts anew, --output FOLDER writes elsewhere"
+            Message(
+                "{output} holds a run already: --resume continues it, --overwrite moves it to "
+                "{output}.previous and starts anew, --output FOLDER writes elsewhere",
+                output=output,
+            )
         )
     with processes.main_first():
         data = _read_data(config)
@@ -123,19 +127,20 @@ def _run(
     if summary is not None:
         trainer.notes = {"data": summary.as_dict(), **trainer.notes}
     if config.precision == "auto":
-        print(f"precision auto: {trainer.config.precision} on this machine")
-    print(f"{data.sentence}; {_counted(trainer.model)} on {trainer.device}")
-    is_told = config.resume and has_checkpoint and not config.allow_changed_data  # the first run has warned
+        print(say("precision auto: {precision} on this machine", precision=trainer.config.precision))
+    values = {"data": data.sentence, "parameters": _counted(trainer.model), "device": trainer.device}
+    print(say("{data}; {parameters} on {device}", **values))
+    is_told = config.resume and has_checkpoint and not config.allow_changed_data  # by the run that is resumed
     for sentence in summary.warnings() if summary is not None and not is_told else ():
         warn(sentence)
     if config.dry_run:
         estimate.print_parameters(trainer)
     elif config.resume and not has_checkpoint:
-        print(f"{output} holds no checkpoint yet: the run starts from the beginning")
+        print(say("{output} holds no checkpoint yet: the run starts from the beginning", output=output))
     elif config.resume:
         folder = trainer.resume()
-        done = f"{trainer.progress.steps_done} of {trainer.step.total_steps}"
-        print(f"resumed from {folder}: {done} steps are done")
+        values = {"folder": folder, "done": trainer.progress.steps_done, "total": trainer.step.total_steps}
+        print(say("resumed from {folder}: {done} of {total} steps are done", **values))
     if processes.size == 1:
         expected = estimate.estimate(trainer)
         print(expected.sentence())
@@ -153,10 +158,12 @@ def _run(
                 locks.callback(lock_folder(output).release)
     obey_swallowed()
     result = trainer.run()
-    print(
-        f"done: {result['steps']} steps in {seconds(result['seconds'])}; the best validation loss, "
-        f"{result['val_loss']:.4f}, was at step {result['best_step']}: {result['model']}"
+    text = (
+        "done: {steps} steps in {time}; the best validation loss, {val_loss:.4f}, was at step {best_step}: "
+        "{model}"
     )
+    values = {name: result[name] for name in ("steps", "val_loss", "best_step", "model")}
+    print(say(text, **values, time=seconds(result["seconds"])))
     if record:
         record, sentence = autosize.compare(record, result)
         print(sentence)
@@ -196,8 +203,9 @@ def _counted(model: LanguageModel) -> str:
     total = sum(count for _, count in parameter_table(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if trained == total:
-        return f"{total:,} parameters"
-    return f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})"
+        return Message("{total:,} parameters", total=total)
+    text = "{trained:,} of {total:,} parameters are trained ({share:.2%})"
+    return Message(text, trained=trained, total=total, share=trained / total)
 
 
 def _require_memory(config: TrainConfig, vocab_size: int) -> None:
@@ -223,4 +231,4 @@ def _move_aside(output: Path) -> None:
     if (previous / "shards").exists():  # keep the shards, because they depend only on the data
         output.mkdir()
         (previous / "shards").rename(output / "shards")
-    print(f"the earlier run is in {output}.previous now")
+    print(say("the earlier run is in {output}.previous now", output=output))

@@ -38,7 +38,7 @@ from minigpt.data.reader import read_conversations
 from minigpt.data.shards import VOCABULARY, end_of_text, prepare
 from minigpt.data.split import split_conversations
 from minigpt.data.windows import TextPart, WindowPlan
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.masked_lm import MASK, fill_masks, mask_token_id
 from minigpt.generation.api import GenerationOptions, generate_ids
@@ -376,7 +376,7 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
             encoded.append(encode_preferences(part, tokenizer, config.max_length, encode))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        _warn_of_cuts(config, where, len(part), encoded[-1], "pairs of answers", tokenizer)
+        _warn_of_cuts(config, where, len(part), encoded[-1], Message("pairs of answers"), tokenizer)
     return RunData(tokenizer, encoded[0], encoded[1], [pair.chosen for pair in val])
 
 
@@ -448,7 +448,7 @@ def _encode_part(
         part = encode_all(conversations, tokenizer, config.max_length, encode)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    _warn_of_cuts(config, path, len(conversations), part, "conversations", tokenizer)
+    _warn_of_cuts(config, path, len(conversations), part, Message("conversations"), tokenizer)
     return part
 
 
@@ -463,15 +463,23 @@ def _warn_of_cuts(
     """Warn about examples that are too long, and about unknown characters."""
     if part.n_cut:
         left_out = part.n_without_answer
-        lost = f", {left_out} of them left out: no answer remained" if left_out else ""
+        lost = Message(", {count} of them left out: no answer remained", count=left_out) if left_out else ""
         warn(
-            f"{path}: {part.n_cut} of {count:,} {what} are longer than "
-            f"max_length={config.max_length} and were cut{lost}"
+            Message(
+                "{path}: {cut} of {count:,} {what} are longer than max_length={most} and were cut{lost}",
+                path=path,
+                cut=part.n_cut,
+                count=count,
+                what=what,
+                lost=lost,
+                most=config.max_length,
+            )
         )
     unknown = int((part.ids == tokenizer.unk_token_id).sum()) if isinstance(tokenizer, Tokenizer) else 0
     if unknown:
-        more = "" if config.starts_from is None else "; --add_tokens from-data adds them"
-        warn(f"{path}: {unknown} characters are not in {_tokenizer_name(config)} and became <unk>{more}")
+        more = Message("" if config.starts_from is None else "; --add_tokens from-data adds them")
+        text = "{path}: {count} characters are not in {tokenizer} and became <unk>{more}"
+        warn(Message(text, path=path, count=unknown, tokenizer=_tokenizer_name(config), more=more))
 
 
 def _tokenizer_name(config: TrainConfig) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from minigpt.console.command_line import stop_signals
+from minigpt.console.language import say
 from minigpt.training.distributed import SINGLE_PROCESS, Processes, Stopped
 
 __all__ = ["StopNow", "StopRequest", "Stopped"]
@@ -80,8 +81,7 @@ class StopRequest:
         if self.signal is not None:
             sys.exit(128 + signum)
         self.signal = signum
-        print(
-            f"\n{signal.Signals(signum).name}: saving and stopping; once more stops at once", file=sys.stderr
-        )
+        name = signal.Signals(signum).name
+        print(say("\n{name}: saving and stopping; once more stops at once", name=name), file=sys.stderr)
         if self._interruptible:
             raise StopNow

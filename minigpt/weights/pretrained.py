@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.families.checks import MAX_LAYERS
 from minigpt.families.registry import (
     LanguageModel,
@@ -289,7 +289,9 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
     """
     folder = Path(path)
     if not folder.exists():
-        raise InputError(f"{folder} does not exist: give a directory that `minigpt train` wrote")
+        raise InputError(
+            Message("{folder} does not exist: give a directory that `minigpt train` wrote", folder=folder)
+        )
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give the directory with {CONFIG} and {WEIGHTS}")
     folder = folder_of_weights(folder)

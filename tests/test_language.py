@@ -1,0 +1,350 @@
+"""The terminal's language: the catalogue is whole, nothing in it is stale, and Chinese fits into its columns.
+
+python tests/test_language.py      # after a change of a message (make catalogue): brings the catalogue up to
+                                   # date, says what has no translation yet, and compiles it; needs Babel
+"""
+
+import ast
+import functools
+import gettext
+import importlib.util
+import io
+import json
+import os
+import pickle
+import re
+import runpy
+import string
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt.__main__ import COMMANDS
+from minigpt.__main__ import main as minigpt
+from minigpt.console import language
+from minigpt.console.flags import _described
+from minigpt.console.terminal import ProgressLine, table_text
+from minigpt.errors import InputError, Message
+from tests.commands import RunCommand, options_of, path_of
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "minigpt/translations"
+# the first argument of these is a text that is translated where it is shown
+MARKED = {"Message", "say", "translated", "unknown_name", "ProgressLine", "table", "show_table", "histogram"}
+NAMES = {"batch, data, ablate", "max_length", "{name} {value} ({how})"}  # the same in both languages
+MAY_BE_TRANSLATED = {"InputError", "warn", "note"}  # their constants are, if the catalogue has them
+
+
+# -- what the code says ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def help_strings() -> set[str]:
+    """All texts of --help: of minigpt, and of each command."""
+    found = {text for _, text in COMMANDS.values()} | {"Options"}
+    classes = [(options_of(verb), str(path_of(verb))) for verb in COMMANDS]
+    classes.append(
+        (runpy.run_path(str(ROOT / "gpt2.py"), run_name="options")["Options"], str(ROOT / "gpt2.py"))
+    )
+    for options, source in classes:
+        found.add(" ".join((options.__doc__ or "").split()))
+        found |= {text for group, _, words in _described(options, source) for text in (group, words)}
+    return found - {""}
+
+
+def constants(node: ast.expr, names: dict[str, list[str]]) -> Iterator[str]:
+    """The constant strings that an expression may be. A name stands for what was assigned to it."""
+    match node:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.IfExp(body=body, orelse=orelse):
+            yield from constants(body, names)
+            yield from constants(orelse, names)
+        case ast.Name(id=name):
+            yield from names.get(name, ())
+        case ast.Subscript(value=value):
+            yield from constants(value, names)
+        case ast.Dict(values=values):
+            for value in values:
+                yield from constants(value, names)
+        case ast.Tuple(elts=values) | ast.List(elts=values):
+            for value in values:
+                yield from constants(value, names)
+
+
+def marked(tree: ast.AST, functions: set[str]) -> Iterator[str]:
+    """The texts that a file gives to these functions; of tables, the columns' names, too."""
+    scopes: list[ast.AST] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for scope in [*scopes, tree]:
+        inside = list(ast.walk(scope))
+        names: dict[str, list[str]] = {}
+        for node in inside if scope is not tree else ():
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                names.setdefault(node.targets[0].id, []).extend(constants(node.value, {}))
+        for node in inside:
+            if not (isinstance(node, ast.Call) and node.args):
+                continue
+            function = (
+                node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            )
+            if function in functions:
+                yield from constants(node.args[0], names)
+                if function in ("table", "show_table") and len(node.args) > 1:
+                    yield from constants(node.args[1], names)
+
+
+@functools.cache
+def texts_of(functions: frozenset[str]) -> frozenset[str]:
+    """The texts that the package gives to these functions."""
+    found: set[str] = set()
+    for path in (ROOT / "minigpt").rglob("*.py"):
+        own = {"say"} if path.parent.name == "lens" else set()  # its words are in lens/words.py
+        source = path.read_text(encoding="utf-8")
+        if re.search(rf"\b({'|'.join(functions - own)})\(", source):
+            found |= {*marked(ast.parse(source), {*functions - own})}
+    return frozenset(found)
+
+
+@functools.cache
+def strings(optional: bool = False) -> frozenset[str]:
+    """The texts that must have a translation; with `optional`, also those that may have one."""
+    found = help_strings() | {os.strerror(number) for number in language.SYSTEM_ERRORS}
+    found |= texts_of(frozenset(MARKED | MAY_BE_TRANSLATED if optional else MARKED))
+    from minigpt.generation.slash_commands import COMMANDS as SLASH
+
+    found |= {command.help for command in SLASH.values()}
+    from minigpt.tokenizer import Tokenizer
+
+    found |= {Tokenizer.unknown_read_as}
+    return frozenset(text for text in found if re.search("[A-Za-z]{2}", text))
+
+
+def catalogue() -> dict[str, str]:
+    """English text -> Chinese text."""
+    with (FOLDER / "zh.mo").open("rb") as file:
+        entries: dict[str, str] = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+    return {text: chinese for text, chinese in entries.items() if text}
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------
+
+
+def test_every_text_has_a_translation() -> None:
+    assert sorted(strings() - catalogue().keys()) == []
+
+
+def test_no_translation_is_stale() -> None:
+    assert sorted(catalogue().keys() - strings(optional=True)) == []
+
+
+def test_translations_are_chinese_with_the_same_fields() -> None:
+    messages = texts_of(frozenset(("Message", "say")))
+    for text, chinese in catalogue().items():
+        assert re.search("[\u4e00-\u9fff]", chinese) or text in NAMES, text
+        if text in messages:
+            assert fields(text) >= fields(chinese), text
+            assert fields(text) - fields(chinese) <= {"several"}, text
+        assert (text[:1] == "\n", text[-1:] == "\n") == (chinese[:1] == "\n", chinese[-1:] == "\n")
+        flags = re.findall(r"--\w+|`[^`]+`", text)
+        assert all(flag in chinese for flag in flags), f"{flags} in {chinese}"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("babel") is None, reason="Babel, which reads the .po file, is missing"
+)
+def test_the_compiled_catalogue_is_the_written_one() -> None:
+    compiled, entries = io.BytesIO(), read()
+    from babel.messages.mofile import write_mo
+
+    write_mo(compiled, entries)
+    assert compiled.getvalue() == (FOLDER / "zh.mo").read_bytes(), "run: make catalogue"
+    assert [message.id for message in entries if message.id and not message.string] == []
+
+
+def read() -> Any:
+    from babel.messages.pofile import read_po
+
+    with (FOLDER / "zh.po").open("rb") as file:
+        return read_po(file, locale="zh_CN")
+
+
+def write_anew(given: dict[str, str] | None = None) -> list[str]:
+    """Bring the catalogue up to date. Return the texts that have no translation."""
+    from babel.messages import Catalog
+    from babel.messages.mofile import write_mo
+    from babel.messages.pofile import write_po
+
+    known = (
+        {message.id: message.string for message in read() if message.id}
+        if (FOLDER / "zh.po").exists()
+        else {}
+    )
+    known |= given or {}
+    date = datetime(2026, 1, 1, tzinfo=UTC)  # a date of today would change the file for nothing
+    header = "# The terminal's messages in Chinese: python tests/test_language.py keeps this file up to date."
+    entries = Catalog(
+        "zh_CN", header_comment=header, project="minigpt", version="0",
+        creation_date=date, revision_date=date,
+        last_translator="minigpt", language_team="minigpt", copyright_holder="minigpt",
+        msgid_bugs_address="minigpt", fuzzy=False,
+    )  # fmt: skip
+    used = strings() | (known.keys() & strings(optional=True))
+    for text in sorted(used):
+        entries.add(text, known.get(text, ""))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, write in (("zh.po", write_po), ("zh.mo", write_mo)):
+        with (FOLDER / name).open("wb") as file:
+            write(file, entries, **({"width": 110} if write is write_po else {}))
+    return [text for text in sorted(used) if not known.get(text)]
+
+
+# -- the choice --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "chosen"),
+    [
+        ([], {}, "en"),
+        ([], {"LANG": "zh_CN.UTF-8"}, "zh"),
+        ([], {"LANG": "zh_CN.UTF-8", "LC_MESSAGES": "en_US.UTF-8"}, "en"),
+        ([], {"LANG": "C", "LC_ALL": "zh_TW.UTF-8"}, "zh"),
+        (["--language", "zh"], {}, "zh"),
+        (["--json", "--language=en"], {"LANG": "zh_CN.UTF-8"}, "en"),
+        (["--language"], {"LANG": "zh_CN.UTF-8"}, "zh"),
+    ],
+)
+def test_the_language_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], environment: dict[str, str], chosen: str
+) -> None:
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+        if name in environment:
+            monkeypatch.setenv(name, environment[name])
+    assert language.language_of(argv) == chosen
+
+
+@pytest.fixture
+def chinese() -> Iterator[None]:
+    language.set_language("zh")
+    yield
+    language.set_language("en")
+
+
+def test_a_message_is_english_but_on_a_terminal(chinese: None) -> None:
+    message = Message("{path} does not exist (looked for it from {folder})", path="a{b}.txt", folder="here")
+    assert message == "a{b}.txt does not exist (looked for it from here)"
+    assert str(InputError(message)) == message
+    assert json.dumps(message) == json.dumps(str(message))
+    shown = language.translated(message)
+    assert "a{b}.txt" in shown
+    assert re.search("[\u4e00-\u9fff]", shown)
+    copy = pickle.loads(pickle.dumps(message))
+    assert (copy, language.translated(copy)) == (message, shown)
+
+
+def test_values_that_are_messages_are_translated_and_others_are_not(chinese: None) -> None:
+    inner = Message("{value}", value="The machine")
+    assert language.translated("The machine") == "机器"
+    assert language.translated(inner) == "The machine"
+    assert language.translated(Message("{value}", value=Message("The machine"))) == "机器"
+
+
+def test_what_has_no_translation_stays_as_it_is(chinese: None) -> None:
+    assert language.translated("") == ""
+    assert language.translated("nobody says this") == "nobody says this"
+
+
+# -- what commands print -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 40])
+@pytest.mark.parametrize("verb", sorted(COMMANDS))
+def test_help_fits_into_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, chinese: None, verb: str, width: int
+) -> None:
+    from minigpt.console.flags import help_text
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = help_text(options_of(verb), f"minigpt {verb}", str(path_of(verb)))
+    for line in text.splitlines():
+        assert language.columns(line) <= width, line
+        assert not line.strip() or line.strip()[0] not in "，。；：、）"
+    flags = re.findall(r"^  --(?:\[no_\])?(\w+)", text, re.MULTILINE)
+    assert "language" in flags
+    assert "英文、中文" in text
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_the_list_of_verbs_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert minigpt(["--help", "--language", "zh"]) == 0
+    text = capsys.readouterr().out
+    assert all(language.columns(line) <= width for line in text.splitlines()), text
+    assert "用你自己的对话" in re.sub(r"\s+", "", text)
+
+
+def test_errors_warnings_and_results_are_chinese_and_json_is_not(
+    run_command: RunCommand, tmp_path: Path
+) -> None:
+    data, vocab = tmp_path / "data.jsonl", tmp_path / "vocab.json"
+    data.write_text('{"question": "天？", "answer": "蓝。"}\n{"question": "x"}\n', encoding="utf-8")
+    given = ("--data", data, "--output", vocab, "--json")
+    english, chinese = (run_command("vocab", *given, "--language", one) for one in ("en", "zh"))
+    assert english.code == chinese.code == 0
+    assert english.out.splitlines()[-1] == chinese.out.splitlines()[-1]
+    assert english.out.splitlines()[0] != chinese.out.splitlines()[0]
+    assert "警告：" in chinese.err
+    assert "warning: " in english.err
+    wrong = run_command("vocab", "--data", tmp_path / "nothing.jsonl", "--language", "zh")
+    assert wrong.code == 2
+    assert "错误：" in wrong.err
+    assert "nothing.jsonl" in wrong.err
+    assert run_command("vocab", "--knd", "--language=zh").err.count("您") == 0
+    assert run_command("vocab", "--data", tmp_path / "nothing.jsonl").err.count("错误") == 0, (
+        "the next one is English"
+    )
+
+
+TEN_COLUMNS = 10
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("一二三四五六", ["一二三四五", "六"]),
+        ("一二三四五，六", ["一二三四", "五，六"]),
+        ("一二三四（五）", ["一二三四", "（五）"]),
+        ("ab 一二三 cd", ["ab 一二三", "cd"]),
+        ("一 abcdefghijkl", ["一", "abcdefghij", "kl"]),
+        ("", []),
+    ],
+)
+def test_chinese_is_wrapped_by_columns(text: str, lines: list[str]) -> None:
+    assert language.wrapped(text, TEN_COLUMNS) == lines
+
+
+def test_tables_and_progress_are_translated(
+    chinese: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = table_text("model", ["part", "parameters"], [["token_embedding", "1,024"]], width=40)
+    assert "参数" in text
+    assert "token_embedding" in text
+    with ProgressLine("training", 10) as line:
+        line.update(3, Message("{count:,} tokens of {what}", count=1, what="x"), force=True)
+    assert "训练" in capsys.readouterr().err
+
+
+if __name__ == "__main__":
+    missing = write_anew()
+    print("\n".join(missing) or f"all texts have a translation: {FOLDER.relative_to(ROOT)}")
+    sys.exit(bool(missing))
