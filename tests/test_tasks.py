@@ -696,7 +696,8 @@ def test_a_profile_asks_all_of_it() -> None:
         for text in wordings("multiple_choice", ["a question"])
     )
     reworded = found.robustness["reworded instruction"]
-    assert (reworded.value, reworded.count) == (pytest.approx(sum(others) / 2 - first), 12)
+    assert reworded.value == pytest.approx(sum(others) / 2 - first)
+    assert reworded.count == 12
     own = robustness(LOADED, result, TaskOptions(instruction="Choose."))
     assert "reworded instruction" not in own, "another wording of a user's own instruction is not known"
     assert json.loads(json.dumps(found.as_dict()))["calibration"]["count"] == found.calibration.count
