@@ -78,7 +78,8 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character becomes \\ud800
     return path
 
 
@@ -281,6 +282,7 @@ def test_a_toml_file_describes_a_task(tmp_path: Path) -> None:
         ('tset = "q"', "unknown key 'tset'; did you mean 'test'"),
         ('template = "{a}"', "names no file"),
         ('test = "q"\nform = "cloze"', "needs a template"),
+        ('test = "q"\nmax_new_tokens = 0', "t.toml: max_new_tokens must be at least 1: got 0"),
         ('test = "q"\nscore = "word"', "score must be letter or text"),
         ("= 3", "is no TOML file"),
     ],
@@ -307,6 +309,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"question": "q", "choices": {"text": ["x", "y"], "label": ["A"]}, "answerKey": "A"},
         "choices and labels differ in number: 2 and 1",
     ),
+    (
+        {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "A"]}, "answerKey": "A"},
+        "two choices have the same label",
+    ),
+    ({"question": "q \ud800", "choices": ["x", "y"], "answer": 0}, "half a character (a lone surrogate)"),
+    ({"question": "q", "A": "x", "B": "y \udfff", "answer": "A"}, "half a character (a lone surrogate)"),
+    ({"question": "q", "answer": "\ud800"}, "half a character (a lone surrogate)"),
+    ({"question": "q", "A": "x", "B": float("nan"), "answer": "A"}, "the choices are no list of texts"),
+    ({"question": "q", "choices": ["x", float("inf")], "answer": 0}, "the choices are no list of texts"),
+    ({"question": float("nan"), "A": "x", "B": "y", "answer": "A"}, "field 'question' is no text"),
     ({"question": "q"}, "a question without an answer"),
     ({"question": "q", "answer": " "}, "a question without an answer"),
     ({"question": "", "A": "x", "B": "y", "answer": "A"}, "field 'question' is empty"),
@@ -356,6 +368,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (own,) = read_tasks([path], dev=path)
     with pytest.raises(InputError, match="--shots 3 is more than the 3 examples of the dev part"):
         run_task(LOADED, own, TaskOptions(shots=3))
+    pairs = write(tmp_path / "p.jsonl", [{"question": "q", "answer": "a"}])
+    with pytest.raises(InputError, match="dev part is of the form generation, the task of the form multiple"):
+        read_tasks([path], dev=pairs)
+    with pytest.raises(InputError, match="--instruction holds half a character"):
+        run_task(LOADED, task, TaskOptions(instruction="\udcff"))
     answers = task_of_records([{"question": "q", "answer": "a"}], Style(metrics=("meteor",)))
     with pytest.raises(InputError, match=r"no metric 'meteor' for generated texts; known are exact_match, "):
         run_task(LOADED, answers)
@@ -418,6 +435,18 @@ def test_shots_are_the_text_that_a_person_would_write() -> None:
     (a, b) = prompter.requests(examples[2], examples[:2], "Choose.")
     assert a[0] == b[0] == ids
     assert [TOKENIZER.decode([*one[1]]) for one in (a, b)] == [" A", " B"]
+
+
+def test_a_model_of_questions_and_answers_is_asked_the_bare_question(knowing: Path) -> None:
+    """As in its training. Choices that are listed belong to the question."""
+    tokenizer = minigpt.load_tokenizer(knowing)
+    rows = [{"question": "法国", "choices": ["巴黎", "东京"], "answer": 0}]
+    prompter = Prompter(tokenizer, "question", None)
+    (one,) = task_of_records(rows, Style(score="text")).examples
+    question, answer = ([*tokenizer.encode_text(text), 2] for text in ("法国", "巴黎"))
+    assert prompter.prompt(one, [one]) == [*question, *answer, *question]
+    (listed_one,) = task_of_records(rows).examples
+    assert prompter.prompt(listed_one) == [*tokenizer.encode_text("法国\nA. 巴黎\nB. 东京\n答案："), 2]
 
 
 def test_a_long_context_is_encoded_as_a_whole() -> None:
@@ -667,7 +696,8 @@ def test_a_profile_asks_all_of_it() -> None:
         for text in wordings("multiple_choice", ["a question"])
     )
     reworded = found.robustness["reworded instruction"]
-    assert (reworded.value, reworded.count) == (pytest.approx(sum(others) / 2 - first), 12)
+    assert reworded.value == pytest.approx(sum(others) / 2 - first)
+    assert reworded.count == 12
     own = robustness(LOADED, result, TaskOptions(instruction="Choose."))
     assert "reworded instruction" not in own, "another wording of a user's own instruction is not known"
     assert json.loads(json.dumps(found.as_dict()))["calibration"]["count"] == found.calibration.count
@@ -847,7 +877,7 @@ def test_choices_that_the_model_cannot_tell_apart_are_said(command: Command, kno
         assert result.code == 0
         assert "not in the vocabulary, read as <unk>: '\\n' 'A' '.' ' ' 'B'" in result.err
         assert "letters: in 1 questions, choices read the same" in result.err
-        assert "read the same" not in command(verb, *models, "--task", path, "--score", "text").err
+        assert command(verb, *models, "--task", path, "--score", "text").err == "", "asked without them"
 
 
 def test_compare_says_it_in_words(command: Command, knowing: Path, folders: Path) -> None:
@@ -908,7 +938,9 @@ def test_in_chinese_the_tables_hold_no_english_word(command: Command, knowing: P
         (["eval", "--task", "qa.jsonl", "--data", "qa.jsonl"], "--data has no effect with --task"),
         (["eval", "--task", "qa.jsonl", "--show", "3"], "--show has no effect with --task"),
         (["eval", "--task", "qa.jsonl", "--training_data", "b"], "--training_data b does not exist"),
-        (["eval", "--task", "qa.jsonl", "--report", "qa.jsonl"], "--report qa.jsonl is a file"),
+        (["eval", "--task", "qa.jsonl", "--report", "qa.jsonl"], "--report qa.jsonl: qa.jsonl is a file"),
+        (["eval", "--task", "qa.jsonl", "--report", "qa.jsonl/new"], "qa.jsonl is a file; give a folder"),
+        (["eval", "--task", "qa.jsonl", "--training_data", "a"], "--training_data a is a folder"),
         (["eval", "--card"], "--card needs --task FILE"),
         (["eval", "--data", "qa.jsonl", "--shots", "3"], "--shots needs --task FILE"),
         (["eval", "--text", "qa.jsonl", "--limit", "3"], "--limit needs --task FILE"),

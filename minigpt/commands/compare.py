@@ -83,7 +83,7 @@ def main(options: Options) -> dict[str, Any]:
         loaded = load(path, options.device, precision, batch_size=options.batch_size)
         measured.append([run_task(loaded, task, options) for task in tasks])
         for result in measured[-1]:
-            warn_of_unknown_characters(result, loaded.tokenizer)
+            warn_of_unknown_characters(result, loaded, options)
         del loaded  # two large models may not fit side by side
     found = [compare_results(a, b, options.metric) for a, b in zip(*measured)]
     rows = [

@@ -130,8 +130,11 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
     for path in options.training_data:  # a missing file is an error now, not after the evaluation
         if not path.exists():
             raise InputError(f"--training_data {path} does not exist (looked for it from {Path.cwd()})")
-    if options.report is not None and options.report.exists() and not options.report.is_dir():
-        raise InputError(f"--report {options.report} is a file: give a folder, which may be new")
+        if path.is_dir():
+            raise InputError(f"--training_data {path} is a folder: name its files")
+    for path in () if options.report is None else (options.report, *options.report.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--report {options.report}: {path} is a file; give a folder, which may be new")
     tasks = tasks_of(options.task, options, options.strict)
     precision = next(iter(options.precision), None)
     loaded = load(options.model, options.device, precision, options.adapter, options.batch_size)

@@ -128,16 +128,20 @@ class Prompter:
             messages = [{"role": "system", "content": instruction}] if instruction else []
             for shot in shots:
                 messages += [
-                    {"role": "user", "content": shot.prompt},
+                    {"role": "user", "content": _asked(shot)},
                     {"role": "assistant", "content": shot.solution},
                 ]
-            messages.append({"role": "user", "content": one.prompt})
+            messages.append({"role": "user", "content": _asked(one)})
             return encode_chat(tokenizer, messages, add_generation_prompt=True, enable_thinking=False)
         assert tokenizer.sep_token_id is not None, "require_form"
         ids = bare_ids(tokenizer, f"{instruction}\n") if instruction else []
-        for text in (part for shot in shots for part in (shot.prompt, shot.solution)):
+        for text in (part for shot in shots for part in (_asked(shot), shot.solution)):
             ids += [*bare_ids(tokenizer, text), tokenizer.sep_token_id]
-        return [*ids, *bare_ids(tokenizer, one.prompt), tokenizer.sep_token_id]
+        return [*ids, *bare_ids(tokenizer, _asked(one)), tokenizer.sep_token_id]
+
+    def asked(self, one: Example) -> str:
+        """Return the text of a question without shots, as the model reads it."""
+        return self.text(one) if self.format_of(one) == "text" else _asked(one)
 
     def stops(self, one: Example) -> tuple[str, ...]:
         """Return the texts that end an answer, in addition to the model's end token."""
@@ -168,6 +172,11 @@ class Prompter:
             return [encode_pair(self.tokenizer, context, one, self.start) for one in continuations]
         ids = [*before, *ids]
         return [(ids, bare_ids(self.tokenizer, tail + one)[len(ending) :]) for one in continuations]
+
+
+def _asked(one: Example) -> str:
+    """Return what a user would ask: a question whose choices are not listed stands alone."""
+    return one.question if one.form == "multiple_choice" and not one.letters else one.prompt
 
 
 def _prompt_text(one: Example) -> str:

@@ -14,10 +14,11 @@ from minigpt.evaluation.task_results import LoadedModel, TaskResult, run_task
 from minigpt.evaluation.task_shapes import Style
 from minigpt.evaluation.tasks import Task, read_tasks
 from minigpt.evaluation.words import Say, speaker
+from minigpt.finetuning.classification import SequenceClassifier
 from minigpt.finetuning.masked_lm import mask_token_id
 from minigpt.generation.loading import adapter_note
 from minigpt.weights.classifiers import classifier_labels, load_classifier
-from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer, model_folder
+from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
 from minigpt.weights.quantized import set_precision
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def measure(
     """Measure a model on tasks, and print the results. Returns them by the tasks' names."""
     results = {task.name: run_task(loaded, task, options) for task in tasks}
     for result in results.values():
-        warn_of_unknown_characters(result, loaded.tokenizer)
+        warn_of_unknown_characters(result, loaded, options)
     print_results(list(results.values()), say)
     for result in results.values():
         if result.n_cut:
@@ -111,10 +112,15 @@ def measure(
     return results
 
 
-def warn_of_unknown_characters(result: TaskResult, tokenizer: AnyTokenizer) -> None:
-    """Warn of characters outside the vocabulary, and of choices that differ only in such characters."""
-    examples = result.task.examples
-    warn_of_unknown(tokenizer, [f"{one.prompt}{''.join((*one.scored, *one.references))}" for one in examples])
+def warn_of_unknown_characters(result: TaskResult, loaded: LoadedModel, options: TaskOptions) -> None:
+    """Warn of characters that are not in the vocabulary, and of choices that differ in nothing else."""
+    examples, tokenizer = result.task.examples, loaded.tokenizer
+    asked = [one.prompt for one in examples]
+    if not isinstance(loaded.model, SequenceClassifier):
+        prompter = loaded.prompter(options)
+        asked = [prompter.asked(one) for one in examples]
+    answers = ["".join((*one.scored, *one.references)) for one in examples]
+    warn_of_unknown(tokenizer, [text + more for text, more in zip(asked, answers)])
     alike = 0
     for one in examples:
         unknown = set(tokenizer.unknown_characters("".join(one.scored)))

@@ -29,6 +29,7 @@ import torch
 
 from minigpt.console.terminal import ProgressLine
 from minigpt.data.labelled import LabelledText
+from minigpt.data.text_encoding import HALF_CHARACTER
 from minigpt.errors import InputError
 from minigpt.evaluation.classification import predict
 from minigpt.evaluation.intervals import Values, bootstrap
@@ -210,7 +211,9 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
     """
     options = options or TaskOptions()
     task = task.limited(options.limit)
-    metric_names(task)  # raises an error for a wrong name, before the work begins
+    metric_names(task)  # a wrong one is refused before the work
+    if HALF_CHARACTER.search(options.instruction):
+        raise InputError("--instruction holds half a character (a lone surrogate), which no file can hold")
     began = time.perf_counter()
     counts: dict[str, int] = {}
     if isinstance(loaded.model, SequenceClassifier):

@@ -16,6 +16,7 @@
 `read_record` decides by the names of the fields, in this order. A task's TOML file can set the form instead.
 """
 
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Literal
 from minigpt.data.json_values import REPEATED, BadLine
 from minigpt.data.labelled import LABEL_FIELDS, TEXT_FIELDS
 from minigpt.data.records import FIELDS
+from minigpt.data.text_encoding import HALF_CHARACTER
 
 __all__ = ["FORMS", "Example", "Form", "Style", "read_record", "render", "render_question"]
 
@@ -135,6 +137,8 @@ def read_record(value: Any, line: int, style: Style, form: Form | None = None) -
 
 
 def _check(one: Example) -> None:
+    if any(map(HALF_CHARACTER.search, (one.prompt, one.question, *one.choices, *one.references))):
+        raise BadLine("half a character (a lone surrogate)")
     if one.form in ("multiple_choice", "classification"):
         if len(one.choices) < 2:
             raise BadLine("fewer than two choices")
@@ -212,23 +216,30 @@ def _required(item: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _text(item: Mapping[str, Any], name: str) -> str:
     value = item.get(name)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not _is_text(value):
         raise BadLine(f"field {name!r} is no text")
     if not str(value).strip():
         raise BadLine(f"field {name!r} is empty")
     return str(value).strip("\n") if isinstance(value, str) else str(value)
 
 
+def _is_text(value: Any) -> bool:
+    """Return True for a text, or a number that can be written as one."""
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
 def _cells(item: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
     """Return the choices in columns. In a table, later columns of a question with fewer choices are empty."""
     values = [item[name] for name in names]
+    if not all(value is None or _is_text(value) for value in values):
+        raise BadLine("the choices are no list of texts")
     while len(values) > 2 and (values[-1] is None or not str(values[-1]).strip()):
         values.pop()
     return tuple("" if value is None else str(value).strip() for value in values)
 
 
 def _choices_of(values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str | int | float) for value in values):
+    if not isinstance(values, list) or not all(map(_is_text, values)):
         raise BadLine("the choices are no list of texts")
     return tuple(str(value).strip() for value in values)
 
@@ -313,6 +324,8 @@ def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> 
         choices, labels = _choices_of(given.get("text")), [str(one) for one in given.get("label") or []]
         if len(choices) != len(labels):
             raise BadLine("choices and labels differ in number", f"{len(choices)} and {len(labels)}")
+        if len({*labels}) < len(labels):
+            raise BadLine("two choices have the same label")
         return _choice(line, style, question, choices, _right(item), asks=True, labels=labels)
     choices = _choices_of(given)
     if name == "query":  # a prepared prompt: a question, or the beginning of a sentence

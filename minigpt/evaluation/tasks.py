@@ -221,6 +221,8 @@ def _from_toml(path: Path) -> _Source:
         values[key] = tuple(value) if is_list else value
     if values.get("form") not in (None, *FORMS):
         raise InputError(f"{path}: form must be one of {', '.join(FORMS)}: got {values['form']!r}")
+    if values.get("max_new_tokens", 1) < 1:
+        raise InputError(f"{path}: max_new_tokens must be at least 1: got {values['max_new_tokens']}")
     if values.get("score") not in (None, "letter", "text"):
         raise InputError(f"{path}: score must be letter or text: got {values['score']!r}")
     if "test" not in values:
@@ -252,6 +254,12 @@ def _read(source: _Source, dev: Path | None, strict: bool) -> Task:
     forms = sorted({one.form for one in examples})
     if len(forms) > 1:
         raise InputError(f"{source.name} mixes forms: {', '.join(forms)}; one task has one form")
+    others_forms = {one.form for some in shots.values() for one in some} - {*forms}
+    if others_forms:
+        raise InputError(
+            f"{source.name}: the dev part is of the form {', '.join(sorted(others_forms))}, the task of the "
+            f"form {forms[0]}; name another one with --dev"
+        )
     if forms == ["classification"]:
         examples, shots = _with_labels(source.name, examples, shots)
     files = tuple(path for _, path, _ in source.parts)

@@ -131,17 +131,14 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
     check_metric(name)
     from sacrebleu.metrics import BLEU, CHRF
 
-    class Chrf(CHRF):
-        """Gives Python's numbers: sacrebleu cannot average NumPy's with the 0.0 of a sample without hits."""
-
-        def _compute_f_score(self, statistics: list[int]) -> float:
-            return float(super()._compute_f_score(statistics))
-
     most = max(map(len, references))
     # sacrebleu needs the same number of right answers for each text; None fills the gaps
     columns = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
     chinese = any("\u3400" <= c <= "\u9fff" for row in references for text in row for c in text)
-    metric: Any = BLEU(tokenize="zh" if chinese else "13a") if name == "bleu" else Chrf()
+    metric: Any = BLEU(tokenize="zh" if chinese else "13a") if name == "bleu" else CHRF()
+    if name == "chrf":  # sacrebleu cannot average NumPy's numbers with the 0.0 of a sample without hits
+        compute = metric._compute_f_score
+        metric._compute_f_score = lambda statistics: float(compute(statistics))
     score = metric.corpus_score(list(given), columns, n_bootstrap=1000 if len(given) > 1 else 1)
     found = {"value": float(score.score)}
     if len(given) > 1:  # sacrebleu keeps the samples' mean and half of the interval's width
