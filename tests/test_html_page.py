@@ -18,11 +18,14 @@ from minigpt.generation.api import generate_ids
 from minigpt.generation.conversation import Conversation
 from minigpt.generation.options import GenerationOptions
 from minigpt.lens import curves, results
+from minigpt.lens.reading import read_question
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.weights.html_file import write_html
+from minigpt.weights.pretrained import save_pretrained
 from tests.browser import Browser
+from tests.commands import RunCommand
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
@@ -114,6 +117,75 @@ def test_it_answers_as_minigpt_does(browser: Browser, page: Path, model: GPTLMHe
     assert ask(browser, "天？").removesuffix("∎") == CHARACTERS.decode(done.ids)
     assert browser.errors == []
     assert browser.requests == [page.as_uri()]
+
+
+def test_look_opens_the_page_with_its_question(
+    browser: Browser, model: GPTLMHeadModel, tmp_path: Path, run_command: RunCommand
+) -> None:
+    save_pretrained(model, tmp_path / "model", CHARACTERS)
+    path = tmp_path / "page.html"
+    question = "天地？"
+    flags = ["--layer", 1, "--head", 2, "--output", path]
+    given = ["--model", tmp_path / "model", "--question", question]
+    result = run_command("look", "attention", *given, *flags, "--language", "en")
+    assert (result.code, result.err) == (0, "")
+    assert str(path) in result.out
+    seen = lens.attention(model, CHARACTERS, question)
+    browser.open(path)
+    browser.until(f"{READY} && {DONE}")
+    turn = "document.querySelectorAll('.turn .body')"
+    assert browser.run(f"{turn}[0].textContent") == question
+    answer = CHARACTERS.decode(read_question(model, CHARACTERS, question).answer)
+    assert browser.run(f"{turn}[1].textContent").removesuffix("∎") == answer
+    tokens = "[...document.querySelectorAll('#strip .token')].map((one) => one.textContent)"
+    assert browser.run(tokens) == seen.pieces
+    first = seen.start + 1  # the first token of the answer is chosen
+    assert browser.run("Number(document.querySelector('.token[aria-selected=true]').dataset.index)") == first
+    assert browser.run("document.querySelector('#panel [aria-pressed=true]').dataset.control") == "head-2"
+    drawn = browser.run(
+        "((box) => [...minigptPage.model.attentionOf(box.layer, box.selected - 1)[2]])(minigptPage.glass)"
+    )
+    expected = seen.probabilities[1, 2, seen.start, : seen.start + 1]
+    assert drawn == pytest.approx(expected.tolist(), abs=5e-3)  # weights of float16
+    browser.run(
+        "document.getElementById('tab-steps').click(), minigptPage.glass.stage = 99, minigptPage.glass.draw()"
+    )
+    assert "most likely" in browser.run("document.getElementById('panel').textContent")
+    ask(browser, "日月")
+    assert browser.run("document.querySelectorAll('.turn.model').length") == 2
+    assert browser.errors == []
+    assert browser.requests == [path.as_uri()]
+
+
+def test_look_opens_the_page_with_a_text(
+    browser: Browser, model: GPTLMHeadModel, tmp_path: Path, run_command: RunCommand
+) -> None:
+    """A text is read, not answered; a given answer is read, too."""
+    save_pretrained(model, tmp_path / "model", CHARACTERS)
+    (tmp_path / "text.txt").write_text("天地玄黄，" * 20, encoding="utf-8")
+    given = ["--model", tmp_path / "model", "--output", tmp_path / "page.html"]
+    result = run_command("look", "lens", *given, "--file", tmp_path / "text.txt")
+    assert (result.code, result.err) == (0, "note: the text is long: its first 64 tokens are looked at\n")
+    browser.open(tmp_path / "page.html", width=360, language="zh-CN")
+    browser.until(f"{READY} && {DONE}")
+    assert browser.run("document.querySelectorAll('#strip .token').length") == 64
+    assert browser.run("[document.querySelectorAll('.turn.model').length, minigptPage.turns.length]") == [
+        0,
+        0,
+    ]
+    assert browser.run("minigptPage.glass.view") == "lens"
+    assert browser.run("document.getElementById('tab-lens').getAttribute('aria-selected')") == "true"
+    assert browser.run("document.documentElement.scrollWidth") <= 360
+    result = run_command("look", *given, "--question", "天", "--answer", "月。")
+    assert (result.code, result.err) == (0, "")
+    browser.open(tmp_path / "page.html")
+    browser.until(f"{READY} && {DONE}")
+    assert browser.run("minigptPage.turns[0].answer") == "月。"
+    browser.run(
+        "document.getElementById('tab-steps').click(), minigptPage.glass.stage = 99, minigptPage.glass.draw()"
+    )
+    assert "read, not written" in browser.run("document.getElementById('panel').textContent")
+    assert browser.errors == []
 
 
 def test_the_views_follow_tokens_layers_and_sliders(browser: Browser, page: Path) -> None:

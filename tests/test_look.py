@@ -211,6 +211,35 @@ def test_the_flags_of_the_views_exist_and_each_flag_has_a_view() -> None:
             "train.jsonl has no example in line 99: it has 8",
         ),
         (["next", "--question", QUESTION, "--temperature", "0"], "temperature must be from 1e-06"),
+        (["--question", QUESTION, "--text", "天"], "look all reads one thing: give --question or --text"),
+        (
+            ["loss", "--text", "天是", "--answer", "天"],
+            "--answer belongs to a --question: a --text is only read",
+        ),
+        (["loss", "--text", "天"], "a text needs two tokens at least, the first is only read: got 1"),
+        (["lens", "--file", "none.txt"], "--file none.txt cannot be read: No such file"),
+        (["lens", "--file", "bpe"], "--file bpe cannot be read"),
+        (["lens", "--file", "empty.txt"], "--file empty.txt is empty"),
+        (["lens", "--file", "run/best/model.safetensors"], "is a binary file"),
+        (["neighbours", "--file", "x.txt"], "look neighbours does not use --file"),
+        (
+            ["--question", QUESTION, "--output", "x.png"],
+            "--output must end in .html, for a browser: got x.png",
+        ),
+        (["loss", "--question", QUESTION, "--output", "x.html"], "look loss does not use --output"),
+        (["--question", QUESTION, "--output", "no/x.html"], "the folder no does not exist"),
+        (
+            ["--question", QUESTION, "--output", "x.html", "--precision", "int8"],
+            "without --precision: it shows one model as it is stored",
+        ),
+        (
+            ["next", "--question", QUESTION, "--output", "x.html", "--top_k", "3"],
+            "without --top_k: its sliders do that",
+        ),
+        (
+            ["attention", "--question", QUESTION, "--output", "x.html", "--layer", "9"],
+            "layer 9 does not exist",
+        ),
         (["answers", "--question", QUESTION, "--top_p", "2"], "top_p must be from"),
     ],
 )
@@ -218,6 +247,7 @@ def test_bad_input_is_one_clear_line(
     given: list[str], message: str, folder: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
+    (folder / "empty.txt").write_text("\n", encoding="utf-8")
     if not {"--model", "--along"} & {*given}:
         given = [*given, "--model", "run/best"]
     result = run_command("look", *given)
@@ -225,6 +255,41 @@ def test_bad_input_is_one_clear_line(
     assert message in result.err
     assert result.err.count("\n") == 1
     assert result.out == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16"])
+def test_a_text_file_is_read_as_it_is(
+    encoding: str, folder: Path, run_command: RunCommand, tmp_path: Path
+) -> None:
+    text = "天是什么颜色？天是黑色。" * 200_000  # 7 MB in UTF-8: only the beginning is read
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    given = ["--model", folder / "run/best", "--file", tmp_path / "a.txt", "--json"]
+    result = run_command("look", "loss", *given)
+    assert (result.code, result.err) == (0, "note: the text is long: its first 32 tokens are looked at\n")
+    found = json.loads(result.out.splitlines()[-1])
+    assert "".join(token["text"] for token in found["tokens"]) == text[1:32]
+    model, tokenizer = load_model_and_tokenizer(folder / "run/best")
+    ids = torch.tensor([tokenizer.encode_text(text[:32])])
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:])
+    assert found["mean"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("view", ["tokens", "all", "attention", "lens", "cache"])
+def test_the_views_of_a_text(view: str, folder: Path, run_command: RunCommand) -> None:
+    given = ["--model", folder / "run/best", "--text", "天是黑色", "--json", "--language", "zh"]
+    result = run_command("look", view, *given)
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out.splitlines()[-1])
+    if view == "all":
+        assert list(found) == ["view", "tokens", "loss", "attention", "lens", "cache"]
+        found = found["lens"]
+    if view in ("all", "lens"):
+        assert (found["reads"], found["writes"]) == (["天", "是", "黑"], ["是", "黑", "色"])
+    if view == "attention":
+        assert (found["pieces"], found["start"]) == (["天", "是", "黑", "色"], 3)
+    if view == "cache":
+        assert (found["prompt"], found["shape"][2]) == (4, 4)
 
 
 def test_an_unknown_character_is_a_warning(folder: Path, run_command: RunCommand) -> None:

@@ -67,10 +67,9 @@ def main(options: Options) -> dict[str, Any]:
 
         notes = write_gguf(output, model, tokenizer, dtype, folder.resolve().name)
     elif kind == "html":
-        from minigpt.weights.html_file import write_html
+        from minigpt.lens.live import write_live_page
 
-        found = _settings(model_folder(folder, verify=False), tokenizer)
-        notes = write_html(output, model, tokenizer, dtype=ours, name=_name(folder), **found)
+        notes = write_live_page(output, model_folder(folder, verify=False), model, tokenizer, ours)
     elif output.suffix == ".onnx":
         from minigpt.weights.onnx_file import write_onnx
 
@@ -114,29 +113,6 @@ def _check_output(output: Path, kind: str) -> None:
         raise InputError(f"--output must end in .onnx, or be the name of a new folder: got {output}")
     elif output.suffix != ".onnx" and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and is not empty: choose another folder with --output")
-
-
-def _name(folder: Path) -> str:
-    """Return the model's name to show. For the folder `best` or `last` of a run it is the run's name."""
-    whole = folder.absolute()
-    return whole.parent.name if whole.name in ("best", "last") else whole.name
-
-
-def _settings(folder: Path, tokenizer: Any) -> dict[str, Any]:
-    """Return the prompt format, the ends of an answer, and the options with which the page begins."""
-    from minigpt.generation.api import ends_of_answer, eos_of
-    from minigpt.generation.generation_config import prompt_format, recommended_options, start_token
-    from minigpt.generation.options import id_list
-
-    form = prompt_format(folder, tokenizer)
-    advised = recommended_options(folder)
-    eos = advised.pop("eos_token_id", None)
-    if eos is None:
-        eos = ends_of_answer(tokenizer) if form == "question" else eos_of(tokenizer)
-    known = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    options = {key: value for key, value in advised.items() if key in known}
-    start = start_token(folder, tokenizer)
-    return {"form": form, "eos": id_list(eos), "options": options, "start": start}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
     minigpt look attention --model output/demo/best --question "四川的省会是哪里？" --layer 1 --head 2
     minigpt look loss --question "四川的省会是哪里？" --answer "成都。" --plot loss.png
     minigpt look loss --question "四川的省会是哪里？" --along output/demo
+    minigpt look --question "四川的省会是哪里？" --output page.html     # the whole model in a page
+    minigpt look loss --file poem.txt
 
-    all         tokens, loss, next, attention, lens and cache of one question
+    all         tokens, loss, next, attention, lens and cache of one question, or of a text
     tokens      how a text is cut: pieces, ids, bytes, unknown characters, BPE's merges
     batch       what a training example is: ids, mask, targets, which positions count
     loss        loss and rank of each token of an answer, and the candidates that it lost to
@@ -23,7 +25,7 @@ Layers and heads are counted from 0, as in the names of the weights.
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -36,9 +38,11 @@ from minigpt.generation.loading import load_to_answer, require_model
 from minigpt.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
+    from minigpt.console.language import Language
     from minigpt.data.conversation import Conversation
     from minigpt.families.registry import LanguageModel
     from minigpt.generation.generation_config import PromptFormat
+    from minigpt.lens.reading import Reading
     from minigpt.lens.results import View
     from minigpt.weights.pretrained import AnyTokenizer
 
@@ -80,7 +84,9 @@ class Options(command_line.ModelOptions, DataOptions):
     answer: str | None = None
     """the answer; left out: the model's own"""
     text: str = ""
-    """tokens, neighbours: the text"""
+    """a text that is read as it is, and not answered; neighbours: the tokens"""
+    file: Path | None = None
+    """a text file, instead of --text: its beginning is looked at"""
     after: str = ""
     """next: the beginning of the answer"""
     along: Path | None = None
@@ -127,6 +133,9 @@ class Options(command_line.ModelOptions, DataOptions):
     """data, ablate: file of questions and answers; left out for data: data/val.jsonl"""
 
     # Where it is shown
+    output: Path | None = None
+    """all, next, attention, lens: write the whole model as a page (.html), which opens with this question
+    or text, answers others, and needs no network"""
     plot: Path | None = None
     """also draw it: .png, .svg, .pdf, or .html"""
 
@@ -135,18 +144,21 @@ _DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _FILE = ("strict", "encoding", "question_field", "answer_field", "speaker")
 _MODEL = ("model", "adapter", "precision", "device", "threads")
 _ASK = ("question", *_MODEL, "along")
+_TEXT = ("text", "file", "encoding")
+_MOST_BYTES = 2**20  # of a text file
+_MOST_CHARACTERS = 2000  # in a table of tokens
 USES: dict[str, tuple[str, ...]] = {  # view -> its flags, besides --json, --plot and --language
-    "all": ("answer", "question", *_MODEL),
-    "tokens": ("text", "model", "vocab_path"),
+    "all": ("answer", "question", "output", *_TEXT, *_MODEL),
+    "tokens": (*_TEXT, "model", "vocab_path"),
     "batch": ("train_data", "line", "model", "vocab_path", "max_length", "loss_on", *_FILE),
-    "loss": ("answer", "count", *_ASK),
-    "next": ("after", "count", *_DRAWING, *_ASK),
+    "loss": ("answer", "count", *_TEXT, *_ASK),
+    "next": ("after", "count", "output", *_DRAWING, *_ASK),
     "answers": ("count", "seed", *_DRAWING, *_ASK),
-    "attention": ("answer", "layer", "head", *_ASK),
-    "lens": ("answer", *_ASK),
+    "attention": ("answer", "layer", "head", "output", *_TEXT, *_ASK),
+    "lens": ("answer", "output", *_TEXT, *_ASK),
     "ablate": ("answer", "data", "count", *_FILE, *_ASK),
     "neighbours": ("text", "count", *_MODEL, "along"),
-    "cache": ("answer", *_ASK),
+    "cache": ("answer", *_TEXT, *_ASK),
     "weights": ("against", *_MODEL, "along"),
     "data": ("data", "count", *_FILE, *_MODEL, "along"),
 }
@@ -160,9 +172,16 @@ def build(given: dict[str, Any]) -> Options:
             users = [one for one in get_args(ViewName) if name in USES[one]]
             raise InputError(f"look {view} does not use --{name}: it is for {', '.join(users)}")
     options = Options(**given)
-    needs = "question" if "question" in USES[view] else "text" if "text" in USES[view] else ""
-    if needs and not getattr(options, needs) and not (view == "ablate" and options.data is not None):
-        raise InputError(f"look {view} needs --{needs}: give a {needs} in quotes")
+    ways = [name for name in ("question", "text", "file") if name in USES[view]]
+    chosen = [name for name in ways if getattr(options, name)]
+    if ways and not chosen and not (view == "ablate" and options.data is not None):
+        raise InputError(f"look {view} needs --{ways[0]}: give a {ways[0]} in quotes")
+    if len(chosen) > 1:
+        raise InputError(f"look {view} reads one thing: give --{chosen[0]} or --{chosen[1]}")
+    if options.answer is not None and chosen and chosen != ["question"]:
+        raise InputError(f"--answer belongs to a --question: a --{chosen[0]} is only read")
+    if options.output is not None:
+        _check_page(options, given)
     if options.along is not None and ({"model", "adapter", "precision"} & given.keys()):
         raise InputError(
             "--along looks at the checkpoints of a run: leave out --model, --adapter and --precision"
@@ -172,11 +191,27 @@ def build(given: dict[str, Any]) -> Options:
     return options
 
 
+def _check_page(options: Options, given: dict[str, Any]) -> None:
+    assert options.output is not None
+    if options.output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(
+            f"--output must end in .html, for a browser: got {options.output}; --plot draws pictures"
+        )
+    for name in ("plot", "along", "precision", "after", *_DRAWING):
+        if name in given:
+            why = "its sliders do that" if name in _DRAWING else "it shows one model as it is stored"
+            raise InputError(f"--output writes a page of the whole model, without --{name}: {why}")
+
+
 def main(options: Options) -> dict[str, Any]:
     """Look, and print the view."""
     from minigpt.errors import printable_lines
 
+    if options.file is not None:  # read once: it may be a pipe
+        options = replace(options, text=_beginning(options.file, options.encoding), file=None)
     language = chosen_language(options.language)
+    if options.output is not None:
+        return _write_page(options, options.output, language)
     if options.plot is not None:
         from minigpt.lens.pictures import check_picture
 
@@ -203,17 +238,103 @@ def _views(options: Options) -> "dict[str, View]":
     if options.along is not None:
         return {options.view: _view_along(options, options.along)}
     loaded = load_to_answer(options, None)
-    names = (
-        ("tokens", "loss", "next", "attention", "lens", "cache") if options.view == "all" else (options.view,)
-    )
+    names: tuple[str, ...] = (options.view,)
+    if options.view == "all":
+        names = ("tokens", "loss", "next", "attention", "lens", "cache")
+        names = names if options.question else tuple(name for name in names if "text" in USES[name])
     prompt_form = _form(loaded.folder, loaded.tokenizer, options.adapter)
-    if unknown := loaded.tokenizer.unknown_characters(
-        options.question + (options.answer or "") + options.after
-    ):
-        command_line.warn(f"not in the vocabulary, {loaded.tokenizer.unknown_read_as}: {' '.join(unknown)}")
+    asked = _asked(options, loaded.model, loaded.tokenizer)
+    _say_what_is_cut(asked)
+    _warn_of_unknown(options, loaded.tokenizer)
     return {
-        name: _view_of_model(options, name, loaded.model, loaded.tokenizer, prompt_form) for name in names
+        name: _view_of_model(options, name, loaded.model, loaded.tokenizer, prompt_form, asked)
+        for name in names
     }
+
+
+def _warn_of_unknown(options: Options, tokenizer: "AnyTokenizer") -> None:
+    read = options.question + (options.answer or "") + options.after
+    if options.view != "neighbours":  # where they are an error
+        read += options.text[:_MOST_CHARACTERS]
+    if unknown := tokenizer.unknown_characters(read):
+        command_line.warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(unknown)}")
+
+
+def _write_page(options: Options, path: Path, language: "Language") -> dict[str, Any]:
+    """Write the whole model as a page with the question opened."""
+    from minigpt.lens.live import LiveView, Opened, write_live_page
+    from minigpt.lens.pictures import check_picture
+    from minigpt.lens.reading import read_question
+    from minigpt.lens.recorder import require_head
+
+    check_picture(path, "--output")
+    loaded = load_to_answer(options, None)
+    form = _form(loaded.folder, loaded.tokenizer, options.adapter)
+    asked = _asked(options, loaded.model, loaded.tokenizer)
+    _say_what_is_cut(asked)
+    reading = read_question(loaded.model, loaded.tokenizer, asked, options.answer, form)
+    view: LiveView = {"next": "distribution", "lens": "lens"}.get(options.view, "attention")  # type: ignore[assignment]
+    require_head(loaded.model, options.layer, options.head)
+    said = options.question or options.text[:_MOST_CHARACTERS]
+    opened = Opened(said, reading, view, options.layer, options.head)
+    notes = write_live_page(path, loaded.folder, loaded.model, loaded.tokenizer, opened=opened)
+    for note in notes:
+        command_line.warn(note)
+    size = path.stat().st_size
+    print(
+        {
+            "en": f"page: {path}, {size:,} bytes; open it in a browser",
+            "zh": f"网页：{path}，{size:,} 字节；用浏览器打开",
+        }[language]
+    )
+    return {"view": options.view, "output": str(path), "bytes": size, "notes": notes}
+
+
+def _beginning(path: Path, encoding: str) -> str:
+    """Return the text of a file; of a long one, the beginning, and more of it than a view shows."""
+    from minigpt.storage.regular_files import open_regular
+
+    try:
+        with open_regular(path, or_pipe=True) as file:
+            data = file.read(_MOST_BYTES)
+    except OSError as error:
+        raise InputError(f"--file {path} cannot be read: {error.strerror or error}") from None
+    text = _decoded(data, str(path), encoding)
+    if not text.strip():
+        raise InputError(f"--file {path} is empty: there is nothing to look at")
+    return text[: _MOST_BYTES // 8].replace("\r\n", "\n").removesuffix("\n")
+
+
+def _decoded(data: bytes, name: str, encoding: str) -> str:
+    from minigpt.data.text_encoding import decode
+
+    if len(data) < _MOST_BYTES:
+        return decode(data, name, encoding)[0]
+    found: InputError | None = None
+    for codec in (encoding,) if encoding else ("utf-8", ""):
+        for cut in range(4):  # the last character may lack some of its bytes
+            try:
+                return decode(data[: len(data) - cut], name, codec)[0]
+            except InputError as error:
+                found = error
+    assert found is not None
+    raise found
+
+
+def _asked(options: Options, model: "LanguageModel", tokenizer: "AnyTokenizer") -> "str | Reading":
+    """Return the question, or what the model reads of a text."""
+    if options.question or not options.text or options.view == "neighbours":
+        return options.question
+    from minigpt.lens.reading import read_text
+
+    return read_text(model, tokenizer, options.text)
+
+
+def _say_what_is_cut(asked: "str | Reading") -> None:
+    if not isinstance(asked, str) and asked.left_out:
+        from minigpt.console.terminal import note
+
+        note(f"the text is long: its first {len(asked.ids):,} tokens are looked at")
 
 
 def _view_along(options: Options, run: Path) -> "View":
@@ -226,8 +347,15 @@ def _view_along(options: Options, run: Path) -> "View":
     if options.threads:
         torch.set_num_threads(options.threads)
 
+    is_first = True
+
     def look(model: "LanguageModel", tokenizer: "AnyTokenizer") -> "View":
-        return _view_of_model(options, options.view, model, tokenizer, _form(run, tokenizer))
+        nonlocal is_first
+        asked = _asked(options, model, tokenizer)
+        if is_first:
+            _say_what_is_cut(asked)
+        is_first = False
+        return _view_of_model(options, options.view, model, tokenizer, _form(run, tokenizer), asked)
 
     with ProgressLine("checkpoints", len(kept_checkpoints(run)), patience=2.0) as progress:
         return along(run, look, pick_device(options.device), progress.update)
@@ -241,6 +369,7 @@ def _form(folder: Path, tokenizer: "AnyTokenizer", adapter: Path | None = None) 
 
 
 def _view_of_tokenizer(options: Options) -> "View":
+    from minigpt.console.terminal import note
     from minigpt.lens.examples import batch
     from minigpt.lens.text import tokens
     from minigpt.weights.pretrained import load_tokenizer
@@ -251,7 +380,9 @@ def _view_of_tokenizer(options: Options) -> "View":
         require_model(source)
     tokenizer = load_tokenizer(source)
     if options.view == "tokens":
-        return tokens(tokenizer, options.text)
+        if len(options.text) > _MOST_CHARACTERS:
+            note(f"the text is long: its first {_MOST_CHARACTERS:,} characters are looked at")
+        return tokens(tokenizer, options.text[:_MOST_CHARACTERS])
     found = {each.line: each for each in _read(options, options.train_data)}
     lines = options.line or tuple(found)[:1]
     if missing := [line for line in lines if line not in found]:
@@ -268,19 +399,24 @@ def _read(options: Options, path: Path) -> "list[Conversation]":
 
 
 def _view_of_model(
-    options: Options, name: str, model: "LanguageModel", tokenizer: "AnyTokenizer", form: "PromptFormat"
+    options: Options,
+    name: str,
+    model: "LanguageModel",
+    tokenizer: "AnyTokenizer",
+    form: "PromptFormat",
+    asked: "str | Reading",
 ) -> "View":
     from minigpt import lens
 
-    asked, answer = options.question, options.answer
+    answer, question = options.answer, options.question
     makers: dict[str, Callable[[], View]] = {
-        "tokens": lambda: lens.tokens(tokenizer, asked),
+        "tokens": lambda: lens.tokens(tokenizer, question or options.text[:_MOST_CHARACTERS]),
         "loss": lambda: lens.loss(model, tokenizer, asked, answer, form, min(options.count, 5)),
         "next": lambda: lens.next_token(
-            model, tokenizer, asked, options.after, form, _variants(options), options.count
+            model, tokenizer, question, options.after, form, _variants(options), options.count
         ),
         "answers": lambda: lens.sampled_answers(
-            model, tokenizer, asked, _variants(options) or _variants(Options(temperature=(1.0,))),
+            model, tokenizer, question, _variants(options) or _variants(Options(temperature=(1.0,))),
             options.count, options.seed, form,
         ),
         "attention": lambda: lens.attention(

@@ -26,6 +26,7 @@ In reading order:
     curves          several runs beside each other
     experiments     runs that fail on purpose
     pictures        PNG, SVG, HTML
+    live            the page of a whole model, with one question opened
 """
 
 from minigpt.lens.curves import compare_runs

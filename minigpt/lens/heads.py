@@ -78,6 +78,8 @@ class Attention(View):
             looked = self._looked_at(layer, head, self.start, 3)
             rows.append((f"{layer}.{head}", looked, *map(percent, shares)))
         title = say("what each head looks at when the answer begins; its mean share on three places")
+        if self.start == T - 1:  # a text, or a question without an answer
+            title = say("what each head looks at from the last token; its mean share on three places")
         columns = (say("layer.head"), say("looks at"), say("itself"), say("before"), say("first"))
         return Table(title, columns, rows, (2, 3, 4))
 
@@ -94,7 +96,7 @@ class Attention(View):
 def attention(
     model: LanguageModel,
     tokenizer: AnyTokenizer,
-    question: str,
+    question: str | Reading,
     answer: str | None = None,
     form: PromptFormat | None = None,
     layer: int | None = None,
@@ -114,7 +116,8 @@ def attention(
     reading = read_question(model, tokenizer, question, answer, form)
     seen = record(model, as_row(model, reading.ids), ["*.attn.probabilities"])
     weights = np.stack([each[0].float().cpu().numpy() for each in seen.values()])  # (layers, H, T, T)
-    return Attention(reading.pieces, weights, len(reading.prompt) - 1, layer, head)
+    start = len(reading.ids if reading.is_text else reading.prompt) - 1
+    return Attention(reading.pieces, weights, start, layer, head)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from minigpt.families.registry import LanguageModel, family_of
 from minigpt.generation.conversation import token_text
 from minigpt.generation.generation_config import PromptFormat
-from minigpt.lens.reading import read_question
+from minigpt.lens.reading import Reading, read_question
 from minigpt.lens.recorder import as_row, record
 from minigpt.lens.results import Floats, Heat, Part, Table, View, percent, shown
 from minigpt.lens.words import Say
@@ -69,7 +69,7 @@ class LogitLens(View):
 def logit_lens(
     model: LanguageModel,
     tokenizer: AnyTokenizer,
-    question: str,
+    question: str | Reading,
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> LogitLens:

@@ -7,7 +7,7 @@ import torch
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.cache import KeyValueCache, cache_bytes
 from minigpt.generation.generation_config import PromptFormat
-from minigpt.lens.reading import read_question
+from minigpt.lens.reading import Reading, read_question
 from minigpt.lens.recorder import as_row
 from minigpt.lens.results import Floats, Heat, Lines, Part, Table, View
 from minigpt.lens.words import Say
@@ -39,7 +39,16 @@ class Cache(View):
                 say("after the prompt, {count} tokens", count=self.prompt),
                 f"{self.prompt * self.bytes_per_token:,}",
             ),
-            (say("after the answer, {count} tokens", count=tokens), f"{tokens * self.bytes_per_token:,}"),
+            *(
+                [
+                    (
+                        say("after the answer, {count} tokens", count=tokens),
+                        f"{tokens * self.bytes_per_token:,}",
+                    )
+                ]
+                if tokens > self.prompt
+                else []
+            ),
             (say("full, {count} tokens", count=self.context), f"{self.context * self.bytes_per_token:,}"),
         ]
         if self.query_heads != heads:
@@ -64,7 +73,7 @@ class Cache(View):
 def cache(
     model: LanguageModel,
     tokenizer: AnyTokenizer,
-    question: str,
+    question: str | Reading,
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> Cache:
@@ -75,14 +84,15 @@ def cache(
     """
     reading = read_question(model, tokenizer, question, answer, form)
     config, weight = model.config, next(model.parameters())
-    ids = as_row(model, reading.ids[:-1] if reading.answer else reading.ids)  # the last token is not read
+    is_whole = reading.is_text or not reading.answer
+    ids = as_row(model, reading.ids if is_whole else reading.ids[:-1])  # an answer's last token is not read
     held = KeyValueCache(config, 1, ids.shape[1], weight.device, weight.dtype)
     slot = held.allocate()
     model.base_model(ids, past_key_values=held.view([slot], [ids.shape[1]]))
     keys, values = held.columns(slot, 0, held.length(slot))  # (L, H, S, D) each
     return Cache(
         pieces=reading.pieces,
-        prompt=len(reading.prompt),
+        prompt=ids.shape[1] if reading.is_text else len(reading.prompt),
         shape=(len(keys), keys.shape[1], keys.shape[2], keys.shape[3]),
         query_heads=config.num_attention_heads,
         bytes_per_token=cache_bytes(config, 1, 1, weight.dtype),

@@ -22,7 +22,7 @@ from minigpt.generation.loop import filtered
 from minigpt.generation.native import without_warning
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sequence import bare_ids
-from minigpt.lens.reading import prompt_ids, read_question, usual_format
+from minigpt.lens.reading import Reading, prompt_ids, read_question, usual_format
 from minigpt.lens.recorder import read_logits
 from minigpt.lens.results import NOTHING, Bars, Floats, Part, Table, View, percent, shown
 from minigpt.lens.words import Say
@@ -49,6 +49,7 @@ class Loss(View):
     question: str
     tokens: list[TokenLoss]
     is_own: bool  # the model has written the answer itself
+    is_text: bool = False  # the tokens are those of a text, not of an answer
 
     @property
     def mean(self) -> float:
@@ -76,6 +77,7 @@ class Loss(View):
             for token in self.tokens
         ]
         whose = say("the model's own answer") if self.is_own else say("the given answer")
+        whose = say("the text") if self.is_text else whose
         title = say("{whose}: {loss} nats a token, {count} tokens; least sure: {token} ({probability})",
                     whose=whose, loss=f"{self.mean:.4f}", count=len(self.tokens),
                     token=self.least_sure.text, probability=percent(self.least_sure.probability))  # fmt: skip
@@ -98,7 +100,7 @@ def _named(tokens: Sequence[tuple[str, float]]) -> str:
 def loss(
     model: LanguageModel,
     tokenizer: AnyTokenizer,
-    question: str,
+    question: str | Reading,
     answer: str | None = None,
     form: PromptFormat | None = None,
     others: int = 5,
@@ -126,7 +128,7 @@ def loss(
         rank = 1 + int((logits[row] > logits[row, index]).sum())
         text = reading.pieces[len(reading.prompt) + row]
         found.append(TokenLoss(text, index, -own, float(log_p[row, index].exp()), rank, rest))
-    return Loss(question, found, reading.is_own)
+    return Loss(question if isinstance(question, str) else "", found, reading.is_own, reading.is_text)
 
 
 @dataclass(frozen=True)

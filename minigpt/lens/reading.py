@@ -1,4 +1,4 @@
-"""Encodes what a model reads: a question in its prompt format, and an answer, given or its own.
+"""What a model reads: a question in the model's prompt format, and an answer, given or its own; or a text.
 
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 reading.prompt, reading.answer         # ids
@@ -7,6 +7,7 @@ reading.pieces                         # the text of each id
 
 from dataclasses import dataclass
 
+from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel
 from minigpt.generation.api import ends_of_answer, eos_of, generate_ids
 from minigpt.generation.conversation import question_ids, token_text
@@ -19,17 +20,21 @@ from minigpt.lens.results import shown
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.weights.pretrained import AnyTokenizer
 
-__all__ = ["Reading", "prompt_ids", "read_question", "usual_format"]
+__all__ = ["Reading", "prompt_ids", "read_question", "read_text", "usual_format"]
+
+_MOST = 512  # tokens of a text: a table with more lines says nothing, and attention grows with the square
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A prompt and an answer, as ids."""
+    """A prompt and an answer, as ids. Of a text, the first token is the prompt."""
 
     prompt: list[int]
-    answer: list[int]  # includes the token that ends the answer, if there is one
-    pieces: list[str]  # texts of all ids, to show
-    is_own: bool  # True: the model has written the answer itself
+    answer: list[int]  # with the token that ends it, if there is one
+    pieces: list[str]  # texts of all ids, for people
+    is_own: bool  # the model has written the answer itself
+    is_text: bool = False  # a text, which the model reads and does not answer
+    left_out: int = 0  # tokens at the end of a text that are not looked at
 
     @property
     def ids(self) -> list[int]:
@@ -52,7 +57,7 @@ def prompt_ids(tokenizer: AnyTokenizer, question: str, form: PromptFormat | None
 def read_question(
     model: LanguageModel,
     tokenizer: AnyTokenizer,
-    question: str,
+    question: str | Reading,
     answer: str | None = None,
     form: PromptFormat | None = None,
     max_new_tokens: int = 48,
@@ -62,14 +67,16 @@ def read_question(
     Args:
         model: writes the answer if none is given, always with its most likely token.
         tokenizer: the model's tokenizer.
-        question: the question, or for a model of texts the beginning of a text.
-        answer: the answer; None: the model's own. A token that ends it is added, except in plain text.
+        question: the question, or for a model of texts the beginning of a text. A Reading is returned.
+        answer: None: the model's own. An answer is followed by the token that ends it, a text is not.
         form: the prompt format; None: the tokenizer's usual one.
         max_new_tokens: most tokens of the model's own answer.
 
     Raises:
         InputError: if both are longer than the model can read.
     """
+    if isinstance(question, Reading):
+        return question
     form = form or usual_format(tokenizer)
     prompt = prompt_ids(tokenizer, question, form)
     if answer is not None:
@@ -81,6 +88,20 @@ def read_question(
         ids = _written(model, tokenizer, prompt, min(room, max_new_tokens)) if room > 0 else []
     pieces = [shown(token_text(tokenizer, index)) for index in (*prompt, *ids)]
     return Reading(prompt, ids, pieces, answer is None)
+
+
+def read_text(model: LanguageModel, tokenizer: AnyTokenizer, text: str) -> Reading:
+    """Encode a text as it is, without a prompt format. A long text is cut: `left_out` says by how much.
+
+    Raises:
+        InputError: if the text has fewer than two tokens, so that the model predicts none of them.
+    """
+    every = prompt_ids(tokenizer, text, "text")
+    if len(every) < 2:
+        raise InputError(f"a text needs two tokens at least, the first is only read: got {len(every)}")
+    ids = every[: min(_MOST, model.config.max_position_embeddings)]
+    pieces = [shown(token_text(tokenizer, index)) for index in ids]
+    return Reading(ids[:1], ids[1:], pieces, is_own=False, is_text=True, left_out=len(every) - len(ids))
 
 
 @without_warning()

@@ -171,16 +171,16 @@ def _hooked(
 
 
 class _ReplacedSoftmax(TorchFunctionMode):
-    """Changes the attention probabilities of one layer, between the beginning and the end of its module."""
+    """Changes the attention probabilities of one layer, while its module computes."""
 
     def __init__(self, name: str, change: Change) -> None:
         self._name, self._change = name, change
 
     def begin(self, *_: Any) -> None:
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self, *_: Any) -> None:
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -134,6 +134,7 @@ CHINESE = {
     "targets that count": "计入损失的目标数",
     "the KV cache": "KV 缓存",
     "the given answer": "给定的回答",
+    "the text": "这段文字",
     "the model's own answer": "模型自己的回答",
     "the next token after {text}": "{text} 之后的下一个词元",
     "the tokens that cost most": "损失最大的词元",
@@ -147,6 +148,9 @@ CHINESE = {
     "weight": "权重",
     "what each head looks at when the answer begins; its mean share on three places": (
         "开始回答时每个头在看谁；它平均有多少注意力在三个位置上"
+    ),
+    "what each head looks at from the last token; its mean share on three places": (
+        "最后一个词元处每个头在看谁；它平均有多少注意力在三个位置上"
     ),
     "what each layer would write": "每层会写什么",
     "whole": "整层",

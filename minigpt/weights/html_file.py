@@ -61,6 +61,7 @@ def write_html(
     name: str = "",
     options: Mapping[str, Any] | None = None,
     start: int | None = None,
+    opened: Mapping[str, Any] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> list[str]:
     """Write a model and its tokenizer as one HTML file.
@@ -75,6 +76,8 @@ def write_html(
         name: the model's name to show.
         options: values with which the page's sliders begin, by the names of GenerationOptions.
         start: the first token of an empty text, for the format "text".
+        opened: what the page shows at once, for `Page.open` in page.js: {"said": the question, "prompt": its
+            ids, "ids": the answer's, "isOwn": written by the model, "view", "layer", "head"}.
         max_bytes: most bytes of weights, before compression.
 
     Returns: sentences about what the page does differently from minigpt.
@@ -112,6 +115,7 @@ def write_html(
         "eos": [int(one) for one in eos],
         "start": start,
         "options": dict(options or {}),
+        "opened": None if opened is None else dict(opened),
         **prompt,
         "tokenizer": describe_tokenizer(tokenizer),
         "rotary": _rotary(family, model.config),

@@ -41,6 +41,7 @@ class Page {
     this.at("optionBox").open = window.innerWidth > 832; // on a phone the answer comes first
     this.at("main").hidden = false;
     this.enable();
+    if (about.opened) this.open(about.opened).catch((error) => this.status("failed", error.message));
   }
 
   // -- texts --------------------------------------------------------------------------------------------------
@@ -159,6 +160,36 @@ class Page {
     this.enable();
   }
 
+  // What `minigpt look --output` has opened the page with: a question and its answer, or a text (no answer).
+  async open({ said, prompt, ids, isOwn, view, layer, head }) {
+    const turn = { said, prompt, ids: [], drawn: [], answer: "" };
+    if (ids.length) this.turns.push(turn);
+    this.shown = turn;
+    this.busy = true;
+    this.enable();
+    const all = [...prompt, ...ids];
+    let rested = performance.now();
+    for (let i = 0; i < all.length - 1; i++) {
+      this.model.step(all[i], false);
+      if (performance.now() - rested < 30) continue;
+      this.status("read", i + 1, all.length);
+      await new Promise((resolve) => setTimeout(resolve, 0));
+      rested = performance.now();
+    }
+    this.show(turn, ids.length > 0);
+    this.glass.begin(prompt);
+    for (const id of ids) this.receive(turn, id, isOwn ? null : undefined);
+    this.fillSpans(turn, true);
+    Object.assign(this.glass, { layer, head });
+    this.openTab(view, false);
+    this.glass.select(ids.length ? prompt.length : prompt.length - 1);
+    const unknown = this.tokenizer.unknownCharacters(said);
+    if (unknown.length) this.note(say("unknown", unknown.slice(0, 20).join(" ")));
+    this.busy = false;
+    this.status("ready");
+    this.enable();
+  }
+
   async write(turn, options) {
     const numbers = new RandomNumbers(options.seed);
     const began = performance.now();
@@ -223,14 +254,14 @@ class Page {
     turn.filled = answer;
   }
 
-  show(turn) {
+  show(turn, hasAnswer = true) {
     const log = this.at("log");
     turn.body = make("div", { class: "body" });
     turn.spans = [];
     turn.filled = "";
     followMouse(turn.body, (index, isClick) => this.look(turn, index, isClick));
     log.append(make("div", { class: "turn you" }, make("span", { class: "who", "data-who": "you" }, say("you")), make("div", { class: "body" }, turn.said)));
-    log.append(make("div", { class: "turn model" }, make("span", { class: "who", "data-who": "model" }, say("model")), turn.body));
+    if (hasAnswer) log.append(make("div", { class: "turn model" }, make("span", { class: "who", "data-who": "model" }, say("model")), turn.body));
     log.scrollTop = log.scrollHeight;
   }
 
@@ -276,7 +307,7 @@ class Page {
 
   makeTabs() {
     const list = this.at("tabs");
-    const open = (view, focus) => {
+    const open = (this.openTab = (view, focus) => {
       for (const tab of list.children) {
         const chosen = tab.dataset.view === view;
         tab.setAttribute("aria-selected", String(chosen));
@@ -285,7 +316,7 @@ class Page {
       }
       this.at("panel").setAttribute("aria-labelledby", `tab-${view}`);
       this.glass.setView(view);
-    };
+    });
     for (const view of VIEWS) {
       list.append(make("button", { type: "button", role: "tab", id: `tab-${view}`, "aria-controls": "panel", "data-view": view, "data-say": view, onclick: () => open(view, false) }));
     }

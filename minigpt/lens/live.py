@@ -1,0 +1,85 @@
+"""Writes the page of weights/html_file.py, as a model's folder wants it, maybe with one question opened.
+
+reading = read_question(model, tokenizer, "四川的省会是哪里？")
+write_live_page("page.html", folder, model, tokenizer, opened=Opened("四川的省会是哪里？", reading))
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from minigpt.families.registry import LanguageModel
+from minigpt.generation.api import ends_of_answer, eos_of
+from minigpt.generation.generation_config import prompt_format, recommended_options, start_token
+from minigpt.generation.options import id_list
+from minigpt.lens.reading import Reading
+from minigpt.weights.html_file import HtmlDtype, write_html
+from minigpt.weights.pretrained import AnyTokenizer
+
+__all__ = ["LiveView", "Opened", "write_live_page"]
+
+LiveView = Literal["attention", "distribution", "steps", "lens"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the page shows when it is opened. The page's numbers are then those of the terminal's views."""
+
+    said: str  # the question or the text
+    reading: Reading
+    view: LiveView = "attention"
+    layer: int | None = None
+    head: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what page.js reads."""
+        reading = self.reading
+        ids = (reading.ids, []) if reading.is_text else (reading.prompt, reading.answer)
+        shown = {"view": self.view, "layer": self.layer or 0, "head": -1 if self.head is None else self.head}
+        return {"said": self.said, "prompt": ids[0], "ids": ids[1], "isOwn": reading.is_own, **shown}
+
+
+def write_live_page(
+    path: Path,
+    folder: Path,
+    model: LanguageModel,
+    tokenizer: AnyTokenizer,
+    dtype: HtmlDtype = "float16",
+    opened: Opened | None = None,
+) -> list[str]:
+    """Write a model as a page that answers, with the folder's prompt format, options and name.
+
+    Args:
+        folder: the model's folder.
+        dtype: type of the matrices in the page.
+        opened: what the page shows at once; None: it waits for a question.
+
+    Returns: sentences about what the page does differently from minigpt.
+
+    Raises:
+        InputError: as `write_html`.
+    """
+    form = prompt_format(folder, tokenizer)
+    advised = recommended_options(folder)
+    eos = advised.pop("eos_token_id", None)
+    if eos is None:
+        eos = ends_of_answer(tokenizer) if form == "question" else eos_of(tokenizer)
+    known = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return write_html(
+        path,
+        model,
+        tokenizer,
+        form=form,
+        eos=id_list(eos),
+        dtype=dtype,
+        name=_name(folder),
+        options={key: value for key, value in advised.items() if key in known},
+        start=start_token(folder, tokenizer),
+        opened=None if opened is None else opened.as_json(),
+    )
+
+
+def _name(folder: Path) -> str:
+    """Return a name for people. A run's `best` is called by the run."""
+    whole = folder.absolute()
+    return whole.parent.name if whole.name in ("best", "last") else whole.name
