@@ -55,6 +55,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/html.zh-CN.md": "docs/html.md",
     "docs/training.zh-CN.md": "docs/training.md",
     "docs/fine_tuning.zh-CN.md": "docs/fine_tuning.md",
+    "docs/own_model.zh-CN.md": "docs/own_model.md",
     "docs/lens.zh-CN.md": "docs/lens.md",
     "docs/evaluation.zh-CN.md": "docs/evaluation.md",
     "data/README.md": "",  # both languages in one file
