@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md, docs/doctor.md and their translations from result files.
+"""Writes the tables of the pages in PAGES and their translations: no digit is typed.
 
     python benchmarks/tables.py            # writes both pages
     python benchmarks/tables.py --check    # changes nothing; exit code 1 if a page is out of date
@@ -22,9 +22,10 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+_PAGES = ("performance", "doctor", "fine_tuning", "masked_lm")
 PAGES = {
-    "en": [ROOT / "docs" / "performance.md", ROOT / "docs" / "doctor.md"],
-    "zh": [ROOT / "docs" / "performance.zh-CN.md", ROOT / "docs" / "doctor.zh-CN.md"],
+    "en": [ROOT / "docs" / f"{name}.md" for name in _PAGES],
+    "zh": [ROOT / "docs" / f"{name}.zh-CN.md" for name in _PAGES],
 }
 NOTHING = {"en": "not yet measured", "zh": "尚未测量"}
 CHINESE = {
@@ -86,6 +87,33 @@ CHINESE = {
     "warned of, held out": "警告（留出的种子）",
     "all": "合计",
     "nothing": "无",
+    "pairs/s": "对/秒",
+    "MiB": "MiB",
+    "padding": "填充",
+    "of the memory": "占内存",
+    "autoregressive": "接着写",
+    "masked": "遮住",
+    "masked, equal time": "遮住，同样的时间",
+    "tokens read": "读过的词元",
+    "with a loss": "其中算损失的",
+    "processor seconds": "处理器秒",
+    "held-out loss": "留出文字的损失",
+    "accuracy": "准确率",
+    "right, equal time": "正确（同样的时间）",
+    "both right": "两个都对",
+    "nats for both": "两个的损失",
+    "processor ms": "处理器毫秒",
+    "pairs that the text has": "文字里有的字对",
+    "masked: one pass": "遮住：看一遍",
+    "masked: 1 pass": "遮住：一遍填完",
+    "masked: 2 passes": "遮住：分 2 遍",
+    "masked: 4 passes": "遮住：分 4 遍",
+    "masked: 8 passes": "遮住：分 8 遍",
+    "autoregressive: what stands before": "接着写：只看前文",
+    "autoregressive: 20 candidates, each read to the end": "接着写：20 个候选字，各读到末尾",
+    "together: as if they were independent": "同时填，当作互不相关",
+    "one after the other": "先填一个，再填另一个",
+    "the text itself": "原文",
 }
 Table = tuple[list[str], list[list[str]]]
 
@@ -315,6 +343,60 @@ def doctor_healthy(result: dict[str, Any]) -> Table:
     return ["healthy run", "warned of", "warned of, held out"], rows
 
 
+def peft_speed(result: dict[str, Any]) -> Table:
+    """Table: fine-tuning beside PEFT and transformers' Trainer."""
+    columns = ["arm", "tokens/s", "pairs/s", "MiB", "padding", "times as fast", "of the memory"]
+    rows = []
+    for row in result["rows"]:
+        ratios = (
+            [f"{row['ratio']['median']:.2f}", f"{row['memory_ratio']:.2f}"] if "ratio" in row else ["", ""]
+        )
+        speeds = [f"{row[name]['median']:.4g}" for name in ("tokens_per_second", "pairs_per_second")]
+        size = [f"{row['mib']:,.0f}", f"{row['padding']:.0%}"]
+        rows.append([f"{row['method']}, {row['arm']}", *speeds, *size, *ratios])
+    return columns, rows
+
+
+def masked_training(result: dict[str, Any]) -> Table:
+    """Table: the same model on the same text, both ways."""
+    columns = ["arm", "tokens read", "with a loss", "processor seconds", "held-out loss", "accuracy"]
+    rows = [
+        [
+            *(row["arm"], f"{row['tokens']:,}", f"{row['positions']:,}", f"{row['seconds']:.0f}"),
+            *(f"{row['loss']:.2f}", f"{row['accuracy']:.1%}"),
+        ]
+        for row in result["training"]
+    ]
+    return columns, rows
+
+
+def masked_one(result: dict[str, Any]) -> Table:
+    """Table: one hidden character."""
+    pairs = zip(result["one gap"], result["equal time"]["one gap"])
+    rows = [
+        [one["how"], f"{one['right']:.1%}", f"{other['right']:.1%}", f"{one['milliseconds']:.1f}"]
+        for one, other in pairs
+    ]
+    return ["arm", "right", "right, equal time", "processor ms"], rows
+
+
+def masked_two(result: dict[str, Any]) -> Table:
+    """Table: two neighbouring hidden characters."""
+    found = result["equal time"]["two gaps"]
+    rows = [[one["how"], f"{one['right']:.1%}", f"{one['nats']:.2f}"] for one in found]
+    return ["arm", "both right", "nats for both"], rows
+
+
+def masked_span(result: dict[str, Any]) -> Table:
+    """Table: hidden characters in a row."""
+    found = result["equal time"]["span"]
+    rows = [
+        [one["how"], f"{one['right']:.1%}", f"{one['known_pairs']:.1%}", f"{one['milliseconds']:.1f}"]
+        for one in found
+    ]
+    return ["arm", "right", "pairs that the text has", "processor ms"], rows
+
+
 # name in the pages -> (benchmark, values that its result must have, function that makes the table)
 TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]] = {
     "generate-char": ("generate", {"shape": "char"}, generate),
@@ -336,6 +418,11 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "gpu-scaling": ("training_gpu", {"scaling": ...}, gpu_scaling),
     "doctor-faults": ("doctor", {"small": False}, doctor_faults),
     "doctor-healthy": ("doctor", {"small": False}, doctor_healthy),
+    "peft-speed": ("peft_speed", {"shape": "gpt2"}, peft_speed),
+    "masked-training": ("masked_lm", {}, masked_training),
+    "masked-one": ("masked_lm", {}, masked_one),
+    "masked-two": ("masked_lm", {}, masked_two),
+    "masked-span": ("masked_lm", {}, masked_span),
 }
 
 

@@ -102,6 +102,48 @@ def test_evaluation(tmp_path: Path) -> None:
             assert row["other_choices"] == 0
 
 
+def test_peft_speed(tmp_path: Path) -> None:
+    for package in ("transformers", "accelerate", "peft"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
+    command = [sys.executable, "benchmarks/peft_speed.py", "--toy", "--threads", "1", "--methods", "lora"]
+    command += ["--rounds", "1", "--steps", "1", "--output", str(tmp_path / "r.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    theirs, ours = numbers["rows"]
+    assert (theirs["arm"], ours["arm"]) == ("transformers", "minigpt")
+    # the same adapter: r (inputs + outputs) of four layers in two blocks of 32 channels
+    assert theirs["trained"] == ours["trained"] == 2 * 8 * (32 + 96 + 32 + 32 + 32 + 128 + 128 + 32)
+    for row in numbers["rows"]:
+        total = row["total"]
+        assert total["pairs"] == numbers["batch_size"] * numbers["rounds"] * numbers["steps"]
+        assert 0 < total["tokens"] <= total["places"]
+        assert row["mib"] > 100
+    assert ours["ratio"]["median"] > 0
+    columns, rows = tables.peft_speed(numbers)
+    assert [len(row) for row in rows] == [len(columns)] * 2
+    assert tables.newest(tmp_path, "peft_speed", {"shape": "gpt2"}) is None, "a toy's speed is no result"
+
+
+def test_masked_lm(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/masked_lm.py", "--toy", "--threads", "1"]
+    command += ["--output", str(tmp_path / "r.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    causal, hidden, longer = numbers["training"]
+    assert causal["tokens"] == hidden["tokens"] < longer["tokens"]
+    assert causal["positions"] == causal["tokens"], "every token is a target"
+    assert hidden["positions"] / hidden["tokens"] == pytest.approx(0.15, abs=0.01)  # ten of 64 in a row
+    assert longer["seconds"] >= hidden["seconds"]
+    for name in ("masked_training", "masked_one", "masked_two", "masked_span"):
+        columns, rows = getattr(tables, name)(numbers)
+        assert {len(row) for row in rows} == {len(columns)}
+    assert numbers["span"][-1]["known_pairs"] > 0.9  # pairs of held-out lines are mostly known ones
+
+
 def test_doctor(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/doctor.py", "--small", "--output", str(tmp_path / "r.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)

@@ -56,6 +56,8 @@ DOCUMENTS = {  # document that is run -> its translation, with the same blocks
     "docs/onnx.zh-CN.md": "docs/onnx.md",
     "docs/training.zh-CN.md": "docs/training.md",
     "docs/fine_tuning.zh-CN.md": "docs/fine_tuning.md",
+    "docs/own_model.zh-CN.md": "docs/own_model.md",
+    "docs/masked_lm.zh-CN.md": "docs/masked_lm.md",
     "docs/lens.zh-CN.md": "docs/lens.md",
     "docs/evaluation.zh-CN.md": "docs/evaluation.md",
     "data/README.md": "",  # both languages in one file
@@ -99,6 +101,9 @@ NOT_RUN = {  # command that is not run -> reason
     "tensorboard --logdir output": "a server that only Ctrl-C ends",
     "python gpt2.py 'Alan Turing theorized that computers would one day become' --n_tokens_to_generate 40": (
         "fetches 500 MB; tests/test_gpt2_command.py runs it on a small model"
+    ),
+    "python benchmarks/masked_lm.py --output masked.json": (
+        "takes minutes; tests/test_benchmarks.py runs it at toy size"
     ),
     "python benchmarks/parity.py --gpt2_124m": "takes minutes; tests/parity/ compares the same at tiny sizes",
 }
