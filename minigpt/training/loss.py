@@ -35,7 +35,7 @@ __all__ = [
     "logits_limit", "summed_cross_entropy", "token_cross_entropy", "vocabulary_multiple",
 ]  # fmt: skip
 
-Finish: TypeAlias = Callable[[Report], None]  # adds up the sums of several processes
+Finish: TypeAlias = Callable[[Report], None]  # replaces a report's sums by the sums over all processes
 
 
 class LossBatch(NamedTuple):
@@ -81,7 +81,7 @@ class Objective(nn.Module):
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore `state`. It is empty if the checkpoint's run had fewer processes."""
+        """Restore the result of `state`. It is empty if the checkpoint's run had fewer processes."""
 
     def count(self, batch: Any) -> int:
         """Return the number of terms of the sum that `forward` returns for a batch."""

@@ -75,7 +75,7 @@ def _run(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
 
 def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
     if given.get("size"):
-        parse_size(given["size"])  # report a bad size before anything is printed
+        parse_size(given["size"])  # raises an error for a bad size before anything is printed
     if given.get("recipe"):
         name = given["recipe"]
     elif kind is FinetuneConfig:
@@ -93,8 +93,9 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
         print(f"recipe {name}: no --recipe was given and the device is {device.type}")
     recipe = read_recipe(name, kind)
-    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # other recipes set it
-        # An unknown method or task is refused later.
+    # Other recipes set the learning rate themselves.
+    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():
+        # `get`, because an unknown method or task is refused later
         rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)
         rate *= TASK_RATES.get(given.get("task", recipe.task), 1.0)
         recipe = dataclasses.replace(recipe, learning_rate=rate)

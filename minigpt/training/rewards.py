@@ -140,7 +140,7 @@ def _of_file(path: Path, name: str, shown: str) -> Function:
         try:
             rewards = found(**given)
             if isinstance(rewards, Iterator):
-                rewards = list(rewards)  # a generator runs its code here
+                rewards = list(rewards)  # inside `try`, because a generator runs only now
         except (Exception, SystemExit) as error:
             raise RewardError(f"--reward {shown} raised {_said(error)}") from None
         return _numbers(rewards, completions, shown)
@@ -153,7 +153,7 @@ def _said(error: BaseException) -> str:
 
 
 def _numbers(rewards: Any, completions: Sequence[str], shown: str) -> list[float]:
-    """Check what a function returned."""
+    """Convert the result of a reward function to floats, and check them."""
     try:
         values = list(rewards) if not isinstance(rewards, str | dict) else None
     except TypeError:

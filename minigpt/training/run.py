@@ -72,7 +72,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
     if is_restarted():  # after a crash torchrun repeats the first command, so resume instead
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            begun = read_run(config.output, type(config))  # has the results of --size and --precision auto
+            begun = read_run(config.output, type(config))  # --size and --precision are resolved there
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
         return _run(config, given, locks, processes)
@@ -125,7 +125,8 @@ def _run(
     if config.precision == "auto":
         print(f"precision auto: {trainer.config.precision} on this machine")
     print(f"{data.sentence}; {_counted(trainer.model)} on {trainer.device}")
-    is_told = config.resume and has_checkpoint and not config.allow_changed_data  # the first run has warned
+    # A run with a checkpoint has already printed the warnings about its data.
+    is_told = config.resume and has_checkpoint and not config.allow_changed_data
     for sentence in summary.warnings() if summary is not None and not is_told else ():
         warn(sentence)
     if config.dry_run:
