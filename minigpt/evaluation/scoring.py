@@ -30,9 +30,9 @@ from minigpt.generation.native import NativeRunner, runner_for
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-_TREE = {"cpu": 512}  # most tokens of a tree: attention then costs a tenth of GPT-2's time
+_TREE = {"cpu": 512}  # largest number of tokens of a tree: attention then costs a tenth of GPT-2's time
 _TREE_ON_GPU = 2048
-_LOGITS = 2**24  # most logits in memory at a time: 64 MiB in float32
+_LOGITS = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
 
 class Scored(NamedTuple):
@@ -60,7 +60,7 @@ class ContinuationScorer:
 
     Args:
         model: the model.
-        max_length: most tokens that the model reads at once; 0: its context.
+        max_length: largest number of tokens that the model reads at once; 0: its context.
 
     Attributes:
         tokens_asked: number of tokens of all requests.

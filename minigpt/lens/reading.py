@@ -65,7 +65,7 @@ def read_question(
         question: the question, or for a model of texts the beginning of a text.
         answer: the answer; None: the model's own. A token that ends it is added, except in plain text.
         form: the prompt format; None: the tokenizer's usual one.
-        max_new_tokens: most tokens of the model's own answer.
+        max_new_tokens: largest number of tokens of the model's own answer.
 
     Raises:
         InputError: if both are longer than the model can read.

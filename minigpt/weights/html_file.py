@@ -75,7 +75,7 @@ def write_html(
         name: the model's name to show.
         options: values with which the page's sliders begin, by the names of GenerationOptions.
         start: the first token of an empty text, for the format "text".
-        max_bytes: most bytes of weights, before compression.
+        max_bytes: largest number of bytes of weights, before compression.
 
     Returns: sentences about what the page does differently from minigpt.
 
