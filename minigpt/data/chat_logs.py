@@ -34,7 +34,7 @@ __all__ = ["ChatLog", "holds_chat", "message_columns", "read_chat", "read_messag
 _SAMPLE, _LINES = 16_000, 200  # number of characters, and of lines, by which a log is recognised
 _FEWEST = 4  # least number of messages of a log
 _PAUSE = 30  # minutes of silence that end a conversation
-_ANSWERS = 8  # most answers of a conversation that nothing else ends
+_ANSWERS = 8  # largest number of answers of a conversation that nothing else ends
 _MINOR = 0.05  # a speaker with a smaller share of the messages is not chosen to answer
 _SHOWN = 6  # number of speakers that a message lists
 

@@ -82,9 +82,9 @@ def evaluate(
         data: questions and answers: a file, or a list of (question, answer) pairs or conversations.
         text: a text file, instead of `data`.
         batch_size: number of conversations measured, and questions answered, in one batch.
-        max_length: most tokens of a conversation, or of a window of the text, for the loss; 0: as many as the
-            model can read (in a window of the text at most 1,024).
-        max_new_tokens: most tokens of an answer.
+        max_length: largest number of tokens of a conversation, or of a window of the text, for the loss; 0:
+            as many as the model can read (in a window of the text at most 1,024).
+        max_new_tokens: largest number of tokens of an answer.
         strict: raise an error at the first bad record of a file, instead of skipping it.
 
     Raises:

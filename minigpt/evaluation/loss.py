@@ -24,7 +24,7 @@ from minigpt.families.registry import LanguageModel
 
 __all__ = ["LossReport", "LossSum", "Report", "evaluate_loss"]
 
-_CHUNK = 2**24  # most logits in memory at a time: 64 MiB in float32
+_CHUNK = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
 
 @dataclass

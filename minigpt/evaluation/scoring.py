@@ -66,7 +66,7 @@ class ContinuationScorer:
 
     Args:
         model: the model.
-        max_length: most tokens that the model reads at once; 0: its context.
+        max_length: largest number of tokens that the model reads at once; 0: its context.
 
     Attributes:
         tokens_asked: number of tokens of all requests.

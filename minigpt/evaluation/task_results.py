@@ -175,7 +175,7 @@ class LoadedModel:
     tokenizer: AnyTokenizer
     folder: Path | None = None
     batch_size: int = 8  # number of answers that are generated at once
-    max_new_tokens: int | None = None  # most tokens of an answer; None: the task's number
+    max_new_tokens: int | None = None  # largest number of tokens of an answer; None: the task's number
     adapter: Path | None = None  # folder of the model's adapter, if it has one
 
     @property

@@ -37,7 +37,7 @@ _GAP = re.compile(r"\[BLANK(\d+)\]")
 _NUMBERED = re.compile(r"(?:choice|option|choice_|option_)(\d)")
 _NUMBER_ANSWER = re.compile(r"####\s*-?[\d.,]+\s*$")
 _LISTED = "{choices}"  # in a template, this stands for the choices with their letters
-_REST = 80  # most characters after a gap that are scored together with the word in the gap
+_REST = 80  # largest number of characters after a gap that are scored together with the word in the gap
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ order:
     generation_config.py     reads generation_config.json and the prompt format of a model
     conversation.py          a conversation, and question answering in the model's prompt format
     slash_commands.py        the commands of a conversation: /temperature, /why, ...
-    prefix_cache.py          keeps keys and values of beginnings that prompts share
+    prefix_cache.py          keeps keys and values of common beginnings of prompts
     cuda_graph.py            decodes by CUDA graphs
     burst_pipeline.py        keeps the GPU busy while the host reads earlier tokens
     request_handle.py        tokens and result of one request to the engine

@@ -130,7 +130,7 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
     """Build the options from a dictionary.
 
     Args:
-        also: names of other arguments, which an error may suggest, too.
+        also: names of other arguments, which an error may also suggest.
 
     Raises:
         InputError: if a name is unknown; the message suggests the most similar one.
@@ -145,7 +145,7 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """Return the prompt's ids, with the tokenizer's added tokens. A tokenizer that adds none gets a <sep>."""
+    """Return the prompt's ids with the tokens that the tokenizer adds, or else with a <sep> at the end."""
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
     is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
     return ids if separator is None or is_complete else [*ids, separator]
@@ -180,11 +180,11 @@ def answer_questions(
     With a seed, the answer to question number i depends on (seed, i) and the question, not on the others.
 
     Args:
-        batch_size: most answers that are generated at once.
+        batch_size: largest number of answers that are generated at once.
         on_progress: called with the number of answers that are finished.
 
     Raises:
-        InputError: if a question leaves no tokens for an answer; the message names it and both numbers.
+        InputError: if a question leaves no tokens for an answer; the message names the question.
     """
     options = options or GenerationOptions()
     prompts = [prompt_ids(tokenizer, question) for question in questions]
@@ -221,8 +221,8 @@ def generate_ids(
     context. The next sequence then takes its place. The model keeps its mode (train or eval).
 
     Args:
-        eos_token_id: one id, several, or None. If options.eos_token_id is given, it counts instead.
-        batch_size: most sequences at once. With beam search, one prompt has num_beams sequences.
+        eos_token_id: one id, several, or None. If options.eos_token_id is given, that replaces it.
+        batch_size: largest number of sequences at once. With beam search, one prompt has num_beams sequences.
         on_progress: called with the number of completions that are finished.
         tokenizer: needed for the options stop_strings, choices, regex and json_schema. Rows of the model's
             vocabulary without a token in the tokenizer are never chosen; transformers may choose them.

@@ -75,13 +75,13 @@ class BeamSearch:
             reason = self._reason(ids, limit)
             if not reason:
                 going_on.append((total, parent, ids))
-            elif rank < K:  # a candidate after the first K may continue, but may not finish
+            elif rank < K:  # later candidates may continue, but may not finish
                 self.finished.append(Finished(total / length**options.length_penalty, ids, reason))
         self.finished = sorted(self.finished, key=lambda one: -one.score)[:K]
         going_on = going_on[:K]
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
-        missing = K - len(going_on)  # if the options leave fewer candidates, copies fill the places
+        missing = K - len(going_on)  # copies of the last candidate fill the missing places
         beams = self._continue(beams, going_on + going_on[-1:] * missing, loop)
         self._totals = dict(zip(beams, [total for total, _, _ in going_on] + [NO_SCORE] * missing))
         return beams
@@ -131,7 +131,7 @@ class BeamSearch:
         return "length" if len(ids) == self.options.wanted else "context"
 
     def _is_over(self, best_running: float, length: int, limit: int) -> bool:
-        """Return whether K sequences are finished and no beam is likely to beat the worst of them.
+        """Return whether K sequences are finished and no beam is likely to beat the worst finished one.
 
         A beam's final score is estimated as in transformers, from its present log-probability and length.
         With early_stopping="never" the estimate uses the length that favours the beam most, so that no better

@@ -41,7 +41,7 @@ class BurstPipeline:
 
         Args:
             rows: slot -> sequence. The slot holds all tokens of the sequence but the last one.
-            columns: most tokens that other slots hold. These tokens stay unchanged.
+            columns: largest number of tokens that other slots hold. These tokens stay unchanged.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}
@@ -60,7 +60,7 @@ class BurstPipeline:
         return []
 
     def drain(self) -> list[tuple[Sequence, list[int]]]:
-        """Read one pending burst and start none. If none is pending, let the device drop all sequences."""
+        """Read one pending burst and start none. If none is pending, stop all sequences on the device."""
         if self._bursts:
             return self._read()
         self._take_over({})
@@ -78,7 +78,7 @@ class BurstPipeline:
         while self._bursts and not any(
             self._sequences.get(slot) is one for slot, one in self._bursts[0][1].items()
         ):
-            self._bursts.popleft()  # all sequences that these steps were for have ended
+            self._bursts.popleft()  # all sequences of this burst have ended
 
     def _read(self) -> list[tuple[Sequence, list[int]]]:
         burst, owners = self._bursts.popleft()
@@ -86,5 +86,5 @@ class BurstPipeline:
         return [
             (sequence, [ids[slot] for ids in steps if ids[slot] != NOTHING])
             for slot, sequence in owners.items()
-            if self._sequences.get(slot) is sequence  # else the slot belongs to another sequence now
+            if self._sequences.get(slot) is sequence  # False: the slot now belongs to another sequence
         ]

@@ -39,9 +39,9 @@ class KeyValueCache:
 
     Args:
         config: the model's configuration.
-        slots: most sequences at once.
-        max_length: most tokens of a sequence.
-        max_cache_mib: most MiB (2**20 bytes) that the cache may take; None: no limit.
+        slots: largest number of sequences at once.
+        max_length: largest number of tokens of a sequence.
+        max_cache_mib: largest number of MiB (2**20 bytes) that the cache may take; None: no limit.
         keeps: False: all layers share the memory of one layer. This is enough for sequences whose tokens are
             all read again in each step.
 
@@ -92,11 +92,11 @@ class KeyValueCache:
 
     @property
     def bytes(self) -> int:
-        """Size of the memory in bytes, in use or not."""
+        """Size of the allocated memory in bytes."""
         return self._keys.nbytes + self._values.nbytes
 
     def allocate(self) -> int:
-        """Return the lowest free slot, emptied, since a CUDA graph computes all slots up to the last used."""
+        """Return the lowest free slot, emptied. (A CUDA graph computes all slots up to the last used one.)"""
         slot = min(self._free)
         self._free.remove(slot)
         self.lengths[slot] = 0
@@ -116,10 +116,10 @@ class KeyValueCache:
         return self.lengths[slot]
 
     def reserve(self, slot: int, tokens: int) -> int:
-        """Return the column of the next token of a slot, after checking that so many tokens fit.
+        """Check that `tokens` more tokens fit into a slot, and return the column of the first one.
 
         Raises:
-            InputError: if they do not fit.
+            InputError: if the tokens do not fit.
         """
         start = self.lengths[slot]
         if start + tokens > self.max_length:
@@ -133,7 +133,7 @@ class KeyValueCache:
         self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
-        """Keep only the first `length` tokens of a slot. The next tokens overwrite the others."""
+        """Keep only the first `length` tokens of a slot. New tokens overwrite the rest."""
         if not 0 <= length <= self.lengths[slot]:
             raise InputError(f"the slot holds {self.lengths[slot]} tokens: cannot keep {length}")
         self.lengths[slot] = length

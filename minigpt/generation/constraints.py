@@ -125,7 +125,7 @@ class _Grammar:
             ) from None
         words = _Words(tokenizer, tokens, eos[0])
         wrapped = LLTokenizer(TokenizerWrapper(words), eos_token=list(eos))
-        words.lacking = []  # llguidance tests a word of its own
+        words.lacking = []  # forget llguidance's own test word
         if options.regex is not None:
             grammar = LLMatcher.grammar_from_regex(options.regex)
         else:

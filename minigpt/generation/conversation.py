@@ -62,8 +62,8 @@ class Choice(NamedTuple):
     token: int
     probability: float
     others: list[tuple[int, float]]  # in descending order, without the token itself
-    # The probabilities of the token and of the others after temperature, top_k and the like. Without sampling
-    # the list is empty.
+    # Probabilities of the token and of `others` after temperature, top_k and the like; empty without
+    # sampling.
     drawn: list[float]
 
 
@@ -155,7 +155,7 @@ class Conversation:
     # -- the model's input ----------------------------------------------------------------------------------
 
     def _fitting(self, text: str) -> list[int]:
-        """Build the prompt from as many turns as fit. At most a quarter of the context stays free."""
+        """Build the prompt from as many turns as fit, with room for an answer (at most a quarter)."""
         context = self.model.config.max_position_embeddings
         room = context - max(1, min(self.options.wanted, context // 4))
         while True:
@@ -325,7 +325,7 @@ class QuestionAnswering:
         """Answer questions in order: num_return_sequences for each one. A blank question gets blank answers.
 
         Args:
-            batch_size: most answers that are generated at once.
+            batch_size: largest number of answers that are generated at once.
             on_progress: called with the number of answers that are finished.
 
         Raises:

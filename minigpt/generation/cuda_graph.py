@@ -13,7 +13,7 @@ host reads the ids once in a burst of several steps (minigpt.generation.burst_pi
 The model is unchanged. Its cache makes the shapes static: `_Columns` always has the length columns - 1, and
 the attention mask hides the columns that a row does not have. The new token is written into its own column,
 and also into the last column, where the model expects it. There is a graph for each number of rows and
-columns; see `sizes`.
+of columns; see `sizes`.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
 channels of one head, W steps of a burst.
@@ -41,9 +41,9 @@ __all__ = [
 
 NOTHING = -1  # stands for an id: the row has no new token
 DAMAGED = -2  # stands for an id: the scores of the row are not finite
-MAX_EOS = 8  # most eos ids of a sequence that the device can look for
+MAX_EOS = 8  # largest number of eos ids of a sequence that the device can look for
 _FEWEST_COLUMNS = 128
-# The options that the device applies with a value for each row -> the value that switches the option off.
+# Options that the device applies, each row with its own value -> the value that switches an option off.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -72,7 +72,7 @@ def sizes(largest: int, least: int) -> list[int]:
 
 
 def can_choose(sequence: Sequence) -> bool:
-    """Return whether a CUDA graph can decode. It cannot for penalties, constraints, typical_p, adapters."""
+    """Return whether a CUDA graph can decode: without penalties, constraints, typical_p and adapters."""
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
     is_plain = is_plain and sequence.adapters is None
@@ -122,7 +122,8 @@ class _GroupedQueries(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# Executes (key, step, prepare). Steps with equal keys are equal; `prepare` is the step without any effect.
+# Runs `step`, given (key, step, prepare). Equal keys mean equal steps. `prepare` is the step without any
+# effect.
 Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
@@ -193,8 +194,8 @@ class GraphDecoder:
     Args:
         model: a model in eval mode. Its weights must not move, because a graph holds their addresses.
         cache: a cache of this model's dtype whose slots have `capacity` columns.
-        max_length: most tokens of a row, prompt included.
-        burst: most steps of one burst.
+        max_length: largest number of tokens of a row, prompt included.
+        burst: largest number of steps of one burst.
         backend: runs the steps; None: Graphs on CUDA, else eager.
         compiled: True lets torch.compile fuse the model's small kernels before the graph is recorded. The
             mode "reduce-overhead" would make its own CUDA graphs, and copy buffers that are changed in place.
@@ -215,7 +216,7 @@ class GraphDecoder:
         self.cache, self.burst = cache, burst
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
-        if compiled:  # each size is compiled anew, more often than torch allows by default
+        if compiled:  # each size compiles anew, so raise torch's limit
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
@@ -240,7 +241,7 @@ class GraphDecoder:
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
         self._tick = whole(1)  # number of the next step within the burst
-        # several, because one is filled while earlier ones are read
+        # several buffers, because one is filled while earlier ones are read
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )

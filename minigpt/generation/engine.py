@@ -30,7 +30,7 @@ Such a model runs in PyTorch, not in C. The product with the weights is computed
 each adapter for its rows. CUDA graphs do not decode such requests.
 
 Memory is bounded and allocated at the start: keys and values of max_rows * max_length tokens, and prefix_mib
-for beginnings that prompts share. If there are more requests than rows, they wait in a bounded queue.
+for common beginnings of prompts. If there are more requests than rows, they wait in a bounded queue.
 """
 
 import threading
@@ -79,12 +79,12 @@ class Engine:
     Any thread may call `submit` and `cancel`; only one thread may call `step` and `run`.
 
     Args:
-        max_rows: most requests that are decoded at once.
-        max_length: most tokens of a request, prompt included; None: the model's context.
-        max_waiting: most requests that may wait for a row.
+        max_rows: largest number of requests that are decoded at once.
+        max_length: largest number of tokens of a request, prompt included; None: the model's context.
+        max_waiting: largest number of requests that may wait for a row.
         chunk: approximate number of prompt tokens that are read in one step.
-        prefix_mib: MiB for beginnings that prompts share; 0: none are kept.
-        max_cache_mib: most MiB for the rows' keys and values; None: no limit.
+        prefix_mib: MiB for common beginnings of prompts; 0: no beginnings are kept.
+        max_cache_mib: largest number of MiB for the rows' keys and values; None: no limit.
         cuda_graph: True decodes by a GraphDecoder; None: only on CUDA.
         burst: number of GraphDecoder steps after which the host reads the new tokens.
         compiled: see GraphDecoder.
@@ -139,7 +139,7 @@ class Engine:
 
     @property
     def bytes(self) -> int:
-        """Size in bytes of keys, values and the GraphDecoder's buffers, in use or not."""
+        """Size in bytes of the memory for keys, values and the GraphDecoder's buffers."""
         buffers = self.pipeline.step.bytes if self.pipeline else 0
         return self.cache.bytes + buffers + (self.prefixes.bytes if self.prefixes else 0)
 
@@ -170,8 +170,8 @@ class Engine:
         """Add a request, which starts when a slot is free. The arguments are as for generate_ids.
 
         Args:
-            copy: number of the answer, from 0. The request draws as this one of num_return_sequences answers
-                of generate_ids.
+            copy: number of the answer, from 0. The request draws the same random numbers as the answer of
+                this number among the num_return_sequences answers of generate_ids.
             adapter: name of an adapter of the model. A list: the sum of several; empty: the model alone.
                 None: the adapters that are active in the model.
 
@@ -255,7 +255,7 @@ class Engine:
     def close(self) -> None:
         """Cancel all requests at once, and refuse new ones. Only the thread that steps may call it."""
         with self.changed:
-            self._failure = InputError("it was closed")  # set first: a later request would wait forever
+            self._failure = InputError("it was closed")  # first, or a new request would wait forever
             handles = [*self._waiting, *self._running.values()]
         for handle in handles:
             self.cancel(handle)
@@ -323,7 +323,8 @@ class Engine:
         self._show(handle, outcome)
 
     def _show(self, handle: RequestHandle, outcome: Completion | Exception | None = None) -> None:
-        # no lock: only the stepping thread adds; other threads cancel waiting requests, which have no tokens
+        # No lock is needed: only the stepping thread adds tokens. Other threads only cancel waiting requests,
+        # which have no tokens.
         if new := handle._update(outcome):
             self.statistics.tokens_written += new
 

@@ -29,7 +29,7 @@ _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_stat
 # keys of config.json, in folders that are derived from a run's
 _FORM, _LENGTH = "prompt_format", "training_max_length"
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # no effect without do_sample
-# The options that are read. Lengths are not, because published files name the model's whole context.
+# The options that are read. Lengths are not read, because published files give the whole context as length.
 _NAMES = (
     *("do_sample", *_DRAWING, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
     *("bad_words_ids", "eos_token_id"),
@@ -80,7 +80,7 @@ def recommended_options(folder: Path) -> dict[str, Any]:
         except InputError as error:
             if name not in _DRAWING or content.get("do_sample") or not isinstance(value, int | float):
                 raise InputError(f"{path}: {error}") from None
-            del found[name]  # for example temperature 0.0 without do_sample
+            del found[name]  # ignored without do_sample, for example temperature 0.0
     size = _object(folder / _CONFIG).get("vocab_size")
     eos = id_list(found.get("eos_token_id"))
     return {**found, "eos_token_id": [one for one in eos if not isinstance(size, int) or one < size]}
@@ -95,7 +95,7 @@ def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
 
 
 def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
-    """Return notes for the user: on ignored settings, and if no eos ends an answer."""
+    """Return notes for the user about ignored settings, and about a missing eos."""
     path = _source(folder)
     content = _object(path)
     notes = []
@@ -126,10 +126,11 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = 
 
     "chat": the tokenizer's chat template renders the prompt. "question": the prompt is the question and
     <sep>, as in minigpt's training on questions and answers. "text": the model continues the text. Models
-    with a subword tokenizer without a chat template have this format, and models trained on plain text.
+    trained on plain text have this format. So do subword tokenizers that have no chat template.
 
     Args:
-        adapter: the adapter that the model was loaded with. Its format counts, because it was trained last.
+        adapter: the adapter that the model was loaded with. The adapter was trained last, so its format
+            counts.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"

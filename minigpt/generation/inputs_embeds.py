@@ -49,7 +49,7 @@ def placeholders(
 
 @contextmanager
 def replaced_embeddings(model: LanguageModel, vectors: Tensor) -> Iterator[None]:
-    """Replace each row's first embeddings of ids (B, S) by vectors (tokens, C) inside the context."""
+    """Inside the context, replace the first embeddings of each row of ids (B, S) by vectors (tokens, C)."""
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.clone()  # (B, S, C)

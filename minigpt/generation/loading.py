@@ -71,7 +71,7 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: b
 
     Args:
         fills: True if the model shall fill gaps. If False, a model that was trained to fill gaps gives a
-            warning, because it can do nothing else.
+            warning, because such a model can do nothing else.
 
     Raises:
         InputError: as load_model_and_tokenizer; also if the device does not exist.

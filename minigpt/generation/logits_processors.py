@@ -97,7 +97,7 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     if ids.shape[1] < size:
         return logits
     ngrams = ids.unfold(1, size, 1)  # (B, S - N + 1, N)
-    beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  of the n-gram that the next token completes
+    beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  the last N - 1 tokens
     same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)  # (B, S - N + 1)
     last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)
     return logits.masked_fill(counts(last, logits.shape[-1]) > 0, -math.inf)
@@ -152,7 +152,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # a single eos is not forbidden, because the answer could not end
+    # a word that is only an eos is not forbidden, because then the answer could not end
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

@@ -56,11 +56,11 @@ class DecodingLoop:
     """Decodes sequences with one model, which is in eval mode. Only one thread may use the loop.
 
     Args:
-        max_length: most tokens of a sequence that the model sees at once.
+        max_length: largest number of tokens of a sequence that the model sees at once.
         chunk: approximate number of prompt tokens that are read in a step. Each prompt is read by itself. So
             a long prompt does not delay other sequences for long, and the rounding of a prompt does not
             depend on other prompts. None: all prompts are read at once.
-        prefix_cache: keeps common beginnings of prompts, which then need not be read again.
+        prefix_cache: keeps common beginnings of prompts, so that they need not be read again.
         bursts: decodes by CUDA graphs if possible. A step then gives a sequence no token or several.
     """
 
@@ -77,10 +77,10 @@ class DecodingLoop:
         self.prefix_cache, self.bursts = prefix_cache, bursts
         self.model, self.runner = model, runner_for(model)
         self.running: list[Sequence] = []  # in the order in which they joined
-        self.tokens_read = self.tokens_reused = 0  # numbers of tokens of prompts and windows
+        self.tokens_read = self.tokens_reused = 0  # number of read and of reused prompt tokens
         self._n_special = 0  # number of running sequences that are not plain
 
-    @torch.inference_mode()  # needed if the cache was made in inference mode
+    @torch.inference_mode()  # because the cache may have been made in inference mode
     def add(self, sequence: Sequence) -> None:
         """Let a sequence join. A slot must be free."""
         sequence.slot = self.cache.allocate()
@@ -130,7 +130,7 @@ class DecodingLoop:
         elif not self.runner.in_any_slot:
             self._close_gaps()
             ready.sort(key=lambda sequence: sequence.slot)
-        has_own = any(one.adapters is not None for one in ready)  # then each sequence needs its own adapters
+        has_own = any(one.adapters is not None for one in ready)  # True: sequences choose their adapters
         alone = [one for one in ready if one.watcher is not None or (has_own and one.speculation is not None)]
         if alone:
             ready = [sequence for sequence in ready if sequence not in alone]
@@ -141,7 +141,7 @@ class DecodingLoop:
             self._choose(group, logits, rows)
 
     def _names_of(self, sequence: Sequence) -> tuple[str, ...]:
-        """Return the adapters with which a sequence is read now. `set_adapter` may change the active ones."""
+        """Return the sequence's own adapters, or else the adapters that are active in the model now."""
         return tuple(active_adapters(self.model)) if sequence.adapters is None else sequence.adapters
 
     @contextmanager
@@ -199,7 +199,7 @@ class DecodingLoop:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        groups: dict[object, list[Sequence]] = {}  # beams of one search share their vectors
+        groups: dict[object, list[Sequence]] = {}  # all beams of a search read the same vectors
         for one in unread:
             is_alone = one.embeds is not None or one.watcher is not None
             groups.setdefault((one.beams or one) if is_alone else None, []).append(one)
@@ -238,7 +238,7 @@ class DecodingLoop:
         """Choose the next token of each sequence from its logits.
 
         Args:
-            read: the last token and the guesses of each sequence. Each of these has logits. None: no guesses.
+            read: the last token and the guesses of each sequence; each of them has logits. None: no guesses.
         """
         if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
@@ -259,7 +259,7 @@ class DecodingLoop:
             count = 1 if read is None else len(read[number])
             if read is not None and sequence.speculation is not None:
                 sequence.speculation.take(sequence, logits[place : place + count])
-                if not sequence.has_ended:  # removes wrong guesses from the cache
+                if not sequence.has_ended:  # then remove the wrong guesses from the cache
                     self.cache.truncate(sequence.slot, len(sequence.context) - 1)
             else:
                 members, rows = groups.setdefault(_group(sequence), ([], []))
@@ -281,7 +281,7 @@ def decode(
     """Decode the sequences of one request. After each step, yield the sequences that have ended.
 
     Args:
-        batch_size: most sequences at once; each beam counts as one.
+        batch_size: largest number of sequences at once; each beam counts as one.
 
     Raises:
         InputError: at once if the cache needs more than max_cache_mib; later if a sequence fails.

@@ -5,8 +5,8 @@
 
 `native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
 of the time. The family's folder builds the list from the modules and weights of the PyTorch model, and
-neither copies nor changes them. So there is no second model. The PyTorch modules are the slow twin, and tests
-compare both. The library is compiled at first use (.native_library).
+neither copies nor changes them. So there is no second model. Tests compare the
+results with those of the slower PyTorch modules. The library is compiled at first use (.native_library).
 
 The bits of a token's logits do not depend on other slots or other tokens in the call.
 
@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 _FEW = 64  # with more tokens, torch's float32 products are faster
-# Number of multiplications that justify one more thread. With fewer, a thread gains microseconds on an idle
-# machine. On a busy machine each step may wait milliseconds for a thread that does not get a core.
+# Number of multiplications from which one more thread pays off. With fewer, a thread gains microseconds on an
+# idle machine. On a busy machine each step may wait milliseconds for a thread that does not get a core.
 _FOR_A_THREAD = 2**19
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
@@ -80,7 +80,7 @@ class NativeStepWarning(RuntimeWarning):
     """Warns that PyTorch runs the model because the faster C library is missing, and says why."""
 
 
-# True once this process has warned. Python's own "once" forgets it when a library changes the filters.
+# True once this process has warned. Python's own "once" would warn again after a library changes the filters.
 _was_said = False
 
 
@@ -176,7 +176,7 @@ class NativeRunner:
         return TorchRunner(self._model)
 
     def takes(self, tokens: int) -> bool:
-        """Return whether C is faster for this number of tokens, as always for weights below 32 bits."""
+        """Return whether C is faster for this number of tokens. For weights below 32 bits it always is."""
         return self._any_length or tokens <= _FEW
 
     def prefill(
@@ -222,8 +222,8 @@ class NativeRunner:
     ) -> Tensor:
         """Read the next tokens of each slot. Return the logits of every token, or of each slot's last token.
 
-        A step reads hundreds of megabytes, so the processor's caches then hold nothing of Python and torch.
-        Each small operation of torch would take 20 to 50 microseconds. So this method uses none.
+        A step reads hundreds of megabytes, which push the code of Python and torch out of the processor's
+        caches. Each small torch operation would then take 20 to 50 microseconds, so this method uses none.
         """
         n = sum(map(len, rows))
         if self._n < n:
@@ -241,7 +241,7 @@ class NativeRunner:
             one.wanted = 1
             if column > longest:
                 longest = column
-                cache.reserve(slot, len(row))  # raises an error if they do not fit
+                cache.reserve(slot, len(row))  # raises an error if the tokens do not fit
         self._step(n, longest, cache.max_length)
         for row, slot in zip(rows, slots):
             cache.lengths[slot] += len(row)
@@ -288,7 +288,7 @@ class NativeRunner:
         self._products: int = sum(op.n_in * op.n_out * (2 if op.act == _SWIGLU else 1) for op in operations)
         self._of_attention: int = sum(
             2 * op.heads * op.head_dim for op in operations
-        )  # multiplications for each token that a token attends to
+        )  # number of multiplications for each pair of a query and a key
 
     def _bind(self, cache: KeyValueCache) -> None:
         for layer, operation in enumerate(self._attentions):

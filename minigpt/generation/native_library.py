@@ -4,7 +4,7 @@
     build.library or build.reason   # one of the two
 
 The name of a kept library contains its SHA-256, which is checked before loading, because a truncated library
-would crash the process. If nothing can be kept, each process compiles the library.
+would crash the process. If no library can be kept, each process compiles it again.
 
 This module does not import torch, because `minigpt env` uses it before torch is loaded.
 """
@@ -41,12 +41,12 @@ _PATIENCE = 60  # seconds for the compiler; it usually takes two
 
 
 class Build(NamedTuple):
-    """The result of building the library: the library, or why there is none."""
+    """The result of building the library: the library, or the reason why there is none."""
 
     library: Any | None  # a ctypes.CDLL
     reason: str = ""  # one line that says why there is no library
     compiler: str = ""  # the compiler's command, without flags
-    path: Path | None = None  # the kept library; None: it could not be kept
+    path: Path | None = None  # file of the library; None: the library could not be kept
 
 
 class _BuildError(Exception):
@@ -90,7 +90,7 @@ def build(
     command = shlex.join(compiler)
     name = f"native-{_key(compiler, flags)}"
     for kept in _kept(cache, name):
-        with contextlib.suppress(_BuildError):  # another system may share the home folder
+        with contextlib.suppress(_BuildError):  # a library of another system does not load
             return Build(_load(kept), compiler=command, path=kept)
     try:
         with tempfile.TemporaryDirectory(prefix="minigpt-", ignore_cleanup_errors=True) as folder:
@@ -108,7 +108,7 @@ def build(
 
 
 def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
-    # with -march=native, another machine with the same home folder must not run the library
+    # -march=native: a machine with another processor but the same home folder must not run the library
     texts = [read_text(file) for file in (SOURCE, PRODUCTS)]
     parts = [*texts, *flags, *compiler, platform.machine(), _processor()]
     return hashlib.sha256(chr(0).join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -140,7 +140,7 @@ def _keep(made: Path, cache: Path | None, name: str) -> Path:
     if cache is None:
         raise FileNotFoundError("no folder to keep it in")
     cache.mkdir(parents=True, exist_ok=True)
-    # copied beside its place and then renamed, so that no process sees a part of the library
+    # copy to a temporary folder beside it, then rename, so that no process sees an incomplete library
     with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as folder:
         return Path(shutil.copy(made, folder)).replace(cache / f"{name}-{sha256(made)}.so")
 

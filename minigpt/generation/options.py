@@ -59,17 +59,17 @@ class GenerationOptions:
         "logprobs": (0, 10**9),
     }
 
-    # How many tokens
+    # Number of tokens
     max_new_tokens: int | None = None
     """tokens of an answer, at most; left out: up to 128, fewer if the model has no room for more"""
     min_new_tokens: int = 0
     """tokens of an answer, at least"""
 
-    # Which token
+    # Greedy or sampled tokens
     do_sample: bool = False
     """draw each token at random; without, the most likely one is taken"""
 
-    # How it is drawn, with do_sample
+    # Sampling, with do_sample
     temperature: float = 1.0
     """below 1 likely tokens gain, above 1 they lose"""
     top_k: int = 0
@@ -91,7 +91,7 @@ class GenerationOptions:
     frequency_penalty: float = 0.0
     """the same, times how often the answer has it"""
 
-    # What comes, what does not, what ends it
+    # Preferred, forbidden and ending tokens
     logit_bias: Mapping[int, float] | None = None
     """id -> a number that is added to its score"""
     bad_words_ids: Sequence[Sequence[int]] = ()
@@ -119,7 +119,7 @@ class GenerationOptions:
     seed: int | None = None
     """with do_sample: same seed, same answers"""
 
-    # Longer, sooner, smaller
+    # Context, speed and memory
     window: int | None = None
     """when the model's context is full: keep that many tokens and continue; left out: end there"""
     sinks: int = 0
@@ -135,7 +135,7 @@ class GenerationOptions:
     max_cache_mib: float | None = None
     """refuse to start where keys and values of one batch take more MiB; left out: no limit"""
 
-    # What is reported besides the ids
+    # Outputs besides the ids
     output_scores: bool = False
     """the scores that a token was chosen by, as all of the above made them"""
     output_logits: bool = False
@@ -256,7 +256,7 @@ class GenerationOptions:
 
     @property
     def wanted(self) -> int:
-        """Most new tokens, if they fit into the model's context."""
+        """Largest number of new tokens, if they fit into the model's context."""
         return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
     def limit(self, prompt_length: int, context: int) -> int:
@@ -296,7 +296,7 @@ _PROCESSORS = {  # options of minigpt.generation.logits_processors -> the value 
 }
 _REPORTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
 _SWITCHES = ("do_sample", "use_cache", *_REPORTS)
-# Two options that exclude each other -> why. docs/sampling.md has the same table.
+# Two options that exclude each other -> the reason. docs/sampling.md has the same table.
 PAIRS = {
     ("num_beams", "do_sample"): "beam search takes the most likely sequences and draws nothing",
     ("num_beams", "guesses"): "a guess follows one sequence, beams compare several",

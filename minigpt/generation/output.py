@@ -3,8 +3,9 @@
 A `Recorder` collects the outputs of one sequence, step by step. Outputs that the options do not select are
 neither computed nor kept. Hooks on the blocks collect the hidden states, so the model needs no code for them.
 
-Letters in shapes: B rows, H heads, T tokens read in a step (the first step reads the prompts, later ones one
-token, or all without a cache), S tokens so far, C channels, V entries of the vocabulary, n tokens reported.
+Letters in shapes: B rows, H heads, T tokens read in a step (the first step reads the prompts, a later step
+one token, or all tokens without a cache), S tokens so far, C channels, V entries of the vocabulary, n tokens
+reported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,7 @@ class GenerateOutput:
     hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, then each layer's
     attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  a row is a distribution
     logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens, before any option
-    top_logprobs: Tensor | None = None  # (B, steps, n)  those of the most likely tokens, descending
+    top_logprobs: Tensor | None = None  # (B, steps, n)  log-probabilities of top_ids, descending
     top_ids: Tensor | None = None  # (B, steps, n)  ids of the most likely tokens
 
 

@@ -28,7 +28,7 @@ class PrefixCache:
     Args:
         cache: the cache of the sequences. `restore` fills its slots.
         block: tokens per block.
-        prefix_mib: most MiB (2**20 bytes) that the blocks may take.
+        prefix_mib: largest number of MiB (2**20 bytes) that the blocks may take.
 
     Raises:
         InputError: if not even one block fits.
@@ -56,7 +56,7 @@ class PrefixCache:
 
     @property
     def bytes(self) -> int:
-        """Size of the memory in bytes, in use or not."""
+        """Size of the allocated memory in bytes."""
         return sum(kind.nbytes for kind in self._memory)
 
     def restore(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> int:

@@ -63,7 +63,7 @@ class RequestHandle:
             raise self._error
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the end of the request. Return its tokens; a cancelled request has those until then.
+        """Wait for the end of the request. Return its tokens, or for a cancelled request the tokens so far.
 
         Args:
             timeout: seconds to wait. It has an effect only if a thread drives the engine.
@@ -83,7 +83,7 @@ class RequestHandle:
         self._engine.cancel(self)
 
     def _await(self, tokens: int | None, timeout: float | None = None) -> None:
-        """Wait until there are this many tokens, or the request has ended."""
+        """Wait until the request has this many tokens or has ended. None: wait for the end."""
 
         def is_there() -> bool:
             return self.done or (tokens is not None and self._given >= tokens)

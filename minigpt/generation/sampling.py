@@ -53,14 +53,14 @@ def apply_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
     https://arxiv.org/abs/1904.09751 (nucleus sampling), section 3.1.
     """
     ascending, order = torch.sort(logits)  # (B, V) each
-    # summed from the least likely token on: tokens whose sum is at most 1 - top_p are dropped
+    # sum from the least likely token on, and drop tokens up to the sum 1 - top_p
     tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p  # (B, V)
     tail[..., -1] = False
     return logits.masked_fill(tail.scatter(-1, order, tail), -math.inf)
 
 
 def apply_min_p(logits: Tensor, min_p: float | Tensor) -> Tensor:
-    """Keep the tokens whose probability is at least min_p times the highest one.
+    """Keep the tokens whose probability is at least min_p times the highest probability.
 
     https://arxiv.org/abs/2407.01082 (Min-p sampling), section 3.
     """
@@ -97,9 +97,9 @@ def filtered(
 ) -> Tensor:
     """Apply temperature (1), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order.
 
-    The number in parentheses means off. Tensors (B, 1) are always applied, because reading their values would
-    make the CPU wait for the GPU. Values that mean off do not change a row, with one exception: top_p = 1
-    removes tokens of probability 0 in single precision.
+    The number in parentheses switches the filter off. Tensors (B, 1) are always applied, because reading
+    their values would make the CPU wait for the GPU. The numbers above then change no row, with one
+    exception: top_p = 1 removes tokens of probability 0 in single precision.
     """
     if isinstance(temperature, Tensor) or temperature != 1:
         logits = apply_temperature(logits, temperature)
@@ -113,8 +113,8 @@ def filtered(
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """Choose the most likely token of each row, the first of several: (B, V) -> (B,). NaN is highest."""
-    if logits.device.type == "cpu":  # NumPy's argmax is faster there
+    """Choose the most likely token of each row, in a tie the first: (B, V) -> (B,). NaN counts as highest."""
+    if logits.device.type == "cpu":  # NumPy's argmax is faster on a CPU
         return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
 

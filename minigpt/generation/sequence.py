@@ -66,7 +66,7 @@ class Request:
     eos: list[int]  # ids that end an answer
     decode: Callable[[list[int]], str] | None = None  # ids -> text, if there are stop strings
     constraint: State | None = None  # the state before the first new token
-    tokens: int | None = None  # number of ids that have a token; None: every id has one
+    tokens: int | None = None  # number of ids that have a token; None: every id has a token
     processors: Ids[Processor] = ()  # change the scores before a token is chosen, in order
 
 
@@ -149,7 +149,7 @@ class StopChecker:
     """Holds the new ids of one prompt, and decides when they end.
 
     Args:
-        limit: most new ids.
+        limit: largest number of new ids.
     """
 
     def __init__(self, limit: int, request: Request) -> None:
@@ -226,7 +226,7 @@ class Sequence(StopChecker):
         options = request.options
         self.restarts = (
             options.window is not None or not options.use_cache
-        )  # True: the slot is sometimes emptied
+        )  # True: the slot is sometimes emptied and filled again
         # Sequences with an equal kind choose their tokens together. None: greedy, from unchanged logits.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
@@ -262,7 +262,7 @@ class Sequence(StopChecker):
                 self.error = error
 
     def allowed(self) -> Ids[int]:
-        """Return the ids that the constraint allows next. If it raises an error, set `error`, return none."""
+        """Return the ids that the constraint allows next. If it fails, set `error` and return no ids."""
         assert self.constraint is not None, "something says what is allowed"
         try:
             return self.constraint.allowed()
@@ -271,17 +271,17 @@ class Sequence(StopChecker):
             return []
 
     def fail(self, problem: str) -> None:
-        """Set `error`, because no token can follow. An earlier error is kept, because it says more."""
+        """Set `error`, because no token can follow. An earlier error is kept, because it is the cause."""
         self.error = self.error or InputError(problem)
 
     def history(self) -> npt.NDArray[np.int64]:
-        """Return prompt and new ids, (S,), valid until the next call. A prompt of vectors is NO_TOKEN."""
+        """Return prompt and new ids, (S,), valid until the next call. A vector counts as NO_TOKEN."""
         start = len(self.prompt)
         if self._history is None:
             self._history = np.full(start + self.limit, NO_TOKEN, dtype=np.int64)
             if self.embeds is None:
                 self._history[:start] = self.prompt
-        known = 0 if self.beams is not None else self._n_known  # a beam may have become a copy of another
+        known = 0 if self.beams is not None else self._n_known  # 0, because beams copy each other
         self._history[start + known : start + len(self.ids)] = self.ids[known:]
         self._n_known = len(self.ids)
         return self._history[: start + len(self.ids)]
@@ -304,7 +304,8 @@ class IncrementalDetokenizer:
     r"""Turns ids into text, one by one. The text ends before the first stop string.
 
     A token of a byte-level vocabulary may end inside a character, which then decodes as U+FFFD. The end of
-    the text may also be the beginning of a stop string. Such text is held back until later ids decide.
+    the text may also be the beginning of a stop string. Such text is held back until later ids decide what it
+    is.
 
     >>> text = IncrementalDetokenizer(lambda ids: "".join(map(chr, ids)), stop_strings=["\n\n"])
     >>> [text.push(ord(character)) for character in "a\nb\n\n"], text.stopped
@@ -320,11 +321,11 @@ class IncrementalDetokenizer:
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
         self._ids: list[int] = []  # ids whose text is not yet final as a whole
-        self._taken = 0  # number of characters of this text that are final
+        self._taken = 0  # number of characters of the text of `_ids` that are final
         self._held = ""  # final text that may be the beginning of a stop string
 
     def push(self, token: int) -> str:
-        """Take the next id. Return the text that has become final, often one character, perhaps none."""
+        """Take the next id. Return the text that has become final: often one character, perhaps ""."""
         self._ids.append(token)
         text = self._decode(self._ids)
         # Only the last U+FFFD can still become a character. Earlier ones were followed by other bytes.

@@ -23,7 +23,7 @@ _NARROW = 60  # columns of a terminal below which a command's text stands under 
 
 
 def is_command(line: str) -> bool:
-    """Return whether a line begins with a slash. A question that does needs a space before it."""
+    """Return whether a line begins with a slash. A question with a slash needs a space before the slash."""
     return line.startswith("/")
 
 
@@ -133,7 +133,7 @@ def _think(talk: Conversation, value: str) -> str:
 
 
 def candidates(line: str) -> int:
-    """Return the N of `/why N`, the number of other tokens; default 3. Raises InputError for a wrong N."""
+    """Return N of `/why N`, the number of alternative tokens; default 3. Raises InputError for a wrong N."""
     value = line.partition(" ")[2].strip()
     number = int(value) if value.isascii() and value.isdigit() else 0
     if value and not 1 <= number <= _MOST_CANDIDATES:

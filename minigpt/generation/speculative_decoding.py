@@ -1,4 +1,4 @@
-"""Speculative decoding: guesses the next tokens cheaply, and keeps the right guesses. A step gives several.
+"""Speculative decoding: guesses several tokens cheaply. A step of the model then keeps the right guesses.
 
     sequence.speculation = Speculation(NgramDrafter(), 4)            # the text repeats itself
     sequence.speculation = Speculation(ModelDrafter(small), 4)       # a smaller model guesses
@@ -9,7 +9,8 @@ model's own choice replaces. The tokens have the same distribution as without gu
 
 - Without sampling, and for guesses that are not drawn (NgramDrafter), the same seed gives *the same* ids,
   because each choice has the same logits and the same random number. C (minigpt.generation.native) computes
-  the same bits. PyTorch rounds several tokens in another order than one, so a near-tie may give another id.
+  the same bits. PyTorch rounds several tokens in another order than one, so two almost equal scores may give
+  another id.
 - Guesses that a model has drawn are accepted by the rule of https://arxiv.org/abs/2211.17192 (Fast Inference
   from Transformers via Speculative Decoding), section 2.3: see `accept`.
 
@@ -79,12 +80,12 @@ class Speculation:
     """Guesses tokens for one sequence, and counts the right guesses.
 
     Args:
-        count: most guesses at a time.
+        count: largest number of guesses at a time.
     """
 
     def __init__(self, drafter: Drafter, count: int) -> None:
         self.drafter, self.count = drafter, count
-        self.drafted = self.accepted = 0  # numbers of guesses that the model has read, and that were right
+        self.drafted = self.accepted = 0  # number of guesses, and of right guesses
         self._draft = Draft([])
         self._judge: np.random.Generator | None = None
 
@@ -140,8 +141,8 @@ class NgramDrafter:
     Prompt lookup costs almost nothing. It helps if an answer repeats its question, code or itself.
 
     Args:
-        max_matching_ngram_size: number of last tokens to look for first. If they did not occur before, one
-            token less is looked for, and so on.
+        max_matching_ngram_size: number of last tokens to look for first. If these tokens did not occur
+            before, one token less is looked for, and so on.
     """
 
     def __init__(self, max_matching_ngram_size: int = 3) -> None:
@@ -166,7 +167,7 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """Guesses with a smaller model of the same vocabulary, with the same temperature, top_k and so on.
+    """Guesses with a smaller model. It has the same vocabulary, and the same temperature, top_k and so on.
 
     Penalties and constraints apply to the large model alone, because guesses may be wrong.
     """
@@ -182,7 +183,7 @@ class ModelDrafter:
         return runner_for(self._model.eval())
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """Guess the assistant model's own next tokens, as far as its context allows."""
+        """Return the tokens that the assistant model chooses, up to the end of its context."""
         ids, options = sequence.context, sequence.request.options
         if self._cache is None:
             weight, most = next(self._model.parameters()), self._model.config.max_position_embeddings

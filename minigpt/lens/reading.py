@@ -70,7 +70,7 @@ def read_question(
         question: the question, or for a model of texts the beginning of a text. A Reading is returned.
         answer: None: the model's own. An answer is followed by the token that ends it, a text is not.
         form: the prompt format; None: the tokenizer's usual one.
-        max_new_tokens: most tokens of the model's own answer.
+        max_new_tokens: largest number of tokens of the model's own answer.
 
     Raises:
         InputError: if both are longer than the model can read.

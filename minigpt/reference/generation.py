@@ -61,7 +61,7 @@ def generate(
         params: the weights.
         step, forward, cache: functions of the model.
         settings: further arguments of these functions.
-        n_tokens_to_generate: most new tokens.
+        n_tokens_to_generate: largest number of new tokens.
         eos_token_id: the end token or several.
         use_cache: see the top of this file.
         rng: random generator for sampling. None: always take the most likely token.

@@ -165,7 +165,7 @@ def generate(
         ids: the prompt.
         params: the weights.
         n_head, gelu: see `settings`.
-        n_tokens_to_generate: most new tokens.
+        n_tokens_to_generate: largest number of new tokens.
         eos_token_id: the end token or several; the end token is not in the result.
         use_cache: keep keys and values. Without, everything is computed again for each token.
         np: numpy or jax.numpy. With jax.numpy, `step` is compiled.

@@ -21,7 +21,7 @@ from minigpt.storage.regular_files import open_regular
 
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "reading"]
 
-MAX_BYTES = 256_000_000  # most bytes of a JSON file: ten times the largest tokenizer.json
+MAX_BYTES = 256_000_000  # largest number of bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
 _MAX_DIGITS = 300  # longest integer: with so many digits it is still finite as a float
 

@@ -25,7 +25,7 @@ __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_we
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 KEPT = 2**18  # size in bytes; a smaller tensor is copied, so that its block of memory can be freed
 
-_BLOCK = 2**24  # most bytes that are read at once; a larger tensor is read alone
+_BLOCK = 2**24  # largest number of bytes that are read at once; a larger tensor is read alone
 _MOST = 2**31  # largest number of bytes that are read ahead; more would take longer than the import
 _PIECE = 2**30  # bytes per system call; Linux allows nearly twice as many
 _LINE = 64  # bytes of a cache line; a tensor that is not aligned to this is not read ahead

@@ -17,7 +17,7 @@ from minigpt.storage.json_files import parse_json, reading
 
 __all__ = ["ITEM_SIZES", "MAX_HEADER", "PICKLE_REMEDY", "Entry", "read_header"]
 
-MAX_HEADER = 100_000_000  # most bytes of a header; the format's own limit
+MAX_HEADER = 100_000_000  # largest number of bytes of a header; the format's own limit
 PICKLE_REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
 
 # type -> bytes of a value, in the order in which the safetensors library sorts tensors. These are the types

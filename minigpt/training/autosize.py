@@ -43,10 +43,10 @@ __all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # key of the record in run.json
 _TOKENS_PER_PARAMETER = 2  # tokens per parameter of the blocks, as in the tuned CPU recipes (LOG.md)
-_TOKENS_OF_A_NAME = 20  # tokens per parameter for small, base and large: https://arxiv.org/abs/2203.15556
-_EPOCHS_OF_TEXT = 16.0  # most passes over a text; more passes gain little: https://arxiv.org/abs/2305.16264
+_TOKENS_OF_A_NAME = 20  # tokens per parameter of --size small, base, large (https://arxiv.org/abs/2203.15556)
+_EPOCHS_OF_TEXT = 16.0  # most passes over a text; more gain little (https://arxiv.org/abs/2305.16264)
 _LEAST_STEPS = 20  # smallest number of steps of a run; with fewer, Muon would hardly be past its warm-up
-_STEPS_OF_LITTLE_DATA = 150  # steps that are allowed for little data; fifty pairs have one step per epoch
+_STEPS_OF_LITTLE_DATA = 150  # at least so many steps are allowed, even if they repeat little data often
 # largest number of evaluations in a run, and largest share of the budget for them
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
@@ -59,7 +59,7 @@ Why = list[tuple[str, object, str]]  # (option, value, reason)
 
 
 class TooShortError(InputError):
-    """The error of a --size that is too short. `seconds` would be enough."""
+    """The time given by --size is too short. `seconds` is a time that would be enough."""
 
     def __init__(self, text: str, seconds: float) -> None:
         super().__init__(text)
@@ -107,7 +107,7 @@ class Decision:
 
 
 def check_flags(config: TrainConfig, given: Collection[str]) -> None:
-    """Raise InputError if the user gave an option that --size decides. The message names both."""
+    """Raise InputError if the user gave an option that --size decides. The message names the option."""
     if parse_size(config.size).unit != "name":
         for name in sorted(_STEPS & set(given)):
             raise InputError(
@@ -204,7 +204,7 @@ class _Choice:
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
         """Return the largest shape with enough tokens per parameter, its steps and evaluations."""
         shape, least = shapes[len(shapes) // 3], self.least_steps
-        for _ in range(4):  # each measurement may change which shape is best
+        for _ in range(4):  # repeat, because a new measurement may make another shape the best
             if self.size.unit == "seconds":
                 self._measure(shape)
             best = shapes[0]

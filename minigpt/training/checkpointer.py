@@ -46,8 +46,8 @@ class Checkpointer:
         self._processes = step.processes
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None  # error of the last save; `_join` raises or prints it
-        self._newest = -1  # step of the last save that succeeded or is running; -1 if none, or if it failed
-        self._confirmed: tuple[Any, ...] = (math.inf, 0, {})  # best loss on the disk, its step and metrics
+        self._newest = -1  # step of the last save that is done or running; -1: no save yet, or it failed
+        self._confirmed: tuple[Any, ...] = (math.inf, 0, {})  # best saved loss, its step and metrics
 
     def __enter__(self) -> "Checkpointer":
         self._confirm(True)
@@ -58,7 +58,7 @@ class Checkpointer:
     def save(self, best: bool = False, final: bool = False) -> None:
         """Save the current step and move the link `last` to it. First waits for an earlier save.
 
-        If this or the earlier save fails and the run continues, the best loss becomes the one on the disk.
+        If this or the earlier save fails and the run continues, the best loss becomes the best saved one.
 
         Args:
             best: move the link `best`, too.
@@ -142,7 +142,7 @@ class Checkpointer:
         except InputError as error:
             if self._config.on_save_error == "stop":
                 raise
-            warn(str(error))  # old checkpoints could not be deleted; the new one is saved
+            warn(str(error))  # only a warning: the new checkpoint is saved, but old ones could not be deleted
 
     def _join(self, final: bool) -> bool:
         """Wait for a running save. Returns True if it succeeded. Raises as `save` does."""
@@ -165,7 +165,7 @@ class Checkpointer:
         """Wait for a save in the background. `final` and errors as in `save`."""
         saved = True
         with self._processes.shared_errors():
-            saved = self._join(final)  # only process 0 saves in a thread
+            saved = self._join(final)  # returns True at once in the other processes, which have no thread
         self._confirm(self._processes.broadcast(saved))
 
     def is_saved(self) -> bool:
@@ -195,7 +195,7 @@ class Checkpointer:
         """Find the newest undamaged checkpoint. Process 0 chooses it; the others read the same one.
 
         Raises:
-            InputError: if there is none that is `acceptable` (see `checkpoint.read_newest`).
+            InputError: if no checkpoint is `acceptable` (see `checkpoint.read_newest`).
         """
         output, found = self._config.output, None
         with self._processes.shared_errors():
@@ -231,7 +231,7 @@ class Checkpointer:
         """Load the newest undamaged checkpoint and its progress. Returns its folder.
 
         Raises:
-            InputError: if there is none; if data, vocabulary or model differ.
+            InputError: if there is no such checkpoint; if data, vocabulary or model differ.
         """
         config, step, output = self._config, self._step, self._config.output
         if self._processes.is_main:
@@ -269,7 +269,7 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # repeat this, because the earlier process may have died before it moved the link
+                # move the link again, because the earlier process may have died before it did so
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

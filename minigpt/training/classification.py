@@ -100,7 +100,7 @@ class ClassificationData:
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
         """Return (rows, tokens per row) of each batch of an epoch.
 
-        The number of tokens includes one more than the model reads, as for pairs of inputs and targets.
+        Tokens per row are one more than the model reads, as in the rows of next-token prediction.
         """
         return [(rows, width + 1) for rows, width in plan.shapes(self.train, pad_to)]
 
@@ -150,7 +150,7 @@ def labelled_options(config: FinetuneConfig) -> LabelledOptions:
 
 
 def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[LabelledText]]:
-    """Read the texts for training and validation. Print what was skipped and held out."""
+    """Read the texts for training and validation. Print the numbers of skipped and held-out texts."""
     options = labelled_options(config)
     texts, report = read_labelled(config.train_data, options)
     report.print_summary()
@@ -169,7 +169,7 @@ def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[Lab
 
 
 def read_data(config: FinetuneConfig) -> ClassificationData:
-    """Read both parts of the data. Print what was skipped or cut.
+    """Read both parts of the data. Print how many texts were skipped or cut.
 
     Raises:
         InputError: if a file cannot be read, or its labels do not fit; the message names the file.

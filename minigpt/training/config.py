@@ -356,7 +356,7 @@ def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig
     """Read the configuration of an earlier run from its folder, to resume the run.
 
     Args:
-        kind: the class of its options: TrainConfig, or that of `minigpt finetune`.
+        kind: the class of the run's options: TrainConfig, or FinetuneConfig.
 
     Raises:
         InputError: if the folder holds no run, or one of another command, or its run.json is damaged.

@@ -34,7 +34,7 @@ def distillation_loss(
 
     Args:
         logits: logits of the model, (P, V).
-        teacher: logits of the teacher, (P, V). Entries that only one of the two has do not count.
+        teacher: logits of the teacher, (P, V). If one V is larger, its extra entries do not count.
         targets: (P,) int64.
     """
     loss = (1 - alpha) * F.cross_entropy(logits, targets, reduction="sum")

@@ -114,7 +114,7 @@ class Processes:
         return received
 
     def require_same(self, fingerprint: str, what: str) -> None:
-        """Check that a fingerprint is equal in all processes. `what` says in the message what it is of.
+        """Check that all processes have the same fingerprint. `what`: name of its data, for the message.
 
         Raises:
             InputError: if it differs; the message names the first process that differs.
@@ -236,7 +236,7 @@ def join_processes() -> Iterator[Processes]:
     try:
         yield Processes(rank, size, _number("LOCAL_RANK", rank), group)
     except (_SharedError, Stopped, SystemExit, KeyboardInterrupt):
-        dist.destroy_process_group()  # destroy the group, or its threads would abort the process at exit
+        dist.destroy_process_group()  # otherwise the group's threads would abort the process at exit
         raise
     except InputError:
         sys.stderr = stderr

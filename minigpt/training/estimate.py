@@ -31,7 +31,7 @@ __all__ = [
     "print_parameters",
 ]
 
-TORCH_ITSELF = 350 * 2**20  # bytes of a process that has imported what training needs, and nothing else
+TORCH_ITSELF = 350 * 2**20  # bytes of a process after the imports for training, before any tensor exists
 # Memory of the process per computed byte, on a CPU. Activations, gradients and moments are freed and taken
 # in changing order, which leaves gaps in the C library's heap. The factor was measured on Linux with
 # benchmarks/memory.py. It does not apply to GPUs, which have other allocators.
@@ -128,7 +128,7 @@ def estimate(trainer: Trainer) -> Estimate:
 
 def busy() -> str:
     """Return a warning for an estimate of time if other programs keep the cores busy; "" otherwise."""
-    if not hasattr(os, "getloadavg"):  # Windows lacks it
+    if not hasattr(os, "getloadavg"):  # Windows has no getloadavg
         return ""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     if load <= cores:
@@ -238,7 +238,7 @@ def memory_needed(trainer: Trainer) -> int:
     weights = sum(
         p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()
     )
-    weights += sum(buffer.nbytes for buffer in trainer.model.buffers())  # quantised weights
+    weights += sum(buffer.nbytes for buffer in trainer.model.buffers())  # quantised weights are buffers
     weights += trainer.step.loss.other_bytes
     counted = weights + per_row * rows + head
     return int(counted * (HELD if trainer.device.type == "cpu" else 1.0)) + TORCH_ITSELF
@@ -247,7 +247,7 @@ def memory_needed(trainer: Trainer) -> int:
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
     """Return the bytes that autograd keeps from the blocks' forward pass. Shared memory counts once.
 
-    With gradient_checkpointing the inputs of the blocks are added, because torch keeps these elsewhere.
+    With gradient_checkpointing the inputs of the blocks are added, because the hook does not see them.
     """
     kept: dict[int, int] = {}
 

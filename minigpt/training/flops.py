@@ -16,8 +16,8 @@ from minigpt.families.registry import LanguageModel, family_of
 
 __all__ = ["model_flops", "peak_flops", "peaks"]
 
-# Peak speeds by the device name in torch: (TFLOP/s, TB/s of memory). The first is for matrix products with
-# 16-bit inputs, float32 sums and no sparsity; data sheets often print twice that, "with sparsity". The rows
+# Peak speeds by the device name in torch: (TFLOP/s, TB/s of memory). TFLOP/s are those of matrix products
+# with 16-bit inputs, float32 sums and no sparsity; data sheets often print twice as many. The rows
 # for H100 (SXM), H200, A100 and L40S agree with tables that quote the data sheets. The other rows are not
 # verified: compare them with these data sheets before you publish an MFU.
 # H200, H100: https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306
@@ -45,7 +45,7 @@ _PEAKS = {
 
 
 def peaks(device: torch.device) -> tuple[float, float]:
-    """Return the device's peak FLOP/s of 16-bit products and bytes/s of memory; nan: not in the table."""
+    """Return the device's peak FLOP/s of 16-bit products and bytes/s of memory; nan for an unknown device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     found = (both for pattern, both in _PEAKS.items() if re.fullmatch(pattern, name))
     tera_flops, tera_bytes = next(found, (math.nan, math.nan))
@@ -66,6 +66,6 @@ def model_flops(model: LanguageModel, tokens: float, counted: float, T: float) -
         counted: number of tokens that the loss counts.
         T: tokens of a row, which decide the cost of attention.
     """
-    if not hasattr(model, "lm_head"):  # a classifier's head costs next to nothing
+    if not hasattr(model, "lm_head"):  # a classifier's head needs very few FLOPs
         counted = 0
     return family_of(model.config).flops(model.config, tokens, counted, T)

@@ -1,7 +1,8 @@
 """Learning from rewards (GRPO): the model answers each prompt several times, and learns from the better ones.
 
 The answers of a step follow from the weights, the seed, the number of the step and the line of the prompt: a
-resumed run samples the same ones. They are used for `num_iterations` steps; then a checkpoint holds them.
+resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If that is more
+than one step, a checkpoint holds the answers.
 
 The reference is the model before the first step: its weights without the adapter, or a copy of them. A
 resumed run begins with the same weights.
@@ -44,7 +45,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["GrpoLoss", "GrpoReport", "Rollout", "RolloutBatch", "Sampling"]
 
-_AT_ONCE = 512  # most answers that are generated at once
+_AT_ONCE = 512  # largest number of answers that are generated at once
 
 
 class Sampling(NamedTuple):
@@ -94,7 +95,7 @@ class GrpoReport:
 
     @property
     def loss(self) -> float:
-        """Return minus the mean reward: the checkpoint with the lowest one is the best."""
+        """Return minus the mean reward: the checkpoint with the lowest loss is the best."""
         return 0.0 - self.reward / self.prompts  # `0.0 -` avoids -0.0
 
     def sums(self) -> list[float]:
@@ -173,13 +174,13 @@ class GrpoLoss(Objective):
         self._tokenizer, self._rewards, self._device, self._autocast = tokenizer, rewards, device, autocast
         self._train, self._val = train, val
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
-        # The token that ends the file's answers counts, too: a chat template may end answers with another
-        # token than the tokenizer's.
+        # The token that ends the file's answers ends a sampled answer, too. A chat template may use another
+        # token there than the tokenizer's <sep> or eos.
         ends = train.last_tokens()
         self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
         self._has_adapter = any(True for _ in adapted_layers(model))
-        # A tuple keeps the reference's parameters out of this module.
         needs_copy = bool(options.beta) and not self._has_adapter
+        # A tuple, because a plain attribute would add the reference's parameters to this module.
         self._reference = (
             (copy.deepcopy(model).eval().requires_grad_(False),) if needs_copy and not dry else ()
         )
@@ -195,7 +196,7 @@ class GrpoLoss(Objective):
     # -- sampling --------------------------------------------------------------------------------------------
 
     def sample(self, step: int, batches: Sequence[Batch]) -> list[Rollout]:
-        """Sample answers to the prompts of a step, or return the answers of an earlier step if still in use.
+        """Sample answers to the prompts of a step, or return the answers that an earlier step shares with it.
 
         Raises:
             RewardError: if a reward fails.
@@ -277,7 +278,8 @@ class GrpoLoss(Objective):
         answers = self.answers(block, rows)
         prompts = [self._train.prompts[row] for row in rows for _ in range(G)]
         rewards, exact = self._score(answers, prompts)
-        table = torch.tensor(rewards, dtype=torch.float64).view(len(rows), G)  # rewards are squared
+        # float64, because `std` squares the rewards
+        table = torch.tensor(rewards, dtype=torch.float64).view(len(rows), G)
         cut = torch.tensor([one.ending is None for one in answers], dtype=torch.bool)
         self._of_answers += torch.tensor(
             [
@@ -395,7 +397,7 @@ class GrpoLoss(Objective):
         return found
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the answers. Without them, the next step samples its own."""
+        """Restore the answers of `state`. If there are none, the next step samples new answers."""
         self._kept = None
         if self.num_iterations == 1 or "rollout.block" not in state:
             return

@@ -1,7 +1,7 @@
 """A lock on a folder, so that only one process at a time trains or makes shards in it.
 
 It is an operating-system lock on FOLDER/.lock (package `filelock`), which ends with its process. The file
-stays in the folder; without a process that holds it, it locks nothing.
+stays in the folder, but the file alone locks nothing.
 """
 
 import errno

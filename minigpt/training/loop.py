@@ -50,7 +50,7 @@ __all__ = ["RunFinishedError", "Trainer"]
 
 
 class RunFinishedError(InputError):
-    """There is nothing left to resume."""
+    """The run to resume has already done all its steps."""
 
 
 class Trainer:
@@ -150,7 +150,7 @@ class Trainer:
         return self.progress.steps_done >= self.step.total_steps and self.progress.evaluated
 
     def evaluation_is_due(self) -> bool:
-        """Return True after every `eval_steps` or `keep_every` steps and the last step, until it is done."""
+        """Return True if the evaluation after `eval_steps`, `keep_every` or all steps is not done yet."""
         done, keep_every = self.progress.steps_done, self.config.keep_every
         is_due = done % self.eval_steps == 0 or done >= self.step.total_steps
         is_due = is_due or (keep_every > 0 and done % keep_every == 0)
@@ -209,7 +209,7 @@ class Trainer:
         return self.tasks.of(self.model, self.data.tokenizer)
 
     def _sample(self) -> str:
-        """Return a sample of the model's output. An error does not end the run: the text says it."""
+        """Return a sample of the model's output. If sampling fails, return the error as a text."""
         if not self.processes.is_main or self.step.parallel.is_sharded:
             return ""
         try:
@@ -232,7 +232,8 @@ class Trainer:
         """Load the newest checkpoint that is complete and undamaged. Returns its folder.
 
         Raises:
-            InputError: if there is none; if data, vocabulary or model differ; if all steps are done already.
+            InputError: if there is no such checkpoint; if data, vocabulary or model differ; if all steps are
+                done already.
         """
         folder = self.checkpointer.resume()
         if self.is_finished():

@@ -90,7 +90,7 @@ class Objective(nn.Module):
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore `state`. It is empty if the checkpoint's run had fewer processes."""
+        """Restore the result of `state`. It is empty if the checkpoint's run had fewer processes."""
 
     def count(self, batch: Any) -> int:
         """Return the number of terms of the sum that `forward` returns for a batch."""

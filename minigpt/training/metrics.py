@@ -34,7 +34,7 @@ class Logger:
     def __init__(self, config: TrainConfig, step: TrainStep) -> None:
         self._config, self._step, self._progress = config, step, step.progress
         self._peak = peak_flops(step.device, config.precision) * step.processes.size
-        self.changed: Sequence[str] = ()  # sentences on what a resume has changed
+        self.changed: Sequence[str] = ()  # one sentence for each option that differs from the resumed run
         self._loss_shown = ""
         self._evaluating = 0.0  # seconds spent in evaluations
 
@@ -204,7 +204,8 @@ class Metrics:
         if not self._enabled:
             return self
         kept = ""
-        if self._resumed and self._path.exists():  # a resumed run writes later lines again
+        # keep only the lines up to the checkpoint, because a resumed run writes the later lines again
+        if self._resumed and self._path.exists():
             lines = read_text(self._path, errors="replace").splitlines()
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
         atomic_write(self._path, kept)

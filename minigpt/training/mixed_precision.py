@@ -6,7 +6,7 @@
 - `float16` needs a scaled loss, because small gradients would become 0: see `LossScale`.
 - `auto`: bfloat16 on a CPU with AVX-512 BF16 or AMX; on CUDA bfloat16, or float16 on GPUs older than 2020;
   otherwise float32. That is the precision in which the device computes products fastest.
-- Training needs no attention mask: padding is on the right, and windows have none. So SDPA can use its causal
+- Training needs no attention mask: padding is always on the right. So SDPA can use its causal
   kernels: FlashAttention or cuDNN with 16 bits on CUDA, the memory-efficient kernel in float32.
 """
 

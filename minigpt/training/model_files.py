@@ -128,7 +128,8 @@ def copied(model: LanguageModel) -> LanguageModel:
 def weights_fingerprint(model: LanguageModel, only_frozen: bool = False) -> str:
     """Return the SHA-256 of the weights, or only of the frozen ones, which are the base of an adapter."""
     digest = hashlib.sha256()
-    for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):  # quantised: buffers
+    # named_buffers lists the quantised weights
+    for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):
         if not (only_frozen and parameter.requires_grad):
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

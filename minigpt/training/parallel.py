@@ -128,7 +128,7 @@ class Parallel:
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch[-1] is not None:  # the positions that count
+        if batch[-1] is not None:  # the last tensor holds the positions that count
             # Batches of pairs have various lengths: mark them as dynamic, so that one graph serves all.
             # Windows all have the same length; their graph is faster with a fixed size.
             for tensor in batch:
@@ -161,7 +161,7 @@ class Parallel:
                 mine = self._my_rows(batches, stop_request)
                 return self._objective.evaluate(model, mine, self._device, self._add_reports)
             finally:
-                if self.is_sharded:  # free the memory of the gathered weights
+                if self.is_sharded:  # then `evaluate` has gathered weights, whose memory is freed here
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:

@@ -50,7 +50,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
     assert isinstance(config, FinetuneConfig)
     output = config.output
     if config.resume and (output / RUN_FILE).exists():
-        return dict(given)  # the run has recorded its model
+        return dict(given)  # the run to resume has recorded its model in run.json
     if config.dry_run:
         raise InputError("--dry_run of a classifier needs --model: give the model that it begins with")
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -95,7 +95,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _block_size(lengths: Sequence[int]) -> int:
-    """Choose the context of the new model: 19 of 20 texts fit, up to 512 tokens. Little text: a shorter one.
+    """Choose the context of the new model: 19 of 20 texts fit, up to 512 tokens; shorter for little text.
 
     >>> _block_size([20] * 100), _block_size([300] * 1000), _block_size([20] * 5)
     (64, 320, 16)

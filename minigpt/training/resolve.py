@@ -75,7 +75,7 @@ def _run(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
 
 def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
     if given.get("size"):
-        parse_size(given["size"])  # report a bad size before anything is printed
+        parse_size(given["size"])  # raises an error for a bad size before anything is printed
     if given.get("recipe"):
         name = given["recipe"]
     elif kind is FinetuneConfig:

@@ -159,7 +159,7 @@ def _of_file(path: Path, name: str, shown: str, fields: Collection[str]) -> Func
         try:
             rewards = found(**given)
             if isinstance(rewards, Iterator):
-                rewards = list(rewards)  # a generator runs its code here
+                rewards = list(rewards)  # inside `try`, because a generator runs only now
         except (Exception, SystemExit) as error:
             raise RewardError(f"--reward {shown} raised {_said(error)}") from None
         return _numbers(rewards, completions, shown)
@@ -172,7 +172,7 @@ def _said(error: BaseException) -> str:
 
 
 def _numbers(rewards: Any, completions: Sequence[str], shown: str) -> list[float]:
-    """Check what a function returned."""
+    """Convert the result of a reward function to floats, and check them."""
     try:
         values = list(rewards) if not isinstance(rewards, str | dict) else None
     except TypeError:

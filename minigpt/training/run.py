@@ -73,7 +73,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
     if is_restarted():  # after a crash torchrun repeats the first command, so resume instead
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            begun = read_run(config.output, type(config))  # has the results of --size and --precision auto
+            begun = read_run(config.output, type(config))  # --size and --precision are resolved there
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
         return _run(config, given, locks, processes)

@@ -56,10 +56,10 @@ from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
 __all__ = ["AnyData", "RunData", "TextData", "read_data", "shown_lines"]
 
-# (conversations, tokenizer, max_length, how to encode one) -> all of them
+# (conversations, tokenizer, max_length, function that encodes one) -> encoded conversations
 EncodeAll: TypeAlias = Callable[[Sequence[Conversation], Any, int, Encode], EncodedExamples]
 HELD_OUT = Path()  # value of val_data: a part of train_data becomes the validation data
-# The chat template of a BPE tokenizer that has none: the plain form of minigpt.data.conversation.
+# For BPE tokenizers without a chat template: the plain form of minigpt.data.conversation as a template.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'system' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
@@ -276,7 +276,7 @@ def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
 
 
 def read_data(config: TrainConfig) -> RunData | TextData:
-    """Read the vocabulary, the training and the validation data. Print what was skipped or cut.
+    """Read the vocabulary, the training and the validation data. Print how much was skipped or cut.
 
     Raises:
         InputError: if a file cannot be read or holds nothing to learn from; the message names the file.
@@ -333,7 +333,7 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
 
 @contextlib.contextmanager
 def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[None]:
-    """Replace the advice of `minigpt split` by that of a run, if a part would be empty."""
+    """If a part would be empty, replace the error's advice for `minigpt split` by advice for training."""
     try:
         yield
     except InputError:
@@ -381,10 +381,10 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
-    """Return the tokenizer of conversations: that of the weights, of --tokenizer, or the vocabulary.
+    """Return the tokenizer of conversations: from the given weights, --tokenizer, or the vocabulary.
 
-    Byte-level BPE and WordPiece tokenizers without a chat template get one that ends each turn with the
-    end-of-text token.
+    Byte-level BPE and WordPiece tokenizers without a chat template get a template that ends each turn with
+    the end-of-text token.
 
     Args:
         texts: texts of the training part, in which `--add_tokens from-data` looks for characters.

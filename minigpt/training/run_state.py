@@ -22,7 +22,7 @@ from minigpt.training.run_data import AnyData
 
 __all__ = ["BatchSize", "Changes", "Progress", "StepMetrics", "changes", "spike_threshold", "training_state"]
 
-# options that do not change the training itself: a resume prints no line if one of them has changed
+# options that do not change the training itself: a resume does not report changes of them
 _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", "threads", "workers"} | {
     "save_async",
     "on_save_error",
@@ -32,9 +32,9 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "eval_task",
     "gradient_checkpointing",
 }
-# options that decide which examples are made of the same files
+# options that decide how the files become examples
 _DECIDES_DATA = ("max_length", "block_size", "val_fraction", "encoding", "text_field", "document_separator")
-# options that decide which weights a checkpoint holds, and what they mean
+# options that decide which weights a checkpoint holds, and how the model uses them
 _FIXED = (
     *("task", "method", "train_only", "base_precision", "r", "use_dora", "bottleneck_size"),
     *("target_modules", "layers_to_transform", "modules_to_save", "problem_type"),
@@ -156,7 +156,7 @@ def spike_threshold(losses: Sequence[float]) -> float:
 
     It is 6 robust standard deviations above the loss that one in 16 of the recent losses exceeds, but at
     least 0.1 nats and 12 % of the median above it. The robust standard deviation is 1.4826 times the median
-    distance from the median. The plain one would grow with the spikes themselves, and so find none. The
+    distance from the median. The usual standard deviation would grow with the spikes, and so miss them. The
     threshold does not start at the median, because a few batches with hard answers always have a higher loss.
 
     >>> spike_threshold([2.0, 2.2] * 8)  # 2.2 + 6 * 1.4826 * 0.1
@@ -212,8 +212,8 @@ def _fingerprints(config: TrainConfig, data: AnyData) -> list[tuple[str, str, st
 class Changes:
     """The changes since a checkpoint was written."""
 
-    settings: list[str]  # changed options, as in "seed 42 -> 7": the run continues differently
-    rounding: list[str]  # changes of machine or torch: it is the same run, but sums are rounded differently
+    settings: list[str]  # changes that change the training, such as "seed 42 -> 7"
+    rounding: list[str]  # changes of machine or torch, which only change how sums are rounded
     measure: bool  # True if validation losses cannot be compared: other data, or another loss
 
 
@@ -229,13 +229,14 @@ def changes(
     """Compare a checkpoint's training_state.json with the run that resumes from it.
 
     Raises:
-        InputError: if the vocabulary has changed, or what is trained; if the data has changed, without
+        InputError: if the vocabulary or the trained weights are others; if the data has changed, without
             --allow_changed_data.
     """
     named = []
     _require_same_weights(state["config"], config, folder)
     changed = [(key, what) for key, value, what in _fingerprints(config, data) if state[key] != value]
-    changed.sort(key=lambda one: one[0] != "vocabulary_fingerprint")  # with it the ids of all data change
+    # report the vocabulary first, because another vocabulary changes the ids of all data
+    changed.sort(key=lambda one: one[0] != "vocabulary_fingerprint")
     options = config.as_dict()
     cut = [
         f"--{key} {state['config'][key]}"

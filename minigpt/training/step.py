@@ -60,7 +60,7 @@ class TrainStep:
     Args:
         config: options of the run; `precision` must be resolved (not "auto").
         loss: the model with its loss. Parameters that require gradients are trained.
-        data: training data. The batches of a step depend on nothing but its number.
+        data: training data. The batches of a step depend only on the step's number.
         device: device of the model.
         processes: the processes that train together.
 
@@ -137,18 +137,18 @@ class TrainStep:
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def positions(self, steps: Iterable[int]) -> list[int]:
-        """Return the positions in the training data of the rows of these steps; see `data.unit`."""
+        """Return where the rows of these steps are in the training data; see `data.unit`."""
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
-        """Build the batches of a step (counted from 0). Every process builds all, so none needs a message."""
+        """Build the batches of a step (from 0). Every process builds all batches, so no batch is sent."""
         batches = self.batches(step)
         mine = self.parallel.shard_batches(batches)
         if self.loss.is_sampled:
             try:
                 with self.processes.shared_errors():
                     mine = self.loss.sample(step, mine)
-            except InputError as error:  # the loop saves the finished steps before it ends
+            except InputError as error:  # RewardError makes the loop save the finished steps
                 raise RewardError(str(error)) from None
             mine = self.loss.sampled_together(self.processes.all_reduce)
             totals = [self.processes.all_reduce(self._size(batch)) for batch in mine]
@@ -181,14 +181,14 @@ class TrainStep:
         """
         self.model.train()
         counted = sum(size.counted for size in batches.sizes)
-        if self.loss.is_sampled:  # the number is 0 if all sampled answers were cut off
+        if self.loss.is_sampled:  # `counted` is 0 if all sampled answers were cut off
             counted = max(1, counted)
         scale = None if self.precision.scale is None else self.precision.scale.value
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches.mine, 1):
             with self.parallel.accumulate(last=number == len(batches.mine)):
-                # Mean over all targets of the step, not mean of the batches' means. DDP and FSDP divide the
-                # sum over processes by `size`, so multiply by it.
+                # This gives the mean over all targets of the step, not the mean of the batches' means. DDP
+                # and FSDP divide the sum over processes by `size`, so multiply by `size`.
                 loss = self.summed_loss(batch) * self.processes.size / counted
                 (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()

@@ -34,7 +34,8 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Note SIGINT, SIGTERM and SIGUSR1 inside the block. A second signal ends the process at once."""
-        if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
+        # Python handles signals only in the main thread
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.signal(number, self._note) for number in stop_signals()}

@@ -39,10 +39,10 @@ class _Encoder(Protocol):
 
 
 class KeywordWeights:
-    """Computes the weights of rows of ids from the keywords in them.
+    """Computes the weight of each row of ids from the keywords in the row.
 
-    Keywords are counted as tokens, so `pd` of byte-level tokens is not found in `update`. Their tokens after
-    a space are counted, too. With a character vocabulary, a keyword is found anywhere in the text.
+    Keywords are found as sequences of tokens, with or without a space before them. So byte-level tokens find
+    no `pd` in `update`. With a character vocabulary, a keyword is found anywhere in the text.
 
     Args:
         text: see `parse_keyword_weights`.
@@ -134,7 +134,7 @@ class WeightedTokenLoss(NextTokenLoss):
         loss_on: see NextTokenLoss.
         device: see NextTokenLoss.
         weights: (N,), the weight of each training sample; None: 1.
-        keywords: more weight for samples with keywords.
+        keywords: gives samples with keywords more weight.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class Patience:
     """Limits of a download: timeout, attempts and pauses."""
 
     timeout: float = 30.0  # seconds without a byte after which the connection counts as broken
-    attempts: int = 5  # most attempts in a row that bring no new byte
+    attempts: int = 5  # largest number of attempts in a row that bring no new byte
     pause: float = 1.0  # seconds before the second attempt; doubled before each further one
     sleep: Callable[[float], None] = time.sleep
 
