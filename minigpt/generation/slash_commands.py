@@ -117,7 +117,10 @@ def _system(talk: Conversation, value: str) -> str:
         return Message("system: {text}", text=value)
     read_as = talk.tokenizer.unknown_read_as
     return Message(
-        "system: {text} (not in the vocabulary, {read_as}: {unknown})", text=value, read_as=read_as, unknown=unknown
+        "system: {text} (not in the vocabulary, {read_as}: {unknown})",
+        text=value,
+        read_as=read_as,
+        unknown=unknown,
     )
 
 
