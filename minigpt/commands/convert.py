@@ -89,7 +89,7 @@ def _write_onnx_folder(
     goal: Path, source: Path, model: Any, tokenizer: Any, dtype: Literal["float32", "float16"]
 ) -> list[Path]:
     """Write model.onnx, and the tokenizer and settings of the model's own folder."""
-    from minigpt.generation.generation_config import with_prompt_format
+    from minigpt.generation.generation_config import with_training_facts
     from minigpt.storage.json_files import read_json
     from minigpt.weights.derived_folders import write_derived
     from minigpt.weights.onnx_file import write_onnx
@@ -101,7 +101,7 @@ def _write_onnx_folder(
     def write(folder: Path) -> None:
         written.extend(write_onnx(folder / "model.onnx", model, tokenizer, dtype=dtype))
 
-    write_derived(source, goal, with_prompt_format(config, source), write)
+    write_derived(source, goal, with_training_facts(config, source), write)
     return [goal / one.name for one in written]
 
 
