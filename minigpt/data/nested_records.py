@@ -44,7 +44,9 @@ def unfolded(records: Iterable[Record]) -> Iterator[Record]:
 
 def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
     keys = {str(key).strip().lower() for key in record}
-    item = lower_keys(record) if keys & NESTED.keys() or keys == {"id", "data"} else {}
+    if NESTED.keys().isdisjoint(keys) and keys != {"id", "data"}:
+        return None
+    item = lower_keys(record)
     for key in item.keys() & {*NESTED, "data", "responses"}:  # JSON in a cell of a table
         if isinstance(item[key], str):
             item[key] = structure_in(item[key])

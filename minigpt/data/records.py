@@ -378,9 +378,8 @@ def _options(item: Mapping[str, Any]) -> list[str]:
 
     They stand under "a", "b", "c", ... beside an "answer", or in a list.
     """
-    letters = [letter for letter in "abcdefgh" if not _is_nothing(item.get(letter))]
-    if letters[:2] == ["a", "b"] and ("answer" in item or "答案" in item):
-        found = [item[letter] for letter in letters]
+    if "a" in item and "b" in item and ("answer" in item or "答案" in item):
+        found = [item[letter] for letter in "abcdefgh" if not _is_nothing(item.get(letter))]
     else:
         found = next((item[name] for name in _OPTIONS if name in item), [])
         found = structure_in(found) if isinstance(found, str) else found

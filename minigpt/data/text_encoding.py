@@ -9,6 +9,7 @@ a line may be shifted, because a bad byte can swallow the first byte of the next
 
 import codecs
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from minigpt.errors import InputError, printable
@@ -163,10 +164,10 @@ def is_mostly_utf8(data: bytes) -> bool:
 
 
 def _detected(data: bytes, name: str) -> tuple[str, str]:
-    damaged, rivals = _damaged(data)
+    readings = _readings(data)
+    damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
     if damaged:  # other encodings may fit all bytes of a damaged text, some of them any bytes
         return damaged.text, damaged.codec
-    readings = _readings(data)
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec
     readings = sorted([*readings, *rivals], key=lambda reading: -reading.confidence)
@@ -215,21 +216,24 @@ def _readings(data: bytes) -> list[_Reading]:
 
 
 def _is_certain(readings: list[_Reading], data: bytes) -> bool:
-    is_enough = sum(byte >= 0x80 for byte in data[:_SAMPLE]) >= _ENOUGH
+    is_enough = _count_beyond_ascii(data[:_SAMPLE]) >= _ENOUGH
     return is_enough and (
         len(readings) == 1
         or (len(readings) > 1 and readings[0].confidence > _CERTAIN * readings[1].confidence)
     )
 
 
-def _damaged(data: bytes) -> tuple[_Reading | None, list[_Reading]]:
+def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list[_Reading]]:
     """Search the encodings in which few bytes are no characters.
+
+    Args:
+        sound: encodings in which all bytes are characters.
 
     Returns: the reading, if its encoding is certain; else None, and the readings that are not much less
     likely than those in which all bytes are characters.
     """
     rivals = []
-    for codec in _OF_SEVERAL_BYTES:
+    for codec in (each for each in _OF_SEVERAL_BYTES if each not in sound or each in _UNASSIGNED):
         text = _damaged_text(data, codec)
         if not text:
             continue
@@ -248,14 +252,18 @@ def _damaged(data: bytes) -> tuple[_Reading | None, list[_Reading]]:
 
 def _damaged_text(data: bytes, codec: str) -> str:
     """Return the text, if few bytes are no characters in this encoding; "" if none or many are."""
-    others = sum(byte >= 0x80 for byte in data[:_SAMPLE])
+    others = _count_beyond_ascii(data[:_SAMPLE])
     most = max(_FEW, _DAMAGED * others)
     # a character may be cut off at the end of the sample
     if len(data) > _SAMPLE and _bad_bytes(data[:_SAMPLE], codec)[1] > most + 3:
         return ""
     text, bad = _bad_bytes(data, codec)
-    most = max(_FEW, _DAMAGED * sum(byte >= 0x80 for byte in data)) if bad > most else most
+    most = max(_FEW, _DAMAGED * _count_beyond_ascii(data)) if bad > most else most
     return text if 0 < bad <= most else ""
+
+
+def _count_beyond_ascii(data: bytes) -> int:
+    return len(data.translate(None, bytes(range(0x80))))
 
 
 def _bad_bytes(data: bytes, codec: str) -> tuple[str, int]:
