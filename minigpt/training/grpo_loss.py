@@ -172,6 +172,7 @@ class GrpoLoss(Objective):
         )
         self._tokenizer, self._rewards, self._device, self._autocast = tokenizer, rewards, device, autocast
         self._train, self._val = train, val
+        self.longest_sample = sampling.options.max_new_tokens or 0
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
         # also what ends each of the file's answers: a chat template may have another token than the tokenizer
         ends = train.last_tokens()
@@ -230,11 +231,6 @@ class GrpoLoss(Objective):
         longest = max(len(self._train.prompts[row].ids) for row in rows)
         width = min(longest + self.longest_sample, self.model.config.max_position_embeddings + 1)
         return len(rows) * self.sampling.num_generations, width
-
-    @property
-    def longest_sample(self) -> int:
-        """See `Objective`."""
-        return int(self.sampling.options.max_new_tokens)
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
         """Sample G answers to each of some training prompts. They depend on the weights and the arguments."""
