@@ -27,6 +27,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import functools
 import itertools
 import math
 import tempfile
@@ -80,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         numbers = measure(options, Path(folder))
-    shown = [
+    shown: list[tuple[str, ...]] = [
         (
             row["arm"],
             f"{row['tokens']:,}",
@@ -115,7 +116,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.from_word2id(build_vocabulary([train, val]))
     torch.manual_seed(options.seed)
     size = tokenizer.get_vocab_size()
-    shape = TOY_SHAPE if options.toy else SHAPE
+    shape: dict[str, Any] = TOY_SHAPE if options.toy else SHAPE
     config = GPTConfig(vocab_size=size, block_size=options.block_size, dropout=0.0, bias=True, **shape)
     save_pretrained(new_model(config), folder / "start", tokenizer)
     causal = trainer_of(options, folder, masked=False)
@@ -245,6 +246,11 @@ def counted(causal: Trainer, hidden: Trainer) -> dict[str, int]:
     return {name: run.step.loss.count(run.step.batches(1)[0]) for name, run in pairs}
 
 
+def _pieces(windows: Tensor, rows: int) -> Sequence[Tensor]:
+    """Cut windows (N, T) into pieces of some rows, to save memory."""
+    return torch.split(windows, rows)
+
+
 # -- gaps --------------------------------------------------------------------------------------------------
 
 
@@ -275,7 +281,7 @@ class Gaps:
         """Log-probabilities of the masked model at all places, (N, T, V); those of [MASK] are left out."""
         found = [
             self.hidden(some, both_ways(some))[..., : self.vocabulary].float().log_softmax(-1)
-            for some in windows.split(32)
+            for some in _pieces(windows, 32)
         ]
         return torch.cat(found)
 
@@ -283,7 +289,7 @@ class Gaps:
     def behind(self, windows: Tensor) -> Tensor:
         """Log-probability of each token but the first under the autoregressive model, (N, T - 1)."""
         found = []
-        for some in windows.split(64):
+        for some in _pieces(windows, 64):
             logps = self.causal(some[:, :-1]).float().log_softmax(-1)
             found.append(logps.gather(2, some[:, 1:, None])[..., 0])
         return torch.cat(found)
@@ -291,7 +297,7 @@ class Gaps:
     @torch.no_grad()
     def next_tokens(self, windows: Tensor) -> Tensor:
         """Log-probabilities of the token behind the windows, (N, V)."""
-        return torch.cat([self.causal(some)[:, -1].float().log_softmax(-1) for some in windows.split(64)])
+        return torch.cat([self.causal(some)[:, -1].float().log_softmax(-1) for some in _pieces(windows, 64)])
 
     def with_masks(self, *places: int) -> Tensor:
         """Return the windows with hidden places."""
@@ -400,11 +406,11 @@ def span(gaps: Gaps) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
         return torch.tensor([one.ids[:SPAN] for one in found])
 
     ways: dict[str, Callable[[], Tensor]] = {
-        f"masked: {passes} pass{'es' if passes > 1 else ''}": (lambda passes=passes: iterated(passes))
+        f"masked: {passes} pass{'es' if passes > 1 else ''}": functools.partial(iterated, passes)
         for passes in (1, 2, 4, SPAN)
     }
     ways["autoregressive: what stands before"] = written
-    rows, texts = [], {"text": truth}
+    rows, texts = list[dict[str, Any]](), {"text": truth}
     for how, way in ways.items():
         texts[how], milliseconds = timed(way, n)
         right = float((texts[how] == truth).float().mean())

@@ -46,7 +46,7 @@ import numpy as np
 
 from benchmarks.turns import add_flags, finish, shown_spread, spread, surroundings
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
     "small": {"n_layer": 6, "n_embd": 384, "n_head": 6, "vocab_size": 20000},
     "tiny": {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 2000},
@@ -209,7 +209,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> int:
     torch.manual_seed(0)
     config = GPTConfig(**shape, block_size=1024, dropout=0.0, bias=True)
     save_pretrained(new_model(config), folder / "weights", tokenizer)
-    return count
+    return int(count)
 
 
 def generated(count: int) -> list[tuple[str, str]]:

@@ -155,11 +155,11 @@ def test_a_record_may_lack_the_answer_and_its_fields_reach_the_reward(tmp_path: 
     loss = objective(tiny(1), rewards=make_rewards(["length"], length=3), train=nothing, val=nothing)
     (rollout,) = loss.sample(0, [nothing.batch(np.arange(2))])
     loss(*loss.select(rollout))
-    report = loss.evaluate(loss.model, nothing.in_order(2), CPU)
-    numbers = {**report.metrics(), **loss.step_metrics(loss.step_sums().tolist())}
+    measured = loss.evaluate(loss.model, nothing.in_order(2), CPU)
+    numbers = {**measured.metrics(), **loss.step_metrics(loss.step_sums().tolist())}
     assert numbers["val_reward"] > 0
     assert not [name for name in numbers if "exact" in name]
-    assert "exact" not in report.shown()
+    assert "exact" not in measured.shown()
 
 
 def test_what_is_too_long_is_left_out() -> None:
@@ -192,7 +192,7 @@ def test_the_rewards_of_a_step_share_a_deviation() -> None:
     centred = torch.cat([one.advantages for one in plain.sample(0, groups)])
     texts = [TOKENIZER.decode(one.ids) for one in plain.answers(0, [0, 1, 2])]
     rewards = torch.tensor(length(texts, texts, texts), dtype=torch.float64)
-    assert rewards.view(3, 4).std(1).unique().numel() > 1, "the groups differ, so that the deviation matters"
+    assert len({*rewards.view(3, 4).std(1).tolist()}) > 1, "the groups differ, so that the deviation matters"
     expected = centred / (rewards.std().float() + 1e-4)
     for step in (0, 1):  # the second step uses the same answers: they are not divided again
         loss.sample(step, groups)
@@ -207,8 +207,13 @@ def test_the_rewards_of_a_step_share_a_deviation() -> None:
     for half, group in zip(halves, groups):
         half.sample(0, [group])
     own = list[list[float]]()
+
+    def noted(values: list[float]) -> list[float]:
+        own.append(values)
+        return values
+
     for half in halves:
-        half.sampled_together(lambda values: own.append(values) or values)
+        half.sampled_together(noted)
     sums = [sum(pair) for pair in zip(*own)]
     for half, group in zip(halves, groups):
         half._kept = None
@@ -506,7 +511,7 @@ def test_names_of_rewards(tmp_path: Path) -> None:
 
 
 def test_large_rewards_are_compared_in_float64() -> None:
-    def far(completions: Sequence[str], *_: Sequence[str]) -> list[float]:
+    def far(completions: Sequence[str], *_: object) -> list[float]:
         return [1e25 * len(text) for text in completions]  # the square is infinite in float32
 
     loss = objective(tiny(3), rewards=Rewards([far], [1.0]))

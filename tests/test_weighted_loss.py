@@ -63,11 +63,11 @@ def test_keywords_in_characters_and_in_byte_level_tokens() -> None:
     texts = ["plt pd", " plt", "update", "import plt"]
     # `pd` inside the word `update` is no token of its own
     assert KeywordWeights("plt:3,pd:2", bpe).of(rows(bpe, texts)).tolist() == [1 + 3 + 2, 4, 1, 4]
-    found = KeywordWeights("plt:3,pd:2,update:1", bpe).counts(
+    counts = KeywordWeights("plt:3,pd:2,update:1", bpe).counts(
         np.array(bpe.encode_text(text)) for text in texts
     )
-    assert found["plt"] == (3, 3)
-    assert found["pd"] == (1, 1)
+    assert counts["plt"] == (3, 3)
+    assert counts["pd"] == (1, 1)
     some = KeywordWeights("plt:3,tpl:1", characters).counts(
         np.array(characters.encode_text(text), dtype=np.int64)
         for text in ("plt.show(pd)", "plt pltplt", "p", "")

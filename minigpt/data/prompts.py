@@ -17,7 +17,7 @@ import numpy.typing as npt
 from minigpt.data.batches import Encode, EncodedExamples
 from minigpt.data.conversation import Conversation
 from minigpt.data.file_formats import open_data
-from minigpt.data.json_values import Record
+from minigpt.data.json_values import BadLine, Record, parse_value
 from minigpt.data.reader import ReadReport, read_conversations, read_records
 from minigpt.data.records import FIELDS, FieldNames, head_test, prompt_of
 from minigpt.errors import InputError
@@ -94,8 +94,8 @@ def read_prompts(
 def _fields_of(conversation: Conversation) -> Mapping[str, Any]:
     """Return the record of a conversation, if it is an object."""
     try:
-        value = json.loads(conversation.raw)
-    except ValueError:
+        value = parse_value(conversation.raw)
+    except BadLine:
         return {}
     return value if isinstance(value, dict) else {}
 

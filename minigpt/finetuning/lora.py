@@ -158,7 +158,7 @@ class LoraLinear(AdaptedLayer):
         low = F.linear(dropped, self.lora_A)  # (..., r)
         if not self.use_dora:  # product, scaling and sum in one call: each would be a pass over the outputs
             flat = out.to(low.dtype).flatten(0, -2)
-            total = torch.addmm(flat, low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)
+            total: Tensor = torch.addmm(flat, low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)
             return total.view(out.shape).to(out.dtype)
         weight, bias = self.float_weight(), self.linear.bias
         # the norm is treated as a constant in the gradient, as in the paper (4.3) and in PEFT
@@ -166,7 +166,8 @@ class LoraLinear(AdaptedLayer):
         drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
         plain = F.linear(dropped, weight) if drops else out if bias is None else out - bias
         change = F.linear(low, self.lora_B) * self.scaling
-        return (out + (ratio - 1) * plain + ratio * change).to(out.dtype)
+        moved: Tensor = out + (ratio - 1) * plain + ratio * change
+        return moved.to(out.dtype)
 
 
 def apply_lora(

@@ -173,6 +173,7 @@ class GrpoLoss(Objective):
         )
         self._tokenizer, self._rewards, self._device, self._autocast = tokenizer, rewards, device, autocast
         self._train, self._val = train, val
+        self.longest_sample = sampling.options.max_new_tokens or 0
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
         # The token that ends the file's answers ends a sampled answer, too. A chat template may use another
         # token there than the tokenizer's <sep> or eos.
@@ -232,11 +233,6 @@ class GrpoLoss(Objective):
         longest = max(len(self._train.prompts[row].ids) for row in rows)
         width = min(longest + self.longest_sample, self.model.config.max_position_embeddings + 1)
         return len(rows) * self.sampling.num_generations, width
-
-    @property
-    def longest_sample(self) -> int:
-        """See `Objective`."""
-        return int(self.sampling.options.max_new_tokens)
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
         """Sample G answers to each of some training prompts. They depend on the weights and the arguments."""

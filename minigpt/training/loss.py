@@ -291,7 +291,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Multiply by the gradient of the sum, in place: a second backward pass is an error."""
         found = [None if one is None else one.mul_(outer[0]) for one in ctx.saved_tensors]
         return found[0], found[1], None, None

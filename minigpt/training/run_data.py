@@ -322,10 +322,12 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
                 f"{config.train_data} are measured on and not learned from"
             )
             return split.train, split.val
-        read = read_conversations
-        if isinstance(config, FinetuneConfig) and config.task == "grpo" and "exact" not in config.reward:
-            read = read_prompts  # only `exact` needs the file's answers
-        part, report = read(path, config.strict, config.encoding, config.field_names)
+        options = config.strict, config.encoding, config.field_names
+        rewards = config.reward if isinstance(config, FinetuneConfig) and config.task == "grpo" else None
+        if rewards is not None and "exact" not in rewards:  # only `exact` needs the file's answers
+            part, report = read_prompts(path, *options)
+        else:
+            part, report = read_conversations(path, *options)
         report.print_summary()
         parts.append(part)
     return parts[0], parts[1]

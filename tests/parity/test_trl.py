@@ -21,7 +21,7 @@ from minigpt.data.conversation import Conversation, Turn
 from minigpt.data.preferences import encode_preferences, preference_of
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel, family_of
-from minigpt.finetuning.grpo import GrpoLossType, GrpoOptions, group_advantages
+from minigpt.finetuning.grpo import LEAST_STD, GrpoLossType, GrpoOptions, ScaleRewards, group_advantages
 from minigpt.finetuning.preferences import LossType
 from minigpt.generation.options import GenerationOptions
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -122,12 +122,14 @@ def reward(completions: list[str], **_: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "bnpo"])
 def test_grpo(folder: Path, loss_type: GrpoLossType, iterations: int) -> None:
     model, tokenizer = loaded(folder)
+    scale: ScaleRewards = "batch" if loss_type == "bnpo" else "group"
     args = trl.GRPOConfig(
         **common(folder), per_device_train_batch_size=8, num_generations=4, max_completion_length=6, beta=0.3,
         temperature=0.7, loss_type=loss_type, num_iterations=iterations, epsilon=0.1, epsilon_high=0.2,
+        scale_rewards=scale,
     )  # fmt: skip
     prompts = ["one two", "three four five"]
     dataset = datasets.Dataset.from_list([{"prompt": prompt} for prompt in prompts])
@@ -143,7 +145,10 @@ def test_grpo(folder: Path, loss_type: GrpoLossType, iterations: int) -> None:
         for n in ("prompt", "completion")
     )
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in said]
-    advantages = group_advantages(torch.tensor(reward(texts)).view(2, 4)).flatten()
+    rewards = torch.tensor(reward(texts))
+    advantages = group_advantages(rewards.view(2, 4), scale).flatten()
+    if scale == "batch":
+        advantages = advantages / (rewards.std() + LEAST_STD)
     torch.testing.assert_close(advantages, batch["advantages"].cpu(), rtol=1e-5, atol=1e-6)
     assert advantages.abs().max() > 0.1
     width = max(len(a) + len(b) for a, b in zip(asked, said))
