@@ -550,6 +550,15 @@ def test_no_line_ends_between_two_chinese_characters(page: str) -> None:
         )
 
 
+@pytest.mark.parametrize("page", [page for page in CHINESE_PAGES if page.endswith(".zh-CN.md")])
+def test_chinese_prose_has_one_word_for_token(page: str) -> None:
+    """It is 词元; the English word may stand behind it in brackets, and on the page of words."""
+    text = without_fences((ROOT / page).read_text(encoding="utf-8"))
+    text = re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", text)
+    found = re.findall(r"(?<![\w<|-])tokens?(?![\w>-])(?!）)", text)
+    assert not found or page == "docs/book/words.zh-CN.md"
+
+
 def _inline_code(document: str) -> list[str]:
     text = re.sub(
         r"^(`{3,}).*?^\1$", "", (ROOT / document).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
