@@ -67,12 +67,12 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in COMMANDS:
         code = command_line.exit_code("minigpt", lambda: _answer(arguments))
         return code if arguments else code or 2
-    # before the command is imported, which may open files: none must get the number of a closed stream
-    if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
-        return code
     before = sys.argv
     sys.argv = [f"minigpt {verb}", *rest]
     try:
+        # before the command is imported, which may open files: none must get the number of a closed stream
+        if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
+            return code
         runpy.run_module(COMMANDS[verb][0], run_name="__main__")
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from minigpt.console import command_line
 from minigpt.errors import InputError
+from minigpt.storage.regular_files import resolved
 
 # ours -> the name in a GGUF file
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "int8": "q8_0"}
@@ -50,7 +51,7 @@ def main(options: Options) -> dict[str, Any]:
     model, tokenizer = load_model_and_tokenizer(folder)
     if precision_of(model) != "float32":
         raise InputError(f"{folder} is quantised: give the folder that it was made from, and --dtype int8")
-    name = folder.resolve().name
+    name = resolved(folder).name
     if kind == "gguf":
         from minigpt.weights.gguf_file import write_gguf
 

@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any, ClassVar, Literal, NoReturn, TextIO, TypeVar
 
 from minigpt.console.flags import help_text, parse
-from minigpt.errors import InputError, check_ranges, printable
+from minigpt.errors import InputError, check_ranges, one_line
 
 __all__ = [
     "CommandOptions",
@@ -90,13 +90,7 @@ Given = TypeVar("Given")
 
 def warn(text: str) -> None:
     """Print a warning as one line on stderr, because stdout is for results."""
-    print(_one_line(f"warning: {text}"), file=sys.stderr)
-
-
-def _one_line(text: str, limit: int = 3000) -> str:
-    """Return a message as one line. Of one that quotes a very long value, the middle is left out."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
+    print(one_line(f"warning: {text}"), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -194,7 +188,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
             sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:
-            print(_one_line(f"{program}: {complaint}"), file=sys.stderr)
+            print(one_line(f"{program}: {complaint}"), file=sys.stderr)
     _empty(sys.stderr)
     return code
 
