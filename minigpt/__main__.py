@@ -69,13 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         set_language(language_of(arguments))
         code = command_line.exit_code("minigpt", lambda: _answer(arguments))
         return code if arguments else code or 2
-    # Closed streams are replaced before the command is imported, because the import may open files. A file
-    # must not get the number of a closed stream.
-    if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
-        return code
     before = sys.argv
     sys.argv = [f"minigpt {verb}", *rest]
     try:
+        # Closed streams are replaced before the command is imported, because the import may open files. A
+        # file must not get the number of a closed stream.
+        if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
+            return code
         runpy.run_module(COMMANDS[verb][0], run_name="__main__")
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):

@@ -8,11 +8,21 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["InputError", "Message", "check_ranges", "printable", "printable_lines", "shown", "unknown_name"]
+__all__ = [
+    "InputError", "Message", "check_ranges", "one_line", "printable", "printable_lines", "shown",
+    "unknown_name",
+]  # fmt: skip
 
 
 class InputError(ValueError):
-    """Bad input or usage. The message is the one line that a user sees: what, where, what to do."""
+    """Bad input or usage. The message is the one line that a user sees: what, where, what to do.
+
+    It stays one line of bounded length, whatever names and values of a hostile file it quotes.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = one_line(message)
+        super().__init__(message if line == message else line)  # a Message stays one
 
 
 class Message(str):
@@ -166,14 +176,37 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:80]}..."
 
 
-def printable(text: str) -> str:
-    r"""Return text that is safe to print in one line: line ends, terminal codes and surrogates are escaped.
+# Control characters, line ends, surrogates. And marks that change the order in which a terminal shows the
+# text around them: with them, a file's name or an answer could be shown as another one.
+_UNSAFE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
-    >>> print(printable("四川\n\x1b[31m\udc80"))
-    四川\n\x1b[31m\udc80
+
+def printable(text: str) -> str:
+    r"""Return text that is safe to print in one line.
+
+    Line ends, terminal codes, marks of direction, invisible tags and lone surrogates are escaped.
+
+    >>> print(printable("四川\n\x1b[31m\udc80\u202eabc"))
+    四川\n\x1b[31m\udc80\u202eabc
     """
-    unsafe = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
-    return re.sub(unsafe, lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str, limit: int = 3000) -> str:
+    """Return a message as one printable line. Of one that quotes a very long value, the middle is left out.
+
+    >>> one_line("no such file:\\n  a.txt")
+    'no such file: a.txt'
+    """
+    if _LINE_END.search(text):
+        text = " ".join(text.split())
+    text = printable(text)
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[5 - limit // 2 :]}"
+
+
+_LINE_END = re.compile(r"[\n\r\t\v\f]")
 
 
 def printable_lines(text: str) -> str:

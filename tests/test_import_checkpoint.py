@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -366,7 +367,7 @@ def test_truncated_and_foreign_files_are_named(tmp_path: Path) -> None:
         assert "not a file of torch.save" in message(lambda: read_pth(path))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "no weights")
-    assert f"{path} cannot be read as weights" in message(lambda: read_pth(path))
+    assert f"{path} is not a file of torch.save: it needs one folder" in message(lambda: read_pth(path))
 
 
 def test_damage_anywhere_gives_a_line_or_weights(tmp_path: Path) -> None:
@@ -469,9 +470,55 @@ def test_a_compressed_zip_is_no_file_of_torch_save(tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_less_or_more_than_their_bytes_are_refused(tmp_path: Path) -> None:
-    for odd in (torch.ones(4, 16).to_sparse(), torch.ones(4, 16, device="meta")):
+    for odd, name in ((torch.ones(4, 16).to_sparse(), "sparse"), (torch.ones(4, 16, device="meta"), "meta")):
         state = {**make_model().state_dict(), "transformer.wpe.weight": odd}
-        assert "transformer.wpe.weight is not a plain tensor" in refused(state, tmp_path)
+        line = refused(state, tmp_path)
+        assert f"it asks for torch._utils._rebuild_{name}_tensor" in line
+        assert "but only tensors are read; no code was run" in line
     for name, shape in (("wpe.weight", (10**9, 16)), ("blocks.0.attn.mask", (10**6, 10**6))):
         state = {**make_model().state_dict(), f"transformer.{name}": torch.ones(1, 1).expand(shape)}
         assert f"transformer.{name} claims more bytes than the file has" in refused(state, tmp_path)
+
+
+# Pickles that nothing may be built of. Each is one line, in less than a second of processor time.
+TWICE = b"]q\x05" + b"h\x05h\x05\x86q\x05" * 100  # 2**100 empty lists
+PICKLES = {
+    "deep": (b"]" * 100_000 + b"a" * 99_999, "nested too deeply"),
+    "deep tuples": (b")" + b"\x85" * 100_000, "nested too deeply"),
+    "doubled": (TWICE, "repeats its values too often"),
+    "doubled, as a key": (b"}q\x01(" + TWICE + b"K\x01u", "repeats its values too often"),
+    "doubled by lists": (b"]q\x05" + b"](h\x05h\x05h\x05h\x05eq\x05" * 20, "repeats its values too often"),
+    "in itself": (b"]q\x05h\x05a", "part of another one"),
+    "filled later": (b"]q\x05]h\x05ah\x05K\x01a", "part of another one"),
+    "many": (b"N" * 500_000, "more than 400,000 entries"),
+    "large": (b"N" * 9_000_000, "more than 8,000,000 are not read"),
+    "a long text": (b"X\xff\xff\xff\x7f", "but only 1 remain"),
+    "a long number": (b"I" + b"9" * 5000 + b"\n", "limit (4300 digits)"),
+    "below a mark": (b"}(K\x01(s", "damaged"),
+    "nothing": (b"", "damaged"),
+    "no memo": (b"h\x09", "damaged"),
+    "an old opcode": (b"I1\n", "the instruction INT, which no list of tensors needs"),
+    "an object": (b"N}\x92", "the instruction NEWOBJ_EX"),
+    "a function": (b"cos\nsystem\n(X\x01\x00\x00\x00atR", "it asks for os.system, but only tensors are read"),
+    "memory": (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", "it asks for builtins.bytearray"),
+}
+
+
+@pytest.mark.parametrize(("body", "text"), PICKLES.values(), ids=PICKLES)
+def test_a_hostile_pickle_is_one_line_at_once(body: bytes, text: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
+        archive.writestr("archive/version", b"3\n")
+    begin = time.process_time()
+    assert text in message(lambda: read_pth(tmp_path / "x.pth"))
+    assert time.process_time() - begin < 1.0
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("a/data.pkl", "a/DATA.PKL"), ("a/data.pkl", "a/x/data.pkl"), ("a/data.pkl", "b/0")]
+)
+def test_the_pickle_that_is_checked_is_the_one_that_is_read(names: tuple[str, ...], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        for name in names:
+            archive.writestr(name, pickle.dumps({}, 2))
+    assert "it needs one folder with one data.pkl" in message(lambda: read_pth(tmp_path / "x.pth"))

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from minigpt.console import command_line
 from minigpt.errors import InputError
+from minigpt.storage.regular_files import resolved
 
 # ours -> the name in a GGUF file
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "int8": "q8_0"}
@@ -62,10 +63,11 @@ def main(options: Options) -> dict[str, Any]:
         other = "" if kind == "onnx" else ", and --dtype int8"
         raise InputError(f"{folder} is quantised: give the folder that it was made from{other}")
     files, notes = [output], []
+    name = resolved(folder).name
     if kind == "gguf":
         from minigpt.weights.gguf_file import write_gguf
 
-        notes = write_gguf(output, model, tokenizer, dtype, folder.resolve().name)
+        notes = write_gguf(output, model, tokenizer, dtype, name)
     elif kind == "html":
         from minigpt.lens.live import write_live_page
 

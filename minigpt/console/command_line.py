@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal, NoReturn, TextIO, TypeVar
 
 from minigpt.console.flags import help_text, parse
 from minigpt.console.language import language_of, say, set_language, translated
-from minigpt.errors import InputError, Message, check_ranges, printable
+from minigpt.errors import InputError, Message, check_ranges, one_line
 
 __all__ = [
     "CommandOptions",
@@ -93,7 +93,7 @@ Given = TypeVar("Given")
 
 def warn(text: str) -> None:
     """Print a warning as one line on stderr, because stdout is for results."""
-    print(_one_line(say("warning: {text}", text=translated(text))), file=sys.stderr)
+    print(one_line(say("warning: {text}", text=translated(text))), file=sys.stderr)
 
 
 def _text_of(error: Warning | Exception | str) -> str:
@@ -102,14 +102,8 @@ def _text_of(error: Warning | Exception | str) -> str:
     return first[0] if first and isinstance(first[0], Message) else str(error)
 
 
-def _one_line(text: str, limit: int = 3000) -> str:
-    """Return a message as one line. A very long message loses its middle."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
-
-
 @contextlib.contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
+def _warnings_inone_line() -> Iterator[None]:
     """Print minigpt's own warnings with `warn` inside the context. Other warnings and filters stay."""
     before = warnings.showwarning
 
@@ -180,7 +174,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     try:
         if is_closed:
             raise InputError("standard output is closed: give it a file, or /dev/null")
-        with _warnings_in_one_line():
+        with _warnings_inone_line():
             work()
         sys.stdout.flush()
     except InputError as error:
@@ -205,7 +199,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
             sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:
-            print(_one_line(f"{program}: {complaint}"), file=sys.stderr)
+            print(one_line(f"{program}: {complaint}"), file=sys.stderr)
     _empty(sys.stderr)
     return code
 

@@ -10,6 +10,7 @@ first. The files of a folder are sorted by path.
 """
 
 import itertools
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
 from minigpt.data.text_encoding import BAD_BYTES, is_mostly_utf8, shown_name
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
-from minigpt.storage.regular_files import open_regular
+from minigpt.storage.json_files import reading
 
 __all__ = [
     "QuietTextOptions", "Recognised", "TextOptions",
@@ -139,10 +140,10 @@ def _recognised(
         is_head: see `open_data`.
         needs_head: see `open_data`.
     """
-    status = path.stat()
-    size = status.st_size
-    source = Source(path, name, "other", size, status.st_mtime_ns, origin=path, origin_size=size)
-    with open_regular(path) as file:
+    with reading(path) as file:
+        status = os.fstat(file.fileno())
+        size = status.st_size
+        source = Source(path, name, "other", size, status.st_mtime_ns, origin=path, origin_size=size)
         head = file.read(_HEAD)
         if len(head) == size and not head.removeprefix(b"\xef\xbb\xbf").strip():
             return None
@@ -203,7 +204,7 @@ def _sample(source: Source) -> list[Any]:
         records = parquet_records(source.path, str(source.path), lambda names: True)
         return [record.value for record in itertools.islice(records, _GUESSED)]
     values: list[Any] = []
-    with open_regular(source.path) as file:
+    with reading(source.path) as file:
         while len(values) < _GUESSED and file.tell() < _LONGEST and (line := file.readline()):
             values.append(_value_or_none(line))
     return values
@@ -233,7 +234,7 @@ def recognise(
     if source is None:
         return Recognised(is_named)
     if source.kind == "text":
-        with open_regular(path) as file:
+        with reading(path) as file:
             return Recognised(is_named or not holds_chat(file.read(_HEAD).decode("utf-8-sig", "ignore")))
     if source.kind != "other":
         return Recognised(is_named or _are_texts(_sample(source), names))

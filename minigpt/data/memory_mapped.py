@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = ["MANIFEST", "Tokens", "read_manifest", "report", "write_manifest"]
 
 MANIFEST = "shards.json"
 _SHOWN = 5
+_SHARD = re.compile(r"shard-\d{5,9}\.bin")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -26,9 +28,32 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = read_json(folder / MANIFEST)
         is_whole = manifest.pop("own_sha256") == _digest(manifest) and manifest["format"] == 1
-    except (ValueError, KeyError):
+        is_whole = is_whole and _makes_sense(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if is_whole else None
+
+
+def _makes_sense(manifest: dict[str, Any]) -> bool:
+    """Check names, types and sizes, which anybody can write with a right checksum.
+
+    Raises:
+        KeyError, TypeError, AttributeError: if an entry is missing, or of another type.
+    """
+    size = {"<u2": 2, "<u4": 4}[manifest["dtype"]]
+    shards = [(s["name"], s["tokens"], s["size"], s["sha256"]) for s in manifest["shards"]]
+    sources = [(s["name"], s["size"], s["mtime_ns"], s["sha256"]) for s in manifest["sources"]]
+    counts = [manifest[key] for key in ("documents", "tokens", "characters", "text_bytes")]
+    return (
+        all(_SHARD.fullmatch(name) and bytes_ == size * tokens for name, tokens, bytes_, _ in shards)
+        and all(type(one) is int and one >= 0 for one in (*counts, *(row[1] for row in shards)))
+        and all(type(one) is int for _, *numbers, _ in sources for one in numbers)
+        and all(isinstance(one, str) for _, *_, one in (*shards, *sources))
+        and all(isinstance(name, str) for name, *_ in sources)
+        and isinstance(manifest["tokenizer"], str)
+        and all(type(count) is int for count in manifest["unknown"].values())
+        and all(isinstance(name, str) and isinstance(why, str) for name, _, why in manifest["skipped"])
+    )
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

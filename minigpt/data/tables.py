@@ -246,6 +246,8 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise InputError(f"{path} is no workbook that can be read: {str(error)[:200]}") from None
+    if not names:
+        raise InputError(f"{path} is a workbook without sheets")
     sheets = [
         _sheet(
             cells, (f"{path}: of {len(names)} sheets, {name!r} is read",) if len(names) > 1 else (), is_head

@@ -18,7 +18,7 @@ from minigpt.evaluation.report import in_markdown, results_table
 from minigpt.evaluation.task_results import TaskResult
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
-from minigpt.storage.regular_files import read_text
+from minigpt.storage.regular_files import read_text, resolved
 from minigpt.weights.classifiers import classifier_labels
 
 __all__ = ["update_card", "updated_card"]
@@ -99,7 +99,7 @@ def _languages(results: Sequence[TaskResult]) -> str:
 
 def _name(folder: Path) -> str:
     """Return the name of a model. A checkpoint has the name of its run."""
-    whole = folder.resolve()
+    whole = resolved(folder)
     return printable(whole.parent.name if _CHECKPOINT.fullmatch(whole.name) else whole.name)
 
 

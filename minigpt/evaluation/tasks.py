@@ -32,8 +32,8 @@ from minigpt.data.reader import ReadReport
 from minigpt.data.records import FIELDS, FieldNames, is_head, meaning_of
 from minigpt.errors import InputError, unknown_name
 from minigpt.evaluation.task_shapes import FORMS, Example, Form, Style, read_record
-from minigpt.storage.json_files import read_toml
-from minigpt.storage.regular_files import open_regular, read_text
+from minigpt.storage.json_files import read_toml, read_utf8, reading
+from minigpt.storage.regular_files import resolved
 
 __all__ = ["Task", "read_tasks", "task_of_records"]
 
@@ -135,10 +135,10 @@ def _sources(path: Path) -> list[_Source]:
     if path.suffix == ".toml":
         return [_from_toml(path)]
     if not path.is_dir():
-        stem, folder = _stem(path), path.resolve().parent.name
+        stem, folder = _stem(path), resolved(path).parent.name
         name = folder if stem == "test" else f"{folder}/{stem}" if stem in _TEST else stem
         return [_Source(name, [("", path, _sibling(path))])]
-    name = path.resolve().name
+    name = resolved(path).name
     for test in _TEST:
         if (path / test).is_dir():
             dev = next((path / one for one in _DEV if one != test and (path / one).is_dir()), None)
@@ -161,7 +161,7 @@ def _sources(path: Path) -> list[_Source]:
 
 def _has_answers(path: Path) -> bool:
     """Return True if the first line of a file names a field for the answer."""
-    with open_regular(path) as file:
+    with reading(path) as file:
         first = file.read(1 << 16).split(b"\n")[0].lower()
     return any(name in first for name in (b"answer", b"label", b"gold", b"target"))
 
@@ -249,7 +249,7 @@ def _read(source: _Source, dev: Path | None, strict: bool) -> Task:
         skipped += n_bad
         own = others.get(subject) if dev is not None and dev.is_dir() else dev or beside
         if own is not None:
-            same = own.resolve() == path.resolve()
+            same = resolved(own) == resolved(path)
             shots[subject] = found if same else _examples(own, source, strict)[0]
     forms = sorted({one.form for one in examples})
     if len(forms) > 1:
@@ -263,7 +263,7 @@ def _read(source: _Source, dev: Path | None, strict: bool) -> Task:
     if forms == ["classification"]:
         examples, shots = _with_labels(source.name, examples, shots)
     files = tuple(path for _, path, _ in source.parts)
-    is_own = dev is not None and dev.is_file() and dev.resolve() in {file.resolve() for file in files}
+    is_own = dev is not None and dev.is_file() and resolved(dev) in {resolved(file) for file in files}
     return Task(source.name, examples[0].form, examples, shots, skipped, files, is_own)
 
 
@@ -336,7 +336,7 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
         texts, _ = read_labelled(path, LabelledOptions())  # a table without a head: texts with labels
         names = path.parent / "class.txt"
-        names_of = read_text(names).split("\n") if names.exists() else []
+        names_of = read_utf8(names).split("\n") if names.exists() else []
         for one in texts:
             (label,) = one.labels or ("",)
             named = names_of[int(label)] if label.isdecimal() and int(label) < len(names_of) else label

@@ -266,6 +266,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     n_head = config.get("n_head")
     if not isinstance(n_head, int) or isinstance(n_head, bool) or n_head < 1:
         raise InputError(f"n_head must be a whole number of at least 1: got {n_head!r}")
-    if "n_embd" in config and config["n_embd"] % n_head:
-        raise InputError(f"n_head must divide n_embd: got n_head={n_head}, n_embd={config['n_embd']}")
+    n_embd = config.get("n_embd", n_head)
+    if not isinstance(n_embd, int) or n_embd % n_head:
+        raise InputError(f"n_head must divide n_embd: got n_head={n_head}, n_embd={n_embd!r:.80}")
     return {"n_head": n_head, "gelu": gelus[gelu]}

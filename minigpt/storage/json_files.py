@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from minigpt.errors import InputError, Message, shown
 from minigpt.storage.regular_files import open_regular
 
-__all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "reading"]
+__all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "read_utf8", "reading"]
 
 MAX_BYTES = 256_000_000  # largest number of bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
@@ -68,6 +68,22 @@ def read_toml(path: Path | str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]
         return tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_utf8(path: Path, missing: str = "") -> str:
+    """Return the text of a file in UTF-8, without the mark that some programs write at its beginning.
+
+    Raises:
+        InputError: if it is missing, no regular file, larger than MAX_BYTES, or not UTF-8.
+    """
+    with reading(path, missing) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise InputError(f"{path} has {size:,} bytes: more than {MAX_BYTES:,} are not read")
+        content = file.read(size)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8 ({error}): copy it again") from None
 
 
 @contextmanager

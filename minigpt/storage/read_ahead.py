@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from minigpt.errors import InputError
 from minigpt.storage.large_pages import ask_for_large_pages, new_memory
-from minigpt.storage.regular_files import open_regular
+from minigpt.storage.regular_files import open_regular, resolved
 from minigpt.storage.safetensors_header import read_header
 
 __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights"]
@@ -41,7 +41,7 @@ def folder_of_weights(folder: Path) -> Path:
     if not has_weights(folder):
         for name in ("best", "last"):  # before its first evaluation, a run has `last` but no `best`
             if (folder / name).is_dir():
-                return (folder / name).resolve()  # resolve the link now, because training may move it
+                return resolved(folder / name)  # resolve the link now, because training may move it
     return folder
 
 

@@ -13,7 +13,9 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["is_there", "open_regular", "read_bytes", "read_text"]
+__all__ = ["MOST_BYTES", "is_there", "open_regular", "read_bytes", "read_text", "resolved"]
+
+MOST_BYTES = 2**30  # of a file that is read whole
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -57,10 +59,26 @@ def is_there(path: Path | str) -> bool:
     return os.path.lexists(path)
 
 
-def read_bytes(path: Path | str, *, or_pipe: bool = False) -> bytes:
-    """Return the bytes of a regular file. Arguments and errors as `open_regular`."""
+def resolved(path: Path | str) -> Path:
+    """Return the absolute path without links. A link that leads to itself is no error here."""
+    return Path(os.path.realpath(path))
+
+
+def read_bytes(path: Path | str, *, or_pipe: bool = False, max_bytes: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file.
+
+    Args:
+        path: the file.
+        or_pipe: as in `open_regular`.
+        max_bytes: a larger file is an OSError. (A file on the disk may claim more bytes than any memory has.)
+    """
     with open_regular(path, or_pipe=or_pipe) as file:
-        return file.read()
+        if (
+            os.fstat(file.fileno()).st_size > max_bytes
+            or len(content := file.read(max_bytes + 1)) > max_bytes
+        ):
+            raise OSError(errno.EFBIG, f"is too large: more than {max_bytes:,} bytes are not read", str(path))
+        return content
 
 
 def read_text(path: Path | str, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -70,5 +88,5 @@ def read_text(path: Path | str, encoding: str = "utf-8", errors: str = "strict")
         OSError: as `open_regular`.
         UnicodeDecodeError: if the bytes are not text in this encoding.
     """
-    with open_regular(path) as file, io.TextIOWrapper(file, encoding, errors) as text:
+    with io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding, errors) as text:
         return text.read()

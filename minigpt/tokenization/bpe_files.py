@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import InputError
-from minigpt.storage.json_files import read_json
-from minigpt.storage.regular_files import read_bytes
+from minigpt.storage.json_files import read_json, read_utf8
 from minigpt.tokenization.definition import (
     CONFIG,
     TOKENIZER,
@@ -154,13 +153,8 @@ def _kind(folder: Path, config: dict[str, Any], name: str | None) -> str:
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: a vocabulary without its merges cannot encode") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not text in UTF-8 ({error}): copy it again") from None
-    lines = [line.rstrip("\r") for line in lines]
+    text = read_utf8(path, missing="a vocabulary without its merges cannot encode")
+    lines = [line.rstrip("\r") for line in text.split("\n")]
     return _pairs([line for line in lines[lines[0].startswith("#version") :] if line], path)
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
-from minigpt.storage.json_files import read_json
-from minigpt.storage.regular_files import is_there, read_text
+from minigpt.storage.json_files import read_json, read_utf8
+from minigpt.storage.regular_files import is_there
 
 __all__ = [
     "BYTE_SYMBOLS", "CLASSES", "CONFIG", "TOKENIZER", "Definition", "assembled", "checked",
@@ -104,10 +104,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _optional(folder / CONFIG)
     template = folder / "chat_template.jinja"
     if is_there(template):  # newer models have this file; as in transformers, it has priority
-        try:
-            config["chat_template"] = read_text(template)
-        except ValueError as error:
-            raise InputError(f"{template} is not text in UTF-8: {error}") from None
+        text = read_utf8(template)
+        config["chat_template"] = text.replace("\r\n", "\n").replace("\r", "\n")
     if "added_tokens_decoder" in config:  # since transformers 4.34, this file has everything
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.errors import InputError
-from minigpt.storage.json_files import read_json
-from minigpt.storage.regular_files import read_bytes
+from minigpt.storage.json_files import read_json, read_utf8
 from minigpt.tokenization.definition import (
     CONFIG,
     TOKENIZER,
@@ -108,10 +107,7 @@ def _read_whole(path: Path, frame: dict[str, Any]) -> tuple[dict[str, Any], dict
 
 def _read_lines(path: Path) -> dict[str, int]:
     """Read vocab.txt. A token's id is the number of its line; for a repeated token, the last line counts."""
-    try:
-        lines = read_bytes(path).decode("utf-8").split("\n")
-    except ValueError as error:
-        raise InputError(f"{path} is not text in UTF-8 ({error}): copy it again") from None
+    lines = read_utf8(path).split("\n")
     if lines[-1] == "":
         lines.pop()
     return {line.rstrip(_WHITE_SPACE): number for number, line in enumerate(lines)}

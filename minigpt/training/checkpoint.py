@@ -26,6 +26,7 @@ from minigpt.console.command_line import obey_swallowed
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_folder, reached, sync_folder, verify_manifest
 from minigpt.storage.json_files import read_json
+from minigpt.storage.regular_files import resolved
 from minigpt.storage.safetensors_files import safetensors_parts
 
 __all__ = [
@@ -193,10 +194,10 @@ def prune(output: Path, keep: int, keep_every: int = 0) -> None:
     Raises:
         InputError: if a folder cannot be removed.
     """
-    linked = {(output / name).resolve() for name in ("best", "last") if (output / name).is_symlink()}
+    linked = {resolved(output / name) for name in ("best", "last") if (output / name).is_symlink()}
     folders = list_checkpoints(output)
     kept = [f for f in folders if keep_every and int(f.name.removeprefix("step-")) % keep_every == 0]
-    staying = [f for n, f in enumerate(folders) if n < keep or f.resolve() in linked or f in kept]
+    staying = [f for n, f in enumerate(folders) if n < keep or resolved(f) in linked or f in kept]
     going = [folder for folder in folders if folder not in staying]
     if not going:
         return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from minigpt.console.command_line import CommandOptions
 from minigpt.data.records import DataOptions
 from minigpt.data.sample_weights import parse_keyword_weights
-from minigpt.errors import InputError, Message, unknown_name
+from minigpt.errors import InputError, Message, shown, unknown_name
 from minigpt.families.options import OPTIONS, FamilyName
 from minigpt.storage.json_files import read_json, read_toml
 from minigpt.training.sizing import parse_size
@@ -344,6 +344,8 @@ def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConf
         raise InputError(f"recipe {path} does not exist; the built-in ones are {', '.join(known)}") from None
     except ValueError as error:
         raise InputError(f"recipe {path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"recipe {path} cannot be read: {error.strerror or error}") from None
     base = values.pop("base", "")
     if base and base not in known:
         raise InputError(f"recipe {path}: base = {base!r}: expected one of {', '.join(known)}")
@@ -422,5 +424,5 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
         want = (
             "a path" if hint is Path else hint.__name__ if isinstance(hint, type) else typing.get_args(hint)
         )
-        raise InputError(f"{source}: {key} = {value!r}: expected {want}")
+        raise InputError(f"{source}: {key} = {shown(value)}: expected {want}")
     return value

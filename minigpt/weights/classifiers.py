@@ -52,6 +52,14 @@ def pad_token_of(tokenizer: AnyTokenizer) -> int | None:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
+def _pad_token(folder: Path, content: Mapping[str, Any], usual: int | None) -> int | None:
+    """Return the padding token that a config.json names, or the usual one."""
+    pad = content.get("pad_token_id", usual)
+    if pad is not None and type(pad) is not int:
+        raise InputError(f"{folder / CONFIG}: pad_token_id must be a whole number or null: got {pad!r:.80}")
+    return pad
+
+
 def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> SequenceClassifier:
     """Build a classifier from the weights of a folder, which holds a language model or a classifier.
 
@@ -115,7 +123,7 @@ def _read(folder: Path, pad_token_id: int | None) -> SequenceClassifier:
         labels = labels_of(content)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
-    pad = content.get("pad_token_id", pad_token_id)
+    pad = _pad_token(folder, content, pad_token_id)
     family = classifier_family(config, labels, pad)
     files = WeightFiles(folder)
     try:
@@ -138,7 +146,7 @@ def _read_adapted(folder: Path, tokenizer: AnyTokenizer) -> SequenceClassifier:
             f"{folder / ADAPTER_CONFIG}: the base model {base!r} is no folder seen from {Path.cwd()}"
         )
     model = start_classifier(Path(base), labels_of(content), tokenizer)
-    model.pad_token_id = content.get("pad_token_id", model.pad_token_id)
+    model.pad_token_id = _pad_token(folder, content, model.pad_token_id)
     load_adapter(model, folder)  # type: ignore[arg-type]
     return model
 

@@ -135,7 +135,7 @@ def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Prec
             "is read; take the model's unquantised folder"
         )
     precision = content[KEY].get("precision")
-    if precision not in FILES:
+    if precision not in list(FILES):  # a list, because the value may be one that cannot be hashed
         known = " or ".join(map(repr, FILES))
         raise InputError(f"{path}: {KEY}: precision must be {known}: got {precision!r:.80}")
     plain = {key: value for key, value in content.items() if key != KEY}

@@ -3,10 +3,11 @@
     found = read_pth("output/best_model.pth", n_head=8)
     found.model, found.step            # found.origin is the program that the file seems to come from
 
-Such a file is a zip with a pickle, and a pickle can call any function. Only torch.load with weights_only
-reads it here. It calls no function except those that make tensors. Only tensors and plain numbers are taken
-from the result. The sizes of the model are those of its tensors. The tensors do not show n_head and the kind
-of GELU: nanoGPT's file has n_head, and the program decides the GELU.
+Such a file is a zip with a pickle, which may ask for any function to be called. The zip's checksums are
+compared first, then the pickle is walked through (pickle_check.py): whatever no list of tensors needs is
+refused. Then torch's own reader with weights_only reads it, and only tensors and plain numbers are taken.
+The sizes of the model are those of its tensors. Only n_head and the kind of GELU cannot be seen in them:
+nanoGPT's file says the first, and each program has its own GELU.
 """
 
 import re
@@ -23,8 +24,10 @@ from minigpt.errors import InputError
 from minigpt.families.checks import differences, listed, unwrapped
 from minigpt.families.family import HEAD
 from minigpt.families.gpt2.family import FAMILY
+from minigpt.families.gpt2.pickle_check import check_pickle
 from minigpt.families.strict_loading import cast, tensor_kind
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.storage.regular_files import open_regular
 
 __all__ = ["Imported", "read_pth"]
 
@@ -128,12 +131,32 @@ def _load(path: Path) -> Any:
 
 
 def _require_sound_zip(path: Path) -> None:
-    """Check the CRC-32 of each zip entry, which torch does not. (torch.save has written zips since 2020.)"""
+    """Check the CRC-32 of each zip entry, which torch does not, and the pickle.
+
+    torch.save has written zips since 2020. Of two entries with alike names, torch might read the other one
+    than is checked here, so there must be none.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise InputError(f"{path} is not a file of torch.save, which never compresses")
+            names = [entry.filename.lower() for entry in entries]
+            lists = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
+            if (
+                len(lists) != 1
+                or len(set(names)) < len(names)
+                or len({n.partition("/")[0] for n in names}) > 1
+            ):
+                raise InputError(f"{path} is not a file of torch.save: it needs one folder with one data.pkl")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise InputError(f"{path} is damaged: its parts are larger than the file")
             damaged = archive.testzip()
+            if damaged is None:
+                try:
+                    check_pickle(archive.read(lists[0]))
+                except ValueError as error:
+                    raise InputError(f"{path} cannot be read as weights: {error}") from None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise

@@ -1,0 +1,107 @@
+"""What checking costs: `fuzz.py --cost`. Two minutes; the machine must be quiet.
+
+Cold starts with and without the reading of a manifest, and the reading of a folder of 500 MB with its checks
+and without them, in turns: the median of each, and of their ratios. Without checks, SHA-256 of the manifest,
+finiteness and casts are skipped; the tensors are read in both.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from benchmarks.turns import finish, surroundings
+from minigpt.families import strict_loading
+from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.storage.files import MANIFEST, atomic_folder
+from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.weights import pretrained
+
+__all__ = ["measure"]
+
+ROUNDS = 5
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Read without comparing checksums and without looking for NaN."""
+    with (
+        mock.patch.object(pretrained, "verify_manifest", return_value=None),
+        mock.patch.object(strict_loading, "is_finite", return_value=True),
+    ):
+        yield
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds on the clock."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def command(*words: str) -> Callable[[], object]:
+    """Start `minigpt WORDS` in a process."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, "-m", "minigpt", *words]
+    return lambda: subprocess.run(arguments, env=environment, check=True, capture_output=True)
+
+
+def compared(first: Callable[[], object], second: Callable[[], object]) -> dict[str, float]:
+    """Measure two in turns, after one of each that does not count."""
+    pairs = []
+    for number in range(ROUNDS + 1):
+        order = (first, second) if number % 2 else (second, first)
+        took = {work: timed(work) for work in order}
+        pairs.append((took[first], took[second]))
+    firsts, seconds = zip(*pairs[1:])
+    shares = [a / b - 1 for a, b in pairs[1:]]
+    return {
+        "with_checks": round(statistics.median(firsts), 4),
+        "without": round(statistics.median(seconds), 4),
+        "share": round(statistics.median(shares), 4),
+    }
+
+
+def measure(output: Path | None) -> int:
+    """Measure, print a table and the numbers. Returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-cost-") as name:
+        place, rows = Path(name), {}
+        words = BpeTokenizer.train(["ab"], 280)
+        small = GPTLMHeadModel(GPTConfig(64, 2, 2, 0.0, 64, 280, True, "tanh"))
+        atomic_folder(place / "small", lambda goal: pretrained.save_pretrained(small, goal, words))
+        bare = place / "bare"  # the same without a manifest
+        bare.mkdir()
+        for path in (place / "small").iterdir():
+            if path.name != MANIFEST:
+                (bare / path.name).write_bytes(path.read_bytes())
+        rows["minigpt --help"] = {
+            "seconds": round(statistics.median(timed(command("--help")) for _ in range(7)), 4)
+        }
+        asking = ("generate", "--question", "ab", "--device", "cpu", "--max_new_tokens", "2", "--model")
+        rows["minigpt generate, a small model"] = compared(
+            command(*asking, str(place / "small")), command(*asking, str(bare))
+        )
+        with torch.device("cpu"):
+            large = GPTLMHeadModel(GPTConfig(1024, 16, 9, 0.0, 64, 12_000, True, "tanh"))  # 500 MB
+        atomic_folder(place / "large", lambda goal: pretrained.save_pretrained(large, goal))
+
+        def without() -> None:
+            with unchecked():
+                pretrained.load_model(place / "large")
+
+        rows["a folder of 500 MB"] = compared(lambda: pretrained.load_model(place / "large"), without)
+        rows["a folder of 500 MB"]["bytes"] = sum(p.stat().st_size for p in (place / "large").iterdir())
+    for what, row in rows.items():
+        print(f"{what:<36}{json.dumps(row)}")
+    finish(surroundings("fuzz-cost", None, torch.get_num_threads()) | {"rows": rows}, output)
+    return 0
