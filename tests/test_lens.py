@@ -25,12 +25,13 @@ from minigpt.finetuning.lora import LoraConfig, apply_lora
 from minigpt.generation.cache import cache_bytes
 from minigpt.generation.options import GenerationOptions
 from minigpt.generation.sampling import apply_temperature, apply_top_k, apply_top_p
+from minigpt.lens import reading as lens_reading
 from minigpt.lens.curves import Curve, Runs
 from minigpt.lens.examples import encode as lens_encode
 from minigpt.lens.experiments import EXPERIMENTS
 from minigpt.lens.pictures import write_picture
 from minigpt.lens.reading import read_question
-from minigpt.lens.results import Heat, Table, View, fragment, in_terminal, page, percent
+from minigpt.lens.results import Bars, Heat, Table, View, fragment, in_terminal, longest_bar, page, percent
 from minigpt.lens.words import CHINESE, speaker
 from minigpt.model import GPTConfig
 from minigpt.reference import bpe as plain_bpe
@@ -409,6 +410,24 @@ def test_attention_shows_one_head_and_all_of_them(pair: Any) -> None:
     best = int(every.probabilities[1, 2, one.start].argmax())
     assert str(row[2]).startswith(f"{every.pieces[best]} ")
     assert list(one.as_dict()["probabilities"]) == ["blocks.1.2"]  # type: ignore[call-overload]
+
+
+def test_charts_of_the_same_things_have_one_scale() -> None:
+    charts = [Bars("a", ["x", "y"], [1.0, 0.5]), Bars("b", ["x", "y"], [0.25, 0.0])]
+    assert longest_bar(charts) == 1.0
+    assert longest_bar(charts[:1]) is None
+    assert longest_bar([*charts, Bars("c", ["x"], [9.0])]) is None, "about other things"
+
+
+def test_a_curve_of_one_point_is_a_number(gpt: LanguageModel) -> None:
+    reading = lens_reading.read_text(gpt, CHARACTERS, "四川的省会")
+    shown = in_terminal(lens.cache(gpt, CHARACTERS, reading), "en", 40)
+    # 3 layers, keys and values, 4 heads of 8 channels, 4 bytes: 768 bytes a token
+    assert "bytes 3,840\n" in shown
+    assert "→" not in shown
+    assert "after the answer" not in shown
+    grown = in_terminal(lens.cache(gpt, CHARACTERS, QUESTION, ANSWER), "en", 40)
+    assert "7,680 → 9,984" in grown  # 10 tokens of the prompt; 4 of the answer, of which the last is not read
 
 
 def test_ablation_costs_what_the_loss_says(pair: Any) -> None:

@@ -184,6 +184,23 @@ def test_no_word_of_a_table_is_broken(width: int) -> None:
     assert table_text("", ("line", *columns), [(7, *rows[0])], (), 30).startswith("\nline 7  task val")
 
 
+def test_a_table_gives_up_its_lines_before_it_becomes_a_list() -> None:
+    columns = ("", "reads", "id", "target", "id", "mask", "counts")
+    rows = [(27, "。", 56, "<sep>", 2, 1, "✓"), (0, "的", 937, "中", 1078, 1, "")]
+    # the widest words have 2 + 5 + 3 + 6 + 4 + 4 + 6 = 30 columns, and 3, 2 or 1 more for each of seven cells
+    for width, lines in ((80, True), (54, False), (46, False), (38, False)):
+        text = table_text("", columns, rows, (0, 2, 4, 5), width)
+        assert ("│" in text) is lines, width
+        assert ("─" in text) is True, width
+        assert max(map(cell_len, text.splitlines())) <= width
+        assert len(text.splitlines()) == (7 if lines else 5), "a line for each row"
+    list_of_rows = table_text("", columns, rows, (0, 2, 4, 5), 30)
+    assert "─" not in list_of_rows
+    paragraphs = [line for line in list_of_rows.splitlines() if line and not line.startswith("  ")]
+    assert len(paragraphs) == 2, "later lines of a row are set in"
+    assert paragraphs[0].startswith("27  reads 。  id 56")
+
+
 def test_tables_without_rows_or_with_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     table("empty", ["a", "b"], [])
     table("types", ["a", "b"], [(None, 1.5), (Path("x"), True)])

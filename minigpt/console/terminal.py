@@ -91,24 +91,28 @@ def table_text(
 ) -> str:
     """Return a table as text of at most `width` columns, without colour.
 
-    A narrow table has no vertical lines. A table that is too wide even so becomes a list: a line for each row
-    with the columns' names in it.
+    A narrow table, and one that has no room for them, has no vertical lines. A table that is too wide even so
+    becomes a list: a paragraph for each row with the columns' names in it.
     """
     console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
-    is_narrow = width < _NARROW
     columns = [translated(column) for column in columns]
     cells = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     with console.capture() as captured:
         console.print(_text(translated(title)))
-        room = width - 2 * len(least) + 1 if is_narrow else width - 3 * len(least) - 1
-        if sum(least) > room and len(least) > 2:
+        # columns between two cells -> room for the cells. With 3 there are vertical lines.
+        rooms = {3: width - 3 * len(least) - 1, 2: width - 2 * len(least) + 1, 1: width - len(least) + 1}
+        gaps = (2, 1) if width < _NARROW else (3, 2, 1)
+        gap = next((gap for gap in gaps if sum(least) <= rooms[gap]), None)
+        if gap is None and len(least) > 2:
             for first, *others in cells[1:]:
                 pairs = [f"{name} {cell}" for name, cell in zip(cells[0][1:], others) if cell]
                 head = f"{cells[0][0]} {first}" if _NUMBER.fullmatch(first) else first
-                console.print(_text(f"{head}  {'  '.join(pairs)}".strip()))
+                lines = wrapped(f"{head}  {'  '.join(pairs)}".strip(), max(1, width - 2)).splitlines()
+                console.out("\n  ".join(line.strip() for line in lines), highlight=False)
         else:
-            console.print(_table("", columns, rows, numeric, is_narrow, _widths(cells, least, room)))
+            gap = gap or gaps[0]
+            console.print(_table("", columns, rows, numeric, gap, _widths(cells, least, rooms[gap])))
     return "\n".join(map(str.rstrip, captured.get().splitlines()))
 
 
@@ -143,10 +147,11 @@ def _table(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
     numeric: Sequence[int],
-    is_narrow: bool = False,
+    gap: int = 3,
     widths: Sequence[int] | None = None,
 ) -> Table:
-    shape: Any = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False} if is_narrow else {}
+    bare: Any = {"box": SIMPLE_HEAD, "padding": (0, gap - 1, 0, 0), "show_edge": False}
+    shape: Any = {} if gap == 3 else bare
     shape["show_header"] = any(columns)
     view = Table(
         title=_text(translated(title)) if title else None, title_justify="left", header_style="bold", **shape

@@ -29,21 +29,61 @@ In reading order:
     live            the page of a whole model, with one question opened
 """
 
-from minigpt.lens.curves import compare_runs
-from minigpt.lens.examples import batch, data
-from minigpt.lens.experiments import experiment
-from minigpt.lens.growth import along
-from minigpt.lens.heads import ablate, attention
-from minigpt.lens.layers import logit_lens
-from minigpt.lens.memory import cache
-from minigpt.lens.parameters import weights
-from minigpt.lens.predictions import loss, next_token, sampled_answers
-from minigpt.lens.recorder import activation_names, record, switched_off
-from minigpt.lens.text import tokens
-from minigpt.lens.vectors import neighbours
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "ablate", "activation_names", "along", "attention", "batch", "cache", "compare_runs", "data",
-    "experiment", "logit_lens", "loss", "neighbours", "next_token", "record", "sampled_answers",
-    "switched_off", "tokens", "weights",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from minigpt.lens.curves import compare_runs as compare_runs
+    from minigpt.lens.examples import batch as batch
+    from minigpt.lens.examples import data as data
+    from minigpt.lens.experiments import experiment as experiment
+    from minigpt.lens.growth import along as along
+    from minigpt.lens.heads import ablate as ablate
+    from minigpt.lens.heads import attention as attention
+    from minigpt.lens.layers import logit_lens as logit_lens
+    from minigpt.lens.memory import cache as cache
+    from minigpt.lens.parameters import weights as weights
+    from minigpt.lens.predictions import loss as loss
+    from minigpt.lens.predictions import next_token as next_token
+    from minigpt.lens.predictions import sampled_answers as sampled_answers
+    from minigpt.lens.reading import read_text as read_text
+    from minigpt.lens.recorder import activation_names as activation_names
+    from minigpt.lens.recorder import record as record
+    from minigpt.lens.recorder import switched_off as switched_off
+    from minigpt.lens.text import tokens as tokens
+    from minigpt.lens.vectors import neighbours as neighbours
+
+# name -> its module. A module is imported when its name is first used: a view needs few of them.
+_MODULES = {
+    "ablate": "heads",
+    "activation_names": "recorder",
+    "along": "growth",
+    "attention": "heads",
+    "batch": "examples",
+    "cache": "memory",
+    "compare_runs": "curves",
+    "data": "examples",
+    "experiment": "experiments",
+    "logit_lens": "layers",
+    "loss": "predictions",
+    "neighbours": "vectors",
+    "next_token": "predictions",
+    "read_text": "reading",
+    "record": "recorder",
+    "sampled_answers": "predictions",
+    "switched_off": "recorder",
+    "tokens": "text",
+    "weights": "parameters",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = globals()[name] = getattr(import_module(f"minigpt.lens.{_MODULES[name]}"), name)
+        return value
+    raise AttributeError(f"module 'minigpt.lens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

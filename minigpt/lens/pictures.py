@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 
 from minigpt.console.fonts import picture_bytes, picture_kind
 from minigpt.console.language import Language
 from minigpt.errors import InputError, printable
-from minigpt.lens.results import Bars, Heat, Lines, Part, Table, View, page
+from minigpt.lens.results import Bars, Heat, Lines, Part, Table, View, longest_bar, page
 from minigpt.lens.words import speaker
 from minigpt.storage.files import atomic_write
 
@@ -55,9 +56,10 @@ def write_picture(views: Sequence[View], path: Path, language: Language = "en") 
     def draw(figure: Any, has_chinese: bool) -> None:
         say = speaker(language if has_chinese else "en")
         charts = _chosen([part for view in views for part in view.parts(say)])
+        longest = longest_bar(charts)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, chart in zip(grid.flat, charts):
-            _draw(axes, chart)
+            _draw(axes, chart, longest)
         for axes in grid.flat[len(charts) :]:
             axes.axis("off")
 
@@ -74,7 +76,7 @@ def _plain(text: object) -> str:
     return printable(str(text)).replace("$", r"\$")  # a dollar sign would start a formula
 
 
-def _draw(axes: Any, part: Part) -> None:
+def _draw(axes: Any, part: Part, longest: float | None) -> None:
     from matplotlib.colors import PowerNorm
 
     axes.set_title(_plain(part.title), fontsize=10)
@@ -84,7 +86,10 @@ def _draw(axes: Any, part: Part) -> None:
             top = float(np.nanmax(part.values, initial=0.0)) or 1.0
             image = axes.imshow(part.values, cmap="Blues", aspect="auto", norm=PowerNorm(0.5, 0, top))
             axes.figure.colorbar(image, ax=axes, fraction=0.04)
-            _ticks(axes.set_xticks, part.columns, rotation=0 if len(part.columns) < 20 else 90)
+            _ticks(axes.set_xticks, part.columns)
+            if len(part.columns) >= 20:  # room for a single character
+                for label in axes.get_xticklabels():
+                    label.set_rotation(90 if cell_len(label.get_text()) > 2 else 0)
             _ticks(axes.set_yticks, part.rows)
             if part.cells and part.values.size <= 400:
                 middle = float(np.nanmax(part.values, initial=0.0)) / 2
@@ -95,6 +100,8 @@ def _draw(axes: Any, part: Part) -> None:
         case Bars():
             places = range(len(part.values))
             axes.barh(places, part.values, color="#4477aa")
+            if longest is not None:
+                axes.set_xlim(0, longest * 1.05)
             axes.invert_yaxis()
             _ticks(axes.set_yticks, part.labels)
         case Lines():
@@ -110,7 +117,7 @@ def _draw(axes: Any, part: Part) -> None:
                 axes.table(rows, colLabels=[_plain(name) for name in part.columns], loc="upper center")
 
 
-def _ticks(put: Any, labels: Sequence[str], rotation: int = 0) -> None:
+def _ticks(put: Any, labels: Sequence[str]) -> None:
     every = max(1, math.ceil(len(labels) / _LABELS))
     places = range(0, len(labels), every)
-    put(places, [_plain(labels[place])[:24] for place in places], rotation=rotation, fontsize=8)
+    put(places, [_plain(labels[place])[:24] for place in places], fontsize=8)

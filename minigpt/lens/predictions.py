@@ -148,7 +148,7 @@ class NextToken(View):
         names = [say("model"), *self.options[1:]]
         top = range(min(self.show, len(self.tokens)))
         rows = [(self.tokens[i], *(percent(float(p)) for p in self.probabilities[:, i])) for i in top]
-        rows.append((say("can be drawn"), *map(str, self.kept)))
+        rows.append((say("can be drawn"), *(f"{count:,}" for count in self.kept)))
         rows.append((say("entropy"), *(f"{value:.2f}" for value in self.entropy)))
         title = say("the next token after {text}", text=self.before)
         bars: list[Part] = [

@@ -38,6 +38,7 @@ __all__ = [
     "Table",
     "View",
     "in_terminal",
+    "longest_bar",
     "page",
     "percent",
     "shown",
@@ -55,7 +56,7 @@ _STYLE = (
     "table{display:block;overflow-x:auto}"
     "table{border-collapse:collapse;margin:.3em 0 1.2em}caption{text-align:left;font-weight:600}"
     "td,th{border:1px solid #ccc;padding:.15em .5em;text-align:left;vertical-align:top}"
-    "td.n,th.n{text-align:right}td.h{text-align:center;min-width:1.4em}"
+    "td.n,th.n{text-align:right}td.h{text-align:center;min-width:1.4em}th{white-space:nowrap}"
 )
 
 
@@ -215,7 +216,10 @@ def _lines_text(lines: Lines, width: int) -> str:
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             continue
-        ends = f" {finite[0]:.3g} → {finite[-1]:.3g}"
+        if len(finite) == 1:  # no curve yet
+            drawn.append(f"{_fitted(name, left)} {_number(finite[0])}")
+            continue
+        ends = f" {_number(finite[0])} → {_number(finite[-1])}"
         count = max(1, min(len(finite), width - left - 2 - len(ends)))
         some = [finite[i * (len(finite) - 1) // max(1, count - 1)] for i in range(count)]
         steps = [round((value - low) / ((high - low) or 1) * (len(_SPARKS) - 1)) for value in some]
@@ -223,12 +227,26 @@ def _lines_text(lines: Lines, width: int) -> str:
     return "\n".join(drawn)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 # -- HTML --------------------------------------------------------------------------------------------------
 
 
 def fragment(view: View, language: Language = "en") -> str:
     """Return a view as HTML, for a notebook or a page. All texts are escaped."""
-    return "\n".join(_as_html(part) for part in view.parts(speaker(language)))
+    parts = view.parts(speaker(language))
+    longest = longest_bar(parts)
+    return "\n".join(_as_html(part, longest) for part in parts)
+
+
+def longest_bar(parts: Sequence[Part]) -> float | None:
+    """Return the longest bar of several charts about the same things, which then have one scale, or None."""
+    bars = [part for part in parts if isinstance(part, Bars)]
+    if len(bars) < 2 or any([*one.labels] != [*bars[0].labels] for one in bars):
+        return None
+    return max((float(value) for one in bars for value in one.values), default=0.0) or None
 
 
 def page(views: Sequence[View], language: Language = "en", title: str = "minigpt look") -> str:
@@ -247,24 +265,23 @@ def _escaped(text: object) -> str:
     return html.escape(printable(str(text)))
 
 
-def _as_html(part: Part) -> str:
+def _as_html(part: Part, longest: float | None) -> str:
     out = io.StringIO()
     if isinstance(part, Lines):
         return _lines_html(part)
     out.write(f"<table><caption>{_escaped(part.title)}</caption>")
     if isinstance(part, Bars):
-        top = max(part.values, default=0) or 1
+        top = longest or max(part.values, default=0) or 1
         for label, value in zip(part.labels, part.values):
-            bar = (
-                f'<div style="background:#4477aa;height:1em;width:{max(0.0, 20 * value / top):.2f}em"></div>'
-            )
+            width = f"calc(min(20em,30vw)*{max(0.0, value / top):.4f})"
+            bar = f'<div style="background:#4477aa;height:1em;width:{width}"></div>'
             out.write(f"<tr><td>{_escaped(label)}</td><td>{bar}</td><td class=n>{value:.4g}</td></tr>")
         return out.getvalue() + "</table>"
     numeric = part.numeric if isinstance(part, Table) else ()
     heads = part.columns if isinstance(part, Table) else ["", *part.columns]
-    out.write(
-        "<tr>" + "".join(_cell("th", "n" * (i in numeric), one) for i, one in enumerate(heads)) + "</tr>"
-    )
+    if any(heads):
+        cells = "".join(_cell("th", "n" * (i in numeric), one) for i, one in enumerate(heads))
+        out.write(f"<tr>{cells}</tr>")
     if isinstance(part, Table):
         for row in part.rows:
             cells = "".join(_cell("td", "n" * (i in numeric), one) for i, one in enumerate(row))
@@ -304,7 +321,8 @@ def _lines_html(lines: Lines) -> str:
         drawn += f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="'
         drawn += " ".join(f"{x:.1f},{y:.1f}" for x, y in at) + '"/>'
         names += f'<span style="color:{colour}">■</span> {_escaped(name)} '
-    ends = f"{_escaped(lines.x)}: {left:.4g} – {right:.4g}; {_escaped(lines.y)}: {low:.4g} – {high:.4g}"
+    ends = f"{_escaped(lines.x)}: {_number(left)} – {_number(right)}; "
+    ends += f"{_escaped(lines.y)}: {_number(low)} – {_number(high)}"
     svg = f'<svg viewBox="0 0 600 240" width="600" role="img">{drawn}</svg>'
     return (
         f"<figure><figcaption><b>{_escaped(lines.title)}</b><br>{names}<br>{ends}</figcaption>{svg}</figure>"
