@@ -35,7 +35,12 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "minigpt/translations"
 # the first argument of these is a text that is translated where it is shown
 MARKED = {"Message", "say", "translated", "unknown_name", "ProgressLine", "table", "show_table", "histogram"}
-NAMES = {"batch, data, ablate", "max_length", "{name} {value} ({how})"}  # the same in both languages
+NAMES = {
+    "batch, data, ablate",
+    "max_length",
+    "{error}; {remedy}",
+    "{name} {value} ({how})",
+}  # the same in both languages
 MAY_BE_TRANSLATED = {"InputError", "warn", "note"}  # their constants are, if the catalogue has them
 
 
@@ -82,7 +87,7 @@ def marked(tree: ast.AST, functions: set[str]) -> Iterator[str]:
     for scope in [*scopes, tree]:
         inside = list(ast.walk(scope))
         names: dict[str, list[str]] = {}
-        for node in inside if scope is not tree else ():
+        for node in [*getattr(tree, "body", ()), *(inside if scope is not tree else ())]:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 names.setdefault(node.targets[0].id, []).extend(constants(node.value, {}))
         for node in inside:
