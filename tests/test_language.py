@@ -125,7 +125,8 @@ def strings(optional: bool = False) -> frozenset[str]:
     from minigpt.tokenizer import Tokenizer
 
     found |= {Tokenizer.unknown_read_as}
-    return frozenset(text for text in found if re.search("[A-Za-z]{2}", text))
+    is_text = re.compile(r"(?!{\w+}$).*[A-Za-z]{2}", re.DOTALL)
+    return frozenset(filter(is_text.match, found))
 
 
 def catalogue() -> dict[str, str]:
@@ -265,6 +266,7 @@ def test_values_that_are_messages_are_translated_and_others_are_not(chinese: Non
 def test_what_has_no_translation_stays_as_it_is(chinese: None) -> None:
     assert language.translated("") == ""
     assert language.translated("nobody says this") == "nobody says this"
+    assert language.translated(Message("{label}", label="text")) == "text", "a user's label"
 
 
 # -- what commands print -----------------------------------------------------------------------------------
