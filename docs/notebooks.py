@@ -1,9 +1,9 @@
 """Makes Jupyter notebooks of the pages that hold Python: python docs/notebooks.py [FOLDER]
 
 The pages stay the only source: notebooks are made, not committed (build/notebooks/docs/api.ipynb). A block
-of Python becomes a cell; a command, a line behind "!"; a file that the reader makes, a cell of %%writefile. The
-output that a page shows is the cell's, until it is run. tests/test_notebooks.py compares the cells with the
-blocks that tests/test_documents.py runs.
+of Python becomes a cell; a command, a line behind "!"; a file that the reader makes, a cell of %%writefile.
+The output that a page shows is the cell's, until it is run. tests/test_notebooks.py compares the cells with
+the blocks that tests/test_documents.py runs.
 """
 
 import json

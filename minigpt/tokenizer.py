@@ -20,7 +20,7 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
 
@@ -179,7 +179,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     try:
         content = read_json(path)
     except InputError as error:
-        raise InputError(f"{error}; {_REMEDY}") from None
+        raise InputError(Message("{error}; {remedy}", error=error.args[0], remedy=Message(_REMEDY))) from None
     if not isinstance(content.get("word2id"), dict):
         raise InputError(f"{path} has no object `word2id`; {_REMEDY}")
     word2id = _checked(content["word2id"], str(path))

@@ -35,7 +35,12 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "minigpt/translations"
 # the first argument of these is a text that is translated where it is shown
 MARKED = {"Message", "say", "translated", "unknown_name", "ProgressLine", "table", "show_table", "histogram"}
-NAMES = {"batch, data, ablate", "max_length", "{name} {value} ({how})"}  # the same in both languages
+NAMES = {
+    "batch, data, ablate",
+    "max_length",
+    "{error}; {remedy}",
+    "{name} {value} ({how})",
+}  # the same in both languages
 MAY_BE_TRANSLATED = {"InputError", "warn", "note"}  # their constants are, if the catalogue has them
 
 
@@ -82,7 +87,7 @@ def marked(tree: ast.AST, functions: set[str]) -> Iterator[str]:
     for scope in [*scopes, tree]:
         inside = list(ast.walk(scope))
         names: dict[str, list[str]] = {}
-        for node in inside if scope is not tree else ():
+        for node in [*getattr(tree, "body", ()), *(inside if scope is not tree else ())]:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 names.setdefault(node.targets[0].id, []).extend(constants(node.value, {}))
         for node in inside:
@@ -120,7 +125,8 @@ def strings(optional: bool = False) -> frozenset[str]:
     from minigpt.tokenizer import Tokenizer
 
     found |= {Tokenizer.unknown_read_as}
-    return frozenset(text for text in found if re.search("[A-Za-z]{2}", text))
+    is_text = re.compile(r"(?!{\w+}$).*[A-Za-z]{2}", re.DOTALL)
+    return frozenset(filter(is_text.match, found))
 
 
 def catalogue() -> dict[str, str]:
@@ -260,6 +266,7 @@ def test_values_that_are_messages_are_translated_and_others_are_not(chinese: Non
 def test_what_has_no_translation_stays_as_it_is(chinese: None) -> None:
     assert language.translated("") == ""
     assert language.translated("nobody says this") == "nobody says this"
+    assert language.translated(Message("{label}", label="text")) == "text", "a user's label"
 
 
 # -- what commands print -----------------------------------------------------------------------------------

@@ -64,7 +64,8 @@ def stage(language: str, folder: Path) -> None:
     own.sort(
         key=lambda name: front.find(f"({name}.md)") % (len(front) + 1)
     )  # README's order, then the others
-    chapters = sorted(name for name in own if name.startswith("docs/book/"))
+    chapters = [name for name in own if name.startswith("docs/book/")]
+    chapters.sort(key=lambda name: (not name.endswith("README"), name))
     texts["index"] += (
         _toctree(book, chapters)
         + _toctree(topics, [name for name in own if name not in chapters])

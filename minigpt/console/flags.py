@@ -183,9 +183,12 @@ def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
         return known[positive], False
     if name in flags:
         raise InputError(f"unknown flag {written!r}; write {flags[name].title} without a flag before it")
-    hint = "".join(f" ({flag.title} that begins with '-' is written at the end, after --)"
-                   for flag in flags.values() if flag.is_positional and not name)  # fmt: skip
-    raise InputError(unknown_name("flag", written, [f"--{one}" for one in [*known, "help"]]) + hint)
+    text = unknown_name("flag", written, [f"--{one}" for one in [*known, "help"]])
+    places = ", ".join(flag.title for flag in flags.values() if flag.is_positional and not name)
+    if places:
+        more = "{text} ({place} that begins with '-' is written at the end, after --)"
+        text = Message(more, text=text, place=places)
+    raise InputError(text)
 
 
 def _read(flag: Flag, text: str) -> object:

@@ -34,7 +34,7 @@ from minigpt.data.nested_records import is_message_tree, unfolded
 from minigpt.data.records import FIELDS, FieldNames, Text, head_test, is_head, meaning_of
 from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
 from minigpt.data.text_encoding import BAD_BYTES, is_mostly_utf8, shown_name
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.storage.files import atomic_open
 from minigpt.storage.json_files import reading
 
@@ -117,7 +117,8 @@ def _files_below(folder: Path) -> list[tuple[Path, str]]:
         raise InputError(f"{folder} holds no {kinds} file; put texts there, or give one file by its name")
     if others:
         left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items())[:5])
-        warn(f"{folder}: files that are not {kinds} are left out: {left}")
+        text = "{folder}: files that are not {kinds} are left out: {left}"
+        warn(Message(text, folder=folder, kinds=kinds, left=left))
     return [(path, name) for name, path in sorted(found)]
 
 
@@ -276,8 +277,11 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
         try:
             if not isinstance(meaning_of(value, FieldNames()), Text):
                 raise InputError(
-                    f"{path} holds questions and answers, no texts; to learn from them, first: "
-                    f"{advised('split --input', path, options.encoding)}"
+                    Message(
+                        "{path} holds questions and answers, no texts; to learn from them, first: {command}",
+                        path=path,
+                        command=advised("split --input", path, options.encoding),
+                    )
                 )
         except BadLine:
             pass

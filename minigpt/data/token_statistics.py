@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.console.fonts import picture_bytes, picture_kind
+from minigpt.console.language import say, translated
 from minigpt.console.terminal import ProgressLine, histogram, table
 from minigpt.data.conversation import Conversation
 from minigpt.data.split import normalise
@@ -204,43 +205,41 @@ def print_statistics(statistics: Statistics) -> None:
     print()
     print(_unknown_sentence(statistics))
     characters = statistics.vocab_size - len(SPECIAL_TOKENS)
-    print(
-        f"unused characters of the vocabulary: {len(statistics.unused):,} of {characters:,}"
-        f"{_listed(statistics.unused)}"
+    text = "unused characters of the vocabulary: {count:,} of {all:,}{listed}"
+    print(say(text, count=len(statistics.unused), all=characters, listed=_listed(statistics.unused)))
+    text = (
+        "repeated pairs: {pairs:,} (`minigpt split` drops them); "
+        "questions that come more than once: {questions:,} (it keeps them together)"
     )
-    print(
-        f"repeated pairs: {statistics.repeated_pairs:,} (`minigpt split` drops them); "
-        f"questions that come more than once: {statistics.repeated_questions:,} (it keeps them together)"
-    )
+    print(say(text, pairs=statistics.repeated_pairs, questions=statistics.repeated_questions))
 
 
 def print_brief(statistics: Statistics) -> None:
     """Print two lines on stdout: lengths and cut pairs, unknown characters and repetitions."""
     pairs, limit = statistics.lengths()["pairs"], statistics.max_length
     cut = next(cut for cut in statistics.cuts if cut.max_length == limit)
-    print(
-        f"tokens of a pair: {pairs['p50']:,} in the middle, {pairs['p95']:,} at 95 %, {pairs['max']:,} at "
-        f"most; longer than {limit:,}: {cut.pairs:,} ({cut.pairs / len(statistics.questions):.1%})"
+    text = (
+        "tokens of a pair: {p50:,} in the middle, {p95:,} at 95 %, {max:,} at most; "
+        "longer than {limit:,}: {cut:,} ({share:.1%})"
     )
-    print(
-        f"{_unknown_sentence(statistics)}; repeated pairs: {statistics.repeated_pairs:,}, questions that "
-        f"come more than once: {statistics.repeated_questions:,}"
-    )
+    lengths = {name: pairs[name] for name in ("p50", "p95", "max")}
+    print(say(text, **lengths, limit=limit, cut=cut.pairs, share=cut.pairs / len(statistics.questions)))
+    text = "{unknown}; repeated pairs: {pairs:,}, questions that come more than once: {questions:,}"
+    counts = {"pairs": statistics.repeated_pairs, "questions": statistics.repeated_questions}
+    print(say(text, unknown=_unknown_sentence(statistics), **counts))
 
 
 def _unknown_sentence(statistics: Statistics) -> str:
     unknown = statistics.unknown
     if not unknown:
-        return "unknown characters: none, the vocabulary has them all"
+        return translated("unknown characters: none, the vocabulary has them all")
+    one = "{character} (U+{code:04X}, {count:,}x, first in line {line})"
     shown = ", ".join(
-        f"{printable(u.character)} (U+{ord(u.character):04X}, {u.count:,}x, first in line {u.line})"
+        say(one, character=printable(u.character), code=ord(u.character), count=u.count, line=u.line)
         for u in unknown[:_SHOWN]
-    )
-    times = sum(u.count for u in unknown)
-    return (
-        f"unknown characters, which the vocabulary lacks: {len(unknown):,}, in {times:,} places: {shown}"
-        f"{', ...' if len(unknown) > _SHOWN else ''}"
-    )
+    ) + (", ..." if len(unknown) > _SHOWN else "")
+    text = "unknown characters, which the vocabulary lacks: {count:,}, in {times:,} places: {shown}"
+    return say(text, count=len(unknown), times=sum(u.count for u in unknown), shown=shown)
 
 
 def _listed(characters: Sequence[str]) -> str:

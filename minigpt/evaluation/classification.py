@@ -23,7 +23,7 @@ from torch import Tensor
 
 from minigpt.console.terminal import table
 from minigpt.data.labelled import EncodedTexts, LabelledBatch, LabelledText
-from minigpt.errors import InputError, printable
+from minigpt.errors import InputError, Message, printable
 from minigpt.finetuning.classification import Labels, SequenceClassifier, probabilities, summed_loss
 from minigpt.storage.files import atomic_write
 
@@ -262,7 +262,8 @@ def print_confusion(report: ClassificationReport) -> None:
     elif report.labels.problem_type == "single_label_classification" and len(names) <= _SHOWN_LABELS:
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]
         print("confusion: the right label in rows, the predicted one in columns")
-        table("", ("", *names), rows, range(1, len(names) + 1))
+        columns = (Message("{label}", label=name) for name in names)  # a user's names, never translated
+        table("", ("", *columns), rows, range(1, len(names) + 1))
 
 
 def draw_confusion(report: ClassificationReport, path: Path, font: str | None = None) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from minigpt.data.batches import Batch
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.families.registry import LanguageModel
 
 __all__ = ["LossReport", "LossSum", "Report", "evaluate_loss"]
@@ -115,7 +115,7 @@ class LossReport:
 
     def shown(self) -> str:
         """See `Report`."""
-        return f"perplexity {self.counted.perplexity:.2f}"
+        return Message("perplexity {value:.2f}", value=self.counted.perplexity)
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from minigpt.console.language import translated
 from minigpt.errors import check_ranges
 from minigpt.training.config import TrainConfig
 from minigpt.training.resolve import resolve
@@ -39,5 +40,5 @@ def _stoppable(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str
     try:
         return work(*arguments)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(translated(stopped.args[0]), file=sys.stderr)
         sys.exit(stopped.code)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.windows import TextPart
+from minigpt.errors import Message
 from minigpt.training.config import TrainConfig
 from minigpt.training.run_data import AnyData, RunData
 
@@ -65,19 +66,25 @@ class DataSummary:
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each size that is too small, with advice."""
         if self.train_targets < LEARN_FROM:
-            yield (
-                f"{self.train_targets:,} tokens to learn from ({self._size(self.train_examples)}) are so few "
-                f"that a model learns them by heart and nothing else: add {self.unit}, to {LEARN_FROM:,} "
-                "tokens at least"
+            yield Message(
+                "{count:,} tokens to learn from ({size}) are so few that a model learns them by heart and "
+                "nothing else: add {unit}, to {least:,} tokens at least",
+                count=self.train_targets,
+                size=self._size(self.train_examples),
+                unit=self.unit,
+                least=LEARN_FROM,
             )
         if self.val_targets < MEASURE_ON:
-            yield (
-                f"{self.val_targets:,} tokens to measure on ({self._size(self.val_examples)}) give a loss "
-                f"that is right to {self.val_error:.0%} at best: measure on more, {MEASURE_ON:,} tokens at "
-                "least"
+            yield Message(
+                "{count:,} tokens to measure on ({size}) give a loss that is right to {error:.0%} at best: "
+                "measure on more, {least:,} tokens at least",
+                count=self.val_targets,
+                size=self._size(self.val_examples),
+                error=self.val_error,
+                least=MEASURE_ON,
             )
         if self.is_same:
-            yield (
+            yield Message(
                 "the validation data is the training data: its loss says nothing about other data; "
                 "`minigpt split` makes two files of one"
             )

@@ -133,7 +133,8 @@ def busy() -> str:
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     if load <= cores:
         return ""
-    return f"the machine is busy (load average {load:.1f}, {cores} cores): the time holds while it is"
+    text = "the machine is busy (load average {load:.1f}, {cores} cores): the time holds while it is"
+    return say(text, load=load, cores=cores)
 
 
 def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:

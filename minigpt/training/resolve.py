@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt.console.language import say
 from minigpt.errors import InputError, check_ranges
 from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, checked_config, read_recipe, read_run
 from minigpt.training.finetune_config import (
@@ -52,8 +53,8 @@ def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> 
             base = _with_weights(base, given, Path(start))
     config = checked_config({**base.as_dict(), **given}, "options", kind)
     if given.get("max_steps") and not base.max_steps:
-        epochs = f"num_train_epochs={config.num_train_epochs:g}"
-        print(f"max_steps {config.max_steps}: {epochs} does not count")
+        text = "max_steps {steps}: num_train_epochs={epochs:g} does not count"
+        print(say(text, steps=config.max_steps, epochs=config.num_train_epochs))
     return config
 
 
@@ -82,16 +83,18 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         name = TASK_RECIPES[given.get("task", "sft")]
     elif given.get("init_from"):
         name = "finetune"
-        print(f"recipe {name}: no --recipe was given and training begins with the weights of a folder")
+        text = "recipe {name}: no --recipe was given and training begins with the weights of a folder"
+        print(say(text, name=name))
     elif given.get("size") and given.get("text"):
         name = "shakespeare-cpu"
-        print(f"recipe {name}: no --recipe was given and the data is plain text")
+        print(say("recipe {name}: no --recipe was given and the data is plain text", name=name))
     else:
         from minigpt.devices import pick_device
 
         device = pick_device(given.get("device", "auto"))
         name = "qa-gpu" if device.type == "cuda" else "qa-cpu"
-        print(f"recipe {name}: no --recipe was given and the device is {device.type}")
+        text = "recipe {name}: no --recipe was given and the device is {device}"
+        print(say(text, name=name, device=device.type))
     recipe = read_recipe(name, kind)
     _require_task(name, kind, given)
     if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # others say their own

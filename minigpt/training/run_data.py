@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypedDict
 
+from minigpt.console.language import say
 from minigpt.console.terminal import note, warn
 from minigpt.data.batches import (
     Batch,
@@ -112,6 +113,9 @@ class AnyData(Protocol):
         """Return a sample of the model's output. Each `number` gives another sample."""
 
 
+_HELD_OUT = "no --val_data: {val:,} of {all:,} {what} of {path} are measured on and not learned from"
+
+
 @dataclass(frozen=True)
 class RunData:
     """The data of a run on questions and answers, or conversations."""
@@ -124,17 +128,18 @@ class RunData:
     @property
     def sentence(self) -> str:
         """Return the sizes of both parts, in words."""
-        return f"{len(self.train):,} {self.examples} to learn from, {len(self.val):,} to measure on"
+        text = "{train:,} {examples} to learn from, {val:,} to measure on"
+        return Message(text, train=len(self.train), examples=self.examples, val=len(self.val))
 
     @property
     def examples(self) -> str:
         """Return the word for examples in messages: "conversations", "pairs" or "pairs of answers"."""
         if isinstance(self.train, EncodedPreferences):
-            return "pairs of answers"
+            return Message("pairs of answers")
         if isinstance(self.train, EncodedPrompts):
-            return "prompts"
+            return Message("prompts")
         several = any(len(each.exchanges) > 1 for each in self.val_conversations)
-        return "conversations" if several else "pairs"
+        return Message("conversations" if several else "pairs")
 
     def plan(self, config: TrainConfig) -> BatchPlan:
         """Plan which examples are in which batch."""
@@ -196,7 +201,8 @@ class TextData:
     @property
     def sentence(self) -> str:
         """Return the sizes of both parts, in words."""
-        return f"{len(self.train):,} tokens to learn from, {len(self.val):,} to measure on"
+        text = "{train:,} tokens to learn from, {val:,} to measure on"
+        return Message(text, train=len(self.train), val=len(self.val))
 
     def plan(self, config: TrainConfig) -> WindowPlan:
         """Plan which windows are in which batch."""
@@ -317,10 +323,8 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
         if path == HELD_OUT:
             with _cannot_be_divided(config, len(parts[0]), "conversations"):
                 split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
-            print(
-                f"no --val_data: {len(split.val):,} of {len(parts[0]):,} conversations of "
-                f"{config.train_data} are measured on and not learned from"
-            )
+            values = {"val": len(split.val), "all": len(parts[0]), "what": Message("conversations")}
+            print(say(_HELD_OUT, **values, path=config.train_data))
             return split.train, split.val
         options = config.strict, config.encoding, config.field_names
         rewards = config.reward if isinstance(config, FinetuneConfig) and config.task == "grpo" else None
@@ -358,10 +362,8 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
             pairs = parts[0]
             with _cannot_be_divided(config, len(pairs), "pairs of answers"):
                 parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]
-            print(
-                f"no --val_data: {len(parts[1]):,} of {len(pairs):,} pairs of answers of "
-                f"{config.train_data} are measured on and not learned from"
-            )
+            values = {"val": len(parts[1]), "all": len(pairs), "what": Message("pairs of answers")}
+            print(say(_HELD_OUT, **values, path=config.train_data))
             break
         part, report = read_preferences(path, config.strict, config.encoding, config.field_names)
         report.print_summary()

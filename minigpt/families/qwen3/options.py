@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 
 if TYPE_CHECKING:
     from minigpt.families.qwen3.model import Qwen3Config
@@ -28,7 +28,8 @@ def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
 
     n_head, n_embd = options.n_head, options.n_embd
     if not options.head_dim and (n_head < 1 or n_embd % n_head):
-        raise InputError(f"n_head must divide n_embd: got {n_head=}, {n_embd=}; or give --head_dim")
+        text = "n_head must divide n_embd: got n_head={n_head}, n_embd={n_embd}; or give --head_dim"
+        raise InputError(Message(text, n_head=n_head, n_embd=n_embd))
     # As many weights as in a GPT's MLP: 3 C I = 2 C 4C. Rounded to a multiple of 8, which suits the vectors
     # of a CPU (AVX2: 8 floats) and the matrix units of a GPU.
     same_size = max(8, round(n_embd / 3) * 8)
