@@ -57,6 +57,7 @@ DOCUMENTS = {  # the one that is run: its translation, with the same blocks
     "docs/fine_tuning.zh-CN.md": "docs/fine_tuning.md",
     "docs/lens.zh-CN.md": "docs/lens.md",
     "docs/evaluation.zh-CN.md": "docs/evaluation.md",
+    "docs/evaluation_example.zh-CN.md": "docs/evaluation_example.md",
     "data/README.md": "",  # both languages in one file
 }
 FILES = [name for pair in DOCUMENTS.items() for name in pair if name]
