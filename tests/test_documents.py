@@ -60,6 +60,7 @@ DOCUMENTS = {  # document that is run -> its translation, with the same blocks
     "docs/masked_lm.zh-CN.md": "docs/masked_lm.md",
     "docs/lens.zh-CN.md": "docs/lens.md",
     "docs/evaluation.zh-CN.md": "docs/evaluation.md",
+    "docs/evaluation_example.zh-CN.md": "docs/evaluation_example.md",
     "data/README.md": "",  # both languages in one file
 }
 BOOK = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/book").glob("*.zh-CN.md"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.errors import InputError
-from minigpt.evaluation.scoring import ContinuationScorer, _common, _in_equal_rows, _Request
+from minigpt.evaluation.scoring import ContinuationScorer, _common, _in_rows_of_least_work, _Request
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
 from minigpt.model import GPTConfig, GPTLMHeadModel
@@ -74,17 +74,19 @@ def check(
     return scorer
 
 
-def test_rows_are_of_nearly_equal_length_and_hold_each_request_once() -> None:
-    lengths = [9, 3, 6, 5, 1, 7, 4, 8]
+def test_rows_hold_each_request_once_and_are_shorter_where_attention_counts() -> None:
+    lengths = [14, 3, 6, 5, 1, 7, 4, 8]
     batch = [_Request((i, *range(100, 99 + n)), n - 1, (1,), 0) for i, n in enumerate(lengths)]
-    batch.insert(1, _Request((*batch[0].read[:5], 50, 51), 6, (1,), 0))  # two new tokens behind a fork
-    rows = _in_equal_rows(batch, 0)
-    assert sorted(i for row in rows for i in row) == list(range(9))
-    assert any({0, 1} <= {*row} for row in rows), "what shares a beginning is in one row"
-    sizes = [9, 2, *lengths[1:]]
-    loads = [sum(sizes[i] for i in row) for row in rows]
-    assert len(rows) > 1
-    assert len(rows) * max(loads) <= 1.04 * sum(sizes)
+    batch.insert(1, _Request((*batch[0].read[:10], 50, 51), 11, (1,), 0))  # two new tokens behind a fork
+    sizes, found = [14, 2, *lengths[1:]], []
+    for channels in (1, 10**6):  # attention is nearly all of the work, or nearly none
+        rows = _in_rows_of_least_work(batch, 0, channels)
+        assert sorted(i for row in rows for i in row) == list(range(9))
+        assert any({0, 1} <= {*row} for row in rows), "what shares a beginning is in one row"
+        found.append((len(rows), len(rows) * max(sum(sizes[i] for i in row) for row in rows)))
+    (many, _), (few, padded) = found
+    assert many > few
+    assert padded == sum(sizes), "one row has no padding"
 
 
 @pytest.mark.parametrize("family", MODELS)

@@ -59,7 +59,7 @@ class Options(DataOptions, EvaluationOptions, TaskOptions, command_line.MachineO
     task: tuple[Path, ...] = ()
     """tasks to measure on instead: files, folders with test and dev, or TOML files that describe one"""
     helm: bool = False
-    """with --task: also calibration, robustness and position bias; takes about twelve times as long"""
+    """with --task: also calibration, robustness and position bias; takes about fifteen times as long"""
     training_data: tuple[Path, ...] = ()
     """with --task: look for its questions in these files"""
     report: Path | None = None

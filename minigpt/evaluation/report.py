@@ -180,7 +180,7 @@ def _reliability(found: Calibration, say: Say) -> str:
     most = max(count for _, _, count in found.bins)
     dots = "".join(
         f'<circle cx="{40 + 240 * sure:.1f}" cy="{250 - 240 * right:.1f}" '
-        f'r="{3 + 9 * (count / most) ** 0.5:.1f}" fill="#4c78a8" fill-opacity=".7"/>'
+        f'r="{2 + 8 * (count / most) ** 0.5:.1f}" fill="#4c78a8" fill-opacity=".7"/>'
         for sure, right, count in found.bins
     )
     return _svg(
@@ -188,14 +188,16 @@ def _reliability(found: Calibration, say: Say) -> str:
         '<path d="M40 10V250H280" fill="none" stroke="#888"/><path d="M40 250L280 10" stroke="#bbb" '
         f'stroke-dasharray="4"/>{dots}<text x="160" y="280" text-anchor="middle">{say("how sure")}'
         '</text><text x="14" y="130" transform="rotate(-90 14 130)" text-anchor="middle">'
-        f'{say("how often right")}</text>',
+        f'{say("how often right")}</text><text x="40" y="264" text-anchor="middle">0</text>'
+        '<text x="280" y="264" text-anchor="middle">1</text><text x="32" y="14" text-anchor="end">1</text>',
     )  # fmt: skip
 
 
 def _svg(width: int, height: int, content: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="sans-serif" font-size="12">{content}</svg>'
+        f'height="{height}" font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{content}</svg>'  # readable on a dark page, too
     )
 
 
