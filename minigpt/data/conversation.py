@@ -28,8 +28,8 @@ ROLES: dict[str, Role] = {  # names that files use -> role
     **dict.fromkeys(("tool", "observation", "function", "ipython", "environment"), "tool"),
     "function_call": "assistant",
 }
-SPEAKER_KEYS = ("role", "from", "speaker", "角色")  # keys of a turn that name the speaker
-TEXT_KEYS = ("content", "value", "text", "utterance", "内容")  # keys of a turn that hold the text
+SPEAKER_KEYS = ("role", "from", "speaker", "角色")  # keys under which a turn has its speaker
+TEXT_KEYS = ("content", "value", "text", "utterance", "内容")  # keys under which a turn has its text
 
 
 class Turn(NamedTuple):

@@ -1,7 +1,8 @@
 """Reads JSON: one value in a file, or one value per line. A broken record becomes a `BadLine`.
 
     looks_like_json(text)                      # False for a text that only begins with a bracket
-    kind, records = json_records(text)         # Record(line, value, raw); the value of a bad one is a BadLine
+    kind, records = json_records(text)         # Record(line, value, raw); a broken record's value is a
+    BadLine
 
 If an object has a key twice, the key gets the value `REPEATED`, because either value could be meant.
 """
@@ -25,7 +26,7 @@ _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or fo
 
 
 class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
-    """The error of a record that is left out. `reason` groups such records; `detail` belongs to one."""
+    """The error of a record that is left out: a `reason` that many records share, and this one's `detail`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -92,7 +93,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def _value(text: str, begin: int) -> tuple[Any, int]:
-    """Parse the JSON value at position `begin`. Return it and its end. Raise BadLine if it is broken."""
+    """Parse the JSON value at position `begin`. Return value and end. Raise BadLine for broken JSON."""
     try:
         value, end = _DECODER.raw_decode(text, begin)
     except json.JSONDecodeError as error:
@@ -192,7 +193,7 @@ def json_records(
     """Read the records of a JSON text, which has one value per line or one value for all records.
 
     Args:
-        is_head: gets the keys of an object in lower case, and returns True if they are those of a record.
+        is_head: gets the keys of an object in lower case, and returns True if a record has such keys.
     """
     begin = _end_of_blank(text, 0)
     line_end = text.find("\n", begin)
@@ -202,7 +203,7 @@ def json_records(
         if _end_of_blank(text, begin + end) < len(text):
             return "jsonl", _lines(text)
     except BadLine:
-        pass  # the first value may continue in the next line
+        pass  # not an error yet: the first value may continue in the next line
     try:
         value, end = _value(text, begin)
     except BadLine:
@@ -249,7 +250,7 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
     if len(records) == 1 and not all(_is_turn(row) for row in records[0]):
         rows = records[0]
         others = [str(key).strip().lower() for key, item in value.items() if item is not rows]
-        if len(others) > 1 and is_head(others):  # a record with a list of sources, tags or the like
+        if len(others) > 1 and is_head(others):  # the object is a record with a list, such as its sources
             return None
         if all(is_head([str(key).strip().lower() for key in row]) for row in rows):
             return rows
@@ -267,7 +268,7 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
     if by_index and all(isinstance(item, dict) for item in by_index):
         keys = [list(item) for item in by_index]
         if all(key.isdigit() for item in keys for key in item) and len(set(map(tuple, keys))) == 1:
-            # pandas' `to_json` writes this format.
+            # A column as an object from row name to value is the format of pandas' `to_json`.
             return [{name: column[key] for name, column in value.items()} for key in keys[0]]
     return None
 

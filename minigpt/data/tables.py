@@ -20,8 +20,8 @@ __all__ = [
     "workbook_records",
 ]  # fmt: skip
 
-# Gets the cells of a table's first row in lower case; returns True if they are column names. For Parquet, it
-# gets one column name; returns True if the column is read.
+# Gets the cells of a table's first row in lower case; returns True if they are column names. For Parquet, the
+# function gets one column name, and returns True if the column is read.
 IsHead = Callable[[Collection[str]], bool]
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
@@ -52,7 +52,7 @@ def suffix_of(path: Path) -> str:
 
 
 class TableText(NamedTuple):
-    """How a text is read as a table."""
+    """The layout of a text that is a table."""
 
     delimiter: str
     has_head: bool  # True if the first row has the column names
@@ -84,7 +84,8 @@ def table_in(
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
         fitting = sum(len(row) == len(names) for row in others)
-        # A sentence may begin with "Text, and". A Markdown table has a line of dashes below its first row.
+        # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
+        # length.
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
         is_prose = is_prose or any(map(_is_rule, rows[1:2]))
         if is_head(names) and (named or not is_prose):
@@ -129,13 +130,13 @@ def _is_rule(row: list[str]) -> bool:
 def _reader(text: str, delimiter: str) -> Any:
     csv.field_size_limit(_CELL)
     first_line = text[: text.find("\n")] if "\n" in text else text
-    spaced = all(cell.startswith(" ") for cell in first_line.split(delimiter)[1:])  # "question, answer"
+    spaced = all(cell.startswith(" ") for cell in first_line.split(delimiter)[1:])  # as in "question, answer"
     file = io.StringIO(text, newline="")
     return csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced)
 
 
 def csv_records(text: str, table: TableText) -> Iterator[Record]:
-    """Yield the rows of a CSV text. A row with wrong quotation marks gives a bad record for each line."""
+    """Yield the rows of a CSV text. If a row has wrong quotation marks, each of its lines is a bad record."""
     delimiter, has_head, _, titles = table
     reader = _reader(text, delimiter)
     head: list[str] | None = None
@@ -194,14 +195,14 @@ class Sheet(NamedTuple):
     """A sheet of a workbook."""
 
     records: list[Record]
-    notes: tuple[str, ...]  # about other sheets
+    notes: tuple[str, ...]  # notes for the user about the other sheets
     is_known: bool  # True if the column names are known
     has_head: bool | None  # None: the sheet has one column, whose cells are texts
     first_row: tuple[str, ...]
 
 
 def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
-    """Read the rows of a workbook's first sheet with known column names, else of the first one with rows.
+    """Read the first sheet of a workbook that has known column names, or else the first sheet with rows.
 
     The column names are in the first row, or in one of the next rows below a title. As in CSV, unknown names
     count as column names if there are more than two columns. A sheet of one column is a list of texts.
@@ -250,7 +251,7 @@ def _sheet(cells: list[list[Any]], notes: tuple[str, ...], is_head: IsHead) -> S
 
 
 def _cell(value: Any) -> str:
-    """Return a cell's text as the workbook shows it: 3, not 3.0."""
+    """Return a cell's text as the workbook shows it: "3", not "3.0"."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return "" if value is None else str(value)
@@ -267,7 +268,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
         is_read: returns True for names of columns that are read; if no column qualifies, all are read.
 
     Raises:
-        InputError: for a damaged file, for one that claims more content than its size allows, or without
+        InputError: for a damaged file, for a file that claims more content than its size allows, or without
             pyarrow.
     """
     require_package("pyarrow", f"{name}: reading Parquet", "datasets")
@@ -280,7 +281,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
         with pyarrow.parquet.ParquetFile(where) as file:
             names = file.schema_arrow.names
             wanted = [each for each in names if is_read([each.strip().lower()])] or names
-            # the columns' sizes are not used: in a damaged file, asking for them can crash the process
+            # do not read the columns' sizes: in a damaged file, this can crash the process
             groups = range(file.metadata.num_row_groups)
             largest = max((file.metadata.row_group(i).total_byte_size for i in groups), default=0)
             if largest > _LARGEST or file.metadata.num_rows > 100 * size:

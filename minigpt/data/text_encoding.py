@@ -1,9 +1,10 @@
-"""Detects the encoding of a file: byte order mark, UTF-8, or what chardet finds, if it is certain.
+"""Detects the encoding of a file: byte order mark, UTF-8, or chardet's result, if it is certain.
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
 No byte is dropped or replaced. In a file that is mostly UTF-8, a bad byte becomes a lone surrogate (U+DC80 to
-U+DCFF, Python's "surrogateescape"). The reader can then name these lines and leave them out.
+U+DCFF, Python's "surrogateescape"). The reader can then name the lines with such surrogates and leave them
+out.
 """
 
 import codecs
@@ -14,7 +15,7 @@ from minigpt.errors import InputError, printable
 
 __all__ = ["BAD_BYTES", "HALF_CHARACTER", "decode", "is_mostly_utf8", "shown_name"]
 
-BAD_BYTES = re.compile("[\udc80-\udcff]")  # `decode` turns bytes that are not characters into these
+BAD_BYTES = re.compile("[\udc80-\udcff]")  # surrogates that `decode` makes of bad bytes
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate
 _MARKS = {  # first bytes of a file -> Python's name of the encoding; longer marks first
     b"\xff\xfe\0\0": "utf-32",
@@ -38,14 +39,16 @@ _CANDIDATES = {
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
-_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # bad bytes are noticed in these
+# codecs that raise an error for bad bytes
+_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")
 _DAMAGED = 0.005  # a text may have this share of bad bytes among its bytes that are not ASCII
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
 _CERTAIN = 3.0  # factor by which the best encoding must be more likely than the second
-_ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16: these may be errors in the file
+_ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16, because a few may be errors
 _ENOUGH = 8  # smallest number of bytes that are not ASCII for a certain result
-_NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")  # Python's own
+# codecs that Python has for its own use
+_NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")
 _SHOWN = 12  # number of characters that an error message shows
 _NAMES = {
     "utf-8-sig": "UTF-8",
@@ -66,7 +69,7 @@ def _known_encoding(name: str) -> str:
         codec = codecs.lookup(name.strip())
     except (LookupError, ValueError):
         codec = None
-    # the codec "hex" does not decode to text
+    # a codec such as "hex" does not decode to text
     if codec is None or not codec._is_text_encoding or codec.name.replace("-", "_") in _NO_FILE_HAS:
         raise InputError(
             f"unknown encoding {name!r}; usual ones: utf-8, gb18030, big5, shift_jis, euc_kr, utf-16, cp1252"
@@ -82,8 +85,8 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         encoding: the encoding named by the user; "": detect it.
 
     Raises:
-        InputError: for binary data; if the encoding is not certain (the message shows the text in each of
-            them); if the bytes do not fit the encoding named by the user.
+        InputError: for binary data; if several encodings are possible (the message shows the text in each
+            of them); if the bytes do not fit the encoding named by the user.
     """
     if encoding:
         codec = _known_encoding(encoding)
@@ -154,7 +157,7 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     if _is_certain(readings, data) and readings[0].codec in _OF_SEVERAL_BYTES:
         return readings[0].text, readings[0].codec
-    if damaged := _damaged(data):  # encodings of one byte fit any bytes
+    if damaged := _damaged(data):  # try this first, because one-byte encodings accept any bytes
         return damaged
     if not readings:
         raise InputError(
@@ -197,7 +200,7 @@ def _readings(data: bytes) -> list[_Reading]:
             text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        if all(text != known.text for known in readings):  # an encoding that gives the same text is skipped
+        if all(text != known.text for known in readings):  # skip encodings that give the same text
             readings.append(_Reading(float(item["confidence"]), codec, text))
     return readings
 
@@ -211,7 +214,7 @@ def _is_certain(readings: list[_Reading], data: bytes) -> bool:
 
 
 def _damaged(data: bytes) -> tuple[str, str] | None:
-    """Return text and encoding of data with a few bad bytes, if the encoding of the rest is certain."""
+    """If data has a few bad bytes, and the encoding of the rest is certain, return text and encoding."""
     others = sum(byte >= 0x80 for byte in data)
     for codec in _OF_SEVERAL_BYTES:
         text = data.decode(codec, "surrogateescape")

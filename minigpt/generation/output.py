@@ -74,8 +74,8 @@ class Recorder:
         hooks = []
         self._states, self._attentions = [], []
         if self.options.output_hidden_states:
-            # The input of each block is a state. As in Hugging Face, the last state is the output of the last
-            # norm, and the output of the last block before this norm is not included.
+            # The input of each block is a hidden state. As in Hugging Face, the last hidden state is the
+            # output of the last norm. The output of the last block before this norm is not included.
             for block in model.blocks:
                 hooks.append(
                     block.register_forward_pre_hook(lambda _, inputs: self._states.append(inputs[0]))
