@@ -96,8 +96,8 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # columns of a chat log with on
         *("会话id", "对话id", "会话编号", "会话号"),
     ),
 }
-# Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if the record has
-# no usual name for that part.
+# Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
+# the record has no usual name for that part.
 _NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # a note after the name, such as （必填）, and a colon
 _ALIKE = {
     "question": re.compile(

@@ -19,7 +19,7 @@ _FLAGS = {  # field of Qwen3Config -> flag that all families share
 
 
 def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
-    """Build the model configuration from the flags. A flag that is 0 gets a value that fits the others.
+    """Build the model configuration from the flags. A flag that is 0 gets a value that fits the other flags.
 
     Raises:
         InputError: for sizes that do not make a model (n_head must divide n_embd, ...).
@@ -29,8 +29,8 @@ def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
     n_head, n_embd = options.n_head, options.n_embd
     if not options.head_dim and (n_head < 1 or n_embd % n_head):
         raise InputError(f"n_head must divide n_embd: got {n_head=}, {n_embd=}; or give --head_dim")
-    # As many weights as in a GPT's MLP: 3 C I = 2 C 4C. Rounded to a multiple of 8, which suits the vectors
-    # of a CPU (AVX2: 8 floats) and the matrix units of a GPU.
+    # The MLP gets as many weights as a GPT's: 3 C I = 2 C 4C. I is rounded to a multiple of 8, which suits
+    # the vectors of a CPU (AVX2: 8 floats) and the matrix units of a GPU.
     same_size = max(8, round(n_embd / 3) * 8)
     try:
         return Qwen3Config(
