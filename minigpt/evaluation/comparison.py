@@ -83,7 +83,7 @@ def compare_results(first: TaskResult, second: TaskResult, metric: str = "") -> 
     """Compare two results of the same task, question by question.
 
     Args:
-        metric: its name; "": the first one.
+        metric: name of the metric; "": the first metric.
 
     Raises:
         InputError: if the questions differ, or there is no such metric.

@@ -5,8 +5,8 @@
     found[0].total, found[0].is_greedy
 
 Requests are sorted by their ids, so requests with a common beginning follow each other: questions with the
-same shots, and choices of the same question. The common beginning of a batch is read into a KV cache, and
-stays there as far as the next batch shares it. The rest of a batch is a tree: equal beginnings are one
+same shots, and choices of the same question. The common beginning of a batch is read into a KV cache. The
+next batch reuses the part that it shares. The rest of a batch is a tree: equal beginnings are one
 branch. The model reads a tree in one pass without padding, with a mask in which a token attends to the tokens
 above it. The C code for weights in 16, 8 and 4 bits has no such mask: it reads each branch separately, from
 the fork on.
@@ -195,13 +195,13 @@ class ContinuationScorer:
             nodes.append(path[one.first - shared :])
             before = one.read
         T = len(tokens)
-        above = np.zeros((T, shared + T), dtype=np.bool_)  # (T, S): True if the token of the column is above
+        above = np.zeros((T, shared + T), dtype=np.bool_)  # (T, S): True: above in the tree
         above[:, :shared] = True
         for node, parent in enumerate(parents):
             if parent >= 0:
                 above[node] = above[parent]
             above[node, shared + node] = True
-        # Without a fork the mask is the causal one, and attention is faster without an explicit mask.
+        # Without a fork the mask is causal. Then attention is faster without an explicit mask.
         forks = any(parent != node - 1 for node, parent in enumerate(parents))
         mask = torch.from_numpy(above)[None].to(self._device) if forks else None
         positions = self._tensor([depths]) if forks else None
