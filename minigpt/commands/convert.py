@@ -4,8 +4,8 @@
     minigpt convert --model output/best --dtype int8
     minigpt convert --model output/best --format html --output model.html    # opens in any browser, offline
 
-GGUF needs the gguf package: pip install 'minigpt[gguf]'. Warnings say what these programs do differently from
-minigpt. An HTML file needs nothing: weights, tokenizer and program are inside. Hugging Face's libraries need
+GGUF needs the gguf package: pip install 'minigpt[gguf]'. Warnings list differences between these programs and
+minigpt. An HTML file contains weights, tokenizer and program. Hugging Face's libraries need
 no conversion: they read the folder directly.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from minigpt.console import command_line
 from minigpt.errors import InputError
 
-# ours -> the name in a GGUF file
+# our name of a dtype -> its name in write_gguf
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "int8": "q8_0"}
 
 
@@ -70,13 +70,13 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _name(folder: Path) -> str:
-    """Return the model's name to show. For the folder `best` or `last` of a run it is the run's name."""
+    """Return the model's name to show. The folder `best` or `last` of a run has the run's name."""
     whole = folder.absolute()
     return whole.parent.name if whole.name in ("best", "last") else whole.name
 
 
 def _settings(folder: Path, tokenizer: Any) -> dict[str, Any]:
-    """Return the prompt format, the ends of an answer, and the options with which the page begins."""
+    """Return the prompt format, end tokens, start token, and the HTML page's first generation options."""
     from minigpt.generation.api import ends_of_answer, eos_of
     from minigpt.generation.generation_config import prompt_format, recommended_options, start_token
     from minigpt.generation.options import id_list

@@ -1,4 +1,4 @@
-"""Encodes what a model reads: a question in its prompt format, and an answer, given or its own.
+"""Encodes the input of a model: a question in its prompt format, and an answer, given or its own.
 
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 reading.prompt, reading.answer         # ids
@@ -63,12 +63,12 @@ def read_question(
         model: writes the answer if none is given, always with its most likely token.
         tokenizer: the model's tokenizer.
         question: the question, or for a model of texts the beginning of a text.
-        answer: the answer; None: the model's own. A token that ends it is added, except in plain text.
+        answer: the answer; None: the model's own. An end token is added, except in plain text.
         form: the prompt format; None: the tokenizer's usual one.
         max_new_tokens: largest number of tokens of the model's own answer.
 
     Raises:
-        InputError: if both are longer than the model can read.
+        InputError: if question and answer together are longer than the model can read.
     """
     form = form or usual_format(tokenizer)
     prompt = prompt_ids(tokenizer, question, form)
@@ -90,5 +90,5 @@ def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], m
     (ids, reason), *_ = generate_ids(model, [prompt], options, ends, tokenizer=tokenizer)
     if reason != "eos":
         return ids
-    last = read_logits(model, [*prompt, *ids])[-1]  # shows which of the tokens ended the answer
+    last = read_logits(model, [*prompt, *ids])[-1]  # shows which end token ended the answer
     return [*ids, max(ends, key=last.__getitem__)]
