@@ -134,7 +134,7 @@ def data_replaced(record: RunRecord) -> Finding | None:
 def first_loss(record: RunRecord) -> Finding | None:
     """Check whether the first loss fits an untrained model. It may be a mean over several steps."""
     train = finite(record.train)
-    if record.config.teacher is not None:  # the loss is largely a distance to the teacher
+    if record.config.teacher is not None:  # then the loss is mainly the distance to the teacher
         return None
     if not train or record.vocab_size < 2 or train[0].step > 2 * max(record.lines_every, 10):
         return None  # unknown, because the first part of the curve is missing

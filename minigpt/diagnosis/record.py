@@ -53,7 +53,7 @@ class ValPoint:
     reward: float = math.nan  # mean over the validation prompts
     exact_match: float = math.nan  # share of the answers that equal the file's answers
     completion_length: float = math.nan  # mean number of tokens of an answer
-    clipped_ratio: float = math.nan  # share of the answers that did not end by themselves
+    clipped_ratio: float = math.nan  # share of the answers that were cut off at the largest length
 
 
 @dataclass(frozen=True)

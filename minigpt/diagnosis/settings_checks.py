@@ -45,8 +45,8 @@ DROPOUT = 0.5
 # Clipping should shorten outliers only. If it cuts all gradients to a thousandth, their norms have no effect.
 # AdamW tolerates this until the gradient of a weight is close to its eps, 1e-8.
 CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
-# On a straight curve, a third of the loss's fall is in the last third of the steps; on a flat end, below a
-# tenth.
+# If the loss falls along a straight line, a third of its fall is in the last third of the steps. If the curve
+# ends flat, less than a tenth of its fall is there.
 STEEP, STEEP_NATS = 0.2, 0.1
 # The gradient of 32 tokens is mostly noise. Recipes have 500 tokens and more per step.
 FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0

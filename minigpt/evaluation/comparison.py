@@ -70,7 +70,7 @@ class Comparison:
 
 
 def _needed(d: Difference) -> int:
-    """Return the number of questions that would show this difference; 0 if it is over a million."""
+    """Return the number of questions that would make this difference significant; 0: over a million."""
     if not d.value or d.high <= d.low:
         return 0
     half = (d.high - d.low) / 2

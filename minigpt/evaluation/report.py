@@ -169,7 +169,7 @@ def _bars(results: Sequence[TaskResult]) -> str:
 
 
 def _reliability(found: Calibration) -> str:
-    """Draw the share of right answers over the probability. The size of a dot is its share of questions."""
+    """Draw the share of right answers (y) by probability (x). A larger dot stands for more questions."""
     most = max(count for _, _, count in found.bins)
     dots = "".join(
         f'<circle cx="{40 + 240 * sure:.1f}" cy="{250 - 240 * right:.1f}" '

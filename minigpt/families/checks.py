@@ -1,6 +1,6 @@
 """Checks of settings and weight names in other tools' files. Each error is an InputError of one line.
 
-A setting or name that is unknown is never ignored. This module knows no family, opens no file and does not
+An unknown setting or name is an error. This module knows no family, opens no file and does not
 need torch.
 """
 

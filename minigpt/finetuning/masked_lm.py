@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 MASK = "\ue000"
-SHOWN = "[MASK]"  # the user's notation of [MASK]
+SHOWN = "[MASK]"  # text that a user types for the mask token
 
 
 class _Encoder(Protocol):

@@ -51,7 +51,7 @@ class GenerateOutput:
         None  # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     )
     logits: tuple[Tensor, ...] | None = None  # (B, V)  the model's logits
-    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, then each layer's
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, layer outputs
     attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  a row is a distribution
     logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens, before any option
     top_logprobs: Tensor | None = None  # (B, steps, n)  log-probabilities of top_ids, descending

@@ -17,7 +17,7 @@ from minigpt.tokenization.definition import Definition
 
 __all__ = ["in_one_line", "library_of", "panics_without_trace", "prepared", "require_whole_characters"]
 
-# This text is encoded when a tokenizer is loaded, because some damaged tokenizers panic on any text.
+# Some damaged tokenizers panic on any text. Encoding this text when a tokenizer is loaded finds them.
 _PROBE = "A word, 2 words. 你好"
 _ONE_AT_A_TIME = threading.Lock()
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")

@@ -338,8 +338,7 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         # Rotate after the norm, because the norm has a weight per channel and the rotation mixes channels.
-        # The cache can hold rotated keys, because a key's position never changes. `to`: autocast changes
-        # dtypes.
+        # The cache holds rotated keys: a key's position never changes. `to` keeps one dtype in autocast.
         q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D) each
@@ -463,8 +462,7 @@ class Qwen3ForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Qwen3Model(config)
-        # A tied lm_head gets embed_tokens' tensor. On "meta", its own tensor takes no memory and no random
-        # numbers.
+        # A tied lm_head gets embed_tokens' tensor. Made on "meta", it takes no memory and no random numbers.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:
